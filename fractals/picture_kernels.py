@@ -6,6 +6,9 @@ draft rests on them, and must not depend on the machine. Luma is Rec. 601 (299, 
 thousandths of an 8-bit level, 0..255000.
 """
 
+# Compiled numbers have types of their own, which annotations of plain Python cannot tell apart.
+# mypy: disable-error-code="return-value, assignment, no-any-return"
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,7 +43,8 @@ def padded_luma(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
     for i in range(height):
         source, row = picture[i], luma[i + 1]
         for j in range(width):
-            red, green, blue = np.int32(source[j, 0]), np.int32(source[j, 1]), np.int32(source[j, 2])
+            red, green = np.int32(source[j, 0]), np.int32(source[j, 1])
+            blue = np.int32(source[j, 2])
             row[j + 1] = np.int32(299) * red + np.int32(587) * green + np.int32(114) * blue
     repeat_border(luma)
     return luma
@@ -48,7 +52,7 @@ def padded_luma(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 @kernel
 def repeat_border(padded: NDArray[np.int32]) -> None:
-    """Fill the outermost rows and columns of (H + 2, W + 2) int32 from their neighbours, in place."""
+    """Fill the border of (H + 2, W + 2) int32 from the pixels beside it, in place."""
     for i in range(1, padded.shape[0] - 1):
         padded[i, 0] = padded[i, 1]
         padded[i, -1] = padded[i, -2]

@@ -3,7 +3,7 @@
 The definitions are those whose medians and percentiles over 200 fractal flames chosen by people
 (256x256 JPEG) come out as the published reference; each docstring gives the figures. Luma is Rec.
 601, 0.299 R + 0.587 G + 0.114 B, on the 8-bit values as they are (no gamma). Every function takes a
-picture (H, W, 3) uint8 with both sides at least 32 pixels, does not change it, and raises TypeError
+picture (H, W, 3) uint8 with both sides at least 16 pixels, does not change it, and raises TypeError
 or ValueError for anything else.
 
 Read the numbers together: diversity alone rewards empty pictures, and edges, entropy and bits a
@@ -22,8 +22,8 @@ from fractals import picture_kernels as kernels
 
 Picture = NDArray[np.uint8]
 
-MINIMUM_SIDE = 32
-"""Pixels; a smaller picture has too few rings and boxes to speak of a slope."""
+MINIMUM_SIDE = 16
+"""Pixels; a smaller picture has not even two rings for the spectral slope."""
 SMALL_SIDE = 32
 """Pixels a side of the centre crop on which the small statistics are taken, as CIFAR sees it."""
 _RESIZE_SIDE = 36  # PixMix scales mixing pictures to 36 for CIFAR before it crops 32
@@ -55,11 +55,11 @@ class PreviewStatistics(NamedTuple):
 def preview_statistics(picture: Picture) -> PreviewStatistics:
     """Return the statistics that decide acceptance, of a preview of any shape.
 
-    Whole-number sums, IEEE products, quotients and square roots only, in a fixed order: two machines
-    never disagree on a draft.
+    Whole-number sums, IEEE products, quotients and square roots only, in a fixed order: two
+    machines never disagree on a draft.
 
     Args:
-        picture: (H, W, 3) uint8, both sides at least 32; 64 to 128 pixels a side is enough.
+        picture: (H, W, 3) uint8, both sides at least 16; 64 to 128 pixels a side is enough.
     """
     luma = _checked_luma(picture)
     counts, sums = kernels.colour_counts(picture)
@@ -78,7 +78,7 @@ def measure(picture: Picture) -> dict[str, float]:
     """Return every statistic of a picture, by the name of its function.
 
     Args:
-        picture: (H, W, 3) uint8, both sides at least 32. The references are of 256x256 pictures.
+        picture: (H, W, 3) uint8, both sides at least 16. The references are of 256x256 pictures.
 
     Returns:
         coverage, edge_density, textured_blocks, edges_at_32, luma_std_at_32, spectral_slope,
@@ -136,9 +136,9 @@ def edges_at_32(picture: Picture) -> float:
     """Return the edge density of the picture as CIFAR training sees it, 0..1.
 
     The luma's shorter side is scaled to 36 (`luma_at_32`), the centre 32x32 is cut out, then
-    `edge_density` with the crop's border repeated. Reference .70 [.35, .86]; this gives .694
-    [.309, .872]: the reference's resize was a box filter (which gives .70 [.35, .86] with Pillow's
-    "L", box and a mirrored border), ours is the bilinear filter of PixMix's own resize.
+    `edge_density` with the crop's border repeated. Reference .70 [.35, .86]; this gives .693
+    [.312, .874]. The reference was resized by a box filter: Pillow's "L", BOX and a mirrored border
+    give .70 [.35, .86]. Here it is the bilinear filter with which PixMix itself resizes.
     """
     return _small_statistics(_checked_luma(picture))["edges_at_32"]
 
@@ -223,8 +223,8 @@ def edge_box_dimension(picture: Picture) -> float:
 def vendi_score(features: NDArray[np.float64]) -> float:
     """Return the effective number of different rows, 1..n (Friedman & Dieng, arXiv 2210.02410).
 
-    The exponential of the entropy of the eigenvalues of K / n, K the cosine kernel of the rows. Rows
-    of zeros count as equal to one another and orthogonal to all others.
+    The exponential of the entropy of the eigenvalues of K / n, K the cosine kernel of the rows.
+    Rows of zeros count as equal to one another and orthogonal to all others.
 
     Args:
         features: (n, d) float64, n >= 1.
@@ -257,9 +257,9 @@ def colour_features(picture: Picture) -> NDArray[np.float64]:
 def hog_features(picture: Picture) -> NDArray[np.float64]:
     """Return a histogram of oriented gradients: (512,) float64, 8x8 cells of 8 orientations.
 
-    The luma is resized to 64x64 (triangle filter, whatever its shape); central differences, 0 across
-    the border; each pixel votes with its gradient's length for one of 8 unsigned orientations in its
-    cell of 8x8 pixels; each cell is scaled to length 1, flat cells stay 0.
+    The luma is resized to 64x64 (triangle filter, whatever its shape); central differences, 0
+    across the border; each pixel votes with its gradient's length for one of 8 unsigned
+    orientations in its cell of 8x8 pixels; each cell is scaled to length 1, flat cells stay 0.
     """
     luma = _checked_luma(picture)
     rows = _resize_weights(luma.shape[0] - 2, _HOG_SIDE, 0, _HOG_SIDE)
@@ -324,7 +324,8 @@ def _share(mask: NDArray[np.uint8]) -> float:
 
 
 def _n_pixels(luma: NDArray[np.int32]) -> int:
-    return (luma.shape[0] - 2) * (luma.shape[1] - 2)
+    height, width = luma.shape[0] - 2, luma.shape[1] - 2
+    return int(height * width)
 
 
 def _coverage(luma: NDArray[np.int32]) -> float:
@@ -337,7 +338,7 @@ def _mean_luma(luma: NDArray[np.int32]) -> float:
 
 def _textured_blocks(luma: NDArray[np.int32]) -> float:
     n_blocks = ((luma.shape[0] - 2) // kernels.BLOCK) * ((luma.shape[1] - 2) // kernels.BLOCK)
-    return int(kernels.count_textured_blocks(luma)) / n_blocks
+    return int(kernels.count_textured_blocks(luma)) / int(n_blocks)
 
 
 def _small_statistics(luma: NDArray[np.int32]) -> dict[str, float]:
@@ -399,7 +400,8 @@ def _resize_weights(
     scale = side / full
     support = max(scale, 1.0)
     one = 1 << kernels.FRACTION_BITS
-    starts, rows = [], []
+    starts: list[int] = []
+    rows: list[list[int]] = []
     for output in range(first, first + n):
         centre = (output + 0.5) * scale
         start, end = max(0, int(centre - support + 0.5)), min(side, int(centre + support + 0.5))
@@ -419,7 +421,7 @@ class _Rings(NamedTuple):
     """The part of a spectral fit that depends on the shape alone."""
 
     window: NDArray[np.float64]
-    index: NDArray[np.int64]
+    numbers: NDArray[np.int64]
     weights: NDArray[np.float64]
     sizes: NDArray[np.float64]
     log_frequency: NDArray[np.float64]
@@ -432,16 +434,16 @@ def _rings(height: int, width: int) -> _Rings:
     columns = np.fft.rfftfreq(width) * shorter
     end = _SLOPE_END * shorter // _SLOPE_SIDE
     radius = np.floor(np.sqrt(rows * rows + columns * columns)).astype(np.int64)
-    index = np.minimum(radius, end)
+    numbers = np.minimum(radius, end)
     # A real signal's spectrum is symmetric: the half that rfft2 leaves out is counted here.
-    weights = np.full(index.shape, 2.0)
+    weights = np.full(numbers.shape, 2.0)
     weights[:, 0] = 1.0
     if width % 2 == 0:
         weights[:, -1] = 1.0
-    sizes = np.bincount(index.ravel(), weights.ravel(), end + 1)
+    sizes = np.bincount(numbers.ravel(), weights.ravel(), end + 1).astype(np.float64)
     return _Rings(
         window=np.outer(np.hanning(height), np.hanning(width)),
-        index=index,
+        numbers=numbers,
         weights=weights,
         sizes=sizes[_SLOPE_FIRST:end],
         log_frequency=np.log(np.arange(_SLOPE_FIRST, end)),
@@ -456,8 +458,10 @@ def _spectral_fit(luma: NDArray[np.int32]) -> tuple[float, float]:
     rings = _rings(*inner.shape)
     spectrum = np.fft.rfft2((inner - inner.mean()) * rings.window)
     power = spectrum.real**2 + spectrum.imag**2
-    sums = kernels.ring_sums(power, rings.index, rings.weights, int(rings.index.max()) + 1)
-    means = sums[_SLOPE_FIRST : _SLOPE_FIRST + len(rings.sizes)] / rings.sizes
+    sums = kernels.ring_sums(
+        power, rings.numbers, rings.weights, len(rings.sizes) + _SLOPE_FIRST + 1
+    )
+    means = sums[_SLOPE_FIRST:-1] / rings.sizes
     # Rounding leaves a relative 1e-32 in rings that are empty in truth; the floor is above that.
     log_power = np.log(np.maximum(means, 1e-24 * power.max()))
     x = rings.log_frequency - rings.log_frequency.mean()
