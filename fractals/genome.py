@@ -127,7 +127,7 @@ class Tone:
     contrast: float = 30.0
     gamma: float = 0.7
     vibrancy: float = 1.0
-    softness: float = 16.0
+    softness: float = 48.0
 
     def __post_init__(self) -> None:
         """Refuse numbers outside the ranges above."""
@@ -187,6 +187,7 @@ class Genome:
 
     seed, index, family: the arguments of `draw_genome`; attempt: drafts rejected before this one.
     background: palette whose first and last colours shade the ground, where no layer lies.
+    black, white: display values in [0, 1] that become 0 and 1 when all layers lie, black < white.
     """
 
     family: Family
@@ -195,6 +196,8 @@ class Genome:
     attempt: int
     background: Palette
     layers: tuple[Layer, ...]
+    black: float = 0.0
+    white: float = 1.0
     version: int = GENOME_VERSION
 
     def __post_init__(self) -> None:
@@ -206,6 +209,12 @@ class Genome:
             "install the release named in the set's manifest",
         )
         _require(self.family in FAMILIES, self.family, "is no family", f"use one of {', '.join(FAMILIES)}")
+        _require(
+            0 <= self.black < self.white <= 1,
+            (self.black, self.white),
+            "black and white must rise within [0, 1]",
+            "use 0 and 1 for no change",
+        )
         _require(len(self.layers) in LAYERS, len(self.layers), "a picture has 1 to 3 layers", "leave some out")
 
     def to_json(self) -> dict[str, Any]:
@@ -229,6 +238,8 @@ class Genome:
                 index=document["index"],
                 attempt=document["attempt"],
                 version=document["version"],
+                black=document["black"],
+                white=document["white"],
                 background=_palette(document["background"]),
                 layers=tuple(_layer(layer) for layer in document["layers"]),
             )

@@ -34,6 +34,11 @@ def render(genome: Genome, size: int | tuple[int, int] = 256, samples_per_pixel:
         )
     if not 0 < samples_per_pixel < float("inf"):
         raise ValueError(f"samples_per_pixel {samples_per_pixel}: must be above 0; use 50 for a mixing set")
+    return grade(genome, paint(genome, height, width, samples_per_pixel))
+
+
+def paint(genome: Genome, height: int, width: int, samples_per_pixel: float) -> NDArray[np.float32]:
+    """Return all layers laid on the ground, (H, W, 3) float32 display values in [0, 1], before `grade`."""
     picture = np.empty((height, width, 3), np.float32)
     ground = palette_table(genome.background)
     shade_ground(ground[0], ground[ENTRIES // 2], picture)
@@ -51,6 +56,11 @@ def render(genome: Genome, size: int | tuple[int, int] = 256, samples_per_pixel:
             picture.reshape(-1, 3), light.reshape(-1, 3), cover.reshape(-1),
             BLEND_NUMBERS[layer.blend], F(layer.opacity),
         )  # fmt: skip
-    out = np.empty((height, width, 3), np.uint8)
-    to_bytes(picture.reshape(-1), out.reshape(-1))
+    return picture
+
+
+def grade(genome: Genome, picture: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Stretch a painted picture, (H, W, 3) float32, from the genome's black and white to (H, W, 3) uint8."""
+    out = np.empty(picture.shape, np.uint8)
+    to_bytes(picture.reshape(-1), F(genome.black), F(genome.white), out.reshape(-1))
     return out

@@ -26,7 +26,8 @@ from fractals.genome import (
 from fractals.kernels import accumulate, sample_points
 from fractals.palettes import draw_background, draw_palette
 from fractals.random import Draws
-from fractals.render import render
+from fractals.render import grade, paint
+from fractals.statistics import preview_statistics
 from fractals.tone import estimate_density
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 
@@ -280,7 +281,7 @@ def frame(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Camera | Non
 def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None:
     """Set the light by the densities of a preview: the share `bright` of the picture is at full light."""
     points, colours, played = accumulate(layer, PREVIEW_SIZE, PREVIEW_SIZE, 12, *key, _EXPOSING)
-    points, colours = estimate_density(points, colours, 16.0)
+    points, colours = estimate_density(points, colours, _ANY_TONE.softness)
     points, colours = points.ravel(), colours.ravel()
     ordered = np.sort(points)
     bright = float(ordered[int((1 - draws.uniform(0.02, 0.15)) * (len(ordered) - 1))])
@@ -359,3 +360,49 @@ def draft(family: Family, seed: int, index: int, attempt: int) -> Genome | None:
     return Genome(
         family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
     )
+
+
+def stretch(genome: Genome, painted: NDArray[np.float32], share: float) -> Genome:
+    """Set black and white so that all but 2 % of a preview's values are used, moved by `share` of the way."""
+    ordered = np.sort(painted.reshape(-1))
+    last = len(ordered) - 1
+    black, white = float(ordered[last // 50]), float(ordered[last - last // 50])
+    return replace(
+        genome, black=_rounded(max(0.0, share * black - 0.02)), white=_rounded(min(1.0, 1 - share * (1 - white)))
+    )
+
+
+def coherence(picture: NDArray[np.uint8]) -> float:
+    luma = picture.astype(float) @ [0.299, 0.587, 0.114] / 255
+    gx, gy = (luma[1:-1, 2:] - luma[1:-1, :-2]) / 2, (luma[2:, 1:-1] - luma[:-2, 1:-1]) / 2
+
+    def box(a, k=2):
+        c = np.pad(a.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+        w = 2 * k + 1
+        return c[w:, w:] - c[:-w, w:] - c[w:, :-w] + c[:-w, :-w]
+
+    a, b, c = box(gx * gx), box(gy * gy), box(gx * gy)
+    return float(np.sqrt((a - b) ** 2 + 4 * c * c).sum() / max((a + b).sum(), 1e-9))
+
+
+LOW = dict(coverage=.9, edge_density=.3, textured_blocks=.6, edges_at_32=.55, luma_std_at_32=.11, rgb_entropy=3.4, colourfulness=30, coherence=.44)
+HIGH = dict(edge_density=.86)
+
+
+def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
+    for attempt in range(1000):
+        genome = draft(family, seed, index, attempt)
+        if genome is None:
+            continue
+        painted = paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, 24)
+        genome = stretch(genome, painted, 1.0)
+        picture = grade(genome, painted)
+        stats = preview_statistics(picture)._asdict() | {"coherence": coherence(picture)}
+        fails = [k for k, v in LOW.items() if stats[k] < v] + [k for k, v in HIGH.items() if stats[k] > v]
+        if not fails:
+            return genome
+        REJ[fails[0] if len(fails) == 1 else "several"] = REJ.get(fails[0] if len(fails) == 1 else "several", 0) + 1
+    raise RuntimeError
+
+
+REJ: dict = {}

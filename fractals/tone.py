@@ -64,7 +64,7 @@ def _split(softness, points, colours, nearby, point_levels, colour_levels):
         n = points[i]
         if n <= _ZERO:
             continue
-        level = _HALF * (log_softness - logarithm2(min(n, nearby[i])))
+        level = _HALF * (log_softness - logarithm2(max(_HALF * n, nearby[i])))
         level = min(max(level, _ZERO), top - F(1e-3))
         base = int(floor(level))
         upper = level - F(base)
@@ -73,6 +73,12 @@ def _split(softness, points, colours, nearby, point_levels, colour_levels):
         point_levels[base + 1, i] = upper * n
         colour_levels[base, i] = lower * colours[i]
         colour_levels[base + 1, i] = upper * colours[i]
+
+
+@kernel
+def _take_less(plane, out):
+    for i in range(len(out)):
+        out[i] = min(out[i], plane[i])
 
 
 @kernel
@@ -97,6 +103,7 @@ def estimate_density(
     coarse = np.empty(shape, np.float32)
     smooth(points, 1, work, coarse)
     smooth(coarse, 2, work, nearby)
+    _take_less(coarse.reshape(-1), nearby.reshape(-1))
     stacks = np.zeros((2, LEVELS + 1, *shape), np.float32)
     flat = stacks.reshape(2, LEVELS + 1, -1)
     _split(F(softness), points.reshape(-1), colours.reshape(-1), nearby.reshape(-1), flat[0], flat[1])
@@ -213,7 +220,9 @@ def shade_ground(first, second, out):
 
 
 @kernel
-def to_bytes(values, out):
-    """Round values, (n,) float32 in [0, 1], to out, (n,) uint8."""
+def to_bytes(values, black, white, out):
+    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out, (n,) uint8."""
+    scale = F(255) / (white - black)
     for i in range(len(out)):
-        out[i] = np.uint8(np.int32(values[i] * F(255) + _HALF))
+        value = min(max((values[i] - black) * scale, _ZERO), F(255))
+        out[i] = np.uint8(np.int32(value + _HALF))
