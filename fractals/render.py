@@ -37,7 +37,9 @@ def render(genome: Genome, size: int | tuple[int, int] = 256, samples_per_pixel:
     return grade(genome, paint(genome, height, width, samples_per_pixel))
 
 
-def paint(genome: Genome, height: int, width: int, samples_per_pixel: float) -> NDArray[np.float32]:
+def paint(
+    genome: Genome, height: int, width: int, samples_per_pixel: float, stream: int = 0
+) -> NDArray[np.float32]:
     """Return all layers laid on the ground, (H, W, 3) float32 display values in [0, 1], before `grade`."""
     picture = np.empty((height, width, 3), np.float32)
     ground = palette_table(genome.background)
@@ -46,7 +48,7 @@ def paint(genome: Genome, height: int, width: int, samples_per_pixel: float) -> 
     for number, layer in enumerate(genome.layers):
         table = palette_table(layer.palette)
         if isinstance(layer.fractal, ChaosLayer):
-            key = (genome.version, genome.seed, genome.index, genome.attempt, _GAME, number)
+            key = (genome.version, genome.seed, genome.index, genome.attempt, _GAME, number, stream)
             points, colours, played = accumulate(layer.fractal, height, width, samples_per_pixel / games, *key)
             light, cover = develop(points, colours, played, layer.fractal.tone, table)
         else:

@@ -80,11 +80,11 @@ def _post(draws: Draws, chance: float) -> Affine | None:
 
 
 _POPULAR = {
-    "linear": 6, "sinusoidal": 2, "spherical": 8, "swirl": 2, "horseshoe": 2, "polar": 2, "handkerchief": 1,
-    "heart": 1, "disc": 3, "spiral": 2, "hyperbolic": 2, "diamond": 2, "ex": 1, "julia": 4, "bent": 2, "waves": 2,
-    "fisheye": 2, "popcorn": 1.5, "exponential": 1, "power": 1, "cosine": 1, "rings": 2, "fan": 1.5, "blob": 1.5,
-    "pdj": 2, "eyefish": 3, "bubble": 3, "cylinder": 2, "perspective": 1, "julian": 5, "juliascope": 5, "blur": 0.5,
-    "ngon": 1.5, "curl": 3, "rectangles": 2, "tangent": 0.7, "square": 0.5, "cross": 1,
+    "linear": 6, "sinusoidal": 1, "spherical": 6, "swirl": 4, "horseshoe": 2, "polar": 2, "handkerchief": 2,
+    "heart": 2, "disc": 4, "spiral": 4, "hyperbolic": 3, "diamond": 3, "ex": 1, "julia": 3, "bent": 3, "waves": 2,
+    "fisheye": 4, "popcorn": 1, "exponential": 1, "power": 2, "cosine": 2, "rings": 3, "fan": 1.5, "blob": 2,
+    "pdj": 1, "eyefish": 2, "bubble": 2, "cylinder": 2, "perspective": 2, "julian": 3, "juliascope": 3, "blur": 0.5,
+    "ngon": 2, "curl": 2, "rectangles": 3, "tangent": 0.7, "square": 1, "cross": 2,
 }  # fmt: skip
 
 
@@ -120,14 +120,14 @@ def _inversion(draws: Draws) -> ChaosLayer:
     n = draws.whole(2, 4)
     maps = []
     for k in range(n):
-        terms = [_term(draws, "spherical", draws.uniform(0.4, 1.3))]
-        if draws.chance(0.25):
+        terms = [_term(draws, "spherical", draws.uniform(0.5, 1.2))]
+        if draws.chance(0.15):
             terms.append(_term(draws, draws.choice(("linear", "julian", "bubble", "curl", "disc")), draws.uniform(0.1, 0.6)))
         maps.append(
             Map(
-                affine=_similar(draws, 0.4, 1.3, 1.2),
-                variations=tuple(terms),
-                post=_post(draws, 0.5),
+                affine=_similar(draws, 0.5, 1.3, 1.2),
+                variations=tuple(terms) if k < 2 or draws.chance(0.6) else (),
+                post=_post(draws, 0.3),
                 weight=_rounded(draws.uniform(0.2, 1.0)),
                 colour=_colour(k, n),
                 speed=_rounded(draws.uniform(0.25, 0.6)),
@@ -292,7 +292,7 @@ def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None
     low, high = float(seen[len(seen) // 20]), float(seen[len(seen) * 19 // 20])
     return Tone(
         colour_start=_rounded(draws.unit()),
-        colour_stretch=_rounded(min(draws.uniform(0.5, 1.3) / max(high - low, 0.01), 5.0)),
+        colour_stretch=_rounded(min(draws.uniform(0.35, 1.1) / max(high - low, 0.01), 2.5)),
         exposure=float(f"{density:.4g}"),
         contrast=float(f"{10 ** draws.uniform(0.3, 2.0) / density:.4g}"),
         gamma=_rounded(draws.uniform(0.55, 1.0)),
@@ -385,8 +385,21 @@ def coherence(picture: NDArray[np.uint8]) -> float:
     return float(np.sqrt((a - b) ** 2 + 4 * c * c).sum() / max((a + b).sum(), 1e-9))
 
 
+def _fine(picture):
+    y = picture.astype(float) @ [0.299, 0.587, 0.114]
+    k = 2
+    c = np.pad(np.pad(y, k, mode="edge").cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    w = 2 * k + 1
+    return (y - (c[w:, w:] - c[:-w, w:] - c[w:, :-w] + c[:-w, :-w]) / w / w).ravel()
+
+
+def reliability(a, b):
+    a, b = _fine(a), _fine(b)
+    return (a @ b) / np.sqrt((a @ a) * (b @ b) + 1e-9)
+
+
 LOW = dict(coverage=.9, edge_density=.3, textured_blocks=.6, edges_at_32=.55, luma_std_at_32=.11, rgb_entropy=3.4, colourfulness=30, coherence=.44)
-HIGH = dict(edge_density=.86)
+HIGH = dict(edge_density=.85)
 
 
 def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
@@ -399,6 +412,10 @@ def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
         picture = grade(genome, painted)
         stats = preview_statistics(picture)._asdict() | {"coherence": coherence(picture)}
         fails = [k for k, v in LOW.items() if stats[k] < v] + [k for k, v in HIGH.items() if stats[k] > v]
+        if not fails:
+            other = grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, 24, 1))
+            if reliability(picture, other) < 0.78:
+                fails = ["reliability"]
         if not fails:
             return genome
         REJ[fails[0] if len(fails) == 1 else "several"] = REJ.get(fails[0] if len(fails) == 1 else "several", 0) + 1
