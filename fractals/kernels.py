@@ -20,8 +20,8 @@ from fractals.random import next_word, random_state
 from fractals.variations import VARIATION_NUMBER, add_variation, next_noise, noise_unit
 
 ORBITS = 2048
-WARM_UP = 24
-"""Steps before the first point is plotted: a map of contraction 0.7 has then forgotten its start to 2e-4."""
+WARM_UP = 16
+"""Steps before the first point is plotted: a map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel."""
 MOST_STEPS = (1 << 24) // ORBITS - 1
 
 _COUNT_SHIFT = np.uint64(40)
@@ -205,32 +205,38 @@ def _keep_bounded(x, y, noise):
 
 
 @kernel
-def _fold_points(fold, width, height, x, y):
-    """Bring points, in pixels, into the window: 1 reflects at the borders, 2 wraps around."""
-    limit_x, limit_y = F(width), F(height)
-    per_x, per_y = _ONE / limit_x, _ONE / limit_y
-    for i in range(len(x)):
-        u, v = x[i] * per_x, y[i] * per_y
-        if fold == 1:
-            u = abs(u - _TWO * floor(u * _HALF + _HALF))
-            v = abs(v - _TWO * floor(v * _HALF + _HALF))
-        else:
-            u = u - floor(u)
-            v = v - floor(v)
-        x[i] = u * limit_x
-        y[i] = v * limit_y
-
-
-@kernel
-def _project(width, height, x, y, c, cell, ink):
-    """Turn points in pixels into cell numbers (width * height outside) and 16-bit colours."""
+def _project(camera, width, height, x, y, c, cell, ink):
+    """Turn points of the plane into cell numbers (width * height outside) and 16-bit colours."""
+    m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     limit_x, limit_y = F(width), F(height)
     stride, outside = np.int32(width), np.int32(width * height)
     for i in range(len(x)):
-        u, v = x[i], y[i]
+        u = fma(m0, x[i], fma(m1, y[i], m2))
+        v = fma(m3, x[i], fma(m4, y[i], m5))
         inside = (u >= _ZERO) & (u < limit_x) & (v >= _ZERO) & (v < limit_y)
         place = np.int32(np.int32(np.int32(v) * stride) + np.int32(u))
         cell[i] = place if inside else outside
+        ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
+
+
+@kernel
+def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
+    """As `_project`, points first brought into the window: 1 reflects at the borders, 2 wraps around."""
+    m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
+    per_x, per_y = _ONE / F(width), _ONE / F(height)
+    last_x, last_y, stride = np.int32(width - 1), np.int32(height - 1), np.int32(width)
+    for i in range(len(x)):
+        u = fma(m0, x[i], fma(m1, y[i], m2)) * per_x
+        v = fma(m3, x[i], fma(m4, y[i], m5)) * per_y
+        if fold == 1:
+            u = abs(u - _TWO * floor(fma(u, _HALF, _HALF)))
+            v = abs(v - _TWO * floor(fma(v, _HALF, _HALF)))
+        else:
+            u = u - floor(u)
+            v = v - floor(v)
+        column = min(np.int32(u * F(width)), last_x)
+        row = min(np.int32(v * F(height)), last_y)
+        cell[i] = np.int32(np.int32(row * stride) + column)
         ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
 
 
@@ -289,21 +295,18 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
         now = 1 - now
         if step < warm_up:
             continue
-        plot_x, plot_y = orbits.x[1 - now], orbits.y[1 - now]
         if program.has_final:
             # The step before is no longer needed: its arrays take the final map's points.
+            from_x, from_y, from_c = x, y, c
+            x, y, c = orbits.x[1 - now], orbits.y[1 - now], orbits.colour[1 - now]
             _step(
-                np.int32(1), np.int32(0), program, n, x, y, c, plot_x, plot_y, orbits.colour[1 - now],
+                np.int32(1), np.int32(0), program, n, from_x, from_y, from_c, x, y, c,
                 work_x, work_y, orbits.noise,
             )  # fmt: skip
-            ink_c = orbits.colour[1 - now]
-            _apply_affine(camera, plot_x, plot_y)
+        if fold == 0:
+            _project(camera, width, height, x, y, c, cell, ink)
         else:
-            _fetch(np.int32(1), np.int32(0), camera, _ONE, _ZERO, x, y, c, plot_x, plot_y, orbits.colour[1 - now])
-            ink_c = c
-        if fold != 0:
-            _fold_points(fold, width, height, plot_x, plot_y)
-        _project(width, height, plot_x, plot_y, ink_c, cell, ink)
+            _project_folded(camera, fold, width, height, x, y, c, cell, ink)
         _plot(cell, ink, words)
     if now == 1:
         for i in range(ORBITS):
@@ -336,9 +339,11 @@ def final_points(orbits, program, x, y):
             x[i], y[i] = orbits.x[0, i], orbits.y[0, i]
 
 
-def sample_points(layer: ChaosLayer, steps: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, (ORBITS * steps,) float32 each: points of the attractor, for placing a camera."""
-    program = compile_layer(layer)
+def sample_points(program: Program, steps: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y, (ORBITS * steps,) float32 each: points of the attractor, for placing a camera.
+
+    key: integers of the game's random stream.
+    """
     state = random_state(*key)
     orbits = start_orbits(state)
     camera, words = np.array([0, 0, -1, 0, 0, -1], np.float32), np.zeros(2, np.uint64)
@@ -349,9 +354,34 @@ def sample_points(layer: ChaosLayer, steps: int, *key: int) -> tuple[NDArray[np.
     return x.ravel(), y.ravel()
 
 
-def accumulate(
-    layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+class Game(NamedTuple):
+    """What a game left: points a pixel and the sums of their colours, (H, W) float32, and all points played."""
+
+    points: NDArray[np.float32]
+    colours: NDArray[np.float32]
+    played: int
+
+
+def play_program(
+    program: Program, camera: Camera, height: int, width: int, samples_per_pixel: float, *key: int
+) -> Game:
+    """Play a compiled system onto a grid of pixels; arguments and result as for `accumulate`."""
+    state = random_state(*key)
+    orbits = start_orbits(state)
+    to_pixels, fold = window(camera, height, width), _FOLDS[camera.fold]
+    words = np.zeros(height * width + 1, np.uint64)
+    points, colours = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
+    steps = max(1, -int(-samples_per_pixel * height * width // ORBITS))
+    played = 0
+    while played < steps:
+        batch = min(steps - played, MOST_STEPS)
+        play(state, orbits, program, to_pixels, fold, WARM_UP if played == 0 else 0, batch, width, height, words)
+        flush_words(words, points, colours)
+        played += batch
+    return Game(points.reshape(height, width), colours.reshape(height, width), steps * ORBITS)
+
+
+def accumulate(layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int) -> Game:
     """Play a layer's game onto a grid of pixels.
 
     samples_per_pixel: points played a pixel, wherever they fall; rounded up to whole steps of ORBITS.
@@ -359,17 +389,4 @@ def accumulate(
     Returns points (height, width) float32, the sums of their colour coordinates (height, width) float32,
     and the number of points played.
     """
-    program = compile_layer(layer)
-    state = random_state(*key)
-    orbits = start_orbits(state)
-    camera, fold = window(layer.camera, height, width), _FOLDS[layer.camera.fold]
-    words = np.zeros(height * width + 1, np.uint64)
-    points, colours = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
-    steps = max(1, -int(-samples_per_pixel * height * width // ORBITS))
-    played = 0
-    while played < steps:
-        batch = min(steps - played, MOST_STEPS)
-        play(state, orbits, program, camera, fold, WARM_UP if played == 0 else 0, batch, width, height, words)
-        flush_words(words, points, colours)
-        played += batch
-    return points.reshape(height, width), colours.reshape(height, width), steps * ORBITS
+    return play_program(compile_layer(layer), layer.camera, height, width, samples_per_pixel, *key)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +20,10 @@ from fractals.genome import (
     Layer,
     Tone,
 )
-from fractals.kernels import accumulate, sample_points
+from fractals.kernels import Game, Program, compile_layer, play_program, sample_points
 from fractals.palettes import draw_background, draw_palette
 from fractals.random import Draws
-from fractals.render import grade, paint
+from fractals.render import game_key, grade, paint
 from fractals.statistics import coherence, preview_statistics, reliability
 from fractals.systems import ANY_TONE, TEMPLATES, rounded
 from fractals.tone import estimate_density
@@ -31,9 +32,8 @@ PREVIEW_SIZE = 64
 PREVIEW_SAMPLES = 24
 MOST_DRAFTS = 1000
 """One draft in three is kept; a thousand in a row have never been dull."""
-_FRAMING, _EXPOSING = 2, 3
-_FRAME_STEPS = 2
-_EXPOSURE_SAMPLES = 12
+_FRAMING = 1
+_FRAME_STEPS = 1
 
 _FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0}
 _WEIGHTS: dict[Family, dict[str, float]] = {
@@ -71,18 +71,20 @@ _MEASURED = tuple(
 )
 
 
-def frame(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Camera | None:
+def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
     """Place a camera where the points are; None if the attractor is a point or has no bounds.
 
     Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are wasted.
-    key: integers of the game's random stream.
+    symmetric: the system has a centre, worth looking at. key: integers of the game's random stream.
     """
-    x, y = sample_points(layer, _FRAME_STEPS, *key, _FRAMING)
-    good = (np.abs(x) < 1e3) & (np.abs(y) < 1e3)
-    if np.count_nonzero(good) < 0.9 * len(x):
+    x, y = sample_points(program, _FRAME_STEPS, *key)
+    good = np.maximum(np.abs(x), np.abs(y)) < 1e3
+    n_good = np.count_nonzero(good)
+    if n_good < 0.9 * len(x):
         return None
-    x, y = x[good], y[good]
-    if abs(layer.symmetry) > 1 and layer.final is None and draws.chance(0.7):
+    if n_good < len(x):
+        x, y = x[good], y[good]
+    if symmetric and draws.chance(0.7):
         centre_x, centre_y = 0.0, 0.0
     else:
         pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
@@ -110,17 +112,14 @@ def _quantile(values: NDArray[np.float32], share: float) -> float:
     return float(np.partition(values, place)[place])
 
 
-def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None:
-    """Set light and colour by a small first game; None if next to nothing lies in the window.
+def expose(game: Game, draws: Draws) -> Tone | None:
+    """Set light and colour by a small first game, already spread; None if next to nothing lies in the window.
 
     2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the palette.
-    key: integers of the game's random stream.
     """
-    game = accumulate(layer, PREVIEW_SIZE, PREVIEW_SIZE, _EXPOSURE_SAMPLES, *key, _EXPOSING)
-    planes = estimate_density(game[0], game[1], ANY_TONE.softness)
-    points, colours = planes[0].ravel(), planes[1].ravel()
+    points, colours = game.points.ravel(), game.colours.ravel()
     bright = _quantile(points, 1 - draws.uniform(0.02, 0.15))
-    density = bright * PREVIEW_SIZE**2 / game[2]
+    density = bright * PREVIEW_SIZE**2 / game.played
     if density < 0.02:
         return None
     lit = points > np.float32(0.2 * bright)
@@ -137,32 +136,45 @@ def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None
     )
 
 
-def draw_chaos(draws: Draws, key: tuple[int, ...], weights: dict[str, float]) -> ChaosLayer | None:
+def draw_chaos(
+    draws: Draws, weights: dict[str, float], samples_per_pixel: float, key: tuple[int, ...]
+) -> tuple[ChaosLayer, Game] | None:
     """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
 
-    key: integers of its games' random streams; weights: relative frequency of each of `TEMPLATES`.
+    weights: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is exposed
+    by, at PREVIEW_SIZE. key: integers of that game's random stream.
     """
     template = draws.weighted(list(weights), list(weights.values()))
     layer = TEMPLATES[template](draws)
-    camera = frame(layer, draws, key)
+    program = compile_layer(layer)
+    symmetric = abs(layer.symmetry) > 1 and layer.final is None
+    camera = frame(program, symmetric, draws, (*key, _FRAMING))
     if camera is None:
         return None
-    layer = replace(layer, camera=camera)
-    tone = expose(layer, draws, key)
-    return None if tone is None else replace(layer, tone=tone)
+    game = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
+    game = Game(*estimate_density(game.points, game.colours, ANY_TONE.softness), game.played)
+    tone = expose(game, draws)
+    return None if tone is None else (replace(layer, camera=camera, tone=tone), game)
 
 
-def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
-    """Draw a genome that nobody has looked at; None if a system of it has nothing to show.
+class Draft(NamedTuple):
+    """A genome that nobody has looked at, and the games, spread, that its layers of these numbers were exposed by."""
+
+    genome: Genome
+    games: dict[int, Game]
+
+
+def draft(seed: int, index: int, family: Family, attempt: int) -> Draft | None:
+    """Draw a genome, good or dull; None if a system of it has nothing to show.
 
     A pure function of its arguments.
     """
-    number = FAMILIES.index(family)
-    draws = Draws(GENOME_VERSION, number, seed, index, attempt)
+    draws = Draws(GENOME_VERSION, FAMILIES.index(family), seed, index, attempt)
     palette = draw_palette(draws)
     background = draw_background(draws, palette)
     plan = draws.weighted(list(_PLANS), list(_PLANS.values()))
     layers: list[Layer] = []
+    games: dict[int, Game] = {}
     if family == "escape" or (family == "mixed" and plan in ("ground", "escape")):
         layers.append(Layer(fractal=draw_escape(draws), palette=palette))
         palette = draw_palette(draws)
@@ -170,17 +182,19 @@ def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
     if not layers:
         systems = max(systems, 1)
     for _ in range(systems):
-        key = (GENOME_VERSION, number, seed, index, attempt, len(layers))
-        fractal = draw_chaos(draws, key, _WEIGHTS[family])
-        if fractal is None:
+        key = game_key(family, seed, index, attempt, len(layers))
+        drawn = draw_chaos(draws, _WEIGHTS[family], PREVIEW_SAMPLES / systems, key)
+        if drawn is None:
             return None
+        fractal, games[len(layers)] = drawn
         blends: tuple[Blend, ...] = ("over", "screen", "lighten")
         layers.append(Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1))))
         if draws.chance(0.4):
             palette = draw_palette(draws)
-    return Genome(
+    genome = Genome(
         family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
     )
+    return Draft(genome, games)
 
 
 def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
@@ -198,7 +212,7 @@ def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
 
 def preview(genome: Genome, stream: int) -> NDArray[np.uint8]:
     """Return a genome's picture at 64x64, of one of several independent games; (64, 64, 3) uint8."""
-    return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream))
+    return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream=stream))
 
 
 def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
@@ -233,11 +247,11 @@ def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
     if family not in FAMILIES:
         raise ValueError(f"{family!r}: is no family; use one of {', '.join(FAMILIES)}")
     for attempt in range(MOST_DRAFTS):
-        genome = draft(seed, index, family, attempt)
-        if genome is None:
+        drawn = draft(seed, index, family, attempt)
+        if drawn is None:
             continue
-        painted = paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES)
-        genome = stretched(genome, painted)
+        painted = paint(drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games)
+        genome = stretched(drawn.genome, painted)
         if not faults(genome, grade(genome, painted)):
             return genome
     raise RuntimeError(
