@@ -137,7 +137,9 @@ def fractals(
             result = generate_set(request, progress=progress)
         if preview is not None:
             _write_preview(preview, request)
-        say(_summary(request, result), _document(request, result, preview), as_json=as_json)
+        say(
+            _summary(request, result, preview), _document(request, result, preview), as_json=as_json
+        )
 
 
 @main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))
@@ -169,7 +171,8 @@ def verify(*, folder: Path, sample: int, as_json: bool) -> None:
         if not verdict.complete:
             text = f"{folder}: partial; the command that began it makes it complete"
         elif verdict.faults:
-            text = f"{folder}: {len(verdict.faults)} faults, the first: {verdict.faults[0]}"
+            faults = "1 fault" if len(verdict.faults) == 1 else f"{len(verdict.faults)} faults"
+            text = f"{folder}: {faults}; {verdict.faults[0]}"
         else:
             text = (
                 f"{folder}: good; {verdict.pictures} pictures as written, "
@@ -218,16 +221,18 @@ def _write_preview(preview: Path, request: "SetRequest") -> None:
     write_file(preview, file.getvalue())
 
 
-def _summary(request: "SetRequest", result: "SetResult") -> str:
+def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -> str:
     if result.complete:
-        return (
+        text = (
             f"{result.n} pictures in {request.images} ({result.painted} of them new); "
             f"{result.manifest['acceptance_rate']:.0%} of the drafts were kept"
         )
-    return (
-        f"{result.whole} of {result.n} pictures in {request.images} "
-        f"({result.painted} of them new); the other tasks make it complete"
-    )
+    else:
+        text = (
+            f"{result.whole} of {result.n} pictures in {request.images} "
+            f"({result.painted} of them new); the other tasks make it complete"
+        )
+    return text if preview is None else f"{text}\na sheet of them in {preview}"
 
 
 def _document(request: "SetRequest", result: "SetResult", preview: Path | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ def subtract(whole: range, taken: Iterable[range]) -> list[range]:
     """
     left = []
     start = whole.start
-    for other in sorted(taken, key=lambda pictures: pictures.start):
+    for other in sorted(filter(len, taken), key=lambda pictures: pictures.start):
         if start < min(other.start, whole.stop):
             left.append(range(start, min(other.start, whole.stop)))
         start = max(start, other.stop)

@@ -178,7 +178,7 @@ def _check_folder(request: SetRequest) -> None:
     if not folder.is_dir():
         raise PipelineError(f"{folder} is a file; choose a folder for --out")
     if (folder / "manifest.json").exists():
-        read_manifest(folder)
+        _refuse_other_settings(request)
         return
     # A run killed in its first moment leaves its work folder and perhaps a partial manifest.
     for entry in sorted(folder.iterdir()):
@@ -196,8 +196,8 @@ def _begin(request: SetRequest) -> list[range]:
     """
     manifest = _partial_manifest(request)
     if (request.folder / "manifest.json").exists():
-        earlier = read_manifest(request.folder)
-        _refuse_other_settings(request, earlier, manifest)
+        # Again, for another run may have written it meanwhile.
+        earlier = _refuse_other_settings(request)
         # The code that began a set stays named: it is what made the first pictures.
         manifest["made_with"] = earlier["made_with"]
     lost = _lost(request)
@@ -253,9 +253,10 @@ def _partial_manifest(request: SetRequest) -> dict[str, Any]:
     }
 
 
-def _refuse_other_settings(
-    request: SetRequest, earlier: dict[str, Any], fresh: dict[str, Any]
-) -> None:
+def _refuse_other_settings(request: SetRequest) -> dict[str, Any]:
+    """See that the set in the folder is the one that is asked for, and return its manifest."""
+    earlier = read_manifest(request.folder)
+    fresh = _partial_manifest(request)
     compared = [("kind", earlier["kind"], fresh["kind"])]
     for field, value in fresh["settings"].items():
         compared.append((field, earlier["settings"].get(field), value))
@@ -279,6 +280,7 @@ def _refuse_other_settings(
             f"n: {request.folder} was begun with {earlier['pictures']} pictures, this command "
             f"says {request.n}; ask for at least {earlier['pictures']}, or choose another --out"
         )
+    return earlier
 
 
 def _own_share(request: SetRequest, ranges: list[range]) -> list[range]:
