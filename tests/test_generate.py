@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import random
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from painters import Stripes, request, tree
 from pipelines.errors import PipelineError
@@ -79,9 +81,17 @@ def test_torchvision_reads_a_set_as_one_class(tmp_path: Path) -> None:
     assert len(folder) == 10
 
 
+def coloured_stripes() -> np.ndarray:
+    """Stripes two pixels wide of red and green, of one luma, which 4:2:0 cannot keep."""
+    picture = np.full((33, 50, 3), 60, np.uint8)
+    picture[:, 0::4] = picture[:, 1::4] = (140, 60, 60)
+    picture[:, 2::4] = picture[:, 3::4] = (60, 100, 60)
+    return picture
+
+
 @pytest.mark.parametrize("format", ["jpg", "png", "webp"])
 def test_encoding_keeps_the_picture_and_is_repeatable(format: str) -> None:
-    picture = Stripes(height=33, width=50)(1).picture
+    picture = coloured_stripes()
     content = encode(picture, format)
     decoded = decode(content)
     assert encode(picture, format) == content
@@ -90,8 +100,8 @@ def test_encoding_keeps_the_picture_and_is_repeatable(format: str) -> None:
     if format in LOSSLESS:
         np.testing.assert_array_equal(decoded, picture)
     else:
-        # JPEG at quality 95 without subsampling; with 4:2:0 these stripes reach less.
-        assert peak_signal_to_noise(decoded, picture) > 40
+        # Seen: 50.9 dB; 26.2 dB with 4:2:0.
+        assert peak_signal_to_noise(decoded, picture) > 45
     assert encoder_version(format).startswith("Pillow ")
 
 
@@ -167,6 +177,19 @@ def test_lost_pictures_and_no_others_are_painted_again(
     assert tree(tmp_path / "set") == unbroken
 
 
+def test_a_task_does_not_vouch_for_lost_pictures_of_another(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    generate_set(request(tmp_path / "set"))
+    for index in (0, 5):
+        (tmp_path / "set" / "images" / f"{index:08d}.png").unlink()
+    first = generate_set(request(tmp_path / "set", task_index=0, num_tasks=2))
+    assert (first.painted, first.whole, first.complete) == (1, 9, False)
+    second = generate_set(request(tmp_path / "set", task_index=1, num_tasks=2))
+    assert (second.painted, second.whole, second.complete) == (1, 10, True)
+    assert tree(tmp_path / "set") == unbroken
+
+
 def test_a_lost_images_folder_comes_back(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
     generate_set(request(tmp_path / "set"))
     for path in (tmp_path / "set" / "images").iterdir():
@@ -237,6 +260,26 @@ def test_a_killed_run_is_continued_and_loses_only_what_was_in_hand(
     counts = paintings(journal)
     assert sorted(counts) == list(range(60))
     assert sum(counts.values()) - 60 <= kills * jobs * chunk
+
+
+def test_a_crash_before_any_disk_operation_loses_nothing_that_was_recorded(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("crashes.py")
+    output = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    assert int(output.split()[-1]) > 40
+
+
+def test_what_a_killed_writer_left_goes(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+    generate_set(request(tmp_path / "set", num_tasks=2))
+    for name in ("images/.00000009.png.01234567.partial", ".manifest.json.01234567.partial"):
+        (tmp_path / "set" / name).write_bytes(b"half")
+    generate_set(request(tmp_path / "set"))
+    assert tree(tmp_path / "set") == unbroken
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks processes up in /proc")
@@ -540,6 +583,9 @@ def test_verification_finds_files_that_are_no_pictures(tmp_path: Path) -> None:
 def test_files_of_another_jpeg_encoder_are_good_if_they_show_the_picture(tmp_path: Path) -> None:
     generate_set(request(tmp_path / "set", format="jpg"))
     change_manifest(tmp_path / "set", encoder="Pillow 1.0")
+    other = io.BytesIO()
+    Image.fromarray(Stripes()(0).picture).save(other, "JPEG", quality=97, subsampling="4:4:4")
+    put_other_content(tmp_path / "set", 0, other.getvalue())
     assert verify(tmp_path / "set").good
 
 

@@ -61,5 +61,5 @@ def test_spread_gives_different_pictures_of_the_set_from_the_first_on(count: int
     assert chosen == sorted(set(chosen))
     assert all(0 <= index < n for index in chosen)
     assert chosen[:1] == [0] * bool(chosen)
-    gaps = {after - before for before, after in pairwise(chosen)}
+    gaps = {after - before for before, after in pairwise([*chosen, n])}
     assert not gaps or max(gaps) - min(gaps) <= 1

@@ -19,8 +19,8 @@ from pipelines.generate.records import read_records
 from pipelines.shards.files import file_sha256, sha256
 
 SAME_PICTURE_DECIBELS = 40.0
-"""Two decoders of one JPEG, or two encoders of one picture at quality 95, differ by rounding: over
-50 dB was seen; a picture with other content stays under 30."""
+"""Two encoders of one picture differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB
+between pictures of other content."""
 
 
 @dataclass(kw_only=True)
