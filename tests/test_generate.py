@@ -360,8 +360,10 @@ def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_
     asked = request(small_disk / "set", n=200)
     with pytest.raises(PipelineError, match="is full; what is whole is kept"):
         generate_set(asked)
-    painted = len(list((small_disk / "set" / "images").glob("[0-9]*")))
-    assert 0 < painted < 200
+    painted = list((small_disk / "set" / "images").glob("[0-9]*"))
+    assert 0 < len(painted) < 200
+    for path in painted:
+        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes()(int(path.stem)).picture)
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert generate_set(asked).painted < 200
     generate_set(request(tmp_path / "set", n=200))
