@@ -22,6 +22,7 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from fractals import Family
     from pipelines.generate.sets import SetRequest, SetResult
 
 # As in fractals.FAMILIES and encoding.ENCODERS, which would take half a second to import for the
@@ -92,7 +93,7 @@ def fractals(
     *,
     n: int,
     out: Path,
-    family: str,
+    family: "Family",
     size: tuple[int, int],
     samples_per_pixel: float,
     seed: int,

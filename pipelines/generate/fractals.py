@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from fractals import GENOME_VERSION, Genome, draw_genome, measure, render
+from fractals import GENOME_VERSION, Family, Genome, draw_genome, measure, render
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted
 
@@ -18,7 +18,7 @@ class FractalPainter:
     """
 
     seed: int = 0
-    family: str = "mixed"
+    family: Family = "mixed"
     height: int = 256
     width: int = 256
     samples_per_pixel: float = 50.0
