@@ -112,8 +112,8 @@ def draw_palette(draws: Draws) -> Palette:
     else:
         step = draws.sign() * 2 * math.pi / n
         hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
-    dark, light = draws.uniform(0.12, 0.42), draws.uniform(0.74, 0.96)
-    strength = draws.uniform(0.1, 0.24)
+    dark, light = draws.weighted(((0.05, 0.7), (0.2, 0.9), (0.35, 0.97)), (1, 2, 1))
+    strength = draws.uniform(0.1, 0.28)
     stops = []
     for i, hue in enumerate(hues):
         swing = draws.uniform(0.0, 0.45)
@@ -124,9 +124,10 @@ def draw_palette(draws: Draws) -> Palette:
 
 
 def draw_background(draws: Draws, palette: Palette) -> Palette:
-    """Draw the two ends of the ground's gradient: darker relatives of two of the palette's stops."""
+    """Draw the two ends of the ground's gradient: relatives of two of the palette's stops, mostly dark."""
+    low, high = draws.weighted(((0.06, 0.3), (0.3, 0.6), (0.7, 0.95)), (5, 2, 2))
     ends = []
     for stop in (draws.choice(palette.stops), draws.choice(palette.stops)):
-        lightness, keep = draws.uniform(0.08, 0.34), draws.uniform(0.5, 1.0)
-        ends.append((round(lightness, 4), round(stop[1] * keep, 4), round(stop[2] * keep, 4)))
+        keep = draws.uniform(0.5, 1.0)
+        ends.append((round(draws.uniform(low, high), 4), round(stop[1] * keep, 4), round(stop[2] * keep, 4)))
     return Palette(stops=tuple(ends))

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fractals.escape import render_escape
-from fractals.genome import ChaosLayer, Genome
+from fractals.genome import FAMILIES, ChaosLayer, Genome
 from fractals.kernels import accumulate
 from fractals.elementary import F
 from fractals.palettes import ENTRIES, palette_table
@@ -37,16 +37,23 @@ def render(genome: Genome, size: int | tuple[int, int] = 256, samples_per_pixel:
     return grade(genome, paint(genome, height, width, samples_per_pixel))
 
 
-def paint(genome: Genome, height: int, width: int, samples_per_pixel: float) -> NDArray[np.float32]:
-    """Return all layers laid on the ground, (H, W, 3) float32 display values in [0, 1], before `grade`."""
+def paint(
+    genome: Genome, height: int, width: int, samples_per_pixel: float, stream: int = 0
+) -> NDArray[np.float32]:
+    """Return all layers laid on the ground, before `grade`.
+
+    height, width: pixels; samples_per_pixel: as for `render`. stream: which of many independent games is
+    played, 0 for the picture itself. Returns (H, W, 3) float32 display values in [0, 1].
+    """
     picture = np.empty((height, width, 3), np.float32)
     ground = palette_table(genome.background)
     shade_ground(ground[0], ground[ENTRIES // 2], picture)
+    family = FAMILIES.index(genome.family)
     games = sum(isinstance(layer.fractal, ChaosLayer) for layer in genome.layers)
     for number, layer in enumerate(genome.layers):
         table = palette_table(layer.palette)
         if isinstance(layer.fractal, ChaosLayer):
-            key = (genome.version, genome.seed, genome.index, genome.attempt, _GAME, number)
+            key = (genome.version, family, genome.seed, genome.index, genome.attempt, number, _GAME, stream)
             points, colours, played = accumulate(layer.fractal, height, width, samples_per_pixel / games, *key)
             light, cover = develop(points, colours, played, layer.fractal.tone, table)
         else:
