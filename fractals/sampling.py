@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.escape import draw_escape
+from fractals.escape_places import draw_escape
 from fractals.genome import (
     FAMILIES,
     GENOME_VERSION,
