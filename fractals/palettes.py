@@ -94,14 +94,14 @@ def _stop(lightness: float, chroma: float, hue: float) -> tuple[float, float, fl
 
 
 def draw_palette(draws: Draws) -> Palette:
-    """Draw a ring of 4 to 10 strong colours of two to five hues, dark and light in turn.
+    """Draw a ring of 3 to 8 strong colours of two to five hues, dark and light in turn.
 
     Schemes: near hues, two opposite ones, a triad, the whole circle. Lightness swings between a dark and
     a light end, so that neighbouring values of the coordinate can be told apart in grey as well.
     """
-    n = draws.whole(4, 10)
+    n = draws.whole(3, 8)
     first = draws.uniform(0, 2 * math.pi)
-    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.25, 0.35, 0.25, 0.15))
+    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.35, 0.35, 0.2, 0.1))
     if scheme == "near":
         hues = [first + draws.uniform(-0.6, 0.6) for _ in range(n)]
     elif scheme == "split":
@@ -112,7 +112,7 @@ def draw_palette(draws: Draws) -> Palette:
     else:
         step = draws.sign() * 2 * math.pi / n
         hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
-    dark, light = draws.weighted(((0.05, 0.7), (0.2, 0.9), (0.35, 0.97)), (1, 2, 1))
+    dark, light = draws.weighted(((0.05, 0.7), (0.2, 0.9), (0.4, 0.97)), (1, 2, 1.5))
     strength = draws.uniform(0.1, 0.28)
     stops = []
     for i, hue in enumerate(hues):

@@ -41,7 +41,7 @@ _WEIGHTS: dict[Family, dict[str, float]] = {
     "flame": _FLAMES,
     "ifs": {"ifs": 1.0},
 }
-_PLANS = {"single": 0.35, "double": 0.3, "ground": 0.22, "escape": 0.13}
+_PLANS = {"single": 0.44, "double": 0.22, "ground": 0.14, "escape": 0.2}
 """What a mixed picture is made of: one system, two, one on an escape-time ground, or that ground alone."""
 
 
@@ -60,9 +60,9 @@ class Bars:
     luma_std_at_32: float = 0.11
     rgb_entropy: float = 3.4
     colourfulness: float = 30.0
-    coherence: float = 0.44
-    reliability: float = 0.78
-    most_edges: float = 0.85
+    coherence: float = 0.5
+    reliability: float = 0.82
+    most_edges: float = 0.82
 
 
 BARS = Bars()
@@ -176,7 +176,7 @@ def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
             return None
         blends: tuple[Blend, ...] = ("over", "screen", "lighten")
         layers.append(Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1))))
-        if draws.chance(0.6):
+        if draws.chance(0.4):
             palette = draw_palette(draws)
     return Genome(
         family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
