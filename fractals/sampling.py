@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.escape import draw_escape
+from fractals.escape_places import draw_escape
 from fractals.genome import (
     FAMILIES,
     GENOME_VERSION,
