@@ -252,3 +252,71 @@ def ring_sums(
         for j in range(power.shape[1]):
             sums[rings[i, j]] += power[i, j] * weights[i, j]
     return sums
+
+
+@kernel
+def gradient_coherence(luma: NDArray[np.int32]) -> float:
+    """Return how far gradients within 5x5 windows agree in direction, weighted by their energy.
+
+    luma: (H + 2, W + 2) int32, padded. Structure tensor J of central differences, summed over each
+    window; returns sum of (l1 - l2) over sum of (l1 + l2), l1 >= l2 the eigenvalues of J; 0..1,
+    0 for a flat picture. Plain loops in float64, sequential, so alike on every machine.
+    """
+    height, width = luma.shape[0] - 2, luma.shape[1] - 2
+    rows = np.zeros((3, height, width))
+    for i in range(height):
+        for j in range(width):
+            across = np.float64(luma[i + 1, j + 2]) - np.float64(luma[i + 1, j])
+            down = np.float64(luma[i + 2, j + 1]) - np.float64(luma[i, j + 1])
+            rows[0, i, j], rows[1, i, j], rows[2, i, j] = across * across, down * down, across * down
+    agreeing, energy = 0.0, 0.0
+    sums = np.zeros((3, width))
+    for i in range(2, height - 2):
+        for part in range(3):
+            for j in range(width):
+                sums[part, j] = 0.0
+            for k in range(i - 2, i + 3):
+                for j in range(width):
+                    sums[part, j] += rows[part, k, j]
+        for j in range(2, width - 2):
+            a, b, c = 0.0, 0.0, 0.0
+            for k in range(j - 2, j + 3):
+                a += sums[0, k]
+                b += sums[1, k]
+                c += sums[2, k]
+            agreeing += np.sqrt((a - b) * (a - b) + 4.0 * c * c)
+            energy += a + b
+    return agreeing / energy if energy > 0.0 else 0.0
+
+
+@kernel
+def fine_detail(luma: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return each pixel less the mean of its 5x5 window, times 25, borders of 2 pixels left out.
+
+    luma: (H + 2, W + 2) int32, padded. Returns ((H - 4) * (W - 4),) float64 whole numbers.
+    """
+    height, width = luma.shape[0] - 2, luma.shape[1] - 2
+    out = np.empty((height - 4) * (width - 4))
+    columns = np.zeros(width, np.int64)
+    n = 0
+    for i in range(2, height - 2):
+        for j in range(width):
+            columns[j] = 0
+            for k in range(i - 2, i + 3):
+                columns[j] += luma[k + 1, j + 1]
+        for j in range(2, width - 2):
+            total = columns[j - 2] + columns[j - 1] + columns[j] + columns[j + 1] + columns[j + 2]
+            out[n] = np.float64(25 * np.int64(luma[i + 1, j + 1]) - total)
+            n += 1
+    return out
+
+
+@kernel
+def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Return sum(a b) / sqrt(sum(a^2) sum(b^2)) of two (n,) float64, summed in order; 0 if either is zero."""
+    ab, aa, bb = 0.0, 0.0, 0.0
+    for i in range(len(a)):
+        ab += a[i] * b[i]
+        aa += a[i] * a[i]
+        bb += b[i] * b[i]
+    return ab / np.sqrt(aa * bb) if aa > 0.0 and bb > 0.0 else 0.0

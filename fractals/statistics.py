@@ -220,6 +220,35 @@ def edge_box_dimension(picture: Picture) -> float:
     return _box_dimension(kernels.edge_mask(_checked_luma(picture)))
 
 
+def coherence(picture: Picture) -> float:
+    """Return how far neighbouring edges run the same way, 0..1: long contours high, noise low.
+
+    The structure tensor's anisotropy over 5x5 windows, weighted by gradient energy (J. Bigun and
+    G. Granlund, "Optimal orientation detection of linear symmetry", ICCV 1987). At 64 pixels a side
+    people's flames give .56 [.38, .71], white noise .26.
+    """
+    return float(kernels.gradient_coherence(_checked_luma(picture)))
+
+
+def reliability(first: Picture, second: Picture) -> float:
+    """Return how much of the fine detail two renders of one genome share, -1..1.
+
+    The correlation of luma less its 5x5 mean. Two games of the same genome differ in their random
+    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can be
+    bought with noise, this cannot.
+
+    Args:
+        first: (H, W, 3) uint8.
+        second: of the same shape.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"pictures of shapes {first.shape} and {second.shape} cannot be compared; render one size"
+        )
+    details = (kernels.fine_detail(_checked_luma(picture)) for picture in (first, second))
+    return float(kernels.correlation(*details))
+
+
 def vendi_score(features: NDArray[np.float64]) -> float:
     """Return the effective number of different rows, 1..n (Friedman & Dieng, arXiv 2210.02410).
 

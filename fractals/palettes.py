@@ -1,0 +1,133 @@
+"""Procedural palettes: a few colours in OKLab, joined into a smooth ring of 256.
+
+OKLab: B. Ottosson, "A perceptual color space for image processing" (2020),
+https://bottosson.github.io/posts/oklab/ ; matrices as given there (public domain).
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fractals.elementary import F, floor, kernel, power
+from fractals.random import Draws
+
+ENTRIES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Palette:
+    """A ring of colours: stops in OKLab (lightness in [0, 1], a, b), evenly spaced, the last joins the first."""
+
+    stops: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        """Refuse fewer than two stops and lightness outside [0, 1]."""
+        if len(self.stops) < 2:
+            raise ValueError(f"{len(self.stops)} stops: a palette has at least 2; give one more colour")
+        for stop in self.stops:
+            if len(stop) != 3 or not 0 <= stop[0] <= 1:
+                raise ValueError(f"{stop}: a stop is (lightness in [0, 1], a, b); mend it")
+
+
+_THIRD = F(1 / 2.4)
+
+
+@kernel
+def _gamma(value):
+    """Return the sRGB transfer of a linear value, clamped to [0, 1]; IEC 61966-2-1."""
+    value = min(max(value, F(0)), F(1))
+    return F(12.92) * value if value <= F(0.0031308) else F(1.055) * power(value, _THIRD) - F(0.055)
+
+
+@kernel
+def _linear_rgb(lightness, a, b):
+    long = lightness + F(0.3963377774) * a + F(0.2158037573) * b
+    medium = lightness - F(0.1055613458) * a - F(0.0638541728) * b
+    short = lightness - F(0.0894841775) * a - F(1.2914855480) * b
+    long, medium, short = long * long * long, medium * medium * medium, short * short * short
+    red = F(4.0767416621) * long - F(3.3077115913) * medium + F(0.2309699292) * short
+    green = F(-1.2684380046) * long + F(2.6097574011) * medium - F(0.3413193965) * short
+    blue = F(-0.0041960863) * long - F(0.7034186147) * medium + F(1.7076147010) * short
+    return red, green, blue
+
+
+@kernel
+def _ring(stops, out):
+    """Interpolate stops, (n, 3) float32 OKLab, around the ring into out, (m, 3) float32 display RGB.
+
+    Smoothstep between neighbours: monotone, so no stop is overshot. A colour outside the gamut loses
+    chroma, in steps of 1/16, until it fits: its hue and lightness stay.
+    """
+    n, m = len(stops), len(out)
+    for i in range(m):
+        place = F(i) * F(n) / F(m)
+        left = int(floor(place))
+        t = place - F(left)
+        t = t * t * (F(3) - F(2) * t)
+        right = (left + 1) % n
+        lightness = stops[left, 0] + t * (stops[right, 0] - stops[left, 0])
+        a = stops[left, 1] + t * (stops[right, 1] - stops[left, 1])
+        b = stops[left, 2] + t * (stops[right, 2] - stops[left, 2])
+        for step in range(17):
+            keep = F(1) - F(step) * F(0.0625)
+            red, green, blue = _linear_rgb(lightness, a * keep, b * keep)
+            if min(red, green, blue) >= F(-0.002) and max(red, green, blue) <= F(1.002):
+                break
+        out[i, 0], out[i, 1], out[i, 2] = _gamma(red), _gamma(green), _gamma(blue)
+
+
+@lru_cache(maxsize=64)
+def palette_table(palette: Palette) -> NDArray[np.float32]:
+    """Return the ring's table, (256, 3) float32 display RGB in [0, 1]; entry 255 neighbours entry 0. Read-only."""
+    out = np.empty((ENTRIES, 3), np.float32)
+    _ring(np.array(palette.stops, np.float32), out)
+    out.setflags(write=False)
+    return out
+
+
+def _stop(lightness: float, chroma: float, hue: float) -> tuple[float, float, float]:
+    lightness = min(max(lightness, 0.0), 1.0)
+    return round(lightness, 4), round(chroma * math.cos(hue), 4), round(chroma * math.sin(hue), 4)
+
+
+def draw_palette(draws: Draws) -> Palette:
+    """Draw a ring of 3 to 8 strong colours of two to five hues, dark and light in turn.
+
+    Schemes: near hues, two opposite ones, a triad, the whole circle. Lightness swings between a dark and
+    a light end, so that neighbouring values of the coordinate can be told apart in grey as well.
+    """
+    n = draws.whole(3, 8)
+    first = draws.uniform(0, 2 * math.pi)
+    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.35, 0.35, 0.2, 0.1))
+    if scheme == "near":
+        hues = [first + draws.uniform(-0.6, 0.6) for _ in range(n)]
+    elif scheme == "split":
+        second = first + math.pi + draws.uniform(-0.7, 0.7)
+        hues = [draws.choice((first, second)) + draws.uniform(-0.35, 0.35) for _ in range(n)]
+    elif scheme == "triad":
+        hues = [first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)]
+    else:
+        step = draws.sign() * 2 * math.pi / n
+        hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
+    dark, light = draws.weighted(((0.05, 0.7), (0.2, 0.9), (0.4, 0.97)), (1, 2, 1.5))
+    strength = draws.uniform(0.1, 0.28)
+    stops = []
+    for i, hue in enumerate(hues):
+        swing = draws.uniform(0.0, 0.45)
+        lightness = dark + (light - dark) * (swing if i % 2 == 0 else 1 - swing)
+        chroma = strength * draws.uniform(0.6, 1.25) * (0.35 if draws.chance(0.12) else 1.0)
+        stops.append(_stop(lightness, chroma, hue))
+    return Palette(stops=tuple(stops))
+
+
+def draw_background(draws: Draws, palette: Palette) -> Palette:
+    """Draw the two ends of the ground's gradient: relatives of two of the palette's stops, mostly dark."""
+    low, high = draws.weighted(((0.06, 0.3), (0.3, 0.6), (0.7, 0.95)), (5, 2, 2))
+    ends = []
+    for stop in (draws.choice(palette.stops), draws.choice(palette.stops)):
+        keep = draws.uniform(0.5, 1.0)
+        ends.append((round(draws.uniform(low, high), 4), round(stop[1] * keep, 4), round(stop[2] * keep, 4)))
+    return Palette(stops=tuple(ends))

@@ -1,0 +1,245 @@
+"""A genome from a seed and an index: drafts are drawn until one passes the statistics of its preview."""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fractals.escape import draw_escape
+from fractals.genome import (
+    FAMILIES,
+    GENOME_VERSION,
+    Blend,
+    Camera,
+    ChaosLayer,
+    Family,
+    Fold,
+    Genome,
+    Layer,
+    Tone,
+)
+from fractals.kernels import accumulate, sample_points
+from fractals.palettes import draw_background, draw_palette
+from fractals.random import Draws
+from fractals.render import grade, paint
+from fractals.statistics import coherence, preview_statistics, reliability
+from fractals.systems import ANY_TONE, TEMPLATES, rounded
+from fractals.tone import estimate_density
+
+PREVIEW_SIZE = 64
+PREVIEW_SAMPLES = 24
+MOST_DRAFTS = 1000
+"""One draft in three is kept; a thousand in a row have never been dull."""
+_FRAMING, _EXPOSING = 2, 3
+_FRAME_STEPS = 2
+_EXPOSURE_SAMPLES = 12
+
+_FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0}
+_WEIGHTS: dict[Family, dict[str, float]] = {
+    "mixed": _FLAMES | {"ifs": 1.0},
+    "flame": _FLAMES,
+    "ifs": {"ifs": 1.0},
+}
+_PLANS = {"single": 0.44, "double": 0.22, "ground": 0.14, "escape": 0.2}
+"""What a mixed picture is made of: one system, two, one on an escape-time ground, or that ground alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars:
+    """What the preview of a draft must reach; each field is the least value of the statistic so named.
+
+    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by people;
+    preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a picture is dust.
+    """
+
+    coverage: float = 0.9
+    edge_density: float = 0.3
+    textured_blocks: float = 0.6
+    edges_at_32: float = 0.55
+    luma_std_at_32: float = 0.11
+    rgb_entropy: float = 3.4
+    colourfulness: float = 30.0
+    coherence: float = 0.5
+    reliability: float = 0.82
+    most_edges: float = 0.82
+
+
+BARS = Bars()
+_MEASURED = tuple(
+    field.name for field in fields(Bars) if field.name not in ("coherence", "reliability", "most_edges")
+)
+
+
+def frame(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Camera | None:
+    """Place a camera where the points are; None if the attractor is a point or has no bounds.
+
+    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are wasted.
+    key: integers of the game's random stream.
+    """
+    x, y = sample_points(layer, _FRAME_STEPS, *key, _FRAMING)
+    good = (np.abs(x) < 1e3) & (np.abs(y) < 1e3)
+    if np.count_nonzero(good) < 0.9 * len(x):
+        return None
+    x, y = x[good], y[good]
+    if abs(layer.symmetry) > 1 and layer.final is None and draws.chance(0.7):
+        centre_x, centre_y = 0.0, 0.0
+    else:
+        pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
+        middle_x, middle_y = _quantile(x, 0.5), _quantile(y, 0.5)
+        centre_x = middle_x + pull * (float(x[pick]) - middle_x)
+        centre_y = middle_y + pull * (float(y[pick]) - middle_y)
+    reach = np.maximum(np.abs(x - np.float32(centre_x)), np.abs(y - np.float32(centre_y)))
+    half = _quantile(reach, draws.uniform(0.35, 0.92))
+    if not 1e-3 < half < 50:
+        return None
+    folds: tuple[Fold, ...] = ("none", "mirror", "wrap")
+    fold = draws.weighted(folds, (0.8, 0.17, 0.03))
+    angle = draws.uniform(-math.pi, math.pi)
+    return Camera(
+        centre=(rounded(centre_x), rounded(centre_y)),
+        width=rounded(2 * half),
+        rotation=0.0 if fold != "none" or draws.chance(0.5) else rounded(angle),
+        fold=fold,
+    )
+
+
+def _quantile(values: NDArray[np.float32], share: float) -> float:
+    """Return the value that `share` of them do not exceed: one of the values, never a mean of two."""
+    place = int(share * (len(values) - 1))
+    return float(np.partition(values, place)[place])
+
+
+def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None:
+    """Set light and colour by a small first game; None if next to nothing lies in the window.
+
+    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the palette.
+    key: integers of the game's random stream.
+    """
+    game = accumulate(layer, PREVIEW_SIZE, PREVIEW_SIZE, _EXPOSURE_SAMPLES, *key, _EXPOSING)
+    planes = estimate_density(game[0], game[1], ANY_TONE.softness)
+    points, colours = planes[0].ravel(), planes[1].ravel()
+    bright = _quantile(points, 1 - draws.uniform(0.02, 0.15))
+    density = bright * PREVIEW_SIZE**2 / game[2]
+    if density < 0.02:
+        return None
+    lit = points > np.float32(0.2 * bright)
+    seen = colours[lit] / points[lit]
+    span = max(_quantile(seen, 0.95) - _quantile(seen, 0.05), 0.01)
+    return Tone(
+        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as blotches.
+        colour_start=rounded(draws.unit()),
+        colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
+        exposure=float(f"{density:.4g}"),
+        contrast=float(f"{10 ** draws.uniform(0.3, 2.0) / density:.4g}"),
+        gamma=rounded(draws.uniform(0.55, 1.0)),
+        vibrancy=rounded(draws.uniform(0.6, 1.0)),
+    )
+
+
+def draw_chaos(draws: Draws, key: tuple[int, ...], weights: dict[str, float]) -> ChaosLayer | None:
+    """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
+
+    key: integers of its games' random streams; weights: relative frequency of each of `TEMPLATES`.
+    """
+    template = draws.weighted(list(weights), list(weights.values()))
+    layer = TEMPLATES[template](draws)
+    camera = frame(layer, draws, key)
+    if camera is None:
+        return None
+    layer = replace(layer, camera=camera)
+    tone = expose(layer, draws, key)
+    return None if tone is None else replace(layer, tone=tone)
+
+
+def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
+    """Draw a genome that nobody has looked at; None if a system of it has nothing to show.
+
+    A pure function of its arguments.
+    """
+    number = FAMILIES.index(family)
+    draws = Draws(GENOME_VERSION, number, seed, index, attempt)
+    palette = draw_palette(draws)
+    background = draw_background(draws, palette)
+    plan = draws.weighted(list(_PLANS), list(_PLANS.values()))
+    layers: list[Layer] = []
+    if family == "escape" or (family == "mixed" and plan in ("ground", "escape")):
+        layers.append(Layer(fractal=draw_escape(draws), palette=palette))
+        palette = draw_palette(draws)
+    systems = 0 if family == "escape" else {"single": 1, "double": 2, "ground": 1}.get(plan, 0)
+    if not layers:
+        systems = max(systems, 1)
+    for _ in range(systems):
+        key = (GENOME_VERSION, number, seed, index, attempt, len(layers))
+        fractal = draw_chaos(draws, key, _WEIGHTS[family])
+        if fractal is None:
+            return None
+        blends: tuple[Blend, ...] = ("over", "screen", "lighten")
+        layers.append(Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1))))
+        if draws.chance(0.4):
+            palette = draw_palette(draws)
+    return Genome(
+        family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
+    )
+
+
+def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
+    """Return the genome with black and white set so that all but 2 % of a preview's values at each end are used.
+
+    painted: (H, W, 3) float32 of `paint`.
+    """
+    values = painted.reshape(-1)
+    return replace(
+        genome,
+        black=rounded(max(0.0, _quantile(values, 0.02) - 0.02)),
+        white=rounded(min(1.0, max(_quantile(values, 0.98), 0.1))),
+    )
+
+
+def preview(genome: Genome, stream: int) -> NDArray[np.uint8]:
+    """Return a genome's picture at 64x64, of one of several independent games; (64, 64, 3) uint8."""
+    return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream))
+
+
+def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
+    """Return the statistics in which a preview misses `BARS`, in their order; empty: keep it.
+
+    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else passes.
+    """
+    measured = preview_statistics(picture)
+    missed = [name for name in _MEASURED if getattr(measured, name) < getattr(BARS, name)]
+    if measured.edge_density > BARS.most_edges:
+        missed.append("most_edges")
+    if coherence(picture) < BARS.coherence:
+        missed.append("coherence")
+    if not missed and reliability(picture, preview(genome, 1)) < BARS.reliability:
+        missed.append("reliability")
+    return missed
+
+
+def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
+    """Return picture `index` of a set: the first draft that passes, a pure function of the arguments.
+
+    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape".
+    `genome.attempt` says how many drafts were rejected before.
+
+    Raises:
+        ValueError: a negative seed or index, or an unknown family.
+        RuntimeError: a thousand drafts in a row were dull.
+    """
+    for name, value in (("seed", seed), ("index", index)):
+        if value < 0:
+            raise ValueError(f"{name} {value}: must not be negative; count from 0")
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r}: is no family; use one of {', '.join(FAMILIES)}")
+    for attempt in range(MOST_DRAFTS):
+        genome = draft(seed, index, family, attempt)
+        if genome is None:
+            continue
+        painted = paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES)
+        genome = stretched(genome, painted)
+        if not faults(genome, grade(genome, painted)):
+            return genome
+    raise RuntimeError(
+        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; use another seed"
+    )
