@@ -52,8 +52,8 @@ class Verdict:
 
 
 # Flames: 200 fractal flames designed or bred by people (Electric Sheep), 256x256, and the first 64
-# of them for the Vendi scores. Photographs: at 256x256. Medians, 10th and 90th percentiles. The bars
-# are ours: what a set needs that is to mix better than noise does.
+# of them for the Vendi scores. Photographs: at 256x256. Medians, 10th and 90th percentiles. The
+# bars are ours: what a set needs that is to mix better than noise does.
 ROWS = (
     Row(
         name="coverage",
