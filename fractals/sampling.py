@@ -1,4 +1,7 @@
-"""A genome from a seed and an index: drafts are drawn until one passes the statistics of its preview."""
+"""A genome from a seed and an index.
+
+Drafts are drawn until one passes the statistics of its preview.
+"""
 
 import math
 from dataclasses import dataclass, fields, replace
@@ -42,15 +45,21 @@ _WEIGHTS: dict[Family, dict[str, float]] = {
     "ifs": {"ifs": 1.0},
 }
 _PLANS = {"single": 0.44, "double": 0.22, "ground": 0.14, "escape": 0.2}
-"""What a mixed picture is made of: one system, two, one on an escape-time ground, or that ground alone."""
+"""What a mixed picture is made of.
+
+One system, two, one on an escape-time ground, or that ground alone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """What the preview of a draft must reach; each field is the least value of the statistic so named.
+    """What the preview of a draft must reach.
 
-    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by people;
-    preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a picture is dust.
+    Each field is the least value of the statistic so named.
+
+    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by
+    people; preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a
+    picture is dust.
     """
 
     coverage: float = 0.9
@@ -67,15 +76,18 @@ class Bars:
 
 BARS = Bars()
 _MEASURED = tuple(
-    field.name for field in fields(Bars) if field.name not in ("coherence", "reliability", "most_edges")
+    field.name
+    for field in fields(Bars)
+    if field.name not in ("coherence", "reliability", "most_edges")
 )
 
 
 def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
     """Place a camera where the points are; None if the attractor is a point or has no bounds.
 
-    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are wasted.
-    symmetric: the system has a centre, worth looking at. key: integers of the game's random stream.
+    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are
+    wasted. symmetric: the system has a centre, worth looking at. key: integers of the game's random
+    stream.
     """
     x, y = sample_points(program, _FRAME_STEPS, *key)
     good = np.maximum(np.abs(x), np.abs(y)) < 1e3
@@ -107,15 +119,21 @@ def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...])
 
 
 def _quantile(values: NDArray[np.float32], share: float) -> float:
-    """Return the value that `share` of them do not exceed: one of the values, never a mean of two."""
+    """Return the value that `share` of them do not exceed.
+
+    One of the values, never a mean of two.
+    """
     place = int(share * (len(values) - 1))
     return float(np.partition(values, place)[place])
 
 
 def expose(game: Game, draws: Draws) -> Tone | None:
-    """Set light and colour by a small first game, already spread; None if next to nothing lies in the window.
+    """Set light and colour by a small first game, already spread.
 
-    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the palette.
+    None if next to nothing lies in the window.
+
+    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the
+    palette.
     """
     points, colours = game.points.ravel(), game.colours.ravel()
     bright = _quantile(points, 1 - draws.uniform(0.02, 0.15))
@@ -126,7 +144,8 @@ def expose(game: Game, draws: Draws) -> Tone | None:
     seen = colours[lit] / points[lit]
     span = max(_quantile(seen, 0.95) - _quantile(seen, 0.05), 0.01)
     return Tone(
-        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as blotches.
+        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as
+        # blotches.
         colour_start=rounded(draws.unit()),
         colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
         exposure=float(f"{density:.4g}"),
@@ -141,8 +160,8 @@ def draw_chaos(
 ) -> tuple[ChaosLayer, Game] | None:
     """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
 
-    weights: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is exposed
-    by, at PREVIEW_SIZE. key: integers of that game's random stream.
+    weights: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is
+    exposed by, at PREVIEW_SIZE. key: integers of that game's random stream.
     """
     template = draws.weighted(list(weights), list(weights.values()))
     layer = TEMPLATES[template](draws)
@@ -158,7 +177,7 @@ def draw_chaos(
 
 
 class Draft(NamedTuple):
-    """A genome that nobody has looked at, and the games, spread, that its layers of these numbers were exposed by."""
+    """A genome that nobody has looked at. Games: spread, by number of the layer they exposed."""
 
     genome: Genome
     games: dict[int, Game]
@@ -188,17 +207,24 @@ def draft(seed: int, index: int, family: Family, attempt: int) -> Draft | None:
             return None
         fractal, games[len(layers)] = drawn
         blends: tuple[Blend, ...] = ("over", "screen", "lighten")
-        layers.append(Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1))))
+        layers.append(
+            Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1)))
+        )
         if draws.chance(0.4):
             palette = draw_palette(draws)
     genome = Genome(
-        family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
+        family=family,
+        seed=seed,
+        index=index,
+        attempt=attempt,
+        background=background,
+        layers=tuple(layers),
     )
     return Draft(genome, games)
 
 
 def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
-    """Return the genome with black and white set so that all but 2 % of a preview's values at each end are used.
+    """Return the genome with black and white at the ends of what a preview uses, 2 % left out.
 
     painted: (H, W, 3) float32 of `paint`.
     """
@@ -211,14 +237,18 @@ def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
 
 
 def preview(genome: Genome, stream: int) -> NDArray[np.uint8]:
-    """Return a genome's picture at 64x64, of one of several independent games; (64, 64, 3) uint8."""
+    """Return a genome's picture at 64x64, of one of several independent games.
+
+    (64, 64, 3) uint8.
+    """
     return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream=stream))
 
 
 def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
     """Return the statistics in which a preview misses `BARS`, in their order; empty: keep it.
 
-    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else passes.
+    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else
+    passes.
     """
     measured = preview_statistics(picture)
     missed = [name for name in _MEASURED if getattr(measured, name) < getattr(BARS, name)]
@@ -232,10 +262,12 @@ def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
 
 
 def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
-    """Return picture `index` of a set: the first draft that passes, a pure function of the arguments.
+    """Return picture `index` of a set.
 
-    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape".
-    `genome.attempt` says how many drafts were rejected before.
+    The first draft that passes, a pure function of the arguments.
+
+    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape". `genome.attempt` says
+    how many drafts were rejected before.
 
     Raises:
         ValueError: a negative seed or index, or an unknown family.
@@ -250,10 +282,13 @@ def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
         drawn = draft(seed, index, family, attempt)
         if drawn is None:
             continue
-        painted = paint(drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games)
+        painted = paint(
+            drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games
+        )
         genome = stretched(drawn.genome, painted)
         if not faults(genome, grade(genome, painted)):
             return genome
     raise RuntimeError(
-        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; use another seed"
+        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; "
+        "use another seed"
     )

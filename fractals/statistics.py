@@ -234,8 +234,8 @@ def reliability(first: Picture, second: Picture) -> float:
     """Return how much of the fine detail two renders of one genome share, -1..1.
 
     The correlation of luma less its 5x5 mean. Two games of the same genome differ in their random
-    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can be
-    bought with noise, this cannot.
+    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can
+    be bought with noise, this cannot.
 
     Args:
         first: (H, W, 3) uint8.
@@ -243,7 +243,8 @@ def reliability(first: Picture, second: Picture) -> float:
     """
     if first.shape != second.shape:
         raise ValueError(
-            f"pictures of shapes {first.shape} and {second.shape} cannot be compared; render one size"
+            f"pictures of shapes {first.shape} and {second.shape} cannot be compared; "
+            "render both at one size"
         )
     details = (kernels.fine_detail(_checked_luma(picture)) for picture in (first, second))
     return float(kernels.correlation(*details))

@@ -1,4 +1,6 @@
-"""Points and colours -> light: density estimation, logarithm, gamma, vibrancy, and the layers' blending.
+"""Points and colours -> light.
+
+Density estimation, logarithm, gamma, vibrancy, and the layers' blending.
 
 Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6 (gamma, vibrancy) and 8
 (density estimation). Their kernel's radius falls with the count, one kernel a pixel; here a pixel's
@@ -29,7 +31,9 @@ def _weigh_rows(a, b, c, d, e, out):
 
 @kernel
 def smooth(plane, gap, work, out):
-    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart, edges repeated.
+    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart.
+
+    Edges repeated.
 
     plane, work, out: (H, W) float32, three different arrays.
     """
@@ -53,13 +57,17 @@ def smooth(plane, gap, work, out):
         if inner > 0:
             _weigh_rows(
                 row[:inner], row[gap : gap + inner], row[2 * gap : 2 * gap + inner],
-                row[3 * gap : 3 * gap + inner], row[4 * gap : 4 * gap + inner], to[border : border + inner],
+                row[3 * gap : 3 * gap + inner], row[4 * gap : 4 * gap + inner],
+                to[border : border + inner],
             )  # fmt: skip
 
 
 @kernel
 def _choose_levels(softness, points, nearby, levels):
-    """Write the level, a float in [0, LEVELS], that each pixel's density asks for; all (n,) float32."""
+    """Write the level, a float in [0, LEVELS], that each pixel's density asks for.
+
+    All (n,) float32.
+    """
     log_softness, top = logarithm2(softness), F(LEVELS)
     for i in range(len(points)):
         level = _HALF * (log_softness - logarithm2(max(_HALF * points[i], nearby[i])))
@@ -88,11 +96,13 @@ def _add_into(plane, out):
 def estimate_density(
     points: NDArray[np.float32], colours: NDArray[np.float32], softness: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp; keeps the sums.
+    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp.
 
-    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread; pixels with
-    a quarter of them are spread by the first level's kernel, and so on. 0: no smoothing.
-    Returns two (H, W) float32 arrays.
+    Keeps the sums.
+
+    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread;
+    pixels with a quarter of them are spread by the first level's kernel, and so on. 0: no
+    smoothing. Returns two (H, W) float32 arrays.
     """
     if softness <= 0:
         return points, colours
@@ -106,7 +116,8 @@ def estimate_density(
     _choose_levels(F(softness), points.reshape(-1), nearby.reshape(-1), levels)
     spread = []
     for plane in (points, colours):
-        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level does.
+        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level
+        # does.
         out, share = np.empty(shape, np.float32), np.empty(shape, np.float32)
         _take_share(F(LEVELS), levels, plane.reshape(-1), out.reshape(-1))
         for level in range(LEVELS - 1, -1, -1):
@@ -125,7 +136,10 @@ def _divide(part, whole, out):
 
 @kernel
 def _shine(points, scale, contrast, per_light, gamma, light, value, cover):
-    """Write light = log(1 + contrast d) / log(1 + contrast exposure), value = light^gamma and cover."""
+    """Write light = log(1 + contrast d) / log(1 + contrast exposure).
+
+    Value = light^gamma and cover.
+    """
     for i in range(len(points)):
         here = logarithm2(fma(contrast, points[i] * scale, _ONE)) * per_light
         light[i] = here
@@ -135,9 +149,12 @@ def _shine(points, scale, contrast, per_light, gamma, light, value, cover):
 
 @kernel
 def _look_up(shares, start, stretch, table, out):
-    """Write one channel's ink, (n,) float32; table: (257,) float32, the palette's ring, its first entry again.
+    """Write one channel's ink, (n,) float32.
 
-    A loop of its own: the look-up cannot be vectorised, and would keep `_develop` from it (5 times slower).
+    Table: (257,) float32, the palette's ring, its first entry again.
+
+    A loop of its own: the look-up cannot be vectorised, and would keep `_develop` from it (5 times
+    slower).
     """
     for i in range(len(out)):
         place = fma(stretch, shares[i], start)
@@ -168,10 +185,10 @@ def develop(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Turn points, already spread by `estimate_density`, into a layer's light and cover.
 
-    points, colours: (H, W) float32, played: all points of the game; table: (256, 3) float32.
-    The colour is the mean of a pixel and its neighbours (standard deviation 1 pixel), the light its own:
-    the eye sees speckles of hue and lines of light.
-    Returns light (3, H, W) float32 in [0, 1], already multiplied by cover, and cover (H, W) in [0, 1].
+    points, colours: (H, W) float32, played: all points of the game; table: (256, 3) float32. The
+    colour is the mean of a pixel and its neighbours (standard deviation 1 pixel), the light its
+    own: the eye sees speckles of hue and lines of light. Returns light (3, H, W) float32 in [0, 1],
+    already multiplied by cover, and cover (H, W) in [0, 1].
     """
     height, width = points.shape
     shares, work = np.empty_like(points), np.empty_like(points)
@@ -184,10 +201,25 @@ def develop(
     light, value = np.empty(points.size, np.float32), np.empty(points.size, np.float32)
     out, cover = np.empty((3, points.size), np.float32), np.empty(points.size, np.float32)
     scale = F(min(height, width) ** 2 / played)
-    _shine(points.reshape(-1), scale, F(tone.contrast), F(1) / full[0], F(tone.gamma), light, value, cover)
+    _shine(
+        points.reshape(-1),
+        scale,
+        F(tone.contrast),
+        F(1) / full[0],
+        F(tone.gamma),
+        light,
+        value,
+        cover,
+    )
     ring = np.concatenate((table, table[:1])).T.copy()
     for channel in range(3):
-        _look_up(shares.reshape(-1), F(tone.colour_start), F(tone.colour_stretch), ring[channel], out[channel])
+        _look_up(
+            shares.reshape(-1),
+            F(tone.colour_start),
+            F(tone.colour_stretch),
+            ring[channel],
+            out[channel],
+        )
         _develop(light, value, F(tone.gamma), F(tone.vibrancy), out[channel])
     return out.reshape(3, height, width), cover.reshape(height, width)
 
@@ -204,8 +236,8 @@ BLEND_NUMBERS = {"over": 0, "screen": 1, "lighten": 2, "multiply": 3}
 def lay_over(below, light, cover, blend, opacity):
     """Lay a layer on what is below, in place; display values throughout.
 
-    below: (n, 3), light: (3, n) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: of BLEND_NUMBERS;
-    opacity: float32 in [0, 1].
+    below: (n, 3), light: (3, n) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: of
+    BLEND_NUMBERS; opacity: float32 in [0, 1].
     """
     for i in range(len(cover)):
         hidden = opacity * cover[i]
@@ -224,7 +256,10 @@ def lay_over(below, light, cover, blend, opacity):
 
 @kernel
 def shade_ground(first, second, out):
-    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`, (3,) float32 each."""
+    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`.
+
+    (3,) float32 each.
+    """
     height, width, _ = out.shape
     for y in range(height):
         t = (F(y) + _HALF) / F(height)
@@ -235,7 +270,10 @@ def shade_ground(first, second, out):
 
 @kernel
 def to_bytes(values, black, white, out):
-    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out, (n,) uint8."""
+    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out.
+
+    (n,) uint8.
+    """
     scale = F(255) / (white - black)
     for i in range(len(out)):
         value = min(max((values[i] - black) * scale, _ZERO), F(255))
