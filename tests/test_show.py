@@ -1,6 +1,7 @@
 """`pixmix-show set`, and what it is made of: files in order, sheets, bars."""
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,17 @@ def test_pictures_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_
     assert found == ["09.png", "9.png", "10.png", "a/x2.webp", "a/x2b.jpg", "a/x10.bmp", "b/1.PNG"]
 
 
+@pytest.mark.parametrize("disk_order", [sorted, lambda paths: sorted(paths, reverse=True)])
+def test_names_of_equal_numbers_have_an_order_of_their_own(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    disk_order: Callable[[Iterable[Path]], list[Path]],
+) -> None:
+    paths = [save(noise(0, (20, 30)), tmp_path / name) for name in ("9.png", "09.png", "009.png")]
+    monkeypatch.setattr(Path, "rglob", lambda _folder, _pattern: disk_order(paths))
+    assert [path.name for path in picture_files(tmp_path)] == ["009.png", "09.png", "9.png"]
+
+
 def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "seen.png")
     save(noise(0), tmp_path / ".work" / "hidden.png")
@@ -147,8 +159,9 @@ def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
 
 def test_jpeg_bits_are_those_of_a_file_of_quality_75(tmp_path: Path) -> None:
     path = tmp_path / "picture.jpg"
-    Image.fromarray(noise(0, (120, 200))).save(path, quality=75)
-    assert jpeg_bits_per_pixel(noise(0, (120, 200))) == path.stat().st_size * 8 / (120 * 200)
+    picture = np.random.default_rng(0).integers(0, 256, (120, 200, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(path, quality=75)
+    assert jpeg_bits_per_pixel(picture) == path.stat().st_size * 8 / (120 * 200)
 
 
 def test_equal_pictures_have_no_diversity(tmp_path: Path) -> None:
