@@ -49,14 +49,14 @@ POWER, PHOENIX, RINGS, NEWTON = 0, 1, 2, 3
 
 
 @functools.cache
-def orbit_kernel(family: int, power: int) -> Callable[..., Any]:  # noqa: C901
+def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
     """Compile the orbit loop of one formula and power; cached on disk like every kernel.
 
     The formula is a constant of the loop: a branch inside would keep it from vectorising.
     """
 
     @kernel
-    def advance(tiles: NDArray[Any], p: NDArray[Any], max_iterations: int) -> None:  # noqa: C901
+    def advance(tiles: NDArray[Any], p: NDArray[Any], max_iterations: int) -> None:
         """Advance orbits until each has escaped, settled, been caught, or the limit is reached.
 
         tiles: (n, 12 * 64) float32 or float64, 64 orbits a row, fields x y cx cy count trap sum

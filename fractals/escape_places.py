@@ -54,7 +54,7 @@ _TRIES = 8
 _SEARCH_ITERATIONS, _FINDING_ITERATIONS = 96, 320
 # A window is at fault with less than this share escaping, or more than this share calm, or dusty,
 # or more than this coherence of its slopes, which is 1 where all lines are parallel.
-_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.3, 0.06, 0.6
+_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.35, 0.1, 0.6
 # Neighbours on the survey grid whose counts differ by less are calm: three counts a window.
 _CALM_CHANGE = 0.2
 # Part of a feature's spread that may change within a 256th of the window.
@@ -127,9 +127,7 @@ def _coherence(values: NDArray[np.float32]) -> float:
 
 
 @kernel
-def _appraise(  # noqa: C901
-    features: NDArray[np.float32], shifted: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def _appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return what a survey says of a window.
 
     features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:
