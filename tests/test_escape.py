@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+import reference
 from fractals import escape_places
 from fractals.escape import (
     FORMULAS,
