@@ -127,7 +127,38 @@ def _coherence(values: NDArray[np.float32]) -> float:
 
 
 @kernel
-def _appraise(  # noqa: C901features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
+def _calm_and_dusty(
+    features: NDArray[np.float32],
+    shifted: NDArray[np.float32],
+    smooth_spread: float,
+    trap_spread: float,
+    inner_trap_spread: float,
+) -> tuple[float, float]:
+    """Return the share of neighbours alike in count, and of samples unlike the shifted ones.
+
+    features, shifted: (4, rows, columns) float32. Spreads: how far the features range.
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    calm, dusty, pairs = 0, 0, 0
+    for row in range(rows):
+        for column in range(columns - 1):
+            here, there = features[0, row, column], features[0, row, column + 1]
+            if here >= 0.0 and there >= 0.0:
+                pairs += 1
+                calm += 1 if abs(exponential2(here) - exponential2(there)) < _CALM_CHANGE else 0
+            there = shifted[0, row, column]
+            trap_change = abs(features[1, row, column] - shifted[1, row, column])
+            if here >= 0.0:
+                unlike = there < 0.0 or abs(there - here) > _DUSTY_CHANGE * smooth_spread
+                unlike = unlike or trap_change > _DUSTY_CHANGE * trap_spread
+            else:
+                unlike = there >= 0.0 or trap_change > _DUSTY_CHANGE * inner_trap_spread
+            dusty += 1 if unlike else 0
+    return calm / max(pairs, 1), dusty / (rows * (columns - 1))
+
+
+@kernel
+def _appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return what a survey says of a window.
 
     features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:
@@ -137,7 +168,7 @@ def _appraise(  # noqa: C901features: NDArray[np.float32], shifted: NDArray[np.f
     trap and wave inside.
     """
     rows, columns = features.shape[1], features.shape[2]
-    smooth, trap = features[0], features[1]
+    smooth = features[0]
     values = np.empty((5, rows * columns), np.float32)
     outside, inside = 0, 0
     for row in range(rows):
@@ -156,24 +187,8 @@ def _appraise(  # noqa: C901features: NDArray[np.float32], shifted: NDArray[np.f
         result[6 + k] = max(high - low, _LEAST_SPREAD)
         if k == 0:
             result[4], result[5] = exponential2(_F(middle)) - 1.0, exponential2(_F(high)) - 1.0
-    calm, dusty, pairs = 0, 0, 0
-    for row in range(rows):
-        for column in range(columns - 1):
-            here, there = smooth[row, column], smooth[row, column + 1]
-            if here >= 0.0 and there >= 0.0:
-                pairs += 1
-                calm += 1 if abs(exponential2(here) - exponential2(there)) < _CALM_CHANGE else 0
-            there = shifted[0, row, column]
-            trap_change = abs(trap[row, column] - shifted[1, row, column])
-            if here >= 0.0:
-                unlike = there < 0.0 or abs(there - here) > _DUSTY_CHANGE * result[6]
-                unlike = unlike or trap_change > _DUSTY_CHANGE * result[7]
-            else:
-                unlike = there >= 0.0 or trap_change > _DUSTY_CHANGE * result[9]
-            dusty += 1 if unlike else 0
     result[0] = outside / (rows * columns)
-    result[1] = calm / max(pairs, 1)
-    result[2] = dusty / (rows * (columns - 1))
+    result[1], result[2] = _calm_and_dusty(features, shifted, result[6], result[7], result[9])
     result[3] = _coherence(smooth)
     return result
 
