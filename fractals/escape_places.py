@@ -47,14 +47,14 @@ _RECIPES = (
     (0.3, 0.8, 0.0, 0.0),
     (0.6, 0.4, 0.0, 0.15),
 )
-_RECIPE_WEIGHTS = (0.18, 0.15, 0.2, 0.3, 0.17)
+_RECIPE_WEIGHTS = (0.2, 0.15, 0.12, 0.37, 0.16)
 _SURVEY = 16
 _TRIES = 8
 # Iterations while looking for a place, and while its own number of them is being found.
 _SEARCH_ITERATIONS, _FINDING_ITERATIONS = 96, 320
 # A window is at fault with less than this share escaping, or more than this share calm, or dusty,
 # or more than this coherence of its slopes, which is 1 where all lines are parallel.
-_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.35, 0.1, 0.6
+_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.45, 0.05, 0.6
 # Neighbours on the survey grid whose counts differ by less are calm: three counts a window.
 _CALM_CHANGE = 0.2
 # Part of a feature's spread that may change within a 256th of the window.
@@ -297,12 +297,12 @@ def _draw_window(draws: Draws) -> EscapeLayer:
     """Draw a formula and a window on its border; a third of Julia sets are shown whole."""
     layer = _draw_formula(draws)
     if layer.plane == "parameter" and draws.chance(0.4):
-        return _descend(draws, layer, layer.width / 2 ** draws.uniform(0.5, 12.0))
+        return _descend(draws, layer, layer.width / 2 ** draws.uniform(0.5, 11.0))
     constant = _draw_constant(draws, layer)
     layer = replace(layer, plane="julia", constant=constant, centre=(0.0, 0.0), width=_JULIA_WIDTH)
     if draws.chance(0.35):
         return replace(layer, width=_significant(2 ** draws.uniform(-2.5, 1.2)))
-    return _descend(draws, layer, _JULIA_WIDTH / 2 ** draws.uniform(0.3, 8.0))
+    return _descend(draws, layer, _JULIA_WIDTH / 2 ** draws.uniform(0.3, 6.5))
 
 
 def _draw_place(draws: Draws) -> tuple[EscapeLayer, _Look]:
@@ -321,7 +321,7 @@ def _draw_place(draws: Draws) -> tuple[EscapeLayer, _Look]:
             wave_detail=round(draws.unit(), 3),
         )
         look = _survey(layer, aside=0)
-        limit = look.median_count + (look.many_count - look.median_count) * draws.uniform(0.4, 1.3)
+        limit = look.median_count + (look.many_count - look.median_count) * draws.uniform(0.2, 1.0)
         limit = min(max(4 * int(limit / 4 + 1), 8), _FINDING_ITERATIONS)
         layer = replace(layer, max_iterations=limit)
         fault = _fault(look)
@@ -344,7 +344,7 @@ def draw_escape(draws: Draws) -> EscapeLayer:
     smooth, trap, wave, cell = draws.weighted(_RECIPES, _RECIPE_WEIGHTS)
     inner_trap = draws.unit()
     # A calm window gets more turns, a lively one shows enough by itself.
-    turns = draws.uniform(0.7, 1.6) * (1.0 + look.calm)
+    turns = draws.uniform(0.5, 1.2) * (1.0 + look.calm)
     return replace(
         layer,
         smooth_turns=_significant(turns * smooth / look.smooth_spread),
@@ -355,9 +355,9 @@ def draw_escape(draws: Draws) -> EscapeLayer:
         inner_wave_turns=_significant(turns * (1.0 - inner_trap) / look.inner_wave_spread),
         phase=round(draws.unit(), 4),
         inner_phase=round(draws.unit(), 4),
-        relief=round(draws.uniform(0.2, 0.8), 3),
+        relief=round(draws.uniform(0.1, 0.6), 3),
         light_rotation=round(draws.unit(), 4),
-        steepness=_significant(draws.uniform(0.03, 0.15) / turns),
+        steepness=_significant(draws.uniform(0.02, 0.08) / turns),
         edge=round(draws.uniform(-0.9, 0.7), 3),
         edge_phase=round(draws.unit(), 4),
         glow=round(draws.uniform(0.2, 0.8), 3) if trap and draws.chance(0.6) else 0.0,
