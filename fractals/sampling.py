@@ -45,7 +45,7 @@ _WEIGHTS: dict[Family, dict[str, float]] = {
     "ifs": {"ifs": 1.0},
 }
 _PLANS: dict[Family, dict[tuple[int, int], float]] = {
-    "mixed": {(0, 1): 0.44, (0, 2): 0.2, (1, 0): 0.2, (1, 1): 0.12, (1, 2): 0.04},
+    "mixed": {(0, 1): 0.5, (0, 2): 0.22, (1, 0): 0.15, (1, 1): 0.1, (1, 2): 0.03},
     "flame": {(0, 1): 0.65, (0, 2): 0.35},
     "ifs": {(0, 1): 0.7, (0, 2): 0.3},
     "escape": {(1, 0): 1.0},
@@ -75,7 +75,7 @@ class Bars:
     colourfulness: float = 30.0
     coherence: float = 0.52
     reliability: float = 0.82
-    most_edges: float = 0.82
+    most_edges: float = 0.88
 
 
 BARS = Bars()
