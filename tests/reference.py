@@ -295,10 +295,12 @@ def _mapped(
 
 
 def chaos_game(
-    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1, warm_up: int = 50
+    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1,
+    warm_up: int = 50, shares: list[float] | None = None,
 ) -> tuple[NDArray[np.int64], Points]:  # fmt: skip
     """Play the game with orbits that know nothing of each other; each picks its map by itself.
 
+    shares: probability of each map, those of the symmetry last, instead of what the weights say.
     Returns the points of each pixel, (height, width) int64, and the sums of their colours.
     """
     random = np.random.default_rng(seed)
@@ -306,7 +308,7 @@ def chaos_game(
     symmetry = [Map(affine=affine, speed=0) for affine in symmetry_affines(layer.symmetry)]
     maps = [*layer.maps, *symmetry]
     weights = [each.weight for each in layer.maps] + [total] * len(symmetry)
-    marks = np.cumsum(weights) / sum(weights)
+    marks = np.cumsum(shares or weights) / sum(shares or weights)
     x, y = random.uniform(-1, 1, (2, orbits))
     colour = random.random(orbits)
     counts, colours = np.zeros(height * width, np.int64), np.zeros(height * width)
