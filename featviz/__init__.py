@@ -1,0 +1,1 @@
+"""Feature visualizations for mixing sets; nothing is here yet."""

@@ -1,0 +1,191 @@
+"""Options and endings that commands share; nothing heavy is imported here."""
+
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from pipelines import __version__
+from pipelines.errors import PipelineError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
+"""Pixels. Below, a picture has no structure left to measure; above, WebP has no such picture."""
+
+
+class Size(click.ParamType[tuple[int, int]]):
+    """A picture's size, "256" or "WIDTHxHEIGHT", as (height, width)."""
+
+    name = "size"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Read the text of an option."""
+        match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", str(value))
+        if match is None:
+            self.fail(f"{value!r} is no size; give pixels as 256 or WIDTHxHEIGHT", param, ctx)
+        width, height = int(match[1]), int(match[2] or match[1])
+        for side in (width, height):
+            if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+                self.fail(
+                    f"a side of {side} pixels; give {SMALLEST_SIDE} to {LARGEST_SIDE}", param, ctx
+                )
+        return height, width
+
+
+def example(*lines: str) -> str:
+    """Return the end of a command's help: lines to copy."""
+    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+
+
+def command_options(command: Command) -> Command:
+    """Add what every command has: --json and --version."""
+    command = click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
+    )(command)
+    return click.version_option(__version__, package_name="pixmix", message="%(version)s")(command)
+
+
+def seed_option(command: Command) -> Command:
+    """Add --seed."""
+    return click.option(
+        "--seed",
+        type=click.IntRange(0, 2**63 - 1),
+        default=0,
+        show_default=True,
+        help="Another seed gives other pictures.",
+    )(command)
+
+
+def jobs_option(command: Command) -> Command:
+    """Add --jobs."""
+    return click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        help="Processes, one thread each.  [default: all cores]",
+    )(command)
+
+
+def task_options(command: Command) -> Command:
+    """Add --task-index and --num-tasks; see `check_task`."""
+    command = click.option(
+        "--num-tasks",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Runs that share the work and the folder, as in a batch system's array job.",
+    )(command)
+    return click.option(
+        "--task-index",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="Which of them this is, from 0.",
+    )(command)
+
+
+def check_task(task_index: int, num_tasks: int) -> None:
+    """Refuse a task that is not one of the tasks.
+
+    Raises:
+        click.BadParameter: if task_index >= num_tasks.
+    """
+    if task_index >= num_tasks:
+        raise click.BadParameter(
+            f"{task_index} is not below --num-tasks {num_tasks}; give 0 to {num_tasks - 1}",
+            param_hint="'--task-index'",
+        )
+
+
+def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print a command's result on stdout: the text, or the JSON document."""
+    click.echo(json.dumps(document, indent=2) if as_json else text)
+
+
+class _Interrupted(click.ClickException):
+    """Ends the command with one line and the exit code of Ctrl-C, 128 + SIGINT."""
+
+    exit_code = 130
+
+
+@contextmanager
+def one_line_errors(interrupted: str) -> Iterator[None]:
+    """Turn what the world refused into one line and exit code 1, Ctrl-C into one and 130.
+
+    Args:
+        interrupted: what to tell after Ctrl-C.
+    """
+    try:
+        yield
+    except PipelineError as error:
+        raise click.ClickException(str(error)) from error
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except KeyboardInterrupt as error:
+        raise _Interrupted(interrupted) from error
+
+
+@contextmanager
+def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show progress on stderr, with rate and time left.
+
+    Gives a function of (done, total); what is done at its first call is not counted in the rate.
+    """
+    from tqdm import tqdm
+
+    bars: list[tqdm[Any]] = []
+
+    def show(done: int, total: int) -> None:
+        if not bars:
+            # In a log file a line every ten seconds does; a terminal is looked at.
+            interval = 0.2 if sys.stderr.isatty() else 10.0
+            bars.append(
+                tqdm(
+                    total=total,
+                    initial=done,
+                    unit=f" {unit}",
+                    mininterval=interval,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                )
+            )
+        bars[0].update(done - bars[0].n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars:
+            bar.close()
+
+
+def finite(context: click.Context, param: click.Parameter, value: float) -> float:
+    """Refuse NaN and infinity, which every range lets pass; a click callback.
+
+    Raises:
+        click.BadParameter: if the value is not finite.
+    """
+    if not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no finite number", ctx=context, param=param)
+    return value
+
+
+def picture_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file name to which no picture can be written; a click callback.
+
+    Raises:
+        click.BadParameter: if the extension is none of .png .jpg .jpeg .webp.
+    """
+    if value is not None and value.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
+        raise click.BadParameter(
+            f"{value} does not end in .png, .jpg or .webp", ctx=context, param=param
+        )
+    return value

@@ -1,0 +1,9 @@
+"""The error that a command shows as one line."""
+
+
+class PipelineError(Exception):
+    """Raised where disk, folder or earlier settings do not allow what was asked.
+
+    The message is one line for the person at the keyboard: it names the value, the rule and the
+    remedy. Commands print it and exit with 1; programming errors are never wrapped in it.
+    """

@@ -1,0 +1,1 @@
+"""Sets of pictures on disk: made by any number of processes, checked, made again."""

@@ -1,0 +1,71 @@
+"""The painter of fractals."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from fractals import GENOME_VERSION, Family, Genome, draw_genome, measure, render
+from pipelines.generate.encoding import Picture
+from pipelines.generate.painting import Painted
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractalPainter:
+    """Paints picture i of a family and a seed.
+
+    family: one of `fractals.FAMILIES`; height, width: pixels; samples_per_pixel: points of a
+    chaos game for each pixel.
+    """
+
+    seed: int = 0
+    family: Family = "mixed"
+    height: int = 256
+    width: int = 256
+    samples_per_pixel: float = 50.0
+
+    def __call__(self, index: int) -> Painted:
+        """Paint picture `index`."""
+        genome = draw_genome(self.seed, index, self.family)
+        picture = self._render(genome)
+        statistics = {name: round(value, 6) for name, value in measure(picture).items()}
+        record = {
+            "seed": self.seed,
+            "family": self.family,
+            "statistics": statistics,
+            "genome": genome.to_json(),
+        }
+        return Painted(picture, record, genome.attempt + 1)
+
+    def repaint(self, record: Mapping[str, Any]) -> Picture:
+        """Paint a picture again from the genome in its record."""
+        return self._render(Genome.from_json(record["genome"]))
+
+    def kind(self) -> str:
+        """Name what is painted."""
+        return "fractals"
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the pictures depend on, besides their number."""
+        return asdict(self)
+
+    def versions(self) -> dict[str, Any]:
+        """Return the version that counts the changes of pictures."""
+        return {"genome_version": GENOME_VERSION}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make the painter of a set from the settings in its manifest."""
+        return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
+
+    def _render(self, genome: Genome) -> Picture:
+        return render(genome, (self.height, self.width), self.samples_per_pixel)
+
+
+def chunk_size(height: int, width: int, samples_per_pixel: float) -> int:
+    """Return how many pictures a process paints between two commits to the disk.
+
+    About a second's work, 32 pictures of 256x256 at 50 samples a pixel and never more: that is
+    what a killed run loses, and committing costs a few milliseconds.
+    """
+    work = height * width * samples_per_pixel / (256 * 256 * 50)
+    return max(1, min(32, round(32 / work)))

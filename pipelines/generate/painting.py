@@ -1,0 +1,103 @@
+"""From a picture's number to its file and its record: the work of one process."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from pipelines.generate.encoding import Picture, encode
+from pipelines.generate.records import to_line, write_part
+from pipelines.shards.files import sha256, write_files
+
+Progress = Callable[[int, int], None]
+"""Called with how many pictures are done and how many there are to do."""
+
+
+def no_progress(_done: int, _total: int) -> None:
+    """Show nothing."""
+
+
+class Painted(NamedTuple):
+    """A picture, what is to be recorded of it, and how many drafts were drawn for it."""
+
+    picture: Picture
+    record: dict[str, Any]
+    attempts: int
+
+
+class Painter(Protocol):
+    """A pure function from a picture's number to the picture.
+
+    It is sent to worker processes, so it must be picklable; equal painters paint equal pictures.
+    """
+
+    def __call__(self, index: int) -> Painted:
+        """Paint picture `index`."""
+        ...
+
+    def repaint(self, record: Mapping[str, Any]) -> Picture:
+        """Paint a picture again from its record alone."""
+        ...
+
+    def kind(self) -> str:
+        """Name what is painted, as the manifest says it."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return as plain JSON values all that the pictures depend on, besides their number."""
+        ...
+
+    def versions(self) -> dict[str, Any]:
+        """Return as plain JSON values the versions of code that the pictures depend on."""
+        ...
+
+
+def pixel_sha256(picture: Picture) -> str:
+    """Return the SHA-256 of a picture's bytes, row by row, RGB."""
+    return sha256(np.ascontiguousarray(picture).data)
+
+
+def picture_name(index: int, format: str) -> str:
+    """Return the file name of a picture, as "00000042.jpg"."""
+    return f"{index:08d}.{format}"
+
+
+def paint_chunk(painter: Painter, format: str, images: Path, parts: Path, pictures: range) -> range:
+    """Paint a range of pictures to the disk, then commit their records.
+
+    Args:
+        painter: what paints them.
+        format: a key of `encoding.ENCODERS`.
+        images: the folder of the picture files.
+        parts: the folder of the record parts.
+        pictures: the picture numbers.
+
+    Returns:
+        The range, for the caller's books.
+
+    Raises:
+        OSError: if the disk is full or a folder cannot be written.
+    """
+    files = {}
+    lines = []
+    for index in pictures:
+        painted = painter(index)
+        content = encode(painted.picture, format)
+        name = picture_name(index, format)
+        files[name] = content
+        lines.append(
+            to_line(
+                {
+                    "index": index,
+                    "file": f"{images.name}/{name}",
+                    **painted.record,
+                    "attempts": painted.attempts,
+                    "sha256": pixel_sha256(painted.picture),
+                    "file_sha256": sha256(content),
+                }
+            )
+        )
+    write_files(images, files)
+    write_part(parts, pictures, lines)
+    return pictures

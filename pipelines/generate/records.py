@@ -1,0 +1,138 @@
+"""The records of a set: one JSON line a picture, first in parts, at the end in one file.
+
+A part is written after the pictures that it records are on the disk, under the name of their
+range, so a part is the proof of its pictures and a crash needs no repair. Parts may overlap where
+two processes painted the same pictures; their lines are then the same.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+from pipelines.generate.plan import subtract
+from pipelines.shards.files import new_file, write_file
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of records: line k is picture `pictures[k]`."""
+
+    path: Path
+    pictures: range
+
+
+def to_line(record: Mapping[str, Any]) -> bytes:
+    """Return a record as its line of JSON, newline included.
+
+    Raises:
+        ValueError: for a number that JSON does not have (NaN, infinity).
+    """
+    return json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+
+
+def from_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    """Read a record back from line `number` (from 1) of a file.
+
+    Raises:
+        PipelineError: if the line is not a JSON object.
+    """
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise PipelineError(f"{path}, line {number} is not JSON ({error})") from error
+    if not isinstance(record, dict):
+        raise PipelineError(f"{path}, line {number} is not a JSON object")
+    return record
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the records of a part or of the finished metadata, one at a time.
+
+    Raises:
+        PipelineError: if a line is not a JSON object.
+        OSError: if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            yield from_line(line, path, number)
+
+
+def write_part(folder: Path, pictures: range, lines: Sequence[bytes]) -> None:
+    """Commit the records of a range of pictures that are on the disk.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    write_file(folder / f"{pictures.start:08d}-{pictures.stop:08d}.jsonl", b"".join(lines))
+
+
+def find_parts(metadata: Path, folder: Path) -> list[Part]:
+    """Return the parts of a set: its metadata file, where there is one, and those in the folder.
+
+    Raises:
+        OSError: if they cannot be read.
+    """
+    parts = []
+    if metadata.exists():
+        with metadata.open("rb") as file:
+            parts.append(Part(metadata, range(sum(1 for _ in file))))
+    for path in sorted(folder.glob("*.jsonl")):
+        start, stop = path.stem.split("-")
+        parts.append(Part(path, range(int(start), int(stop))))
+    return parts
+
+
+def forget(part: Part, pictures: Sequence[range], folder: Path) -> None:
+    """Drop pictures from a part, so that they will be painted again.
+
+    What stays is written to smaller parts before the old one goes: a crash in between loses
+    nothing.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    with part.path.open("rb") as file:
+        position = part.pictures.start
+        for kept in subtract(part.pictures, pictures):
+            lines = islice(file, kept.start - position, kept.stop - position)
+            write_part(folder, kept, list(lines))
+            position = kept.stop
+    part.path.unlink()
+
+
+def merge(parts: Iterable[Part], n: int, metadata: Path) -> int:
+    """Write the records of pictures 0..n-1 to one file, in order.
+
+    Args:
+        parts: parts that together hold all n.
+        n: number of pictures.
+        metadata: the file to write; it may be one of the parts.
+
+    Returns:
+        The number of drafts that were drawn for the n pictures: the sum of their "attempts".
+
+    Raises:
+        PipelineError: if a part has a line that is not JSON.
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    drafts = 0
+    following = 0
+    with new_file(metadata) as file:
+        for part in sorted(parts, key=lambda part: part.pictures.start):
+            if part.pictures.start > following:
+                break
+            with part.path.open("rb") as lines:
+                for line in islice(lines, following - part.pictures.start, len(part.pictures)):
+                    drafts += from_line(line, part.path, following + 1)["attempts"]
+                    file.write(line)
+                    following += 1
+        if following != n:
+            raise PipelineError(
+                f"the records of {metadata.parent} end at picture {following} of {n}; "
+                "run the same command again"
+            )
+    return drafts

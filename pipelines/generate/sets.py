@@ -1,0 +1,377 @@
+"""A set of pictures on disk, made by any number of processes, runs and machines.
+
+    FOLDER/manifest.json      what the set is; "status" says partial or complete
+           metadata.jsonl     a line of JSON a picture, in order; when complete
+           images/00000000.jpg ...
+           .work/             records of a set that is being made, and locks; goes at the end
+
+The pictures of a chunk are written first, then their records, as one part. A run paints what no
+part records, so a run that was killed is continued by the same command, and tasks that share a
+folder share nothing else. Whoever finds all records there joins them and completes the manifest.
+"""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines import __version__
+from pipelines.errors import PipelineError
+from pipelines.generate.encoding import ENCODERS, encoder_version
+from pipelines.generate.painting import Painter, Progress, no_progress, paint_chunk, picture_name
+from pipelines.generate.plan import cut, ranges_of, share, subtract
+from pipelines.generate.records import Part, find_parts, forget, merge
+from pipelines.generate.workers import run_chunks
+from pipelines.shards.files import (
+    PARTIAL_SUFFIX,
+    file_sha256,
+    folder_lock,
+    remove_partial_files,
+    write_file,
+)
+
+LICENCE = "CC0-1.0"
+"""Of the pictures: they come from formulas and random numbers, and are free for any use."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRequest:
+    """What to make, and this run's share of it.
+
+    folder: where; made if absent.
+    painter: what paints; `n`: pictures 0..n-1.
+    format: a key of `encoding.ENCODERS`.
+    chunk: pictures a process paints between two commits to the disk.
+    jobs: processes; task_index, num_tasks: this run does every num_tasks-th chunk.
+    """
+
+    folder: Path
+    painter: Painter
+    n: int
+    format: str = "jpg"
+    chunk: int = 32
+    jobs: int = 1
+    task_index: int = 0
+    num_tasks: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        for name in ("n", "chunk", "jobs", "num_tasks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        if not 0 <= self.task_index < self.num_tasks:
+            raise ValueError(
+                f"task_index is {self.task_index}; with num_tasks {self.num_tasks} "
+                f"give 0..{self.num_tasks - 1}"
+            )
+        if self.format not in ENCODERS:
+            raise ValueError(f"format is {self.format!r}; give one of {', '.join(ENCODERS)}")
+
+    @property
+    def images(self) -> Path:
+        """The folder of the picture files."""
+        return self.folder / "images"
+
+    @property
+    def metadata(self) -> Path:
+        """The file of all records."""
+        return self.folder / "metadata.jsonl"
+
+    @property
+    def work(self) -> Path:
+        """The folder of records and locks of a set that is being made."""
+        return self.folder / ".work"
+
+    @property
+    def parts(self) -> Path:
+        """The folder of the records that are not joined yet."""
+        return self.work / "parts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetResult:
+    """What a run did. painted: by this run; whole: pictures of the set that are on the disk."""
+
+    n: int
+    painted: int
+    whole: int
+    manifest: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether the set has all its pictures."""
+        return bool(self.manifest["status"] == "complete")
+
+
+def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> SetResult:
+    """Make a set of pictures, or continue, grow or heal one.
+
+    Picture i depends on the painter and i alone, and the finished folder on the painter, n and
+    the format: not on jobs, tasks, interruptions or what n was in an earlier run.
+
+    Args:
+        request: what to make.
+        progress: called with the pictures that are whole and all pictures of this task, first
+            before anything is painted.
+
+    Returns:
+        What was done.
+
+    Raises:
+        PipelineError: if the folder holds something else or a set with other settings, cannot be
+            written, is in use by another run, or if disk or memory run out.
+        KeyboardInterrupt: on Ctrl-C, after the chunks in hand are on the disk.
+    """
+    with _world_errors(request):
+        _check_folder(request)
+        request.work.mkdir(parents=True, exist_ok=True)
+        busy = (
+            f"another run is painting task {request.task_index} of {request.num_tasks} of "
+            f"{request.folder}; wait for it, or choose another --out"
+        )
+        lock = f"task-{request.task_index}-of-{request.num_tasks}.lock"
+        with folder_lock(request.work / lock, busy=busy):
+            _refuse_other_split(request)
+            with _records_lock(request):
+                missing = _begin(request)
+            own = _own_share(request, [range(request.n)])
+            to_paint = _own_share(request, missing)
+            painted = _paint(request, to_paint, sum(map(len, own)), progress)
+            with _records_lock(request):
+                return _finish(request, painted)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a set.
+
+    Raises:
+        PipelineError: if there is none, or it is no manifest of a set of pictures.
+        OSError: if it cannot be read.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise PipelineError(
+            f"{folder} is not a set of pictures: it has no manifest.json; "
+            "name a folder made by pixmix-gen"
+        ) from error
+    except ValueError as error:
+        raise PipelineError(f"{path} is not JSON ({error}); choose another folder") from error
+    keys = {"kind", "status", "pictures", "settings", "made_with"}
+    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+        raise PipelineError(
+            f"{path} is not the manifest of a set of pictures; choose another folder"
+        )
+    return manifest
+
+
+def _check_folder(request: SetRequest) -> None:
+    folder = request.folder
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is a file; choose a folder for --out")
+    if (folder / "manifest.json").exists():
+        _refuse_other_settings(request)
+        return
+    # A run killed in its first moment leaves its work folder and perhaps a partial manifest.
+    for entry in sorted(folder.iterdir()):
+        if entry != request.work and not entry.name.endswith(PARTIAL_SUFFIX):
+            raise PipelineError(
+                f"{folder} holds something else ({entry.name}); choose an empty or a new folder "
+                "for --out"
+            )
+
+
+def _begin(request: SetRequest) -> list[range]:
+    """Open the books: see that an earlier run agrees, and return the pictures to paint.
+
+    Those are the pictures that no record vouches for, and those that are no longer there.
+    """
+    manifest = _partial_manifest(request)
+    if (request.folder / "manifest.json").exists():
+        # Again, for another run may have written it meanwhile.
+        earlier = _refuse_other_settings(request)
+        # The code that began a set stays named: it is what made the first pictures.
+        manifest["made_with"] = earlier["made_with"]
+    lost = _lost(request)
+    parts = find_parts(request.metadata, request.parts)
+    recorded = [kept for part in parts for kept in subtract(part.pictures, lost)]
+    missing = subtract(range(request.n), recorded)
+    if missing:
+        # First of all, for a folder with pictures and no manifest is somebody else's.
+        _write_manifest(request, manifest)
+    request.images.mkdir(exist_ok=True)
+    request.parts.mkdir(exist_ok=True)
+    for part in parts:
+        if subtract(part.pictures, lost) != [part.pictures]:
+            forget(part, lost, request.parts)
+    return missing
+
+
+def _lost(request: SetRequest) -> list[range]:
+    """Find the pictures without a file: lost, or never painted."""
+    if not request.images.is_dir():
+        return [range(request.n)]
+    names = {entry.name for entry in request.images.iterdir()}
+    return ranges_of(
+        index for index in range(request.n) if picture_name(index, request.format) not in names
+    )
+
+
+def _refuse_other_split(request: SetRequest) -> None:
+    """See that nobody paints these pictures in another number of tasks."""
+    own = f"-of-{request.num_tasks}.lock"
+    for path in request.work.glob("task-*.lock"):
+        if not path.name.endswith(own):
+            busy = (
+                f"{request.folder} is being painted with another --num-tasks ({path.stem}); "
+                "wait for that, or use its number of tasks"
+            )
+            with folder_lock(path, busy=busy):
+                pass
+
+
+def _partial_manifest(request: SetRequest) -> dict[str, Any]:
+    return {
+        "kind": request.painter.kind(),
+        "status": "partial",
+        "pictures": request.n,
+        "licence": LICENCE,
+        "settings": {**request.painter.settings(), "format": request.format},
+        "made_with": {
+            "pixmix": __version__,
+            **request.painter.versions(),
+            "encoder": encoder_version(request.format),
+        },
+    }
+
+
+def _refuse_other_settings(request: SetRequest) -> dict[str, Any]:
+    """See that the set in the folder is the one that is asked for, and return its manifest."""
+    earlier = read_manifest(request.folder)
+    fresh = _partial_manifest(request)
+    compared = [("kind", earlier["kind"], fresh["kind"])]
+    for field, value in fresh["settings"].items():
+        compared.append((field, earlier["settings"].get(field), value))
+    for field, before, now in compared:
+        if before != now:
+            raise PipelineError(
+                f"{field}: {request.folder} was begun with {before}, this command says {now}; "
+                f"repeat {before}, or choose another --out"
+            )
+    for field, now in fresh["made_with"].items():
+        before = earlier["made_with"].get(field)
+        # The version of this package alone decides nothing: the others say when pictures change.
+        if before != now and field != "pixmix":
+            raise PipelineError(
+                f"{field}: {request.folder} was begun with {before} (pixmix "
+                f"{earlier['made_with'].get('pixmix')}), here is {now}; install what it was begun "
+                "with, or choose another --out"
+            )
+    if earlier["pictures"] > request.n:
+        raise PipelineError(
+            f"n: {request.folder} was begun with {earlier['pictures']} pictures, this command "
+            f"says {request.n}; ask for at least {earlier['pictures']}, or choose another --out"
+        )
+    return earlier
+
+
+def _own_share(request: SetRequest, ranges: list[range]) -> list[range]:
+    pieces = cut(ranges, request.chunk)
+    return share(pieces, request.chunk, request.task_index, request.num_tasks)
+
+
+def _paint(
+    request: SetRequest,
+    chunks: list[range],
+    total: int,
+    progress: Progress,
+) -> int:
+    to_paint = sum(map(len, chunks))
+    painted = 0
+    progress(total - to_paint, total)
+
+    def finished(pictures: range) -> None:
+        nonlocal painted
+        painted += len(pictures)
+        progress(total - to_paint + painted, total)
+
+    if chunks:
+        work = partial(
+            paint_chunk,
+            request.painter,
+            request.format,
+            request.images,
+            request.parts,
+        )
+        run_chunks(work, chunks, jobs=min(request.jobs, len(chunks)), finished=finished)
+    return painted
+
+
+def _finish(request: SetRequest, painted: int) -> SetResult:
+    """Close the books if every picture is recorded."""
+    manifest = read_manifest(request.folder)
+    parts = find_parts(request.metadata, request.parts)
+    missing = subtract(range(request.n), [part.pictures for part in parts])
+    whole = request.n - sum(map(len, missing))
+    # Another task may have let the set grow meanwhile; then its end is not ours to write.
+    if not missing and manifest["pictures"] == request.n:
+        if manifest["status"] == "partial":
+            manifest = _join(request, manifest, parts)
+        # What an earlier run left that was killed here goes too. Another task may wait for a lock
+        # in this folder: it finds the set complete, and comes here in its turn.
+        shutil.rmtree(request.work, ignore_errors=True)
+    return SetResult(n=request.n, painted=painted, whole=whole, manifest=manifest)
+
+
+def _join(request: SetRequest, manifest: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
+    drafts = merge(parts, request.n, request.metadata)
+    remove_partial_files(request.images)
+    remove_partial_files(request.folder)
+    complete = manifest | {
+        "status": "complete",
+        "drafts": drafts,
+        "acceptance_rate": round(request.n / drafts, 6),
+        "metadata_sha256": file_sha256(request.metadata),
+    }
+    _write_manifest(request, complete)
+    return complete
+
+
+def _write_manifest(request: SetRequest, manifest: dict[str, Any]) -> None:
+    content = json.dumps(manifest, indent=2) + "\n"
+    write_file(request.folder / "manifest.json", content.encode())
+
+
+@contextmanager
+def _records_lock(request: SetRequest) -> Iterator[None]:
+    with folder_lock(request.work / "records.lock"):
+        yield
+
+
+@contextmanager
+def _world_errors(request: SetRequest) -> Iterator[None]:
+    """Say in one line what disk and memory did not allow."""
+    try:
+        yield
+    except OSError as error:
+        again = "what is whole is kept: make room and run the same command again"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise PipelineError(f"the disk of {request.folder} is full; {again}") from error
+        where = error.filename or request.folder
+        raise PipelineError(
+            f"{where}: {error.strerror or error}; choose another --out, or run the same command "
+            "again when this is mended"
+        ) from error
+    except MemoryError as error:
+        raise PipelineError(
+            f"memory ran out with {request.jobs} jobs; what is whole is kept: run the same "
+            "command again with fewer --jobs, or a smaller --size"
+        ) from error

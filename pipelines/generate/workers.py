@@ -1,0 +1,116 @@
+"""One process a job, each with one thread, none of which outlives the command.
+
+This module imports nothing heavy: a worker sets the number of its threads before numpy is loaded.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+
+from pipelines.errors import PipelineError
+
+
+def available_cores() -> int:
+    """Return how many cores this process may use, which a container or a batch job may limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_chunks(
+    work: Callable[[range], range],
+    chunks: Iterable[range],
+    *,
+    jobs: int,
+    finished: Callable[[range], None],
+) -> None:
+    """Run a function over chunks in `jobs` processes.
+
+    Whatever ends it early, the chunks that have begun are let to their end first, so what they
+    painted is kept.
+
+    Args:
+        work: a picklable function that returns its chunk.
+        chunks: what it is called with, in this order.
+        jobs: number of processes, at least 1.
+        finished: called here, in this process, with each chunk that is done.
+
+    Raises:
+        PipelineError: if a worker process is killed.
+        Exception: what `work` raises.
+    """
+    waiting = iter(chunks)
+    pool = ProcessPoolExecutor(
+        max_workers=jobs,
+        # A fork would copy the threads' locks of a process that has run numba or torch.
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_prepare_worker,
+    )
+    running: set[Future[range]] = set()
+    try:
+        # One more than jobs, so that no process waits for this one; no more, for an interrupted
+        # run has to finish them.
+        running.update(_submit(pool, work, islice(waiting, jobs + 1)))
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                finished(future.result())
+            running.update(_submit(pool, work, islice(waiting, len(done))))
+    except BrokenProcessPool as error:
+        raise PipelineError(
+            "a worker process was killed, most often because memory ran out; what is whole is "
+            "kept: run the same command again, with fewer --jobs if memory is short"
+        ) from error
+    finally:
+        _shut_down(pool)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, work: Callable[[range], range], chunks: Iterable[range]
+) -> list[Future[range]]:
+    with _interrupts_held():
+        return [pool.submit(work, chunk) for chunk in chunks]
+
+
+def _shut_down(pool: ProcessPoolExecutor) -> None:
+    try:
+        pool.shutdown(wait=True, cancel_futures=True)
+    except KeyboardInterrupt:
+        # Asked twice: then at once. Nothing half-written can stay, whenever a worker ends.
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back for a moment.
+
+    Processes started meanwhile inherit the block and keep it: a Ctrl-C in the terminal reaches
+    every process of the command, and only this one is to answer it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _prepare_worker() -> None:
+    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A killed parent (kill -9) tells nobody, and a pool's workers would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,130 @@
+"""Files that appear whole or not at all, their hashes, and locks between processes."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+from pipelines.errors import PipelineError
+
+PARTIAL_SUFFIX = ".partial"
+"""Ends the name of every file that is still being written; no picture reader takes it."""
+
+
+def sha256(content: bytes | memoryview) -> str:
+    """Return the SHA-256 of the content as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits, read in pieces.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write several files of one folder so that each is whole or absent, at any moment.
+
+    All are written under temporary names and flushed to the disk before the first gets its name,
+    and the folder is flushed once at the end: after the return, all of them survive a power cut.
+
+    Args:
+        folder: an existing folder.
+        contents: file name -> bytes; an existing file of that name is replaced.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; no temporary file stays.
+    """
+    partials = {name: _partial_path(folder / name) for name in contents}
+    try:
+        for name, content in contents.items():
+            with partials[name].open("xb") as file:
+                file.write(content)
+                _flush_to_disk(file)
+        for name, partial in partials.items():
+            partial.replace(folder / name)
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+    _flush_folder(folder)
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file so that it is whole or absent at any moment; see `write_files`."""
+    write_files(path.parent, {path.name: content})
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Give a file to write in pieces, which gets its name when the block ends without an error.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written; no temporary file stays.
+    """
+    partial = _partial_path(path)
+    try:
+        with partial.open("xb") as file:
+            yield file
+            _flush_to_disk(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _flush_folder(path.parent)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove what killed writers left in a folder that nobody is writing to now."""
+    for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def folder_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file; the system frees it when the process ends, however it ends.
+
+    Args:
+        path: the lock file, made where it is absent and left behind.
+        busy: the message of the error when another process holds it; None waits instead.
+
+    Raises:
+        PipelineError: if another process holds the lock and `busy` is given.
+        OSError: if the lock file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else 0)
+    except Timeout as error:
+        raise PipelineError(busy) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _partial_path(path: Path) -> Path:
+    # A random part, for two processes may write the same file at once; hidden, and with an
+    # extension of its own, so that a folder of pictures stays one while it is written.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+
+
+def _flush_to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    # A new name is on the disk only when its folder is.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""The PixMix transform; nothing is here yet."""

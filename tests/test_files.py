@@ -1,0 +1,106 @@
+import errno
+import hashlib
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import PipelineError
+from pipelines.shards.files import (
+    file_sha256,
+    folder_lock,
+    new_file,
+    remove_partial_files,
+    sha256,
+    write_file,
+    write_files,
+)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+def test_files_get_their_content(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a": b"one", "b": b"two"})
+    write_file(tmp_path / "a", b"three")
+    with new_file(tmp_path / "c") as file:
+        file.write(b"fo")
+        file.write(b"ur")
+    contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert contents == {"a": b"three", "b": b"two", "c": b"four"}
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"before")
+    with pytest.raises(OSError, match="No space left"):
+        write_files(tmp_path, {"b": b"new", "a": b"after"})
+    with pytest.raises(OSError, match="No space left"), new_file(tmp_path / "a") as file:
+        file.write(b"after")
+    contents = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert contents == {"a": b"before"}
+
+
+def test_no_file_gets_its_name_before_all_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named_at_flush = []
+
+    def look(_descriptor: int) -> None:
+        named_at_flush.append(sorted(path.name for path in tmp_path.glob("[!.]*")))
+
+    monkeypatch.setattr(os, "fsync", look)
+    write_files(tmp_path, {"a": b"one", "b": b"two"})
+    # Two files, then their folder.
+    assert named_at_flush == [[], [], ["a", "b"]]
+
+
+def test_a_block_that_fails_writes_no_file(tmp_path: Path) -> None:
+    with pytest.raises(TypeError), new_file(tmp_path / "a") as file:
+        file.writelines([b"half", None])  # type: ignore[list-item]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_partial_files_are_hidden_are_no_pictures_and_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "kept.jpg").write_bytes(b"whole")
+    with new_file(tmp_path / "a.jpg"):
+        (partial,) = set(tmp_path.iterdir()) - {tmp_path / "kept.jpg"}
+        left_behind = tmp_path / partial.name.replace(".partial", "0.partial")
+        left_behind.write_bytes(b"of a killed writer")
+    assert partial.name.startswith(".")
+    assert partial.suffix not in {".jpg", ".png", ".webp"}
+    remove_partial_files(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "kept.jpg"]
+
+
+def test_hashes_are_sha256(tmp_path: Path) -> None:
+    content = bytes(range(256)) * 1000
+    (tmp_path / "a").write_bytes(content)
+    assert sha256(content) == file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    order = []
+
+    def wait() -> None:
+        with folder_lock(path):
+            order.append("second")
+
+    waiting = threading.Thread(target=wait)
+    with folder_lock(path):
+        with pytest.raises(PipelineError, match="in use"), folder_lock(path, busy="in use"):
+            pass
+        waiting.start()
+        waiting.join(timeout=0.3)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    with folder_lock(path, busy="in use"):
+        pass

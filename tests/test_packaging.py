@@ -1,0 +1,64 @@
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HEAVY = {"numpy", "numba", "torch", "torchvision", "PIL", "scipy", "matplotlib", "tqdm"}
+
+
+def modules_after(code: str) -> set[str]:
+    """Return the top-level modules that a fresh interpreter has loaded after some code."""
+    report = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}})"
+    output = subprocess.run(
+        [sys.executable, "-c", report], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return set(output.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(("script", "target"), sorted(PROJECT["scripts"].items()))
+def test_help_of_a_command_loads_nothing_heavy(script: str, target: str) -> None:
+    module, function = target.split(":")
+    code = f"""
+from importlib import import_module
+command = getattr(import_module({module!r}), {function!r})
+subcommands = getattr(command, "commands", {{}})
+for arguments in [[], *([name] for name in subcommands)]:
+    try:
+        command.main([*arguments, "--help"], prog_name={script!r})
+    except SystemExit as end:
+        assert end.code == 0
+"""
+    assert not modules_after(code) & HEAVY
+
+
+@pytest.mark.parametrize("package", ["fractals", "pipelines"])
+def test_a_package_does_not_load_torch(package: str) -> None:
+    assert not modules_after(f"import {package}") & {"torch", "torchvision"}
+
+
+def test_painting_fractals_loads_neither_torch_nor_plots() -> None:
+    loaded = modules_after(
+        "from pipelines.generate.fractals import FractalPainter\n"
+        "FractalPainter(height=16, width=24, samples_per_pixel=1)(0)"
+    )
+    assert not loaded & {"torch", "torchvision", "matplotlib", "webdataset"}
+
+
+def test_fractals_does_not_load_pillow() -> None:
+    assert "PIL" not in modules_after("import fractals")
+
+
+def test_the_documented_extras_exist() -> None:
+    extras = set(PROJECT["optional-dependencies"])
+    assert {"featviz", "fast", "viz", "cluster", "corruptions", "s3", "gcs", "dev"} <= extras
+
+
+def test_every_command_in_the_readme_is_a_script() -> None:
+    words = (ROOT / "README.md").read_text().replace("`", " ").split()
+    named = {word for word in words if word.startswith("pixmix-")}
+    assert named
+    assert named <= set(PROJECT["scripts"])
