@@ -1,7 +1,7 @@
 """Fractal pictures: a genome from a seed and an index, a picture from a genome.
 
-    from fractals import draw_genome, render
-    picture = render(draw_genome(seed=0, index=7), size=256)      # (256, 256, 3) uint8
+from fractals import draw_genome, render
+picture = render(draw_genome(seed=0, index=7), size=256)      # (256, 256, 3) uint8
 """
 
 from fractals.genome import FAMILIES, GENOME_VERSION, Family, Genome

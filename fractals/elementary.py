@@ -2,13 +2,13 @@
 
 A chaos game magnifies the last bit of every step, so a picture is reproducible on another machine
 only if each operation is. Additions, products, quotients, square roots and fused multiply-adds are
-exact by IEEE 754; sines, logarithms and powers from a maths library are not, and a compiler that may
-contract or reorder sums is not either. Hence: these polynomials, explicit `fma`, and no fast-math
-flag anywhere in this package. They also vectorise, which calls into a library do not.
+exact by IEEE 754; sines, logarithms and powers from a maths library are not, and a compiler that
+may contract or reorder sums is not either. Hence: these polynomials, explicit `fma`, and no fast-
+math flag anywhere in this package. They also vectorise, which calls into a library do not.
 
-All functions take and return float32 scalars, and are inlined into the loops that call them.
-Errors stated below are the largest seen on a dense grid against float64; tests/test_elementary.py
-holds them.
+All functions take and return float32 scalars, and are inlined into the loops that call them. Errors
+stated below are the largest seen on a dense grid against float64; tests/test_elementary.py holds
+them.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,10 @@ def _floating_intrinsic(name: str, arguments: int) -> Any:
     """Expose the LLVM intrinsic `llvm.<name>` for equal floating-point arguments."""
 
     def typed(context: Any, *operands: Any) -> Any:
-        if any(operand != operands[0] or operand not in (types.float32, types.float64) for operand in operands):
+        if any(
+            operand != operands[0] or operand not in (types.float32, types.float64)
+            for operand in operands
+        ):
             return None
         signature = operands[0](*operands)
 
@@ -131,13 +134,28 @@ def cosine(x):
 
 
 # atan(q) = q * P(q^2) on [0, 1]: least-squares fit at Chebyshev nodes.
-_ATAN = tuple(F(c) for c in (0.999999249, -0.33329538, 0.199430812, -0.138920412, 0.096016564, -0.0553816979, 0.0215092542, -0.00396025723))
+_ATAN = tuple(
+    F(c)
+    for c in (
+        0.999999249,
+        -0.33329538,
+        0.199430812,
+        -0.138920412,
+        0.096016564,
+        -0.0553816979,
+        0.0215092542,
+        -0.00396025723,
+    )
+)
 _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7 = _ATAN
 
 
 @kernel
 def arctangent2(y, x):
-    """Return atan2(y, x) in radians, (-pi, pi], float32; absolute error under 5e-7. (0, 0) gives 0."""
+    """Return atan2(y, x) in radians, (-pi, pi], float32; absolute error under 5e-7.
+
+    (0, 0) gives 0.
+    """
     ax, ay = abs(x), abs(y)
     low, high = min(ax, ay), max(ax, ay)
     q = low / (high if high > _ZERO else _ONE)
@@ -186,13 +204,23 @@ def exponential(x):
 _TINY = F(1.17549435e-38)
 _SQRT_HALF_BITS = np.int32(0x3F3504F3)
 _MANTISSA = np.int32(0x007FFFFF)
-# log2(m) = d * P(z), m in [sqrt(1/2), sqrt(2)], z = (m-1)/(m+1): the odd series of 2 atanh(z) / ln 2.
-_L0, _L1, _L2, _L3, _L4 = F(2.88539008), F(0.961796694), F(0.577078016), F(0.412198583), F(0.320598898)
+# log2(m) = d * P(z), m in [sqrt(1/2), sqrt(2)], z = (m-1)/(m+1): the odd series of 2 atanh(z) / ln
+# 2.
+_L0, _L1, _L2, _L3, _L4 = (
+    F(2.88539008),
+    F(0.961796694),
+    F(0.577078016),
+    F(0.412198583),
+    F(0.320598898),
+)
 
 
 @kernel
 def logarithm2(x):
-    """Return log2(x), float32; absolute error under 1e-6 near 1, relative 2e-7 afar; x <= 0 gives -126."""
+    """Return log2(x), float32; absolute error under 1e-6 near 1, relative 2e-7 afar.
+
+    X <= 0 gives -126.
+    """
     bits = float_bits(max(x, _TINY))
     shifted = np.int32(bits - _SQRT_HALF_BITS)
     exponent = np.int32(shifted >> np.int32(23))

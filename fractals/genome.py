@@ -34,14 +34,17 @@ def _check_affine(affine: Affine | None, name: str) -> None:
         _require(
             len(affine) == 6 and all(math.isfinite(value) for value in affine),
             affine,
-            f"{name} must be six finite numbers (a, b, c, d, e, f) of x' = a x + b y + c, y' = d x + e y + f",
+            f"{name} must be the six finite numbers of x' = a x + b y + c, y' = d x + e y + f",
             "draw the genome anew or mend its JSON",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariationTerm:
-    """One variation of a map's weighted sum: name of `variations.VARIATIONS`, weight, parameters in its order."""
+    """One variation of a map's weighted sum.
+
+    Name of `variations.VARIATIONS`, weight, parameters in its order.
+    """
 
     name: str
     weight: float
@@ -50,7 +53,10 @@ class VariationTerm:
     def __post_init__(self) -> None:
         """Refuse an unknown name or a wrong number of parameters."""
         _require(
-            self.name in VARIATION_NUMBER, self.name, "is no variation", f"use one of {', '.join(VARIATION_NUMBER)}"
+            self.name in VARIATION_NUMBER,
+            self.name,
+            "is no variation",
+            f"use one of {', '.join(VARIATION_NUMBER)}",
         )
         wanted = VARIATIONS[VARIATION_NUMBER[self.name]].parameters
         _require(
@@ -63,11 +69,13 @@ class VariationTerm:
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """One map of an iterated function system: affine, then a sum of variations, then a second affine.
+    """One map of an iterated function system.
+
+    Affine, then a sum of variations, then a second affine.
 
     affine, post: x' = a x + b y + c, y' = d x + e y + f in plane units. No variation: affine alone.
-    weight: relative probability, > 0. colour in [0, 1]: where the map pulls the colour coordinate, by
-    speed in [0, 1] a visit.
+    weight: relative probability, > 0. colour in [0, 1]: where the map pulls the colour coordinate,
+    by speed in [0, 1] a visit.
     """
 
     affine: Affine
@@ -81,17 +89,26 @@ class Map:
         """Refuse numbers outside the ranges above."""
         _check_affine(self.affine, "affine")
         _check_affine(self.post, "post")
-        _require(self.weight > 0, self.weight, "a map's weight must be above 0", "leave the map out instead")
-        _require(0 <= self.colour <= 1, self.colour, "a map's colour must lie in [0, 1]", "scale it")
+        _require(
+            self.weight > 0,
+            self.weight,
+            "a map's weight must be above 0",
+            "leave the map out instead",
+        )
+        _require(
+            0 <= self.colour <= 1, self.colour, "a map's colour must lie in [0, 1]", "scale it"
+        )
         _require(0 <= self.speed <= 1, self.speed, "a colour speed must lie in [0, 1]", "use 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """The window: centre and width (of the picture's SHORTER side) in plane units, rotation in radians.
+    """The window.
 
-    fold: what becomes of points outside: "none" drops them, "mirror" reflects them at the borders and
-    "wrap" continues them at the other side, so that the window is filled.
+    Centre and width (of the picture's SHORTER side) in plane units, rotation in radians.
+
+    fold: what becomes of points outside: "none" drops them, "mirror" reflects them at the borders
+    and "wrap" continues them at the other side, so that the window is filled.
     """
 
     centre: tuple[float, float]
@@ -114,11 +131,12 @@ class Camera:
 class Tone:
     """From points to light: value = (log(1 + contrast d) / log(1 + contrast exposure))^gamma.
 
-    d: points a pixel as a share of all, times the pixels of the shorter side squared, so that it does not
-    depend on size or quality. exposure > 0: the d that gives full light. contrast > 0. gamma > 0.
-    vibrancy in [0, 1]: 1 applies gamma to the light alone and keeps colours, 0 to each channel.
-    softness >= 0: points a pixel below which density estimation blurs; 0 switches it off.
-    Colour: place on the palette's ring = colour_start + colour_stretch * the pixel's mean coordinate.
+    d: points a pixel as a share of all, times the pixels of the shorter side squared, so that it
+    does not depend on size or quality. exposure > 0: the d that gives full light. contrast > 0.
+    gamma > 0. vibrancy in [0, 1]: 1 applies gamma to the light alone and keeps colours, 0 to each
+    channel. softness >= 0: points a pixel below which density estimation blurs; 0 switches it off.
+    Colour: place on the palette's ring = colour_start + colour_stretch * the pixel's mean
+    coordinate.
     """
 
     exposure: float
@@ -133,17 +151,21 @@ class Tone:
         """Refuse numbers outside the ranges above."""
         for name in ("exposure", "contrast", "gamma"):
             value = getattr(self, name)
-            _require(value > 0 and math.isfinite(value), value, f"{name} must be above 0", "draw it anew")
+            _require(
+                value > 0 and math.isfinite(value), value, f"{name} must be above 0", "draw it anew"
+            )
         _require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must lie in [0, 1]", "use 1")
-        _require(self.softness >= 0, self.softness, "softness must not be negative", "use 0 for none")
+        _require(
+            self.softness >= 0, self.softness, "softness must not be negative", "use 0 for none"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosLayer:
     """An iterated function system played as a chaos game: affine maps alone, or a flame.
 
-    symmetry: 1 none; n > 1 adds the rotations by 1/n turn; -n adds them and a reflection (dihedral).
-    final: a map that every plotted point passes through, without feeding back.
+    symmetry: 1 none; n > 1 adds the rotations by 1/n turn; -n adds them and a reflection
+    (dihedral). final: a map that every plotted point passes through, without feeding back.
     """
 
     maps: tuple[Map, ...]
@@ -154,7 +176,9 @@ class ChaosLayer:
 
     def __post_init__(self) -> None:
         """Refuse an empty or oversized system."""
-        _require(len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out")
+        _require(
+            len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out"
+        )
         _require(
             self.symmetry != 0 and abs(self.symmetry) <= 12,
             self.symmetry,
@@ -177,7 +201,9 @@ class Layer:
 
     def __post_init__(self) -> None:
         """Refuse an unknown blend mode or an opacity outside [0, 1]."""
-        _require(self.blend in BLENDS, self.blend, "is no blend mode", f"use one of {', '.join(BLENDS)}")
+        _require(
+            self.blend in BLENDS, self.blend, "is no blend mode", f"use one of {', '.join(BLENDS)}"
+        )
         _require(0 <= self.opacity <= 1, self.opacity, "opacity must lie in [0, 1]", "scale it")
 
 
@@ -208,20 +234,32 @@ class Genome:
             f"this release renders genomes of version {GENOME_VERSION}",
             "install the release named in the set's manifest",
         )
-        _require(self.family in FAMILIES, self.family, "is no family", f"use one of {', '.join(FAMILIES)}")
+        _require(
+            self.family in FAMILIES,
+            self.family,
+            "is no family",
+            f"use one of {', '.join(FAMILIES)}",
+        )
         _require(
             0 <= self.black < self.white <= 1,
             (self.black, self.white),
             "black and white must rise within [0, 1]",
             "use 0 and 1 for no change",
         )
-        _require(len(self.layers) in LAYERS, len(self.layers), "a picture has 1 to 3 layers", "leave some out")
+        _require(
+            len(self.layers) in LAYERS,
+            len(self.layers),
+            "a picture has 1 to 3 layers",
+            "leave some out",
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return the genome as plain JSON values; `from_json` gives back an equal genome."""
         document = cast("dict[str, Any]", _listed(asdict(self)))
         for written, layer in zip(document["layers"], self.layers, strict=True):
-            written["fractal"]["kind"] = "chaos" if isinstance(layer.fractal, ChaosLayer) else "escape"
+            written["fractal"]["kind"] = (
+                "chaos" if isinstance(layer.fractal, ChaosLayer) else "escape"
+            )
         return document
 
     @classmethod
@@ -245,11 +283,12 @@ class Genome:
             )
         except (KeyError, TypeError) as error:
             raise ValueError(
-                f"the genome's JSON does not fit version {GENOME_VERSION} ({error}); use the line as it was written"
+                f"the genome's JSON does not fit version {GENOME_VERSION} ({error}); "
+                "use the line as it was written"
             ) from error
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: object) -> object:
     if isinstance(value, dict):
         return {key: _listed(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -257,7 +296,7 @@ def _listed(value: Any) -> Any:
     return value
 
 
-def _tupled(value: Any) -> Any:
+def _tupled(value: object) -> object:
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
@@ -271,7 +310,10 @@ def _palette(document: dict[str, Any]) -> Palette:
 
 def _map(document: dict[str, Any]) -> Map:
     fields = _fields(document)
-    return Map(**fields | {"variations": tuple(VariationTerm(**_fields(term)) for term in document["variations"])})
+    return Map(
+        **fields
+        | {"variations": tuple(VariationTerm(**_fields(term)) for term in document["variations"])}
+    )
 
 
 def _fractal(document: dict[str, Any]) -> ChaosLayer | EscapeLayer:

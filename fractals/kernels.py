@@ -1,12 +1,13 @@
 """The chaos game: maps and a window -> points and colour a pixel.
 
-2,048 orbits are kept as arrays. A step permutes them by i -> a i + b mod 2,048 (a odd, both random), cuts
-the array into one segment a map, as long as the map's weight says, and applies each map to its segment in
-loops that vectorise. Each orbit so meets map k with its weight's probability at every step, as in the
-one-orbit game (tests/reference.py), to the rounding of a weight to 1/2,048.
+2,048 orbits are kept as arrays. A step permutes them by i -> a i + b mod 2,048 (a odd, both
+random), cuts the array into one segment a map, as long as the map's weight says, and applies each
+map to its segment in loops that vectorise. Each orbit so meets map k with its weight's probability
+at every step, as in the one-orbit game (tests/reference.py), to the rounding of a weight to
+1/2,048.
 
-One accumulator word a pixel: points << 40 | sum of 16-bit colour coordinates, so that a point costs one
-64-bit addition. A word holds 2^24 points; `play` is called again before that many are plotted.
+One accumulator word a pixel: points << 40 | sum of 16-bit colour coordinates, so that a point costs
+one 64-bit addition. A word holds 2^24 points; `play` is called again before that many are plotted.
 """
 
 from typing import NamedTuple
@@ -20,8 +21,11 @@ from fractals.random import next_word, random_state
 from fractals.variations import VARIATION_NUMBER, add_variation, next_noise, noise_unit
 
 ORBITS = 2048
-WARM_UP = 24
-"""Steps before the first point is plotted: a map of contraction 0.7 has then forgotten its start to 2e-4."""
+WARM_UP = 16
+"""Steps before the first point is plotted.
+
+A map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel.
+"""
 MOST_STEPS = (1 << 24) // ORBITS - 1
 
 _COUNT_SHIFT = np.uint64(40)
@@ -39,9 +43,9 @@ _FOLDS = {"none": 0, "mirror": 1, "wrap": 2}
 class Program(NamedTuple):
     """A system as arrays: n maps (those of the symmetry last), then the final map if there is one.
 
-    affine, post: (m, 6) float32; has_post: (m,) bool; pull, keep: (m,) float32, colour' = keep colour + pull;
-    bounds: (n + 1,) int64, segment borders among the orbits; first: (m + 1,) int64, into the terms
-    numbers (t,) int64, weights (t,) float32, parameters (t, 4) float32.
+    affine, post: (m, 6) float32; has_post: (m,) bool; pull, keep: (m,) float32, colour' = keep
+    colour + pull; bounds: (n + 1,) int64, segment borders among the orbits; first: (m + 1,) int64,
+    into the terms numbers (t,) int64, weights (t,) float32, parameters (t, 4) float32.
     """
 
     affine: NDArray[np.float32]
@@ -68,7 +72,10 @@ class Orbits(NamedTuple):
 
 @kernel
 def turn(angle, out):
-    """Write cosine and sine of an angle in radians into out, (2,) float32, alike on every machine."""
+    """Write cosine and sine of an angle in radians into out, (2,) float32.
+
+    Alike on every machine.
+    """
     out[0], out[1] = cosine(F(angle)), sine(F(angle))
 
 
@@ -79,7 +86,10 @@ def _rotation(angle: float) -> tuple[float, float]:
 
 
 def _symmetry_maps(symmetry: int, weight: float) -> list[Map]:
-    """Return the maps that give a system its symmetry: as heavy together as the others, colours kept."""
+    """Return the maps that give a system its symmetry.
+
+    As heavy together as the others, colours kept.
+    """
     n = abs(symmetry)
     turns: list[Affine] = []
     for i in range(1, n):
@@ -91,7 +101,10 @@ def _symmetry_maps(symmetry: int, weight: float) -> list[Map]:
 
 
 def segment_bounds(weights: list[float]) -> NDArray[np.int64]:
-    """Return borders, (n + 1,) int64, that cut the orbits in proportion to the weights, none left empty."""
+    """Return borders, (n + 1,) int64, that cut the orbits in proportion to the weights.
+
+    None left empty.
+    """
     total = sum(weights)
     borders, so_far = [0], 0.0
     for i, weight in enumerate(weights):
@@ -144,7 +157,10 @@ def window(camera: Camera, height: int, width: int) -> NDArray[np.float32]:
 
 
 def start_orbits(state: NDArray[np.uint64]) -> Orbits:
-    """Return orbits at random points of [-1, 1]^2 with random colours; advances state, (4,) uint64."""
+    """Return orbits at random points of [-1, 1]^2 with random colours.
+
+    Advances state, (4,) uint64.
+    """
     orbits = Orbits(
         np.empty((2, ORBITS), np.float32),
         np.empty((2, ORBITS), np.float32),
@@ -171,7 +187,8 @@ def _scatter_orbits(state, orbits):
 def _fetch(a, b, m, keep, pull, from_x, from_y, from_c, x, y, c):
     """Fetch the segment's orbits through i -> a i + b and apply the affine part and the colour.
 
-    32-bit indices: with 64-bit ones the gathers take half as many lanes (1.9 against 1.0 ns a point).
+    32-bit indices: with 64-bit ones the gathers take half as many lanes (1.9 against 1.0 ns a
+    point).
     """
     m0, m1, m2, m3, m4, m5 = m[0], m[1], m[2], m[3], m[4], m[5]
     for i in range(len(x)):
@@ -192,45 +209,62 @@ def _apply_affine(m, x, y):
 
 
 @kernel
-def _keep_bounded(x, y, noise):
+def _count_fled(x, y):
+    fled = np.int32(0)
+    for i in range(len(x)):
+        fled += np.int32(0) if abs(x[i]) + abs(y[i]) < _FAR else np.int32(1)
+    return fled
+
+
+@kernel
+def _restart_fled(x, y, noise):
     """Restart, at a random point of [-1, 1]^2, orbits that fled or are not numbers."""
     for i in range(len(x)):
         u, v = x[i], y[i]
         good = abs(u) + abs(v) < _FAR
         first = next_noise(noise[i])
         second = next_noise(first)
-        noise[i] = second
+        noise[i] = noise[i] if good else second
         x[i] = u if good else noise_unit(first) * _TWO - _ONE
         y[i] = v if good else noise_unit(second) * _TWO - _ONE
 
 
 @kernel
-def _fold_points(fold, width, height, x, y):
-    """Bring points, in pixels, into the window: 1 reflects at the borders, 2 wraps around."""
-    limit_x, limit_y = F(width), F(height)
-    per_x, per_y = _ONE / limit_x, _ONE / limit_y
-    for i in range(len(x)):
-        u, v = x[i] * per_x, y[i] * per_y
-        if fold == 1:
-            u = abs(u - _TWO * floor(u * _HALF + _HALF))
-            v = abs(v - _TWO * floor(v * _HALF + _HALF))
-        else:
-            u = u - floor(u)
-            v = v - floor(v)
-        x[i] = u * limit_x
-        y[i] = v * limit_y
-
-
-@kernel
-def _project(width, height, x, y, c, cell, ink):
-    """Turn points in pixels into cell numbers (width * height outside) and 16-bit colours."""
+def _project(camera, width, height, x, y, c, cell, ink):
+    """Turn points of the plane into cell numbers (width * height outside) and 16-bit colours."""
+    m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     limit_x, limit_y = F(width), F(height)
     stride, outside = np.int32(width), np.int32(width * height)
     for i in range(len(x)):
-        u, v = x[i], y[i]
+        u = fma(m0, x[i], fma(m1, y[i], m2))
+        v = fma(m3, x[i], fma(m4, y[i], m5))
         inside = (u >= _ZERO) & (u < limit_x) & (v >= _ZERO) & (v < limit_y)
         place = np.int32(np.int32(np.int32(v) * stride) + np.int32(u))
         cell[i] = place if inside else outside
+        ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
+
+
+@kernel
+def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
+    """As `_project`, points first brought into the window.
+
+    1 reflects at the borders, 2 wraps around.
+    """
+    m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
+    per_x, per_y = _ONE / F(width), _ONE / F(height)
+    last_x, last_y, stride = np.int32(width - 1), np.int32(height - 1), np.int32(width)
+    for i in range(len(x)):
+        u = fma(m0, x[i], fma(m1, y[i], m2)) * per_x
+        v = fma(m3, x[i], fma(m4, y[i], m5)) * per_y
+        if fold == 1:
+            u = abs(u - _TWO * floor(fma(u, _HALF, _HALF)))
+            v = abs(v - _TWO * floor(fma(v, _HALF, _HALF)))
+        else:
+            u = u - floor(u)
+            v = v - floor(v)
+        column = min(np.int32(u * F(width)), last_x)
+        row = min(np.int32(v * F(height)), last_y)
+        cell[i] = np.int32(np.int32(row * stride) + column)
         ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
 
 
@@ -245,15 +279,46 @@ def _step(a, b, program, k, from_x, from_y, from_c, x, y, c, work_x, work_y, noi
     """Apply map k to one segment: x, y, c are its slices of the new orbits."""
     start, stop = program.first[k], program.first[k + 1]
     if start == stop:
-        _fetch(a, b, program.affine[k], program.keep[k], program.pull[k], from_x, from_y, from_c, x, y, c)
+        _fetch(
+            a,
+            b,
+            program.affine[k],
+            program.keep[k],
+            program.pull[k],
+            from_x,
+            from_y,
+            from_c,
+            x,
+            y,
+            c,
+        )
     else:
-        _fetch(a, b, program.affine[k], program.keep[k], program.pull[k], from_x, from_y, from_c, work_x, work_y, c)
+        _fetch(
+            a,
+            b,
+            program.affine[k],
+            program.keep[k],
+            program.pull[k],
+            from_x,
+            from_y,
+            from_c,
+            work_x,
+            work_y,
+            c,
+        )
         for i in range(len(x)):
             x[i] = _ZERO
             y[i] = _ZERO
         for j in range(start, stop):
             add_variation(
-                program.numbers[j], work_x, work_y, x, y, program.weights[j], program.parameters[j], noise
+                program.numbers[j],
+                work_x,
+                work_y,
+                x,
+                y,
+                program.weights[j],
+                program.parameters[j],
+                noise,
             )
     if program.has_post[k]:
         _apply_affine(program.post[k], x, y)
@@ -263,10 +328,10 @@ def _step(a, b, program, k, from_x, from_y, from_c, x, y, c, work_x, work_y, noi
 def play(state, orbits, program, camera, fold, warm_up, steps, width, height, words):
     """Play the game and add each point to its pixel's word.
 
-    state: (4,) uint64 and orbits: advanced in place. camera: (6,) float32 of `window`. fold: 0 none,
-    1 mirror, 2 wrap. warm_up: steps that are not plotted; steps: plotted ones, at most MOST_STEPS on
-    words that are zero, ORBITS points each. words: (height * width + 1,) uint64, the last takes what
-    falls outside.
+    state: (4,) uint64 and orbits: advanced in place. camera: (6,) float32 of `window`. fold: 0
+    none, 1 mirror, 2 wrap. warm_up: steps that are not plotted; steps: plotted ones, at most
+    MOST_STEPS on words that are zero, ORBITS points each. words: (height * width + 1,) uint64, the
+    last takes what falls outside.
     """
     n = len(program.bounds) - 1
     work_x, work_y = np.empty(ORBITS, F), np.empty(ORBITS, F)
@@ -285,29 +350,31 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
                 a, base, program, k, from_x, from_y, from_c, x[low:high], y[low:high], c[low:high],
                 work_x[low:high], work_y[low:high], orbits.noise[low:high],
             )  # fmt: skip
-        _keep_bounded(x, y, orbits.noise)
+        if _count_fled(x, y) > 0:
+            _restart_fled(x, y, orbits.noise)
         now = 1 - now
         if step < warm_up:
             continue
-        plot_x, plot_y = orbits.x[1 - now], orbits.y[1 - now]
         if program.has_final:
             # The step before is no longer needed: its arrays take the final map's points.
+            from_x, from_y, from_c = x, y, c
+            x, y, c = orbits.x[1 - now], orbits.y[1 - now], orbits.colour[1 - now]
             _step(
-                np.int32(1), np.int32(0), program, n, x, y, c, plot_x, plot_y, orbits.colour[1 - now],
+                np.int32(1), np.int32(0), program, n, from_x, from_y, from_c, x, y, c,
                 work_x, work_y, orbits.noise,
             )  # fmt: skip
-            ink_c = orbits.colour[1 - now]
-            _apply_affine(camera, plot_x, plot_y)
+        if fold == 0:
+            _project(camera, width, height, x, y, c, cell, ink)
         else:
-            _fetch(np.int32(1), np.int32(0), camera, _ONE, _ZERO, x, y, c, plot_x, plot_y, orbits.colour[1 - now])
-            ink_c = c
-        if fold != 0:
-            _fold_points(fold, width, height, plot_x, plot_y)
-        _project(width, height, plot_x, plot_y, ink_c, cell, ink)
+            _project_folded(camera, fold, width, height, x, y, c, cell, ink)
         _plot(cell, ink, words)
     if now == 1:
         for i in range(ORBITS):
-            orbits.x[0, i], orbits.y[0, i], orbits.colour[0, i] = orbits.x[1, i], orbits.y[1, i], orbits.colour[1, i]
+            orbits.x[0, i], orbits.y[0, i], orbits.colour[0, i] = (
+                orbits.x[1, i],
+                orbits.y[1, i],
+                orbits.colour[1, i],
+            )
 
 
 @kernel
@@ -323,22 +390,31 @@ def flush_words(words, points, colours):
 
 @kernel
 def final_points(orbits, program, x, y):
-    """Write where the orbits stand, through the final map if there is one, into x, y, (ORBITS,) float32."""
+    """Write where the orbits stand, through the final map if there is one, into x, y.
+
+    (ORBITS,) float32.
+    """
     if program.has_final:
         n = len(program.bounds) - 1
         work_x, work_y, c = np.empty(ORBITS, F), np.empty(ORBITS, F), np.empty(ORBITS, F)
         _step(
-            np.int32(1), np.int32(0), program, n, orbits.x[0], orbits.y[0], orbits.colour[0], x, y, c,
-            work_x, work_y, orbits.noise,
+            np.int32(1), np.int32(0), program, n, orbits.x[0], orbits.y[0], orbits.colour[0],
+            x, y, c, work_x, work_y, orbits.noise,
         )  # fmt: skip
     else:
         for i in range(ORBITS):
             x[i], y[i] = orbits.x[0, i], orbits.y[0, i]
 
 
-def sample_points(layer: ChaosLayer, steps: int, *key: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, (ORBITS * steps,) float32 each: points of the attractor, for placing a camera."""
-    program = compile_layer(layer)
+def sample_points(
+    program: Program, steps: int, *key: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return x and y, (ORBITS * steps,) float32 each.
+
+    Points of the attractor, for placing a camera.
+
+    key: integers of the game's random stream.
+    """
     state = random_state(*key)
     orbits = start_orbits(state)
     camera, words = np.array([0, 0, -1, 0, 0, -1], np.float32), np.zeros(2, np.uint64)
@@ -349,27 +425,54 @@ def sample_points(layer: ChaosLayer, steps: int, *key: int) -> tuple[NDArray[np.
     return x.ravel(), y.ravel()
 
 
-def accumulate(
-    layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-    """Play a layer's game onto a grid of pixels.
+class Game(NamedTuple):
+    """What a game left.
 
-    samples_per_pixel: points played a pixel, wherever they fall; rounded up to whole steps of ORBITS.
-    key: integers of the game's random stream.
-    Returns points (height, width) float32, the sums of their colour coordinates (height, width) float32,
-    and the number of points played.
+    Points a pixel and the sums of their colours, (H, W) float32, and all points played.
     """
-    program = compile_layer(layer)
+
+    points: NDArray[np.float32]
+    colours: NDArray[np.float32]
+    played: int
+
+
+def play_program(
+    program: Program, camera: Camera, height: int, width: int, samples_per_pixel: float, *key: int
+) -> Game:
+    """Play a compiled system onto a grid of pixels; arguments and result as for `accumulate`."""
     state = random_state(*key)
     orbits = start_orbits(state)
-    camera, fold = window(layer.camera, height, width), _FOLDS[layer.camera.fold]
+    to_pixels, fold = window(camera, height, width), _FOLDS[camera.fold]
     words = np.zeros(height * width + 1, np.uint64)
     points, colours = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
     steps = max(1, -int(-samples_per_pixel * height * width // ORBITS))
     played = 0
     while played < steps:
         batch = min(steps - played, MOST_STEPS)
-        play(state, orbits, program, camera, fold, WARM_UP if played == 0 else 0, batch, width, height, words)
+        play(
+            state,
+            orbits,
+            program,
+            to_pixels,
+            fold,
+            WARM_UP if played == 0 else 0,
+            batch,
+            width,
+            height,
+            words,
+        )
         flush_words(words, points, colours)
         played += batch
-    return points.reshape(height, width), colours.reshape(height, width), steps * ORBITS
+    return Game(points.reshape(height, width), colours.reshape(height, width), steps * ORBITS)
+
+
+def accumulate(
+    layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int
+) -> Game:
+    """Play a layer's game onto a grid of pixels.
+
+    samples_per_pixel: points played a pixel, wherever they fall; rounded up to whole steps of
+    ORBITS. key: integers of the game's random stream. Returns points (height, width) float32, the
+    sums of their colour coordinates (height, width) float32, and the number of points played.
+    """
+    return play_program(compile_layer(layer), layer.camera, height, width, samples_per_pixel, *key)

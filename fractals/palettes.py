@@ -19,14 +19,19 @@ ENTRIES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """A ring of colours: stops in OKLab (lightness in [0, 1], a, b), evenly spaced, the last joins the first."""
+    """A ring of colours.
+
+    Stops in OKLab (lightness in [0, 1], a, b), evenly spaced, the last joins the first.
+    """
 
     stops: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self) -> None:
         """Refuse fewer than two stops and lightness outside [0, 1]."""
         if len(self.stops) < 2:
-            raise ValueError(f"{len(self.stops)} stops: a palette has at least 2; give one more colour")
+            raise ValueError(
+                f"{len(self.stops)} stops: a palette has at least 2; give one more colour"
+            )
         for stop in self.stops:
             if len(stop) != 3 or not 0 <= stop[0] <= 1:
                 raise ValueError(f"{stop}: a stop is (lightness in [0, 1], a, b); mend it")
@@ -56,10 +61,12 @@ def _linear_rgb(lightness, a, b):
 
 @kernel
 def _ring(stops, out):
-    """Interpolate stops, (n, 3) float32 OKLab, around the ring into out, (m, 3) float32 display RGB.
+    """Interpolate stops, (n, 3) float32 OKLab, around the ring into out, (m.
 
-    Smoothstep between neighbours: monotone, so no stop is overshot. A colour outside the gamut loses
-    chroma, in steps of 1/16, until it fits: its hue and lightness stay.
+    3) float32 display RGB.
+
+    Smoothstep between neighbours: monotone, so no stop is overshot. A colour outside the gamut
+    loses chroma, in steps of 1/16, until it fits: its hue and lightness stay.
     """
     n, m = len(stops), len(out)
     for i in range(m):
@@ -81,7 +88,10 @@ def _ring(stops, out):
 
 @lru_cache(maxsize=64)
 def palette_table(palette: Palette) -> NDArray[np.float32]:
-    """Return the ring's table, (256, 3) float32 display RGB in [0, 1]; entry 255 neighbours entry 0. Read-only."""
+    """Return the ring's table, (256, 3) float32 display RGB in [0, 1].
+
+    Entry 255 neighbours entry 0. Read-only.
+    """
     out = np.empty((ENTRIES, 3), np.float32)
     _ring(np.array(palette.stops, np.float32), out)
     out.setflags(write=False)
@@ -96,8 +106,9 @@ def _stop(lightness: float, chroma: float, hue: float) -> tuple[float, float, fl
 def draw_palette(draws: Draws) -> Palette:
     """Draw a ring of 3 to 8 strong colours of two to five hues, dark and light in turn.
 
-    Schemes: near hues, two opposite ones, a triad, the whole circle. Lightness swings between a dark and
-    a light end, so that neighbouring values of the coordinate can be told apart in grey as well.
+    Schemes: near hues, two opposite ones, a triad, the whole circle. Lightness swings between a
+    dark and a light end, so that neighbouring values of the coordinate can be told apart in grey as
+    well.
     """
     n = draws.whole(3, 8)
     first = draws.uniform(0, 2 * math.pi)
@@ -108,7 +119,9 @@ def draw_palette(draws: Draws) -> Palette:
         second = first + math.pi + draws.uniform(-0.7, 0.7)
         hues = [draws.choice((first, second)) + draws.uniform(-0.35, 0.35) for _ in range(n)]
     elif scheme == "triad":
-        hues = [first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)]
+        hues = [
+            first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)
+        ]
     else:
         step = draws.sign() * 2 * math.pi / n
         hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
@@ -124,10 +137,15 @@ def draw_palette(draws: Draws) -> Palette:
 
 
 def draw_background(draws: Draws, palette: Palette) -> Palette:
-    """Draw the two ends of the ground's gradient: relatives of two of the palette's stops, mostly dark."""
+    """Draw the two ends of the ground's gradient.
+
+    Relatives of two of the palette's stops, mostly dark.
+    """
     low, high = draws.weighted(((0.06, 0.3), (0.3, 0.6), (0.7, 0.95)), (5, 2, 2))
     ends = []
     for stop in (draws.choice(palette.stops), draws.choice(palette.stops)):
         keep = draws.uniform(0.5, 1.0)
-        ends.append((round(draws.uniform(low, high), 4), round(stop[1] * keep, 4), round(stop[2] * keep, 4)))
+        ends.append(
+            (round(draws.uniform(low, high), 4), round(stop[1] * keep, 4), round(stop[2] * keep, 4))
+        )
     return Palette(stops=tuple(ends))

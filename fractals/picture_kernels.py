@@ -268,7 +268,11 @@ def gradient_coherence(luma: NDArray[np.int32]) -> float:
         for j in range(width):
             across = np.float64(luma[i + 1, j + 2]) - np.float64(luma[i + 1, j])
             down = np.float64(luma[i + 2, j + 1]) - np.float64(luma[i, j + 1])
-            rows[0, i, j], rows[1, i, j], rows[2, i, j] = across * across, down * down, across * down
+            rows[0, i, j], rows[1, i, j], rows[2, i, j] = (
+                across * across,
+                down * down,
+                across * down,
+            )
     agreeing, energy = 0.0, 0.0
     sums = np.zeros((3, width))
     for i in range(2, height - 2):
@@ -313,7 +317,10 @@ def fine_detail(luma: NDArray[np.int32]) -> NDArray[np.float64]:
 
 @kernel
 def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return sum(a b) / sqrt(sum(a^2) sum(b^2)) of two (n,) float64, summed in order; 0 if either is zero."""
+    """Return sum(a b) / sqrt(sum(a^2) sum(b^2)) of two (n,) float64, summed in order.
+
+    0 if either is zero.
+    """
     ab, aa, bb = 0.0, 0.0, 0.0
     for i in range(len(a)):
         ab += a[i] * b[i]

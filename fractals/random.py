@@ -1,8 +1,8 @@
 """Random numbers as arguments: a key of integers gives a state, and a state gives a stream.
 
 The streams are public interface: blake2b of the key seeds xoshiro256++ (Blackman & Vigna 2021,
-https://prng.di.unimi.it/xoshiro256plusplus.c, public domain). No numpy distribution is used, because
-numpy may change those between versions.
+https://prng.di.unimi.it/xoshiro256plusplus.c, public domain). No numpy distribution is used,
+because numpy may change those between versions.
 """
 
 import hashlib
@@ -28,7 +28,9 @@ def random_state(*key: int) -> NDArray[np.uint64]:
     Returns (4,) uint64, never all zero.
     """
     text = ",".join(str(int(part)) for part in key).encode()
-    words = struct.unpack("<4Q", hashlib.blake2b(text, digest_size=32, person=b"pixmix-fractals").digest())
+    words = struct.unpack(
+        "<4Q", hashlib.blake2b(text, digest_size=32, person=b"pixmix-fractals").digest()
+    )
     return np.array(words, dtype=np.uint64)
 
 
@@ -103,7 +105,10 @@ class Draws:
         return items[int(len(items) * self.unit())]
 
     def weighted(self, items: Sequence[Item], weights: Sequence[float]) -> Item:
-        """Return one of the items, with probability proportional to its weight (>= 0, not all 0)."""
+        """Return one of the items, with probability proportional to its weight (>= 0.
+
+        Not all 0).
+        """
         mark = self.unit() * sum(weights)
         for item, weight in zip(items, weights, strict=True):
             mark -= weight

@@ -1,12 +1,16 @@
-"""A genome from a seed and an index: drafts are drawn until one passes the statistics of its preview."""
+"""A genome from a seed and an index.
+
+Drafts are drawn until one passes the statistics of its preview.
+"""
 
 import math
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.escape import draw_escape
+from fractals.escape_places import draw_escape
 from fractals.genome import (
     FAMILIES,
     GENOME_VERSION,
@@ -19,10 +23,10 @@ from fractals.genome import (
     Layer,
     Tone,
 )
-from fractals.kernels import accumulate, sample_points
+from fractals.kernels import Game, Program, compile_layer, play_program, sample_points
 from fractals.palettes import draw_background, draw_palette
 from fractals.random import Draws
-from fractals.render import grade, paint
+from fractals.render import game_key, grade, paint
 from fractals.statistics import coherence, preview_statistics, reliability
 from fractals.systems import ANY_TONE, TEMPLATES, rounded
 from fractals.tone import estimate_density
@@ -31,9 +35,8 @@ PREVIEW_SIZE = 64
 PREVIEW_SAMPLES = 24
 MOST_DRAFTS = 1000
 """One draft in three is kept; a thousand in a row have never been dull."""
-_FRAMING, _EXPOSING = 2, 3
-_FRAME_STEPS = 2
-_EXPOSURE_SAMPLES = 12
+_FRAMING = 1
+_FRAME_STEPS = 1
 
 _FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0}
 _WEIGHTS: dict[Family, dict[str, float]] = {
@@ -42,15 +45,21 @@ _WEIGHTS: dict[Family, dict[str, float]] = {
     "ifs": {"ifs": 1.0},
 }
 _PLANS = {"single": 0.44, "double": 0.22, "ground": 0.14, "escape": 0.2}
-"""What a mixed picture is made of: one system, two, one on an escape-time ground, or that ground alone."""
+"""What a mixed picture is made of.
+
+One system, two, one on an escape-time ground, or that ground alone.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bars:
-    """What the preview of a draft must reach; each field is the least value of the statistic so named.
+    """What the preview of a draft must reach.
 
-    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by people;
-    preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a picture is dust.
+    Each field is the least value of the statistic so named.
+
+    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by
+    people; preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a
+    picture is dust.
     """
 
     coverage: float = 0.9
@@ -67,22 +76,27 @@ class Bars:
 
 BARS = Bars()
 _MEASURED = tuple(
-    field.name for field in fields(Bars) if field.name not in ("coherence", "reliability", "most_edges")
+    field.name
+    for field in fields(Bars)
+    if field.name not in ("coherence", "reliability", "most_edges")
 )
 
 
-def frame(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Camera | None:
+def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
     """Place a camera where the points are; None if the attractor is a point or has no bounds.
 
-    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are wasted.
-    key: integers of the game's random stream.
+    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are
+    wasted. symmetric: the system has a centre, worth looking at. key: integers of the game's random
+    stream.
     """
-    x, y = sample_points(layer, _FRAME_STEPS, *key, _FRAMING)
-    good = (np.abs(x) < 1e3) & (np.abs(y) < 1e3)
-    if np.count_nonzero(good) < 0.9 * len(x):
+    x, y = sample_points(program, _FRAME_STEPS, *key)
+    good = np.maximum(np.abs(x), np.abs(y)) < 1e3
+    n_good = np.count_nonzero(good)
+    if n_good < 0.9 * len(x):
         return None
-    x, y = x[good], y[good]
-    if abs(layer.symmetry) > 1 and layer.final is None and draws.chance(0.7):
+    if n_good < len(x):
+        x, y = x[good], y[good]
+    if symmetric and draws.chance(0.7):
         centre_x, centre_y = 0.0, 0.0
     else:
         pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
@@ -105,29 +119,33 @@ def frame(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Camera | Non
 
 
 def _quantile(values: NDArray[np.float32], share: float) -> float:
-    """Return the value that `share` of them do not exceed: one of the values, never a mean of two."""
+    """Return the value that `share` of them do not exceed.
+
+    One of the values, never a mean of two.
+    """
     place = int(share * (len(values) - 1))
     return float(np.partition(values, place)[place])
 
 
-def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None:
-    """Set light and colour by a small first game; None if next to nothing lies in the window.
+def expose(game: Game, draws: Draws) -> Tone | None:
+    """Set light and colour by a small first game, already spread.
 
-    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the palette.
-    key: integers of the game's random stream.
+    None if next to nothing lies in the window.
+
+    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the
+    palette.
     """
-    game = accumulate(layer, PREVIEW_SIZE, PREVIEW_SIZE, _EXPOSURE_SAMPLES, *key, _EXPOSING)
-    planes = estimate_density(game[0], game[1], ANY_TONE.softness)
-    points, colours = planes[0].ravel(), planes[1].ravel()
+    points, colours = game.points.ravel(), game.colours.ravel()
     bright = _quantile(points, 1 - draws.uniform(0.02, 0.15))
-    density = bright * PREVIEW_SIZE**2 / game[2]
+    density = bright * PREVIEW_SIZE**2 / game.played
     if density < 0.02:
         return None
     lit = points > np.float32(0.2 * bright)
     seen = colours[lit] / points[lit]
     span = max(_quantile(seen, 0.95) - _quantile(seen, 0.05), 0.01)
     return Tone(
-        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as blotches.
+        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as
+        # blotches.
         colour_start=rounded(draws.unit()),
         colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
         exposure=float(f"{density:.4g}"),
@@ -137,32 +155,45 @@ def expose(layer: ChaosLayer, draws: Draws, key: tuple[int, ...]) -> Tone | None
     )
 
 
-def draw_chaos(draws: Draws, key: tuple[int, ...], weights: dict[str, float]) -> ChaosLayer | None:
+def draw_chaos(
+    draws: Draws, weights: dict[str, float], samples_per_pixel: float, key: tuple[int, ...]
+) -> tuple[ChaosLayer, Game] | None:
     """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
 
-    key: integers of its games' random streams; weights: relative frequency of each of `TEMPLATES`.
+    weights: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is
+    exposed by, at PREVIEW_SIZE. key: integers of that game's random stream.
     """
     template = draws.weighted(list(weights), list(weights.values()))
     layer = TEMPLATES[template](draws)
-    camera = frame(layer, draws, key)
+    program = compile_layer(layer)
+    symmetric = abs(layer.symmetry) > 1 and layer.final is None
+    camera = frame(program, symmetric, draws, (*key, _FRAMING))
     if camera is None:
         return None
-    layer = replace(layer, camera=camera)
-    tone = expose(layer, draws, key)
-    return None if tone is None else replace(layer, tone=tone)
+    game = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
+    game = Game(*estimate_density(game.points, game.colours, ANY_TONE.softness), game.played)
+    tone = expose(game, draws)
+    return None if tone is None else (replace(layer, camera=camera, tone=tone), game)
 
 
-def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
-    """Draw a genome that nobody has looked at; None if a system of it has nothing to show.
+class Draft(NamedTuple):
+    """A genome that nobody has looked at. Games: spread, by number of the layer they exposed."""
+
+    genome: Genome
+    games: dict[int, Game]
+
+
+def draft(seed: int, index: int, family: Family, attempt: int) -> Draft | None:
+    """Draw a genome, good or dull; None if a system of it has nothing to show.
 
     A pure function of its arguments.
     """
-    number = FAMILIES.index(family)
-    draws = Draws(GENOME_VERSION, number, seed, index, attempt)
+    draws = Draws(GENOME_VERSION, FAMILIES.index(family), seed, index, attempt)
     palette = draw_palette(draws)
     background = draw_background(draws, palette)
     plan = draws.weighted(list(_PLANS), list(_PLANS.values()))
     layers: list[Layer] = []
+    games: dict[int, Game] = {}
     if family == "escape" or (family == "mixed" and plan in ("ground", "escape")):
         layers.append(Layer(fractal=draw_escape(draws), palette=palette))
         palette = draw_palette(draws)
@@ -170,21 +201,30 @@ def draft(seed: int, index: int, family: Family, attempt: int) -> Genome | None:
     if not layers:
         systems = max(systems, 1)
     for _ in range(systems):
-        key = (GENOME_VERSION, number, seed, index, attempt, len(layers))
-        fractal = draw_chaos(draws, key, _WEIGHTS[family])
-        if fractal is None:
+        key = game_key(family, seed, index, attempt, len(layers))
+        drawn = draw_chaos(draws, _WEIGHTS[family], PREVIEW_SAMPLES / systems, key)
+        if drawn is None:
             return None
+        fractal, games[len(layers)] = drawn
         blends: tuple[Blend, ...] = ("over", "screen", "lighten")
-        layers.append(Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1))))
+        layers.append(
+            Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1)))
+        )
         if draws.chance(0.4):
             palette = draw_palette(draws)
-    return Genome(
-        family=family, seed=seed, index=index, attempt=attempt, background=background, layers=tuple(layers)
+    genome = Genome(
+        family=family,
+        seed=seed,
+        index=index,
+        attempt=attempt,
+        background=background,
+        layers=tuple(layers),
     )
+    return Draft(genome, games)
 
 
 def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
-    """Return the genome with black and white set so that all but 2 % of a preview's values at each end are used.
+    """Return the genome with black and white at the ends of what a preview uses, 2 % left out.
 
     painted: (H, W, 3) float32 of `paint`.
     """
@@ -197,14 +237,18 @@ def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
 
 
 def preview(genome: Genome, stream: int) -> NDArray[np.uint8]:
-    """Return a genome's picture at 64x64, of one of several independent games; (64, 64, 3) uint8."""
-    return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream))
+    """Return a genome's picture at 64x64, of one of several independent games.
+
+    (64, 64, 3) uint8.
+    """
+    return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream=stream))
 
 
 def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
     """Return the statistics in which a preview misses `BARS`, in their order; empty: keep it.
 
-    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else passes.
+    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else
+    passes.
     """
     measured = preview_statistics(picture)
     missed = [name for name in _MEASURED if getattr(measured, name) < getattr(BARS, name)]
@@ -218,10 +262,12 @@ def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
 
 
 def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
-    """Return picture `index` of a set: the first draft that passes, a pure function of the arguments.
+    """Return picture `index` of a set.
 
-    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape".
-    `genome.attempt` says how many drafts were rejected before.
+    The first draft that passes, a pure function of the arguments.
+
+    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape". `genome.attempt` says
+    how many drafts were rejected before.
 
     Raises:
         ValueError: a negative seed or index, or an unknown family.
@@ -233,13 +279,16 @@ def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
     if family not in FAMILIES:
         raise ValueError(f"{family!r}: is no family; use one of {', '.join(FAMILIES)}")
     for attempt in range(MOST_DRAFTS):
-        genome = draft(seed, index, family, attempt)
-        if genome is None:
+        drawn = draft(seed, index, family, attempt)
+        if drawn is None:
             continue
-        painted = paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES)
-        genome = stretched(genome, painted)
+        painted = paint(
+            drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games
+        )
+        genome = stretched(drawn.genome, painted)
         if not faults(genome, grade(genome, painted)):
             return genome
     raise RuntimeError(
-        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; use another seed"
+        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; "
+        "use another seed"
     )

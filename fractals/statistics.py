@@ -68,7 +68,7 @@ def preview_statistics(picture: Picture) -> PreviewStatistics:
         edge_density=_share(kernels.edge_mask(luma)),
         textured_blocks=_textured_blocks(luma),
         **_small_statistics(luma),
-        rgb_entropy=kernels.entropy_of_counts(counts),
+        rgb_entropy=_entropy(counts),
         colourfulness=_colourfulness(sums, picture.shape[0] * picture.shape[1]),
         mean_luma=_mean_luma(luma),
     )
@@ -95,8 +95,8 @@ def measure(picture: Picture) -> dict[str, float]:
         **_small_statistics(luma),
         "spectral_slope": slope,
         "spectral_r2": r2,
-        "rgb_entropy": kernels.entropy_of_counts(counts),
-        "luma_entropy": kernels.entropy_of_counts(kernels.luma_counts(luma)),
+        "rgb_entropy": _entropy(counts),
+        "luma_entropy": _entropy(kernels.luma_counts(luma)),
         "colourfulness": _colourfulness(sums, mask.size),
         "edge_box_dimension": _box_dimension(mask),
     }
@@ -188,7 +188,7 @@ def rgb_entropy(picture: Picture) -> float:
     Reference 4.23 [2.48, 5.80]; this gives 4.230 [2.476, 5.797].
     """
     _check(picture)
-    return float(kernels.entropy_of_counts(kernels.colour_counts(picture)[0]))
+    return _entropy(kernels.colour_counts(picture)[0])
 
 
 def luma_entropy(picture: Picture) -> float:
@@ -196,7 +196,7 @@ def luma_entropy(picture: Picture) -> float:
 
     Reference 7.0 [5.5, 7.6]; this gives 7.023 [5.537, 7.565].
     """
-    return float(kernels.entropy_of_counts(kernels.luma_counts(_checked_luma(picture))))
+    return _entropy(kernels.luma_counts(_checked_luma(picture)))
 
 
 def colourfulness(picture: Picture) -> float:
@@ -234,8 +234,8 @@ def reliability(first: Picture, second: Picture) -> float:
     """Return how much of the fine detail two renders of one genome share, -1..1.
 
     The correlation of luma less its 5x5 mean. Two games of the same genome differ in their random
-    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can be
-    bought with noise, this cannot.
+    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can
+    be bought with noise, this cannot.
 
     Args:
         first: (H, W, 3) uint8.
@@ -243,7 +243,8 @@ def reliability(first: Picture, second: Picture) -> float:
     """
     if first.shape != second.shape:
         raise ValueError(
-            f"pictures of shapes {first.shape} and {second.shape} cannot be compared; render one size"
+            f"pictures of shapes {first.shape} and {second.shape} cannot be compared; "
+            "render both at one size"
         )
     details = (kernels.fine_detail(_checked_luma(picture)) for picture in (first, second))
     return float(kernels.correlation(*details))
@@ -350,6 +351,10 @@ def _checked_luma(picture: Picture) -> NDArray[np.int32]:
 
 def _share(mask: NDArray[np.uint8]) -> float:
     return int(np.count_nonzero(mask)) / mask.size
+
+
+def _entropy(counts: NDArray[np.int64]) -> float:
+    return float(kernels.entropy_of_counts(counts))
 
 
 def _n_pixels(luma: NDArray[np.int32]) -> int:

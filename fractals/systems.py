@@ -17,11 +17,16 @@ ANY_TONE = Tone(exposure=1.0)
 
 
 def rounded(value: float) -> float:
-    """Return a drawn number at 5 decimals: a last bit that differs between machines does not reach a genome."""
+    """Return a drawn number at 5 decimals.
+
+    A last bit that differs between machines does not reach a genome.
+    """
     return round(value, 5)
 
 
-def _affine(scale_x: float, scale_y: float, angle: float, shear: float, x: float, y: float) -> Affine:
+def _affine(
+    scale_x: float, scale_y: float, angle: float, shear: float, x: float, y: float
+) -> Affine:
     c, s, t = math.cos(angle), math.sin(angle), angle + shear
     return (
         rounded(scale_x * c),
@@ -37,11 +42,20 @@ def _similar(draws: Draws, low: float, high: float, reach: float) -> Affine:
     """Draw a nearly angle-keeping affine map of scale low..high and translation up to reach."""
     scale = draws.uniform(low, high)
     stretch = draws.uniform(0.75, 1.3) if draws.chance(0.4) else 1.0
-    angle = draws.choice((0.0, 0.5, 1.0, 1.5)) * math.pi if draws.chance(0.25) else draws.uniform(-math.pi, math.pi)
+    angle = (
+        draws.choice((0.0, 0.5, 1.0, 1.5)) * math.pi
+        if draws.chance(0.25)
+        else draws.uniform(-math.pi, math.pi)
+    )
     shear = draws.uniform(-0.5, 0.5) if draws.chance(0.3) else 0.0
     flip = -1.0 if draws.chance(0.2) else 1.0
     return _affine(
-        flip * scale, scale * stretch, angle, shear, draws.uniform(-reach, reach), draws.uniform(-reach, reach)
+        flip * scale,
+        scale * stretch,
+        angle,
+        shear,
+        draws.uniform(-reach, reach),
+        draws.uniform(-reach, reach),
     )
 
 
@@ -60,11 +74,12 @@ def _post(draws: Draws, chance: float) -> Affine | None:
 
 
 _POPULAR = {
-    "linear": 6, "sinusoidal": 1, "spherical": 6, "swirl": 4, "horseshoe": 2, "polar": 2, "handkerchief": 2,
-    "heart": 2, "disc": 4, "spiral": 4, "hyperbolic": 3, "diamond": 3, "ex": 1, "julia": 3, "bent": 3, "waves": 2,
-    "fisheye": 4, "popcorn": 1, "exponential": 1, "power": 2, "cosine": 2, "rings": 3, "fan": 1.5, "blob": 2,
-    "pdj": 1, "eyefish": 2, "bubble": 2, "cylinder": 2, "perspective": 2, "julian": 3, "juliascope": 3, "blur": 0.5,
-    "ngon": 2, "curl": 2, "rectangles": 3, "tangent": 0.7, "square": 1, "cross": 2,
+    "linear": 6, "sinusoidal": 1, "spherical": 6, "swirl": 4, "horseshoe": 2, "polar": 2,
+    "handkerchief": 2, "heart": 2, "disc": 4, "spiral": 4, "hyperbolic": 3, "diamond": 3, "ex": 1,
+    "julia": 3, "bent": 3, "waves": 2, "fisheye": 4, "popcorn": 1, "exponential": 1, "power": 2,
+    "cosine": 2, "rings": 3, "fan": 1.5, "blob": 2, "pdj": 1, "eyefish": 2, "bubble": 2,
+    "cylinder": 2, "perspective": 2, "julian": 3, "juliascope": 3, "blur": 0.5, "ngon": 2,
+    "curl": 2, "rectangles": 3, "tangent": 0.7, "square": 1, "cross": 2,
 }  # fmt: skip
 
 
@@ -76,16 +91,25 @@ def _mixture(draws: Draws) -> ChaosLayer:
     """2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
     n = draws.whole(2, 5)
     names, weights = list(_POPULAR), list(_POPULAR.values())
-    shared = [draws.weighted(names, weights) for _ in range(draws.whole(1, 2))] if draws.chance(0.5) else None
+    shared = (
+        [draws.weighted(names, weights) for _ in range(draws.whole(1, 2))]
+        if draws.chance(0.5)
+        else None
+    )
     maps = []
     for k in range(n):
-        chosen = shared or [draws.weighted(names, weights) for _ in range(draws.weighted((1, 2, 3), (5, 4, 1)))]
+        chosen = shared or [
+            draws.weighted(names, weights) for _ in range(draws.weighted((1, 2, 3), (5, 4, 1)))
+        ]
         shares = [draws.uniform(0.3, 1.0) for _ in chosen]
         total = sum(shares) / draws.uniform(0.8, 1.2)
         maps.append(
             Map(
                 affine=_similar(draws, 0.35, 1.15, 1.0),
-                variations=tuple(_term(draws, name, share / total) for name, share in zip(chosen, shares, strict=True)),
+                variations=tuple(
+                    _term(draws, name, share / total)
+                    for name, share in zip(chosen, shares, strict=True)
+                ),
                 post=_post(draws, 0.3),
                 weight=rounded(draws.uniform(0.3, 1.0)),
                 colour=_colour(k, n),
@@ -102,7 +126,13 @@ def _inversion(draws: Draws) -> ChaosLayer:
     for k in range(n):
         terms = [_term(draws, "spherical", draws.uniform(0.5, 1.2))]
         if draws.chance(0.15):
-            terms.append(_term(draws, draws.choice(("linear", "julian", "bubble", "curl", "disc")), draws.uniform(0.1, 0.6)))
+            terms.append(
+                _term(
+                    draws,
+                    draws.choice(("linear", "julian", "bubble", "curl", "disc")),
+                    draws.uniform(0.1, 0.6),
+                )
+            )
         maps.append(
             Map(
                 affine=_similar(draws, 0.5, 1.3, 1.2),
@@ -126,11 +156,16 @@ def _roots(draws: Draws) -> ChaosLayer:
             roots = draws.choice((2, 2, 3, 3, 4, 5, 6, 8))
             distance = draws.choice((-1.0, 1.0, 1.0, 1.0)) * draws.uniform(0.7, 1.5)
             term = VariationTerm(
-                name=name, weight=rounded(draws.uniform(0.7, 1.3)), parameters=(float(roots), rounded(distance))
+                name=name,
+                weight=rounded(draws.uniform(0.7, 1.3)),
+                parameters=(float(roots), rounded(distance)),
             )
-            affine, terms, weight = _similar(draws, 0.6, 1.6, 0.9), (term,), draws.uniform(0.6, 1.5)
+            terms: tuple[VariationTerm, ...] = (term,)
+            affine, weight = _similar(draws, 0.6, 1.6, 0.9), draws.uniform(0.6, 1.5)
         else:
-            extra = draws.weighted(("", "spherical", "bubble", "eyefish", "sinusoidal", "curl"), (6, 1, 1, 1, 1, 1))
+            extra = draws.weighted(
+                ("", "spherical", "bubble", "eyefish", "sinusoidal", "curl"), (6, 1, 1, 1, 1, 1)
+            )
             terms = (_term(draws, extra, draws.uniform(0.5, 1.0)),) if extra else ()
             affine, weight = _similar(draws, 0.15, 1.0, 1.2), draws.uniform(0.15, 0.6)
         maps.append(
@@ -147,7 +182,9 @@ def _roots(draws: Draws) -> ChaosLayer:
 
 
 def singular_values(draws: Draws, n: int) -> list[tuple[float, float]]:
-    """Draw (s1, s2) of n affine maps, 0 <= s2 <= s1 <= 1, with sum(s1 + 2 s2) = alpha ~ U((5 + n)/2, (6 + n)/2).
+    """Draw (s1, s2) of n affine maps, 0 <= s2 <= s1 <= 1.
+
+    With sum(s1 + 2 s2) = alpha ~ U((5 + n)/2, (6 + n)/2).
 
     Exact sequential sampler of C. Anderson and R. Farrell, "Improving Fractal Pre-training", arXiv
     2110.03091, appendix.
@@ -178,9 +215,13 @@ def _affine_maps(draws: Draws, n: int) -> list[Map]:
         maps.append(
             Map(
                 affine=(
-                    rounded(a), rounded(b), rounded(draws.uniform(-1, 1)),
-                    rounded(d), rounded(e), rounded(draws.uniform(-1, 1)),
-                ),  # fmt: skip
+                    rounded(a),
+                    rounded(b),
+                    rounded(draws.uniform(-1, 1)),
+                    rounded(d),
+                    rounded(e),
+                    rounded(draws.uniform(-1, 1)),
+                ),
                 weight=max(rounded(s1 * s2), 0.02),
                 colour=_colour(k, n),
                 speed=rounded(draws.uniform(0.3, 0.7)),
@@ -190,32 +231,62 @@ def _affine_maps(draws: Draws, n: int) -> list[Map]:
 
 
 def _ifs(draws: Draws) -> ChaosLayer:
-    """2 to 8 affine maps whose singular values are constrained, as Anderson & Farrell sample them."""
+    """2 to 8 affine maps whose singular values are constrained.
+
+    As Anderson & Farrell sample them.
+    """
     maps = _affine_maps(draws, draws.whole(2, 8))
-    return ChaosLayer(maps=tuple(maps), camera=ANY_CAMERA, tone=ANY_TONE, symmetry=_symmetry(draws, 0.4))
+    return ChaosLayer(
+        maps=tuple(maps), camera=ANY_CAMERA, tone=ANY_TONE, symmetry=_symmetry(draws, 0.4)
+    )
 
 
 def _bent_ifs(draws: Draws) -> ChaosLayer:
     """An affine system seen through a final variation."""
     layer = _ifs(draws)
-    name = draws.choice(("spherical", "julian", "juliascope", "polar", "bubble", "swirl", "sinusoidal", "curl", "disc", "pdj"))
-    final = Map(affine=_similar(draws, 0.5, 1.5, 0.6), variations=(_term(draws, name, 1.0),), speed=0.0)
+    name = draws.choice(
+        (
+            "spherical",
+            "julian",
+            "juliascope",
+            "polar",
+            "bubble",
+            "swirl",
+            "sinusoidal",
+            "curl",
+            "disc",
+            "pdj",
+        )
+    )
+    final = Map(
+        affine=_similar(draws, 0.5, 1.5, 0.6), variations=(_term(draws, name, 1.0),), speed=0.0
+    )
     return replace(layer, final=final)
 
 
 def _symmetry(draws: Draws, chance: float) -> int:
     if not draws.chance(chance):
         return 1
-    return draws.weighted((2, 3, 4, 5, 6, -1, -2, -3, -4, -5, -6), (3, 3, 3, 2, 3, 4, 4, 2, 3, 1, 3))
+    return draws.weighted(
+        (2, 3, 4, 5, 6, -1, -2, -3, -4, -5, -6), (3, 3, 3, 2, 3, 4, 4, 2, 3, 1, 3)
+    )
 
 
 def _system(draws: Draws, maps: list[Map], symmetry: float) -> ChaosLayer:
     final = None
     if draws.chance(0.15):
-        name = draws.choice(("spherical", "julian", "bubble", "eyefish", "sinusoidal", "polar", "curl", "linear"))
-        final = Map(affine=_similar(draws, 0.6, 1.4, 0.5), variations=(_term(draws, name, 1.0),), speed=0.0)
+        name = draws.choice(
+            ("spherical", "julian", "bubble", "eyefish", "sinusoidal", "polar", "curl", "linear")
+        )
+        final = Map(
+            affine=_similar(draws, 0.6, 1.4, 0.5), variations=(_term(draws, name, 1.0),), speed=0.0
+        )
     return ChaosLayer(
-        maps=tuple(maps), camera=ANY_CAMERA, tone=ANY_TONE, final=final, symmetry=_symmetry(draws, symmetry)
+        maps=tuple(maps),
+        camera=ANY_CAMERA,
+        tone=ANY_TONE,
+        final=final,
+        symmetry=_symmetry(draws, symmetry),
     )
 
 

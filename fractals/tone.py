@@ -1,4 +1,6 @@
-"""Points and colours -> light: density estimation, logarithm, gamma, vibrancy, and the layers' blending.
+"""Points and colours -> light.
+
+Density estimation, logarithm, gamma, vibrancy, and the layers' blending.
 
 Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6 (gamma, vibrancy) and 8
 (density estimation). Their kernel's radius falls with the count, one kernel a pixel; here a pixel's
@@ -17,6 +19,8 @@ LEVELS = 4
 _ZERO, _HALF, _ONE, _TWO = F(0), F(0.5), F(1), F(2)
 _CENTRE, _NEAR, _OUTER = F(0.375), F(0.25), F(0.0625)
 _ENTRIES = 256
+_BLEED = F(0.35)
+_LAST_ENTRY = np.int32(_ENTRIES - 1)
 
 
 @kernel
@@ -27,7 +31,9 @@ def _weigh_rows(a, b, c, d, e, out):
 
 @kernel
 def smooth(plane, gap, work, out):
-    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart, edges repeated.
+    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart.
+
+    Edges repeated.
 
     plane, work, out: (H, W) float32, three different arrays.
     """
@@ -51,28 +57,28 @@ def smooth(plane, gap, work, out):
         if inner > 0:
             _weigh_rows(
                 row[:inner], row[gap : gap + inner], row[2 * gap : 2 * gap + inner],
-                row[3 * gap : 3 * gap + inner], row[4 * gap : 4 * gap + inner], to[border : border + inner],
+                row[3 * gap : 3 * gap + inner], row[4 * gap : 4 * gap + inner],
+                to[border : border + inner],
             )  # fmt: skip
 
 
 @kernel
-def _split(softness, points, colours, nearby, point_levels, colour_levels):
-    """Share each pixel's points and colours among the levels, (L, n) float32, its density asks for."""
-    top = F(len(point_levels) - 1)
-    log_softness = logarithm2(softness)
+def _choose_levels(softness, points, nearby, levels):
+    """Write the level, a float in [0, LEVELS], that each pixel's density asks for.
+
+    All (n,) float32.
+    """
+    log_softness, top = logarithm2(softness), F(LEVELS)
     for i in range(len(points)):
-        n = points[i]
-        if n <= _ZERO:
-            continue
-        level = _HALF * (log_softness - logarithm2(max(_HALF * n, nearby[i])))
-        level = min(max(level, _ZERO), top - F(1e-3))
-        base = int(floor(level))
-        upper = level - F(base)
-        lower = _ONE - upper
-        point_levels[base, i] = lower * n
-        point_levels[base + 1, i] = upper * n
-        colour_levels[base, i] = lower * colours[i]
-        colour_levels[base + 1, i] = upper * colours[i]
+        level = _HALF * (log_softness - logarithm2(max(_HALF * points[i], nearby[i])))
+        levels[i] = min(max(level, _ZERO), top)
+
+
+@kernel
+def _take_share(level, levels, plane, out):
+    """Write the part of a plane that belongs to one level: linear between the two nearest."""
+    for i in range(len(plane)):
+        out[i] = plane[i] * max(_ONE - abs(levels[i] - level), _ZERO)
 
 
 @kernel
@@ -90,11 +96,13 @@ def _add_into(plane, out):
 def estimate_density(
     points: NDArray[np.float32], colours: NDArray[np.float32], softness: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp; keeps the sums.
+    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp.
 
-    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread; pixels with
-    a quarter of them are spread by the first level's kernel, and so on. 0: no smoothing.
-    Returns two (H, W) float32 arrays.
+    Keeps the sums.
+
+    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread;
+    pixels with a quarter of them are spread by the first level's kernel, and so on. 0: no
+    smoothing. Returns two (H, W) float32 arrays.
     """
     if softness <= 0:
         return points, colours
@@ -104,15 +112,20 @@ def estimate_density(
     smooth(points, 1, work, coarse)
     smooth(coarse, 2, work, nearby)
     _take_less(coarse.reshape(-1), nearby.reshape(-1))
-    stacks = np.zeros((2, LEVELS + 1, *shape), np.float32)
-    flat = stacks.reshape(2, LEVELS + 1, -1)
-    _split(F(softness), points.reshape(-1), colours.reshape(-1), nearby.reshape(-1), flat[0], flat[1])
-    for stack in stacks:
-        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level is enough.
-        for level in range(LEVELS, 0, -1):
-            smooth(stack[level], 1 << (level - 1), work, coarse)
-            _add_into(coarse.reshape(-1), stack[level - 1].reshape(-1))
-    return stacks[0, 0], stacks[1, 0]
+    levels = np.empty(points.size, np.float32)
+    _choose_levels(F(softness), points.reshape(-1), nearby.reshape(-1), levels)
+    spread = []
+    for plane in (points, colours):
+        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level
+        # does.
+        out, share = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        _take_share(F(LEVELS), levels, plane.reshape(-1), out.reshape(-1))
+        for level in range(LEVELS - 1, -1, -1):
+            smooth(out, 1 << level, work, share)
+            _take_share(F(level), levels, plane.reshape(-1), out.reshape(-1))
+            _add_into(share.reshape(-1), out.reshape(-1))
+        spread.append(out)
+    return spread[0], spread[1]
 
 
 @kernel
@@ -122,28 +135,45 @@ def _divide(part, whole, out):
 
 
 @kernel
-def _develop(points, shares, table, start, stretch, scale, contrast, per_light, gamma, vibrancy, out, cover):
+def _shine(points, scale, contrast, per_light, gamma, light, value, cover):
+    """Write light = log(1 + contrast d) / log(1 + contrast exposure).
+
+    Value = light^gamma and cover.
+    """
     for i in range(len(points)):
-        n = points[i]
-        place = fma(stretch, shares[i], start) * F(_ENTRIES)
-        floored = floor(place)
-        t = place - floored
-        left = int(floored) & (_ENTRIES - 1)
-        right = (left + 1) & (_ENTRIES - 1)
-        light = logarithm2(_ONE + contrast * (n * scale)) * per_light
-        value = exponential2(gamma * logarithm2(light)) if light > _ZERO else _ZERO
-        cover[i] = min(value, _ONE)
-        for channel in range(3):
-            ink = table[left, channel] + t * (table[right, channel] - table[left, channel])
-            kept = value * ink
-            if vibrancy < _ONE:
-                flat = exponential2(gamma * logarithm2(max(light * ink, F(1e-12))))
-                kept = flat + vibrancy * (kept - flat)
-            # What is brighter than white bleeds into the other channels, so that cores glow.
-            out[i, channel] = kept
-        over = max(value - _ONE, _ZERO) * F(0.35)
-        for channel in range(3):
-            out[i, channel] = min(out[i, channel] + over, _ONE)
+        here = logarithm2(fma(contrast, points[i] * scale, _ONE)) * per_light
+        light[i] = here
+        value[i] = exponential2(gamma * logarithm2(here))
+        cover[i] = min(value[i], _ONE)
+
+
+@kernel
+def _look_up(shares, start, stretch, table, out):
+    """Write one channel's ink, (n,) float32.
+
+    Table: (257,) float32, the palette's ring, its first entry again.
+
+    A loop of its own: the look-up cannot be vectorised, and would keep `_develop` from it (5 times
+    slower).
+    """
+    for i in range(len(out)):
+        place = fma(stretch, shares[i], start)
+        place = (place - floor(place)) * F(_ENTRIES)
+        left = np.int32(place) & _LAST_ENTRY
+        low = table[np.uint32(left)]
+        out[i] = fma(place - floor(place), table[np.uint32(left + np.int32(1))] - low, low)
+
+
+@kernel
+def _develop(light, value, gamma, vibrancy, out):
+    """Turn one channel's ink, (n,) float32, into its light, in place."""
+    for i in range(len(out)):
+        ink = out[i]
+        kept = value[i] * ink
+        flat = exponential2(gamma * logarithm2(light[i] * ink))
+        # What is brighter than white bleeds into the other channels, so that cores glow.
+        over = max(value[i] - _ONE, _ZERO) * _BLEED
+        out[i] = min(fma(vibrancy, kept - flat, flat) + over, _ONE)
 
 
 def develop(
@@ -153,29 +183,45 @@ def develop(
     tone: Tone,
     table: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turn accumulated points into a layer's light and cover.
+    """Turn points, already spread by `estimate_density`, into a layer's light and cover.
 
-    points, colours: (H, W) float32 of `accumulate`, played: its number of points; table: (256, 3) float32.
-    The colour is the mean of a pixel and its neighbours (standard deviation 1 pixel), the light its own:
-    the eye sees speckles of hue and lines of light.
-    Returns light (H, W, 3) float32 in [0, 1], already multiplied by cover, and cover (H, W) in [0, 1].
+    points, colours: (H, W) float32, played: all points of the game; table: (256, 3) float32. The
+    colour is the mean of a pixel and its neighbours (standard deviation 1 pixel), the light its
+    own: the eye sees speckles of hue and lines of light. Returns light (3, H, W) float32 in [0, 1],
+    already multiplied by cover, and cover (H, W) in [0, 1].
     """
     height, width = points.shape
-    points, colours = estimate_density(points, colours, tone.softness)
     shares, work = np.empty_like(points), np.empty_like(points)
     smooth(points, 1, work, shares)
     smoothed = np.empty_like(points)
     smooth(colours, 1, work, smoothed)
     _divide(smoothed.reshape(-1), shares.reshape(-1), shares.reshape(-1))
-    scale = F(min(height, width) ** 2 / played)
     full = np.empty(1, np.float32)
     _light_of(F(tone.contrast), F(tone.exposure), full)
-    out, cover = np.empty((height * width, 3), np.float32), np.empty(height * width, np.float32)
-    _develop(
-        points.reshape(-1), shares.reshape(-1), table, F(tone.colour_start), F(tone.colour_stretch), scale, F(tone.contrast), F(1) / full[0],
-        F(tone.gamma), F(tone.vibrancy), out, cover,
-    )  # fmt: skip
-    return out.reshape(height, width, 3), cover.reshape(height, width)
+    light, value = np.empty(points.size, np.float32), np.empty(points.size, np.float32)
+    out, cover = np.empty((3, points.size), np.float32), np.empty(points.size, np.float32)
+    scale = F(min(height, width) ** 2 / played)
+    _shine(
+        points.reshape(-1),
+        scale,
+        F(tone.contrast),
+        F(1) / full[0],
+        F(tone.gamma),
+        light,
+        value,
+        cover,
+    )
+    ring = np.concatenate((table, table[:1])).T.copy()
+    for channel in range(3):
+        _look_up(
+            shares.reshape(-1),
+            F(tone.colour_start),
+            F(tone.colour_stretch),
+            ring[channel],
+            out[channel],
+        )
+        _develop(light, value, F(tone.gamma), F(tone.vibrancy), out[channel])
+    return out.reshape(3, height, width), cover.reshape(height, width)
 
 
 @kernel
@@ -190,13 +236,13 @@ BLEND_NUMBERS = {"over": 0, "screen": 1, "lighten": 2, "multiply": 3}
 def lay_over(below, light, cover, blend, opacity):
     """Lay a layer on what is below, in place; display values throughout.
 
-    below, light: (n, 3) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: of BLEND_NUMBERS;
-    opacity: float32 in [0, 1].
+    below: (n, 3), light: (3, n) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: of
+    BLEND_NUMBERS; opacity: float32 in [0, 1].
     """
     for i in range(len(cover)):
         hidden = opacity * cover[i]
         for channel in range(3):
-            base, ink = below[i, channel], opacity * light[i, channel]
+            base, ink = below[i, channel], opacity * light[channel, i]
             if blend == 0:
                 value = base * (_ONE - hidden) + ink
             elif blend == 1:
@@ -210,7 +256,10 @@ def lay_over(below, light, cover, blend, opacity):
 
 @kernel
 def shade_ground(first, second, out):
-    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`, (3,) float32 each."""
+    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`.
+
+    (3,) float32 each.
+    """
     height, width, _ = out.shape
     for y in range(height):
         t = (F(y) + _HALF) / F(height)
@@ -221,7 +270,10 @@ def shade_ground(first, second, out):
 
 @kernel
 def to_bytes(values, black, white, out):
-    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out, (n,) uint8."""
+    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out.
+
+    (n,) uint8.
+    """
     scale = F(255) / (white - black)
     for i in range(len(out)):
         value = min(max((values[i] - black) * scale, _ZERO), F(255))

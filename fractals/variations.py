@@ -1,14 +1,16 @@
-"""The variations of Draves & Reckase: plane maps applied to arrays of orbits, each adding into a sum.
+"""The variations of Draves & Reckase.
 
-Every loop is over slices of structure-of-arrays orbits, so that it vectorises. Formulas:
-S. Draves and E. Reckase, "The Fractal Flame Algorithm" (2003, revised 2008), appendix, whose
-theta = atan2(x, y) and phi = atan2(y, x) are kept. Where a formula uses the map's own affine
-coefficients (waves, popcorn, rings, fan), they are parameters here, so that a variation is a function
-of the point alone.
+Plane maps applied to arrays of orbits, each adding into a sum.
 
-A function takes x, y: (n,) float32, the point after the map's affine part; out_x, out_y: (n,) float32,
-the sums to add to; w: float32, the variation's weight; p: (4,) float32, its parameters; and, where it
-branches at random, noise: (n,) uint32, one xorshift state a lane, advanced in place.
+Every loop is over slices of structure-of-arrays orbits, so that it vectorises. Formulas: S. Draves
+and E. Reckase, "The Fractal Flame Algorithm" (2003, revised 2008), appendix, whose theta = atan2(x,
+y) and phi = atan2(y, x) are kept. Where a formula uses the map's own affine coefficients (waves,
+popcorn, rings, fan), they are parameters here, so that a variation is a function of the point
+alone.
+
+A function takes x, y: (n,) float32, the point after the map's affine part; out_x, out_y: (n,)
+float32, the sums to add to; w: float32, the variation's weight; p: (4,) float32, its parameters;
+and, where it branches at random, noise: (n,) uint32, one xorshift state a lane, advanced in place.
 """
 
 from typing import NamedTuple
@@ -509,7 +511,10 @@ VARIATIONS: tuple[Variation, ...] = (
     Variation("ex"),
     Variation("julia"),
     Variation("bent"),
-    Variation("waves", (("height_x", -1, 1), ("frequency_x", 1, 8), ("height_y", -1, 1), ("frequency_y", 1, 8))),
+    Variation(
+        "waves",
+        (("height_x", -1, 1), ("frequency_x", 1, 8), ("height_y", -1, 1), ("frequency_y", 1, 8)),
+    ),
     Variation("fisheye"),
     Variation("popcorn", (("height_x", -0.6, 0.6), ("height_y", -0.6, 0.6))),
     Variation("exponential"),
@@ -526,7 +531,10 @@ VARIATIONS: tuple[Variation, ...] = (
     Variation("julian", (("roots", 2, 7), ("distance", 0.6, 1.6))),
     Variation("juliascope", (("roots", 2, 7), ("distance", 0.6, 1.6))),
     Variation("blur"),
-    Variation("ngon", (("power", -1, 2.5), ("sector", 0.7, 2.1), ("corners", 0.2, 1.5), ("circle", 0.3, 1.5))),
+    Variation(
+        "ngon",
+        (("power", -1, 2.5), ("sector", 0.7, 2.1), ("corners", 0.2, 1.5), ("circle", 0.3, 1.5)),
+    ),
     Variation("curl", (("c1", -1, 1), ("c2", -0.6, 0.6))),
     Variation("rectangles", (("width", 0.2, 1.2), ("height", 0.2, 1.2))),
     Variation("tangent"),
@@ -538,7 +546,10 @@ VARIATION_NUMBER = {variation.name: number for number, variation in enumerate(VA
 
 @kernel
 def add_variation(number, x, y, out_x, out_y, w, p, noise):
-    """Add variation `number` of VARIATIONS, times w, to the sums. Arguments: the module's docstring."""
+    """Add variation `number` of VARIATIONS, times w, to the sums.
+
+    Arguments: the module's docstring.
+    """
     if number == 0:
         linear(x, y, out_x, out_y, w)
     elif number == 1:

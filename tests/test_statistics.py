@@ -194,6 +194,14 @@ def test_luma_at_32_equals_pillows_bilinear_resize_and_centre_crop(
     assert np.abs(ours - theirs).max() <= 1100
 
 
+@settings(deadline=None, max_examples=20)
+@given(st.integers(16, 90), st.integers(16, 90), st.integers(0, 255))
+def test_a_flat_picture_is_resized_to_exactly_its_own_luma(
+    height: int, width: int, level: int
+) -> None:
+    assert set(luma_at_32(flat(level, level, level, (height, width))).flat) == {level * 1000}
+
+
 # --- what every statistic keeps to ---------------------------------------------------------------
 
 

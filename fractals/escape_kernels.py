@@ -1,0 +1,348 @@
+"""Compiled loops of the escape-time pictures: orbits, their features, and colour.
+
+Sixty-four orbits, an 8 x 8 tile of samples, advance together in one flat array with the fields at
+constant offsets. That is what the compiler needs to turn the loops into vector instructions: with
+an array a field it would have to prove that none overlap.
+"""
+
+# Compiled numbers have types of their own, which annotations of plain Python cannot tell apart.
+# mypy: disable-error-code="return-value, assignment, no-any-return, call-arg"
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fractals.elementary import exponential2, floor, kernel, logarithm2
+
+_F = np.float32
+LANES = 64
+FIELDS = 12
+TILE = 8
+# Steps between looks at whether a tile is done.
+STRIDE = 4
+# A power of 2 costs at most one step more than the least radius, and smooths the count's bands.
+ESCAPED_SQUARE = 1e4
+# Newton's orbits have settled when a step is shorter than 1/1000.
+SETTLED_SQUARE = 1e-6
+# An orbit that comes back this close to where it was (squared) is in a cycle; it goes to CAUGHT,
+# where no orbit gets by itself: one step from inside the limit reaches 100^5.
+CAUGHT_SQUARE = 1e-11
+CAUGHT = 1e18
+# Newton counts a step of squared length s as s / (s + rate): a smooth count without a threshold.
+NEWTON_RATE = 0.02
+# Added to |z|^2 before dividing by it; powers up to the fourth must stay finite in float32.
+NEWTON_POLE, POLE = 1e-6, 1e-12
+# Keeps the logarithm of the trap from falling into pits narrower than a pixel.
+TRAP_FLOOR = _F(0.003)
+# The share of the light that comes from above; the rest, _LIGHT_SLANT in escape.py, aslant.
+_LIGHT_HEIGHT = _F(0.66)
+_GLOSS = _F(0.4)
+# How fast colour fades to the edge tone, against squared palette turns a sample.
+_FADE = _F(12.0)
+# Where orbits start: at their own c, at the sample with a common c, at a common point.
+AT_C, AT_SAMPLE, AT_POINT = 0.0, 1.0, 2.0
+
+POWER, PHOENIX, RINGS, NEWTON = 0, 1, 2, 3
+
+
+@functools.cache
+def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
+    """Compile the orbit loop of one formula and power; cached on disk like every kernel.
+
+    The formula is a constant of the loop: a branch inside would keep it from vectorising.
+    """
+
+    @kernel
+    def advance(tiles: NDArray[Any], p: NDArray[Any], max_iterations: int) -> None:
+        """Advance orbits until each has escaped, settled, been caught, or the limit is reached.
+
+        tiles: (n, 12 * 64) float32 or float64, 64 orbits a row, fields x y cx cy count trap sum
+        last, previous x y, reference x y; changed in place. p: see `orbits_of`, dtype of tiles.
+        """
+        # Numbers come from p, not from literals: a literal is float64 and would widen float32.
+        one, two, three, zero = p[0], p[1], p[2], p[3]
+        limit, settled, back_square, caught, rate, pole = p[4], p[5], p[6], p[7], p[8], p[9]
+        fold_x, keep_x, fold_y, keep_y, fold_re, keep_re = p[10], p[11], p[12], p[13], p[14], p[15]
+        txx, txy, tyy, tx, ty, t0 = p[16], p[17], p[18], p[19], p[20], p[21]
+        wave_2, wave_4, k_re, k_im = p[22], p[23], p[24], p[25]
+        for tile in range(len(tiles)):
+            s = tiles[tile]
+            n = 0
+            next_reference = STRIDE
+            while n < max_iterations:
+                for _ in range(STRIDE):
+                    for i in range(LANES):
+                        x, y = s[i], s[i + 64]
+                        cx, cy = s[i + 128], s[i + 192]
+                        xx, yy = x * x, y * y
+                        square = xx + yy
+                        trap = abs(x * (txx * x + txy * y + tx) + y * (tyy * y + ty) + t0)
+                        if family == NEWTON:
+                            alive = s[i + 448] > settled
+                            inverse = one / (square + pole)
+                            # (u, v) is z^(1 - p).
+                            u, v = x * inverse, -y * inverse
+                            if power == 4:
+                                uu, vv = u * u, v * v
+                                u, v = u * (uu - three * vv), v * (three * uu - vv)
+                            else:
+                                u, v = u * u - v * v, two * u * v
+                                if power == 5:
+                                    u, v = u * u - v * v, two * u * v
+                            step_x, step_y = x - u, y - v
+                            new_x = x - (k_re * step_x - k_im * step_y) + cx
+                            new_y = y - (k_re * step_y + k_im * step_x) + cy
+                            dx, dy = new_x - x, new_y - y
+                            moved = dx * dx + dy * dy
+                            s[i + 256] += moved / (moved + rate) if alive else zero
+                            s[i + 448] = moved if alive else s[i + 448]
+                        else:
+                            alive = square <= limit
+                            inverse = one / (square + pole)
+                            cosine, sine = (xx - yy) * inverse, two * x * y * inverse
+                            wave = sine * (wave_2 + wave_4 * cosine)
+                            s[i + 256] += one if alive else zero
+                            s[i + 384] += wave if alive else zero
+                            s[i + 448] = wave if alive else s[i + 448]
+                            if family == POWER:
+                                u, v = fold_x * abs(x) + keep_x * x, fold_y * abs(y) + keep_y * y
+                            else:
+                                u, v = x, y
+                            if power == 2 or power == 4 or power == 5:
+                                re, im = u * u - v * v, two * u * v
+                            else:
+                                uu, vv = u * u, v * v
+                                re, im = u * (uu - three * vv), v * (three * uu - vv)
+                            if power == 4 or power == 5:
+                                re, im = re * re - im * im, two * re * im
+                            if power == 5:
+                                re, im = re * u - im * v, re * v + im * u
+                            if family == POWER:
+                                new_x, new_y = fold_re * abs(re) + keep_re * re + cx, im + cy
+                            elif family == PHOENIX:
+                                px, py = s[i + 512], s[i + 576]
+                                new_x = re + cx + (k_re * px - k_im * py)
+                                new_y = im + cy + (k_re * py + k_im * px)
+                                s[i + 512] = x if alive else px
+                                s[i + 576] = y if alive else py
+                            else:
+                                scale = inverse * inverse
+                                if power == 3:
+                                    scale = scale * inverse
+                                new_x = re + (cx * re + cy * im) * scale
+                                new_y = im + (cy * re - cx * im) * scale
+                        s[i + 320] = trap if (alive and trap < s[i + 320]) else s[i + 320]
+                        s[i] = new_x if alive else x
+                        s[i + 64] = new_y if alive else y
+                n += STRIDE
+                left = 0
+                if family == NEWTON:
+                    for i in range(LANES):
+                        left += 1 if s[i + 448] > settled else 0
+                else:
+                    for i in range(LANES):
+                        x, y = s[i], s[i + 64]
+                        dx, dy = x - s[i + 640], y - s[i + 704]
+                        back = dx * dx + dy * dy < back_square
+                        s[i] = caught if (back and x * x + y * y <= limit) else x
+                        left += 1 if (x * x + y * y <= limit and not back) else 0
+                    if n == next_reference:
+                        next_reference = 2 * n
+                        for i in range(LANES):
+                            s[i + 640], s[i + 704] = s[i], s[i + 64]
+                if left == 0:
+                    break
+
+    return advance
+
+
+@kernel
+def place_orbits(
+    tiles: NDArray[Any],
+    frame: NDArray[np.float64],
+    start: NDArray[np.float64],
+    first_row: int,
+    rows: int,
+    columns: int,
+) -> None:
+    """Set up the orbits of a band of samples, 8 x 8 samples a tile, tiles in reading order.
+
+    tiles: (n, 12 * 64) to fill. frame: (6,) float64, the plane point of sample (0, 0), the step of
+    a column, the step of a row. start: (3,) float64: AT_C, 0, 0: every orbit starts at its own
+    c, the sample; AT_SAMPLE, a, b: at the sample, c = (a, b); AT_POINT, a, b: at (a, b), c is the
+    sample.
+    """
+    across = (columns + TILE - 1) // TILE
+    for tile in range(len(tiles)):
+        s = tiles[tile]
+        top, left = tile // across * TILE, tile % across * TILE
+        s[256:640] = 0.0
+        s[640:768] = 1e9
+        for i in range(LANES):
+            # Tiles that hang over the edge repeat its samples.
+            row = first_row + min(top + i // TILE, rows - 1)
+            column = min(left + i % TILE, columns - 1)
+            x = frame[0] + column * frame[2] + row * frame[4]
+            y = frame[1] + column * frame[3] + row * frame[5]
+            s[i], s[i + 64] = (start[1], start[2]) if start[0] == AT_POINT else (x, y)
+            s[i + 128], s[i + 192] = (start[1], start[2]) if start[0] == AT_SAMPLE else (x, y)
+            s[i + 320], s[i + 448] = 1e9, 1.0
+
+
+@kernel
+def read_escaping(
+    tiles: NDArray[Any], power: np.float32, wave: NDArray[np.float32], features: NDArray[np.float32]
+) -> None:
+    """Turn finished orbits into features.
+
+    tiles: (n, 12 * 64). power: float32, the rate of escape is its logarithm. wave: (2,) float32,
+    the weights of sine and cosine of twice the last angle in the cells. features: (4, rows,
+    columns) float32 to fill: log2(1 + smooth count), -1 where the orbit never escaped;
+    log2 of the trap's least value; the mean wave, in about [-1, 1]; the cells, in [-1, 1].
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    across = (columns + TILE - 1) // TILE
+    log_limit = logarithm2(_F(ESCAPED_SQUARE))
+    per_power = _F(1.0) / logarithm2(power)
+    zero, one = _F(0.0), _F(1.0)
+    for tile in range(len(tiles)):
+        s = tiles[tile]
+        top, left = tile // across * TILE, tile % across * TILE
+        for i in range(LANES):
+            row, column = top + i // TILE, left + i % TILE
+            if row >= rows or column >= columns:
+                continue
+            x, y, count = _F(s[i]), _F(s[i + 64]), _F(s[i + 256])
+            total, last = _F(s[i + 384]), _F(s[i + 448])
+            square = x * x + y * y
+            mean = total / max(count, one)
+            features[1, row, column] = logarithm2(_F(s[i + 320]) + TRAP_FLOOR)
+            if square <= _F(ESCAPED_SQUARE) or x == _F(CAUGHT):
+                features[0, row, column] = -one
+                features[2, row, column] = mean
+                features[3, row, column] = zero
+            else:
+                over = logarithm2(max(logarithm2(square) / log_limit, one)) * per_power
+                part = min(max(one - over, zero), one)
+                before = (total - last) / max(count - one, one)
+                features[0, row, column] = logarithm2(one + count + part)
+                features[2, row, column] = before + (mean - before) * part
+                # No angle where the count is whole: there the angle doubles, and cells would break.
+                swell = _F(4.0) * part * (one - part)
+                angle = (wave[0] * _F(2.0) * x * y + wave[1] * (x * x - y * y)) / square
+                features[3, row, column] = swell * swell * angle
+
+
+@kernel
+def read_settling(
+    tiles: NDArray[Any], wave: NDArray[np.float32], features: NDArray[np.float32]
+) -> None:
+    """Turn finished Newton orbits into features, as `read_escaping`; the wave is the last point's.
+
+    wave: (2,) float32, the weights of sine and cosine of the last point's angle.
+    Orbits that never settle count as settled; there are no cells.
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    across = (columns + TILE - 1) // TILE
+    for tile in range(len(tiles)):
+        s = tiles[tile]
+        top, left = tile // across * TILE, tile % across * TILE
+        for i in range(LANES):
+            row, column = top + i // TILE, left + i % TILE
+            if row >= rows or column >= columns:
+                continue
+            x, y = _F(s[i]), _F(s[i + 64])
+            radius = np.sqrt(x * x + y * y + _F(1e-12))
+            features[0, row, column] = logarithm2(_F(1.0) + _F(s[i + 256]))
+            features[1, row, column] = logarithm2(_F(s[i + 320]) + TRAP_FLOOR)
+            features[2, row, column] = (wave[0] * y + wave[1] * x) / radius
+            features[3, row, column] = _F(0.0)
+
+
+@kernel
+def paint_features(
+    features: NDArray[np.float32],
+    palette: NDArray[np.float32],
+    look: NDArray[np.float32],
+    side: int,
+    picture: NDArray[np.float32],
+) -> None:
+    """Colour a band of samples and average it into pixels, in display space.
+
+    features: (4, rows + 1, columns + 1) float32, the first row and column belong to the samples
+    above and to the left; feature 0 is overwritten. palette: (256, 3) float32. look: see `_look`.
+    side: samples along a pixel's side. picture: (rows / side, columns / side, 3) float32 to fill.
+    """
+    zero, one = _F(0.0), _F(1.0)
+    smooth_turns, trap_turns, wave_turns, cell_turns = look[0], look[1], look[2], look[3]
+    phase = look[4]
+    inner_trap_turns, inner_wave_turns, inner_phase = look[5], look[6], look[7]
+    relief, light_x, light_y, height_per_turn = look[8], look[9], look[10], look[11]
+    glow, glow_reach, edge, edge_phase = look[12], look[13], look[14], look[15]
+    height, width = picture.shape[0], picture.shape[1]
+    share = one / _F(side * side)
+    tone = palette[np.int64((edge_phase - floor(edge_phase)) * _F(256.0)) & 255].copy()
+    for channel in range(3):
+        lighter = (one - tone[channel]) * max(edge, zero)
+        tone[channel] = tone[channel] * (one + min(edge, zero)) + lighter
+    coordinates = features[0]
+    for row in range(coordinates.shape[0]):
+        smooth, trap = coordinates[row], features[1, row]
+        wave, cell = features[2, row], features[3, row]
+        for i in range(len(smooth)):
+            outer = (
+                phase
+                + smooth_turns * smooth[i]
+                + trap_turns * trap[i]
+                + wave_turns * wave[i]
+                + cell_turns * cell[i]
+            )
+            inner = inner_phase + inner_trap_turns * trap[i] + inner_wave_turns * wave[i]
+            smooth[i] = outer if smooth[i] >= zero else inner
+    for pixel_row in range(height):
+        for pixel_column in range(width):
+            red, green, blue = zero, zero, zero
+            turns = zero
+            for sub in range(side * side):
+                row = 1 + pixel_row * side + sub // side
+                column = 1 + pixel_column * side + sub % side
+                across = coordinates[row, column] - coordinates[row, column - 1]
+                down = coordinates[row, column] - coordinates[row - 1, column]
+                turns += across * across + down * down
+            # A palette passing faster than samples can follow fades to one colour, lies flat.
+            keep = one / (one + _FADE * share * turns)
+            for sub in range(side * side):
+                row = 1 + pixel_row * side + sub // side
+                column = 1 + pixel_column * side + sub % side
+                t = coordinates[row, column]
+                across, down = t - coordinates[row, column - 1], t - coordinates[row - 1, column]
+                slope_x, slope_y = across * height_per_turn * keep, down * height_per_turn * keep
+                facing = (_LIGHT_HEIGHT - slope_x * light_x - slope_y * light_y) / np.sqrt(
+                    one + slope_x * slope_x + slope_y * slope_y
+                )
+                lit = one + relief * (_F(1.3) * facing - _F(0.8))
+                shine = max(facing, zero)
+                shine = shine * shine * shine * shine
+                shine = relief * _GLOSS * shine * shine
+                near = glow_reach / (glow_reach + exponential2(features[1, row, column]))
+                bright = glow * near * near + shine
+                position = (t - floor(t)) * _F(256.0)
+                whole = np.int64(position)
+                part = position - _F(whole)
+                first, second = whole & 255, (whole + 1) & 255
+                r = palette[first, 0] + (palette[second, 0] - palette[first, 0]) * part
+                g = palette[first, 1] + (palette[second, 1] - palette[first, 1]) * part
+                b = palette[first, 2] + (palette[second, 2] - palette[first, 2]) * part
+                r = (tone[0] + (r - tone[0]) * keep) * lit
+                g = (tone[1] + (g - tone[1]) * keep) * lit
+                b = (tone[2] + (b - tone[2]) * keep) * lit
+                bright = min(bright, one)
+                red += min(max(r + (one - r) * bright, zero), one)
+                green += min(max(g + (one - g) * bright, zero), one)
+                blue += min(max(b + (one - b) * bright, zero), one)
+            picture[pixel_row, pixel_column, 0] = red * share
+            picture[pixel_row, pixel_column, 1] = green * share
+            picture[pixel_row, pixel_column, 2] = blue * share

@@ -1,0 +1,1 @@
+"""What a set is worth, as numbers, sheets and tables."""
