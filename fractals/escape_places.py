@@ -47,14 +47,14 @@ _RECIPES = (
     (0.3, 0.8, 0.0, 0.0),
     (0.6, 0.4, 0.0, 0.15),
 )
-_RECIPE_WEIGHTS = (0.18, 0.15, 0.2, 0.3, 0.17)
+_RECIPE_WEIGHTS = (0.2, 0.15, 0.12, 0.37, 0.16)
 _SURVEY = 16
 _TRIES = 8
 # Iterations while looking for a place, and while its own number of them is being found.
 _SEARCH_ITERATIONS, _FINDING_ITERATIONS = 96, 320
 # A window is at fault with less than this share escaping, or more than this share calm, or dusty,
 # or more than this coherence of its slopes, which is 1 where all lines are parallel.
-_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.3, 0.06, 0.6
+_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.45, 0.05, 0.6
 # Neighbours on the survey grid whose counts differ by less are calm: three counts a window.
 _CALM_CHANGE = 0.2
 # Part of a feature's spread that may change within a 256th of the window.
@@ -127,9 +127,38 @@ def _coherence(values: NDArray[np.float32]) -> float:
 
 
 @kernel
-def _appraise(  # noqa: C901
-    features: NDArray[np.float32], shifted: NDArray[np.float32]
-) -> NDArray[np.float64]:
+def _calm_and_dusty(
+    features: NDArray[np.float32],
+    shifted: NDArray[np.float32],
+    smooth_spread: float,
+    trap_spread: float,
+    inner_trap_spread: float,
+) -> tuple[float, float]:
+    """Return the share of neighbours alike in count, and of samples unlike the shifted ones.
+
+    features, shifted: (4, rows, columns) float32. Spreads: how far the features range.
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    calm, dusty, pairs = 0, 0, 0
+    for row in range(rows):
+        for column in range(columns - 1):
+            here, there = features[0, row, column], features[0, row, column + 1]
+            if here >= 0.0 and there >= 0.0:
+                pairs += 1
+                calm += 1 if abs(exponential2(here) - exponential2(there)) < _CALM_CHANGE else 0
+            there = shifted[0, row, column]
+            trap_change = abs(features[1, row, column] - shifted[1, row, column])
+            if here >= 0.0:
+                unlike = there < 0.0 or abs(there - here) > _DUSTY_CHANGE * smooth_spread
+                unlike = unlike or trap_change > _DUSTY_CHANGE * trap_spread
+            else:
+                unlike = there >= 0.0 or trap_change > _DUSTY_CHANGE * inner_trap_spread
+            dusty += 1 if unlike else 0
+    return calm / max(pairs, 1), dusty / (rows * (columns - 1))
+
+
+@kernel
+def _appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return what a survey says of a window.
 
     features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:
@@ -139,7 +168,7 @@ def _appraise(  # noqa: C901
     trap and wave inside.
     """
     rows, columns = features.shape[1], features.shape[2]
-    smooth, trap = features[0], features[1]
+    smooth = features[0]
     values = np.empty((5, rows * columns), np.float32)
     outside, inside = 0, 0
     for row in range(rows):
@@ -158,24 +187,8 @@ def _appraise(  # noqa: C901
         result[6 + k] = max(high - low, _LEAST_SPREAD)
         if k == 0:
             result[4], result[5] = exponential2(_F(middle)) - 1.0, exponential2(_F(high)) - 1.0
-    calm, dusty, pairs = 0, 0, 0
-    for row in range(rows):
-        for column in range(columns - 1):
-            here, there = smooth[row, column], smooth[row, column + 1]
-            if here >= 0.0 and there >= 0.0:
-                pairs += 1
-                calm += 1 if abs(exponential2(here) - exponential2(there)) < _CALM_CHANGE else 0
-            there = shifted[0, row, column]
-            trap_change = abs(trap[row, column] - shifted[1, row, column])
-            if here >= 0.0:
-                unlike = there < 0.0 or abs(there - here) > _DUSTY_CHANGE * result[6]
-                unlike = unlike or trap_change > _DUSTY_CHANGE * result[7]
-            else:
-                unlike = there >= 0.0 or trap_change > _DUSTY_CHANGE * result[9]
-            dusty += 1 if unlike else 0
     result[0] = outside / (rows * columns)
-    result[1] = calm / max(pairs, 1)
-    result[2] = dusty / (rows * (columns - 1))
+    result[1], result[2] = _calm_and_dusty(features, shifted, result[6], result[7], result[9])
     result[3] = _coherence(smooth)
     return result
 
@@ -284,12 +297,12 @@ def _draw_window(draws: Draws) -> EscapeLayer:
     """Draw a formula and a window on its border; a third of Julia sets are shown whole."""
     layer = _draw_formula(draws)
     if layer.plane == "parameter" and draws.chance(0.4):
-        return _descend(draws, layer, layer.width / 2 ** draws.uniform(0.5, 12.0))
+        return _descend(draws, layer, layer.width / 2 ** draws.uniform(0.5, 11.0))
     constant = _draw_constant(draws, layer)
     layer = replace(layer, plane="julia", constant=constant, centre=(0.0, 0.0), width=_JULIA_WIDTH)
     if draws.chance(0.35):
         return replace(layer, width=_significant(2 ** draws.uniform(-2.5, 1.2)))
-    return _descend(draws, layer, _JULIA_WIDTH / 2 ** draws.uniform(0.3, 8.0))
+    return _descend(draws, layer, _JULIA_WIDTH / 2 ** draws.uniform(0.3, 6.5))
 
 
 def _draw_place(draws: Draws) -> tuple[EscapeLayer, _Look]:
@@ -308,7 +321,7 @@ def _draw_place(draws: Draws) -> tuple[EscapeLayer, _Look]:
             wave_detail=round(draws.unit(), 3),
         )
         look = _survey(layer, aside=0)
-        limit = look.median_count + (look.many_count - look.median_count) * draws.uniform(0.4, 1.3)
+        limit = look.median_count + (look.many_count - look.median_count) * draws.uniform(0.2, 1.0)
         limit = min(max(4 * int(limit / 4 + 1), 8), _FINDING_ITERATIONS)
         layer = replace(layer, max_iterations=limit)
         fault = _fault(look)
@@ -331,7 +344,7 @@ def draw_escape(draws: Draws) -> EscapeLayer:
     smooth, trap, wave, cell = draws.weighted(_RECIPES, _RECIPE_WEIGHTS)
     inner_trap = draws.unit()
     # A calm window gets more turns, a lively one shows enough by itself.
-    turns = draws.uniform(0.7, 1.6) * (1.0 + look.calm)
+    turns = draws.uniform(0.5, 1.2) * (1.0 + look.calm)
     return replace(
         layer,
         smooth_turns=_significant(turns * smooth / look.smooth_spread),
@@ -342,9 +355,9 @@ def draw_escape(draws: Draws) -> EscapeLayer:
         inner_wave_turns=_significant(turns * (1.0 - inner_trap) / look.inner_wave_spread),
         phase=round(draws.unit(), 4),
         inner_phase=round(draws.unit(), 4),
-        relief=round(draws.uniform(0.2, 0.8), 3),
+        relief=round(draws.uniform(0.1, 0.6), 3),
         light_rotation=round(draws.unit(), 4),
-        steepness=_significant(draws.uniform(0.03, 0.15) / turns),
+        steepness=_significant(draws.uniform(0.02, 0.08) / turns),
         edge=round(draws.uniform(-0.9, 0.7), 3),
         edge_phase=round(draws.unit(), 4),
         glow=round(draws.uniform(0.2, 0.8), 3) if trap and draws.chance(0.6) else 0.0,

@@ -209,14 +209,22 @@ def _apply_affine(m, x, y):
 
 
 @kernel
-def _keep_bounded(x, y, noise):
+def _count_fled(x, y):
+    fled = np.int32(0)
+    for i in range(len(x)):
+        fled += np.int32(0) if abs(x[i]) + abs(y[i]) < _FAR else np.int32(1)
+    return fled
+
+
+@kernel
+def _restart_fled(x, y, noise):
     """Restart, at a random point of [-1, 1]^2, orbits that fled or are not numbers."""
     for i in range(len(x)):
         u, v = x[i], y[i]
         good = abs(u) + abs(v) < _FAR
         first = next_noise(noise[i])
         second = next_noise(first)
-        noise[i] = second
+        noise[i] = noise[i] if good else second
         x[i] = u if good else noise_unit(first) * _TWO - _ONE
         y[i] = v if good else noise_unit(second) * _TWO - _ONE
 
@@ -342,7 +350,8 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
                 a, base, program, k, from_x, from_y, from_c, x[low:high], y[low:high], c[low:high],
                 work_x[low:high], work_y[low:high], orbits.noise[low:high],
             )  # fmt: skip
-        _keep_bounded(x, y, orbits.noise)
+        if _count_fled(x, y) > 0:
+            _restart_fled(x, y, orbits.noise)
         now = 1 - now
         if step < warm_up:
             continue

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from fractals.escape_places import draw_escape
 from fractals.genome import (
+    BLENDS,
     FAMILIES,
     GENOME_VERSION,
-    Blend,
     Camera,
     ChaosLayer,
     Family,
@@ -44,11 +44,15 @@ _WEIGHTS: dict[Family, dict[str, float]] = {
     "flame": _FLAMES,
     "ifs": {"ifs": 1.0},
 }
-_PLANS = {"single": 0.44, "double": 0.22, "ground": 0.14, "escape": 0.2}
-"""What a mixed picture is made of.
-
-One system, two, one on an escape-time ground, or that ground alone.
-"""
+_PLANS: dict[Family, dict[tuple[int, int], float]] = {
+    "mixed": {(0, 1): 0.5, (0, 2): 0.22, (1, 0): 0.15, (1, 1): 0.1, (1, 2): 0.03},
+    "flame": {(0, 1): 0.65, (0, 2): 0.35},
+    "ifs": {(0, 1): 0.7, (0, 2): 0.3},
+    "escape": {(1, 0): 1.0},
+}
+"""What a picture is made of: escape-time layers below, systems above, and how often so."""
+_LIGHT_GROUND = 0.65
+"""OKLab lightness above which a ground takes dark ink as well as light."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +73,9 @@ class Bars:
     luma_std_at_32: float = 0.11
     rgb_entropy: float = 3.4
     colourfulness: float = 30.0
-    coherence: float = 0.5
+    coherence: float = 0.52
     reliability: float = 0.82
-    most_edges: float = 0.82
+    most_edges: float = 0.88
 
 
 BARS = Bars()
@@ -191,25 +195,22 @@ def draft(seed: int, index: int, family: Family, attempt: int) -> Draft | None:
     draws = Draws(GENOME_VERSION, FAMILIES.index(family), seed, index, attempt)
     palette = draw_palette(draws)
     background = draw_background(draws, palette)
-    plan = draws.weighted(list(_PLANS), list(_PLANS.values()))
+    plans = _PLANS[family]
+    grounds, systems = draws.weighted(list(plans), list(plans.values()))
     layers: list[Layer] = []
     games: dict[int, Game] = {}
-    if family == "escape" or (family == "mixed" and plan in ("ground", "escape")):
+    for _ in range(grounds):
         layers.append(Layer(fractal=draw_escape(draws), palette=palette))
         palette = draw_palette(draws)
-    systems = 0 if family == "escape" else {"single": 1, "double": 2, "ground": 1}.get(plan, 0)
-    if not layers:
-        systems = max(systems, 1)
     for _ in range(systems):
         key = game_key(family, seed, index, attempt, len(layers))
         drawn = draw_chaos(draws, _WEIGHTS[family], PREVIEW_SAMPLES / systems, key)
         if drawn is None:
             return None
         fractal, games[len(layers)] = drawn
-        blends: tuple[Blend, ...] = ("over", "screen", "lighten")
-        layers.append(
-            Layer(fractal=fractal, palette=palette, blend=draws.weighted(blends, (3, 3, 1)))
-        )
+        light = not layers and background.stops[0][0] > _LIGHT_GROUND
+        blend = draws.weighted(BLENDS, (3, 0, 0, 2) if light else (3, 3, 1, 0))
+        layers.append(Layer(fractal=fractal, palette=palette, blend=blend))
         if draws.chance(0.4):
             palette = draw_palette(draws)
     genome = Genome(
