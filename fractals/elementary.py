@@ -32,6 +32,13 @@ def kernel(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=False)(function)
 
 
+def inlined_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel into each caller, where arrays handed to it cost no reference count."""
+    return numba.njit(
+        cache=True, nogil=True, error_model="numpy", fastmath=False, forceinline=True
+    )(function)
+
+
 def _floating_intrinsic(name: str, arguments: int) -> Any:
     """Expose the LLVM intrinsic `llvm.<name>` for equal floating-point arguments."""
 

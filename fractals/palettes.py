@@ -114,7 +114,7 @@ def draw_palette(draws: Draws) -> Palette:
     """
     n = draws.whole(3, 8)
     first = draws.uniform(0, 2 * math.pi)
-    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.35, 0.35, 0.2, 0.1))
+    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.4, 0.32, 0.18, 0.1))
     if scheme == "near":
         hues = [first + draws.uniform(-0.6, 0.6) for _ in range(n)]
     elif scheme == "split":
@@ -127,8 +127,8 @@ def draw_palette(draws: Draws) -> Palette:
     else:
         step = draws.sign() * 2 * math.pi / n
         hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
-    dark, light = draws.weighted(((0.05, 0.7), (0.2, 0.9), (0.4, 0.97)), (1, 2, 1.5))
-    strength = draws.uniform(0.1, 0.28)
+    dark, light = draws.weighted(((0.04, 0.65), (0.2, 0.9), (0.45, 0.98)), (1, 1.7, 1.7))
+    strength = draws.uniform(0.07, 0.26)
     stops = []
     for i, hue in enumerate(hues):
         swing = draws.uniform(0.0, 0.45)
