@@ -67,7 +67,9 @@ def every_scale() -> Floats:
 
 def _sha256(array: NDArray[Any]) -> str:
     # The sign and payload of a NaN are left open by IEEE 754, and a picture never shows them.
-    bare = np.where(np.isnan(array), np.float32(np.nan), array) if array.dtype.kind == "f" else array
+    bare = (
+        np.where(np.isnan(array), np.float32(np.nan), array) if array.dtype.kind == "f" else array
+    )
     return hashlib.sha256(np.ascontiguousarray(bare).tobytes()).hexdigest()
 
 
@@ -96,7 +98,9 @@ def picture_fingerprints() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for wanted, family in (("escape", "escape"), ("two layers", "mixed"), ("flame", "flame")):
         genome = first(wanted, family)
-        assert any(isinstance(each.fractal, ChaosLayer) for each in genome.layers) == (wanted != "escape")
+        assert any(isinstance(each.fractal, ChaosLayer) for each in genome.layers) == (
+            wanted != "escape"
+        )
         found[wanted] = _sha256(render(genome, (48, 32), samples_per_pixel=8))
     for index in range(2):
         found[f"genome {index}"] = draw_genome(0, index).to_json()
@@ -110,7 +114,11 @@ def on_a_plain_processor(which: str, cache: Path) -> dict[str, Any]:
     """Return the fingerprints that a process without AVX and FMA finds; cache: an empty folder."""
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, __file__, which], env=os.environ | plain, cwd=ROOT, capture_output=True, check=True
+        [sys.executable, __file__, which],
+        env=os.environ | plain,
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
     )
     return json.loads(done.stdout)
 

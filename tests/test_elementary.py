@@ -63,7 +63,9 @@ def test_absolute_errors_stay_under_the_stated_bound(
 def test_relative_errors_stay_under_the_stated_bound(
     name: str, exact: Exact, x: NDArray[np.float64], bound: float
 ) -> None:
-    assert (error(name, exact, x) / np.abs(exact(x.astype(np.float32).astype(np.float64)))).max() < bound
+    assert (
+        error(name, exact, x) / np.abs(exact(x.astype(np.float32).astype(np.float64)))
+    ).max() < bound
 
 
 def test_arctangents_stay_under_the_stated_bound_at_every_angle_and_scale() -> None:
@@ -103,9 +105,7 @@ def test_floor_and_nearest_equal_numpys_at_every_scale() -> None:
 
 
 @numba.njit
-def round_trip(
-    x: NDArray[np.float32], there: NDArray[np.int32], back: NDArray[np.float32]
-) -> None:
+def round_trip(x: NDArray[np.float32], there: NDArray[np.int32], back: NDArray[np.float32]) -> None:
     for i in range(len(x)):
         there[i] = elementary.float_bits(x[i])
         back[i] = elementary.bits_float(there[i])

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import reference
-from fractals.variations import VARIATION_NUMBER, VARIATIONS, Variation, add_variation, next_noise, noise_unit
+from fractals.variations import (
+    VARIATION_NUMBER,
+    VARIATIONS,
+    Variation,
+    add_variation,
+    next_noise,
+    noise_unit,
+)
 
 Floats = NDArray[np.float32]
 NAMES = [variation.name for variation in VARIATIONS]
@@ -57,7 +64,9 @@ def units_of(variation: Variation, noise: NDArray[np.uint32]) -> tuple[NDArray[n
     return units[0], units[1]
 
 
-def away_from_poles(name: str, x: NDArray[np.float64], y: NDArray[np.float64], p: Floats) -> NDArray[np.bool_]:
+def away_from_poles(
+    name: str, x: NDArray[np.float64], y: NDArray[np.float64], p: Floats
+) -> NDArray[np.bool_]:
     """Mark the points that no clamp or epsilon of the kernel's touches."""
     fair = np.hypot(x, y) > 0.1
     if name == "popcorn":
@@ -93,8 +102,17 @@ def test_a_variation_equals_the_papers_formula(variation: Variation, seed: int, 
     # float32 knows a point, and an angle made from it, to a few parts in 10^7. So the answer may be off by
     # 1e-5 of itself, and by as much as the formula moves when the point does by 3e-6: which also is
     # what allows either side of a cut.
-    nudges = [3e-6 * np.array(d) for d in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))]
-    moved = np.max([abs(twin(x + 0.0 + dx * (1 + abs(x)), y + 0.0 + dy * (1 + abs(y))) - exact) for dx, dy in nudges], axis=0)
+    nudges = [
+        3e-6 * np.array(d)
+        for d in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
+    ]
+    moved = np.max(
+        [
+            abs(twin(x + 0.0 + dx * (1 + abs(x)), y + 0.0 + dy * (1 + abs(y))) - exact)
+            for dx, dy in nudges
+        ],
+        axis=0,
+    )
     allowed = 1e-6 + abs(w) * (1e-5 * (1 + abs(exact)) + 2 * moved)
     difference = abs(np.array(found) - (np.array([[0.5], [-0.25]]) + w * exact))
     fair = away_from_poles(variation.name, x.astype(np.float64), y.astype(np.float64), p)
@@ -120,7 +138,9 @@ def test_a_variation_adds_its_weights_multiple_and_leaves_the_point(
         np.testing.assert_array_equal(found, before)
     added_to = added(variation, x, y, w, p, noise.copy(), start=(8, -8))
     np.testing.assert_allclose(added_to, np.array(once) + [[8], [-8]], rtol=1e-6, atol=2e-6)
-    np.testing.assert_array_equal(added(variation, x, y, 0, p, noise, start=(3, 4)), np.full((2, 33), [[3], [4]]))
+    np.testing.assert_array_equal(
+        added(variation, x, y, 0, p, noise, start=(3, 4)), np.full((2, 33), [[3], [4]])
+    )
 
 
 @every_variation
@@ -158,7 +178,22 @@ def test_no_point_within_bounds_gives_what_is_not_a_number(variation: Variation)
     # Orbits beyond 10^6 are restarted, so these are the hardest points that a map can hand on: the
     # origin, axes, diagonals, poles of the tangent, and the ends of the range.
     half = np.pi / 2
-    ends = [0.0, -0.0, 1e-30, -1e-30, 1e-6, 1.0, -1.0, half, -half, half / 3, 3.0, 1e3, 999_999.0, -999_999.0]
+    ends = [
+        0.0,
+        -0.0,
+        1e-30,
+        -1e-30,
+        1e-6,
+        1.0,
+        -1.0,
+        half,
+        -half,
+        half / 3,
+        3.0,
+        1e3,
+        999_999.0,
+        -999_999.0,
+    ]
     x, y = (each.ravel().astype(np.float32) for each in np.meshgrid(ends, ends))
     for seed in range(20):
         p = drawn_parameters(variation, np.random.default_rng(seed))
@@ -174,9 +209,12 @@ def branches(name: str, p: Floats, x: float, y: float, n: int) -> tuple[Counter[
     many_x, many_y = np.full(n, x, np.float32), np.full(n, y, np.float32)
     found = added(variation, many_x, many_y, 1.0, p, noise_states(n, 6))
     first, second = np.random.default_rng(7).random((2, n))
-    exact = reference.vary(name, many_x.astype(float), many_y.astype(float), tuple(p.tolist()), first, second)
+    exact = reference.vary(
+        name, many_x.astype(float), many_y.astype(float), tuple(p.tolist()), first, second
+    )
     return tuple(
-        Counter(zip(*(np.round(each, 3).tolist() for each in pair), strict=True)) for pair in (found, exact)
+        Counter(zip(*(np.round(each, 3).tolist() for each in pair), strict=True))
+        for pair in (found, exact)
     )  # type: ignore[return-value]
 
 
@@ -202,14 +240,26 @@ def test_roots_are_those_of_the_twin_and_equally_frequent(
 
 def test_blur_is_dense_at_its_centre_and_turns_everywhere() -> None:
     variation = VARIATIONS[VARIATION_NUMBER["blur"]]
-    x, y = added(variation, *np.zeros((2, 20_000), np.float32), 1.0, np.zeros(4, np.float32), noise_states(20_000, 8))
+    x, y = added(
+        variation,
+        *np.zeros((2, 20_000), np.float32),
+        1.0,
+        np.zeros(4, np.float32),
+        noise_states(20_000, 8),
+    )
     assert stats.kstest(np.hypot(x, y), "uniform").pvalue > 1e-4
     assert stats.kstest(np.arctan2(y, x), "uniform", args=(-np.pi, 2 * np.pi)).pvalue > 1e-4
 
 
 def test_square_is_even_and_centred() -> None:
     variation = VARIATIONS[VARIATION_NUMBER["square"]]
-    found = added(variation, *np.zeros((2, 20_000), np.float32), 1.0, np.zeros(4, np.float32), noise_states(20_000, 9))
+    found = added(
+        variation,
+        *np.zeros((2, 20_000), np.float32),
+        1.0,
+        np.zeros(4, np.float32),
+        noise_states(20_000, 9),
+    )
     for each in found:
         assert stats.kstest(each, "uniform", args=(-0.5, 1)).pvalue > 1e-4
     assert abs(np.corrcoef(found)[0, 1]) * np.sqrt(20_000) < 4

@@ -40,7 +40,9 @@ def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
             parameters whose names in flam3 are not known here.
     """
     camera = layer.camera
-    plain = layer.final is None and layer.symmetry == 1 and not any(each.post for each in layer.maps)
+    plain = (
+        layer.final is None and layer.symmetry == 1 and not any(each.post for each in layer.maps)
+    )
     if not plain or camera.rotation != 0 or camera.fold != "none":
         raise ValueError("no post map, final map, symmetry, rotation or fold is written; leave out")
     flame = ElementTree.Element(

@@ -283,9 +283,7 @@ def _flame_comparison(
         )
 
     def finish(rate: Spread, _rivals: tuple[Rival, ...]) -> _Findings:
-        goal = Goal(
-            figure="rate", unit="M/s", value=rate.median, rule="at least", bar=150, aim=220
-        )
+        goal = Goal(figure="rate", unit="M/s", value=rate.median, rule="at least", bar=150, aim=220)
         return _Findings(goals=(goal,))
 
     plural = "" if variations == 1 else "s"
@@ -327,14 +325,13 @@ class _Stages:
 
     def findings(self, rate: float) -> _Findings:
         milliseconds = {
-            name: getattr(self, name) / self.pictures * 1000 for name in ("draw", "render", "encode")
+            name: getattr(self, name) / self.pictures * 1000
+            for name in ("draw", "render", "encode")
         }
         kept = self.pictures / self.drafts
         stages = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
         return _Findings(
-            goals=(
-                Goal(figure="rate", unit="/s", value=rate, rule="at least", bar=25, aim=40),
-            ),
+            goals=(Goal(figure="rate", unit="/s", value=rate, rule="at least", bar=25, aim=40),),
             details={
                 **{f"{name}_milliseconds": value for name, value in milliseconds.items()},
                 "acceptance_rate": kept,
@@ -395,9 +392,7 @@ def _flam3_painters(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
 _SET_RUNS = 3
 
 
-def _set_row(
-    settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: _Ticks
-) -> Row:
+def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: _Ticks) -> Row:
     """Run pixmix-gen from start to end: once to warm up, for one picture, and for all."""
     calibrations = [_calibrated(clock)]
     runs = []

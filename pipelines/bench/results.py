@@ -64,7 +64,9 @@ class Row:
         return self.calibration_variation > BUSY_VARIATION
 
 
-def document(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+def document(
+    rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str]
+) -> dict[str, Any]:
     """Return everything as plain JSON values."""
     return {
         "machine": dict(machine),
