@@ -38,7 +38,7 @@ MOST_DRAFTS = 1000
 _FRAMING = 1
 _FRAME_STEPS = 1
 
-_FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0}
+_FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0, "rosette": 3.0}
 _WEIGHTS: dict[Family, dict[str, float]] = {
     "mixed": _FLAMES | {"ifs": 1.0},
     "flame": _FLAMES,
@@ -170,7 +170,7 @@ def draw_chaos(
     template = draws.weighted(list(weights), list(weights.values()))
     layer = TEMPLATES[template](draws)
     program = compile_layer(layer)
-    symmetric = abs(layer.symmetry) > 1 and layer.final is None
+    symmetric = template == "rosette" or (abs(layer.symmetry) > 1 and layer.final is None)
     camera = frame(program, symmetric, draws, (*key, _FRAMING))
     if camera is None:
         return None

@@ -1,7 +1,8 @@
 """Iterated function systems drawn at random: what the maps are, before anyone has looked at them.
 
-Five templates, each a way in which people build flames: free mixtures of variations, inversions in
-circles, complex roots, affine systems, and affine systems seen through a bent lens.
+Six templates, each a way in which people build flames: free mixtures of variations, inversions in
+circles, complex roots, affine systems, affine systems seen through a bent lens, and wheels of
+petals.
 """
 
 import math
@@ -290,10 +291,23 @@ def _system(draws: Draws, maps: list[Map], symmetry: float) -> ChaosLayer:
     )
 
 
+def _rosette(draws: Draws) -> ChaosLayer:
+    """Any of the others seen through a final map of 3 to 12 complex roots: a wheel of petals."""
+    layer = draws.choice((_mixture, _inversion, _roots, _ifs))(draws)
+    roots = float(draws.whole(3, 12))
+    # The radius goes to the power distance / roots: near 0 all petals would lie on one thin ring.
+    parameters = (roots, rounded(roots * draws.uniform(0.3, 1.0)))
+    name = draws.choice(("julian", "juliascope"))
+    lens = VariationTerm(name=name, weight=1.0, parameters=parameters)
+    final = Map(affine=_similar(draws, 0.6, 1.6, 1.2), variations=(lens,), speed=0.0)
+    return replace(layer, final=final, symmetry=1)
+
+
 TEMPLATES: dict[str, Callable[[Draws], ChaosLayer]] = {
     "mixture": _mixture,
     "inversion": _inversion,
     "roots": _roots,
     "ifs": _ifs,
     "bent_ifs": _bent_ifs,
+    "rosette": _rosette,
 }

@@ -84,10 +84,8 @@ def elementary_fingerprints() -> dict[str, str]:
 
 def picture_fingerprints() -> dict[str, Any]:
     """Return two drawn genomes of the mixed family, and hashes of three pictures unlike in kind."""
-    from fractals import (
-        draw_genome,
-        render,
-    )  # loads every kernel, which the elementary ones do without
+    # Here, because they load every kernel, which the elementary functions do without.
+    from fractals import draw_genome, render
 
     drawn = {
         "escape": draw_genome(0, 0, "escape"),
