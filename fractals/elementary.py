@@ -218,8 +218,7 @@ def exponential(x):
 _TINY = F(1.17549435e-38)
 _SQRT_HALF_BITS = np.int32(0x3F3504F3)
 _MANTISSA = np.int32(0x007FFFFF)
-# log2(m) = d * P(z), m in [sqrt(1/2), sqrt(2)], z = (m-1)/(m+1): the odd series of 2 atanh(z) / ln
-# 2.
+# log2(m) = z * P(z^2), m in [sqrt(1/2), sqrt(2)], z = (m-1)/(m+1): the series of 2 atanh(z) / ln 2.
 _L0, _L1, _L2, _L3, _L4 = (
     F(2.88539008),
     F(0.961796694),
@@ -233,7 +232,7 @@ _L0, _L1, _L2, _L3, _L4 = (
 def logarithm2(x):
     """Return log2(x), float32; absolute error under 1e-6 near 1, relative 2e-7 afar.
 
-    X <= 0 gives -126.
+    The result is -126 for x <= 0.
     """
     bits = float_bits(max(x, _TINY))
     shifted = np.int32(bits - _SQRT_HALF_BITS)

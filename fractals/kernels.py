@@ -24,7 +24,9 @@ ORBITS = 2048
 WARM_UP = 16
 """Steps before the first point is plotted.
 
-A map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel.
+A map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel. The maps of a symmetry
+forget nothing: there up to 0.4 % of the points, and 0.8 % of the colour, of the first 24 steps are
+still the start's (tests/test_kernels.py).
 """
 MOST_STEPS = (1 << 24) // ORBITS - 1
 
@@ -89,7 +91,7 @@ def _rotation(angle: float) -> tuple[float, float]:
 def _symmetry_maps(symmetry: int, weight: float) -> list[Map]:
     """Return the maps that give a system its symmetry.
 
-    As heavy together as the others, colours kept.
+    Each is as heavy as all the layer's own maps together and keeps colours.
     """
     n = abs(symmetry)
     turns: list[Affine] = []
