@@ -3,12 +3,14 @@
 import cmath
 import math
 from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fractals.escape import EscapeLayer
-from fractals.genome import Tone
+from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone
 
 # --- fractals/picture_kernels.py -----------------------------------------------------------------
 
@@ -92,6 +94,248 @@ def resized(
     rows = matrix(row_starts, row_weights, luma.shape[0])
     columns = matrix(column_starts, column_weights, luma.shape[1])
     return (rows @ luma @ columns.T + (1 << 27)) >> 28
+
+
+# --- fractals/elementary.py ----------------------------------------------------------------------
+
+
+def nearest_float32(exact: Fraction) -> np.float32:
+    """The float32 nearest to a number, ties to the even one, by comparing exact distances."""
+    near = np.float32(float(exact))
+    candidates = [
+        np.nextafter(near, np.float32(-np.inf)),
+        near,
+        np.nextafter(near, np.float32(np.inf)),
+    ]
+
+    def distance(value: np.float32) -> tuple[Fraction, int]:
+        return abs(Fraction(float(value)) - exact), int(value.view(np.int32)) & 1
+
+    return min(candidates, key=distance)
+
+
+# --- fractals/random.py --------------------------------------------------------------------------
+
+_64_BITS = (1 << 64) - 1
+
+
+def xoshiro256plusplus(state: list[int]) -> Iterator[int]:
+    """The 64-bit words that follow a state of four, in whole numbers of any size."""
+
+    def rotated(x: int, k: int) -> int:
+        return (x << k | x >> (64 - k)) & _64_BITS
+
+    a, b, c, d = state
+    while True:
+        yield (rotated((a + d) & _64_BITS, 23) + a) & _64_BITS
+        c, d, t = c ^ a, d ^ b, b << 17 & _64_BITS
+        a, b, c, d = a ^ d, b ^ c, c ^ t, rotated(d, 45)
+
+
+def xorshift32(state: int) -> int:
+    """Marsaglia's 13, 17, 5."""
+    state ^= state << 13 & 0xFFFFFFFF
+    state ^= state >> 17
+    return state ^ (state << 5 & 0xFFFFFFFF)
+
+
+# --- fractals/variations.py ----------------------------------------------------------------------
+
+Points = NDArray[np.float64]
+
+
+def vary(
+    name: str, x: Points, y: Points, p: tuple[float, ...] = (), first: Points | None = None,
+    second: Points | None = None,
+) -> tuple[Points, Points]:  # fmt: skip
+    """A variation of points as the paper's appendix writes it; first, second: its uniforms in [0, 1).
+
+    Juliascope's sign is the root's parity here and a coin in the paper; where the paper has squares of
+    affine coefficients (waves, rings, fan), p has the number that stands in the formula.
+    """
+    r = np.hypot(x, y)
+    theta, phi = np.arctan2(x, y), np.arctan2(y, x)
+    sin, cos, pi = np.sin, np.cos, np.pi
+    u = np.zeros_like(x) if first is None else first
+    v = np.zeros_like(x) if second is None else second
+    a, b, c, d = (*p, 0.0, 0.0, 0.0, 0.0)[:4]
+    match name:
+        case "linear":
+            return x, y
+        case "sinusoidal":
+            return sin(x), sin(y)
+        case "spherical":
+            return x / r**2, y / r**2
+        case "swirl":
+            return x * sin(r**2) - y * cos(r**2), x * cos(r**2) + y * sin(r**2)
+        case "horseshoe":
+            return (x - y) * (x + y) / r, 2 * x * y / r
+        case "polar":
+            return theta / pi, r - 1
+        case "handkerchief":
+            return r * sin(theta + r), r * cos(theta - r)
+        case "heart":
+            return r * sin(theta * r), -r * cos(theta * r)
+        case "disc":
+            return theta / pi * sin(pi * r), theta / pi * cos(pi * r)
+        case "spiral":
+            return (cos(theta) + sin(r)) / r, (sin(theta) - cos(r)) / r
+        case "hyperbolic":
+            return sin(theta) / r, r * cos(theta)
+        case "diamond":
+            return sin(theta) * cos(r), cos(theta) * sin(r)
+        case "ex":
+            p0, p1 = sin(theta + r), cos(theta - r)
+            return r * (p0**3 + p1**3), r * (p0**3 - p1**3)
+        case "julia":
+            omega = np.where(u < 0.5, 0, pi)
+            return np.sqrt(r) * cos(theta / 2 + omega), np.sqrt(r) * sin(theta / 2 + omega)
+        case "bent":
+            return np.where(x < 0, 2 * x, x), np.where(y < 0, y / 2, y)
+        case "waves":
+            return x + a * sin(y * b), y + c * sin(x * d)
+        case "fisheye":
+            return 2 / (r + 1) * y, 2 / (r + 1) * x
+        case "popcorn":
+            return x + a * sin(np.tan(3 * y)), y + b * sin(np.tan(3 * x))
+        case "exponential":
+            return np.exp(x - 1) * cos(pi * y), np.exp(x - 1) * sin(pi * y)
+        case "power":
+            return r ** sin(theta) * cos(theta), r ** sin(theta) * sin(theta)
+        case "cosine":
+            return cos(pi * x) * np.cosh(y), -sin(pi * x) * np.sinh(y)
+        case "rings":
+            radius = (r + a) % (2 * a) - a + r * (1 - a)
+            return radius * cos(theta), radius * sin(theta)
+        case "fan":
+            turned = theta + np.where((theta + b) % a > a / 2, -a / 2, a / 2)
+            return r * cos(turned), r * sin(turned)
+        case "blob":
+            radius = r * (a + (b - a) / 2 * (sin(c * theta) + 1))
+            return radius * cos(theta), radius * sin(theta)
+        case "pdj":
+            return sin(a * y) - cos(b * x), sin(c * x) - cos(d * y)
+        case "eyefish":
+            return 2 / (r + 1) * x, 2 / (r + 1) * y
+        case "bubble":
+            return 4 / (r**2 + 4) * x, 4 / (r**2 + 4) * y
+        case "cylinder":
+            return sin(x), y
+        case "perspective":
+            return b / (b - y * sin(a)) * x, b / (b - y * sin(a)) * y * cos(a)
+        case "julian" | "juliascope":
+            root = np.trunc(abs(a) * u)
+            sign = np.where((name == "juliascope") & (root % 2 == 1), -1, 1)
+            turned = (sign * phi + 2 * pi * root) / a
+            return r ** (b / a) * cos(turned), r ** (b / a) * sin(turned)
+        case "blur":
+            return u * cos(2 * pi * v), u * sin(2 * pi * v)
+        case "ngon":
+            angle = phi - b * np.floor(phi / b)
+            angle = np.where(angle > b / 2, angle - b, angle)
+            k = (c * (1 / cos(angle) - 1) + d) / r**a
+            return k * x, k * y
+        case "curl":
+            bent = (x + 1j * y) / (1 + a * (x + 1j * y) + b * (x + 1j * y) ** 2)
+            return bent.real, bent.imag
+        case "rectangles":
+            return (2 * np.floor(x / a) + 1) * a - x, (2 * np.floor(y / b) + 1) * b - y
+        case "tangent":
+            return sin(x) / cos(y), np.tan(y)
+        case "square":
+            return u - 0.5, v - 0.5
+        case "cross":
+            return np.sqrt(1 / (x**2 - y**2) ** 2) * x, np.sqrt(1 / (x**2 - y**2) ** 2) * y
+    raise ValueError(name)
+
+
+# --- fractals/kernels.py -------------------------------------------------------------------------
+
+
+def symmetry_affines(symmetry: int) -> list[Affine]:
+    """The turns by parts of a full turn and, of a negative symmetry, the mirror in the y axis."""
+    affines: list[Affine] = []
+    for i in range(1, abs(symmetry)):
+        angle = math.tau * i / abs(symmetry)
+        affines.append((math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle), 0))
+    if symmetry < 0:
+        affines.append((-1, 0, 0, 0, 1, 0))
+    return affines
+
+
+def to_pixels(
+    camera: Camera, height: int, width: int, x: Points, y: Points
+) -> tuple[Points, Points]:
+    """Plane to pixels: about the centre, turned, scaled, from the picture's middle."""
+    scale = min(height, width) / camera.width
+    z = (x - camera.centre[0] + 1j * (y - camera.centre[1])) * np.exp(1j * camera.rotation) * scale
+    return width / 2 + z.real, height / 2 + z.imag
+
+
+def folded(fold: str, place: Points, side: int) -> Points:
+    """Where a place in pixels comes to lie within [0, side)."""
+    if fold == "mirror":
+        return side - abs(place % (2 * side) - side)
+    return place % side if fold == "wrap" else place
+
+
+def _affine(affine: Affine, x: Points, y: Points) -> tuple[Points, Points]:
+    a, b, c, d, e, f = affine
+    return a * x + b * y + c, d * x + e * y + f
+
+
+def _mapped(
+    each: Map, x: Points, y: Points, colour: Points, random: np.random.Generator
+) -> tuple[Points, Points, Points]:
+    x, y = _affine(each.affine, x, y)
+    if each.variations:
+        u, v, x_sum, y_sum = x, y, np.zeros_like(x), np.zeros_like(y)
+        for term in each.variations:
+            first, second = random.random((2, len(x)))
+            x, y = vary(term.name, u, v, term.parameters, first, second)
+            x_sum, y_sum = x_sum + term.weight * x, y_sum + term.weight * y
+        x, y = x_sum, y_sum
+    if each.post is not None:
+        x, y = _affine(each.post, x, y)
+    return x, y, (1 - each.speed) * colour + each.speed * each.colour
+
+
+def chaos_game(
+    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1, warm_up: int = 50
+) -> tuple[NDArray[np.int64], Points]:  # fmt: skip
+    """Play the game with orbits that know nothing of each other; each picks its map by itself.
+
+    Returns the points of each pixel, (height, width) int64, and the sums of their colours.
+    """
+    random = np.random.default_rng(seed)
+    total = sum(each.weight for each in layer.maps)
+    symmetry = [Map(affine=affine, speed=0) for affine in symmetry_affines(layer.symmetry)]
+    maps = [*layer.maps, *symmetry]
+    weights = [each.weight for each in layer.maps] + [total] * len(symmetry)
+    marks = np.cumsum(weights) / sum(weights)
+    x, y = random.uniform(-1, 1, (2, orbits))
+    colour = random.random(orbits)
+    counts, colours = np.zeros(height * width, np.int64), np.zeros(height * width)
+    for step in range(warm_up + points // orbits):
+        chosen = np.searchsorted(marks, random.random(orbits), side="right")
+        for number, each in enumerate(maps):
+            mine = np.flatnonzero(chosen == number)
+            x[mine], y[mine], colour[mine] = _mapped(each, x[mine], y[mine], colour[mine], random)
+        lost = np.flatnonzero(~(abs(x) + abs(y) < 1e6))
+        x[lost], y[lost] = random.uniform(-1, 1, (2, len(lost)))
+        if step < warm_up:
+            continue
+        seen = (x, y, colour) if layer.final is None else _mapped(layer.final, x, y, colour, random)
+        column, row = to_pixels(layer.camera, height, width, seen[0], seen[1])
+        column, row = (
+            folded(layer.camera.fold, column, width),
+            folded(layer.camera.fold, row, height),
+        )
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        cell = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
+        counts += np.bincount(cell, minlength=height * width)
+        colours += np.bincount(cell, seen[2][inside], minlength=height * width)
+    return counts.reshape(height, width), colours.reshape(height, width)
 
 
 # --- fractals/escape_kernels.py ------------------------------------------------------------------

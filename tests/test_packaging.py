@@ -1,9 +1,13 @@
+import shlex
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+
+from pipelines.cli import gen
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -62,3 +66,24 @@ def test_every_command_in_the_readme_is_a_script() -> None:
     named = {word for word in words if word.startswith("pixmix-")}
     assert named
     assert named <= set(PROJECT["scripts"])
+
+
+def documented_commands() -> list[str]:
+    """Return the command lines that the README and the helps show."""
+    lines = (ROOT / "README.md").read_text().splitlines()
+    for command in gen.main.commands.values():
+        lines += (command.epilog or "").splitlines()
+    return sorted({line.strip() for line in lines if line.strip().startswith("pixmix-")})
+
+
+def test_every_documented_command_line_is_one_that_the_command_takes() -> None:
+    documented = documented_commands()
+    assert len(documented) >= 3
+    for line in documented:
+        script, *arguments = shlex.split(line)
+        module, function = PROJECT["scripts"][script].split(":")
+        command = getattr(import_module(module), function)
+        with command.make_context(script, list(arguments)) as context:
+            name, subcommand, rest = command.resolve_command(context, arguments)
+            # Reads and checks the options, and does not run the command.
+            assert subcommand.make_context(name, rest, parent=context).params

@@ -1,0 +1,97 @@
+"""Watches a command: how long it ran, when its first file appeared, how much memory it took.
+
+Run as a program of its own, so that what it sees is not mixed with other children of the benchmark:
+
+    python -m pipelines.bench.command FOLDER PATTERN COMMAND...
+
+prints one line of JSON; FOLDER is where the first file that fits PATTERN is looked for.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pipelines
+from pipelines.errors import PipelineError
+
+_POLL_SECONDS = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What was seen of a command.
+
+    seconds: from start to end; first_file_seconds: to the first file, None if none came;
+    peak_bytes: resident memory of its largest process; code: how it ended; message: its last line
+    on stderr.
+    """
+
+    seconds: float
+    first_file_seconds: float | None
+    peak_bytes: int
+    code: int
+    message: str
+
+
+def watch(folder: Path, pattern: str, command: list[str]) -> Run:
+    """Run a command here and watch it; `peak_bytes` counts every child of this process."""
+    begin = time.perf_counter()
+    first = None
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None:
+            if first is None and any(folder.glob(pattern)):
+                first = time.perf_counter() - begin
+            time.sleep(_POLL_SECONDS)
+        seconds = time.perf_counter() - begin
+        errors = process.stderr.read() if process.stderr is not None else ""
+    if first is None and any(folder.glob(pattern)):
+        first = seconds
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return Run(
+        seconds=seconds,
+        first_file_seconds=first,
+        # Linux counts in KiB, macOS in bytes.
+        peak_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        code=process.returncode,
+        message=(errors.strip().splitlines() or [""])[-1],
+    )
+
+
+def run_command(folder: Path, pattern: str, module: str, arguments: list[str]) -> Run:
+    """Run `python -m module arguments` under the watch of a process of its own.
+
+    Args:
+        folder: where files are expected; it need not be there yet.
+        pattern: of the file's name, as for `Path.glob`.
+        module: one of this project.
+        arguments: of its command line.
+
+    Raises:
+        PipelineError: if the command ends with anything but 0.
+    """
+    root = str(Path(pipelines.__file__).parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    python = [sys.executable, "-m"]
+    watcher = [*python, __name__, str(folder), pattern, *python, module, *arguments]
+    seen = subprocess.run(
+        watcher,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    run = Run(**json.loads(seen.stdout))
+    if run.code != 0:
+        raise PipelineError(f"{module} ended with {run.code}: {run.message}")
+    return run
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(asdict(watch(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))))

@@ -1,0 +1,144 @@
+"""flam3, the renderer of fractal flames, as a rival: its programs run, its file format written.
+
+Settings go through the environment, as flam3's README says; a quality is samples a pixel.
+"""
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from fractals.genome import ChaosLayer
+from fractals.variations import VARIATION_NUMBER, VARIATIONS
+from pipelines.errors import PipelineError
+
+_PARAMETERS = {"julian": ("julian_power", "julian_dist")}
+"""What flam3 calls a variation's parameters, in our order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flam3:
+    """Where flam3's programs are."""
+
+    render: str
+    genome: str
+
+
+def find_flam3() -> Flam3 | None:
+    """Return flam3's programs if both are on the PATH (Debian: flam3-utils)."""
+    render, genome = shutil.which("flam3-render"), shutil.which("flam3-genome")
+    return Flam3(render=render, genome=genome) if render and genome else None
+
+
+def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
+    """Return a layer as flam3's XML, at quality 1; its palette is flam3's first.
+
+    Raises:
+        ValueError: if the layer has a post or final map, a symmetry, a turned or folded camera, or
+            parameters whose names in flam3 are not known here.
+    """
+    camera = layer.camera
+    plain = (
+        layer.final is None and layer.symmetry == 1 and not any(each.post for each in layer.maps)
+    )
+    if not plain or camera.rotation != 0 or camera.fold != "none":
+        raise ValueError("no post map, final map, symmetry, rotation or fold is written; leave out")
+    flame = ElementTree.Element(
+        "flame",
+        size=f"{width} {height}",
+        center=f"{camera.centre[0]} {camera.centre[1]}",
+        scale=f"{min(height, width) / camera.width}",
+        quality="1",
+        supersample="1",
+        estimator_radius="0",
+        palette="0",
+    )
+    for each in layer.maps:
+        a, b, c, d, e, f = each.affine
+        written = {
+            "weight": f"{each.weight}",
+            "color": f"{each.colour}",
+            "color_speed": f"{each.speed}",
+            "coefs": f"{a} {d} {b} {e} {c} {f}",
+        }
+        for term in each.variations:
+            written[term.name] = f"{term.weight}"
+            if VARIATIONS[VARIATION_NUMBER[term.name]].parameters:
+                names = _names(term.name)
+                written |= {
+                    name: f"{value:g}" for name, value in zip(names, term.parameters, strict=True)
+                }
+        if not each.variations:
+            written["linear"] = "1"
+        ElementTree.SubElement(flame, "xform", written)
+    return ElementTree.tostring(flame, encoding="unicode")
+
+
+def _names(variation: str) -> tuple[str, ...]:
+    if variation not in _PARAMETERS:
+        raise ValueError(f"{variation!r}: flam3's names of its parameters are not known here")
+    return _PARAMETERS[variation]
+
+
+def resized(xml: str, side: int) -> str:
+    """Return a random genome of flam3-genome as a square picture of another side, at quality 1."""
+    flame = ElementTree.fromstring(xml)
+    if flame.tag != "flame":
+        found = flame.find("flame")
+        if found is None:
+            raise PipelineError("flam3-genome wrote no flame; is flam3-utils installed whole?")
+        flame = found
+    width, height = (int(number) for number in flame.attrib["size"].split())
+    flame.set("scale", f"{float(flame.attrib['scale']) * side / min(width, height)}")
+    flame.set("size", f"{side} {side}")
+    flame.set("quality", "1")
+    return ElementTree.tostring(flame, encoding="unicode")
+
+
+def random_genome(flam3: Flam3, seed: str) -> str:
+    """Return the XML of a random genome, one that flam3 finds worth a look; the seed is any text."""
+    return _run([flam3.genome], {"isaac_seed": seed, "seed": "1"}, "")
+
+
+def render_flames(flam3: Flam3, flames: list[str], quality: float, folder: Path) -> None:
+    """Render flames on one core to JPEG files of quality 95 in a folder.
+
+    Args:
+        flam3: the programs.
+        flames: XML of `flame_xml` or `resized`.
+        quality: samples a pixel.
+        folder: where the pictures go.
+
+    Raises:
+        PipelineError: if flam3 fails.
+    """
+    settings = {
+        "qs": f"{quality}",
+        "nthreads": "1",
+        "isaac_seed": "pixmix",
+        "seed": "1",
+        "format": "jpg",
+        "jpeg": "95",
+        "prefix": f"{folder}{os.sep}",
+    }
+    _run([flam3.render], settings, f"<flames>{''.join(flames)}</flames>")
+
+
+def _run(command: list[str], settings: dict[str, str], text: str) -> str:
+    try:
+        finished = subprocess.run(
+            command,
+            env={**os.environ, **settings},
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise PipelineError(
+            f"{Path(command[0]).name} ended with {error.returncode}; "
+            "take it off the PATH to do without it"
+        ) from error
+    return finished.stdout

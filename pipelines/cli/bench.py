@@ -1,0 +1,74 @@
+"""`pixmix-bench`: our code beside plain twins and rivals, as ratios of the same minute."""
+
+import click
+
+from pipelines.cli.options import (
+    command_options,
+    example,
+    jobs_option,
+    one_line_errors,
+    progress_bar,
+    say,
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example("pixmix-bench fractals"),
+)
+@click.version_option(package_name="pixmix", message="%(version)s")
+def main() -> None:
+    """Time our code beside plain code that does the same.
+
+    What is compared runs in turn, one thread each, so that a ratio holds on a busy machine too. A
+    calibration loop tells when the machine was busy.
+    """
+
+
+@main.command(epilog=example("pixmix-bench fractals", "pixmix-bench fractals --json > bench.json"))
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Times that each contender's turn comes.",
+)
+@click.option(
+    "--pictures",
+    type=click.IntRange(2),
+    default=200,
+    show_default=True,
+    help="Pictures of the run of pixmix-gen; 64 or more a job give a fair rate.",
+)
+@jobs_option
+@command_options
+def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> None:
+    """Time chaos games, flames, whole pictures and pixmix-gen.
+
+    Takes about two minutes. flam3 is compared too where it is installed (Debian: flam3-utils).
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.bench.flam3 import find_flam3
+        from pipelines.bench.fractals import (
+            NO_FLAM3,
+            PACKAGES,
+            FractalBenchSettings,
+            bench_fractals,
+        )
+        from pipelines.bench.machine import machine
+        from pipelines.bench.results import document, table
+        from pipelines.generate.workers import available_cores
+
+        settings = FractalBenchSettings(
+            rounds=rounds, pictures=pictures, jobs=jobs or available_cores()
+        )
+        flam3 = find_flam3()
+        with progress_bar("runs") as progress:
+            rows = bench_fractals(settings, flam3, progress=progress)
+        notes = [] if flam3 is not None else [NO_FLAM3]
+        where = machine(PACKAGES)
+        say(table(rows, where, notes), document(rows, where, notes), as_json=as_json)
+
+
+if __name__ == "__main__":
+    main()
