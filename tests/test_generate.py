@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,25 @@ def test_tasks_at_the_same_time_make_the_same_set(
     for task in tasks:
         task.join()
     assert tree(tmp_path / "set") == unbroken
+
+
+def test_a_task_that_starts_while_another_begins_the_set_joins_it(
+    tmp_path: Path, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other task's first files appear just as this one looks whose folder it is."""
+    folder, list_files, began = tmp_path / "set", Path.iterdir, []
+
+    def list_while_another_begins(path: Path) -> Iterator[Path]:
+        if path == folder and not began:
+            began.append(path)
+            generate_set(request(folder, chunk=1, task_index=0, num_tasks=2))
+        return list_files(path)
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "iterdir", list_while_another_begins)
+    generate_set(request(folder, chunk=1, task_index=1, num_tasks=2))
+    assert began
+    assert tree(folder) == unbroken
 
 
 def test_a_set_that_grew_is_the_set_made_at_once(

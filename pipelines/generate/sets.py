@@ -177,16 +177,20 @@ def _check_folder(request: SetRequest) -> None:
         return
     if not folder.is_dir():
         raise PipelineError(f"{folder} is a file; choose a folder for --out")
+    # Listed before the manifest is looked for: another task may be starting, and whoever sees that
+    # task's pictures then sees its manifest too, which is written first. A run killed in its first
+    # moment leaves its work folder and perhaps a partial manifest.
+    others = [
+        entry.name
+        for entry in sorted(folder.iterdir())
+        if entry != request.work and not entry.name.endswith(PARTIAL_SUFFIX)
+    ]
     if (folder / "manifest.json").exists():
         _refuse_other_settings(request)
-        return
-    # A run killed in its first moment leaves its work folder and perhaps a partial manifest.
-    for entry in sorted(folder.iterdir()):
-        if entry != request.work and not entry.name.endswith(PARTIAL_SUFFIX):
-            raise PipelineError(
-                f"{folder} holds something else ({entry.name}); choose an empty or a new folder "
-                "for --out"
-            )
+    elif others:
+        raise PipelineError(
+            f"{folder} holds something else ({others[0]}); choose an empty or a new folder for --out"
+        )
 
 
 def _begin(request: SetRequest) -> list[range]:
