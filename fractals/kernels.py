@@ -259,6 +259,7 @@ def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
     m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     per_x, per_y = _ONE / F(width), _ONE / F(height)
     last_x, last_y, stride = np.int32(width - 1), np.int32(height - 1), np.int32(width)
+    outside = np.int32(width * height)
     for i in range(len(x)):
         u = fma(m0, x[i], fma(m1, y[i], m2)) * per_x
         v = fma(m3, x[i], fma(m4, y[i], m5)) * per_y
@@ -268,9 +269,11 @@ def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
         else:
             u = u - floor(u)
             v = v - floor(v)
+        # A final map may leave the numbers: what is NaN has no place, and must not become an index.
+        inside = (u >= _ZERO) & (v >= _ZERO)
         column = min(np.int32(u * F(width)), last_x)
         row = min(np.int32(v * F(height)), last_y)
-        cell[i] = np.int32(np.int32(row * stride) + column)
+        cell[i] = np.int32(np.int32(row * stride) + column) if inside else outside
         ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
 
 

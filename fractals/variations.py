@@ -196,8 +196,8 @@ def julia(x, y, out_x, out_y, w, noise):
     for i in range(len(x)):
         u, v = x[i], y[i]
         r = _radius(u, v)
-        # sqrt of v + iu without an angle: the half-angle formula for the larger part, and the smaller
-        # part from 2 a b = u, because r - |v| would cancel near the axis.
+        # sqrt of v + iu without an angle: the half-angle formula for the larger part, and the
+        # smaller part from 2 a b = u, because r - |v| would cancel near the axis.
         larger = np.sqrt((r + abs(v)) * _HALF)
         smaller = _HALF * abs(u) / larger
         a = larger if v >= _ZERO else smaller

@@ -144,14 +144,15 @@ def xorshift32(state: int) -> int:
 Points = NDArray[np.float64]
 
 
-def vary(
+def vary(  # noqa: C901 - a list of formulas
     name: str, x: Points, y: Points, p: tuple[float, ...] = (), first: Points | None = None,
     second: Points | None = None,
 ) -> tuple[Points, Points]:  # fmt: skip
-    """A variation of points as the paper's appendix writes it; first, second: its uniforms in [0, 1).
+    """A variation of points as the paper's appendix writes it.
 
-    Juliascope's sign is the root's parity here and a coin in the paper; where the paper has squares of
-    affine coefficients (waves, rings, fan), p has the number that stands in the formula.
+    first, second: its uniforms in [0, 1). Juliascope's sign is the root's parity here and a coin in
+    the paper; where the paper has squares of affine coefficients (waves, rings, fan), p has the
+    number that stands in the formula.
     """
     r = np.hypot(x, y)
     theta, phi = np.arctan2(x, y), np.arctan2(y, x)
@@ -301,21 +302,26 @@ def _mapped(
 
 
 def chaos_game(
-    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1, warm_up: int = 50
-) -> tuple[NDArray[np.int64], Points]:  # fmt: skip
+    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1,
+    warm_up: int = 50, shares: list[float] | None = None, games: int = 1,
+) -> Points:  # fmt: skip
     """Play the game with orbits that know nothing of each other; each picks its map by itself.
 
-    Returns the points of each pixel, (height, width) int64, and the sums of their colours.
+    shares: probability of each map, those of the symmetry last, instead of what the weights say.
+    games: the orbits are dealt to so many games, evenly. Returns the points of each pixel and the
+    sums of their colours, (2, games, height, width) float64.
     """
     random = np.random.default_rng(seed)
     total = sum(each.weight for each in layer.maps)
     symmetry = [Map(affine=affine, speed=0) for affine in symmetry_affines(layer.symmetry)]
     maps = [*layer.maps, *symmetry]
     weights = [each.weight for each in layer.maps] + [total] * len(symmetry)
-    marks = np.cumsum(weights) / sum(weights)
+    marks = np.cumsum(shares or weights) / sum(shares or weights)
     x, y = random.uniform(-1, 1, (2, orbits))
     colour = random.random(orbits)
-    counts, colours = np.zeros(height * width, np.int64), np.zeros(height * width)
+    cells = games * height * width
+    ground = np.arange(orbits) % games * height * width
+    planes = np.zeros((2, cells))
     for step in range(warm_up + points // orbits):
         chosen = np.searchsorted(marks, random.random(orbits), side="right")
         for number, each in enumerate(maps):
@@ -333,9 +339,9 @@ def chaos_game(
         )
         inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
         cell = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
-        counts += np.bincount(cell, minlength=height * width)
-        colours += np.bincount(cell, seen[2][inside], minlength=height * width)
-    return counts.reshape(height, width), colours.reshape(height, width)
+        planes[0] += np.bincount(ground[inside] + cell, minlength=cells)
+        planes[1] += np.bincount(ground[inside] + cell, seen[2][inside], minlength=cells)
+    return planes.reshape(2, games, height, width)
 
 
 # --- fractals/escape_kernels.py ------------------------------------------------------------------

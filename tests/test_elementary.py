@@ -1,7 +1,7 @@
-"""The elementary functions: their stated errors, their odd cases, and the same bits everywhere.
+"""The elementary functions: their stated errors, their odd cases, the same bits everywhere.
 
-All of it is tested compiled. NUMBA_DISABLE_JIT=1 is no way to run these: an intrinsic (`fma`, `floor`,
-`nearest`, the two casts of bits) is machine code only and has no Python to fall back to.
+All of it is tested compiled. NUMBA_DISABLE_JIT=1 is no way to run these: an intrinsic (`fma`,
+`floor`, `nearest`, the two casts of bits) is machine code only, with no Python to fall back to.
 """
 
 from collections.abc import Callable
@@ -126,9 +126,9 @@ HALF, RIGHT, LARGEST, SMALLEST = np.float32(3.14159265), np.float32(1.57079633),
 @pytest.mark.parametrize(
     ("y", "x", "angle"),
     [
-        (0, 0, 0), (-0.0, 0, 0), (0, 1, 0), (0, -1, HALF), (-0.0, -1, HALF), (1, 0, RIGHT), (-1, 0, -RIGHT),
-        (np.inf, 1, RIGHT), (-np.inf, 1, -RIGHT), (1, np.inf, 0), (1, -np.inf, HALF), (3e38, 3e38, RIGHT / 2),
-        (1e-40, 1e-40, RIGHT / 2),
+        (0, 0, 0), (-0.0, 0, 0), (0, 1, 0), (0, -1, HALF), (-0.0, -1, HALF), (1, 0, RIGHT),
+        (-1, 0, -RIGHT), (np.inf, 1, RIGHT), (-np.inf, 1, -RIGHT), (1, np.inf, 0),
+        (1, -np.inf, HALF), (3e38, 3e38, RIGHT / 2), (1e-40, 1e-40, RIGHT / 2),
     ],
 )  # fmt: skip
 def test_angles_on_the_axes_and_at_the_ends_of_the_range(y: float, x: float, angle: float) -> None:
@@ -143,7 +143,8 @@ def test_angles_on_the_axes_and_at_the_ends_of_the_range(y: float, x: float, ang
         ("exponential2", 0, 1), ("exponential2", 7, 128), ("exponential2", -3, 0.125),
         ("exponential2", np.inf, LARGEST), ("exponential2", -np.inf, SMALLEST),
         ("exponential2", 1e30, LARGEST), ("exponential", 0, 1), ("exponential", 1e30, LARGEST),
-        ("logarithm2", 1, 0), ("logarithm2", 1024, 10), ("logarithm2", 0, -126), ("logarithm2", -5, -126),
+        ("logarithm2", 1, 0), ("logarithm2", 1024, 10), ("logarithm2", 0, -126),
+        ("logarithm2", -5, -126),
         ("logarithm2", -np.inf, -126), ("logarithm2", 1e-45, -126), ("logarithm2", np.inf, 128),
         ("logarithm", 1, 0), ("logarithm", 0, np.float32(-126) * np.float32(0.693147181)),
     ],

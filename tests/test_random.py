@@ -1,4 +1,4 @@
-"""Random numbers: the generator's twin, the shape of each distribution, and streams that never change."""
+"""Random numbers: the generator's twin, each distribution's shape, streams that never change."""
 
 import math
 from collections import Counter

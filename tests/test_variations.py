@@ -54,8 +54,8 @@ def noise_states(n: int, seed: int) -> NDArray[np.uint32]:
     return np.random.default_rng(seed).integers(1, 2**32, n, dtype=np.uint32)
 
 
-def units_of(variation: Variation, noise: NDArray[np.uint32]) -> tuple[NDArray[np.float64], ...]:
-    """Return the two uniforms a lane that its noise state leads to, and the states after them."""
+def units_of(noise: NDArray[np.uint32]) -> tuple[NDArray[np.float64], ...]:
+    """Return the two uniforms a lane that its noise state leads to."""
     states = [int(state) for state in noise]
     units = []
     for _ in range(2):
@@ -91,7 +91,7 @@ def test_a_variation_equals_the_papers_formula(variation: Variation, seed: int, 
     p = drawn_parameters(variation, random)
     x, y = random.uniform(-3, 3, (2, 57)).astype(np.float32)
     noise = noise_states(57, seed)
-    first, second = units_of(variation, noise)
+    first, second = units_of(noise)
     found = added(variation, x, y, w, p, noise, start=(0.5, -0.25))
 
     def twin(x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.float64]:
@@ -99,9 +99,9 @@ def test_a_variation_equals_the_papers_formula(variation: Variation, seed: int, 
         return np.array(reference.vary(variation.name, *at, tuple(p.tolist()), first, second))
 
     exact = twin(x, y)
-    # float32 knows a point, and an angle made from it, to a few parts in 10^7. So the answer may be off by
-    # 1e-5 of itself, and by as much as the formula moves when the point does by 3e-6: which also is
-    # what allows either side of a cut.
+    # float32 knows a point, and an angle made from it, to a few parts in 10^7. So the answer may be
+    # off by 1e-5 of itself, and by as much as the formula moves when the point does by 3e-6: which
+    # also is what allows either side of a cut.
     nudges = [
         3e-6 * np.array(d)
         for d in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
@@ -137,7 +137,7 @@ def test_a_variation_adds_its_weights_multiple_and_leaves_the_point(
     for found, before in zip((x, y, p), kept, strict=True):
         np.testing.assert_array_equal(found, before)
     added_to = added(variation, x, y, w, p, noise.copy(), start=(8, -8))
-    np.testing.assert_allclose(added_to, np.array(once) + [[8], [-8]], rtol=1e-6, atol=2e-6)
+    np.testing.assert_allclose(added_to, once + np.array([[8], [-8]]), rtol=1e-6, atol=2e-6)
     np.testing.assert_array_equal(
         added(variation, x, y, 0, p, noise, start=(3, 4)), np.full((2, 33), [[3], [4]])
     )
@@ -215,7 +215,7 @@ def branches(name: str, p: Floats, x: float, y: float, n: int) -> tuple[Counter[
     return tuple(
         Counter(zip(*(np.round(each, 3).tolist() for each in pair), strict=True))
         for pair in (found, exact)
-    )  # type: ignore[return-value]
+    )
 
 
 @pytest.mark.parametrize(
