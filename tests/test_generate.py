@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,50 @@ def test_tasks_at_the_same_time_make_the_same_set(
         task.start()
     for task in tasks:
         task.join()
+    assert tree(tmp_path / "set") == unbroken
+
+
+def test_a_task_that_starts_while_another_begins_the_set_joins_it(
+    tmp_path: Path, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other task's first files appear just as this one looks whose folder it is."""
+    folder, list_files, began = tmp_path / "set", Path.iterdir, []
+
+    def list_while_another_begins(path: Path) -> Iterator[Path]:
+        if path == folder and not began:
+            began.append(path)
+            generate_set(request(folder, chunk=1, task_index=0, num_tasks=2))
+        return list_files(path)
+
+    folder.mkdir()
+    monkeypatch.setattr(Path, "iterdir", list_while_another_begins)
+    generate_set(request(folder, chunk=1, task_index=1, num_tasks=2))
+    assert began
+    assert tree(folder) == unbroken
+
+
+def test_a_task_whose_lock_vanishes_with_a_closed_set_finds_the_set_complete(
+    tmp_path: Path, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This task records the last picture; the other closes the set as this one opens its lock."""
+    lock, closed = sets.folder_lock, []
+
+    @contextmanager
+    def lock_that_vanishes(path: Path, *, busy: str | None = None) -> Iterator[None]:
+        records = len(list((path.parent / "parts").glob("*")))
+        if path.name == "records.lock" and records and not closed:
+            closed.append(path)
+            other = generate_set(request(tmp_path / "set", chunk=1, task_index=0, num_tasks=2))
+            assert other.complete
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        with lock(path, busy=busy):
+            yield
+
+    monkeypatch.setattr(sets, "folder_lock", lock_that_vanishes)
+    result = generate_set(request(tmp_path / "set", chunk=1, task_index=1, num_tasks=2))
+    assert closed
+    assert result.complete
+    assert result.painted > 0
     assert tree(tmp_path / "set") == unbroken
 
 

@@ -14,7 +14,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -129,13 +129,12 @@ def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> Se
     """
     with _world_errors(request):
         _check_folder(request)
-        request.work.mkdir(parents=True, exist_ok=True)
         busy = (
             f"another run is painting task {request.task_index} of {request.num_tasks} of "
             f"{request.folder}; wait for it, or choose another --out"
         )
         lock = f"task-{request.task_index}-of-{request.num_tasks}.lock"
-        with folder_lock(request.work / lock, busy=busy):
+        with _work_lock(request, lock, busy=busy):
             _refuse_other_split(request)
             with _records_lock(request):
                 missing = _begin(request)
@@ -177,16 +176,21 @@ def _check_folder(request: SetRequest) -> None:
         return
     if not folder.is_dir():
         raise PipelineError(f"{folder} is a file; choose a folder for --out")
+    # Listed before the manifest is looked for: another task may be starting, and whoever sees that
+    # task's pictures then sees its manifest too, which is written first. A run killed in its first
+    # moment leaves its work folder and perhaps a partial manifest.
+    others = [
+        entry.name
+        for entry in sorted(folder.iterdir())
+        if entry != request.work and not entry.name.endswith(PARTIAL_SUFFIX)
+    ]
     if (folder / "manifest.json").exists():
         _refuse_other_settings(request)
-        return
-    # A run killed in its first moment leaves its work folder and perhaps a partial manifest.
-    for entry in sorted(folder.iterdir()):
-        if entry != request.work and not entry.name.endswith(PARTIAL_SUFFIX):
-            raise PipelineError(
-                f"{folder} holds something else ({entry.name}); choose an empty or a new folder "
-                "for --out"
-            )
+    elif others:
+        raise PipelineError(
+            f"{folder} holds something else ({others[0]}); choose an empty or a new folder "
+            "for --out"
+        )
 
 
 def _begin(request: SetRequest) -> list[range]:
@@ -352,7 +356,21 @@ def _write_manifest(request: SetRequest, manifest: dict[str, Any]) -> None:
 
 @contextmanager
 def _records_lock(request: SetRequest) -> Iterator[None]:
-    with folder_lock(request.work / "records.lock"):
+    with _work_lock(request, "records.lock"):
+        yield
+
+
+@contextmanager
+def _work_lock(request: SetRequest, name: str, *, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock in the work folder, which the task that closes the set removes with its locks."""
+    with ExitStack() as held:
+        locked = False
+        while not locked:
+            request.work.mkdir(parents=True, exist_ok=True)
+            # Removed since: the set is closed, which this task is yet to see.
+            with suppress(FileNotFoundError):
+                held.enter_context(folder_lock(request.work / name, busy=busy))
+                locked = True
         yield
 
 
