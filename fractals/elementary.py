@@ -26,17 +26,24 @@ F = np.float32
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a function for this package: cached, GIL released, IEEE arithmetic, no bounds checks.
 
-    The one place that holds compiler flags. No `fastmath`: see the module's docstring.
-    `error_model="numpy"` lets a division by zero give inf, so that loops stay free of branches.
+    No `fastmath`: see the module's docstring. `error_model="numpy"` lets a division by zero give
+    inf, so that loops stay free of branches.
     """
-    return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=False)(function)
+    return _compiled(function, forceinline=False)
 
 
 def inlined_kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel into each caller, where arrays handed to it cost no reference count."""
-    return numba.njit(
-        cache=True, nogil=True, error_model="numpy", fastmath=False, forceinline=True
-    )(function)
+    return _compiled(function, forceinline=True)
+
+
+def _compiled(function: Callable[..., Any], *, forceinline: bool) -> Any:
+    flags = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
+    try:
+        return numba.njit(cache=True, **flags)(function)
+    except RuntimeError:
+        # No folder to cache in (a read-only installation, a user without a home): compile anew.
+        return numba.njit(**flags)(function)
 
 
 def _floating_intrinsic(name: str, arguments: int) -> Any:

@@ -1,7 +1,7 @@
 """A genome: everything that a picture needs, as frozen dataclasses that travel as JSON."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from fractals.escape import EscapeLayer
@@ -18,6 +18,7 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 BLENDS: tuple[Blend, ...] = get_args(Blend)
 FOLDS: tuple[Fold, ...] = get_args(Fold)
 
+KINDS = ("chaos", "escape")
 MAPS = range(1, 33)
 LAYERS = range(1, 4)
 
@@ -27,6 +28,15 @@ Affine: TypeAlias = tuple[float, float, float, float, float, float]
 def _require(condition: bool, value: object, rule: str, remedy: str) -> None:
     if not condition:
         raise ValueError(f"{value!r}: {rule}; {remedy}")
+
+
+def _check_finite(values: tuple[float, ...], name: str) -> None:
+    _require(
+        all(math.isfinite(value) for value in values),
+        values,
+        f"{name} must be finite",
+        "draw the genome anew or mend its JSON",
+    )
 
 
 def _check_affine(affine: Affine | None, name: str) -> None:
@@ -51,7 +61,7 @@ class VariationTerm:
     parameters: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an unknown name or a wrong number of parameters."""
+        """Refuse an unknown name, a wrong number of parameters and numbers that are not finite."""
         _require(
             self.name in VARIATION_NUMBER,
             self.name,
@@ -65,6 +75,7 @@ class VariationTerm:
             f"{self.name} takes {len(wanted)} parameters",
             f"give {', '.join(name for name, _, _ in wanted) or 'none'}",
         )
+        _check_finite((self.weight, *self.parameters), "a variation's weight and parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,9 +101,9 @@ class Map:
         _check_affine(self.affine, "affine")
         _check_affine(self.post, "post")
         _require(
-            self.weight > 0,
+            self.weight > 0 and math.isfinite(self.weight),
             self.weight,
-            "a map's weight must be above 0",
+            "a map's weight must be above 0 and finite",
             "leave the map out instead",
         )
         _require(
@@ -117,7 +128,14 @@ class Camera:
     fold: Fold = "none"
 
     def __post_init__(self) -> None:
-        """Refuse an empty window and an unknown fold."""
+        """Refuse an empty or unbounded window and an unknown fold."""
+        _require(
+            len(self.centre) == 2 and all(math.isfinite(value) for value in self.centre),
+            self.centre,
+            "a camera's centre must be two finite numbers",
+            "give x and y",
+        )
+        _check_finite((self.rotation,), "a camera's rotation")
         _require(
             self.width > 0 and math.isfinite(self.width),
             self.width,
@@ -154,9 +172,13 @@ class Tone:
             _require(
                 value > 0 and math.isfinite(value), value, f"{name} must be above 0", "draw it anew"
             )
+        _check_finite((self.colour_start, self.colour_stretch), "a colour's start and stretch")
         _require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must lie in [0, 1]", "use 1")
         _require(
-            self.softness >= 0, self.softness, "softness must not be negative", "use 0 for none"
+            self.softness >= 0 and math.isfinite(self.softness),
+            self.softness,
+            "softness must be finite and not negative",
+            "use 0 for none",
         )
 
 
@@ -180,7 +202,7 @@ class ChaosLayer:
             len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out"
         )
         _require(
-            self.symmetry != 0 and abs(self.symmetry) <= 12,
+            isinstance(self.symmetry, int) and 0 < abs(self.symmetry) <= 12,
             self.symmetry,
             "symmetry must be 1 (none), 2..12 (rotations) or -12..-1 (with a reflection)",
             "use 1 for none",
@@ -227,19 +249,22 @@ class Genome:
     version: int = GENOME_VERSION
 
     def __post_init__(self) -> None:
-        """Refuse a genome of another version or without layers."""
-        _require(
-            self.version == GENOME_VERSION,
-            self.version,
-            f"this release renders genomes of version {GENOME_VERSION}",
-            "install the release named in the set's manifest",
-        )
+        """Refuse a genome of another version, of no picture of a set, or without layers."""
+        _check_version(self.version)
         _require(
             self.family in FAMILIES,
             self.family,
             "is no family",
             f"use one of {', '.join(FAMILIES)}",
         )
+        for name in ("seed", "index", "attempt"):
+            value = getattr(self, name)
+            _require(
+                isinstance(value, int) and value >= 0,
+                value,
+                f"{name} must be a whole number from 0 on",
+                "use the arguments of draw_genome",
+            )
         _require(
             0 <= self.black < self.white <= 1,
             (self.black, self.white),
@@ -270,22 +295,25 @@ class Genome:
             ValueError: a field is missing, unknown or out of its range.
         """
         try:
-            return cls(
-                family=document["family"],
-                seed=document["seed"],
-                index=document["index"],
-                attempt=document["attempt"],
-                version=document["version"],
-                black=document["black"],
-                white=document["white"],
-                background=_palette(document["background"]),
-                layers=tuple(_layer(layer) for layer in document["layers"]),
-            )
+            # Before all else: another version may well have other fields.
+            _check_version(document["version"])
+            layers = tuple(_layer(layer) for layer in document["layers"])
+            background = _palette(document["background"])
+            return cls(**_fields(cls, document) | {"layers": layers, "background": background})
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"the genome's JSON does not fit version {GENOME_VERSION} ({error}); "
                 "use the line as it was written"
             ) from error
+
+
+def _check_version(version: object) -> None:
+    _require(
+        version == GENOME_VERSION,
+        version,
+        f"this release renders genomes of version {GENOME_VERSION}",
+        "install the release named in the set's manifest",
+    )
 
 
 def _listed(value: object) -> object:
@@ -300,39 +328,47 @@ def _tupled(value: object) -> object:
     return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
 
 
-def _fields(document: dict[str, Any]) -> dict[str, Any]:
+def _fields(kind: type, document: object) -> dict[str, Any]:
+    """Return a document's values, none missing and none that `kind` does not know."""
+    if not isinstance(document, dict):
+        raise TypeError(f"{kind.__name__} is {document!r}, no JSON object")
+    odd = document.keys() ^ {field.name for field in fields(kind)}
+    if odd:
+        raise TypeError(f"{kind.__name__}: missing or unknown: {', '.join(sorted(odd))}")
     return {key: _tupled(value) for key, value in document.items()}
 
 
-def _palette(document: dict[str, Any]) -> Palette:
-    return Palette(**_fields(document))
+def _palette(document: object) -> Palette:
+    return Palette(**_fields(Palette, document))
 
 
-def _map(document: dict[str, Any]) -> Map:
-    fields = _fields(document)
-    return Map(
-        **fields
-        | {"variations": tuple(VariationTerm(**_fields(term)) for term in document["variations"])}
+def _map(document: object) -> Map:
+    read = _fields(Map, document)
+    terms = tuple(VariationTerm(**_fields(VariationTerm, term)) for term in read["variations"])
+    return Map(**read | {"variations": terms})
+
+
+def _fractal(document: object) -> ChaosLayer | EscapeLayer:
+    if not isinstance(document, dict):
+        raise TypeError(f"fractal is {document!r}, no JSON object")
+    plain = {key: value for key, value in document.items() if key != "kind"}
+    _require(
+        document["kind"] in KINDS, document["kind"], "is no kind of fractal", "use chaos or escape"
     )
-
-
-def _fractal(document: dict[str, Any]) -> ChaosLayer | EscapeLayer:
-    fields = _fields({key: value for key, value in document.items() if key != "kind"})
     if document["kind"] == "escape":
-        return EscapeLayer(**fields)
+        return EscapeLayer(**_fields(EscapeLayer, plain))
+    read = _fields(ChaosLayer, plain)
     return ChaosLayer(
-        maps=tuple(_map(item) for item in document["maps"]),
-        final=None if document["final"] is None else _map(document["final"]),
-        camera=Camera(**_fields(document["camera"])),
-        tone=Tone(**_fields(document["tone"])),
-        symmetry=document["symmetry"],
+        maps=tuple(_map(item) for item in read["maps"]),
+        final=None if read["final"] is None else _map(read["final"]),
+        camera=Camera(**_fields(Camera, read["camera"])),
+        tone=Tone(**_fields(Tone, read["tone"])),
+        symmetry=read["symmetry"],
     )
 
 
-def _layer(document: dict[str, Any]) -> Layer:
+def _layer(document: object) -> Layer:
+    read = _fields(Layer, document)
     return Layer(
-        fractal=_fractal(document["fractal"]),
-        palette=_palette(document["palette"]),
-        blend=document["blend"],
-        opacity=document["opacity"],
+        **read | {"fractal": _fractal(read["fractal"]), "palette": _palette(read["palette"])}
     )

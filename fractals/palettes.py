@@ -27,14 +27,16 @@ class Palette:
     stops: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self) -> None:
-        """Refuse fewer than two stops and lightness outside [0, 1]."""
+        """Refuse fewer than two stops, infinite numbers and lightness outside [0, 1]."""
         if len(self.stops) < 2:
             raise ValueError(
                 f"{len(self.stops)} stops: a palette has at least 2; give one more colour"
             )
         for stop in self.stops:
-            if len(stop) != 3 or not 0 <= stop[0] <= 1:
-                raise ValueError(f"{stop}: a stop is (lightness in [0, 1], a, b); mend it")
+            if len(stop) != 3 or not (0 <= stop[0] <= 1 and all(map(math.isfinite, stop))):
+                raise ValueError(
+                    f"{stop}: a stop is three finite numbers, lightness in [0, 1], a and b; mend it"
+                )
 
 
 _THIRD = F(1 / 2.4)

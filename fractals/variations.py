@@ -196,9 +196,12 @@ def julia(x, y, out_x, out_y, w, noise):
     for i in range(len(x)):
         u, v = x[i], y[i]
         r = _radius(u, v)
-        # sqrt of v + iu without an angle: the half-angle formulas.
-        a = np.sqrt(max((r + v) * _HALF, _ZERO))
-        b = np.sqrt(max((r - v) * _HALF, _ZERO))
+        # sqrt of v + iu without an angle: the half-angle formula for the larger part, and the smaller
+        # part from 2 a b = u, because r - |v| would cancel near the axis.
+        larger = np.sqrt((r + abs(v)) * _HALF)
+        smaller = _HALF * abs(u) / larger
+        a = larger if v >= _ZERO else smaller
+        b = smaller if v >= _ZERO else larger
         b = -b if u < _ZERO else b
         noise[i] = next_noise(noise[i])
         side = w if noise_unit(noise[i]) < _HALF else -w

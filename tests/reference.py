@@ -3,11 +3,14 @@
 import cmath
 import math
 from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fractals.escape import EscapeLayer
+from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone
 
 # --- fractals/picture_kernels.py -----------------------------------------------------------------
 
@@ -91,6 +94,248 @@ def resized(
     rows = matrix(row_starts, row_weights, luma.shape[0])
     columns = matrix(column_starts, column_weights, luma.shape[1])
     return (rows @ luma @ columns.T + (1 << 27)) >> 28
+
+
+# --- fractals/elementary.py ----------------------------------------------------------------------
+
+
+def nearest_float32(exact: Fraction) -> np.float32:
+    """The float32 nearest to a number, ties to the even one, by comparing exact distances."""
+    near = np.float32(float(exact))
+    candidates = [
+        np.nextafter(near, np.float32(-np.inf)),
+        near,
+        np.nextafter(near, np.float32(np.inf)),
+    ]
+
+    def distance(value: np.float32) -> tuple[Fraction, int]:
+        return abs(Fraction(float(value)) - exact), int(value.view(np.int32)) & 1
+
+    return min(candidates, key=distance)
+
+
+# --- fractals/random.py --------------------------------------------------------------------------
+
+_64_BITS = (1 << 64) - 1
+
+
+def xoshiro256plusplus(state: list[int]) -> Iterator[int]:
+    """The 64-bit words that follow a state of four, in whole numbers of any size."""
+
+    def rotated(x: int, k: int) -> int:
+        return (x << k | x >> (64 - k)) & _64_BITS
+
+    a, b, c, d = state
+    while True:
+        yield (rotated((a + d) & _64_BITS, 23) + a) & _64_BITS
+        c, d, t = c ^ a, d ^ b, b << 17 & _64_BITS
+        a, b, c, d = a ^ d, b ^ c, c ^ t, rotated(d, 45)
+
+
+def xorshift32(state: int) -> int:
+    """Marsaglia's 13, 17, 5."""
+    state ^= state << 13 & 0xFFFFFFFF
+    state ^= state >> 17
+    return state ^ (state << 5 & 0xFFFFFFFF)
+
+
+# --- fractals/variations.py ----------------------------------------------------------------------
+
+Points = NDArray[np.float64]
+
+
+def vary(
+    name: str, x: Points, y: Points, p: tuple[float, ...] = (), first: Points | None = None,
+    second: Points | None = None,
+) -> tuple[Points, Points]:  # fmt: skip
+    """A variation of points as the paper's appendix writes it; first, second: its uniforms in [0, 1).
+
+    Juliascope's sign is the root's parity here and a coin in the paper; where the paper has squares of
+    affine coefficients (waves, rings, fan), p has the number that stands in the formula.
+    """
+    r = np.hypot(x, y)
+    theta, phi = np.arctan2(x, y), np.arctan2(y, x)
+    sin, cos, pi = np.sin, np.cos, np.pi
+    u = np.zeros_like(x) if first is None else first
+    v = np.zeros_like(x) if second is None else second
+    a, b, c, d = (*p, 0.0, 0.0, 0.0, 0.0)[:4]
+    match name:
+        case "linear":
+            return x, y
+        case "sinusoidal":
+            return sin(x), sin(y)
+        case "spherical":
+            return x / r**2, y / r**2
+        case "swirl":
+            return x * sin(r**2) - y * cos(r**2), x * cos(r**2) + y * sin(r**2)
+        case "horseshoe":
+            return (x - y) * (x + y) / r, 2 * x * y / r
+        case "polar":
+            return theta / pi, r - 1
+        case "handkerchief":
+            return r * sin(theta + r), r * cos(theta - r)
+        case "heart":
+            return r * sin(theta * r), -r * cos(theta * r)
+        case "disc":
+            return theta / pi * sin(pi * r), theta / pi * cos(pi * r)
+        case "spiral":
+            return (cos(theta) + sin(r)) / r, (sin(theta) - cos(r)) / r
+        case "hyperbolic":
+            return sin(theta) / r, r * cos(theta)
+        case "diamond":
+            return sin(theta) * cos(r), cos(theta) * sin(r)
+        case "ex":
+            p0, p1 = sin(theta + r), cos(theta - r)
+            return r * (p0**3 + p1**3), r * (p0**3 - p1**3)
+        case "julia":
+            omega = np.where(u < 0.5, 0, pi)
+            return np.sqrt(r) * cos(theta / 2 + omega), np.sqrt(r) * sin(theta / 2 + omega)
+        case "bent":
+            return np.where(x < 0, 2 * x, x), np.where(y < 0, y / 2, y)
+        case "waves":
+            return x + a * sin(y * b), y + c * sin(x * d)
+        case "fisheye":
+            return 2 / (r + 1) * y, 2 / (r + 1) * x
+        case "popcorn":
+            return x + a * sin(np.tan(3 * y)), y + b * sin(np.tan(3 * x))
+        case "exponential":
+            return np.exp(x - 1) * cos(pi * y), np.exp(x - 1) * sin(pi * y)
+        case "power":
+            return r ** sin(theta) * cos(theta), r ** sin(theta) * sin(theta)
+        case "cosine":
+            return cos(pi * x) * np.cosh(y), -sin(pi * x) * np.sinh(y)
+        case "rings":
+            radius = (r + a) % (2 * a) - a + r * (1 - a)
+            return radius * cos(theta), radius * sin(theta)
+        case "fan":
+            turned = theta + np.where((theta + b) % a > a / 2, -a / 2, a / 2)
+            return r * cos(turned), r * sin(turned)
+        case "blob":
+            radius = r * (a + (b - a) / 2 * (sin(c * theta) + 1))
+            return radius * cos(theta), radius * sin(theta)
+        case "pdj":
+            return sin(a * y) - cos(b * x), sin(c * x) - cos(d * y)
+        case "eyefish":
+            return 2 / (r + 1) * x, 2 / (r + 1) * y
+        case "bubble":
+            return 4 / (r**2 + 4) * x, 4 / (r**2 + 4) * y
+        case "cylinder":
+            return sin(x), y
+        case "perspective":
+            return b / (b - y * sin(a)) * x, b / (b - y * sin(a)) * y * cos(a)
+        case "julian" | "juliascope":
+            root = np.trunc(abs(a) * u)
+            sign = np.where((name == "juliascope") & (root % 2 == 1), -1, 1)
+            turned = (sign * phi + 2 * pi * root) / a
+            return r ** (b / a) * cos(turned), r ** (b / a) * sin(turned)
+        case "blur":
+            return u * cos(2 * pi * v), u * sin(2 * pi * v)
+        case "ngon":
+            angle = phi - b * np.floor(phi / b)
+            angle = np.where(angle > b / 2, angle - b, angle)
+            k = (c * (1 / cos(angle) - 1) + d) / r**a
+            return k * x, k * y
+        case "curl":
+            bent = (x + 1j * y) / (1 + a * (x + 1j * y) + b * (x + 1j * y) ** 2)
+            return bent.real, bent.imag
+        case "rectangles":
+            return (2 * np.floor(x / a) + 1) * a - x, (2 * np.floor(y / b) + 1) * b - y
+        case "tangent":
+            return sin(x) / cos(y), np.tan(y)
+        case "square":
+            return u - 0.5, v - 0.5
+        case "cross":
+            return np.sqrt(1 / (x**2 - y**2) ** 2) * x, np.sqrt(1 / (x**2 - y**2) ** 2) * y
+    raise ValueError(name)
+
+
+# --- fractals/kernels.py -------------------------------------------------------------------------
+
+
+def symmetry_affines(symmetry: int) -> list[Affine]:
+    """The turns by parts of a full turn and, of a negative symmetry, the mirror in the y axis."""
+    affines: list[Affine] = []
+    for i in range(1, abs(symmetry)):
+        angle = math.tau * i / abs(symmetry)
+        affines.append((math.cos(angle), -math.sin(angle), 0, math.sin(angle), math.cos(angle), 0))
+    if symmetry < 0:
+        affines.append((-1, 0, 0, 0, 1, 0))
+    return affines
+
+
+def to_pixels(
+    camera: Camera, height: int, width: int, x: Points, y: Points
+) -> tuple[Points, Points]:
+    """Plane to pixels: about the centre, turned, scaled, from the picture's middle."""
+    scale = min(height, width) / camera.width
+    z = (x - camera.centre[0] + 1j * (y - camera.centre[1])) * np.exp(1j * camera.rotation) * scale
+    return width / 2 + z.real, height / 2 + z.imag
+
+
+def folded(fold: str, place: Points, side: int) -> Points:
+    """Where a place in pixels comes to lie within [0, side)."""
+    if fold == "mirror":
+        return side - abs(place % (2 * side) - side)
+    return place % side if fold == "wrap" else place
+
+
+def _affine(affine: Affine, x: Points, y: Points) -> tuple[Points, Points]:
+    a, b, c, d, e, f = affine
+    return a * x + b * y + c, d * x + e * y + f
+
+
+def _mapped(
+    each: Map, x: Points, y: Points, colour: Points, random: np.random.Generator
+) -> tuple[Points, Points, Points]:
+    x, y = _affine(each.affine, x, y)
+    if each.variations:
+        u, v, x_sum, y_sum = x, y, np.zeros_like(x), np.zeros_like(y)
+        for term in each.variations:
+            first, second = random.random((2, len(x)))
+            x, y = vary(term.name, u, v, term.parameters, first, second)
+            x_sum, y_sum = x_sum + term.weight * x, y_sum + term.weight * y
+        x, y = x_sum, y_sum
+    if each.post is not None:
+        x, y = _affine(each.post, x, y)
+    return x, y, (1 - each.speed) * colour + each.speed * each.colour
+
+
+def chaos_game(
+    layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1, warm_up: int = 50
+) -> tuple[NDArray[np.int64], Points]:  # fmt: skip
+    """Play the game with orbits that know nothing of each other; each picks its map by itself.
+
+    Returns the points of each pixel, (height, width) int64, and the sums of their colours.
+    """
+    random = np.random.default_rng(seed)
+    total = sum(each.weight for each in layer.maps)
+    symmetry = [Map(affine=affine, speed=0) for affine in symmetry_affines(layer.symmetry)]
+    maps = [*layer.maps, *symmetry]
+    weights = [each.weight for each in layer.maps] + [total] * len(symmetry)
+    marks = np.cumsum(weights) / sum(weights)
+    x, y = random.uniform(-1, 1, (2, orbits))
+    colour = random.random(orbits)
+    counts, colours = np.zeros(height * width, np.int64), np.zeros(height * width)
+    for step in range(warm_up + points // orbits):
+        chosen = np.searchsorted(marks, random.random(orbits), side="right")
+        for number, each in enumerate(maps):
+            mine = np.flatnonzero(chosen == number)
+            x[mine], y[mine], colour[mine] = _mapped(each, x[mine], y[mine], colour[mine], random)
+        lost = np.flatnonzero(~(abs(x) + abs(y) < 1e6))
+        x[lost], y[lost] = random.uniform(-1, 1, (2, len(lost)))
+        if step < warm_up:
+            continue
+        seen = (x, y, colour) if layer.final is None else _mapped(layer.final, x, y, colour, random)
+        column, row = to_pixels(layer.camera, height, width, seen[0], seen[1])
+        column, row = (
+            folded(layer.camera.fold, column, width),
+            folded(layer.camera.fold, row, height),
+        )
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        cell = row[inside].astype(np.int64) * width + column[inside].astype(np.int64)
+        counts += np.bincount(cell, minlength=height * width)
+        colours += np.bincount(cell, seen[2][inside], minlength=height * width)
+    return counts.reshape(height, width), colours.reshape(height, width)
 
 
 # --- fractals/escape_kernels.py ------------------------------------------------------------------
@@ -199,3 +444,155 @@ def painted(
     colour = palette[first % 256] * (1 - part) + palette[(first + 1) % 256] * part
     colour = (tone + (colour - tone) * keep[..., None]) * lit[..., None]
     return by_pixel(np.clip(colour + (1 - colour) * bright, 0, 1))
+
+
+# --- fractals/tone.py ----------------------------------------------------------------------------
+
+
+def b3_matrix(side: int, gap: int) -> NDArray[np.float64]:
+    """(1, 4, 6, 4, 1)/16 with taps `gap` apart as a matrix; a tap outside reads the edge."""
+    matrix = np.zeros((side, side))
+    for here in range(side):
+        for tap, weight in zip((-2, -1, 0, 1, 2), (1, 4, 6, 4, 1), strict=True):
+            matrix[here, min(max(here + tap * gap, 0), side - 1)] += weight / 16
+    return matrix
+
+
+def smooth(plane: NDArray[np.floating], gap: int) -> NDArray[np.float64]:
+    """Rows and columns weighted alike."""
+    rows, columns = (b3_matrix(side, gap) for side in plane.shape)
+    smoothed: NDArray[np.float64] = rows @ plane.astype(np.float64) @ columns.T
+    return smoothed
+
+
+def density_levels(
+    points: NDArray[np.floating], softness: float, n_levels: int
+) -> NDArray[np.float64]:
+    """How wide a kernel each pixel asks for: one level more for a quarter of the points."""
+    once = smooth(points, 1)
+    surroundings = np.minimum(once, smooth(once, 2))
+    density = np.maximum(np.maximum(0.5 * points, surroundings), 1e-37)
+    levels: NDArray[np.float64] = np.clip(0.5 * np.log2(softness / density), 0, n_levels)
+    return levels
+
+
+def spread(
+    plane: NDArray[np.floating], levels: NDArray[np.float64], n_levels: int
+) -> NDArray[np.float64]:
+    """Each level's share of the plane through its own kernels, the widest first.
+
+    Away from the edges the order is indifferent; where edges are repeated it is not.
+    """
+    total = np.zeros(plane.shape)
+    for level in range(n_levels + 1):
+        share = plane * np.maximum(1 - np.abs(levels - level), 0)
+        for exponent in reversed(range(level)):
+            share = smooth(share, 2**exponent)
+        total += share
+    return total
+
+
+def develop(
+    points: NDArray[np.floating],
+    colours: NDArray[np.floating],
+    played: int,
+    tone: Tone,
+    table: NDArray[np.floating],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithm, palette, gamma with vibrancy, and what is over white bled into all channels."""
+    density = points.astype(np.float64) * min(points.shape) ** 2 / played
+    light = np.log1p(tone.contrast * density) / np.log1p(tone.contrast * tone.exposure)
+    value = light**tone.gamma
+    share = smooth(colours, 1) / np.maximum(smooth(points, 1), 1e-9)
+    place = (tone.colour_start + tone.colour_stretch * share) % 1.0 * 256
+    left = place.astype(int) % 256
+    part = (place % 1.0)[..., None]
+    ink = (1 - part) * table[left] + part * table[(left + 1) % 256]
+    kept, flat = value[..., None] * ink, (light[..., None] * ink) ** tone.gamma
+    mixed = tone.vibrancy * kept + (1 - tone.vibrancy) * flat
+    bled = mixed + 0.35 * np.maximum(value - 1, 0)[..., None]
+    return np.minimum(bled, 1).transpose(2, 0, 1), np.minimum(value, 1)
+
+
+def laid_over(
+    below: NDArray[np.floating],
+    light: NDArray[np.floating],
+    cover: NDArray[np.floating],
+    blend: str,
+    opacity: float,
+) -> NDArray[np.float64]:
+    """What is seen from above; below (n, 3), light (3, n) premultiplied, cover (n,)."""
+    base, ink = below.astype(np.float64), opacity * light.T.astype(np.float64)
+    hidden = opacity * cover.astype(np.float64)[:, None]
+    if blend == "over":
+        seen = (1 - hidden) * base + ink
+    elif blend == "screen":
+        seen = base + ink - base * ink
+    elif blend == "lighten":
+        seen = np.maximum(base, ink)
+    else:
+        # The ink of the covered part multiplies; the rest of the pixel lets the base through.
+        seen = (1 - hidden) * base + ink * base
+    return np.minimum(seen, 1)
+
+
+def shaded_ground(
+    first: NDArray[np.floating], second: NDArray[np.floating], height: int, width: int
+) -> NDArray[np.float64]:
+    """Straight from one colour to the other, at the middles of the rows."""
+    share = ((np.arange(height) + 0.5) / height)[:, None, None]
+    ground = (1 - share) * first.astype(np.float64) + share * second.astype(np.float64)
+    return np.repeat(ground, width, axis=1)
+
+
+# --- fractals/palettes.py ------------------------------------------------------------------------
+
+# The two matrices of https://bottosson.github.io/posts/oklab/, rows as printed there.
+_LMS_OF_LAB = np.array(
+    [
+        [1.0, +0.3963377774, +0.2158037573],
+        [1.0, -0.1055613458, -0.0638541728],
+        [1.0, -0.0894841775, -1.2914855480],
+    ]
+)
+_RGB_OF_LMS = np.array(
+    [
+        [+4.0767416621, -3.3077115913, +0.2309699292],
+        [-1.2684380046, +2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, +1.7076147010],
+    ]
+)
+
+
+def linear_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
+    """OKLab (3,) to linear RGB (3,), which may lie outside the gamut [0, 1]."""
+    rgb: NDArray[np.float64] = _RGB_OF_LMS @ (_LMS_OF_LAB @ lab) ** 3
+    return rgb
+
+
+def oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Display RGB (3,) in [0, 1] to OKLab: the matrices solved backwards."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    lab: NDArray[np.float64] = np.linalg.solve(
+        _LMS_OF_LAB, np.cbrt(np.linalg.solve(_RGB_OF_LMS, linear))
+    )
+    return lab
+
+
+def palette_ring(
+    stops: tuple[tuple[float, float, float], ...], margin: float
+) -> NDArray[np.float64]:
+    """Display RGB (256, 3) of a ring of stops; margin: how far outside [0, 1] counts as inside."""
+    ring = np.empty((256, 3))
+    for entry in range(256):
+        left, part = divmod(entry * len(stops) / 256, 1)
+        ease = part * part * (3 - 2 * part)
+        one, other = (np.array(stops[int(left + side) % len(stops)]) for side in (0, 1))
+        lab = (1 - ease) * one + ease * other
+        for sixteenths in range(16, -1, -1):
+            rgb = linear_rgb(lab * np.array([1, sixteenths / 16, sixteenths / 16]))
+            if rgb.min() >= -margin and rgb.max() <= 1 + margin:
+                break
+        rgb = rgb.clip(0, 1)
+        ring[entry] = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
+    return ring

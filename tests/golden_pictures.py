@@ -1,0 +1,49 @@
+"""Fingerprints of genomes and pictures: what a seed gives is public, and changes only on purpose.
+
+    python -m tests.golden_pictures        # write tests/golden/pictures.json anew
+
+Do so in the commit that changes pictures, together with a higher `fractals.GENOME_VERSION` and a
+line under "Output changes" in the changelog.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from fractals import FAMILIES, GENOME_VERSION, draw_genome, render
+
+FILE = Path(__file__).resolve().parent / "golden" / "pictures.json"
+SEED_AND_INDEX = ((0, 0), (0, 1), (7, 13999))
+SIZE = (64, 48)
+SAMPLES_PER_PIXEL = 8
+
+
+def fingerprints() -> dict[str, Any]:
+    """Return sha256 of each specimen's genome (sorted compact JSON) and of its pixels (C order)."""
+    pictures = {}
+    for family in FAMILIES:
+        for seed, index in SEED_AND_INDEX:
+            genome = draw_genome(seed, index, family)
+            text = json.dumps(genome.to_json(), sort_keys=True, separators=(",", ":"))
+            pixels = render(genome, SIZE, SAMPLES_PER_PIXEL).tobytes()
+            pictures[f"{family} {seed} {index}"] = {
+                "genome": hashlib.sha256(text.encode()).hexdigest(),
+                "pixels": hashlib.sha256(pixels).hexdigest(),
+            }
+    return {
+        "genome_version": GENOME_VERSION,
+        "size": list(SIZE),
+        "samples_per_pixel": SAMPLES_PER_PIXEL,
+        "pictures": pictures,
+    }
+
+
+def main() -> None:
+    """Write the file anew."""
+    FILE.parent.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps(fingerprints(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

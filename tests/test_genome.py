@@ -1,0 +1,314 @@
+"""Genomes: exact through JSON, frozen, and refused with value, rule and remedy."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fractals import FAMILIES, GENOME_VERSION, Family, Genome
+from fractals.escape import EscapeLayer
+from fractals.genome import Camera, ChaosLayer, Layer, Map, Tone, VariationTerm
+from fractals.palettes import Palette
+from fractals.sampling import draft
+from fractals.variations import VARIATIONS
+
+GREY = Palette(stops=((0.1, 0.0, 0.0), (0.9, 0.0, 0.0)))
+MAP = Map(affine=(0.5, 0.0, 0.1, 0.0, 0.5, 0.2))
+CAMERA = Camera(centre=(0.0, 0.0), width=2.0)
+TONE = Tone(exposure=1.0)
+CHAOS = ChaosLayer(maps=(MAP,), camera=CAMERA, tone=TONE)
+LAYER = Layer(fractal=CHAOS, palette=GREY)
+TERM = VariationTerm(name="linear", weight=1.0)
+GENOME = Genome(family="ifs", seed=3, index=5, attempt=1, background=GREY, layers=(LAYER,))
+
+
+@st.composite
+def drafts(draw: st.DrawFn) -> Genome:
+    """Genomes of every family as they are drawn, dull ones too."""
+    family: Family = draw(st.sampled_from(FAMILIES))
+    drawn = draft(draw(st.integers(0, 2**63)), draw(st.integers(0, 10**6)), family, 0)
+    assume(drawn is not None)
+    assert drawn is not None
+    return drawn.genome
+
+
+def through_text(genome: Genome) -> Genome:
+    return Genome.from_json(json.loads(json.dumps(genome.to_json(), allow_nan=False)))
+
+
+def types_of(value: object) -> object:
+    """The tree of types within a genome: 1 and 1.0 are equal, their JSON is not."""
+    if dataclasses.is_dataclass(value):
+        fields = dataclasses.fields(value)
+        return type(value), tuple(types_of(getattr(value, field.name)) for field in fields)
+    if isinstance(value, tuple):
+        return tuple(types_of(item) for item in value)
+    return type(value)
+
+
+# --- JSON ----------------------------------------------------------------------------------------
+
+
+@given(drafts())
+def test_a_genome_comes_back_exactly_from_json_text(genome: Genome) -> None:
+    again = through_text(genome)
+    assert again == genome
+    assert hash(again) == hash(genome)
+    assert types_of(again) == types_of(genome)
+    assert again.to_json() == genome.to_json()
+
+
+@given(drafts())
+def test_a_genome_becomes_plain_json_values(genome: Genome) -> None:
+    plain = (dict, list, str, int, float, type(None))
+
+    def check(value: object) -> None:
+        assert type(value) in plain
+        for item in value.values() if isinstance(value, dict) else ():
+            check(item)
+        for item in value if isinstance(value, list) else ():
+            check(item)
+
+    check(genome.to_json())
+
+
+def full_genome() -> Genome:
+    """Every field away from its default: what a reader forgets, shows."""
+    term = VariationTerm(name="julian", weight=0.3, parameters=(3.0, 0.7))
+    post = (0.9, 0.1, 0.2, -0.1, 0.9, 0.3)
+    each = Map(
+        affine=MAP.affine, variations=(term, TERM), post=post, weight=0.4, colour=0.25, speed=0.75
+    )
+    camera = Camera(centre=(0.5, -0.25), width=3.0, rotation=0.0, fold="mirror")
+    tone = Tone(
+        exposure=2.0,
+        colour_start=0.1,
+        colour_stretch=0.2,
+        contrast=5.0,
+        gamma=0.9,
+        vibrancy=0.5,
+        softness=7.0,
+    )
+    chaos = ChaosLayer(maps=(each, MAP), camera=camera, tone=tone, final=each, symmetry=-3)
+    escape = EscapeLayer(
+        formula="newton",
+        power=3,
+        plane="parameter",
+        constant=(0.1, 0.2),
+        coefficient=(1.0, 0.3),
+        centre=(0.4, 0.5),
+        width=1.5,
+        max_iterations=64,
+        trap="cross",
+    )
+    return Genome(
+        family="mixed",
+        seed=2**70,
+        index=11,
+        attempt=7,
+        background=GREY,
+        layers=(
+            Layer(fractal=escape, palette=GREY),
+            Layer(fractal=chaos, palette=GREY, blend="multiply", opacity=0.5),
+        ),
+        black=0.1,
+        white=0.8,
+    )
+
+
+def test_no_field_is_lost_on_the_way() -> None:
+    genome = full_genome()
+    assert through_text(genome) == genome
+    document = genome.to_json()
+    assert set(document) == {field.name for field in dataclasses.fields(Genome)}
+    assert [layer["fractal"]["kind"] for layer in document["layers"]] == ["escape", "chaos"]
+
+
+def test_reading_a_genome_leaves_the_document_alone() -> None:
+    document = full_genome().to_json()
+    before = copy.deepcopy(document)
+    Genome.from_json(document)
+    assert document == before
+
+
+def places(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Paths of all JSON objects within a document."""
+    if isinstance(value, dict):
+        inner = [place for key, item in value.items() for place in places(item, (*path, key))]
+        return [path, *inner]
+    if isinstance(value, list):
+        return [place for i, item in enumerate(value) for place in places(item, (*path, i))]
+    return []
+
+
+def at(document: dict[str, Any], path: tuple[str | int, ...]) -> dict[str, Any]:
+    value: Any = document
+    for step in path:
+        value = value[step]
+    return cast("dict[str, Any]", value)
+
+
+@pytest.mark.parametrize("path", places(full_genome().to_json()), ids=str)
+def test_an_unknown_field_is_refused_wherever_it_stands(path: tuple[str | int, ...]) -> None:
+    document = full_genome().to_json()
+    at(document, path)["sparkle"] = 1
+    with pytest.raises(ValueError, match=r"does not fit version .*sparkle.*; use the line"):
+        Genome.from_json(document)
+
+
+@pytest.mark.parametrize("path", places(full_genome().to_json()), ids=str)
+def test_every_missing_field_is_refused(path: tuple[str | int, ...]) -> None:
+    names = list(at(full_genome().to_json(), path))
+    assert names
+    for name in names:
+        document = full_genome().to_json()
+        del at(document, path)[name]
+        with pytest.raises(ValueError, match=rf"does not fit version .*{name}.*; use the line"):
+            Genome.from_json(document)
+
+
+@pytest.mark.parametrize("path", places(full_genome().to_json()), ids=str)
+@pytest.mark.parametrize("wrong", [None, 3, "text", [], {}], ids=str)
+def test_a_value_of_another_kind_is_refused(path: tuple[str | int, ...], wrong: object) -> None:
+    if path and path[-1] == "final" and wrong is None:
+        return  # A layer may well have no final map.
+    document: Any = full_genome().to_json()
+    if path:
+        at(document, path[:-1])[cast("str", path[-1])] = wrong
+    else:
+        document = wrong
+    with pytest.raises(ValueError, match=r"does not fit version .*; use the line"):
+        Genome.from_json(document)
+
+
+def test_an_unknown_kind_of_fractal_is_refused() -> None:
+    document = GENOME.to_json()
+    document["layers"][0]["fractal"]["kind"] = "plasma"
+    with pytest.raises(ValueError, match=r"'plasma': is no kind of fractal; use chaos or escape"):
+        Genome.from_json(document)
+
+
+@pytest.mark.parametrize("version", [0, GENOME_VERSION + 1, None, "1"])
+def test_another_version_is_refused_before_its_fields_are_read(version: object) -> None:
+    """A later version has fields of its own: the advice must be the release, not the line."""
+    document = GENOME.to_json() | {"version": version, "sparkle": 1}
+    with pytest.raises(
+        ValueError, match=rf"{version!r}: .* version {GENOME_VERSION}; install the release"
+    ):
+        Genome.from_json(document)
+
+
+# --- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (GENOME, "seed"), (LAYER, "blend"), (CHAOS, "maps"), (MAP, "weight"), (TERM, "weight"),
+        (CAMERA, "width"), (TONE, "gamma"), (GREY, "stops"),
+    ],
+)  # fmt: skip
+def test_genomes_are_frozen_to_the_core(value: object, name: str) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, name, getattr(value, name))
+
+
+def test_genomes_of_a_set_are_equal_and_hashable_by_value() -> None:
+    def drawn() -> list[Genome]:
+        games = [draft(0, index, family, 1) for index in range(6) for family in FAMILIES]
+        return [each.genome for each in games if each is not None]
+
+    genomes = drawn()
+    assert len(genomes) > 12
+    assert len(set(genomes)) == len(genomes)
+    assert set(genomes) == set(drawn())
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+INF, NAN = math.inf, math.nan
+REFUSALS: list[tuple[Callable[[], object], str]] = [
+    (lambda: VariationTerm(name="sparkle", weight=1.0), "'sparkle': is no variation; use one of"),
+    (lambda: replace(TERM, parameters=(1.0,)), r"\(1.0,\): linear takes 0 parameters; give none"),
+    (
+        lambda: VariationTerm(name="julian", weight=1.0),
+        r"\(\): julian takes 2 parameters; give roots, distance",
+    ),
+    (lambda: replace(TERM, weight=NAN), r"\(nan,\): .* must be finite; draw"),
+    (lambda: replace(TERM, name="julian", parameters=(INF, 1.0)), "inf.* must be finite; draw"),
+    (lambda: replace(MAP, affine=(1.0,) * 5), r"\(1.0, .*affine must be the six finite .*; draw"),
+    (lambda: replace(MAP, affine=(NAN,) * 6), r"\(nan, .*affine must be the six finite .*; draw"),
+    (lambda: replace(MAP, post=(INF,) * 6), r"\(inf, .*post must be the six finite .*; draw"),
+    (lambda: replace(MAP, weight=0.0), "0.0: a map's weight must be above 0.*; leave the map out"),
+    (lambda: replace(MAP, weight=-1.0), "-1.0: a map's weight must be above 0"),
+    (lambda: replace(MAP, weight=INF), "inf: a map's weight must be above 0 and finite"),
+    (lambda: replace(MAP, colour=1.1), r"1.1: a map's colour must lie in \[0, 1\]; scale it"),
+    (lambda: replace(MAP, speed=-0.1), r"-0.1: a colour speed must lie in \[0, 1\]; use 0.5"),
+    (lambda: replace(CAMERA, centre=(0.0,)), r"\(0.0,\): .*two finite numbers; give x and y"),
+    (lambda: replace(CAMERA, centre=(0.0, NAN)), "nan.*two finite numbers; give x and y"),
+    (lambda: replace(CAMERA, width=0.0), "0.0: a camera's width must be above 0; use the width"),
+    (lambda: replace(CAMERA, width=INF), "inf: a camera's width must be above 0; use the width"),
+    (lambda: replace(CAMERA, rotation=NAN), r"nan.*rotation must be finite; draw"),
+    (lambda: replace(CAMERA, fold="bend"), "'bend': is no fold; use one of none, mirror, wrap"),
+    *(
+        (lambda name=name, value=value: replace(TONE, **{name: value}), f"{value}: {name} must be")
+        for name in ("exposure", "contrast", "gamma")
+        for value in (0.0, -1.0, INF, NAN)
+    ),
+    (lambda: replace(TONE, vibrancy=2.0), r"2.0: vibrancy must lie in \[0, 1\]; use 1"),
+    (lambda: replace(TONE, softness=-1.0), "-1.0: softness must be .*not negative; use 0 for none"),
+    (lambda: replace(TONE, softness=INF), "inf: softness must be finite .*; use 0 for none"),
+    (lambda: replace(TONE, colour_start=NAN), "nan.*start and stretch must be finite; draw"),
+    (lambda: replace(TONE, colour_stretch=INF), "inf.*start and stretch must be finite; draw"),
+    (lambda: replace(CHAOS, maps=()), "0: a system has 1 to 32 maps; leave some out"),
+    (lambda: replace(CHAOS, maps=(MAP,) * 33), "33: a system has 1 to 32 maps; leave some out"),
+    *(
+        (lambda n=n: replace(CHAOS, symmetry=n), f"{n}: symmetry must be .*; use 1 for none")
+        for n in (0, 13, -13, 2.5)
+    ),
+    (lambda: replace(LAYER, blend="add"), "'add': is no blend mode; use one of over, screen, ligh"),
+    (lambda: replace(LAYER, opacity=1.5), r"1.5: opacity must lie in \[0, 1\]; scale it"),
+    (lambda: replace(GENOME, version=99), "99: this release renders .*; install the release"),
+    (lambda: replace(GENOME, family="sea"), "'sea': is no family; use one of mixed, flame, ifs"),
+    *(
+        (
+            lambda name=name, value=value: replace(GENOME, **{name: value}),
+            f"{value!r}: {name} must be a whole number from 0 on; use the arguments",
+        )
+        for name in ("seed", "index", "attempt")
+        for value in (-1, 0.5, "0")
+    ),
+    *(
+        (
+            lambda black=black, white=white: replace(GENOME, black=black, white=white),
+            rf"\({black}, {white}\): black and white must rise within \[0, 1\]; use 0 and 1",
+        )
+        for black, white in ((0.5, 0.5), (0.6, 0.4), (-0.1, 1.0), (0.0, 1.1), (NAN, 1.0))
+    ),
+    (lambda: replace(GENOME, layers=()), "0: a picture has 1 to 3 layers; leave some out"),
+    (lambda: replace(GENOME, layers=(LAYER,) * 4), "4: a picture has 1 to 3 layers; leave some"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "message"), REFUSALS, ids=[message for _, message in REFUSALS])
+def test_a_refusal_names_value_rule_and_remedy(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_what_lies_on_the_borders_is_allowed() -> None:
+    replace(MAP, colour=1.0, speed=0.0)
+    replace(TONE, vibrancy=0.0, softness=0.0)
+    replace(CHAOS, maps=(MAP,) * 32, symmetry=-12)
+    replace(LAYER, opacity=0.0)
+    replace(GENOME, layers=(LAYER,) * 3, black=0.0, white=1.0, seed=0, index=0, attempt=0)
+    for variation in VARIATIONS:
+        parameters = tuple(low for _, low, _ in variation.parameters)
+        VariationTerm(name=variation.name, weight=-1.0, parameters=parameters)

@@ -1,0 +1,55 @@
+"""What a seed gives does not change by accident."""
+
+import json
+from typing import Any
+
+import pytest
+
+from fractals import FAMILIES, GENOME_VERSION
+from golden_pictures import FILE, SEED_AND_INDEX, fingerprints
+
+ADVICE = (
+    "if pictures were meant to change, raise GENOME_VERSION, say so in the changelog under Output "
+    "changes and run: python -m tests.golden_pictures"
+)
+
+
+@pytest.fixture(scope="module")
+def golden() -> dict[str, Any]:
+    written: dict[str, Any] = json.loads(FILE.read_text())
+    return written
+
+
+@pytest.fixture(scope="module")
+def current() -> dict[str, Any]:
+    return fingerprints()
+
+
+def test_the_golden_file_holds_every_family(golden: dict[str, Any]) -> None:
+    names = {f"{family} {seed} {index}" for family in FAMILIES for seed, index in SEED_AND_INDEX}
+    assert set(golden["pictures"]) == names
+    assert len(names) == 12
+
+
+def test_the_golden_file_is_of_this_version(golden: dict[str, Any]) -> None:
+    assert golden["genome_version"] == GENOME_VERSION, ADVICE
+
+
+@pytest.mark.parametrize("part", ["genome", "pixels"])
+def test_genomes_and_pixels_are_those_on_record(
+    golden: dict[str, Any], current: dict[str, Any], part: str
+) -> None:
+    changed = [
+        name
+        for name, written in golden["pictures"].items()
+        if current["pictures"][name][part] != written[part]
+    ]
+    assert not changed, f"{part} of {', '.join(changed)} differ; {ADVICE}"
+
+
+def test_settings_of_the_record_are_those_compared(
+    golden: dict[str, Any], current: dict[str, Any]
+) -> None:
+    assert {key: golden[key] for key in ("size", "samples_per_pixel")} == {
+        key: current[key] for key in ("size", "samples_per_pixel")
+    }
