@@ -1,7 +1,11 @@
 import json
+import os
 import re
+import signal
 import sys
 import textwrap
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -406,6 +410,35 @@ def test_a_watched_command_that_fails_tells_its_last_line(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(PipelineError, match="fails ended with 1: the disk is full"):
         run_command(tmp_path, "*.jpg", "fails", [])
+
+
+def test_an_interrupted_watch_lets_the_command_end_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tidies_up.py").write_text(
+        "import pathlib, sys, time\n"
+        "begun, tidy = map(pathlib.Path, sys.argv[1:])\n"
+        "try:\n"
+        "    begun.touch()\n"
+        "    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    time.sleep(1)\n"
+        "    tidy.touch()\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    begun, tidy = tmp_path / "begun", tmp_path / "tidy"
+
+    def interrupt() -> None:
+        while not begun.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_command(tmp_path, "*.jpg", "tidies_up", [str(begun), str(tidy)])
+    thread.join()
+    assert tidy.exists()
 
 
 # --- results -------------------------------------------------------------------------------------

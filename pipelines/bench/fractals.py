@@ -137,7 +137,7 @@ def bench_fractals(
     Raises:
         PipelineError: if flam3 or pixmix-gen fails.
     """
-    with TemporaryDirectory(prefix="pixmix-bench-", ignore_cleanup_errors=True) as name:
+    with TemporaryDirectory(prefix="pixmix-bench-") as name:
         folder = Path(name)
         comparisons: list[_Comparison] = [
             _affine_comparison(settings),

@@ -16,10 +16,10 @@ Tests hold that all of them paint what our kernels paint, so that the comparison
 import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from fractals.elementary import kernel
 from fractals.genome import ChaosLayer
 
 WARM_UP = 24
@@ -89,7 +89,7 @@ def box(layer: ChaosLayer, height: int, width: int) -> NDArray[np.float64]:
     return np.array([x - half_x, y - half_y, x + half_x, y + half_y])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def play_affine(affine, cumulative, colours, box, points, seed, counts, colour_sums):
     """Play the chaos game of affine maps, a point coloured by the map that led to it.
 
@@ -115,7 +115,7 @@ def play_affine(affine, cumulative, colours, box, points, seed, counts, colour_s
             colour_sums[row, column] += colours[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def keep_orbit(matrices, cumulative, points, seed):
     """Return the points of a chaos game, (points, 2) float64, after the warm-up.
 
@@ -136,7 +136,7 @@ def keep_orbit(matrices, cumulative, points, seed):
     return kept
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def extent(kept):
     """Return the box of points (n, 2) float64: (4,) float64, x0 y0 x1 y1."""
     x0 = y0 = np.inf
@@ -148,7 +148,7 @@ def extent(kept):
     return np.array([x0, y0, x1, y1])
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def count_points(kept, box, counts):
     """Count points that lie in a box; they may also lie outside.
 
@@ -163,7 +163,7 @@ def count_points(kept, box, counts):
             counts[row, column] += 1.0
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def vary(number, x, y, parameters):
     """Return one variation of a point; formulas: Draves & Reckase, appendix, V1 V2 V3 V5 V32."""
     if number == 0:
@@ -183,7 +183,7 @@ def vary(number, x, y, parameters):
     return radius * math.cos(angle), radius * math.sin(angle)
 
 
-@numba.njit(cache=True, nogil=True)
+@kernel
 def play_flame(system, box, points, seed, counts, colour_sums):
     """Play the flame algorithm's chaos game; a colour coordinate follows the orbit.
 
