@@ -10,11 +10,16 @@ prints one line of JSON; FOLDER is where the first file that fits PATTERN is loo
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import pipelines
 from pipelines.errors import PipelineError
@@ -42,15 +47,19 @@ def watch(folder: Path, pattern: str, command: list[str]) -> Run:
     """Run a command here and watch it; `peak_bytes` counts every child of this process."""
     begin = time.perf_counter()
     first = None
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        while process.poll() is None:
-            if first is None and any(folder.glob(pattern)):
-                first = time.perf_counter() - begin
-            time.sleep(_POLL_SECONDS)
-        seconds = time.perf_counter() - begin
-        errors = process.stderr.read() if process.stderr is not None else ""
+    # A file, for nobody reads a pipe meanwhile, and a full one would stop the command.
+    with TemporaryFile("w+") as errors:
+        with (
+            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors) as process,
+            _interrupted_too(process),
+        ):
+            while process.poll() is None:
+                if first is None and any(folder.glob(pattern)):
+                    first = time.perf_counter() - begin
+                time.sleep(_POLL_SECONDS)
+            seconds = time.perf_counter() - begin
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
     if first is None and any(folder.glob(pattern)):
         first = seconds
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
@@ -60,7 +69,7 @@ def watch(folder: Path, pattern: str, command: list[str]) -> Run:
         # Linux counts in KiB, macOS in bytes.
         peak_bytes=peak if sys.platform == "darwin" else peak * 1024,
         code=process.returncode,
-        message=(errors.strip().splitlines() or [""])[-1],
+        message=said[-1] if said else "",
     )
 
 
@@ -80,18 +89,38 @@ def run_command(folder: Path, pattern: str, module: str, arguments: list[str]) -
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     python = [sys.executable, "-m"]
     watcher = [*python, __name__, str(folder), pattern, *python, module, *arguments]
-    seen = subprocess.run(
-        watcher,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    )
-    run = Run(**json.loads(seen.stdout))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    with (
+        subprocess.Popen(watcher, env=environment, stdout=subprocess.PIPE, text=True) as process,
+        _interrupted_too(process),
+    ):
+        seen, _ = process.communicate()
+    run = Run(**json.loads(seen))
     if run.code != 0:
         raise PipelineError(f"{module} ended with {run.code}: {run.message}")
     return run
 
 
+@contextmanager
+def _interrupted_too(process: subprocess.Popen[Any]) -> Iterator[None]:
+    """Hand Ctrl-C on to a process and let it end, before whoever comes next clears its folder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+        raise
+
+
+def main() -> None:
+    """Watch the command of the command line."""
+    try:
+        run = watch(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    except KeyboardInterrupt:
+        # Whoever started this was interrupted too, and tells it.
+        sys.exit(130)
+    sys.stdout.write(json.dumps(asdict(run)))
+
+
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(asdict(watch(Path(sys.argv[1]), sys.argv[2], sys.argv[3:]))))
+    main()

@@ -44,7 +44,9 @@ def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
         layer.final is None and layer.symmetry == 1 and not any(each.post for each in layer.maps)
     )
     if not plain or camera.rotation != 0 or camera.fold != "none":
-        raise ValueError("no post map, final map, symmetry, rotation or fold is written; leave out")
+        raise ValueError(
+            "no post map, final map, symmetry, rotation or fold is written; leave them out"
+        )
     flame = ElementTree.Element(
         "flame",
         size=f"{width} {height}",
@@ -98,7 +100,7 @@ def resized(xml: str, side: int) -> str:
 
 
 def random_genome(flam3: Flam3, seed: str) -> str:
-    """Return the XML of a random genome, one that flam3 finds worth a look; the seed is any text."""
+    """Return the XML of a random genome, one that flam3 finds good; the seed is any text."""
     return _run([flam3.genome], {"isaac_seed": seed, "seed": "1"}, "")
 
 

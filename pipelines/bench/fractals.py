@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,21 @@ from pipelines.bench.timing import (
     calibrate,
     variation,
 )
-from pipelines.bench.twins import box, play_affine, play_flame, system
+from pipelines.bench.twins import (
+    box,
+    count_points,
+    extent,
+    keep_orbit,
+    play_affine,
+    play_flame,
+    system,
+)
 from pipelines.generate.encoding import encode
 from pipelines.generate.painting import Progress, no_progress
 
 OURS = "ours"
 TWIN = "plain numba twin"
+GENERATOR_TWIN = "fractal-pretraining's way"
 SIDE = 256
 QUALITY = 50
 """Samples a pixel of whole pictures, ours and flam3's."""
@@ -41,6 +49,8 @@ NO_FLAM3 = (
 )
 PACKAGES = ("numpy", "numba", "pillow")
 
+_KEPT_POINTS = 100_000
+"""Points of a picture in fractal-pretraining, and so what is kept at a time in its way."""
 _MILLION = 1e6
 _GIB = 2**30
 _VARIATIONS = ("spherical", "swirl", "julian", "polar", "sinusoidal")
@@ -213,7 +223,7 @@ def _scaled(spread: Spread, scale: float) -> Spread:
     )
 
 
-# --- points and iterations -------------------------------------------------------------------------
+# --- points and iterations -----------------------------------------------------------------------
 
 
 def _play_ours(layer: ChaosLayer, points: int, number: int) -> float:
@@ -223,10 +233,18 @@ def _play_ours(layer: ChaosLayer, points: int, number: int) -> float:
 def _affine_comparison(settings: FractalBenchSettings) -> _Comparison:
     layer = affine_layer()
     maps, window = system(layer), box(layer, SIDE, SIDE)
+    points, matrices = settings.twin_points, maps.affine.reshape(-1, 2, 3)
+
+    def play_in_passes(number: int) -> float:
+        counts = np.zeros((SIDE, SIDE))
+        for done in range(0, points, _KEPT_POINTS):
+            n = min(_KEPT_POINTS, points - done)
+            kept = keep_orbit(matrices, maps.cumulative, n, number)
+            count_points(kept, extent(kept), counts)
+        return points
 
     def play_twin(number: int) -> float:
         counts, colour_sums = np.zeros((SIDE, SIDE)), np.zeros((SIDE, SIDE))
-        points = settings.twin_points
         play_affine(
             maps.affine, maps.cumulative, maps.colours, window, points, number, counts, colour_sums
         )
@@ -243,6 +261,7 @@ def _affine_comparison(settings: FractalBenchSettings) -> _Comparison:
         scale=_MILLION,
         contenders=(
             Contender(name=OURS, run=partial(_play_ours, layer, settings.points)),
+            Contender(name=GENERATOR_TWIN, run=play_in_passes),
             Contender(name=TWIN, run=play_twin),
         ),
         finish=finish,
@@ -296,7 +315,7 @@ def _flame_comparison(
     )
 
 
-# --- whole pictures --------------------------------------------------------------------------------
+# --- whole pictures ------------------------------------------------------------------------------
 
 
 @dataclass
@@ -387,20 +406,20 @@ def _flam3_painters(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
     ]
 
 
-# --- pixmix-gen ------------------------------------------------------------------------------------
+# --- pixmix-gen ----------------------------------------------------------------------------------
 
 _SET_RUNS = 3
 
 
 def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: _Ticks) -> Row:
     """Run pixmix-gen from start to end: once to warm up, for one picture, and for all."""
-    calibrations = [_calibrated(clock)]
+    calibrations = [calibrate(clock)]
     runs = []
     for place, n in enumerate((1, 1, settings.pictures)):
         out = folder / f"set-{place}"
         arguments = ["fractals", "--n", f"{n}", "--out", f"{out}", "--jobs", f"{settings.jobs}"]
         runs.append(run_command(out / "images", "*.jpg", "pipelines.cli.gen", arguments))
-        calibrations.append(_calibrated(clock))
+        calibrations.append(calibrate(clock))
         ticks.tick()
     one, full = runs[1], runs[2]
     # What follows the first picture goes at the rate of a long run.
@@ -437,7 +456,3 @@ def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: 
             f"({settings.jobs + 1} processes of up to {full.peak_bytes / 2**20:.0f} MiB)",
         ),
     )
-
-
-def _calibrated(clock: Clock) -> float:
-    return calibrate(clock)

@@ -9,7 +9,7 @@ from pipelines.bench.timing import BUSY_VARIATION, Spread
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
-    """What a figure must reach (bar) and should reach (aim).
+    """What a figure must reach (bar) and, where that is more, should reach (aim).
 
     figure: what it is, as "ratio" or "memory"; unit: as written behind a number.
     """
@@ -24,7 +24,7 @@ class Goal:
     @property
     def verdict(self) -> Literal["aim met", "met", "NOT MET"]:
         """How far the figure came."""
-        if self._reaches(self.aim):
+        if self.aim != self.bar and self._reaches(self.aim):
             return "aim met"
         return "met" if self._reaches(self.bar) else "NOT MET"
 
@@ -107,7 +107,7 @@ def number(value: float) -> str:
 
 def _lines_of(row: Row) -> list[tuple[str, ...]]:
     """Return a row's lines: a rival and a goal on each, as long as there are any."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for place in range(max(len(row.rivals), len(row.goals), 1)):
         head = (f"{row.name}, {row.unit}", _spread(row.rate)) if place == 0 else ("", "")
         rival = ("", "", "")
