@@ -38,7 +38,7 @@ def inlined_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _compiled(function: Callable[..., Any], *, forceinline: bool) -> Any:
-    flags = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
+    flags: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
     try:
         return numba.njit(cache=True, **flags)(function)
     except RuntimeError:
