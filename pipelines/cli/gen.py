@@ -203,23 +203,13 @@ def _check_preview(preview: Path | None, out: Path) -> None:
 
 def _write_preview(preview: Path, request: "SetRequest") -> None:
     """Write a contact sheet of pictures spread over those that are whole."""
-    import io
-
-    from PIL import Image
-
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
-    from pipelines.report.sheet import contact_sheet
-    from pipelines.shards.files import write_file
+    from pipelines.report.sheet import contact_sheet, write_sheet
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
     chosen = [names[position] for position in spread(PREVIEW_PICTURES, len(names))]
-    sheet: Image.Image = contact_sheet([decode(path.read_bytes()) for path in chosen])
-    file = io.BytesIO()
-    format = Image.registered_extensions()[preview.suffix.lower()]
-    sheet.save(file, format)
-    preview.parent.mkdir(parents=True, exist_ok=True)
-    write_file(preview, file.getvalue())
+    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), preview)
 
 
 def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -> str:
