@@ -1,0 +1,224 @@
+"""What is drawn for a sample, as plain numbers: a function of (seed, epoch, index, view) alone.
+
+Each number has its own word of the counter (see `pixmix.philox`), drawn or not: nothing shifts when
+another is not needed. Blocks of four words:
+
+    stream CROP, view 0 (all views share the crop)
+      0       flip, top, left, -
+    stream PIXMIX, a view
+      0       start (operation or picture), operation, level, sign
+      1       rounds, mixing picture, its top, its left
+      2 + 3r  source of round r (operation or mixing picture), operation, level, sign
+      3 + 3r  mixing, branch, u, v                        (of a and b: see `pixmix.mixing`)
+      4 + 3r  second branch, second u, second v, choice   (of the experimental mixings)
+
+These are public interface: a change of what a seed draws raises `DRAWS_VERSION`.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixmix.compiling import inlined_kernel, kernel
+from pixmix.mixing import power
+from pixmix.op_kernels import OPERATIONS, STANDARD_OPERATIONS, draw_argument
+from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
+from pixmix.settings import MINIMAL_LEVEL, MIXINGS, PixMixSettings
+
+DRAWS_VERSION = 1
+
+NO_OPERATION = -1
+"""Where a code of an operation is expected: the picture itself, or the mixing picture."""
+
+SAMPLE = np.dtype(
+    [
+        ("flip", np.int32),
+        ("crop_top", np.int32),
+        ("crop_left", np.int32),
+        ("operation", np.int32),
+        ("argument", np.float64),
+        ("rounds", np.int32),
+        ("picture", np.int64),
+        ("top_word", np.uint32),
+        ("left_word", np.uint32),
+    ],
+    align=True,
+)
+"""A view of a sample: flip and crop; what it starts from, `NO_OPERATION` for the picture itself;
+how many rounds; which mixing picture, and the words that place its crop (`draw_corner`)."""
+
+ROUND = np.dtype(
+    [
+        ("operation", np.int32),
+        ("mixing", np.int32),
+        ("argument", np.float64),
+        ("a", np.float32),
+        ("b", np.float32),
+        ("second_a", np.float32),
+        ("second_b", np.float32),
+        ("choice", np.uint32),
+    ],
+    align=True,
+)
+"""A round: its operation (`NO_OPERATION`: the mixing picture), its mixing, and that one's numbers.
+`choice` is a word: its highest bit chooses a condition, and `below(choice, 3)` a channel."""
+
+
+class Plan(NamedTuple):
+    """All that is drawn for some samples.
+
+    samples: (N,) of `SAMPLE`, N samples by V views, the views of a sample side by side.
+    rounds: (N, k) of `ROUND`; those from `samples["rounds"]` on are drawn too, and not used.
+    """
+
+    samples: NDArray[np.void]
+    rounds: NDArray[np.void]
+
+    def needs_picture(self) -> NDArray[np.bool_]:
+        """Return (N,) bool: which rows mix with their mixing picture in any round."""
+        places = np.arange(self.rounds.shape[1])
+        used = places < self.samples["rounds"][:, None]
+        return np.any(used & (self.rounds["operation"] == NO_OPERATION), axis=1)
+
+
+_CROP, _PIXMIX = int(Stream.CROP), int(Stream.PIXMIX)
+_STREAM = VIEW_LIMIT
+_ONE, _TWO = np.float32(1), np.float32(2)
+_LEAST_LEVEL = MINIMAL_LEVEL
+
+
+@inlined_kernel
+def _draw_level(word, severity):
+    return _LEAST_LEVEL + (severity - _LEAST_LEVEL) * unit(word)
+
+
+@inlined_kernel
+def _root(word, inverse_beta):
+    """Return U^(1/beta) ~ Beta(beta, 1), float32; U has 23 bits, is neither 0 nor 1."""
+    u = (np.float32(np.int32(np.uint32(word) >> np.uint32(9))) + np.float32(0.5)) * np.float32(
+        1.1920928955078125e-07
+    )
+    return min(power(u, inverse_beta), _ONE)
+
+
+@inlined_kernel
+def draw_weights(branch, u, v, inverse_beta):
+    """Return a and b of a mixing, float32, from three words: see `pixmix.mixing`."""
+    root, shortfall = _root(u, inverse_beta), _ONE - _root(v, inverse_beta)
+    if coin(branch):
+        return root, shortfall
+    return _TWO - root, -shortfall
+
+
+@inlined_kernel
+def draw_corner(word, picture_side, side):
+    """Return the first row or column of a crop of `side` from a picture's side, from a word."""
+    return below(word, picture_side - side + 1)
+
+
+@kernel
+def _draw(
+    samples, rounds, indices, seed, epoch, views, operations, severity, inverse_beta, mixings,
+    height, width, source_height, source_width, flips, n_pictures,
+):  # fmt: skip
+    """Fill a plan: see `draw_plan`.
+
+    indices: (N,) int64. seed: uint64. mixings: (M,) int32 codes. height, width: of the crop;
+    source_height, source_width: of the padded picture it is taken from.
+    """
+    k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
+    for n in range(len(indices)):
+        index = indices[n]
+        flip, top, left, _ = philox(0, index, epoch, _CROP * _STREAM, k0, k1)
+        for view in range(views):
+            row = n * views + view
+            stream = _PIXMIX * _STREAM + view
+            sample = samples[row]
+            sample.flip = 1 if flips and coin(flip) else 0
+            sample.crop_top = draw_corner(top, source_height, height)
+            sample.crop_left = draw_corner(left, source_width, width)
+            w0, w1, w2, w3 = philox(0, index, epoch, stream, k0, k1)
+            code = below(w1, operations)
+            sample.operation = code if coin(w0) else NO_OPERATION
+            sample.argument = draw_argument(
+                code, _draw_level(w2, severity), coin(w3), height, width
+            )
+            w0, w1, w2, w3 = philox(1, index, epoch, stream, k0, k1)
+            sample.rounds = below(w0, rounds.shape[1] + 1)
+            sample.picture = below(w1, n_pictures)
+            sample.top_word = w2
+            sample.left_word = w3
+            for r in range(rounds.shape[1]):
+                item = rounds[row, r]
+                w0, w1, w2, w3 = philox(2 + 3 * r, index, epoch, stream, k0, k1)
+                code = below(w1, operations)
+                item.operation = code if coin(w0) or n_pictures == 0 else NO_OPERATION
+                item.argument = draw_argument(
+                    code, _draw_level(w2, severity), coin(w3), height, width
+                )
+                w0, w1, w2, w3 = philox(3 + 3 * r, index, epoch, stream, k0, k1)
+                item.mixing = mixings[below(w0, len(mixings))]
+                item.a, item.b = draw_weights(w1, w2, w3, inverse_beta)
+                w0, w1, w2, w3 = philox(4 + 3 * r, index, epoch, stream, k0, k1)
+                item.second_a, item.second_b = draw_weights(w0, w1, w2, inverse_beta)
+                item.choice = w3
+
+
+def draw_plan(
+    indices: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    settings: PixMixSettings,
+    size: tuple[int, int],
+    source_size: tuple[int, int],
+    flip: bool,
+    views: int,
+    n_pictures: int,
+) -> Plan:
+    """Draw everything for some samples; what a sample gets depends on no other.
+
+    Args:
+        indices: (N,) numbers of the samples, 0 .. 2^32 - 1.
+        seed: any whole number; taken modulo 2^64.
+        epoch: 0 .. 2^32 - 1.
+        settings: of PixMix.
+        size: (height, width) that operations and mixing get.
+        source_size: (height, width), padding included, that the crop of `size` is drawn from.
+        flip: whether half of the samples are flipped.
+        views: independent draws of PixMix a sample; flip and crop are shared by them.
+        n_pictures: of the mixing set; 0 lets every round mix with the picture's own operations.
+
+    Raises:
+        ValueError: if an index, the epoch or the number of views is out of range.
+    """
+    _check_range("epoch", epoch, 0, INDEX_LIMIT - 1)
+    _check_range("views", views, 1, VIEW_LIMIT)
+    if len(indices) > 0:
+        _check_range("the least index", int(indices.min()), 0, INDEX_LIMIT - 1)
+        _check_range("the largest index", int(indices.max()), 0, INDEX_LIMIT - 1)
+    n = len(indices) * views
+    plan = Plan(np.empty(n, SAMPLE), np.empty((n, settings.k), ROUND))
+    _draw(
+        plan.samples,
+        plan.rounds,
+        indices,
+        np.uint64(seed % 2**64),
+        epoch,
+        views,
+        len(OPERATIONS) if settings.all_ops else STANDARD_OPERATIONS,
+        float(settings.severity),
+        np.float32(1 / settings.beta),
+        np.array([MIXINGS.index(name) for name in settings.mixings], np.int32),
+        *size,
+        *source_size,
+        flip,
+        n_pictures,
+    )
+    return plan
+
+
+def _check_range(name: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise ValueError(f"{name} is {value}; give a whole number from {least} to {most}")

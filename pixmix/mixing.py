@@ -1,0 +1,490 @@
+"""How PixMix mixes two pictures: add, multiply and their experimental relatives, explained.
+
+A mixing takes the picture so far, x, and another one, y, both in [0, 1], and two numbers a and b
+that say how much of each is wanted. The result is clipped to [0, 1].
+
+**add** is a weighted sum, but about mid-grey. Values are moved to [-1, 1], so that grey is 0; there
+a x + b y is formed; the sum is moved back:
+
+    add(x, y) = (a (2x - 1) + b (2y - 1) + 1) / 2
+
+In [-1, 1] a sum has no bias: a grey pixel of y changes nothing, a bright one brightens and a dark
+one darkens. On values in [0, 1] every weight b > 0 would brighten the whole picture, and a + b > 1
+would wash it out.
+
+**multiply** is a weighted product, about mid-grey too. Values are moved to [0, 2], so that grey is
+1, the number that a product does not see; each gets its weight as an exponent; the product is moved
+back:
+
+    multiply(x, y) = (2x)^a max(2y, 1e-37)^b / 2
+
+(The bound keeps a black pixel of y finite where b < 0.) It looks like a geometric mean, and is not
+one. A geometric mean has exponents that sum to 1, of values in [0, 1], and lies between the two
+pictures. Here a + b need not be 1, a may exceed 1 and b may be negative; the neutral value is grey
+and not white; and the result may be brighter or darker than both pictures.
+
+**Where a and b come from.** A coin chooses between two branches; U and V are uniform on (0, 1), and
+so U^(1/beta) ~ Beta(beta, 1) and 1 - V^(1/beta) ~ Beta(1, beta):
+
+    a = U^(1/beta)         b =   1 - V^(1/beta)       towards the other picture: a <= 1, b >= 0
+    a = 2 - U^(1/beta)     b = -(1 - V^(1/beta))      away from it:              a >= 1, b <= 0
+
+In the first branch the picture gives way to y, as in an interpolation. In the second it is made
+stronger while y is *subtracted* or *divided out*: an extrapolation, as if x were a mixture already
+from which y is to be removed. With both, a mean of a about 1 is kept, pictures get fainter and more
+vivid alike, and y leaves positive and negative traces. A large beta keeps a near 1 and b near 0:
+E[b] = 1 / (beta + 1) in size, so beta 3 mixes in a quarter of y and beta 4 a fifth.
+
+**screen** is multiply of the negatives, 1 - multiply(1 - x, 1 - y); **overlay** takes, by another
+coin, multiply where x < 1/2 (or where x > 1/2) and screen elsewhere, each with its own a and b;
+**darken_or_lighten** takes x where x < y (or where x > y) and y elsewhere; **swap_channel**
+replaces one channel of x by that of y. The released code holds these four and leaves them unused.
+
+All functions here take float32 and 8-bit pictures (a value v counts as v / 255), write into neither
+and are within 1e-6 of these formulas in float64. Where y is 8-bit, its power is a table of 256.
+
+Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; github.com/andyzoujm/pixmix
+at f867e87, of which the formulas are restated.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pixmix.compiling import fma, inlined_kernel, kernel
+from pixmix.philox import below, coin
+
+F = np.float32
+Picture = NDArray[np.float32] | NDArray[np.uint8]
+
+ADD, MULTIPLY, SCREEN, OVERLAY, DARKEN_OR_LIGHTEN, SWAP_CHANNEL = range(6)
+"""Codes of the mixings, in the order of `settings.MIXINGS`."""
+
+LEVELS = 256
+_ZERO, _HALF, _ONE, _TWO = F(0), F(0.5), F(1), F(2)
+_WHITE = F(255)
+_LEAST = F(0.5e-37)
+"""Half of 1e-37: the power's base is twice its argument."""
+
+# --- powers --------------------------------------------------------------------------------------
+
+_MAGNIFY = F(2.0**64)
+_NORMAL = F(2.0**-62)
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)
+_MANTISSA_BITS = np.int32(23)
+_BIAS = np.int32(127)
+# Adding and subtracting 3 * 2^22 rounds to a whole number; the sum's low bits hold it.
+_ROUND = F(12582912.0)
+_ROUND_BITS = np.int32(0x4B400000)
+_LOWEST, _HIGHEST = F(-126), F(127)
+# log2(1 + f) = f * P(f) on [sqrt(1/2) - 1, sqrt(2) - 1], fitted by weighted least squares to an
+# absolute error of 8e-9; 4e-8 with coefficients and steps in float32.
+_L0, _L1, _L2 = F(1.442694902420044), F(-0.7213471531867981), F(0.4809206426143646)
+_L3, _L4, _L5 = F(-0.360720157623291), F(0.2876938581466675), F(-0.23855061829090118)
+_L6, _L7, _L8 = F(0.21713334321975708), F(-0.2100605070590973), F(0.12569619715213776)
+# 2^f on [-1/2, 1/2], relative error 2e-9, fitted likewise.
+_E0, _E1, _E2 = F(1.0), F(0.6931471824645996), F(0.24022646248340607)
+_E3, _E4 = F(0.05550328642129898), F(0.009618489071726799)
+_E5, _E6 = F(0.0013399930903688073), F(0.0001534580806037411)
+
+
+@inlined_kernel
+def scaled_power(x, exponent, shift):
+    """Return (2x)^exponent * 2^shift for x > 0, in float32; relative error under 3e-7.
+
+    x: float32 in (0, 1.7e38), subnormal ones too. exponent: float32. shift: whole float32; the
+    result is kept within [2^-126, 2^128) by clamping its exponent.
+    A logarithm's whole part times the exponent is exact, but for one rounding, by `fma`; so the
+    error does not grow with the size of the logarithm.
+    """
+    small = x < _NORMAL
+    bits = np.float32(x * _MAGNIFY if small else x).view(np.int32)
+    shifted = np.int32(bits - _SQRT_HALF_BITS)
+    whole_bits = np.int32(shifted >> _MANTISSA_BITS)
+    mantissa = np.int32(bits - np.int32(whole_bits << _MANTISSA_BITS)).view(np.float32)
+    # One more, for 2x instead of x.
+    whole = F(whole_bits) + (F(-63) if small else _ONE)
+    f = mantissa - _ONE
+    p = fma(_L8, f, _L7)
+    p = fma(p, f, _L6)
+    p = fma(p, f, _L5)
+    p = fma(p, f, _L4)
+    p = fma(p, f, _L3)
+    p = fma(p, f, _L2)
+    p = fma(p, f, _L1)
+    p = fma(p, f, _L0) * f
+    n = (fma(exponent, whole, exponent * p) + _ROUND) - _ROUND
+    g = fma(exponent, p, fma(exponent, whole, -n))
+    q = fma(_E6, g, _E5)
+    q = fma(q, g, _E4)
+    q = fma(q, g, _E3)
+    q = fma(q, g, _E2)
+    q = fma(q, g, _E1)
+    q = fma(q, g, _E0)
+    scale = min(max(n + shift, _LOWEST), _HIGHEST)
+    bits_of_scale = np.int32(np.int32(scale) + _BIAS) << _MANTISSA_BITS
+    return q * np.int32(bits_of_scale).view(np.float32)
+
+
+_NO_SHIFT = F(0)
+
+
+@inlined_kernel
+def power(base, exponent):
+    """Return base^exponent for 0 < base < 3e38 in float32; relative error under 3e-7."""
+    return scaled_power(base * _HALF, exponent, _NO_SHIFT)
+
+
+# A power of x may be tiny where that of y is huge, and the other way round; each is kept times
+# 2^64 or 2^-64, so that neither leaves float32 before they meet.
+_UP, _DOWN = F(64), F(-64)
+
+
+@inlined_kernel
+def other_power(y, b):
+    """Return max(2y, 1e-37)^b * 2^-64, y in [0, 1], float32: what `times_power` takes."""
+    return scaled_power(max(y, _LEAST), b, _DOWN)
+
+
+@inlined_kernel
+def times_power(x, a, power_of_other):
+    """Return (2x)^a * power_of_other * 2^64 / 2, x in [0, 1], a >= 0, float32, not clipped."""
+    own = scaled_power(max(x, _LEAST_POSITIVE), a, _UP)
+    own = _POWER_OF_ZERO if x == _ZERO and a > _ZERO else own
+    return own * power_of_other * _HALF
+
+
+_LEAST_POSITIVE = F(1.4e-45)
+_POWER_OF_ZERO = F(0)
+
+
+@inlined_kernel
+def clipped(x):
+    """Return x within [0, 1]."""
+    return min(max(x, _ZERO), _ONE)
+
+
+@inlined_kernel
+def added(x, y, a, b):
+    """Return add(x, y) in float32, step by step as the formula reads, not clipped.
+
+    No fused step: so it has the bits of the released code's float32.
+    """
+    return (a * (_TWO * x - _ONE) + b * (_TWO * y - _ONE) + _ONE) * _HALF
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+@kernel
+def fill_powers(table, b, inverted):
+    """Fill the look-up table of an 8-bit operand's power.
+
+    table: (256,) float32; gets max(2y, 1e-37)^b * 2^-64 of y = v / 255, or of 1 - v / 255 where
+    inverted. b: float32.
+    """
+    for value in range(LEVELS):
+        y = F(value) / _WHITE
+        table[value] = other_power(_ONE - y if inverted else y, b)
+
+
+@inlined_kernel
+def look_up(table, pictures, start, n, out):
+    """Write table[v] of n 8-bit values into out, from its start. pictures: flat uint8."""
+    # Unsigned: a signed place might count from the end, and a check of it stops vectorising.
+    first = np.uint64(start)
+    for j in range(np.uint64(n)):
+        out[j] = table[pictures[first + j]]
+
+
+@inlined_kernel
+def to_unit(pictures, start, n, out):
+    """Write v / 255 of n 8-bit values into out, from its start. pictures: flat uint8."""
+    first = np.uint64(start)
+    for j in range(np.uint64(n)):
+        out[j] = F(pictures[first + j]) / _WHITE
+
+
+@inlined_kernel
+def other_powers(y, n, b, inverted, out):
+    """Write `other_power` of n values of y, or of 1 - y where inverted, into out."""
+    if inverted:
+        for j in range(n):
+            out[j] = other_power(_ONE - y[j], b)
+    else:
+        for j in range(n):
+            out[j] = other_power(y[j], b)
+
+
+@inlined_kernel
+def reads_values(mixing):
+    """Return whether a mixing reads y itself."""
+    return mixing == ADD or mixing == DARKEN_OR_LIGHTEN or mixing == SWAP_CHANNEL
+
+
+@inlined_kernel
+def reads_powers(mixing):
+    """Return whether a mixing reads powers of 2y."""
+    return mixing == MULTIPLY or mixing == OVERLAY
+
+
+@inlined_kernel
+def reads_negative_powers(mixing):
+    """Return whether a mixing reads powers of 2(1 - y)."""
+    return mixing == SCREEN or mixing == OVERLAY
+
+
+@inlined_kernel
+def mix_values(x, n, mixing, a, b, second_a, choice, y, powers, negative_powers):
+    """Mix y into the first n values of x, in place, and clip them.
+
+    x, y: float32 in [0, 1], RGB side by side from a red value on. mixing: its code.
+    a, b, second_a: float32; second_a is overlay's screen's. choice: uint32, see `draws.ROUND`.
+    powers, negative_powers: `other_powers` of y and b, and of 1 - y and the screen's b.
+    Of the last three, what `reads_values`, `reads_powers`, `reads_negative_powers` name is read.
+    """
+    if mixing == ADD:
+        for j in range(n):
+            x[j] = clipped(added(x[j], y[j], a, b))
+    elif mixing == MULTIPLY:
+        for j in range(n):
+            x[j] = clipped(times_power(x[j], a, powers[j]))
+    elif mixing == SCREEN:
+        for j in range(n):
+            x[j] = clipped(_ONE - times_power(_ONE - x[j], a, negative_powers[j]))
+    elif mixing == OVERLAY:
+        if coin(choice):
+            for j in range(n):
+                multiplied = times_power(x[j], a, powers[j])
+                screened = _ONE - times_power(_ONE - x[j], second_a, negative_powers[j])
+                x[j] = clipped(multiplied if x[j] < _HALF else screened)
+        else:
+            for j in range(n):
+                multiplied = times_power(x[j], a, powers[j])
+                screened = _ONE - times_power(_ONE - x[j], second_a, negative_powers[j])
+                x[j] = clipped(multiplied if x[j] > _HALF else screened)
+    elif mixing == DARKEN_OR_LIGHTEN:
+        if coin(choice):
+            for j in range(n):
+                x[j] = min(x[j], y[j])
+        else:
+            for j in range(n):
+                x[j] = max(x[j], y[j])
+    else:
+        for j in range(below(choice, 3), n, 3):
+            x[j] = y[j]
+
+
+_BLOCK = 4098
+"""Values mixed at a time, whole pixels: what three buffers of them take stays in a core's cache."""
+
+
+@kernel
+def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice, table, buffers):
+    """Mix a picture into another: out = mixing(x, y), all flat and of one length.
+
+    x, out: float32. levels: y as uint8, or empty; y: as float32 where levels is empty.
+    table: (2, 256), buffers: (3, _BLOCK) float32 scratch.
+    """
+    for j in range(len(x)):
+        out[j] = x[j]
+    screen_b = second_b if mixing == OVERLAY else b
+    values, powers, negative_powers = buffers[0], buffers[1], buffers[2]
+    eight_bit = len(levels) > 0
+    if eight_bit and reads_powers(mixing):
+        fill_powers(table[0], b, False)
+    if eight_bit and reads_negative_powers(mixing):
+        fill_powers(table[1], screen_b, True)
+    for start in range(0, len(x), _BLOCK):
+        n = min(_BLOCK, len(x) - start)
+        if eight_bit:
+            if reads_values(mixing):
+                to_unit(levels, start, n, values)
+            if reads_powers(mixing):
+                look_up(table[0], levels, start, n, powers)
+            if reads_negative_powers(mixing):
+                look_up(table[1], levels, start, n, negative_powers)
+        else:
+            values = y[start : start + n]
+            if reads_powers(mixing):
+                other_powers(values, n, b, False, powers)
+            if reads_negative_powers(mixing):
+                other_powers(values, n, screen_b, True, negative_powers)
+        mix_values(
+            out[start : start + n], n, mixing, a, b, second_a, choice,
+            values, powers, negative_powers,
+        )  # fmt: skip
+
+
+def _mixed(
+    mixing: int,
+    x: Picture,
+    y: Picture,
+    *,
+    a: float = 1.0,
+    b: float = 0.0,
+    second_a: float = 1.0,
+    second_b: float = 0.0,
+    choice: int = 0,
+) -> NDArray[np.float32]:
+    """Check the pictures and mix them."""
+    for name, picture in (("x", x), ("y", y)):
+        if picture.dtype not in (np.uint8, np.float32):
+            raise TypeError(
+                f"{name} has dtype {picture.dtype}; give uint8, or float32 from 0 to 1 "
+                f"({name}.astype(np.float32))"
+            )
+        if picture.ndim == 0 or picture.shape[-1] != 3:
+            raise ValueError(
+                f"{name} has shape {picture.shape}; its last axis must be red, green and blue"
+            )
+    if x.shape != y.shape:
+        raise ValueError(
+            f"x has shape {x.shape} and y {y.shape}; crop the larger one to the other's shape"
+        )
+    out = np.empty(x.shape, F)
+    empty = np.empty(0, F)
+    _mix(
+        (x / _WHITE if x.dtype == np.uint8 else x).reshape(-1),
+        y.reshape(-1) if y.dtype == np.uint8 else np.empty(0, np.uint8),
+        empty if y.dtype == np.uint8 else y.reshape(-1),
+        out.reshape(-1),
+        mixing,
+        F(a),
+        F(b),
+        F(second_a),
+        F(second_b),
+        np.uint32(choice),
+        np.empty((2, LEVELS), F),
+        np.empty((3, _BLOCK), F),
+    )
+    return out
+
+
+def add(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
+    """Return (a (2x - 1) + b (2y - 1) + 1) / 2, clipped to [0, 1].
+
+    Args:
+        x: (..., 3) float32 in [0, 1], or uint8.
+        y: likewise, of the same shape.
+        a: weight of x; PixMix draws 0 to 2.
+        b: weight of y; PixMix draws -1 to 1.
+
+    Returns:
+        A new array of x's shape, float32: the bits that numpy's float32 gives step by step.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape.
+    """
+    return _mixed(ADD, x, y, a=a, b=b)
+
+
+def multiply(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
+    """Return (2x)^a max(2y, 1e-37)^b / 2, clipped to [0, 1]; within 1e-6 of float64.
+
+    Args:
+        x: (..., 3) float32 in [0, 1], or uint8.
+        y: likewise, of the same shape; a table of 256 does for uint8.
+        a: exponent of x, at least 0; PixMix draws 0 to 2.
+        b: exponent of y; PixMix draws -1 to 1.
+
+    Returns:
+        A new array of x's shape, float32.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape, or a negative a.
+    """
+    _check_exponent("a", a)
+    return _mixed(MULTIPLY, x, y, a=a, b=b)
+
+
+def screen(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
+    """Return 1 - multiply(1 - x, 1 - y), clipped to [0, 1]; experimental.
+
+    Arguments, result and errors are those of `multiply`.
+    """
+    _check_exponent("a", a)
+    return _mixed(SCREEN, x, y, a=a, b=b)
+
+
+def overlay(
+    x: Picture,
+    y: Picture,
+    a: float,
+    b: float,
+    *,
+    second_a: float,
+    second_b: float,
+    multiply_dark: bool,
+) -> NDArray[np.float32]:
+    """Return multiply of some pixels' values and screen of the others; experimental.
+
+    Args:
+        x: as for `multiply`.
+        y: as for `multiply`.
+        a: of multiply.
+        b: of multiply.
+        second_a: of screen.
+        second_b: of screen.
+        multiply_dark: multiply where x < 1/2; else where x > 1/2.
+
+    Returns:
+        A new array of x's shape, float32.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape, or a negative a or second_a.
+    """
+    _check_exponent("a", a)
+    _check_exponent("second_a", second_a)
+    choice = _HEADS if multiply_dark else 0
+    return _mixed(
+        OVERLAY, x, y, a=a, b=b, second_a=second_a, second_b=second_b, choice=choice
+    )
+
+
+def darken_or_lighten(x: Picture, y: Picture, *, darken: bool) -> NDArray[np.float32]:
+    """Return the lesser of x and y value by value, or the greater; experimental.
+
+    Args:
+        x: (..., 3) float32 in [0, 1], or uint8.
+        y: likewise, of the same shape.
+        darken: take the lesser.
+
+    Returns:
+        A new array of x's shape, float32.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape.
+    """
+    return _mixed(DARKEN_OR_LIGHTEN, x, y, choice=_HEADS if darken else 0)
+
+
+def swap_channel(x: Picture, y: Picture, channel: int) -> NDArray[np.float32]:
+    """Return x with one channel of y, in a new array; experimental.
+
+    Args:
+        x: (..., 3) float32 in [0, 1], or uint8.
+        y: likewise, of the same shape.
+        channel: 0 red, 1 green, 2 blue.
+
+    Returns:
+        A new array of x's shape, float32.
+
+    Raises:
+        TypeError: for another dtype.
+        ValueError: for another shape, or another channel.
+    """
+    if channel not in (0, 1, 2):
+        raise ValueError(f"channel is {channel}; give 0 for red, 1 for green or 2 for blue")
+    # The least word of which `below(word, 3)` makes the channel.
+    return _mixed(SWAP_CHANNEL, x, y, choice=-(-(channel * 2**32) // 3))
+
+
+_HEADS = 2**31
+
+
+def _check_exponent(name: str, value: float) -> None:
+    if not 0 <= value < np.inf:
+        raise ValueError(f"{name} is {value}; an exponent of the picture is 0 or more")
