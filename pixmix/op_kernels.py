@@ -9,6 +9,9 @@ precision; no product is fused with a sum. https://github.com/python-pillow/Pill
 src/PIL/{Image,ImageOps,ImageEnhance}.py and src/libImaging/{Geometry,Blend,Filter,Convert}.c.
 """
 
+# Compiled numbers have types of their own, which mypy's picture of numpy cannot tell apart.
+# mypy: disable-error-code="arg-type, assignment, operator"
+
 import math
 
 import numpy as np
@@ -244,7 +247,8 @@ def rotate(image, cosine, sine, out, scratch):
     x, y = image.shape[1] / 2, image.shape[0] / 2
     c = cosine * -x + sine * -y + x
     f = -sine * -x + cosine * -y + y
-    if cosine == 1.0:
+    # A cosine rounds to 1 before its sine rounds to 0.
+    if cosine == 1.0 and sine == 0.0:
         _copy(image, out)
     else:
         _affine(image, cosine, sine, c, -sine, cosine, f, out)
@@ -358,6 +362,12 @@ def brightness(image, factor, out, scratch):
         target[i] = _blended(np.float32(0.0), np.float32(source[i]), factor32)
 
 
+@inlined_kernel
+def smoothed(window):
+    """Return a weighted sum of 3x3 bytes over 13, rounded: uint32, 0..3315, to uint32, 0..255."""
+    return (np.uint32(2) * np.uint32(window) + np.uint32(13)) // np.uint32(26)
+
+
 @kernel
 def sharpness(image, factor, out, scratch):
     """Blend each pixel with the mean of its 3x3 window, itself counted 5 times; factor >= 0.
@@ -386,8 +396,8 @@ def sharpness(image, factor, out, scratch):
                 window += np.uint32(source[j - 3])
                 window += np.uint32(source[j])
                 window += np.uint32(source[j + 3])
-            smooth = (np.uint32(2) * window + np.uint32(13)) // np.uint32(26)
-            target[i] = _blended(np.float32(np.int32(smooth)), np.float32(source[i]), factor32)
+            smooth = np.float32(np.int32(smoothed(window)))
+            target[i] = _blended(smooth, np.float32(source[i]), factor32)
 
 
 # --- All of them ---------------------------------------------------------------------------------

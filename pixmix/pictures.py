@@ -1,4 +1,4 @@
-"""What this package takes for a picture: (H, W, 3) uint8, and the errors where it is something else."""
+"""What this package takes for a picture, and the errors where it is something else."""
 
 import numpy as np
 from numpy.typing import NDArray
