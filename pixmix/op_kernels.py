@@ -10,7 +10,7 @@ src/PIL/{Image,ImageOps,ImageEnhance}.py and src/libImaging/{Geometry,Blend,Filt
 """
 
 # Compiled numbers have types of their own, which mypy's picture of numpy cannot tell apart.
-# mypy: disable-error-code="arg-type, assignment, operator"
+# mypy: disable-error-code="arg-type, assignment, call-overload, operator"
 
 import math
 
@@ -72,7 +72,9 @@ _ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360
 
 # Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
 # into scratch, worked on in groups of lanes whose number the compiler knows, and written out. What
-# lies in scratch behind the last pixel of a piece is worked on as well, and never written.
+# lies in scratch behind the last pixel of a piece is worked on as well, and never written. All
+# slots of a piece have one size, 8 bytes beside float64: of slots of two sizes the compiler cannot
+# tell that they do not overlap.
 _PIECE = 64
 _LANES = 16
 # The byte table of shear_x: the centre of the pixel that a byte belongs to.
@@ -115,12 +117,12 @@ def _read_pixels(source, first, count, words):
 
 @inlined_kernel
 def _write_pixels(target, first, count, words):
-    """Write `count` words to flat bytes from pixel `first` on, and not a byte more."""
+    """Write `count` words, int32 or int64, to flat bytes from pixel `first` on, no byte more."""
     for i in range(count - 1):
         # The highest byte falls on the next pixel, which is written after this one.
-        set_word(target, 3 * (first + i), words[i])
+        set_word(target, 3 * (first + i), int32(words[i]))
     last = 3 * (first + count - 1)
-    word = words[count - 1]
+    word = int32(words[count - 1])
     target[last] = uint8(_byte(word, 0))
     target[last + 1] = uint8(_byte(word, 8))
     target[last + 2] = uint8(_byte(word, 16))
@@ -148,6 +150,16 @@ def _copy(image, out):
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):
         target[i] = source[i]
+
+
+@inlined_kernel
+def _groups(count):
+    """Return how many groups of lanes hold `count` pixels.
+
+    Counting groups, and not pixels in steps of a group, shows the compiler that no index is
+    negative; else it would look for the end of the array at every access.
+    """
+    return (count + _LANES - 1) // _LANES
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -347,12 +359,12 @@ def _between(words, lower_words, shift, dx, dy):
 
 
 @inlined_kernel
-def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights, words):
+def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights):
     """Sample `count` <= _PIECE pixels of a row whose taps lie inside, one column from the right."""
     wide = float64(width)
-    for group in range(0, count, _LANES):
+    for group in range(_groups(count)):
         for lane in range(_LANES):
-            i = group + lane
+            i = _LANES * group + lane
             centre = float64(column + i) + 0.5
             x = a * centre + across + c - 0.5
             y = d * centre + down + f - 0.5
@@ -365,12 +377,12 @@ def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratc
         # Six bytes of eight: the pixel and its right neighbour.
         scratch[2 * _PIECE + i] = long_word_at(source, offset)
         scratch[3 * _PIECE + i] = long_word_at(source, offset + 3 * width)
-    for group in range(0, count, _LANES):
+    for group in range(_groups(count)):
         for lane in range(_LANES):
-            i = group + lane
+            i = _LANES * group + lane
             upper, lower = scratch[2 * _PIECE + i], scratch[3 * _PIECE + i]
             dx, dy = weights[i], weights[_PIECE + i]
-            words[8 * _PIECE + i] = _joined(
+            scratch[2 * _PIECE + i] = _joined(
                 _between(upper, lower, 0, dx, dy),
                 _between(upper, lower, 8, dx, dy),
                 _between(upper, lower, 16, dx, dy),
@@ -386,8 +398,7 @@ def rotate(image, cosine, sine, out, scratch):
     """
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
-    weights, words = scratch.view(float64), scratch.view(int32)
-    results = words[8 * _PIECE : 9 * _PIECE]
+    weights, results = scratch.view(float64), scratch[2 * _PIECE : 3 * _PIECE]
     x, y = width / 2, height / 2
     a, b, d, e = cosine, sine, -sine, cosine
     c = a * -x + b * -y + x
@@ -412,9 +423,7 @@ def rotate(image, cosine, sine, out, scratch):
         base = row * width
         for column in range(inner_start, inner_end, _PIECE):
             count = min(_PIECE, inner_end - column)
-            _sample_piece(
-                source, a, across, c, d, down, f, width, column, count, scratch, weights, words
-            )
+            _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights)
             _write_pixels(target, base + column, count, results)
         _fill(target, 3 * base, 3 * (base + start), 0)
         _fill(target, 3 * (base + end), 3 * (base + width), 0)
@@ -469,10 +478,11 @@ def shear_x(image, factor, out, scratch):
 
 
 @inlined_kernel
-def _between_rows(word, lower_word, shift, weight):
-    """Return one channel between two taps, int32."""
-    tap = float64(_byte(word, shift))
-    return int32(tap + (float64(_byte(lower_word, shift)) - tap) * weight)
+def _between_rows(words, shift, weight):
+    """Return one channel between two taps, int32: the upper in the low half of a long word."""
+    tap = float64(int32((words >> int64(shift)) & int64(255)))
+    lower = float64(int32((words >> int64(shift + 32)) & int64(255)))
+    return int32(tap + (lower - tap) * weight)
 
 
 @kernel
@@ -483,8 +493,8 @@ def shear_y(image, factor, out, scratch):
     """
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
-    weights, words = scratch.view(float64), scratch.view(int32)
-    results, wide = words[2 * _PIECE : 3 * _PIECE], float64(width)
+    weights, results = scratch.view(float64), scratch[_PIECE : 2 * _PIECE]
+    wide = float64(width)
     for row in range(height):
         down, base = row + 0.5, row * width
         start, end = _span(factor, down, 0.0, 0.0, float64(height), width)
@@ -496,27 +506,27 @@ def shear_y(image, factor, out, scratch):
             inner_start, inner_end = end, end
         for column in range(inner_start, inner_end, _PIECE):
             count = min(_PIECE, inner_end - column)
-            for group in range(0, count, _LANES):
+            for group in range(_groups(count)):
                 for lane in range(_LANES):
-                    i = group + lane
+                    i = _LANES * group + lane
                     x = float64(column + i)
                     y = factor * (x + 0.5) + down - 0.5
                     top = float64(int32(y))
-                    weights[2 * _PIECE + i] = y - top
-                    words[2 * _PIECE + i] = int32(top * wide + x)
+                    weights[i] = y - top
+                    scratch[_PIECE + i] = int64(int32(top * wide + x))
             for i in range(count):
-                offset = 3 * intp(words[2 * _PIECE + i])
-                words[2 * _PIECE + i] = word_at(source, offset)
-                words[3 * _PIECE + i] = word_at(source, offset + 3 * width)
-            for group in range(0, count, _LANES):
+                offset = 3 * scratch[_PIECE + i]
+                upper = int64(word_at(source, offset)) & int64(0xFFFFFFFF)
+                lower = int64(word_at(source, offset + 3 * width))
+                scratch[_PIECE + i] = upper | (lower << int64(32))
+            for group in range(_groups(count)):
                 for lane in range(_LANES):
-                    i = group + lane
-                    word, lower_word = words[2 * _PIECE + i], words[3 * _PIECE + i]
-                    weight = weights[2 * _PIECE + i]
-                    words[2 * _PIECE + i] = _joined(
-                        _between_rows(word, lower_word, 0, weight),
-                        _between_rows(word, lower_word, 8, weight),
-                        _between_rows(word, lower_word, 16, weight),
+                    i = _LANES * group + lane
+                    both, weight = scratch[_PIECE + i], weights[i]
+                    scratch[_PIECE + i] = _joined(
+                        _between_rows(both, 0, weight),
+                        _between_rows(both, 8, weight),
+                        _between_rows(both, 16, weight),
                     )
             _write_pixels(target, base + column, count, results)
         _fill(target, 3 * base, 3 * (base + start), 0)

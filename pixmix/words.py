@@ -23,7 +23,7 @@ def word_at(typing_context: Any, array: Any, offset: Any) -> Any:
     """Return the 4 bytes of a contiguous uint8 array from an offset, intp, as int32."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = builder.load(_pointer(context, builder, signature.args[0], *values, bits=32))
+        word = builder.load(_pointer(context, builder, signature.args[0], values[0], values[1], 32))
         word.align = 1
         return word
 
@@ -35,7 +35,7 @@ def long_word_at(typing_context: Any, array: Any, offset: Any) -> Any:
     """Return the 8 bytes of a contiguous uint8 array from an offset, intp, as int64."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        word = builder.load(_pointer(context, builder, signature.args[0], *values, bits=64))
+        word = builder.load(_pointer(context, builder, signature.args[0], values[0], values[1], 64))
         word.align = 1
         return word
 
@@ -47,7 +47,7 @@ def set_word(typing_context: Any, array: Any, offset: Any, word: Any) -> Any:
     """Write an int32 to the 4 bytes of a contiguous uint8 array from an offset, intp."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *values[:2], bits=32)
+        place = _pointer(context, builder, signature.args[0], values[0], values[1], 32)
         builder.store(values[2], place).align = 1
         return context.get_dummy_value()
 
@@ -59,7 +59,7 @@ def set_long_word(typing_context: Any, array: Any, offset: Any, word: Any) -> An
     """Write an int64 to the 8 bytes of a contiguous uint8 array from an offset, intp."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], *values[:2], bits=64)
+        place = _pointer(context, builder, signature.args[0], values[0], values[1], 64)
         builder.store(values[2], place).align = 1
         return context.get_dummy_value()
 
