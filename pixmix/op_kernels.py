@@ -71,10 +71,9 @@ def rotation_entries(degrees):
 _ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360)])
 
 # Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
-# into scratch, worked on in groups of lanes whose number the compiler knows, and written out. What
-# lies in scratch behind the last pixel of a piece is worked on as well, and never written. All
-# slots of a piece have one size, 8 bytes beside float64: of slots of two sizes the compiler cannot
-# tell that they do not overlap.
+# into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last pixel
+# of a piece is worked on as well, and never written. All slots of a piece have one size, 8 bytes
+# beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
 _PIECE = 64
 _LANES = 16
 # The byte table of shear_x: the centre of the pixel that a byte belongs to.
@@ -153,13 +152,9 @@ def _copy(image, out):
 
 
 @inlined_kernel
-def _groups(count):
-    """Return how many groups of lanes hold `count` pixels.
-
-    Counting groups, and not pixels in steps of a group, shows the compiler that no index is
-    negative; else it would look for the end of the array at every access.
-    """
-    return (count + _LANES - 1) // _LANES
+def _in_lanes(count):
+    """Return a number of pixels rounded up to whole lanes, to leave no remainder done singly."""
+    return (count + _LANES - 1) // _LANES * _LANES
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -362,31 +357,27 @@ def _between(words, lower_words, shift, dx, dy):
 def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights):
     """Sample `count` <= _PIECE pixels of a row whose taps lie inside, one column from the right."""
     wide = float64(width)
-    for group in range(_groups(count)):
-        for lane in range(_LANES):
-            i = _LANES * group + lane
-            centre = float64(column + i) + 0.5
-            x = a * centre + across + c - 0.5
-            y = d * centre + down + f - 0.5
-            left, top = float64(int32(x)), float64(int32(y))
-            weights[i] = x - left
-            weights[_PIECE + i] = y - top
-            scratch[2 * _PIECE + i] = int64(int32(top * wide + left))
+    for i in range(_in_lanes(count)):
+        centre = float64(column + i) + 0.5
+        x = a * centre + across + c - 0.5
+        y = d * centre + down + f - 0.5
+        left, top = float64(int32(x)), float64(int32(y))
+        weights[i] = x - left
+        weights[_PIECE + i] = y - top
+        scratch[2 * _PIECE + i] = int64(int32(top * wide + left))
     for i in range(count):
         offset = 3 * scratch[2 * _PIECE + i]
         # Six bytes of eight: the pixel and its right neighbour.
         scratch[2 * _PIECE + i] = long_word_at(source, offset)
         scratch[3 * _PIECE + i] = long_word_at(source, offset + 3 * width)
-    for group in range(_groups(count)):
-        for lane in range(_LANES):
-            i = _LANES * group + lane
-            upper, lower = scratch[2 * _PIECE + i], scratch[3 * _PIECE + i]
-            dx, dy = weights[i], weights[_PIECE + i]
-            scratch[2 * _PIECE + i] = _joined(
-                _between(upper, lower, 0, dx, dy),
-                _between(upper, lower, 8, dx, dy),
-                _between(upper, lower, 16, dx, dy),
-            )
+    for i in range(_in_lanes(count)):
+        upper, lower = scratch[2 * _PIECE + i], scratch[3 * _PIECE + i]
+        dx, dy = weights[i], weights[_PIECE + i]
+        scratch[2 * _PIECE + i] = _joined(
+            _between(upper, lower, 0, dx, dy),
+            _between(upper, lower, 8, dx, dy),
+            _between(upper, lower, 16, dx, dy),
+        )
 
 
 @kernel
@@ -506,28 +497,24 @@ def shear_y(image, factor, out, scratch):
             inner_start, inner_end = end, end
         for column in range(inner_start, inner_end, _PIECE):
             count = min(_PIECE, inner_end - column)
-            for group in range(_groups(count)):
-                for lane in range(_LANES):
-                    i = _LANES * group + lane
-                    x = float64(column + i)
-                    y = factor * (x + 0.5) + down - 0.5
-                    top = float64(int32(y))
-                    weights[i] = y - top
-                    scratch[_PIECE + i] = int64(int32(top * wide + x))
+            for i in range(_in_lanes(count)):
+                x = float64(column + i)
+                y = factor * (x + 0.5) + down - 0.5
+                top = float64(int32(y))
+                weights[i] = y - top
+                scratch[_PIECE + i] = int64(int32(top * wide + x))
             for i in range(count):
                 offset = 3 * scratch[_PIECE + i]
                 upper = int64(word_at(source, offset)) & int64(0xFFFFFFFF)
                 lower = int64(word_at(source, offset + 3 * width))
                 scratch[_PIECE + i] = upper | (lower << int64(32))
-            for group in range(_groups(count)):
-                for lane in range(_LANES):
-                    i = _LANES * group + lane
-                    both, weight = scratch[_PIECE + i], weights[i]
-                    scratch[_PIECE + i] = _joined(
-                        _between_rows(both, 0, weight),
-                        _between_rows(both, 8, weight),
-                        _between_rows(both, 16, weight),
-                    )
+            for i in range(_in_lanes(count)):
+                both, weight = scratch[_PIECE + i], weights[i]
+                scratch[_PIECE + i] = _joined(
+                    _between_rows(both, 0, weight),
+                    _between_rows(both, 8, weight),
+                    _between_rows(both, 16, weight),
+                )
             _write_pixels(target, base + column, count, results)
         _fill(target, 3 * base, 3 * (base + start), 0)
         _fill(target, 3 * (base + end), 3 * (base + width), 0)
