@@ -1,8 +1,8 @@
 """The compiled kernels of PixMix's thirteen operations, byte for byte those of Pillow 13.0.
 
 A kernel takes `image` and `out`, two different (H, W, 3) C-contiguous uint8 arrays of the same
-shape, any size from 1x1, and `scratch`, (SCRATCH_LENGTH,) int64, which may hold anything. It writes
-every byte of `out`, never writes `image` and allocates nothing.
+shape, any size from 1x1 to 2^31 - 1 pixels, and `scratch`, (SCRATCH_LENGTH,) int64, which may hold
+anything. It writes every byte of `out`, never writes `image` and allocates nothing.
 
 Where Pillow computes in floating point, the same sums are made here in the same order and
 precision; no product is fused with a sum. https://github.com/python-pillow/Pillow, files
@@ -71,9 +71,9 @@ def rotation_entries(degrees):
 _ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360)])
 
 # Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
-# into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last pixel
-# of a piece is worked on as well, and never written. All slots of a piece have one size, 8 bytes
-# beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
+# into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last
+# pixel of a piece is worked on as well, and never written. All slots of a piece have one size, 8
+# bytes beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
 _PIECE = 64
 _LANES = 16
 # The byte table of shear_x: the centre of the pixel that a byte belongs to.

@@ -3,12 +3,14 @@
 import numpy as np
 from numpy.typing import NDArray
 
+_MOST_PIXELS = 2**31 - 1
+
 
 def check_picture(picture: object) -> NDArray[np.uint8]:
-    """Return a picture as a C-contiguous array, copied where it was not contiguous.
+    """Return a picture as a C-contiguous, writeable array, copied where it was not.
 
-    picture: (H, W, 3) uint8, H and W at least 1. Raises TypeError for what is not an array or not
-    uint8, ValueError for another shape.
+    picture: (H, W, 3) uint8, H and W at least 1, up to 2^31 - 1 pixels. Raises TypeError for what
+    is not an array or not uint8, ValueError for another shape.
     """
     if not isinstance(picture, np.ndarray):
         raise TypeError(
@@ -25,4 +27,10 @@ def check_picture(picture: object) -> NDArray[np.uint8]:
             f"a picture has shape (H, W, 3) with H and W at least 1, not {picture.shape}; "
             "put the channels last, and make three of them (Pillow: .convert('RGB'))"
         )
-    return np.ascontiguousarray(picture)
+    if picture.shape[0] * picture.shape[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"a picture has at most {_MOST_PIXELS} pixels, not {picture.shape[:2]}; cut it in parts"
+        )
+    picture = np.ascontiguousarray(picture)
+    # A kernel is compiled anew, for seconds, for the type of arrays that cannot be written.
+    return picture if picture.flags.writeable else picture.copy()

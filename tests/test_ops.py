@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numba import njit
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
 import reference
-from pixmix import op_kernels, ops
+from pixmix import op_kernels, ops, words
 from pixmix.pictures import check_picture
 
 Picture = NDArray[np.uint8]
@@ -306,6 +307,27 @@ def test_a_picture_need_not_be_contiguous(name: str) -> None:
     assert np.array_equal(applied(name, view, argument), applied(name, picture, argument))
 
 
+@njit
+def word_moved(source: Picture, target: Picture, start: int, end: int) -> None:
+    words.set_word(target, end, words.word_at(source, start))
+
+
+@njit
+def long_word_moved(source: Picture, target: Picture, start: int, end: int) -> None:
+    words.set_long_word(target, end, words.long_word_at(source, start))
+
+
+@given(start=st.integers(0, 12), end=st.integers(0, 12))
+def test_a_word_is_its_bytes_and_no_others_at_any_address(start: int, end: int) -> None:
+    source = np.arange(1, 21, dtype=np.uint8)
+    for move, n_bytes in [(word_moved, 4), (long_word_moved, 8)]:
+        target = np.zeros(20, np.uint8)
+        move(source, target, start, end)
+        expected = np.zeros(20, np.uint8)
+        expected[end : end + n_bytes] = source[start : start + n_bytes]
+        assert np.array_equal(target, expected)
+
+
 def test_the_operations_do_not_load_torch() -> None:
     code = "import sys, pixmix.ops; print('torch' in sys.modules)"
     root = Path(__file__).parent.parent
@@ -389,6 +411,21 @@ def test_another_dtype_is_refused(kind: type) -> None:
 def test_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"\(H, W, 3\) .* not \(.*channels last"):
         check_picture(np.zeros(shape, np.uint8))
+
+
+def test_more_pixels_than_an_index_counts_are_refused() -> None:
+    picture = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (2**16, 2**15, 3))
+    with pytest.raises(ValueError, match=r"at most 2147483647 pixels, not \(65536, 32768\); cut"):
+        check_picture(picture)
+
+
+def test_a_picture_that_cannot_be_written_is_compiled_for_only_once() -> None:
+    picture = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
+    expected = ops.posterize(picture, 3)
+    compiled = len(op_kernels.posterize.signatures)
+    picture.setflags(write=False)
+    assert np.array_equal(ops.posterize(picture, 3), expected)
+    assert len(op_kernels.posterize.signatures) == compiled
 
 
 def test_a_contiguous_picture_is_not_copied() -> None:
