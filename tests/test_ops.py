@@ -372,6 +372,19 @@ def test_a_level_becomes_the_argument_of_the_paper(
     assert argument == expected_argument(name, level, -1 if negative else 1, height, width)
 
 
+def test_a_level_is_rounded_where_the_formula_as_written_rounds_it() -> None:
+    # Just where int() steps: another order of the product and the division gives other arguments.
+    steps = [(n * 10 / parts) for parts in (4, 30, 256, 224 / 3, 32 / 3) for n in range(1, 257)]
+    around = [np.nextafter(step, side) for step in steps for side in (0.0, step, 11.0)]
+    levels = [float(level) for level in around if 0.1 <= level <= 10]
+    assert len(levels) > 1000
+    for name in ("posterize", "rotate", "solarize", "translate_x", "translate_y"):
+        code = ops.OPERATIONS.index(name)
+        for level in levels:
+            argument = ops.draw_argument(code, level, negative=False, height=32, width=224)
+            assert argument == expected_argument(name, level, 1, 32, 224), (name, level)
+
+
 @given(level=st.floats(0.1, 10), negative=st.booleans(), side=st.integers(1, 500))
 def test_the_small_argument_functions_are_those_of_the_large_one(
     level: float, negative: bool, side: int
