@@ -259,11 +259,19 @@ def equalize(image, out, scratch):
             last -= 1
         # A single value leaves nothing below the last: a step of 0 as well.
         step = (n_pixels - int64(counts[256 * channel + last])) // 255
-        reached = step // 2
+        table, reached = tables[256 * channel : 256 * channel + 256], step // 2
+        if step == 0:
+            for value in range(256):
+                table[value] = uint8(value)
+            continue
+        below = counts[256 * channel : 256 * channel + 256]
         for value in range(256):
-            place = 256 * channel + value
-            tables[place] = uint8(value if step == 0 else min(reached // step, 255))
-            reached += int64(counts[place])
+            here = below[value]
+            below[value] = uint32(reached)
+            reached += int64(here)
+        # Under 2^53 a quotient of whole numbers never rounds up to the next one.
+        for value in range(256):
+            table[value] = uint8(int32(min(float64(below[value]) / float64(step), 255.0)))
     _look_up(source, tables, target)
 
 
