@@ -18,7 +18,7 @@ import numpy as np
 from numpy import float32, float64, int32, int64, intp, uint8, uint16, uint32
 
 from pixmix.compiling import inlined_kernel, kernel
-from pixmix.words import long_word_at, set_long_word, set_word, word_at
+from pixmix.words import long_word_at, set_long_word, word_at
 
 OPERATIONS = (
     "autocontrast",
@@ -74,7 +74,7 @@ _ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360
 # into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last
 # pixel of a piece is worked on as well, and never written. All slots of a piece have one size, 8
 # bytes beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
-_PIECE = 64
+_PIECE = 128
 _LANES = 16
 # The byte table of shear_x: the centre of the pixel that a byte belongs to.
 _STRETCH = 256
@@ -100,31 +100,56 @@ def _joined(red, green, blue):
 
 
 @inlined_kernel
-def _read_pixels(source, first, count, words):
-    """Read `count` pixels of flat bytes, the first at pixel `first`, into int32 words.
-
-    The highest byte of a word is anything.
-    """
-    for i in range(count - 1):
-        words[i] = word_at(source, 3 * (first + i))
-    # A word would reach past the last pixel of the picture.
-    last = 3 * (first + count - 1)
-    words[count - 1] = _joined(
-        int32(source[last]), int32(source[last + 1]), int32(source[last + 2])
-    )
+def _whole_pairs(count):
+    """Return how many pairs of pixels are followed by another: six bytes, moved as eight."""
+    return (count - 1) // 2
 
 
 @inlined_kernel
-def _write_pixels(target, first, count, words):
-    """Write `count` words, int32 or int64, to flat bytes from pixel `first` on, no byte more."""
-    for i in range(count - 1):
-        # The highest byte falls on the next pixel, which is written after this one.
-        set_word(target, 3 * (first + i), int32(words[i]))
-    last = 3 * (first + count - 1)
-    word = int32(words[count - 1])
-    target[last] = uint8(_byte(word, 0))
-    target[last + 1] = uint8(_byte(word, 8))
-    target[last + 2] = uint8(_byte(word, 16))
+def _read_pixels(source, first, count, scratch, words):
+    """Read `count` pixels of flat bytes, the first at pixel `first`, into int32 words.
+
+    scratch: the memory of `words` as int64, two words each. The highest byte of a word is anything.
+    """
+    for i in range(_whole_pairs(count)):
+        both = long_word_at(source, 3 * first + 6 * i)
+        scratch[i] = (both & int64(0xFFFFFFFF)) | ((both >> int64(24)) << int64(32))
+    for i in range(2 * _whole_pairs(count), count):
+        place = 3 * (first + i)
+        words[i] = _joined(int32(source[place]), int32(source[place + 1]), int32(source[place + 2]))
+
+
+@inlined_kernel
+def _write_pixel(target, pixel, word):
+    """Write the three lower bytes of a word."""
+    target[3 * pixel] = uint8(_byte(int32(word), 0))
+    target[3 * pixel + 1] = uint8(_byte(int32(word), 8))
+    target[3 * pixel + 2] = uint8(_byte(int32(word), 16))
+
+
+@inlined_kernel
+def _write_words(target, first, count, scratch, words):
+    """Write `count` int32 words to flat bytes from pixel `first` on, and not a byte more.
+
+    scratch: the memory of `words` as int64.
+    """
+    for i in range(_whole_pairs(count)):
+        both = scratch[i]
+        # The two highest bytes fall on the next pixel, which is written after this one.
+        pair = (both & int64(0xFFFFFF)) | ((both >> int64(32)) << int64(24))
+        set_long_word(target, 3 * first + 6 * i, pair)
+    for i in range(2 * _whole_pairs(count), count):
+        _write_pixel(target, first + i, words[i])
+
+
+@inlined_kernel
+def _write_slots(target, first, count, slots):
+    """Write `count` int64 of 24 bits to flat bytes from pixel `first` on, and not a byte more."""
+    for i in range(_whole_pairs(count)):
+        pair = slots[2 * i] | (slots[2 * i + 1] << int64(24))
+        set_long_word(target, 3 * first + 6 * i, pair)
+    for i in range(2 * _whole_pairs(count), count):
+        _write_pixel(target, first + i, slots[i])
 
 
 @inlined_kernel
@@ -423,7 +448,7 @@ def rotate(image, cosine, sine, out, scratch):
         for column in range(inner_start, inner_end, _PIECE):
             count = min(_PIECE, inner_end - column)
             _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights)
-            _write_pixels(target, base + column, count, results)
+            _write_slots(target, base + column, count, results)
         _fill(target, 3 * base, 3 * (base + start), 0)
         _fill(target, 3 * (base + end), 3 * (base + width), 0)
         for side in range(2):
@@ -523,7 +548,7 @@ def shear_y(image, factor, out, scratch):
                     _between_rows(both, 8, weight),
                     _between_rows(both, 16, weight),
                 )
-            _write_pixels(target, base + column, count, results)
+            _write_slots(target, base + column, count, results)
         _fill(target, 3 * base, 3 * (base + start), 0)
         _fill(target, 3 * (base + end), 3 * (base + width), 0)
         for side in range(2):
@@ -602,7 +627,7 @@ def color(image, factor, out, scratch):
     n_pixels = intp(image.shape[0] * image.shape[1])
     for first in range(0, n_pixels, _PIECE):
         count = min(_PIECE, n_pixels - first)
-        _read_pixels(source, first, count, words)
+        _read_pixels(source, first, count, scratch, words)
         for i in range(_PIECE):
             word = words[i]
             grey = float32(_grey(word))
@@ -611,7 +636,7 @@ def color(image, factor, out, scratch):
                 _blended(grey, float32(_byte(word, 8)), factor32),
                 _blended(grey, float32(_byte(word, 16)), factor32),
             )
-        _write_pixels(target, first, count, words)
+        _write_words(target, first, count, scratch, words)
 
 
 @kernel
@@ -623,7 +648,7 @@ def contrast(image, factor, out, scratch):
     total = int64(0)
     for first in range(0, n_pixels, _PIECE):
         count = min(_PIECE, n_pixels - first)
-        _read_pixels(source, first, count, words)
+        _read_pixels(source, first, count, scratch, words)
         for i in range(count, _PIECE):
             words[i] = int32(0)
         part = int32(0)

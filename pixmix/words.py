@@ -43,18 +43,6 @@ def long_word_at(typing_context: Any, array: Any, offset: Any) -> Any:
 
 
 @intrinsic
-def set_word(typing_context: Any, array: Any, offset: Any, word: Any) -> Any:
-    """Write an int32 to the 4 bytes of a contiguous uint8 array from an offset, intp."""
-
-    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        place = _pointer(context, builder, signature.args[0], values[0], values[1], 32)
-        builder.store(values[2], place).align = 1
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.int32), generate
-
-
-@intrinsic
 def set_long_word(typing_context: Any, array: Any, offset: Any, word: Any) -> Any:
     """Write an int64 to the 8 bytes of a contiguous uint8 array from an offset, intp."""
 

@@ -308,24 +308,27 @@ def test_a_picture_need_not_be_contiguous(name: str) -> None:
 
 
 @njit
-def word_moved(source: Picture, target: Picture, start: int, end: int) -> None:
-    words.set_word(target, end, words.word_at(source, start))
+def word(source: Picture, start: int) -> int:
+    return words.word_at(source, start)
 
 
 @njit
-def long_word_moved(source: Picture, target: Picture, start: int, end: int) -> None:
-    words.set_long_word(target, end, words.long_word_at(source, start))
+def long_word_moved(source: Picture, target: Picture, start: int, end: int) -> int:
+    both = words.long_word_at(source, start)
+    words.set_long_word(target, end, both)
+    return both
 
 
 @given(start=st.integers(0, 12), end=st.integers(0, 12))
 def test_a_word_is_its_bytes_and_no_others_at_any_address(start: int, end: int) -> None:
-    source = np.arange(1, 21, dtype=np.uint8)
-    for move, n_bytes in [(word_moved, 4), (long_word_moved, 8)]:
-        target = np.zeros(20, np.uint8)
-        move(source, target, start, end)
-        expected = np.zeros(20, np.uint8)
-        expected[end : end + n_bytes] = source[start : start + n_bytes]
-        assert np.array_equal(target, expected)
+    source, target = np.arange(101, 121, dtype=np.uint8), np.zeros(20, np.uint8)
+    expected = target.copy()
+    expected[end : end + 8] = source[start : start + 8]
+    assert word(source, start) == int.from_bytes(source[start : start + 4], "little")
+    assert long_word_moved(source, target, start, end) == int.from_bytes(
+        source[start : start + 8], "little"
+    )
+    assert np.array_equal(target, expected)
 
 
 def test_the_operations_do_not_load_torch() -> None:
