@@ -153,11 +153,11 @@ def _write_slots(target, first, count, slots):
 
 
 @inlined_kernel
-def _fill(target, start, end, value):
-    """Set the bytes from start to before end."""
+def _blacken(target, start, end):
+    """Set the bytes from start to before end to 0."""
     part = target[start:end]
     for i in range(len(part)):
-        part[i] = uint8(value)
+        part[i] = uint8(0)
 
 
 @inlined_kernel
@@ -449,8 +449,8 @@ def rotate(image, cosine, sine, out, scratch):
             count = min(_PIECE, inner_end - column)
             _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights)
             _write_slots(target, base + column, count, results)
-        _fill(target, 3 * base, 3 * (base + start), 0)
-        _fill(target, 3 * (base + end), 3 * (base + width), 0)
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
         for side in range(2):
             first, last = (start, inner_start) if side == 0 else (inner_end, end)
             for column in range(first, last):
@@ -475,8 +475,8 @@ def shear_x(image, factor, out, scratch):
         start, end = _span(1.0, shift, 0.0, 0.0, float64(width), width)
         end = max(start, end)
         base = row * width
-        _fill(target, 3 * base, 3 * (base + start), 0)
-        _fill(target, 3 * (base + end), 3 * (base + width), 0)
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
         if start == end:
             continue
         step = intp(math.floor(shift))
@@ -549,8 +549,8 @@ def shear_y(image, factor, out, scratch):
                     _between_rows(both, 16, weight),
                 )
             _write_slots(target, base + column, count, results)
-        _fill(target, 3 * base, 3 * (base + start), 0)
-        _fill(target, 3 * (base + end), 3 * (base + width), 0)
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
         for side in range(2):
             first, last = (start, inner_start) if side == 0 else (inner_end, end)
             for column in range(first, last):
@@ -570,8 +570,8 @@ def translate_x(image, pixels, out, scratch):
     # All rows in one go; what came over from a neighbouring row is painted black.
     _copy_bytes(source, start + shift, target, start, size - stride + end)
     for row in range(height):
-        _fill(target, row * stride, row * stride + start, 0)
-        _fill(target, row * stride + end, (row + 1) * stride, 0)
+        _blacken(target, row * stride, row * stride + start)
+        _blacken(target, row * stride + end, (row + 1) * stride)
 
 
 @kernel
@@ -582,9 +582,9 @@ def translate_y(image, pixels, out, scratch):
     shift = 3 * width * intp(min(max(pixels, -height), height))
     size = 3 * width * height
     start, end = max(-shift, 0), size - max(shift, 0)
-    _fill(target, 0, start, 0)
+    _blacken(target, 0, start)
     _copy_bytes(source, start + shift, target, start, end)
-    _fill(target, end, size, 0)
+    _blacken(target, end, size)
 
 
 # --- Enhancement ---------------------------------------------------------------------------------
