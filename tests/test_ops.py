@@ -1,6 +1,7 @@
 """The thirteen operations equal Pillow's, byte for byte, and their slow twins."""
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -295,6 +296,21 @@ def test_a_kernel_writes_nothing_outside_its_picture(name: str) -> None:
         assert np.array_equal(memory[:101], kept[:101])
         assert np.array_equal(memory[101 + size :], kept[101 + size :])
         assert not scratch[op_kernels.SCRATCH_LENGTH :].any()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux to guard pages")
+def test_a_kernel_touches_no_byte_beside_its_pictures() -> None:
+    # Reading is invisible: a picture may end where mapped memory ends.
+    tests = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, tests / "guarded.py"],
+        cwd=tests.parent,
+        env={**os.environ, "PYTHONPATH": str(tests.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > 5000
 
 
 @pytest.mark.parametrize("name", ops.OPERATIONS)
