@@ -602,3 +602,150 @@ def palette_ring(
         rgb = rgb.clip(0, 1)
         ring[entry] = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
     return ring
+
+
+# --- pixmix/op_kernels.py ------------------------------------------------------------------------
+
+
+def by_table(image: NDArray[np.uint8], tables: list[list[int]]) -> NDArray[np.uint8]:
+    """Each channel through its own table of 256."""
+    channels = [np.array(table)[image[..., i]] for i, table in enumerate(tables)]
+    return np.stack(channels, axis=2).astype(np.uint8)
+
+
+def autocontrast(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The value times a scale plus an offset, the darkest to 0, the brightest to 255."""
+    tables = []
+    for i in range(3):
+        low, high = int(image[..., i].min()), int(image[..., i].max())
+        scale = 255.0 / (high - low) if high > low else 1.0
+        offset = -low * scale if high > low else 0.0
+        tables.append([min(max(int(v * scale + offset), 0), 255) for v in range(256)])
+    return by_table(image, tables)
+
+
+def equalize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each value to how many are below it, in steps."""
+    tables = []
+    for i in range(3):
+        counts = Counter(image[..., i].ravel().tolist())
+        step = (image[..., i].size - counts[max(counts)]) // 255
+        below = [sum(counts[u] for u in counts if u < v) for v in range(256)]
+        even = [min((step // 2 + n) // step, 255) if step else v for v, n in enumerate(below)]
+        tables.append(list(range(256)) if len(counts) == 1 else even)
+    return by_table(image, tables)
+
+
+def posterize(image: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Whole steps of 2^(8 - bits)."""
+    step = 2 ** (8 - bits)
+    return (image.astype(int) // step * step).astype(np.uint8)
+
+
+def solarize(image: NDArray[np.uint8], threshold: int) -> NDArray[np.uint8]:
+    """What is bright becomes dark."""
+    return np.where(image < threshold, image, 255 - image).astype(np.uint8)
+
+
+def affine(image: NDArray[np.uint8], matrix: tuple[float, ...]) -> NDArray[np.uint8]:
+    """Each output pixel's centre through the matrix, four taps there, black outside."""
+    height, width = image.shape[:2]
+    a, b, c, d, e, f = matrix
+    out = np.zeros_like(image)
+    taps = image.astype(float).tolist()
+    for i in range(height):
+        for j in range(width):
+            x = a * (j + 0.5) + b * (i + 0.5) + c
+            y = d * (j + 0.5) + e * (i + 0.5) + f
+            if not (0 <= x < width and 0 <= y < height):
+                continue
+            left, top = math.floor(x - 0.5), math.floor(y - 0.5)
+            dx, dy = x - 0.5 - left, y - 0.5 - top
+            columns = [min(max(k, 0), width - 1) for k in (left, left + 1)]
+            rows = [min(max(k, 0), height - 1) for k in (top, top + 1)]
+            for channel in range(3):
+                upper, lower = (
+                    taps[k][columns[0]][channel]
+                    + (taps[k][columns[1]][channel] - taps[k][columns[0]][channel]) * dx
+                    for k in rows
+                )
+                out[i, j, channel] = int(upper + (lower - upper) * dy)
+    return out
+
+
+def rotate(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
+    """About the centre, the matrix rounded to 15 digits."""
+    turn = -math.radians(degrees % 360.0)
+    cosine, sine = round(math.cos(turn), 15), round(math.sin(turn), 15)
+    x, y = image.shape[1] / 2, image.shape[0] / 2
+    c, f = cosine * -x + sine * -y + x, -sine * -x + cosine * -y + y
+    return affine(image, (cosine, sine, c, -sine, cosine, f))
+
+
+def shear_x(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Rows move."""
+    return affine(image, (1, factor, 0, 0, 1, 0))
+
+
+def shear_y(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Columns move."""
+    return affine(image, (1, 0, 0, factor, 1, 0))
+
+
+def translate_x(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
+    """Every row reads `pixels` to the right."""
+    columns = np.arange(image.shape[1]) + pixels
+    inside = (columns >= 0) & (columns < image.shape[1])
+    return image[:, np.where(inside, columns, 0)] * inside[None, :, None]
+
+
+def translate_y(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
+    """Every column reads `pixels` further down."""
+    return translate_x(image.transpose(1, 0, 2), pixels).transpose(1, 0, 2)
+
+
+def grey(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Rec. 601 in 65536ths, rounded."""
+    sums: NDArray[np.int64] = image.astype(np.int64) @ np.array([19595, 38470, 7471])
+    return (sums + 32768) // 65536
+
+
+def blended(
+    degenerate: NDArray[np.int64], image: NDArray[np.uint8], factor: float
+) -> NDArray[np.uint8]:
+    """In float32, the product rounded and then the sum, cut to a byte."""
+    start = degenerate.astype(np.float32)
+    with np.errstate(over="ignore"):
+        product = np.float32(factor) * (image.astype(np.float32) - start)
+    return np.clip(start + product, 0, 255).astype(np.uint8)
+
+
+def color(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Away from grey."""
+    return blended(grey(image)[..., None], image, factor)
+
+
+def contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Away from the mean grey."""
+    return blended(np.array(int(grey(image).sum() / grey(image).size + 0.5)), image, factor)
+
+
+def brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Away from black."""
+    return blended(np.array(0), image, factor)
+
+
+def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    """Away from the mean of 3x3 pixels, the middle one counted five times."""
+    height, width = image.shape[:2]
+    smooth = image.astype(np.int64)
+    if min(height, width) > 2:
+        padded = image.astype(np.int64)
+        window = 4 * padded[1:-1, 1:-1]
+        for i in range(3):
+            for j in range(3):
+                window = window + padded[i : height - 2 + i, j : width - 2 + j]
+        smooth[1:-1, 1:-1] = [
+            [[round(Fraction(n, 13)) for n in pixel] for pixel in row] for row in window.tolist()
+        ]
+    return blended(smooth, image, factor)

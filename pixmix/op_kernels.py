@@ -1,0 +1,821 @@
+"""The compiled kernels of PixMix's thirteen operations, byte for byte those of Pillow 13.0.
+
+A kernel takes `image` and `out`, two different (H, W, 3) C-contiguous uint8 arrays of the same
+shape, any size from 1x1 to 2^31 - 1 pixels, and `scratch`, (SCRATCH_LENGTH,) int64, which may hold
+anything. It writes every byte of `out`, never writes `image` and allocates nothing.
+
+Where Pillow computes in floating point, the same sums are made here in the same order and
+precision; no product is fused with a sum. https://github.com/python-pillow/Pillow, files
+src/PIL/{Image,ImageOps,ImageEnhance}.py and src/libImaging/{Geometry,Blend,Filter,Convert}.c.
+"""
+
+# Compiled numbers have types of their own, which mypy's picture of numpy cannot tell apart.
+# mypy: disable-error-code="arg-type, assignment, call-overload, operator"
+
+import math
+
+import numpy as np
+from numpy import float32, float64, int32, int64, intp, uint8, uint16, uint32
+
+from pixmix.compiling import inlined_kernel, kernel
+from pixmix.words import long_word_at, set_long_word, word_at
+
+OPERATIONS = (
+    "autocontrast",
+    "equalize",
+    "posterize",
+    "rotate",
+    "solarize",
+    "shear_x",
+    "shear_y",
+    "translate_x",
+    "translate_y",
+    "color",
+    "contrast",
+    "brightness",
+    "sharpness",
+)
+"""The place of a name is the code of its operation."""
+STANDARD_OPERATIONS = 9
+"""The first so many are PixMix's own; the last four overlap the corruptions of ImageNet-C."""
+SCRATCH_LENGTH = 1024
+"""Entries of int64 that a kernel may use."""
+
+(
+    AUTOCONTRAST,
+    EQUALIZE,
+    POSTERIZE,
+    ROTATE,
+    SOLARIZE,
+    SHEAR_X,
+    SHEAR_Y,
+    TRANSLATE_X,
+    TRANSLATE_Y,
+    COLOR,
+    CONTRAST,
+    BRIGHTNESS,
+    SHARPNESS,
+) = range(len(OPERATIONS))
+
+
+def rotation_entries(degrees):
+    """Return cosine and sine of the matrix that Pillow's Image.rotate makes for an angle.
+
+    degrees: finite float, counterclockwise. Two floats, rounded to 15 digits as Pillow does.
+    """
+    angle = -math.radians(degrees % 360.0)
+    return round(math.cos(angle), 15), round(math.sin(angle), 15)
+
+
+# Python's own round, which the compiler does not have: a table for the angles that are drawn.
+_ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360)])
+
+# Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
+# into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last
+# pixel of a piece is worked on as well, and never written. All slots of a piece have one size, 8
+# bytes beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
+_PIECE = 128
+_LANES = 16
+# The byte table of shear_x: the centre of the pixel that a byte belongs to.
+_STRETCH = 256
+_CENTRES = (np.arange(3 * _STRETCH) // 3) + 0.5
+# Bytes of a row that sharpness sums at a time: two bytes each, the whole of scratch.
+_SUMS = 4 * SCRATCH_LENGTH
+# Bytes that the search for the extremes compares with at a time: a multiple of three channels.
+_PERIOD = 192
+
+# --- Pixels as words -----------------------------------------------------------------------------
+
+
+@inlined_kernel
+def _byte(word, shift):
+    """Return eight bits of an int32 as int32, from bit `shift` up."""
+    return int32(int32(word >> int32(shift)) & int32(255))
+
+
+@inlined_kernel
+def _joined(red, green, blue):
+    """Return three int32 of 0..255 as one, the first the lowest."""
+    return int32(int32(red | int32(green << int32(8))) | int32(blue << int32(16)))
+
+
+@inlined_kernel
+def _whole_pairs(count):
+    """Return how many pairs of pixels are followed by another: six bytes, moved as eight."""
+    return (count - 1) // 2
+
+
+@inlined_kernel
+def _read_pixels(source, first, count, scratch, words):
+    """Read `count` pixels of flat bytes, the first at pixel `first`, into int32 words.
+
+    scratch: the memory of `words` as int64, two words each. The highest byte of a word is anything.
+    """
+    for i in range(_whole_pairs(count)):
+        both = long_word_at(source, 3 * first + 6 * i)
+        scratch[i] = (both & int64(0xFFFFFFFF)) | ((both >> int64(24)) << int64(32))
+    for i in range(2 * _whole_pairs(count), count):
+        place = 3 * (first + i)
+        words[i] = _joined(int32(source[place]), int32(source[place + 1]), int32(source[place + 2]))
+
+
+@inlined_kernel
+def _write_pixel(target, pixel, word):
+    """Write the three lower bytes of a word."""
+    target[3 * pixel] = uint8(_byte(int32(word), 0))
+    target[3 * pixel + 1] = uint8(_byte(int32(word), 8))
+    target[3 * pixel + 2] = uint8(_byte(int32(word), 16))
+
+
+@inlined_kernel
+def _write_words(target, first, count, scratch, words):
+    """Write `count` int32 words to flat bytes from pixel `first` on, and not a byte more.
+
+    scratch: the memory of `words` as int64.
+    """
+    for i in range(_whole_pairs(count)):
+        both = scratch[i]
+        # The two highest bytes fall on the next pixel, which is written after this one.
+        pair = (both & int64(0xFFFFFF)) | ((both >> int64(32)) << int64(24))
+        set_long_word(target, 3 * first + 6 * i, pair)
+    for i in range(2 * _whole_pairs(count), count):
+        _write_pixel(target, first + i, words[i])
+
+
+@inlined_kernel
+def _write_slots(target, first, count, slots):
+    """Write `count` int64 of 24 bits to flat bytes from pixel `first` on, and not a byte more."""
+    for i in range(_whole_pairs(count)):
+        pair = slots[2 * i] | (slots[2 * i + 1] << int64(24))
+        set_long_word(target, 3 * first + 6 * i, pair)
+    for i in range(2 * _whole_pairs(count), count):
+        _write_pixel(target, first + i, slots[i])
+
+
+@inlined_kernel
+def _blacken(target, start, end):
+    """Set the bytes from start to before end to 0."""
+    part = target[start:end]
+    for i in range(len(part)):
+        part[i] = uint8(0)
+
+
+@inlined_kernel
+def _copy_bytes(source, source_start, target, start, end):
+    """Copy bytes to start..end from source_start on."""
+    ours, theirs = target[start:end], source[source_start : source_start + end - start]
+    for i in range(len(ours)):
+        ours[i] = theirs[i]
+
+
+@inlined_kernel
+def _copy(image, out):
+    """Copy a picture."""
+    source, target = image.reshape(-1), out.reshape(-1)
+    for i in range(len(source)):
+        target[i] = source[i]
+
+
+@inlined_kernel
+def _in_lanes(count):
+    """Return a number of pixels rounded up to whole lanes, to leave no remainder done singly."""
+    return (count + _LANES - 1) // _LANES * _LANES
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
+@inlined_kernel
+def _look_up(source, tables, target):
+    """Replace each flat byte by its entry in the table of its channel; tables: (768,) uint8."""
+    whole = len(source) // 24 * 24
+    for start in range(0, whole, 24):
+        for part in range(3):
+            values = long_word_at(source, start + 8 * part)
+            found = int64(0)
+            for place in range(8):
+                table = 256 * ((8 * part + place) % 3)
+                value = (values >> int64(8 * place)) & int64(255)
+                found |= int64(tables[table + value]) << int64(8 * place)
+            set_long_word(target, start + 8 * part, found)
+    for i in range(whole, len(source)):
+        target[i] = tables[256 * (i % 3) + int64(source[i])]
+
+
+@inlined_kernel
+def _count(source, counts):
+    """Count flat bytes by channel and value; counts: (1536,) uint32, the first 768 the result.
+
+    Two sets of counters: equal neighbours would wait for each other at one.
+    """
+    for i in range(1536):
+        counts[i] = uint32(0)
+    whole = len(source) // 24 * 24
+    for start in range(0, whole, 24):
+        for part in range(3):
+            values = long_word_at(source, start + 8 * part)
+            for place in range(8):
+                value = (values >> int64(8 * place)) & int64(255)
+                counts[256 * ((8 * part + place) % 6) + value] += uint32(1)
+    for i in range(whole, len(source)):
+        counts[256 * (i % 3) + int64(source[i])] += uint32(1)
+    for i in range(768):
+        counts[i] += counts[i + 768]
+
+
+@inlined_kernel
+def _extremes(source, extremes):
+    """Find the lowest and the highest byte of each channel; extremes: (2 * _PERIOD,) uint8.
+
+    Entries 0, 1, 2 become the lowest, _PERIOD + 0, 1, 2 the highest.
+    """
+    for i in range(_PERIOD):
+        extremes[i], extremes[_PERIOD + i] = uint8(255), uint8(0)
+    for start in range(0, len(source), _PERIOD):
+        piece = source[start : start + _PERIOD]
+        for i in range(len(piece)):
+            value = piece[i]
+            extremes[i] = min(extremes[i], value)
+            extremes[_PERIOD + i] = max(extremes[_PERIOD + i], value)
+    for i in range(3, _PERIOD):
+        low, high = i % 3, _PERIOD + i % 3
+        extremes[low] = min(extremes[low], extremes[i])
+        extremes[high] = max(extremes[high], extremes[_PERIOD + i])
+
+
+@kernel
+def autocontrast(image, out, scratch):
+    """Stretch each channel to 0..255 linearly; a channel of one value stays."""
+    source, target = image.reshape(-1), out.reshape(-1)
+    memory = scratch.view(uint8)
+    extremes, tables = memory[: 2 * _PERIOD], memory[2 * _PERIOD : 2 * _PERIOD + 768]
+    _extremes(source, extremes)
+    stays = True
+    for channel in range(3):
+        low, high = int64(extremes[channel]), int64(extremes[_PERIOD + channel])
+        stays &= high <= low or high - low == 255
+    if stays:
+        _copy(image, out)
+        return
+    for channel in range(3):
+        low, high = int64(extremes[channel]), int64(extremes[_PERIOD + channel])
+        scale, offset = 1.0, 0.0
+        if high > low:
+            scale = 255.0 / float64(high - low)
+            offset = -float64(low) * scale
+        table = tables[256 * channel : 256 * channel + 256]
+        for value in range(256):
+            # Values that do not occur may lie outside; int32 holds 255 * 255.
+            stretched = int32(float64(value) * scale + offset)
+            table[value] = uint8(min(max(stretched, int32(0)), int32(255)))
+    _look_up(source, tables, target)
+
+
+@kernel
+def equalize(image, out, scratch):
+    """Make the histogram of each channel as even as a table can; one value stays."""
+    source, target = image.reshape(-1), out.reshape(-1)
+    counts, tables = scratch[:768].view(uint32), scratch[768:864].view(uint8)
+    _count(source, counts)
+    n_pixels = int64(image.shape[0] * image.shape[1])
+    for channel in range(3):
+        last = 255
+        while counts[256 * channel + last] == 0:
+            last -= 1
+        # A single value leaves nothing below the last: a step of 0 as well.
+        step = (n_pixels - int64(counts[256 * channel + last])) // 255
+        table, reached = tables[256 * channel : 256 * channel + 256], step // 2
+        if step == 0:
+            for value in range(256):
+                table[value] = uint8(value)
+            continue
+        below = counts[256 * channel : 256 * channel + 256]
+        for value in range(256):
+            here = below[value]
+            below[value] = uint32(reached)
+            reached += int64(here)
+        # Under 2^53 a quotient of whole numbers never rounds up to the next one.
+        for value in range(256):
+            table[value] = uint8(int32(min(float64(below[value]) / float64(step), 255.0)))
+    _look_up(source, tables, target)
+
+
+@kernel
+def posterize(image, bits, out, scratch):
+    """Keep the upper bits of each byte; bits: int, 0..8."""
+    mask = uint8((0xFF00 >> bits) & 0xFF)
+    source, target = image.reshape(-1), out.reshape(-1)
+    for i in range(len(source)):
+        target[i] = source[i] & mask
+
+
+@kernel
+def solarize(image, threshold, out, scratch):
+    """Turn every byte from the threshold up into 255 less it; threshold: int, 0..256."""
+    source, target = image.reshape(-1), out.reshape(-1)
+    if threshold > 255:
+        _copy(image, out)
+        return
+    first = uint8(threshold)
+    for i in range(len(source)):
+        value = source[i]
+        target[i] = value if value < first else ~value
+
+
+# --- Geometry ------------------------------------------------------------------------------------
+# The place of an output pixel is (a x + b y + c, d x + e y + f), x and y its centre, 0.5 for the
+# first. Every sum is rounded as Pillow rounds it. Products and sums keep their order when they are
+# rounded, so the place is monotone along a row, and a row's pixels inside the picture are a span.
+
+
+@inlined_kernel
+def _crossing(slope, shift, constant, limit, width):
+    """Return the first column, 0..width, whose place has crossed a limit.
+
+    The place of column x is slope * (x + 0.5) + shift + constant. It has crossed where it is
+    >= limit if slope >= 0, where it is < limit if slope < 0. The guess may be off, by a rounding or
+    for a slope near 0 by a picture: the answer is found by trying.
+    """
+    guess = (limit - constant - shift) / slope - 0.5
+    column = intp(0)
+    if guess > 0.0:
+        column = intp(min(guess, float64(width)))
+    while column > 0 and ((slope * (column - 0.5) + shift + constant >= limit) == (slope >= 0.0)):
+        column -= 1
+    while column < width and (
+        (slope * (column + 0.5) + shift + constant >= limit) != (slope >= 0.0)
+    ):
+        column += 1
+    return column
+
+
+@inlined_kernel
+def _span(slope, shift, constant, low, high, width):
+    """Return the first column whose place is in low <= place < high, and the one after the last."""
+    start = _crossing(slope, shift, constant, low if slope >= 0.0 else high, width)
+    end = _crossing(slope, shift, constant, high if slope >= 0.0 else low, width)
+    return start, end
+
+
+@inlined_kernel
+def _pixel_beside_the_edge(source, x, y, height, width, target, place):
+    """Sample at (x, y), in the coordinates of centres, with the taps outside moved to the edge."""
+    left, top = intp(math.floor(x)), intp(math.floor(y))
+    dx, dy = x - float64(left), y - float64(top)
+    right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+    left, top = max(left, 0), max(top, 0)
+    for channel in range(3):
+        p = float64(source[(top * width + left) * 3 + channel])
+        q = float64(source[(top * width + right) * 3 + channel])
+        r = float64(source[(bottom * width + left) * 3 + channel])
+        s = float64(source[(bottom * width + right) * 3 + channel])
+        upper = p + (q - p) * dx
+        lower = r + (s - r) * dx
+        target[place + channel] = uint8(int32(upper + (lower - upper) * dy))
+
+
+@inlined_kernel
+def _between(words, lower_words, shift, dx, dy):
+    """Return one channel between four taps, int32: left and right in a word's bits, two words."""
+    p = float64(int32((words >> int64(shift)) & int64(255)))
+    q = float64(int32((words >> int64(shift + 24)) & int64(255)))
+    r = float64(int32((lower_words >> int64(shift)) & int64(255)))
+    s = float64(int32((lower_words >> int64(shift + 24)) & int64(255)))
+    upper = p + (q - p) * dx
+    lower = r + (s - r) * dx
+    return int32(upper + (lower - upper) * dy)
+
+
+@inlined_kernel
+def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights):
+    """Sample `count` <= _PIECE pixels of a row whose taps lie inside, one column from the right."""
+    wide = float64(width)
+    for i in range(_in_lanes(count)):
+        centre = float64(column + i) + 0.5
+        x = a * centre + across + c - 0.5
+        y = d * centre + down + f - 0.5
+        left, top = float64(int32(x)), float64(int32(y))
+        weights[i] = x - left
+        weights[_PIECE + i] = y - top
+        scratch[2 * _PIECE + i] = int64(int32(top * wide + left))
+    for i in range(count):
+        offset = 3 * scratch[2 * _PIECE + i]
+        # Six bytes of eight: the pixel and its right neighbour.
+        scratch[2 * _PIECE + i] = long_word_at(source, offset)
+        scratch[3 * _PIECE + i] = long_word_at(source, offset + 3 * width)
+    for i in range(_in_lanes(count)):
+        upper, lower = scratch[2 * _PIECE + i], scratch[3 * _PIECE + i]
+        dx, dy = weights[i], weights[_PIECE + i]
+        scratch[2 * _PIECE + i] = _joined(
+            _between(upper, lower, 0, dx, dy),
+            _between(upper, lower, 8, dx, dy),
+            _between(upper, lower, 16, dx, dy),
+        )
+
+
+@kernel
+def rotate(image, cosine, sine, out, scratch):
+    """Turn the picture about its centre; cosine, sine: `rotation_entries` of the angle.
+
+    Pillow copies or transposes for multiples of 90 degrees. The matrix is whole there, every weight
+    0, and the result the same.
+    """
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target = image.reshape(-1), out.reshape(-1)
+    weights, results = scratch.view(float64), scratch[2 * _PIECE : 3 * _PIECE]
+    x, y = width / 2, height / 2
+    a, b, d, e = cosine, sine, -sine, cosine
+    c = a * -x + b * -y + x
+    f = d * -x + e * -y + y
+    # A cosine rounds to 1 before its sine rounds to 0.
+    if cosine == 1.0 and sine == 0.0:
+        _copy(image, out)
+        return
+    for row in range(height):
+        across, down = b * (row + 0.5), e * (row + 0.5)
+        start, end = _span(a, across, c, 0.0, float64(width), width)
+        first, last = _span(d, down, f, 0.0, float64(height), width)
+        start, end = max(start, first), min(end, last)
+        end = max(start, end)
+        # Where no tap is moved, and two bytes behind the right tap are still of the picture.
+        first, last = _span(a, across, c, 0.5, width - 1.5, width)
+        inner_start, inner_end = max(start, first), min(end, last)
+        first, last = _span(d, down, f, 0.5, height - 0.5, width)
+        inner_start, inner_end = max(inner_start, first), min(inner_end, last)
+        if inner_start >= inner_end:
+            inner_start, inner_end = end, end
+        base = row * width
+        for column in range(inner_start, inner_end, _PIECE):
+            count = min(_PIECE, inner_end - column)
+            _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights)
+            _write_slots(target, base + column, count, results)
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
+        for side in range(2):
+            first, last = (start, inner_start) if side == 0 else (inner_end, end)
+            for column in range(first, last):
+                x = a * (column + 0.5) + across + c - 0.5
+                y = d * (column + 0.5) + down + f - 0.5
+                _pixel_beside_the_edge(source, x, y, height, width, target, 3 * (base + column))
+
+
+@kernel
+def shear_x(image, factor, out, scratch):
+    """Move each row left by factor * its centre's height; factor: finite float64.
+
+    The vertical weight is 0, the place in the row x + 0.5 + factor * (y + 0.5), rounded, minus 0.5.
+    With k the floor of the shift that lies between x + k and x + k + 1, both included: taking
+    x + k for the left tap throughout gives a weight of 1 where the floor is one more, which is the
+    right tap exactly.
+    """
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target = image.reshape(-1), out.reshape(-1)
+    for row in range(height):
+        shift = factor * (row + 0.5)
+        start, end = _span(1.0, shift, 0.0, 0.0, float64(width), width)
+        end = max(start, end)
+        base = row * width
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
+        if start == end:
+            continue
+        step = intp(math.floor(shift))
+        inner_start, inner_end = max(start, -step), min(end, width - 1 - step)
+        if inner_start >= inner_end:
+            inner_start, inner_end = end, end
+        for column in range(inner_start, inner_end, _STRETCH):
+            n_bytes = 3 * min(_STRETCH, inner_end - column)
+            place = 3 * (base + column)
+            results = target[place : place + n_bytes]
+            taps = source[place + 3 * step : place + 3 * step + n_bytes + 3]
+            before, left = float64(column), float64(column + step) - 0.5
+            for i in range(n_bytes):
+                weight = before + _CENTRES[i] + shift - 0.5 - (left + _CENTRES[i])
+                tap, right = float64(taps[i]), float64(taps[i + 3])
+                results[i] = uint8(int32(tap + (right - tap) * weight))
+        for side in range(2):
+            first, last = (start, inner_start) if side == 0 else (inner_end, end)
+            for column in range(first, last):
+                x = (column + 0.5) + shift - 0.5
+                place = 3 * (base + column)
+                _pixel_beside_the_edge(source, x, float64(row), height, width, target, place)
+
+
+@inlined_kernel
+def _between_rows(words, shift, weight):
+    """Return one channel between two taps, int32: the upper in the low half of a long word."""
+    tap = float64(int32((words >> int64(shift)) & int64(255)))
+    lower = float64(int32((words >> int64(shift + 32)) & int64(255)))
+    return int32(tap + (lower - tap) * weight)
+
+
+@kernel
+def shear_y(image, factor, out, scratch):
+    """Move each column up by factor * its centre's place; factor: finite float64.
+
+    The horizontal weight is 0.
+    """
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target = image.reshape(-1), out.reshape(-1)
+    weights, results = scratch.view(float64), scratch[_PIECE : 2 * _PIECE]
+    wide = float64(width)
+    for row in range(height):
+        down, base = row + 0.5, row * width
+        start, end = _span(factor, down, 0.0, 0.0, float64(height), width)
+        end = max(start, end)
+        first, last = _span(factor, down, 0.0, 0.5, height - 0.5, width)
+        # A word of the last pixel would reach past the picture.
+        inner_start, inner_end = max(start, first), min(end, last, width - 1)
+        if inner_start >= inner_end:
+            inner_start, inner_end = end, end
+        for column in range(inner_start, inner_end, _PIECE):
+            count = min(_PIECE, inner_end - column)
+            for i in range(_in_lanes(count)):
+                x = float64(column + i)
+                y = factor * (x + 0.5) + down - 0.5
+                top = float64(int32(y))
+                weights[i] = y - top
+                scratch[_PIECE + i] = int64(int32(top * wide + x))
+            for i in range(count):
+                offset = 3 * scratch[_PIECE + i]
+                upper = int64(word_at(source, offset)) & int64(0xFFFFFFFF)
+                lower = int64(word_at(source, offset + 3 * width))
+                scratch[_PIECE + i] = upper | (lower << int64(32))
+            for i in range(_in_lanes(count)):
+                both, weight = scratch[_PIECE + i], weights[i]
+                scratch[_PIECE + i] = _joined(
+                    _between_rows(both, 0, weight),
+                    _between_rows(both, 8, weight),
+                    _between_rows(both, 16, weight),
+                )
+            _write_slots(target, base + column, count, results)
+        _blacken(target, 3 * base, 3 * (base + start))
+        _blacken(target, 3 * (base + end), 3 * (base + width))
+        for side in range(2):
+            first, last = (start, inner_start) if side == 0 else (inner_end, end)
+            for column in range(first, last):
+                y = factor * (column + 0.5) + down - 0.5
+                place = 3 * (base + column)
+                _pixel_beside_the_edge(source, float64(column), y, height, width, target, place)
+
+
+@kernel
+def translate_x(image, pixels, out, scratch):
+    """Move the picture left by a whole number of pixels; black where nothing came."""
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target = image.reshape(-1), out.reshape(-1)
+    shift = 3 * intp(min(max(pixels, -width), width))
+    size, stride = 3 * height * width, 3 * width
+    start, end = max(-shift, 0), stride - max(shift, 0)
+    # All rows in one go; what came over from a neighbouring row is painted black.
+    _copy_bytes(source, start + shift, target, start, size - stride + end)
+    for row in range(height):
+        _blacken(target, row * stride, row * stride + start)
+        _blacken(target, row * stride + end, (row + 1) * stride)
+
+
+@kernel
+def translate_y(image, pixels, out, scratch):
+    """Move the picture up by a whole number of pixels; black where nothing came."""
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target = image.reshape(-1), out.reshape(-1)
+    shift = 3 * width * intp(min(max(pixels, -height), height))
+    size = 3 * width * height
+    start, end = max(-shift, 0), size - max(shift, 0)
+    _blacken(target, 0, start)
+    _copy_bytes(source, start + shift, target, start, end)
+    _blacken(target, end, size)
+
+
+# --- Enhancement ---------------------------------------------------------------------------------
+
+
+@inlined_kernel
+def _as_factor(factor):
+    """Return a factor in float32, at most 512.
+
+    From 256 on every difference of two bytes but 0 leaves 0..255: the result is the same, and
+    what is cut fits an int32.
+    """
+    return float32(min(factor, 512.0))
+
+
+@inlined_kernel
+def _blended(degenerate, value, factor):
+    """Return degenerate + factor * (value - degenerate), cut to 0..255: float32 to int32.
+
+    A factor in 0..1 stays between the two, so that Pillow's two ways of cutting are one here.
+    """
+    blend = int32(degenerate + factor * (value - degenerate))
+    blend = blend if blend > int32(0) else int32(0)
+    return blend if blend < int32(255) else int32(255)
+
+
+@inlined_kernel
+def _grey(word):
+    """Return Pillow's luma of a pixel in a word, int32: Rec. 601 in 65536ths, rounded."""
+    red, green = int32(int32(19595) * _byte(word, 0)), int32(int32(38470) * _byte(word, 8))
+    blue = int32(int32(7471) * _byte(word, 16))
+    return int32(int32(int32(int32(red + green) + blue) + int32(32768)) >> int32(16))
+
+
+@kernel
+def color(image, factor, out, scratch):
+    """Blend each pixel with its grey; factor: float64 >= 0, 1 leaves the picture."""
+    factor32 = _as_factor(factor)
+    source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
+    n_pixels = intp(image.shape[0] * image.shape[1])
+    for first in range(0, n_pixels, _PIECE):
+        count = min(_PIECE, n_pixels - first)
+        _read_pixels(source, first, count, scratch, words)
+        for i in range(_PIECE):
+            word = words[i]
+            grey = float32(_grey(word))
+            words[i] = _joined(
+                _blended(grey, float32(_byte(word, 0)), factor32),
+                _blended(grey, float32(_byte(word, 8)), factor32),
+                _blended(grey, float32(_byte(word, 16)), factor32),
+            )
+        _write_words(target, first, count, scratch, words)
+
+
+@kernel
+def contrast(image, factor, out, scratch):
+    """Blend each pixel with the mean grey of the picture; factor: float64 >= 0."""
+    factor32 = _as_factor(factor)
+    source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
+    n_pixels = intp(image.shape[0] * image.shape[1])
+    total = int64(0)
+    for first in range(0, n_pixels, _PIECE):
+        count = min(_PIECE, n_pixels - first)
+        _read_pixels(source, first, count, scratch, words)
+        for i in range(count, _PIECE):
+            words[i] = int32(0)
+        part = int32(0)
+        for i in range(_PIECE):
+            part = int32(part + _grey(words[i]))
+        total += int64(part)
+    grey = float32(int32(float64(total) / float64(n_pixels) + 0.5))
+    for i in range(len(source)):
+        target[i] = uint8(_blended(grey, float32(source[i]), factor32))
+
+
+@kernel
+def brightness(image, factor, out, scratch):
+    """Blend each pixel with black; factor: float64 >= 0, 1 leaves the picture."""
+    factor32 = _as_factor(factor)
+    source, target = image.reshape(-1), out.reshape(-1)
+    for i in range(len(source)):
+        target[i] = uint8(_blended(float32(0.0), float32(source[i]), factor32))
+
+
+@inlined_kernel
+def smoothed(window):
+    """Return a weighted sum of 3x3 bytes over 13, rounded: int32, 0..3315, to int32, 0..255.
+
+    (2 n + 13) // 26 as a product and a shift, which is the same for all 3316 sums.
+    """
+    twice = int32(int32(int32(2) * int32(window)) + int32(13))
+    return int32(int32(twice * int32(20165)) >> int32(19))
+
+
+@kernel
+def sharpness(image, factor, out, scratch):
+    """Blend each pixel with the mean of its 3x3 window, itself counted 5 times; factor >= 0.
+
+    The outermost pixels stay, so that a picture under 3 pixels in a direction is copied.
+    """
+    factor32 = _as_factor(factor)
+    height, width = intp(image.shape[0]), intp(image.shape[1])
+    source, target, sums = image.reshape(-1), out.reshape(-1), scratch.view(uint16)
+    stride = 3 * width
+    if height < 3 or width < 3:
+        _copy(image, out)
+        return
+    _copy_bytes(source, 0, target, 0, stride)
+    _copy_bytes(source, (height - 1) * stride, target, (height - 1) * stride, height * stride)
+    for row in range(1, height - 1):
+        base = row * stride
+        _copy_bytes(source, base, target, base, base + 3)
+        _copy_bytes(source, base + stride - 3, target, base + stride - 3, base + stride)
+        # Windows start at `start`, their middles three bytes on.
+        for start in range(base, base + stride - 6, _SUMS - 6):
+            count = min(_SUMS - 6, base + stride - 6 - start)
+            here = source[start : start + count + 6]
+            above = source[start - stride : start - stride + count + 6]
+            below = source[start + stride : start + stride + count + 6]
+            results = target[start + 3 : start + 3 + count]
+            for i in range(count + 6):
+                sums[i] = uint16(uint16(uint16(above[i]) + uint16(here[i])) + uint16(below[i]))
+            for i in range(count):
+                window = int32(uint16(uint16(sums[i] + sums[i + 3]) + sums[i + 6]))
+                window = int32(window + int32(int32(4) * int32(here[i + 3])))
+                middle = float32(here[i + 3])
+                results[i] = uint8(_blended(float32(smoothed(window)), middle, factor32))
+
+
+# --- All of them ---------------------------------------------------------------------------------
+
+
+@kernel
+def apply_operation(code, argument, image, out, scratch):
+    """Write an operation's picture into `out`.
+
+    code: the place in OPERATIONS. argument, float64: posterize bits, 0..8; rotate degrees, whole;
+    solarize threshold, 0..256; shear factor; translate pixels, whole; color, contrast, brightness
+    and sharpness factor, >= 0. Ignored by autocontrast and equalize.
+    """
+    if code == AUTOCONTRAST:
+        autocontrast(image, out, scratch)
+    elif code == EQUALIZE:
+        equalize(image, out, scratch)
+    elif code == POSTERIZE:
+        posterize(image, np.int64(argument), out, scratch)
+    elif code == ROTATE:
+        degrees = np.int64(argument) % 360
+        rotate(image, _ROTATIONS[degrees, 0], _ROTATIONS[degrees, 1], out, scratch)
+    elif code == SOLARIZE:
+        solarize(image, np.int64(argument), out, scratch)
+    elif code == SHEAR_X:
+        shear_x(image, argument, out, scratch)
+    elif code == SHEAR_Y:
+        shear_y(image, argument, out, scratch)
+    elif code == TRANSLATE_X:
+        translate_x(image, np.int64(argument), out, scratch)
+    elif code == TRANSLATE_Y:
+        translate_y(image, np.int64(argument), out, scratch)
+    elif code == COLOR:
+        color(image, argument, out, scratch)
+    elif code == CONTRAST:
+        contrast(image, argument, out, scratch)
+    elif code == BRIGHTNESS:
+        brightness(image, argument, out, scratch)
+    else:
+        sharpness(image, argument, out, scratch)
+
+
+# --- Severity to argument ------------------------------------------------------------------------
+# level: float64 in [0.1, 10]; the constants are those of AugMix and PixMix, whose scale ends at 10.
+
+
+@kernel
+def posterize_bits(level):
+    """Return the bits that a level leaves: 4 - int(level * 4 / 10), 0..4."""
+    return 4 - np.int64(level * 4 / 10)
+
+
+@kernel
+def rotate_degrees(level, negative):
+    """Return int(level * 30 / 10) whole degrees, less than 0 if negative; -30..30."""
+    degrees = np.int64(level * 30 / 10)
+    return -degrees if negative else degrees
+
+
+@kernel
+def solarize_threshold(level):
+    """Return 256 - int(level * 256 / 10), 0..254."""
+    return 256 - np.int64(level * 256 / 10)
+
+
+@kernel
+def shear_factor(level, negative):
+    """Return level * 0.3 / 10, less than 0 if negative; -0.3..0.3."""
+    factor = level * 0.3 / 10
+    return -factor if negative else factor
+
+
+@kernel
+def translate_pixels(level, negative, side):
+    """Return int(level * (side / 3) / 10) pixels, less than 0 if negative; side: int, pixels."""
+    pixels = np.int64(level * (side / 3) / 10)
+    return -pixels if negative else pixels
+
+
+@kernel
+def enhancement_factor(level):
+    """Return level * 1.8 / 10 + 0.1, 0.118..1.9."""
+    return level * 1.8 / 10 + 0.1
+
+
+@kernel
+def draw_argument(code, level, negative, height, width):
+    """Return the argument, float64, that an operation takes at a level.
+
+    code: the place in OPERATIONS; level: float64 in [0.1, 10]; negative: bool, the sign of those
+    that have one; height, width: int, pixels.
+    """
+    if code == POSTERIZE:
+        return np.float64(posterize_bits(level))
+    if code == ROTATE:
+        return np.float64(rotate_degrees(level, negative))
+    if code == SOLARIZE:
+        return np.float64(solarize_threshold(level))
+    if code in (SHEAR_X, SHEAR_Y):
+        return shear_factor(level, negative)
+    if code == TRANSLATE_X:
+        return np.float64(translate_pixels(level, negative, width))
+    if code == TRANSLATE_Y:
+        return np.float64(translate_pixels(level, negative, height))
+    if code >= STANDARD_OPERATIONS:
+        return enhancement_factor(level)
+    return 0.0
