@@ -79,7 +79,10 @@ class Plan(NamedTuple):
         """Return (N,) bool: which rows mix with their mixing picture in any round."""
         places = np.arange(self.rounds.shape[1])
         used = places < self.samples["rounds"][:, None]
-        return np.any(used & (self.rounds["operation"] == NO_OPERATION), axis=1)
+        needed: NDArray[np.bool_] = np.any(
+            used & (self.rounds["operation"] == NO_OPERATION), axis=1
+        )
+        return needed
 
 
 _CROP, _PIXMIX = int(Stream.CROP), int(Stream.PIXMIX)

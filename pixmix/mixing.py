@@ -174,6 +174,7 @@ def added(x, y, a, b):
 
 # --- pictures ------------------------------------------------------------------------------------
 
+
 @kernel
 def fill_powers(table, b, inverted):
     """Fill the look-up table of an 8-bit operand's power.
@@ -217,19 +218,19 @@ def other_powers(y, n, b, inverted, out):
 @inlined_kernel
 def reads_values(mixing):
     """Return whether a mixing reads y itself."""
-    return mixing == ADD or mixing == DARKEN_OR_LIGHTEN or mixing == SWAP_CHANNEL
+    return mixing in (ADD, DARKEN_OR_LIGHTEN, SWAP_CHANNEL)
 
 
 @inlined_kernel
 def reads_powers(mixing):
     """Return whether a mixing reads powers of 2y."""
-    return mixing == MULTIPLY or mixing == OVERLAY
+    return mixing in (MULTIPLY, OVERLAY)
 
 
 @inlined_kernel
 def reads_negative_powers(mixing):
     """Return whether a mixing reads powers of 2(1 - y)."""
-    return mixing == SCREEN or mixing == OVERLAY
+    return mixing in (SCREEN, OVERLAY)
 
 
 @inlined_kernel
@@ -438,9 +439,7 @@ def overlay(
     _check_exponent("a", a)
     _check_exponent("second_a", second_a)
     choice = _HEADS if multiply_dark else 0
-    return _mixed(
-        OVERLAY, x, y, a=a, b=b, second_a=second_a, second_b=second_b, choice=choice
-    )
+    return _mixed(OVERLAY, x, y, a=a, b=b, second_a=second_a, second_b=second_b, choice=choice)
 
 
 def darken_or_lighten(x: Picture, y: Picture, *, darken: bool) -> NDArray[np.float32]:

@@ -50,7 +50,7 @@ class PixMixSettings:
                 f"severity is {self.severity}; give a number from {MINIMAL_LEVEL} to "
                 f"{MAXIMAL_SEVERITY:g} (the paper: 3 for CIFAR, 1 for ImageNet)"
             )
-        if isinstance(self.mixings, str) or not self.mixings:
+        if not (isinstance(self.mixings, tuple) and self.mixings):
             raise ValueError(
                 f"mixings is {self.mixings!r}; give a tuple of one or more of {', '.join(MIXINGS)}"
             )
