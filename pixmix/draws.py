@@ -173,7 +173,7 @@ def draw_plan(
     *,
     seed: int,
     epoch: int,
-    settings: PixMixSettings,
+    settings: PixMixSettings | None,
     size: tuple[int, int],
     source_size: tuple[int, int],
     flip: bool,
@@ -186,7 +186,7 @@ def draw_plan(
         indices: (N,) numbers of the samples, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        settings: of PixMix.
+        settings: of PixMix; None for flip and crop alone.
         size: (height, width) that operations and mixing get.
         source_size: (height, width), padding included, that the crop of `size` is drawn from.
         flip: whether half of the samples are flipped.
@@ -202,6 +202,8 @@ def draw_plan(
         _check_range("the least index", int(indices.min()), 0, INDEX_LIMIT - 1)
         _check_range("the largest index", int(indices.max()), 0, INDEX_LIMIT - 1)
     n = len(indices) * views
+    mixes = settings is not None
+    settings = settings or PixMixSettings(k=0)
     plan = Plan(np.empty(n, SAMPLE), np.empty((n, settings.k), ROUND))
     _draw(
         plan.samples,
@@ -219,6 +221,8 @@ def draw_plan(
         flip,
         n_pictures,
     )
+    if not mixes:
+        plan.samples["operation"] = NO_OPERATION
     return plan
 
 
