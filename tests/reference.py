@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
 
 from fractals.escape import EscapeLayer
 from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone
@@ -749,3 +750,71 @@ def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
             [[round(Fraction(n, 13)) for n in pixel] for pixel in row] for row in window.tolist()
         ]
     return blended(smooth, image, factor)
+
+
+# --- pixmix/fused.py -----------------------------------------------------------------------------
+
+
+def pillow_operation(name: str, argument: float, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """One of the thirteen by Pillow, its argument as a plan has it."""
+    picture = Image.fromarray(image)
+    size, bilinear = picture.size, Image.Resampling.BILINEAR
+    enhancers = {
+        "color": ImageEnhance.Color,
+        "contrast": ImageEnhance.Contrast,
+        "brightness": ImageEnhance.Brightness,
+        "sharpness": ImageEnhance.Sharpness,
+    }
+    matrices = {
+        "shear_x": (1, argument, 0, 0, 1, 0),
+        "shear_y": (1, 0, 0, argument, 1, 0),
+        "translate_x": (1, 0, argument, 0, 1, 0),
+        "translate_y": (1, 0, 0, 0, 1, argument),
+    }
+    if name in enhancers:
+        made = enhancers[name](picture).enhance(argument)
+    elif name in matrices:
+        made = picture.transform(size, Image.Transform.AFFINE, matrices[name], bilinear)
+    elif name == "rotate":
+        made = picture.rotate(argument, bilinear)
+    elif name == "posterize":
+        made = ImageOps.posterize(picture, int(argument))
+    elif name == "solarize":
+        made = ImageOps.solarize(picture, int(argument))
+    else:
+        made = {"autocontrast": ImageOps.autocontrast, "equalize": ImageOps.equalize}[name](picture)
+    return np.asarray(made)
+
+
+def mixed(
+    image: NDArray[np.uint8],
+    start: tuple[str, float] | None,
+    rounds: list[tuple[tuple[str, float] | None, str, float, float]],
+    mixing_crop: NDArray[np.uint8] | None,
+) -> NDArray[np.float64]:
+    """PixMix as the paper's pseudocode reads, in Pillow and float64.
+
+    rounds: (operation or None for the mixing picture, "add" or "multiply", a, b).
+    """
+    x = (image if start is None else pillow_operation(*start, image)) / 255
+    for operation, mixing, a, b in rounds:
+        if operation is None:
+            assert mixing_crop is not None
+            y = mixing_crop / 255
+        else:
+            y = pillow_operation(*operation, image) / 255
+        if mixing == "add":
+            x = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
+        else:
+            x = (2 * x) ** a * np.maximum(2 * y, 1e-37) ** b / 2
+        x = np.clip(x, 0, 1)
+    return x
+
+
+def crop_and_flip(
+    image: NDArray[np.uint8], padding: int, top: int, left: int, size: tuple[int, int], flip: bool
+) -> NDArray[np.uint8]:
+    """Pad with black, cut out, mirror."""
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    crop = padded[top : top + size[0], left : left + size[1]]
+    return np.ascontiguousarray(crop[:, ::-1] if flip else crop)
