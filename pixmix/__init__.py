@@ -3,14 +3,16 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pixmix.batch import BatchPixMix
     from pixmix.fused import mix_batch
     from pixmix.packed import PackedPictures
     from pixmix.settings import PixMixSettings
     from pixmix.transform import PixMix
 
-__all__ = ["PackedPictures", "PixMix", "PixMixSettings", "mix_batch"]
+__all__ = ["BatchPixMix", "PackedPictures", "PixMix", "PixMixSettings", "mix_batch"]
 
 _MODULES = {
+    "BatchPixMix": "pixmix.batch",
     "PackedPictures": "pixmix.packed",
     "PixMix": "pixmix.transform",
     "PixMixSettings": "pixmix.settings",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pixmix.draws import Plan, draw_plan
 from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedPictures, check_crops
 from pixmix.settings import PixMixSettings
 
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
@@ -83,7 +83,7 @@ def mix_batch(
         raise ValueError(f"n_threads is {n_threads}; give 1 or more")
     means, deviations = _normalisation(mean, std)
     pictures = mixing_set or NO_PICTURES
-    pictures.check_crops(height, width)
+    check_crops(pictures.heights, pictures.widths, height, width)
     n_views = 1 if views is None else views
     plan = draw_plan(
         indices,

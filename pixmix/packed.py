@@ -1,6 +1,6 @@
 """Pictures of any sizes side by side in one flat array, which kernels and memory maps can hold."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,16 +109,23 @@ class PackedPictures:
         start, height, width = int(self.offsets[i]), int(self.heights[i]), int(self.widths[i])
         return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
-    def check_crops(self, height: int, width: int) -> None:
-        """Refuse crops that do not fit into every picture.
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        """Return the pictures in their order."""
+        return (self[i] for i in range(len(self)))
 
-        Raises:
-            ValueError: naming the first picture that is smaller than height x width.
-        """
-        smaller = (self.heights < height) | (self.widths < width)
-        if smaller.any():
-            i = int(np.argmax(smaller))
-            raise ValueError(too_small(i, self.heights[i], self.widths[i], height, width))
+
+def check_crops(
+    heights: NDArray[np.int32], widths: NDArray[np.int32], height: int, width: int
+) -> None:
+    """Refuse crops of height x width that do not fit into every picture.
+
+    Raises:
+        ValueError: naming the first picture that is smaller.
+    """
+    smaller = (heights < height) | (widths < width)
+    if smaller.any():
+        i = int(np.argmax(smaller))
+        raise ValueError(too_small(i, heights[i], widths[i], height, width))
 
 
 def too_small(i: int, picture_height: int, picture_width: int, height: int, width: int) -> str:

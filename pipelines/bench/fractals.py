@@ -1,8 +1,7 @@
 """Fractals: points, iterations and pictures a second, beside plain twins and flam3."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,14 +12,20 @@ from fractals import draw_genome, render
 from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm
 from fractals.kernels import accumulate
 from pipelines.bench.command import run_command
+from pipelines.bench.comparison import (
+    OURS,
+    Comparison,
+    Findings,
+    Ticks,
+    count_runs,
+    run_comparisons,
+)
 from pipelines.bench.flam3 import Flam3, flame_xml, random_genome, render_flames, resized
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.timing import (
     Clock,
     Contender,
-    Measurement,
     Spread,
-    alternate,
     calibrate,
     variation,
 )
@@ -36,7 +41,6 @@ from pipelines.bench.twins import (
 from pipelines.generate.encoding import encode
 from pipelines.generate.painting import Progress, no_progress
 
-OURS = "ours"
 TWIN = "plain numba twin"
 GENERATOR_TWIN = "fractal-pretraining's way"
 SIDE = 256
@@ -139,88 +143,15 @@ def bench_fractals(
     """
     with TemporaryDirectory(prefix="pixmix-bench-") as name:
         folder = Path(name)
-        comparisons: list[_Comparison] = [
+        comparisons: list[Comparison] = [
             _affine_comparison(settings),
             *(_flame_comparison(settings, n, flam3, folder) for n in (1, 2, 3)),
             _picture_comparison(settings, flam3, folder, clock),
         ]
-        runs = (settings.rounds + 1) * sum(len(each.contenders) for each in comparisons)
-        ticks = _Ticks(total=runs + _SET_RUNS, progress=progress)
-        ticks.show()
-        rows = []
-        for each in comparisons:
-            measurement = alternate(
-                each.contenders, rounds=settings.rounds, clock=clock, tick=ticks.tick
-            )
-            rows.append(each.row(measurement))
+        ticks = Ticks(total=count_runs(comparisons, settings.rounds) + _SET_RUNS, progress=progress)
+        rows = run_comparisons(comparisons, settings.rounds, clock, ticks)
         rows.append(_set_row(settings, folder, clock, ticks))
     return rows
-
-
-@dataclass
-class _Ticks:
-    """Counts runs and shows them."""
-
-    total: int
-    progress: Progress
-    done: int = 0
-
-    def show(self) -> None:
-        self.progress(self.done, self.total)
-
-    def tick(self) -> None:
-        self.done += 1
-        self.show()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Comparison:
-    """What is to be timed, ours first, and what becomes of it.
-
-    scale: units of work in one of the row's units. finish: adds goals and details to the row.
-    """
-
-    name: str
-    unit: str
-    scale: float
-    contenders: tuple[Contender, ...]
-    finish: Callable[[Spread, tuple[Rival, ...]], "_Findings"]
-
-    def row(self, measurement: Measurement) -> Row:
-        """Return the row of a measurement."""
-        rate = _scaled(measurement.rate(OURS), self.scale)
-        rivals = tuple(
-            Rival(
-                name=rival.name,
-                rate=_scaled(measurement.rate(rival.name), self.scale),
-                ratio=measurement.ratio(OURS, rival.name),
-            )
-            for rival in self.contenders[1:]
-        )
-        found = self.finish(rate, rivals)
-        return Row(
-            name=self.name,
-            unit=self.unit,
-            rate=rate,
-            rivals=rivals,
-            goals=found.goals,
-            calibration_variation=measurement.calibration_variation,
-            details=found.details,
-            remarks=found.remarks,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Findings:
-    goals: tuple[Goal, ...]
-    details: dict[str, float] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
-
-
-def _scaled(spread: Spread, scale: float) -> Spread:
-    return Spread(
-        median=spread.median / scale, low=spread.low / scale, high=spread.high / scale, n=spread.n
-    )
 
 
 # --- points and iterations -----------------------------------------------------------------------
@@ -230,7 +161,7 @@ def _play_ours(layer: ChaosLayer, points: int, number: int) -> float:
     return accumulate(layer, SIDE, SIDE, points / SIDE**2, number).played
 
 
-def _affine_comparison(settings: FractalBenchSettings) -> _Comparison:
+def _affine_comparison(settings: FractalBenchSettings) -> Comparison:
     layer = affine_layer()
     maps, window = system(layer), box(layer, SIDE, SIDE)
     points, matrices = settings.twin_points, maps.affine.reshape(-1, 2, 3)
@@ -250,12 +181,12 @@ def _affine_comparison(settings: FractalBenchSettings) -> _Comparison:
         )
         return points
 
-    def finish(_rate: Spread, rivals: tuple[Rival, ...]) -> _Findings:
+    def finish(_rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
         ratio = rivals[0].ratio.median
         goal = Goal(figure="ratio", unit="x", value=ratio, rule="at least", bar=25, aim=30)
-        return _Findings(goals=(goal,))
+        return Findings(goals=(goal,))
 
-    return _Comparison(
+    return Comparison(
         name="affine, in colour",
         unit="M points/s",
         scale=_MILLION,
@@ -270,7 +201,7 @@ def _affine_comparison(settings: FractalBenchSettings) -> _Comparison:
 
 def _flame_comparison(
     settings: FractalBenchSettings, variations: int, flam3: Flam3 | None, folder: Path
-) -> _Comparison:
+) -> Comparison:
     layer = flame_layer(variations)
     maps, window = system(layer), box(layer, SIDE, SIDE)
 
@@ -301,12 +232,12 @@ def _flame_comparison(
             )
         )
 
-    def finish(rate: Spread, _rivals: tuple[Rival, ...]) -> _Findings:
+    def finish(rate: Spread, _rivals: tuple[Rival, ...]) -> Findings:
         goal = Goal(figure="rate", unit="M/s", value=rate.median, rule="at least", bar=150, aim=220)
-        return _Findings(goals=(goal,))
+        return Findings(goals=(goal,))
 
     plural = "" if variations == 1 else "s"
-    return _Comparison(
+    return Comparison(
         name=f"flame, {variations} variation{plural} a map",
         unit="M iterations/s",
         scale=_MILLION,
@@ -342,14 +273,14 @@ class _Stages:
         self.pictures += 1
         self.drafts += genome.attempt + 1
 
-    def findings(self, rate: float) -> _Findings:
+    def findings(self, rate: float) -> Findings:
         milliseconds = {
             name: getattr(self, name) / self.pictures * 1000
             for name in ("draw", "render", "encode")
         }
         kept = self.pictures / self.drafts
         stages = ", ".join(f"{name} {value:.1f} ms" for name, value in milliseconds.items())
-        return _Findings(
+        return Findings(
             goals=(Goal(figure="rate", unit="/s", value=rate, rule="at least", bar=25, aim=40),),
             details={
                 **{f"{name}_milliseconds": value for name, value in milliseconds.items()},
@@ -362,7 +293,7 @@ class _Stages:
 
 def _picture_comparison(
     settings: FractalBenchSettings, flam3: Flam3 | None, folder: Path, clock: Clock
-) -> _Comparison:
+) -> Comparison:
     """Compare pictures drawn, rejected, rendered and encoded, other ones in each round."""
     stages = _Stages()
     n = settings.pictures_a_round
@@ -377,7 +308,7 @@ def _picture_comparison(
     contenders = [Contender(name=OURS, run=paint)]
     if flam3 is not None:
         contenders.extend(_flam3_painters(flam3, settings.flam3_pictures, folder))
-    return _Comparison(
+    return Comparison(
         name="mixed pictures, 256x256",
         unit="pictures/s",
         scale=1.0,
@@ -411,7 +342,7 @@ def _flam3_painters(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
 _SET_RUNS = 3
 
 
-def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: _Ticks) -> Row:
+def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: Ticks) -> Row:
     """Run pixmix-gen from start to end: once to warm up, for one picture, and for all."""
     calibrations = [calibrate(clock)]
     runs = []
