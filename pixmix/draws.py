@@ -24,7 +24,7 @@ from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
 from pixmix.op_kernels import OPERATIONS, STANDARD_OPERATIONS, draw_argument
 from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
-from pixmix.settings import MINIMAL_LEVEL, MIXINGS, PixMixSettings
+from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
 
 DRAWS_VERSION = 1
 
@@ -125,7 +125,7 @@ def _draw(
     samples, rounds, indices, seed, epoch, views, operations, severity, inverse_beta, mixings,
     height, width, source_height, source_width, flips, n_pictures,
 ):  # fmt: skip
-    """Fill a plan: see `draw_plan`.
+    """Fill a plan: see `draw_plan`. Return the place of an index out of range, or -1.
 
     indices: (N,) int64. seed: uint64. mixings: (M,) int32 codes. height, width: of the crop;
     source_height, source_width: of the padded picture it is taken from.
@@ -133,6 +133,8 @@ def _draw(
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     for n in range(len(indices)):
         index = indices[n]
+        if index < 0 or index >= INDEX_LIMIT:
+            return n
         flip, top, left, _ = philox(0, index, epoch, _CROP * _STREAM, k0, k1)
         for view in range(views):
             row = n * views + view
@@ -166,6 +168,7 @@ def _draw(
                 w0, w1, w2, w3 = philox(4 + 3 * r, index, epoch, stream, k0, k1)
                 item.second_a, item.second_b = draw_weights(w0, w1, w2, inverse_beta)
                 item.choice = w3
+    return -1
 
 
 def draw_plan(
@@ -198,14 +201,11 @@ def draw_plan(
     """
     _check_range("epoch", epoch, 0, INDEX_LIMIT - 1)
     _check_range("views", views, 1, VIEW_LIMIT)
-    if len(indices) > 0:
-        _check_range("the least index", int(indices.min()), 0, INDEX_LIMIT - 1)
-        _check_range("the largest index", int(indices.max()), 0, INDEX_LIMIT - 1)
     n = len(indices) * views
     mixes = settings is not None
     settings = settings or PixMixSettings(k=0)
     plan = Plan(np.empty(n, SAMPLE), np.empty((n, settings.k), ROUND))
-    _draw(
+    wrong = _draw(
         plan.samples,
         plan.rounds,
         indices,
@@ -215,12 +215,14 @@ def draw_plan(
         len(OPERATIONS) if settings.all_ops else STANDARD_OPERATIONS,
         float(settings.severity),
         np.float32(1 / settings.beta),
-        np.array([MIXINGS.index(name) for name in settings.mixings], np.int32),
+        settings.mixing_codes,
         *size,
         *source_size,
         flip,
         n_pictures,
     )
+    if wrong >= 0:
+        _check_range(f"index {wrong} of the batch", int(indices[wrong]), 0, INDEX_LIMIT - 1)
     if not mixes:
         plan.samples["operation"] = NO_OPERATION
     return plan

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from pixmix.draws import Plan, draw_plan
 from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
-from pixmix.packed import PackedPictures, check_crops
+from pixmix.packed import Layout, PackedPictures, check_crops
 from pixmix.settings import PixMixSettings
 
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
 NO_PICTURES = PackedPictures.pack([])
+NO_FLOATS = np.empty((1, 3, 0, 0), np.float32)
+NO_HALVES = np.empty((1, 3, 0, 0), np.uint16)
 
 
 def mix_batch(
@@ -98,11 +100,18 @@ def mix_batch(
     )
     shape = (len(images), *(() if views is None else (views,)), 3, height, width)
     result = _output(out, shape, dtype)
+    flat = result.view(-1, 3, height, width)
+    if dtype == torch.float32:
+        floats, halves = flat.numpy(), NO_HALVES
+    else:
+        floats, halves = NO_FLOATS, flat.view(torch.uint16).numpy()
     mix_planned(
         images,
-        pictures,
+        pictures.layout,
         plan,
-        result,
+        floats,
+        halves,
+        code=_CODES[dtype],
         n_views=n_views,
         padding=padding,
         means=means,
@@ -114,10 +123,12 @@ def mix_batch(
 
 def mix_planned(
     images: NDArray[np.uint8],
-    pictures: PackedPictures,
+    pictures: Layout,
     plan: Plan,
-    result: torch.Tensor,
+    floats: NDArray[np.float32],
+    halves: NDArray[np.uint16] = NO_HALVES,
     *,
+    code: int = FLOAT32,
     n_views: int,
     padding: int,
     means: NDArray[np.float32],
@@ -126,30 +137,20 @@ def mix_planned(
 ) -> None:
     """Write a batch as a plan says; nothing is checked.
 
-    result: (..., 3, height, width), contiguous, of one of the three dtypes.
+    floats, halves: (N * n_views, 3, height, width), of which `code` says which is written; the
+    other is anything.
     """
-    height, width = result.shape[-2:]
-    code = _CODES[result.dtype]
-    flat = result.view(-1, 3, height * width)
-    if code == FLOAT32:
-        floats, halves = flat.numpy(), np.empty((1, 3, 0), np.uint16)
-    else:
-        floats, halves = np.empty((1, 3, 0), np.float32), flat.view(torch.uint16).numpy()
+    height, width = (halves if floats is NO_FLOATS else floats).shape[2:]
 
     def mix_rows(first: int, last: int) -> None:
         mix_samples(
             images,
-            pictures.pixels,
-            pictures.offsets,
-            pictures.heights,
-            pictures.widths,
+            *pictures,
             *plan,
             first,
             last,
             n_views,
             padding,
-            height,
-            width,
             means,
             deviations,
             code,

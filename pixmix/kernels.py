@@ -151,15 +151,15 @@ def _write(x, n_pixels, first, means, deviations, code, planes, half_planes):
     for channel in range(3):
         mean, deviation = means[channel], deviations[channel]
         if code == FLOAT32:
-            target = planes[channel, first : first + n_pixels]
+            target = planes[channel].reshape(-1)[first : first + n_pixels]
             for i in range(n_pixels):
                 target[i] = (x[3 * i + channel] - mean) / deviation
         elif code == FLOAT16:
-            halves = half_planes[channel, first : first + n_pixels]
+            halves = half_planes[channel].reshape(-1)[first : first + n_pixels]
             for i in range(n_pixels):
                 halves[i] = float16_bits((x[3 * i + channel] - mean) / deviation)
         else:
-            halves = half_planes[channel, first : first + n_pixels]
+            halves = half_planes[channel].reshape(-1)[first : first + n_pixels]
             for i in range(n_pixels):
                 halves[i] = bfloat16_bits((x[3 * i + channel] - mean) / deviation)
 
@@ -169,17 +169,18 @@ def _write(x, n_pixels, first, means, deviations, code, planes, half_planes):
 
 @kernel
 def mix_samples(
-    images, pixels, offsets, heights, widths, samples, rounds, first, last, views, padding, height,
-    width, means, deviations, code, out, half_out, pictures, operation_scratch, tables, blocks,
+    images, pixels, offsets, heights, widths, samples, rounds, first, last, views, padding,
+    means, deviations, code, out, half_out, pictures, operation_scratch, tables, blocks,
 ):  # fmt: skip
     """Make the rows first .. last-1 of a batch, as a plan says.
 
     images: (N, H, W, 3) uint8; row n is a view of image n // views. pixels, offsets, heights,
     widths: a `PackedPictures`. samples, rounds: a `Plan`. padding: black pixels around an image,
-    before its crop to height x width. means, deviations: (3,) float32. code: `FLOAT32`, ...;
-    out: (N * views, 3, height * width) float32 or empty; half_out: likewise, the bits as uint16.
-    The rest: a `Scratch`.
+    before its crop. means, deviations: (3,) float32. code: `FLOAT32`, ...;
+    out: (N * views, 3, height, width) float32; half_out: likewise, the bits as uint16; the one that
+    is not written is anything. The rest: a `Scratch`, for pictures of height x width.
     """
+    height, width = pictures.shape[1], pictures.shape[2]
     n_pixels = height * width
     n_values = 3 * n_pixels
     levels = pictures.reshape(-1)

@@ -285,8 +285,6 @@ def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice, table, buf
     x, out: float32. levels: y as uint8, or empty; y: as float32 where levels is empty.
     table: (2, 256), buffers: (3, _BLOCK) float32 scratch.
     """
-    for j in range(len(x)):
-        out[j] = x[j]
     screen_b = second_b if mixing == OVERLAY else b
     values, powers, negative_powers = buffers[0], buffers[1], buffers[2]
     eight_bit = len(levels) > 0
@@ -296,6 +294,9 @@ def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice, table, buf
         fill_powers(table[1], screen_b, True)
     for start in range(0, len(x), _BLOCK):
         n = min(_BLOCK, len(x) - start)
+        target, source = out[start : start + n], x[start : start + n]
+        for j in range(n):
+            target[j] = source[j]
         if eight_bit:
             if reads_values(mixing):
                 to_unit(levels, start, n, values)
@@ -310,7 +311,7 @@ def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice, table, buf
             if reads_negative_powers(mixing):
                 other_powers(values, n, screen_b, True, negative_powers)
         mix_values(
-            out[start : start + n], n, mixing, a, b, second_a, choice,
+            target, n, mixing, a, b, second_a, choice,
             values, powers, negative_powers,
         )  # fmt: skip
 

@@ -2,11 +2,21 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.pictures import check_picture
+
+
+class Layout(NamedTuple):
+    """The arrays of a `PackedPictures`, as kernels take them; nothing is checked."""
+
+    pixels: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    heights: NDArray[np.int32]
+    widths: NDArray[np.int32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +68,11 @@ class PackedPictures:
                 f"picture {i}, {self.heights[i]}x{self.widths[i]} at byte {self.offsets[i]}, is "
                 f"not inside the {len(self.pixels)} bytes of pixels; pack the set anew"
             )
+
+    @property
+    def layout(self) -> Layout:
+        """The arrays, for a kernel."""
+        return Layout(self.pixels, self.offsets, self.heights, self.widths)
 
     @classmethod
     def pack(cls, pictures: Iterable[NDArray[np.uint8]]) -> "PackedPictures":

@@ -2,6 +2,10 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 MIXINGS = ("add", "multiply", "screen", "overlay", "darken_or_lighten", "swap_channel")
 """All ways to mix two pictures; the paper uses the first two."""
@@ -57,3 +61,8 @@ class PixMixSettings:
         for name in self.mixings:
             if name not in MIXINGS:
                 raise ValueError(f"there is no mixing {name!r}; choose from {', '.join(MIXINGS)}")
+
+    @cached_property
+    def mixing_codes(self) -> NDArray[np.int32]:
+        """The places of the mixings in `MIXINGS`, as the kernels take them."""
+        return np.array([MIXINGS.index(name) for name in self.mixings], np.int32)

@@ -179,13 +179,15 @@ def _moved(images: Tensor, pixels: Tensor, axis: int) -> Tensor:
 def _blended(degenerate: Tensor | float, images: Tensor, factors: Tensor) -> Tensor:
     """Return degenerate + factor * (image - degenerate) in float32, cut to 0..255."""
     factor = _column(factors).to(torch.float32)
-    return (degenerate + factor * (images.float() - degenerate)).clamp(0, 255).to(torch.uint8)
+    blend: Tensor = degenerate + factor * (images.float() - degenerate)
+    return blend.clamp(0, 255).to(torch.uint8)
 
 
 def _grey(images: Tensor) -> Tensor:
     """Return Pillow's luma, (M, 1, H, W) int32: Rec. 601 in 65536ths, rounded."""
     red, green, blue = images.to(torch.int32).split(1, 1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    grey: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    return grey
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ from torch import nn
 
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
-from pixmix.packed import PackedPictures, too_small
+from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.pictures import check_picture
 from pixmix.settings import PixMixSettings
 
 Picture = Image.Image | torch.Tensor | NDArray[np.uint8]
 
+_NOTHING = NO_PICTURES.layout
 _MEANS, _DEVIATIONS = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
@@ -113,7 +114,7 @@ class PixMix(nn.Module):
             views=n_views,
             n_pictures=0 if self.mixing_set is None else len(self.mixing_set),
         )
-        result = torch.empty((n_views, 3, *size))
+        result = np.empty((n_views, 3, *size), np.float32)
         mix_planned(
             image[None],
             self._pictures_of(plan, size),
@@ -125,28 +126,34 @@ class PixMix(nn.Module):
             deviations=_DEVIATIONS,
             n_threads=1,
         )
-        mixed = result[0] if self.views is None else result
+        mixed = torch.from_numpy(result[0] if self.views is None else result)
         return (mixed, *others) if others else mixed
 
-    def _pictures_of(self, plan: Plan, size: tuple[int, int]) -> PackedPictures:
+    def _pictures_of(self, plan: Plan, size: tuple[int, int]) -> Layout:
         """Return the mixing pictures that the views need, and let the plan count in them."""
-        samples = plan.samples
-        needed = [
-            view
-            for view in range(len(samples))
-            if (plan.rounds["operation"][view, : samples["rounds"][view]] == NO_OPERATION).any()
-        ]
-        if not needed or self.mixing_set is None:
-            return NO_PICTURES
-        pictures = []
-        for place, view in enumerate(needed):
+        if self.mixing_set is None:
+            return _NOTHING
+        samples, operations = plan.samples, plan.rounds["operation"].tolist()
+        pictures: list[NDArray[np.uint8]] = []
+        for view, n_rounds in enumerate(samples["rounds"].tolist()):
+            if NO_OPERATION not in operations[view][:n_rounds]:
+                continue
             i = int(samples["picture"][view])
-            found = _as_array(self.mixing_set[i], f"mixing picture {i}")
-            if found.shape[0] < size[0] or found.shape[1] < size[1]:
-                raise ValueError(too_small(i, found.shape[0], found.shape[1], *size))
-            pictures.append(found)
-            samples["picture"][view] = place
-        return PackedPictures.pack(pictures[0][None] if len(pictures) == 1 else pictures)
+            picture = _as_array(self.mixing_set[i], f"mixing picture {i}")
+            if picture.shape[0] < size[0] or picture.shape[1] < size[1]:
+                raise ValueError(too_small(i, picture.shape[0], picture.shape[1], *size))
+            samples["picture"][view] = len(pictures)
+            pictures.append(picture)
+        if len(pictures) == 1:
+            # What `pack` does at leisure: most calls come here.
+            height, width, _ = pictures[0].shape
+            return Layout(
+                pictures[0].reshape(-1),
+                np.zeros(1, np.int64),
+                np.array([height], np.int32),
+                np.array([width], np.int32),
+            )
+        return PackedPictures.pack(pictures).layout if pictures else _NOTHING
 
     def extra_repr(self) -> str:
         """Return the arguments, the mixing set by its length."""

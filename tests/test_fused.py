@@ -86,12 +86,12 @@ def composed(
 
 
 def run(images: NDArray[np.uint8], pictures: PackedPictures, plan: Plan) -> NDArray[np.float32]:
-    result = torch.empty((len(plan.samples), 3, *images.shape[1:3]))
+    result = np.empty((len(plan.samples), 3, *images.shape[1:3]), np.float32)
     mix_planned(
-        images, pictures, plan, result, n_views=len(plan.samples) // len(images), padding=0,
+        images, pictures.layout, plan, result, n_views=len(plan.samples) // len(images), padding=0,
         means=ZEROS, deviations=ONES, n_threads=1,
     )  # fmt: skip
-    return result.numpy()
+    return result
 
 
 def test_a_row_has_the_bits_of_its_operations_and_mixings_one_by_one() -> None:
@@ -334,8 +334,8 @@ TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 
         ({"images": IMAGES[0]}, ValueError, r"give \(N, H, W, 3\)"),
         ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; give one an image"),
         ({"indices": [0.5] * 4}, TypeError, "indices are float64; give whole numbers"),
-        ({"indices": [0, 1, 2, -1]}, ValueError, "least index is -1; give .* from 0 to"),
-        ({"indices": [0, 1, 2, 2**32]}, ValueError, "largest index is 4294967296; give"),
+        ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; give .* from 0 to"),
+        ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; give"),
         ({"epoch": -1}, ValueError, "epoch is -1; give"),
         ({"views": 0}, ValueError, "views is 0; give"),
         ({"padding": -1}, ValueError, "padding is -1; give"),
