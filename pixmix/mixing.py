@@ -88,21 +88,12 @@ _E5, _E6 = F(0.0013399930903688073), F(0.0001534580806037411)
 
 
 @inlined_kernel
-def scaled_power(x, exponent, shift):
-    """Return (2x)^exponent * 2^shift for x > 0, in float32; relative error under 3e-7.
-
-    x: float32 in (0, 1.7e38), subnormal ones too. exponent: float32. shift: whole float32; the
-    result is kept within [2^-126, 2^128) by clamping its exponent.
-    A logarithm's whole part times the exponent is exact, but for one rounding, by `fma`; so the
-    error does not grow with the size of the logarithm.
-    """
-    small = x < _NORMAL
-    bits = np.float32(x * _MAGNIFY if small else x).view(np.int32)
+def _power_of_bits(bits, offset, exponent, shift):
+    """Return (v 2^offset)^exponent * 2^shift of the normal v > 0 that has these bits."""
     shifted = np.int32(bits - _SQRT_HALF_BITS)
     whole_bits = np.int32(shifted >> _MANTISSA_BITS)
     mantissa = np.int32(bits - np.int32(whole_bits << _MANTISSA_BITS)).view(np.float32)
-    # One more, for 2x instead of x.
-    whole = F(whole_bits) + (F(-63) if small else _ONE)
+    whole = F(whole_bits) + offset
     f = mantissa - _ONE
     p = fma(_L8, f, _L7)
     p = fma(p, f, _L6)
@@ -125,6 +116,21 @@ def scaled_power(x, exponent, shift):
     return q * np.int32(bits_of_scale).view(np.float32)
 
 
+@inlined_kernel
+def scaled_power(x, exponent, shift):
+    """Return (2x)^exponent * 2^shift for x > 0, in float32; relative error under 3e-7.
+
+    x: float32 in (0, 1.7e38), subnormal ones too. exponent: float32. shift: whole float32; the
+    result is kept within [2^-126, 2^128) by clamping its exponent.
+    A logarithm's whole part times the exponent is exact, but for one rounding, by `fma`; so the
+    error does not grow with the size of the logarithm.
+    """
+    small = x < _NORMAL
+    bits = np.float32(x * _MAGNIFY if small else x).view(np.int32)
+    # One more, for 2x instead of x.
+    return _power_of_bits(bits, F(-63) if small else _ONE, exponent, shift)
+
+
 _NO_SHIFT = F(0)
 
 
@@ -142,7 +148,9 @@ _UP, _DOWN = F(64), F(-64)
 @inlined_kernel
 def other_power(y, b):
     """Return max(2y, 1e-37)^b * 2^-64, y in [0, 1], float32: what `times_power` takes."""
-    return scaled_power(max(y, _LEAST), b, _DOWN)
+    # Never subnormal, so that nothing is to be magnified.
+    bits = np.float32(max(y, _LEAST)).view(np.int32)
+    return _power_of_bits(bits, _ONE, b, _DOWN)
 
 
 @inlined_kernel
