@@ -30,7 +30,7 @@ FLOAT32, FLOAT16, BFLOAT16 = range(3)
 """Codes of what is written."""
 
 _BLOCK = 4096
-"""Values of a block, about: four buffers of them stay in a core's nearest memory."""
+"""Values of a block, about: five buffers of them stay in a core's nearest memory."""
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
@@ -51,7 +51,7 @@ def scratch_for(height: int, width: int, k: int) -> Scratch:
         np.empty((k + 3, height, width, 3), np.uint8),
         np.empty(SCRATCH_LENGTH, np.int64),
         np.empty((k, 2, LEVELS), np.float32),
-        np.empty((4, 3 * width * rows), np.float32),
+        np.empty((5, 3 * width * rows), np.float32),
     )
 
 
@@ -185,7 +185,7 @@ def mix_samples(
     n_values = 3 * n_pixels
     levels = pictures.reshape(-1)
     rows_of_a_block = blocks.shape[1] // (3 * width)
-    x, y, powers, negative_powers = blocks[0], blocks[1], blocks[2], blocks[3]
+    y, powers, negative_powers = blocks[2], blocks[3], blocks[4]
     for n in range(first, last):
         sample, its_rounds = samples[n], rounds[n]
         n_rounds = sample.rounds
@@ -226,6 +226,7 @@ def mix_samples(
         for row in range(0, height, rows_of_a_block):
             begin = 3 * width * row
             count = 3 * width * min(rows_of_a_block, height - row)
+            x, mixed = blocks[0], blocks[1]
             to_unit(levels, start * n_values + begin, count, x)
             for r in range(n_rounds):
                 item = its_rounds[r]
@@ -239,8 +240,10 @@ def mix_samples(
                     look_up(tables[r, 1], levels, place, count, negative_powers)
                 mix_values(
                     x, count, item.mixing, item.a, item.b, item.second_a, item.choice,
-                    y, powers, negative_powers,
+                    y, powers, negative_powers, mixed,
                 )  # fmt: skip
+                # Not in place: the compiler would not vectorise a loop that may read what it wrote.
+                x, mixed = mixed, x
             planes = out[n] if code == FLOAT32 else out[0]
             half_planes = half_out[0] if code == FLOAT32 else half_out[n]
             _write(x, count // 3, row * width, means, deviations, code, planes, half_planes)
