@@ -5,6 +5,8 @@ another is not needed. Blocks of four words:
 
     stream CROP, view 0 (all views share the crop)
       0       flip, top, left, -
+    stream RESIZED_CROP, view 0
+      t       area, ratio, top, left                      (of try t, 0 to 9)
     stream PIXMIX, a view
       0       start (operation or picture), operation, level, sign
       1       rounds, mixing picture, its top, its left
@@ -86,6 +88,7 @@ class Plan(NamedTuple):
 
 
 _CROP, _PIXMIX = int(Stream.CROP), int(Stream.PIXMIX)
+_RESIZED_CROP = int(Stream.RESIZED_CROP)
 _STREAM = VIEW_LIMIT
 _ONE, _TWO = np.float32(1), np.float32(2)
 _LEAST_LEVEL = MINIMAL_LEVEL
@@ -226,6 +229,68 @@ def draw_plan(
     if not mixes:
         plan.samples["operation"] = NO_OPERATION
     return plan
+
+
+RESIZED_CROP_TRIES = 10
+"""As in torchvision: then the largest centre of an allowed ratio is taken."""
+
+
+@kernel
+def _draw_resized_crop(
+    index, seed, epoch, height, width, least, most, least_ratio, most_ratio, out
+):  # fmt: skip
+    """Fill out, (4,) int64: top, left, height and width of a part of a picture."""
+    k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
+    area = np.float64(height * width)
+    spread = np.float32(most_ratio / least_ratio)
+    for attempt in range(RESIZED_CROP_TRIES):
+        w0, w1, w2, w3 = philox(attempt, index, epoch, _RESIZED_CROP * _STREAM, k0, k1)
+        target = area * (least + (most - least) * unit(w0))
+        # The logarithm of the ratio is uniform; `power` has the same bits on every machine.
+        ratio = least_ratio * np.float64(power(spread, np.float32(unit(w1))))
+        its_width = np.int64(np.rint(np.sqrt(target * ratio)))
+        its_height = np.int64(np.rint(np.sqrt(target / ratio)))
+        if 0 < its_width <= width and 0 < its_height <= height:
+            out[0] = draw_corner(w2, height, its_height)
+            out[1] = draw_corner(w3, width, its_width)
+            out[2], out[3] = its_height, its_width
+            return
+    ratio = width / height
+    its_height, its_width = height, width
+    if ratio < least_ratio:
+        its_height = min(height, max(np.int64(1), np.int64(np.rint(width / least_ratio))))
+    elif ratio > most_ratio:
+        its_width = min(width, max(np.int64(1), np.int64(np.rint(height * most_ratio))))
+    out[0], out[1] = (height - its_height) // 2, (width - its_width) // 2
+    out[2], out[3] = its_height, its_width
+
+
+def draw_resized_crop(
+    index: int,
+    *,
+    seed: int,
+    epoch: int,
+    size: tuple[int, int],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Draw the part of a picture that a random resized crop takes, as torchvision draws it.
+
+    Args:
+        index: number of the sample, 0 .. 2^32 - 1.
+        seed: any whole number; taken modulo 2^64.
+        epoch: 0 .. 2^32 - 1.
+        size: (height, width) of the picture, pixels.
+        scale: the least and the largest share of its area, above 0 and up to 1.
+        ratio: the least and the largest width over height.
+
+    Returns:
+        (top, left, height, width), pixels, inside the picture.
+    """
+    out = np.empty(4, np.int64)
+    _draw_resized_crop(index, np.uint64(seed % 2**64), epoch, *size, *scale, *ratio, out)
+    top, left, height, width = out.tolist()
+    return top, left, height, width
 
 
 def _check_range(name: str, value: int, least: int, most: int) -> None:

@@ -38,6 +38,8 @@ class Stream(IntEnum):
 
     CROP = 0
     PIXMIX = 1
+    RESIZED_CROP = 2
+    ORDER = 3
 
 
 @inlined_kernel

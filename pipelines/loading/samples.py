@@ -1,0 +1,283 @@
+"""A batch of samples read from shards, decoded, cropped and mixed: what a loader's worker does."""
+
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pipelines.errors import PipelineError
+from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from pipelines.loading.mapped import MapName, map_name
+from pipelines.loading.order import shuffled_order
+from pipelines.loading.preparation import Preparation
+from pipelines.shards.index import SAMPLE, ShardSet
+from pixmix.draws import draw_resized_crop
+from pixmix.fused import mix_batch
+from pixmix.packed import PackedPictures
+from pixmix.resizing import resize_part, resized_centre
+
+Policy = Literal["raise", "substitute", "skip"]
+POLICIES: tuple[Policy, ...] = ("raise", "substitute", "skip")
+
+_NO_SAMPLES = np.empty(0, SAMPLE)
+_MOST_OPEN = 64
+"""Shards that a process keeps open: systems often allow it 1024 files in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadSample:
+    """A sample that could not be read. reason: a word or two to count it by."""
+
+    index: int
+    shard: str
+    key: str
+    reason: str
+    message: str
+
+    def __str__(self) -> str:
+        """Return it as a line."""
+        return f"sample {self.index}, key {self.key} in {self.shard}: {self.message}"
+
+
+class BadSampleError(Exception):
+    """Raised inside this module for a sample that cannot be read."""
+
+    def __init__(self, bad: BadSample) -> None:
+        super().__init__(str(bad))
+        self.bad = bad
+
+
+class ShardReader:
+    """Reads samples of a set of local shards; each process opens them for itself."""
+
+    def __init__(self, shards: ShardSet, path_of: Callable[[int], Path] | None = None) -> None:
+        self.shards = shards
+        self._path_of = path_of
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is open, for a descriptor belongs to a process, and a mapped index."""
+        name = map_name(self.shards.samples)
+        shards = self.shards if name is None else replace(self.shards, samples=_NO_SAMPLES)
+        return {"shards": shards, "index": name, "_path_of": self._path_of}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the index again."""
+        name = state["index"]
+        self.shards = state["shards"]
+        if name is not None:
+            self.shards = replace(self.shards, samples=name.open("r"))
+        self._path_of = state["_path_of"]
+        self._open = OrderedDict()
+
+    def read(self, i: int) -> bytearray:
+        """Return the bytes of a sample's picture.
+
+        Raises:
+            BadSampleError: if its shard cannot be read or ends before it.
+        """
+        sample = self.shards.samples[i]
+        size = int(sample["size"])
+        content = bytearray(size)
+        try:
+            there = os.preadv(
+                self._descriptor(int(sample["shard"])), [content], int(sample["offset"])
+            )
+        except OSError as error:
+            raise BadSampleError(self.bad(i, "unreadable shard", str(error))) from error
+        if there != size:
+            raise BadSampleError(
+                self.bad(i, "short shard", f"{size - there} of {size} bytes are missing")
+            )
+        return content
+
+    def bad(self, i: int, reason: str, message: str) -> BadSample:
+        """Return what is to be said of a sample that cannot be used."""
+        shard = self.shards.shards[int(self.shards.samples["shard"][i])].file
+        return BadSample(
+            index=i, shard=shard, key=self.shards.key(i), reason=reason, message=message
+        )
+
+    def close(self) -> None:
+        """Close the shards."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+        else:
+            while len(self._open) >= _MOST_OPEN:
+                os.close(self._open.popitem(last=False)[1])
+            self._open[shard] = os.open((self._path_of or self.shards.path)(shard), os.O_RDONLY)
+        return self._open[shard]
+
+
+class Request(NamedTuple):
+    """A batch that a worker is asked for. place: in the epoch's order, of the first sample."""
+
+    epoch: int
+    place: int
+    indices: NDArray[np.int64]
+
+
+class Prepared(NamedTuple):
+    """A batch as a worker hands it on.
+
+    images: (n, 3, H, W), or (n, views, 3, H, W); labels: (n,) int64; present: (n,) bool, which
+    rows hold a sample. bad: what could not be read. fault: why there is no batch, or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    present: NDArray[np.bool_]
+    bad: tuple[BadSample, ...]
+    fault: str | None = None
+
+
+class MappedMixingSet:
+    """A mixing set that is pickled as the name of its memory map, where it is one."""
+
+    def __init__(self, pictures: PackedPictures | None) -> None:
+        self.pictures = pictures
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave out the pixels of a memory map; whoever gets this maps the same file."""
+        pictures = self.pictures
+        if pictures is None:
+            return {"pictures": None}
+        pixels = map_name(pictures.pixels) or pictures.pixels
+        return {"pictures": (pixels, pictures.offsets, pictures.heights, pictures.widths)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Map the file again."""
+        self.pictures = None
+        if state["pictures"] is not None:
+            pixels, *table = state["pictures"]
+            # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
+            pixels = pixels.open("c") if isinstance(pixels, MapName) else pixels
+            self.pictures = PackedPictures(pixels, *table)
+
+
+@dataclass(kw_only=True)
+class PictureDataset(Dataset[Prepared]):
+    """Batches of a set of pictures of any sizes: a map-style dataset for `DataLoader`.
+
+    training: random parts, flips and PixMix; or else the centre of each picture.
+    """
+
+    reader: ShardReader
+    preparation: Preparation
+    mixing_set: MappedMixingSet
+    seed: int
+    training: bool
+    policy: Policy
+    views: int | None = None
+    n_threads: int = 1
+    window: int | None = None
+    _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
+
+    def __getitems__(self, request: Request) -> Prepared:
+        """Return a batch; what is wrong with it is said in it, for a worker's errors lose form."""
+        try:
+            return self._prepare(request)
+        except (PipelineError, BadSampleError) as error:
+            return Prepared(
+                torch.empty(0), torch.empty(0), np.empty(0, np.bool_), (), fault=str(error)
+            )
+
+    def _prepare(self, request: Request) -> Prepared:
+        n = len(request.indices)
+        side = self.preparation.image_size or 0
+        pixels = np.empty((n, side, side, 3), np.uint8)
+        indices = np.array(request.indices, np.int64)
+        present = np.ones(n, np.bool_)
+        bad: list[BadSample] = []
+        for row in range(n):
+            try:
+                self._fill(int(indices[row]), request.epoch, pixels[row])
+            except BadSampleError as error:
+                if self.policy == "raise":
+                    raise
+                bad.append(error.bad)
+                if self.policy == "substitute":
+                    indices[row] = self._substitute(request, row, pixels[row], bad)
+                else:
+                    present[row] = False
+                    pixels[row] = 0
+        labels = torch.from_numpy(self.reader.shards.samples["label"][indices].astype(np.int64))
+        if self.training and not present.all():
+            pixels, indices = pixels[present], indices[present]
+            labels, present = labels[torch.from_numpy(present)], present[present]
+        images = mix_batch(
+            pixels,
+            self.mixing_set.pictures,
+            indices,
+            seed=self.seed,
+            epoch=request.epoch,
+            settings=self.preparation.pixmix if self.training else None,
+            flip=self.preparation.flip and self.training,
+            mean=self.preparation.mean,
+            std=self.preparation.std,
+            views=self.views,
+            dtype=self.preparation.dtype,
+            n_threads=self.n_threads,
+        )
+        return Prepared(images, labels, present, tuple(bad))
+
+    def _fill(self, i: int, epoch: int, out: NDArray[np.uint8]) -> None:
+        """Decode a picture and write the part of it that is wanted, (side, side, 3) uint8."""
+        try:
+            picture = decode_picture(self.reader.read(i))
+        except UnreadablePictureError as error:
+            raise BadSampleError(self.reader.bad(i, error.reason, str(error))) from error
+        side = len(out)
+        if not self.training:
+            out[:] = resized_centre(picture, self.preparation.resized_side, (side, side))
+            return
+        part = draw_resized_crop(
+            i,
+            seed=self.seed,
+            epoch=epoch,
+            size=(picture.shape[0], picture.shape[1]),
+            scale=self.preparation.scale,
+            ratio=self.preparation.ratio,
+        )
+        resize_part(picture, *part, side, side, 0, 0, out)
+
+    def _substitute(
+        self, request: Request, row: int, out: NDArray[np.uint8], bad: list[BadSample]
+    ) -> int:
+        """Write the next sample of the epoch's order that can be read, and return its number."""
+        order = self._order_of(request.epoch)
+        n = len(order)
+        for step in range(1, n):
+            i = int(order[(request.place + row + step) % n])
+            try:
+                self._fill(i, request.epoch, out)
+            except BadSampleError as error:
+                bad.append(error.bad)
+                continue
+            return i
+        raise PipelineError("no sample of the set can be read; see pixmix-shard verify")
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        if self._order is None or self._order[0] != epoch:
+            sizes = [shard.n_samples for shard in self.reader.shards.shards]
+            order = shuffled_order(
+                len(self.reader.shards),
+                seed=self.seed,
+                epoch=epoch,
+                shard_sizes=sizes,
+                window=self.window,
+            )
+            self._order = (epoch, order)
+        return self._order[1]

@@ -1,0 +1,147 @@
+"""What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader
+
+from pipelines.loading.preparation import Preparation
+from pipelines.loading.samples import PictureDataset, Prepared, Request
+from pipelines.shards.index import ShardSet
+from pixmix.fused import mix_batch
+from pixmix.packed import PackedPictures
+
+_AHEAD = 2
+"""Batches that are made while the network works."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Source(Protocol):
+    """Makes batches of requests, in order."""
+
+    @property
+    def shards(self) -> ShardSet:
+        """The set that indices of requests count in."""
+
+    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+        """Give a batch for each request."""
+
+
+class InMemory:
+    """Pictures of one size in memory: a batch is one call of the kernel, made a few ahead."""
+
+    def __init__(
+        self,
+        images: NDArray[np.uint8],
+        shards: ShardSet,
+        *,
+        preparation: Preparation,
+        mixing_set: PackedPictures | None,
+        seed: int,
+        training: bool,
+        views: int | None,
+        n_threads: int,
+        pin_memory: bool,
+    ) -> None:
+        self.shards = shards
+        self._images = images
+        self._labels = torch.from_numpy(shards.samples["label"].astype(np.int64))
+        self._preparation = preparation
+        self._mixing_set = mixing_set
+        self._seed, self._training, self._views = seed, training, views
+        self._n_threads, self._pin_memory = n_threads, pin_memory
+
+    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+        """Give a batch for each request."""
+        return ahead(requests, self._prepare, _AHEAD)
+
+    def _prepare(self, request: Request) -> Prepared:
+        preparation, training = self._preparation, self._training
+        height, width = self._images.shape[1:3]
+        n = len(request.indices)
+        views = () if self._views is None else (self._views,)
+        out = torch.empty(
+            (n, *views, 3, height, width), dtype=preparation.dtype, pin_memory=self._pin_memory
+        )
+        images = mix_batch(
+            self._images[request.indices],
+            self._mixing_set,
+            request.indices,
+            seed=self._seed,
+            epoch=request.epoch,
+            settings=preparation.pixmix if training else None,
+            flip=preparation.flip and training,
+            padding=preparation.padding_of(max(height, width)) if training else 0,
+            crop=(height, width),
+            mean=preparation.mean,
+            std=preparation.std,
+            views=self._views,
+            dtype=preparation.dtype,
+            n_threads=self._n_threads,
+            out=out,
+        )
+        labels = self._labels[torch.from_numpy(request.indices)]
+        return Prepared(images, labels, np.ones(n, np.bool_), ())
+
+
+class Workers:
+    """Pictures in shards, decoded by the workers of a `DataLoader`."""
+
+    def __init__(
+        self,
+        dataset: PictureDataset,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        multiprocessing_context: str | None,
+    ) -> None:
+        self.shards = dataset.reader.shards
+        self._requests = _Replaceable()
+        self._loader: DataLoader[Prepared] = DataLoader(
+            dataset,
+            batch_sampler=self._requests,  # type: ignore[arg-type]
+            num_workers=num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+            multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
+        )
+
+    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+        """Give a batch for each request."""
+        self._requests.requests = requests
+        return iter(self._loader)
+
+
+class _Replaceable:
+    """The batch sampler of a `DataLoader` whose batches are given anew for each epoch."""
+
+    requests: Iterator[Request] = iter(())
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.requests
+
+
+def _as_it_is(prepared: Any) -> Any:
+    return prepared
+
+
+def ahead(items: Iterator[Item], work: Callable[[Item], Result], depth: int) -> Iterator[Result]:
+    """Give what work makes of items, in order, made in a thread up to `depth` ahead."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="pixmix-loader")
+    running: list[Future[Result]] = []
+    try:
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > depth:
+                yield running.pop(0).result()
+        while running:
+            yield running.pop(0).result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
