@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ class _Replaceable:
         return self.requests
 
 
-def _as_it_is(prepared: Any) -> Any:
+def _as_it_is(prepared: object) -> object:
     return prepared
 
 

@@ -1,0 +1,80 @@
+"""Small sets of shards for tests, written with plain tarfile."""
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.shards.files import file_sha256
+from pipelines.shards.index import SAMPLE, Shard, write_index
+
+
+def encoded(picture: NDArray[np.uint8], extension: str = "png") -> bytes:
+    """A picture as a file's bytes: "png" without loss, or "jpg"."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG" if extension == "png" else "JPEG", quality=95)
+    return file.getvalue()
+
+
+def drawn_pictures(
+    n: int, seed: int = 0, size: tuple[int, int] | None = None
+) -> list[NDArray[np.uint8]]:
+    """Pictures with a gradient and noise, each of its own size where none is given."""
+    generator = np.random.default_rng(seed)
+    pictures = []
+    for _ in range(n):
+        height, width = size or generator.integers(20, 60, 2)
+        ramp = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[:, None]
+        noise = generator.integers(-20, 20, (height, width, 3))
+        pictures.append(np.clip(ramp * generator.random(3) + noise, 0, 255).astype(np.uint8))
+    return pictures
+
+
+def write_shards(
+    folder: Path,
+    contents: Sequence[bytes],
+    *,
+    sizes: Sequence[int],
+    kind: str = "imagefolder",
+    extension: str = "png",
+) -> Path:
+    """Write a set whose sample i has label i % 7, in shards of the given numbers of samples."""
+    assert sum(sizes) == len(contents)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows, shards, i = [], [], 0
+    for number, size in enumerate(sizes):
+        path = folder / f"set-{number:04}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for _ in range(size):
+                info = tarfile.TarInfo(f"{i:08}.{extension}")
+                info.size = len(contents[i])
+                rows.append((number, info.size, tar.offset + 512, i % 7))
+                tar.addfile(info, io.BytesIO(contents[i]))
+                label = tarfile.TarInfo(f"{i:08}.cls")
+                label.size = 1
+                tar.addfile(label, io.BytesIO(str(i % 7).encode()))
+                i += 1
+        shards.append(
+            Shard(
+                file=path.name,
+                n_samples=size,
+                n_bytes=path.stat().st_size,
+                sha256=file_sha256(path),
+            )
+        )
+    write_index(
+        folder,
+        name="set",
+        kind=kind,
+        shards=shards,
+        samples=np.array(rows, SAMPLE),
+        classes=[f"class {label}" for label in range(7)],
+        extensions=[extension],
+        settings={},
+        versions={},
+    )
+    return folder

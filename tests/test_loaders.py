@@ -1,0 +1,485 @@
+"""The same batches at any world size, with any workers, from any place on; and no surprise."""
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipelines.errors import PipelineError
+from pipelines.loading.cursors import TrainLoader
+from pipelines.loading.loaders import eval_loader, train_loader
+from pipelines.loading.order import shuffled_order
+from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
+from pipelines.loading.samples import MappedMixingSet, ShardReader
+from pipelines.shards.index import open_shards
+from pixmix.fused import mix_batch
+from pixmix.packed import PackedPictures
+from pixmix.resizing import resized_centre
+from shard_sets import drawn_pictures, encoded, write_shards
+
+SIZES = (5, 1, 0, 9, 4, 11)
+"""Uneven shards, one of them empty."""
+N = sum(SIZES)
+SMALL = replace(IMAGENET, image_size=14)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[NDArray[np.uint8]]:
+    return drawn_pictures(N)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, pictures: list[NDArray[np.uint8]]) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    return write_shards(folder, [encoded(picture) for picture in pictures], sizes=SIZES)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    contents = [encoded(picture) for picture in drawn_pictures(N, 1, (16, 16))]
+    return write_shards(folder, contents, sizes=SIZES, kind="cifar10")
+
+
+MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(params=["large", "small"])
+def loader_arguments(
+    request: pytest.FixtureRequest, large: Path, small: Path, cache: Path
+) -> dict[str, Any]:
+    """Both kinds of sets: decoded by workers, and held in memory."""
+    if request.param == "large":
+        return {"shards": large, "mixing_set": MIXING, "preparation": SMALL, "cache_dir": cache}
+    return {"shards": small, "mixing_set": MIXING, "preparation": CIFAR, "cache_dir": cache}
+
+
+def an_epoch(loader: TrainLoader) -> list[tuple[Tensor, Tensor]]:
+    return [(images.clone(), labels.clone()) for images, labels in loader]
+
+
+def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+def together(loaders: list[TrainLoader]) -> list[tuple[Tensor, Tensor]]:
+    """The global batches that all ranks make."""
+    batches = [an_epoch(loader) for loader in loaders]
+    assert len({len(each) for each in batches}) == 1
+    return [
+        (torch.cat([images for images, _ in ranks]), torch.cat([labels for _, labels in ranks]))
+        for ranks in zip(*batches, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8, 16])
+def test_batches_do_not_depend_on_the_world_size(
+    loader_arguments: dict[str, Any], world_size: int
+) -> None:
+    alone = train_loader(**loader_arguments, batch_size=16, seed=3, rank=0, world_size=1)
+    ranks = [
+        train_loader(**loader_arguments, batch_size=16, seed=3, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for _ in range(2):
+        expected = an_epoch(alone)
+        assert len(expected) == N // 16
+        assert equal(together(ranks), expected)
+
+
+more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
+
+
+@more_workers_than_cores
+@pytest.mark.parametrize("num_workers", [1, 2, 4])
+def test_batches_do_not_depend_on_the_number_of_workers(large: Path, num_workers: int) -> None:
+    here, workers = (
+        train_loader(
+            large, MIXING, preparation=SMALL, batch_size=4, seed=1, num_workers=n, window=2
+        )
+        for n in (0, num_workers)
+    )
+    for _ in range(2):
+        assert equal(an_epoch(workers), an_epoch(here))
+
+
+def test_batches_do_not_depend_on_threads(loader_arguments: dict[str, Any]) -> None:
+    one, three = (
+        train_loader(**loader_arguments, batch_size=8, n_threads=n, views=2) for n in (1, 3)
+    )
+    epoch = an_epoch(one)
+    assert epoch[0][0].shape[:3] == (8, 2, 3)
+    assert equal(an_epoch(three), epoch)
+
+
+def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path) -> None:
+    file = tmp_path / "pixels"
+    file.write_bytes(MIXING.pixels.tobytes())
+    pixels = np.asarray(np.memmap(file, np.uint8, "c"))
+    mapped = PackedPictures(pixels, MIXING.offsets, MIXING.heights, MIXING.widths)
+    assert len(pickle.dumps(MappedMixingSet(mapped))) < 2000
+    reader = ShardReader(open_shards(large))
+    again = pickle.loads(pickle.dumps(reader))
+    assert again.read(7) == reader.read(7)
+    arguments: dict[str, Any] = {"preparation": SMALL, "batch_size": 10, "seed": 5}
+    here = train_loader(large, MIXING, **arguments)
+    spawned = train_loader(
+        large, mapped, **arguments, num_workers=2, multiprocessing_context="spawn"
+    )
+    assert equal(an_epoch(spawned), an_epoch(here))
+
+
+def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
+    loader_arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = loader_arguments | {"preparation": replace(
+        loader_arguments["preparation"], pixmix=None, flip=False, padding=0, scale=(1, 1)
+    )}  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        loader = train_loader(**arguments, batch_size=7)
+    assert f"{N % 7} of {N} samples are left out" in caplog.text
+    assert loader.left_out == N % 7
+    for epoch in range(3):
+        images = torch.cat([images for images, _ in loader])
+        distinct = {image.numpy().tobytes() for image in images}
+        assert len(images) == len(distinct) == N - N % 7
+        assert loader.epoch == epoch + 1
+
+
+def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path) -> None:
+    loader = train_loader(small, MIXING, batch_size=10, seed=4, cache_dir=cache)
+    images = np.stack(drawn_pictures(N, 1, (16, 16)))
+    for epoch in range(2):
+        order = shuffled_order(N, seed=4, epoch=epoch)
+        for t, (batch, labels) in enumerate(loader):
+            indices = order[10 * t : 10 * t + 10]
+            expected = mix_batch(
+                images[indices], MIXING, indices, seed=4, epoch=epoch, settings=CIFAR.pixmix,
+                flip=True, padding=2, mean=CIFAR.mean, std=CIFAR.std,
+            )  # fmt: skip
+            assert torch.equal(batch, expected)
+            assert labels.tolist() == [i % 7 for i in indices]
+
+
+def test_evaluation_pixels_are_torchvision_s_centre(
+    large: Path, pictures: list[NDArray[np.uint8]]
+) -> None:
+    loader = eval_loader(large, preparation=SMALL, batch_size=4)
+    images = torch.cat([images for images, _, _ in loader])[:N]
+    expected = np.stack([resized_centre(picture, 16, (14, 14)) for picture in pictures])
+    mean, std = (torch.tensor(each)[:, None, None] for each in (SMALL.mean, SMALL.std))
+    assert torch.equal(images, (torch.from_numpy(expected).permute(0, 3, 1, 2) / 255 - mean) / std)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("batch_size", [16, 32, 48])
+def test_evaluation_sees_each_sample_once_with_equal_steps(
+    loader_arguments: dict[str, Any], world_size: int, batch_size: int
+) -> None:
+    arguments = {k: v for k, v in loader_arguments.items() if k != "mixing_set"}
+    whole = torch.cat([images for images, _, _ in eval_loader(**arguments, batch_size=1)])
+    seen, steps = [], set()
+    for rank in range(world_size):
+        loader = eval_loader(**arguments, batch_size=batch_size, rank=rank, world_size=world_size)
+        batches = list(loader)
+        assert all(len(images) == batch_size // world_size for images, _, _ in batches)
+        assert len(batches) == len(loader)
+        steps.add(len(batches))
+        seen += [
+            (image.numpy().tobytes(), int(label))
+            for images, labels, weights in batches
+            for image, label, weight in zip(images, labels, weights, strict=True)
+            if weight == 1
+        ]
+        assert {float(w) for _, _, weights in batches for w in weights} <= {0.0, 1.0}
+    assert len(steps) == 1
+    expected = [(whole[i].numpy().tobytes(), i % 7) for i in range(N)]
+    assert sorted(seen) == sorted(expected)
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
+    loader_arguments: dict[str, Any], world_size: int, num_workers: int
+) -> None:
+    def opened(rank: int, size: int, workers: int = 0) -> TrainLoader:
+        return train_loader(
+            **loader_arguments, batch_size=4, seed=9, rank=rank, world_size=size,
+            num_workers=workers,
+        )  # fmt: skip
+
+    unbroken = opened(0, 1)
+    expected = an_epoch(unbroken) + an_epoch(unbroken)
+    first = opened(0, 1, num_workers)
+    for step, batch in enumerate(first):
+        assert equal([batch], expected[step : step + 1])
+        if step == 2:
+            break
+    state = json.loads(json.dumps(first.state_dict()))
+    assert (state["epoch"], state["consumed"]) == (0, 12)
+    ranks = [opened(rank, world_size) for rank in range(world_size)]
+    for loader in ranks:
+        loader.load_state_dict(state)
+    assert equal(together(ranks), expected[3 : N // 4])
+    assert equal(together(ranks), expected[N // 4 :])
+
+
+def test_a_loop_that_was_left_goes_on_there(loader_arguments: dict[str, Any]) -> None:
+    unbroken, broken = (train_loader(**loader_arguments, batch_size=4, seed=1) for _ in range(2))
+    expected = an_epoch(unbroken) + an_epoch(unbroken)
+    seen: list[tuple[Tensor, Tensor]] = []
+    while len(seen) < len(expected):
+        for images, labels in broken:
+            seen.append((images.clone(), labels.clone()))
+            if len(seen) % 3 == 0:
+                break
+    assert equal(seen, expected)
+
+
+def test_a_state_after_the_last_batch_is_the_next_epoch(loader_arguments: dict[str, Any]) -> None:
+    loader = train_loader(**loader_arguments, batch_size=8)
+    states = [loader.state_dict() for _ in loader]
+    assert [(state["epoch"], state["consumed"]) for state in states[-2:]] == [(0, 16), (1, 0)]
+
+
+@more_workers_than_cores
+def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
+    loader = train_loader(large, MIXING, preparation=SMALL, batch_size=2, num_workers=4)
+    next(iter(loader))
+    assert loader.state_dict()["consumed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seed", 1), ("num_samples", 5), ("hash", "0" * 64), ("window", 3), ("version", 2),
+     ("order_version", 0)],
+)  # fmt: skip
+def test_a_state_that_does_not_fit_is_refused_naming_the_field(
+    loader_arguments: dict[str, Any], field: str, value: object
+) -> None:
+    loader = train_loader(**loader_arguments, batch_size=4)
+    state = loader.state_dict()
+    with pytest.raises(ValueError, match=f"the state's {field} is {value!r} and this loader's"):
+        loader.load_state_dict(state | {field: value})
+    del state[field]
+    with pytest.raises(ValueError, match=f"the state has no {field}; give"):
+        loader.load_state_dict(state)
+    assert loader.state_dict()["consumed"] == 0
+
+
+@pytest.mark.parametrize("consumed", [-1, N])
+def test_a_place_outside_the_order_is_refused(
+    loader_arguments: dict[str, Any], consumed: int
+) -> None:
+    loader = train_loader(**loader_arguments, batch_size=4)
+    with pytest.raises(ValueError, match="no place in an order"):
+        loader.load_state_dict(loader.state_dict() | {"consumed": consumed})
+
+
+# --- samples that cannot be read -----------------------------------------------------------------
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> Path:
+    contents = [encoded(picture) for picture in pictures]
+    contents[3] = contents[3][: len(contents[3]) // 2]
+    contents[8] = b"no picture at all"
+    return write_shards(tmp_path / "damaged", contents, sizes=SIZES)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_workers: int) -> None:
+    loader = train_loader(
+        damaged, MIXING, preparation=SMALL, batch_size=15, num_workers=num_workers
+    )
+    with pytest.raises(PipelineError, match=r"key 0000000[38] in set-000[03]\.tar: .*bad_samples="):
+        an_epoch(loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
+    damaged: Path, tmp_path: Path, num_workers: int
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    loader = train_loader(
+        damaged, MIXING, preparation=SMALL, batch_size=15, seed=2, num_workers=num_workers,
+        bad_samples="substitute", bad_samples_file=file,
+    )  # fmt: skip
+    epoch = an_epoch(loader)
+    order = shuffled_order(N, seed=2, epoch=0)
+    expected = [next(i for i in np.roll(order, -place) if i not in (3, 8)) for place in range(N)]
+    assert torch.cat([labels for _, labels in epoch]).tolist() == [i % 7 for i in expected]
+    assert dict(loader.bad_samples) == {"damaged": 1, "unknown format": 1}
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert {(line["index"], line["key"], line["shard"]) for line in lines} == {
+        (3, "00000003", "set-0000.tar"), (8, "00000008", "set-0003.tar"),
+    }  # fmt: skip
+
+
+def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
+    damaged: Path, large: Path
+) -> None:
+    whole, holed = (
+        train_loader(each, MIXING, preparation=SMALL, batch_size=15, bad_samples="skip")
+        for each in (large, damaged)
+    )
+    order = shuffled_order(N, seed=0, epoch=0)
+    for t, ((images, labels), (fewer, labels_of_fewer)) in enumerate(
+        zip(whole, holed, strict=True)
+    ):
+        kept = [row for row in range(15) if order[15 * t + row] not in (3, 8)]
+        assert torch.equal(fewer, images[kept])
+        assert torch.equal(labels_of_fewer, labels[kept])
+    assert holed.bad_samples == {"damaged": 1, "unknown format": 1}
+
+
+def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
+    loader = eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="skip")
+    weights = torch.cat([weights for _, _, weights in loader])
+    assert [i for i in range(N) if weights[i] == 0] == [3, 8]
+    with pytest.raises(PipelineError, match=r"key 00000003 in set-0000\.tar"):
+        list(eval_loader(damaged, preparation=SMALL, batch_size=10))
+    with pytest.raises(ValueError, match="would count a sample twice"):
+        eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="substitute")
+
+
+def test_too_many_bad_samples_end_it(damaged: Path) -> None:
+    loader = train_loader(
+        damaged, MIXING, preparation=SMALL, batch_size=N, bad_samples="skip", max_bad_samples=1
+    )
+    with pytest.raises(PipelineError, match=r"2 samples could not be read \(1 .*, 1 .*\), more"):
+        an_epoch(loader)
+
+
+def test_a_shard_cut_short_after_it_was_opened_is_named(large: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    folder.mkdir()
+    for path in large.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    loader = train_loader(folder, MIXING, preparation=SMALL, batch_size=N)
+    os.truncate(folder / "set-0005.tar", 600)
+    with pytest.raises(PipelineError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
+        an_epoch(loader)
+
+
+# --- what does not work, said at once ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"batch_size": 6, "rank": 0, "world_size": 4}, ValueError, "give a multiple of 4"),
+        ({"batch_size": 0}, ValueError, "a batch of 0"),
+        ({"batch_size": 31}, ValueError, "30 samples make no batch of 31; give a smaller"),
+        ({"rank": 4, "world_size": 4}, ValueError, "rank 4 of 4 processes"),
+        ({"rank": 1}, ValueError, "rank is 1 and world_size None; give both"),
+        ({"window": 0}, ValueError, "window is 0"),
+        ({"bad_samples": "ignore"}, ValueError, "bad_samples is 'ignore'; give one of raise"),
+        ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
+         "mixing picture 0 is 5x40"),
+    ],
+)  # fmt: skip
+def test_what_cannot_work_is_refused_with_a_remedy(
+    loader_arguments: dict[str, Any], changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        an_epoch(train_loader(**(loader_arguments | {"batch_size": 4} | changes)))
+
+
+def test_pictures_of_several_sizes_want_a_resized_crop(large: Path, cache: Path) -> None:
+    with pytest.raises(PipelineError, match=r"of several sizes, .* crop='resized'"):
+        train_loader(large, preparation=CIFAR, batch_size=4, cache_dir=cache)
+
+
+def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> None:
+    with pytest.raises(PipelineError, match=r"16x16 .* and image_size is 32; leave it out"):
+        train_loader(small, image_size=32, batch_size=4, cache_dir=cache)
+
+
+def test_one_sample_is_a_set(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, [encoded(drawn_pictures(1)[0])], sizes=(1,))
+    assert len(an_epoch(train_loader(folder, preparation=SMALL, batch_size=1))) == 1
+    batches = [
+        list(eval_loader(folder, preparation=SMALL, batch_size=4, rank=rank, world_size=4))
+        for rank in range(4)
+    ]
+    assert [float(batch[0][2].sum()) for batch in batches] == [1, 0, 0, 0]
+
+
+def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+    folder = write_shards(tmp_path, [], sizes=(0,))
+    for opened in (train_loader, eval_loader):
+        with pytest.raises(PipelineError, match="has no samples"):
+            opened(folder, batch_size=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"crop": "centre"}, {"image_size": None}, {"image_size": 0}, {"padding": -1},
+     {"scale": (0, 1)}, {"scale": (0.5, 1.5)}, {"ratio": (2, 1)},
+     {"evaluation_resize": 200}],
+)  # fmt: skip
+def test_a_preparation_refuses_nonsense(changes: dict[str, Any]) -> None:
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"{name} is .*; .*give"):
+        Preparation(**changes)
+
+
+# --- real processes ------------------------------------------------------------------------------
+
+
+def _train_in_a_process(
+    rank: int, folder: Path, meeting: Path, queue: "multiprocessing.Queue[Any]"
+) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    loader = train_loader(folder, MIXING, preparation=SMALL, batch_size=8, seed=6, num_workers=1)
+    batches = []
+    for images, labels in loader:
+        torch.distributed.all_reduce(torch.zeros(1))
+        batches.append((images.numpy().copy(), labels.tolist()))
+    queue.put((rank, batches))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_batches_of_one(large: Path, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_train_in_a_process, args=(rank, large, tmp_path / "meeting", queue))
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.start()
+    results = dict(queue.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    alone = an_epoch(train_loader(large, MIXING, preparation=SMALL, batch_size=8, seed=6))
+    assert len(alone) == len(results[0]) == len(results[1]) == N // 8
+    for (images, labels), first, second in zip(alone, results[0], results[1], strict=True):
+        assert np.array_equal(images.numpy(), np.concatenate([first[0], second[0]]))
+        assert labels.tolist() == first[1] + second[1]
