@@ -818,3 +818,45 @@ def crop_and_flip(
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     crop = padded[top : top + size[0], left : left + size[1]]
     return np.ascontiguousarray(crop[:, ::-1] if flip else crop)
+
+
+# --- pixmix/resizing.py --------------------------------------------------------------------------
+
+
+def triangle_filter(side: int, full: int) -> list[list[int]]:
+    """For each new pixel the weights, in 2^-22, of all pixels of a side."""
+    scale = side / full
+    support = max(scale, 1.0)
+    rows = []
+    for i in range(full):
+        centre = (i + 0.5) * scale
+        start = max(int(centre - support + 0.5), 0)
+        stop = min(int(centre + support + 0.5), side)
+        # As Pillow has it, a product with the reciprocal; a quotient may differ in the last bit.
+        reciprocal = 1.0 / support
+        weights = [max(0.0, 1.0 - abs((j - centre + 0.5) * reciprocal)) for j in range(start, stop)]
+        total = sum(weights)
+        whole = [int(weight / total * 2**22 + 0.5) for weight in weights]
+        rows.append([0] * start + whole + [0] * (side - stop))
+    return rows
+
+
+def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Both filters as matrices of whole numbers, each rounded to a byte, in Pillow 13's order."""
+    height, width = image.shape[:2]
+    rows, columns = (
+        np.array(triangle_filter(side, full), np.int64)
+        for side, full in zip((height, width), size, strict=True)
+    )
+
+    def rounded(sums: NDArray[np.int64]) -> NDArray[np.int64]:
+        return (sums + 2**21) >> 22
+
+    values = image.astype(np.int64)
+    if height > size[0] and height - size[0] > 2 * (width - size[1]):
+        values = rounded(np.einsum("yi,ixc->yxc", rows, values))
+        values = rounded(np.einsum("xj,yjc->yxc", columns, values))
+    else:
+        values = rounded(np.einsum("xj,yjc->yxc", columns, values))
+        values = rounded(np.einsum("yi,ixc->yxc", rows, values))
+    return values.astype(np.uint8)

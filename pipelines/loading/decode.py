@@ -1,24 +1,21 @@
 """From a file's bytes to pixels: the same ones that Pillow gives, by the fastest way there is.
 
-JPEGs in grey or colour are decoded by simplejpeg (where it is installed) or by torchvision, which
-give Pillow's bytes and release the interpreter's lock; all else, and what they refuse, by Pillow.
-Nothing is decoded before its header says how large it is.
+JPEGs in grey or colour are decoded by simplejpeg where it is installed (pip install pixmix[fast]),
+or else by torchvision as long as it can: both give Pillow's bytes and release the interpreter's
+lock. All else, and what they refuse, Pillow decodes. Nothing is decoded before its header says how
+large it is.
 """
 
 import io
 import warnings
-from types import ModuleType
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torchvision.io import ImageReadMode, decode_jpeg
 
-try:
-    import simplejpeg
-except ImportError:
-    simplejpeg: ModuleType | None = None  # type: ignore[no-redef]
+Pixels = NDArray[np.uint8]
 
 MOST_PIXELS = 178_956_970
 """Pillow's own limit, a quarter of a gibibyte of RGB: more is taken for a decompression bomb."""
@@ -34,7 +31,7 @@ class UnreadablePictureError(ValueError):
         self.reason = reason
 
 
-def decode_picture(content: bytes | bytearray) -> NDArray[np.uint8]:
+def decode_picture(content: bytes | bytearray) -> Pixels:
     """Return a picture's pixels as `Image.open(...).convert("RGB")` gives them.
 
     Args:
@@ -52,6 +49,8 @@ def decode_picture(content: bytes | bytearray) -> NDArray[np.uint8]:
         with warnings.catch_warnings():
             # The limit below is the rule; between it and half of it Pillow only warns.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of torchvision's decoder: it is used while it is there.
+            warnings.simplefilter("ignore", DeprecationWarning)
             with Image.open(io.BytesIO(content)) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise UnreadablePictureError(
@@ -77,17 +76,39 @@ def decode_picture(content: bytes | bytearray) -> NDArray[np.uint8]:
         raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
 
 
-def _decode_jpeg(content: bytes | bytearray) -> NDArray[np.uint8] | None:
-    """Return a JPEG's pixels, or None where the faster decoders refuse it."""
+def _by_simplejpeg() -> Callable[[bytearray], Pixels] | None:
     try:
-        if simplejpeg is not None:
-            decoded: NDArray[np.uint8] = simplejpeg.decode_jpeg(content, colorspace="RGB")
-            return decoded
+        from simplejpeg import decode_jpeg
+    except ImportError:
+        return None
+    return lambda content: decode_jpeg(content, colorspace="RGB")
+
+
+def _by_torchvision() -> Callable[[bytearray], Pixels] | None:
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg
+    except ImportError:
+        # Deprecated since 0.29, to be removed.
+        return None
+
+    def decode(content: bytearray) -> Pixels:
+        file = torch.frombuffer(content, dtype=torch.uint8)
+        planes = decode_jpeg(file, mode=ImageReadMode.RGB)
+        return np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
+
+    return decode
+
+
+JPEG_DECODER = _by_simplejpeg() or _by_torchvision()
+"""Decodes grey and colour JPEGs; raises ValueError or RuntimeError for what it cannot read."""
+
+
+def _decode_jpeg(content: bytes | bytearray) -> Pixels | None:
+    """Return a JPEG's pixels, or None where the faster decoder refuses it: Pillow says why."""
+    if JPEG_DECODER is None:
+        return None
+    try:
         # A bytearray, for torch warns of memory that cannot be written.
-        writeable = content if isinstance(content, bytearray) else bytearray(content)
-        planes = decode_jpeg(torch.frombuffer(writeable, dtype=torch.uint8), mode=ImageReadMode.RGB)
-    # Both raise these for what they cannot read; Pillow then says what is wrong with it.
+        return JPEG_DECODER(content if isinstance(content, bytearray) else bytearray(content))
     except (ValueError, RuntimeError):
         return None
-    pixels: NDArray[np.uint8] = np.ascontiguousarray(planes.permute(1, 2, 0).numpy())
-    return pixels

@@ -1,0 +1,125 @@
+"""Bytes become Pillow's pixels, or an error that says why they do not."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.loading import decode
+from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from shard_sets import drawn_pictures, encoded
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
+DECODERS = {
+    "simplejpeg": decode._by_simplejpeg(),
+    "torchvision": decode._by_torchvision(),
+    "pillow": None,
+}
+
+
+@pytest.fixture(autouse=True, params=DECODERS)
+def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param != "pillow" and DECODERS[request.param] is None:
+        pytest.skip(f"{request.param} decodes no JPEG here")
+    monkeypatch.setattr(decode, "JPEG_DECODER", DECODERS[request.param])
+
+
+PICTURE = drawn_pictures(1, 3, (37, 51))[0]
+
+
+def in_pillow(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def saved(mode: str, format_: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).convert(mode).save(file, format_, **options)
+    return file.getvalue()
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the photographs beside the project")
+def test_photographs_have_pillow_s_bytes() -> None:
+    with tarfile.open(PHOTOGRAPHS) as tar:
+        contents = [tar.extractfile(m).read() for m in tar if m.isfile()]  # type: ignore[union-attr]
+    assert len(contents) == 200
+    for content in contents:
+        assert np.array_equal(decode_picture(content), in_pillow(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        saved("RGB", "JPEG"),
+        saved("RGB", "JPEG", progressive=True, quality=60),
+        saved("RGB", "JPEG", subsampling=0),
+        saved("L", "JPEG"),
+        saved("CMYK", "JPEG"),
+        saved("RGB", "PNG"),
+        saved("RGBA", "PNG"),
+        saved("P", "PNG"),
+        saved("1", "PNG"),
+        saved("L", "PNG"),
+        saved("RGB", "WEBP"),
+        saved("RGB", "BMP"),
+        saved("RGB", "GIF"),
+    ],
+)
+def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
+    pixels = decode_picture(bytearray(content))
+    assert np.array_equal(pixels, in_pillow(content))
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous
+    assert pixels.flags.writeable
+
+
+def test_an_orientation_in_exif_is_not_heeded() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = saved("RGB", "JPEG", exif=exif)
+    assert decode_picture(content).shape == PICTURE.shape
+    assert np.array_equal(decode_picture(content), in_pillow(content))
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+@pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
+def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
+    content = encoded(PICTURE, extension)
+    with pytest.raises(UnreadablePictureError) as caught:
+        decode_picture(content[: int(len(content) * share)])
+    assert caught.value.reason in ("damaged", "unknown format")
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"\x80\x04K\x01.", b"GIF89a"])
+def test_what_is_no_picture_is_refused(content: bytes) -> None:
+    with pytest.raises(UnreadablePictureError):
+        decode_picture(content)
+
+
+@pytest.mark.parametrize("extension", ["jpg", "png"])
+def test_a_bomb_is_refused_before_it_is_decoded(
+    extension: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decode, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
+        decode_picture(encoded(PICTURE, extension))
+    assert caught.value.reason == "too large"
+
+
+def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
+    generator = np.random.default_rng(0)
+    for extension in ("jpg", "png"):
+        content = encoded(PICTURE, extension)
+        for _ in range(300):
+            damaged = bytearray(content)
+            for place in generator.integers(0, len(content), 3):
+                damaged[place] ^= 1 << int(generator.integers(8))
+            try:
+                pixels = decode_picture(damaged)
+            except UnreadablePictureError:
+                continue
+            assert pixels.ndim == 3
+            assert pixels.shape[2] == 3
