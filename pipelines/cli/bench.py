@@ -1,5 +1,7 @@
 """`pixmix-bench`: our code beside plain twins and rivals, as ratios of the same minute."""
 
+from pathlib import Path
+
 import click
 
 from pipelines.cli.options import (
@@ -92,6 +94,39 @@ def pixmix(*, rounds: int, as_json: bool) -> None:
         settings = PixMixBenchSettings(rounds=rounds)
         with progress_bar("runs") as progress:
             rows = bench_pixmix(settings, progress=progress)
+        where = machine(PACKAGES)
+        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+
+
+@main.command(
+    epilog=example("pixmix-bench loader", "pixmix-bench loader --pictures imagenet-0000.tar")
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=7,
+    show_default=True,
+    help="Times that each contender's turn comes.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A tar of JPEGs to load.  [default: some are drawn]",
+)
+@command_options
+def loader(*, rounds: int, pictures: Path | None, as_json: bool) -> None:
+    """Time the loaders from shards to batches beside plain data sets of torchvision.
+
+    Takes about two minutes. Shards are written to the system's temporary folder.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.bench.loader import PACKAGES, LoaderBenchSettings, bench_loader
+        from pipelines.bench.machine import machine
+        from pipelines.bench.results import document, table
+
+        settings = LoaderBenchSettings(rounds=rounds, pictures=pictures)
+        with progress_bar("runs") as progress:
+            rows = bench_loader(settings, progress=progress)
         where = machine(PACKAGES)
         say(table(rows, where, []), document(rows, where, []), as_json=as_json)
 
