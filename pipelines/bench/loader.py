@@ -350,7 +350,7 @@ class _PlainRun:
 def _workers_comparison(case: _Case) -> Comparison:
     """Compare two worker processes with one."""
 
-    def epochs(num_workers: int) -> object:
+    def epochs(num_workers: int) -> Callable[[int], float]:
         loader = train_loader(
             case.shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
             num_workers=num_workers,

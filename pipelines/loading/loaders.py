@@ -219,7 +219,7 @@ def _source(
             images,
             shards,
             preparation=preparation,
-            mixing_set=_mixing_pictures(mixing_set, preparation, max(images.shape[1:3]), cache_dir),
+            mixing_set=mixing_pictures(mixing_set, preparation, max(images.shape[1:3]), cache_dir),
             seed=seed,
             training=training,
             views=views,
@@ -231,7 +231,7 @@ def _source(
         PictureDataset(
             reader=ShardReader(shards),
             preparation=preparation,
-            mixing_set=MappedMixingSet(_mixing_pictures(mixing_set, preparation, side, cache_dir)),
+            mixing_set=MappedMixingSet(mixing_pictures(mixing_set, preparation, side, cache_dir)),
             seed=seed,
             training=training,
             policy=policy,
@@ -264,12 +264,13 @@ def _images_in_memory(
     return images
 
 
-def _mixing_pictures(
+def mixing_pictures(
     mixing_set: MixingSet | None,
     preparation: Preparation,
     side: int,
     cache_dir: str | Path | None,
 ) -> PackedPictures | None:
+    """Open what a loader is given as its mixing set, for images of a side in pixels."""
     if mixing_set is None or isinstance(mixing_set, PackedPictures):
         return mixing_set
     return open_mixing_set(mixing_set, preparation.mixing_side(side), cache_dir=cache_dir)

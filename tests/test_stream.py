@@ -1,0 +1,113 @@
+"""A webdataset pipeline over the loader's plan."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from pipelines.errors import PipelineError
+from pipelines.loading.loaders import train_loader
+from pipelines.loading.preparation import CIFAR, IMAGENET
+from pipelines.loading.stream import pixmix_stream
+from pixmix.packed import PackedPictures
+from shard_sets import drawn_pictures, encoded, write_shards
+
+SMALL = replace(IMAGENET, image_size=14)
+MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+N = 23
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    contents = [encoded(picture) for picture in drawn_pictures(N)]
+    return write_shards(tmp_path_factory.mktemp("stream"), contents, sizes=(9, 0, 14))
+
+
+def equal(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y) and torch.equal(i, j) for (x, i), (y, j) in zip(a, b, strict=True)
+    )
+
+
+def expected_batches(
+    shards: Path, epoch: int, window: int | None = None
+) -> list[tuple[Tensor, Tensor]]:
+    loader = train_loader(shards, MIXING, preparation=SMALL, batch_size=4, seed=3, window=window)
+    loader.set_epoch(epoch)
+    return list(loader)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_a_stream_gives_the_loader_s_batches(shards: Path, num_workers: int) -> None:
+    for epoch in (0, 5):
+        stream = pixmix_stream(
+            shards, MIXING, batch_size=4, seed=3, epoch=epoch, preparation=SMALL, window=1
+        )
+        batches = list(DataLoader(stream, batch_size=None, num_workers=num_workers))
+        assert len(batches) == N // 4
+        assert equal(batches, expected_batches(shards, epoch, window=1))
+
+
+def test_ranks_and_places_are_those_of_the_loader(shards: Path) -> None:
+    whole = expected_batches(shards, 1)
+    ranks = [
+        list(
+            pixmix_stream(
+                shards,
+                MIXING,
+                batch_size=4,
+                seed=3,
+                epoch=1,
+                preparation=SMALL,
+                consumed=8,
+                rank=rank,
+                world_size=2,
+            )
+        )
+        for rank in range(2)
+    ]
+    joined = [(torch.cat([x, y]), torch.cat([i, j])) for (x, i), (y, j) in zip(*ranks, strict=True)]
+    assert equal(joined, whole[2:])
+
+
+def test_a_stage_sees_cropped_images_and_what_it_gives_is_mixed(shards: Path) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def black(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for sample in samples:
+            seen.append(dict(sample))
+            yield sample | {"image": sample["image"] * 0}
+
+    plain = replace(SMALL, pixmix=None, mean=(0, 0, 0), std=(1, 1, 1))
+    batches = list(pixmix_stream(shards, None, black, batch_size=4, preparation=plain))
+    assert len(seen) == N // 4 * 4
+    assert all(sample["image"].shape == (14, 14, 3) for sample in seen)
+    assert len({sample["__key__"] for sample in seen}) == len(seen)
+    assert {sample["__url__"] for sample in seen} == {"set-0000.tar", "set-0002.tar"}
+    assert all(int(sample["__key__"]) % 7 == sample["cls"] for sample in seen)
+    assert all(not images.any() for images, _ in batches)
+
+
+def test_a_stage_that_drops_samples_is_told_of(shards: Path) -> None:
+    def first_of_all(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        yield next(iter(samples))
+
+    stream = pixmix_stream(shards, MIXING, first_of_all, batch_size=4, preparation=SMALL)
+    with pytest.raises(PipelineError, match="left 1 of the last 4 samples"):
+        list(stream)
+
+
+def test_a_bad_sample_is_named(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [b"no picture"], sizes=(1,))
+    with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: no picture that"):
+        list(pixmix_stream(shards, batch_size=1, preparation=SMALL))
+
+
+def test_pictures_in_memory_are_for_the_loader(shards: Path) -> None:
+    with pytest.raises(ValueError, match=r"crop is 'padded'; .* use train_loader"):
+        pixmix_stream(shards, batch_size=4, preparation=CIFAR)
