@@ -350,9 +350,13 @@ class _PlainRun:
 def _workers_comparison(case: _Case) -> Comparison:
     """Compare two worker processes with one."""
 
+    # Long epochs, for workers stand still at the end of each.
+    contents = case.contents * _TIMES_FOR_WORKERS
+    shards = write_plain_shards(case.shards.parent / "longer", contents)
+
     def epochs(num_workers: int) -> Callable[[int], float]:
         loader = train_loader(
-            case.shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
+            shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
             num_workers=num_workers,
         )  # fmt: skip
 
