@@ -349,7 +349,6 @@ class _PlainRun:
 
 def _workers_comparison(case: _Case) -> Comparison:
     """Compare two worker processes with one."""
-
     # Long epochs, for workers stand still at the end of each.
     contents = case.contents * _TIMES_FOR_WORKERS
     shards = write_plain_shards(case.shards.parent / "longer", contents)
