@@ -1,6 +1,6 @@
 """Hashes of what the compiled core gives, to compare one processor with another.
 
-    python tests/fingerprints.py elementary|pictures    # one line of JSON: name -> sha256 or genome
+    python tests/fingerprints.py elementary|pictures|mixing    # one line of JSON: name -> hash
 
 numba's own NUMBA_CPU_NAME=generic compiles for a processor without AVX or fused multiply-adds.
 """
@@ -103,7 +103,53 @@ def picture_fingerprints() -> dict[str, Any]:
     return found | {f"genome {index}": draw_genome(0, index).to_json() for index in range(2)}
 
 
-FINGERPRINTS = {"elementary": elementary_fingerprints, "pictures": picture_fingerprints}
+def mixing_fingerprints() -> dict[str, Any]:
+    """Return hashes of plans, mixed pixels, resized crops and an order, of a fixed seed."""
+    from pipelines.loading.order import shuffled_order
+    from pixmix.draws import draw_plan, draw_resized_crop
+    from pixmix.fused import mix_batch
+    from pixmix.packed import PackedPictures
+    from pixmix.resizing import resized_crop
+    from pixmix.settings import MIXINGS, PixMixSettings
+
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
+    pictures = PackedPictures.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
+    found: dict[str, Any] = {"order": shuffled_order(20, seed=1, epoch=2).tolist()}
+    crops = [
+        draw_resized_crop(
+            i, seed=1, epoch=2, size=(37, 51), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)
+        )
+        for i in range(50)
+    ]
+    found["crops"] = crops[:5]
+    large = generator.integers(0, 256, (37, 51, 3), dtype=np.uint8)
+    found["resized"] = _sha256(np.stack([resized_crop(large, *crop, (16, 15)) for crop in crops]))
+    for name, settings in {
+        "paper": PixMixSettings(),
+        "all": PixMixSettings(all_ops=True, mixings=MIXINGS, beta=0.5, severity=10),
+    }.items():
+        plan = draw_plan(
+            np.arange(200), seed=7, epoch=3, settings=settings, size=(20, 13),
+            source_size=(28, 21), flip=True, views=2, n_pictures=9,
+        )  # fmt: skip
+        for part, rows in (("samples", plan.samples), ("rounds", plan.rounds)):
+            for field in rows.dtype.names or ():
+                found[f"{name} {part} {field}"] = _sha256(rows[field])
+        mixed = mix_batch(
+            images, pictures, range(200), seed=7, epoch=3, settings=settings, flip=True, padding=4
+        )
+        found[f"{name} pixels"] = _sha256(mixed.numpy())
+    # As JSON gives it back.
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+FINGERPRINTS = {
+    "elementary": elementary_fingerprints,
+    "pictures": picture_fingerprints,
+    "mixing": mixing_fingerprints,
+}
 
 
 def on_a_plain_processor(which: str, cache: Path) -> dict[str, Any]:

@@ -860,3 +860,67 @@ def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArr
         values = rounded(np.einsum("xj,yjc->yxc", columns, values))
         values = rounded(np.einsum("yi,ixc->yxc", rows, values))
     return values.astype(np.uint8)
+
+
+# --- pixmix/philox.py ----------------------------------------------------------------------------
+
+PHILOX_CONSTANTS = {
+    32: ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)),
+    64: (
+        (0xD2E7470EE14C6C93, 0xCA5A826395121157),
+        (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B),
+    ),
+}
+"""Multipliers and key increments by word size: Salmon et al., SC 2011, and Random123."""
+
+
+def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
+    """Philox 4xB-10 of B bits in whole numbers of any size: ten rounds, the key raised between."""
+    multipliers, increments = PHILOX_CONSTANTS[bits]
+    modulus = 1 << bits
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        high_0, low_0 = divmod(multipliers[0] * c[0], modulus)
+        high_1, low_1 = divmod(multipliers[1] * c[2], modulus)
+        c = [high_1 ^ c[1] ^ k[0], low_1, high_0 ^ c[3] ^ k[1], low_0]
+        k = [(k[i] + increments[i]) % modulus for i in range(2)]
+    return c
+
+
+# --- pixmix/mixing.py ----------------------------------------------------------------------------
+
+Reals = NDArray[np.float64]
+
+
+def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
+    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, for the factors alone may leave float64."""
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        exponent = b * np.log(np.maximum(2 * y, 1e-37))
+        exponent = exponent + (a * np.log(2 * x) if a != 0 else 0.0)
+    return np.exp(np.minimum(exponent, 700.0)) / 2
+
+
+def mix(
+    name: str, x: Reals, y: Reals, a: float, b: float, second: tuple[float, float, bool]
+) -> Reals:
+    """A mixing as `pixmix.mixing` explains it, in float64; second: overlay's screen, and its coin.
+
+    darken_or_lighten takes the coin too; swap_channel is told by a, 0 to 2.
+    """
+    second_a, second_b, coin = second
+    if name == "add":
+        mixed = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
+    elif name == "multiply":
+        mixed = multiply_unclipped(x, y, a, b)
+    elif name == "screen":
+        mixed = 1 - multiply_unclipped(1 - x, 1 - y, a, b)
+    elif name == "overlay":
+        multiplied = multiply_unclipped(x, y, a, b)
+        screened = 1 - multiply_unclipped(1 - x, 1 - y, second_a, second_b)
+        mixed = np.where(x < 0.5 if coin else x > 0.5, multiplied, screened)
+    elif name == "darken_or_lighten":
+        mixed = np.minimum(x, y) if coin else np.maximum(x, y)
+    else:
+        mixed = x.copy()
+        mixed[..., int(a)] = y[..., int(a)]
+    return np.clip(mixed, 0, 1)
