@@ -1,3 +1,45 @@
-"""The shell around the cores: sets on disk, processes and commands."""
+"""The shell around the cores: sets on disk, processes, loaders and commands."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pipelines.loading.loaders import eval_loader, train_loader
+    from pipelines.loading.mixing_set import open_mixing_set
+    from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
+    from pipelines.loading.stream import pixmix_stream
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CIFAR",
+    "IMAGENET",
+    "Preparation",
+    "eval_loader",
+    "open_mixing_set",
+    "pixmix_stream",
+    "train_loader",
+]
+
+_MODULES = {
+    "CIFAR": "pipelines.loading.preparation",
+    "IMAGENET": "pipelines.loading.preparation",
+    "Preparation": "pipelines.loading.preparation",
+    "eval_loader": "pipelines.loading.loaders",
+    "open_mixing_set": "pipelines.loading.mixing_set",
+    "pixmix_stream": "pipelines.loading.stream",
+    "train_loader": "pipelines.loading.loaders",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is asked for: a command's help needs none of them."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*globals(), *__all__])

@@ -15,7 +15,6 @@ from fractals.statistics import measure
 from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.report import set_table
-from pipelines.report.picture_files import at_measured_size, picture_files, read_picture
 from pipelines.report.set_statistics import (
     Percentiles,
     SetStatistics,
@@ -25,6 +24,7 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.report.sheet import GAP, contact_sheet, write_sheet
+from pipelines.shards.picture_files import at_measured_size, picture_files, read_picture
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

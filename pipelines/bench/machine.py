@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import __version__
-from pipelines.generate.workers import available_cores
+from pipelines.shards.workers import available_cores
 
 
 def processor() -> str:

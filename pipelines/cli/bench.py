@@ -59,7 +59,7 @@ def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> 
         )
         from pipelines.bench.machine import machine
         from pipelines.bench.results import document, table
-        from pipelines.generate.workers import available_cores
+        from pipelines.shards.workers import available_cores
 
         settings = FractalBenchSettings(
             rounds=rounds, pictures=pictures, jobs=jobs or available_cores()

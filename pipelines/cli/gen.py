@@ -114,7 +114,7 @@ def fractals(
     with one_line_errors("interrupted; the same command continues this set"):
         from pipelines.generate.fractals import FractalPainter, chunk_size
         from pipelines.generate.sets import SetRequest, generate_set
-        from pipelines.generate.workers import available_cores
+        from pipelines.shards.workers import available_cores
 
         height, width = size
         painter = FractalPainter(

@@ -49,9 +49,9 @@ def show_set(*, folder: Path, n: int, sheet: Path | None, as_json: bool) -> None
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.generate.plan import spread
         from pipelines.report import set_table
-        from pipelines.report.picture_files import picture_files, read_picture
         from pipelines.report.set_statistics import measure_set
         from pipelines.report.sheet import contact_sheet, write_sheet
+        from pipelines.shards.picture_files import picture_files, read_picture
 
         files = picture_files(folder)
         measured = files[:n]

@@ -26,7 +26,6 @@ from pipelines.generate.encoding import ENCODERS, encoder_version
 from pipelines.generate.painting import Painter, Progress, no_progress, paint_chunk, picture_name
 from pipelines.generate.plan import cut, ranges_of, share, subtract
 from pipelines.generate.records import Part, find_parts, forget, merge
-from pipelines.generate.workers import run_chunks
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
     file_sha256,
@@ -34,6 +33,7 @@ from pipelines.shards.files import (
     remove_partial_files,
     write_file,
 )
+from pipelines.shards.workers import run_chunks
 
 LICENCE = "CC0-1.0"
 """Of the pictures: they come from formulas and random numbers, and are free for any use."""

@@ -7,8 +7,11 @@ large it is.
 """
 
 import io
+import struct
 import warnings
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -22,6 +25,10 @@ MOST_PIXELS = 178_956_970
 
 _FASTER_MODES = frozenset({"L", "RGB"})
 
+# What Pillow's readers raise for damaged files.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError,
+           struct.error, zlib.error)  # fmt: skip
+
 
 class UnreadablePictureError(ValueError):
     """Raised for bytes that are no whole picture. reason: one or two words to count it by."""
@@ -29,6 +36,43 @@ class UnreadablePictureError(ValueError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+@contextmanager
+def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
+    """Open a picture whose header is sound, and say in one way what is wrong with its bytes."""
+    try:
+        with warnings.catch_warnings():
+            # The limit below is the rule; between it and half of it Pillow only warns.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of torchvision's decoder: it is used while it is there.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            with Image.open(io.BytesIO(content)) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise UnreadablePictureError(
+                        "too large",
+                        f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
+                        "make the picture smaller",
+                    )
+                yield image
+    except UnreadablePictureError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadablePictureError("unknown format", "no picture that Pillow knows") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
+    except _DAMAGE as error:
+        raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
+
+
+def read_size(content: bytes | bytearray) -> tuple[int, int]:
+    """Return the height and width that a picture's header says, pixels.
+
+    Raises:
+        UnreadablePictureError: as `decode_picture`, but damage after the header is not seen.
+    """
+    with _opened(content) as image:
+        return image.height, image.width
 
 
 def decode_picture(content: bytes | bytearray) -> Pixels:
@@ -45,35 +89,12 @@ def decode_picture(content: bytes | bytearray) -> Pixels:
         UnreadablePictureError: if it is cut short, damaged, of an unknown format, or larger than
             `MOST_PIXELS`.
     """
-    try:
-        with warnings.catch_warnings():
-            # The limit below is the rule; between it and half of it Pillow only warns.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Of torchvision's decoder: it is used while it is there.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise UnreadablePictureError(
-                        "too large",
-                        f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
-                        "make the picture smaller",
-                    )
-                if image.format == "JPEG" and image.mode in _FASTER_MODES:
-                    pixels = _decode_jpeg(content)
-                    if pixels is not None:
-                        return pixels
-                return np.array(image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise UnreadablePictureError("unknown format", "no picture that Pillow knows") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
-    # Pillow's readers raise each of these for damaged files.
-    except (OSError, SyntaxError, EOFError, IndexError, TypeError, OverflowError) as error:
-        raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
-    except ValueError as error:
-        if isinstance(error, UnreadablePictureError):
-            raise
-        raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
+    with _opened(content) as image:
+        if image.format == "JPEG" and image.mode in _FASTER_MODES:
+            pixels = _decode_jpeg(content)
+            if pixels is not None:
+                return pixels
+        return np.array(image.convert("RGB"))
 
 
 def _by_simplejpeg() -> Callable[[bytearray], Pixels] | None:

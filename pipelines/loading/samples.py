@@ -1,6 +1,7 @@
 """A batch of samples read from shards, decoded, cropped and mixed: what a loader's worker does."""
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -56,12 +57,13 @@ class BadSampleError(Exception):
 
 
 class ShardReader:
-    """Reads samples of a set of local shards; each process opens them for itself."""
+    """Reads samples of a set of local shards, in any thread; each process opens them for itself."""
 
     def __init__(self, shards: ShardSet, path_of: Callable[[int], Path] | None = None) -> None:
         self.shards = shards
         self._path_of = path_of
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is open, for a descriptor belongs to a process, and a mapped index."""
@@ -77,6 +79,7 @@ class ShardReader:
             self.shards = replace(self.shards, samples=name.open("r"))
         self._path_of = state["_path_of"]
         self._open = OrderedDict()
+        self._lock = threading.Lock()
 
     def read(self, i: int) -> bytearray:
         """Return the bytes of a sample's picture.
@@ -88,9 +91,10 @@ class ShardReader:
         size = int(sample["size"])
         content = bytearray(size)
         try:
-            there = os.preadv(
-                self._descriptor(int(sample["shard"])), [content], int(sample["offset"])
-            )
+            # Held while it is read, or another thread may close the shard meanwhile.
+            with self._lock:
+                descriptor = self._descriptor(int(sample["shard"]))
+                there = os.preadv(descriptor, [content], int(sample["offset"]))
         except OSError as error:
             raise BadSampleError(self.bad(i, "unreadable shard", str(error))) from error
         if there != size:

@@ -1,7 +1,7 @@
 """The pictures of a folder: which they are, in what order, and their pixels at one size."""
 
 import re
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,16 +30,14 @@ def picture_files(folder: Path) -> list[Path]:
     found = [
         path
         for path in root.rglob("*")
-        if path.suffix.lower() in _SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        and path.is_file()
+        if is_picture_name(path.relative_to(root).as_posix()) and path.is_file()
     ]
     if not found:
         raise PipelineError(
             f"{root} holds no pictures; give a mixing set or a folder with "
             f"{' '.join(sorted(_SUFFIXES))} files"
         )
-    return sorted(found, key=lambda path: _natural_order(path.relative_to(root).as_posix()))
+    return sorted(found, key=lambda path: natural_order(path.relative_to(root).as_posix()))
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -74,7 +72,19 @@ def at_measured_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(image.crop((left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)))
 
 
-def _natural_order(name: str) -> tuple[list[str | int], str]:
+def is_picture_name(name: str) -> bool:
+    """Return whether a path with slashes is that of a picture, and neither it nor a folder hidden.
+
+    Name it from the set's folder on: what lies above may be hidden.
+    """
+    parts = PurePosixPath(name).parts
+    return PurePosixPath(name).suffix.lower() in _SUFFIXES and not any(
+        part.startswith(".") and part != "." for part in parts
+    )
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """Return what to sort names by, so that 2.jpg comes before 10.jpg."""
     # Splitting by digits alternates text and digits, so that equal places compare like with like.
     parts = re.split(r"(\d+)", name)
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name

@@ -1,0 +1,351 @@
+"""Decoded pictures in one memory map a node: built once, whole or absent, shared by all processes.
+
+    CACHE/maps/KEY/record.json    what it is, counts, hashes; written last
+                   pixels         all pictures, rows of RGB, one after another
+                   table.npy      offset, height and width of each
+    CACHE/maps/KEY.lock
+
+KEY is a hash of what the sources are, of the size and of the format's version: a map of pictures
+that have changed since is another map, and the old one is not opened. A map that was cut short or
+written to afterwards is found by its length, its time and its SHA-256, and built anew.
+"""
+
+import errno
+import json
+import logging
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.loading.decode import MOST_PIXELS, UnreadablePictureError, decode_picture, read_size
+from pipelines.shards.files import PARTIAL_SUFFIX, file_sha256, folder_lock, sha256, write_file
+from pixmix.packed import PackedPictures
+from pixmix.resizing import resize_part, resized_shape
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+BadPictures = Literal["raise", "skip"]
+
+FORMAT_VERSION = 1
+_TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
+_RECORD, _PIXELS, _TABLE_FILE = "record.json", "pixels", "table.npy"
+_BUNCH = 64
+"""Pictures that a thread is given at a time."""
+
+
+class PictureSource(Protocol):
+    """Pictures as files' bytes, in an order that depends on names alone."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these pictures from others, as plain JSON values."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def name(self, i: int) -> str:
+        """Return what to call a picture in messages."""
+
+    def read(self, i: int) -> bytearray:
+        """Return the bytes of a picture's file.
+
+        Raises:
+            UnreadablePictureError: if they cannot be read.
+        """
+
+
+def open_picture_map(
+    source: PictureSource,
+    size: int | None,
+    *,
+    cache: Path,
+    jobs: int,
+    bad_pictures: BadPictures,
+    progress: Progress,
+) -> PackedPictures:
+    """Return decoded pictures, building their map if this node has none.
+
+    Args:
+        source: the pictures.
+        size: of the shorter side, pixels, as torchvision's Resize(size) has it; None leaves sizes.
+        cache: the node's cache folder, made if absent.
+        jobs: threads that build.
+        bad_pictures: "raise", or "skip" with a line in the log.
+        progress: called with pictures done and pictures in all, while building.
+
+    Raises:
+        PipelineError: if a picture cannot be read, no picture is left, or the disk is full or not
+            writable.
+    """
+    identity = {
+        "format": FORMAT_VERSION,
+        "size": size,
+        "bad_pictures": bad_pictures,
+        "source": source.identity,
+    }
+    key = sha256(json.dumps(identity, sort_keys=True).encode())[:32]
+    maps = cache / "maps"
+    with _disk_errors(maps):
+        maps.mkdir(parents=True, exist_ok=True)
+        with folder_lock(maps / f"{key}.lock"):
+            folder = maps / key
+            if not _is_whole(folder):
+                for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
+                    shutil.rmtree(old, ignore_errors=True)
+                _build(source, size, folder, jobs, bad_pictures, progress)
+            return _open(folder)
+
+
+@contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            remedy = "free some space, or name another folder as cache_dir or in PIXMIX_CACHE"
+        else:
+            remedy = "name a folder that can be written as cache_dir or in PIXMIX_CACHE"
+        raise PipelineError(f"{folder}: {error.strerror or error}; {remedy}") from error
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def _stamp(path: Path) -> list[int]:
+    """Return what changes when a file is written to."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a map is as it was built; what was touched since is hashed again."""
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+        for name in (_PIXELS, _TABLE_FILE):
+            path, kept = folder / name, record["files"][name]
+            if _stamp(path) != kept["stamp"] and (
+                path.stat().st_size != kept["stamp"][0] or file_sha256(path) != kept["sha256"]
+            ):
+                log.warning("%s is not as it was written; it is built again", path)
+                return False
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return False
+    return True
+
+
+def _open(folder: Path) -> PackedPictures:
+    table = np.load(folder / _TABLE_FILE, allow_pickle=False)
+    # Copy on write: kernels are compiled for arrays that may be written, and nobody writes, so
+    # that all processes share the pages.
+    pixels = np.asarray(np.memmap(folder / _PIXELS, np.uint8, "c"))
+    return PackedPictures(
+        pixels,
+        np.ascontiguousarray(table["offset"], np.int64),
+        np.ascontiguousarray(table["height"], np.int32),
+        np.ascontiguousarray(table["width"], np.int32),
+    )
+
+
+# --- building ------------------------------------------------------------------------------------
+
+
+def _build(
+    source: PictureSource,
+    size: int | None,
+    folder: Path,
+    jobs: int,
+    bad_pictures: BadPictures,
+    progress: Progress,
+) -> None:
+    """Write a map under a temporary name, flush it, and give it its name."""
+    partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+    partial.mkdir()
+    try:
+        bad = _BadPictures(source, bad_pictures)
+        table, n_bytes = _planned(source, size, jobs, bad)
+        with (partial / _PIXELS).open("xb") as file:
+            # A full disk is told of now, and not after minutes of decoding.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            _fill(source, table, file.fileno(), jobs, bad, progress)
+            os.fsync(file.fileno())
+        kept = table[bad.kept]
+        bad.report()
+        with (partial / _TABLE_FILE).open("xb") as file:
+            np.save(file, kept, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        files = {
+            name: {"stamp": _stamp(partial / name), "sha256": file_sha256(partial / name)}
+            for name in (_PIXELS, _TABLE_FILE)
+        }
+        record = {
+            "n": len(kept),
+            "size": size,
+            "source": source.identity,
+            "left_out": bad.messages,
+            "files": files,
+        }
+        write_file(partial / _RECORD, json.dumps(record, indent=1).encode())
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _BadPictures:
+    """Raises for a picture that cannot be read, or leaves it out and remembers why."""
+
+    def __init__(self, source: PictureSource, policy: BadPictures) -> None:
+        self.messages: list[str] = []
+        self.kept = np.ones(len(source), np.bool_)
+        self._source, self._policy = source, policy
+
+    def add(self, i: int, error: UnreadablePictureError) -> None:
+        message = f"{self._source.name(i)}: {error}"
+        if self._policy == "raise":
+            raise PipelineError(
+                f"{message}; remove it or put a whole picture in its place, or leave such pictures "
+                "out with bad_pictures='skip'"
+            ) from error
+        self.messages.append(message)
+        self.kept[i] = False
+
+    def report(self) -> None:
+        if self.messages:
+            log.warning(
+                "%d of %d pictures cannot be read and are left out; the first: %s",
+                len(self.messages), len(self.kept), self.messages[0],
+            )  # fmt: skip
+        if not self.kept.any():
+            raise PipelineError("no picture is left of the mixing set; give whole pictures")
+
+
+def _in_threads(
+    n: int, jobs: int, work: Callable[[int], None], progress: Progress | None = None
+) -> None:
+    """Call work(0) .. work(n - 1) in threads; decoding and resizing release the lock."""
+
+    def bunch(start: int) -> int:
+        stop = min(n, start + _BUNCH)
+        for i in range(start, stop):
+            work(i)
+        return stop - start
+
+    done = 0
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        for count in pool.map(bunch, range(0, n, _BUNCH)):
+            done += count
+            if progress is not None:
+                progress(done, n)
+    finally:
+        # After an error the rest is not begun.
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _planned(
+    source: PictureSource, size: int | None, jobs: int, bad: _BadPictures
+) -> tuple[NDArray[np.void], int]:
+    """Return where each picture will lie, from the headers of the files, and all their bytes."""
+    table = np.zeros(len(source), _TABLE)
+
+    def measure(i: int) -> None:
+        try:
+            height, width = read_size(source.read(i))
+            if size is not None:
+                height, width = resized_shape(height, width, size)
+            if height * width > MOST_PIXELS:
+                raise UnreadablePictureError(
+                    "too large",
+                    f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; cut it",
+                )
+            table["height"][i], table["width"][i] = height, width
+        except UnreadablePictureError as error:
+            bad.add(i, error)
+
+    _in_threads(len(source), jobs, measure)
+    lengths = 3 * table["height"].astype(np.int64) * table["width"]
+    ends = np.cumsum(lengths)
+    table["offset"] = ends - lengths
+    return table, max(1, int(ends[-1])) if len(ends) else 1
+
+
+def _fill(
+    source: PictureSource,
+    table: NDArray[np.void],
+    descriptor: int,
+    jobs: int,
+    bad: _BadPictures,
+    progress: Progress,
+) -> None:
+    """Decode and resize each picture and write it to its place."""
+
+    def paint(i: int) -> None:
+        if not bad.kept[i]:
+            return
+        try:
+            picture = decode_picture(source.read(i))
+        except UnreadablePictureError as error:
+            bad.add(i, error)
+            return
+        height, width = int(table["height"][i]), int(table["width"][i])
+        if picture.shape[:2] != (height, width):
+            resized = np.empty((height, width, 3), np.uint8)
+            whole = (0, 0, picture.shape[0], picture.shape[1])
+            resize_part(picture, *whole, height, width, 0, 0, resized)
+            picture = resized
+        _write_all(descriptor, picture, int(table["offset"][i]))
+
+    progress(0, len(source))
+    _in_threads(len(source), jobs, paint, progress)
+
+
+def _write_all(descriptor: int, picture: NDArray[np.uint8], offset: int) -> None:
+    content = memoryview(picture.reshape(-1).data)
+    while content:
+        written = os.pwrite(descriptor, content, offset)
+        content, offset = content[written:], offset + written
+
+
+@dataclass(frozen=True)
+class JoinedSources:
+    """Several sources, one after another."""
+
+    sources: tuple[PictureSource, ...]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these pictures from others."""
+        return {"joined": [source.identity for source in self.sources]}
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return sum(len(source) for source in self.sources)
+
+    def _place(self, i: int) -> tuple[PictureSource, int]:
+        for source in self.sources:
+            if i < len(source):
+                return source, i
+            i -= len(source)
+        raise IndexError(i)
+
+    def name(self, i: int) -> str:
+        """Return what to call a picture in messages."""
+        source, place = self._place(i)
+        return source.name(place)
+
+    def read(self, i: int) -> bytearray:
+        """Return the bytes of a picture's file."""
+        source, place = self._place(i)
+        return source.read(place)
