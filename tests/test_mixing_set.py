@@ -1,0 +1,427 @@
+"""A mixing set: the reference's pixels, in one map a node, built once, whole or not at all."""
+
+import errno
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import Resize
+
+from pipelines import open_mixing_set
+from pipelines.errors import PipelineError
+from pipelines.loading import picture_map
+from pipelines.loading.mixing_set import open_pictures, uniform_view
+from pipelines.shards.index import open_shards
+from pixmix.packed import PackedPictures
+from shard_sets import drawn_pictures, encoded, write_shards
+
+needs_pillow_13 = pytest.mark.skipif(
+    int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
+)
+PICTURES = drawn_pictures(12, 5)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An ImageFolder of two classes, with JPEGs and PNGs of many sizes."""
+    root = tmp_path / "set"
+    for i, picture in enumerate(PICTURES):
+        extension = "png" if i % 2 else "jpg"
+        path = root / ("fractals" if i < 7 else "views") / f"{i}.{extension}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture, extension))
+    (root / "fractals" / "notes.txt").write_text("no picture")
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+def maps_of(cache: Path) -> list[Path]:
+    return sorted(path for path in (cache / "maps").iterdir() if path.is_dir())
+
+
+def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets an entry for each build."""
+    found: list[int] = []
+    original = picture_map._build
+
+    def counted(*arguments: object) -> None:
+        found.append(1)
+        original(*arguments)
+
+    monkeypatch.setattr(picture_map, "_build", counted)
+    return found
+
+
+def equal(a: PackedPictures, b: PackedPictures | list[NDArray[np.uint8]]) -> bool:
+    return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# --- pixels and order ----------------------------------------------------------------------------
+
+
+@needs_pillow_13
+@pytest.mark.parametrize("size", [9, 33, 64])
+def test_pictures_are_an_image_folder_s_resized_by_torchvision(
+    folder: Path, cache: Path, size: int
+) -> None:
+    expected = [np.asarray(Resize(size)(image)) for image, _ in ImageFolder(folder)]
+    # ImageFolder sorts 10.jpg before 2.jpg; numbers count as numbers here.
+    names = [Path(path).name for path, _ in ImageFolder(folder).samples]
+    by_number = sorted(range(12), key=lambda place: int(names[place].split(".")[0]))
+    pictures = open_mixing_set(folder, size, cache_dir=cache)
+    assert equal(pictures, [expected[place] for place in by_number])
+    assert all(min(picture.shape[:2]) == size for picture in pictures)
+
+
+def test_the_order_is_that_of_names_whatever_the_file_system_says(
+    tmp_path: Path, cache: Path
+) -> None:
+    for i in (10, 2, 33, 1):
+        (tmp_path / f"{i}.png").write_bytes(encoded(np.full((8, 9, 3), i, np.uint8)))
+    pictures = open_mixing_set(tmp_path, 8, cache_dir=cache)
+    assert [int(picture[0, 0, 0]) for picture in pictures] == [1, 2, 10, 33]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1", "I;16"])
+def test_any_mode_becomes_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
+    image = Image.fromarray(drawn_pictures(1, 3, (20, 31))[0])
+    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    image.convert("I" if mode == "I;16" else mode).convert(mode).save(path)
+    with Image.open(path) as saved:
+        expected = np.asarray(saved.convert("RGB"))
+    assert equal(open_mixing_set(tmp_path, 20, cache_dir=cache), [expected])
+
+
+def as_tar(folder: Path, path: Path) -> Path:
+    """Pack a folder as the paper's archive is packed, names in no order."""
+    with tarfile.open(path, "w") as tar:
+        files = sorted(folder.rglob("*.*"), key=lambda file: file.name[::-1])
+        for file in files:
+            tar.add(file, Path("fractals_and_fvis") / file.relative_to(folder))
+        link = tarfile.TarInfo("fractals_and_fvis/link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    return path
+
+
+def test_an_archive_is_read_as_it_is(folder: Path, tmp_path: Path, cache: Path) -> None:
+    archive = as_tar(folder, tmp_path / "fractals_and_fvis.tar")
+    expected = open_mixing_set(folder, 24, cache_dir=cache)
+    assert equal(open_mixing_set(archive, 24, cache_dir=cache), list(expected))
+
+
+def test_shards_are_in_the_order_of_their_index(tmp_path: Path, cache: Path) -> None:
+    shards = write_shards(
+        tmp_path / "shards", [encoded(picture) for picture in PICTURES], sizes=(5, 0, 7)
+    )
+    direct = open_mixing_set(shards, 20, cache_dir=cache)
+    pattern = open_mixing_set(str(shards / "set-{0000..0002}.tar"), 20, cache_dir=cache)
+    opened = open_mixing_set(open_shards(shards), 20, cache_dir=cache)
+    files = tmp_path / "files"
+    files.mkdir()
+    for i, picture in enumerate(PICTURES):
+        (files / f"{i}.png").write_bytes(encoded(picture))
+    expected = list(open_mixing_set(files, 20, cache_dir=cache))
+    assert equal(direct, expected)
+    assert equal(pattern, expected)
+    assert equal(opened, expected)
+
+
+def test_several_sets_are_one_after_another(folder: Path, tmp_path: Path, cache: Path) -> None:
+    archive = as_tar(folder, tmp_path / "pictures.tar")
+    one = list(open_mixing_set(folder, 24, cache_dir=cache))
+    assert equal(open_mixing_set([folder / "views", archive], 24, cache_dir=cache), one[7:] + one)
+
+
+def test_pictures_of_one_size_are_one_array_and_others_are_none(
+    tmp_path: Path, cache: Path
+) -> None:
+    same = drawn_pictures(6, 1, (7, 9))
+    for name, pictures in (("same", same), ("several", PICTURES[:6])):
+        contents = [encoded(picture) for picture in pictures]
+        shards = open_shards(write_shards(tmp_path / name, contents, sizes=(4, 2)))
+        packed = open_pictures(shards, cache_dir=cache)
+        assert equal(packed, pictures)
+        view = uniform_view(packed)
+        if name == "same":
+            assert view is not None
+            assert np.array_equal(view, np.stack(same))
+            assert np.shares_memory(view, packed.pixels)
+        else:
+            assert view is None
+
+
+# --- built once, whole ---------------------------------------------------------------------------
+
+
+def test_a_map_is_built_once_and_used_again(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = builds(monkeypatch)
+    seen: list[tuple[int, int]] = []
+    first = open_mixing_set(
+        folder, 24, cache_dir=cache, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[0] == (0, 12)
+    assert seen[-1] == (12, 12)
+    again = open_mixing_set(folder, 24, cache_dir=cache)
+    assert len(found) == 1
+    assert equal(again, list(first))
+    assert isinstance(again.pixels.base, np.memmap)
+    open_mixing_set(folder, 25, cache_dir=cache)
+    assert len(found) == 2
+
+
+def test_the_cache_is_where_the_environment_says(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIXMIX_CACHE", str(tmp_path / "mine"))
+    open_mixing_set(folder, 24)
+    assert len(maps_of(tmp_path / "mine")) == 1
+
+
+def test_a_changed_set_is_built_anew(
+    folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = builds(monkeypatch)
+    open_mixing_set(folder, 24, cache_dir=cache)
+    changed = folder / "views" / "9.png"
+    changed.write_bytes(encoded(PICTURES[0]))
+    fresh = open_mixing_set(folder, 24, cache_dir=tmp_path / "other")
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), list(fresh))
+    assert len(found) == 3
+    changed.unlink()
+    assert len(open_mixing_set(folder, 24, cache_dir=cache)) == 11
+    assert len(found) == 4
+
+
+def test_a_moved_set_is_the_same_set(
+    folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = builds(monkeypatch)
+    open_mixing_set(folder, 24, cache_dir=cache)
+    folder.rename(tmp_path / "elsewhere")
+    open_mixing_set(tmp_path / "elsewhere", 24, cache_dir=cache)
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["pixels", "table.npy"])
+@pytest.mark.parametrize("how", ["flipped", "short", "gone"])
+def test_a_damaged_map_is_told_of_and_built_anew(
+    folder: Path, cache: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    (place,) = maps_of(cache)
+    path = place / name
+    content = bytearray(path.read_bytes())
+    if how == "flipped":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "short":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+    assert how == "gone" or f"{path} is not as it was written" in caplog.text
+
+
+def test_a_copied_cache_is_hashed_and_used(
+    folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its times are others, its contents are not."""
+    open_mixing_set(folder, 24, cache_dir=cache)
+    shutil.copytree(cache, tmp_path / "copy", copy_function=shutil.copyfile)
+    found = builds(monkeypatch)
+    open_mixing_set(folder, 24, cache_dir=tmp_path / "copy")
+    assert not found
+
+
+def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[Any]") -> None:
+    count = 0
+    original = picture_map._build
+
+    def counted(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        time.sleep(0.5)
+        original(*arguments)
+
+    picture_map._build = counted
+    pictures = open_mixing_set(folder, 24, cache_dir=cache)
+    queue.put((count, [picture.tobytes() for picture in pictures]))
+
+
+def test_processes_that_ask_at_once_build_once(folder: Path, cache: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=_open_in_a_process, args=(folder, cache, queue)) for _ in range(3)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert sum(count for count, _ in results) == 1
+    assert all(pixels == results[0][1] for _, pixels in results)
+
+
+def _build_and_hang(folder: Path, cache: Path, event: Any) -> None:  # noqa: ANN401
+    original = picture_map._write_all
+
+    def hanging(*arguments: object) -> None:
+        original(*arguments)
+        event.set()
+        time.sleep(600)
+
+    picture_map._write_all = hanging
+    open_mixing_set(folder, 24, cache_dir=cache)
+
+
+def test_a_killed_builder_leaves_nothing_that_is_used(folder: Path, cache: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    event = context.Event()
+    process = context.Process(target=_build_and_hang, args=(folder, cache, event))
+    process.start()
+    assert event.wait(120)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    assert [path.name[0] for path in maps_of(cache)] == ["."]
+    assert len(open_mixing_set(folder, 24, cache_dir=cache)) == 12
+    (place,) = maps_of(cache)
+    assert not place.name.startswith(".")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(PipelineError, match=r"No space left on device; free some space, or name"):
+        open_mixing_set(folder, 24, cache_dir=cache)
+    assert maps_of(cache) == []
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(PipelineError, match="name a folder that can be written as cache_dir"):
+        open_mixing_set(folder, 24, cache_dir=tmp_path / "file")
+
+
+def _private_bytes() -> int:
+    with Path("/proc/self/smaps_rollup").open() as file:
+        return sum(int(line.split()[1]) * 1024 for line in file if line.startswith("Private_Dirty"))
+
+
+def _read_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[Any]") -> None:
+    open_mixing_set(folder, 24, cache_dir=cache)
+    before = _private_bytes()
+    pictures = open_mixing_set(folder, 2000, cache_dir=cache)
+    total = int(pictures.pixels[::4096].astype(np.int64).sum())
+    queue.put((_private_bytes() - before, total, len(pictures.pixels)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
+def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path) -> None:
+    size = len(open_mixing_set(folder, 2000, cache_dir=cache).pixels)
+    assert size > 150_000_000
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_read_in_a_process, args=(folder, cache, queue))
+    process.start()
+    private, total, length = queue.get(timeout=120)
+    process.join(60)
+    assert length == size
+    assert total > 0
+    assert private < 20_000_000
+
+
+# --- pictures that cannot be read ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", encoded(PICTURES[3])[:900]])
+def test_a_bad_picture_is_named_or_left_out(
+    folder: Path, cache: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = folder / "fractals" / "3.png"
+    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    bad.write_bytes(content)
+    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+        open_mixing_set(folder, 24, cache_dir=cache)
+    with caplog.at_level(logging.WARNING):
+        pictures = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+    assert equal(pictures, expected[:3] + expected[4:])
+    assert "1 of 12 pictures cannot be read and are left out; the first: " in caplog.text
+    records = [json.loads((place / "record.json").read_text()) for place in maps_of(cache)]
+    assert sorted(len(record["left_out"]) for record in records) == [0, 1]
+
+
+def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no picture")
+    with pytest.raises(PipelineError, match="no picture is left"):
+        open_mixing_set(tmp_path, 24, cache_dir=cache, bad_pictures="skip")
+
+
+def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "sliver.png").write_bytes(encoded(np.zeros((1, 4000, 3), np.uint8)))
+    with pytest.raises(PipelineError, match=r"sliver\.png: .* pixels once resized"):
+        open_mixing_set(tmp_path, 256, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda _path: None, "is neither a folder nor a tar of pictures; make a set"),
+        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.write_bytes(b"text" * 999), "is no whole, uncompressed tar"),
+        (lambda path: tarfile.open(path, "w").close(), "holds no pictures; give a tar of some"),
+    ],
+)
+def test_what_is_no_mixing_set_is_refused(
+    tmp_path: Path,
+    cache: Path,
+    make: Callable[[Path], object],
+    message: str,
+) -> None:
+    make(tmp_path / "set")
+    with pytest.raises(PipelineError, match=message):
+        open_mixing_set(tmp_path / "set", 24, cache_dir=cache)
+
+
+def test_a_tar_cut_short_is_refused(folder: Path, tmp_path: Path, cache: Path) -> None:
+    archive = as_tar(folder, tmp_path / "pictures.tar")
+    content = archive.read_bytes()
+    archive.write_bytes(content[: len(content) // 2 // 512 * 512 + 100])
+    with pytest.raises(PipelineError, match=r"pictures\.tar"):
+        open_mixing_set(archive, 24, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    ("where", "size", "message"),
+    [("set", 0, "size is 0; give the shorter side"), ([], 24, "where names no mixing set")],
+)
+def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=message):
+        open_mixing_set(where, size)
