@@ -3,6 +3,7 @@ import os
 import re
 import signal
 import sys
+import tarfile
 import textwrap
 import threading
 import time
@@ -29,7 +30,9 @@ from pipelines.bench.fractals import (
     bench_fractals,
     flame_layer,
 )
+from pipelines.bench.loader import LoaderBenchSettings, bench_loader
 from pipelines.bench.machine import machine
+from pipelines.bench.pixmix import PixMixBenchSettings, bench_pixmix
 from pipelines.bench.results import Goal, Rival, Row, document, number, table
 from pipelines.bench.timing import Contender, Spread, alternate, calibrate, variation
 from pipelines.bench.twins import (
@@ -640,3 +643,45 @@ def test_settings_refuse_nonsense() -> None:
         FractalBenchSettings(points=0)
     with pytest.raises(ValueError, match="pictures is 1; give at least 2"):
         FractalBenchSettings(pictures=1)
+
+
+# --- pixmix-bench pixmix and loader --------------------------------------------------------------
+
+
+def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
+    rows = bench_pixmix(PixMixBenchSettings(rounds=1, small_batch=12, large_batch=6))
+    goals = [goal.figure for row in rows for goal in row.goals]
+    assert goals == [
+        *("a sample", "ratio") * 2, "a value", "a value", "over the kernel", "over the kernel",
+    ]  # fmt: skip
+    assert len(rows) == 8
+    assert all(row.rate.median > 0 for row in rows)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
+    ticks: list[tuple[int, int]] = []
+    rows = bench_loader(
+        LoaderBenchSettings(rounds=1, n_drawn=4, n_small=20, n_index=1000),
+        progress=lambda done, total: ticks.append((done, total)),
+    )
+    assert [row.name.split(",")[0] for row in rows] == [
+        "decode a JPEG", "random resized crop to 224x224", "ImageNet", "ImageNet", "CIFAR",
+        "ours: first batch of 1",
+    ]  # fmt: skip
+    goals = [goal.figure for row in rows for goal in row.goals]
+    assert goals == [
+        "of decoding alone", "plain", "scaling", "a sample", "50,000 samples", "first batch",
+        "memory above torch",
+    ]  # fmt: skip
+    assert ticks[-1][0] == ticks[-1][1]
+
+
+def test_a_tar_without_jpegs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "no.tar").write_bytes(b"no tar")
+    with pytest.raises(PipelineError, match=r"no\.tar is no tar of pictures"):
+        bench_loader(LoaderBenchSettings(pictures=tmp_path / "no.tar"))
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(PipelineError, match=r"empty\.tar holds no JPEG; give"):
+        bench_loader(LoaderBenchSettings(pictures=tmp_path / "empty.tar"))
