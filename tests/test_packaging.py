@@ -80,8 +80,9 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     documented = documented_commands()
-    # Commands that read a set want it to be there.
+    # Commands that read a set or a file want it to be there.
     (tmp_path / "mixing-set" / "fractals").mkdir(parents=True)
+    (tmp_path / "some-jpegs.tar").touch()
     monkeypatch.chdir(tmp_path)
     assert len(documented) >= 3
     for line in documented:
