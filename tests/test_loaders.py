@@ -22,9 +22,10 @@ from pipelines.loading.order import shuffled_order
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.samples import MappedMixingSet, ShardReader
 from pipelines.shards.index import open_shards
+from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
-from pixmix.resizing import resized_centre
+from pixmix.resizing import resized_centre, resized_crop
 from shard_sets import drawn_pictures, encoded, write_shards
 
 SIZES = (5, 1, 0, 9, 4, 11)
@@ -178,6 +179,29 @@ def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path)
             )  # fmt: skip
             assert torch.equal(batch, expected)
             assert labels.tolist() == [i % 7 for i in indices]
+
+
+def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
+    large: Path, pictures: list[NDArray[np.uint8]]
+) -> None:
+    loader = train_loader(large, MIXING, preparation=SMALL, batch_size=10, seed=4)
+    for epoch in range(2):
+        order = shuffled_order(N, seed=4, epoch=epoch)
+        for t, (batch, _) in enumerate(loader):
+            indices = order[10 * t : 10 * t + 10]
+            crops = []
+            for i in indices.tolist():
+                picture = pictures[i]
+                part = draw_resized_crop(
+                    i, seed=4, epoch=epoch, size=(picture.shape[0], picture.shape[1]),
+                    scale=SMALL.scale, ratio=SMALL.ratio,
+                )  # fmt: skip
+                crops.append(resized_crop(picture, *part, (14, 14)))
+            expected = mix_batch(
+                np.stack(crops), MIXING, indices, seed=4, epoch=epoch, settings=SMALL.pixmix,
+                flip=True, mean=SMALL.mean, std=SMALL.std,
+            )  # fmt: skip
+            assert torch.equal(batch, expected)
 
 
 def test_evaluation_pixels_are_torchvision_s_centre(
