@@ -124,7 +124,7 @@ def open_shards(where: str | Path) -> ShardSet:
             "for tars that are there, or name a folder made by pixmix-shard"
         ) from error
     manifest = parse_manifest(content, str(folder / MANIFEST_NAME))
-    shards = build_set(str(folder), content, _read_index(folder, manifest))
+    shards = build_set(str(folder), content, read_index(folder, manifest))
     if names is not None:
         shards = select_shards(shards, names)
     for number, shard in enumerate(shards.shards):
@@ -322,7 +322,12 @@ def write_index(
     write_file(folder / MANIFEST_NAME, content.encode())
 
 
-def _read_index(folder: Path, manifest: Mapping[str, Any]) -> NDArray[np.void]:
+def read_index(folder: Path, manifest: Mapping[str, Any]) -> NDArray[np.void]:
+    """Return the index that a manifest names, memory-mapped.
+
+    Raises:
+        PipelineError: if it is missing, another one than the manifest names, or no array.
+    """
     path = folder / manifest["index"]["file"]
     again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
     if not path.is_file():

@@ -1,0 +1,441 @@
+"""`pixmix-shard`: WebDataset tars for training and mixing sets, whole and verifiable."""
+
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from pipelines.cli.options import (
+    Command,
+    command_options,
+    example,
+    jobs_option,
+    one_line_errors,
+    progress_bar,
+    say,
+)
+from pipelines.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipelines.shards.sources import Source
+    from pipelines.shards.survey import BrokenFiles, OddFiles
+    from pipelines.shards.write import ShardResult
+
+TRAIN_SHARD, TEST_SHARD, SMALL_SHARD = 1252, 782, 1000
+"""Samples: ImageNet becomes 1,024 and 64 shards, as timm has them; CIFAR 50 and 10."""
+
+_INTERRUPTED = "interrupted; the same command continues this set"
+_FAULTS_SHOWN = 20
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pixmix", message="%(version)s")
+def main() -> None:
+    """Make WebDataset tars of pictures, verify them, and take in tars made elsewhere.
+
+    The same source and options give the same bytes, for any --jobs and after any interruption. A
+    killed command is continued by the same command.
+    """
+
+
+def _set_options(command: Command) -> Command:
+    """Add what all commands that make shards have."""
+    options = [
+        click.option(
+            "--num-shards", type=click.IntRange(1, 10**6), help="Shards, instead of --shard-size."
+        ),
+        click.option(
+            "--shard-size",
+            type=click.IntRange(1, 10**8),
+            help="Samples a shard, at most.  [default: 1252; 782 for validation and test, 1000 for "
+            "small pictures and mixing sets]",
+        ),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the shuffle before the samples are written.",
+        ),
+        click.option("--dali-index", is_flag=True, help="Also write NVIDIA DALI's .idx files."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return jobs_option(command_options(command))
+
+
+def _foreign_options(command: Command) -> Command:
+    """Add what becomes of files that others made."""
+    command = click.option(
+        "--broken-files",
+        type=click.Choice(["fail", "skip"]),
+        default="fail",
+        show_default=True,
+        help="Pictures that cannot be decoded.",
+    )(command)
+    return click.option(
+        "--odd-files",
+        type=click.Choice(["keep", "convert", "skip", "fail"]),
+        default="keep",
+        show_default=True,
+        help="Pictures that are CMYK or not what their name says; kept as they are by default.",
+    )(command)
+
+
+@main.command(
+    epilog=example(
+        "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
+        "pixmix-shard imagefolder imagenet shards/imagenet --split val",
+    )
+)
+@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--split", help="Only this one of SRC's train, val, validation and test.")
+@click.option("--name", help="Of the set, in the tars' names.  [default: that of SRC]")
+@_foreign_options
+@_set_options
+def imagefolder(
+    *,
+    src: Path,
+    out: Path,
+    split: str | None,
+    name: str | None,
+    num_shards: int | None,
+    shard_size: int | None,
+    seed: int,
+    odd_files: "OddFiles",
+    broken_files: "BrokenFiles",
+    dali_index: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Shard a folder with a folder a class, or its splits, each into a folder of OUT.
+
+    The bytes of the files stay as they are; class names go into the manifest.
+    """
+    with one_line_errors(_INTERRUPTED):
+        from pipelines.shards.side_files import join_splits
+        from pipelines.shards.sources import ImageFolderSource, find_splits
+
+        if out.resolve().is_relative_to(src.resolve()):
+            raise PipelineError(
+                f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
+            )
+        splits = find_splits(src)
+        if split is not None and split not in splits:
+            there = ", ".join(splits) or "none"
+            raise PipelineError(f"{src} has no split {split!r} (there: {there}); name one of them")
+        chosen: list[str | None] = [split] if split else [*splits] or [None]
+        results = []
+        for each in chosen:
+            is_train = each in (None, "train")
+            timm_name = "validation" if each == "val" else each or "train"
+            results.append(
+                _make(
+                    ImageFolderSource(folder=src / each if each else src, split=each),
+                    out / each if each else out,
+                    name=_set_name(name, src, timm_name if each else None),
+                    split=timm_name,
+                    sizes=(num_shards, shard_size, TRAIN_SHARD if is_train else TEST_SHARD),
+                    seed=seed,
+                    odd_files=odd_files,
+                    broken_files=broken_files,
+                    dali_index=dali_index,
+                    jobs=jobs,
+                )
+            )
+        if splits:
+            join_splits(out, splits)
+        _say_made(results, as_json=as_json)
+
+
+def _cifar(dataset: Literal["cifar10", "cifar100"]) -> Callable[..., None]:
+    """Return the command of one of the two sets."""
+
+    @main.command(dataset, epilog=example(f"pixmix-shard {dataset} downloads shards/{dataset}"))
+    @click.argument("src", type=click.Path(path_type=Path))
+    @click.argument("out", type=click.Path(path_type=Path))
+    @_set_options
+    def command(
+        *,
+        src: Path,
+        out: Path,
+        num_shards: int | None,
+        shard_size: int | None,
+        seed: int,
+        dali_index: bool,
+        jobs: int | None,
+        as_json: bool,
+    ) -> None:
+        with one_line_errors(_INTERRUPTED):
+            from pipelines.shards.cifar import CifarSource
+            from pipelines.shards.side_files import join_splits
+
+            splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+            results = [
+                _make(
+                    CifarSource(place=src, dataset=dataset, split=split),
+                    out / split,
+                    name=f"{dataset}-{split}",
+                    split=split,
+                    sizes=(num_shards, shard_size, SMALL_SHARD),
+                    seed=seed,
+                    dali_index=dali_index,
+                    jobs=jobs,
+                )
+                for split in splits
+            ]
+            join_splits(out, splits)
+            _say_made(results, as_json=as_json)
+
+    command.help = (
+        f"Shard {dataset.upper()[:5]}-{dataset[5:]} into OUT/train and OUT/test, as PNG.\n\n"
+        "SRC is the official python archive, the folder in it, or what torchvision downloaded. "
+        "Its pickles are read without running anything."
+    )
+    return command
+
+
+_cifar("cifar10")
+_cifar("cifar100")
+
+
+@main.command(epilog=example("pixmix-shard digits shards/digits"))
+@click.argument("out", type=click.Path(path_type=Path))
+@_set_options
+def digits(
+    *,
+    out: Path,
+    num_shards: int | None,
+    shard_size: int | None,
+    seed: int,
+    dali_index: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Shard scikit-learn's handwritten digits, which need no download.
+
+    1,438 pictures go into OUT/train and 359 into OUT/test, enlarged to 32x32.
+    """
+    with one_line_errors(_INTERRUPTED):
+        from pipelines.shards.digits import DigitsSource
+        from pipelines.shards.side_files import join_splits
+
+        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
+        results = [
+            _make(
+                DigitsSource(split=split),
+                out / split,
+                name=f"digits-{split}",
+                split=split,
+                sizes=(num_shards, shard_size, SMALL_SHARD),
+                seed=seed,
+                dali_index=dali_index,
+                jobs=jobs,
+            )
+            for split in splits
+        ]
+        join_splits(out, splits)
+        _say_made(results, as_json=as_json)
+
+
+@main.command(
+    epilog=example(
+        "pixmix-shard mixing mixing-set/fractals shards/mixing",
+        "pixmix-shard mixing fractals_and_fvis.tar shards/paper",
+    )
+)
+@click.argument("src", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--name", default="mixing", show_default=True, help="Of the set.")
+@_foreign_options
+@_set_options
+def mixing(
+    *,
+    src: tuple[Path, ...],
+    out: Path,
+    name: str,
+    num_shards: int | None,
+    shard_size: int | None,
+    seed: int,
+    odd_files: "OddFiles",
+    broken_files: "BrokenFiles",
+    dali_index: bool,
+    jobs: int | None,
+    as_json: bool,
+) -> None:
+    """Shard pictures to mix with: sets of pixmix-gen, folders, or tars such as the paper's."""
+    with one_line_errors(_INTERRUPTED):
+        from pipelines.shards.mixing_sources import MixingSource
+
+        result = _make(
+            MixingSource(places=src),
+            out,
+            name=name,
+            split="train",
+            sizes=(num_shards, shard_size, SMALL_SHARD),
+            seed=seed,
+            odd_files=odd_files,
+            broken_files=broken_files,
+            dali_index=dali_index,
+            jobs=jobs,
+        )
+        _say_made([result], as_json=as_json)
+
+
+@main.command(epilog=example("pixmix-shard verify shards/mixing --decode all"))
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--decode",
+    default="100",
+    show_default=True,
+    metavar="N|all",
+    help="Pictures to decode, spread over the set.",
+)
+@jobs_option
+@command_options
+def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> None:
+    """Hash all shards again, walk through the tars, compare the index, decode pictures.
+
+    Exits with 1 if anything is not as the manifest says.
+    """
+    if decode != "all" and not re.fullmatch(r"\d{1,12}", decode):
+        raise click.BadParameter(
+            f"{decode!r} is no number; give a number of pictures, or all",
+            param_hint="'--decode'",
+        )
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.shards.verify import verify_shards
+        from pipelines.shards.workers import available_cores
+
+        with progress_bar("samples") as progress:
+            verdict = verify_shards(
+                folder,
+                decode=None if decode == "all" else int(decode),
+                jobs=jobs or available_cores(),
+                progress=progress,
+            )
+        for fault in verdict.faults[:_FAULTS_SHOWN]:
+            click.echo(fault, err=True)
+        more = len(verdict.faults) - _FAULTS_SHOWN
+        if more > 0:
+            click.echo(f"... and {more} more", err=True)
+        for reason, count in verdict.left.items():
+            click.echo(f"{count} members: {reason}", err=True)
+        text = (
+            f"{folder}: {_count(len(verdict.faults), 'fault')}"
+            if verdict.faults
+            else f"{folder}: whole; {verdict.n_samples:,} samples in "
+            f"{_count(verdict.n_shards, 'shard')}, "
+            f"{verdict.n_bytes / 1e6:,.1f} MB, {verdict.decoded:,} decoded"
+        )
+        say(text, asdict(verdict), as_json=as_json)
+        if verdict.faults:
+            raise click.exceptions.Exit(1)
+
+
+@main.command(epilog=example("pixmix-shard index shards/other/*.tar"))
+@click.argument("tars", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--name", help="Of the set.  [default: that of the folder]")
+@command_options
+def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
+    """Take in tars that were made elsewhere: scan them and write index and manifest beside them.
+
+    Labels are read from .cls, "label" or "cls" in .json, or .txt. The tars stay as they are.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.shards.adopt import adopt_tars
+
+        with progress_bar("tars") as progress:
+            found = adopt_tars(tars, name=name, progress=progress)
+        lines = [
+            f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
+            f"{found.labels:,} with a label"
+        ]
+        lines += [
+            f"{count:,} members: {reason} (as {found.examples[reason]})"
+            for reason, count in found.left.items()
+        ]
+        say("\n".join(lines), _plain(found), as_json=as_json)
+
+
+def _set_name(name: str | None, src: Path, split: str | None) -> str:
+    """Return the name of a set, which only has the letters that all readers take."""
+    base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "pictures"
+    return f"{base}-{split}" if split else base
+
+
+def _make(
+    source: "Source",
+    out: Path,
+    *,
+    name: str,
+    split: str,
+    sizes: tuple[int | None, int | None, int],
+    seed: int,
+    dali_index: bool,
+    jobs: int | None,
+    odd_files: "OddFiles" = "keep",
+    broken_files: "BrokenFiles" = "fail",
+) -> "ShardResult":
+    """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
+    from pipelines.shards.workers import available_cores, run_chunks
+    from pipelines.shards.write import ShardRequest, make_shards
+
+    num_shards, shard_size, default = sizes
+    if num_shards is not None and shard_size is not None:
+        raise click.UsageError("--num-shards and --shard-size exclude each other; give one")
+    try:
+        request = ShardRequest(
+            folder=out,
+            source=source,
+            name=name,
+            split=split,
+            num_shards=num_shards,
+            shard_size=(shard_size or default) if num_shards is None else None,
+            seed=seed,
+            odd_files=odd_files,
+            broken_files=broken_files,
+            dali_index=dali_index,
+            jobs=jobs or available_cores(),
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    with progress_bar("pictures") as progress:
+        return make_shards(request, run=run_chunks, progress=progress)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def _say_made(results: "list[ShardResult]", *, as_json: bool) -> None:
+    lines = []
+    for result in results:
+        line = (
+            f"{result.folder}: {result.n_samples:,} samples in {_count(result.n_shards, 'shard')}, "
+            f"{result.n_bytes / 1e6:,.1f} MB; {_count(result.written, 'shard')} written now"
+        )
+        if result.left_out:
+            line += f"; {_count(result.left_out, 'picture')} left out"
+        lines.append(line)
+        lines += [
+            f"  {count:,} {kind}: {reason}"
+            for kind, reasons in result.found.items()
+            for reason, count in reasons.items()
+        ]
+    say("\n".join(lines), {"sets": [_plain(result) for result in results]}, as_json=as_json)
+
+
+def _plain(result: Any) -> dict[str, Any]:  # noqa: ANN401  a dataclass
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(result).items()
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Tars that were made elsewhere become a set: they are scanned and get an index and a manifest."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipelines import __version__
+from pipelines.errors import PipelineError
+from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left
+from pipelines.shards.index import MANIFEST_NAME, SAMPLE, parse_manifest, write_index
+from pipelines.shards.verify import describe_tar, samples_of_tar
+
+KIND = "tars"
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adopted:
+    """What was found. labels: samples that have one; left: what is no sample, by reason."""
+
+    folder: Path
+    n_shards: int
+    n_samples: int
+    labels: int
+    left: dict[str, int]
+    examples: dict[str, str]
+
+
+def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) -> Adopted:
+    """Scan tars of one folder and write its index and manifest; the tars stay as they are.
+
+    Args:
+        tars: in the order that the set gets.
+        name: of the set; None for that of the folder.
+        progress: called with tars that are scanned, and all of them.
+
+    Raises:
+        PipelineError: if the tars are of several folders, one is damaged, there is no sample, or
+            the folder holds a set that was made there.
+        OSError: if the folder cannot be written.
+    """
+    if not tars:
+        raise PipelineError("no tar is named; name those of the set, as shards/*.tar")
+    elsewhere = [tar for tar in tars if tar.parent.resolve() != tars[0].parent.resolve()]
+    if elsewhere:
+        raise PipelineError(
+            f"{tars[0]} and {elsewhere[0]} lie in two folders; a set is the tars of one folder: "
+            "index each for itself"
+        )
+    if len({tar.name for tar in tars}) != len(tars):
+        raise PipelineError("a tar is named twice; name each once")
+    folder = tars[0].parent
+    path = folder / MANIFEST_NAME
+    if path.exists() and parse_manifest(path.read_bytes(), str(path))["kind"] != KIND:
+        raise PipelineError(
+            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
+            "or move the tars to a folder of their own"
+        )
+    left = Left()
+    shards, parts = [], []
+    progress(0, len(tars))
+    for number, tar in enumerate(tars):
+        if not tar.is_file():
+            raise PipelineError(f"{tar} is no file; name the tars of the set")
+        rows = samples_of_tar(tar, number, left)
+        shards.append(describe_tar(tar, rows))
+        parts.append(rows)
+        progress(number + 1, len(tars))
+    samples = np.concatenate(parts).astype(SAMPLE)
+    if len(samples) == 0:
+        raise PipelineError(
+            f"{folder}: the tars hold no sample with a picture "
+            f"({', '.join(sorted(PICTURE_EXTENSIONS))}); name tars of pictures"
+        )
+    write_index(
+        folder,
+        name=name or folder.resolve().name,
+        kind=KIND,
+        shards=shards,
+        samples=samples,
+        classes=[],
+        extensions=[],
+        settings={"found": left.counts},
+        versions={"pixmix": __version__},
+    )
+    return Adopted(
+        folder=folder,
+        n_shards=len(shards),
+        n_samples=len(samples),
+        labels=int((samples["label"] >= 0).sum()),
+        left=left.counts,
+        examples=left.examples,
+    )

@@ -1,0 +1,137 @@
+"""What a picture file really holds, told from its bytes; one format made of another."""
+
+import io
+import struct
+import warnings
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError, features
+
+COMMON = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
+"""Extension -> kind, of the pictures that every reader of shards knows."""
+
+_KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
+
+# As pixmix-gen writes: mixing brings out the blocks of lower qualities.
+_WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
+    "png": ("PNG", {}),
+    "webp": ("WEBP", {"lossless": True}),
+}
+
+# What Pillow's readers raise on damaged files besides OSError.
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+)
+
+
+class BrokenPictureError(Exception):
+    """A picture that cannot be decoded; the message says why, in words that follow its name."""
+
+
+def decode_rgb(content: bytes) -> NDArray[np.uint8]:
+    """Decode a file to (height, width, 3) uint8.
+
+    Raises:
+        BrokenPictureError: if it cannot be decoded, or has over 89 million pixels.
+    """
+    return np.asarray(_load(content, full=True).convert("RGB"))
+
+
+def oddity(content: bytes, extension: str) -> str | None:
+    """Decode a file to see that it is whole, and say what is unusual about it.
+
+    A JPEG is decoded at an eighth of its size: all of its data is read, in a third of the time.
+
+    Args:
+        content: the bytes of the file.
+        extension: of its name, lower-case, without the dot.
+
+    Returns:
+        None, or a reason such as "png content under .jpg", "CMYK" or "16 bits a channel".
+
+    Raises:
+        BrokenPictureError: if it cannot be decoded, or has over 89 million pixels.
+    """
+    image = _load(content, full=False)
+    kind = _KINDS.get(image.format or "", (image.format or "unknown").lower())
+    if extension not in COMMON:
+        return f"a .{extension} file, which few readers know"
+    if kind != COMMON[extension]:
+        return f"{kind} content under .{COMMON[extension]}"
+    if image.mode == "CMYK":
+        return "CMYK"
+    if image.mode.startswith(("I", "F")):
+        return "16 bits a channel"
+    return None
+
+
+def convert(content: bytes, extension: str) -> tuple[bytes, str]:
+    """Return a picture as RGB in the format that its name promises, PNG for an uncommon one.
+
+    Args:
+        content: the bytes of the file.
+        extension: of its name, lower-case, without the dot.
+
+    Returns:
+        The bytes and their extension: JPEG at quality 95, 4:4:4; PNG and WebP without loss.
+
+    Raises:
+        BrokenPictureError: if it cannot be decoded.
+    """
+    kind = COMMON.get(extension, "png")
+    return _write(Image.fromarray(decode_rgb(content)), kind), kind
+
+
+def encode_png(picture: NDArray[np.uint8]) -> bytes:
+    """Encode (height, width, 3) or (height, width) uint8 without loss."""
+    return _write(Image.fromarray(picture), "png")
+
+
+def encoder_version() -> str:
+    """Name the libraries that decide the bytes of what is encoded here."""
+    libraries = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp")
+    versions = {library: features.version(library) for library in libraries}
+    return ", ".join(f"{library} {version}" for library, version in versions.items() if version)
+
+
+def _write(image: Image.Image, kind: str) -> bytes:
+    format, options = _WRITERS[kind]
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def _load(content: bytes, *, full: bool) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            image = Image.open(io.BytesIO(content))
+            if not full:
+                image.draft(None, (1, 1))
+            image.load()
+        except _DAMAGE as error:
+            raise BrokenPictureError(_reason(error, content)) from error
+    return image
+
+
+def _reason(error: Exception, content: bytes) -> str:
+    if not content:
+        return "empty"
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return f"over {Image.MAX_IMAGE_PIXELS:,} pixels"
+    if isinstance(error, UnidentifiedImageError):
+        return "no picture"
+    return "cannot be decoded"

@@ -1,0 +1,153 @@
+"""What shards are made from: pictures in a fixed order, each with a label or none.
+
+A source is sent to worker processes, so it is a small frozen value; what it lists lies on disk.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipelines.errors import PipelineError
+
+SPLITS = ("train", "val", "validation", "test")
+"""Names of folders that are parts of a set and no classes."""
+
+# Those of torchvision's ImageFolder, so that pictures and order are the same.
+FOLDER_EXTENSIONS = (*("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"),)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A picture of a source.
+
+    place: plain JSON values by which the source finds it again.
+    name: of its file, relative to the source, with "/".
+    extension: of its bytes, lower-case, without the dot.
+    label: its class, or -1.
+    record: plain JSON values for the sample's .json, or None where the sample has no .json.
+    """
+
+    place: Any
+    name: str
+    extension: str
+    label: int = -1
+    record: dict[str, Any] | None = None
+
+
+class Source(Protocol):
+    """Pictures in an order of their own, which the number of processes does not touch."""
+
+    def kind(self) -> str:
+        """Name what it is, as the manifest says it."""
+        ...
+
+    def settings(self) -> dict[str, Any]:
+        """Return as plain JSON values what its pictures depend on; no paths of this machine."""
+        ...
+
+    def classes(self) -> Sequence[str]:
+        """Return the names of the classes by label, or nothing."""
+        ...
+
+    def items(self) -> Iterator[Item]:
+        """Give its pictures in order."""
+        ...
+
+    def read(self, place: Any) -> bytes:  # noqa: ANN401  any JSON value
+        """Return the bytes of a picture."""
+        ...
+
+    def foreign(self) -> bool:
+        """Say whether its files were made by others and are to be looked into before use."""
+        ...
+
+
+def extension_of(name: str) -> str:
+    """Return the last extension of a file's name, lower-case, without the dot."""
+    return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122  of names in tars too
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolderSource:
+    """A folder a class, in torchvision's order: classes by name, then files by path."""
+
+    folder: Path
+    split: str | None = None
+
+    def kind(self) -> str:
+        """Name what it is."""
+        return "imagefolder"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the split."""
+        return {"split": self.split}
+
+    def foreign(self) -> bool:
+        """Files of others."""
+        return True
+
+    def classes(self) -> Sequence[str]:
+        """Return the names of the folders.
+
+        Raises:
+            PipelineError: if there are none.
+        """
+        if not self.folder.is_dir():
+            raise PipelineError(f"{self.folder} is no folder; name one with a folder a class")
+        names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+        if not names:
+            raise PipelineError(
+                f"{self.folder} has no folder a class; put the pictures of each class into a "
+                "folder of its own, or use pixmix-shard mixing for pictures without classes"
+            )
+        return names
+
+    def items(self) -> Iterator[Item]:
+        """Give the pictures of all classes.
+
+        Raises:
+            PipelineError: if a class has none.
+        """
+        for label, name in enumerate(self.classes()):
+            empty = True
+            for path in _files(self.folder / name):
+                relative = path.relative_to(self.folder).as_posix()
+                extension = extension_of(relative)
+                if extension in FOLDER_EXTENSIONS:
+                    empty = False
+                    yield Item(
+                        place=relative,
+                        name=relative,
+                        extension=extension,
+                        label=label,
+                        record={"filename": relative, "class": name, "label": label},
+                    )
+            if empty:
+                raise PipelineError(
+                    f"{self.folder / name} holds no picture, so class {name!r} would be empty; "
+                    "fill the folder or remove it"
+                )
+
+    def read(self, place: Any) -> bytes:  # noqa: ANN401
+        """Return the bytes of a file."""
+        return (self.folder / str(place)).read_bytes()
+
+
+def find_splits(folder: Path) -> list[str]:
+    """Return which of a folder's sub-folders are splits; none if they are classes.
+
+    Raises:
+        PipelineError: if the folder is missing.
+    """
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is no folder; name the one that holds the pictures")
+    return [name for name in SPLITS if (folder / name).is_dir()]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    # As torchvision walks, links to folders included.
+    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
+        for name in sorted(names):
+            yield Path(parent, name)

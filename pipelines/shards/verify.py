@@ -1,0 +1,179 @@
+"""Is a set of shards what its manifest says? Everything is read again, nothing is trusted."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.shards.files import file_sha256
+from pipelines.shards.grouping import Left, group_members, label_of, picture_of
+from pipelines.shards.index import (
+    MANIFEST_NAME,
+    SAMPLE,
+    Shard,
+    ShardSet,
+    build_set,
+    parse_manifest,
+    read_index,
+)
+from pipelines.shards.pictures import BrokenPictureError, decode_rgb
+from pipelines.shards.tars import scan_tar
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What was found. faults: a line each; left: members that belong to no sample, by reason."""
+
+    n_shards: int
+    n_samples: int
+    n_bytes: int
+    decoded: int
+    faults: tuple[str, ...]
+    left: dict[str, int] = field(default_factory=dict)
+
+
+def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Progress) -> Verdict:
+    """Hash all shards again, walk through their tars, compare the index, decode pictures.
+
+    Args:
+        folder: of the set.
+        decode: how many pictures, spread evenly over the set; None for all.
+        jobs: threads.
+        progress: called with samples that were looked at, and all samples.
+
+    Raises:
+        PipelineError: if there is no set, or its manifest or index is damaged.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise PipelineError(
+            f"{folder} has no {MANIFEST_NAME}; name a folder made by pixmix-shard, or run "
+            f"pixmix-shard index {folder}/*.tar first"
+        ) from error
+    manifest = parse_manifest(content, str(path))
+    shards = build_set(str(folder), content, read_index(folder, manifest))
+    n = len(shards)
+    wanted = n if decode is None else min(decode, n)
+    chosen = np.zeros(n, np.bool_)
+    chosen[np.arange(wanted) * n // max(wanted, 1)] = True
+    ends = np.cumsum([shard.n_samples for shard in shards.shards]).tolist()
+    faults: list[str] = []
+    left: dict[str, int] = {}
+    progress(0, n)
+    with ThreadPoolExecutor(jobs) as pool:
+        checks = [
+            pool.submit(_check_shard, shards, number, end - shard.n_samples, end, chosen)
+            for number, (shard, end) in enumerate(zip(shards.shards, ends, strict=True))
+        ]
+        for check, end in zip(checks, ends, strict=True):
+            its_faults, its_left = check.result()
+            faults += its_faults
+            for reason, count in its_left.items():
+                left[reason] = left.get(reason, 0) + count
+            progress(end, n)
+    return Verdict(
+        n_shards=len(shards.shards),
+        n_samples=n,
+        n_bytes=sum(shard.n_bytes for shard in shards.shards),
+        decoded=wanted,
+        faults=tuple(faults),
+        left=left,
+    )
+
+
+def _check_shard(
+    shards: ShardSet, number: int, first: int, end: int, chosen: NDArray[np.bool_]
+) -> tuple[list[str], dict[str, int]]:
+    """Return the faults of a shard, a line each, and what of it belongs to no sample."""
+    path, shard = shards.path(number), shards.shards[number]
+    try:
+        size = path.stat().st_size
+        if size != shard.n_bytes:
+            return [f"{path} has {size} bytes, the manifest says {shard.n_bytes}"], {}
+        if file_sha256(path) != shard.sha256:
+            return [f"{path} has another SHA-256 than the manifest says"], {}
+        left = Left()
+        rows = samples_of_tar(path, number, left)
+        faults = _compare(path, rows, np.asarray(shards.samples[first:end]))
+        if not faults:
+            faults = _decode(path, shards, first + np.nonzero(chosen[first:end])[0])
+    except FileNotFoundError:
+        return [f"{path} is missing"], {}
+    except PipelineError as error:
+        return [str(error)], {}
+    except OSError as error:
+        return [f"{path} cannot be read ({error.strerror})"], {}
+    return faults, left.counts
+
+
+def samples_of_tar(path: Path, number: int, left: Left) -> NDArray[np.void]:
+    """Return the samples that a tar really holds, (n,) SAMPLE, from its headers and labels.
+
+    Args:
+        path: the tar.
+        number: of the shard, for the rows.
+        left: takes what belongs to no sample, a sample without a picture too.
+
+    Raises:
+        PipelineError: if the tar is damaged or cannot be read in one way only.
+        OSError: if it cannot be read.
+    """
+    rows = []
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        for sample in group_members(path, scan_tar(path), left):
+            picture = picture_of(path, sample)
+            if picture is None:
+                left.note("no sample, for it has no picture", sample.key)
+                continue
+            suffix, member = picture
+            label, _ = label_of(path, descriptor, sample, suffix)
+            rows.append((number, member.size, member.offset, label))
+    finally:
+        os.close(descriptor)
+    return np.array(rows, SAMPLE)
+
+
+def describe_tar(path: Path, rows: NDArray[np.void]) -> Shard:
+    """Return a tar's entry in a manifest.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    return Shard(
+        file=path.name,
+        n_samples=len(rows),
+        n_bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+    )
+
+
+def _compare(path: Path, found: NDArray[np.void], listed: NDArray[np.void]) -> list[str]:
+    if len(found) != len(listed):
+        return [f"{path} holds {len(found)} samples, the index lists {len(listed)}"]
+    if not np.array_equal(found, listed):
+        place = int(np.nonzero(found != listed)[0][0])
+        return [f"{path}: sample {place} lies elsewhere or has another label than the index says"]
+    return []
+
+
+def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[str]:
+    faults = []
+    with path.open("rb") as file:
+        for i in indices.tolist():
+            sample = shards.samples[i]
+            file.seek(int(sample["offset"]))
+            try:
+                decode_rgb(file.read(int(sample["size"])))
+            except BrokenPictureError as error:
+                faults.append(f"{path}: the picture of key {shards.key(i)} {error}")
+    return faults

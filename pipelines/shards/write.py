@@ -1,0 +1,504 @@
+"""A set of shards on disk, made by any number of processes and runs.
+
+    FOLDER/NAME-00.tar ...       the shards, and DALI's NAME-00.idx if asked for
+           sizes.json, _info.json, wids.json
+           odd-files.jsonl       files of the source that were odd or broken, if any
+           index.npy
+           manifest.json         last of all
+           .work/                what a set in the making needs; goes at the end
+
+A shard is the unit of work: first its tar, then its sidecar in .work/done, which says that the tar
+is whole. A run makes the shards without a sidecar, so the same command continues a killed one.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines import __version__
+from pipelines.errors import PipelineError
+from pipelines.shards.files import (
+    PARTIAL_SUFFIX,
+    file_sha256,
+    folder_lock,
+    new_file,
+    remove_partial_files,
+    write_file,
+)
+from pipelines.shards.index import MANIFEST_NAME, SAMPLE, Shard, parse_manifest, write_index
+from pipelines.shards.listing import Listing, write_listing
+from pipelines.shards.pictures import COMMON, convert, encoder_version, oddity
+from pipelines.shards.side_files import dali_index, side_files, write_json
+from pipelines.shards.sources import Source
+from pipelines.shards.survey import (
+    BrokenFiles,
+    OddFiles,
+    Survey,
+    forget_parts,
+    join_parts,
+    look_into,
+    missing_parts,
+    refuse,
+)
+from pipelines.shards.tars import end_tar, write_member
+
+SHARDS_VERSION = 1
+"""Of the order and the bytes of the tars: raised when the same source and settings give others."""
+
+Progress = Callable[[int, int], None]
+"""Called with how many steps are done and how many there are to do."""
+
+_SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
+
+
+class Run(Protocol):
+    """Calls a function with chunks, in processes; `workers.run_chunks` is one."""
+
+    def __call__(
+        self,
+        work: Callable[[range], range],
+        chunks: Iterable[range],
+        *,
+        jobs: int,
+        finished: Callable[[range], None],
+    ) -> None:
+        """Call `work` with each chunk, and `finished` with each that is done."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRequest:
+    """What to make.
+
+    folder: where; made if absent.
+    name: of the set and its tars, as in "imagenet1k-train".
+    split: what timm calls it.
+    num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
+    seed: of the shuffle.
+    odd_files, broken_files: what becomes of files that are not what they seem, or no pictures.
+    dali_index: whether to write DALI's .idx files.
+    """
+
+    folder: Path
+    source: Source
+    name: str
+    split: str = "train"
+    num_shards: int | None = None
+    shard_size: int | None = None
+    seed: int = 0
+    odd_files: OddFiles = "keep"
+    broken_files: BrokenFiles = "fail"
+    dali_index: bool = False
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        if (self.num_shards is None) == (self.shard_size is None):
+            raise ValueError("give num_shards or shard_size, and not both")
+        for field in ("num_shards", "shard_size", "jobs"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} is {value}; give at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}; give 0 to 2**64 - 1")
+        letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+        if not 0 < len(self.name) <= 64 or letters:
+            raise ValueError(
+                f"name is {self.name!r}; give at most 64 of the letters a-z, 0-9, - and _"
+            )
+
+    @property
+    def work(self) -> Path:
+        """The folder of what a set in the making needs."""
+        return self.folder / ".work"
+
+    @property
+    def listing(self) -> Path:
+        """The file of the source's pictures."""
+        return self.work / "listing.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardResult:
+    """What a run did. written: shards by this run; found: odd and broken files by reason."""
+
+    folder: Path
+    n_samples: int
+    n_shards: int
+    n_bytes: int
+    written: int
+    left_out: int
+    found: dict[str, dict[str, int]]
+
+
+def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> ShardResult:
+    """Make a set of shards, or continue one.
+
+    Every byte depends on the source and the request without `jobs`: not on the number of
+    processes, nor on interruptions.
+
+    Args:
+        request: what to make.
+        run: how chunks of work are run.
+        progress: called with the pictures that are done, looked into and written, and their number.
+
+    Returns:
+        What was done.
+
+    Raises:
+        PipelineError: if the folder holds something else or a set with other settings, cannot be
+            written, or is in use by another run; if the source is missing, damaged, or has files
+            that the request does not allow; if disk or memory run out.
+        KeyboardInterrupt: on Ctrl-C, after the shards in hand are on the disk.
+    """
+    with _world_errors(request):
+        _check_folder(request.folder)
+        # Before anything is made: a source that is not there leaves no folder behind.
+        request.source.classes()
+        request.work.mkdir(parents=True, exist_ok=True)
+        busy = f"another run is writing to {request.folder}; wait for it, or choose another OUT"
+        with folder_lock(request.work / "lock", busy=busy):
+            n = write_listing(request.listing, request.source.items())
+            settings = _settings(request, n)
+            manifest = _earlier(request, settings)
+            if manifest is not None and _all_there(request.folder, manifest):
+                progress(n, n)
+                result = _result(request, manifest, written=0, n=n)
+            else:
+                result = _make(request, settings, n, run, progress)
+        # The lock file goes too; a run that waits for nothing else finds the set complete.
+        shutil.rmtree(request.work, ignore_errors=True)
+        return result
+
+
+def shuffled(n: int, seed: int) -> NDArray[np.int64]:
+    """Return 0..n-1 in an order that is a function of n and seed alone.
+
+    By sorting raw bits of Philox, which numpy holds fixed, as it does not `Generator.permutation`.
+    """
+    bits = np.random.Philox(key=np.array([seed, _SHUFFLE_STREAM], np.uint64)).random_raw(n)
+    return np.argsort(bits, kind="stable")
+
+
+def bounds(n: int, num_shards: int, shard: int) -> range:
+    """Return which of n samples a shard holds; sizes differ by at most one."""
+    return range(shard * n // num_shards, (shard + 1) * n // num_shards)
+
+
+def shard_name(name: str, shard: int, num_shards: int) -> str:
+    """Return the file name of a shard, "imagenet1k-train-0042.tar"."""
+    digits = max(2, len(str(num_shards - 1)))
+    return f"{name}-{shard:0{digits}d}.tar"
+
+
+def _make(
+    request: ShardRequest, settings: dict[str, Any], n: int, run: Run, progress: Progress
+) -> ShardResult:
+    survey = Survey()
+    steps = n
+    if request.source.foreign():
+        steps = 2 * n
+        survey = _survey(request, settings, n, run, lambda done: progress(done, steps))
+    listing = Listing(request.listing)
+    left_out = survey.left_out(request.odd_files)
+    kept = np.array([index for index in range(n) if index not in left_out], np.int64)
+    num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
+    if not 0 < num_shards <= len(kept):
+        raise PipelineError(
+            f"{len(kept)} pictures cannot fill {num_shards} shards; ask for at least 1 and at most "
+            f"{len(kept)} with --num-shards, or for a smaller --shard-size"
+        )
+    order = request.work / "order.npy"
+    with new_file(order) as file:
+        np.save(file, kept[shuffled(len(kept), request.seed)])
+    # From here on the settings bind: the shards to come are those of these.
+    write_json(request.work / "request.json", settings)
+    (request.work / "done").mkdir(exist_ok=True)
+    missing = [
+        range(shard, shard + 1)
+        for shard in range(num_shards)
+        if not _is_done(request, shard, num_shards)
+    ]
+    before = steps - sum(len(bounds(len(kept), num_shards, chunk.start)) for chunk in missing)
+    progress(before, steps)
+    done = before
+
+    def finished(chunk: range) -> None:
+        nonlocal done
+        done += len(bounds(len(kept), num_shards, chunk.start))
+        progress(done, steps)
+
+    if missing:
+        work = partial(_write_shard, request, num_shards)
+        run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
+    _finish(request, settings, survey, listing, num_shards)
+    manifest = json.loads((request.folder / MANIFEST_NAME).read_bytes())
+    return _result(request, manifest, written=len(missing), n=n)
+
+
+def _survey(
+    request: ShardRequest,
+    settings: dict[str, Any],
+    n: int,
+    run: Run,
+    progress: Callable[[int], None],
+) -> Survey:
+    """Look into all files, or take up what an earlier run found in the same ones."""
+    parts = request.work / f"survey-{settings['source_sha256'][:16]}"
+    parts.mkdir(exist_ok=True)
+    missing = missing_parts(parts, n)
+    done = n - sum(map(len, missing))
+    progress(done)
+
+    def finished(chunk: range) -> None:
+        nonlocal done
+        done += len(chunk)
+        progress(done)
+
+    if missing:
+        work = partial(look_into, request.source, request.listing, parts)
+        run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
+    survey = join_parts(parts, n)
+    listing = Listing(request.listing)
+    refusal = refuse(
+        survey, listing, odd_files=request.odd_files, broken_files=request.broken_files
+    )
+    if refusal:
+        # They may be mended before the next run.
+        forget_parts(parts, {*survey.odd, *survey.broken}, n)
+        write_file(request.work / "odd-files.jsonl", survey.lines(listing))
+        raise PipelineError(f"{refusal} (all of them: {request.work / 'odd-files.jsonl'})")
+    return survey
+
+
+def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range:
+    """Write shards and commit each with its sidecar; the work of one process."""
+    listing = Listing(request.listing)
+    order = np.load(request.work / "order.npy", mmap_mode="r")
+    for shard in shards:
+        path = request.folder / shard_name(request.name, shard, num_shards)
+        rows = []
+        extensions = set()
+        with new_file(path) as file:
+            for position in bounds(len(order), num_shards, shard):
+                index = int(order[position])
+                extension, members = _members(request, listing, index)
+                for suffix, content in sorted(members.items()):
+                    offset = write_member(file, f"{index:08d}.{suffix}", content)
+                    if suffix == extension:
+                        rows.append([len(content), offset, listing[index].label])
+                extensions.add(extension)
+            end_tar(file)
+        if request.dali_index:
+            write_file(path.with_suffix(".idx"), dali_index(path))
+        sidecar = {
+            "file": path.name,
+            "num_samples": len(rows),
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+            "md5": _md5(path),
+            "extensions": sorted(extensions),
+            "rows": rows,
+        }
+        write_file(_sidecar(request, shard), json.dumps(sidecar).encode())
+    return shards
+
+
+def _members(request: ShardRequest, listing: Listing, index: int) -> tuple[str, dict[str, bytes]]:
+    """Return the extension of a sample's picture, and all of its members."""
+    item = listing[index]
+    content = request.source.read(item.place)
+    extension = COMMON.get(item.extension, item.extension)
+    converts = request.source.foreign() and request.odd_files == "convert"
+    if converts and oddity(content, item.extension) is not None:
+        content, extension = convert(content, item.extension)
+    members = {extension: content}
+    if item.label >= 0:
+        members["cls"] = str(item.label).encode()
+    if item.record is not None:
+        document = json.dumps(item.record, separators=(",", ":"), ensure_ascii=False)
+        members["json"] = document.encode()
+    return extension, members
+
+
+def _finish(
+    request: ShardRequest,
+    settings: dict[str, Any],
+    survey: Survey,
+    listing: Listing,
+    num_shards: int,
+) -> None:
+    """Write what speaks of all shards, the manifest last."""
+    shards, md5, parts = [], [], []
+    extensions: set[str] = set()
+    for number in range(num_shards):
+        sidecar = _read_sidecar(request, number)
+        shards.append(
+            Shard(
+                file=sidecar["file"],
+                n_samples=sidecar["num_samples"],
+                n_bytes=sidecar["bytes"],
+                sha256=sidecar["sha256"],
+            )
+        )
+        md5.append(sidecar["md5"])
+        extensions.update(sidecar["extensions"])
+        rows = np.array(sidecar["rows"], np.int64).reshape(-1, 3)
+        part = np.empty(len(rows), SAMPLE)
+        part["shard"] = number
+        part["size"], part["offset"], part["label"] = rows.T
+        parts.append(part)
+    for file, document in side_files(request.name, request.split, shards, md5).items():
+        write_json(request.folder / file, document)
+    odd = survey.lines(listing)
+    if odd:
+        write_file(request.folder / "odd-files.jsonl", odd)
+    remove_partial_files(request.folder)
+    write_index(
+        request.folder,
+        name=request.name,
+        kind=request.source.kind(),
+        shards=shards,
+        samples=np.concatenate(parts),
+        classes=request.source.classes(),
+        extensions=sorted(extensions),
+        settings=settings | {"found": survey.counts()},
+        versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
+    )
+
+
+def _settings(request: ShardRequest, n: int) -> dict[str, Any]:
+    """Return as plain JSON values all that the shards depend on."""
+    settings = {
+        "name": request.name,
+        "kind": request.source.kind(),
+        **request.source.settings(),
+        "seed": request.seed,
+        "num_shards": request.num_shards,
+        "shard_size": request.shard_size,
+        "dali_index": request.dali_index,
+        "source_pictures": n,
+        "source_sha256": file_sha256(request.listing),
+        "shards_version": SHARDS_VERSION,
+    }
+    if request.source.foreign():
+        settings |= {"odd_files": request.odd_files, "broken_files": request.broken_files}
+        if request.odd_files == "convert":
+            settings["encoder"] = encoder_version()
+    return settings
+
+
+def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """See that what lies in the folder is of these settings; return its manifest if it is complete.
+
+    Raises:
+        PipelineError: if a setting differs.
+    """
+    manifest: dict[str, Any] | None = None
+    path = request.folder / MANIFEST_NAME
+    if path.exists():
+        manifest = parse_manifest(path.read_bytes(), str(path))
+        before = manifest["settings"]
+    elif any((request.work / "done").glob("*.json")):
+        before = json.loads((request.work / "request.json").read_bytes())
+    else:
+        return None
+    for field, now in settings.items():
+        if before.get(field) != now:
+            what = f"{before.get(field)}, this command says {now}"
+            raise PipelineError(
+                f"{field}: {request.folder} was begun with {what}; repeat the first, or choose "
+                "another OUT"
+            )
+    return manifest
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise PipelineError(f"{folder} is a file; choose a folder for OUT")
+    if (folder / MANIFEST_NAME).exists() or (folder / ".work").exists():
+        return
+    others = [
+        entry.name for entry in sorted(folder.iterdir()) if not entry.name.endswith(PARTIAL_SUFFIX)
+    ]
+    if others:
+        raise PipelineError(
+            f"{folder} holds something else ({others[0]}); choose an empty or a new folder for OUT"
+        )
+
+
+def _all_there(folder: Path, manifest: dict[str, Any]) -> bool:
+    for entry in manifest["shards"]:
+        path = folder / entry["file"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+    return True
+
+
+def _result(
+    request: ShardRequest, manifest: dict[str, Any], *, written: int, n: int
+) -> ShardResult:
+    return ShardResult(
+        folder=request.folder,
+        n_samples=manifest["num_samples"],
+        n_shards=len(manifest["shards"]),
+        n_bytes=sum(entry["bytes"] for entry in manifest["shards"]),
+        written=written,
+        left_out=n - manifest["num_samples"],
+        found=manifest["settings"]["found"],
+    )
+
+
+def _sidecar(request: ShardRequest, shard: int) -> Path:
+    return request.work / "done" / f"{shard:06d}.json"
+
+
+def _read_sidecar(request: ShardRequest, shard: int) -> dict[str, Any]:
+    sidecar: dict[str, Any] = json.loads(_sidecar(request, shard).read_bytes())
+    return sidecar
+
+
+def _is_done(request: ShardRequest, shard: int, num_shards: int) -> bool:
+    if not _sidecar(request, shard).exists():
+        return False
+    path = request.folder / shard_name(request.name, shard, num_shards)
+    return path.is_file() and path.stat().st_size == _read_sidecar(request, shard)["bytes"]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        # No secret: the sum that wids asks for.
+        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+
+
+@contextmanager
+def _world_errors(request: ShardRequest) -> Iterator[None]:
+    """Say in one line what disk and memory did not allow."""
+    try:
+        yield
+    except OSError as error:
+        again = "what is whole is kept: make room and run the same command again"
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise PipelineError(f"the disk of {request.folder} is full; {again}") from error
+        where = error.filename or request.folder
+        raise PipelineError(
+            f"{where}: {error.strerror or error}; run the same command again when this is mended"
+        ) from error
+    except MemoryError as error:
+        raise PipelineError(
+            f"memory ran out with {request.jobs} jobs; what is whole is kept: run the same "
+            "command again with fewer --jobs"
+        ) from error
