@@ -153,6 +153,34 @@ def test_webdataset_reads_them(shards: Path, image_folder: Path) -> None:
     gc.collect()
 
 
+OLD_WEBDATASET = os.environ.get("PIXMIX_OLD_WEBDATASET")
+
+_READ = """
+import sys, webdataset
+samples = webdataset.WebDataset(sys.argv[1:])
+print(sum(int(sample["cls"]) * len(sample["jpg"]) for sample in samples))
+print(webdataset.__file__)
+"""
+
+
+@pytest.mark.skipif(
+    OLD_WEBDATASET is None, reason="PIXMIX_OLD_WEBDATASET names no folder with webdataset 0.2.86"
+)
+def test_the_webdataset_that_open_clip_pins_reads_them(shards: Path) -> None:
+    urls = [str(path) for path in sorted(shards.glob("*.tar"))]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", _READ, *urls],
+        env=os.environ | {"PYTHONPATH": str(OLD_WEBDATASET)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    total, place = done.stdout.split()
+    samples = open_shards(shards).samples
+    assert int(total) == int((samples["size"].astype(np.int64) * samples["label"]).sum())
+    assert place.startswith(str(OLD_WEBDATASET))
+
+
 def test_open_clip_s_and_timm_s_rules_read_them(shards: Path) -> None:
     """Both group neighbours by the part before the first dot; sizes and lengths stand beside."""
     sizes = json.loads((shards / "sizes.json").read_text())
