@@ -1,12 +1,16 @@
 """Bytes become Pillow's pixels, or an error that says why they do not."""
 
 import io
+import subprocess
+import sys
 import tarfile
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from pipelines.loading import decode
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
@@ -31,7 +35,10 @@ PICTURE = drawn_pictures(1, 3, (37, 51))[0]
 
 
 def in_pillow(content: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    with warnings.catch_warnings():
+        # Of a transparency for each colour of a palette.
+        warnings.simplefilter("ignore", UserWarning)
+        return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def saved(mode: str, format_: str, **options: object) -> bytes:
@@ -60,6 +67,9 @@ def test_photographs_have_pillow_s_bytes() -> None:
         saved("RGB", "PNG"),
         saved("RGBA", "PNG"),
         saved("P", "PNG"),
+        saved("P", "PNG", transparency=3),
+        saved("P", "PNG", transparency=bytes(range(256))),
+        saved("L", "PNG", transparency=7),
         saved("1", "PNG"),
         saved("L", "PNG"),
         saved("RGB", "WEBP"),
@@ -107,6 +117,41 @@ def test_a_bomb_is_refused_before_it_is_decoded(
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
         decode_picture(encoded(PICTURE, extension))
     assert caught.value.reason == "too large"
+
+
+def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", "ghostscript")
+    started: list[object] = []
+    monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
+    content = saved("RGB", "EPS")
+    with pytest.raises(UnreadablePictureError, match="no picture that Pillow knows"):
+        decode_picture(content)
+    assert not started
+    # As it is where the formats are not told; the program that is none wrote no picture.
+    with pytest.raises(OSError, match="cannot identify"):
+        in_pillow(content)
+    assert len(started) == 1
+
+
+def test_a_warning_of_a_bomb_made_an_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
+    with pytest.raises(UnreadablePictureError) as caught:
+        decode_picture(encoded(PICTURE))
+    assert caught.value.reason == "too large"
+
+
+def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
+    before = list(warnings.filters)
+    contents = [bytearray(encoded(PICTURE, "jpg"))] * 200
+    # So that threads take turns in the middle of a picture.
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(decode_picture, contents))) == 200
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(warnings.filters) == before
 
 
 def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:

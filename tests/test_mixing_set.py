@@ -1,6 +1,7 @@
 """A mixing set: the reference's pixels, in one map a node, built once, whole or not at all."""
 
 import errno
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -22,8 +23,10 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Resize
 
+from painters import request
 from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
+from pipelines.generate.sets import generate_set
 from pipelines.loading import picture_map
 from pipelines.loading.mixing_set import open_pictures, uniform_view
 from pipelines.shards.index import open_shards
@@ -241,7 +244,78 @@ def test_a_damaged_map_is_told_of_and_built_anew(
     else:
         path.unlink()
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    assert how == "gone" or f"{path} is not as it was written" in caplog.text
+    assert f"{place} is not as it was written; it is built again" in caplog.text
+
+
+def flip(path: Path, place: int) -> None:
+    """Turn a bit, and leave the file's times as they were."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_process_hashes_a_map_once_whatever_its_times_say(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    hashed: list[str] = []
+    original = picture_map._hashes
+
+    def counted(path: Path, jobs: int) -> list[str]:
+        hashed.append(path.name)
+        return original(path, jobs)
+
+    monkeypatch.setattr(picture_map, "_hashes", counted)
+    # As a process that has seen none yet.
+    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    open_mixing_set(folder, 24, cache_dir=cache)
+    assert hashed == ["pixels", "table.npy"]
+    open_mixing_set(folder, 24, cache_dir=cache)
+    assert len(hashed) == 2
+    found = builds(monkeypatch)
+    flip(maps_of(cache)[0] / "pixels", 1000)
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+    assert len(found) == 1
+
+
+def test_a_file_of_several_pieces_is_hashed_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_map, "_PIECE", 2 << 20)
+    content = np.random.default_rng(0).bytes((5 << 20) + 7)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    pieces = [content[i : i + (2 << 20)] for i in range(0, len(content), 2 << 20)]
+    expected = [hashlib.sha256(piece).hexdigest() for piece in pieces]
+    assert len(expected) == 3
+    assert picture_map._hashes(path, 1) == picture_map._hashes(path, 4) == expected
+
+
+def test_a_cache_that_can_only_be_read_is_used(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = list(open_mixing_set(folder, 24, cache_dir=cache))
+
+    def refused(path: Path, **_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(picture_map, "folder_lock", refused)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+    with pytest.raises(PipelineError, match="name a folder that can be written as cache_dir"):
+        open_mixing_set(folder, 25, cache_dir=cache)
+
+
+def test_another_pillow_builds_another_map(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_mixing_set(folder, 24, cache_dir=cache)
+    found = builds(monkeypatch)
+    monkeypatch.setattr(PIL, "__version__", "99.0")
+    open_mixing_set(folder, 24, cache_dir=cache)
+    assert len(found) == 1
 
 
 def test_a_copied_cache_is_hashed_and_used(
@@ -363,7 +437,11 @@ def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path)
 
 @pytest.mark.parametrize("content", [b"", b"no picture", encoded(PICTURES[3])[:900]])
 def test_a_bad_picture_is_named_or_left_out(
-    folder: Path, cache: Path, content: bytes, caplog: pytest.LogCaptureFixture
+    folder: Path,
+    cache: Path,
+    content: bytes,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad = folder / "fractals" / "3.png"
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
@@ -373,9 +451,22 @@ def test_a_bad_picture_is_named_or_left_out(
     with caplog.at_level(logging.WARNING):
         pictures = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
     assert equal(pictures, expected[:3] + expected[4:])
-    assert "1 of 12 pictures cannot be read and are left out; the first: " in caplog.text
+    said = "1 of 12 pictures cannot be read and are left out; the first: "
+    assert f"{said}{bad}: " in caplog.text
+    caplog.clear()
+    # Of a map that is there, whoever asks is told again, and who wants all pictures is refused.
+    found = builds(monkeypatch)
+    again = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+    assert equal(again, list(pictures))
+    assert said in caplog.text
+    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+        open_mixing_set(folder, 24, cache_dir=cache)
+    assert not found
+    bad.write_bytes(encoded(PICTURES[3]))
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     records = [json.loads((place / "record.json").read_text()) for place in maps_of(cache)]
-    assert sorted(len(record["left_out"]) for record in records) == [0, 1]
+    # Of the whole set, the one without it, and the mended one, whose file is younger.
+    assert sorted(len(record["left_out"]) for record in records) == [0, 0, 1]
 
 
 def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -410,12 +501,117 @@ def test_what_is_no_mixing_set_is_refused(
         open_mixing_set(tmp_path / "set", 24, cache_dir=cache)
 
 
-def test_a_tar_cut_short_is_refused(folder: Path, tmp_path: Path, cache: Path) -> None:
+def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(picture_map, "_BUNCH", 1)
+    for i in range(40):
+        (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(PICTURES[0]))
+    open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, bad_pictures="skip")
+    (place,) = maps_of(cache)
+    left_out = json.loads((place / "record.json").read_text())["left_out"]
+    names = [Path(message.split(": ")[0]).name for message in left_out]
+    assert names == [f"{i}.png" for i in range(1, 40, 2)]
+
+
+def test_a_link_to_nothing_is_named(folder: Path, cache: Path) -> None:
+    (folder / "views" / "lost.png").symlink_to(folder / "nowhere.png")
+    with pytest.raises(PipelineError, match=r"lost\.png: .*No such file"):
+        open_mixing_set(folder, 24, cache_dir=cache)
+
+
+@pytest.mark.parametrize(
+    "cut",
+    ["between two members", "in a header", "in a picture", "in the last picture", "before the end"],
+)
+def test_a_tar_cut_short_anywhere_is_refused(
+    folder: Path, tmp_path: Path, cache: Path, cut: str
+) -> None:
     archive = as_tar(folder, tmp_path / "pictures.tar")
-    content = archive.read_bytes()
-    archive.write_bytes(content[: len(content) // 2 // 512 * 512 + 100])
-    with pytest.raises(PipelineError, match=r"pictures\.tar"):
+    with tarfile.open(archive) as tar:
+        members = tar.getmembers()
+        end = tar.offset
+    assert len(members) == 14
+    length = {
+        "between two members": members[5].offset,
+        "in a header": members[5].offset + 100,
+        "in a picture": members[5].offset_data + 100,
+        "in the last picture": members[11].offset_data + 1,
+        "before the end": end,
+    }[cut]
+    archive.write_bytes(archive.read_bytes()[:length])
+    with pytest.raises(PipelineError, match=rf"{archive} is (cut short|no whole).*copy it again"):
         open_mixing_set(archive, 24, cache_dir=cache)
+
+
+def test_a_tar_with_a_damaged_header_does_not_end_there(
+    folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    archive = as_tar(folder, tmp_path / "pictures.tar")
+    with tarfile.open(archive) as tar:
+        place = tar.getmembers()[5].offset + 20
+    flip(archive, place)
+    with pytest.raises(PipelineError, match=r"pictures\.tar is no whole.*no header at byte"):
+        open_mixing_set(archive, 24, cache_dir=cache)
+
+
+# --- shards and sets -----------------------------------------------------------------------------
+
+
+def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, cache: Path) -> None:
+    contents = [encoded(picture, "jpg") for picture in drawn_pictures(6, 1, (64, 80))]
+    place = write_shards(tmp_path / "shards", contents, sizes=(2, 4), extension="jpg")
+    shards = open_shards(place)
+    sample = shards.samples[4]
+    # In the picture's data, where no decoder finds it.
+    flip(shards.path(1), int(sample["offset"] + sample["size"]) - 50)
+    with pytest.raises(PipelineError, match=r"set-0001\.tar is not the shard that manifest\.json"):
+        open_mixing_set(place, 32, cache_dir=cache)
+    with pytest.raises(PipelineError, match=r"set-0001\.tar is not the shard that manifest\.json"):
+        open_pictures(shards, cache_dir=cache)
+    first = open_mixing_set(str(place / "set-0000.tar"), 32, cache_dir=cache)
+    assert len(first) == 2
+
+
+def test_many_shards_and_threads_leave_no_file_open(tmp_path: Path, cache: Path) -> None:
+    pictures = drawn_pictures(200, 3, (20, 24))
+    contents = [encoded(picture) for picture in pictures]
+    place = write_shards(tmp_path / "shards", contents, sizes=(1,) * 200)
+    before = set(Path("/dev/fd").iterdir())
+    packed = open_mixing_set(place, 20, cache_dir=cache, jobs=16)
+    assert equal(packed, pictures)
+    # The map itself has one.
+    assert len(set(Path("/dev/fd").iterdir())) <= len(before) + 1
+
+
+def test_shards_without_their_index_are_no_folder_of_pictures(tmp_path: Path, cache: Path) -> None:
+    place = write_shards(tmp_path / "shards", [encoded(PICTURES[0])], sizes=(1,))
+    (place / "index.npy").unlink()
+    with pytest.raises(PipelineError, match=r"index\.npy is missing; .*pixmix-shard index"):
+        open_mixing_set(place, 20, cache_dir=cache)
+
+
+def test_an_archive_beside_the_manifest_of_a_set_is_an_archive(
+    folder: Path, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "fractals", "status": "complete"}')
+    archive = as_tar(folder, tmp_path / "pictures.tar")
+    assert len(open_mixing_set(archive, 24, cache_dir=cache)) == 12
+
+
+@pytest.mark.parametrize("above", [False, True])
+def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
+    tmp_path: Path, cache: Path, above: bool
+) -> None:
+    place = tmp_path / "sets" / "stripes"
+    generate_set(request(place))
+    asked = place.parent if above else place
+    assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
+    manifest = json.loads((place / "manifest.json").read_text())
+    (place / "manifest.json").write_text(json.dumps(manifest | {"status": "partial"}))
+    with pytest.raises(PipelineError, match=r"stripes is not finished; give again the command"):
+        open_mixing_set(asked, 24, cache_dir=cache)
+    assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10
 
 
 @pytest.mark.parametrize(
@@ -425,3 +621,8 @@ def test_a_tar_cut_short_is_refused(folder: Path, tmp_path: Path, cache: Path) -
 def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):
         open_mixing_set(where, size)
+
+
+def test_no_threads_are_refused(folder: Path, cache: Path) -> None:
+    with pytest.raises(ValueError, match="jobs is 0; give a number of threads, 1 or more"):
+        open_mixing_set(folder, 24, cache_dir=cache, jobs=0)

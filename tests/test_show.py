@@ -1,7 +1,9 @@
 """`pixmix-show set`, and what it is made of: files in order, sheets, bars."""
 
 import json
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +26,12 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.report.sheet import GAP, contact_sheet, write_sheet
-from pipelines.shards.picture_files import at_measured_size, picture_files, read_picture
+from pipelines.shards.picture_files import (
+    at_measured_size,
+    natural_order,
+    picture_files,
+    read_picture,
+)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -83,15 +90,21 @@ def test_pictures_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_
     assert found == ["09.png", "9.png", "10.png", "a/x2.webp", "a/x2b.jpg", "a/x10.bmp", "b/1.PNG"]
 
 
-@pytest.mark.parametrize("disk_order", [sorted, lambda paths: sorted(paths, reverse=True)])
+@pytest.mark.parametrize("backwards", [False, True])
 def test_names_of_equal_numbers_have_an_order_of_their_own(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    disk_order: Callable[[Iterable[Path]], list[Path]],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
 ) -> None:
     paths = [save(noise(0, (20, 30)), tmp_path / name) for name in ("9.png", "09.png", "009.png")]
-    monkeypatch.setattr(Path, "rglob", lambda _folder, _pattern: disk_order(paths))
+
+    @contextmanager
+    def listed(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            yield sorted(entries, key=lambda entry: entry.name, reverse=backwards)
+
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", listed)
     assert [path.name for path in picture_files(tmp_path)] == ["009.png", "09.png", "9.png"]
+    assert len(paths) == 3
 
 
 def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
@@ -108,6 +121,41 @@ def test_of_a_mixing_set_only_its_images_are_taken(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "sheet.png")
     image = save(noise(1), tmp_path / "images" / "00000000.jpg")
     assert picture_files(tmp_path) == [image]
+
+
+def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path: Path) -> None:
+    (tmp_path / "fractals" / "images").mkdir(parents=True)
+    (tmp_path / "fractals" / "manifest.json").write_text("{}")
+    save(noise(0), tmp_path / "fractals" / "sheet.png")
+    image = save(noise(1), tmp_path / "fractals" / "images" / "00000000.jpg")
+    other = save(noise(2), tmp_path / "photographs" / "1.png")
+    assert picture_files(tmp_path) == [image, other]
+
+
+def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    root = tmp_path / "set"
+    save(noise(0), tmp_path / "elsewhere" / "2.png")
+    save(noise(1), root / "a" / "1.png")
+    (root / "b").symlink_to(tmp_path / "elsewhere")
+    taken = [str(path) for path in picture_files(root)]
+    assert taken == [path for path, _ in datasets.ImageFolder(root).samples]
+    assert len(taken) == 2
+    (root / "a" / "back").symlink_to(root)
+    assert [str(path) for path in picture_files(root)] == taken
+
+
+def test_a_link_to_nothing_is_not_lost_in_silence(tmp_path: Path) -> None:
+    kept = save(noise(0), tmp_path / "1.png")
+    lost = tmp_path / "2.png"
+    lost.symlink_to(tmp_path / "nothing.png")
+    assert picture_files(tmp_path) == [kept, lost]
+
+
+def test_numbers_in_names_may_have_any_length() -> None:
+    long = "9" * 5000
+    names = [f"1{long}.png", f"{long}.png", "10.png", "9.png"]
+    assert sorted(names, key=natural_order) == names[::-1]
 
 
 def test_grey_palette_and_alpha_become_colour(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ large it is.
 
 import io
 import struct
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+
+from pipelines.shards.picture_files import READABLE_FORMATS
 
 Pixels = NDArray[np.uint8]
 
@@ -41,25 +42,23 @@ class UnreadablePictureError(ValueError):
 @contextmanager
 def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     """Open a picture whose header is sound, and say in one way what is wrong with its bytes."""
+    # No warning is silenced on the way: that is done for the whole process, and threads that do it
+    # at once leave it so.
     try:
-        with warnings.catch_warnings():
-            # The limit below is the rule; between it and half of it Pillow only warns.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            # Of torchvision's decoder: it is used while it is there.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            with Image.open(io.BytesIO(content)) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise UnreadablePictureError(
-                        "too large",
-                        f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
-                        "make the picture smaller",
-                    )
-                yield image
+        with Image.open(io.BytesIO(content), formats=READABLE_FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UnreadablePictureError(
+                    "too large",
+                    f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
+                    "make the picture smaller",
+                )
+            yield image
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePictureError("unknown format", "no picture that Pillow knows") from error
-    except Image.DecompressionBombError as error:
+    # The warning, at half the size, where it was made an error.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
     except _DAMAGE as error:
         raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
@@ -94,6 +93,8 @@ def decode_picture(content: bytes | bytearray) -> Pixels:
             pixels = _decode_jpeg(content)
             if pixels is not None:
                 return pixels
+        # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
+        image.info.pop("transparency", None)
         return np.array(image.convert("RGB"))
 
 
@@ -131,5 +132,6 @@ def _decode_jpeg(content: bytes | bytearray) -> Pixels | None:
     try:
         # A bytearray, for torch warns of memory that cannot be written.
         return JPEG_DECODER(content if isinstance(content, bytearray) else bytearray(content))
-    except (ValueError, RuntimeError):
+    # Torchvision's is deprecated, which may be made an error.
+    except (ValueError, RuntimeError, DeprecationWarning):
         return None

@@ -9,6 +9,7 @@ it, so that a random crop of them is what the method's own code cuts from them. 
 of their names, numbers counted as numbers.
 """
 
+import json
 import os
 import tarfile
 from collections.abc import Sequence
@@ -29,10 +30,9 @@ from pipelines.loading.picture_map import (
     Progress,
     open_picture_map,
 )
-from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.files import sha256
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.files import file_sha256, sha256
+from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.picture_files import is_picture_name, natural_order, picture_files
 from pipelines.shards.workers import available_cores
 from pixmix.packed import PackedPictures
@@ -55,7 +55,10 @@ def open_mixing_set(
 ) -> PackedPictures:
     """Return a mixing set as one memory map that all processes of a node share.
 
-    It is built once, by the first process that asks, while the others wait.
+    It is built once, by the first process that asks, while the others wait, and used until the
+    pictures change: then there is a new one, and the old one stays in the cache, for whoever has it
+    open. The first time that a process opens it, it is hashed. Small pictures are enlarged, as
+    Resize does.
 
     Args:
         where: a folder of pictures, a set of shards, or a tar of pictures; or several of them.
@@ -70,11 +73,13 @@ def open_mixing_set(
         A sequence of (H, W, 3) uint8 views, for `PixMix`, `mix_batch` and `train_loader`.
 
     Raises:
-        PipelineError: if there are no pictures, one cannot be read, or the cache cannot be written.
-        ValueError: for a size below 1.
+        PipelineError: if there are no pictures, one cannot be read, a shard is not what its
+            manifest says, a set is not finished, or the cache cannot be written.
+        ValueError: for a size or jobs below 1.
     """
     if size < 1:
         raise ValueError(f"size is {size}; give the shorter side in pixels, as 256 or 36")
+    _check_jobs(jobs)
     if bad_pictures not in ("raise", "skip"):
         raise ValueError(f"bad_pictures is {bad_pictures!r}; give 'raise' or 'skip'")
     several = [where] if isinstance(where, str | Path | ShardSet) else list(where)
@@ -100,9 +105,14 @@ def open_pictures(
 ) -> PackedPictures:
     """Return all pictures of a set of shards, decoded, in its order, as one memory map.
 
+    None is ever left out: picture i is sample i.
+
     Raises:
-        PipelineError: if one cannot be read, or the cache cannot be written.
+        PipelineError: if one cannot be read, a shard is not what its manifest says, or the cache
+            cannot be written.
+        ValueError: for jobs below 1.
     """
+    _check_jobs(jobs)
     return open_picture_map(
         _OfShards(shards),
         None,
@@ -126,6 +136,11 @@ def uniform_view(pictures: PackedPictures) -> NDArray[np.uint8] | None:
     return pictures.pixels[: len(pictures) * step].reshape(-1, height, width, 3)
 
 
+def _check_jobs(jobs: int | None) -> None:
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs is {jobs}; give a number of threads, 1 or more, or None")
+
+
 # --- sources -------------------------------------------------------------------------------------
 
 
@@ -136,6 +151,7 @@ def _source(where: Where) -> PictureSource:
     if _is_of_shards(path):
         return _OfShards(open_shards(path))
     if path.is_dir():
+        _refuse_unfinished(path)
         return _OfFolder(path)
     if path.is_file():
         return _OfTar(path)
@@ -147,12 +163,46 @@ def _source(where: Where) -> PictureSource:
 
 def _is_of_shards(path: Path) -> bool:
     """Return whether a path names shards with a manifest: a set of pictures has another one."""
-    if "{" in path.name or path.name == MANIFEST_NAME:
+    if path.name == MANIFEST_NAME or ("{" in path.name and not path.exists()):
         return True
     folder = path if path.is_dir() else path.parent
-    if not (folder / MANIFEST_NAME).is_file():
-        return False
-    return path.is_file() or (folder / "index.npy").is_file()
+    return _manifest(folder / MANIFEST_NAME).get("format") == FORMAT
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """Refuse a set that is being made, or a folder of sets of which one is."""
+    for path in [folder / MANIFEST_NAME, *sorted(folder.glob(f"*/{MANIFEST_NAME}"))]:
+        if _manifest(path).get("status") == "partial":
+            raise PipelineError(
+                f"{path.parent} is not finished; give again the command that began it, then this "
+                "one, or name its folder images"
+            )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    """Return a JSON object in a file, or an empty one where there is none."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _read_part(path: Path, offset: int, size: int) -> bytearray:
+    """Return a part of a file, which is opened for it alone: threads share no descriptor.
+
+    Raises:
+        UnreadablePictureError: if it cannot be read, or ends before.
+    """
+    content = bytearray(size)
+    try:
+        with path.open("rb", buffering=0) as file:
+            there = os.preadv(file.fileno(), [content], offset)
+    except OSError as error:
+        raise UnreadablePictureError("unreadable file", str(error)) from error
+    if there != size:
+        raise UnreadablePictureError("cut short", f"{size - there} of {size} bytes are missing")
+    return content
 
 
 def _listed(entries: list[tuple[str, int, int]]) -> str:
@@ -174,13 +224,21 @@ class _OfFolder:
         """Names, sizes and times of all files, wherever the folder lies."""
         entries = []
         for path in self.files:
-            status = path.stat()
             name = path.relative_to(self.folder).as_posix()
-            entries.append((name, status.st_size, status.st_mtime_ns))
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                # A link to nothing; reading it says so.
+                entries.append((name, -1, -1))
+            else:
+                entries.append((name, status.st_size, status.st_mtime_ns))
         return {"kind": "folder", "files": len(entries), "list": _listed(entries)}
 
     def __len__(self) -> int:
         return len(self.files)
+
+    def check(self) -> None:
+        """Do nothing: a file has no hash that it could be held to."""
 
     def name(self, i: int) -> str:
         return str(self.files[i])
@@ -198,10 +256,6 @@ class _OfShards:
 
     shards: ShardSet
 
-    @cached_property
-    def _reader(self) -> ShardReader:
-        return ShardReader(self.shards)
-
     @property
     def identity(self) -> dict[str, Any]:
         return {"kind": "shards", "hash": self.shards.hash}
@@ -209,15 +263,24 @@ class _OfShards:
     def __len__(self) -> int:
         return len(self.shards)
 
+    def check(self) -> None:
+        """Hold the shards to the hashes of their manifest: a JPEG with a wrong bit decodes."""
+        for number, shard in enumerate(self.shards.shards):
+            path = self.shards.path(number)
+            if file_sha256(path) != shard.sha256:
+                raise PipelineError(
+                    f"{path} is not the shard that {MANIFEST_NAME} lists (its SHA-256 differs); "
+                    "copy it again, or make the set again"
+                )
+
     def name(self, i: int) -> str:
         shard = self.shards.shards[int(self.shards.samples["shard"][i])].file
         return f"key {self.shards.key(i)} in {self.shards.location}/{shard}"
 
     def read(self, i: int) -> bytearray:
-        try:
-            return self._reader.read(i)
-        except BadSampleError as error:
-            raise UnreadablePictureError(error.bad.reason, error.bad.message) from error
+        sample = self.shards.samples[i]
+        path = self.shards.path(int(sample["shard"]))
+        return _read_part(path, int(sample["offset"]), int(sample["size"]))
 
 
 @dataclass(frozen=True)
@@ -235,6 +298,16 @@ class _OfTar:
                     for member in tar
                     if member.isreg() and is_picture_name(member.name)
                 ]
+                end = tar.offset
+            # Python's reader takes a tar that ends anywhere between two members, and one with a
+            # damaged header as if it ended there.
+            if _read_part(self.path, end, tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"no header at byte {end}")
+        except UnreadablePictureError as error:
+            raise PipelineError(
+                f"{self.path} is cut short, it has no end after {len(found)} pictures; "
+                "copy it again"
+            ) from error
         except (tarfile.TarError, OSError) as error:
             raise PipelineError(
                 f"{self.path} is no whole, uncompressed tar ({error}); unpack it and name the "
@@ -243,10 +316,6 @@ class _OfTar:
         if not found:
             raise PipelineError(f"{self.path} holds no pictures; give a tar of some")
         return sorted(found, key=lambda member: natural_order(member[0]))
-
-    @cached_property
-    def _descriptor(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -261,12 +330,12 @@ class _OfTar:
     def __len__(self) -> int:
         return len(self._members)
 
+    def check(self) -> None:
+        """Do nothing: an archive has no hash that it could be held to."""
+
     def name(self, i: int) -> str:
         return f"{self._members[i][0]} in {self.path}"
 
     def read(self, i: int) -> bytearray:
         _, offset, size = self._members[i]
-        content = bytearray(size)
-        if os.preadv(self._descriptor, [content], offset) != size:
-            raise UnreadablePictureError("short tar", "the tar ends before it")
-        return content
+        return _read_part(self.path, offset, size)

@@ -5,12 +5,15 @@
                    table.npy      offset, height and width of each
     CACHE/maps/KEY.lock
 
-KEY is a hash of what the sources are, of the size and of the format's version: a map of pictures
-that have changed since is another map, and the old one is not opened. A map that was cut short or
-written to afterwards is found by its length, its time and its SHA-256, and built anew.
+KEY is a hash of what the sources are, of the size, of Pillow's version and of the format's: a map
+of pictures that have changed since is another map, and the old one is not opened. Nor is it
+removed, for workers of a run that uses it may yet open it by its name. A process that opens a map
+for the first time hashes it; one that is not as it was built is built anew. Whole maps are opened
+without the lock, so a cache may be one that can only be read.
 """
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -24,11 +27,13 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
 
+from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import MOST_PIXELS, UnreadablePictureError, decode_picture, read_size
-from pipelines.shards.files import PARTIAL_SUFFIX, file_sha256, folder_lock, sha256, write_file
+from pipelines.shards.files import PARTIAL_SUFFIX, folder_lock, sha256, write_file
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_shape
 
@@ -37,11 +42,16 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 BadPictures = Literal["raise", "skip"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _RECORD, _PIXELS, _TABLE_FILE = "record.json", "pixels", "table.npy"
 _BUNCH = 64
 """Pictures that a thread is given at a time."""
+_PIECE = 1 << 26
+"""Bytes that are hashed together, so that threads can share a file; one hashes 2.8 GB in 2 s."""
+
+_seen_whole: dict[Path, tuple[int, ...]] = {}
+"""Files that this process has hashed, and what they were like then; a forked one knows of them."""
 
 
 class PictureSource(Protocol):
@@ -50,6 +60,13 @@ class PictureSource(Protocol):
     @property
     def identity(self) -> dict[str, Any]:
         """What tells these pictures from others, as plain JSON values."""
+
+    def check(self) -> None:
+        """Read what it can be held to; called before a map is built.
+
+        Raises:
+            PipelineError: if the files are not those that the identity names.
+        """
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -91,20 +108,46 @@ def open_picture_map(
     identity = {
         "format": FORMAT_VERSION,
         "size": size,
-        "bad_pictures": bad_pictures,
+        "pillow": PIL.__version__,
         "source": source.identity,
     }
     key = sha256(json.dumps(identity, sort_keys=True).encode())[:32]
     maps = cache / "maps"
+    folder = maps / key
     with _disk_errors(maps):
-        maps.mkdir(parents=True, exist_ok=True)
-        with folder_lock(maps / f"{key}.lock"):
-            folder = maps / key
-            if not _is_whole(folder):
-                for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
-                    shutil.rmtree(old, ignore_errors=True)
-                _build(source, size, folder, jobs, bad_pictures, progress)
-            return _open(folder)
+        if not _is_whole(folder, jobs):
+            maps.mkdir(parents=True, exist_ok=True)
+            with folder_lock(maps / f"{key}.lock"):
+                # Another process may have built it meanwhile.
+                if not _is_whole(folder, jobs):
+                    if folder.exists():
+                        log.warning("%s is not as it was written; it is built again", folder)
+                    for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
+                        shutil.rmtree(old, ignore_errors=True)
+                    _build(source, size, folder, jobs, bad_pictures, progress)
+        _heed_left_out(folder, bad_pictures)
+        return _open(folder)
+
+
+def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
+    """Refuse a map that lacks pictures, or say that it does."""
+    record = json.loads((folder / _RECORD).read_bytes())
+    left_out = record["left_out"]
+    if not left_out:
+        return
+    if bad_pictures == "raise":
+        raise PipelineError(_cannot_be_read(left_out[0]))
+    log.warning(
+        "%d of %d pictures cannot be read and are left out; the first: %s",
+        len(left_out), record["n"] + len(left_out), left_out[0],
+    )  # fmt: skip
+
+
+def _cannot_be_read(message: str) -> str:
+    return (
+        f"{message}; remove it or put a whole picture in its place, or leave such pictures "
+        "out with bad_pictures='skip'"
+    )
 
 
 @contextmanager
@@ -122,26 +165,48 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 # --- opening -------------------------------------------------------------------------------------
 
 
-def _stamp(path: Path) -> list[int]:
-    """Return what changes when a file is written to."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
-
-
-def _is_whole(folder: Path) -> bool:
-    """Return whether a map is as it was built; what was touched since is hashed again."""
+def _is_whole(folder: Path, jobs: int) -> bool:
+    """Return whether a map is as it was built."""
     try:
         record = json.loads((folder / _RECORD).read_bytes())
-        for name in (_PIXELS, _TABLE_FILE):
-            path, kept = folder / name, record["files"][name]
-            if _stamp(path) != kept["stamp"] and (
-                path.stat().st_size != kept["stamp"][0] or file_sha256(path) != kept["sha256"]
-            ):
-                log.warning("%s is not as it was written; it is built again", path)
-                return False
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return isinstance(record["left_out"], list) and all(
+            _is_as_recorded(folder / name, record["files"][name], jobs)
+            for name in (_PIXELS, _TABLE_FILE)
+        )
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return False
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced or written to, whatever its times are set to."""
+    status = path.stat()
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _is_as_recorded(path: Path, recorded: dict[str, Any], jobs: int) -> bool:
+    now = _state(path)
+    if _seen_whole.get(path) == now:
+        return True
+    if path.stat().st_size != recorded["bytes"] or _hashes(path, jobs) != recorded["sha256"]:
+        return False
+    _seen_whole[path] = now
     return True
+
+
+def _hashes(path: Path, jobs: int) -> list[str]:
+    """Return the SHA-256 of each `_PIECE` of a file."""
+
+    def hashed(start: int) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            # By and by, for a piece a thread would be much memory with many threads.
+            for _ in range(_PIECE >> 20):
+                digest.update(file.read(1 << 20))
+        return digest.hexdigest()
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(hashed, range(0, path.stat().st_size, _PIECE)))
 
 
 def _open(folder: Path) -> PackedPictures:
@@ -169,66 +234,79 @@ def _build(
     progress: Progress,
 ) -> None:
     """Write a map under a temporary name, flush it, and give it its name."""
+    source.check()
+    log.info("building %s from %d pictures", folder, len(source))
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     partial.mkdir()
     try:
         bad = _BadPictures(source, bad_pictures)
         table, n_bytes = _planned(source, size, jobs, bad)
         with (partial / _PIXELS).open("xb") as file:
-            # A full disk is told of now, and not after minutes of decoding.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, n_bytes)
+            _reserve(file.fileno(), n_bytes)
             _fill(source, table, file.fileno(), jobs, bad, progress)
             os.fsync(file.fileno())
         kept = table[bad.kept]
-        bad.report()
+        if len(kept) == 0:
+            raise PipelineError("no picture is left of the mixing set; give whole pictures")
         with (partial / _TABLE_FILE).open("xb") as file:
             np.save(file, kept, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         files = {
-            name: {"stamp": _stamp(partial / name), "sha256": file_sha256(partial / name)}
+            name: {
+                "bytes": (partial / name).stat().st_size,
+                "sha256": _hashes(partial / name, jobs),
+            }
             for name in (_PIXELS, _TABLE_FILE)
         }
         record = {
             "n": len(kept),
             "size": size,
             "source": source.identity,
+            "versions": {"pixmix": __version__, "pillow": PIL.__version__},
             "left_out": bad.messages,
             "files": files,
         }
         write_file(partial / _RECORD, json.dumps(record, indent=1).encode())
         partial.rename(folder)
+        # Hashed a moment ago.
+        for name in (_PIXELS, _TABLE_FILE):
+            _seen_whole[folder / name] = _state(folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reserve(descriptor: int, n_bytes: int) -> None:
+    """Take the room on the disk: a full one is told of now, not after minutes of decoding."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    try:
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    except OSError as error:
+        # Of file systems that cannot.
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
 
 
 class _BadPictures:
     """Raises for a picture that cannot be read, or leaves it out and remembers why."""
 
     def __init__(self, source: PictureSource, policy: BadPictures) -> None:
-        self.messages: list[str] = []
         self.kept = np.ones(len(source), np.bool_)
+        self._reasons: dict[int, str] = {}
         self._source, self._policy = source, policy
 
     def add(self, i: int, error: UnreadablePictureError) -> None:
         message = f"{self._source.name(i)}: {error}"
         if self._policy == "raise":
-            raise PipelineError(
-                f"{message}; remove it or put a whole picture in its place, or leave such pictures "
-                "out with bad_pictures='skip'"
-            ) from error
-        self.messages.append(message)
+            raise PipelineError(_cannot_be_read(message)) from error
+        self._reasons[i] = message
         self.kept[i] = False
 
-    def report(self) -> None:
-        if self.messages:
-            log.warning(
-                "%d of %d pictures cannot be read and are left out; the first: %s",
-                len(self.messages), len(self.kept), self.messages[0],
-            )  # fmt: skip
-        if not self.kept.any():
-            raise PipelineError("no picture is left of the mixing set; give whole pictures")
+    @property
+    def messages(self) -> list[str]:
+        """Of the pictures, in order, whichever thread came first."""
+        return [message for _, message in sorted(self._reasons.items())]
 
 
 def _in_threads(
@@ -328,6 +406,11 @@ class JoinedSources:
     def identity(self) -> dict[str, Any]:
         """What tells these pictures from others."""
         return {"joined": [source.identity for source in self.sources]}
+
+    def check(self) -> None:
+        """Check each."""
+        for source in self.sources:
+            source.check()
 
     def __len__(self) -> int:
         """Return the number of pictures."""

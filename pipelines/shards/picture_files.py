@@ -1,6 +1,8 @@
 """The pictures of a folder: which they are, in what order, and their pixels at one size."""
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -14,30 +16,54 @@ MEASURED_SIDE = 256
 # What torchvision's ImageFolder takes for a picture.
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
 
+READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
+"""What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
+program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
+
 
 def picture_files(folder: Path) -> list[Path]:
     """Return the pictures of a mixing set, or of any folder and the folders in it, in order.
 
-    Numbers in names count as numbers: 2.jpg comes before 10.jpg. Hidden files and folders are left
-    out, and of a mixing set (manifest.json beside images/) all that is not in images/.
+    Numbers in names count as numbers: 2.jpg comes before 10.jpg. Links are followed, as by
+    torchvision's ImageFolder. Hidden files and folders are left out, and of a mixing set
+    (manifest.json beside images/), wherever it lies, all that is not in images/.
 
     Raises:
         PipelineError: if there is none.
+        OSError: if a folder cannot be read.
     """
-    root = folder
-    if (folder / "manifest.json").is_file() and (folder / "images").is_dir():
-        root = folder / "images"
-    found = [
-        path
-        for path in root.rglob("*")
-        if is_picture_name(path.relative_to(root).as_posix()) and path.is_file()
-    ]
+    found = sorted(
+        _walk(folder, frozenset()),
+        key=lambda path: natural_order(path.relative_to(folder).as_posix()),
+    )
     if not found:
         raise PipelineError(
-            f"{root} holds no pictures; give a mixing set or a folder with "
+            f"{folder} holds no pictures; give a mixing set or a folder with "
             f"{' '.join(sorted(_SUFFIXES))} files"
         )
-    return sorted(found, key=lambda path: natural_order(path.relative_to(root).as_posix()))
+    return found
+
+
+def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    status = folder.stat()
+    place = (status.st_dev, status.st_ino)
+    if place in above:  # A link leads back to a folder that it lies in.
+        return
+    above |= {place}
+    with os.scandir(folder) as listing:
+        entries = {entry.name: entry for entry in listing}
+    images = entries.get("images")
+    if "manifest.json" in entries and images is not None and images.is_dir():
+        yield from _walk(folder / "images", above)
+        return
+    for name, entry in entries.items():
+        if name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(folder / name, above)
+        # A link to nothing is a picture that got lost, which whoever reads it is told.
+        elif is_picture_name(name) and (entry.is_file() or entry.is_symlink()):
+            yield folder / name
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -47,7 +73,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
         PipelineError: if the file is no whole picture.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=READABLE_FORMATS) as image:
             return np.asarray(image.convert("RGB"))
     # Pillow's readers raise each of these for a damaged file.
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -83,8 +109,12 @@ def is_picture_name(name: str) -> bool:
     )
 
 
-def natural_order(name: str) -> tuple[list[str | int], str]:
+def natural_order(name: str) -> tuple[list[str | tuple[int, str]], str]:
     """Return what to sort names by, so that 2.jpg comes before 10.jpg."""
     # Splitting by digits alternates text and digits, so that equal places compare like with like.
-    parts = re.split(r"(\d+)", name)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name
+    # A number is told by its length, then its digits: int() refuses those of a hostile name.
+    parts: list[str | tuple[int, str]] = []
+    for place, part in enumerate(re.split(r"(\d+)", name)):
+        digits = part.lstrip("0")
+        parts.append((len(digits), digits) if place % 2 else part)
+    return parts, name
