@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from pipelines.loading.loaders import eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
+    from pipelines.loading.remote_sets import Remote
     from pipelines.loading.stream import pixmix_stream
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ __all__ = [
     "CIFAR",
     "IMAGENET",
     "Preparation",
+    "Remote",
     "eval_loader",
     "open_mixing_set",
     "pixmix_stream",
@@ -24,6 +26,7 @@ _MODULES = {
     "CIFAR": "pipelines.loading.preparation",
     "IMAGENET": "pipelines.loading.preparation",
     "Preparation": "pipelines.loading.preparation",
+    "Remote": "pipelines.loading.remote_sets",
     "eval_loader": "pipelines.loading.loaders",
     "open_mixing_set": "pipelines.loading.mixing_set",
     "pixmix_stream": "pipelines.loading.stream",

@@ -20,7 +20,7 @@ from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import eval_loader, train_loader
 from pipelines.loading.order import shuffled_order
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-from pipelines.loading.samples import MappedMixingSet, ShardReader
+from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
 from pipelines.shards.index import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
@@ -397,15 +397,23 @@ def test_too_many_bad_samples_end_it(damaged: Path) -> None:
         an_epoch(loader)
 
 
-def test_a_shard_cut_short_after_it_was_opened_is_named(large: Path, tmp_path: Path) -> None:
+def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     folder.mkdir()
     for path in large.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
-    loader = train_loader(folder, MIXING, preparation=SMALL, batch_size=N)
+    loader = train_loader(
+        folder, MIXING, preparation=SMALL, batch_size=N, bad_samples="skip", cache_dir=tmp_path
+    )
+    reader = ShardReader(open_shards(folder))
+    last = N - 1
+    reader.read(last)
     os.truncate(folder / "set-0005.tar", 600)
-    with pytest.raises(PipelineError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
+    with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, the manifest says"):
         an_epoch(loader)
+    # One that is open already.
+    with pytest.raises(BadSampleError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
+        reader.read(last)
 
 
 # --- what does not work, said at once ------------------------------------------------------------

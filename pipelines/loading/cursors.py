@@ -47,10 +47,7 @@ class BadSamples:
             PipelineError: if there is no batch, or too many samples could not be read.
         """
         if prepared.fault is not None:
-            raise PipelineError(
-                f"{prepared.fault}; run pixmix-shard verify, or give bad_samples='substitute' "
-                "or 'skip' to go on without such samples"
-            )
+            raise PipelineError(prepared.fault)
         for bad in prepared.bad:
             self._add(bad)
 
@@ -144,7 +141,7 @@ class TrainLoader:
             world_size=self.world.size,
             consumed=self._consumed,
         )
-        requests = (Request(epoch, place, indices) for place, indices in places)
+        requests = [Request(epoch, place, indices) for place, indices in places]
         for prepared in self._source.run(requests):
             self._bad.take(prepared)
             # Counted before it is handed over: a state saved in the loop's body goes on after it.
@@ -244,7 +241,7 @@ class EvalLoader:
                 world_size=self.world.size,
             )
         )
-        requests = (Request(0, 0, batch.indices) for batch in batches)
+        requests = [Request(0, 0, batch.indices) for batch in batches]
         for batch, prepared in zip(batches, self._source.run(requests), strict=True):
             self._bad.take(prepared)
             weights = batch.weights * prepared.present

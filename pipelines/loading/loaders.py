@@ -18,6 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.cursors import BadSamples, EvalLoader, TrainLoader
 from pipelines.loading.mixing_set import open_mixing_set, open_pictures, uniform_view
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
+from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import (
     POLICIES,
     MappedMixingSet,
@@ -27,7 +28,9 @@ from pipelines.loading.samples import (
 )
 from pipelines.loading.sources import InMemory, Source, Workers
 from pipelines.loading.world import World, find_world
-from pipelines.shards.index import ShardSet, open_shards
+from pipelines.shards.connections import is_remote
+from pipelines.shards.index import ShardSet
+from pipelines.shards.remote import RemoteShards
 from pixmix.packed import PackedPictures
 
 MixingSet = PackedPictures | str | Path | Sequence[str | Path]
@@ -54,6 +57,7 @@ def train_loader(
     max_bad_samples: int = 100,
     bad_samples_file: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    remote: Remote | None = None,
     pin_memory: bool | None = None,
     multiprocessing_context: str | None = None,
 ) -> TrainLoader:
@@ -63,7 +67,9 @@ def train_loader(
     size; not on world size, workers, threads or interruptions.
 
     Args:
-        shards: what `open_shards` takes, or a set that is open.
+        shards: a folder with a manifest, tars as a pattern with {0000..1023}, either at an address
+            (http, https, s3, gs), or a local set that is open. A shard is held to the manifest's
+            SHA-256 when this node first opens it.
         mixing_set: what `open_mixing_set` takes, or pictures that are packed; None mixes pictures
             with what operations make of them alone.
         batch_size: of all processes together; a multiple of world_size.
@@ -81,7 +87,9 @@ def train_loader(
             which leaves a batch smaller.
         max_bad_samples: more of them on a rank are an error.
         bad_samples_file: gets a line of JSON for each.
-        cache_dir: of memory maps; see `open_mixing_set`.
+        cache_dir: of memory maps and remote shards; see `open_mixing_set`.
+        remote: how remote shards are read; None for the defaults. Give a window too, or a node
+            needs all shards at once.
         pin_memory: whether batches lie in pinned memory; None: where there is a CUDA device.
         multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None: torch's.
 
@@ -94,7 +102,7 @@ def train_loader(
     """
     opened, preparation, world, bad = _opened(
         shards, preparation, image_size, rank, world_size, bad_samples, max_bad_samples,
-        bad_samples_file,
+        bad_samples_file, cache_dir, remote,
     )  # fmt: skip
     if window is not None and window < 1:
         raise ValueError(f"window is {window}; give a number of shards, 1 or more, or None")
@@ -110,6 +118,7 @@ def train_loader(
         n_threads=n_threads,
         window=window,
         cache_dir=cache_dir,
+        remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         multiprocessing_context=multiprocessing_context,
     )
@@ -132,6 +141,7 @@ def eval_loader(
     max_bad_samples: int = 100,
     bad_samples_file: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    remote: Remote | None = None,
     pin_memory: bool | None = None,
     multiprocessing_context: str | None = None,
 ) -> EvalLoader:
@@ -153,7 +163,7 @@ def eval_loader(
         )
     opened, preparation, world, bad = _opened(
         shards, preparation, image_size, rank, world_size, bad_samples, max_bad_samples,
-        bad_samples_file,
+        bad_samples_file, cache_dir, remote,
     )  # fmt: skip
     source = _source(
         opened,
@@ -167,6 +177,7 @@ def eval_loader(
         n_threads=n_threads,
         window=None,
         cache_dir=cache_dir,
+        remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         multiprocessing_context=multiprocessing_context,
     )
@@ -182,14 +193,16 @@ def _opened(
     policy: Policy,
     max_bad_samples: int,
     bad_samples_file: str | Path | None,
-) -> tuple[ShardSet, Preparation, World, BadSamples]:
+    cache_dir: str | Path | None,
+    remote: Remote | None,
+) -> tuple[RemoteShards, Preparation, World, BadSamples]:
     if policy not in POLICIES:
         raise ValueError(f"bad_samples is {policy!r}; give one of {', '.join(POLICIES)}")
-    opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
-    if len(opened) == 0:
-        raise PipelineError(f"{opened.location} has no samples; there is nothing to load")
+    opened = open_set(shards, cache_dir=cache_dir, remote=remote)
+    if len(opened.shards) == 0:
+        raise PipelineError(f"{opened.shards.location} has no samples; there is nothing to load")
     if preparation is None:
-        preparation = CIFAR if opened.kind in SMALL_KINDS else IMAGENET
+        preparation = CIFAR if opened.shards.kind in SMALL_KINDS else IMAGENET
     if image_size is not None:
         preparation = replace(preparation, image_size=image_size)
     file = None if bad_samples_file is None else Path(bad_samples_file)
@@ -197,7 +210,7 @@ def _opened(
 
 
 def _source(
-    shards: ShardSet,
+    opened: RemoteShards,
     preparation: Preparation,
     mixing_set: MixingSet | None,
     *,
@@ -209,17 +222,20 @@ def _source(
     n_threads: int,
     window: int | None,
     cache_dir: str | Path | None,
+    remote: Remote | None,
     pin_memory: bool,
     multiprocessing_context: str | None,
 ) -> Source:
     """Open what batches are made of."""
     if preparation.crop == "padded":
-        images = _images_in_memory(shards, preparation, cache_dir)
+        images = _images_in_memory(opened, preparation, cache_dir)
         return InMemory(
             images,
-            shards,
+            opened.shards,
             preparation=preparation,
-            mixing_set=mixing_pictures(mixing_set, preparation, max(images.shape[1:3]), cache_dir),
+            mixing_set=mixing_pictures(
+                mixing_set, preparation, max(images.shape[1:3]), cache_dir, remote
+            ),
             seed=seed,
             training=training,
             views=views,
@@ -229,9 +245,11 @@ def _source(
     side = preparation.image_size or 0
     return Workers(
         PictureDataset(
-            reader=ShardReader(shards),
+            reader=ShardReader(opened.shards, opened.files.path),
             preparation=preparation,
-            mixing_set=MappedMixingSet(mixing_pictures(mixing_set, preparation, side, cache_dir)),
+            mixing_set=MappedMixingSet(
+                mixing_pictures(mixing_set, preparation, side, cache_dir, remote)
+            ),
             seed=seed,
             training=training,
             policy=policy,
@@ -239,6 +257,8 @@ def _source(
             n_threads=n_threads,
             window=window,
         ),
+        files=opened.files if is_remote(opened.files.location) else None,
+        ahead=(remote or Remote()).ahead,
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,
@@ -246,9 +266,10 @@ def _source(
 
 
 def _images_in_memory(
-    shards: ShardSet, preparation: Preparation, cache_dir: str | Path | None
+    opened: RemoteShards, preparation: Preparation, cache_dir: str | Path | None
 ) -> NDArray[np.uint8]:
-    images = uniform_view(open_pictures(shards, cache_dir=cache_dir))
+    shards = opened.shards
+    images = uniform_view(open_pictures(opened, cache_dir=cache_dir))
     if images is None:
         raise PipelineError(
             f"the pictures of {shards.location} are of several sizes, and a 'padded' crop wants "
@@ -269,8 +290,11 @@ def mixing_pictures(
     preparation: Preparation,
     side: int,
     cache_dir: str | Path | None,
+    remote: Remote | None,
 ) -> PackedPictures | None:
     """Open what a loader is given as its mixing set, for images of a side in pixels."""
     if mixing_set is None or isinstance(mixing_set, PackedPictures):
         return mixing_set
-    return open_mixing_set(mixing_set, preparation.mixing_side(side), cache_dir=cache_dir)
+    return open_mixing_set(
+        mixing_set, preparation.mixing_side(side), cache_dir=cache_dir, remote=remote
+    )

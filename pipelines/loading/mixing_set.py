@@ -30,10 +30,13 @@ from pipelines.loading.picture_map import (
     Progress,
     open_picture_map,
 )
+from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.files import file_sha256, sha256
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.connections import is_remote
+from pipelines.shards.files import sha256
+from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.picture_files import is_picture_name, natural_order, picture_files
+from pipelines.shards.remote import RemoteShards
 from pipelines.shards.workers import available_cores
 from pixmix.packed import PackedPictures
 
@@ -51,6 +54,7 @@ def open_mixing_set(
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
     bad_pictures: BadPictures = "raise",
+    remote: Remote | None = None,
     progress: Progress = _no_progress,
 ) -> PackedPictures:
     """Return a mixing set as one memory map that all processes of a node share.
@@ -61,12 +65,14 @@ def open_mixing_set(
     Resize does.
 
     Args:
-        where: a folder of pictures, a set of shards, or a tar of pictures; or several of them.
+        where: a folder of pictures, a set of shards here or at an address, or a tar of pictures; or
+            several of them.
         size: of the shorter side, pixels, 1 or more.
         cache_dir: where the map lies; None: $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
             ~/.cache/pixmix.
         jobs: threads that build it; None for all cores.
         bad_pictures: "raise" for one that cannot be read, or "skip" it, said in the log.
+        remote: how shards at an address are read; None for the defaults.
         progress: called with pictures done and pictures in all, while it is built.
 
     Returns:
@@ -85,7 +91,7 @@ def open_mixing_set(
     several = [where] if isinstance(where, str | Path | ShardSet) else list(where)
     if not several:
         raise ValueError("where names no mixing set; give a folder, shards or a tar of pictures")
-    sources = tuple(_source(each) for each in several)
+    sources = tuple(_source(each, cache_dir, remote) for each in several)
     return open_picture_map(
         sources[0] if len(sources) == 1 else JoinedSources(sources),
         size,
@@ -97,7 +103,7 @@ def open_mixing_set(
 
 
 def open_pictures(
-    shards: ShardSet,
+    shards: ShardSet | RemoteShards,
     *,
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
@@ -114,7 +120,11 @@ def open_pictures(
     """
     _check_jobs(jobs)
     return open_picture_map(
-        _OfShards(shards),
+        _OfShards(
+            shards
+            if isinstance(shards, RemoteShards)
+            else open_set(shards, cache_dir=cache_dir, remote=None)
+        ),
         None,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
         jobs=jobs or available_cores(),
@@ -144,12 +154,10 @@ def _check_jobs(jobs: int | None) -> None:
 # --- sources -------------------------------------------------------------------------------------
 
 
-def _source(where: Where) -> PictureSource:
-    if isinstance(where, ShardSet):
-        return _OfShards(where)
+def _source(where: Where, cache_dir: str | Path | None, remote: Remote | None) -> PictureSource:
+    if isinstance(where, ShardSet) or is_remote(str(where)) or _is_of_shards(Path(where)):
+        return _OfShards(open_set(where, cache_dir=cache_dir, remote=remote))
     path = Path(where)
-    if _is_of_shards(path):
-        return _OfShards(open_shards(path))
     if path.is_dir():
         _refuse_unfinished(path)
         return _OfFolder(path)
@@ -252,35 +260,34 @@ class _OfFolder:
 
 @dataclass(frozen=True)
 class _OfShards:
-    """The pictures of a set of shards, in its order."""
+    """The pictures of a set of shards, in its order, wherever the shards lie."""
 
-    shards: ShardSet
+    opened: RemoteShards
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"kind": "shards", "hash": self.shards.hash}
+        return {"kind": "shards", "hash": self.opened.shards.hash}
 
     def __len__(self) -> int:
-        return len(self.shards)
+        return len(self.opened.shards)
 
     def check(self) -> None:
-        """Hold the shards to the hashes of their manifest: a JPEG with a wrong bit decodes."""
-        for number, shard in enumerate(self.shards.shards):
-            path = self.shards.path(number)
-            if file_sha256(path) != shard.sha256:
-                raise PipelineError(
-                    f"{path} is not the shard that {MANIFEST_NAME} lists (its SHA-256 differs); "
-                    "copy it again, or make the set again"
-                )
+        """Hold each shard to the hash of its manifest: a JPEG with a wrong bit decodes."""
+        for number in range(len(self.opened.shards.shards)):
+            self.opened.files.hold(number).release()
 
     def name(self, i: int) -> str:
-        shard = self.shards.shards[int(self.shards.samples["shard"][i])].file
-        return f"key {self.shards.key(i)} in {self.shards.location}/{shard}"
+        shards = self.opened.shards
+        row = shards.samples[i]
+        number = int(row["shard"])
+        with self.opened.files.hold(number) as held:
+            key = read_key(held.path, int(row["offset"]))
+        return f"key {key} in {shards.location}/{shards.shards[number].file}"
 
     def read(self, i: int) -> bytearray:
-        sample = self.shards.samples[i]
-        path = self.shards.path(int(sample["shard"]))
-        return _read_part(path, int(sample["offset"]), int(sample["size"]))
+        row = self.opened.shards.samples[i]
+        with self.opened.files.hold(int(row["shard"])) as held:
+            return _read_part(held.path, int(row["offset"]), int(row["size"]))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mapped import MapName, map_name
 from pipelines.loading.order import shuffled_order
 from pipelines.loading.preparation import Preparation
-from pipelines.shards.index import SAMPLE, ShardSet
+from pipelines.shards.index import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
@@ -57,7 +57,12 @@ class BadSampleError(Exception):
 
 
 class ShardReader:
-    """Reads samples of a set of local shards, in any thread; each process opens them for itself."""
+    """Reads samples of a set of shards, in any thread; each process opens them for itself.
+
+    shards: the set.
+    path_of: gives a shard as a local file, whose content is what the manifest says; it may
+        download it. None takes local shards as they are.
+    """
 
     def __init__(self, shards: ShardSet, path_of: Callable[[int], Path] | None = None) -> None:
         self.shards = shards
@@ -105,10 +110,23 @@ class ShardReader:
 
     def bad(self, i: int, reason: str, message: str) -> BadSample:
         """Return what is to be said of a sample that cannot be used."""
-        shard = self.shards.shards[int(self.shards.samples["shard"][i])].file
+        row = self.shards.samples[i]
+        shard = int(row["shard"])
         return BadSample(
-            index=i, shard=shard, key=self.shards.key(i), reason=reason, message=message
+            index=i,
+            shard=self.shards.shards[shard].file,
+            key=self.key(i),
+            reason=reason,
+            message=message,
         )
+
+    def key(self, i: int) -> str:
+        """Return a sample's key as its tar has it."""
+        row = self.shards.samples[i]
+        return read_key(self._path(int(row["shard"])), int(row["offset"]))
+
+    def _path(self, shard: int) -> Path:
+        return (self._path_of or self.shards.path)(shard)
 
     def close(self) -> None:
         """Close the shards."""
@@ -121,7 +139,7 @@ class ShardReader:
         else:
             while len(self._open) >= _MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open((self._path_of or self.shards.path)(shard), os.O_RDONLY)
+            self._open[shard] = os.open(self._path(shard), os.O_RDONLY)
         return self._open[shard]
 
 
@@ -145,6 +163,10 @@ class Prepared(NamedTuple):
     present: NDArray[np.bool_]
     bad: tuple[BadSample, ...]
     fault: str | None = None
+
+
+def _faulty(fault: str) -> Prepared:
+    return Prepared(torch.empty(0), torch.empty(0), np.empty(0, np.bool_), (), fault=fault)
 
 
 class MappedMixingSet:
@@ -193,10 +215,13 @@ class PictureDataset(Dataset[Prepared]):
         """Return a batch; what is wrong with it is said in it, for a worker's errors lose form."""
         try:
             return self._prepare(request)
-        except (PipelineError, BadSampleError) as error:
-            return Prepared(
-                torch.empty(0), torch.empty(0), np.empty(0, np.bool_), (), fault=str(error)
+        except BadSampleError as error:
+            return _faulty(
+                f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' to "
+                "go on without such samples"
             )
+        except PipelineError as error:
+            return _faulty(str(error))
 
     def _prepare(self, request: Request) -> Prepared:
         n = len(request.indices)

@@ -1,6 +1,6 @@
 """What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -11,7 +11,10 @@ from torch.utils.data import DataLoader
 
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.samples import PictureDataset, Prepared, Request
+from pipelines.shards.cache import HeldFile
 from pipelines.shards.index import ShardSet
+from pipelines.shards.read_ahead import ReadAhead
+from pipelines.shards.remote import RemoteFiles
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
 
@@ -29,7 +32,7 @@ class Source(Protocol):
     def shards(self) -> ShardSet:
         """The set that indices of requests count in."""
 
-    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
 
 
@@ -57,9 +60,9 @@ class InMemory:
         self._seed, self._training, self._views = seed, training, views
         self._n_threads, self._pin_memory = n_threads, pin_memory
 
-    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
-        return ahead(requests, self._prepare, _AHEAD)
+        return ahead(iter(requests), self._prepare, _AHEAD)
 
     def _prepare(self, request: Request) -> Prepared:
         preparation, training = self._preparation, self._training
@@ -97,11 +100,14 @@ class Workers:
         self,
         dataset: PictureDataset,
         *,
+        files: RemoteFiles | None,
+        ahead: int,
         num_workers: int,
         pin_memory: bool,
         multiprocessing_context: str | None,
     ) -> None:
         self.shards = dataset.reader.shards
+        self._files, self._ahead = files, ahead
         self._requests = _Replaceable()
         self._loader: DataLoader[Prepared] = DataLoader(
             dataset,
@@ -113,19 +119,52 @@ class Workers:
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
         )
 
-    def run(self, requests: Iterator[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
-        return iter(self._loader)
+        if self._files is None:
+            return iter(self._loader)
+        return self._read_ahead(requests, self._files)
+
+    def _read_ahead(self, requests: Sequence[Request], files: RemoteFiles) -> Iterator[Prepared]:
+        """Give the batches, and have the next shards downloaded and held while they are needed."""
+        first, last = _uses(self.shards, requests)
+        order = sorted(first, key=lambda shard: first[shard])
+        held: dict[int, HeldFile] = {}
+        with ReadAhead(files.hold, order, ahead=self._ahead) as shards:
+            try:
+                waiting = iter(order)
+                upcoming = next(waiting, None)
+                for t, prepared in enumerate(self._loader):
+                    yield prepared
+                    while upcoming is not None and first[upcoming] <= t:
+                        held[upcoming] = shards.take()
+                        upcoming = next(waiting, None)
+                    for shard in [shard for shard in held if last[shard] <= t]:
+                        held.pop(shard).release()
+            finally:
+                for file in held.values():
+                    file.release()
 
 
 class _Replaceable:
     """The batch sampler of a `DataLoader` whose batches are given anew for each epoch."""
 
-    requests: Iterator[Request] = iter(())
+    requests: Sequence[Request] = ()
 
     def __iter__(self) -> Iterator[Request]:
-        return self.requests
+        return iter(self.requests)
+
+
+def _uses(shards: ShardSet, requests: Sequence[Request]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return for each shard that requests need the first and the last of them."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for t, request in enumerate(requests):
+        for shard in np.unique(shards.samples["shard"][request.indices]).tolist():
+            first.setdefault(shard, t)
+            last[shard] = t
+    return first, last
 
 
 def _as_it_is(prepared: object) -> object:

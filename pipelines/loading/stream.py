@@ -16,9 +16,10 @@ from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import MixingSet, mixing_pictures
 from pipelines.loading.order import count_batches, rank_places, shuffled_order, training_batches
 from pipelines.loading.preparation import IMAGENET, Preparation
+from pipelines.loading.remote_sets import Remote, open_reader
 from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
 from pipelines.loading.world import World, find_world
-from pipelines.shards.index import ShardSet, open_shards
+from pipelines.shards.index import ShardSet
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.resizing import resized_crop
@@ -40,6 +41,7 @@ def pixmix_stream(
     world_size: int | None = None,
     window: int | None = None,
     cache_dir: str | Path | None = None,
+    remote: Remote | None = None,
 ) -> webdataset.DataPipeline:
     """Return an epoch as a pipeline: read and crop, stages of the caller's, PixMix, batches.
 
@@ -53,7 +55,7 @@ def pixmix_stream(
         stream = pixmix_stream("shards/train", "shards/mixing", mirrored, batch_size=256)
 
     Args:
-        shards: what `open_shards` takes, or a set that is open.
+        shards: as those of `train_loader`.
         mixing_set: as that of `train_loader`.
         *stages: get samples and give samples, one for one: "image" is (H, W, 3) uint8, cropped;
             "cls" the label; "__key__", "__url__", "__index__" and "__epoch__" say which it is. All
@@ -66,7 +68,8 @@ def pixmix_stream(
         rank: of this process; None to find it out, as `train_loader` does.
         world_size: number of processes; None likewise.
         window: shards that are shuffled with each other at a time; None for all.
-        cache_dir: of memory maps; see `open_mixing_set`.
+        cache_dir: of memory maps and remote shards; see `open_mixing_set`.
+        remote: how remote shards are read; None for the defaults.
 
     Returns:
         A pipeline of (images, labels); `len()` of its first stage is the number of its batches.
@@ -80,14 +83,14 @@ def pixmix_stream(
             f"preparation.crop is {preparation.crop!r}; a stream decodes pictures of any size: "
             "give one with crop='resized', or use train_loader for pictures in memory"
         )
-    opened = shards if isinstance(shards, ShardSet) else open_shards(shards)
+    reader = open_reader(shards, cache_dir=cache_dir, remote=remote)
     pictures = (
         None
         if preparation.pixmix is None
-        else mixing_pictures(mixing_set, preparation, preparation.image_size, cache_dir)
+        else mixing_pictures(mixing_set, preparation, preparation.image_size, cache_dir, remote)
     )
     samples = PlannedSamples(
-        opened,
+        reader,
         batch_size=batch_size,
         seed=seed,
         epoch=epoch,
@@ -115,7 +118,7 @@ class PlannedSamples(IterableDataset[Sample]):
 
     def __init__(
         self,
-        shards: ShardSet,
+        reader: ShardReader,
         *,
         batch_size: int,
         seed: int,
@@ -127,7 +130,7 @@ class PlannedSamples(IterableDataset[Sample]):
         super().__init__()
         places = rank_places(batch_size, world.rank, world.size)
         self.share = places.stop - places.start
-        self._reader = ShardReader(shards)
+        self._reader = reader
         self._batch_size, self._seed, self._epoch = batch_size, seed, epoch
         self._consumed, self._world, self._window = consumed, world, window
 
@@ -167,7 +170,7 @@ class PlannedSamples(IterableDataset[Sample]):
         except BadSampleError as error:
             raise PipelineError(str(error)) from error
         return {
-            "__key__": shards.key(i),
+            "__key__": self._reader.key(i),
             "__url__": shards.shards[int(row["shard"])].file,
             "__index__": i,
             "__epoch__": self._epoch,

@@ -84,12 +84,17 @@ class ShardSet:
         made elsewhere it may be the beginning.
         """
         sample = self.samples[i]
-        try:
-            with self.path(int(sample["shard"])).open("rb") as file:
-                file.seek(int(sample["offset"]) - _BLOCK)
-                return key_of(_header_name(file.read(_BLOCK)))
-        except (OSError, ValueError):
-            return "?"
+        return read_key(self.path(int(sample["shard"])), int(sample["offset"]))
+
+
+def read_key(path: Path, offset: int) -> str:
+    """Return the key of the sample whose picture begins at an offset of a tar, or "?"."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset - _BLOCK)
+            return key_of(_header_name(file.read(_BLOCK)))
+    except (OSError, ValueError):
+        return "?"
 
 
 def open_shards(where: str | Path) -> ShardSet:

@@ -1,0 +1,72 @@
+"""Sets of shards wherever they lie, as loaders read them: held to their hashes, once a node."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipelines.loading.samples import ShardReader
+from pipelines.shards.cache import ShardCache, cache_folder
+from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.index import ShardSet
+from pipelines.shards.remote import RemoteFiles, RemoteShards, open_remote_shards
+
+
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """How shards at an address are read and kept.
+
+    Attributes:
+        limit_bytes: that shards in the cache may take together; None: what the disk has, less a
+            reserve. Those that were used least lately go first.
+        ahead: shards that are downloaded before they are needed.
+        access: patience, and whether an address may be a command ("pipe:").
+        manifest_sha256: of the set's manifest, to hold all of it to what it was.
+    """
+
+    limit_bytes: int | None = None
+    ahead: int = 4
+    access: RemoteAccess = field(default_factory=RemoteAccess)
+    manifest_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense.
+
+        Raises:
+            ValueError: if ahead is below 1.
+        """
+        if self.ahead < 1:
+            raise ValueError(f"ahead is {self.ahead}; give a number of shards, 1 or more")
+
+    def cache(self, folder: str | Path | None) -> ShardCache:
+        """Return the cache of this node."""
+        return ShardCache(
+            folder=cache_folder(None if folder is None else Path(folder)),
+            limit_bytes=self.limit_bytes,
+        )
+
+
+def open_set(
+    where: str | Path | ShardSet, *, cache_dir: str | Path | None, remote: Remote | None
+) -> RemoteShards:
+    """Open a set by its folder, tars or address, or take one that is open and local.
+
+    Raises:
+        PipelineError: if it cannot be read.
+    """
+    remote = remote or Remote()
+    cache = remote.cache(cache_dir)
+    if isinstance(where, ShardSet):
+        files = RemoteFiles(
+            location=where.location, shards=where.shards, cache=cache, access=remote.access
+        )
+        return RemoteShards(shards=where, files=files)
+    return open_remote_shards(
+        str(where), cache=cache, access=remote.access, manifest_sha256=remote.manifest_sha256
+    )
+
+
+def open_reader(
+    where: str | Path | ShardSet, *, cache_dir: str | Path | None, remote: Remote | None
+) -> ShardReader:
+    """Return a reader of a set, which downloads shards or checks local ones when it opens them."""
+    opened = open_set(where, cache_dir=cache_dir, remote=remote)
+    return ShardReader(opened.shards, opened.files.path)

@@ -1,0 +1,146 @@
+"""Loaders over shards at an address of this machine: the batches of local ones, held to hashes."""
+
+import functools
+import http.server
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
+from pipelines.errors import PipelineError
+from pipelines.loading.preparation import CIFAR, IMAGENET
+from pixmix.packed import PackedPictures
+from shard_sets import drawn_pictures, encoded, write_shards
+
+SMALL = replace(IMAGENET, image_size=14)
+MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+SIZES = (5, 6, 0, 7, 4, 8)
+N = sum(SIZES)
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves files, keeps no log and counts the tars that it sent."""
+
+    sent: list[str]
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        """Serve a file."""
+        self.sent.append(self.path.rpartition("/")[2])
+        super().do_GET()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    contents = [encoded(picture) for picture in drawn_pictures(N)]
+    write_shards(tmp_path / "root" / "large", contents, sizes=SIZES)
+    contents = [encoded(picture) for picture in drawn_pictures(N, 1, (16, 16))]
+    write_shards(tmp_path / "root" / "small", contents, sizes=SIZES, kind="cifar10")
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def server(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """The address of the folder, and the names of all files that were sent."""
+    sent: list[str] = []
+    handler = type("Handler", (_Quiet,), {"sent": sent})
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
+    ) as running:
+        thread = threading.Thread(target=running.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_address[1]}", sent
+        running.shutdown()
+        thread.join()
+
+
+def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
+    return len(a) == len(b) and all(
+        torch.equal(x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_remote_shards_give_the_batches_of_local_ones(
+    root: Path, server: tuple[str, list[str]], tmp_path: Path, num_workers: int
+) -> None:
+    address, sent = server
+    local, remote = (
+        train_loader(
+            where, MIXING, preparation=SMALL, batch_size=4, seed=2, window=2, cache_dir=cache,
+            num_workers=num_workers,
+        )
+        for where, cache in (
+            (root / "large", tmp_path / "a"),
+            (f"{address}/large", tmp_path / "b"),
+        )
+    )  # fmt: skip
+    for _ in range(2):
+        assert equal(list(remote), list(local))
+    tars = [name for name in sent if name.endswith(".tar")]
+    # Each once a node, and no shard without samples.
+    assert sorted(tars) == [f"set-000{i}.tar" for i in (0, 1, 3, 4, 5)]
+
+
+def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
+    root: Path, server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    address, _ = server
+    results = []
+    for place, cache in ((str(root), tmp_path / "a"), (address, tmp_path / "b")):
+        mixing = open_mixing_set(f"{place}/large", 20, cache_dir=cache)
+        small = train_loader(
+            f"{place}/small/set-{{0000..0003}}.tar", mixing, preparation=CIFAR, batch_size=9,
+            cache_dir=cache,
+        )  # fmt: skip
+        evaluation = eval_loader(f"{place}/large", preparation=SMALL, batch_size=7, cache_dir=cache)
+        stream = pixmix_stream(
+            f"{place}/large", MIXING, preparation=SMALL, batch_size=5, cache_dir=cache
+        )
+        results.append([*small, *evaluation, *stream])
+    assert len(results[0]) == 2 + 5 + 6
+    assert equal(results[0], results[1])
+
+
+def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
+    root: Path, server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    address, _ = server
+    largest = max(path.stat().st_size for path in (root / "large").glob("*.tar"))
+    loader = train_loader(
+        f"{address}/large", MIXING, preparation=SMALL, batch_size=2, window=1,
+        cache_dir=tmp_path / "cache", remote=Remote(limit_bytes=5 * largest, ahead=1),
+    )  # fmt: skip
+    assert len(list(loader)) == N // 2
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").iterdir())
+    assert kept <= 5 * largest
+
+
+def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
+    root: Path, server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    path = root / "large" / "set-0003.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
+    for where in (root / "large", f"{server[0]}/large"):
+        loader = train_loader(
+            where, MIXING, preparation=SMALL, batch_size=4, cache_dir=tmp_path / "cache"
+        )
+        with pytest.raises(PipelineError, match=r"set-0003\.tar"):
+            list(loader)
+
+
+def test_a_command_as_an_address_needs_leave(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="allow_pipe"):
+        train_loader(f"pipe:touch {tmp_path / 'ran'}; cat {{file}}", batch_size=4)
+    assert not (tmp_path / "ran").exists()
