@@ -49,13 +49,13 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
         for name, content in contents.items():
             with partials[name].open("xb") as file:
                 file.write(content)
-                _flush_to_disk(file)
+                flush_to_disk(file)
         for name, partial in partials.items():
             partial.replace(folder / name)
     finally:
         for partial in partials.values():
             partial.unlink(missing_ok=True)
-    _flush_folder(folder)
+    flush_folder(folder)
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -74,11 +74,11 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("xb") as file:
             yield file
-            _flush_to_disk(file)
+            flush_to_disk(file)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _flush_folder(path.parent)
+    flush_folder(path.parent)
 
 
 def remove_partial_files(folder: Path) -> None:
@@ -110,21 +110,22 @@ def folder_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
         lock.release()
 
 
-def _partial_path(path: Path) -> Path:
-    # A random part, for two processes may write the same file at once; hidden, and with an
-    # extension of its own, so that a folder of pictures stays one while it is written.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
-
-
-def _flush_to_disk(file: BinaryIO) -> None:
+def flush_to_disk(file: BinaryIO) -> None:
+    """Return when what was written to a file is on the disk."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def _flush_folder(folder: Path) -> None:
-    # A new name is on the disk only when its folder is.
+def flush_folder(folder: Path) -> None:
+    """Return when the names in a folder are on the disk: a new one is there only then."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _partial_path(path: Path) -> Path:
+    # A random part, for two processes may write the same file at once; hidden, and with an
+    # extension of its own, so that a folder of pictures stays one while it is written.
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")

@@ -1,0 +1,330 @@
+"""Shards that lie elsewhere: over http(s), in an object store, or what a command writes.
+
+    remote = open_remote_shards("https://host/imagenet/imagenet1k-train-{0000..1023}.tar")
+    remote.shards                   the set, as `open_shards` gives it for a folder
+    remote.files.hold(17)           shard 17 as a local file, downloaded if no process has yet
+
+Each shard is downloaded once a node, into a cache where its name is its SHA-256.
+"""
+
+import shlex
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+import numpy as np
+
+from pipelines.errors import PipelineError
+from pipelines.shards.cache import Download, HeldFile, ShardCache
+from pipelines.shards.connections import (
+    EXTRAS,
+    RemoteAccess,
+    check_address,
+    is_remote,
+    shown,
+)
+from pipelines.shards.files import file_sha256
+from pipelines.shards.index import (
+    MANIFEST_NAME,
+    SAMPLE,
+    Shard,
+    ShardSet,
+    build_set,
+    expand_braces,
+    open_shards,
+    parse_manifest,
+    select_shards,
+)
+from pipelines.shards.received import Content
+from pipelines.shards.shell import PIPE_PREFIX
+from pipelines.shards.transfer import download
+from pipelines.shards.verified import verified_once
+
+FILE_PLACE = "{file}"
+"""Stands in a pipe's command for the name of the file that it is to write."""
+
+_MOST_MANIFEST_BYTES = 2**28
+_MOST_HEADER_BYTES = 2**16
+_N_LATEST = 2
+
+
+def fetch(
+    url: str,
+    *,
+    sha256: str,
+    n_bytes: int | None,
+    cache: ShardCache,
+    access: RemoteAccess | None = None,
+    most_bytes: int = 2**50,
+    stop: threading.Event | None = None,
+    reserved: Callable[[], None] = lambda: None,
+) -> HeldFile:
+    """Return the file of an address, which stays in the cache as long as it is held.
+
+    The first process of a node that asks downloads it, the others wait for that. What a killed
+    process had downloaded is kept and continued.
+
+    Args:
+        url: an address; a path or a file:// address is checked where it lies, once a node; or
+            "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
+        sha256: of the content.
+        n_bytes: its length; None where it is not known, for remote files only.
+        cache: where it is kept.
+        access: how patiently it is read.
+        most_bytes: where the length is not known, more are refused.
+        stop: ends the call from another thread.
+        reserved: called once it has its room in the cache, before it is downloaded.
+
+    Raises:
+        PipelineError: if the address cannot be read or gives other content, or the cache has no
+            room (then its subclass `CacheFullError`).
+        StoppedError: if `stop` is set.
+        OSError: if the cache cannot be written.
+    """
+    access = access or RemoteAccess()
+    stop = stop or threading.Event()
+    if not is_remote(url):
+        path = _local_path(url)
+        verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
+        reserved()
+        return HeldFile(path)
+    # Before the cache is asked: what is refused is refused always.
+    check_address(url, access)
+    content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
+    while True:
+        place = cache.begin(sha256, n_bytes, stop)
+        reserved()
+        if isinstance(place, HeldFile):
+            return place
+        _fill(place, url, content, access, stop)
+
+
+class RemoteFiles:
+    """The shards of a set as local files; it can be pickled for other processes of the node.
+
+    location: the address before the shards' names, a pipe's command with "{file}", or a folder.
+    """
+
+    def __init__(
+        self,
+        *,
+        location: str,
+        shards: tuple[Shard, ...],
+        cache: ShardCache,
+        access: RemoteAccess,
+    ) -> None:
+        self.location, self.shards = location, shards
+        self.cache, self.access = cache, access
+        self._latest: deque[HeldFile] = deque()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is held, for it is held by this process."""
+        return self.__dict__ | {"_latest": deque()}
+
+    def url(self, shard: int) -> str:
+        """Return the address of a shard."""
+        return _join(self.location, self.shards[shard].file)
+
+    def hold(
+        self,
+        shard: int,
+        *,
+        stop: threading.Event | None = None,
+        reserved: Callable[[], None] = lambda: None,
+    ) -> HeldFile:
+        """Return a shard as a local file; see `fetch`."""
+        return fetch(
+            self.url(shard),
+            sha256=self.shards[shard].sha256,
+            n_bytes=self.shards[shard].n_bytes,
+            cache=self.cache,
+            access=self.access,
+            stop=stop,
+            reserved=reserved,
+        )
+
+    def path(self, shard: int) -> Path:
+        """Return the path of a shard for whoever opens it at once.
+
+        It is held until this is called twice more; a file that is open can be read to its end also
+        when it has left the cache since.
+        """
+        held = self.hold(shard)
+        self._latest.append(held)
+        while len(self._latest) > _N_LATEST:
+            self._latest.popleft().release()
+        return held.path
+
+    def close(self) -> None:
+        """Let the shards go that `path` named."""
+        while self._latest:
+            self._latest.pop().release()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RemoteShards:
+    """A set whose shards come when they are needed. shards: its index; files: where they are."""
+
+    shards: ShardSet
+    files: RemoteFiles
+
+
+def open_remote_shards(
+    where: str,
+    *,
+    cache: ShardCache | None = None,
+    access: RemoteAccess | None = None,
+    manifest_sha256: str | None = None,
+) -> RemoteShards:
+    """Open a set of shards that lies anywhere; no shard is read yet.
+
+    Args:
+        where: an address of a folder with a manifest.json, of that manifest, of a tar or of tars
+            as a brace pattern such as "s3://bucket/set/train-{0000..1023}.tar"; "pipe:COMMAND"
+            with {file} in it for the name of a file; or what `open_shards` takes.
+        cache: of the shards; None for that of this node, without a limit.
+        access: how, and how patiently, addresses are read.
+        manifest_sha256: of the manifest, to hold the whole set to what it was: the manifest names
+            the hashes of all else.
+
+    Returns:
+        The set, or that part of it which the tars are.
+
+    Raises:
+        PipelineError: if the manifest or the index cannot be read or is another one.
+    """
+    cache, access = cache or ShardCache(), access or RemoteAccess()
+    if not is_remote(where):
+        shards = open_shards(_local_path(where))
+        location = shards.location
+        manifest = Path(location) / MANIFEST_NAME
+        if manifest_sha256 not in {None, file_sha256(manifest)}:
+            raise PipelineError(
+                f"{manifest} is not the manifest with SHA-256 {manifest_sha256}; name the set that "
+                "it belongs to, or leave out the hash"
+            )
+    else:
+        check_address(where, access)
+        location, names = _split(where)
+        shards = _read_set(location, cache, access, manifest_sha256)
+        if names is not None:
+            shards = select_shards(shards, names)
+    files = RemoteFiles(location=location, shards=shards.shards, cache=cache, access=access)
+    return RemoteShards(shards=shards, files=files)
+
+
+def _fill(
+    place: Download, url: str, content: Content, access: RemoteAccess, stop: threading.Event
+) -> None:
+    whole = False
+    try:
+        download(url, place.file, content, access=access, stop=stop)
+        place.finish()
+        whole = True
+    finally:
+        if not whole:
+            place.leave(keep=True)
+
+
+def _read_set(
+    location: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
+) -> ShardSet:
+    url = _join(location, MANIFEST_NAME)
+    if manifest_sha256 is None:
+        content = _fetch_bytes(url, access)
+    else:
+        with fetch(
+            url,
+            sha256=manifest_sha256,
+            n_bytes=None,
+            cache=cache,
+            access=access,
+            most_bytes=_MOST_MANIFEST_BYTES,
+        ) as held:
+            content = held.path.read_bytes()
+    manifest = parse_manifest(content, shown(url))
+    index_url = _join(location, manifest["index"]["file"])
+    with fetch(
+        index_url,
+        sha256=manifest["index"]["sha256"],
+        n_bytes=None,
+        cache=cache,
+        access=access,
+        most_bytes=_MOST_HEADER_BYTES + SAMPLE.itemsize * manifest["num_samples"],
+    ) as held:
+        try:
+            # No mapping has length 0. A mapped file can be read also when it has left the cache.
+            samples = np.load(
+                held.path, mmap_mode="r" if manifest["num_samples"] else None, allow_pickle=False
+            )
+        except ValueError as error:
+            raise PipelineError(
+                f"{shown(index_url)} is no array ({error}); make the set again"
+            ) from error
+    return build_set(shown(location).rstrip("/"), content, np.asarray(samples))
+
+
+def _fetch_bytes(url: str, access: RemoteAccess) -> bytes:
+    file = BytesIO()
+    content = Content(most_bytes=_MOST_MANIFEST_BYTES)
+    download(url, file, content, access=access, stop=threading.Event())
+    return file.getvalue()
+
+
+def _local_path(where: str) -> Path:
+    if not where.startswith("file:"):
+        return Path(where)
+    parts = urlsplit(where)
+    if parts.netloc not in {"", "localhost"}:
+        raise PipelineError(f"{where} names another machine; give file:///PATH, or a path")
+    return Path(unquote(parts.path))
+
+
+def _split(where: str) -> tuple[str, list[str] | None]:
+    """Return the location of a remote set, and the shards it is limited to, if any."""
+    if where.startswith(PIPE_PREFIX):
+        if FILE_PLACE not in where:
+            raise PipelineError(
+                f"{where} cannot read the manifest of a set; put {FILE_PLACE} where the name of "
+                f"the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
+            )
+        return where, None
+    folder, slash, name = _path_of(where).rstrip("/").rpartition("/")
+    if name == MANIFEST_NAME:
+        return _with_path(where, folder + slash), None
+    if name.endswith(".tar"):
+        return _with_path(where, folder + slash), list(expand_braces(_unquoted(where, name)))
+    return _with_path(where, f"{folder}{slash}{name}/"), None
+
+
+def _join(location: str, name: str) -> str:
+    """Return where a file of a set is."""
+    if location.startswith(PIPE_PREFIX):
+        # Quoted: the name comes from a manifest, and no manifest may write commands.
+        return location.replace(FILE_PLACE, shlex.quote(name))
+    if not is_remote(location):
+        return str(Path(location) / name)
+    path = _path_of(location)
+    return _with_path(location, path + (quote(name) if _is_http(location) else name))
+
+
+def _is_http(url: str) -> bool:
+    return EXTRAS[url.partition(":")[0].lower()] == "http"
+
+
+def _unquoted(url: str, name: str) -> str:
+    return unquote(name) if _is_http(url) else name
+
+
+def _path_of(url: str) -> str:
+    # A key of an object store may hold ? and #, which mean nothing there.
+    return urlsplit(url).path if _is_http(url) else url
+
+
+def _with_path(url: str, path: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=path)) if _is_http(url) else path

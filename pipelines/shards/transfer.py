@@ -1,0 +1,108 @@
+"""From an address to a local file: resumed, tried again after random pauses, and checked.
+
+What may pass is tried again: a broken or silent connection, a busy server. What is there already is
+kept and the rest asked for. Other answers, such as "not found", are final. Content that is wrong is
+fetched anew, and refused when it is wrong again.
+"""
+
+import logging
+import threading
+from typing import BinaryIO
+
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_when_event_set,
+    wait_random_exponential,
+)
+
+from pipelines.errors import PipelineError
+from pipelines.shards.cache import StoppedError
+from pipelines.shards.connections import (
+    RemoteAccess,
+    attempt,
+    check_address,
+    may_pass,
+    reason,
+    remote_errors,
+    shown,
+)
+from pipelines.shards.received import Content, Received, WrongContentError
+
+WRONG_CONTENTS = 3
+"""So often content may be wrong: a bit that flipped on the way is mended by the next transfer."""
+
+_log = logging.getLogger(__name__)
+
+
+def download(
+    url: str, file: BinaryIO, content: Content, *, access: RemoteAccess, stop: threading.Event
+) -> None:
+    """Bring what an address names into a file, and see that it is the right content.
+
+    Args:
+        url: an address, or "pipe:COMMAND".
+        file: open for reading and writing; what it holds is taken for the beginning.
+        content: what is to come.
+        access: how, and how patiently.
+        stop: ends the transfer within a moment; what has come stays in the file.
+
+    Raises:
+        PipelineError: if the address cannot be read, the server is given up, or the content is
+            wrong again and again; in the last case the file is empty.
+        StoppedError: if `stop` is set.
+    """
+    check_address(url, access)
+    received = Received(file, content)
+    wait = wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s)
+
+    def say(state: RetryCallState) -> None:
+        error = None if state.outcome is None else state.outcome.exception()
+        _log.warning("%s: %s; trying again in %.1f s", shown(url), error, state.upcoming_sleep)
+
+    def count_anew(state: RetryCallState) -> None:
+        if received.went_on():
+            state.attempt_number = 1
+
+    attempts = Retrying(
+        retry=retry_if_exception(may_pass),
+        after=count_anew,
+        stop=stop_after_attempt(access.attempts) | stop_when_event_set(stop),
+        wait=wait,
+        sleep=sleep_using_event(stop),
+        before_sleep=say,
+        reraise=True,
+    )
+    contents = Retrying(
+        retry=retry_if_exception_type(WrongContentError),
+        # Or it would be resumed.
+        after=lambda _state: received.restart(),
+        stop=stop_after_attempt(WRONG_CONTENTS) | stop_when_event_set(stop),
+        wait=wait,
+        sleep=sleep_using_event(stop),
+        before_sleep=say,
+        reraise=True,
+    )
+
+    def transfer() -> None:
+        if not received.whole:
+            attempts(attempt, url, received, access=access, stop=stop)
+        received.check()
+
+    try:
+        contents(transfer)
+    except WrongContentError as error:
+        if stop.is_set():
+            raise StoppedError from error
+        raise PipelineError(
+            f"{shown(url)}: {content} were to come, and {error} came, {WRONG_CONTENTS} times; put "
+            "the right file there, or, if it was changed on purpose, run pixmix-shard index again"
+        ) from error
+    except remote_errors() as error:
+        if stop.is_set():
+            raise StoppedError from error
+        raise PipelineError(f"{shown(url)}: {reason(error, access)}") from error
