@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
@@ -31,6 +31,7 @@ from pipelines.loading.samples import ShardReader
 from pipelines.shards import write
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
+from pipelines.shards.pictures import BrokenPictureError, decode_rgb
 from pipelines.shards.tars import scan_tar
 from pipelines.shards.write import bounds, shard_name, shuffled
 from shard_sets import drawn_pictures, encoded
@@ -398,6 +399,22 @@ def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "2 pictures left out" in result.output
     assert len(open_shards(out)) == 1
+
+
+def test_a_program_that_is_called_a_picture_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    folder = tmp_path / "source" / "a"
+    folder.mkdir(parents=True)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (folder / "0.jpg").write_bytes(eps)
+    result = run("imagefolder", folder.parent, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 1
+    assert "1 of 1 pictures are broken" in result.stderr
+    with pytest.raises(BrokenPictureError):
+        decode_rgb(eps)
 
 
 def cifar_archive(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
+from pipelines.shards.picture_files import READABLE_FORMATS
+
 Picture = NDArray[np.uint8]
 """(height, width, 3) uint8, sRGB."""
 
@@ -39,12 +41,12 @@ def encode(picture: Picture, format: str) -> bytes:
 
 
 def decode(content: bytes) -> Picture:
-    """Decode a file of any format that Pillow knows to (height, width, 3) uint8.
+    """Decode a file of any of the usual formats to (height, width, 3) uint8.
 
     Raises:
         OSError: if the content is no picture, or a broken one.
     """
-    with Image.open(io.BytesIO(content)) as image:
+    with Image.open(io.BytesIO(content), formats=READABLE_FORMATS) as image:
         return np.asarray(image.convert("RGB"))
 
 

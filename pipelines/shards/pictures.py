@@ -2,7 +2,6 @@
 
 import io
 import struct
-import warnings
 import zlib
 from typing import Any
 
@@ -10,8 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
+from pipelines.shards.picture_files import READABLE_FORMATS
+
 COMMON = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 """Extension -> kind, of the pictures that every reader of shards knows."""
+
+MOST_PIXELS = 89_478_485
+"""Where Pillow begins to warn of decompression bombs: a quarter of a gibibyte of RGB."""
+
+_TOO_LARGE = f"over {MOST_PIXELS:,} pixels"
 
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
@@ -114,16 +120,16 @@ def _write(image: Image.Image, kind: str) -> bytes:
 
 
 def _load(content: bytes, *, full: bool) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(content))
-            if not full:
-                image.draft(None, (1, 1))
-            image.load()
-        except _DAMAGE as error:
-            raise BrokenPictureError(_reason(error, content)) from error
+    # No warning is silenced: that is done for the whole process, and threads decode at once.
+    try:
+        image = Image.open(io.BytesIO(content), formats=READABLE_FORMATS)
+        if image.width * image.height > MOST_PIXELS:
+            raise BrokenPictureError(_TOO_LARGE)
+        if not full:
+            image.draft(None, (1, 1))
+        image.load()
+    except _DAMAGE as error:
+        raise BrokenPictureError(_reason(error, content)) from error
     return image
 
 
@@ -131,7 +137,7 @@ def _reason(error: Exception, content: bytes) -> str:
     if not content:
         return "empty"
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"over {Image.MAX_IMAGE_PIXELS:,} pixels"
+        return _TOO_LARGE
     if isinstance(error, UnidentifiedImageError):
         return "no picture"
     return "cannot be decoded"
