@@ -111,7 +111,7 @@ def without_length(answer: Answer) -> None:
 
 def another_range(answer: Answer) -> None:
     """Answer with a range that begins elsewhere."""
-    answer.headers["Content-Range"] = "bytes 7-9/10"
+    answer.headers["Content-Range"] = f"bytes 7-9/{len(answer.content)}"
 
 
 def of(*faults: Fault) -> Fault:

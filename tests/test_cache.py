@@ -89,6 +89,54 @@ def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
         one.release()
 
 
+def test_a_file_was_used_when_it_was_taken_and_when_it_was_let_go(cache: ShardCache) -> None:
+    put(cache, 0).release()
+    path = cache.files / name_of(0)
+    os.utime(path, (0, 0))
+    held = put(cache, 0)
+    assert path.stat().st_mtime > 0
+    os.utime(path, (0, 0))
+    held.release()
+    assert path.stat().st_mtime > 0
+
+
+def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold = ShardCache.hold
+    asked = []
+
+    def finished_just_after(self: ShardCache, sha256: str, n_bytes: int | None) -> HeldFile | None:
+        asked.append(sha256)
+        if len(asked) > 1:
+            return hold(self, sha256, n_bytes)
+        (cache.files / name_of(0)).write_bytes(bytes(1000))
+        return None
+
+    monkeypatch.setattr(ShardCache, "hold", finished_just_after)
+    place = cache.begin(name_of(0), 1000, NEVER)
+    assert isinstance(place, HeldFile)
+    place.release()
+    assert not list(cache.files.glob("*.partial"))
+
+
+def test_a_partial_file_that_is_removed_on_the_way_to_its_lock_is_not_written(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try_lock = cache_module._try_lock
+    asked = []
+
+    def removed_just_before(descriptor: int, kind: int, path: Path) -> bool:
+        asked.append(path)
+        if len(asked) == 1:
+            path.unlink()
+        return try_lock(descriptor, kind, path)
+
+    monkeypatch.setattr(cache_module, "_try_lock", removed_just_before)
+    put(cache, 0).release()
+    assert numbers_in(cache) == [0]
+
+
 def test_a_file_that_two_hold_stays_until_both_let_it_go(cache: ShardCache) -> None:
     first, second = put(cache, 0, 3000), put(cache, 0, 3000)
     first.release()
@@ -209,12 +257,12 @@ from pipelines.shards.cache import Download
 from test_cache import NEVER, ShardCache, name_of, put
 
 cache = ShardCache(folder=Path(sys.argv[1]), limit_bytes=3500)
-held = put(cache, 0, 2000)
+held, kept = put(cache, 0, 1000), put(cache, 3, 1000)
 place = cache.begin(name_of(1), 1000, NEVER)
 assert isinstance(place, Download)
 child = os.fork()
 if child == 0:
-    # Has copies of both descriptors; letting its copy go must not free the parent's lock.
+    # Has copies of all descriptors; letting one of them go must not free its parent's lock.
     held.release()
     print("released", flush=True)
     time.sleep(60)
@@ -227,9 +275,10 @@ except Exception as error:
 place.file.write(bytes(1000))
 place.finish()
 held.release()
-# The child lives and has the descriptors still.
+kept.release()
+# The child lives and has two of the descriptors still.
 put(cache, 1).release()
-put(cache, 2, 2000).release()
+put(cache, 2, 3500).release()
 print("done", flush=True)
 os.kill(child, 9)
 """

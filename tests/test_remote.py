@@ -225,16 +225,27 @@ def test_a_partial_file_that_is_whole_needs_no_server(cache: ShardCache) -> None
         assert held.path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("length", [50_000, 100_000, 120_000])
+@pytest.mark.parametrize(
+    ("length", "asked"),
+    [(50_000, ["bytes=50000-", None]), (100_000, [None]), (120_000, [None])],
+)
 def test_a_partial_file_with_other_content_is_dropped(
-    server: FaultyServer, cache: ShardCache, length: int
+    server: FaultyServer, cache: ShardCache, length: int, asked: list[str | None]
 ) -> None:
     cache.files.mkdir(parents=True)
     partial = cache.files / f"{sha256(CONTENT)}.{len(CONTENT)}.partial"
     partial.write_bytes(bytes(length))
     with fetch_content(server.url("a.tar"), cache) as held:
         assert held.path.read_bytes() == CONTENT
-    assert server.requests("a.tar")[-1] is None
+    assert server.requests("a.tar") == asked
+
+
+def test_bytes_of_another_range_are_not_taken(
+    server: FaultyServer, cache: ShardCache, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults["a.tar"] = [cut(30_000), another_range]
+    fetch_content(server.url("a.tar"), cache).release()
+    assert "the server gave another range" in caplog.messages[1]
 
 
 def test_two_shards_of_one_name_are_two_files(server: FaultyServer, cache: ShardCache) -> None:
