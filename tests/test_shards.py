@@ -15,7 +15,7 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,20 @@ def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     assert contents_of(out) == contents_of(whole)
 
 
+def test_a_crash_before_any_disk_operation_leaves_whole_tars_and_is_continued(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).with_name("shard_crashes.py")
+    output = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    assert int(output.split()[-1]) > 40
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [(["--seed", 1], "seed"), (["--num-shards", 5], "num_shards"), (["--name", "x"], "name"),
@@ -315,6 +329,45 @@ def test_a_full_disk_is_one_line_and_leaves_no_set(
     assert f"the disk of {tmp_path / 'out'} is full; what is whole is kept" in result.stderr
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    # What an error's traceback holds is still mapped.
+    gc.collect()
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    folder = tmp_path / "source" / "a"
+    folder.mkdir(parents=True)
+    for i, picture in enumerate(drawn_pictures(40, 5, (100, 150))):
+        (folder / f"{i}.png").write_bytes(encoded(picture))
+    arguments = ["imagefolder", folder.parent, small_disk / "out", "--num-shards", 10]
+    result = run(*arguments, "--jobs", 2)
+    assert result.exit_code == 1
+    assert f"the disk of {small_disk / 'out'} is full; what is whole is kept" in result.stderr
+    whole = sorted((small_disk / "out").glob("*.tar"))
+    assert 0 < len(whole) < 10
+    assert all(len(list(scan_tar(path))) == 12 for path in whole)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    result = run(*arguments, "--jobs", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["sets"][0]["written"] < 10
+    made(*arguments[:2], tmp_path / "out", *arguments[3:])
+    assert contents_of(small_disk / "out") == contents_of(tmp_path / "out")
 
 
 def test_a_folder_of_something_else_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
