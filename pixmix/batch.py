@@ -5,7 +5,7 @@ device is never waited for. There is no loop over samples: all that get the same
 together, and so do all that mix the same way in the same round.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixmix import torch_ops
+from pixmix.arguments import count_of_views, names_of_mixings
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.op_kernels import OPERATIONS, rotation_entries
 from pixmix.packed import PackedPictures, check_crops
@@ -63,16 +64,10 @@ class BatchPixMix(nn.Module):
             beta=beta,
             severity=severity,
             all_ops=all_ops,
-            mixings=(mixings,) if isinstance(mixings, str) else tuple(mixings),
+            mixings=names_of_mixings(mixings),
         )
-        if views is not None and views < 1:
-            raise ValueError(f"views is {views}; give 1 or more, or None for one without an axis")
-        self.views = views
-        packed = (
-            mixing_set
-            if isinstance(mixing_set, PackedPictures)
-            else PackedPictures.pack([] if mixing_set is None else mixing_set)
-        )
+        self.views = count_of_views(views)
+        packed = _packed(mixing_set)
         # Without their pixels, which the buffer holds.
         self._offsets, self._heights, self._widths = packed.offsets, packed.heights, packed.widths
         pixels = packed.pixels if packed.pixels.flags.writeable else packed.pixels.copy()
@@ -226,6 +221,19 @@ class BatchPixMix(nn.Module):
         top = _below(samples["top_word"], self._heights[picture] - np.int64(height - 1))
         left = _below(samples["left_word"], self._widths[picture] - np.int64(width - 1))
         return self._offsets[picture] + top * stride + 3 * left, stride
+
+
+def _packed(mixing_set: object) -> PackedPictures:
+    if isinstance(mixing_set, PackedPictures):
+        return mixing_set
+    if mixing_set is None:
+        return PackedPictures.pack([])
+    if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
+        raise TypeError(
+            f"mixing_set is {type(mixing_set).__name__}; give uint8 pictures (a list, a "
+            "PackedPictures), or None"
+        )
+    return PackedPictures.pack(mixing_set)
 
 
 class _Mix(NamedTuple):

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.arguments import seed_of, whole
 from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
 from pixmix.op_kernels import OPERATIONS, STANDARD_OPERATIONS, draw_argument
@@ -200,10 +201,12 @@ def draw_plan(
         n_pictures: of the mixing set; 0 lets every round mix with the picture's own operations.
 
     Raises:
+        TypeError: if seed, epoch or views is no whole number.
         ValueError: if an index, the epoch or the number of views is out of range.
     """
-    _check_range("epoch", epoch, 0, INDEX_LIMIT - 1)
-    _check_range("views", views, 1, VIEW_LIMIT)
+    seed = seed_of(seed)
+    epoch = whole("epoch", epoch, 0, INDEX_LIMIT - 1)
+    views = whole("views", views, 1, VIEW_LIMIT)
     n = len(indices) * views
     mixes = settings is not None
     settings = settings or PixMixSettings(k=0)
@@ -212,7 +215,7 @@ def draw_plan(
         plan.samples,
         plan.rounds,
         indices,
-        np.uint64(seed % 2**64),
+        np.uint64(seed),
         epoch,
         views,
         len(OPERATIONS) if settings.all_ops else STANDARD_OPERATIONS,
@@ -225,7 +228,7 @@ def draw_plan(
         n_pictures,
     )
     if wrong >= 0:
-        _check_range(f"index {wrong} of the batch", int(indices[wrong]), 0, INDEX_LIMIT - 1)
+        whole(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
     if not mixes:
         plan.samples["operation"] = NO_OPERATION
     return plan
@@ -288,11 +291,6 @@ def draw_resized_crop(
         (top, left, height, width), pixels, inside the picture.
     """
     out = np.empty(4, np.int64)
-    _draw_resized_crop(index, np.uint64(seed % 2**64), epoch, *size, *scale, *ratio, out)
+    _draw_resized_crop(index, np.uint64(seed_of(seed)), epoch, *size, *scale, *ratio, out)
     top, left, height, width = out.tolist()
     return top, left, height, width
-
-
-def _check_range(name: str, value: int, least: int, most: int) -> None:
-    if not least <= value <= most:
-        raise ValueError(f"{name} is {value}; give a whole number from {least} to {most}")

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pixmix.arguments import count_of_views, whole
 from pixmix.draws import Plan, draw_plan
 from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
 from pixmix.packed import Layout, PackedPictures, check_crops
+from pixmix.philox import INDEX_LIMIT
 from pixmix.settings import PixMixSettings
 
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
@@ -72,19 +74,19 @@ def mix_batch(
     """
     images = _check_images(images)
     indices = _check_indices(indices, len(images))
-    if padding < 0:
-        raise ValueError(f"padding is {padding}; give a number of pixels, 0 or more")
+    _check_kinds(mixing_set, settings)
+    padding = whole("padding", padding, 0)
+    views = count_of_views(views)
     source_size = (images.shape[1] + 2 * padding, images.shape[2] + 2 * padding)
-    height, width = crop or (images.shape[1], images.shape[2])
+    height, width = _check_crop(crop) or (images.shape[1], images.shape[2])
     if not (1 <= height <= source_size[0] and 1 <= width <= source_size[1]):
         raise ValueError(
             f"a crop of {height}x{width} (height x width) does not fit into images of "
             f"{images.shape[1]}x{images.shape[2]} padded by {padding}; crop less or pad more"
         )
-    if n_threads < 1:
-        raise ValueError(f"n_threads is {n_threads}; give 1 or more")
+    n_threads = whole("n_threads", n_threads, 1)
     means, deviations = _normalisation(mean, std)
-    pictures = mixing_set or NO_PICTURES
+    pictures = NO_PICTURES if mixing_set is None else mixing_set
     check_crops(pictures.heights, pictures.widths, height, width)
     n_views = 1 if views is None else views
     plan = draw_plan(
@@ -169,6 +171,27 @@ def mix_planned(
             done.result()
 
 
+def _check_kinds(mixing_set: object, settings: object) -> None:
+    if not (mixing_set is None or isinstance(mixing_set, PackedPictures)):
+        raise TypeError(
+            f"mixing_set is {type(mixing_set).__name__}; give what open_mixing_set returns, or "
+            "PackedPictures.pack(pictures), or None"
+        )
+    if not (settings is None or isinstance(settings, PixMixSettings)):
+        raise TypeError(
+            f"settings is {type(settings).__name__}; give PixMixSettings(k=4, ...), or None for "
+            "flip and crop alone"
+        )
+
+
+def _check_crop(crop: object) -> tuple[int, int] | None:
+    if crop is None:
+        return None
+    if not (isinstance(crop, Sequence) and len(crop) == 2):
+        raise TypeError(f"crop is {crop!r}; give (height, width) in pixels, or None for no crop")
+    return whole("crop's height", crop[0], 1), whole("crop's width", crop[1], 1)
+
+
 def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
@@ -189,6 +212,10 @@ def _check_indices(indices: NDArray[np.int64] | Sequence[int], n: int) -> NDArra
         raise TypeError(f"indices are {numbers.dtype}; give whole numbers, one an image")
     if numbers.shape != (n,):
         raise ValueError(f"indices has shape {numbers.shape} for {n} images; give one an image")
+    if numbers.dtype.kind == "u" and numbers.size > 0:
+        # As int64 the largest would be negative, and told so.
+        place = int(np.argmax(numbers))
+        whole(f"index {place} of the batch", numbers[place], 0, INDEX_LIMIT - 1)
     return np.ascontiguousarray(numbers, dtype=np.int64)
 
 
@@ -208,6 +235,9 @@ def _output(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
         raise TypeError(f"dtype is {dtype}; give torch.float32, torch.float16 or torch.bfloat16")
     if out is None:
         return torch.empty(shape, dtype=dtype)
+    if not isinstance(out, torch.Tensor) or out.requires_grad:
+        kind = "a tensor that requires a gradient" if isinstance(out, torch.Tensor) else type(out)
+        raise TypeError(f"out is {kind}; give a plain tensor of {dtype} on the CPU")
     if out.dtype != dtype or out.device.type != "cpu":
         raise TypeError(f"out is {out.dtype} on {out.device}; give a tensor of {dtype} on the CPU")
     if tuple(out.shape) != shape or not out.is_contiguous():

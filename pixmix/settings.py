@@ -7,11 +7,16 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.arguments import real, whole
+
 MIXINGS = ("add", "multiply", "screen", "overlay", "darken_or_lighten", "swap_channel")
 """All ways to mix two pictures; the paper uses the first two."""
 
 MAXIMAL_SEVERITY = 10.0
 MINIMAL_LEVEL = 0.1
+
+MINIMAL_BETA = 1e-3
+"""Below, the exponent 1 / beta leaves nothing of a uniform number but 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +46,22 @@ class PixMixSettings:
 
         Raises:
             ValueError: if a value is outside its range.
-            TypeError: if k is no whole number.
+            TypeError: if a value is no number, or k no whole one.
         """
-        if isinstance(self.k, bool) or not isinstance(self.k, int):
-            raise TypeError(f"k is {self.k!r}; give the most rounds as a whole number, as 4")
-        if self.k < 0:
-            raise ValueError(f"k is {self.k}; give the most rounds, 0 or more")
-        if not (math.isfinite(self.beta) and self.beta > 0):
-            raise ValueError(f"beta is {self.beta}; give a number above 0 (the paper: 3 and 4)")
+        # As plain numbers, whatever gave them: they are compared, written down and hashed.
+        object.__setattr__(self, "k", whole("k", self.k, 0))
+        object.__setattr__(self, "beta", real("beta", self.beta))
+        object.__setattr__(self, "severity", real("severity", self.severity))
+        if not isinstance(self.all_ops, bool):
+            raise TypeError(f"all_ops is {self.all_ops!r}; give True or False")
+        if not (math.isfinite(self.beta) and self.beta >= MINIMAL_BETA):
+            raise ValueError(
+                f"beta is {self.beta:g}; give a number above 0, {MINIMAL_BETA:g} or more "
+                "(the paper: 3 and 4)"
+            )
         if not MINIMAL_LEVEL <= self.severity <= MAXIMAL_SEVERITY:
             raise ValueError(
-                f"severity is {self.severity}; give a number from {MINIMAL_LEVEL} to "
+                f"severity is {self.severity:g}; give a number from {MINIMAL_LEVEL} to "
                 f"{MAXIMAL_SEVERITY:g} (the paper: 3 for CIFAR, 1 for ImageNet)"
             )
         if not (isinstance(self.mixings, tuple) and self.mixings):

@@ -1,6 +1,6 @@
 """PixMix as a transform of one picture, for `torchvision.transforms.v2` pipelines and workers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
+from pixmix.arguments import count_of_views, names_of_mixings, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.packed import Layout, PackedPictures, too_small
+from pixmix.philox import INDEX_LIMIT
 from pixmix.pictures import check_picture
 from pixmix.settings import PixMixSettings
 
@@ -68,19 +70,18 @@ class PixMix(nn.Module):
             beta=beta,
             severity=severity,
             all_ops=all_ops,
-            mixings=(mixings,) if isinstance(mixings, str) else tuple(mixings),
+            mixings=names_of_mixings(mixings),
         )
-        if mixing_set is not None and not (
-            hasattr(mixing_set, "__len__") and hasattr(mixing_set, "__getitem__")
+        if mixing_set is not None and (
+            isinstance(mixing_set, Mapping)
+            or not (hasattr(mixing_set, "__len__") and hasattr(mixing_set, "__getitem__"))
         ):
             raise TypeError(
                 f"mixing_set is {type(mixing_set).__name__}; give a sequence of uint8 pictures "
                 "(a list, a dataset of pictures without labels, a PackedPictures), or None"
             )
-        if views is not None and views < 1:
-            raise ValueError(f"views is {views}; give 1 or more, or None for one without an axis")
         self.mixing_set = mixing_set
-        self.views = views
+        self.views = count_of_views(views)
 
     def forward(
         self, picture: Picture, *others: object, key: tuple[int, int, int] | None = None
@@ -100,7 +101,10 @@ class PixMix(nn.Module):
         image = _as_array(picture, "the picture")
         if key is None:
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
+        if not (isinstance(key, Sequence) and len(key) == 3):
+            raise TypeError(f"key is {key!r}; give (seed, epoch, index), three whole numbers")
         seed, epoch, index = key
+        index = whole("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])
         n_views = 1 if self.views is None else self.views
         plan = draw_plan(
@@ -193,6 +197,16 @@ def _unpacked(picture: object) -> object:
         if picture.device.type != "cpu":
             raise TypeError(
                 f"the tensor is on {picture.device}; use BatchPixMix there, or tensor.cpu()"
+            )
+        if picture.ndim == 4 and picture.shape[1] == 3:
+            raise ValueError(
+                f"a tensor picture has shape (3, H, W), not {tuple(picture.shape)}; give one "
+                "picture at a time, or a batch to BatchPixMix"
+            )
+        if picture.ndim == 3 and 0 in picture.shape:
+            raise ValueError(
+                f"a tensor picture has height and width of at least 1, not {tuple(picture.shape)}; "
+                "leave empty ones out"
             )
         if picture.ndim != 3 or picture.shape[0] != 3:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The fused kernel equals its parts put together, and the pseudocode in Pillow and numpy."""
 
 import multiprocessing
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from pixmix.op_kernels import SCRATCH_LENGTH, apply_operation
 from pixmix.packed import PackedPictures
 from pixmix.philox import below, coin
 from pixmix.settings import MIXINGS, PixMixSettings
+from pixmix.transform import PixMix
 
 ALL = PixMixSettings(all_ops=True, mixings=MIXINGS)
 ZEROS, ONES = np.zeros(3, np.float32), np.ones(3, np.float32)
@@ -340,7 +342,7 @@ TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 
         ({"views": 0}, ValueError, "views is 0; give"),
         ({"padding": -1}, ValueError, "padding is -1; give"),
         ({"crop": (21, 13)}, ValueError, "crop of 21x13 .* does not fit"),
-        ({"n_threads": 0}, ValueError, "n_threads is 0; give 1 or more"),
+        ({"n_threads": 0}, ValueError, "n_threads is 0; give a whole number of 1 or more"),
         ({"mean": (0.5,)}, ValueError, "mean is .*; give three"),
         ({"std": (1, 0, 1)}, ValueError, "std is .*; give three numbers above 0"),
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; give torch.float32"),
@@ -358,3 +360,52 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
     }  # fmt: skip
     with pytest.raises(error, match=message):
         mix_batch(**(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
+        ({"epoch": 1.5}, "epoch is 1.5; give a whole number"),
+        ({"views": 1.5}, "views is 1.5; give"),
+        ({"views": True}, "views is True; give 1 or more"),
+        ({"padding": 1.5}, "padding is 1.5; give"),
+        ({"n_threads": 1.5}, "n_threads is 1.5; give"),
+        ({"crop": 20}, r"crop is 20; give \(height, width\)"),
+        ({"crop": (20.0, 13)}, "crop's height is 20.0; give"),
+        ({"mixing_set": [IMAGES[0]]}, r"mixing_set is list; give .*PackedPictures\.pack"),
+        ({"mixing_set": IMAGES}, "mixing_set is ndarray; give"),
+        ({"settings": {"k": 4}}, "settings is dict; give PixMixSettings"),
+        ({"out": np.empty((4, 3, 20, 13), np.float32)}, "give a plain tensor of torch.float32"),
+        ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; give"),
+    ],
+)
+def test_numbers_and_things_of_another_kind_are_refused(
+    changes: dict[str, object], message: str
+) -> None:
+    arguments: dict[str, object] = {
+        "images": IMAGES, "mixing_set": None, "indices": range(4), "seed": 0, "epoch": 0,
+        "settings": ALL,
+    }  # fmt: skip
+    with pytest.raises(TypeError, match=message):
+        mix_batch(**(arguments | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int32, torch.tensor])
+def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(kind: Callable[[int], int]) -> None:
+    images = drawn(22, 4, 20, 13, 3)
+    results = [
+        mix_batch(images, None, range(4), seed=of(5), epoch=of(3), settings=ALL)
+        for of in (int, kind)
+    ]
+    assert torch.equal(*results)
+    assert torch.equal(
+        PixMix(k=kind(2))(images[0], key=(kind(1), kind(2), kind(3))),
+        PixMix(k=2)(images[0], key=(1, 2, 3)),
+    )
+
+
+def test_an_unsigned_index_out_of_range_is_named_as_it_is() -> None:
+    indices = np.array([0, 1, 2**64 - 1, 2], np.uint64)
+    with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; give"):
+        mix_batch(IMAGES, None, indices, seed=0, epoch=0, settings=ALL)

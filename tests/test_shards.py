@@ -663,7 +663,7 @@ def test_a_damaged_shard_is_named(copy: Path, how: str) -> None:
     result = run("verify", copy)
     assert result.exit_code == 1
     assert str(path) in result.stderr
-    assert f"{copy}: 1 fault\n" in result.stdout
+    assert f"{copy}: 1 fault; copy these" in result.stdout
 
 
 def test_a_tar_that_the_manifest_does_not_list_is_told_of(copy: Path) -> None:
@@ -966,7 +966,8 @@ def test_tars_of_two_folders_are_no_set_and_a_made_set_is_left_alone(
         (["digits", "out", "--num-shards", "5000"], 1, "cannot fill 5000 shards"),
         (["digits", "out", "--num-shards", "0"], 2, "--num-shards"),
         (["mixing", ".", "out", "--name", "Ä b"], 2, "name is 'Ä b'"),
-        (["verify", "nowhere"], 1, "has no manifest.json"),
+        (["verify", "nowhere"], 1, "nowhere does not exist"),
+        (["verify", "."], 1, "has no manifest.json"),
         (["verify", ".", "--decode", "some"], 2, "'some' is no number"),
         (["index", "nowhere.tar"], 1, "nowhere.tar is no file"),
     ],

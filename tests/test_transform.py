@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pixmix import PackedPictures, PixMix, PixMixSettings, mix_batch
+from pixmix import BatchPixMix, PackedPictures, PixMix, PixMixSettings, mix_batch
 from pixmix.settings import MIXINGS
 
 GENERATOR = np.random.default_rng(0)
@@ -258,3 +259,42 @@ def test_nonsense_is_refused_when_it_is_made(
 ) -> None:
     with pytest.raises(error, match=message):
         PixMix(**arguments)
+
+
+@pytest.mark.parametrize("key", [(1, 2), 5, (1.5, 0, 0), (0, 1.5, 0), (0, 0, 1.5)])
+def test_a_key_that_is_not_three_whole_numbers_is_refused(key: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; give"):
+        PixMix(MIXING_SET)(IMAGE, key=key)
+
+
+@pytest.mark.parametrize("index", [-1, 2**32, 2**63])
+def test_an_index_out_of_range_is_refused(index: int) -> None:
+    with pytest.raises(ValueError, match=f"index is {index}; give a whole number from 0 to"):
+        PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
+
+
+@pytest.mark.parametrize("make", [PixMix, BatchPixMix])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; give"),
+        ({"mixing_set": 5}, "mixing_set is int; give"),
+        ({"mixings": None}, "mixings is None; give names"),
+        ({"views": "2"}, "views is '2'; give a whole number"),
+        ({"views": True}, "views is True; give 1 or more"),
+    ],
+)
+def test_things_of_another_kind_are_refused_when_it_is_made(
+    make: Callable[..., object],
+    arguments: dict[str, Any],
+    message: str,
+) -> None:
+    with pytest.raises(TypeError, match=message):
+        make(**arguments)
+
+
+def test_a_batch_and_an_empty_picture_are_told_what_they_are() -> None:
+    with pytest.raises(ValueError, match="give one picture at a time, or a batch to BatchPixMix"):
+        PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
+    with pytest.raises(ValueError, match="height and width of at least 1"):
+        PixMix()(torch.zeros((3, 0, 8), dtype=torch.uint8))

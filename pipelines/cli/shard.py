@@ -326,7 +326,8 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         for reason, count in verdict.left.items():
             click.echo(f"{count} members: {reason}", err=True)
         text = (
-            f"{folder}: {_count(len(verdict.faults), 'fault')}"
+            f"{folder}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or remove "
+            "them and give again the command that made the set"
             if verdict.faults
             else f"{folder}: whole; {verdict.n_samples:,} samples in "
             f"{_count(verdict.n_shards, 'shard')}, "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.arguments import seed_of
 from pixmix.shuffling import shuffle
 
 ORDER_VERSION = 1
@@ -46,7 +47,7 @@ def shuffled_order(
     Returns:
         (n_samples,) int64.
     """
-    key = np.uint64(seed % 2**64)
+    key = np.uint64(seed_of(seed))
     order = np.arange(n_samples, dtype=np.int64)
     if window is None or shard_sizes is None:
         shuffle(order, 0, key, epoch, _SAMPLES)

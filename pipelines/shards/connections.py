@@ -114,6 +114,9 @@ def attempt(url: str, received: Received, *, access: RemoteAccess, stop: threadi
         StoppedError: if `stop` is set.
         Exception: one of `remote_errors()`; `may_pass` says whether to try again.
     """
+    # It may have been set in a pause between two attempts.
+    if stop.is_set():
+        raise StoppedError
     if url.startswith(PIPE_PREFIX):
         command = url.removeprefix(PIPE_PREFIX)
         read_command(command, received, stall_s=access.stall_s, stop=stop)
@@ -161,25 +164,28 @@ def reason(error: Exception, access: RemoteAccess) -> str:
 
     status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
     if status in {401, 403} or isinstance(error, PermissionError):
-        return f"access denied ({_said(error)}); give credentials as fsspec reads them"
+        return f"access denied ({said(error)}); give credentials as fsspec reads them"
     if status in {404, 410} or isinstance(error, FileNotFoundError):
         return "not found; check the address"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"its certificate is not valid ({_said(error)}); check the address"
+        return f"its certificate is not valid ({said(error)}); check the address"
     if may_pass(error):
         attempts = f"{access.attempts} attempts in a row" if access.attempts > 1 else "one attempt"
         return (
-            f"given up after {attempts} without anything new, the last: {_said(error)}; what has "
+            f"given up after {attempts} without anything new, the last: {said(error)}; what has "
             "come is kept: see to the server and run the same again"
         )
-    return f"it cannot be read ({_said(error)}); check the address and the credentials"
+    return f"it cannot be read ({said(error)}); check the address and the credentials"
 
 
-def _said(error: Exception) -> str:
+def said(error: Exception) -> str:
+    """Return an error's own words, without the address, where secrets stand."""
     import aiohttp
 
     if isinstance(error, aiohttp.ClientResponseError):
         return f"{error.status} {error.message}"
+    if isinstance(error, aiohttp.InvalidURL):
+        return "no valid address"
     # The first line: some give the whole answer.
     return (str(error) or type(error).__name__).splitlines()[0]
 

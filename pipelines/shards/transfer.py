@@ -7,11 +7,13 @@ fetched anew, and refused when it is wrong again.
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import BinaryIO
 
 from tenacity import (
     RetryCallState,
     Retrying,
+    retry_base,
     retry_if_exception,
     retry_if_exception_type,
     sleep_using_event,
@@ -29,6 +31,7 @@ from pipelines.shards.connections import (
     may_pass,
     reason,
     remote_errors,
+    said,
     shown,
 )
 from pipelines.shards.received import Content, Received, WrongContentError
@@ -58,34 +61,27 @@ def download(
     """
     check_address(url, access)
     received = Received(file, content)
-    wait = wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s)
-
-    def say(state: RetryCallState) -> None:
-        error = None if state.outcome is None else state.outcome.exception()
-        _log.warning("%s: %s; trying again in %.1f s", shown(url), error, state.upcoming_sleep)
 
     def count_anew(state: RetryCallState) -> None:
         if received.went_on():
-            state.attempt_number = 1
+            state.attempt_number = 0
 
-    attempts = Retrying(
+    attempts = _retrying(
+        url,
+        access,
+        stop,
         retry=retry_if_exception(may_pass),
+        most=access.attempts,
         after=count_anew,
-        stop=stop_after_attempt(access.attempts) | stop_when_event_set(stop),
-        wait=wait,
-        sleep=sleep_using_event(stop),
-        before_sleep=say,
-        reraise=True,
     )
-    contents = Retrying(
+    transfers = _retrying(
+        url,
+        access,
+        stop,
         retry=retry_if_exception_type(WrongContentError),
-        # Or it would be resumed.
+        most=WRONG_CONTENTS,
+        # Or what is wrong would be resumed.
         after=lambda _state: received.restart(),
-        stop=stop_after_attempt(WRONG_CONTENTS) | stop_when_event_set(stop),
-        wait=wait,
-        sleep=sleep_using_event(stop),
-        before_sleep=say,
-        reraise=True,
     )
 
     def transfer() -> None:
@@ -94,7 +90,7 @@ def download(
         received.check()
 
     try:
-        contents(transfer)
+        transfers(transfer)
     except WrongContentError as error:
         if stop.is_set():
             raise StoppedError from error
@@ -106,3 +102,34 @@ def download(
         if stop.is_set():
             raise StoppedError from error
         raise PipelineError(f"{shown(url)}: {reason(error, access)}") from error
+
+
+def _retrying(
+    url: str,
+    access: RemoteAccess,
+    stop: threading.Event,
+    *,
+    retry: retry_base,
+    most: int,
+    after: Callable[[RetryCallState], None],
+) -> Retrying:
+    """Return how one kind of failure is met: random pauses, each of which is told of, and an end.
+
+    most: calls; `after` is called after each that failed and may count them anew.
+    """
+
+    def say(state: RetryCallState) -> None:
+        error = state.outcome and state.outcome.exception()
+        if isinstance(error, Exception):
+            wait_s = state.upcoming_sleep
+            _log.warning("%s: %s; trying again in %.1f s", shown(url), said(error), wait_s)
+
+    return Retrying(
+        retry=retry,
+        after=after,
+        stop=stop_after_attempt(most) | stop_when_event_set(stop),
+        wait=wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s),
+        sleep=sleep_using_event(stop),
+        before_sleep=say,
+        reraise=True,
+    )

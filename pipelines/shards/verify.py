@@ -56,10 +56,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:
-        raise PipelineError(
-            f"{folder} has no {MANIFEST_NAME}; name a folder made by pixmix-shard, or run "
-            f"pixmix-shard index {folder}/*.tar first"
-        ) from error
+        raise PipelineError(_no_set(folder)) from error
     manifest = parse_manifest(content, str(path))
     shards = build_set(str(folder), content, read_index(folder, manifest))
     n = len(shards)
@@ -89,6 +86,18 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
         decoded=wanted,
         faults=tuple(faults),
         left=left,
+    )
+
+
+def _no_set(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} does not exist; name a folder made by pixmix-shard"
+    below = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
+    if below:
+        return f"{folder} is no set; name one in it: {', '.join(map(str, below))}"
+    return (
+        f"{folder} has no {MANIFEST_NAME}; name a folder made by pixmix-shard, or run pixmix-shard "
+        "index on the tars of a set made elsewhere"
     )
 
 

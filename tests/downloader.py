@@ -1,0 +1,25 @@
+"""Fetches an address: the process that test_remote.py starts many of, and kills.
+
+Arguments: URL SHA256 N_BYTES CACHE SECONDS. Prints "held" when the file is there and ends after
+SECONDS, in which it holds the file.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from pipelines.shards.cache import ShardCache
+from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.remote import fetch
+
+
+def main(url: str, sha256: str, n_bytes: str, folder: str, seconds: str) -> None:
+    cache = ShardCache(folder=Path(folder))
+    access = RemoteAccess(attempts=3, first_wait_s=0.01, stall_s=20)
+    with fetch(url, sha256=sha256, n_bytes=int(n_bytes), cache=cache, access=access):
+        print("held", flush=True)  # noqa: T201
+        time.sleep(float(seconds))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

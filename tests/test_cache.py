@@ -1,0 +1,264 @@
+import hashlib
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import PipelineError
+from pipelines.shards import cache as cache_module
+from pipelines.shards.cache import (
+    CacheFullError,
+    Download,
+    HeldFile,
+    ShardCache,
+    StoppedError,
+    cache_folder,
+)
+
+NEVER = threading.Event()
+
+
+def name_of(number: int) -> str:
+    return hashlib.sha256(b"%d" % number).hexdigest()
+
+
+def put(cache: ShardCache, number: int, n_bytes: int = 1000) -> HeldFile:
+    """Bring a file into the cache, and hold it."""
+    place = cache.begin(name_of(number), n_bytes, NEVER)
+    if isinstance(place, Download):
+        place.file.write(bytes(n_bytes))
+        place.finish()
+        place = cache.begin(name_of(number), n_bytes, NEVER)
+    assert isinstance(place, HeldFile)
+    return place
+
+
+def numbers_in(cache: ShardCache, *, most: int = 20) -> list[int]:
+    """Return the numbers of the whole files of a cache."""
+    return [number for number in range(most) if (cache.files / name_of(number)).exists()]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ShardCache:
+    return ShardCache(folder=tmp_path, limit_bytes=3500)
+
+
+def test_the_folder_is_the_given_one_then_that_of_the_variables_then_that_of_the_home(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/shared")
+    monkeypatch.setenv("PIXMIX_CACHE", "/own")
+    assert cache_folder(Path("given")) == Path("given")
+    assert cache_folder() == Path("/own")
+    monkeypatch.setenv("PIXMIX_CACHE", "")
+    assert cache_folder() == Path("/shared/pixmix")
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_folder() == Path("/home/someone/.cache/pixmix")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == Path("/home/someone/.cache/pixmix")
+
+
+def test_what_was_used_longest_ago_makes_room(cache: ShardCache) -> None:
+    for number in range(3):
+        put(cache, number).release()
+    put(cache, 0).release()
+    put(cache, 3).release()
+    assert numbers_in(cache) == [0, 2, 3]
+    put(cache, 4, n_bytes=3000).release()
+    assert numbers_in(cache) == [4]
+
+
+def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
+    held = [put(cache, number) for number in range(2)]
+    put(cache, 2).release()
+    held.append(put(cache, 3))
+    assert numbers_in(cache) == [0, 1, 3]
+    with pytest.raises(CacheFullError, match="may hold 3500 bytes, and of those 3000 are in use"):
+        put(cache, 4)
+    assert numbers_in(cache) == [0, 1, 3]
+    assert not list(cache.files.glob("*.partial"))
+    held[1].release()
+    held[1].release()
+    put(cache, 4).release()
+    assert numbers_in(cache) == [0, 3, 4]
+    for one in held:
+        one.release()
+
+
+def test_a_file_that_two_hold_stays_until_both_let_it_go(cache: ShardCache) -> None:
+    first, second = put(cache, 0, 3000), put(cache, 0, 3000)
+    first.release()
+    with pytest.raises(CacheFullError):
+        put(cache, 1)
+    second.release()
+    put(cache, 1).release()
+    assert numbers_in(cache) == [1]
+
+
+def test_a_held_file_that_is_dropped_is_let_go(cache: ShardCache) -> None:
+    held = put(cache, 0, 3000)
+    del held
+    put(cache, 1).release()
+    assert numbers_in(cache) == [1]
+
+
+def test_a_file_larger_than_the_limit_is_refused_and_an_empty_cache_stays(
+    cache: ShardCache,
+) -> None:
+    with pytest.raises(CacheFullError, match="of those 0 are in use, so 3501 more find no room"):
+        put(cache, 0, 3501)
+    put(cache, 0, 3500).release()
+
+
+def test_room_is_kept_for_what_is_being_downloaded(cache: ShardCache) -> None:
+    place = cache.begin(name_of(0), 3000, NEVER)
+    assert isinstance(place, Download)
+    with pytest.raises(CacheFullError):
+        put(cache, 1)
+    place.leave(keep=True)
+    put(cache, 1).release()
+
+
+def test_what_a_killed_download_left_makes_room(cache: ShardCache) -> None:
+    place = cache.begin(name_of(0), 3000, NEVER)
+    assert isinstance(place, Download)
+    place.file.write(bytes(10))
+    place.leave(keep=True)
+    assert len(list(cache.files.glob("*.partial"))) == 1
+    put(cache, 1).release()
+    assert not list(cache.files.glob("*.partial"))
+
+
+def test_without_a_limit_the_disk_keeps_a_reserve(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ShardCache(folder=tmp_path)
+    put(cache, 0).release()
+    free = 900
+
+    def disk_usage(_path: Path) -> object:
+        there = sum(path.stat().st_size for path in cache.files.iterdir())
+        return type("Usage", (), {"total": 10_000, "free": free + 1000 - there})
+
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", disk_usage)
+    # 900 are free, 500 of them the reserve: the older file goes.
+    put(cache, 1, 500).release()
+    assert numbers_in(cache) == [1]
+    # The reserve is used before anything is refused.
+    with put(cache, 1, 500):
+        put(cache, 2, 1400).release()
+        with pytest.raises(CacheFullError, match="has no room for 1401 bytes; make room"):
+            put(cache, 3, 1401)
+
+
+def test_a_damaged_file_is_dropped(cache: ShardCache) -> None:
+    put(cache, 0).release()
+    (cache.files / name_of(0)).write_bytes(bytes(999))
+    assert cache.hold(name_of(0), 1000) is None
+    assert numbers_in(cache) == []
+
+
+def test_files_of_others_are_neither_counted_nor_removed(cache: ShardCache) -> None:
+    put(cache, 0).release()
+    (cache.files / "notes.partial").write_bytes(bytes(10_000))
+    put(cache, 1, 3500).release()
+    assert numbers_in(cache) == [1]
+    assert (cache.files / "notes.partial").exists()
+
+
+def test_whoever_waits_for_a_download_can_be_stopped(cache: ShardCache) -> None:
+    place = cache.begin(name_of(0), 1000, NEVER)
+    assert isinstance(place, Download)
+    stop = threading.Event()
+    timer = threading.Timer(0.2, stop.set)
+    timer.start()
+    with pytest.raises(StoppedError):
+        cache.begin(name_of(0), 1000, stop)
+    timer.join()
+    place.leave(keep=True)
+
+
+def test_only_one_of_many_threads_gets_the_place(cache: ShardCache) -> None:
+    written = []
+
+    def work() -> None:
+        place = cache.begin(name_of(0), 1000, NEVER)
+        if isinstance(place, Download):
+            written.append(place.file.write(bytes(1000)))
+            place.finish()
+            place = cache.begin(name_of(0), 1000, NEVER)
+        assert isinstance(place, HeldFile)
+        place.release()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert written == [1000]
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from pipelines.shards.cache import Download
+from test_cache import NEVER, ShardCache, name_of, put
+
+cache = ShardCache(folder=Path(sys.argv[1]), limit_bytes=3500)
+held = put(cache, 0, 2000)
+place = cache.begin(name_of(1), 1000, NEVER)
+assert isinstance(place, Download)
+child = os.fork()
+if child == 0:
+    # Has copies of both descriptors; letting its copy go must not free the parent's lock.
+    held.release()
+    print("released", flush=True)
+    time.sleep(60)
+    os._exit(0)
+time.sleep(0.5)
+try:
+    put(cache, 2, 2000)
+except Exception as error:
+    print(type(error).__name__, flush=True)
+place.file.write(bytes(1000))
+place.finish()
+held.release()
+# The child lives and has the descriptors still.
+put(cache, 1).release()
+put(cache, 2, 2000).release()
+print("done", flush=True)
+os.kill(child, 9)
+"""
+
+
+def test_a_forked_process_neither_frees_nor_keeps_its_parents_locks(tmp_path: Path) -> None:
+    tests = Path(__file__).parent
+    output = subprocess.run(
+        [sys.executable, "-c", FORK, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+    assert output.split() == ["released", "CacheFullError", "done"]
+
+
+def test_a_limit_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="limit_bytes is 0; give at least 1"):
+        ShardCache(limit_bytes=0)
+
+
+def test_a_file_system_without_locks_is_told(
+    cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _kind: int) -> None:
+        raise OSError(cache_module.errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(cache_module.fcntl, "flock", refuse)
+    with pytest.raises(PipelineError, match="is on a file system without locks; set PIXMIX_CACHE"):
+        put(cache, 0)
