@@ -2,17 +2,20 @@
 
 import errno
 import gc
+import gzip
 import hashlib
 import io
 import json
 import os
 import pickle
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +34,9 @@ from pipelines.loading.samples import ShardReader
 from pipelines.shards import write
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
-from pipelines.shards.pictures import BrokenPictureError, decode_rgb
+from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
+from pipelines.shards.request import bounds, shard_name, shuffled
 from pipelines.shards.tars import scan_tar
-from pipelines.shards.write import bounds, shard_name, shuffled
 from shard_sets import drawn_pictures, encoded
 
 ROOT = Path(__file__).parents[1]
@@ -270,6 +273,20 @@ def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     assert contents_of(out) == contents_of(whole)
 
 
+def test_a_crash_before_any_disk_operation_leaves_whole_tars_and_is_continued(
+    tmp_path: Path,
+) -> None:
+    script = Path(__file__).with_name("shard_crashes.py")
+    output = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    assert int(output.split()[-1]) > 40
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [(["--seed", 1], "seed"), (["--num-shards", 5], "num_shards"), (["--name", "x"], "name"),
@@ -312,6 +329,45 @@ def test_a_full_disk_is_one_line_and_leaves_no_set(
     assert f"the disk of {tmp_path / 'out'} is full; what is whole is kept" in result.stderr
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("may not mount a small disk")
+    yield folder
+    # What an error's traceback holds is still mapped.
+    gc.collect()
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    folder = tmp_path / "source" / "a"
+    folder.mkdir(parents=True)
+    for i, picture in enumerate(drawn_pictures(40, 5, (100, 150))):
+        (folder / f"{i}.png").write_bytes(encoded(picture))
+    arguments = ["imagefolder", folder.parent, small_disk / "out", "--num-shards", 10]
+    result = run(*arguments, "--jobs", 2)
+    assert result.exit_code == 1
+    assert f"the disk of {small_disk / 'out'} is full; what is whole is kept" in result.stderr
+    whole = sorted((small_disk / "out").glob("*.tar"))
+    assert 0 < len(whole) < 10
+    assert all(len(list(scan_tar(path))) == 12 for path in whole)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    result = run(*arguments, "--jobs", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["sets"][0]["written"] < 10
+    made(*arguments[:2], tmp_path / "out", *arguments[3:])
+    assert contents_of(small_disk / "out") == contents_of(tmp_path / "out")
 
 
 def test_a_folder_of_something_else_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
@@ -399,6 +455,58 @@ def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert "2 pictures left out" in result.output
     assert len(open_shards(out)) == 1
+
+
+def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
+    (tmp_path / "source" / "a").mkdir(parents=True)
+    (tmp_path / "source" / "a" / "0.png").write_bytes(b"no picture")
+    arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--broken-files", "skip"]
+    result = run(*arguments, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "none of the 1 pictures is left to write" in result.stderr
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_a_picture_cut_off_anywhere_is_broken(extension: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    content = encoded(noise, extension)
+    assert oddity(content, extension) is None
+    # What follows the last pixels is no loss: of a PNG the checksum and end, of a JPEG two bytes.
+    for length in range(0, len(content) - 24, 97):
+        with pytest.raises(BrokenPictureError):
+            oddity(content[:length], extension)
+
+
+def test_a_decompression_bomb_is_broken_and_not_decoded() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checked = name + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
+        oddity(content, "png")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+@pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
+def test_names_of_any_bytes_are_taken(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "source" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "a b\n\N{CAT}.png").write_bytes(PNG)
+    (folder / os.fsdecode(b"b\xff.png")).write_bytes(PNG)
+    opened = open_shards(made(kind, tmp_path / "source", tmp_path / "out"))
+    assert len(opened) == 2
+    assert opened.classes == (() if kind == "mixing" else ("caf\\udce9",))
+    names = set()
+    for sample in opened.shards:
+        with tarfile.open(tmp_path / "out" / sample.file) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    names.add(json.loads(file.read())["filename"])
+    assert names == {"caf\\udce9/a b\n\N{CAT}.png", "caf\\udce9/b\\udcff.png"}
 
 
 def test_a_program_that_is_called_a_picture_is_not_run(
@@ -558,6 +666,23 @@ def test_a_damaged_shard_is_named(copy: Path, how: str) -> None:
     assert f"{copy}: 1 fault; copy these" in result.stdout
 
 
+def test_a_tar_that_the_manifest_does_not_list_is_told_of(copy: Path) -> None:
+    """Readers that take all tars of a folder would take it too."""
+    (copy / "photos-04.tar").write_bytes((copy / "photos-03.tar").read_bytes())
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "photos-04.tar does not belong to the set" in result.stderr
+
+
+def test_a_picture_that_is_broken_in_a_whole_shard_is_found_by_its_key(tmp_path: Path) -> None:
+    tar = plain_tar(tmp_path / "x.tar", [("a.png", PNG), ("b.png", PNG[:-200])])
+    assert run("index", tar).exit_code == 0
+    assert run("verify", tmp_path, "--decode", 1).exit_code == 0
+    result = run("verify", tmp_path, "--decode", "all")
+    assert result.exit_code == 1
+    assert "the picture of key b cannot be decoded" in result.stderr
+
+
 def lying_manifest(folder: Path, **changes: object) -> None:
     path = folder / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -657,6 +782,13 @@ def test_labels_are_found_where_they_stand(
         ([("a.png", PNG), ("b.png", PNG), ("a.cls", b"1")], "do not lie together"),
         ([("a.png", PNG), ("a.png", PNG)], "twice"),
         ([("a.png", PNG), ("a.cls", b"cat")], "holds no label"),
+        ([("a.png", PNG), ("a.cls", b"-1")], "says label -1"),
+        ([("a.png", PNG), ("a.cls", b"9" * 5000)], "holds no label"),
+        ([("a.png", PNG), ("a.cls", b"0" * 2**21)], "too many for a label"),
+        ([("a.png", PNG), ("a.json", b"[" * 100_000)], "holds no label"),
+        ([("a.png", PNG), ("a.PNG", PNG)], "twice"),
+        ([("a.png", PNG), ("a.jpg", PNG)], "a key ends at the first dot"),
+        ([("a.png", b"")], "hold no sample with a picture"),
         ([("../a.png", PNG)], "a name that leads out of its folder"),
         ([("/etc/a.png", PNG)], "a name that leads out of its folder"),
         ([("a.txt", b"no picture")], "hold no sample with a picture"),
@@ -697,6 +829,84 @@ def test_stray_pickles_are_never_read_and_told_of(
     opened = open_shards(tar.parent)
     assert [ShardReader(opened).read(i) for i in range(2)] == [PNG, PNG]
     assert not (tmp_path / "pickle-was-run").exists()
+
+
+def test_an_empty_picture_is_left_out_and_told_of(tmp_path: Path) -> None:
+    tar = plain_tar(tmp_path / "x.tar", [("a.png", b""), ("b.png", PNG)])
+    result = run("index", tar)
+    assert "1 members: no sample, for its picture is empty (as a)" in result.stdout
+    assert len(open_shards(tmp_path)) == 1
+    assert run("verify", tmp_path, "--decode", "all").exit_code == 0
+
+
+def test_a_pattern_names_tars(tmp_path: Path) -> None:
+    for i in range(12):
+        plain_tar(tmp_path / f"x-{i:02}.tar", [(f"{i}.png", PNG), (f"{i}.cls", str(i).encode())])
+    assert run("index", tmp_path / "x-{00..11}.tar").exit_code == 0
+    assert open_shards(tmp_path).samples["label"].tolist() == list(range(12))
+    part = open_shards(tmp_path / "x-{10..11}.tar")
+    assert part.samples["label"].tolist() == [10, 11]
+    assert part.hash != open_shards(tmp_path).hash
+    result = run("index", tmp_path / "x-{5..3}.tar")
+    assert result.exit_code == 1
+    assert "{5..3} in x-{5..3}.tar is no range" in result.stderr
+
+
+def test_taking_in_tars_overwrites_nobody_s_files(tmp_path: Path) -> None:
+    tars = [plain_tar(tmp_path / f"{name}.tar", [("a.png", PNG)]) for name in ("train", "val")]
+    np.save(tmp_path / "index.npy", np.arange(9))
+    result = run("index", tars[0])
+    assert result.exit_code == 1
+    assert "index.npy is in the way" in result.stderr
+    assert np.load(tmp_path / "index.npy").tolist() == list(range(9))
+    (tmp_path / "index.npy").unlink()
+    assert run("index", tars[0]).exit_code == 0
+    # An index without a manifest is what a killed run leaves.
+    (tmp_path / "manifest.json").unlink()
+    assert run("index", tars[0]).exit_code == 0
+    before = contents_of(tmp_path)
+    result = run("index", tars[1])
+    assert result.exit_code == 1
+    assert "is of a set that has train.tar too" in result.stderr
+    assert contents_of(tmp_path) == before
+    assert run("index", *tars).exit_code == 0
+    assert len(open_shards(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_of_all_dialects_are_read(tmp_path: Path, format: int) -> None:
+    name = "d\N{LATIN SMALL LETTER E WITH ACUTE}/" * 60 + "a"
+    with tarfile.open(tmp_path / "x.tar", "w", format=format) as tar:
+        for suffix, content in ((".png", PNG), (".cls", b"6")):
+            info = tarfile.TarInfo(name + suffix)
+            info.size, info.mtime = len(content), 1.5
+            tar.addfile(info, io.BytesIO(content))
+    with tarfile.open(tmp_path / "x.tar") as tar:
+        theirs = [(m.name, m.offset_data, m.size) for m in tar]
+    assert [(m.name, m.offset, m.size) for m in scan_tar(tmp_path / "x.tar")] == theirs
+    assert run("index", tmp_path / "x.tar").exit_code == 0
+    assert open_shards(tmp_path).samples["label"].tolist() == [6]
+
+
+def test_a_compressed_tar_is_told_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(gzip.compress(bytes(1024)))
+    with pytest.raises(PipelineError, match="is compressed; decompress it first"):
+        list(scan_tar(tmp_path / "x.tar"))
+
+
+@given(st.data())
+def test_a_tar_with_any_byte_changed_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("flip")
+    content = bytearray(plain_tar(folder / "x.tar", [("a.png", PNG), ("a.cls", b"1")]).read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (folder / "x.tar").write_bytes(content)
+    result = run("index", folder / "x.tar")
+    assert result.exit_code in (0, 1)
+    if result.exit_code == 1:
+        assert "Error: " in result.stderr
 
 
 def test_a_tar_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -338,7 +338,12 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
             raise click.exceptions.Exit(1)
 
 
-@main.command(epilog=example("pixmix-shard index shards/other/*.tar"))
+@main.command(
+    epilog=example(
+        "pixmix-shard index shards/other/*.tar",
+        "pixmix-shard index 'shards/other/train-{000..146}.tar'",
+    )
+)
 @click.argument("tars", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--name", help="Of the set.  [default: that of the folder]")
 @command_options
@@ -349,9 +354,11 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.adopt import adopt_tars
+        from pipelines.shards.index import expand_braces
 
+        named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:
-            found = adopt_tars(tars, name=name, progress=progress)
+            found = adopt_tars(named, name=name, progress=progress)
         lines = [
             f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
             f"{found.labels:,} with a label"
@@ -383,8 +390,9 @@ def _make(
     broken_files: "BrokenFiles" = "fail",
 ) -> "ShardResult":
     """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
+    from pipelines.shards.request import ShardRequest
     from pipelines.shards.workers import available_cores, run_chunks
-    from pipelines.shards.write import ShardRequest, make_shards
+    from pipelines.shards.write import make_shards
 
     num_shards, shard_size, default = sizes
     if num_shards is not None and shard_size is not None:

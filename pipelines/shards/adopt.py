@@ -9,10 +9,15 @@ import numpy as np
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left
-from pipelines.shards.index import MANIFEST_NAME, SAMPLE, parse_manifest, write_index
+from pipelines.shards.index import (
+    ADOPTED,
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SAMPLE,
+    parse_manifest,
+    write_index,
+)
 from pipelines.shards.verify import describe_tar, samples_of_tar
-
-KIND = "tars"
 
 Progress = Callable[[int, int], None]
 
@@ -53,12 +58,7 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
     if len({tar.name for tar in tars}) != len(tars):
         raise PipelineError("a tar is named twice; name each once")
     folder = tars[0].parent
-    path = folder / MANIFEST_NAME
-    if path.exists() and parse_manifest(path.read_bytes(), str(path))["kind"] != KIND:
-        raise PipelineError(
-            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
-            "or move the tars to a folder of their own"
-        )
+    _check_place(folder, {tar.name for tar in tars})
     left = Left()
     shards, parts = [], []
     progress(0, len(tars))
@@ -78,7 +78,7 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
     write_index(
         folder,
         name=name or folder.resolve().name,
-        kind=KIND,
+        kind=ADOPTED,
         shards=shards,
         samples=samples,
         classes=[],
@@ -94,3 +94,32 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
         left=left.counts,
         examples=left.examples,
     )
+
+
+def _check_place(folder: Path, names: set[str]) -> None:
+    """See that nobody else's manifest or index would be overwritten."""
+    path, index = folder / MANIFEST_NAME, folder / INDEX_NAME
+    if not path.exists():
+        # One of our form is what a killed run left.
+        if index.exists() and not _is_index(index):
+            raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
+        return
+    manifest = parse_manifest(path.read_bytes(), str(path))
+    if manifest["kind"] != ADOPTED:
+        raise PipelineError(
+            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
+            "or move the tars to a folder of their own"
+        )
+    others = sorted({entry["file"] for entry in manifest["shards"]} - names)
+    if others:
+        raise PipelineError(
+            f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "
+            "a folder of its own"
+        )
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == SAMPLE)
+    except ValueError:
+        return False

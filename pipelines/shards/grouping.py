@@ -136,7 +136,8 @@ def label_of(path: Path, descriptor: int, sample: TarSample, picture: str) -> tu
             )
         try:
             label = read(os.pread(descriptor, member.size, member.offset))
-        except ValueError as error:
+        # The second for JSON that is nested beyond reason.
+        except (ValueError, RecursionError) as error:
             raise PipelineError(f"{path}: {member.name!r} holds no label ({error})") from error
         if label is not None:
             if not 0 <= label <= _LARGEST_LABEL:

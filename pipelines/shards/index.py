@@ -33,6 +33,9 @@ INDEX_NAME = "index.npy"
 MOST_SHARDS_OF_A_PATTERN = 1_000_000
 """A slip such as {0..99999999} is told at once and does not fill the memory first."""
 
+ADOPTED = "tars"
+"""The kind of a set whose tars were made elsewhere."""
+
 _BLOCK = 512
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.shards.grouping import PICTURE_EXTENSIONS
-from pipelines.shards.sources import Item, extension_of
+from pipelines.shards.sources import Item, extension_of, printable
 from pipelines.shards.tars import scan_tar
 
 
@@ -83,7 +83,7 @@ def _in_tar(path: Path) -> Iterator[Item]:
         if _is_picture(member.name):
             yield Item(
                 place=[member.offset, member.size],
-                name=member.name,
+                name=printable(member.name),
                 extension=extension_of(member.name),
             )
 
@@ -104,7 +104,7 @@ def _in_folder(root: Path, folder: Path) -> Iterator[Item]:
             yield from _in_folder(root, entry)
         elif _is_picture(entry.name):
             name = entry.relative_to(root).as_posix()
-            yield Item(place=name, name=name, extension=extension_of(name))
+            yield Item(place=name, name=printable(name), extension=extension_of(name))
 
 
 def _in_set(root: Path, folder: Path) -> Iterator[Item]:

@@ -23,7 +23,7 @@ class Item:
     """A picture of a source.
 
     place: plain JSON values by which the source finds it again.
-    name: of its file, relative to the source, with "/".
+    name: of its file, relative to the source, with "/", printable.
     extension: of its bytes, lower-case, without the dot.
     label: its class, or -1.
     record: plain JSON values for the sample's .json, or None where the sample has no .json.
@@ -69,6 +69,11 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122  of names in tars too
 
 
+def printable(name: str) -> str:
+    r"""Return a file's name as text that JSON can hold: a byte that is no UTF-8 becomes \udcNN."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSource:
     """A folder a class, in torchvision's order: classes by name, then files by path."""
@@ -89,11 +94,14 @@ class ImageFolderSource:
         return True
 
     def classes(self) -> Sequence[str]:
-        """Return the names of the folders.
+        """Return the names of the folders, printable.
 
         Raises:
             PipelineError: if there are none.
         """
+        return [printable(name) for name in self._folders()]
+
+    def _folders(self) -> Sequence[str]:
         if not self.folder.is_dir():
             raise PipelineError(f"{self.folder} is no folder; name one with a folder a class")
         names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
@@ -110,7 +118,7 @@ class ImageFolderSource:
         Raises:
             PipelineError: if a class has none.
         """
-        for label, name in enumerate(self.classes()):
+        for label, name in enumerate(self._folders()):
             empty = True
             for path in _files(self.folder / name):
                 relative = path.relative_to(self.folder).as_posix()
@@ -119,15 +127,19 @@ class ImageFolderSource:
                     empty = False
                     yield Item(
                         place=relative,
-                        name=relative,
+                        name=printable(relative),
                         extension=extension,
                         label=label,
-                        record={"filename": relative, "class": name, "label": label},
+                        record={
+                            "filename": printable(relative),
+                            "class": printable(name),
+                            "label": label,
+                        },
                     )
             if empty:
                 raise PipelineError(
-                    f"{self.folder / name} holds no picture, so class {name!r} would be empty; "
-                    "fill the folder or remove it"
+                    f"{printable(str(self.folder / name))} holds no picture, so its class would be "
+                    "empty; fill the folder or remove it"
                 )
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401

@@ -99,6 +99,8 @@ def scan_tar(path: Path) -> Iterator[Member]:
         OSError: if it cannot be read.
     """
     with path.open("rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise PipelineError(f"{path} is compressed; decompress it first (gunzip)")
         reader = _Reader(path, file.fileno(), os.fstat(file.fileno()).st_size)
         yield from reader.members()
 
@@ -149,8 +151,6 @@ class _Reader:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
-            if position == 0 and block.startswith(b"\x1f\x8b"):
-                raise self.refusal("is compressed; decompress it first (gunzip)") from error
             raise self.refusal(f"has no valid header at byte {position} ({error})") from error
         if header.size < 0:
             raise self.refusal(f"has a header at byte {position} with a size of {header.size}")

@@ -13,6 +13,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.files import file_sha256
 from pipelines.shards.grouping import Left, group_members, label_of, picture_of
 from pipelines.shards.index import (
+    ADOPTED,
     MANIFEST_NAME,
     SAMPLE,
     Shard,
@@ -77,6 +78,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
             for reason, count in its_left.items():
                 left[reason] = left.get(reason, 0) + count
             progress(end, n)
+    faults += _strangers(shards)
     return Verdict(
         n_shards=len(shards.shards),
         n_samples=n,
@@ -145,6 +147,9 @@ def samples_of_tar(path: Path, number: int, left: Left) -> NDArray[np.void]:
                 left.note("no sample, for it has no picture", sample.key)
                 continue
             suffix, member = picture
+            if member.size == 0:
+                left.note("no sample, for its picture is empty", sample.key)
+                continue
             label, _ = label_of(path, descriptor, sample, suffix)
             rows.append((number, member.size, member.offset, label))
     finally:
@@ -173,6 +178,16 @@ def _compare(path: Path, found: NDArray[np.void], listed: NDArray[np.void]) -> l
         place = int(np.nonzero(found != listed)[0][0])
         return [f"{path}: sample {place} lies elsewhere or has another label than the index says"]
     return []
+
+
+def _strangers(shards: ShardSet) -> list[str]:
+    """Find tars that other readers would take for the set's, as those of an earlier, larger one."""
+    own = {shard.file for shard in shards.shards}
+    others = [path for path in Path(shards.location).glob("*.tar") if path.name not in own]
+    # Beside tars made elsewhere there may lie those of another set.
+    if shards.kind == ADOPTED:
+        return []
+    return [f"{path} does not belong to the set" for path in sorted(others)]
 
 
 def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[str]:

@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
@@ -38,12 +37,18 @@ from pipelines.shards.files import (
 )
 from pipelines.shards.index import MANIFEST_NAME, SAMPLE, Shard, parse_manifest, write_index
 from pipelines.shards.listing import Listing, write_listing
-from pipelines.shards.pictures import COMMON, convert, encoder_version, oddity
+from pipelines.shards.pictures import COMMON, convert, oddity
+from pipelines.shards.request import (
+    SHARDS_VERSION,
+    ShardRequest,
+    bounds,
+    shard_name,
+    shard_settings,
+    shuffled,
+)
 from pipelines.shards.side_files import dali_index, side_files, write_json
-from pipelines.shards.sources import Source
+from pipelines.shards.sources import Item
 from pipelines.shards.survey import (
-    BrokenFiles,
-    OddFiles,
     Survey,
     forget_parts,
     join_parts,
@@ -53,13 +58,8 @@ from pipelines.shards.survey import (
 )
 from pipelines.shards.tars import end_tar, write_member
 
-SHARDS_VERSION = 1
-"""Of the order and the bytes of the tars: raised when the same source and settings give others."""
-
 Progress = Callable[[int, int], None]
 """Called with how many steps are done and how many there are to do."""
-
-_SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
 
 
 class Run(Protocol):
@@ -75,58 +75,6 @@ class Run(Protocol):
     ) -> None:
         """Call `work` with each chunk, and `finished` with each that is done."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRequest:
-    """What to make.
-
-    folder: where; made if absent.
-    name: of the set and its tars, as in "imagenet1k-train".
-    split: what timm calls it.
-    num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
-    seed: of the shuffle.
-    odd_files, broken_files: what becomes of files that are not what they seem, or no pictures.
-    dali_index: whether to write DALI's .idx files.
-    """
-
-    folder: Path
-    source: Source
-    name: str
-    split: str = "train"
-    num_shards: int | None = None
-    shard_size: int | None = None
-    seed: int = 0
-    odd_files: OddFiles = "keep"
-    broken_files: BrokenFiles = "fail"
-    dali_index: bool = False
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense."""
-        if (self.num_shards is None) == (self.shard_size is None):
-            raise ValueError("give num_shards or shard_size, and not both")
-        for field in ("num_shards", "shard_size", "jobs"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}; give at least 1")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}; give 0 to 2**64 - 1")
-        letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
-        if not 0 < len(self.name) <= 64 or letters:
-            raise ValueError(
-                f"name is {self.name!r}; give at most 64 of the letters a-z, 0-9, - and _"
-            )
-
-    @property
-    def work(self) -> Path:
-        """The folder of what a set in the making needs."""
-        return self.folder / ".work"
-
-    @property
-    def listing(self) -> Path:
-        """The file of the source's pictures."""
-        return self.work / "listing.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,36 +118,16 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
         busy = f"another run is writing to {request.folder}; wait for it, or choose another OUT"
         with folder_lock(request.work / "lock", busy=busy):
             n = write_listing(request.listing, request.source.items())
-            settings = _settings(request, n)
+            settings = shard_settings(request, n)
             manifest = _earlier(request, settings)
             if manifest is not None and _all_there(request.folder, manifest):
                 progress(n, n)
                 result = _result(request, manifest, written=0, n=n)
             else:
                 result = _make(request, settings, n, run, progress)
-        # The lock file goes too; a run that waits for nothing else finds the set complete.
-        shutil.rmtree(request.work, ignore_errors=True)
-        return result
-
-
-def shuffled(n: int, seed: int) -> NDArray[np.int64]:
-    """Return 0..n-1 in an order that is a function of n and seed alone.
-
-    By sorting raw bits of Philox, which numpy holds fixed, as it does not `Generator.permutation`.
-    """
-    bits = np.random.Philox(key=np.array([seed, _SHUFFLE_STREAM], np.uint64)).random_raw(n)
-    return np.argsort(bits, kind="stable")
-
-
-def bounds(n: int, num_shards: int, shard: int) -> range:
-    """Return which of n samples a shard holds; sizes differ by at most one."""
-    return range(shard * n // num_shards, (shard + 1) * n // num_shards)
-
-
-def shard_name(name: str, shard: int, num_shards: int) -> str:
-    """Return the file name of a shard, "imagenet1k-train-0042.tar"."""
-    digits = max(2, len(str(num_shards - 1)))
-    return f"{name}-{shard:0{digits}d}.tar"
+            # With the lock in it, and while it is held: afterwards another run may have begun.
+            shutil.rmtree(request.work, ignore_errors=True)
+            return result
 
 
 def _make(
@@ -213,6 +141,8 @@ def _make(
     listing = Listing(request.listing)
     left_out = survey.left_out(request.odd_files)
     kept = np.array([index for index in range(n) if index not in left_out], np.int64)
+    if not len(kept):
+        raise PipelineError(f"none of the {n} pictures is left to write; choose another SRC")
     num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
     if not 0 < num_shards <= len(kept):
         raise PipelineError(
@@ -293,11 +223,12 @@ def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range
         with new_file(path) as file:
             for position in bounds(len(order), num_shards, shard):
                 index = int(order[position])
-                extension, members = _members(request, listing, index)
+                item = listing[index]
+                extension, members = _members(request, item)
                 for suffix, content in sorted(members.items()):
                     offset = write_member(file, f"{index:08d}.{suffix}", content)
                     if suffix == extension:
-                        rows.append([len(content), offset, listing[index].label])
+                        rows.append([len(content), offset, item.label])
                 extensions.add(extension)
             end_tar(file)
         if request.dali_index:
@@ -315,9 +246,8 @@ def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range
     return shards
 
 
-def _members(request: ShardRequest, listing: Listing, index: int) -> tuple[str, dict[str, bytes]]:
+def _members(request: ShardRequest, item: Item) -> tuple[str, dict[str, bytes]]:
     """Return the extension of a sample's picture, and all of its members."""
-    item = listing[index]
     content = request.source.read(item.place)
     extension = COMMON.get(item.extension, item.extension)
     converts = request.source.foreign() and request.odd_files == "convert"
@@ -376,27 +306,6 @@ def _finish(
         settings=settings | {"found": survey.counts()},
         versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
     )
-
-
-def _settings(request: ShardRequest, n: int) -> dict[str, Any]:
-    """Return as plain JSON values all that the shards depend on."""
-    settings = {
-        "name": request.name,
-        "kind": request.source.kind(),
-        **request.source.settings(),
-        "seed": request.seed,
-        "num_shards": request.num_shards,
-        "shard_size": request.shard_size,
-        "dali_index": request.dali_index,
-        "source_pictures": n,
-        "source_sha256": file_sha256(request.listing),
-        "shards_version": SHARDS_VERSION,
-    }
-    if request.source.foreign():
-        settings |= {"odd_files": request.odd_files, "broken_files": request.broken_files}
-        if request.odd_files == "convert":
-            settings["encoder"] = encoder_version()
-    return settings
 
 
 def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] | None:
