@@ -7,8 +7,9 @@ A loader is a cursor: it counts what it has handed over, and a loop that was lef
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ class BadSamples:
                 f"{total} samples could not be read ({reasons}), more than max_bad_samples, "
                 f"{self._most}; the last: {bad}. Run pixmix-shard verify"
             )
+
+
+class _Requests:
+    """Requests that are made when they are iterated, and again: a list of them would be large."""
+
+    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._make()
 
 
 class TrainLoader:
@@ -134,14 +145,17 @@ class TrainLoader:
             window=self.window,
         )
         epoch = self._epoch
-        places = training_batches(
+        batches = partial(
+            training_batches,
             order,
             batch_size=self.batch_size,
             rank=self.world.rank,
             world_size=self.world.size,
             consumed=self._consumed,
         )
-        requests = [Request(epoch, place, indices) for place, indices in places]
+        requests = _Requests(
+            lambda: (Request(epoch, place, indices) for place, indices in batches())
+        )
         for prepared in self._source.run(requests):
             self._bad.take(prepared)
             # Counted before it is handed over: a state saved in the loop's body goes on after it.
@@ -233,16 +247,15 @@ class EvalLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give all batches of this rank."""
-        batches = list(
-            evaluation_batches(
-                len(self._source.shards),
-                batch_size=self.batch_size,
-                rank=self.world.rank,
-                world_size=self.world.size,
-            )
+        batches = partial(
+            evaluation_batches,
+            len(self._source.shards),
+            batch_size=self.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
         )
-        requests = [Request(0, 0, batch.indices) for batch in batches]
-        for batch, prepared in zip(batches, self._source.run(requests), strict=True):
+        requests = _Requests(lambda: (Request(0, 0, batch.indices) for batch in batches()))
+        for batch, prepared in zip(batches(), self._source.run(requests), strict=True):
             self._bad.take(prepared)
             weights = batch.weights * prepared.present
             yield prepared.images, prepared.labels, torch.from_numpy(weights)

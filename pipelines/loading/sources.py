@@ -1,6 +1,6 @@
 """What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
@@ -32,7 +32,7 @@ class Source(Protocol):
     def shards(self) -> ShardSet:
         """The set that indices of requests count in."""
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
 
 
@@ -60,7 +60,7 @@ class InMemory:
         self._seed, self._training, self._views = seed, training, views
         self._n_threads, self._pin_memory = n_threads, pin_memory
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         return ahead(iter(requests), self._prepare, _AHEAD)
 
@@ -119,14 +119,14 @@ class Workers:
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
         )
 
-    def run(self, requests: Sequence[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
         if self._files is None:
             return iter(self._loader)
         return self._read_ahead(requests, self._files)
 
-    def _read_ahead(self, requests: Sequence[Request], files: RemoteFiles) -> Iterator[Prepared]:
+    def _read_ahead(self, requests: Iterable[Request], files: RemoteFiles) -> Iterator[Prepared]:
         """Give the batches, and have the next shards downloaded and held while they are needed."""
         first, last = _uses(self.shards, requests)
         order = sorted(first, key=lambda shard: first[shard])
@@ -150,13 +150,13 @@ class Workers:
 class _Replaceable:
     """The batch sampler of a `DataLoader` whose batches are given anew for each epoch."""
 
-    requests: Sequence[Request] = ()
+    requests: Iterable[Request] = ()
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self.requests)
 
 
-def _uses(shards: ShardSet, requests: Sequence[Request]) -> tuple[dict[int, int], dict[int, int]]:
+def _uses(shards: ShardSet, requests: Iterable[Request]) -> tuple[dict[int, int], dict[int, int]]:
     """Return for each shard that requests need the first and the last of them."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
