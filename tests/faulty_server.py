@@ -141,6 +141,9 @@ class FaultyServer:
             def do_GET(self) -> None:
                 outer.answer(self)
 
+            def do_HEAD(self) -> None:
+                outer.answer_head(self)
+
             def log_message(self, format: str, *_arguments: object) -> None:
                 pass
 
@@ -156,6 +159,15 @@ class FaultyServer:
         """Return the Range header, or None, of each request for a file."""
         with self._lock:
             return [span for asked, span in self._requests if asked == name]
+
+    def answer_head(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Tell how long a file is; that is neither faulty nor counted."""
+        path = self.folder / unquote(urlsplit(handler.path).path).lstrip("/")
+        handler.send_response(200 if path.is_file() else 404)
+        if path.is_file():
+            handler.send_header("Content-Length", str(path.stat().st_size))
+            handler.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+        handler.end_headers()
 
     def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         name = unquote(urlsplit(handler.path).path).lstrip("/")

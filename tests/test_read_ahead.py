@@ -74,6 +74,16 @@ def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) ->
         assert sorted(shelf.asked) == [0, 1, 2, 3]
 
 
+def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
+    shelf.gates = {number: threading.Event() for number in range(3)}
+    with ReadAhead(shelf.hold, range(3), ahead=3, threads=3) as shards:
+        wait_until(lambda: shelf.asked == [0, 1, 2])
+        for number in (2, 1, 0):
+            shelf.gates[number].set()
+        for held in shards:
+            held.release()
+
+
 def test_what_is_fetched_ahead_is_held_until_its_taker_lets_it_go(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=3000))
     with ReadAhead(shelf.hold, [0, 1, 2], ahead=2) as shards:

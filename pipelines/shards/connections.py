@@ -36,6 +36,18 @@ _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers after which the same question may find another: RFC 9110 sections 15.5 and 15.6, RFC 6585
 section 4, RFC 8470 section 5.2."""
 
+# Errors of the object stores' clients, which are no OSError; a subclass of a passing one passes.
+_PASSING = (
+    ("botocore.exceptions", "ConnectionError"),
+    ("botocore.exceptions", "HTTPClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "TransportError"),
+)
+_FINAL = (
+    ("botocore.exceptions", "BotoCoreError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteAccess:
@@ -78,7 +90,8 @@ def is_remote(where: str) -> bool:
 
 def shown(url: str) -> str:
     """Return an address for messages: without password and query, where secrets stand."""
-    if url.startswith(PIPE_PREFIX):
+    # A key of an object store may hold ? and #, which mean nothing there.
+    if EXTRAS.get(_scheme(url)) in {"s3", "gcs"} or url.startswith(PIPE_PREFIX):
         return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
@@ -130,16 +143,13 @@ def remote_errors() -> tuple[type[Exception], ...]:
     """Return the errors by which an attempt says that a server or a command failed."""
     import aiohttp
 
-    errors: list[type[Exception]] = [OSError, CommandError, aiohttp.ClientError]
-    # Those of the backends that are in use: importing them for their errors would want them all.
-    for module, name in (
-        ("botocore.exceptions", "BotoCoreError"),
-        ("gcsfs.retry", "HttpError"),
-        ("google.auth.exceptions", "GoogleAuthError"),
-    ):
-        if module in sys.modules:
-            errors.append(getattr(sys.modules[module], name))
-    return tuple(errors)
+    return (
+        OSError,
+        CommandError,
+        aiohttp.ClientError,
+        *_of_backends(_PASSING),
+        *_of_backends(_FINAL),
+    )
 
 
 def may_pass(error: BaseException) -> bool:
@@ -154,7 +164,12 @@ def may_pass(error: BaseException) -> bool:
         aiohttp.InvalidURL,
         aiohttp.ClientConnectorCertificateError,
     )
-    passing = (OSError, aiohttp.ClientError, CommandError)
+    passing: tuple[type[Exception], ...] = (
+        OSError,
+        aiohttp.ClientError,
+        CommandError,
+        *_of_backends(_PASSING),
+    )
     return isinstance(error, passing) and not isinstance(error, final)
 
 
@@ -188,6 +203,11 @@ def said(error: Exception) -> str:
         return "no valid address"
     # The first line: some give the whole answer.
     return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _of_backends(names: tuple[tuple[str, str], ...]) -> list[type[Exception]]:
+    # Of those that are in use: importing them for their errors would want them all.
+    return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
 
 
 def _scheme(url: str) -> str:
@@ -299,9 +319,9 @@ async def _read_pieces(url: str, received: Received, access: RemoteAccess) -> No
 
     session = await (files.set_session if hasattr(files, "set_session") else files._set_session)()
     try:
-        size = received.content.n_bytes
-        if size is None:
-            size = int((await within_stall_time(files._info(path)))["size"])
+        size = int((await within_stall_time(files._info(path)))["size"])
+        if received.content.n_bytes not in {None, size}:
+            raise WrongContentError(f"{size} bytes")
         while received.position < size:
             end = min(received.position + _PIECE_BYTES, size)
             piece = await within_stall_time(files._cat_file(path, start=received.position, end=end))
