@@ -59,9 +59,11 @@ class PackedPictures:
                 f"{len(self.offsets)} offsets, {len(self.heights)} heights and {len(self.widths)} "
                 "widths; give one of each for a picture"
             )
-        ends = self.offsets + 3 * self.heights.astype(np.int64) * self.widths
+        # Of whole pixels, and from the end: three times a product of sides, or its sum with an
+        # offset, might leave 64 bits and come out small.
+        n_pixels = self.heights.astype(np.int64) * self.widths
         wrong = (self.offsets < 0) | (self.heights < 1) | (self.widths < 1)
-        wrong |= ends > len(self.pixels)
+        wrong |= n_pixels > (len(self.pixels) - self.offsets) // 3
         if wrong.any():
             i = int(np.argmax(wrong))
             raise ValueError(
