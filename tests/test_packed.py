@@ -1,7 +1,7 @@
-"""Pictures of any sizes in one piece of memory, and the numbers that PixMix is given."""
+"""Packed pictures: what goes in comes out, nothing lies outside, what is refused."""
 
 import pickle
-from dataclasses import FrozenInstanceError, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,122 +10,229 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixmix.packed import PackedPictures, check_crops
-from pixmix.settings import MIXINGS, PixMixSettings
+from pixmix.packed import PackedPictures, check_crops, too_small
+
+MOST = 2**31 - 1
+LONGEST = 2**63 - 1
 
 
-def pictures_of(sizes: list[tuple[int, int]]) -> list[NDArray[np.uint8]]:
-    generator = np.random.default_rng(0)
+def pictures(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
+    generator = np.random.default_rng(len(sizes))
     return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
+def of(n_bytes: int, offset: int, height: int, width: int) -> PackedPictures:
+    return PackedPictures(
+        np.zeros(n_bytes, np.uint8),
+        np.array([offset], np.int64),
+        np.array([height], np.int32),
+        np.array([width], np.int32),
+    )
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=8))
-def test_pictures_come_back_as_they_were_packed(sizes: list[tuple[int, int]]) -> None:
-    pictures = pictures_of(sizes)
-    packed = PackedPictures.pack(pictures)
-    assert len(packed) == len(pictures)
-    assert all(np.array_equal(a, b) for a, b in zip(packed, pictures, strict=True))
-    assert all(np.array_equal(packed[i], pictures[i]) for i in range(-len(sizes), len(sizes)))
-    assert len(packed.pixels) == sum(3 * height * width for height, width in sizes)
+def test_what_is_packed_comes_out_in_its_order(sizes: list[tuple[int, int]]) -> None:
+    given_ = pictures(*sizes)
+    packed = PackedPictures.pack(given_)
+    assert len(packed) == len(given_)
+    for i, picture in enumerate(given_):
+        assert np.array_equal(packed[i], picture)
+        assert np.array_equal(packed[i - len(given_)], picture)
+    for one, other in zip(packed, given_, strict=True):
+        assert np.array_equal(one, other)
+    assert len(packed.pixels) == sum(picture.size for picture in given_)
 
 
-def test_one_array_is_packed_without_a_copy() -> None:
-    array = np.stack(pictures_of([(4, 5)] * 3))
+def test_pictures_side_by_side_neither_overlap_nor_leave_a_gap() -> None:
+    packed = PackedPictures.pack(pictures((20, 13), (1, 1), (2, 31), (7, 5)))
+    ends = packed.offsets + 3 * packed.heights * packed.widths
+    assert packed.offsets.tolist() == [0, *ends[:-1]]
+    assert ends[-1] == len(packed.pixels)
+
+
+def test_an_iterator_is_packed_as_a_list_is() -> None:
+    sizes = [(4, 3), (5, 2)]
+    packed = PackedPictures.pack(each for each in pictures(*sizes))
+    assert np.array_equal(packed.pixels, PackedPictures.pack(pictures(*sizes)).pixels)
+
+
+def test_an_array_of_pictures_is_packed_as_it_is() -> None:
+    array = np.stack(pictures(*[(6, 4)] * 5))
     packed = PackedPictures.pack(array)
     assert np.shares_memory(packed.pixels, array)
-    assert all(np.array_equal(packed[i], array[i]) for i in range(3))
+    assert len(packed) == 5
+    assert all(np.array_equal(packed[i], array[i]) for i in range(5))
+
+
+def test_an_array_that_is_not_contiguous_is_copied() -> None:
+    array = np.stack(pictures(*[(6, 4)] * 5))
+    for view in (array[:, ::-1], array[::2], array.transpose(0, 2, 1, 3), array[:, :, :, ::-1]):
+        packed = PackedPictures.pack(view)
+        assert all(np.array_equal(one, other) for one, other in zip(packed, view, strict=True))
+
+
+def test_pictures_of_a_list_are_copied() -> None:
+    given_ = pictures((6, 4), (3, 2))
+    packed = PackedPictures.pack(given_)
+    assert not any(np.shares_memory(packed.pixels, picture) for picture in given_)
 
 
 def test_a_picture_is_a_view() -> None:
-    packed = PackedPictures.pack(pictures_of([(2, 3), (4, 5)]))
+    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+    assert packed[1].shape == (3, 2, 3)
     assert np.shares_memory(packed[1], packed.pixels)
 
 
-def test_it_survives_pickle() -> None:
-    packed = PackedPictures.pack(pictures_of([(2, 3), (4, 5)]))
+@pytest.mark.parametrize("nothing", [[], (), np.empty((0, 20, 13, 3), np.uint8)])
+def test_no_pictures_are_a_set_too(nothing: list[NDArray[np.uint8]]) -> None:
+    packed = PackedPictures.pack(nothing)
+    assert len(packed) == 0
+    assert list(packed) == []
+    assert [len(array) for array in packed.layout] == [0, 0, 0, 0]
+
+
+def test_the_layout_is_the_arrays_themselves() -> None:
+    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+    pixels, offsets, heights, widths = packed.layout
+    assert pixels is packed.pixels
+    assert offsets is packed.offsets
+    assert heights is packed.heights
+    assert widths is packed.widths
+    dtypes = [str(array.dtype) for array in packed.layout]
+    assert dtypes == ["uint8", "int64", "int32", "int32"]
+
+
+def test_a_set_survives_pickle() -> None:
+    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
     again = pickle.loads(pickle.dumps(packed))
-    assert all(np.array_equal(a, b) for a, b in zip(again, packed, strict=True))
+    assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
 
 
-@pytest.mark.parametrize("i", [2, -3])
-def test_a_picture_that_is_not_there_is_refused(i: int) -> None:
+def test_a_memory_map_holds_pictures(tmp_path: Path) -> None:
+    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+    packed.pixels.tofile(tmp_path / "pixels")
+    pixels = np.memmap(tmp_path / "pixels", np.uint8, "r")
+    mapped = PackedPictures(pixels, packed.offsets, packed.heights, packed.widths)
+    assert all(np.array_equal(one, other) for one, other in zip(mapped, packed, strict=True))
+    assert np.shares_memory(mapped[0], pixels)
+
+
+@pytest.mark.parametrize("i", [2, -3, 99])
+def test_a_picture_that_is_not_there_is_an_index_error(i: int) -> None:
     with pytest.raises(IndexError, match=f"picture {i} of a set of 2; count from 0"):
-        PackedPictures.pack(pictures_of([(2, 3), (4, 5)]))[i]
-
-
-PACKED = PackedPictures.pack(pictures_of([(2, 3), (4, 5)]))
+        PackedPictures.pack(pictures((6, 4), (3, 2)))[i]
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("bad", "error", "message"),
     [
-        ({"pixels": PACKED.pixels.astype(np.int8)}, TypeError, "pixels is int8; give uint8"),
-        ({"offsets": PACKED.offsets.astype(np.int32)}, TypeError, "offsets is int32; give int64"),
-        ({"widths": PACKED.widths[::2]}, ValueError, "widths has shape|2 offsets, 2 heights and 1"),
-        ({"pixels": PACKED.pixels.reshape(2, -1)}, ValueError, "give a flat, contiguous array"),
-        ({"heights": PACKED.heights[:1]}, ValueError, "2 offsets, 1 heights and 2 widths"),
-        ({"pixels": PACKED.pixels[:-1]}, ValueError, "picture 1, 4x5 at byte 18, is not inside"),
-        ({"offsets": np.array([-1, 18])}, ValueError, "picture 0, 2x3 at byte -1, is not inside"),
-        ({"heights": np.array([0, 4], np.int32)}, ValueError, "picture 0, 0x3 at byte 0"),
-        ({"widths": np.array([3, 2**31 - 1], np.int32)}, ValueError, "picture 1, .* is not inside"),
+        ([np.zeros((4, 3, 3))], TypeError, "not float64"),
+        (["cat.jpg"], TypeError, "not str"),
+        ([np.zeros((4, 3), np.uint8)], ValueError, r"not \(4, 3\)"),
+        ([np.zeros((4, 3, 4), np.uint8)], ValueError, r"not \(4, 3, 4\)"),
+        ([np.zeros((0, 3, 3), np.uint8)], ValueError, "at least 1"),
+        (np.zeros((2, 4, 3, 3)), TypeError, "not float64"),
+        (np.zeros((2, 3, 4, 5), np.uint8), ValueError, r"not \(3, 4, 5\)"),
+        (np.zeros((2, 4, 0, 3), np.uint8), ValueError, "at least 1"),
+        (np.zeros((4, 3, 3), np.uint8), ValueError, r"not \(3, 3\)"),
     ],
 )
-def test_what_would_be_read_past_its_end_is_refused(
-    changes: dict[str, Any], error: type[Exception], message: str
+def test_what_is_no_picture_is_not_packed(
+    bad: list[NDArray[np.uint8]], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        replace(PACKED, **changes)
-
-
-def test_the_first_picture_smaller_than_the_crop_is_named() -> None:
-    check_crops(PACKED.heights, PACKED.widths, 2, 3)
-    for crop in ((3, 3), (2, 4)):
-        with pytest.raises(ValueError, match=r"mixing picture 0 is 2x3 \(height x width\) and the"):
-            check_crops(PACKED.heights, PACKED.widths, *crop)
-
-
-# --- settings ------------------------------------------------------------------------------------
-
-
-def test_the_defaults_are_the_paper_s_for_cifar() -> None:
-    settings = PixMixSettings()
-    assert (settings.k, settings.beta, settings.severity, settings.all_ops) == (4, 3.0, 3.0, False)
-    assert settings.mixings == ("add", "multiply")
-
-
-def test_mixings_are_their_places() -> None:
-    settings = PixMixSettings(mixings=("overlay", "add", "overlay"))
-    assert settings.mixing_codes.tolist() == [MIXINGS.index("overlay"), 0, MIXINGS.index("overlay")]
+        PackedPictures.pack(bad)
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("n_bytes", "offset", "height", "width"),
     [
-        ({"k": True}, TypeError, "k is True; give a whole number"),
-        ({"k": "4"}, TypeError, "k is '4'; give"),
-        ({"k": -1}, ValueError, "k is -1; give a whole number of 0 or more"),
-        ({"beta": 0}, ValueError, "beta is 0; give a number above 0"),
-        ({"beta": -1.0}, ValueError, "beta is -1; give"),
-        ({"beta": float("nan")}, ValueError, "beta is nan; give"),
-        ({"beta": float("inf")}, ValueError, "beta is inf; give"),
-        ({"severity": 0}, ValueError, "severity is 0; give a number from 0.1 to 10"),
-        ({"severity": float("nan")}, ValueError, "severity is nan; give"),
-        ({"beta": "3"}, TypeError, "beta is '3'; give a number"),
-        ({"beta": 1e-39}, ValueError, "beta is 1e-39; give a number above 0, 0.001 or more"),
-        ({"severity": None}, TypeError, "severity is None; give a number"),
-        ({"all_ops": "no"}, TypeError, "all_ops is 'no'; give True or False"),
-        ({"mixings": ("add", "blend")}, ValueError, "there is no mixing 'blend'; choose from add"),
-        ({"mixings": ()}, ValueError, "give a tuple of one or more of add"),
-        ({"mixings": ["add"]}, ValueError, "give a tuple"),
+        (29, 0, 2, 5),
+        (30, 1, 2, 5),
+        (30, -1, 1, 1),
+        (30, 30, 1, 1),
+        (30, 0, 0, 5),
+        (30, 0, 2, -5),
+        (30, 0, -2, -5),
+        (0, 0, 1, 1),
+        # Where an end computed in 64 bits would come out small, or less than 0.
+        (30, LONGEST, 1, 1),
+        (30, LONGEST - 2, 1, 1),
+        (30, 0, MOST, MOST),
+        (30, 0, MOST, MOST // 2),
+        (30, 0, 1, MOST),
+        (30, 30, MOST, MOST),
+        (30, -LONGEST - 1, MOST, MOST),
     ],
 )
-def test_settings_refuse_nonsense(
-    changes: dict[str, Any], error: type[Exception], message: str
+def test_a_picture_outside_the_pixels_is_refused(
+    n_bytes: int, offset: int, height: int, width: int
 ) -> None:
+    message = f"picture 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
+    with pytest.raises(ValueError, match=message):
+        of(n_bytes, offset, height, width)
+
+
+def test_a_picture_that_ends_with_the_pixels_is_inside() -> None:
+    assert of(30, 0, 2, 5)[0].shape == (2, 5, 3)
+    assert of(31, 1, 5, 2)[0].shape == (5, 2, 3)
+    assert of(30, 27, 1, 1)[0].shape == (1, 1, 3)
+
+
+def test_the_first_picture_outside_is_named() -> None:
+    with pytest.raises(ValueError, match=r"picture 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
+        PackedPictures(
+            np.zeros(30, np.uint8),
+            np.zeros(4, np.int64),
+            np.array([2, 3, 4, 5], np.int32),
+            np.array([3, 3, 4, 5], np.int32),
+        )
+
+
+ARRAYS: dict[str, NDArray[Any]] = {
+    "pixels": np.zeros(30, np.uint8),
+    "offsets": np.zeros(2, np.int64),
+    "heights": np.full(2, 2, np.int32),
+    "widths": np.full(2, 3, np.int32),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "error", "message"),
+    [
+        ("pixels", np.zeros(30, np.int8), TypeError, "pixels is int8; give uint8"),
+        ("offsets", np.zeros(2, np.int32), TypeError, "offsets is int32; give int64"),
+        ("heights", np.full(2, 2, np.int64), TypeError, "heights is int64; give int32"),
+        ("widths", np.full(2, 3, np.float32), TypeError, "widths is float32; give int32"),
+        ("pixels", np.zeros((3, 10), np.uint8), ValueError, r"shape \(3, 10\); give a flat"),
+        ("pixels", np.zeros(60, np.uint8)[::2], ValueError, r"pixels has .* give .* contiguous"),
+        ("offsets", np.zeros((), np.int64), ValueError, r"offsets has shape \(\); give a flat"),
+        ("widths", np.ones(1, np.int32), ValueError, "2 offsets, 2 heights and 1 widths; give one"),
+        ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; give"),
+    ],
+)
+def test_arrays_that_do_not_belong_together_are_refused(
+    name: str, array: NDArray[Any], error: type[Exception], message: str
+) -> None:
+    assert len(PackedPictures(**ARRAYS)) == 2
     with pytest.raises(error, match=message):
-        PixMixSettings(**changes)
+        PackedPictures(**(ARRAYS | {name: array}))
 
 
-def test_settings_stay_as_they_are() -> None:
-    with pytest.raises(FrozenInstanceError):
-        PixMixSettings().k = 5  # type: ignore[misc]
+def test_crops_that_fit_into_every_picture_are_let_through() -> None:
+    heights, widths = np.array([20, 33], np.int32), np.array([40, 13], np.int32)
+    check_crops(heights, widths, 20, 13)
+    check_crops(np.empty(0, np.int32), np.empty(0, np.int32), 20, 13)
+
+
+@pytest.mark.parametrize(("crop", "first"), [((21, 13), 0), ((20, 14), 1), ((34, 41), 0)])
+def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
+    crop: tuple[int, int], first: int
+) -> None:
+    heights, widths = np.array([20, 33, 1], np.int32), np.array([40, 13, 1], np.int32)
+    size = f"{heights[first]}x{widths[first]}"
+    with pytest.raises(ValueError, match=f"mixing picture {first} is {size} ") as caught:
+        check_crops(heights, widths, *crop)
+    assert str(caught.value) == too_small(first, heights[first], widths[first], *crop)
+    assert f"crop {crop[0]}x{crop[1]}; resize" in str(caught.value)
+    assert str(caught.value).endswith(f"each shorter side is at least {max(crop)}")

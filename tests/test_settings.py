@@ -1,0 +1,135 @@
+"""Settings: the paper's defaults, what is refused, the codes that kernels take."""
+
+import copy
+import dataclasses
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pixmix import mixing
+from pixmix.settings import (
+    MAXIMAL_SEVERITY,
+    MINIMAL_BETA,
+    MINIMAL_LEVEL,
+    MIXINGS,
+    PixMixSettings,
+)
+
+
+def test_the_defaults_are_the_paper_s_for_cifar() -> None:
+    settings = PixMixSettings()
+    assert (settings.k, settings.beta, settings.severity) == (4, 3, 3)
+    assert not settings.all_ops
+    assert settings.mixings == ("add", "multiply")
+
+
+def test_the_recipe_of_imagenet_is_taken() -> None:
+    settings = PixMixSettings(k=4, beta=4, severity=1)
+    assert (settings.k, settings.beta, settings.severity) == (4, 4, 1)
+
+
+def test_codes_are_the_places_of_the_mixings() -> None:
+    for code, name in enumerate(MIXINGS):
+        assert getattr(mixing, name.upper()) == code
+        assert PixMixSettings(mixings=(name,)).mixing_codes.tolist() == [code]
+
+
+@given(st.lists(st.sampled_from(MIXINGS), min_size=1, max_size=9))
+def test_codes_keep_the_order_and_the_number_of_the_names(names: list[str]) -> None:
+    codes = PixMixSettings(mixings=tuple(names)).mixing_codes
+    assert codes.dtype == np.int32
+    assert [MIXINGS[code] for code in codes] == names
+
+
+@given(
+    k=st.integers(0, 1000),
+    beta=st.one_of(st.floats(MINIMAL_BETA, allow_infinity=False), st.integers(1, 100)),
+    severity=st.floats(MINIMAL_LEVEL, MAXIMAL_SEVERITY),
+    all_ops=st.booleans(),
+)
+def test_what_is_in_range_is_kept_as_it_is(
+    k: int, beta: float, severity: float, all_ops: bool
+) -> None:
+    settings = PixMixSettings(k=k, beta=beta, severity=severity, all_ops=all_ops)
+    assert dataclasses.astuple(settings) == (k, beta, severity, all_ops, ("add", "multiply"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"k": -1}, ValueError, "k is -1; give a whole number of 0 or more"),
+        ({"k": 2.0}, TypeError, "k is 2.0; give a whole number"),
+        ({"k": True}, TypeError, "k is True; give"),
+        ({"k": "4"}, TypeError, "k is '4'; give"),
+        ({"k": None}, TypeError, "k is None; give"),
+        ({"beta": 0}, ValueError, "beta is 0; give a number above 0"),
+        ({"beta": 0.00099}, ValueError, "beta is 0.00099; give a number above 0, 0.001 or more"),
+        ({"beta": 1e-39}, ValueError, "beta is 1e-39; give"),
+        ({"beta": -0.5}, ValueError, "beta is -0.5; give"),
+        ({"beta": math.inf}, ValueError, "beta is inf; give"),
+        ({"beta": math.nan}, ValueError, "beta is nan; give"),
+        ({"beta": "3"}, TypeError, "beta is '3'; give a number"),
+        ({"beta": None}, TypeError, "beta is None; give a number"),
+        ({"beta": True}, TypeError, "beta is True; give a number"),
+        ({"beta": 1 + 2j}, TypeError, r"beta is \(1\+2j\); give a number"),
+        ({"severity": 0.0999}, ValueError, "severity is 0.0999; give a number from 0.1 to 10 "),
+        ({"severity": 10.001}, ValueError, "severity is 10.001; give"),
+        ({"severity": -1}, ValueError, "severity is -1; give"),
+        ({"severity": math.nan}, ValueError, "severity is nan; give"),
+        ({"severity": None}, TypeError, "severity is None; give a number"),
+        ({"severity": [3]}, TypeError, r"severity is \[3\]; give a number"),
+        ({"all_ops": "no"}, TypeError, "all_ops is 'no'; give True or False"),
+        ({"all_ops": 1}, TypeError, "all_ops is 1; give True or False"),
+        ({"mixings": ()}, ValueError, r"mixings is \(\); give a tuple of one or more of add, "),
+        ({"mixings": ["add"]}, ValueError, r"mixings is \['add'\]; give a tuple"),
+        ({"mixings": "add"}, ValueError, "mixings is 'add'; give a tuple"),
+        ({"mixings": ("add", "blend")}, ValueError, "no mixing 'blend'; choose from add, mult"),
+        ({"mixings": ("ADD",)}, ValueError, "no mixing 'ADD'"),
+        ({"mixings": (0,)}, ValueError, "no mixing 0"),
+    ],
+)
+def test_nonsense_is_refused_with_value_rule_and_remedy(
+    arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        PixMixSettings(**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_numpy_are_kept_as_plain_numbers() -> None:
+    settings = PixMixSettings(k=np.int64(2), beta=np.float32(2.5), severity=np.uint8(3))
+    assert settings == PixMixSettings(k=2, beta=2.5, severity=3)
+    assert repr(settings) == repr(PixMixSettings(k=2, beta=2.5, severity=3.0))
+    assert [type(each) for each in dataclasses.astuple(settings)[:3]] == [int, float, float]
+
+
+def test_settings_never_change_and_are_named() -> None:
+    settings = PixMixSettings()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.k = 5  # type: ignore[misc]
+    with pytest.raises(TypeError, match="positional"):
+        PixMixSettings(4)  # type: ignore[misc]
+    with pytest.raises(ValueError, match="k is -1"):
+        dataclasses.replace(settings, k=-1)
+
+
+def test_equal_numbers_are_equal_settings_with_codes_read_or_not() -> None:
+    settings, other = PixMixSettings(k=2), PixMixSettings(k=2, beta=3)
+    assert settings.mixing_codes is settings.mixing_codes
+    assert settings == other
+    assert hash(settings) == hash(other)
+    assert settings != PixMixSettings(k=3)
+    assert repr(settings) == repr(PixMixSettings(k=2))
+
+
+def test_settings_survive_pickle_and_copy() -> None:
+    settings = PixMixSettings(k=2, mixings=("screen", "add"))
+    codes = settings.mixing_codes.tolist()
+    for same in (pickle.loads(pickle.dumps(settings)), copy.deepcopy(settings)):
+        assert same == settings
+        assert same.mixing_codes.tolist() == codes
