@@ -47,6 +47,8 @@ Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; github.co
 at f867e87, of which the formulas are restated.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -327,6 +329,12 @@ def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice):
 _NO_LEVELS, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
+def _flat(picture: NDArray[Any]) -> NDArray[Any]:
+    """Return a picture's values side by side, writeable as the kernel wants all of its arrays."""
+    values = picture.reshape(-1)
+    return values if values.flags.writeable else values.copy()
+
+
 def _mixed(
     mixing: int,
     x: Picture,
@@ -355,9 +363,9 @@ def _mixed(
         )
     out = np.empty(x.shape, F)
     _mix(
-        (x / _WHITE if x.dtype == np.uint8 else x).reshape(-1),
-        y.reshape(-1) if y.dtype == np.uint8 else _NO_LEVELS,
-        _NO_VALUES if y.dtype == np.uint8 else y.reshape(-1),
+        _flat(x / _WHITE if x.dtype == np.uint8 else x),
+        _flat(y) if y.dtype == np.uint8 else _NO_LEVELS,
+        _NO_VALUES if y.dtype == np.uint8 else _flat(y),
         out.reshape(-1),
         mixing,
         F(a),
