@@ -41,7 +41,8 @@ coin, multiply where x < 1/2 (or where x > 1/2) and screen elsewhere, each with 
 replaces one channel of x by that of y. The released code holds these four and leaves them unused.
 
 All functions here take float32 and 8-bit pictures (a value v counts as v / 255), write into neither
-and are within 1e-6 of these formulas in float64. Where y is 8-bit, its power is a table of 256.
+and are within 1e-6 of these formulas in float64, of a and b as they are in float32. Where y is
+8-bit, its power is a table of 256.
 
 Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; github.com/andyzoujm/pixmix
 at f867e87, of which the formulas are restated.
@@ -348,6 +349,10 @@ def _mixed(
 ) -> NDArray[np.float32]:
     """Check the pictures and mix them."""
     for name, picture in (("x", x), ("y", y)):
+        if not isinstance(picture, np.ndarray):
+            raise TypeError(
+                f"{name} is {type(picture).__name__}; give an array, as numpy.asarray({name})"
+            )
         if picture.dtype not in (np.uint8, np.float32):
             raise TypeError(
                 f"{name} has dtype {picture.dtype}; give uint8, or float32 from 0 to 1 "
@@ -391,8 +396,11 @@ def add(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for another shape.
+        ValueError: for another shape, or a weight that is not finite.
     """
+    for name, weight in (("a", a), ("b", b)):
+        if not np.isfinite(weight):
+            raise ValueError(f"{name} is {weight}; a weight is a finite number")
     return _mixed(ADD, x, y, a=a, b=b)
 
 
@@ -402,17 +410,17 @@ def multiply(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
     Args:
         x: (..., 3) float32 in [0, 1], or uint8.
         y: likewise, of the same shape; a table of 256 does for uint8.
-        a: exponent of x, at least 0; PixMix draws 0 to 2.
-        b: exponent of y; PixMix draws -1 to 1.
+        a: exponent of x, 0 to 2, rounded to float32.
+        b: exponent of y, -1 to 1, likewise.
 
     Returns:
         A new array of x's shape, float32.
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for another shape, or a negative a.
+        ValueError: for another shape or exponent.
     """
-    _check_exponent("a", a)
+    _check_exponents(a, b)
     return _mixed(MULTIPLY, x, y, a=a, b=b)
 
 
@@ -421,7 +429,7 @@ def screen(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
 
     Arguments, result and errors are those of `multiply`.
     """
-    _check_exponent("a", a)
+    _check_exponents(a, b)
     return _mixed(SCREEN, x, y, a=a, b=b)
 
 
@@ -451,10 +459,10 @@ def overlay(
 
     Raises:
         TypeError: for another dtype.
-        ValueError: for another shape, or a negative a or second_a.
+        ValueError: for another shape or exponent.
     """
-    _check_exponent("a", a)
-    _check_exponent("second_a", second_a)
+    _check_exponents(a, b)
+    _check_exponents(second_a, second_b, prefix="second_")
     choice = _HEADS if multiply_dark else 0
     return _mixed(OVERLAY, x, y, a=a, b=b, second_a=second_a, second_b=second_b, choice=choice)
 
@@ -501,6 +509,11 @@ def swap_channel(x: Picture, y: Picture, channel: int) -> NDArray[np.float32]:
 _HEADS = 2**31
 
 
-def _check_exponent(name: str, value: float) -> None:
-    if not 0 <= value < np.inf:
-        raise ValueError(f"{name} is {value}; an exponent of the picture is 0 or more")
+def _check_exponents(a: float, b: float, *, prefix: str = "") -> None:
+    # Beyond them a product of powers may leave float32, and what comes out is not the formula's.
+    for name, value, least, most in (("a", a, 0, 2), ("b", b, -1, 1)):
+        if not least <= value <= most:
+            raise ValueError(
+                f"{prefix}{name} is {value}; give an exponent from {least} to {most}, "
+                "as PixMix draws it"
+            )
