@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -924,3 +925,73 @@ def mix(
         mixed = x.copy()
         mixed[..., int(a)] = y[..., int(a)]
     return np.clip(mixed, 0, 1)
+
+
+# --- pixmix/draws.py -----------------------------------------------------------------------------
+
+
+def _weights(branch: int, u: int, v: int, beta: float) -> tuple[float, float]:
+    # The upper 23 bits of a word and a half: never 0, never 1.
+    first, second = (((word >> 9) + 0.5) / 2**23 for word in (u, v))
+    a, b = first ** (1 / beta), 1 - second ** (1 / beta)
+    return (a, b) if branch >> 31 else (2 - a, -b)
+
+
+def _operation(words: list[int], n_operations: int, severity: float) -> dict[str, Any]:
+    return {
+        "operates": words[0] >> 31 == 1,
+        "code": words[1] * n_operations >> 32,
+        "level": 0.1 + (severity - 0.1) * (words[2] + 0.5) / 2**32,
+        "negative": words[3] >> 31 == 1,
+    }
+
+
+def drawn(
+    seed: int,
+    epoch: int,
+    index: int,
+    view: int,
+    *,
+    k: int,
+    beta: float,
+    severity: float,
+    n_operations: int,
+    n_mixings: int,
+    n_pictures: int,
+    crop_range: tuple[int, int],
+) -> dict[str, Any]:
+    """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
+
+    crop_range: how many places a crop has from above and from the left.
+    """
+    key = [seed % 2**32, (seed >> 32) % 2**32]
+
+    def block(number: int) -> list[int]:
+        return philox_words([number, index, epoch, 2**24 + view], key, 32)
+
+    flip, top, left, _ = philox_words([0, index, epoch, 0], key, 32)
+    n_rounds, picture, picture_top, picture_left = block(1)
+    rounds = []
+    for r in range(k):
+        item = _operation(block(2 + 3 * r), n_operations, severity)
+        item["operates"] |= n_pictures == 0
+        mixing, *weights = block(3 + 3 * r)
+        *second_weights, choice = block(4 + 3 * r)
+        rounds.append(
+            item
+            | {
+                "mixing": mixing * n_mixings >> 32,
+                "weights": _weights(*weights, beta),
+                "second_weights": _weights(*second_weights, beta),
+                "choice": choice,
+            }
+        )
+    return {
+        "flip": flip >> 31,
+        "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
+        "start": _operation(block(0), n_operations, severity),
+        "n_rounds": n_rounds * (k + 1) >> 32,
+        "picture": picture * n_pictures >> 32,
+        "picture_words": (picture_top, picture_left),
+        "rounds": rounds,
+    }
