@@ -1,10 +1,15 @@
-"""Run the operations on pictures between pages that must not be touched; touching one is a crash.
+"""Run kernels beside pages that must not be touched; touching one is a crash.
 
-A program of its own, for test_ops.py to start.
+A program of its own, for tests to start:
+
+    python tests/guarded.py                   # operations on pictures between such pages
+    python tests/guarded.py mixing needed     # a batch whose mixing set lies on them: a crash
+    python tests/guarded.py mixing unneeded   # the samples that need no mixing picture: none
 """
 
 import ctypes
 import mmap
+import sys
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +22,50 @@ FORBIDDEN = 0  # PROT_NONE
 
 def guarded_memory() -> NDArray[np.uint8]:
     """Return whole pages with a forbidden one before them and one behind."""
-    memory = mmap.mmap(-1, (PAGES + 2) * mmap.PAGESIZE)
-    array = np.frombuffer(memory, np.uint8)
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    for page in (0, PAGES + 1):
-        address = ctypes.c_void_p(array.ctypes.data + page * mmap.PAGESIZE)
-        if protect(address, ctypes.c_size_t(mmap.PAGESIZE), FORBIDDEN):
-            raise OSError(ctypes.get_errno(), "mprotect")
+    array = np.frombuffer(mmap.mmap(-1, (PAGES + 2) * mmap.PAGESIZE), np.uint8)
+    forbid(array[: mmap.PAGESIZE])
+    forbid(array[-mmap.PAGESIZE :])
     return array[mmap.PAGESIZE : -mmap.PAGESIZE]
 
 
-def main() -> None:
+def forbid(pages: NDArray[np.uint8]) -> None:
+    """Let the process crash where it touches whole pages."""
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    if protect(ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size), FORBIDDEN):
+        raise OSError(ctypes.get_errno(), "mprotect")
+
+
+def mix_a_forbidden_set(which: str) -> None:
+    """Print how many samples were mixed; which: those that need a mixing picture, or the others."""
+    from pixmix.draws import draw_plan
+    from pixmix.fused import mix_batch
+    from pixmix.packed import PackedPictures
+    from pixmix.settings import PixMixSettings
+
+    settings = PixMixSettings()
+    size, n_pictures = (20, 13), 5
+    plan = draw_plan(
+        np.arange(1000), seed=1, epoch=0, settings=settings, size=size, source_size=size,
+        flip=False, views=1, n_pictures=n_pictures,
+    )  # fmt: skip
+    indices = np.flatnonzero(plan.needs_picture() == (which == "needed"))
+    memory = np.frombuffer(mmap.mmap(-1, PAGES * mmap.PAGESIZE), np.uint8)
+    n_bytes = 3 * size[0] * size[1]
+    pictures = PackedPictures(
+        memory[: n_pictures * n_bytes],
+        np.arange(n_pictures) * n_bytes,
+        np.full(n_pictures, size[0], np.int32),
+        np.full(n_pictures, size[1], np.int32),
+    )
+    images = np.zeros((len(indices), *size, 3), np.uint8)
+    # Once while it may be touched: what is compiled is ready, and all that is left is the mixing.
+    for _ in range(2):
+        mix_batch(images, pictures, indices, seed=1, epoch=0, settings=settings)
+        print(f"mixed {len(indices)}", flush=True)  # noqa: T201
+        forbid(memory)
+
+
+def run_operations() -> None:
     """Print how many runs were made; a picture touches either end of its memory."""
     sources, targets = guarded_memory(), guarded_memory()
     scratch = np.zeros(op_kernels.SCRATCH_LENGTH, np.int64)
@@ -50,4 +88,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["mixing"]:
+        mix_a_forbidden_set(sys.argv[2])
+    else:
+        run_operations()

@@ -40,6 +40,8 @@ GOLDEN = Path(__file__).parent / "golden" / "draws.json"
 N = 40_000
 SIZE = (20, 130)
 SOURCE_SIZE = (27, 141)
+SHARED = ("flip", "crop_top", "crop_left")
+"""What all views of a sample have in common."""
 DEFAULT = PixMixSettings()
 
 
@@ -476,9 +478,6 @@ def test_views_share_flip_and_crop_and_nothing_else() -> None:
             assert np.array_equal(views[first][name], views[second][name])
         for name in ("top_word", "left_word"):
             assert not (views[first][name] == views[second][name]).any()
-
-
-SHARED = ("flip", "crop_top", "crop_left")
 
 
 def columns(samples: NDArray[np.void], rounds: NDArray[np.void]) -> dict[str, NDArray[Any]]:
