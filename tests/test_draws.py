@@ -184,7 +184,7 @@ def test_a_picture_is_needed_where_a_round_that_is_used_mixes_it() -> None:
             plan.rounds["operation"].tolist(), plan.samples["rounds"].tolist(), strict=True
         )
     ]
-    assert plan.needs_picture().tolist() == needed
+    assert np.array_equal(plan.needs_picture(), needed)
 
 
 def test_every_source_is_an_operation_or_the_picture_half_of_the_time() -> None:
