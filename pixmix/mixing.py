@@ -48,6 +48,7 @@ Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; github.co
 at f867e87, of which the formulas are restated.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -327,6 +328,7 @@ def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice):
         )  # fmt: skip
 
 
+_DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 _NO_LEVELS, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
@@ -353,7 +355,7 @@ def _mixed(
             raise TypeError(
                 f"{name} is {type(picture).__name__}; give an array, as numpy.asarray({name})"
             )
-        if picture.dtype not in (np.uint8, np.float32):
+        if picture.dtype not in _DTYPES:
             raise TypeError(
                 f"{name} has dtype {picture.dtype}; give uint8, or float32 from 0 to 1 "
                 f"({name}.astype(np.float32))"
@@ -367,10 +369,11 @@ def _mixed(
             f"x has shape {x.shape} and y {y.shape}; crop the larger one to the other's shape"
         )
     out = np.empty(x.shape, F)
+    eight_bit = y.dtype == _DTYPES[1]
     _mix(
-        _flat(x / _WHITE if x.dtype == np.uint8 else x),
-        _flat(y) if y.dtype == np.uint8 else _NO_LEVELS,
-        _NO_VALUES if y.dtype == np.uint8 else _flat(y),
+        _flat(x / _WHITE if x.dtype == _DTYPES[1] else x),
+        _flat(y) if eight_bit else _NO_LEVELS,
+        _NO_VALUES if eight_bit else _flat(y),
         out.reshape(-1),
         mixing,
         F(a),
@@ -399,7 +402,7 @@ def add(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
         ValueError: for another shape, or a weight that is not finite.
     """
     for name, weight in (("a", a), ("b", b)):
-        if not np.isfinite(weight):
+        if not math.isfinite(weight):
             raise ValueError(f"{name} is {weight}; a weight is a finite number")
     return _mixed(ADD, x, y, a=a, b=b)
 

@@ -379,6 +379,19 @@ def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
     assert holed.bad_samples == {"damaged": 1, "unknown format": 1}
 
 
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_that_loses_all_its_samples_is_empty(
+    damaged: Path, num_workers: int, dtype: torch.dtype
+) -> None:
+    loader = train_loader(
+        damaged, MIXING, preparation=replace(SMALL, dtype=dtype), batch_size=1, views=2,
+        bad_samples="skip", num_workers=num_workers,
+    )  # fmt: skip
+    shapes = [tuple(images.shape) for images, _ in loader]
+    assert sorted(shapes) == [(0, 2, 3, 14, 14)] * 2 + [(1, 2, 3, 14, 14)] * (N - 2)
+
+
 def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
     loader = eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="skip")
     weights = torch.cat([weights for _, _, weights in loader])
