@@ -28,12 +28,13 @@ from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.startup import measure_startup
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.errors import PipelineError
-from pipelines.generate.painting import Progress, no_progress
 from pipelines.loading.decode import decode_picture
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR, IMAGENET
-from pipelines.shards.files import file_sha256
-from pipelines.shards.index import SAMPLE, Shard, write_index
+from pipelines.shards.index import SAMPLE, write_index
+from pipelines.shards.progress import Progress, no_progress
+from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.verify import describe_tar
 from pixmix.draws import draw_resized_crop
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resized_crop
@@ -189,20 +190,14 @@ def write_plain_shards(
     folder.mkdir(parents=True)
     rows = []
     path = folder / "bench-0000.tar"
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with path.open("xb") as tar:
         for i, content in enumerate(contents):
-            info = tarfile.TarInfo(f"{i:08}.{extension}")
-            info.size = len(content)
-            rows.append((0, len(content), tar.offset + tarfile.BLOCKSIZE, i % 1000))
-            tar.addfile(info, io.BytesIO(content))
-    shard = Shard(
-        file=path.name,
-        n_samples=len(contents),
-        n_bytes=path.stat().st_size,
-        sha256=file_sha256(path),
-    )
+            offset = write_member(tar, f"{i:08}.{extension}", content)
+            rows.append((0, len(content), offset, i % 1000))
+        end_tar(tar)
+    samples = np.array(rows, SAMPLE)
     write_index(
-        folder, name="bench", kind=kind, shards=[shard], samples=np.array(rows, SAMPLE),
+        folder, name="bench", kind=kind, shards=[describe_tar(path, samples)], samples=samples,
         classes=[], extensions=[extension], settings={}, versions={},
     )  # fmt: skip
     return folder
@@ -273,7 +268,10 @@ def _stage(name: str, ours: Callable[[int], float], rival: Contender) -> Compari
 
 def _whole_comparison(case: _Case) -> Comparison:
     """Compare a whole epoch, from shards to batches, with decoding alone and plain data sets."""
-    loader = train_loader(case.shards, case.mixing_set, batch_size=case.batch, preparation=IMAGENET)
+    loader = train_loader(
+        case.shards, case.mixing_set, batch_size=case.batch, preparation=IMAGENET,
+        cache_dir=case.cache,
+    )  # fmt: skip
 
     def ours(_number: int) -> float:
         return sum(len(images) for images, _ in loader)
@@ -357,6 +355,7 @@ def _workers_comparison(case: _Case) -> Comparison:
         loader = train_loader(
             shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
             num_workers=num_workers,
+            cache_dir=case.cache,
         )  # fmt: skip
 
         def run(_number: int) -> float:

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +10,9 @@ import numpy as np
 from pipelines.bench.comparison import OURS
 from pipelines.bench.results import Goal, Row
 from pipelines.bench.timing import Spread, calibrate, variation
-from pipelines.shards.files import file_sha256
-from pipelines.shards.index import SAMPLE, Shard, write_index
+from pipelines.shards.index import SAMPLE, write_index
+from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.verify import describe_tar
 
 _BATCH = 16
 _RUNS = 3
@@ -29,7 +29,7 @@ def private():
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
 before = private() if sys.platform == "linux" else 0.0
 from pipelines.loading.loaders import train_loader
-loader = train_loader(sys.argv[1], batch_size=int(sys.argv[2]))
+loader = train_loader(sys.argv[1], batch_size=int(sys.argv[2]), cache_dir=sys.argv[3])
 images, labels = next(iter(loader))
 first = time.perf_counter()
 after = private() if sys.platform == "linux" else 0.0
@@ -41,19 +41,15 @@ def write_large_index(folder: Path, content: bytes, n: int) -> Path:
     """Write a set of n samples that all are one picture in one small shard; return its folder."""
     folder.mkdir(parents=True)
     path = folder / "large-0000.tar"
-    info = tarfile.TarInfo("00000000.jpg")
-    info.size = len(content)
-    padding = -len(content) % tarfile.BLOCKSIZE
-    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(padding + 1024))
+    with path.open("xb") as tar:
+        offset = write_member(tar, "00000000.jpg", content)
+        end_tar(tar)
     samples = np.zeros(n, SAMPLE)
-    samples["size"], samples["offset"] = len(content), tarfile.BLOCKSIZE
+    samples["size"], samples["offset"] = len(content), offset
     samples["label"] = np.arange(n) % 1000
-    shard = Shard(
-        file=path.name, n_samples=n, n_bytes=path.stat().st_size, sha256=file_sha256(path)
-    )
     write_index(
-        folder, name="large", kind="imagefolder", shards=[shard], samples=samples, classes=[],
-        extensions=["jpg"], settings={}, versions={},
+        folder, name="large", kind="imagefolder", shards=[describe_tar(path, samples)],
+        samples=samples, classes=[], extensions=["jpg"], settings={}, versions={},
     )  # fmt: skip
     return folder
 
@@ -67,7 +63,7 @@ def measure_startup(content: bytes, n: int, folder: Path) -> Row:
     calibrations, found = [calibrate()], []
     for _ in range(_RUNS + 1):
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(where), str(_BATCH)],
+            [sys.executable, "-c", _PROGRAM, str(where), str(_BATCH), str(folder / "cache")],
             check=True,
             capture_output=True,
             text=True,
