@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from numbers import Real
 from operator import index
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pixmix.philox import INDEX_LIMIT
+
 SEED_MODULUS = 2**64
 
 
@@ -47,6 +52,25 @@ def real(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r}; give a number")
     return float(value)
+
+
+def sample_indices(indices: object, n: int) -> NDArray[np.int64]:
+    """Return the numbers of n samples, (n,) int64, each from 0 to 2^32 - 1.
+
+    Raises:
+        TypeError: if they are no whole numbers.
+        ValueError: if there are not n, or one is out of range.
+    """
+    numbers = np.asarray(indices)
+    if numbers.dtype.kind not in "iu" and numbers.size > 0:
+        raise TypeError(f"indices are {numbers.dtype}; give whole numbers, one an image")
+    if numbers.shape != (n,):
+        raise ValueError(f"indices has shape {numbers.shape} for {n} images; give one an image")
+    outside = (numbers < 0) | (numbers >= INDEX_LIMIT)
+    if outside.any():
+        place = int(np.argmax(outside))
+        whole(f"index {place} of the batch", numbers[place], 0, INDEX_LIMIT - 1)
+    return np.ascontiguousarray(numbers, dtype=np.int64)
 
 
 def count_of_views(views: object) -> int | None:

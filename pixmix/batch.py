@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixmix import torch_ops
-from pixmix.arguments import count_of_views, names_of_mixings
+from pixmix.arguments import count_of_views, names_of_mixings, sample_indices
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.op_kernels import OPERATIONS, rotation_entries
 from pixmix.packed import PackedPictures, check_crops
@@ -105,16 +105,11 @@ class BatchPixMix(nn.Module):
                 raise ValueError("indices without a seed repeat nothing; give seed too, or neither")
             seed = int(torch.empty((), dtype=torch.int64).random_())
         n = len(images)
-        numbers = np.arange(n) if indices is None else np.asarray(indices)
-        if numbers.shape != (n,) or numbers.dtype.kind not in "iu":
-            raise ValueError(
-                f"indices has shape {numbers.shape} and is {numbers.dtype}, for {n} images; "
-                "give one whole number an image"
-            )
+        numbers = sample_indices(np.arange(n) if indices is None else indices, n)
         n_views = 1 if self.views is None else self.views
         height, width = images.shape[2:]
         plan = draw_plan(
-            numbers.astype(np.int64),
+            numbers,
             seed=seed,
             epoch=epoch,
             settings=self.settings,

@@ -8,11 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixmix.arguments import count_of_views, whole
+from pixmix.arguments import count_of_views, sample_indices, whole
 from pixmix.draws import Plan, draw_plan
 from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
 from pixmix.packed import Layout, PackedPictures, check_crops
-from pixmix.philox import INDEX_LIMIT
 from pixmix.settings import PixMixSettings
 
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
@@ -73,7 +72,7 @@ def mix_batch(
     Source: Hendrycks et al., "PixMix", CVPR 2022, figure 4; `pixmix.draws` for what is drawn.
     """
     images = _check_images(images)
-    indices = _check_indices(indices, len(images))
+    indices = sample_indices(indices, len(images))
     _check_kinds(mixing_set, settings)
     padding = whole("padding", padding, 0)
     views = count_of_views(views)
@@ -204,19 +203,6 @@ def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     images = np.ascontiguousarray(images)
     # A kernel is compiled anew, for seconds, for the type of arrays that cannot be written.
     return images if images.flags.writeable else images.copy()
-
-
-def _check_indices(indices: NDArray[np.int64] | Sequence[int], n: int) -> NDArray[np.int64]:
-    numbers = np.asarray(indices)
-    if numbers.dtype.kind not in "iu" and numbers.size > 0:
-        raise TypeError(f"indices are {numbers.dtype}; give whole numbers, one an image")
-    if numbers.shape != (n,):
-        raise ValueError(f"indices has shape {numbers.shape} for {n} images; give one an image")
-    if numbers.dtype.kind == "u" and numbers.size > 0:
-        # As int64 the largest would be negative, and told so.
-        place = int(np.argmax(numbers))
-        whole(f"index {place} of the batch", numbers[place], 0, INDEX_LIMIT - 1)
-    return np.ascontiguousarray(numbers, dtype=np.int64)
 
 
 def _normalisation(

@@ -20,7 +20,7 @@ from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import eval_loader, train_loader
 from pipelines.loading.order import shuffled_order
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
+from pipelines.loading.samples import BadSampleError, MappedMixingSet, Policy, ShardReader
 from pipelines.shards.index import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
@@ -400,6 +400,19 @@ def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
         list(eval_loader(damaged, preparation=SMALL, batch_size=10))
     with pytest.raises(ValueError, match="would count a sample twice"):
         eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="substitute")
+
+
+@pytest.mark.parametrize("policy", ["skip", "substitute"])
+def test_pictures_in_memory_know_no_choice_and_name_none(
+    tmp_path: Path, cache: Path, policy: Policy
+) -> None:
+    contents = [encoded(picture) for picture in drawn_pictures(4, 1, (16, 16))]
+    contents[2] = contents[2][:100]
+    folder = write_shards(tmp_path / "small", contents, sizes=(4,), kind="cifar10")
+    with pytest.raises(ValueError, match=f"bad_samples is '{policy}', .*; give 'raise'"):
+        train_loader(folder, batch_size=2, bad_samples=policy, cache_dir=cache)
+    with pytest.raises(PipelineError, match=r"key 00000002 in .*put a whole picture in its place$"):
+        train_loader(folder, batch_size=2, cache_dir=cache)
 
 
 def test_too_many_bad_samples_end_it(damaged: Path) -> None:

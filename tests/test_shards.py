@@ -31,6 +31,7 @@ from PIL import EpsImagePlugin, Image
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
+from pipelines.shards import pictures as picture_module
 from pipelines.shards import write
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
@@ -523,6 +524,16 @@ def test_a_program_that_is_called_a_picture_is_not_run(
     assert "1 of 1 pictures are broken" in result.stderr
     with pytest.raises(BrokenPictureError):
         decode_rgb(eps)
+
+
+def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = encoded(PICTURES[0], "jpg")
+    monkeypatch.setattr(picture_module, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
+        decode_rgb(content)
 
 
 def cifar_archive(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.timing import Clock, Contender, Measurement, Spread, alternate
-from pipelines.generate.painting import Progress
+from pipelines.shards.progress import Progress
 
 OURS = "ours"
 

@@ -62,9 +62,11 @@ def _set_options(command: Command) -> Command:
         ),
         click.option("--dali-index", is_flag=True, help="Also write NVIDIA DALI's .idx files."),
     ]
+    # The last added comes first in the help.
+    command = jobs_option(command_options(command))
     for option in reversed(options):
         command = option(command)
-    return jobs_option(command_options(command))
+    return command
 
 
 def _foreign_options(command: Command) -> Command:
@@ -413,7 +415,8 @@ def _make(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    with progress_bar("pictures") as progress:
+    # A picture of others is looked into and written: two steps.
+    with progress_bar("steps") as progress:
         return make_shards(request, run=run_chunks, progress=progress)
 
 

@@ -1,6 +1,6 @@
 """From a picture's number to its file and its record: the work of one process."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -9,13 +9,6 @@ import numpy as np
 from pipelines.generate.encoding import Picture, encode
 from pipelines.generate.records import to_line, write_part
 from pipelines.shards.files import sha256, write_files
-
-Progress = Callable[[int, int], None]
-"""Called with how many pictures are done and how many there are to do."""
-
-
-def no_progress(_done: int, _total: int) -> None:
-    """Show nothing."""
 
 
 class Painted(NamedTuple):

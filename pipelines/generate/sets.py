@@ -10,7 +10,6 @@ part records, so a run that was killed is continued by the same command, and tas
 folder share nothing else. Whoever finds all records there joins them and completes the manifest.
 """
 
-import errno
 import json
 import shutil
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Any
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import ENCODERS, encoder_version
-from pipelines.generate.painting import Painter, Progress, no_progress, paint_chunk, picture_name
+from pipelines.generate.painting import Painter, paint_chunk, picture_name
 from pipelines.generate.plan import cut, ranges_of, share, subtract
 from pipelines.generate.records import Part, find_parts, forget, merge
 from pipelines.shards.files import (
@@ -31,8 +30,10 @@ from pipelines.shards.files import (
     file_sha256,
     folder_lock,
     remove_partial_files,
+    world_errors,
     write_file,
 )
+from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.workers import run_chunks
 
 LICENCE = "CC0-1.0"
@@ -127,7 +128,12 @@ def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> Se
             written, is in use by another run, or if disk or memory run out.
         KeyboardInterrupt: on Ctrl-C, after the chunks in hand are on the disk.
     """
-    with _world_errors(request):
+    with world_errors(
+        request.folder,
+        jobs=request.jobs,
+        elsewhere="choose another --out, or ",
+        smaller=", or a smaller --size",
+    ):
         _check_folder(request)
         busy = (
             f"another run is painting task {request.task_index} of {request.num_tasks} of "
@@ -372,24 +378,3 @@ def _work_lock(request: SetRequest, name: str, *, busy: str | None = None) -> It
                 held.enter_context(folder_lock(request.work / name, busy=busy))
                 locked = True
         yield
-
-
-@contextmanager
-def _world_errors(request: SetRequest) -> Iterator[None]:
-    """Say in one line what disk and memory did not allow."""
-    try:
-        yield
-    except OSError as error:
-        again = "what is whole is kept: make room and run the same command again"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise PipelineError(f"the disk of {request.folder} is full; {again}") from error
-        where = error.filename or request.folder
-        raise PipelineError(
-            f"{where}: {error.strerror or error}; choose another --out, or run the same command "
-            "again when this is mended"
-        ) from error
-    except MemoryError as error:
-        raise PipelineError(
-            f"memory ran out with {request.jobs} jobs; what is whole is kept: run the same "
-            "command again with fewer --jobs, or a smaller --size"
-        ) from error

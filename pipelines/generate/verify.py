@@ -13,10 +13,11 @@ from pipelines.generate.encoding import (
     encoder_version,
     peak_signal_to_noise,
 )
-from pipelines.generate.painting import Painter, Progress, no_progress, picture_name, pixel_sha256
+from pipelines.generate.painting import Painter, picture_name, pixel_sha256
 from pipelines.generate.plan import spread
 from pipelines.generate.records import read_records
 from pipelines.shards.files import file_sha256, sha256
+from pipelines.shards.progress import Progress, no_progress
 
 SAME_PICTURE_DECIBELS = 40.0
 """Two encoders of one picture differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB

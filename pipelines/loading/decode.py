@@ -7,8 +7,6 @@ large it is.
 """
 
 import io
-import struct
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,18 +15,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.shards.picture_files import READABLE_FORMATS
+from pipelines.shards.picture_files import DAMAGE, MOST_PIXELS, READABLE_FORMATS
 
 Pixels = NDArray[np.uint8]
 
-MOST_PIXELS = 178_956_970
-"""Pillow's own limit, a quarter of a gibibyte of RGB: more is taken for a decompression bomb."""
-
 _FASTER_MODES = frozenset({"L", "RGB"})
-
-# What Pillow's readers raise for damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError,
-           struct.error, zlib.error)  # fmt: skip
 
 
 class UnreadablePictureError(ValueError):
@@ -60,7 +51,7 @@ def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     # The warning, at half the size, where it was made an error.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
 
 

@@ -84,7 +84,8 @@ def train_loader(
         n_threads: threads that mix a batch, in each worker, or here.
         window: shards that are shuffled with each other at a time; None for all.
         bad_samples: "raise"; "substitute" the next sample of the order that can be read; or "skip",
-            which leaves a batch smaller.
+            which leaves a batch smaller. Pictures in memory are read before the first batch and
+            know "raise" alone.
         max_bad_samples: more of them on a rank are an error.
         bad_samples_file: gets a line of JSON for each.
         cache_dir: of memory maps and remote shards; see `open_mixing_set`.
@@ -228,6 +229,11 @@ def _source(
 ) -> Source:
     """Open what batches are made of."""
     if preparation.crop == "padded":
+        if policy != "raise":
+            raise ValueError(
+                f"bad_samples is {policy!r}, and a 'padded' crop reads all pictures before the "
+                "first batch; give 'raise', or a preparation with crop='resized'"
+            )
         images = _images_in_memory(opened, preparation, cache_dir)
         return InMemory(
             images,

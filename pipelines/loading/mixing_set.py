@@ -11,7 +11,6 @@ of their names, numbers counted as numbers.
 
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +26,6 @@ from pipelines.loading.picture_map import (
     BadPictures,
     JoinedSources,
     PictureSource,
-    Progress,
     open_picture_map,
 )
 from pipelines.loading.remote_sets import Remote, open_set
@@ -36,15 +34,13 @@ from pipelines.shards.connections import is_remote
 from pipelines.shards.files import sha256
 from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.picture_files import is_picture_name, natural_order, picture_files
+from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.remote import RemoteShards
+from pipelines.shards.tars import scan_tar
 from pipelines.shards.workers import available_cores
 from pixmix.packed import PackedPictures
 
 Where = str | Path | ShardSet
-
-
-def _no_progress(_done: int, _total: int) -> None:
-    """Show nothing."""
 
 
 def open_mixing_set(
@@ -55,7 +51,7 @@ def open_mixing_set(
     jobs: int | None = None,
     bad_pictures: BadPictures = "raise",
     remote: Remote | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> PackedPictures:
     """Return a mixing set as one memory map that all processes of a node share.
 
@@ -107,7 +103,7 @@ def open_pictures(
     *,
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
-    progress: Progress = _no_progress,
+    progress: Progress = no_progress,
 ) -> PackedPictures:
     """Return all pictures of a set of shards, decoded, in its order, as one memory map.
 
@@ -128,7 +124,7 @@ def open_pictures(
         None,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
         jobs=jobs or available_cores(),
-        bad_pictures="raise",
+        bad_pictures="refuse",
         progress=progress,
     )
 
@@ -298,28 +294,11 @@ class _OfTar:
 
     @cached_property
     def _members(self) -> list[tuple[str, int, int]]:
-        try:
-            with tarfile.open(self.path, "r:") as tar:
-                found = [
-                    (member.name, member.offset_data, member.size)
-                    for member in tar
-                    if member.isreg() and is_picture_name(member.name)
-                ]
-                end = tar.offset
-            # Python's reader takes a tar that ends anywhere between two members, and one with a
-            # damaged header as if it ended there.
-            if _read_part(self.path, end, tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError(f"no header at byte {end}")
-        except UnreadablePictureError as error:
-            raise PipelineError(
-                f"{self.path} is cut short, it has no end after {len(found)} pictures; "
-                "copy it again"
-            ) from error
-        except (tarfile.TarError, OSError) as error:
-            raise PipelineError(
-                f"{self.path} is no whole, uncompressed tar ({error}); unpack it and name the "
-                "folder, or copy it again"
-            ) from error
+        found = [
+            (member.name, member.offset, member.size)
+            for member in scan_tar(self.path)
+            if is_picture_name(member.name)
+        ]
         if not found:
             raise PipelineError(f"{self.path} holds no pictures; give a tar of some")
         return sorted(found, key=lambda member: natural_order(member[0]))

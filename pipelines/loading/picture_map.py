@@ -32,15 +32,17 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import MOST_PIXELS, UnreadablePictureError, decode_picture, read_size
+from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
 from pipelines.shards.files import PARTIAL_SUFFIX, folder_lock, sha256, write_file
+from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.progress import Progress
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]
-BadPictures = Literal["raise", "skip"]
+BadPictures = Literal["raise", "skip", "refuse"]
+"""As a map's user chose; "refuse" raises without naming a choice that its user does not have."""
 
 FORMAT_VERSION = 2
 _TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
@@ -98,7 +100,7 @@ def open_picture_map(
         size: of the shorter side, pixels, as torchvision's Resize(size) has it; None leaves sizes.
         cache: the node's cache folder, made if absent.
         jobs: threads that build.
-        bad_pictures: "raise", or "skip" with a line in the log.
+        bad_pictures: "raise" or "refuse", or "skip" with a line in the log.
         progress: called with pictures done and pictures in all, while building.
 
     Raises:
@@ -135,18 +137,19 @@ def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
     left_out = record["left_out"]
     if not left_out:
         return
-    if bad_pictures == "raise":
-        raise PipelineError(_cannot_be_read(left_out[0]))
+    if bad_pictures != "skip":
+        raise PipelineError(_cannot_be_read(left_out[0], bad_pictures))
     log.warning(
         "%d of %d pictures cannot be read and are left out; the first: %s",
         len(left_out), record["n"] + len(left_out), left_out[0],
     )  # fmt: skip
 
 
-def _cannot_be_read(message: str) -> str:
+def _cannot_be_read(message: str, bad_pictures: BadPictures) -> str:
+    choice = ", or leave such pictures out with bad_pictures='skip'"
     return (
-        f"{message}; remove it or put a whole picture in its place, or leave such pictures "
-        "out with bad_pictures='skip'"
+        f"{message}; remove it or put a whole picture in its place"
+        f"{choice if bad_pictures == 'raise' else ''}"
     )
 
 
@@ -298,8 +301,8 @@ class _BadPictures:
 
     def add(self, i: int, error: UnreadablePictureError) -> None:
         message = f"{self._source.name(i)}: {error}"
-        if self._policy == "raise":
-            raise PipelineError(_cannot_be_read(message)) from error
+        if self._policy != "skip":
+            raise PipelineError(_cannot_be_read(message, self._policy)) from error
         self._reasons[i] = message
         self.kept[i] = False
 

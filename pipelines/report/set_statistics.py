@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fractals.statistics import colour_features, hog_features, measure, vendi_score
-from pipelines.generate.painting import Progress, no_progress
 from pipelines.generate.plan import spread
 from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size, read_picture
+from pipelines.shards.progress import Progress, no_progress
 
 N_OF_DIVERSITY = 64
 """Pictures whose Vendi scores are taken; a score is comparable only for the same number."""

@@ -1,6 +1,6 @@
 """Tars that were made elsewhere become a set: they are scanned and get an index and a manifest."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,8 @@ from pipelines.shards.index import (
     parse_manifest,
     write_index,
 )
+from pipelines.shards.progress import Progress
 from pipelines.shards.verify import describe_tar, samples_of_tar
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

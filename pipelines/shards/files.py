@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, their hashes, and locks between processes."""
 
+import errno
 import hashlib
 import os
 import secrets
@@ -123,6 +124,40 @@ def flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def world_errors(
+    folder: Path, *, jobs: int, elsewhere: str = "", smaller: str = ""
+) -> Iterator[None]:
+    """Say in one line what disk and memory did not allow to a command that can be given again.
+
+    Args:
+        folder: what is written to.
+        jobs: processes of the command.
+        elsewhere: a remedy for a folder that cannot be written, before the usual one.
+        smaller: a remedy for too little memory, after the usual one.
+
+    Raises:
+        PipelineError: for an OSError or a MemoryError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise PipelineError(
+                f"the disk of {folder} is full; what is whole is kept: make room and run the same "
+                "command again"
+            ) from error
+        raise PipelineError(
+            f"{error.filename or folder}: {error.strerror or error}; {elsewhere}run the same "
+            "command again when this is mended"
+        ) from error
+    except MemoryError as error:
+        raise PipelineError(
+            f"memory ran out with {jobs} jobs; what is whole is kept: run the same command again "
+            f"with fewer --jobs{smaller}"
+        ) from error
 
 
 def _partial_path(path: Path) -> Path:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from pipelines.errors import PipelineError
 from pipelines.shards.index import key_of
+from pipelines.shards.picture_files import FOLDER_EXTENSIONS
 from pipelines.shards.tars import Member
 
-PICTURE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "ppm", "bmp", "tif", "tiff", "gif"})
+PICTURE_EXTENSIONS = frozenset({*FOLDER_EXTENSIONS, "gif"})
 
 EXECUTABLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
 """Of members that the usual readers run as code when they decode a sample. They are never read."""

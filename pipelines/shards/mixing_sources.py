@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.shards.grouping import PICTURE_EXTENSIONS
+from pipelines.shards.picture_files import is_picture_name
 from pipelines.shards.sources import Item, extension_of, printable
 from pipelines.shards.tars import scan_tar
 
@@ -80,7 +80,7 @@ def _in_tar(path: Path) -> Iterator[Item]:
     if not path.is_file():
         raise PipelineError(f"{path} does not exist; name a folder or a tar of pictures")
     for member in scan_tar(path):
-        if _is_picture(member.name):
+        if is_picture_name(member.name):
             yield Item(
                 place=[member.offset, member.size],
                 name=printable(member.name),
@@ -102,7 +102,7 @@ def _in_folder(root: Path, folder: Path) -> Iterator[Item]:
             continue
         if entry.is_dir():
             yield from _in_folder(root, entry)
-        elif _is_picture(entry.name):
+        elif is_picture_name(entry.name):
             name = entry.relative_to(root).as_posix()
             yield Item(place=name, name=printable(name), extension=extension_of(name))
 
@@ -130,8 +130,3 @@ def _in_set(root: Path, folder: Path) -> Iterator[Item]:
                 raise PipelineError(f"{records}, line {number} leads out of the set: {path}")
             name = path.relative_to(root).as_posix()
             yield Item(place=name, name=name, extension=extension_of(name), record=record)
-
-
-def _is_picture(name: str) -> bool:
-    base = name.rpartition("/")[2]
-    return not base.startswith(".") and extension_of(base) in PICTURE_EXTENSIONS

@@ -2,6 +2,8 @@
 
 import os
 import re
+import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +15,19 @@ from pipelines.errors import PipelineError
 
 MEASURED_SIDE = 256
 """Pixels a side of the pictures that are measured; the references are of this size."""
-# What torchvision's ImageFolder takes for a picture.
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"})
+
+FOLDER_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")
+"""Of files that are pictures: those of torchvision's ImageFolder."""
+
+MOST_PIXELS = 89_478_485
+"""More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
+gibibyte of RGB."""
+
+DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error,
+    zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+"""What Pillow's readers raise for damaged files; the warning where it was made an error."""
 
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 """What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
@@ -39,7 +52,7 @@ def picture_files(folder: Path) -> list[Path]:
     if not found:
         raise PipelineError(
             f"{folder} holds no pictures; give a mixing set or a folder with "
-            f"{' '.join(sorted(_SUFFIXES))} files"
+            f"{' '.join(f'.{each}' for each in FOLDER_EXTENSIONS)} files"
         )
     return found
 
@@ -75,8 +88,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path, formats=READABLE_FORMATS) as image:
             return np.asarray(image.convert("RGB"))
-    # Pillow's readers raise each of these for a damaged file.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except DAMAGE as error:
         reason = "cut short or of an unknown format" if isinstance(error, OSError) else str(error)
         raise PipelineError(
             f"{path} is no readable picture ({reason}); remove it, or put a whole one in its place"
@@ -104,7 +116,7 @@ def is_picture_name(name: str) -> bool:
     Name it from the set's folder on: what lies above may be hidden.
     """
     parts = PurePosixPath(name).parts
-    return PurePosixPath(name).suffix.lower() in _SUFFIXES and not any(
+    return PurePosixPath(name).suffix.lower().removeprefix(".") in FOLDER_EXTENSIONS and not any(
         part.startswith(".") and part != "." for part in parts
     )
 

@@ -1,21 +1,16 @@
 """What a picture file really holds, told from its bytes; one format made of another."""
 
 import io
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
-from pipelines.shards.picture_files import READABLE_FORMATS
+from pipelines.shards.picture_files import DAMAGE, MOST_PIXELS, READABLE_FORMATS
 
 COMMON = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 """Extension -> kind, of the pictures that every reader of shards knows."""
-
-MOST_PIXELS = 89_478_485
-"""Where Pillow begins to warn of decompression bombs: a quarter of a gibibyte of RGB."""
 
 _TOO_LARGE = f"over {MOST_PIXELS:,} pixels"
 
@@ -27,19 +22,6 @@ _WRITERS: dict[str, tuple[str, dict[str, Any]]] = {
     "png": ("PNG", {}),
     "webp": ("WEBP", {"lossless": True}),
 }
-
-# What Pillow's readers raise on damaged files besides OSError.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
 
 
 class BrokenPictureError(Exception):
@@ -128,7 +110,7 @@ def _load(content: bytes, *, full: bool) -> Image.Image:
         if not full:
             image.draft(None, (1, 1))
         image.load()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise BrokenPictureError(_reason(error, content)) from error
     return image
 

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
+from pipelines.shards.picture_files import FOLDER_EXTENSIONS
 
 SPLITS = ("train", "val", "validation", "test")
 """Names of folders that are parts of a set and no classes."""
-
-# Those of torchvision's ImageFolder, so that pictures and order are the same.
-FOLDER_EXTENSIONS = (*("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"),)
 
 
 @dataclass(frozen=True, kw_only=True)

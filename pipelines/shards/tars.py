@@ -151,7 +151,10 @@ class _Reader:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
-            raise self.refusal(f"has no valid header at byte {position} ({error})") from error
+            raise self.refusal(
+                f"has no valid header at byte {position} ({error})",
+                "copy it again, or name a tar, uncompressed",
+            ) from error
         if header.size < 0:
             raise self.refusal(f"has a header at byte {position} with a size of {header.size}")
         return header
@@ -206,7 +209,8 @@ class _Reader:
             if content.count(0) != len(content):
                 raise self.refusal(
                     f"goes on after its end at byte {position}, as tars that were joined with cat "
-                    "do; name the tars one by one, or write it again"
+                    "do",
+                    "name the tars one by one, or write it again",
                 )
             position += len(content)
 
@@ -222,5 +226,7 @@ class _Reader:
     def cut_off(self, where: str) -> PipelineError:
         return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")
 
-    def refusal(self, fault: str) -> PipelineError:
-        return PipelineError(f"{self.path} {fault}")
+    def refusal(
+        self, fault: str, remedy: str = "write the tar again, of plain files"
+    ) -> PipelineError:
+        return PipelineError(f"{self.path} {fault}; {remedy}")

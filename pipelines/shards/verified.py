@@ -9,7 +9,6 @@ of it: a copy that restores the modification time, or a flipped bit with both re
 
 import json
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.cache import ShardCache
 from pipelines.shards.files import file_sha256, folder_lock, sha256, write_file
 from pipelines.shards.index import ShardSet
-
-Progress = Callable[[int, int], None]
-"""Called with the shards that are done and all shards."""
+from pipelines.shards.progress import Progress, no_progress
 
 
 def verified_once(path: Path, expected_sha256: str, n_bytes: int, cache: ShardCache) -> None:
@@ -68,7 +65,7 @@ def verify_shards_once(
     cache: ShardCache,
     *,
     threads: int = 4,
-    progress: Progress = lambda _done, _all: None,
+    progress: Progress = no_progress,
 ) -> None:
     """See that each shard of a local set has its content; see `verified_once`.
 

@@ -1,7 +1,6 @@
 """Is a set of shards what its manifest says? Everything is read again, nothing is trusted."""
 
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,8 @@ from pipelines.shards.index import (
     read_index,
 )
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb
+from pipelines.shards.progress import Progress
 from pipelines.shards.tars import scan_tar
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,11 @@ A shard is the unit of work: first its tar, then its sidecar in .work/done, whic
 is whole. A run makes the shards without a sidecar, so the same command continues a killed one.
 """
 
-import errno
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,11 +31,13 @@ from pipelines.shards.files import (
     folder_lock,
     new_file,
     remove_partial_files,
+    world_errors,
     write_file,
 )
 from pipelines.shards.index import MANIFEST_NAME, SAMPLE, Shard, parse_manifest, write_index
 from pipelines.shards.listing import Listing, write_listing
 from pipelines.shards.pictures import COMMON, convert, oddity
+from pipelines.shards.progress import Progress
 from pipelines.shards.request import (
     SHARDS_VERSION,
     ShardRequest,
@@ -57,9 +57,6 @@ from pipelines.shards.survey import (
     refuse,
 )
 from pipelines.shards.tars import end_tar, write_member
-
-Progress = Callable[[int, int], None]
-"""Called with how many steps are done and how many there are to do."""
 
 
 class Run(Protocol):
@@ -110,7 +107,7 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
             that the request does not allow; if disk or memory run out.
         KeyboardInterrupt: on Ctrl-C, after the shards in hand are on the disk.
     """
-    with _world_errors(request):
+    with world_errors(request.folder, jobs=request.jobs):
         _check_folder(request.folder)
         # Before anything is made: a source that is not there leaves no folder behind.
         request.source.classes()
@@ -391,23 +388,3 @@ def _md5(path: Path) -> str:
     with path.open("rb") as file:
         # No secret: the sum that wids asks for.
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-
-
-@contextmanager
-def _world_errors(request: ShardRequest) -> Iterator[None]:
-    """Say in one line what disk and memory did not allow."""
-    try:
-        yield
-    except OSError as error:
-        again = "what is whole is kept: make room and run the same command again"
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise PipelineError(f"the disk of {request.folder} is full; {again}") from error
-        where = error.filename or request.folder
-        raise PipelineError(
-            f"{where}: {error.strerror or error}; run the same command again when this is mended"
-        ) from error
-    except MemoryError as error:
-        raise PipelineError(
-            f"memory ran out with {request.jobs} jobs; what is whole is kept: run the same "
-            "command again with fewer --jobs"
-        ) from error
