@@ -1,1 +1,63 @@
-"""Feature visualizations for mixing sets; nothing is here yet."""
+"""Feature visualizations: pictures that excite a chosen part of a trained network.
+
+from featviz import channel, open_network, paint
+paint(open_network(), channel("blocks.5", [3, 14, 15]), n=3, seed=0)     # (3, 256, 256, 3) uint8
+"""
+
+from featviz.capture import find_layers
+from featviz.networks import DEFAULT, Network, network_names, open_network
+from featviz.objectives import (
+    Objective,
+    channel,
+    deepdream,
+    direction,
+    diversity,
+    draw_direction,
+    neuron,
+)
+from featviz.robustness import Robustness
+from featviz.sampling import Recipe, draw_recipe
+from featviz.spectrum import Canvas
+from featviz.visualize import (
+    FEATVIZ_VERSION,
+    PRECISIONS,
+    Precision,
+    Prepared,
+    Stage,
+    Visualized,
+    best_precision,
+    paint,
+    plan_stages,
+    prepare,
+    visualize,
+)
+
+__all__ = [
+    "DEFAULT",
+    "FEATVIZ_VERSION",
+    "PRECISIONS",
+    "Canvas",
+    "Network",
+    "Objective",
+    "Precision",
+    "Prepared",
+    "Recipe",
+    "Robustness",
+    "Stage",
+    "Visualized",
+    "best_precision",
+    "channel",
+    "deepdream",
+    "direction",
+    "diversity",
+    "draw_direction",
+    "draw_recipe",
+    "find_layers",
+    "network_names",
+    "neuron",
+    "open_network",
+    "paint",
+    "plan_stages",
+    "prepare",
+    "visualize",
+]

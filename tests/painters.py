@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,10 @@ class Stripes:
     trouble_at: int = -1
     until: Path | None = None
 
-    def __call__(self, index: int) -> Painted:
+    def paint(self, pictures: range) -> Iterator[Painted]:
+        return map(self._paint, pictures)
+
+    def _paint(self, index: int) -> Painted:
         if index == self.trouble_at and not (self.until and self.until.exists()):
             self._run_into_trouble()
         if self.journal is not None:

@@ -22,13 +22,20 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from featviz import Precision
     from fractals import Family
+    from pipelines.generate.painting import Painter
     from pipelines.generate.sets import SetRequest, SetResult
 
 # As in fractals.FAMILIES and encoding.ENCODERS, which would take half a second to import for the
 # help; a test holds them equal.
 FAMILIES = ("mixed", "flame", "ifs", "escape")
 FORMATS = ("jpg", "png", "webp")
+PRECISIONS = ("float32", "bfloat16")
+
+_CONTINUES = "interrupted; the same command continues this set"
 
 PREVIEW_PICTURES = 64
 
@@ -39,30 +46,66 @@ def main() -> None:
     """Make sets of pictures to mix with, and verify them."""
 
 
+def _set_options(
+    pictures: int, folder: str
+) -> "Callable[[Callable[..., None]], Callable[..., None]]":
+    """Add the options that every kind of set has: how many, where, how large, which files."""
+
+    def add(command: "Callable[..., None]") -> "Callable[..., None]":
+        # The last is shown first.
+        for option in (
+            click.option(
+                "--preview",
+                type=click.Path(path_type=Path, dir_okay=False),
+                callback=picture_path,
+                metavar="SHEET.png",
+                help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
+            ),
+            jobs_option,
+            click.option(
+                "--format",
+                type=click.Choice(FORMATS),
+                default=FORMATS[0],
+                show_default=True,
+                help="jpg has quality 95 and 4:4:4; png and webp are lossless.",
+            ),
+            seed_option,
+            click.option(
+                "--size",
+                type=Size(),
+                default="256",
+                show_default=True,
+                metavar="PIXELS|WIDTHxHEIGHT",
+            ),
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                default=Path(folder),
+                show_default=True,
+                help="Folder of the set; the same command continues what is there.",
+            ),
+            click.option(
+                "--n",
+                type=click.IntRange(1, 10**8),
+                default=pictures,
+                show_default=True,
+                help="Pictures. A larger n later makes the same set grow.",
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return add
+
+
 @main.command(
     epilog=example(
         "pixmix-gen fractals --n 14000 --preview sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
     )
 )
-@click.option(
-    "--n",
-    type=click.IntRange(1, 10**8),
-    default=14_000,
-    show_default=True,
-    help="Pictures. A larger n later makes the same set grow.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("mixing-set/fractals"),
-    show_default=True,
-    help="Folder of the set; the same command continues what is there.",
-)
+@_set_options(14_000, "mixing-set/fractals")
 @click.option("--family", type=click.Choice(FAMILIES), default=FAMILIES[0], show_default=True)
-@click.option(
-    "--size", type=Size(), default="256", show_default=True, metavar="PIXELS|WIDTHxHEIGHT"
-)
 @click.option(
     "--samples-per-pixel",
     type=click.FloatRange(0, 1e6, min_open=True),
@@ -70,22 +113,6 @@ def main() -> None:
     default=50.0,
     show_default=True,
     help="Points for each pixel: more are smoother and slower.",
-)
-@seed_option
-@click.option(
-    "--format",
-    type=click.Choice(FORMATS),
-    default=FORMATS[0],
-    show_default=True,
-    help="jpg has quality 95 and 4:4:4; png and webp are lossless.",
-)
-@jobs_option
-@click.option(
-    "--preview",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=picture_path,
-    metavar="SHEET.png",
-    help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
 )
 @task_options
 @command_options
@@ -111,9 +138,9 @@ def fractals(
     """
     check_task(task_index, num_tasks)
     _check_preview(preview, out)
-    with one_line_errors("interrupted; the same command continues this set"):
+    with one_line_errors(_CONTINUES):
         from pipelines.generate.fractals import FractalPainter, chunk_size
-        from pipelines.generate.sets import SetRequest, generate_set
+        from pipelines.generate.sets import SetRequest
         from pipelines.shards.workers import available_cores
 
         height, width = size
@@ -134,13 +161,141 @@ def fractals(
             task_index=task_index,
             num_tasks=num_tasks,
         )
-        with progress_bar("pictures") as progress:
-            result = generate_set(request, progress=progress)
-        if preview is not None:
-            _write_preview(preview, request)
-        say(
-            _summary(request, result, preview), _document(request, result, preview), as_json=as_json
+        _make(request, preview, as_json=as_json)
+
+
+@main.command(
+    epilog=example(
+        "pixmix-gen featviz --n 4700 --preview sheet.png",
+        "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
+        "torchrun --nproc-per-node 4 -m pipelines.cli.gen featviz --n 4700",
+    )
+)
+@_set_options(4_700, "mixing-set/featviz")
+@click.option(
+    "--model",
+    default="efficientnet_lite0",
+    show_default=True,
+    metavar="NAME",
+    help="Network to look into: a classifier of torchvision by name, or module:function.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of its state dict.  [default: its trained weights, downloaded where need be]",
+)
+@click.option(
+    "--allow-random",
+    is_flag=True,
+    help="Take the network untrained: its pictures are all alike, for tests only.",
+)
+@click.option(
+    "--layer",
+    "layers",
+    multiple=True,
+    metavar="NAME",
+    help="Layer to look into; may be repeated.  [default: early and middle blocks]",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(1, 100_000),
+    default=128,
+    show_default=True,
+    help="Steps of the optimization: more are stronger and slower.",
+)
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, cuda, cuda:1 or mps; under torchrun each process has a GPU.",
+)
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    help="Of the network.  [default: that of the set so far, or the faster one here]",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 4096),
+    help="Pictures at once in a process; no picture depends on it.  [default: by memory]",
+)
+@task_options
+@command_options
+def featviz(
+    *,
+    n: int,
+    out: Path,
+    model: str,
+    weights: Path | None,
+    allow_random: bool,
+    layers: tuple[str, ...],
+    size: tuple[int, int],
+    steps: int,
+    seed: int,
+    format: str,
+    device: str,
+    precision: "Precision | None",
+    batch: int | None,
+    jobs: int | None,
+    preview: Path | None,
+    task_index: int,
+    num_tasks: int,
+    as_json: bool,
+) -> None:
+    """Make a set of feature visualizations: pictures that excite parts of a trained network.
+
+    Pictures are spread evenly over layers and their channels, then over random directions. On one
+    kind of machine any interruption, and any number of jobs or tasks, give the same set. The
+    default network is on the disk after `pip install 'pixmix[featviz]'`.
+    """
+    check_task(task_index, num_tasks)
+    _check_preview(preview, out)
+    with one_line_errors(_CONTINUES):
+        from pipelines.generate.featviz import chunk_size, plan_painter
+        from pipelines.generate.sets import SetRequest, earlier_settings
+        from pipelines.loading.world import find_world
+        from pipelines.shards.workers import available_cores
+
+        if num_tasks == 1:
+            world = find_world()
+            task_index, num_tasks = world.rank, world.size
+        painter = plan_painter(
+            model=model,
+            weights=weights,
+            allow_random=allow_random,
+            layers=layers,
+            seed=seed,
+            size=size,
+            steps=steps,
+            device=device,
+            precision=precision,
+            batch=batch,
+            jobs=jobs or available_cores(),
+            earlier=earlier_settings(out),
         )
+        request = SetRequest(
+            folder=out,
+            painter=painter,
+            n=n,
+            format=format,
+            chunk=chunk_size(painter),
+            # Processes share a CPU well, and a GPU badly.
+            jobs=jobs or (available_cores() if painter.device == "cpu" else 1),
+            task_index=task_index,
+            num_tasks=num_tasks,
+        )
+        _make(request, preview, as_json=as_json)
+
+
+def _make(request: "SetRequest", preview: Path | None, *, as_json: bool) -> None:
+    """Make the set, show it and say so."""
+    from pipelines.generate.sets import generate_set
+
+    with progress_bar("pictures") as progress:
+        result = generate_set(request, progress=progress)
+    if preview is not None:
+        _write_preview(preview, request)
+    say(_summary(request, result, preview), _document(request, result, preview), as_json=as_json)
 
 
 @main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))
@@ -152,21 +307,24 @@ def fractals(
     show_default=True,
     help="Pictures to paint again, spread over the set.",
 )
+@click.option(
+    "--weights",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of the network's weights, for feature visualizations made with such.",
+)
 @command_options
-def verify(*, folder: Path, sample: int, as_json: bool) -> None:
+def verify(*, folder: Path, sample: int, weights: Path | None, as_json: bool) -> None:
     """Check every file of a set, and paint a sample of it again.
 
     Exit code 0 says that the set is complete and each file is as it was written, 1 that not.
+    Feature visualizations are painted again only on a machine like that which made them.
     """
     with one_line_errors("interrupted"):
-        from pipelines.generate.fractals import FractalPainter
         from pipelines.generate.sets import read_manifest
         from pipelines.generate.verify import verify_set
 
         manifest = read_manifest(folder)
-        if manifest["kind"] != "fractals":
-            raise PipelineError(f"{folder} holds {manifest['kind']}; give a set of fractals")
-        painter = FractalPainter.from_settings(manifest["settings"])
+        painter = _painter_of(manifest, folder, weights)
         with progress_bar("pictures") as progress:
             verdict = verify_set(folder, manifest, painter, sample=sample, progress=progress)
         if not verdict.complete:
@@ -190,6 +348,20 @@ def verify(*, folder: Path, sample: int, as_json: bool) -> None:
         say(text, document, as_json=as_json)
     if not verdict.good:
         raise click.exceptions.Exit(1)
+
+
+def _painter_of(manifest: dict[str, Any], folder: Path, weights: Path | None) -> "Painter":
+    """Return the painter of a set on the disk."""
+    settings = manifest["settings"]
+    if manifest["kind"] == "fractals":
+        from pipelines.generate.fractals import FractalPainter
+
+        return FractalPainter.from_settings(settings)
+    from pipelines.generate.featviz import KIND, FeatvizPainter
+
+    if manifest["kind"] == KIND:
+        return FeatvizPainter.from_settings(settings, weights=weights, device="auto")
+    raise PipelineError(f"{folder} holds {manifest['kind']}; give a set made by pixmix-gen")
 
 
 def _check_preview(preview: Path | None, out: Path) -> None:

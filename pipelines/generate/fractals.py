@@ -1,6 +1,6 @@
 """The painter of fractals."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -23,8 +23,11 @@ class FractalPainter:
     width: int = 256
     samples_per_pixel: float = 50.0
 
-    def __call__(self, index: int) -> Painted:
-        """Paint picture `index`."""
+    def paint(self, pictures: range) -> Iterator[Painted]:
+        """Paint pictures, one by one."""
+        return map(self._paint, pictures)
+
+    def _paint(self, index: int) -> Painted:
         genome = draw_genome(self.seed, index, self.family)
         picture = self._render(genome)
         statistics = {name: round(value, 6) for name, value in measure(picture).items()}

@@ -1,6 +1,6 @@
 """From a picture's number to its file and its record: the work of one process."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -25,12 +25,12 @@ class Painter(Protocol):
     It is sent to worker processes, so it must be picklable; equal painters paint equal pictures.
     """
 
-    def __call__(self, index: int) -> Painted:
-        """Paint picture `index`."""
+    def paint(self, pictures: range) -> Iterable[Painted]:
+        """Paint pictures, in order; each is the same whatever range it is painted in."""
         ...
 
-    def repaint(self, record: Mapping[str, Any]) -> Picture:
-        """Paint a picture again from its record alone."""
+    def repaint(self, record: Mapping[str, Any]) -> Picture | None:
+        """Paint a picture again from its record alone, None if it need not be alike here."""
         ...
 
     def kind(self) -> str:
@@ -74,8 +74,7 @@ def paint_chunk(painter: Painter, format: str, images: Path, parts: Path, pictur
     """
     files = {}
     lines = []
-    for index in pictures:
-        painted = painter(index)
+    for index, painted in zip(pictures, painter.paint(pictures), strict=True):
         content = encode(painted.picture, format)
         name = picture_name(index, format)
         files[name] = content

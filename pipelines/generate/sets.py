@@ -176,6 +176,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def earlier_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings of the set in a folder, none where there is no set.
+
+    Raises:
+        PipelineError: if there is something else in its place.
+        OSError: if it cannot be read.
+    """
+    if not (folder / "manifest.json").exists():
+        return {}
+    settings: dict[str, Any] = read_manifest(folder)["settings"]
+    return settings
+
+
 def _check_folder(request: SetRequest) -> None:
     folder = request.folder
     if not folder.exists():

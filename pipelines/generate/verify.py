@@ -26,7 +26,10 @@ between pictures of other content."""
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What `verify_set` found. faults: one line each, by what they concern."""
+    """What `verify_set` found.
+
+    sampled: pictures that were painted again; faults: one line each, by what they concern.
+    """
 
     pictures: int
     sampled: int
@@ -72,7 +75,7 @@ def verify_set(
                 f"{version}; install pixmix {manifest['made_with']['pixmix']} to verify it"
             )
     sampled = set(spread(sample, n))
-    verdict = Verdict(pictures=n, sampled=len(sampled), complete=True)
+    verdict = Verdict(pictures=n, sampled=0, complete=True)
     metadata = folder / "metadata.jsonl"
     if not metadata.exists():
         verdict.faults.append("metadata.jsonl is missing")
@@ -86,18 +89,23 @@ def verify_set(
         if fault := check.fault(record, again=done in sampled):
             verdict.faults.append(f"{record['file']} {fault}")
     progress(n, n)
+    verdict.sampled = check.repainted
     verdict.faults.extend(_strangers(folder, manifest["settings"]["format"], n))
     return verdict
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Check:
     folder: Path
     manifest: dict[str, Any]
     painter: Painter
+    repainted: int = 0
 
     def fault(self, record: dict[str, Any], *, again: bool) -> str | None:
-        """Say what is wrong with one picture, in words that follow its name."""
+        """Say what is wrong with one picture, in words that follow its name.
+
+        again: paint it again, and count it in `repainted` if it can be.
+        """
         try:
             content = (self.folder / record["file"]).read_bytes()
         except FileNotFoundError:
@@ -115,6 +123,9 @@ class _Check:
             return "cannot be decoded"
         format = self.manifest["settings"]["format"]
         picture = self.painter.repaint(record)
+        if picture is None:
+            return None
+        self.repainted += 1
         if picture.shape != decoded.shape:
             return f"has shape {decoded.shape}, painted again {picture.shape}"
         if pixel_sha256(picture) != record["sha256"]:

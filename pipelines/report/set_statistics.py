@@ -10,17 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fractals.statistics import colour_features, hog_features, measure, vendi_score
+from fractals.statistics import colour_features, hog_features, is_dead, measure, vendi_score
 from pipelines.generate.plan import spread
 from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size, read_picture
 from pipelines.shards.progress import Progress, no_progress
 
 N_OF_DIVERSITY = 64
 """Pictures whose Vendi scores are taken; a score is comparable only for the same number."""
-
-# A dead picture gives nothing to mix: nearly black, nearly flat, or without a contour at 32 pixels.
-# Of the 200 flames chosen by people these are six: five black ones and one flat brown.
-_DEAD_BELOW = {"coverage": 0.05, "luma_std_at_32": 0.02, "edges_at_32": 0.02}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +64,6 @@ def jpeg_bits_per_pixel(picture: NDArray[np.uint8]) -> float:
     Image.fromarray(picture).save(file, "JPEG", quality=75, subsampling="4:2:0")
     height, width = picture.shape[:2]
     return file.tell() * 8 / int(height * width)
-
-
-def is_dead(values: dict[str, float]) -> bool:
-    """Return whether a picture's statistics say that it gives nothing to mix."""
-    return any(values[name] < limit for name, limit in _DEAD_BELOW.items())
 
 
 def measure_set(paths: Sequence[Path], *, progress: Progress = no_progress) -> SetStatistics:

@@ -1,0 +1,293 @@
+"""What a network's layers say of a picture: any layer of any module, which stays as it is."""
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from featviz.spectrum import Size
+
+Layout = Literal["channels first", "channels last"]
+
+_PROBE: Size = (128, 192)
+"""Not square, so that the two spatial dimensions of an activation tell themselves from others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """What one run of a network shows of a layer.
+
+    channels: of its output; layout: where they stand in it. positions: of one picture, 1 if the
+    output has none. order: of its last call among all calls, from 0; calls: how often it is called.
+    """
+
+    name: str
+    channels: int
+    layout: Layout
+    positions: int
+    order: int
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """The layers of a network whose output is a tensor of activations, in the order of their calls.
+
+    size: (height, width) of the only input that the network takes, None if it takes any of at
+    least `smallest` pixels a side.
+    """
+
+    layers: Mapping[str, Layer]
+    size: Size | None
+    smallest: int
+
+
+_REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+"""What networks raise at an input of a size that they do not take."""
+
+_SMALLEST = (32, 64, 96)
+"""Sides that are tried, in pixels."""
+
+
+def survey(module: nn.Module, size: Size = (224, 224)) -> Survey:
+    """Find all layers of a network, by running it.
+
+    Args:
+        module: takes (B, 3, height, width) float.
+        size: tried if it does not take pictures that are not square.
+
+    Raises:
+        ValueError: if it takes neither.
+    """
+    with suppress(*_REFUSALS):
+        layers = _run_once(module, _PROBE)
+        for side in _SMALLEST:
+            with suppress(*_REFUSALS):
+                _run_once(module, (side, side))
+                return Survey(layers=layers, size=None, smallest=side)
+        return Survey(layers=layers, size=None, smallest=min(_PROBE))
+    try:
+        return Survey(layers=_run_once(module, size), size=size, smallest=min(size))
+    except _REFUSALS as error:
+        raise ValueError(
+            f"{type(module).__name__} takes no float pictures of (1, 3, {size[0]}, {size[1]}): "
+            f"{error}; give a network that does"
+        ) from error
+
+
+def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
+    names = {each: name for name, each in module.named_modules() if name}
+    outputs: dict[str, Tensor] = {}
+    orders: dict[str, int] = {}
+    calls: Counter[str] = Counter()
+
+    def seen(each: nn.Module, _: object, output: object) -> None:
+        name = names[each]
+        calls[name] += 1
+        orders[name] = sum(calls.values())
+        if isinstance(output, Tensor) and output.is_floating_point() and 2 <= output.ndim <= 4:
+            outputs[name] = output
+
+    with ExitStack() as restored, torch.no_grad():
+        restored.enter_context(_still(module))
+        for each in names:
+            restored.callback(each.register_forward_hook(seen).remove)
+        module(_like(module, torch.zeros((1, 3, *size))))
+    layers = []
+    for name, output in outputs.items():
+        layout = _layout(output, size)
+        channels = output.shape[1 if layout == "channels first" else -1]
+        layers.append(
+            Layer(
+                name=name,
+                channels=channels,
+                layout=layout,
+                positions=output.numel() // channels,
+                order=orders[name],
+                calls=calls[name],
+            )
+        )
+    return {each.name: each for each in sorted(layers, key=lambda layer: layer.order)}
+
+
+def _layout(output: Tensor, size: Size) -> Layout:
+    if output.ndim == 2:
+        return "channels first"
+    if output.ndim == 3:
+        return "channels last"
+    _, first, second, third = output.shape
+    aspect = size[1] / size[0]
+    # A side may have been rounded up or down by one at each halving.
+    as_first = abs(third - second * aspect) <= 2
+    as_last = abs(second - first * aspect) <= 2
+    return "channels last" if as_last and not as_first else "channels first"
+
+
+class _Enough(Exception):
+    """All layers have been seen; nothing after them need run."""
+
+
+@contextmanager
+def capturing(
+    module: nn.Module, layers: Sequence[Layer]
+) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
+    """Give a function from pictures to activations that stops after the last of some layers.
+
+    Meanwhile the network is in evaluation mode and its weights need no gradient; afterwards it is
+    as before. A layer that is called several times is seen at its last call.
+
+    Args:
+        module: takes (B, 3, height, width), here of its own dtype and on its own device.
+        layers: of its `survey`.
+
+    Yields:
+        A function from such pictures to activations by layer, (B, channels, *positions), with at
+        least one dimension of positions.
+    """
+    wanted = {each.name: each for each in layers}
+    found: dict[str, Tensor] = {}
+    calls: Counter[str] = Counter()
+
+    def watch(layer: Layer) -> Callable[[nn.Module, Any, Tensor], None]:
+        def seen(_: nn.Module, __: object, output: Tensor) -> None:
+            calls[layer.name] += 1
+            if calls[layer.name] < layer.calls:
+                return
+            found[layer.name] = output
+            if len(found) == len(wanted):
+                raise _Enough
+            # What runs after it may change its output in place.
+            found[layer.name] = output.clone()
+
+        return seen
+
+    def run(pictures: Tensor) -> dict[str, Tensor]:
+        found.clear()
+        calls.clear()
+        try:
+            module(pictures)
+        except _Enough:
+            pass
+        else:
+            missing = ", ".join(wanted.keys() - found.keys())
+            raise RuntimeError(f"{missing} was not called; survey the network with such pictures")
+        return {name: _channels_first(each, wanted[name]) for name, each in found.items()}
+
+    with ExitStack() as restored:
+        restored.enter_context(_still(module))
+        modules = dict(module.named_modules())
+        for layer in layers:
+            hook = modules[layer.name].register_forward_hook(watch(layer))
+            restored.callback(hook.remove)
+        yield run
+
+
+def _channels_first(output: Tensor, layer: Layer) -> Tensor:
+    if layer.layout == "channels last":
+        output = output.movedim(-1, 1)
+    return output[..., None] if output.ndim == 2 else output
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode with frozen weights, and back as it was."""
+    training = [(each, each.training) for each in module.modules()]
+    learning = [(each, each.requires_grad) for each in module.parameters()]
+    try:
+        module.eval().requires_grad_(False)
+        yield
+    finally:
+        for each, flag in training:
+            each.training = flag
+        for parameter, flag in learning:
+            parameter.requires_grad_(flag)
+
+
+def _like(module: nn.Module, pictures: Tensor) -> Tensor:
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            return pictures.to(parameter.device, parameter.dtype)
+    return pictures
+
+
+def find_layers(known: Mapping[str, Layer], names: Iterable[str]) -> list[Layer]:
+    """Return layers by name.
+
+    Raises:
+        ValueError: naming the nearest, if there is no such layer.
+    """
+    found = []
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 3, 0.3) or list(known)[:3]
+            raise ValueError(f"no layer is named {name!r}; give one like {', '.join(near)}")
+        found.append(known[name])
+    return found
+
+
+class _RedirectedRelu(torch.autograd.Function):
+    """clamp(x, 0, limit), with a gradient for pictures that would get none at all.
+
+    For these alone it passes where it would push a value back into the range (lucid,
+    optvis/overrides/redirected_relu_grad.py). One picture's gradient never asks another's.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, limit: float) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(x)
+        ctx.limit = limit
+        return x.clamp(0, limit)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (x,) = ctx.saved_tensors
+        below, above = x <= 0, x >= ctx.limit
+        plain = gradient.masked_fill(below | above, 0)
+        back = (below & (gradient < 0)) | (above & (gradient > 0))
+        dead = ~plain.flatten(1).any(1)
+        dead = dead.view(-1, *[1] * (x.ndim - 1))
+        return torch.where(dead, gradient.masked_fill(~back, 0), plain), None
+
+
+_LIMITS: dict[Callable[..., Any], float] = {
+    functional.relu: float("inf"),
+    functional.relu_: float("inf"),
+    torch.relu: float("inf"),
+    torch.relu_: float("inf"),
+    Tensor.relu: float("inf"),
+    Tensor.relu_: float("inf"),
+    functional.relu6: 6.0,
+}
+_IN_PLACE = {functional.relu_, torch.relu_, Tensor.relu_}
+
+
+class RedirectedRelus(TorchFunctionMode):
+    """While it is entered, ReLU and ReLU6 never leave a picture without any gradient.
+
+    It holds for modules and functions alike, and changes no module.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        """Call a function of torch, or what stands for it."""
+        given = kwargs or {}
+        if func not in _LIMITS:
+            return func(*args, **given)
+        x = args[0] if args else given["input"]
+        in_place = func in _IN_PLACE or given.get("inplace", len(args) > 1 and args[1])
+        limit = _LIMITS[func]
+        if not in_place:
+            return _RedirectedRelu.apply(x, limit)
+        return x.copy_(_RedirectedRelu.apply(x.clone(), limit))

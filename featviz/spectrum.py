@@ -1,0 +1,219 @@
+"""A picture as the spectrum of three decorrelated colours: what is optimized instead of pixels.
+
+Olah et al., "Feature Visualization", Distill 2017 (preconditioning); Fel et al., "Unlocking
+Feature Visualization for Deeper Networks with MAgnitude Constrained Optimization", NeurIPS 2023.
+
+A picture is a trigonometric polynomial on a torus: it has no border, and may be sampled at any
+size. Coefficients are kept for the final size; a coarse stage works on its low frequencies alone,
+so going on at a finer one continues the same picture. Frequencies are counted in cycles over the
+shorter side, and a coefficient means the same wave at any size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Kind = Literal["spectrum", "phase"]
+KINDS: tuple[Kind, ...] = ("spectrum", "phase")
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
+
+_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
+COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()
+"""Columns: from decorrelated colours, the first of them brightness, to logits of red, green and
+blue: the square root of the colour covariance of photographs (lucid, optvis/param/color.py)."""
+
+START = 0.01
+"""Standard deviation of the first coefficients, as lucid's."""
+
+_BAND = 128
+"""Cycles up to which spectra of different decay have the same power."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """How coefficients become pictures: B pictures of one size, each with a look of its own.
+
+    size: of the finished pictures, (height, width) in pixels, 8 or more a side.
+    decay: (B,) float32, 0..3: amplitudes fall as frequency to the power -decay; 1 is natural.
+    colours: (B, 3, 3) float32, columns as in `COLOURS`.
+    tint: (B, 3) float32, logits of red, green and blue that are added everywhere.
+    kind: "spectrum": all coefficients are free; "phase": their magnitudes are given.
+    magnitude: (3, height, width // 2 + 1) float32 for "phase"; see `mean_magnitude`. None: of a
+        natural picture, falling by `decay`.
+    """
+
+    size: Size
+    decay: Tensor
+    colours: Tensor
+    tint: Tensor
+    kind: Kind = "spectrum"
+    magnitude: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        n = len(self.decay)
+        if min(self.size) < 8:
+            raise ValueError(f"size is {self.size}; give at least 8 pixels a side")
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; give one of {', '.join(KINDS)}")
+        for name, shape in (("decay", (n,)), ("colours", (n, 3, 3)), ("tint", (n, 3))):
+            found = tuple(getattr(self, name).shape)
+            if found != shape:
+                raise ValueError(f"{name} has shape {found}; for {n} pictures give {shape}")
+        if bool((self.decay < 0).any()) or bool((self.decay > 3).any()):
+            raise ValueError(f"decay is {self.decay.tolist()}; give 0 to 3")
+        if self.magnitude is not None:
+            expected = (3, self.size[0], self.size[1] // 2 + 1)
+            found = tuple(self.magnitude.shape)
+            if self.kind != "phase":
+                raise ValueError('a magnitude is given for kind "spectrum"; give kind "phase" too')
+            if found != expected:
+                raise ValueError(
+                    f"magnitude has shape {found}; for pictures of {self.size} give {expected}"
+                )
+
+    def draw(self, generators: Sequence[np.random.Generator]) -> Tensor:
+        """Draw the coefficients to begin with, each picture's from its own generator.
+
+        Returns (B, 3, height, width // 2 + 1, 2) float32 real and imaginary parts, or for "phase"
+        (B, 3, height, width // 2 + 1) float32 in -pi..pi.
+        """
+        height, width = self.size
+        shape = (3, height, width // 2 + 1)
+        if self.kind == "phase":
+            drawn = [(2 * each.random(shape, np.float32) - 1) * np.pi for each in generators]
+        else:
+            drawn = [START * each.standard_normal((*shape, 2), np.float32) for each in generators]
+        return torch.from_numpy(np.stack(drawn).astype(np.float32)).to(self.decay.device)
+
+    def pictures(self, coefficients: Tensor, stage: Size, shifts: Tensor | None = None) -> Tensor:
+        """Return pictures at the size of a stage.
+
+        coefficients: those of that stage; see `low`.
+        shifts: (B, 2) float32, what part of the height and width the pictures are moved up and
+            left by; what leaves at one edge comes in at the other.
+        Returns (B, 3, *stage) float32 in 0..1, differentiable.
+        """
+        planes = self._planes(coefficients, stage, shifts)
+        mixed = torch.einsum("bij,bjhw->bihw", self.colours, planes)
+        return torch.sigmoid(mixed + self.tint[:, :, None, None])
+
+    def _planes(self, coefficients: Tensor, stage: Size, shifts: Tensor | None) -> Tensor:
+        scale = spectrum_scale(self.size, stage, self.decay)[:, None]
+        if self.kind == "phase":
+            magnitude = scale * _PHASE_MAGNITUDE
+            if self.magnitude is not None:
+                known = scale[:1] > 0
+                magnitude = low(self.magnitude[None], self.size, stage) * known
+            waves = torch.polar(magnitude.expand_as(coefficients), coefficients)
+        else:
+            waves = torch.view_as_complex(coefficients * scale[..., None])
+        if shifts is not None:
+            # A shift turns each wave by the part of its length that it moves.
+            rows, columns = (2 * torch.pi * each for each in _waves(stage, shifts.device))
+            turned = shifts[:, :1, None] * rows[:, None] + shifts[:, 1:, None] * columns
+            waves = waves * torch.polar(torch.ones_like(turned), turned)[:, None]
+        planes: Tensor = torch.fft.irfft2(waves, s=stage, norm="forward")
+        return planes
+
+    def coefficients(self, pictures: Tensor) -> Tensor:
+        """Return the coefficients of given pictures, the inverse of `pictures` at full size.
+
+        pictures: (B, 3, *size) float32 strictly inside 0..1. Frequencies at which an even side
+        has only half a wave are lost.
+        Returns as `draw`; of a "phase" the angles alone.
+        """
+        logits = torch.logit(pictures, eps=1e-6) - self.tint[:, :, None, None]
+        planes = torch.einsum("bij,bjhw->bihw", torch.linalg.inv(self.colours), logits)
+        waves = torch.fft.rfft2(planes, norm="forward")
+        if self.kind == "phase":
+            angles: Tensor = waves.angle()
+            return angles
+        scale = spectrum_scale(self.size, self.size, self.decay)[:, None]
+        divisor = torch.where(scale > 0, scale, torch.inf)
+        return torch.view_as_real(waves / divisor)
+
+
+_PHASE_MAGNITUDE = 0.4
+"""How strong the waves of fixed magnitude are, before the decay: contrast as of photographs."""
+
+
+def spectrum_scale(size: Size, stage: Size, decay: Tensor) -> Tensor:
+    """Return what coefficients are multiplied with: amplitude by frequency.
+
+    1/4 frequency ** -decay, frequency in cycles over the shorter side and at least 1; other decays
+    are scaled to the power of decay 1. Zero where an even side of the stage has half a wave.
+
+    size: of the finished picture; stage: of this one; decay: (B,) float32.
+    Returns (B, stage height, stage width // 2 + 1) float32.
+    """
+    frequency, known = (each.to(decay.device) for each in _frequencies(size, stage))
+    band = torch.arange(1, _BAND + 1, device=decay.device, dtype=torch.float32)
+    power = (band[None] ** (1 - 2 * decay[:, None])).sum(1)
+    level = (1 / band).sum().div(power).sqrt() / 4
+    return level[:, None, None] * frequency[None] ** -decay[:, None, None] * known
+
+
+@lru_cache(maxsize=16)
+def _frequencies(size: Size, stage: Size) -> tuple[Tensor, Tensor]:
+    """Return the frequencies of a stage, at least 1, and where the stage has whole waves."""
+    shorter = min(size)
+    rows, columns = _waves(stage, torch.device("cpu"))
+    frequency = torch.hypot(rows[:, None] * shorter / size[0], columns[None] * shorter / size[1])
+    known = (2 * rows.abs() < stage[0])[:, None] & (2 * columns < stage[1])[None]
+    return frequency.clamp(min=1), known.float()
+
+
+def low(coefficients: Tensor, size: Size, stage: Size) -> Tensor:
+    """Return the coefficients of the low frequencies that a stage can show.
+
+    coefficients: (B, 3, height, width // 2 + 1, ...) of `size`.
+    Returns (B, 3, stage height, stage width // 2 + 1, ...), a copy.
+
+    Raises:
+        ValueError: if the stage is larger than the picture.
+    """
+    rows, columns = _places(size, stage, coefficients.device)
+    return coefficients[:, :, rows, columns]
+
+
+def put_low(coefficients: Tensor, part: Tensor, size: Size, stage: Size) -> None:
+    """Write the coefficients of a stage back among all, in place; the inverse of `low`."""
+    rows, columns = _places(size, stage, coefficients.device)
+    coefficients[:, :, rows, columns] = part
+
+
+def _places(size: Size, stage: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    if stage[0] > size[0] or stage[1] > size[1]:
+        raise ValueError(f"a stage of {stage} for pictures of {size}; give a smaller one")
+    rows, columns = _waves(stage, device)
+    return rows.long()[:, None] % size[0], columns.long()[None]
+
+
+def _waves(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the waves over the height, as the rows of a spectrum, and over the width, float32."""
+    rows = torch.fft.fftfreq(size[0], 1 / size[0], device=device).round()
+    return rows, torch.arange(size[1] // 2 + 1, dtype=torch.float32, device=device)
+
+
+def mean_magnitude(pictures: Tensor) -> Tensor:
+    """Return the mean magnitudes of pictures' spectra, for a `Canvas` of kind "phase".
+
+    The template of MACO, computed from pictures of one's own.
+
+    pictures: (N, 3, height, width) float32 in 0..1 or uint8.
+    Returns (3, height, width // 2 + 1) float32.
+    """
+    if pictures.dtype == torch.uint8:
+        pictures = pictures.float() / 255
+    logits = torch.logit(pictures, eps=1 / 256)
+    planes = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(COLOURS), logits)
+    waves: Tensor = torch.fft.rfft2(planes - planes.mean((2, 3), keepdim=True), norm="forward")
+    return waves.abs().mean(0)

@@ -1,0 +1,370 @@
+"""The painter of feature visualizations."""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from featviz import (
+    FEATVIZ_VERSION,
+    Network,
+    Precision,
+    Prepared,
+    Recipe,
+    Visualized,
+    best_precision,
+    draw_recipe,
+    find_layers,
+    open_network,
+    plan_stages,
+    prepare,
+    visualize,
+)
+from featviz.sampling import GROUP, canvas, objective
+from fractals import measure
+from fractals.statistics import is_dead
+from pipelines.errors import PipelineError
+from pipelines.generate.encoding import Picture
+from pipelines.generate.painting import Painted
+
+KIND = "feature visualizations"
+
+_MOST_ATTEMPTS = 8
+_LARGEST_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
+"""A CPU gains nothing by more than 8 pictures at once; a GPU has to be filled."""
+_MEMORY_SHARE = 0.5
+"""Of a machine's or a GPU's memory, that batches may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatvizPainter:
+    """Paints picture i of a seed, a network and some of its layers.
+
+    weights_sha256: of the network's weights, see `featviz.Network`. layers: names, in order.
+    height, width: pixels. steps: of the optimization. precision: of the network.
+    weights: the file of the weights, if they are one's own; allow_random: take none.
+    device: as torch names it. batch: pictures that are optimized together, at most.
+    """
+
+    model: str
+    weights_sha256: str
+    layers: tuple[str, ...]
+    seed: int = 0
+    height: int = 256
+    width: int = 256
+    steps: int = 128
+    precision: Precision = "float32"
+    weights: Path | None = None
+    allow_random: bool = False
+    device: str = "cpu"
+    batch: int = GROUP
+
+    def paint(self, pictures: range) -> Iterator[Painted]:
+        """Paint pictures, those of a layer together."""
+        by_layer: dict[str, list[Recipe]] = {}
+        for index in pictures:
+            recipe = draw_recipe(self.seed, index, self._channels)
+            by_layer.setdefault(recipe.layer, []).append(recipe)
+        painted: dict[int, Painted] = {}
+        for recipes in by_layer.values():
+            for begin in range(0, len(recipes), self.batch):
+                painted |= self._paint_living(recipes[begin : begin + self.batch])
+        return (painted[index] for index in pictures)
+
+    def repaint(self, record: Mapping[str, Any]) -> Picture | None:
+        """Paint a picture again, None if it was made on a machine of another kind."""
+        if record["made_on"] != self._made_on():
+            return None
+        picture: Picture = self._visualize([Recipe.from_json(record["recipe"])]).pictures[0]
+        return picture
+
+    def kind(self) -> str:
+        """Name what is painted."""
+        return KIND
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the pictures depend on, besides their number and the machine."""
+        return {
+            "seed": self.seed,
+            "model": self.model,
+            "weights_sha256": self.weights_sha256,
+            "layers": list(self.layers),
+            "height": self.height,
+            "width": self.width,
+            "steps": self.steps,
+            "precision": self.precision,
+        }
+
+    def versions(self) -> dict[str, Any]:
+        """Return the version that counts the changes of pictures."""
+        return {"featviz_version": FEATVIZ_VERSION}
+
+    @classmethod
+    def from_settings(
+        cls, settings: Mapping[str, Any], *, weights: Path | None, device: str
+    ) -> Self:
+        """Make the painter of a set from the settings in its manifest.
+
+        Raises:
+            PipelineError: if the weights are not those of the set.
+        """
+        allow_random = settings["weights_sha256"] == "random"
+        network = open_trained(settings["model"], weights, allow_random=allow_random)
+        if network.weights_sha256 != settings["weights_sha256"]:
+            raise PipelineError(
+                f"the set was made with weights of sha256 {settings['weights_sha256']}, these have "
+                f"{network.weights_sha256}; name the file of those with --weights"
+            )
+        names = ("seed", "model", "weights_sha256", "height", "width", "steps", "precision")
+        return cls(
+            **{name: settings[name] for name in names},
+            layers=tuple(settings["layers"]),
+            weights=weights,
+            allow_random=allow_random,
+            device=str(find_device(device)),
+        )
+
+    @property
+    def _channels(self) -> dict[str, int]:
+        return {name: layer.channels for name, layer in self._prepared().layers.items()}
+
+    def _prepared(self) -> Prepared:
+        return _prepare(
+            self.model, self.weights, self.allow_random, self.layers, self.device, self.precision
+        )
+
+    def _paint_living(self, recipes: list[Recipe]) -> dict[int, Painted]:
+        """Paint pictures of one layer, dead ones again with another attempt."""
+        painted = {}
+        while recipes:
+            made = self._visualize(recipes)
+            dead = []
+            for recipe, picture, value in zip(recipes, made.pictures, made.values, strict=False):
+                statistics = measure(picture)
+                if is_dead(statistics) or not math.isfinite(value):
+                    dead.append(recipe)
+                    continue
+                record = {
+                    "seed": self.seed,
+                    "model": self.model,
+                    "weights_sha256": self.weights_sha256,
+                    "recipe": recipe.to_json(),
+                    "steps": self.steps,
+                    "objective": round(float(value), 6),
+                    "statistics": {name: round(each, 6) for name, each in statistics.items()},
+                    "made_on": self._made_on(),
+                }
+                painted[recipe.index] = Painted(picture, record, recipe.attempt + 1)
+            recipes = [self._another(recipe) for recipe in dead]
+        return painted
+
+    def _another(self, recipe: Recipe) -> Recipe:
+        if recipe.attempt + 1 == _MOST_ATTEMPTS:
+            raise PipelineError(
+                f"picture {recipe.index} came out flat {_MOST_ATTEMPTS} times: layer "
+                f"{recipe.layer} of {self.model} gives nothing to see; name others with --layer"
+            )
+        return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
+
+    def _visualize(self, recipes: Sequence[Recipe]) -> Visualized:
+        prepared = self._prepared()
+        # A picture alone takes other kernels of the CPU than two: it has a copy for company.
+        company = [*recipes, *recipes] if len(recipes) == 1 else recipes
+        size = (self.height, self.width)
+        layer = prepared.layers[recipes[0].layer]
+        try:
+            return visualize(
+                prepared,
+                objective(company, layer.channels),
+                canvas(company, size, prepared.device),
+                plan_stages(size, self.steps),
+                [recipe.key for recipe in company],
+            )
+        except torch.OutOfMemoryError as error:
+            raise PipelineError(
+                f"the memory of {self.device} is full with {len(company)} pictures at once; repeat "
+                "with a smaller --batch"
+            ) from error
+
+    def _made_on(self) -> dict[str, str]:
+        """Return on what a picture's bits depend besides its settings."""
+        return {"torch": torch.__version__, "device": describe_device(self.device)}
+
+
+@lru_cache(maxsize=1)
+def _prepare(
+    model: str,
+    weights: Path | None,
+    allow_random: bool,
+    layers: tuple[str, ...],
+    device: str,
+    precision: Precision,
+) -> Prepared:
+    network = open_trained(model, weights, allow_random=allow_random)
+    return prepare(network, layers, device=torch.device(device), precision=precision)
+
+
+@lru_cache(maxsize=1)
+def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Network:
+    """Open a network; see `featviz.open_network`.
+
+    Raises:
+        PipelineError: if it cannot be had, in one line.
+        OSError: if its weights cannot be read.
+    """
+    try:
+        return open_network(model, weights=weights, allow_random=allow_random)
+    except (ValueError, ModuleNotFoundError) as error:
+        raise PipelineError(str(error)) from error
+
+
+def plan_painter(
+    *,
+    model: str,
+    weights: Path | None,
+    allow_random: bool,
+    layers: Sequence[str],
+    seed: int,
+    size: tuple[int, int],
+    steps: int,
+    device: str,
+    precision: Precision | None,
+    batch: int | None,
+    jobs: int,
+    earlier: Mapping[str, Any],
+) -> FeatvizPainter:
+    """Return the painter for what a user asks, where they leave something open the best here.
+
+    Args:
+        model: name of a network; see `featviz.open_network`.
+        weights: file of its weights, None for those it comes with.
+        allow_random: take it untrained.
+        layers: none for the network's `default_layers`.
+        seed: of all pictures.
+        size: (height, width) in pixels.
+        steps: of the optimization.
+        device: "auto", or as torch names it.
+        precision: None for that of the set so far, or the faster one.
+        batch: None for as many as are of use and fit.
+        jobs: processes that share the memory of a CPU.
+        earlier: settings of the set so far, empty if there is none.
+
+    Raises:
+        PipelineError: if model, layers, steps or device are none.
+        OSError: if the weights cannot be read.
+    """
+    chosen = find_device(device)
+    network = open_trained(model, weights, allow_random=allow_random)
+    try:
+        named = find_layers(network.survey.layers, layers) or network.default_layers()
+        stages = plan_stages(size, steps)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    flat = [each.name for each in named if each.positions == 0]
+    if flat:
+        raise PipelineError(f"layer {flat[0]} has no activations; name another")
+    decided = precision or earlier.get("precision") or best_precision(network, chosen)
+    if batch is None:
+        window = max(stage.window[0] * stage.window[1] for stage in stages)
+        share = _memory(chosen) * _MEMORY_SHARE / jobs
+        batch = _largest_batch(share / picture_bytes(network, size, window), chosen.type)
+    return FeatvizPainter(
+        model=model,
+        weights_sha256=network.weights_sha256,
+        layers=tuple(each.name for each in named),
+        seed=seed,
+        height=size[0],
+        width=size[1],
+        steps=steps,
+        precision=decided,
+        weights=weights,
+        allow_random=allow_random,
+        device=str(chosen),
+        batch=batch,
+    )
+
+
+def find_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" is this process's GPU, or the CPU.
+
+    Under torchrun a process takes the GPU of its LOCAL_RANK.
+
+    Raises:
+        PipelineError: if there is no such device here.
+    """
+    local = os.environ.get("LOCAL_RANK", "0")
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        return torch.device(f"cuda:{int(local) % torch.cuda.device_count()}")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise PipelineError(
+            f"device {name!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+        ) from error
+    return device
+
+
+def describe_device(name: str) -> str:
+    """Return what of a device decides the bits of a result: its model, or the CPU's instructions."""
+    device = torch.device(name)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    instructions = [torch.backends.cpu.get_cpu_capability()]
+    if torch.cpu._is_avx512_bf16_supported():
+        instructions.append("BF16")
+    if torch.cpu._is_amx_tile_supported():
+        instructions.append("AMX")
+    return " ".join(["CPU", *instructions])
+
+
+def chunk_size(painter: FeatvizPainter) -> int:
+    """Return how many pictures are painted between two commits to the disk.
+
+    One batch of one layer; where batches are larger than the groups of pictures that share a
+    layer, as many groups of every layer as fill them.
+    """
+    groups = painter.batch // GROUP
+    return GROUP if groups <= 1 else groups * GROUP * len(painter.layers)
+
+
+def picture_bytes(network: Network, size: tuple[int, int], window: int) -> float:
+    """Return about how much memory the optimization of a picture takes.
+
+    Activations of all operations, once kept and once as gradients, and a dozen copies of the
+    picture itself.
+
+    window: pixels that the network sees.
+    """
+    known = network.survey.layers
+    parents = {name.rpartition(".")[0] for name in known}
+    values = sum(
+        each.channels * each.positions for each in known.values() if each.name not in parents
+    )
+    seen = network.survey.size or (128, 192)
+    part = 1 if network.survey.size else window / (seen[0] * seen[1])
+    return 4 * (2 * values * part + 12 * 3 * size[0] * size[1])
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _largest_batch(fitting: float, device_type: str) -> int:
+    """Return the largest power of two that fits and is of use."""
+    most = min(max(fitting, 2), _LARGEST_BATCH.get(device_type, GROUP))
+    return int(2 ** math.floor(math.log2(most)))
