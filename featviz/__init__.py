@@ -17,7 +17,7 @@ from featviz.objectives import (
 )
 from featviz.robustness import Robustness
 from featviz.sampling import Recipe, draw_recipe
-from featviz.spectrum import Canvas
+from featviz.spectrum import COLOURS, Canvas
 from featviz.visualize import (
     FEATVIZ_VERSION,
     PRECISIONS,
@@ -33,6 +33,7 @@ from featviz.visualize import (
 )
 
 __all__ = [
+    "COLOURS",
     "DEFAULT",
     "FEATVIZ_VERSION",
     "PRECISIONS",

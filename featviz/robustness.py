@@ -55,8 +55,17 @@ def draw_warps(
     return np.concatenate([angle[:, None], window[:, None], shift], 1).astype(np.float32)
 
 
+LEAST_SCALE = 0.75
+"""Of what is seen: a window of `warp` covers at most its size by this."""
+
+
 def warp(
-    pictures: Tensor, warps: Tensor, window: Size, output: Size, robustness: Robustness
+    pictures: Tensor,
+    warps: Tensor,
+    window: Size,
+    output: Size,
+    robustness: Robustness,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Look at the middles of pictures through turned and scaled windows, bilinearly.
 
@@ -69,13 +78,18 @@ def warp(
         window: pixels of the picture, (height, width), that a window of size 1 covers.
         output: (height, width) in pixels of what is returned.
         robustness: that of the warps, which says how much of a picture may be seen.
+        scales: (B,), `LEAST_SCALE` or more; how many times a picture is enlarged before it is seen.
 
     Returns:
         (B, C, *output), differentiable.
     """
-    seen = _periodic(pictures, _reach(window, robustness))
+    # Not the scales' own: what is seen must not depend on the other pictures.
+    least = 1.0 if scales is None else LEAST_SCALE
+    seen = _periodic(pictures, _reach(window, robustness, least))
     height, width = seen.shape[-2:]
     angle, scale = warps.to(pictures.dtype).unbind(1)
+    if scales is not None:
+        scale = scale / scales
     cos, sin = scale * angle.cos(), scale * angle.sin()
     nothing = torch.zeros_like(cos)
     # affine_grid's coordinates run from -1 to 1 over what is seen, edges of pixels included.
@@ -90,10 +104,10 @@ def warp(
     return functional.grid_sample(seen, grid, mode="bilinear", align_corners=False)
 
 
-def _reach(window: Size, robustness: Robustness) -> Size:
+def _reach(window: Size, robustness: Robustness, least_scale: float) -> Size:
     """Return the pixels that a window of any size and angle may need from the middle outwards."""
     angle = math.radians(robustness.rotation)
-    largest = (1 + robustness.zoom) / 2
+    largest = (1 + robustness.zoom) / 2 / least_scale
     height, width = window
     down = largest * (height * math.cos(angle) + width * math.sin(angle))
     across = largest * (width * math.cos(angle) + height * math.sin(angle))

@@ -39,6 +39,7 @@ class Recipe:
     hue: float
     tint: tuple[float, float, float]
     contrast: float
+    scale: float
 
     @property
     def key(self) -> tuple[int, ...]:
@@ -83,11 +84,12 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
         attempt=attempt,
         layer=layer,
         channel=chosen,
-        decay=_rounded(0.8 + 0.7 * unit[0]),
+        decay=_rounded(0.7 + 0.6 * unit[0]),
         chroma=_rounded(0.8 * 4.0 ** unit[1]),
         hue=_rounded(360 * unit[2]),
         tint=_draw_tint(unit[3:6]),
         contrast=_rounded(0.8 * 2.0 ** unit[6]),
+        scale=_rounded(0.8 * 2.0 ** unit[7]),
     )
 
 

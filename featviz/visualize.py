@@ -175,6 +175,7 @@ def visualize(
     keys: Sequence[tuple[int, ...]],
     *,
     robustness: Robustness = USUAL,
+    scales: Sequence[float] | None = None,
 ) -> Visualized:
     """Optimize pictures until they excite what an objective asks for.
 
@@ -189,17 +190,21 @@ def visualize(
         stages: coarse to fine, the last of the canvas's size; see `plan_stages`.
         keys: B keys of random numbers.
         robustness: how the network looks at the pictures.
+        scales: B numbers, `LEAST_SCALE`..4; how many times larger than usual the forms are; None
+            for 1.
 
     Returns:
         The pictures and what they reached.
 
     Raises:
-        ValueError: if keys, canvas and stages do not fit, or the objective has another layer.
+        ValueError: if keys, canvas, scales and stages do not fit, or the objective has another
+            layer.
     """
     if len(keys) != len(canvas.decay):
         raise ValueError(f"{len(keys)} keys for a canvas of {len(canvas.decay)} pictures")
     if not stages or stages[-1].size != canvas.size:
         raise ValueError(f"the last stage is not of {canvas.size}; see plan_stages")
+    enlarged = None if scales is None else torch.tensor(scales, device=prepared.device)
     layers = find_layers(prepared.layers, sorted(objective.layers))
     coefficients = canvas.draw([generator(*key, 0) for key in keys])
     total = sum(stage.steps for stage in stages)
@@ -210,7 +215,7 @@ def visualize(
         for stage in stages:
             part = low(coefficients, canvas.size, stage.size).requires_grad_()
             optimizer = torch.optim.Adam([part], lr=_RATE[canvas.kind])
-            ascent = _Ascent(prepared, look, objective, canvas, stage, robustness)
+            ascent = _Ascent(prepared, look, objective, canvas, stage, robustness, enlarged)
             for now in islice(warps, stage.steps):
                 part.grad = ascent.gradient(part, now, redirected=redirected > 0)
                 optimizer.step()
@@ -235,6 +240,7 @@ class _Ascent:
     canvas: Canvas
     stage: Stage
     robustness: Robustness
+    scales: Tensor | None
 
     def gradient(self, part: Tensor, warps: Tensor, *, redirected: bool) -> Tensor:
         """Return the gradient of what is to sink.
@@ -253,7 +259,7 @@ class _Ascent:
         stage = self.stage
         pictures = self.canvas.pictures(part, stage.size, warps[:, 2:])
         output = self.prepared.input_size(stage.window)
-        view = warp(pictures, warps[:, :2], stage.window, output, self.robustness)
+        view = warp(pictures, warps[:, :2], stage.window, output, self.robustness, self.scales)
         values = self.objective(self.look(self.prepared.enter(view)))
         # The sum, so that a picture's step does not depend on how many there are.
         (gradient,) = torch.autograd.grad(-values.sum(), part)

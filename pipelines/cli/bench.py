@@ -131,5 +131,31 @@ def loader(*, rounds: int, pictures: Path | None, as_json: bool) -> None:
         say(table(rows, where, []), document(rows, where, []), as_json=as_json)
 
 
+@main.command(epilog=example("pixmix-bench featviz", "pixmix-bench featviz --json > bench.json"))
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Times that each contender's turn comes.",
+)
+@command_options
+def featviz(*, rounds: int, as_json: bool) -> None:
+    """Time feature visualization beside the plain way, one thread of the CPU.
+
+    Takes about four minutes. Needs the extra `featviz`.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.bench.featviz import PACKAGES, FeatvizBenchSettings, bench_featviz
+        from pipelines.bench.machine import machine
+        from pipelines.bench.results import document, table
+
+        settings = FeatvizBenchSettings(rounds=rounds)
+        with progress_bar("runs") as progress:
+            rows = bench_featviz(settings, progress=progress)
+        where = machine(PACKAGES)
+        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+
+
 if __name__ == "__main__":
     main()

@@ -184,6 +184,7 @@ class FeatvizPainter:
                 canvas(company, size, prepared.device),
                 plan_stages(size, self.steps),
                 [recipe.key for recipe in company],
+                scales=[recipe.scale for recipe in company],
             )
         except torch.OutOfMemoryError as error:
             raise PipelineError(
@@ -316,7 +317,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(name: str) -> str:
-    """Return what of a device decides the bits of a result: its model, or the CPU's instructions."""
+    """Return what of a device decides a result's bits: its model, or a CPU's instructions."""
     device = torch.device(name)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
