@@ -17,7 +17,7 @@ from featviz.objectives import (
 )
 from featviz.robustness import Robustness
 from featviz.sampling import Recipe, draw_recipe
-from featviz.spectrum import COLOURS, Canvas
+from featviz.spectrum import COLOURS, KINDS, Canvas
 from featviz.visualize import (
     FEATVIZ_VERSION,
     PRECISIONS,
@@ -36,6 +36,7 @@ __all__ = [
     "COLOURS",
     "DEFAULT",
     "FEATVIZ_VERSION",
+    "KINDS",
     "PRECISIONS",
     "Canvas",
     "Network",

@@ -1,6 +1,7 @@
 """What a network's layers say of a picture: any layer of any module, which stays as it is."""
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -256,16 +257,16 @@ class _RedirectedRelu(torch.autograd.Function):
         return torch.where(dead, gradient.masked_fill(~back, 0), plain), None
 
 
-_LIMITS: dict[Callable[..., Any], float] = {
-    functional.relu: float("inf"),
-    functional.relu_: float("inf"),
-    torch.relu: float("inf"),
-    torch.relu_: float("inf"),
-    Tensor.relu: float("inf"),
-    Tensor.relu_: float("inf"),
-    functional.relu6: 6.0,
+_RELUS: dict[Callable[..., Any], tuple[float, bool]] = {
+    functional.relu: (math.inf, False),
+    torch.relu: (math.inf, False),
+    Tensor.relu: (math.inf, False),
+    functional.relu_: (math.inf, True),
+    torch.relu_: (math.inf, True),
+    Tensor.relu_: (math.inf, True),
+    functional.relu6: (6.0, False),
 }
-_IN_PLACE = {functional.relu_, torch.relu_, Tensor.relu_}
+"""Functions, where they cut off above, and whether they always write in place."""
 
 
 class RedirectedRelus(TorchFunctionMode):
@@ -283,11 +284,22 @@ class RedirectedRelus(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401
         """Call a function of torch, or what stands for it."""
         given = kwargs or {}
-        if func not in _LIMITS:
+        x = _argument(args, given, 0, "input", None)
+        if func in _RELUS:
+            limit, in_place = _RELUS[func]
+            in_place = in_place or bool(_argument(args, given, 1, "inplace", False))
+        elif func is functional.hardtanh and _argument(args, given, 1, "min_val", -1.0) == 0:
+            # What nn.ReLU6 calls.
+            limit = float(_argument(args, given, 2, "max_val", 1.0))
+            in_place = bool(_argument(args, given, 3, "inplace", False))
+        else:
             return func(*args, **given)
-        x = args[0] if args else given["input"]
-        in_place = func in _IN_PLACE or given.get("inplace", len(args) > 1 and args[1])
-        limit = _LIMITS[func]
         if not in_place:
             return _RedirectedRelu.apply(x, limit)
         return x.copy_(_RedirectedRelu.apply(x.clone(), limit))
+
+
+def _argument(
+    args: tuple[Any, ...], given: Mapping[str, Any], place: int, name: str, default: object
+) -> Any:  # noqa: ANN401
+    return args[place] if len(args) > place else given.get(name, default)

@@ -16,6 +16,9 @@ from featviz.spectrum import COLOURS, Canvas, Size
 GROUP = 8
 """Pictures in a row that share a layer, so that they may be optimized together."""
 
+_SAME_TARGET = 2
+"""Attempts at a channel before a direction is taken in its place."""
+
 _DRAWS, _ORDER, _DIRECTION, _PICTURE = 1, 2, 3, 4
 """Streams of random numbers; see `featviz.random.generator`."""
 
@@ -25,7 +28,7 @@ class Recipe:
     """All that makes a picture, besides the network, the size and the number of steps.
 
     layer: whose activations count. channel: of it, or None for a random direction, which follows
-    from seed and index. attempt: from 0; a dead picture is tried again with another.
+    from seed, index and attempt. attempt: from 0; a dead picture is tried again with another.
     decay, chroma, hue, tint, contrast: its look; see `canvas`.
     """
 
@@ -61,7 +64,8 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
 
     Groups of `GROUP` pictures go through the layers in rounds, each round in an order of its own.
     The pictures of a layer go through all its channels, in a random order, and then on through
-    random directions without end.
+    random directions without end. A channel that wants one flat colour gives a dead picture at any
+    attempt: from the third on, a direction is taken instead.
 
     seed, index, attempt: 0 or more. layers: their names and numbers of channels, in order.
     """
@@ -75,7 +79,7 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
     nth = turn * GROUP + place
     channels = layers[layer]
     chosen = None
-    if nth < channels:
+    if nth < channels and attempt < _SAME_TARGET:
         chosen = int(generator(_ORDER, seed, 1, number).permutation(channels)[nth])
     unit = generator(_DRAWS, seed, index, attempt).random(8)
     return Recipe(
@@ -151,5 +155,6 @@ def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
 def target(recipe: Recipe, channels: int) -> torch.Tensor:
     """Return the direction in the layer that a picture is to go, (channels,) float32, length 1."""
     if recipe.channel is None:
-        return draw_direction(generator(_DIRECTION, recipe.seed, recipe.index), channels)
+        key = (_DIRECTION, recipe.seed, recipe.index, recipe.attempt)
+        return draw_direction(generator(*key), channels)
     return torch.eye(channels)[recipe.channel]

@@ -110,9 +110,11 @@ class Canvas:
         if self.kind == "phase":
             magnitude = scale * _PHASE_MAGNITUDE
             if self.magnitude is not None:
-                known = scale[:1] > 0
-                magnitude = low(self.magnitude[None], self.size, stage) * known
-            waves = torch.polar(magnitude.expand_as(coefficients), coefficients)
+                magnitude = low(self.magnitude[None], self.size, stage) * (scale[:1] > 0)
+            # The mean colour is the tint's affair.
+            magnitude = magnitude * _not_constant(stage, scale.device)
+            magnitude = magnitude.expand_as(coefficients)
+            waves = torch.polar(magnitude, _mirrored(coefficients, stage))
         else:
             waves = torch.view_as_complex(coefficients * scale[..., None])
         if shifts is not None:
@@ -141,7 +143,7 @@ class Canvas:
         return torch.view_as_real(waves / divisor)
 
 
-_PHASE_MAGNITUDE = 0.4
+_PHASE_MAGNITUDE = 1.0
 """How strong the waves of fixed magnitude are, before the decay: contrast as of photographs."""
 
 
@@ -201,6 +203,25 @@ def _waves(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the waves over the height, as the rows of a spectrum, and over the width, float32."""
     rows = torch.fft.fftfreq(size[0], 1 / size[0], device=device).round()
     return rows, torch.arange(size[1] // 2 + 1, dtype=torch.float32, device=device)
+
+
+def _not_constant(stage: Size, device: torch.device) -> Tensor:
+    """Return 1 for each wave, and 0 for the constant."""
+    rows, columns = _waves(stage, device)
+    return ((rows != 0)[:, None] | (columns != 0)[None]).float()
+
+
+def _mirrored(phases: Tensor, stage: Size) -> Tensor:
+    """Return phases of a real picture: waves along the height alone have their mirror among them.
+
+    Left free, a wave and its mirror would weaken each other, and the magnitude would not be that
+    which is given.
+    """
+    rows, _ = _waves(stage, phases.device)
+    first = phases[..., 0]
+    mirror = -first[..., (-rows).long() % stage[0]]
+    column = torch.where(rows > 0, first, torch.where(rows < 0, mirror, 0.0))
+    return torch.cat([column[..., None], phases[..., 1:]], -1)
 
 
 def mean_magnitude(pictures: Tensor) -> Tensor:

