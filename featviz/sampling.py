@@ -88,7 +88,7 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
         attempt=attempt,
         layer=layer,
         channel=chosen,
-        decay=_rounded(0.7 + 0.6 * unit[0]),
+        decay=_rounded(0.8 + 0.6 * unit[0]),
         chroma=_rounded(0.8 * 4.0 ** unit[1]),
         hue=_rounded(360 * unit[2]),
         tint=_draw_tint(unit[3:6]),

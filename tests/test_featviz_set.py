@@ -103,7 +103,7 @@ def test_a_recipe_is_read_back_from_its_json(seed: int, index: int, attempt: int
     recipe = draw_recipe(seed, index, LAYERS, attempt=attempt)
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert recipe == draw_recipe(seed, index, LAYERS, attempt=attempt)
-    assert 0.7 <= recipe.decay <= 1.3
+    assert 0.8 <= recipe.decay <= 1.4
     assert 0.8 <= recipe.chroma <= 3.2
     assert 0.8 <= recipe.contrast <= 1.6
     assert 0.8 <= recipe.scale <= 1.6
@@ -130,7 +130,7 @@ def test_a_channel_that_stays_dead_gives_way_to_directions() -> None:
 
 
 PUBLISHED: dict[str, Any] = {
-    "seed": 0, "index": 0, "attempt": 0, "layer": "b", "channel": 0, "decay": 1.077,
+    "seed": 0, "index": 0, "attempt": 0, "layer": "b", "channel": 0, "decay": 1.177,
     "chroma": 1.2796, "hue": 117.028, "tint": [-2.7197, -0.4635, -1.0865], "contrast": 1.1923,
     "scale": 1.191,
 }  # fmt: skip
@@ -322,6 +322,24 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
     assert not (tmp_path / "set").exists()
     assert run(*arguments, "--allow-random").exit_code == 0
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
+
+
+def test_the_number_of_threads_does_not_show() -> None:
+    # At a size and with as many steps as let two threads' sums differ.
+    painter = FeatvizPainter(
+        model="efficientnet_lite0", weights_sha256="", layers=("blocks.2",), height=128, width=128,
+        steps=12,
+    )  # fmt: skip
+    threads = torch.get_num_threads()
+    made = []
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            made.append([each.picture for each in painter.paint(range(3))])
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(threads)
+    assert all((one == two).all() for one, two in zip(*made, strict=True))
 
 
 # --- Dead pictures -------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -179,14 +180,15 @@ class FeatvizPainter:
         size = (self.height, self.width)
         layer = prepared.layers[recipes[0].layer]
         try:
-            return visualize(
-                prepared,
-                objective(company, layer.channels),
-                canvas(company, size, prepared.device),
-                plan_stages(size, self.steps),
-                [recipe.key for recipe in company],
-                scales=[recipe.scale for recipe in company],
-            )
+            with _one_thread():
+                return visualize(
+                    prepared,
+                    objective(company, layer.channels),
+                    canvas(company, size, prepared.device),
+                    plan_stages(size, self.steps),
+                    [recipe.key for recipe in company],
+                    scales=[recipe.scale for recipe in company],
+                )
         except torch.OutOfMemoryError as error:
             raise PipelineError(
                 f"the memory of {self.device} is full with {len(company)} pictures at once; repeat "
@@ -196,6 +198,17 @@ class FeatvizPainter:
     def _made_on(self) -> dict[str, str]:
         """Return on what a picture's bits depend besides its settings."""
         return {"torch": torch.__version__, "device": describe_device(self.device)}
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Let the CPU work with one thread: how a sum is divided among threads shows in its bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @lru_cache(maxsize=1)
