@@ -16,6 +16,7 @@ from featviz import Prepared, Recipe, open_network, prepare
 from featviz.capture import capturing
 from featviz.sampling import target
 from pipelines.cli import gen
+from pipelines.generate.encoding import decode
 from pipelines.report.set_statistics import measure_set
 
 pytestmark = pytest.mark.slow
@@ -73,9 +74,9 @@ def test_pictures_excite_their_target_as_hardly_a_photograph_does(default_set: P
                 photographs.append(np.asarray(ImageOps.fit(image, (256, 256), Image.BICUBIC)))
     assert len(photographs) == 200
     usual = mean_activations(prepared, photographs)
-    lines = [json.loads(line) for line in (default_set / "metadata.jsonl").open()]
+    lines = [json.loads(line) for line in (default_set / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == N
-    pictures = [np.asarray(Image.open(default_set / line["file"])) for line in lines]
+    pictures = [decode((default_set / line["file"]).read_bytes()) for line in lines]
     reached = mean_activations(prepared, pictures)
     excited = []
     for place, line in enumerate(lines):
