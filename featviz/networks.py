@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ _DEEPEST = 0.7
 """Layers by default lie before this part of all calls: the paper mixes with first layers."""
 _DEFAULT_LAYERS = 12
 _FEWEST_CHANNELS = 12
+_MANY = 4
+"""Modules of a kind that make it a block; the three stages of a network for CIFAR are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class Network:
         blocks = [
             each
             for each in known
-            if counts[type(modules[each.name])] > 2 and _is_block(modules[each.name])
+            if counts[type(modules[each.name])] >= _MANY and _is_block(modules[each.name])
         ]
         outer = [
             each
@@ -99,8 +102,8 @@ def open_network(
     Args:
         name: one of `network_names`, or "package.module:function" of a function without arguments
             that returns one; that module is imported and run.
-        weights: file of a state dict, bare or under "state_dict", "model" or "net", for that
-            network; torchvision's own are downloaded else.
+        weights: file of a state dict for that network, see `read_weights`; torchvision's own are
+            downloaded else.
         allow_random: take a network without trained weights, its numbers drawn from seed 0. Its
             pictures are nearly the same for every channel: for tests.
 
@@ -112,9 +115,9 @@ def open_network(
     """
     if weights is not None:
         state = read_weights(weights)
-        sha256 = hashlib.sha256(weights.read_bytes()).hexdigest()
+        sha256 = file_sha256(weights)
         module, mean, std = _build(name, state)
-        _load(module, state, weights)
+        load_weights(module, state, weights)
     elif allow_random:
         sha256 = RANDOM
         with torch.random.fork_rng(devices=[]):
@@ -124,18 +127,32 @@ def open_network(
         path = _packaged_weights()
         module, mean, std = _build(name, None)
         module.load_state_dict(renamed(read_weights(path)))
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        sha256 = file_sha256(path)
     elif ":" in name:
         raise ValueError(f"{name} has no trained weights here; give weights, or allow random ones")
     else:
         module, mean, std, sha256 = _download(name)
+    return network_of(module, name=name, mean=mean, std=std, weights_sha256=sha256)
+
+
+def network_of(
+    module: nn.Module, *, name: str, mean: "Triple", std: "Triple", weights_sha256: str
+) -> Network:
+    """Return the network of a module of one's own, which stays in evaluation mode and frozen.
+
+    module: takes (B, 3, height, width) float32. name: for the records. mean, std: of its input, for
+    values in 0..1. weights_sha256: of the file of its weights, or `RANDOM`.
+
+    Raises:
+        ValueError: if the module takes no pictures.
+    """
     module.eval().requires_grad_(False)
     return Network(
         name=name,
         module=module,
         mean=mean,
         std=std,
-        weights_sha256=sha256,
+        weights_sha256=weights_sha256,
         survey=survey(module),
     )
 
@@ -145,7 +162,7 @@ Triple = tuple[float, float, float]
 
 def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Triple, Triple]:
     """Return a network without trained weights, with as many classes as a state dict has."""
-    classes = None if state is None else _classes(state)
+    classes = None if state is None else n_classes(state)
     if name == DEFAULT:
         return EfficientNetLite0(1000 if classes is None else classes), MEAN, STD
     if ":" in name:
@@ -204,15 +221,26 @@ def _download(name: str) -> tuple[nn.Module, Triple, Triple, str]:
             f"the weights of {name} cannot be downloaded from {weights.url} ({error}); give "
             f"weights of your own, or take {DEFAULT}"
         ) from error
-    module = torchvision.models.get_model(name, weights=None, num_classes=_classes(state) or 1000)
+    module = torchvision.models.get_model(name, weights=None, num_classes=n_classes(state) or 1000)
     module.load_state_dict(state)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    return module, *_normalization(name), sha256
+    return module, *_normalization(name), file_sha256(file)
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict, without running anything that the file may hold.
+
+    It may lie under "state_dict", "model_state_dict", "model" or "net", as in checkpoints, and its
+    names begin with "module." or "_orig_mod.".
 
     Raises:
         ValueError: if the file holds something else.
@@ -225,23 +253,35 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         # Of whatever kind: a broken archive, a pickle that asks for more than tensors.
         raise ValueError(f"{path} is no file of weights alone; save module.state_dict()") from error
-    for key in ("state_dict", "model", "net"):
+    for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
         raise ValueError(f"{path} holds no state dict; save module.state_dict()")
     if not all(isinstance(each, Tensor) for each in content.values()):
         raise ValueError(f"{path} holds more than tensors; save module.state_dict()")
-    return {str(name).removeprefix("module."): each for name, each in content.items()}
+    return {_bare(str(name)): each for name, each in content.items()}
 
 
-def _classes(state: Mapping[str, Tensor]) -> int | None:
+def _bare(name: str) -> str:
+    """Return a tensor's name without what DataParallel and torch.compile put before it."""
+    bare = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+    # Both spellings are about.
+    return bare.replace("convShortcut", "conv_shortcut")
+
+
+def n_classes(state: Mapping[str, Tensor]) -> int | None:
     """Return the number of classes: the length of the last bias."""
     biases = [each for name, each in state.items() if name.endswith("bias")]
     return len(biases[-1]) if biases else None
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Load a state dict that was read from a file.
+
+    Raises:
+        ValueError: if it is not the module's own; nothing is loaded then.
+    """
     own = module.state_dict()
     given = state if own.keys() & state.keys() else renamed(state)
     different = [name for name in own if name not in given or given[name].shape != own[name].shape]

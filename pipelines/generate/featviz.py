@@ -26,16 +26,20 @@ from featviz import (
     prepare,
     visualize,
 )
+from featviz.networks import RANDOM, file_sha256, load_weights, n_classes, network_of, read_weights
 from featviz.sampling import GROUP, canvas, objective
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted
+from pipelines.models.cifar import cifar_network
 
 KIND = "feature visualizations"
 
 _MOST_ATTEMPTS = 8
+_HALF = (0.5, 0.5, 0.5)
+"""Mean and standard deviation of the input of networks for CIFAR."""
 _LARGEST_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
 """A CPU gains nothing by more than 8 pictures at once; a GPU has to be filled."""
 _MEMORY_SHARE = 0.5
@@ -114,7 +118,7 @@ class FeatvizPainter:
         Raises:
             PipelineError: if the weights are not those of the set.
         """
-        allow_random = settings["weights_sha256"] == "random"
+        allow_random = settings["weights_sha256"] == RANDOM
         network = open_trained(settings["model"], weights, allow_random=allow_random)
         if network.weights_sha256 != settings["weights_sha256"]:
             raise PipelineError(
@@ -226,14 +230,28 @@ def _prepare(
 
 @lru_cache(maxsize=1)
 def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Network:
-    """Open a network; see `featviz.open_network`.
+    """Open a network for CIFAR by name, or another; see `featviz.open_network`.
 
     Raises:
         PipelineError: if it cannot be had, in one line.
         OSError: if its weights cannot be read.
     """
     try:
-        return open_network(model, weights=weights, allow_random=allow_random)
+        classes = 10 if weights is None else n_classes(read_weights(weights)) or 10
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = cifar_network(model, classes)
+        if module is None:
+            return open_network(model, weights=weights, allow_random=allow_random)
+        if weights is None and not allow_random:
+            raise PipelineError(
+                f"{model} comes without trained weights; name a file of them with --weights"
+            )
+        sha256 = RANDOM
+        if weights is not None:
+            load_weights(module, read_weights(weights), weights)
+            sha256 = file_sha256(weights)
+        return network_of(module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256)
     except (ValueError, ModuleNotFoundError) as error:
         raise PipelineError(str(error)) from error
 

@@ -1,0 +1,1 @@
+"""Networks for CIFAR, as the literature trains them, and weights from checkpoints."""
