@@ -177,7 +177,7 @@ def fractals(
     default="efficientnet_lite0",
     show_default=True,
     metavar="NAME",
-    help="Network to look into: a classifier of torchvision by name, or module:function.",
+    help="Network: of torchvision, for CIFAR (wrn_40_4), or module:function.",
 )
 @click.option(
     "--weights",
