@@ -52,7 +52,7 @@ def check_what_is_there(folder: Path) -> None:
     But for the picture that was lost on purpose.
     """
     for path in folder.glob("images/[0-9]*"):
-        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes()(int(path.stem)).picture)
+        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes().picture(int(path.stem)))
     for path in folder.rglob("*.jsonl"):
         for line in path.read_bytes().splitlines():
             record = json.loads(line)

@@ -49,6 +49,9 @@ class Stripes:
         record = {"seed": self.seed, "angle": index}
         return Painted(self.repaint(record), record, 1 + index % 3)
 
+    def picture(self, index: int) -> np.ndarray:
+        return self._paint(index).picture
+
     def repaint(self, record: Mapping[str, Any]) -> np.ndarray:
         row, column = np.mgrid[: self.height, : self.width]
         angle = record["angle"]

@@ -60,7 +60,7 @@ def test_a_set_has_pictures_records_and_a_manifest_that_agree(tmp_path: Path) ->
     records = [json.loads(line) for line in files["metadata.jsonl"].splitlines()]
     assert [record["index"] for record in records] == list(range(10))
     for index, record in enumerate(records):
-        picture = painter(index).picture
+        picture = painter.picture(index)
         assert record["sha256"] == pixel_sha256(picture)
         assert record["seed"] == 5
         np.testing.assert_array_equal(decode(files[record["file"]]), picture)
@@ -295,7 +295,7 @@ def test_a_killed_run_is_continued_and_loses_only_what_was_in_hand(
         images = tmp_path / "set" / "images"
         for path in images.glob("[0-9]*") if images.exists() else ():
             np.testing.assert_array_equal(
-                decode(path.read_bytes()), Stripes()(int(path.stem)).picture
+                decode(path.read_bytes()), Stripes().picture(int(path.stem))
             )
     run = start_slow_set(tmp_path / "make.py", tmp_path / "set", journal, jobs)
     _, errors = run.communicate()
@@ -408,7 +408,7 @@ def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_
     painted = list((small_disk / "set" / "images").glob("[0-9]*"))
     assert 0 < len(painted) < 200
     for path in painted:
-        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes()(int(path.stem)).picture)
+        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes().picture(int(path.stem)))
     subprocess.run(["mount", "-o", "remount,size=8m", str(small_disk)], check=True)
     assert generate_set(asked).painted < 200
     generate_set(request(tmp_path / "set", n=200))
@@ -613,7 +613,7 @@ def test_verification_finds_files_of_another_picture(
 ) -> None:
     folder = tmp_path / "set"
     generate_set(request(folder, format=format))
-    put_other_content(folder, 0, encode(Stripes()(1).picture, format))
+    put_other_content(folder, 0, encode(Stripes().picture(1), format))
     if encoder:
         change_manifest(folder, encoder=encoder)
     verdict = verify(folder)
@@ -631,7 +631,7 @@ def test_files_of_another_jpeg_encoder_are_good_if_they_show_the_picture(tmp_pat
     generate_set(request(tmp_path / "set", format="jpg"))
     change_manifest(tmp_path / "set", encoder="Pillow 1.0")
     other = io.BytesIO()
-    Image.fromarray(Stripes()(0).picture).save(other, "JPEG", quality=97, subsampling="4:4:4")
+    Image.fromarray(Stripes().picture(0)).save(other, "JPEG", quality=97, subsampling="4:4:4")
     put_other_content(tmp_path / "set", 0, other.getvalue())
     assert verify(tmp_path / "set").good
 

@@ -1,0 +1,1 @@
+"""What a network is worth besides its accuracy: robustness, consistency, calibration, anomalies."""

@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from pipelines.evaluation.metrics import (
+    ALEXNET_ERRORS,
+    ALEXNET_FLIPS,
+    aupr,
+    auroc,
+    aurra,
+    calibration_error,
+    false_positives_at,
+    flip_probability,
+    mean_corruption_error,
+    mean_flip_rate,
+)
+
+# Few values, so that ties are frequent.
+SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=30)
+
+
+def labelled(usual: list[float], odd: list[float]) -> tuple[list[int], list[float]]:
+    return [0] * len(usual) + [1] * len(odd), usual + odd
+
+
+@given(usual=SCORES, odd=SCORES)
+def test_auroc_is_that_of_scikit_learn(usual: list[float], odd: list[float]) -> None:
+    found = auroc(np.array(usual), np.array(odd))
+    assert found == pytest.approx(roc_auc_score(*labelled(usual, odd)), abs=1e-12)
+
+
+@given(usual=SCORES, odd=SCORES)
+def test_auroc_is_how_often_an_odd_one_scores_higher(usual: list[float], odd: list[float]) -> None:
+    wins = [(o > u) + (o == u) / 2 for o in odd for u in usual]
+    assert auroc(np.array(usual), np.array(odd)) == pytest.approx(np.mean(wins), abs=1e-12)
+
+
+@given(usual=SCORES, odd=SCORES)
+def test_aupr_is_the_average_precision_of_scikit_learn(
+    usual: list[float], odd: list[float]
+) -> None:
+    found = aupr(np.array(usual), np.array(odd))
+    assert found == pytest.approx(average_precision_score(*labelled(usual, odd)), abs=1e-12)
+
+
+@given(usual=SCORES, odd=SCORES, recall=st.floats(0.01, 1))
+def test_false_positives_are_those_of_the_first_threshold_with_enough_recall(
+    usual: list[float], odd: list[float], recall: float
+) -> None:
+    false, true, _ = roc_curve(*labelled(usual, odd), drop_intermediate=False)
+    # Not where rounding decides.
+    assume(all(abs(each - recall) > 1e-9 for each in true))
+    expected = false[np.argmax(true >= recall)]
+    found = false_positives_at(np.array(usual), np.array(odd), recall)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_detection_by_hand() -> None:
+    usual, odd = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
+    assert auroc(usual, odd) == pytest.approx(7 / 8)
+    assert aupr(usual, odd) == pytest.approx((1 + 2 / 3) / 2)
+    assert false_positives_at(usual, odd) == 0.25
+
+
+# --- Calibration ---------------------------------------------------------------------------------
+
+
+def slow_calibration(confidence: list[float], correct: list[bool], size: int) -> list[float]:
+    """The weighted gaps of all bins."""
+    pairs = sorted(zip(confidence, correct, strict=True), key=lambda pair: pair[0])
+    n_bins = max(len(pairs) // size, 1)
+    bins = [pairs[i * size : (i + 1) * size] for i in range(n_bins)]
+    bins[-1] = pairs[(n_bins - 1) * size :]
+    return [
+        (len(each), np.mean([p[0] for p in each]) - np.mean([p[1] for p in each]))  # type: ignore[misc]
+        for each in bins
+    ]
+
+
+@given(data=st.data(), n=st.integers(1, 60), size=st.integers(1, 20))
+def test_calibration_errors_are_over_bins_of_which_the_last_takes_the_rest(
+    data: st.DataObject, n: int, size: int
+) -> None:
+    confidence = data.draw(st.lists(st.floats(0, 1, width=32), min_size=n, max_size=n, unique=True))
+    correct = data.draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    bins = slow_calibration(confidence, correct, size)
+    assert sum(each[0] for each in bins) == n  # type: ignore[index]
+    arrays = np.array(confidence), np.array(correct)
+    rms = np.sqrt(sum(k * gap**2 for k, gap in bins) / n)  # type: ignore[misc]
+    mad = sum(k * abs(gap) for k, gap in bins) / n  # type: ignore[misc]
+    most = max(abs(gap) for _, gap in bins)  # type: ignore[misc]
+    assert calibration_error(*arrays, bin_size=size) == pytest.approx(rms, abs=1e-9)
+    assert calibration_error(*arrays, norm="mad", bin_size=size) == pytest.approx(mad, abs=1e-9)
+    assert calibration_error(*arrays, norm="max", bin_size=size) == pytest.approx(most, abs=1e-9)
+
+
+def test_the_most_confident_bin_counts() -> None:
+    # The released code leaves it out, and would find nothing wrong here.
+    confidence = np.concatenate([np.full(100, 0.5), np.full(100, 0.99)])
+    correct = np.concatenate([np.tile([True, False], 50), np.zeros(100, bool)])
+    assert calibration_error(confidence, correct) == pytest.approx(np.sqrt(0.5 * 0.99**2))
+
+
+def test_fewer_samples_than_a_bin_are_one_bin() -> None:
+    assert calibration_error(np.array([0.9, 0.7]), np.array([True, True])) == pytest.approx(0.2)
+
+
+def test_aurra_is_the_mean_accuracy_among_the_most_confident() -> None:
+    confidence = np.array([0.2, 0.9, 0.5])
+    correct = np.array([False, True, False])
+    assert aurra(confidence, correct) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
+    assert aurra(confidence, np.array([True] * 3)) == 1
+
+
+# --- Corruptions and perturbations ---------------------------------------------------------------
+
+
+def test_alexnets_own_mce_and_mfr_are_one() -> None:
+    assert len(ALEXNET_ERRORS) == 15
+    assert len(ALEXNET_FLIPS) == 10
+    assert mean_corruption_error(ALEXNET_ERRORS) == pytest.approx(1)
+    assert mean_flip_rate(ALEXNET_FLIPS) == pytest.approx(1)
+    assert np.mean(list(ALEXNET_ERRORS.values())) == pytest.approx(0.788993, abs=1e-6)
+    halved = {name: value / 2 for name, value in ALEXNET_ERRORS.items()} | {"spatter": 9.0}
+    assert mean_corruption_error(halved) == pytest.approx(0.5)
+
+
+def test_a_mean_over_too_few_kinds_is_refused() -> None:
+    some = {name: value for name, value in ALEXNET_ERRORS.items() if name != "fog"}
+    with pytest.raises(ValueError, match="fog missing: the mean is over 15 kinds"):
+        mean_corruption_error(some)
+
+
+def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> None:
+    predictions = np.array([[0, 1, 1, 0], [2, 2, 2, 2]])
+    assert flip_probability(predictions, noise=False) == pytest.approx(2 / 6)
+    assert flip_probability(np.array([[0, 1, 1, 1]]), noise=False) == pytest.approx(1 / 3)
+    assert flip_probability(np.array([[0, 1, 1, 1]]), noise=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: auroc(np.array([]), np.array([1.0])), "samples of both kinds"),
+        (lambda: aupr(np.array([1.0]), np.zeros((2, 2))), r"shapes \(1,\) and \(2, 2\)"),
+        (lambda: false_positives_at(np.ones(2), np.ones(2), 0), "recall is 0; give"),
+        (lambda: calibration_error(np.ones(2), np.ones(3, bool)), r"shape \(2,\) and correct"),
+        (lambda: calibration_error(np.ones(2), np.ones(2, bool), norm="l2"), "norm is 'l2'"),
+        (lambda: calibration_error(np.ones(2), np.ones(2, bool), bin_size=0), "bin_size is 0"),
+        (lambda: aurra(np.array([]), np.array([], bool)), "at least one sample"),
+        (lambda: flip_probability(np.zeros((3, 1), int), noise=True), "two frames or more"),
+    ],
+)
+def test_what_has_no_measure_is_refused(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
