@@ -17,7 +17,7 @@ from featviz.objectives import (
 )
 from featviz.robustness import Robustness
 from featviz.sampling import Recipe, draw_recipe
-from featviz.spectrum import COLOURS, KINDS, Canvas
+from featviz.spectrum import COLOURS, KINDS, Canvas, mean_magnitude
 from featviz.visualize import (
     FEATVIZ_VERSION,
     PRECISIONS,
@@ -55,6 +55,7 @@ __all__ = [
     "draw_direction",
     "draw_recipe",
     "find_layers",
+    "mean_magnitude",
     "network_names",
     "neuron",
     "open_network",

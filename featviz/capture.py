@@ -84,7 +84,8 @@ def survey(module: nn.Module, size: Size = (224, 224)) -> Survey:
 
 
 def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
-    names = {each: name for name, each in module.named_modules() if name}
+    modules = {name: each for name, each in module.named_modules() if name}
+    names = {each: name for name, each in modules.items()}
     outputs: dict[str, Tensor] = {}
     orders: dict[str, int] = {}
     calls: Counter[str] = Counter()
@@ -103,7 +104,9 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
         module(_like(module, torch.zeros((1, 3, *size))))
     layers = []
     for name, output in outputs.items():
-        layout = _layout(output, size)
+        layout = _layout(modules[name], output, size)
+        if layout is None:
+            continue
         channels = output.shape[1 if layout == "channels first" else -1]
         layers.append(
             Layer(
@@ -118,17 +121,31 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
     return {each.name: each for each in sorted(layers, key=lambda layer: layer.order)}
 
 
-def _layout(output: Tensor, size: Size) -> Layout:
-    if output.ndim == 2:
+def _layout(module: nn.Module, output: Tensor, size: Size) -> Layout | None:
+    """Return where the channels of a module's output stand, None if it is no telling."""
+    if output.shape[0] != 1:
+        return None  # Windows or heads in the place of pictures.
+    if output.ndim == 2 or isinstance(module, _CHANNELS_FIRST):
         return "channels first"
-    if output.ndim == 3:
+    if output.ndim == 3 or isinstance(module, _CHANNELS_LAST):
         return "channels last"
     _, first, second, third = output.shape
     aspect = size[1] / size[0]
     # A side may have been rounded up or down by one at each halving.
     as_first = abs(third - second * aspect) <= 2
     as_last = abs(second - first * aspect) <= 2
-    return "channels last" if as_last and not as_first else "channels first"
+    if as_first:
+        return "channels first"
+    return "channels last" if as_last else None
+
+
+_CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._BatchNorm,
+    nn.GroupNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 
 class _Enough(Exception):

@@ -2,13 +2,19 @@
 
 import copy
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_UNTRACEABLE = (
+from featviz.efficientnet_lite import SameConv2d
+
+_CONVOLUTIONS = (nn.Conv2d, SameConv2d)
+"""These themselves: what others make of them may not be linear in their weights."""
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+
+_FAILURES = (
     fx.proxy.TraceError,
     ArithmeticError,
     AssertionError,
@@ -19,43 +25,98 @@ _UNTRACEABLE = (
     TypeError,
     ValueError,
 )
-"""What a forward pass may raise that is given proxies instead of tensors; such a network runs as it
-is."""
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""What a forward pass may raise that is given proxies instead of tensors."""
+
+_TOLERANCE = 1e-3
+"""Of a folded network's output, relative to its largest value: single precision gives 1e-6."""
 
 
-def folded(module: nn.Module, *, keep: Collection[str] = ()) -> nn.Module:
+def folded(module: nn.Module, example: Tensor, *, keep: Collection[str] = ()) -> nn.Module:
     """Return a copy in evaluation mode, with batch norms folded where the result is the same.
 
-    That is where torch.fx can trace the network, a norm has its own convolution in front of it, and
-    nobody else sees what the convolution gives. Names stay: a folded norm becomes an identity.
+    That is where torch.fx can trace the network, a norm has a plain convolution of its own in front
+    of it, and nobody else sees what the convolution is or gives. Names stay: a folded norm becomes
+    an identity. A network that then says something else for the example is copied as it is.
 
     Args:
         module: of the network; it is not changed.
+        example: (B, 3, height, width) float32 that it takes.
         keep: layers that are to be looked at, and so must give what they gave.
+
+    Raises:
+        ValueError: if the module cannot be copied.
     """
-    copied = copy.deepcopy(module).eval().requires_grad_(False)
     try:
-        graph = _Tracer().trace(copied)
-    except _UNTRACEABLE:
-        return copied
-    modules = dict(copied.named_modules())
+        plain = copy.deepcopy(module).eval().requires_grad_(False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the network cannot be copied ({reason}); take weight_norm and its like off it first"
+        ) from error
+    pairs = _foldable(plain, keep)
+    if not pairs:
+        return plain
+    faster = copy.deepcopy(plain)
+    modules = dict(faster.named_modules())
+    for convolution, norm in pairs.items():
+        fused = fuse_conv_bn_eval(modules[convolution], modules[norm])
+        faster.set_submodule(convolution, fused)
+        faster.set_submodule(norm, nn.Identity())
+    faster.requires_grad_(False)
+    return faster if _say_the_same(plain, faster, example) else plain
+
+
+def _foldable(module: nn.Module, keep: Collection[str]) -> dict[str, str]:
+    """Return the convolutions whose norms can be folded into them: name -> name."""
+    try:
+        graph = _Tracer().trace(module)
+    except _FAILURES:
+        return {}
+    modules = dict(module.named_modules())
+    registered = Counter(id(each) for _, each in module.named_modules(remove_duplicate=False))
     calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
+    pairs = {}
     for node in graph.nodes:
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if not isinstance(norm, _NORMS) or not norm.track_running_stats:
-            continue
-        before = node.args[0]
+        before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module":
             continue
-        name = str(before.target)
-        convolution = modules[name]
+        name, norm = str(before.target), str(node.target)
         alone = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
-        between = any(_within(name, each) and not _within(str(node.target), each) for each in keep)
-        if isinstance(convolution, _CONVOLUTIONS) and alone and not between:
-            copied.set_submodule(name, fuse_conv_bn_eval(convolution, norm))
-            copied.set_submodule(str(node.target), nn.Identity())
-    return copied.requires_grad_(False)
+        own = registered[id(modules[name])] == registered[id(modules[norm])] == 1
+        between = any(_within(name, each) and not _within(norm, each) for each in keep)
+        if not alone or not own or between or {name, norm} & read:
+            continue
+        if _is_plain(modules[name], _CONVOLUTIONS) and _is_plain(modules[norm], _NORMS):
+            pairs[name] = norm
+    return pairs
+
+
+def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
+    """Return whether a module is one of these and no more: without hooks, with its own weights."""
+    if type(module) not in kinds or getattr(module, "running_var", module) is None:
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+    return not any(hooks) and "weight" in module._parameters
+
+
+def _say_the_same(first: nn.Module, second: nn.Module, example: Tensor) -> bool:
+    with torch.no_grad():
+        outputs = [_tensors(each(example)) for each in (first, second)]
+    return all(
+        bool((one - other).abs().max() <= _TOLERANCE * one.abs().max().clamp(min=1e-6))
+        for one, other in zip(*outputs, strict=True)
+    )
+
+
+def _tensors(output: object) -> list[Tensor]:
+    if isinstance(output, Tensor):
+        return [output]
+    if isinstance(output, Mapping):
+        return [each for value in output.values() for each in _tensors(value)]
+    if isinstance(output, list | tuple):
+        return [each for value in output for each in _tensors(value)]
+    return []
 
 
 def _within(name: str, layer: str) -> bool:
@@ -64,10 +125,10 @@ def _within(name: str, layer: str) -> bool:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Take a convolution of anybody's as a whole."""
-        return isinstance(m, _CONVOLUTIONS) or super().is_leaf_module(m, module_qualified_name)
+        """Take a convolution with another padding as a whole."""
+        return isinstance(m, SameConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 
 def has_grouped_convolutions(module: nn.Module) -> bool:
     """Return whether a network has depthwise or grouped convolutions."""
-    return any(isinstance(each, _CONVOLUTIONS) and each.groups > 1 for each in module.modules())
+    return any(isinstance(each, nn.Conv2d) and each.groups > 1 for each in module.modules())

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,9 @@ class Network:
         """Return early and middle layers, in order: what a mixing set is made from.
 
         The blocks that the network repeats; in one without blocks, the convolutions.
+
+        Raises:
+            ValueError: if there is nothing to look into.
         """
         modules = dict(self.module.named_modules())
         known = [each for each in self.survey.layers.values() if each.positions > 1]
@@ -70,6 +74,8 @@ class Network:
         ]
         convolutions = [each for each in known if isinstance(modules[each.name], nn.Conv2d)]
         candidates = outer or convolutions or known
+        if not candidates:
+            raise ValueError(f"{self.name} has no layer with activations at several positions")
         last = max(each.order for each in self.survey.layers.values())
         early = [
             each
@@ -186,10 +192,15 @@ def _check_name(name: str) -> None:
 
 def _call(name: str) -> nn.Module:
     where, _, function = name.partition(":")
+    if not where or not function:
+        raise ValueError(f"{name!r} names no function; give package.module:function")
     try:
         made = getattr(importlib.import_module(where), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name} gives no network: {error}; give module:function") from error
+    except Exception as error:
+        # Whatever somebody's own function raises.
+        raise ValueError(
+            f"{name} gives no network: {type(error).__name__}: {error}; give module:function"
+        ) from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} gives a {type(made).__name__}; give one that returns a Module")
     return made
@@ -215,14 +226,13 @@ def _download(name: str) -> tuple[nn.Module, Triple, Triple, str]:
     _check_name(name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+        # As torchvision builds it for these weights, which is not as without any.
+        module = torchvision.models.get_model(name, weights=weights, progress=False)
+    except (OSError, RuntimeError) as error:
         raise OSError(
-            f"the weights of {name} cannot be downloaded from {weights.url} ({error}); give "
-            f"weights of your own, or take {DEFAULT}"
+            f"the weights of {name} cannot be had from {weights.url} "
+            f"({str(error).splitlines()[0]}); give weights of your own, or take {DEFAULT}"
         ) from error
-    module = torchvision.models.get_model(name, weights=None, num_classes=n_classes(state) or 1000)
-    module.load_state_dict(state)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     return module, *_normalization(name), file_sha256(file)
 
@@ -260,20 +270,27 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds no state dict; save module.state_dict()")
     if not all(isinstance(each, Tensor) for each in content.values()):
         raise ValueError(f"{path} holds more than tensors; save module.state_dict()")
-    return {_bare(str(name)): each for name, each in content.items()}
+    # Some modules read versions from beside the tensors, which a plain dict would lose.
+    state = OrderedDict((_bare(str(name)), each) for name, each in content.items())
+    versions = getattr(content, "_metadata", None)
+    if versions is not None:
+        state._metadata = OrderedDict((_bare(str(name)), each) for name, each in versions.items())  # type: ignore[attr-defined]
+    return state
 
 
 def _bare(name: str) -> str:
     """Return a tensor's name without what DataParallel and torch.compile put before it."""
-    bare = re.sub(r"^(module\.|_orig_mod\.)+", "", name)
+    bare = re.sub(r"^(module(\.|$)|_orig_mod(\.|$))+", "", name)
+    # torchvision's DenseNets were saved under names that no module may have any more.
+    bare = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", bare)
     # Both spellings are about.
     return bare.replace("convShortcut", "conv_shortcut")
 
 
 def n_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes: the length of the last bias."""
-    biases = [each for name, each in state.items() if name.endswith("bias")]
-    return len(biases[-1]) if biases else None
+    """Return the number of classes of a state dict: the rows of its last weights."""
+    weights = [each for each in state.values() if each.ndim > 1]
+    return len(weights[-1]) if weights else None
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -284,7 +301,13 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
     """
     own = module.state_dict()
     given = state if own.keys() & state.keys() else renamed(state)
-    different = [name for name in own if name not in given or given[name].shape != own[name].shape]
+    different = [
+        name
+        for name, value in own.items()
+        # Older files do not count batches.
+        if not (name not in given and name.endswith("num_batches_tracked"))
+        and (name not in given or given[name].shape != value.shape)
+    ]
     strange = [name for name in given if name not in own]
     if different or strange:
         first = (different or strange)[0]
@@ -293,4 +316,4 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
             f"missing or of another shape, {len(strange)} are not its own, such as {first}; give "
             "the network's own weights"
         )
-    module.load_state_dict(dict(given))
+    module.load_state_dict(given, strict=False)

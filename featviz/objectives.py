@@ -9,9 +9,11 @@ for `diversity`, which is about a group.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -29,6 +31,9 @@ class Objective:
     layers: frozenset[str]
     evaluate: Callable[[Activations], Tensor]
 
+    # An array times an objective is an objective, not an array of them.
+    __array_ufunc__ = None
+
     def __call__(self, activations: Activations) -> Tensor:
         """Return a value a picture, (B,) float32."""
         return self.evaluate(activations)
@@ -37,9 +42,14 @@ class Objective:
         """Sum two objectives, picture by picture."""
         return Objective(self.layers | other.layers, lambda seen: self(seen) + other(seen))
 
-    def __mul__(self, factor: float | Tensor) -> "Objective":
-        """Scale an objective by a number, or by one for each picture."""
-        return Objective(self.layers, lambda seen: self(seen) * factor)
+    def __mul__(self, factor: float | Tensor | NDArray[Any]) -> "Objective":
+        """Scale an objective by a number, or by one for each picture, on any device."""
+
+        def evaluate(activations: Activations) -> Tensor:
+            values = self(activations)
+            return values * torch.as_tensor(factor, dtype=values.dtype, device=values.device)
+
+        return Objective(self.layers, evaluate)
 
     __rmul__ = __mul__
 
@@ -143,10 +153,11 @@ def diversity(layer: str) -> Objective:
 def _chosen(activations: Tensor, channels: int | Sequence[int], layer: str) -> Tensor:
     """Return (B, *positions), the channel of each picture."""
     n, available = activations.shape[:2]
-    wanted = [channels] * n if isinstance(channels, int) else list(channels)
+    wanted = [channels] * n if isinstance(channels, int | np.integer) else list(channels)
     if len(wanted) != n:
         raise ValueError(f"{len(wanted)} channels for {n} pictures; give one, or one for each")
     for each in wanted:
         if not 0 <= each < available:
             raise ValueError(f"channel {each} of {layer}; give 0 to {available - 1}")
-    return activations[torch.arange(n), torch.tensor(wanted)]
+    places = torch.tensor([int(each) for each in wanted], device=activations.device)
+    return activations[torch.arange(n, device=activations.device), places]

@@ -106,11 +106,13 @@ def warp(
 
 def _reach(window: Size, robustness: Robustness, least_scale: float) -> Size:
     """Return the pixels that a window of any size and angle may need from the middle outwards."""
-    angle = math.radians(robustness.rotation)
+    most = math.radians(robustness.rotation)
     largest = (1 + robustness.zoom) / 2 / least_scale
     height, width = window
-    down = largest * (height * math.cos(angle) + width * math.sin(angle))
-    across = largest * (width * math.cos(angle) + height * math.sin(angle))
+    # A window reaches furthest where its diagonal points that way.
+    upright, flat = min(most, math.atan2(width, height)), min(most, math.atan2(height, width))
+    down = largest * (height * math.cos(upright) + width * math.sin(upright))
+    across = largest * (width * math.cos(flat) + height * math.sin(flat))
     return math.ceil(down) + 1, math.ceil(across) + 1
 
 

@@ -67,7 +67,7 @@ class Canvas:
             found = tuple(getattr(self, name).shape)
             if found != shape:
                 raise ValueError(f"{name} has shape {found}; for {n} pictures give {shape}")
-        if bool((self.decay < 0).any()) or bool((self.decay > 3).any()):
+        if not bool(((self.decay >= 0) & (self.decay <= 3)).all()):
             raise ValueError(f"decay is {self.decay.tolist()}; give 0 to 3")
         if self.magnitude is not None:
             expected = (3, self.size[0], self.size[1] // 2 + 1)
@@ -235,6 +235,6 @@ def mean_magnitude(pictures: Tensor) -> Tensor:
     if pictures.dtype == torch.uint8:
         pictures = pictures.float() / 255
     logits = torch.logit(pictures, eps=1 / 256)
-    planes = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(COLOURS), logits)
+    planes = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(COLOURS.to(logits.device)), logits)
     waves: Tensor = torch.fft.rfft2(planes - planes.mean((2, 3), keepdim=True), norm="forward")
     return waves.abs().mean(0)

@@ -77,7 +77,11 @@ def plan_stages(size: Size, steps: int) -> list[Stage]:
     if steps < n:
         raise ValueError(f"steps is {steps}; a picture of {size} has {n} stages, give at least {n}")
     weights = [3 if position in {0, n - 1} else 2 for position in range(n)]
-    ends = [round(steps * sum(weights[: each + 1]) / sum(weights)) for each in range(n)]
+    ends: list[int] = []
+    for each in range(n):
+        end = round(steps * sum(weights[: each + 1]) / sum(weights))
+        # At least one step for this stage, and for each that follows.
+        ends.append(min(max(end, each + 1, ends[-1] + 1 if ends else 1), steps - (n - 1 - each)))
     stages = []
     for side, begin, end in zip(sides, [0, *ends], ends, strict=False):
         scale = side / shorter
@@ -154,7 +158,9 @@ def prepare(
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
     found = find_layers(network.survey.layers, layers)
-    module = folded(network.module, keep=layers).to(device, dtype)
+    side = network.survey.size or (network.survey.smallest,) * 2
+    example = torch.rand((1, 3, *side), generator=torch.Generator().manual_seed(0))
+    module = folded(network.module, example, keep=layers).to(device, dtype)
     module = module.to(memory_format=torch.channels_last)
     shape = (1, 3, 1, 1)
     return Prepared(
@@ -178,12 +184,13 @@ def visualize(
     *,
     robustness: Robustness = USUAL,
     scales: Sequence[float] | None = None,
+    begin: Tensor | None = None,
 ) -> Visualized:
     """Optimize pictures until they excite what an objective asks for.
 
-    A picture depends on its key, its part of canvas and objective and the stages, and not on the
-    other pictures (but for `diversity`): a CPU gives the same bits for any batch of 2 or more. A
-    picture alone is seen by other kernels, whose rounding leads to a picture of the same kind.
+    A picture depends on its key, its part of canvas and objective, the stages and the number of
+    pictures, and not on the others (but for `diversity`): on a CPU not one bit. With another number
+    some networks are computed by other kernels, whose rounding leads to a picture of the same kind.
 
     Args:
         prepared: see `prepare`; it must hold the objective's layers.
@@ -194,6 +201,7 @@ def visualize(
         robustness: how the network looks at the pictures.
         scales: B numbers, `LEAST_SCALE`..4; how many times larger than usual the forms are; None
             for 1.
+        begin: (B, 3, *canvas.size) float32 in 0..1, pictures to begin with; None for noise.
 
     Returns:
         The pictures and what they reached.
@@ -210,7 +218,10 @@ def visualize(
         raise ValueError(f"scales are {list(scales)}; give {LEAST_SCALE} to {_LARGEST_SCALE}")
     enlarged = None if scales is None else torch.tensor(scales, device=prepared.device)
     layers = find_layers(prepared.layers, sorted(objective.layers))
-    coefficients = canvas.draw([generator(*key, 0) for key in keys])
+    if begin is None:
+        coefficients = canvas.draw([generator(*key, 0) for key in keys])
+    else:
+        coefficients = canvas.coefficients(begin)
     total = sum(stage.steps for stage in stages)
     drawn = np.stack([draw_warps(generator(*key, 1), total, robustness) for key in keys], 1)
     warps = iter(torch.from_numpy(drawn).to(prepared.device))
@@ -288,6 +299,8 @@ def paint(
     steps: int = 128,
     kind: Kind = "spectrum",
     decay: float = 1.0,
+    magnitude: Tensor | None = None,
+    begin: NDArray[np.uint8] | None = None,
     device: str = "cpu",
     precision: Precision | None = None,
     robustness: Robustness = USUAL,
@@ -303,6 +316,9 @@ def paint(
         steps: of the optimizer, see `plan_stages`.
         kind: of the parametrization; see `Canvas`.
         decay: of the amplitudes; see `Canvas`.
+        magnitude: for kind "phase", of pictures of one's own; see `mean_magnitude`.
+        begin: (n, height, width, 3) uint8, pictures to begin with, which say the size; None for
+            noise.
         device: as torch names it.
         precision: of the network; None for the faster one.
         robustness: how the network looks at the pictures.
@@ -315,8 +331,17 @@ def paint(
     """
     if n < 1:
         raise ValueError(f"n is {n}; give at least 1")
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
     where = torch.device(device)
-    both = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, int) else size
+    if begin is not None:
+        if begin.ndim != 4 or len(begin) != n or begin.shape[3] != 3 or begin.dtype != np.uint8:
+            raise ValueError(
+                f"begin is {begin.dtype} of shape {begin.shape}; give ({n}, height, width, 3) uint8"
+            )
+        height, width = begin.shape[1:3]
+    both = (height, width)
     prepared = prepare(
         network,
         sorted(objective.layers),
@@ -329,7 +354,12 @@ def paint(
         colours=COLOURS.to(where).repeat(n, 1, 1),
         tint=torch.zeros((n, 3), device=where),
         kind=kind,
+        magnitude=None if magnitude is None else magnitude.to(where),
     )
+    first = None
+    if begin is not None:
+        first = torch.from_numpy(begin).to(where).permute(0, 3, 1, 2).float() / 255
     keys = [(seed, index) for index in range(n)]
     stages = plan_stages(both, steps)
-    return visualize(prepared, objective, canvas, stages, keys, robustness=robustness).pictures
+    made = visualize(prepared, objective, canvas, stages, keys, robustness=robustness, begin=first)
+    return made.pictures

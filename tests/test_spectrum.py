@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -198,6 +200,7 @@ def test_magnitudes_of_bytes_are_those_of_their_parts_of_one() -> None:
         ({"size": (4, 9)}, r"size is \(4, 9\); give at least 8"),
         ({"kind": "pixels"}, "kind is 'pixels'; give one of spectrum, phase"),
         ({"decay": torch.tensor([-0.1])}, "decay is .*; give 0 to 3"),
+        ({"decay": torch.tensor([math.nan])}, "decay is .*; give 0 to 3"),
         ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 pictures give"),
         ({"tint": torch.zeros(2, 3)}, r"tint has shape \(2, 3\)"),
         ({"magnitude": torch.zeros(3, 16, 9)}, 'kind "phase" too'),

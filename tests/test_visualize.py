@@ -19,6 +19,7 @@ from featviz import (
     deepdream,
     direction,
     diversity,
+    mean_magnitude,
     neuron,
     open_network,
     paint,
@@ -80,7 +81,7 @@ def excited(
 @given(
     height=st.integers(16, 700),
     width=st.integers(16, 700),
-    steps=st.integers(8, 500),
+    steps=st.integers(5, 500),
 )
 def test_stages_go_from_coarse_to_the_full_size(height: int, width: int, steps: int) -> None:
     stages = plan_stages((height, width), steps)
@@ -101,6 +102,13 @@ def test_the_stages_of_a_default_picture_are_these() -> None:
         Stage(size=(128, 128), window=(128, 128), steps=32),
         Stage(size=(256, 256), window=(128, 128), steps=48),
     ]
+
+
+@pytest.mark.parametrize(("side", "steps"), [(256, 3), (256, 4), (512, 5), (1024, 6), (2048, 7)])
+def test_each_stage_has_a_step_however_few_there_are(side: int, steps: int) -> None:
+    stages = plan_stages((side, side), steps)
+    assert sum(stage.steps for stage in stages) == steps
+    assert all(stage.steps >= 1 for stage in stages)
 
 
 def test_too_few_steps_for_the_stages_are_refused() -> None:
@@ -292,6 +300,8 @@ def test_paint_gives_pictures_of_the_size_that_is_asked_for() -> None:
         ({"size": 4}, r"size is \(4, 4\); give at least 8"),
         ({"steps": 0}, "steps is 0"),
         ({"decay": 4.0}, "decay is .* give 0 to 3"),
+        ({"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16"),
+        ({"begin": np.zeros((2, 16, 16, 3), np.uint8)}, r"give \(1, height, width, 3\) uint8"),
     ],
 )
 def test_paint_refuses_nonsense(changes: dict[str, object], message: str) -> None:
@@ -310,6 +320,108 @@ def test_what_does_not_fit_together_is_refused() -> None:
         visualize(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
     with pytest.raises(ValueError, match=r"scales are \[0.5\]; give 0.75 to 4"):
         visualize(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
+
+
+def test_a_picture_may_begin_from_another() -> None:
+    rows = np.linspace(20, 220, 24, dtype=np.uint8)
+    first = np.broadcast_to(rows[None, :, None, None], (2, 24, 36, 3)).copy()
+    little = paint(network(), channel("conv3", [1, 2]), n=2, begin=first, steps=1)
+    more = paint(network(), channel("conv3", [1, 2]), n=2, begin=first, steps=30)
+    distances = [np.abs(each.astype(int) - first).mean() for each in (little, more)]
+    assert 0 < distances[0] < distances[1]
+    assert distances[0] < 30
+
+
+def test_a_magnitude_of_ones_own_shows_in_the_picture() -> None:
+    generator = torch.Generator().manual_seed(0)
+    faint = mean_magnitude(0.5 + 0.02 * torch.rand((4, 3, 24, 36), generator=generator))
+    more = {"n": 2, "size": (24, 36), "steps": 4, "kind": "phase"}
+    usual = paint(network(), channel("conv3", 1), **more)  # type: ignore[arg-type]
+    fainter = paint(network(), channel("conv3", 1), magnitude=faint, **more)  # type: ignore[arg-type]
+    assert fainter.std() < 0.3 * usual.std()
+
+
+# --- How the network looks -----------------------------------------------------------------------
+
+
+class Looking(torch.nn.Module):
+    """Keeps what it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 12, 3, padding=1)
+        self.shown: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.shown.append(x.detach().clone())
+        return self.conv(x)
+
+
+def shown(
+    smallest: int, robustness: Robustness, steps: int = 3, size: tuple[int, int] = (24, 36)
+) -> list[torch.Tensor]:
+    """What a network is shown of two pictures in each step, and at the end."""
+    module = Looking().eval()
+    looked = Network(
+        name="looking", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
+        survey=replace(survey(module), smallest=smallest),
+    )  # fmt: skip
+    prepared = replace(prepare(looked, ["conv"], device=CPU, precision="float32"), module=module)
+    module.shown.clear()
+    stage = Stage(size=size, window=size, steps=steps)
+    visualize(
+        prepared, channel("conv", 1), canvas(2, size), [stage], [(0,), (1,)],
+        robustness=robustness,
+    )  # fmt: skip
+    return module.shown
+
+
+def test_pictures_are_shown_as_large_as_the_network_needs() -> None:
+    still = Robustness(rotation=0, zoom=0, jitter=0)
+    assert {tuple(each.shape[2:]) for each in shown(16, still)} == {(24, 36)}
+    assert {tuple(each.shape[2:]) for each in shown(48, still)} == {(48, 72)}
+
+
+def test_pictures_are_shown_shifted_each_by_its_own() -> None:
+    still, shifted = (
+        shown(16, Robustness(rotation=0, zoom=0, jitter=jitter), steps=1)[0]
+        for jitter in (0.0, 0.5)
+    )
+    # The same picture, elsewhere on the torus: its spectrum has the same magnitudes.
+    one, other = (torch.fft.rfft2(torch.logit(each.double())) for each in (still, shifted))
+    assert float((shifted - still).abs().mean()) > 0.002
+    inner = (..., slice(1, 12), slice(1, 18))
+    torch.testing.assert_close(one.abs()[inner], other.abs()[inner], atol=2e-2, rtol=1e-2)
+    turns = (other / one).angle()[:, 0, 1, 1]
+    assert abs(float(turns[0] - turns[1])) > 0.1
+
+
+def test_redirection_ends_after_sixteen_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    real = _Ascent.gradient
+
+    def gradient(self: _Ascent, *args: object, redirected: bool) -> torch.Tensor:
+        asked.append(redirected)
+        return real(self, *args, redirected=redirected)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_Ascent, "gradient", gradient)
+    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    excited(prepared, channel("conv3", 1), [1], [replace(STAGES[0], steps=10), STAGES[1]])
+    assert asked == [True] * 16 + [False] * 2
+
+
+def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    real = torch.optim.Adam
+
+    def adam(parameters: object, lr: float) -> torch.optim.Adam:
+        rates.append(lr)
+        return real(parameters, lr=lr)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim, "Adam", adam)
+    for kind in KINDS:
+        paint(network(), channel("conv3", 1), n=1, size=16, steps=1, kind=kind)
+    assert rates == [0.05, 0.3]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 _PADDING = 12
-_SEEN_AGAIN = 0.5
+_GREY = 0.5
 
 
 class PlainVisualization:
@@ -31,16 +31,18 @@ class PlainVisualization:
         self.module = module.eval().requires_grad_(True)
         self.channel = channel
         self.side = side
+        generator = torch.Generator().manual_seed(channel)
         rows = torch.fft.fftfreq(side)[:, None]
         columns = torch.fft.fftfreq(side)[: side // 2 + 1][None]
         self.scale = 1 / torch.hypot(rows, columns).clamp(min=1 / side) * side
-        self.spectrum = (0.01 * torch.randn(1, 3, *self.scale.shape, 2)).requires_grad_()
+        drawn = torch.randn((1, 3, *self.scale.shape, 2), generator=generator)
+        self.spectrum = (0.01 * drawn).requires_grad_()
         self.colours = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.0, -0.05], [0.27, -0.09, 0.03]])
         self.colours = self.colours / self.colours.norm(dim=0).max()
         self.optimizer = torch.optim.Adam([self.spectrum], lr=0.05)
         self.transforms = v2.Compose(
             [
-                v2.Pad(_PADDING, fill=_SEEN_AGAIN),
+                v2.Pad(_PADDING, fill=_GREY),
                 v2.RandomCrop(side + 2 * _PADDING - 8),
                 # Without a fill, for that is written in place, which autograd refuses.
                 v2.RandomAffine(

@@ -168,7 +168,7 @@ def fractals(
     epilog=example(
         "pixmix-gen featviz --n 4700 --preview sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
-        "torchrun --nproc-per-node 4 -m pipelines.cli.gen featviz --n 4700",
+        "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
     )
 )
 @_set_options(4_700, "mixing-set/featviz")
@@ -217,7 +217,7 @@ def fractals(
 @click.option(
     "--batch",
     type=click.IntRange(1, 4096),
-    help="Pictures at once in a process; no picture depends on it.  [default: by memory]",
+    help="Pictures at once in a process.  [default: that of the set so far, or by memory]",
 )
 @task_options
 @command_options
@@ -251,14 +251,20 @@ def featviz(
     check_task(task_index, num_tasks)
     _check_preview(preview, out)
     with one_line_errors(_CONTINUES):
-        from pipelines.generate.featviz import chunk_size, plan_painter
+        from pipelines.generate.featviz import chunk_size, find_device, plan_painter
         from pipelines.generate.sets import SetRequest, earlier_settings
-        from pipelines.loading.world import find_world
+        from pipelines.loading.world import find_torchrun
         from pipelines.shards.workers import available_cores
 
         if num_tasks == 1:
-            world = find_world()
+            try:
+                world = find_torchrun()
+            except ValueError as error:
+                raise PipelineError(str(error)) from error
             task_index, num_tasks = world.rank, world.size
+        if jobs is None:
+            # Processes share a CPU well, and a GPU badly.
+            jobs = available_cores() if find_device(device).type == "cpu" else 1
         painter = plan_painter(
             model=model,
             weights=weights,
@@ -270,7 +276,7 @@ def featviz(
             device=device,
             precision=precision,
             batch=batch,
-            jobs=jobs or available_cores(),
+            jobs=jobs,
             earlier=earlier_settings(out),
         )
         request = SetRequest(
@@ -279,8 +285,7 @@ def featviz(
             n=n,
             format=format,
             chunk=chunk_size(painter),
-            # Processes share a CPU well, and a GPU badly.
-            jobs=jobs or (available_cores() if painter.device == "cpu" else 1),
+            jobs=jobs,
             task_index=task_index,
             num_tasks=num_tasks,
         )
@@ -312,8 +317,15 @@ def _make(request: "SetRequest", preview: Path | None, *, as_json: bool) -> None
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File of the network's weights, for feature visualizations made with such.",
 )
+@click.option(
+    "--model",
+    metavar="MODULE:FUNCTION",
+    help="Repeats that of the set, where it is one, for it to be imported and run.",
+)
 @command_options
-def verify(*, folder: Path, sample: int, weights: Path | None, as_json: bool) -> None:
+def verify(
+    *, folder: Path, sample: int, weights: Path | None, model: str | None, as_json: bool
+) -> None:
     """Check every file of a set, and paint a sample of it again.
 
     Exit code 0 says that the set is complete and each file is as it was written, 1 that not.
@@ -324,7 +336,7 @@ def verify(*, folder: Path, sample: int, weights: Path | None, as_json: bool) ->
         from pipelines.generate.verify import verify_set
 
         manifest = read_manifest(folder)
-        painter = _painter_of(manifest, folder, weights)
+        painter = _painter_of(manifest, folder, weights, model)
         with progress_bar("pictures") as progress:
             verdict = verify_set(folder, manifest, painter, sample=sample, progress=progress)
         if not verdict.complete:
@@ -350,7 +362,9 @@ def verify(*, folder: Path, sample: int, weights: Path | None, as_json: bool) ->
         raise click.exceptions.Exit(1)
 
 
-def _painter_of(manifest: dict[str, Any], folder: Path, weights: Path | None) -> "Painter":
+def _painter_of(
+    manifest: dict[str, Any], folder: Path, weights: Path | None, model: str | None
+) -> "Painter":
     """Return the painter of a set on the disk."""
     settings = manifest["settings"]
     if manifest["kind"] == "fractals":
@@ -360,7 +374,7 @@ def _painter_of(manifest: dict[str, Any], folder: Path, weights: Path | None) ->
     from pipelines.generate.featviz import KIND, FeatvizPainter
 
     if manifest["kind"] == KIND:
-        return FeatvizPainter.from_settings(settings, weights=weights, device="auto")
+        return FeatvizPainter.from_settings(settings, weights=weights, model=model)
     raise PipelineError(f"{folder} holds {manifest['kind']}; give a set made by pixmix-gen")
 
 

@@ -26,16 +26,30 @@ from featviz import (
     prepare,
     visualize,
 )
-from featviz.networks import RANDOM, file_sha256, load_weights, n_classes, network_of, read_weights
+from featviz.networks import (
+    DEFAULT,
+    RANDOM,
+    file_sha256,
+    load_weights,
+    n_classes,
+    network_of,
+    read_weights,
+)
 from featviz.sampling import GROUP, canvas, objective
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
-from pipelines.generate.painting import Painted
+from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.models.cifar import cifar_network
 
 KIND = "feature visualizations"
+
+_PLAIN_SETTINGS = (
+    "seed", "model", "weights_sha256", "height", "width", "steps", "precision", "batch",
+)  # fmt: skip
+
+OTHERS = "as the licence of the network's weights allows"
 
 _MOST_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
@@ -52,8 +66,10 @@ class FeatvizPainter:
 
     weights_sha256: of the network's weights, see `featviz.Network`. layers: names, in order.
     height, width: pixels. steps: of the optimization. precision: of the network.
+    batch: pictures that are optimized together; fewer are filled up with copies, for some networks
+    are computed by other kernels at another number, which round otherwise.
     weights: the file of the weights, if they are one's own; allow_random: take none.
-    device: as torch names it. batch: pictures that are optimized together, at most.
+    device: as torch names it.
     """
 
     model: str
@@ -64,10 +80,10 @@ class FeatvizPainter:
     width: int = 256
     steps: int = 128
     precision: Precision = "float32"
+    batch: int = GROUP
     weights: Path | None = None
     allow_random: bool = False
     device: str = "cpu"
-    batch: int = GROUP
 
     def paint(self, pictures: range) -> Iterator[Painted]:
         """Paint pictures, those of a layer together."""
@@ -82,11 +98,19 @@ class FeatvizPainter:
         return (painted[index] for index in pictures)
 
     def repaint(self, record: Mapping[str, Any]) -> Picture | None:
-        """Paint a picture again, None if it was made on a machine of another kind."""
-        if record["made_on"] != self._made_on():
+        """Paint a picture again, None if it was made on another kind of machine, or on a GPU.
+
+        A GPU adds up in no fixed order.
+        """
+        if record["made_on"] != self._made_on() or self.device != "cpu":
             return None
-        picture: Picture = self._visualize([Recipe.from_json(record["recipe"])]).pictures[0]
-        return picture
+        recipe = Recipe.from_json(record["recipe"])
+        # Most networks give the same for two as for a whole batch, which takes four times as long.
+        few: Picture = self._visualize([recipe], batch=2).pictures[0]
+        if pixel_sha256(few) == record["sha256"]:
+            return few
+        again: Picture = self._visualize([recipe], batch=self.batch).pictures[0]
+        return again
 
     def kind(self) -> str:
         """Name what is painted."""
@@ -94,16 +118,12 @@ class FeatvizPainter:
 
     def settings(self) -> dict[str, Any]:
         """Return all that the pictures depend on, besides their number and the machine."""
-        return {
-            "seed": self.seed,
-            "model": self.model,
-            "weights_sha256": self.weights_sha256,
-            "layers": list(self.layers),
-            "height": self.height,
-            "width": self.width,
-            "steps": self.steps,
-            "precision": self.precision,
-        }
+        plain = {name: getattr(self, name) for name in _PLAIN_SETTINGS}
+        return {**plain, "layers": list(self.layers)}
+
+    def licence(self) -> str:
+        """Return CC0, or that another's weights may have a say."""
+        return "CC0-1.0" if self.model == DEFAULT and self.weights is None else OTHERS
 
     def versions(self) -> dict[str, Any]:
         """Return the version that counts the changes of pictures."""
@@ -111,27 +131,31 @@ class FeatvizPainter:
 
     @classmethod
     def from_settings(
-        cls, settings: Mapping[str, Any], *, weights: Path | None, device: str
+        cls, settings: Mapping[str, Any], *, weights: Path | None, model: str | None
     ) -> Self:
-        """Make the painter of a set from the settings in its manifest.
+        """Make the painter of a set from the settings in its manifest, to paint on the CPU.
+
+        The network is opened when a picture is first painted.
+
+        Args:
+            settings: of the manifest.
+            weights: file of the network's weights, where they are none that come with it.
+            model: repeats the manifest's, where that is a function: a file is not to have code run.
 
         Raises:
-            PipelineError: if the weights are not those of the set.
+            PipelineError: if the set's network is a function, and is not repeated.
         """
-        allow_random = settings["weights_sha256"] == RANDOM
-        network = open_trained(settings["model"], weights, allow_random=allow_random)
-        if network.weights_sha256 != settings["weights_sha256"]:
+        if ":" in settings["model"] and model != settings["model"]:
             raise PipelineError(
-                f"the set was made with weights of sha256 {settings['weights_sha256']}, these have "
-                f"{network.weights_sha256}; name the file of those with --weights"
+                f"the set's manifest names {settings['model']}, which would be imported and run; "
+                f"if you trust it, repeat it: --model {settings['model']}"
             )
-        names = ("seed", "model", "weights_sha256", "height", "width", "steps", "precision")
+        plain = {name: settings[name] for name in _PLAIN_SETTINGS}
         return cls(
-            **{name: settings[name] for name in names},
+            **plain,
             layers=tuple(settings["layers"]),
             weights=weights,
-            allow_random=allow_random,
-            device=str(find_device(device)),
+            allow_random=settings["weights_sha256"] == RANDOM,
         )
 
     @property
@@ -139,6 +163,12 @@ class FeatvizPainter:
         return {name: layer.channels for name, layer in self._prepared().layers.items()}
 
     def _prepared(self) -> Prepared:
+        network = open_trained(self.model, self.weights, allow_random=self.allow_random)
+        if network.weights_sha256 != self.weights_sha256:
+            raise PipelineError(
+                f"the set was made with weights of sha256 {self.weights_sha256}, these have "
+                f"{network.weights_sha256}; name the file of those with --weights"
+            )
         return _prepare(
             self.model, self.weights, self.allow_random, self.layers, self.device, self.precision
         )
@@ -147,7 +177,7 @@ class FeatvizPainter:
         """Paint pictures of one layer, dead ones again with another attempt."""
         painted = {}
         while recipes:
-            made = self._visualize(recipes)
+            made = self._visualize(recipes, batch=self.batch)
             dead = []
             for recipe, picture, value in zip(recipes, made.pictures, made.values, strict=False):
                 statistics = measure(picture)
@@ -155,7 +185,6 @@ class FeatvizPainter:
                     dead.append(recipe)
                     continue
                 record = {
-                    "seed": self.seed,
                     "model": self.model,
                     "weights_sha256": self.weights_sha256,
                     "recipe": recipe.to_json(),
@@ -177,10 +206,9 @@ class FeatvizPainter:
             )
         return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
 
-    def _visualize(self, recipes: Sequence[Recipe]) -> Visualized:
+    def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> Visualized:
         prepared = self._prepared()
-        # A picture alone takes other kernels of the CPU than two: it has a copy for company.
-        company = [*recipes, *recipes] if len(recipes) == 1 else recipes
+        company = [*recipes, *[recipes[-1]] * (batch - len(recipes))]
         size = (self.height, self.width)
         layer = prepared.layers[recipes[0].layer]
         try:
@@ -195,8 +223,8 @@ class FeatvizPainter:
                 )
         except torch.OutOfMemoryError as error:
             raise PipelineError(
-                f"the memory of {self.device} is full with {len(company)} pictures at once; repeat "
-                "with a smaller --batch"
+                f"the memory of {self.device} is full with {len(company)} pictures at once; give a "
+                "smaller --batch and another --out"
             ) from error
 
     def _made_on(self) -> dict[str, str]:
@@ -253,7 +281,7 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
             sha256 = file_sha256(weights)
         return network_of(module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256)
     except (ValueError, ModuleNotFoundError) as error:
-        raise PipelineError(str(error)) from error
+        raise PipelineError(" ".join(str(error).split())) from error
 
 
 def plan_painter(
@@ -283,7 +311,7 @@ def plan_painter(
         steps: of the optimization.
         device: "auto", or as torch names it.
         precision: None for that of the set so far, or the faster one.
-        batch: None for as many as are of use and fit.
+        batch: None for that of the set so far, or as many as are of use and fit.
         jobs: processes that share the memory of a CPU.
         earlier: settings of the set so far, empty if there is none.
 
@@ -299,6 +327,7 @@ def plan_painter(
     except ValueError as error:
         raise PipelineError(str(error)) from error
     decided = precision or earlier.get("precision") or best_precision(network, chosen)
+    batch = batch or earlier.get("batch")
     if batch is None:
         window = max(stage.window[0] * stage.window[1] for stage in stages)
         share = _memory(chosen) * _MEMORY_SHARE / jobs
@@ -306,7 +335,7 @@ def plan_painter(
     return FeatvizPainter(
         model=model,
         weights_sha256=network.weights_sha256,
-        layers=tuple(each.name for each in named),
+        layers=tuple(dict.fromkeys(each.name for each in named)),
         seed=seed,
         height=size[0],
         width=size[1],
@@ -337,6 +366,8 @@ def find_device(name: str) -> torch.device:
         return torch.device(f"cuda:{int(local) % torch.cuda.device_count()}")
     try:
         device = torch.device(name)
+        if device.type not in _LARGEST_BATCH:
+            raise RuntimeError("nothing is computed there")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(

@@ -51,6 +51,10 @@ class FractalPainter:
         """Return all that the pictures depend on, besides their number."""
         return asdict(self)
 
+    def licence(self) -> str:
+        """Return CC0: formulas and random numbers are nobody's, and we claim nothing."""
+        return "CC0-1.0"
+
     def versions(self) -> dict[str, Any]:
         """Return the version that counts the changes of pictures."""
         return {"genome_version": GENOME_VERSION}

@@ -41,6 +41,10 @@ class Painter(Protocol):
         """Return as plain JSON values all that the pictures depend on, besides their number."""
         ...
 
+    def licence(self) -> str:
+        """Return the licence of the pictures, as the manifest says it."""
+        ...
+
     def versions(self) -> dict[str, Any]:
         """Return as plain JSON values the versions of code that the pictures depend on."""
         ...

@@ -36,9 +36,6 @@ from pipelines.shards.files import (
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.workers import run_chunks
 
-LICENCE = "CC0-1.0"
-"""Of the pictures: they come from formulas and random numbers, and are free for any use."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class SetRequest:
@@ -266,7 +263,7 @@ def _partial_manifest(request: SetRequest) -> dict[str, Any]:
         "kind": request.painter.kind(),
         "status": "partial",
         "pictures": request.n,
-        "licence": LICENCE,
+        "licence": request.painter.licence(),
         "settings": {**request.painter.settings(), "format": request.format},
         "made_with": {
             "pixmix": __version__,

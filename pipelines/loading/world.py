@@ -30,6 +30,19 @@ class World:
             )
 
 
+def find_torchrun() -> World:
+    """Return the world that torchrun began, or that of one process.
+
+    For work that needs no word between its processes: a batch system's own variables are there in
+    many a job that runs a command once.
+
+    Raises:
+        ValueError: if torchrun's variables are no rank and size.
+    """
+    names = _LAUNCHERS[0]
+    return _named(*names) if all(name in os.environ for name in names) else World(rank=0, size=1)
+
+
 def find_world(rank: int | None = None, world_size: int | None = None) -> World:
     """Return the world given, or that of torch.distributed, or that of the launcher, or of one.
 
@@ -50,14 +63,19 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
 
     if distributed.is_available() and distributed.is_initialized():
         return World(rank=distributed.get_rank(), size=distributed.get_world_size())
-    for rank_name, size_name in _LAUNCHERS:
-        if rank_name in os.environ and size_name in os.environ:
-            try:
-                return World(rank=int(os.environ[rank_name]), size=int(os.environ[size_name]))
-            except ValueError as error:
-                raise ValueError(
-                    f"{rank_name}={os.environ[rank_name]!r} and "
-                    f"{size_name}={os.environ[size_name]!r} in the environment are no rank and "
-                    "number of processes; mend them, or give rank and world_size"
-                ) from error
+    for names in _LAUNCHERS:
+        if all(name in os.environ for name in names):
+            return _named(*names)
     return World(rank=0, size=1)
+
+
+def _named(rank_name: str, size_name: str) -> World:
+    """Return the world that two variables of the environment tell of."""
+    try:
+        return World(rank=int(os.environ[rank_name]), size=int(os.environ[size_name]))
+    except ValueError as error:
+        raise ValueError(
+            f"{rank_name}={os.environ[rank_name]!r} and {size_name}={os.environ[size_name]!r} in "
+            "the environment are no rank and number of processes; mend them, or give rank and "
+            "world_size"
+        ) from error
