@@ -377,7 +377,8 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
 def test_the_number_of_threads_does_not_show() -> None:
     # At a size and with as many steps as let two threads' sums differ.
     painter = FeatvizPainter(
-        model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.2",), height=128, width=128,
+        model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.2",), height=128,
+        width=128,
         steps=12,
     )  # fmt: skip
     threads = torch.get_num_threads()
