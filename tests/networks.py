@@ -75,3 +75,10 @@ def seeded(network: type[nn.Module], seed: int = 0) -> nn.Module:
 def tiny() -> nn.Module:
     """Return a tiny network, as `module:function` names it."""
     return seeded(Tiny)
+
+
+def classifier(classes: int) -> nn.Module:
+    """Return a tiny network of so many classes, as `pixmix-train --model` wants it."""
+    made = Tiny()
+    made.head = nn.Linear(20, classes)
+    return made

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import click
 
@@ -134,17 +134,25 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
         raise _Interrupted(interrupted) from error
 
 
+class ShowProgress(Protocol):
+    """Shows how many of how many are done, and a note behind it."""
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        """Show it."""
+
+
 @contextmanager
-def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(unit: str) -> Iterator[ShowProgress]:
     """Show progress on stderr, with rate and time left.
 
-    Gives a function of (done, total); what is done at its first call is not counted in the rate.
+    Gives a function of (done, total) and perhaps a note; what is done at its first call is not
+    counted in the rate.
     """
     from tqdm import tqdm
 
     bars: list[tqdm[Any]] = []
 
-    def show(done: int, total: int) -> None:
+    def show(done: int, total: int, note: str = "") -> None:
         if not bars:
             # In a log file a line every ten seconds does; a terminal is looked at.
             interval = 0.2 if sys.stderr.isatty() else 10.0
@@ -158,6 +166,8 @@ def progress_bar(unit: str) -> Iterator[Callable[[int, int], None]]:
                     file=sys.stderr,
                 )
             )
+        if note:
+            bars[0].set_postfix_str(note, refresh=False)
         bars[0].update(done - bars[0].n)
 
     try:

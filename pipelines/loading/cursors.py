@@ -13,7 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.errors import PipelineError
@@ -82,7 +84,8 @@ class TrainLoader:
     """Iterates over the batches of an epoch, and of the next one when it is iterated again.
 
     Each batch is (images, labels): (n, 3, H, W), or (n, views, 3, H, W), and (n,) int64, n being
-    batch_size / world_size. See `train_loader`.
+    batch_size / world_size. See `train_loader`. `last_indices`, (n,) int64, says which samples of
+    the set the batch that was handed over last was to hold.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class TrainLoader:
         self._source, self._bad = source, bad_samples
         self.batch_size, self.seed, self.world, self.window = batch_size, seed, world, window
         self._epoch, self._consumed = 0, 0
+        self.last_indices: NDArray[np.int64] = np.zeros(0, np.int64)
         left_out = len(source.shards) % batch_size
         if left_out and world.rank == 0:
             log.info(
@@ -156,8 +160,9 @@ class TrainLoader:
         requests = _Requests(
             lambda: (Request(epoch, place, indices) for place, indices in batches())
         )
-        for prepared in self._source.run(requests):
+        for (_, indices), prepared in zip(batches(), self._source.run(requests), strict=True):
             self._bad.take(prepared)
+            self.last_indices = indices
             # Counted before it is handed over: a state saved in the loop's body goes on after it.
             self._consumed += self.batch_size
             if len(self._source.shards) - self._consumed < self.batch_size:

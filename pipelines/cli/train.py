@@ -1,0 +1,347 @@
+"""`pixmix-train`: the paper's recipes, one command each."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipelines.cli.options import (
+    Command,
+    command_options,
+    example,
+    finite,
+    one_line_errors,
+    progress_bar,
+    say,
+    seed_option,
+)
+from pipelines.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipelines.training.data import Dataset
+    from pipelines.training.recipes import Recipe
+    from pipelines.training.train import Shown, Trained
+
+# As in training.recipes, which would take seconds to import for the help; a test holds them equal.
+AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
+PRECISIONS = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("sgd", "adamw")
+
+_INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="pixmix", message="%(version)s")
+def main() -> None:
+    """Train classifiers with PixMix, in one process or under torchrun.
+
+    The defaults are the paper's recipes. What is trained depends on recipe, data and number of
+    processes; a stopped run goes on as if it had not been stopped.
+    """
+
+
+def _number(
+    name: str, help: str, *, low: float = 0.0, high: float | None = None
+) -> Callable[[Command], Command]:
+    """Return an option for a number that the recipe has, too."""
+    return click.option(name, type=click.FloatRange(low, high), callback=_finite_or_none, help=help)
+
+
+def _finite_or_none(
+    context: click.Context, param: click.Parameter, value: float | None
+) -> float | None:
+    return None if value is None else finite(context, param, value)
+
+
+_OPTIONS: tuple[Callable[[Command], Command], ...] = (
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        help="Folder of shards, or of CIFAR as torchvision has it.",
+    ),
+    click.option(
+        "--out",
+        type=click.Path(path_type=Path, file_okay=False),
+        required=True,
+        help="Folder of checkpoints and metrics.",
+    ),
+    click.option(
+        "--mixing-set",
+        "mixing_sets",
+        type=click.Path(path_type=Path, exists=True),
+        multiple=True,
+        help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
+    ),
+    click.option(
+        "--no-mixing-set",
+        is_flag=True,
+        help="Mix pictures with what operations make of themselves.",
+    ),
+    click.option(
+        "--augment",
+        type=click.Choice(AUGMENTS),
+        help="PixMix, or another in its place.  [default: pixmix]",
+    ),
+    click.option("--k", type=click.IntRange(0, 100), help="Of PixMix: the most rounds."),
+    _number("--beta", "Of PixMix: how much is kept of a picture.", low=1e-3),
+    _number("--severity", "Of PixMix: of its operations, 0.1 to 10.", low=0.1, high=10),
+    click.option(
+        "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
+    ),
+    click.option("--jsd", is_flag=True, help="Three views, and their Jensen-Shannon divergence."),
+    click.option("--model", metavar="NAME", help="Network: wrn_40_4, resnet50, module:function."),
+    click.option(
+        "--weights",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        help="File of weights to begin with.",
+    ),
+    click.option("--pretrained", is_flag=True, help="Begin with torchvision's weights."),
+    click.option("--epochs", type=click.IntRange(1, 100_000)),
+    click.option("--batch-size", type=click.IntRange(1), help="Of all processes together."),
+    click.option("--accumulate", type=click.IntRange(1), help="Parts that a batch is computed in."),
+    click.option("--optimizer", type=click.Choice(OPTIMIZERS)),
+    _number("--learning-rate", "At its highest; it falls by a cosine, step by step."),
+    _number("--warm-up", "Epochs in which the learning rate rises."),
+    _number("--weight-decay", "Pulls weights towards 0."),
+    _number("--label-smoothing", "Share of a label that goes to all classes.", high=0.99),
+    _number("--dropout", "In the blocks of wide networks.", high=0.99),
+    _number("--ema", "Average weights with this decay, and evaluate those.", low=0.5, high=0.99999),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        help="[default: bfloat16 where the CPU multiplies it in tiles (AMX), else float32]",
+    ),
+    click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."),
+    seed_option,
+    click.option(
+        "--resume",
+        type=click.Choice(["auto"]),
+        help="Go on from the newest checkpoint in OUT, if there is one.",
+    ),
+    click.option(
+        "--keep",
+        type=click.IntRange(1),
+        default=2,
+        show_default=True,
+        help="Checkpoints that stay.",
+    ),
+    click.option(
+        "--validation-share",
+        type=click.FloatRange(0, 0.5),
+        callback=finite,
+        default=0.0,
+        show_default=True,
+        help="Share of the training shards by which the best network is chosen.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(0),
+        help="Processes that decode.  [default: 0 for pictures held in memory, else 4]",
+    ),
+    click.option("--window", type=click.IntRange(1), help="Shards that are shuffled at a time."),
+    click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
+    click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
+)
+
+
+def _command(dataset: "Dataset", text: str) -> None:
+    """Add the command of a data set."""
+
+    def command(**options: Any) -> None:  # noqa: ANN401
+        with one_line_errors(_INTERRUPTED):
+            _train(dataset, options)
+
+    command.__doc__ = text
+    decorated: Callable[..., Any] = command_options(command)
+    for option in reversed(_OPTIONS):
+        decorated = option(decorated)
+    data = "" if dataset == "digits" else " --data shards"
+    mixing = "" if dataset == "digits" else " --mixing-set mixing-set"
+    line = f"pixmix-train {dataset}{data}{mixing} --out runs/{dataset}"
+    many = f"torchrun --nproc-per-node 4 -m -- pipelines.cli.{line.removeprefix('pixmix-')}"
+    main.command(dataset, epilog=example(line, many))(decorated)
+
+
+_command(
+    "cifar10",
+    """Train on CIFAR-10: WRN-40-4, 100 epochs.
+
+    DATA holds shards of pixmix-shard, or the official archive or what torchvision made of it, which
+    is then sharded into OUT.
+    """,
+)
+_command(
+    "cifar100",
+    """Train on CIFAR-100: WRN-40-4, 100 epochs.
+
+    DATA holds shards of pixmix-shard, or the official archive or what torchvision made of it, which
+    is then sharded into OUT.
+    """,
+)
+_command(
+    "imagenet",
+    """Train on ImageNet: ResNet-50, 90 epochs.
+
+    DATA holds the shards of pixmix-shard imagefolder, in train and val. The paper's small learning
+    rate wants trained weights to begin with: --pretrained.
+    """,
+)
+_command(
+    "digits",
+    """Train on scikit-learn's digits, which need no download: a small network, a minute.""",
+)
+_command(
+    "folder",
+    """Train on pictures of your own: ResNet-50 and the recipe of ImageNet, unless told otherwise.
+
+    DATA holds the shards of pixmix-shard imagefolder.
+    """,
+)
+
+
+def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
+    import torch
+
+    from pipelines.loading import preparation as preparations
+    from pipelines.training.data import find_data, hold_out
+    from pipelines.training.processes import joined
+    from pipelines.training.train import Training, train
+
+    try:
+        recipe = _recipe(dataset, options)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    small = dataset in ("cifar10", "cifar100", "digits")
+    mixing_set = _mixing_set(dataset, options, recipe)
+    out: Path = options["out"]
+    with joined(options["device"]) as processes:
+        if processes.first:
+            with progress_bar("steps") as made:
+                data = find_data(dataset, options["data"], out / "data", made)
+        processes.wait()
+        if not processes.first:
+            data = find_data(dataset, options["data"], out / "data", lambda _done, _total: None)
+        shards, validation = hold_out(data.train, options["validation_share"])
+        workers = options["workers"]
+        prepared = preparations.CIFAR if small else preparations.IMAGENET
+        if dataset == "digits":
+            # Of which none is another in a mirror.
+            prepared = replace(prepared, flip=False)
+        training = Training(
+            out=out,
+            recipe=recipe,
+            preparation=prepared,
+            train=shards,
+            validation=validation,
+            test=data.test,
+            mixing_set=mixing_set,
+            weights=options["weights"],
+            pretrained=options["pretrained"],
+            resume=options["resume"] == "auto",
+            keep=options["keep"],
+            num_workers=(0 if small else 4) if workers is None else workers,
+            window=options["window"],
+            compile=options["compile"],
+            sync_batch_norm=options["sync_batch_norm"],
+        )
+        with progress_bar("steps") as show:
+
+            def shown(step: "Shown") -> None:
+                note = (
+                    f"epoch {step.epoch + 1}/{recipe.epochs} loss {step.loss:.3f} "
+                    f"{step.samples_per_second:,.0f}/s data {step.waited:.0%}"
+                )
+                show(step.step, step.steps, note)
+
+            try:
+                trained = train(training, processes, shown)
+            except ValueError as error:
+                # Of numbers that fit the recipe and not the data.
+                raise PipelineError(str(error)) from error
+        if processes.first:
+            text, document = _said(trained, out, torch.__version__)
+            say(text, document, as_json=options["as_json"])
+
+
+def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
+    """Return the recipe of a data set with what the user says in its place."""
+    import torch
+
+    from pipelines.training import recipes
+
+    base = {
+        "cifar10": recipes.CIFAR,
+        "cifar100": recipes.CIFAR,
+        "digits": recipes.DIGITS,
+    }.get(dataset, recipes.IMAGENET)
+    pixmix = {
+        name: options[name] for name in ("k", "beta", "severity") if options[name] is not None
+    }
+    named = {
+        "model": "model",
+        "epochs": "epochs",
+        "batch_size": "batch_size",
+        "accumulate": "accumulate",
+        "optimizer": "optimizer",
+        "learning_rate": "learning_rate",
+        "warm_up": "warm_up_epochs",
+        "weight_decay": "weight_decay",
+        "label_smoothing": "label_smoothing",
+        "dropout": "dropout",
+        "ema": "ema_decay",
+        "augment": "augment",
+        "precision": "precision",
+    }
+    said = {field: options[name] for name, field in named.items() if options[name] is not None}
+    if "precision" not in said and options["device"] in ("auto", "cpu"):
+        tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
+        said["precision"] = "bfloat16" if tiles else "float32"
+    return replace(
+        base,
+        **said,
+        pixmix=replace(base.pixmix, **pixmix, all_ops=options["all_ops"]),
+        jsd=options["jsd"],
+        seed=options["seed"],
+    )
+
+
+def _mixing_set(
+    dataset: "Dataset", options: dict[str, Any], recipe: "Recipe"
+) -> tuple[Path, ...] | None:
+    given: tuple[Path, ...] = options["mixing_sets"]
+    if given and options["no_mixing_set"]:
+        raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
+    if given and recipe.augment != "pixmix":
+        raise click.UsageError(f"--augment {recipe.augment} mixes nothing; leave --mixing-set out")
+    if not given and not options["no_mixing_set"] and recipe.augment == "pixmix":
+        if dataset != "digits":
+            raise click.UsageError(
+                "name what to mix with by --mixing-set (pixmix-gen fractals makes one), or say "
+                "--no-mixing-set"
+            )
+        return None
+    return given or None
+
+
+def _said(trained: "Trained", out: Path, torch_version: str) -> tuple[str, dict[str, Any]]:
+    from pipelines.training.train import metrics_of
+
+    last = trained.history[-1] if trained.history else None
+    known = f"{metrics_of(last)}; " if last else ""
+    if trained.finished:
+        text = f"{known}checkpoint in {trained.checkpoint}, metrics in {out / 'metrics.csv'}"
+    else:
+        text = f"{known}stopped after step {trained.step}; --resume auto goes on"
+    return text, {
+        "finished": trained.finished,
+        "step": trained.step,
+        "checkpoint": str(trained.checkpoint),
+        "history": trained.history,
+        "torch": torch_version,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Networks by name, with or without trained weights, and what they want of their input."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from featviz.networks import load_weights, n_classes, read_weights
+from pipelines.errors import PipelineError
+from pipelines.models.cifar import EXAMPLES, cifar_network
+
+
+def open_model(
+    name: str, classes: int, *, dropout: float = 0.0, seed: int = 0, pretrained: bool = False
+) -> nn.Module:
+    """Return a network for training.
+
+    Args:
+        name: of a network for CIFAR, of torchvision's classifiers, or module:function; the function
+            is called with the number of classes.
+        classes: of its logits.
+        dropout: of networks that have it.
+        seed: of its first weights.
+        pretrained: begin with torchvision's weights, downloaded; with another number of classes
+            the last layer is drawn anew.
+
+    Raises:
+        PipelineError: if there is no such network, or it has no such weights.
+        OSError: if weights cannot be downloaded.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module = cifar_network(name, classes, dropout=dropout)
+            if module is None and ":" in name:
+                module = _call(name, classes)
+            if module is None:
+                if name not in torchvision.models.list_models(module=torchvision.models):
+                    raise ValueError(
+                        f"no network is named {name!r}; give one such as {', '.join(EXAMPLES)}, "
+                        "one of torchvision's such as resnet50, or module:function"
+                    )
+                module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+                if pretrained:
+                    _begin_trained(module, name)
+            elif pretrained:
+                raise ValueError(f"{name} comes without trained weights; give them by --weights")
+        except ValueError as error:
+            raise PipelineError(str(error)) from error
+    return module
+
+
+def _call(name: str, classes: int) -> nn.Module:
+    where, _, function = name.partition(":")
+    try:
+        made = getattr(importlib.import_module(where), function)(classes)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name} gives no network: {error}; give module:function") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{name} gives a {type(made).__name__}; give one that returns a Module")
+    return made
+
+
+def _begin_trained(module: nn.Module, name: str) -> None:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    try:
+        state = weights.get_state_dict(progress=False, check_hash=True)
+    except OSError as error:
+        raise OSError(
+            f"the weights of {name} cannot be downloaded from {weights.url} ({error}); give others "
+            "by --weights"
+        ) from error
+    begin_with(module, state)
+
+
+def begin_with(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Load weights to go on from, all but a last layer for another number of classes.
+
+    Returns:
+        The tensors that were left as they are.
+
+    Raises:
+        ValueError: if more than those of one layer do not fit, or some are of no layer here.
+    """
+    own = module.state_dict()
+    strange = [name for name in state if name not in own]
+    if strange:
+        raise ValueError(
+            f"{len(strange)} of the tensors are not its own, such as {strange[0]}; give weights of "
+            "this network"
+        )
+    fitting = {
+        name: value
+        for name, value in state.items()
+        if name in own and own[name].shape == value.shape
+    }
+    left = [name for name in own if name not in fitting]
+    if len({name.rpartition(".")[0] for name in left}) > 1:
+        raise ValueError(
+            f"{len(left)} of {len(own)} tensors do not fit, such as {left[0]}; give weights of "
+            "this network"
+        )
+    module.load_state_dict({**own, **fitting})
+    return left
+
+
+def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Open a trained network to evaluate it.
+
+    Args:
+        path: a checkpoint of pixmix-train, of the PixMix reference, or a state dict.
+        model: its name; None for what the checkpoint says.
+
+    Returns:
+        The network in evaluation mode, and what the checkpoint says of it: "model", "classes",
+        "mean" and "std", as far as it does.
+
+    Raises:
+        PipelineError: if the name is not known, or the weights do not fit.
+        OSError: if it cannot be read.
+    """
+    try:
+        state = read_weights(path)
+        said = torch.load(path, map_location="cpu", weights_only=True)
+        network = dict(said.get("network", {})) if isinstance(said, dict) else {}
+        name = model or network.get("model")
+        if name is None:
+            raise ValueError(f"{path} does not say what network it is of; name it with --model")
+        classes = network.get("classes") or n_classes(state) or 10
+        module = open_model(name, classes)
+        load_weights(module, state, path)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    return module.eval(), {**network, "model": name, "classes": classes}

@@ -1,0 +1,117 @@
+"""What a training is given: shards that are there, or made from what torchvision downloaded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pipelines.errors import PipelineError
+from pipelines.shards.cifar import CifarSource
+from pipelines.shards.digits import DigitsSource
+from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards, select_shards
+from pipelines.shards.progress import Progress
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sources import Source
+from pipelines.shards.workers import available_cores, run_chunks
+from pipelines.shards.write import make_shards
+
+Dataset = Literal["cifar10", "cifar100", "digits", "imagenet", "folder"]
+
+Split = Literal["train", "test"]
+
+_TEST_NAMES = ("test", "val", "validation")
+_SMALL_SHARD = 1000
+
+_WHERE = {
+    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Shards to train on and, where there are such, to test on."""
+
+    train: ShardSet
+    test: ShardSet | None
+
+
+def find_data(dataset: Dataset, place: Path | None, made: Path, progress: Progress) -> Data:
+    """Open the data of a training.
+
+    Args:
+        dataset: which.
+        place: shards as pixmix-shard makes them, with their splits in folders; of CIFAR also the
+            official archive or what torchvision made of it. None is for the digits alone.
+        made: folder where shards are made, if they have to be.
+        progress: of making them.
+
+    Raises:
+        PipelineError: if there is nothing to train on.
+        OSError: if it cannot be read.
+    """
+    if place is None and dataset != "digits":
+        raise PipelineError(f"{dataset} is not said to be anywhere; name its folder with --data")
+    if place is not None and (place / "train" / MANIFEST_NAME).exists():
+        return _open(place)
+    if place is not None and (place / MANIFEST_NAME).exists():
+        return Data(train=open_shards(place), test=None)
+    if dataset in ("cifar10", "cifar100") and place is not None:
+        _make(lambda split: CifarSource(place=place, dataset=dataset, split=split), dataset, made,
+              progress)  # fmt: skip
+        return _open(made)
+    if dataset == "digits" and place is None:
+        _make(lambda split: DigitsSource(split=split), dataset, made, progress)
+        return _open(made)
+    raise PipelineError(
+        f"{place} has no train/{MANIFEST_NAME}; make shards of your pictures first: "
+        "pixmix-shard imagefolder SRC OUT, and give --data OUT"
+    )
+
+
+def _open(place: Path) -> Data:
+    tests = [place / name for name in _TEST_NAMES if (place / name / MANIFEST_NAME).exists()]
+    return Data(train=open_shards(place / "train"), test=open_shards(tests[0]) if tests else None)
+
+
+def _make(
+    source: Callable[[Split], Source], dataset: Dataset, made: Path, progress: Progress
+) -> None:
+    """Make shards, or find them made."""
+    splits: tuple[Split, ...] = ("train", "test")
+    for split in splits:
+        request = ShardRequest(
+            folder=made / split,
+            source=source(split),
+            name=f"{dataset}-{split}",
+            split=split,
+            shard_size=_SMALL_SHARD if dataset != "digits" else 144,
+            jobs=available_cores(),
+        )
+        try:
+            make_shards(request, run=run_chunks, progress=progress)
+        except PipelineError as error:
+            if dataset in _WHERE and not made.exists():
+                raise PipelineError(f"{error}; it is at {_WHERE[dataset]}") from error
+            raise
+
+
+def hold_out(train: ShardSet, share: float) -> tuple[ShardSet, ShardSet | None]:
+    """Part a set into shards to train on and shards to choose the best network by.
+
+    share: of the shards that are held out, 0..0.5; 0 holds nothing out. pixmix-shard has mixed the
+    samples over the shards, so the last ones are as good as any.
+
+    Raises:
+        PipelineError: if there are too few shards.
+    """
+    if share == 0:
+        return train, None
+    names = [shard.file for shard in train.shards]
+    n = max(1, round(share * len(names)))
+    if n >= len(names):
+        raise PipelineError(
+            f"{train.location} has {len(names)} shard, of which none can be held out for "
+            "validation; make it again with --num-shards 20, or leave --validation-share out"
+        )
+    return select_shards(train, names[:-n]), select_shards(train, names[-n:])

@@ -1,0 +1,117 @@
+"""How a network is trained, as plain numbers: the paper's recipes, and what may be changed.
+
+The defaults are facts of the released code, github.com/andyzoujm/pixmix at f867e87.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, Self
+
+from pixmix.settings import PixMixSettings
+
+Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
+AUGMENTS: tuple[Augment, ...] = ("none", "pixmix", "augmix", "trivialaugment")
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
+Optimizer = Literal["sgd", "adamw"]
+OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adamw")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """All that a training depends on, besides its data and the machine.
+
+    model: see `pipelines.models.opening.open_model`. epochs; batch_size: of all processes together.
+    learning_rate: falls by a cosine a step to `final_learning_rate`, after `warm_up_epochs` of
+    rising. accumulate: parts that a batch is computed in, on each process.
+    augment: "pixmix", or a rival in its place. jsd: three views of each picture, and
+    `jsd_weight` times their Jensen-Shannon divergence (Hendrycks et al., AugMix, ICLR 2020).
+    ema_decay: of averaged weights, which are then those that are evaluated; None for none.
+    """
+
+    model: str = "wrn_40_4"
+    epochs: int = 100
+    batch_size: int = 128
+    optimizer: Optimizer = "sgd"
+    learning_rate: float = 0.1
+    final_learning_rate: float = 1e-6
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warm_up_epochs: float = 0.0
+    label_smoothing: float = 0.0
+    dropout: float = 0.0
+    accumulate: int = 1
+    augment: Augment = "pixmix"
+    pixmix: PixMixSettings = field(default_factory=PixMixSettings)
+    jsd: bool = False
+    jsd_weight: float = 12.0
+    ema_decay: float | None = None
+    precision: Precision = "float32"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
+                     "jsd_weight"):  # fmt: skip
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} is {value}; give 0 or more")
+        for name in ("momentum", "label_smoothing", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more, below 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; give a number between 0 and 1")
+        self._refuse_unknown()
+        if self.jsd and self.augment != "pixmix":
+            raise ValueError(f"jsd is for augment pixmix, not {self.augment}; leave one out")
+
+    def _refuse_unknown(self) -> None:
+        for name, known in (("augment", AUGMENTS), ("precision", PRECISIONS),
+                            ("optimizer", OPTIMIZERS)):  # fmt: skip
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; give one of {', '.join(known)}"
+                )
+
+    def learning_rate_at(self, step: int, steps_an_epoch: int) -> float:
+        """Return the learning rate of a step, from 0: a function of the step alone."""
+        total = self.epochs * steps_an_epoch
+        warm = self.warm_up_epochs * steps_an_epoch
+        if step < warm:
+            return self.learning_rate * (step + 1) / (warm + 1)
+        done = (step - warm) / max(total - warm, 1)
+        fall = (1 + math.cos(math.pi * min(done, 1.0))) / 2
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * fall
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        values = asdict(self)
+        values["pixmix"]["mixings"] = list(self.pixmix.mixings)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Return the recipe that `to_json` wrote."""
+        pixmix = {**values["pixmix"], "mixings": tuple(values["pixmix"]["mixings"])}
+        return cls(**{**values, "pixmix": PixMixSettings(**pixmix)})
+
+
+CIFAR = Recipe(dropout=0.3, pixmix=PixMixSettings(k=4, beta=3, severity=3))
+"""The paper's, for CIFAR-10 and CIFAR-100."""
+
+IMAGENET = Recipe(
+    model="resnet50",
+    epochs=90,
+    batch_size=256,
+    learning_rate=0.01,
+    final_learning_rate=0.0,
+    pixmix=PixMixSettings(k=4, beta=4, severity=1),
+)
+"""The paper's, for ImageNet; its small rate points to beginning from trained weights."""
+
+DIGITS = replace(CIFAR, model="wrn_10_1", epochs=40, batch_size=64, dropout=0.0)
+"""For scikit-learn's digits: a minute on a laptop."""

@@ -1,0 +1,44 @@
+"""Other augmentations in PixMix's place, so that a comparison is one option away."""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pipelines.loading.preparation import Triple
+
+
+def seed_of(*key: int) -> int:
+    """Return a seed for torch of a key of whole numbers, 0 or more; others for other keys."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class RivalAugment:
+    """Applies an augmentation of torchvision to each picture of a batch, then normalizes.
+
+    What is drawn for a picture depends on (seed, step, place in the global batch) alone.
+    """
+
+    def __init__(
+        self, kind: Literal["augmix", "trivialaugment"], mean: Triple, std: Triple
+    ) -> None:
+        # The severity is the default of each source.
+        self._augment = v2.AugMix() if kind == "augmix" else v2.TrivialAugmentWide()
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+
+    def __call__(self, images: Tensor, *, seed: int, step: int, first: int) -> Tensor:
+        """Augment.
+
+        images: (B, 3, H, W) float32 in 0..1; first: the place of the first of them.
+        Returns (B, 3, H, W) float32, normalized.
+        """
+        augmented = []
+        pictures = (images * 255).round().to(torch.uint8)
+        with torch.random.fork_rng(devices=[]):
+            for place, picture in enumerate(pictures):
+                torch.manual_seed(seed_of(seed, step, first + place))
+                augmented.append(self._augment(picture).float() / 255)
+        return (torch.stack(augmented) - self._mean) / self._std

@@ -1,0 +1,549 @@
+"""The training itself: one process, or as many as a launcher starts.
+
+A step is a function of the weights so far, the recipe's seed and the step's number: the loader's
+batches are, and every other random number is drawn from a seed of (seed, step, rank). So nothing is
+lost by stopping: a run that was stopped in the middle of an epoch goes on as if it had not been.
+"""
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+
+from featviz.networks import read_weights
+from pipelines.errors import PipelineError
+from pipelines.loading.cursors import EvalLoader, TrainLoader
+from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
+from pipelines.loading.preparation import Preparation
+from pipelines.models.opening import begin_with, open_model
+from pipelines.shards.files import world_errors, write_file
+from pipelines.shards.index import ShardSet
+from pipelines.training.checkpoints import (
+    checkpoint_path,
+    find_checkpoints,
+    keep_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
+from pipelines.training.losses import averaged, loss_of_views
+from pipelines.training.processes import Processes
+from pipelines.training.recipes import Recipe
+from pipelines.training.rivals import RivalAugment, seed_of
+
+VIEWS = 3
+"""Of each picture, for the Jensen-Shannon divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What to train, on what, and where results go.
+
+    out: folder of checkpoints and metrics. train: shards; validation, test: others, or None.
+    preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
+    checkpoint of `out`, if there is one. keep: how many checkpoints stay.
+    weights: of the network to begin with; pretrained: torchvision's.
+    """
+
+    out: Path
+    recipe: Recipe
+    preparation: Preparation
+    train: ShardSet
+    validation: ShardSet | None = None
+    test: ShardSet | None = None
+    mixing_set: MixingSet | None = None
+    weights: Path | None = None
+    pretrained: bool = False
+    resume: bool = False
+    keep: int = 2
+    num_workers: int = 0
+    n_threads: int = 1
+    window: int | None = None
+    compile: bool = False
+    sync_batch_norm: bool = False
+    channels_last: bool = True
+    cache_dir: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """What a progress bar shows of a step. waited: part of the time that was spent on data."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    samples_per_second: float
+    waited: float
+
+
+Show = Callable[[Shown], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How a training ended. finished: whether all epochs are done; history: a record an epoch."""
+
+    finished: bool
+    step: int
+    history: list[dict[str, Any]]
+    checkpoint: Path
+
+
+def train(training: Training, processes: Processes, show: Show = lambda _: None) -> Trained:
+    """Train a network, or go on where a training was stopped.
+
+    SIGTERM and SIGUSR1 end it after the step in hand, with a checkpoint.
+
+    Args:
+        training: what, on what, and where to.
+        processes: this process among the others; see `processes.joined`.
+        show: called after each step, in the first process.
+
+    Returns:
+        How it ended, the same in every process.
+
+    Raises:
+        PipelineError: if `out` holds another training, the data do not fit, the loss is no number,
+            or the disk is full.
+        KeyboardInterrupt: on Ctrl-C, after a checkpoint.
+    """
+    with world_errors(training.out, jobs=1, elsewhere="choose another --out, or "):
+        return _Run(training, processes, show).run()
+
+
+class _Run:
+    """The state of a training in one process."""
+
+    def __init__(self, training: Training, processes: Processes, show: Show) -> None:
+        self.training, self.processes, self.show = training, processes, show
+        self.recipe = recipe = training.recipe
+        self.device = processes.device
+        classes = len(training.train.classes) or int(training.train.samples["label"].max()) + 1
+        self.network = {
+            "model": recipe.model,
+            "classes": classes,
+            "mean": list(training.preparation.mean),
+            "std": list(training.preparation.std),
+        }
+        module = open_model(
+            recipe.model,
+            classes,
+            dropout=recipe.dropout,
+            seed=recipe.seed,
+            pretrained=training.pretrained,
+        )
+        if training.weights is not None:
+            try:
+                begin_with(module, read_weights(training.weights))
+            except ValueError as error:
+                raise PipelineError(f"{training.weights}: {error}") from error
+        module = module.to(self.device)
+        if training.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        if training.sync_batch_norm and self.device.type == "cuda":
+            module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+        self.module = module
+        self.optimizer = self._optimizer()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.average: dict[str, Tensor] | None = None
+        if recipe.ema_decay is not None:
+            self.average = {name: value.clone() for name, value in module.state_dict().items()}
+        self.loader = self._train_loader()
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0}
+        self.best = math.inf
+        self.stopped = False
+        self._go_on()
+        running: nn.Module = module
+        if processes.world.size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            running = DistributedDataParallel(module, device_ids=ids)
+        self.running = running
+        self.called: Callable[[Tensor], Tensor] = running
+        if training.compile:
+            self.called = torch.compile(running)
+        self.rival = (
+            RivalAugment(recipe.augment, training.preparation.mean, training.preparation.std)
+            if recipe.augment in ("augmix", "trivialaugment")
+            else None
+        )
+
+    # --- Beginning -------------------------------------------------------------------------------
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        if recipe.optimizer == "adamw":
+            return torch.optim.AdamW(
+                self.module.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+            )
+        return torch.optim.SGD(
+            self.module.parameters(),
+            recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.momentum > 0,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def _train_loader(self) -> TrainLoader:
+        training, recipe = self.training, self.recipe
+        preparation = replace(
+            training.preparation,
+            pixmix=recipe.pixmix if recipe.augment == "pixmix" else None,
+        )
+        if recipe.augment in ("augmix", "trivialaugment"):
+            preparation = replace(preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        return train_loader(
+            training.train,
+            training.mixing_set if recipe.augment == "pixmix" else None,
+            batch_size=recipe.batch_size,
+            seed=recipe.seed,
+            preparation=preparation,
+            views=VIEWS if recipe.jsd else None,
+            rank=self.processes.world.rank,
+            world_size=self.processes.world.size,
+            num_workers=training.num_workers,
+            n_threads=training.n_threads,
+            window=training.window,
+            cache_dir=training.cache_dir,
+        )
+
+    def _go_on(self) -> None:
+        """Go on from the newest checkpoint, or see that there is none."""
+        found = find_checkpoints(self.training.out)
+        if not found:
+            return
+        if not self.training.resume:
+            raise PipelineError(
+                f"{self.training.out} holds a training; --resume auto goes on with it, or choose "
+                "another --out"
+            )
+        state = read_checkpoint(found[-1])
+        now = self.recipe.to_json()
+        for name, value in state["recipe"].items():
+            if value != now[name]:
+                raise PipelineError(
+                    f"{name}: {self.training.out} was begun with {value}, this command says "
+                    f"{now[name]}; repeat {value}, or choose another --out"
+                )
+        self.module.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average = {name: each.to(self.device) for name, each in state["average"].items()}
+        try:
+            self.loader.load_state_dict(state["loader"])
+        except ValueError as error:
+            raise PipelineError(f"{found[-1]}: {error}") from error
+        self.step, self.history = state["step"], state["history"]
+        # Sums are of all processes; the first goes on with them.
+        if self.processes.first:
+            self.sums = state["sums"]
+        self.best = state["best"]
+
+    # --- The loop --------------------------------------------------------------------------------
+
+    def run(self) -> Trained:
+        """Train to the end, or until it is stopped."""
+        recipe = self.recipe
+        checkpoint = checkpoint_path(self.training.out, self.step)
+        with self._stopped_by_signals():
+            while self.loader.epoch < recipe.epochs and not self.stopped:
+                if not self._epoch():
+                    break
+                self._end_epoch()
+                checkpoint = self._save()
+            if self.stopped:
+                checkpoint = self._save()
+        finished = self.loader.epoch >= recipe.epochs
+        return Trained(
+            finished=finished, step=self.step, history=self.history, checkpoint=checkpoint
+        )
+
+    def _epoch(self) -> bool:
+        """Train what is left of an epoch; return whether its end was reached."""
+        epoch = self.loader.epoch
+        begun = time.perf_counter()
+        self.running.train()
+        batches = iter(self.loader)
+        while True:
+            asked = time.perf_counter()
+            batch = next(batches, None)
+            if batch is None:
+                return True
+            waited = time.perf_counter() - asked
+            loss = self._take_step(*batch)
+            self.step += 1
+            now = time.perf_counter()
+            if self.processes.first:
+                spent = now - begun
+                self.show(
+                    Shown(
+                        step=self.step,
+                        steps=recipe_steps(self.recipe, self.loader),
+                        epoch=epoch,
+                        loss=loss,
+                        samples_per_second=self.recipe.batch_size / max(spent, 1e-9),
+                        waited=waited / max(spent, 1e-9),
+                    )
+                )
+            begun = now
+            # Every process must come to the same end.
+            self.stopped = self.processes.any(here=self.stopped)
+            if self.stopped:
+                return self.loader.epoch != epoch
+
+    def _take_step(self, images: Tensor, labels: Tensor) -> float:
+        """Take one step of the optimizer, and return the mean loss here."""
+        recipe = self.recipe
+        rank = self.processes.world.rank
+        if self.rival is not None:
+            images = self.rival(images, seed=recipe.seed, step=self.step, first=rank * len(images))
+        # For dropout: a function of the step, so that nothing has to be kept for going on.
+        torch.manual_seed(seed_of(recipe.seed, self.step, rank))
+        rate = recipe.learning_rate_at(self.step, len(self.loader))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        n = len(images)
+        total = 0.0
+        images = images.to(self.device, non_blocking=True)
+        labels = labels.to(self.device, non_blocking=True)
+        chunks = images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate)
+        parts = list(zip(*chunks, strict=True))
+        for place, (some, theirs) in enumerate(parts):
+            last = place + 1 == len(parts)
+            with ExitStack() as meanwhile:
+                if not last and isinstance(self.running, DistributedDataParallel):
+                    meanwhile.enter_context(self.running.no_sync())
+                logits, loss = self._loss(some, theirs)
+                scaled: Tensor = self.scaler.scale(loss * (len(some) / n))
+                scaled.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach()) * len(some)
+            self.sums["correct"] += float((logits.argmax(1) == theirs).sum())
+        mean = total / n
+        if not math.isfinite(mean):
+            self._tell_of_no_number(mean)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None and recipe.ema_decay is not None:
+            averaged(self.average, self.module.state_dict(), recipe.ema_decay)
+        self.sums["loss"] += total
+        self.sums["seen"] += n
+        return mean
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of the first views, and the mean loss."""
+        recipe = self.recipe
+        with self._precision():
+            if not recipe.jsd:
+                logits = self.called(self._laid_out(images))
+                loss = functional.cross_entropy(
+                    logits.float(), labels, label_smoothing=recipe.label_smoothing
+                )
+                return logits.detach(), loss
+            # (B, views, ...) side by side in one batch, views first.
+            views = images.transpose(0, 1).flatten(0, 1)
+            logits = self.called(self._laid_out(views))
+            logits = logits.view(VIEWS, len(images), -1)
+            loss = loss_of_views(
+                logits, labels, jsd_weight=recipe.jsd_weight,
+                label_smoothing=recipe.label_smoothing,
+            )  # fmt: skip
+            return logits[0].detach(), loss
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        if self.training.channels_last:
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
+    @contextmanager
+    def _precision(self) -> Iterator[None]:
+        if self.recipe.precision == "float32":
+            with nullcontext():
+                yield
+            return
+        dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else torch.float16
+        with torch.autocast(self.device.type, dtype):
+            yield
+
+    def _tell_of_no_number(self, loss: float) -> None:
+        state = self.loader.state_dict()
+        places = {
+            "step": self.step,
+            "loss": str(loss),
+            "rank": self.processes.world.rank,
+            "epoch": state["epoch"],
+            "last_sample_of_the_batch": state["consumed"],
+            "batch_size": self.recipe.batch_size,
+            "keys": self._keys_of_batch(),
+        }
+        path = self.training.out / f"no-number-{self.step:08d}-{self.processes.world.rank}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, (json.dumps(places, indent=1) + "\n").encode())
+        raise PipelineError(
+            f"the loss of step {self.step} is {loss}; the samples of its batch are in {path}. "
+            "Give a smaller --learning-rate, a --warm-up, or --precision float32"
+        )
+
+    def _keys_of_batch(self) -> list[str]:
+        """Return the keys of the samples that were handed over last."""
+        shards = self.training.train
+        return [shards.key(int(i)) for i in self.loader.last_indices]
+
+    # --- The end of an epoch ---------------------------------------------------------------------
+
+    def _end_epoch(self) -> None:
+        loss, correct, seen = self.processes.sum(
+            self.sums["loss"], self.sums["correct"], self.sums["seen"]
+        )
+        self.sums = dict.fromkeys(self.sums, 0.0)
+        record: dict[str, Any] = {
+            "epoch": self.loader.epoch,
+            "step": self.step,
+            "learning_rate": self.recipe.learning_rate_at(self.step, len(self.loader)),
+            "train_loss": loss / seen,
+            "train_error": 1 - correct / seen,
+        }
+        sets = {"validation": self.training.validation, "test": self.training.test}
+        for name, shards in sets.items():
+            if shards is not None:
+                found = self._evaluate(shards)
+                record[f"{name}_loss"], record[f"{name}_error"] = found
+        self.history.append(record)
+        error = record.get("validation_error")
+        if error is not None and error < self.best:
+            self.best = error
+            self._save(self.training.out / "checkpoints" / "best.pt")
+
+    def _evaluate(self, shards: ShardSet) -> tuple[float, float]:
+        """Return the mean cross entropy and the error over a set, each sample once."""
+        world = self.processes.world
+        loader: EvalLoader = eval_loader(
+            shards,
+            batch_size=-(-self.recipe.batch_size // world.size) * world.size,
+            preparation=self.training.preparation,
+            rank=world.rank,
+            world_size=world.size,
+            num_workers=self.training.num_workers,
+            n_threads=self.training.n_threads,
+            cache_dir=self.training.cache_dir,
+        )
+        loss = wrong = seen = 0.0
+        with self._averaged_weights(), torch.no_grad(), self._precision():
+            self.module.eval()
+            for images, labels, weights in loader:
+                there = labels.to(self.device)
+                logits = self.module(self._laid_out(images.to(self.device))).float()
+                each = functional.cross_entropy(logits, there, reduction="none").cpu()
+                loss += float((each * weights).sum())
+                wrong += float(((logits.argmax(1) != there).cpu() * weights).sum())
+                seen += float(weights.sum())
+        loss, wrong, seen = self.processes.sum(loss, wrong, seen)
+        return loss / seen, wrong / seen
+
+    @contextmanager
+    def _averaged_weights(self) -> Iterator[None]:
+        """Put the averaged weights in the place of the current ones, where they are kept."""
+        if self.average is None:
+            yield
+            return
+        current = {name: each.clone() for name, each in self.module.state_dict().items()}
+        self.module.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(current)
+
+    def _save(self, path: Path | None = None) -> Path:
+        """Write a checkpoint and the metrics so far, in the first process."""
+        where = path or checkpoint_path(self.training.out, self.step)
+        loss, correct, seen = self.processes.sum(
+            self.sums["loss"], self.sums["correct"], self.sums["seen"]
+        )
+        if self.processes.first:
+            content: dict[str, Any] = {
+                "network": self.network,
+                "recipe": self.recipe.to_json(),
+                "state_dict": self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "loader": self.loader.state_dict(),
+                "step": self.step,
+                "history": self.history,
+                "sums": {"loss": loss, "correct": correct, "seen": seen},
+                "best": self.best,
+            }
+            if self.average is not None:
+                content["average"] = self.average
+            save_checkpoint(where, content)
+            if path is None:
+                keep_newest(self.training.out, self.training.keep)
+            write_metrics(self.training.out, self.history)
+        self.processes.wait()
+        return where
+
+    @contextmanager
+    def _stopped_by_signals(self) -> Iterator[None]:
+        """Let SIGTERM and SIGUSR1 end the training after the step in hand; Ctrl-C too, and tell."""
+        interrupted = False
+
+        def stop(number: int, _frame: object) -> None:
+            nonlocal interrupted
+            interrupted = interrupted or number == signal.SIGINT
+            self.stopped = True
+
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if os.name == "posix":
+            numbers.append(signal.SIGUSR1)
+        before = {number: signal.signal(number, stop) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if interrupted:
+            raise KeyboardInterrupt
+
+
+def recipe_steps(recipe: Recipe, loader: TrainLoader) -> int:
+    """Return the steps of a whole training."""
+    return recipe.epochs * len(loader)
+
+
+def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
+    """Write what is known of each epoch, as metrics.jsonl and metrics.csv, whole or not at all."""
+    lines = "".join(json.dumps(record) + "\n" for record in history)
+    write_file(out / "metrics.jsonl", lines.encode())
+    columns: list[str] = []
+    for record in history:
+        columns.extend(name for name in record if name not in columns)
+    rows = [",".join(columns)]
+    rows += [",".join(_cell(record.get(name)) for name in columns) for record in history]
+    write_file(out / "metrics.csv", ("\n".join(rows) + "\n").encode())
+
+
+def _cell(value: object) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def metrics_of(record: Mapping[str, Any]) -> str:
+    """Return an epoch's record as words, for a log."""
+    errors = [
+        f"{name.replace('_', ' ')} {record[name]:.2%}"
+        for name in ("train_error", "validation_error", "test_error")
+        if name in record
+    ]
+    start = [f"epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
+    return ", ".join(start + errors)

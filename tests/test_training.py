@@ -1,0 +1,542 @@
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+import networks
+from pipelines.cli import train as command
+from pipelines.errors import PipelineError
+from pipelines.generate.featviz import open_trained
+from pipelines.loading.world import World
+from pipelines.models.opening import begin_with, open_checkpoint, open_model
+from pipelines.shards.index import open_shards
+from pipelines.training.checkpoints import (
+    find_checkpoints,
+    keep_newest,
+    read_checkpoint,
+    save_checkpoint,
+)
+from pipelines.training.data import find_data, hold_out
+from pipelines.training.losses import averaged, jensen_shannon, loss_of_views
+from pipelines.training.processes import Processes
+from pipelines.training.recipes import (
+    AUGMENTS,
+    CIFAR,
+    IMAGENET,
+    OPTIMIZERS,
+    PRECISIONS,
+    Recipe,
+)
+from pipelines.training.rivals import RivalAugment, seed_of
+from pipelines.training.train import Shown, Trained, train
+from pixmix.settings import PixMixSettings
+from training_sets import training
+
+ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("digits")
+    find_data("digits", None, folder, lambda _done, _total: None)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Any:  # noqa: ANN401
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command.main, arguments)
+
+
+# --- Recipes -------------------------------------------------------------------------------------
+
+
+def test_the_recipes_are_the_papers() -> None:
+    assert (CIFAR.model, CIFAR.epochs, CIFAR.batch_size, CIFAR.dropout) == (
+        "wrn_40_4",
+        100,
+        128,
+        0.3,
+    )
+    assert (CIFAR.learning_rate, CIFAR.momentum, CIFAR.weight_decay) == (0.1, 0.9, 5e-4)
+    assert CIFAR.pixmix == PixMixSettings(k=4, beta=3, severity=3)
+    assert (IMAGENET.model, IMAGENET.epochs, IMAGENET.batch_size) == ("resnet50", 90, 256)
+    assert IMAGENET.learning_rate == 0.01
+    assert IMAGENET.pixmix == PixMixSettings(k=4, beta=4, severity=1)
+
+
+def test_the_learning_rate_falls_by_a_cosine_from_step_to_step() -> None:
+    rates = [CIFAR.learning_rate_at(step, 390) for step in range(39_001)]
+    assert rates[0] == 0.1
+    assert rates[39_000] == pytest.approx(1e-6)
+    assert rates[19_500] == pytest.approx((0.1 + 1e-6) / 2)
+    assert all(later < earlier for earlier, later in pairwise(rates))
+    expected = 1e-6 + (0.1 - 1e-6) * 0.5 * (1 + math.cos(math.pi * 1234 / 39_000))
+    assert rates[1234] == pytest.approx(expected)
+
+
+def test_the_learning_rate_rises_while_it_warms_up() -> None:
+    warm = replace(CIFAR, warm_up_epochs=2.0)
+    rates = [warm.learning_rate_at(step, 10) for step in range(25)]
+    assert rates[:20] == pytest.approx([0.1 * (step + 1) / 21 for step in range(20)])
+    assert rates[20] == 0.1
+    assert rates[21] < 0.1
+
+
+@given(epochs=st.integers(1, 9), rate=st.floats(0, 1), jsd=st.booleans(), seed=st.integers(0, 99))
+def test_a_recipe_is_read_back_from_its_json(
+    epochs: int, rate: float, jsd: bool, seed: int
+) -> None:
+    recipe = replace(CIFAR, epochs=epochs, learning_rate=rate, jsd=jsd, seed=seed)
+    assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs is 0; give at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate is -0.1; give 0 or more"),
+        ({"learning_rate": math.nan}, "learning_rate is nan"),
+        ({"momentum": 1.0}, "momentum is 1.0; give 0 or more, below 1"),
+        ({"ema_decay": 1.0}, "ema_decay is 1.0"),
+        ({"augment": "cutout"}, "augment is 'cutout'; give one of none, pixmix"),
+        ({"jsd": True, "augment": "none"}, "jsd is for augment pixmix"),
+    ],
+)
+def test_a_recipe_refuses_nonsense(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(CIFAR, **changes)
+
+
+# --- Losses --------------------------------------------------------------------------------------
+
+
+def test_the_divergence_of_views_is_the_mean_of_kullback_leibler_to_their_mixture() -> None:
+    logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    p = logits.double().softmax(-1).numpy()
+    mixture = p.mean(0)
+    expected = (p * np.log(p / mixture)).sum(-1).mean()
+    assert float(jensen_shannon(logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(jensen_shannon(logits[:1].repeat(3, 1, 1))) == pytest.approx(0, abs=1e-6)
+
+
+def test_the_loss_of_views_is_the_first_ones_and_the_divergence() -> None:
+    logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    loss = loss_of_views(logits, labels, jsd_weight=12, label_smoothing=0.1)
+    first = functional.cross_entropy(logits[0], labels, label_smoothing=0.1)
+    assert float(loss) == pytest.approx(float(first + 12 * jensen_shannon(logits)))
+
+
+def test_averaged_weights_follow_slowly_and_counts_at_once() -> None:
+    average = {"weight": torch.zeros(2), "n": torch.tensor(0)}
+    averaged(average, {"weight": torch.ones(2), "n": torch.tensor(7)}, 0.9)
+    torch.testing.assert_close(average["weight"], torch.full((2,), 0.1))
+    assert int(average["n"]) == 7
+
+
+@pytest.mark.parametrize("kind", ["augmix", "trivialaugment"])
+def test_rivals_draw_by_seed_step_and_place_alone(kind: Any) -> None:  # noqa: ANN401
+    images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    augment = RivalAugment(kind, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    state = torch.get_rng_state()
+    together = augment(images, seed=1, step=2, first=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(augment(images[2:], seed=1, step=2, first=2), together[2:])
+    assert not torch.equal(augment(images, seed=1, step=3, first=0), together)
+    assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
+
+
+# --- Checkpoints ---------------------------------------------------------------------------------
+
+
+def test_the_newest_checkpoints_stay_and_half_written_ones_go(tmp_path: Path) -> None:
+    for step in (5, 10, 100_000_000, 20):
+        save_checkpoint(tmp_path / "checkpoints" / f"step-{step:08d}.pt", {"step": step})
+    save_checkpoint(tmp_path / "checkpoints" / "best.pt", {"step": 5})
+    keep_newest(tmp_path, 2)
+    left = [path.name for path in sorted((tmp_path / "checkpoints").iterdir())]
+    assert left == ["best.pt", "step-00000020.pt", "step-100000000.pt"]
+    assert read_checkpoint(find_checkpoints(tmp_path)[-1])["step"] == 100_000_000
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", b"PK\x03\x04 and no more"])
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(PipelineError, match="is no checkpoint of pixmix-train"):
+        read_checkpoint(path)
+    torch.save({"state_dict": {}}, path)
+    with pytest.raises(PipelineError, match="to begin with its weights alone, give --weights"):
+        read_checkpoint(path)
+
+
+# --- Training ------------------------------------------------------------------------------------
+
+
+def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint)["state_dict"]
+    return state
+
+
+def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    different = [name for name, value in first.items() if not torch.equal(value, second[name])]
+    assert different == []
+
+
+def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:  # noqa: ANN401
+    def show(shown: Shown) -> None:
+        if shown.step == step:
+            os.kill(os.getpid(), number)
+
+    return show
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "averaged": {"ema_decay": 0.9},
+    "views": {"jsd": True},
+    "augmix": {"augment": "augmix"},
+    "parts": {"accumulate": 3},
+    "bfloat16": {"precision": "bfloat16"},
+    "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_stopped_in_the_middle_of_an_epoch_ends_bit_for_bit_as_an_unbroken_one(
+    digits: Path, tmp_path: Path, variant: str
+) -> None:
+    changes = VARIANTS[variant]
+    unbroken = train(training(digits, tmp_path / "unbroken", **changes), ALONE)
+    assert (unbroken.finished, unbroken.step, len(unbroken.history)) == (True, 10, 2)
+    # In the middle of the first epoch, then of the second.
+    for step in (3, 7):
+        stopped = train(
+            training(digits, tmp_path / "broken", resume=True, **changes), ALONE, stopping_at(step)
+        )
+        assert (stopped.finished, stopped.step) == (False, step)
+    ended = train(training(digits, tmp_path / "broken", resume=True, **changes), ALONE)
+    assert (ended.finished, ended.step) == (True, 10)
+    assert_same(weights_of(ended), weights_of(unbroken))
+    assert ended.history == unbroken.history
+    for name in ("metrics.jsonl", "metrics.csv"):
+        assert (tmp_path / "broken" / name).read_bytes() == (
+            tmp_path / "unbroken" / name
+        ).read_bytes()
+
+
+def test_a_run_stopped_at_the_end_of_an_epoch_goes_on_too(digits: Path, tmp_path: Path) -> None:
+    unbroken = train(training(digits, tmp_path / "unbroken"), ALONE)
+    stopped = train(training(digits, tmp_path / "broken"), ALONE, stopping_at(5))
+    assert (stopped.finished, stopped.step, len(stopped.history)) == (False, 5, 1)
+    ended = train(training(digits, tmp_path / "broken", resume=True), ALONE)
+    assert_same(weights_of(ended), weights_of(unbroken))
+    # And one that is done is done.
+    again = train(training(digits, tmp_path / "broken", resume=True), ALONE)
+    assert (again.finished, again.step) == (True, 10)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_so(digits: Path, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(training(digits, tmp_path / "run"), ALONE, stopping_at(2, signal.SIGINT))
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["step-00000002.pt"]
+
+
+def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Path) -> None:
+    train(training(digits, tmp_path / "run"), ALONE, stopping_at(1))
+    with pytest.raises(PipelineError, match="holds a training; --resume auto goes on with it"):
+        train(training(digits, tmp_path / "run"), ALONE)
+    with pytest.raises(PipelineError, match=r"seed: .* was begun with 0, this command says 1"):
+        train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
+
+
+def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
+    digits: Path, tmp_path: Path
+) -> None:
+    shards, validation = hold_out(open_shards(digits / "train"), 0.2)
+    assert validation is not None
+    assert len(shards) + len(validation) == 1438
+    keys = {shards.key(i) for i in range(len(shards))}
+    assert not keys & {validation.key(i) for i in range(len(validation))}
+    trained = train(
+        training(
+            digits,
+            tmp_path / "run",
+            train=shards,
+            validation=validation,
+            epochs=6,
+            batch_size=64,
+            augment="none",
+            dropout=0.0,
+        ),
+        ALONE,
+    )
+    losses = [record["train_loss"] for record in trained.history]
+    assert losses[-1] < 0.8 * losses[0]
+    errors = [record["validation_error"] for record in trained.history]
+    best = read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")
+    assert best["best"] == min(errors)
+    assert best["step"] == trained.history[errors.index(min(errors))]["step"]
+    # What is said of the test set is what the saved network gives.
+    module, said = open_checkpoint(trained.checkpoint, None)
+    assert (said["model"], said["classes"]) == ("wrn_10_1", 10)
+    from pipelines.loading.loaders import eval_loader
+
+    loader = eval_loader(open_shards(digits / "test"), batch_size=100, rank=0, world_size=1)
+    wrong = 0.0
+    with torch.no_grad():
+        for images, labels, present in loader:
+            wrong += float(((module(images).argmax(1) != labels) * present).sum())
+    assert wrong / 359 == pytest.approx(trained.history[-1]["test_error"], abs=1e-9)
+    # And it can be looked into.
+    network = open_trained("wrn_10_1", trained.checkpoint, allow_random=False)
+    assert torch.equal(network.module.fc.weight, module.fc.weight)
+
+
+def test_accumulated_parts_give_the_whole_batchs_gradient() -> None:
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3)
+    images, labels = torch.randn(10, 4), torch.randint(0, 3, (10,))
+    whole = torch.autograd.grad(functional.cross_entropy(module(images), labels), module.weight)[0]
+    module.zero_grad()
+    for some, theirs in zip(images.chunk(4), labels.chunk(4), strict=True):
+        (functional.cross_entropy(module(some), theirs) * (len(some) / 10)).backward()
+    torch.testing.assert_close(module.weight.grad, whole)
+
+
+def test_a_loss_that_is_no_number_ends_it_and_names_the_samples(
+    digits: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PipelineError, match=r"the loss of step \d+ is (nan|inf); the samples"):
+        train(training(digits, tmp_path / "run", learning_rate=1e30), ALONE)
+    (path,) = (tmp_path / "run").glob("no-number-*.json")
+    said = json.loads(path.read_text())
+    assert len(said["keys"]) == 256
+    assert len(set(said["keys"])) == 256
+    assert "?" not in said["keys"]
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def processes(folder: Path, out: Path, epochs: int, size: int) -> list[dict[str, Any]]:
+    """What several processes of a training say."""
+    port = str(free_port())
+    tests = Path(__file__).parent
+    started = [
+        subprocess.Popen(
+            [sys.executable, tests / "training_process.py", folder, out, str(epochs)],
+            env={
+                **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+    ends = [each.communicate(timeout=300) for each in started]
+    assert [each.returncode for each in started] == [0] * size, ends
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+
+
+def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Path) -> None:
+    first, second = processes(digits, tmp_path / "two", 2, 2)
+    assert first["parameters"] == second["parameters"]
+    assert first["history"] == second["history"]
+    (alone,) = processes(digits, tmp_path / "one", 2, 1)
+    assert len(alone["seen"]) == 10
+    joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
+    assert joined == alone["seen"]
+    assert read_checkpoint(find_checkpoints(tmp_path / "two")[-1])["step"] == 10
+
+
+def test_a_training_goes_on_at_another_world_size_with_the_same_order(
+    digits: Path, tmp_path: Path
+) -> None:
+    (alone,) = processes(digits, tmp_path / "one", 2, 1)
+    train(training(digits, tmp_path / "other"), ALONE, stopping_at(3))
+    first, second = processes(digits, tmp_path / "other", 2, 2)
+    joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
+    assert joined == alone["seen"][3:]
+    assert first["finished"]
+
+
+# --- Networks ------------------------------------------------------------------------------------
+
+
+def test_weights_to_begin_with_may_have_another_last_layer() -> None:
+    module = open_model("wrn_10_1", 10, seed=1)
+    other = open_model("wrn_10_1", 7, seed=2)
+    left = begin_with(module, other.state_dict())
+    assert left == ["fc.weight", "fc.bias"]
+    assert torch.equal(module.conv1.weight, other.conv1.weight)
+    with pytest.raises(ValueError, match="tensors do not fit, such as"):
+        begin_with(module, open_model("wrn_10_2", 10).state_dict())
+    with pytest.raises(ValueError, match=r"are not its own, such as block1\.layer\.1"):
+        begin_with(module, open_model("wrn_16_1", 10).state_dict())
+
+
+def test_first_weights_follow_from_the_seed_alone() -> None:
+    state = torch.get_rng_state()
+    first, second = open_model("resnet18", 5, seed=3), open_model("resnet18", 5, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same(first.state_dict(), second.state_dict())
+    other = open_model("resnet18", 5, seed=4)
+    assert not torch.equal(first.conv1.weight, other.conv1.weight)
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "message"),
+    [
+        ("wrn_41_4", {}, r"depth is 41; give 6 n \+ 4"),
+        ("resnet999", {}, "no network is named 'resnet999'"),
+        ("wrn_10_1", {"pretrained": True}, "comes without trained weights"),
+        ("networks:nothing", {}, "networks:nothing gives no network"),
+        ("networks:tiny", {}, "networks:tiny gives no network"),
+    ],
+)
+def test_networks_that_are_none_are_refused(name: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        open_model(name, 10, **more)
+
+
+def test_a_network_of_ones_own_is_trained_and_opened_again(digits: Path, tmp_path: Path) -> None:
+    trained = train(
+        training(digits, tmp_path / "run", model="networks:classifier", epochs=1), ALONE
+    )
+    module, said = open_checkpoint(trained.checkpoint, None)
+    assert isinstance(module, networks.Tiny)
+    assert said["model"] == "networks:classifier"
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def test_the_choices_are_those_of_the_library() -> None:
+    assert (command.AUGMENTS, command.PRECISIONS) == (AUGMENTS, PRECISIONS)
+    assert command.OPTIMIZERS == OPTIMIZERS
+
+
+def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
+    arguments = ("digits", "--data", str(digits), "--out", str(tmp_path / "run"), "--epochs", "1",
+                 "--batch-size", "256", "--precision", "float32")  # fmt: skip
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert (said["finished"], said["step"]) == (True, 5)
+    assert said["history"][0]["test_error"] < 1
+    assert Path(said["checkpoint"]).exists()
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "--resume auto goes on" in refused.stderr
+    assert run(*arguments, "--resume", "auto").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("cifar10", "--no-mixing-set"), "name its folder with --data"),
+        (("cifar10", "--data", "empty", "--no-mixing-set"), "cifar-10-python.tar.gz"),
+        (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your pictures first"),
+        (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
+        (("digits", "--batch-size", "5000"), "make no batch of 5000"),
+        (("digits", "--device", "gpu"), "device 'gpu' is not here"),
+        (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
+    ],
+)
+def test_what_cannot_be_trained_ends_with_one_line(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    if "one" in arguments:
+        from pipelines.cli.shard import main as shard
+
+        made = CliRunner().invoke(shard, ["digits", "one", "--num-shards", "1", "--jobs", "1"])
+        assert made.exit_code == 0
+    if arguments[0] == "digits" and "--data" not in arguments:
+        arguments = (*arguments, "--data", str(digits))
+    result = run(*arguments, "--out", "run")
+    assert result.exit_code == 1, result.output
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("cifar10", "--data", "."),
+        ("cifar10", "--mixing-set", ".", "--no-mixing-set"),
+        ("digits", "--augment", "none", "--mixing-set", "."),
+        ("digits", "--augment", "augmix", "--jsd"),
+        ("digits", "--epochs", "0"),
+        ("digits", "--learning-rate", "nan"),
+        ("digits", "--severity", "11"),
+        ("digits", "--resume", "yes"),
+    ],
+)
+def test_wrong_usage_is_told_and_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments, "--out", "run")
+    assert result.exit_code == 2, result.output
+    assert "Error: " in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    from PIL import Image
+
+    (tmp_path / "pictures").mkdir()
+    for index in range(3):
+        picture = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        Image.fromarray(picture).save(tmp_path / "pictures" / f"{index}.png")
+    finished = []
+    for name, more in (("with", {"mixing_set": tmp_path / "pictures"}), ("without", {})):
+        finished.append(train(training(digits, tmp_path / name, epochs=1, **more), ALONE))
+    first, second = (weights_of(each) for each in finished)
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])

@@ -1,0 +1,50 @@
+"""One of several processes of a training, for tests: python training_process.py FOLDER OUT EPOCHS.
+
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. Prints the indices of all batches and a
+hash of the final weights.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from pipelines.training.processes import joined
+from pipelines.training.train import _Run
+from training_sets import training
+
+
+def main() -> None:
+    """Train, and tell."""
+    torch.set_num_threads(1)
+    folder, out, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    with joined("cpu") as processes:
+        run = _Run(training(folder, out, epochs=epochs, resume=True), processes, lambda _: None)
+        seen: list[list[int]] = []
+        take = run._take_step
+
+        def step(images: torch.Tensor, labels: torch.Tensor) -> float:
+            seen.append(run.loader.last_indices.tolist())
+            return take(images, labels)
+
+        run._take_step = step  # type: ignore[method-assign]
+        trained = run.run()
+        parameters = hashlib.sha256()
+        for value in run.module.parameters():
+            parameters.update(value.detach().numpy().tobytes())
+    print(  # noqa: T201
+        json.dumps(
+            {
+                "seen": seen,
+                "parameters": parameters.hexdigest(),
+                "finished": trained.finished,
+                "history": trained.history,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

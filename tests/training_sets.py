@@ -1,0 +1,28 @@
+"""A small training for tests: digits, a network of a few thousand weights."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.loading.preparation import CIFAR
+from pipelines.shards.index import open_shards
+from pipelines.training.recipes import DIGITS
+from pipelines.training.train import Training
+
+RECIPE = replace(DIGITS, epochs=2, batch_size=256, dropout=0.2)
+"""Five steps an epoch; with dropout, whose random numbers must come again."""
+
+
+def training(folder: Path, out: Path, **changes: Any) -> Training:  # noqa: ANN401
+    """Return a training on the digits in a folder."""
+    recipe_fields = set(RECIPE.__dataclass_fields__)
+    recipe = replace(RECIPE, **{k: v for k, v in changes.items() if k in recipe_fields})
+    more = {name: value for name, value in changes.items() if name not in recipe_fields}
+    arguments: dict[str, Any] = {
+        "out": out,
+        "recipe": recipe,
+        "preparation": replace(CIFAR, flip=False),
+        "train": open_shards(folder / "train"),
+        "test": open_shards(folder / "test"),
+    }
+    return Training(**arguments | more)
