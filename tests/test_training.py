@@ -402,15 +402,15 @@ def test_a_training_goes_on_at_another_world_size_with_the_same_order(
 
 
 def test_weights_to_begin_with_may_have_another_last_layer() -> None:
-    module = open_model("wrn_10_1", 10, seed=1)
-    other = open_model("wrn_10_1", 7, seed=2)
+    module = open_model("wrn_10_2", 10, seed=1)
+    other = open_model("wrn_10_2", 7, seed=2)
     left = begin_with(module, other.state_dict())
     assert left == ["fc.weight", "fc.bias"]
     assert torch.equal(module.conv1.weight, other.conv1.weight)
     with pytest.raises(ValueError, match="tensors do not fit, such as"):
-        begin_with(module, open_model("wrn_10_2", 10).state_dict())
+        begin_with(module, open_model("wrn_10_3", 10).state_dict())
     with pytest.raises(ValueError, match=r"are not its own, such as block1\.layer\.1"):
-        begin_with(module, open_model("wrn_16_1", 10).state_dict())
+        begin_with(module, open_model("wrn_16_2", 10).state_dict())
 
 
 def test_first_weights_follow_from_the_seed_alone() -> None:
