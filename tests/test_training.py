@@ -23,6 +23,7 @@ import networks
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
+from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
 from pipelines.shards.index import open_shards
@@ -34,7 +35,6 @@ from pipelines.training.checkpoints import (
 )
 from pipelines.training.data import find_data, hold_out
 from pipelines.training.losses import averaged, jensen_shannon, loss_of_views
-from pipelines.training.processes import Processes
 from pipelines.training.recipes import (
     AUGMENTS,
     CIFAR,

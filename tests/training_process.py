@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.training.processes import joined
+from pipelines.loading.processes import joined
 from pipelines.training.train import _Run
 from training_sets import training
 

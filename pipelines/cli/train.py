@@ -205,8 +205,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     import torch
 
     from pipelines.loading import preparation as preparations
+    from pipelines.loading.processes import joined
     from pipelines.training.data import find_data, hold_out
-    from pipelines.training.processes import joined
     from pipelines.training.train import Training, train
 
     try:

@@ -15,7 +15,7 @@ def pgd(
     images: Tensor,
     labels: Tensor,
     *,
-    generator: torch.Generator,
+    start: Tensor,
     epsilon: float = 2 / 255,
     step: float = 0.5 / 255,
     steps: int = 20,
@@ -30,7 +30,7 @@ def pgd(
         classify: in evaluation mode; takes pictures in 0..1.
         images: (B, 3, H, W) float32 in 0..1.
         labels: (B,) int64.
-        generator: of the random start, on the images' device.
+        start: like images, 0..1; where in the box to begin.
         epsilon: largest change of a value.
         step: of one step.
         steps: their number.
@@ -40,7 +40,6 @@ def pgd(
     Returns:
         (B, 3, H, W) float32 in 0..1, without a gradient.
     """
-    start = torch.rand(images.shape, generator=generator, device=images.device)
     attacked = (images + epsilon * (2 * start - 1)).clamp(0, 1)
     centre = attacked if reference_quirk else images
     low, high = (centre - epsilon).clamp(min=0), (centre + epsilon).clamp(max=1)

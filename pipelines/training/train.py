@@ -26,6 +26,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.preparation import Preparation
+from pipelines.loading.processes import Processes
 from pipelines.models.opening import begin_with, open_model
 from pipelines.shards.files import world_errors, write_file
 from pipelines.shards.index import ShardSet
@@ -37,7 +38,6 @@ from pipelines.training.checkpoints import (
     save_checkpoint,
 )
 from pipelines.training.losses import averaged, loss_of_views
-from pipelines.training.processes import Processes
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
 
@@ -237,11 +237,13 @@ class _Run:
                     f"{name}: {self.training.out} was begun with {value}, this command says "
                     f"{now[name]}; repeat {value}, or choose another --out"
                 )
-        self.module.load_state_dict(state["state_dict"])
+        self.module.load_state_dict(state.get("current", state["state_dict"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
-            self.average = {name: each.to(self.device) for name, each in state["average"].items()}
+            self.average = {
+                name: each.to(self.device) for name, each in state["state_dict"].items()
+            }
         try:
             self.loader.load_state_dict(state["loader"])
         except ValueError as error:
@@ -476,7 +478,8 @@ class _Run:
             content: dict[str, Any] = {
                 "network": self.network,
                 "recipe": self.recipe.to_json(),
-                "state_dict": self.module.state_dict(),
+                # Those that are evaluated; the current ones beside them where they are others.
+                "state_dict": self.average or self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "loader": self.loader.state_dict(),
@@ -486,7 +489,7 @@ class _Run:
                 "best": self.best,
             }
             if self.average is not None:
-                content["average"] = self.average
+                content["current"] = self.module.state_dict()
             save_checkpoint(where, content)
             if path is None:
                 keep_newest(self.training.out, self.training.keep)

@@ -1,0 +1,94 @@
+"""What was found, as a table and as a picture, beside a second network where there is one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+
+HEADLINES = (
+    ("clean", "error", "clean error", "%"),
+    ("c", "mean_error", "corruption error (C)", "%"),
+    ("c-bar", "mean_error", "corruption error (C-bar)", "%"),
+    ("p", "mean_flip_probability", "flip probability (P)", "%"),
+    ("adversarial", "error", "adversarial error (PGD)", "%"),
+    ("calibration", "rms", "RMS calibration error", "%"),
+    ("c", "mean_rms", "RMS calibration error (C)", "%"),
+    ("anomaly", "mean_auroc", "anomaly detection, AUROC", "%"),
+    ("anomaly", "mean_aupr", "anomaly detection, AUPR", "%"),
+    ("anomaly", "mean_fpr95", "false alarms at 95 % found", "%"),
+)
+"""Suite, value, what it is, unit. Smaller is better but for AUROC and AUPR."""
+
+_BETTER_LARGE = {"mean_auroc", "mean_aupr"}
+
+Found = Mapping[str, Mapping[str, Any]]
+
+
+def table(columns: Mapping[str, Found], missing: Mapping[str, str]) -> str:
+    """Return the measures of one or more networks as lines of aligned text."""
+    lines = [("", *columns)]
+    for suite, value, what, _ in HEADLINES:
+        if any(suite in found for found in columns.values()):
+            cells = [
+                f"{100 * found[suite][value]:.2f} %" if suite in found else "-"
+                for found in columns.values()
+            ]
+            lines.append((what, *cells))
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    rows = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
+    notes = [f"left out: {name}: {why}" for name, why in missing.items()]
+    return "\n".join([*rows, *([""] if notes else []), *notes])
+
+
+def radar(columns: Mapping[str, Found], path: Path) -> None:
+    """Draw the measures of networks as a radar plot: further out is better.
+
+    Raises:
+        PipelineError: if the extra `viz` is not installed, or there are fewer than three measures.
+        OSError: if the file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise PipelineError(
+            "a plot needs matplotlib, which is not installed; run pip install 'pixmix[viz]'"
+        ) from error
+    shown = [
+        (suite, value, what)
+        for suite, value, what, _ in HEADLINES
+        if all(suite in found for found in columns.values())
+    ]
+    if len(shown) < 3:
+        raise PipelineError(f"{len(shown)} measures make no radar plot; give more suites")
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot(projection="polar")
+    angles = [2 * 3.141592653589793 * place / len(shown) for place in range(len(shown))]
+    for name, found in columns.items():
+        goods = [_goodness(found[suite][value], value) for suite, value, _ in shown]
+        axes.plot([*angles, angles[0]], [*goods, goods[0]], marker="o", label=name)
+        axes.fill([*angles, angles[0]], [*goods, goods[0]], alpha=0.15)
+    axes.set_xticks(angles, [what.replace(" (", "\n(") for _, _, what in shown])
+    axes.tick_params(axis="x", pad=24)
+    axes.set_title("further out is better", pad=34)
+    axes.set_ylim(0, 1)
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "50 %", "", "100 %"])
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.1, -0.12))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _goodness(number: float, value: str) -> float:
+    return number if value in _BETTER_LARGE else 1 - number
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return short names of checkpoints that tell them from each other."""
+    for parts in range(1, 8):
+        names = ["/".join(path.parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]

@@ -1,0 +1,443 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from scipy.ndimage import gaussian_filter
+from torch import nn
+from torch.nn import functional
+
+from pipelines.cli import evaluate as command
+from pipelines.errors import PipelineError
+from pipelines.evaluation import corruptions
+from pipelines.evaluation.answers import Answers, Classifier, as_images
+from pipelines.evaluation.attacks import pgd
+from pipelines.evaluation.data import find_test_set
+from pipelines.evaluation.metrics import calibration_error
+from pipelines.evaluation.outliers import blobs, gaussian, rademacher
+from pipelines.evaluation.report import names_of, radar, table
+from pipelines.evaluation.suites import (
+    BAR_CORRUPTIONS,
+    CORRUPTIONS,
+    PERTURBATIONS,
+    SUITES,
+    Evaluation,
+    TestSet,
+    evaluate,
+)
+from pipelines.loading.processes import Processes
+from pipelines.loading.world import World
+from pipelines.models.opening import open_model
+from pipelines.training.checkpoints import save_checkpoint
+
+ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+N = 12
+
+
+class Brightness(nn.Module):
+    """Tells dark, middling and bright pictures apart, as sure as they are so."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x.mean((1, 2, 3))
+        return torch.stack([-8 * mean, -3 * (mean - 0.0) ** 2, 8 * mean], 1)
+
+
+def classifier(batch_size: int = 5) -> Classifier:
+    return Classifier(
+        module=Brightness().eval(), mean=(0.5,) * 3, std=(0.5,) * 3, processes=ALONE,
+        batch_size=batch_size,
+    )  # fmt: skip
+
+
+def pictures_of(n: int = N, side: int = 8) -> TestSet:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, n)
+    base = np.array([30, 128, 220])[labels][:, None, None, None]
+    pictures = (base + rng.integers(-25, 26, (n, side, side, 3))).astype(np.uint8)
+    return TestSet(name="TINY", pictures=pictures, labels=labels.astype(np.int64))
+
+
+TEST = pictures_of()
+
+
+def evaluation(root: Path, **changes: Any) -> Evaluation:  # noqa: ANN401
+    return replace(Evaluation(classifier=classifier(), test=TEST, root=root), **changes)
+
+
+def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Write sets that become darker with each severity, some more than others."""
+    folder.mkdir(parents=True)
+    written = {}
+    for place, name in enumerate(names):
+        severities = [
+            (TEST.pictures * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
+            for severity in range(1, 6)
+        ]
+        written[name] = np.concatenate(severities)
+        np.save(folder / f"{name}.npy", written[name])
+    np.save(folder / "labels.npy", np.tile(TEST.labels, 5))
+    return written
+
+
+def plain_answers(pictures: np.ndarray) -> Answers:
+    """Answers one by one."""
+    images = as_images(pictures, torch.device("cpu"))
+    soft = torch.stack([classifier().logits(each[None])[0] for each in images]).softmax(1)
+    return Answers(predicted=soft.argmax(1).numpy(), confidence=soft.max(1).values.numpy())
+
+
+# --- Answers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
+def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
+    asked: list[range] = []
+
+    def read(numbers: range) -> np.ndarray:
+        asked.append(numbers)
+        return TEST.pictures[numbers.start : numbers.stop]
+
+    found = classifier(batch_size).answer(N, read)
+    expected = plain_answers(TEST.pictures)
+    np.testing.assert_array_equal(found.predicted, expected.predicted)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
+    assert max(map(len, asked)) == min(batch_size, N)
+    assert [number for numbers in asked for number in numbers] == list(range(N))
+
+
+def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = classifier().answer(N, lambda numbers: TEST.pictures[numbers.start : numbers.stop])
+    parts: dict[int, Answers] = {}
+
+    def gather(out: list[Answers], mine: Answers) -> None:
+        parts[rank] = mine
+        out[:] = [parts.get(each, mine) for each in range(5)]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    for rank in range(5):
+        apart = replace(
+            classifier(), processes=Processes(world=World(rank=rank, size=5), device=ALONE.device)
+        )
+        found = apart.answer(N, lambda numbers: TEST.pictures[numbers.start : numbers.stop])
+    np.testing.assert_array_equal(found.predicted, whole.predicted)
+    np.testing.assert_allclose(found.confidence, whole.confidence, rtol=1e-6)
+    assert sum(len(each.predicted) for each in parts.values()) == N
+
+
+# --- Suites --------------------------------------------------------------------------------------
+
+
+def test_corruption_errors_are_means_over_corruptions_and_severities(tmp_path: Path) -> None:
+    written = write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
+    found = evaluate(evaluation(tmp_path), ["c"]).values["c"]
+    errors, rms = [], []
+    for name, pictures in written.items():
+        answers = plain_answers(pictures)
+        wrong = (answers.predicted != np.tile(TEST.labels, 5)).reshape(5, N).mean(1)
+        assert found["errors"][name] == pytest.approx(list(wrong))
+        errors.append(wrong.mean())
+        rms.append(
+            calibration_error(answers.confidence, answers.predicted == np.tile(TEST.labels, 5))
+        )
+    assert found["mean_error"] == pytest.approx(np.mean(errors))
+    assert found["mean_rms"] == pytest.approx(np.mean(rms), rel=1e-4)
+    assert len({round(each, 6) for each in errors}) > 1
+
+
+def test_flips_in_noise_are_from_the_first_frame(tmp_path: Path) -> None:
+    folder = tmp_path / "TINY-P"
+    folder.mkdir()
+    dark, bright = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    frames = np.stack([dark, bright, bright, bright])
+    for name in PERTURBATIONS:
+        np.save(folder / f"{name}.npy", np.stack([frames, np.stack([dark] * 4)]))
+    found = evaluate(evaluation(tmp_path), ["p"]).values["p"]
+    assert len(found["flips"]) == 10
+    for name, value in found["flips"].items():
+        assert value == pytest.approx(3 / 6 if "noise" in name else 1 / 6), name
+    assert found["mean_flip_probability"] == pytest.approx((2 * 3 / 6 + 8 / 6) / 10)
+
+
+def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> None:
+    found = evaluate(evaluation(tmp_path), SUITES)
+    assert set(found.values) == {"clean", "calibration", "adversarial", "anomaly"}
+    assert set(found.missing) == {"c", "c-bar", "p"}
+    assert all("\n" not in line for line in found.missing.values())
+    assert "zenodo.org" in found.missing["c"]
+    write_corrupted(tmp_path / "TINY-C-Bar", BAR_CORRUPTIONS[:-1])
+    found = evaluate(evaluation(tmp_path), ["c-bar"])
+    assert "has no transverse_chromatic_abberation.npy (1 of 10" in found.missing["c-bar"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: np.save(f / "labels.npy", np.zeros(7)), "as many labels for each of 5"),
+        (lambda f: (f / "labels.npy").unlink(), "has no labels.npy"),
+        (lambda f: np.save(f / "fog.npy", np.zeros((60, 8, 8, 3))), "should hold uint8 pictures"),
+        (lambda f: np.save(f / "fog.npy", np.zeros((3, 8, 8, 3), np.uint8)), "3 pictures for 60"),
+        (lambda f: (f / "fog.npy").write_bytes(b"junk"), "is no array of pictures"),
+        (
+            lambda f: np.save(f / "fog.npy", np.array([{}]), allow_pickle=True),
+            "is no array of pictures",
+        ),
+    ],
+)
+def test_data_that_are_not_what_they_should_be_are_refused(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
+    spoil(tmp_path / "TINY-C")
+    with pytest.raises(PipelineError, match=message):
+        evaluate(evaluation(tmp_path), ["c"])
+
+
+def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no suite is named 'r'; give of clean"):
+        evaluate(evaluation(tmp_path), ["clean", "r"])
+
+
+def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Path) -> None:
+    state = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
+    before = TEST.pictures.copy()
+    first, second = (
+        evaluate(evaluation(tmp_path, classifier=classifier(size)), SUITES).values
+        for size in (3, 12)
+    )
+    assert first["adversarial"] == second["adversarial"]
+    assert first["anomaly"]["kinds"]["blobs"] == pytest.approx(second["anomaly"]["kinds"]["blobs"])
+    np.testing.assert_array_equal(TEST.pictures, before)
+    assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), state[1])
+
+
+# --- Attacks -------------------------------------------------------------------------------------
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 4))
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_an_adversary_never_goes_further_than_epsilon(quirk: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(9, 3, 6, 6, generator=generator)
+    images[0], images[1] = 0, 1
+    start = torch.rand(images.shape, generator=generator)
+    labels = torch.arange(9) % 4
+    module = linear()
+    before = images.clone()
+    attacked = pgd(module, images, labels, start=start, reference_quirk=quirk)
+    assert torch.equal(images, before)
+    distance = (attacked - images).abs().max().item()
+    assert float(attacked.min()) >= 0
+    assert float(attacked.max()) <= 1
+    # The released code's box lies round the random start: it goes further.
+    assert (distance > 2.2 / 255) if quirk else (distance <= 2 / 255 + 1e-6)
+    with torch.no_grad():
+        losses = [functional.cross_entropy(module(each), labels) for each in (attacked, images)]
+    assert float(losses[0]) > float(losses[1])
+
+
+def test_for_a_linear_network_the_adversary_finds_the_corner_of_the_box() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
+    images = torch.full((1, 3, 2, 2), 0.5)
+    weight = module[1].weight
+    attacked = pgd(module, images, torch.tensor([0]), start=torch.full_like(images, 0.5))
+    worse = (weight[1] - weight[0]).sign().view(1, 3, 2, 2)
+    torch.testing.assert_close(attacked, images + 2 / 255 * worse, atol=1e-6, rtol=0)
+
+
+# --- Outliers ------------------------------------------------------------------------------------
+
+
+def test_outliers_are_what_their_names_say() -> None:
+    generator = np.random.default_rng(0)
+    noise = gaussian(generator, 50, 32)
+    assert noise.shape == (50, 32, 32, 3)
+    inner = noise[(noise > 0) & (noise < 1)]
+    assert noise.mean() == pytest.approx(0.5, abs=0.005)
+    # Beyond two deviations it is cut.
+    assert 1 - inner.size / noise.size == pytest.approx(0.0455, abs=0.003)
+    signs = rademacher(generator, 50, 32)
+    assert set(np.unique(signs)) == {0.0, 1.0}
+    assert signs.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_blobs_are_blurred_noise_without_its_faint_parts() -> None:
+    made = blobs(np.random.default_rng(3), 4, 32)
+    noise = (np.random.default_rng(3).random((4, 32, 32, 3)) < 0.7).astype(float)
+    expected = np.stack([gaussian_filter(each, 1.5, mode="nearest") for each in noise])
+    # Not where rounding decides on which side of the limit a value lies.
+    near = np.abs(expected - 0.75) < 1e-6
+    expected[expected < 0.75] = 0
+    np.testing.assert_allclose(made[~near], expected[~near], atol=1e-6)
+    assert 0.1 < (made > 0).mean() < 0.9
+
+
+# --- Making corrupted sets -----------------------------------------------------------------------
+
+
+def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) -> None:
+    pytest.importorskip("imagecorruptions")
+    test = pictures_of(3, 32)
+    names = ("gaussian_noise", "fog", "contrast")
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002
+    folder = corruptions.make_corrupted(test, tmp_path, names=names)
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+    assert folder == tmp_path / "TINY-C"
+    made = {name: np.load(folder / f"{name}.npy") for name in names}
+    assert all(each.shape == (15, 32, 32, 3) for each in made.values())
+    np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.tile(test.labels, 5))
+    noise = made["gaussian_noise"].reshape(5, 3, 32, 32, 3).astype(float)
+    strength = [np.abs(each - test.pictures).mean() for each in noise]
+    assert strength == sorted(strength)
+    (folder / "fog.npy").unlink()
+    corruptions.make_corrupted(test, tmp_path, names=names)
+    np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
+    # A picture does not depend on how many others there are.
+    alone = corruptions.make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
+    few = np.load(alone / "gaussian_noise.npy").reshape(5, 2, 32, 32, 3)
+    np.testing.assert_array_equal(few, noise[:, :2])
+    with pytest.raises(PipelineError, match="was made of other pictures"):
+        corruptions.make_corrupted(test, tmp_path, n=2, names=names)
+
+
+# --- Report and command --------------------------------------------------------------------------
+
+FOUND = {
+    "clean": {"error": 0.05},
+    "calibration": {"rms": 0.02},
+    "anomaly": {"mean_auroc": 0.9, "mean_aupr": 0.7, "mean_fpr95": 0.2},
+}
+
+
+def test_the_table_shows_networks_side_by_side_and_what_is_left_out() -> None:
+    shown = table({"ours.pt": FOUND, "theirs.pt": {"clean": {"error": 0.5}}}, {"p": "no data"})
+    lines = shown.splitlines()
+    assert lines[0].split() == ["ours.pt", "theirs.pt"]
+    assert any(line.split() == ["clean", "error", "5.00", "%", "50.00", "%"] for line in lines)
+    assert any(line.startswith("RMS calibration error") and line.endswith("-") for line in lines)
+    assert lines[-1] == "left out: p: no data"
+    assert names_of([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]
+
+
+def test_a_radar_plot_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    radar({"ours": FOUND, "theirs": FOUND}, tmp_path / "new" / "radar.png")
+    from pipelines.generate.encoding import decode
+
+    assert decode((tmp_path / "new" / "radar.png").read_bytes()).std() > 1
+    with pytest.raises(PipelineError, match="1 measures make no radar plot"):
+        radar({"ours": {"clean": {"error": 0.1}}}, tmp_path / "x.png")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    from pipelines.training.data import find_data
+
+    folder = tmp_path_factory.mktemp("digits")
+    find_data("digits", None, folder, lambda _done, _total: None)
+    return folder
+
+
+def checkpoint(folder: Path, classes: int = 10) -> Path:
+    module = open_model("wrn_10_1", classes)
+    path = folder / f"{classes}.pt"
+    network = {"model": "wrn_10_1", "classes": classes, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_checkpoint(path, {"network": network, "state_dict": module.state_dict()})
+    return path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command.main, arguments)
+
+
+def test_the_suites_are_those_of_the_library() -> None:
+    assert command.SUITES == SUITES
+
+
+def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    arguments = ("run", "--checkpoint", str(path), "--data", str(digits))
+    result = run(*arguments, "--suite", "clean,calibration,c,anomaly", "--json")
+    assert result.exit_code == 0, result.output
+    said = json.loads(result.stdout)
+    assert said["test"] == "DIGITS"
+    (found,) = said["networks"].values()
+    assert found["clean"]["n"] == 359
+    assert 0.5 < found["clean"]["error"] <= 1
+    assert set(said["missing"]) == {"c"}
+    text = run(*arguments, "--suite", "clean", "--against", str(path))
+    assert text.exit_code == 0, text.output
+    assert "clean error" in text.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--checkpoint", "3.pt"), "tells 3 classes apart, and DIGITS has 10"),
+        (("--checkpoint", "bare.pt"), "does not say what network it is of; name it with --model"),
+        (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
+        (("--checkpoint", "junk.pt"), "is no file of weights alone"),
+        (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),
+    ],
+)
+def test_what_cannot_be_evaluated_ends_with_one_line(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for classes in (3, 10):
+        checkpoint(tmp_path, classes)
+    torch.save(open_model("wrn_10_1", 10).state_dict(), "bare.pt")
+    Path("junk.pt").write_text("junk")
+    more = () if "--data" in arguments else ("--data", str(digits))
+    result = run("run", *arguments, *more, "--suite", "clean")
+    assert result.exit_code == 1, result.output
+    assert message in result.stderr
+    assert result.stderr.count("Error: ") == 1
+
+
+def test_a_bare_state_dict_is_evaluated_by_name(digits: Path, tmp_path: Path) -> None:
+    torch.save(open_model("wrn_10_1", 10).state_dict(), tmp_path / "bare.pt")
+    result = run(
+        "run", "--checkpoint", str(tmp_path / "bare.pt"), "--model", "wrn_10_1", "--data",
+        str(digits), "--suite", "clean",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--suite", "clean,everything"),
+        ("--epsilon", "0"),
+        ("--epsilon", "nan"),
+        ("--plot", "radar.txt"),
+        ("--batch-size", "0"),
+        ("--checkpoint", "absent.pt"),
+    ],
+)
+def test_wrong_usage_exits_with_2(digits: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    path = checkpoint(tmp_path)
+    result = run("run", "--data", str(digits), "--checkpoint", str(path), *arguments)
+    assert result.exit_code == 2
+    assert arguments[0] in result.stderr
+
+
+def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: Path) -> None:
+    assert find_test_set(digits).pictures.shape == (359, 32, 32, 3)
+    (tmp_path / "data").symlink_to(digits)
+    assert find_test_set(tmp_path).name == "DIGITS"
