@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
@@ -94,6 +95,20 @@ def test_calibration_errors_are_over_bins_of_which_the_last_takes_the_rest(
     assert calibration_error(*arrays, bin_size=size) == pytest.approx(rms, abs=1e-9)
     assert calibration_error(*arrays, norm="mad", bin_size=size) == pytest.approx(mad, abs=1e-9)
     assert calibration_error(*arrays, norm="max", bin_size=size) == pytest.approx(most, abs=1e-9)
+
+
+@given(data=st.data(), n=st.integers(1, 400))
+def test_calibration_errors_and_aurra_are_those_of_pytorch_ood(data: st.DataObject, n: int) -> None:
+    oracle = pytest.importorskip("pytorch_ood.metrics.functional")
+    generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    # Without ties, whose order is nobody's.
+    confidence = generator.permutation(n).astype(np.float64) / n
+    correct = generator.random(n) < confidence
+    tensors = torch.from_numpy(confidence), torch.from_numpy(correct)
+    for norm, p in (("rms", "2"), ("mad", "1"), ("max", "infty")):
+        found = calibration_error(confidence, correct, norm=norm)
+        assert found == pytest.approx(oracle.calibration_error(*tensors, p=p), abs=1e-9)
+    assert aurra(confidence, correct) == pytest.approx(oracle.aurra(*tensors), abs=1e-9)
 
 
 def test_the_most_confident_bin_counts() -> None:
