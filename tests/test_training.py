@@ -44,7 +44,7 @@ from pipelines.training.recipes import (
     Recipe,
 )
 from pipelines.training.rivals import RivalAugment, seed_of
-from pipelines.training.train import Shown, Trained, train
+from pipelines.training.train import Shown, Trained, show_in_tensorboard, train
 from pixmix.settings import PixMixSettings
 from training_sets import training
 
@@ -540,3 +540,16 @@ def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
         finished.append(train(training(digits, tmp_path / name, epochs=1, **more), ALONE))
     first, second = (weights_of(each) for each in finished)
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
+
+
+def test_tensorboard_gets_each_epochs_numbers_where_it_is_installed(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (5, 10):
+        show_in_tensorboard(tmp_path, {"epoch": step // 5, "step": step, "train_loss": 1 / step})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["train_loss"]
+    seen = [(each.step, round(each.value, 6)) for each in events.Scalars("train_loss")]
+    assert seen == [(5, 0.2), (10, 0.1)]

@@ -424,6 +424,8 @@ class _Run:
                 found = self._evaluate(shards)
                 record[f"{name}_loss"], record[f"{name}_error"] = found
         self.history.append(record)
+        if self.processes.first:
+            show_in_tensorboard(self.training.out, record)
         error = record.get("validation_error")
         if error is not None and error < self.best:
             self.best = error
@@ -535,6 +537,18 @@ def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     rows = [",".join(columns)]
     rows += [",".join(_cell(record.get(name)) for name in columns) for record in history]
     write_file(out / "metrics.csv", ("\n".join(rows) + "\n").encode())
+
+
+def show_in_tensorboard(out: Path, record: Mapping[str, Any]) -> None:
+    """Write an epoch's numbers for TensorBoard into OUT/tensorboard, where it is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    with SummaryWriter(str(out / "tensorboard")) as writer:
+        for name, value in record.items():
+            if name not in ("epoch", "step"):
+                writer.add_scalar(name, value, record["step"])
 
 
 def _cell(value: object) -> str:
