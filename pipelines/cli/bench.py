@@ -157,5 +157,32 @@ def featviz(*, rounds: int, as_json: bool) -> None:
         say(table(rows, where, []), document(rows, where, []), as_json=as_json)
 
 
+@main.command(epilog=example("pixmix-bench train", "pixmix-bench train --model wrn_16_2"))
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="Times that each contender's turn comes.",
+)
+@click.option("--model", default="wrn_40_4", show_default=True, help="Network for CIFAR.")
+@command_options
+def train(*, rounds: int, model: str, as_json: bool) -> None:
+    """Time steps of training on the CPU, and how much of them is spent waiting for data.
+
+    Takes about five minutes with WRN-40-4, on all cores.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.bench.machine import machine
+        from pipelines.bench.results import document, table
+        from pipelines.bench.train import PACKAGES, TrainBenchSettings, bench_train
+
+        settings = TrainBenchSettings(rounds=rounds, model=model)
+        with progress_bar("runs") as progress:
+            rows = bench_train(settings, progress=progress)
+        where = machine(PACKAGES)
+        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+
+
 if __name__ == "__main__":
     main()
