@@ -23,6 +23,7 @@ import networks
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
+from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
@@ -216,6 +217,19 @@ def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:  # noqa: ANN401
     return show
 
 
+def loss_and_error(module: nn.Module, digits: Path) -> tuple[float, float]:
+    """What a network gives for the test set, in one process."""
+    loader = eval_loader(open_shards(digits / "test"), batch_size=100, rank=0, world_size=1)
+    loss = wrong = 0.0
+    with torch.no_grad():
+        for images, labels, present in loader:
+            logits = module(images)
+            each = functional.cross_entropy(logits, labels, reduction="none")
+            loss += float((each * present).sum())
+            wrong += float(((logits.argmax(1) != labels) * present).sum())
+    return loss / 359, wrong / 359
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"ema_decay": 0.9},
@@ -307,14 +321,9 @@ def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     # What is said of the test set is what the saved network gives.
     module, said = open_checkpoint(trained.checkpoint, None)
     assert (said["model"], said["classes"]) == ("wrn_10_1", 10)
-    from pipelines.loading.loaders import eval_loader
-
-    loader = eval_loader(open_shards(digits / "test"), batch_size=100, rank=0, world_size=1)
-    wrong = 0.0
-    with torch.no_grad():
-        for images, labels, present in loader:
-            wrong += float(((module(images).argmax(1) != labels) * present).sum())
-    assert wrong / 359 == pytest.approx(trained.history[-1]["test_error"], abs=1e-9)
+    loss, error = loss_and_error(module, digits)
+    assert error == pytest.approx(trained.history[-1]["test_error"], abs=1e-9)
+    assert loss == pytest.approx(trained.history[-1]["test_loss"], rel=1e-5)
     # And it can be looked into.
     network = open_trained("wrn_10_1", trained.checkpoint, allow_random=False)
     assert torch.equal(network.module.fc.weight, module.fc.weight)
@@ -378,13 +387,19 @@ def processes(folder: Path, out: Path, epochs: int, size: int) -> list[dict[str,
 
 def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Path) -> None:
     first, second = processes(digits, tmp_path / "two", 2, 2)
-    assert first["parameters"] == second["parameters"]
+    assert first["state"] == second["state"]
     assert first["history"] == second["history"]
     (alone,) = processes(digits, tmp_path / "one", 2, 1)
     assert len(alone["seen"]) == 10
     joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
     assert joined == alone["seen"]
-    assert read_checkpoint(find_checkpoints(tmp_path / "two")[-1])["step"] == 10
+    newest = find_checkpoints(tmp_path / "two")[-1]
+    assert read_checkpoint(newest)["step"] == 10
+    # What both said of the test set together is what the saved network gives.
+    module, _ = open_checkpoint(newest, None)
+    loss, error = loss_and_error(module, digits)
+    assert error == pytest.approx(first["history"][-1]["test_error"], abs=1e-9)
+    assert loss == pytest.approx(first["history"][-1]["test_loss"], rel=1e-6)
 
 
 def test_a_training_goes_on_at_another_world_size_with_the_same_order(

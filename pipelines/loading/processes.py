@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from pipelines.errors import PipelineError
 from pipelines.loading.world import World, find_world
@@ -34,6 +34,15 @@ class Processes:
     def any(self, *, here: bool) -> bool:
         """Return whether it is so in any process; every process must call it."""
         return self.sum(float(here))[0] > 0 if self.world.size > 1 else here
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the first one's buffers, as running means; all must call it.
+
+        Each process counts its own part of a batch, and the first one's are those that are saved.
+        """
+        if self.world.size > 1:
+            for buffer in module.buffers():
+                distributed.broadcast(buffer, 0)
 
     def wait(self) -> None:
         """Wait until every process is here."""

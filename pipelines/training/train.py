@@ -447,6 +447,7 @@ class _Run:
         loss = wrong = seen = 0.0
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
+            self.processes.share_buffers(self.module)
             for images, labels, weights in loader:
                 there = labels.to(self.device)
                 logits = self.module(self._laid_out(images.to(self.device))).float()
