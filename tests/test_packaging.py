@@ -81,8 +81,15 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
 ) -> None:
     documented = documented_commands()
     # Commands that read a set or a file want it to be there.
-    (tmp_path / "mixing-set" / "fractals").mkdir(parents=True)
-    (tmp_path / "some-jpegs.tar").touch()
+    for folder in (
+        "mixing-set/fractals",
+        "shards/cifar10",
+        "runs/cifar10/checkpoints",
+        "runs/digits",
+    ):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("some-jpegs.tar", "ours.pt", "theirs.pt", "runs/cifar10/checkpoints/best.pt"):
+        (tmp_path / file).touch()
     monkeypatch.chdir(tmp_path)
     assert len(documented) >= 3
     for line in documented:
