@@ -172,7 +172,7 @@ def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Tr
     if name == DEFAULT:
         return EfficientNetLite0(1000 if classes is None else classes), MEAN, STD
     if ":" in name:
-        return _call(name), IMAGENET_MEAN, IMAGENET_STD
+        return call_function(name), IMAGENET_MEAN, IMAGENET_STD
     _check_name(name)
     more: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if name in {"googlenet", "inception_v3"}:
@@ -190,12 +190,17 @@ def _check_name(name: str) -> None:
         )
 
 
-def _call(name: str) -> nn.Module:
+def call_function(name: str, *arguments: int) -> nn.Module:
+    """Return the network that "package.module:function" makes of some arguments.
+
+    Raises:
+        ValueError: if it makes none, whatever the reason.
+    """
     where, _, function = name.partition(":")
     if not where or not function:
         raise ValueError(f"{name!r} names no function; give package.module:function")
     try:
-        made = getattr(importlib.import_module(where), function)()
+        made = getattr(importlib.import_module(where), function)(*arguments)
     except Exception as error:
         # Whatever somebody's own function raises.
         raise ValueError(

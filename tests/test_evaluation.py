@@ -197,6 +197,14 @@ def test_data_that_are_not_what_they_should_be_are_refused(
         evaluate(evaluation(tmp_path), ["c"])
 
 
+def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "TINY-P").mkdir()
+    for name in PERTURBATIONS:
+        (tmp_path / "TINY-P" / f"{name}.npy").write_bytes(b"junk")
+    with pytest.raises(PipelineError, match="is no array of pictures"):
+        evaluate(evaluation(tmp_path), ["p"])
+
+
 def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no suite is named 'r'; give of clean"):
         evaluate(evaluation(tmp_path), ["clean", "r"])

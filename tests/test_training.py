@@ -493,6 +493,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
+        (("digits", "--device", "cpu", "--sync-batch-norm"), "norms over all processes are for"),
         (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
     ],
 )
@@ -530,6 +531,7 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--learning-rate", "nan"),
         ("digits", "--severity", "11"),
         ("digits", "--resume", "yes"),
+        ("digits", "--pretrained", "--weights", __file__),
     ],
 )
 def test_wrong_usage_is_told_and_exits_with_2(

@@ -54,7 +54,7 @@ _DATA = click.option(
 
 @main.command(
     epilog=example(
-        "pixmix-eval run --checkpoint runs/digits/checkpoints/best.pt --data runs/digits",
+        "pixmix-eval run --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
         "pixmix-eval run --checkpoint ours.pt --against theirs.pt --data shards/cifar10 "
         "--plot radar.png",
     )
@@ -125,9 +125,12 @@ def run(
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.data import find_test_set
-        from pipelines.evaluation.report import names_of, radar, table
+        from pipelines.evaluation.report import check_plotting, names_of, radar, table
         from pipelines.loading.processes import joined
 
+        if plot is not None:
+            # Before what takes long, and would be lost.
+            check_plotting()
         test = find_test_set(data)
         paths = [checkpoint] if against is None else [checkpoint, against]
         with joined(device) as processes:

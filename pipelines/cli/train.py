@@ -215,6 +215,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         raise click.UsageError(str(error)) from error
     small = dataset in ("cifar10", "cifar100", "digits")
     mixing_set = _mixing_set(dataset, options, recipe)
+    if options["weights"] is not None and options["pretrained"]:
+        raise click.UsageError("--weights and --pretrained exclude each other; give one")
     out: Path = options["out"]
     with joined(options["device"]) as processes:
         if processes.first:

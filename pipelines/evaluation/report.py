@@ -1,6 +1,7 @@
 """What was found, as a table and as a picture, beside a second network where there is one."""
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,18 @@ def table(columns: Mapping[str, Found], missing: Mapping[str, str]) -> str:
     return "\n".join([*rows, *([""] if notes else []), *notes])
 
 
+def check_plotting() -> None:
+    """See that plots can be drawn here.
+
+    Raises:
+        PipelineError: if the extra `viz` is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise PipelineError(
+            "a plot needs matplotlib, which is not installed; run pip install 'pixmix[viz]'"
+        )
+
+
 def radar(columns: Mapping[str, Found], path: Path) -> None:
     """Draw the measures of networks as a radar plot: further out is better.
 
@@ -51,12 +64,9 @@ def radar(columns: Mapping[str, Found], path: Path) -> None:
         PipelineError: if the extra `viz` is not installed, or there are fewer than three measures.
         OSError: if the file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise PipelineError(
-            "a plot needs matplotlib, which is not installed; run pip install 'pixmix[viz]'"
-        ) from error
+    check_plotting()
+    from matplotlib.figure import Figure
+
     shown = [
         (suite, value, what)
         for suite, value, what, _ in HEADLINES

@@ -178,7 +178,12 @@ def _corrupted(
     errors: dict[str, list[float]] = {}
     rms: dict[str, float] = {}
     for name in there:
-        pictures = _open_array(folder / f"{name}.npy", len(labels))
+        pictures = _open_array(folder / f"{name}.npy", 4)
+        if len(pictures) != len(labels):
+            raise PipelineError(
+                f"{folder / name}.npy has {len(pictures)} pictures for {len(labels)} labels; get "
+                "it again"
+            )
         answers = evaluation.classifier.answer(len(labels), partial(_take, pictures))
         each = np.split(answers.predicted != labels, SEVERITIES)
         errors[name] = [float(severity.mean()) for severity in each]
@@ -204,18 +209,17 @@ def _labels(folder: Path) -> NDArray[np.int64]:
     return labels
 
 
-def _open_array(path: Path, n: int) -> NDArray[np.uint8]:
-    """Open an array of pictures without reading it."""
+def _open_array(path: Path, ndim: int) -> NDArray[np.uint8]:
+    """Open an array of uint8 pictures, (..., H, W, 3), without reading it."""
     try:
         pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise PipelineError(f"{path} is no array of pictures ({error}); get it again") from error
-    if pictures.dtype != np.uint8 or pictures.ndim < 4 or pictures.shape[-1] != 3:
+    if pictures.dtype != np.uint8 or pictures.ndim != ndim or pictures.shape[-1] != 3:
         raise PipelineError(
-            f"{path} is {pictures.dtype} of shape {pictures.shape}; it should hold uint8 pictures"
+            f"{path} is {pictures.dtype} of shape {pictures.shape}; it should hold uint8 pictures "
+            f"in {ndim} dimensions"
         )
-    if len(pictures) != n:
-        raise PipelineError(f"{path} has {len(pictures)} pictures for {n} labels; get it again")
     return pictures
 
 
@@ -230,12 +234,7 @@ def _perturbed(evaluation: Evaluation, _clean: Answers) -> dict[str, Any]:
         )
     flips = {}
     for name, path in paths.items():
-        sequences = np.load(path, mmap_mode="r", allow_pickle=False)
-        if sequences.ndim != 5 or sequences.dtype != np.uint8:
-            raise PipelineError(
-                f"{path} is {sequences.dtype} of shape {sequences.shape}; it should hold uint8 "
-                "sequences of frames"
-            )
+        sequences = _open_array(path, 5)
         n, frames = sequences.shape[:2]
         flat = sequences.reshape(n * frames, *sequences.shape[2:])
         answers = evaluation.classifier.answer(n * frames, partial(_take, flat))

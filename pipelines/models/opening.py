@@ -1,6 +1,5 @@
 """Networks by name, with or without trained weights, and what they want of their input."""
 
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featviz.networks import load_weights, n_classes, read_weights
+from featviz.networks import call_function, load_weights, n_classes, read_weights
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import EXAMPLES, cifar_network
+
+_WITH_HEADS = frozenset({"googlenet", "inception_v3"})
 
 
 def open_model(
@@ -37,14 +38,18 @@ def open_model(
         try:
             module = cifar_network(name, classes, dropout=dropout)
             if module is None and ":" in name:
-                module = _call(name, classes)
+                module = call_function(name, classes)
             if module is None:
                 if name not in torchvision.models.list_models(module=torchvision.models):
                     raise ValueError(
                         f"no network is named {name!r}; give one such as {', '.join(EXAMPLES)}, "
                         "one of torchvision's such as resnet50, or module:function"
                     )
-                module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+                # Those two have heads of help beside the last, which no recipe here trains.
+                more = {"aux_logits": False, "init_weights": True} if name in _WITH_HEADS else {}
+                module = torchvision.models.get_model(
+                    name, weights=None, num_classes=classes, **more
+                )
                 if pretrained:
                     _begin_trained(module, name)
             elif pretrained:
@@ -54,27 +59,18 @@ def open_model(
     return module
 
 
-def _call(name: str, classes: int) -> nn.Module:
-    where, _, function = name.partition(":")
-    try:
-        made = getattr(importlib.import_module(where), function)(classes)
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ValueError(f"{name} gives no network: {error}; give module:function") from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{name} gives a {type(made).__name__}; give one that returns a Module")
-    return made
-
-
 def _begin_trained(module: nn.Module, name: str) -> None:
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        state = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
+        # As torchvision builds it for them: some files have names that no module has any more.
+        trained = torchvision.models.get_model(name, weights=weights, progress=False)
+    except (OSError, RuntimeError) as error:
         raise OSError(
-            f"the weights of {name} cannot be downloaded from {weights.url} ({error}); give others "
-            "by --weights"
+            f"the weights of {name} cannot be had from {weights.url} "
+            f"({str(error).splitlines()[0]}); give others by --weights"
         ) from error
-    begin_with(module, state)
+    state = trained.state_dict()
+    begin_with(module, {key: value for key, value in state.items() if not key.startswith("Aux")})
 
 
 def begin_with(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,6 @@ class Training:
     window: int | None = None
     compile: bool = False
     sync_batch_norm: bool = False
-    channels_last: bool = True
     cache_dir: Path | None = None
 
 
@@ -148,10 +147,13 @@ class _Run:
                 begin_with(module, read_weights(training.weights))
             except ValueError as error:
                 raise PipelineError(f"{training.weights}: {error}") from error
-        module = module.to(self.device)
-        if training.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        if training.sync_batch_norm and self.device.type == "cuda":
+        module = module.to(self.device).to(memory_format=torch.channels_last)
+        if training.sync_batch_norm:
+            if self.device.type != "cuda":
+                raise PipelineError(
+                    f"norms over all processes are for GPUs, and this is {self.device}; leave "
+                    "--sync-batch-norm out"
+                )
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
         self.module = module
         self.optimizer = self._optimizer()
@@ -350,14 +352,14 @@ class _Run:
         recipe = self.recipe
         with self._precision():
             if not recipe.jsd:
-                logits = self.called(self._laid_out(images))
+                logits = self.called(_laid_out(images))
                 loss = functional.cross_entropy(
                     logits.float(), labels, label_smoothing=recipe.label_smoothing
                 )
                 return logits.detach(), loss
             # (B, views, ...) side by side in one batch, views first.
             views = images.transpose(0, 1).flatten(0, 1)
-            logits = self.called(self._laid_out(views))
+            logits = self.called(_laid_out(views))
             logits = logits.view(VIEWS, len(images), -1)
             loss = loss_of_views(
                 logits, labels, jsd_weight=recipe.jsd_weight,
@@ -365,16 +367,10 @@ class _Run:
             )  # fmt: skip
             return logits[0].detach(), loss
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        if self.training.channels_last:
-            return images.contiguous(memory_format=torch.channels_last)
-        return images
-
     @contextmanager
     def _precision(self) -> Iterator[None]:
         if self.recipe.precision == "float32":
-            with nullcontext():
-                yield
+            yield
             return
         dtype = torch.bfloat16 if self.recipe.precision == "bfloat16" else torch.float16
         with torch.autocast(self.device.type, dtype):
@@ -450,7 +446,7 @@ class _Run:
             self.processes.share_buffers(self.module)
             for images, labels, weights in loader:
                 there = labels.to(self.device)
-                logits = self.module(self._laid_out(images.to(self.device))).float()
+                logits = self.module(_laid_out(images.to(self.device))).float()
                 each = functional.cross_entropy(logits, there, reduction="none").cpu()
                 loss += float((each * weights).sum())
                 wrong += float(((logits.argmax(1) != there).cpu() * weights).sum())
@@ -521,6 +517,11 @@ class _Run:
                 signal.signal(number, handler)
         if interrupted:
             raise KeyboardInterrupt
+
+
+def _laid_out(images: Tensor) -> Tensor:
+    """Return (B, 3, H, W) images with their channels last in memory, as the network has them."""
+    return images.contiguous(memory_format=torch.channels_last)
 
 
 def recipe_steps(recipe: Recipe, loader: TrainLoader) -> int:
