@@ -1,10 +1,13 @@
 """`pixmix-bench`: our code beside plain twins and rivals, as ratios of the same minute."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from pipelines.cli.options import (
+    Command,
     command_options,
     example,
     jobs_option,
@@ -12,6 +15,9 @@ from pipelines.cli.options import (
     progress_bar,
     say,
 )
+
+if TYPE_CHECKING:
+    from pipelines.bench.results import Row
 
 
 @click.group(
@@ -27,14 +33,30 @@ def main() -> None:
     """
 
 
+def _rounds_option(default: int) -> Callable[[Command], Command]:
+    """Return the option --rounds."""
+    return click.option(
+        "--rounds",
+        type=click.IntRange(1),
+        default=default,
+        show_default=True,
+        help="Times that each contender's turn comes.",
+    )
+
+
+def _tell(
+    rows: "Sequence[Row]", packages: tuple[str, ...], notes: "Sequence[str]", *, as_json: bool
+) -> None:
+    """Print what was found, and where."""
+    from pipelines.bench.machine import machine
+    from pipelines.bench.results import document, table
+
+    where = machine(packages)
+    say(table(rows, where, notes), document(rows, where, notes), as_json=as_json)
+
+
 @main.command(epilog=example("pixmix-bench fractals", "pixmix-bench fractals --json > bench.json"))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=7,
-    show_default=True,
-    help="Times that each contender's turn comes.",
-)
+@_rounds_option(7)
 @click.option(
     "--pictures",
     type=click.IntRange(2),
@@ -57,8 +79,6 @@ def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> 
             FractalBenchSettings,
             bench_fractals,
         )
-        from pipelines.bench.machine import machine
-        from pipelines.bench.results import document, table
         from pipelines.shards.workers import available_cores
 
         settings = FractalBenchSettings(
@@ -68,18 +88,11 @@ def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> 
         with progress_bar("runs") as progress:
             rows = bench_fractals(settings, flam3, progress=progress)
         notes = [] if flam3 is not None else [NO_FLAM3]
-        where = machine(PACKAGES)
-        say(table(rows, where, notes), document(rows, where, notes), as_json=as_json)
+        _tell(rows, PACKAGES, notes, as_json=as_json)
 
 
 @main.command(epilog=example("pixmix-bench pixmix", "pixmix-bench pixmix --json > bench.json"))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=9,
-    show_default=True,
-    help="Times that each contender's turn comes.",
-)
+@_rounds_option(9)
 @command_options
 def pixmix(*, rounds: int, as_json: bool) -> None:
     """Time PixMix on batches, one by one and value by value, beside Pillow and numpy.
@@ -87,27 +100,18 @@ def pixmix(*, rounds: int, as_json: bool) -> None:
     Takes about a minute, on one thread, with all pictures in memory.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.machine import machine
         from pipelines.bench.pixmix import PACKAGES, PixMixBenchSettings, bench_pixmix
-        from pipelines.bench.results import document, table
 
         settings = PixMixBenchSettings(rounds=rounds)
         with progress_bar("runs") as progress:
             rows = bench_pixmix(settings, progress=progress)
-        where = machine(PACKAGES)
-        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+        _tell(rows, PACKAGES, [], as_json=as_json)
 
 
 @main.command(
     epilog=example("pixmix-bench loader", "pixmix-bench loader --pictures imagenet-0000.tar")
 )
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=7,
-    show_default=True,
-    help="Times that each contender's turn comes.",
-)
+@_rounds_option(7)
 @click.option(
     "--pictures",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -121,24 +125,15 @@ def loader(*, rounds: int, pictures: Path | None, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.bench.loader import PACKAGES, LoaderBenchSettings, bench_loader
-        from pipelines.bench.machine import machine
-        from pipelines.bench.results import document, table
 
         settings = LoaderBenchSettings(rounds=rounds, pictures=pictures)
         with progress_bar("runs") as progress:
             rows = bench_loader(settings, progress=progress)
-        where = machine(PACKAGES)
-        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+        _tell(rows, PACKAGES, [], as_json=as_json)
 
 
 @main.command(epilog=example("pixmix-bench featviz", "pixmix-bench featviz --json > bench.json"))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Times that each contender's turn comes.",
-)
+@_rounds_option(5)
 @command_options
 def featviz(*, rounds: int, as_json: bool) -> None:
     """Time feature visualization beside the plain way, one thread of the CPU.
@@ -147,24 +142,15 @@ def featviz(*, rounds: int, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.bench.featviz import PACKAGES, FeatvizBenchSettings, bench_featviz
-        from pipelines.bench.machine import machine
-        from pipelines.bench.results import document, table
 
         settings = FeatvizBenchSettings(rounds=rounds)
         with progress_bar("runs") as progress:
             rows = bench_featviz(settings, progress=progress)
-        where = machine(PACKAGES)
-        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+        _tell(rows, PACKAGES, [], as_json=as_json)
 
 
 @main.command(epilog=example("pixmix-bench train", "pixmix-bench train --model wrn_16_2"))
-@click.option(
-    "--rounds",
-    type=click.IntRange(1),
-    default=3,
-    show_default=True,
-    help="Times that each contender's turn comes.",
-)
+@_rounds_option(3)
 @click.option("--model", default="wrn_40_4", show_default=True, help="Network for CIFAR.")
 @command_options
 def train(*, rounds: int, model: str, as_json: bool) -> None:
@@ -173,15 +159,12 @@ def train(*, rounds: int, model: str, as_json: bool) -> None:
     Takes about five minutes with WRN-40-4, on all cores.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.machine import machine
-        from pipelines.bench.results import document, table
         from pipelines.bench.train import PACKAGES, TrainBenchSettings, bench_train
 
         settings = TrainBenchSettings(rounds=rounds, model=model)
         with progress_bar("runs") as progress:
             rows = bench_train(settings, progress=progress)
-        where = machine(PACKAGES)
-        say(table(rows, where, []), document(rows, where, []), as_json=as_json)
+        _tell(rows, PACKAGES, [], as_json=as_json)
 
 
 if __name__ == "__main__":
