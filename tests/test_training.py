@@ -1,10 +1,12 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -362,16 +364,33 @@ def free_port() -> int:
         return port
 
 
-def processes(folder: Path, out: Path, epochs: int, size: int) -> list[dict[str, Any]]:
-    """What several processes of a training say."""
+LOOPBACK = ("127.0.0.1", "lo")
+HOSTS = tuple(f"pixmix-{os.getpid()}-{number}" for number in range(2))
+"""Network namespaces that stand for hosts."""
+ADDRESSES = ("10.213.77.1", "10.213.77.2")
+
+
+def processes(
+    folder: Path,
+    out: Path,
+    epochs: int,
+    size: int,
+    hosts: Sequence[str] | None = None,
+) -> list[dict[str, Any]]:
+    """What several processes of a training say; hosts: namespaces, one a process."""
     port = str(free_port())
     tests = Path(__file__).parent
     started = [
         subprocess.Popen(
-            [sys.executable, tests / "training_process.py", folder, out, str(epochs)],
+            [
+                *([] if hosts is None else ["ip", "netns", "exec", hosts[rank]]),
+                sys.executable, tests / "training_process.py", folder, out, str(epochs),
+            ],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "MASTER_ADDR": "127.0.0.1" if hosts is None else ADDRESSES[0],
+                "MASTER_PORT": port,
+                "GLOO_SOCKET_IFNAME": "lo" if hosts is None else f"pixmix-{rank}",
                 "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
             },
             stdout=subprocess.PIPE,
@@ -383,6 +402,31 @@ def processes(folder: Path, out: Path, epochs: int, size: int) -> list[dict[str,
     ends = [each.communicate(timeout=300) for each in started]
     assert [each.returncode for each in started] == [0] * size, ends
     return [json.loads(out.splitlines()[-1]) for out, _ in ends]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Sequence[str]]:
+    """Two network namespaces with a cable between them."""
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+    try:
+        for host in HOSTS:
+            ip(f"netns add {host}")
+        ip(f"link add pixmix-0 netns {HOSTS[0]} type veth peer name pixmix-1 netns {HOSTS[1]}")
+        for number, (host, address) in enumerate(zip(HOSTS, ADDRESSES, strict=True)):
+            ip(f"-n {host} addr add {address}/24 dev pixmix-{number}")
+            ip(f"-n {host} link set pixmix-{number} up")
+            ip(f"-n {host} link set lo up")
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("network namespaces need root, and ip of iproute2")
+    else:
+        yield HOSTS
+    finally:
+        if shutil.which("ip") is not None:
+            for host in HOSTS:
+                subprocess.run(["ip", "netns", "delete", host], capture_output=True)
 
 
 def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Path) -> None:
@@ -400,6 +444,23 @@ def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Pa
     loss, error = loss_and_error(module, digits)
     assert error == pytest.approx(first["history"][-1]["test_error"], abs=1e-9)
     assert loss == pytest.approx(first["history"][-1]["test_loss"], rel=1e-6)
+
+
+def test_two_hosts_train_as_two_processes_of_one_do(
+    digits: Path, tmp_path: Path, hosts: Sequence[str]
+) -> None:
+    apart = processes(digits, tmp_path / "apart", 1, 2, hosts)
+    together = processes(digits, tmp_path / "together", 1, 2)
+    assert apart == together
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's names of threads")
+def test_no_thread_of_the_process_group_is_left_when_it_is_left(
+    digits: Path, tmp_path: Path
+) -> None:
+    # One that meets an ended interpreter aborts the process.
+    for said in processes(digits, tmp_path / "two", 1, 2):
+        assert not [name for name in said["threads"] if "gloo" in name or "tcpstore" in name]
 
 
 def test_a_training_goes_on_at_another_world_size_with_the_same_order(

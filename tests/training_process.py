@@ -1,7 +1,7 @@
 """One of several processes of a training, for tests: python training_process.py FOLDER OUT EPOCHS.
 
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. Prints the indices of all batches and a
-hash of the final weights and running means.
+hash of the final weights and running means, and names the threads that are left.
 """
 
 import hashlib
@@ -41,6 +41,9 @@ def main() -> None:
                 "state": state.hexdigest(),
                 "finished": trained.finished,
                 "history": trained.history,
+                "threads": sorted(
+                    path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")
+                ),
             }
         )
     )

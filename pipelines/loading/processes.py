@@ -1,5 +1,6 @@
 """The processes of a training: how they find each other, and what they tell each other."""
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,4 +86,7 @@ def joined(device: str) -> Iterator[Processes]:
     try:
         yield Processes(world=world, device=chosen)
     finally:
+        # What refers to the group in a cycle would keep its threads, and a thread of gloo that
+        # meets an interpreter which has ended aborts the process.
+        gc.collect()
         distributed.destroy_process_group()

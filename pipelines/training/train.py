@@ -262,7 +262,7 @@ class _Run:
         """Train to the end, or until it is stopped."""
         recipe = self.recipe
         checkpoint = checkpoint_path(self.training.out, self.step)
-        with self._stopped_by_signals():
+        with self._stopped_by_signals(), self._let_go_of_processes():
             while self.loader.epoch < recipe.epochs and not self.stopped:
                 if not self._epoch():
                     break
@@ -274,6 +274,14 @@ class _Run:
         return Trained(
             finished=finished, step=self.step, history=self.history, checkpoint=checkpoint
         )
+
+    @contextmanager
+    def _let_go_of_processes(self) -> Iterator[None]:
+        """Drop what holds the process group, whose threads would outlive the interpreter else."""
+        try:
+            yield
+        finally:
+            self.running = self.called = self.module
 
     def _epoch(self) -> bool:
         """Train what is left of an epoch; return whether its end was reached."""
