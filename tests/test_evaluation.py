@@ -1,5 +1,8 @@
 import json
-from collections.abc import Callable
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +20,24 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation import corruptions
 from pipelines.evaluation.answers import Answers, Classifier, as_images
 from pipelines.evaluation.attacks import pgd
-from pipelines.evaluation.data import find_test_set
-from pipelines.evaluation.metrics import calibration_error
-from pipelines.evaluation.outliers import blobs, gaussian, rademacher
-from pipelines.evaluation.report import names_of, radar, table
-from pipelines.evaluation.suites import (
-    BAR_CORRUPTIONS,
-    CORRUPTIONS,
-    PERTURBATIONS,
-    SUITES,
-    Evaluation,
-    TestSet,
-    evaluate,
+from pipelines.evaluation.corrupted import CIFAR_BAR, CIFAR_PERTURBATIONS, CORRUPTIONS
+from pipelines.evaluation.data import find_data
+from pipelines.evaluation.metrics import (
+    calibration_error,
+    tempered_confidence,
+    tune_temperature,
 )
+from pipelines.evaluation.outliers import blobs, gaussian, rademacher
+from pipelines.evaluation.pictures import Stored
+from pipelines.evaluation.report import names_of, radar, table
+from pipelines.evaluation.request import Data, Evaluation, TestSet
+from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import open_model
 from pipelines.training.checkpoints import save_checkpoint
+
+PERTURBATIONS = (*CIFAR_PERTURBATIONS, "spatter")
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 N = 12
@@ -54,19 +58,24 @@ def classifier(batch_size: int = 5) -> Classifier:
     )  # fmt: skip
 
 
-def pictures_of(n: int = N, side: int = 8) -> TestSet:
+def pictures_of(n: int = N, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, n)
     base = np.array([30, 128, 220])[labels][:, None, None, None]
     pictures = (base + rng.integers(-25, 26, (n, side, side, 3))).astype(np.uint8)
-    return TestSet(name="TINY", pictures=pictures, labels=labels.astype(np.int64))
+    return pictures, labels.astype(np.int64)
 
 
-TEST = pictures_of()
+PICTURES, LABELS = pictures_of()
+
+
+def data_of(root: Path, pictures: np.ndarray = PICTURES, labels: np.ndarray = LABELS) -> Data:
+    test = TestSet(pictures=Stored(pictures), labels=labels)
+    return Data(root=root, name="TINY", side=pictures.shape[1], view=None, test=test)
 
 
 def evaluation(root: Path, **changes: Any) -> Evaluation:  # noqa: ANN401
-    return replace(Evaluation(classifier=classifier(), test=TEST, root=root), **changes)
+    return replace(Evaluation(classifier=classifier(), data=data_of(root)), **changes)
 
 
 def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
@@ -75,12 +84,12 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
     written = {}
     for place, name in enumerate(names):
         severities = [
-            (TEST.pictures * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
+            (PICTURES * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
             for severity in range(1, 6)
         ]
         written[name] = np.concatenate(severities)
         np.save(folder / f"{name}.npy", written[name])
-    np.save(folder / "labels.npy", np.tile(TEST.labels, 5))
+    np.save(folder / "labels.npy", np.tile(LABELS, 5))
     return written
 
 
@@ -98,12 +107,14 @@ def plain_answers(pictures: np.ndarray) -> Answers:
 def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
     asked: list[range] = []
 
-    def read(numbers: range) -> np.ndarray:
-        asked.append(numbers)
-        return TEST.pictures[numbers.start : numbers.stop]
+    class Asked(Stored):
+        def read(self, numbers: Sequence[int]) -> np.ndarray:
+            assert isinstance(numbers, range)
+            asked.append(numbers)
+            return super().read(numbers)
 
-    found = classifier(batch_size).answer(N, read)
-    expected = plain_answers(TEST.pictures)
+    found = classifier(batch_size).answer(Asked(PICTURES))
+    expected = plain_answers(PICTURES)
     np.testing.assert_array_equal(found.predicted, expected.predicted)
     np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
     assert max(map(len, asked)) == min(batch_size, N)
@@ -111,7 +122,7 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
 
 
 def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = classifier().answer(N, lambda numbers: TEST.pictures[numbers.start : numbers.stop])
+    whole = classifier().answer(Stored(PICTURES))
     parts: dict[int, Answers] = {}
 
     def gather(out: list[Answers], mine: Answers) -> None:
@@ -123,7 +134,7 @@ def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.Monke
         apart = replace(
             classifier(), processes=Processes(world=World(rank=rank, size=5), device=ALONE.device)
         )
-        found = apart.answer(N, lambda numbers: TEST.pictures[numbers.start : numbers.stop])
+        found = apart.answer(Stored(PICTURES))
     np.testing.assert_array_equal(found.predicted, whole.predicted)
     np.testing.assert_allclose(found.confidence, whole.confidence, rtol=1e-6)
     assert sum(len(each.predicted) for each in parts.values()) == N
@@ -138,12 +149,10 @@ def test_corruption_errors_are_means_over_corruptions_and_severities(tmp_path: P
     errors, rms = [], []
     for name, pictures in written.items():
         answers = plain_answers(pictures)
-        wrong = (answers.predicted != np.tile(TEST.labels, 5)).reshape(5, N).mean(1)
+        wrong = (answers.predicted != np.tile(LABELS, 5)).reshape(5, N).mean(1)
         assert found["errors"][name] == pytest.approx(list(wrong))
         errors.append(wrong.mean())
-        rms.append(
-            calibration_error(answers.confidence, answers.predicted == np.tile(TEST.labels, 5))
-        )
+        rms.append(calibration_error(answers.confidence, answers.predicted == np.tile(LABELS, 5)))
     assert found["mean_error"] == pytest.approx(np.mean(errors))
     assert found["mean_rms"] == pytest.approx(np.mean(rms), rel=1e-4)
     assert len({round(each, 6) for each in errors}) > 1
@@ -164,12 +173,12 @@ def test_flips_in_noise_are_from_the_first_frame(tmp_path: Path) -> None:
 
 
 def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> None:
-    found = evaluate(evaluation(tmp_path), SUITES)
+    found = evaluate(evaluation(tmp_path))
     assert set(found.values) == {"clean", "calibration", "adversarial", "anomaly"}
     assert set(found.missing) == {"c", "c-bar", "p"}
     assert all("\n" not in line for line in found.missing.values())
     assert "zenodo.org" in found.missing["c"]
-    write_corrupted(tmp_path / "TINY-C-Bar", BAR_CORRUPTIONS[:-1])
+    write_corrupted(tmp_path / "TINY-C-Bar", CIFAR_BAR[:-1])
     found = evaluate(evaluation(tmp_path), ["c-bar"])
     assert "has no transverse_chromatic_abberation.npy (1 of 10" in found.missing["c-bar"]
 
@@ -180,6 +189,10 @@ def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> Non
         (lambda f: np.save(f / "labels.npy", np.zeros(7)), "as many labels for each of 5"),
         (lambda f: (f / "labels.npy").unlink(), "has no labels.npy"),
         (lambda f: np.save(f / "fog.npy", np.zeros((60, 8, 8, 3))), "should hold uint8 pictures"),
+        (
+            lambda f: np.save(f / "fog.npy", np.zeros((60, 9, 9, 3), np.uint8)),
+            "should hold uint8 pictures of 8x8x3",
+        ),
         (lambda f: np.save(f / "fog.npy", np.zeros((3, 8, 8, 3), np.uint8)), "3 pictures for 60"),
         (lambda f: (f / "fog.npy").write_bytes(b"junk"), "is no array of pictures"),
         (
@@ -206,22 +219,34 @@ def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no suite is named 'r'; give of clean"):
-        evaluate(evaluation(tmp_path), ["clean", "r"])
+    with pytest.raises(ValueError, match="no suite is named 'x'; give of clean"):
+        evaluate(evaluation(tmp_path), ["clean", "x"])
 
 
 def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Path) -> None:
     state = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    before = TEST.pictures.copy()
+    before = PICTURES.copy()
     first, second = (
-        evaluate(evaluation(tmp_path, classifier=classifier(size)), SUITES).values
+        evaluate(evaluation(tmp_path, classifier=classifier(size)), OF_ANY).values
         for size in (3, 12)
     )
     assert first["adversarial"] == second["adversarial"]
     assert first["anomaly"]["kinds"]["blobs"] == pytest.approx(second["anomaly"]["kinds"]["blobs"])
-    np.testing.assert_array_equal(TEST.pictures, before)
+    np.testing.assert_array_equal(PICTURES, before)
     assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
+
+
+def test_each_half_is_tempered_by_what_the_other_half_wants(tmp_path: Path) -> None:
+    found = evaluate(evaluation(tmp_path), ["calibration"]).values["calibration"]
+    logits = classifier().logits(as_images(PICTURES, ALONE.device)).numpy()
+    of_even, of_odd = (tune_temperature(logits[k::2], LABELS[k::2]) for k in range(2))
+    assert found["temperature"] == pytest.approx((of_even + of_odd) / 2)
+    confidence = np.empty(N, np.float32)
+    confidence[::2] = tempered_confidence(logits[::2], of_odd)
+    confidence[1::2] = tempered_confidence(logits[1::2], of_even)
+    right = logits.argmax(1) == LABELS
+    assert found["rms_tempered"] == pytest.approx(calibration_error(confidence, right))
 
 
 # --- Attacks -------------------------------------------------------------------------------------
@@ -294,7 +319,8 @@ def test_blobs_are_blurred_noise_without_its_faint_parts() -> None:
 
 def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    test = pictures_of(3, 32)
+    pictures, labels = pictures_of(3, 32)
+    test = data_of(tmp_path, pictures, labels)
     names = ("gaussian_noise", "fog", "contrast")
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
     folder = corruptions.make_corrupted(test, tmp_path, names=names)
@@ -302,9 +328,9 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     assert folder == tmp_path / "TINY-C"
     made = {name: np.load(folder / f"{name}.npy") for name in names}
     assert all(each.shape == (15, 32, 32, 3) for each in made.values())
-    np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.tile(test.labels, 5))
+    np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.tile(labels, 5))
     noise = made["gaussian_noise"].reshape(5, 3, 32, 32, 3).astype(float)
-    strength = [np.abs(each - test.pictures).mean() for each in noise]
+    strength = [np.abs(each - pictures).mean() for each in noise]
     assert strength == sorted(strength)
     (folder / "fog.npy").unlink()
     corruptions.make_corrupted(test, tmp_path, names=names)
@@ -322,7 +348,7 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
 FOUND = {
     "clean": {"error": 0.05},
     "calibration": {"rms": 0.02},
-    "anomaly": {"mean_auroc": 0.9, "mean_aupr": 0.7, "mean_fpr95": 0.2},
+    "anomaly": {"mean_auroc": 0.9, "mean_aupr": 0.7, "mean_fpr95": 0.2, "kinds": {"blobs": {}}},
 }
 
 
@@ -418,6 +444,39 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
     assert result.stderr.count("Error: ") == 1
 
 
+def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
+    arguments = [
+        "run", "--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits), "--json",
+        "--suite", "clean,calibration,anomaly",
+    ]  # fmt: skip
+    alone = run(*arguments)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    both = subprocess.run(
+        [*torchrun, "--standalone", "-m", "pipelines.cli.evaluate", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert both.returncode == 0, both.stderr
+    (found,), (expected,) = (
+        json.loads(text)["networks"].values() for text in (both.stdout, alone.stdout)
+    )
+    assert found["clean"] == expected["clean"]
+    for suite in ("calibration", "anomaly"):
+        assert_close(found[suite], expected[suite])
+
+
+def assert_close(found: Any, expected: Any) -> None:  # noqa: ANN401
+    """Compare nested numbers."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_close(found[name], value)
+    else:
+        assert found == pytest.approx(expected, abs=1e-4)
+
+
 def test_a_bare_state_dict_is_evaluated_by_name(digits: Path, tmp_path: Path) -> None:
     torch.save(open_model("wrn_10_1", 10).state_dict(), tmp_path / "bare.pt")
     result = run(
@@ -446,6 +505,9 @@ def test_wrong_usage_exits_with_2(digits: Path, tmp_path: Path, arguments: tuple
 
 
 def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: Path) -> None:
-    assert find_test_set(digits).pictures.shape == (359, 32, 32, 3)
+    found = find_data(digits, {"classes": 10})
+    assert (found.name, found.side, found.view) == ("DIGITS", 32, None)
+    assert found.classes == tuple("0123456789")
+    assert len(found.need_test().labels) == len(found.need_test().pictures) == 359
     (tmp_path / "data").symlink_to(digits)
-    assert find_test_set(tmp_path).name == "DIGITS"
+    assert find_data(tmp_path, {}).name == "DIGITS"

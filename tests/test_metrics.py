@@ -4,6 +4,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch.nn import functional
 
 from pipelines.evaluation.metrics import (
     ALEXNET_ERRORS,
@@ -16,6 +17,9 @@ from pipelines.evaluation.metrics import (
     flip_probability,
     mean_corruption_error,
     mean_flip_rate,
+    soft_f1,
+    tempered_confidence,
+    tune_temperature,
 )
 
 # Few values, so that ties are frequent.
@@ -171,3 +175,42 @@ def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> 
 def test_what_has_no_measure_is_refused(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
+
+
+# --- Temperature and soft F1 ---------------------------------------------------------------------
+
+
+def test_soft_f1_is_that_of_hand_made_answers() -> None:
+    confidence = np.array([0.9, 0.6, 0.8, 0.5])
+    correct = np.array([True, True, False, False])
+    # Doubt in wrong answers .2 + .5; confidence in them .8 + .5; doubt in right ones .1 + .4.
+    assert soft_f1(confidence, correct) == pytest.approx(1.4 / (1.4 + 1.3 + 0.5))
+    assert soft_f1(np.array([0.0, 1.0]), np.array([False, True])) == 1
+    assert soft_f1(np.array([1.0, 1.0]), np.array([True, True])) == 0
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
+def test_the_temperature_is_that_by_which_labels_were_drawn(temperature: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (60_000, 5)).astype(np.float32)
+    soft = np.exp(logits / temperature)
+    labels = (soft.cumsum(1) > rng.random((60_000, 1)) * soft.sum(1, keepdims=True)).argmax(1)
+    found = tune_temperature(logits, labels)
+    assert found == pytest.approx(temperature, rel=0.03)
+
+    def loss(value: float) -> float:
+        given = torch.from_numpy(logits.astype(np.float64) / value)
+        return float(functional.cross_entropy(given, torch.from_numpy(labels)))
+
+    assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+    confidence = tempered_confidence(logits, found)
+    expected = torch.from_numpy(logits / np.float32(found)).softmax(1).max(1).values
+    np.testing.assert_allclose(confidence, expected.numpy(), rtol=1e-5)
+
+
+def test_a_temperature_stays_within_its_limits() -> None:
+    sure = np.array([[9.0, 0.0], [0.0, 9.0]])
+    assert tune_temperature(sure, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
+    assert tune_temperature(sure, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
+    with pytest.raises(ValueError, match="give one label for each row"):
+        tune_temperature(sure, np.array([0]))

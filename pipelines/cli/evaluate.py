@@ -18,11 +18,12 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.evaluation.suites import Findings, TestSet
+    from pipelines.evaluation.request import Evaluation
+    from pipelines.evaluation.suites import Findings
     from pipelines.loading.processes import Processes
 
 # As in evaluation.suites, which would take seconds to import for the help; a test holds them equal.
-SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
+SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -30,11 +31,15 @@ SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
 def main() -> None:
     """Measure robustness, consistency, adversaries, calibration and anomaly detection.
 
-    For pictures of one size, as CIFAR's.
+    For CIFAR, ImageNet, digits and sets of your own.
     """
 
 
-def _suites(context: click.Context, param: click.Parameter, value: str) -> tuple[str, ...]:
+def _suites(
+    context: click.Context, param: click.Parameter, value: str | None
+) -> tuple[str, ...] | None:
+    if value is None:
+        return None
     names = tuple(dict.fromkeys(part.strip() for part in value.split(",")))
     unknown = [name for name in names if name not in SUITES]
     if unknown:
@@ -48,7 +53,7 @@ _DATA = click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
-    help="Folder with test shards and, for c, c-bar and p, CIFAR-10-C and its like.",
+    help="Folder with the test set and what lies beside it: CIFAR-10-C, imagenet-r, outliers.",
 )
 
 
@@ -74,10 +79,9 @@ _DATA = click.option(
 @click.option(
     "--suite",
     "suites",
-    default=",".join(SUITES),
-    show_default=True,
     callback=_suites,
-    help="What to measure.",
+    metavar="NAMES",
+    help=f"What to measure, of {','.join(SUITES)}.  [default: all; r, a and o of ImageNet]",
 )
 @click.option("--model", metavar="NAME", help="Network, where a checkpoint does not say it.")
 @click.option(
@@ -93,7 +97,18 @@ _DATA = click.option(
     is_flag=True,
     help="Let the adversary go as far as the released code's, up to twice epsilon.",
 )
-@click.option("--batch-size", type=click.IntRange(1), default=500, show_default=True)
+@click.option(
+    "--tenth-perturbation",
+    type=click.Choice(["spatter", "snow"]),
+    default="spatter",
+    show_default=True,
+    help="Of CIFAR-P's ten: its authors' script scores spatter, their generator lists snow.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="Pictures at once in a process.  [default: 500 of CIFAR's size, 100 of larger ones]",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
 @seed_option
 @click.option(
@@ -109,38 +124,31 @@ def run(
     checkpoint: Path,
     against: Path | None,
     data: Path,
-    suites: tuple[str, ...],
-    model: str | None,
-    epsilon: float,
-    pgd_reference_quirk: bool,
-    batch_size: int,
+    suites: tuple[str, ...] | None,
     device: str,
-    seed: int,
     plot: Path | None,
     as_json: bool,
+    **options: Any,  # noqa: ANN401
 ) -> None:
     """Evaluate a network on all there is under DATA.
 
     A suite without its data is named in one line, and the others still run.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.evaluation.data import find_test_set
         from pipelines.evaluation.report import check_plotting, names_of, radar, table
         from pipelines.loading.processes import joined
 
         if plot is not None:
             # Before what takes long, and would be lost.
             check_plotting()
-        test = find_test_set(data)
         paths = [checkpoint] if against is None else [checkpoint, against]
         with joined(device) as processes:
+            # Before the first is evaluated, which may take long.
+            evaluations = [_open(path, data, processes, options) for path in paths]
             found = {
-                name: _evaluate(
-                    path, test, data, suites, processes, model=model, epsilon=epsilon,
-                    quirk=pgd_reference_quirk, batch_size=batch_size, seed=seed,
-                )
-                for name, path in zip(names_of(paths), paths, strict=True)
-            }  # fmt: skip
+                name: _evaluate(evaluation, suites)
+                for name, evaluation in zip(names_of(paths), evaluations, strict=True)
+            }
             if not processes.first:
                 return
         values = {name: each.values for name, each in found.items()}
@@ -151,51 +159,49 @@ def run(
             text = f"{text}\na plot of them in {plot}"
         document: dict[str, Any] = {
             "data": str(data),
-            "test": test.name,
+            "test": evaluations[0].data.name,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
         }
         say(text, document, as_json=as_json)
 
 
-def _evaluate(
-    path: Path,
-    test: "TestSet",
-    root: Path,
-    suites: tuple[str, ...],
-    processes: "Processes",
-    *,
-    model: str | None,
-    epsilon: float,
-    quirk: bool,
-    batch_size: int,
-    seed: int,
-) -> "Findings":
+def _open(path: Path, root: Path, processes: "Processes", options: dict[str, Any]) -> "Evaluation":
     import torch
 
     from pipelines.evaluation.answers import Classifier
-    from pipelines.evaluation.suites import Evaluation, evaluate
+    from pipelines.evaluation.data import find_data
+    from pipelines.evaluation.request import Evaluation
+    from pipelines.loading.preparation import CIFAR, IMAGENET
     from pipelines.models.opening import open_checkpoint
 
-    module, said = open_checkpoint(path, model)
-    half = [0.5, 0.5, 0.5]
-    mean, std = said.get("mean", half), said.get("std", half)
-    if said["classes"] <= int(test.labels.max()):
-        raise PipelineError(
-            f"{path} tells {said['classes']} classes apart, and {test.name} has "
-            f"{int(test.labels.max()) + 1}; name the data that it was trained on"
-        )
+    module, said = open_checkpoint(path, options["model"])
+    try:
+        data = find_data(root, said)
+    except PipelineError as error:
+        raise PipelineError(f"{path}: {error}") from error
+    usual = CIFAR if data.view is None else IMAGENET
+    mean, std = said.get("mean", usual.mean), said.get("std", usual.std)
     classifier = Classifier(
         module=module.to(processes.device).to(memory_format=torch.channels_last),
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
         processes=processes,
-        batch_size=batch_size,
+        batch_size=options["batch_size"] or (500 if data.view is None else 100),
     )
-    evaluation = Evaluation(
-        classifier=classifier, test=test, root=root, seed=seed, epsilon=epsilon,
-        pgd_reference_quirk=quirk,
-    )  # fmt: skip
+    return Evaluation(
+        classifier=classifier,
+        data=data,
+        seed=options["seed"],
+        epsilon=options["epsilon"],
+        pgd_reference_quirk=options["pgd_reference_quirk"],
+        tenth_perturbation=options["tenth_perturbation"],
+    )
+
+
+def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Findings":
+    from pipelines.evaluation.suites import evaluate
+
     with progress_bar("suites") as progress:
         return evaluate(evaluation, suites, progress=progress)
 
@@ -221,11 +227,11 @@ def make_c(*, data: Path, out: Path | None, n: int | None, seed: int, as_json: b
     """
     with one_line_errors("interrupted; the same command continues it"):
         from pipelines.evaluation.corruptions import make_corrupted
-        from pipelines.evaluation.data import find_test_set
+        from pipelines.evaluation.data import find_data
 
-        test = find_test_set(data)
+        found = find_data(data, {})
         with progress_bar("pictures") as progress:
-            folder = make_corrupted(test, out or data, n=n, seed=seed, progress=progress)
+            folder = make_corrupted(found, out or data, n=n, seed=seed, progress=progress)
         say(f"corrupted pictures in {folder}", {"folder": str(folder)}, as_json=as_json)
 
 

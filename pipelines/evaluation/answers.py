@@ -2,25 +2,32 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from pipelines.evaluation.pictures import Pictures
 from pipelines.loading.preparation import Triple
 from pipelines.loading.processes import Processes
+from pipelines.loading.sources import ahead
 
-Read = Callable[[range], NDArray[np.generic]]
-"""Gives pictures of some numbers, (n, H, W, 3) uint8 or float32 in 0..1, read when asked for."""
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """predicted: (n,) int64 classes; confidence: (n,) float32, the largest softmax value."""
+    """What a network says of n pictures.
+
+    predicted: (n,) int64 outputs; confidence: (n,) float32, the largest softmax value.
+    logits: (n, outputs) float32, where they were asked for.
+    """
 
     predicted: NDArray[np.int64]
     confidence: NDArray[np.float32]
+    logits: NDArray[np.float32] | None = None
 
     def error(self, labels: NDArray[np.integer]) -> float:
         """Return the share of wrong answers."""
@@ -51,36 +58,66 @@ class Classifier:
         return found.float()
 
     def answer(
-        self, n: int, read: Read, change: Callable[[Tensor, range], Tensor] | None = None
+        self,
+        pictures: Pictures,
+        *,
+        change: Callable[[Tensor, range], Tensor] | None = None,
+        outputs: NDArray[np.int64] | None = None,
+        logits: bool = False,
     ) -> Answers:
-        """Answer n pictures, each in one process, and return all answers in every one.
+        """Answer pictures, each in one process, and return all answers in every one.
 
         Args:
-            n: pictures.
-            read: gives pictures by their numbers.
+            pictures: what is asked; of decoded ones the next batch is read meanwhile.
             change: of a batch in 0..1 and its numbers, before it is answered; an attack.
+            outputs: those that are answered with, and that the softmax is over; None for all.
+            logits: whether logits are returned, too.
         """
         rank, size = self.processes.world.rank, self.processes.world.size
+        n = len(pictures)
         own = range(n * rank // size, n * (rank + 1) // size)
+        batches = [
+            range(begin, min(begin + self.batch_size, own.stop))
+            for begin in range(own.start, own.stop, self.batch_size)
+        ]
         predicted, confidence = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
-        for begin in range(own.start, own.stop, self.batch_size):
-            numbers = range(begin, min(begin + self.batch_size, own.stop))
-            images = as_images(read(numbers), self.processes.device)
+        kept: list[NDArray[np.float32]] = []
+        for numbers, read in zip(
+            batches, ahead(iter(batches), pictures.read, pictures.ahead), strict=True
+        ):
+            images = as_images(read, self.processes.device)
             if change is not None:
                 images = change(images, numbers)
             with torch.no_grad():
-                sure = self.logits(images).softmax(1).max(1)
-            predicted.append(sure.indices.cpu().numpy())
+                found = self.logits(images)
+                if outputs is not None:
+                    found = found[:, torch.from_numpy(outputs).to(found.device)]
+                sure = found.softmax(1).max(1)
+            places = sure.indices.cpu().numpy()
+            predicted.append(places if outputs is None else outputs[places])
             confidence.append(sure.values.cpu().numpy())
-        mine = Answers(predicted=np.concatenate(predicted), confidence=np.concatenate(confidence))
-        if size == 1:
-            return mine
-        parts: list[Answers] = [mine] * size
-        distributed.all_gather_object(parts, mine)
+            if logits:
+                kept.append(found.cpu().numpy())
+        mine = Answers(
+            predicted=np.concatenate(predicted),
+            confidence=np.concatenate(confidence),
+            logits=np.concatenate(kept) if kept else None,
+        )
+        parts = self.gather(mine)
+        stacked = [each.logits for each in parts if each.logits is not None]
         return Answers(
             predicted=np.concatenate([each.predicted for each in parts]),
             confidence=np.concatenate([each.confidence for each in parts]),
+            logits=np.concatenate(stacked) if stacked else None,
         )
+
+    def gather(self, mine: Part) -> list[Part]:
+        """Return what every process has, by rank; all must call it."""
+        size = self.processes.world.size
+        parts = [mine] * size
+        if size > 1:
+            distributed.all_gather_object(parts, mine)
+        return parts
 
 
 def as_images(pictures: NDArray[np.generic], device: torch.device) -> Tensor:

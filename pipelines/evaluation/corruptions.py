@@ -5,20 +5,21 @@ such a set compare networks with each other, and not with what is printed of CIF
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.suites import CORRUPTIONS, SEVERITIES, TestSet
+from pipelines.evaluation.corrupted import CORRUPTIONS, SEVERITIES
+from pipelines.evaluation.request import Data
 from pipelines.shards.files import new_file
 from pipelines.shards.progress import Progress, no_progress
 
 
 def make_corrupted(
-    test: TestSet,
+    data: Data,
     out: Path,
     *,
     n: int | None = None,
@@ -29,7 +30,7 @@ def make_corrupted(
     """Write a folder of corrupted pictures in CIFAR-10-C's layout, or what of it is missing.
 
     Args:
-        test: the pictures.
+        data: the pictures, as a network of theirs would see them.
         out: folder for "NAME-C".
         n: only the first n pictures; None for all.
         seed: of the noise: picture i of a corruption and severity depends on it and on i alone.
@@ -51,8 +52,9 @@ def make_corrupted(
         raise PipelineError(
             "corruptions need imagecorruptions-imaug; run pip install 'pixmix[corruptions]'"
         ) from error
-    pictures, labels = test.pictures[:n], test.labels[:n]
-    folder = out / f"{test.name}-C"
+    test = data.need_test()
+    labels = test.labels[:n]
+    folder = out / f"{data.name}-C"
     folder.mkdir(parents=True, exist_ok=True)
     repeated = np.tile(labels, SEVERITIES)
     _same_or_new(folder / "labels.npy", repeated)
@@ -64,26 +66,39 @@ def make_corrupted(
             done += len(repeated)
             progress(done, total)
             continue
-        corrupted = np.empty((len(repeated), *pictures.shape[1:]), np.uint8)
-        for severity in range(1, SEVERITIES + 1):
-            for index, picture in enumerate(pictures):
-                # The package draws from numpy's global state, which is put back.
-                state = np.random.get_state()  # noqa: NPY002
-                np.random.seed(_seed(seed, CORRUPTIONS.index(name), severity, index))  # noqa: NPY002
-                try:
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        made = corrupt(
-                            np.ascontiguousarray(picture), severity, corruption_name=name
-                        )
-                finally:
-                    np.random.set_state(state)  # noqa: NPY002
-                corrupted[(severity - 1) * len(labels) + index] = made
-            done += len(labels)
-            progress(done, total)
         with new_file(path) as file:
-            np.save(file, corrupted, allow_pickle=False)
+            # Picture by picture, for all of them may be larger than the memory.
+            shape = (len(repeated), data.side, data.side, 3)
+            header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for severity in range(1, SEVERITIES + 1):
+                for index in range(len(labels)):
+                    picture = np.ascontiguousarray(test.pictures.read(range(index, index + 1))[0])
+                    key = (seed, CORRUPTIONS.index(name), severity, index)
+                    file.write(_corrupted(corrupt, picture, name, severity, _seed(*key)).tobytes())
+                    done += 1
+                    if done % 100 == 0:
+                        progress(done, total)
+        progress(done, total)
     return folder
+
+
+def _corrupted(
+    corrupt: Callable[..., NDArray[np.uint8]],
+    picture: NDArray[np.generic],
+    name: str,
+    severity: int,
+    seed: int,
+) -> NDArray[np.uint8]:
+    """Corrupt a picture; the package draws from numpy's global state, which is put back."""
+    state = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return np.asarray(corrupt(picture, severity, corruption_name=name), np.uint8)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def _seed(*key: int) -> int:

@@ -8,20 +8,32 @@ from typing import Any
 from pipelines.errors import PipelineError
 
 HEADLINES = (
-    ("clean", "error", "clean error", "%"),
-    ("c", "mean_error", "corruption error (C)", "%"),
-    ("c-bar", "mean_error", "corruption error (C-bar)", "%"),
-    ("p", "mean_flip_probability", "flip probability (P)", "%"),
-    ("adversarial", "error", "adversarial error (PGD)", "%"),
-    ("calibration", "rms", "RMS calibration error", "%"),
-    ("c", "mean_rms", "RMS calibration error (C)", "%"),
-    ("anomaly", "mean_auroc", "anomaly detection, AUROC", "%"),
-    ("anomaly", "mean_aupr", "anomaly detection, AUPR", "%"),
-    ("anomaly", "mean_fpr95", "false alarms at 95 % found", "%"),
+    ("clean", "error", "clean error"),
+    ("c", "mce", "mean corruption error (C, AlexNet 100 %)"),
+    ("c", "mean_error", "corruption error (C)"),
+    ("c-bar", "mean_error", "corruption error (C-bar)"),
+    ("r", "error", "error on renditions (R)"),
+    ("a", "error", "error on natural adversaries (A)"),
+    ("p", "mfr", "mean flip rate (P, AlexNet 100 %)"),
+    ("p", "mean_flip_probability", "flip probability (P)"),
+    ("adversarial", "error", "adversarial error (PGD)"),
+    ("calibration", "rms", "RMS calibration error"),
+    ("calibration", "rms_tempered", "RMS calibration error, tempered"),
+    ("c", "mean_rms", "RMS calibration error (C)"),
+    ("r", "rms", "RMS calibration error (R)"),
+    ("a", "rms", "RMS calibration error (A)"),
+    ("anomaly", "mean_auroc", "anomaly detection, AUROC"),
+    ("anomaly", "mean_aupr", "anomaly detection, AUPR"),
+    ("anomaly", "mean_fpr95", "false alarms at 95 % found"),
+    ("o", "auroc", "natural outliers (O), AUROC"),
+    ("o", "aupr", "natural outliers (O), AUPR"),
 )
-"""Suite, value, what it is, unit. Smaller is better but for AUROC and AUPR."""
+"""Suite, value, what it is. Smaller is better but for AUROC and AUPR."""
 
-_BETTER_LARGE = {"mean_auroc", "mean_aupr"}
+_BETTER_LARGE = {"mean_auroc", "mean_aupr", "auroc", "aupr"}
+
+_OF_ALEXNET = {"mce", "mfr"}
+"""Measures that may be above 1; a radar plot has the plain means beside them."""
 
 Found = Mapping[str, Mapping[str, Any]]
 
@@ -29,19 +41,23 @@ Found = Mapping[str, Mapping[str, Any]]
 def table(columns: Mapping[str, Found], missing: Mapping[str, str]) -> str:
     """Return the measures of one or more networks as lines of aligned text."""
     lines = [("", *columns)]
-    for suite, value, what, _ in HEADLINES:
-        if any(suite in found for found in columns.values()):
-            cells = [
-                f"{100 * found[suite][value]:.2f} %" if suite in found else "-"
-                for found in columns.values()
-            ]
+    for suite, value, what in HEADLINES:
+        cells = [
+            f"{100 * found[suite][value]:.2f} %" if value in found.get(suite, ()) else "-"
+            for found in columns.values()
+        ]
+        if any(cell != "-" for cell in cells):
             lines.append((what, *cells))
     widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
     rows = [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
         for line in lines
     ]
-    notes = [f"left out: {name}: {why}" for name, why in missing.items()]
+    kinds = next(
+        (found["anomaly"]["kinds"] for found in columns.values() if "anomaly" in found), ()
+    )
+    notes = [f"anomalies are means over {', '.join(kinds)}"] if kinds else []
+    notes += [f"left out: {name}: {why}" for name, why in missing.items()]
     return "\n".join([*rows, *([""] if notes else []), *notes])
 
 
@@ -69,8 +85,9 @@ def radar(columns: Mapping[str, Found], path: Path) -> None:
 
     shown = [
         (suite, value, what)
-        for suite, value, what, _ in HEADLINES
-        if all(suite in found for found in columns.values())
+        for suite, value, what in HEADLINES
+        if value not in _OF_ALEXNET
+        and all(value in found.get(suite, ()) for found in columns.values())
     ]
     if len(shown) < 3:
         raise PipelineError(f"{len(shown)} measures make no radar plot; give more suites")

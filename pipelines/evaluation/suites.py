@@ -1,92 +1,36 @@
-"""The safety measures of the paper for pictures of CIFAR's kind, suite by suite.
-
-    ROOT/test/manifest.json            the test set: shards, or the official archive of CIFAR
-         CIFAR-10-C/fog.npy ...        and labels.npy: five severities, each in the test's order
-         CIFAR-10-C-Bar/...            likewise
-         CIFAR-10-P/gaussian_noise.npy sequences of frames
-
-Layouts: github.com/hendrycks/robustness and github.com/facebookresearch/augmentation-corruption.
-"""
+"""The safety measures of the paper, suite by suite."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipelines.errors import PipelineError
-from pipelines.evaluation.answers import Answers, Classifier
+from pipelines.evaluation.anomalies import anomaly
+from pipelines.evaluation.answers import Answers
 from pipelines.evaluation.attacks import pgd
+from pipelines.evaluation.corrupted import corrupted, corrupted_bar, perturbed
 from pipelines.evaluation.metrics import (
-    NOISES,
-    aupr,
-    auroc,
     aurra,
     calibration_error,
-    false_positives_at,
-    flip_probability,
+    soft_f1,
+    tempered_confidence,
+    tune_temperature,
 )
-from pipelines.evaluation.outliers import SYNTHETIC
+from pipelines.evaluation.natural import natural_adversaries, natural_outliers, renditions
+from pipelines.evaluation.request import IMAGENET, Evaluation, MissingDataError
 from pipelines.shards.progress import Progress, no_progress
 
-CORRUPTIONS = (
-    "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
-    "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
-    "jpeg_compression",
-)  # fmt: skip
-"""Of CIFAR-C, those that are scored; four more are for tuning."""
+OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
+"""Suites for pictures of any kind."""
 
-BAR_CORRUPTIONS = (
-    "blue_noise_sample", "brownish_noise", "checkerboard_cutout", "inverse_sparkles",
-    "pinch_and_twirl", "ripple", "circular_motion_blur", "lines", "sparkles",
-    "transverse_chromatic_abberation",
-)  # fmt: skip
-"""Of CIFAR-C-bar (Mintun et al., NeurIPS 2021), spelt as its files are."""
+OF_IMAGENET = ("r", "a", "o")
+"""Suites for ImageNet's classes alone."""
 
-PERTURBATIONS = (
-    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "spatter", "brightness",
-    "translate", "rotate", "tilt", "scale",
-)  # fmt: skip
-"""Of CIFAR-P, as its authors' script scores them."""
-
-SEVERITIES = 5
-
-_OUTLIER_SHARE = 5
-"""Of usual pictures there are five times as many as of odd ones."""
-_OUTLIER_ROUNDS = 10
-
-SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TestSet:
-    """pictures: (n, H, W, 3) uint8, memory-mapped; labels: (n,). name: as "CIFAR-10"."""
-
-    __test__ = False
-
-    name: str
-    pictures: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """What is evaluated, where its data lie, and how.
-
-    seed: of attacks and synthetic outliers. epsilon: of PGD, in levels of 255.
-    pgd_reference_quirk: see `attacks.pgd`.
-    """
-
-    classifier: Classifier
-    test: TestSet
-    root: Path
-    seed: int = 0
-    epsilon: float = 2.0
-    pgd_reference_quirk: bool = False
+SUITES = OF_ANY + OF_IMAGENET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,155 +41,96 @@ class Findings:
     missing: Mapping[str, str]
 
 
-class MissingDataError(PipelineError):
-    """A suite has nothing to read; the message says what and where to get it."""
+def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return the suites that the data's kind has."""
+    return SUITES if evaluation.data.name == IMAGENET else OF_ANY
 
 
 def evaluate(
-    evaluation: Evaluation, suites: Sequence[str], *, progress: Progress = no_progress
+    evaluation: Evaluation,
+    suites: Sequence[str] | None = None,
+    *,
+    progress: Progress = no_progress,
 ) -> Findings:
     """Run suites and return what was found; one without its data is named and left out.
 
     Args:
-        evaluation: what, and where.
-        suites: of `SUITES`.
+        evaluation: what, and on what.
+        suites: of `SUITES`; None for those of `suites_for`.
         progress: called with how many are done, and how many there are.
 
     Raises:
         PipelineError: if data are there and are not what they should be.
         ValueError: for a suite that is none.
     """
-    unknown = [name for name in suites if name not in SUITES]
+    chosen = suites_for(evaluation) if suites is None else suites
+    unknown = [name for name in chosen if name not in SUITES]
     if unknown:
         raise ValueError(f"no suite is named {unknown[0]!r}; give of {', '.join(SUITES)}")
-    # Answers to the clean pictures serve several suites.
-    clean = evaluation.classifier.answer(
-        len(evaluation.test.labels), partial(_take, evaluation.test.pictures)
-    )
+    run = _Run(evaluation, keep_logits="calibration" in chosen)
     values: dict[str, Mapping[str, Any]] = {}
     missing: dict[str, str] = {}
-    progress(0, len(suites))
-    for done, name in enumerate(suites):
+    progress(0, len(chosen))
+    for done, name in enumerate(chosen):
         try:
-            values[name] = _RUN[name](evaluation, clean)
+            values[name] = _SUITES[name](run)
         except MissingDataError as error:
             missing[name] = str(error)
-        progress(done + 1, len(suites))
+        progress(done + 1, len(chosen))
     return Findings(values=values, missing=missing)
 
 
-def _take(pictures: NDArray[np.generic], numbers: range) -> NDArray[np.generic]:
-    return pictures[numbers.start : numbers.stop]
+@dataclass(frozen=True)
+class _Run:
+    """An evaluation, and the answers to the test set, which several suites want."""
+
+    evaluation: Evaluation
+    keep_logits: bool
+
+    @cached_property
+    def clean(self) -> Answers:
+        """Answer the test set."""
+        test = self.evaluation.data.need_test()
+        return self.evaluation.classifier.answer(test.pictures, logits=self.keep_logits)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The outputs that would be right."""
+        return self.evaluation.data.need_test().labels
 
 
-# --- Suites --------------------------------------------------------------------------------------
+def _clean(run: _Run) -> dict[str, Any]:
+    return {"error": run.clean.error(run.labels), "n": len(run.labels)}
 
 
-def _clean(evaluation: Evaluation, clean: Answers) -> dict[str, Any]:
-    return {"error": clean.error(evaluation.test.labels), "n": len(evaluation.test.labels)}
-
-
-def _calibration(evaluation: Evaluation, clean: Answers) -> dict[str, Any]:
-    return calibration(clean, evaluation.test.labels)
-
-
-def calibration(answers: Answers, labels: NDArray[np.int64]) -> dict[str, float]:
-    """Return the calibration errors and AURRA of answers."""
+def _calibration(run: _Run) -> dict[str, float]:
+    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half."""
+    answers, labels = run.clean, run.labels
     right = answers.predicted == labels
-    return {
+    found = {
         "rms": calibration_error(answers.confidence, right),
         "mad": calibration_error(answers.confidence, right, norm="mad"),
         "max": calibration_error(answers.confidence, right, norm="max"),
         "aurra": aurra(answers.confidence, right),
+        "soft_f1": soft_f1(answers.confidence, right),
     }
+    if answers.logits is not None and len(labels) > 1:
+        halves = np.arange(len(labels)) % 2
+        tempered = np.empty_like(answers.confidence)
+        temperatures = []
+        for half in range(2):
+            there, other = halves == half, halves != half
+            temperatures.append(tune_temperature(answers.logits[other], labels[other]))
+            tempered[there] = tempered_confidence(answers.logits[there], temperatures[-1])
+        found["temperature"] = float(np.mean(temperatures))
+        found["rms_tempered"] = calibration_error(tempered, right)
+    return found
 
 
-def _corrupted(
-    evaluation: Evaluation, _clean: Answers, *, suffix: str, names: Sequence[str], source: str
-) -> dict[str, Any]:
-    """Return mean error and mean RMS calibration error over corruptions and severities."""
-    folder = evaluation.root / f"{evaluation.test.name}{suffix}"
-    if not folder.is_dir():
-        raise MissingDataError(f"{folder} is not there; get it from {source}")
-    there = [name for name in names if (folder / f"{name}.npy").exists()]
-    absent = [name for name in names if name not in there]
-    if absent:
-        raise MissingDataError(
-            f"{folder} has no {absent[0]}.npy ({len(absent)} of {len(names)} are missing), and the "
-            f"mean is over all; get it from {source}"
-        )
-    labels = _labels(folder)
-    errors: dict[str, list[float]] = {}
-    rms: dict[str, float] = {}
-    for name in there:
-        pictures = _open_array(folder / f"{name}.npy", 4)
-        if len(pictures) != len(labels):
-            raise PipelineError(
-                f"{folder / name}.npy has {len(pictures)} pictures for {len(labels)} labels; get "
-                "it again"
-            )
-        answers = evaluation.classifier.answer(len(labels), partial(_take, pictures))
-        each = np.split(answers.predicted != labels, SEVERITIES)
-        errors[name] = [float(severity.mean()) for severity in each]
-        rms[name] = calibration_error(answers.confidence, answers.predicted == labels)
-    return {
-        "mean_error": float(np.mean(list(errors.values()))),
-        "mean_rms": float(np.mean(list(rms.values()))),
-        "errors": errors,
-        "rms": rms,
-    }
-
-
-def _labels(folder: Path) -> NDArray[np.int64]:
-    path = folder / "labels.npy"
-    if not path.exists():
-        raise PipelineError(f"{folder} has no labels.npy; get the whole set again")
-    labels: NDArray[np.int64] = np.load(path, allow_pickle=False).astype(np.int64)
-    if labels.ndim != 1 or len(labels) == 0 or len(labels) % SEVERITIES:
-        raise PipelineError(
-            f"{path} has shape {labels.shape}; it should hold as many labels for each of "
-            f"{SEVERITIES} severities"
-        )
-    return labels
-
-
-def _open_array(path: Path, ndim: int) -> NDArray[np.uint8]:
-    """Open an array of uint8 pictures, (..., H, W, 3), without reading it."""
-    try:
-        pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise PipelineError(f"{path} is no array of pictures ({error}); get it again") from error
-    if pictures.dtype != np.uint8 or pictures.ndim != ndim or pictures.shape[-1] != 3:
-        raise PipelineError(
-            f"{path} is {pictures.dtype} of shape {pictures.shape}; it should hold uint8 pictures "
-            f"in {ndim} dimensions"
-        )
-    return pictures
-
-
-def _perturbed(evaluation: Evaluation, _clean: Answers) -> dict[str, Any]:
-    """Return how often answers flip in sequences, and their mean."""
-    folder = evaluation.root / f"{evaluation.test.name}-P"
-    paths = {name: folder / f"{name}.npy" for name in PERTURBATIONS}
-    absent = [name for name, path in paths.items() if not path.exists()]
-    if absent:
-        raise MissingDataError(
-            f"{folder} has no {absent[0]}.npy; get it from https://zenodo.org/record/2535967"
-        )
-    flips = {}
-    for name, path in paths.items():
-        sequences = _open_array(path, 5)
-        n, frames = sequences.shape[:2]
-        flat = sequences.reshape(n * frames, *sequences.shape[2:])
-        answers = evaluation.classifier.answer(n * frames, partial(_take, flat))
-        predicted = answers.predicted.reshape(n, frames)
-        flips[name] = flip_probability(predicted, noise=name in NOISES)
-    return {"mean_flip_probability": float(np.mean(list(flips.values()))), "flips": flips}
-
-
-def _adversarial(evaluation: Evaluation, _clean: Answers) -> dict[str, Any]:
+def _adversarial(run: _Run) -> dict[str, Any]:
     """Return the error under PGD."""
-    test, classifier = evaluation.test, evaluation.classifier
+    evaluation, classifier = run.evaluation, run.evaluation.classifier
+    test = evaluation.data.need_test()
     device = classifier.processes.device
 
     def attack(images: torch.Tensor, numbers: range) -> torch.Tensor:
@@ -260,7 +145,7 @@ def _adversarial(evaluation: Evaluation, _clean: Answers) -> dict[str, Any]:
             reference_quirk=evaluation.pgd_reference_quirk,
         )
 
-    answers = classifier.answer(len(test.labels), partial(_take, test.pictures), attack)
+    answers = classifier.answer(test.pictures, change=attack)
     return {
         "error": answers.error(test.labels),
         "epsilon": evaluation.epsilon,
@@ -278,50 +163,15 @@ def _starts(seed: int, numbers: range, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.stack(drawn)).to(images.device)
 
 
-def _anomaly(evaluation: Evaluation, clean: Answers) -> dict[str, Any]:
-    """Return how well the confidence tells pictures of nothing from the test's.
-
-    Of each kind there is one for five of the test's, drawn ten times and averaged.
-    """
-    test, classifier = evaluation.test, evaluation.classifier
-    side = test.pictures.shape[1]
-    n = max(1, len(test.labels) // _OUTLIER_SHARE)
-    kinds: dict[str, dict[str, float]] = {}
-    for place, (name, draw) in enumerate(SYNTHETIC.items()):
-        found = []
-        for round_ in range(_OUTLIER_ROUNDS):
-            generator = np.random.Generator(
-                np.random.Philox(key=[evaluation.seed, place * _OUTLIER_ROUNDS + round_])
-            )
-            odd = classifier.answer(n, partial(_take, draw(generator, n, side)))
-            scores = -clean.confidence, -odd.confidence
-            found.append((auroc(*scores), aupr(*scores), false_positives_at(*scores)))
-        means = np.mean(found, 0)
-        kinds[name] = dict(zip(("auroc", "aupr", "fpr95"), map(float, means), strict=True))
-    return {
-        "mean_auroc": float(np.mean([each["auroc"] for each in kinds.values()])),
-        "mean_aupr": float(np.mean([each["aupr"] for each in kinds.values()])),
-        "mean_fpr95": float(np.mean([each["fpr95"] for each in kinds.values()])),
-        "kinds": kinds,
-    }
-
-
-_RUN: Mapping[str, Callable[[Evaluation, Answers], dict[str, Any]]] = {
+_SUITES: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
     "clean": _clean,
     "calibration": _calibration,
-    "c": partial(
-        _corrupted,
-        suffix="-C",
-        names=CORRUPTIONS,
-        source="https://zenodo.org/record/2535967, or make one by pixmix-eval make-c",
-    ),
-    "c-bar": partial(
-        _corrupted,
-        suffix="-C-Bar",
-        names=BAR_CORRUPTIONS,
-        source="https://github.com/facebookresearch/augmentation-corruption",
-    ),
-    "p": _perturbed,
+    "c": lambda run: corrupted(run.evaluation),
+    "c-bar": lambda run: corrupted_bar(run.evaluation),
+    "p": lambda run: perturbed(run.evaluation),
     "adversarial": _adversarial,
-    "anomaly": _anomaly,
+    "anomaly": lambda run: anomaly(run.evaluation, run.clean.confidence),
+    "r": lambda run: renditions(run.evaluation),
+    "a": lambda run: natural_adversaries(run.evaluation),
+    "o": lambda run: natural_outliers(run.evaluation),
 }

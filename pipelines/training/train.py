@@ -134,6 +134,10 @@ class _Run:
             "classes": classes,
             "mean": list(training.preparation.mean),
             "std": list(training.preparation.std),
+            "class_names": list(training.train.classes),
+            "crop": training.preparation.crop,
+            "image_size": training.preparation.image_size,
+            "evaluation_resize": training.preparation.resized_side,
         }
         module = open_model(
             recipe.model,

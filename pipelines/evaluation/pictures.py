@@ -1,0 +1,215 @@
+"""Pictures that are asked for by number, from arrays, files and shards, a batch at a time."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.shards.index import ShardSet
+from pipelines.shards.picture_files import picture_files
+from pipelines.shards.sources import Source
+from pipelines.shards.workers import available_cores
+from pixmix.resizing import resized_centre
+
+
+class Pictures(Protocol):
+    """Pictures of one size."""
+
+    @property
+    def ahead(self) -> int:
+        """Batches that are worth reading before they are asked for."""
+        ...
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        ...
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
+        """Return some of them, (n, H, W, 3) uint8 or float32 in 0..1."""
+        ...
+
+
+@dataclass(frozen=True)
+class View:
+    """How pictures of any size become the network's squares: the centre of each, resized before.
+
+    side: of the square, pixels. resize: the shorter side before the centre is cut out, or None to
+    cut it out of the picture as it is.
+    """
+
+    side: int
+    resize: int | None
+
+    def __call__(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return (side, side, 3) uint8 of (H, W, 3).
+
+        Raises:
+            ValueError: if the picture is smaller than its centre should be.
+        """
+        shorter = min(picture.shape[:2])
+        if self.resize is None and shorter < self.side:
+            raise ValueError(
+                f"{picture.shape[1]}x{picture.shape[0]} pixels, of which the middle "
+                f"{self.side}x{self.side} should be taken"
+            )
+        return resized_centre(picture, self.resize or shorter, (self.side, self.side))
+
+    def as_it_is(self) -> "View":
+        """Return the view of pictures that have been resized before, as ImageNet-C's."""
+        return View(self.side, None)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Pictures of an array, (n, H, W, 3), which may be memory-mapped: no more is read of it."""
+
+    array: NDArray[np.generic]
+    ahead: int = 0
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
+        """Return some of them."""
+        if isinstance(numbers, range):
+            return self.array[numbers.start : numbers.stop : numbers.step]
+        return self.array[np.asarray(numbers, np.int64)]
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures each of which is drawn from its own number. draw: gives that of a number."""
+
+    n: int
+    draw: Callable[[int], NDArray[np.generic]]
+    ahead: int = 1
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
+        """Return some of them."""
+        return np.stack([self.draw(number) for number in numbers])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of other pictures. numbers: (n,), those of the chosen ones."""
+
+    pictures: Pictures
+    numbers: NDArray[np.int64]
+
+    @property
+    def ahead(self) -> int:
+        """As the others."""
+        return self.pictures.ahead
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
+        """Return some of them."""
+        return self.pictures.read([int(self.numbers[number]) for number in numbers])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """Pictures of files, decoded by several threads when they are asked for.
+
+    n: how many; content: gives the bytes of one; name: gives what to call it in an error.
+    jobs: threads; None: one a core.
+    """
+
+    n: int
+    content: Callable[[int], bytes | bytearray]
+    name: Callable[[int], str]
+    view: View
+    jobs: int | None = None
+    ahead: int = 1
+
+    def __len__(self) -> int:
+        return self.n
+
+    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
+        """Return some of them.
+
+        Raises:
+            PipelineError: if one cannot be read.
+        """
+        side = self.view.side
+        out = np.empty((len(numbers), side, side, 3), np.uint8)
+
+        def fill(row: int) -> None:
+            number = numbers[row]
+            try:
+                out[row] = self.view(decode_picture(self.content(number)))
+            except BadSampleError as error:
+                raise PipelineError(f"{error}; run pixmix-shard verify") from error
+            except (UnreadablePictureError, ValueError) as error:
+                raise PipelineError(
+                    f"{self.name(number)} cannot be evaluated: {error}; put a whole one in its "
+                    "place"
+                ) from error
+
+        with ThreadPoolExecutor(self.jobs or available_cores()) as pool:
+            for _ in pool.map(fill, range(len(numbers))):
+                pass
+        return out
+
+
+def of_shards(shards: ShardSet, view: View, *, jobs: int | None = None) -> Decoded:
+    """Return the pictures of a set of shards, in its order."""
+    reader = ShardReader(shards)
+    return Decoded(n=len(shards), content=reader.read, name=shards.key, view=view, jobs=jobs)
+
+
+def of_files(files: Sequence[Path], view: View, *, jobs: int | None = None) -> Decoded:
+    """Return pictures of files, in their order."""
+    return Decoded(
+        n=len(files),
+        content=lambda number: files[number].read_bytes(),
+        name=lambda number: str(files[number]),
+        view=view,
+        jobs=jobs,
+    )
+
+
+def of_folder(folder: Path, view: View, *, jobs: int | None = None) -> Decoded:
+    """Return the pictures of a folder and the folders in it.
+
+    Raises:
+        PipelineError: if there is none.
+    """
+    return of_files(picture_files(folder), view, jobs=jobs)
+
+
+def of_source(
+    source: Source, view: View, *, jobs: int | None = None
+) -> tuple[Decoded, NDArray[np.int64]]:
+    """Return the pictures of what shards could be made of, and the place of each one's class.
+
+    Raises:
+        PipelineError: if there is none.
+    """
+    places: list[Any] = []
+    classes: list[int] = []
+    names: list[str] = []
+    for item in source.items():
+        places.append(item.place)
+        names.append(item.name)
+        classes.append(-1 if item.label is None else item.label)
+    pictures = Decoded(
+        n=len(places),
+        content=lambda number: source.read(places[number]),
+        name=names.__getitem__,
+        view=view,
+        jobs=jobs,
+    )
+    return pictures, np.array(classes, np.int64)

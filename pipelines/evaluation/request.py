@@ -1,0 +1,108 @@
+"""What is evaluated, on what, and how."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.evaluation.answers import Classifier
+from pipelines.evaluation.pictures import Pictures, View
+
+IMAGENET = "ImageNet"
+"""What data with ImageNet-1k's classes are called."""
+
+
+class MissingDataError(PipelineError):
+    """A suite has nothing to read; the message says what and where to get it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Pictures that were not trained on. labels: (n,), outputs of the network."""
+
+    __test__ = False
+
+    pictures: Pictures
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What lies under a folder, as a network sees it.
+
+    root: the folder.
+    name: as "CIFAR-10": how folders beside the test set begin.
+    side: of the network's pictures, pixels.
+    view: how pictures of any size become those; None where all have their size, as CIFAR's.
+    classes: names by output, or nothing where they are not known.
+    test: the test set, or None where there is none; missing: what to tell then.
+    """
+
+    root: Path
+    name: str
+    side: int
+    view: View | None
+    classes: tuple[str, ...] = ()
+    test: TestSet | None = None
+    missing: str = ""
+
+    @property
+    def resized(self) -> View:
+        """The view of pictures from elsewhere: those of CIFAR's size are made by resizing."""
+        return self.view or View(self.side, self.side)
+
+    def need_test(self) -> TestSet:
+        """Return the test set.
+
+        Raises:
+            MissingDataError: if there is none.
+        """
+        if self.test is None:
+            raise MissingDataError(self.missing)
+        return self.test
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A network and what it is tried on.
+
+    seed: of attacks and synthetic outliers. epsilon: of PGD, in levels of 255.
+    pgd_reference_quirk: see `attacks.pgd`. tenth_perturbation: of CIFAR-P's ten: its authors'
+    script scores spatter, their generator lists snow.
+    """
+
+    classifier: Classifier
+    data: Data
+    seed: int = 0
+    epsilon: float = 2.0
+    pgd_reference_quirk: bool = False
+    tenth_perturbation: Literal["spatter", "snow"] = "spatter"
+
+
+def find_folder(root: Path, name: str) -> Path | None:
+    """Return the folder in root with a name, in whatever case and with whatever dashes.
+
+    "ImageNet-C-Bar" is also found as imagenet_c_bar, and ImageNet-R as imagenet-r.
+
+    Raises:
+        PipelineError: if there are several.
+        OSError: if root cannot be read.
+    """
+    found = [
+        path
+        for path in sorted(root.iterdir())
+        if _plain(path.name) == _plain(name) and path.is_dir()
+    ]
+    exact = [path for path in found if path.name == name]
+    if len(found) > 1 and not exact:
+        raise PipelineError(
+            f"{root} has {' and '.join(path.name for path in found)}; keep one of them"
+        )
+    return next(iter(exact or found), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
