@@ -235,6 +235,17 @@ def test_imagenet_c_is_scored_relative_to_alexnet(tmp_path: Path) -> None:
         assert sure["rms"][name] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
+def test_pictures_of_imagenet_c_are_not_resized(tmp_path: Path) -> None:
+    for name in CORRUPTIONS:
+        for severity in range(1, 6):
+            path = tmp_path / "ImageNet-C" / name / str(severity) / WNIDS[555] / "0.png"
+            write_picture(path, CODES[111], (16, 16))
+            with Image.open(path) as image:
+                image.paste(tuple(CODES[555].tolist()), (4, 4, 12, 12))
+                image.save(path)
+    assert evaluate(evaluation(tmp_path), ["c"]).values["c"]["mean_error"] == 0
+
+
 def test_what_is_missing_of_imagenet_c_is_named(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", [7])
     found = evaluate(evaluation(tmp_path), ["c", "c-bar", "p"])
@@ -409,6 +420,19 @@ def test_folders_of_outliers_are_scored_beside_pictures_of_nothing(tmp_path: Pat
     assert kinds["alike"]["n"] == 7
     assert kinds["gaussian"]["n"] == 200
     assert found["mean_auroc"] == pytest.approx(np.mean([each["auroc"] for each in kinds.values()]))
+
+
+def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
+    asked = small(tmp_path)
+    folder = tmp_path / "outliers" / "colours"
+    for number in range(50):
+        write_picture(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
+    found = evaluate(asked, ["anomaly"]).values["anomaly"]["kinds"]["colours"]
+    usual = asked.classifier.answer(asked.data.need_test().pictures).confidence
+    odd = asked.classifier.answer(of_folder(folder, View(SIDE, 10))).confidence
+    expected = [auroc(-usual, -odd[numbers]) for numbers in _rounds(0, 3, 50, 20)]
+    assert len(set(expected)) > 5
+    assert found["auroc"] == pytest.approx(np.mean(expected))
 
 
 @pytest.mark.parametrize(("n", "rounds", "size"), [(5, 1, 5), (20, 1, 20), (50, 10, 20),
