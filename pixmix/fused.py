@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pixmix.arguments import count_of_views, sample_indices, whole
-from pixmix.draws import Plan, draw_plan
+from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
 from pixmix.packed import Layout, PackedPictures, check_crops
 from pixmix.settings import PixMixSettings
@@ -29,6 +29,7 @@ def mix_batch(
     epoch: int,
     settings: PixMixSettings | None,
     views: int | None = None,
+    plain_first: bool = False,
     flip: bool = False,
     padding: int = 0,
     crop: tuple[int, int] | None = None,
@@ -52,6 +53,7 @@ def mix_batch(
         settings: of PixMix; None for flip, crop and normalisation alone.
         views: how many independent PixMix views of each sample, which share flip and crop; None
             for one, without an axis of views.
+        plain_first: leave the first of several views unmixed, as AugMix's loss wants it.
         flip: mirror each sample left to right with probability 1/2.
         padding: black pixels around an image before it is cropped.
         crop: (height, width) of the random crop; None for (H, W).
@@ -99,6 +101,11 @@ def mix_batch(
         views=n_views,
         n_pictures=len(pictures),
     )
+    if plain_first:
+        if views is None:
+            raise ValueError("plain_first is for several views; give views, as 3")
+        plain = plan.samples[::n_views]
+        plain["operation"], plain["rounds"] = NO_OPERATION, 0
     shape = (len(images), *(() if views is None else (views,)), 3, height, width)
     result = _output(out, shape, dtype)
     flat = result.view(-1, 3, height, width)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,20 @@ def test_batching_and_order_do_not_show(order: list[int], cut: int) -> None:
 
     whole = mix(list(range(24)))
     assert torch.equal(torch.cat([mix(order[:cut]), mix(order[cut:])]), whole[order])
+
+
+def test_the_first_view_may_be_left_unmixed() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (20, 9, 11, 3), np.uint8)
+    pictures = PackedPictures.pack([np.full((12, 12, 3), 200, np.uint8)])
+    given: dict[str, Any] = {"seed": 3, "epoch": 1, "settings": ALL, "flip": True, "padding": 1}
+    mixed = mix_batch(images, pictures, range(20), views=3, **given)
+    plain = mix_batch(images, pictures, range(20), views=3, plain_first=True, **given)
+    assert torch.equal(plain[:, 1:], mixed[:, 1:])
+    unmixed = mix_batch(images, pictures, range(20), **{**given, "settings": None})
+    assert torch.equal(plain[:, 0], unmixed)
+    assert not torch.equal(mixed[:, 0], unmixed)
+    with pytest.raises(ValueError, match="plain_first is for several views"):
+        mix_batch(images, pictures, range(20), plain_first=True, **given)
 
 
 def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:

@@ -431,7 +431,7 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
     usual = asked.classifier.answer(asked.data.need_test().pictures).confidence
     odd = asked.classifier.answer(of_folder(folder, View(SIDE, 10))).confidence
     expected = [auroc(-usual, -odd[numbers]) for numbers in _rounds(0, 3, 50, 20)]
-    assert len(set(expected)) > 5
+    assert len(set(expected)) > 2
     assert found["auroc"] == pytest.approx(np.mean(expected))
 
 

@@ -126,7 +126,7 @@ def test_a_recipe_is_read_back_from_its_json(
         ({"momentum": 1.0}, "momentum is 1.0; give 0 or more, below 1"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),
         ({"augment": "cutout"}, "augment is 'cutout'; give one of none, pixmix"),
-        ({"jsd": True, "augment": "none"}, "jsd is for augment pixmix"),
+        ({"jsd": True, "augment": "none"}, "jsd is for pictures that are augmented"),
     ],
 )
 def test_a_recipe_refuses_nonsense(changes: dict[str, Any], message: str) -> None:
@@ -169,6 +169,12 @@ def test_rivals_draw_by_seed_step_and_place_alone(kind: Any) -> None:  # noqa: A
     together = augment(images, seed=1, step=2, first=0)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(augment(images[2:], seed=1, step=2, first=2), together[2:])
+    mean, std = torch.tensor((0.5, 0.4, 0.3)), torch.tensor((0.2, 0.3, 0.4))
+    views = augment(images, seed=1, step=2, first=0, views=3)
+    plain = ((images * 255).round() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    torch.testing.assert_close(views[:, 0], plain)
+    assert len({tuple(view.flatten().tolist()) for view in views.flatten(0, 1)}) >= 8
+    assert torch.equal(augment(images[2:], seed=1, step=2, first=2, views=3), views[2:])
     assert not torch.equal(augment(images, seed=1, step=3, first=0), together)
     assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
 
@@ -237,6 +243,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "averaged": {"ema_decay": 0.9},
     "views": {"jsd": True},
     "augmix": {"augment": "augmix"},
+    "views of augmix": {"augment": "augmix", "jsd": True},
     "parts": {"accumulate": 3},
     "bfloat16": {"precision": "bfloat16"},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
@@ -352,6 +359,17 @@ def test_a_loss_that_is_no_number_ends_it_and_names_the_samples(
     assert len(said["keys"]) == 256
     assert len(set(said["keys"])) == 256
     assert "?" not in said["keys"]
+
+
+def test_a_loss_that_is_no_number_elsewhere_ends_it_here_too(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def elsewhere(_: Processes, *values: float) -> list[float]:
+        return [values[0], values[1] + 1] if len(values) == 2 else list(values)
+
+    monkeypatch.setattr(Processes, "sum", elsewhere)
+    with pytest.raises(PipelineError, match="no number in another process, which says more"):
+        train(training(digits, tmp_path / "run"), ALONE)
 
 
 # --- Processes -----------------------------------------------------------------------------------
@@ -587,7 +605,7 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("cifar10", "--data", "."),
         ("cifar10", "--mixing-set", ".", "--no-mixing-set"),
         ("digits", "--augment", "none", "--mixing-set", "."),
-        ("digits", "--augment", "augmix", "--jsd"),
+        ("digits", "--augment", "none", "--jsd"),
         ("digits", "--epochs", "0"),
         ("digits", "--learning-rate", "nan"),
         ("digits", "--severity", "11"),

@@ -27,6 +27,7 @@ class Preparation:
         evaluation_resize: the shorter side before the centre is cut out for evaluation ("resized").
         mixing_size: the shorter side of the mixing pictures; None: image_size plus its padding, or
             8/7 of it for "resized" (36 for 32, 256 for 224).
+        plain_first: whether the first of several views is the picture unmixed, as in AugMix.
         flip: whether half of the training pictures are flipped.
         pixmix: the settings of PixMix, or None to train without it.
         mean: of red, green and blue, in [0, 1]; subtracted first.
@@ -43,6 +44,7 @@ class Preparation:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     evaluation_resize: int | None = None
     mixing_size: int | None = None
+    plain_first: bool = False
     flip: bool = True
     pixmix: PixMixSettings | None = _IMAGENET_PIXMIX
     mean: Triple = (0.485, 0.456, 0.406)

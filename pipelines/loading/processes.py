@@ -26,15 +26,14 @@ class Processes:
         return self.world.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Return sums over all processes; every process must call it."""
-        total = torch.tensor(values, dtype=torch.float64, device=self.device)
+        """Return sums over all processes; every process must call it.
+
+        They go from CPU to CPU: a device is not waited for.
+        """
+        total = torch.tensor(values, dtype=torch.float64)
         if self.world.size > 1:
             distributed.all_reduce(total)
         return [float(each) for each in total.tolist()]
-
-    def any(self, *, here: bool) -> bool:
-        """Return whether it is so in any process; every process must call it."""
-        return self.sum(float(here))[0] > 0 if self.world.size > 1 else here
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every process the first one's buffers, as running means; all must call it.
@@ -47,8 +46,7 @@ class Processes:
 
     def wait(self) -> None:
         """Wait until every process is here."""
-        if self.world.size > 1:
-            distributed.barrier()
+        self.sum(0.0)
 
 
 @contextmanager
@@ -80,9 +78,8 @@ def joined(device: str) -> Iterator[Processes]:
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    distributed.init_process_group(
-        "nccl" if chosen.type == "cuda" else "gloo", rank=world.rank, world_size=world.size
-    )
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, rank=world.rank, world_size=world.size)
     try:
         yield Processes(world=world, device=chosen)
     finally:

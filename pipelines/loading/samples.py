@@ -258,6 +258,7 @@ class PictureDataset(Dataset[Prepared]):
             mean=self.preparation.mean,
             std=self.preparation.std,
             views=self.views,
+            plain_first=self.preparation.plain_first and self.training,
             dtype=self.preparation.dtype,
             n_threads=self.n_threads,
             out=self._batch_memory(len(pixels)),

@@ -85,6 +85,7 @@ class InMemory:
             mean=preparation.mean,
             std=preparation.std,
             views=self._views,
+            plain_first=preparation.plain_first and self._training,
             dtype=preparation.dtype,
             n_threads=self._n_threads,
             out=out,

@@ -25,8 +25,9 @@ class Recipe:
     model: see `pipelines.models.opening.open_model`. epochs; batch_size: of all processes together.
     learning_rate: falls by a cosine a step to `final_learning_rate`, after `warm_up_epochs` of
     rising. accumulate: parts that a batch is computed in, on each process.
-    augment: "pixmix", or a rival in its place. jsd: three views of each picture, and
-    `jsd_weight` times their Jensen-Shannon divergence (Hendrycks et al., AugMix, ICLR 2020).
+    augment: "pixmix", or a rival in its place. jsd: the cross entropy is that of the picture as it
+    is, and `jsd_weight` times the Jensen-Shannon divergence of it and two augmented views is added
+    (Hendrycks et al., AugMix, ICLR 2020).
     ema_decay: of averaged weights, which are then those that are evaluated; None for none.
     """
 
@@ -66,8 +67,10 @@ class Recipe:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; give a number between 0 and 1")
         self._refuse_unknown()
-        if self.jsd and self.augment != "pixmix":
-            raise ValueError(f"jsd is for augment pixmix, not {self.augment}; leave one out")
+        if self.jsd and self.augment == "none":
+            raise ValueError(
+                "jsd is for pictures that are augmented, and augment is none; leave one out"
+            )
 
     def _refuse_unknown(self) -> None:
         for name, known in (("augment", AUGMENTS), ("precision", PRECISIONS),

@@ -29,16 +29,29 @@ class RivalAugment:
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
-    def __call__(self, images: Tensor, *, seed: int, step: int, first: int) -> Tensor:
+    def __call__(
+        self, images: Tensor, *, seed: int, step: int, first: int, views: int | None = None
+    ) -> Tensor:
         """Augment.
 
         images: (B, 3, H, W) float32 in 0..1; first: the place of the first of them.
-        Returns (B, 3, H, W) float32, normalized.
+        views: None for one of each; or how many, of which the first is the picture as it is.
+        Returns (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
         """
-        augmented = []
         pictures = (images * 255).round().to(torch.uint8)
+        if views is None:
+            augmented = self._augmented(pictures, seed, step, first, 0)
+        else:
+            others = [
+                self._augmented(pictures, seed, step, first, view) for view in range(1, views)
+            ]
+            augmented = torch.stack([pictures, *others], 1)
+        return (augmented.float() / 255 - self._mean) / self._std
+
+    def _augmented(self, pictures: Tensor, seed: int, step: int, first: int, view: int) -> Tensor:
+        augmented = []
         with torch.random.fork_rng(devices=[]):
             for place, picture in enumerate(pictures):
-                torch.manual_seed(seed_of(seed, step, first + place))
-                augmented.append(self._augment(picture).float() / 255)
-        return (torch.stack(augmented) - self._mean) / self._std
+                torch.manual_seed(seed_of(seed, step, first + place, view))
+                augmented.append(self._augment(picture))
+        return torch.stack(augmented)

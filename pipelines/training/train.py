@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
@@ -121,6 +123,20 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         return _Run(training, processes, show).run()
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Taken:
+    """A step that was taken. sums: of losses and of right answers, on the device; n: samples here.
+
+    indices: of the samples; place: the loader's state then.
+    """
+
+    step: int
+    sums: Tensor
+    n: int
+    indices: NDArray[np.int64]
+    place: dict[str, Any]
+
+
 class _Run:
     """The state of a training in one process."""
 
@@ -169,6 +185,8 @@ class _Run:
         self.step = 0
         self.history: list[dict[str, Any]] = []
         self.sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0}
+        self.taken: list[_Taken] = []
+        self.loss = math.nan
         self.best = math.inf
         self.stopped = False
         self._go_on()
@@ -207,6 +225,7 @@ class _Run:
         preparation = replace(
             training.preparation,
             pixmix=recipe.pixmix if recipe.augment == "pixmix" else None,
+            plain_first=recipe.jsd and recipe.augment == "pixmix",
         )
         if recipe.augment in ("augmix", "trivialaugment"):
             preparation = replace(preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -216,7 +235,7 @@ class _Run:
             batch_size=recipe.batch_size,
             seed=recipe.seed,
             preparation=preparation,
-            views=VIEWS if recipe.jsd else None,
+            views=VIEWS if recipe.jsd and recipe.augment == "pixmix" else None,
             rank=self.processes.world.rank,
             world_size=self.processes.world.size,
             num_workers=training.num_workers,
@@ -299,8 +318,10 @@ class _Run:
             if batch is None:
                 return True
             waited = time.perf_counter() - asked
-            loss = self._take_step(*batch)
+            self._take_step(*batch)
             self.step += 1
+            # The first at once, so that there is a loss to show.
+            self._settle(but=0 if math.isnan(self.loss) else 1)
             now = time.perf_counter()
             if self.processes.first:
                 spent = now - begun
@@ -309,23 +330,57 @@ class _Run:
                         step=self.step,
                         steps=recipe_steps(self.recipe, self.loader),
                         epoch=epoch,
-                        loss=loss,
+                        loss=self.loss,
                         samples_per_second=self.recipe.batch_size / max(spent, 1e-9),
                         waited=waited / max(spent, 1e-9),
                     )
                 )
             begun = now
-            # Every process must come to the same end.
-            self.stopped = self.processes.any(here=self.stopped)
             if self.stopped:
                 return self.loader.epoch != epoch
 
-    def _take_step(self, images: Tensor, labels: Tensor) -> float:
-        """Take one step of the optimizer, and return the mean loss here."""
+    def _settle(self, *, but: int = 0) -> None:
+        """Count the steps that were taken, all or all but the last, and agree on going on.
+
+        What a device has computed is asked for when the next step is on its way already: nobody
+        waits for it. Every process must come to the same end.
+
+        Raises:
+            PipelineError: if the loss of one is no number, in any process.
+        """
+        wrong: _Taken | None = None
+        while len(self.taken) > but:
+            taken = self.taken.pop(0)
+            total, correct = taken.sums.tolist()
+            self.loss = total / taken.n
+            if not math.isfinite(self.loss):
+                wrong = wrong or taken
+                continue
+            self.sums["loss"] += total
+            self.sums["correct"] += correct
+            self.sums["seen"] += taken.n
+        stopped, failed = self.processes.sum(float(self.stopped), float(wrong is not None))
+        self.stopped = stopped > 0
+        if wrong is not None:
+            self._tell_of_no_number(wrong)
+        if failed > 0:
+            raise PipelineError(
+                "the loss is no number in another process, which says more; its samples are in "
+                f"{self.training.out / 'no-number-*.json'}"
+            )
+
+    def _take_step(self, images: Tensor, labels: Tensor) -> None:
+        """Take one step of the optimizer."""
         recipe = self.recipe
         rank = self.processes.world.rank
         if self.rival is not None:
-            images = self.rival(images, seed=recipe.seed, step=self.step, first=rank * len(images))
+            images = self.rival(
+                images,
+                seed=recipe.seed,
+                step=self.step,
+                first=rank * len(images),
+                views=VIEWS if recipe.jsd else None,
+            )
         # For dropout: a function of the step, so that nothing has to be kept for going on.
         torch.manual_seed(seed_of(recipe.seed, self.step, rank))
         rate = recipe.learning_rate_at(self.step, len(self.loader))
@@ -333,7 +388,7 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         n = len(images)
-        total = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         chunks = images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate)
@@ -346,18 +401,21 @@ class _Run:
                 logits, loss = self._loss(some, theirs)
                 scaled: Tensor = self.scaler.scale(loss * (len(some) / n))
                 scaled.backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach()) * len(some)
-            self.sums["correct"] += float((logits.argmax(1) == theirs).sum())
-        mean = total / n
-        if not math.isfinite(mean):
-            self._tell_of_no_number(mean)
+            sums[0] += loss.detach().double() * len(some)
+            sums[1] += (logits.argmax(1) == theirs).sum()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average is not None and recipe.ema_decay is not None:
             averaged(self.average, self.module.state_dict(), recipe.ema_decay)
-        self.sums["loss"] += total
-        self.sums["seen"] += n
-        return mean
+        self.taken.append(
+            _Taken(
+                step=self.step,
+                sums=sums,
+                n=n,
+                indices=self.loader.last_indices.copy(),
+                place=self.loader.state_dict(),
+            )
+        )
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the first views, and the mean loss."""
@@ -388,33 +446,30 @@ class _Run:
         with torch.autocast(self.device.type, dtype):
             yield
 
-    def _tell_of_no_number(self, loss: float) -> None:
-        state = self.loader.state_dict()
+    def _tell_of_no_number(self, taken: "_Taken") -> None:
+        loss = taken.sums[0].item() / taken.n
+        shards = self.training.train
         places = {
-            "step": self.step,
+            "step": taken.step,
             "loss": str(loss),
             "rank": self.processes.world.rank,
-            "epoch": state["epoch"],
-            "last_sample_of_the_batch": state["consumed"],
+            "epoch": taken.place["epoch"],
+            "last_sample_of_the_batch": taken.place["consumed"],
             "batch_size": self.recipe.batch_size,
-            "keys": self._keys_of_batch(),
+            "keys": [shards.key(int(i)) for i in taken.indices],
         }
-        path = self.training.out / f"no-number-{self.step:08d}-{self.processes.world.rank}.json"
+        path = self.training.out / f"no-number-{taken.step:08d}-{self.processes.world.rank}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_file(path, (json.dumps(places, indent=1) + "\n").encode())
         raise PipelineError(
-            f"the loss of step {self.step} is {loss}; the samples of its batch are in {path}. "
+            f"the loss of step {taken.step} is {loss}; the samples of its batch are in {path}. "
             "Give a smaller --learning-rate, a --warm-up, or --precision float32"
         )
-
-    def _keys_of_batch(self) -> list[str]:
-        """Return the keys of the samples that were handed over last."""
-        shards = self.training.train
-        return [shards.key(int(i)) for i in self.loader.last_indices]
 
     # --- The end of an epoch ---------------------------------------------------------------------
 
     def _end_epoch(self) -> None:
+        self._settle()
         loss, correct, seen = self.processes.sum(
             self.sums["loss"], self.sums["correct"], self.sums["seen"]
         )
@@ -482,6 +537,7 @@ class _Run:
     def _save(self, path: Path | None = None) -> Path:
         """Write a checkpoint and the metrics so far, in the first process."""
         where = path or checkpoint_path(self.training.out, self.step)
+        self._settle()
         loss, correct, seen = self.processes.sum(
             self.sums["loss"], self.sums["correct"], self.sums["seen"]
         )
