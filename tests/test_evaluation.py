@@ -409,7 +409,7 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
     assert found["clean"]["n"] == 359
     assert 0.5 < found["clean"]["error"] <= 1
     assert set(said["missing"]) == {"c"}
-    text = run(*arguments, "--suite", "clean", "--against", str(path))
+    text = run(*arguments[1:], "--suite", "clean", "--against", str(path))
     assert text.exit_code == 0, text.output
     assert "clean error" in text.stdout
 

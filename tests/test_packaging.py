@@ -84,6 +84,7 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
     for folder in (
         "mixing-set/fractals",
         "shards/cifar10",
+        "imagenet",
         "runs/digits/checkpoints",
     ):
         (tmp_path / folder).mkdir(parents=True)
@@ -101,6 +102,7 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
         module, function = PROJECT["scripts"][script].split(":")
         command = getattr(import_module(module), function)
         with command.make_context(script, list(arguments)) as context:
-            name, subcommand, rest = command.resolve_command(context, arguments)
+            given = [*context._protected_args, *context.args]
+            name, subcommand, rest = command.resolve_command(context, given)
             # Reads and checks the options, and does not run the command.
             assert subcommand.make_context(name, rest, parent=context).params

@@ -37,6 +37,7 @@ from pipelines.training.checkpoints import (
     save_checkpoint,
 )
 from pipelines.training.data import find_data, hold_out
+from pipelines.training.history import show_in_tensorboard
 from pipelines.training.losses import averaged, jensen_shannon, loss_of_views
 from pipelines.training.recipes import (
     AUGMENTS,
@@ -47,7 +48,7 @@ from pipelines.training.recipes import (
     Recipe,
 )
 from pipelines.training.rivals import RivalAugment, seed_of
-from pipelines.training.train import Shown, Trained, show_in_tensorboard, train
+from pipelines.training.train import Shown, Trained, train
 from pixmix.settings import PixMixSettings
 from training_sets import training
 

@@ -26,10 +26,22 @@ if TYPE_CHECKING:
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _RunUnlessNamed(click.Group):
+    """Takes options without a command as those of `run`."""
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Put `run` before them."""
+        if args and args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
+            args = ["run", *args]
+        return super().parse_args(context, args)
+
+
+@click.group(cls=_RunUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
     """Measure robustness, consistency, adversaries, calibration and anomaly detection.
+
+    Without a command, `pixmix-eval --checkpoint F --data ROOT` is `pixmix-eval run`.
 
     For CIFAR, ImageNet, digits and sets of your own.
     """
@@ -59,9 +71,10 @@ _DATA = click.option(
 
 @main.command(
     epilog=example(
-        "pixmix-eval run --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
-        "pixmix-eval run --checkpoint ours.pt --against theirs.pt --data shards/cifar10 "
+        "pixmix-eval --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
+        "pixmix-eval --checkpoint ours.pt --against theirs.pt --data shards/cifar10 "
         "--plot radar.png",
+        "pixmix-eval --checkpoint ours.pt --data imagenet --suite clean,c,r,a,o",
     )
 )
 @click.option(

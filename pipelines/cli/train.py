@@ -90,7 +90,9 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
     ),
-    click.option("--jsd", is_flag=True, help="Three views, and their Jensen-Shannon divergence."),
+    click.option(
+        "--jsd", is_flag=True, help="Add the divergence of a picture and two augmented views of it."
+    ),
     click.option("--model", metavar="NAME", help="Network: wrn_40_4, resnet50, module:function."),
     click.option(
         "--weights",
@@ -328,7 +330,7 @@ def _mixing_set(
 
 
 def _said(trained: "Trained", out: Path, torch_version: str) -> tuple[str, dict[str, Any]]:
-    from pipelines.training.train import metrics_of
+    from pipelines.training.history import metrics_of
 
     last = trained.history[-1] if trained.history else None
     known = f"{metrics_of(last)}; " if last else ""

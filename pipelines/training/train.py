@@ -10,7 +10,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ from pipelines.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
@@ -595,42 +596,3 @@ def _laid_out(images: Tensor) -> Tensor:
 def recipe_steps(recipe: Recipe, loader: TrainLoader) -> int:
     """Return the steps of a whole training."""
     return recipe.epochs * len(loader)
-
-
-def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
-    """Write what is known of each epoch, as metrics.jsonl and metrics.csv, whole or not at all."""
-    lines = "".join(json.dumps(record) + "\n" for record in history)
-    write_file(out / "metrics.jsonl", lines.encode())
-    columns: list[str] = []
-    for record in history:
-        columns.extend(name for name in record if name not in columns)
-    rows = [",".join(columns)]
-    rows += [",".join(_cell(record.get(name)) for name in columns) for record in history]
-    write_file(out / "metrics.csv", ("\n".join(rows) + "\n").encode())
-
-
-def show_in_tensorboard(out: Path, record: Mapping[str, Any]) -> None:
-    """Write an epoch's numbers for TensorBoard into OUT/tensorboard, where it is installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return
-    with SummaryWriter(str(out / "tensorboard")) as writer:
-        for name, value in record.items():
-            if name not in ("epoch", "step"):
-                writer.add_scalar(name, value, record["step"])
-
-
-def _cell(value: object) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def metrics_of(record: Mapping[str, Any]) -> str:
-    """Return an epoch's record as words, for a log."""
-    errors = [
-        f"{name.replace('_', ' ')} {record[name]:.2%}"
-        for name in ("train_error", "validation_error", "test_error")
-        if name in record
-    ]
-    start = [f"epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
-    return ", ".join(start + errors)
