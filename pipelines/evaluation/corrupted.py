@@ -122,7 +122,7 @@ def _answer_array(evaluation: Evaluation, path: Path) -> tuple[list[float], floa
         )
     answers = evaluation.classifier.answer(Stored(pictures))
     right = answers.predicted == labels
-    errors = [1 - float(severity.mean()) for severity in np.split(right, SEVERITIES)]
+    errors = [float((~severity).mean()) for severity in np.split(right, SEVERITIES)]
     return errors, calibration_error(answers.confidence, right)
 
 
@@ -143,7 +143,7 @@ def _answer_tree(evaluation: Evaluation, place: Path) -> tuple[list[float], floa
             )
         answers = evaluation.classifier.answer(pictures)
         right = answers.predicted == labels
-        errors.append(1 - float(right.mean()))
+        errors.append(float((~right).mean()))
         rms.append(calibration_error(answers.confidence, right))
     return errors, float(np.mean(rms))
 

@@ -49,7 +49,7 @@ def _restricted(evaluation: Evaluation, name: str) -> dict[str, Any]:
     answers = evaluation.classifier.answer(pictures, outputs=outputs)
     right = answers.predicted == labels
     return {
-        "error": 1 - float(right.mean()),
+        "error": float((~right).mean()),
         "rms": calibration_error(answers.confidence, right),
         "aurra": aurra(answers.confidence, right),
         "n": len(labels),
