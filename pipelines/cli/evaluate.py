@@ -148,8 +148,9 @@ def run(
     A suite without its data is named in one line, and the others still run.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.evaluation.report import check_plotting, names_of, radar, table
         from pipelines.loading.processes import joined
+        from pipelines.report.measures import check_plotting, names_of, radar, table
+        from pipelines.report.sheet import write_picture
 
         if plot is not None:
             # Before what takes long, and would be lost.
@@ -168,7 +169,7 @@ def run(
         missing = next(iter(found.values())).missing
         text = table(values, missing)
         if plot is not None:
-            radar(values, plot)
+            write_picture(radar(values), plot)
             text = f"{text}\na plot of them in {plot}"
         document: dict[str, Any] = {
             "data": str(data),

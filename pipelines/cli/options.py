@@ -199,3 +199,20 @@ def picture_path(context: click.Context, param: click.Parameter, value: Path | N
             f"{value} does not end in .png, .jpg or .webp", ctx=context, param=param
         )
     return value
+
+
+def _html_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    if value is not None and value.suffix.lower() not in {".html", ".htm"}:
+        raise click.BadParameter(f"{value} does not end in .html", ctx=context, param=param)
+    return value
+
+
+def html_option(command: Command) -> Command:
+    """Add --html."""
+    return click.option(
+        "--html",
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=_html_path,
+        metavar="REPORT.html",
+        help="Also write all of it as one HTML file, which needs no other.",
+    )(command)

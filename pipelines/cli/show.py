@@ -7,6 +7,7 @@ import click
 from pipelines.cli.options import (
     command_options,
     example,
+    html_option,
     one_line_errors,
     picture_path,
     progress_bar,
@@ -68,6 +69,56 @@ def show_set(*, folder: Path, n: int, sheet: Path | None, as_json: bool) -> None
             "sheet": None if sheet is None else str(sheet),
         }
         say(f"{title}\n\n{set_table.table(statistics)}", document, as_json=as_json)
+
+
+@main.command(
+    name="run",
+    epilog=example(
+        "pixmix-show run runs/digits",
+        "pixmix-show run runs/digits runs/plain --html report.html --plot curves.png",
+    ),
+)
+@click.argument(
+    "folders",
+    metavar="DIR...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option(
+    "--plot",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=picture_path,
+    metavar="CURVES.png",
+    help="Draw loss and errors over the epochs.",
+)
+@html_option
+@command_options
+def show_run(
+    *, folders: tuple[Path, ...], plot: Path | None, html: Path | None, as_json: bool
+) -> None:
+    """Show trainings side by side: what they reached, and how.
+
+    DIR is an --out of pixmix-train. An evaluation is shown, too, where DIR/evaluation.json has what
+    `pixmix-eval --json` printed.
+    """
+    with one_line_errors("interrupted"):
+        from pipelines.report import runs
+        from pipelines.report.page import page, write_page
+        from pipelines.report.sheet import write_picture
+
+        shown = runs.read_runs(folders)
+        if plot is not None:
+            write_picture(runs.curves(shown), plot)
+        if html is not None:
+            names = ", ".join(run.name for run in shown)
+            write_page(page("Trainings", names, runs.sections(shown)), html)
+        document = {
+            **runs.document(shown),
+            "plot": None if plot is None else str(plot),
+            "html": None if html is None else str(html),
+        }
+        say(runs.table(shown), document, as_json=as_json)
 
 
 def _check_sheet(sheet: Path | None, folder: Path) -> None:

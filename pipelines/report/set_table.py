@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.report.set_statistics import N_OF_DIVERSITY, SetStatistics
+from pipelines.report.text import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +222,7 @@ def table(statistics: SetStatistics) -> str:
     dead = len(statistics.dead)
     judged = _judged(Bar(at_least=0, at_most=0), dead)
     lines.append(("dead pictures", f"{dead}", "", "", judged, "", "", ""))
-    return "\n".join([*_aligned(lines), "", _summary(statistics)])
+    return "\n".join([*aligned(lines, right=(1, 2, 3)), "", _summary(statistics)])
 
 
 def document(statistics: SetStatistics) -> dict[str, Any]:
@@ -269,18 +270,6 @@ def _reference(reference: Reference | None) -> str:
     if reference.p10 is None:
         return f"{reference.median:g}"
     return f"{reference.median:g} [{reference.p10:g}, {reference.p90:g}]"
-
-
-def _aligned(lines: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    numbers = (1, 2, 3)
-    return [
-        "  ".join(
-            cell.rjust(width) if place in numbers else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
 
 
 def _summary(statistics: SetStatistics) -> str:

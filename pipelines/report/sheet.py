@@ -69,6 +69,20 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
     write_file(path, file.getvalue())
 
 
+def write_picture(data: bytes, path: Path) -> None:
+    """Write a picture, a plot say, whole or not at all; its folder is made if absent.
+
+    Args:
+        data: a whole picture file of any format that Pillow reads.
+        path: as for `write_sheet`.
+
+    Raises:
+        ValueError: if the ending names no format.
+        OSError: if the file cannot be written.
+    """
+    write_sheet(Image.open(io.BytesIO(data)).convert("RGB"), path)
+
+
 def _fitted(picture: Picture, cell: int) -> Image.Image:
     image = Image.fromarray(picture)
     longer = max(image.size)

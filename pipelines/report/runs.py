@@ -1,0 +1,230 @@
+"""Trainings side by side: what they reached, how they got there, and what they are worth."""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import PipelineError
+from pipelines.report.measures import (
+    Found,
+    check_plotting,
+    measures_between,
+    names_of,
+    radar,
+    rows_of,
+)
+from pipelines.report.page import Picture, Section, Table
+from pipelines.report.text import aligned
+
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+
+_LAST = (
+    ("epoch", "epochs"),
+    ("step", "steps"),
+    ("train_loss", "training loss"),
+    ("train_error", "training error"),
+    ("validation_error", "validation error"),
+    ("test_error", "test error"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training.
+
+    name: tells it from the others; history: a record an epoch, as pixmix-train writes them;
+    found: what pixmix-eval found, suite -> value -> number, or empty.
+    """
+
+    name: str
+    history: tuple[Mapping[str, Any], ...]
+    found: Found
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the metrics of trainings and, where there is one, what an evaluation of each found.
+
+    Args:
+        folders: each an --out of pixmix-train: FOLDER/metrics.jsonl, and FOLDER/evaluation.json as
+            `pixmix-eval --json` prints it (of its networks the first).
+
+    Raises:
+        PipelineError: if a folder holds no metrics, or a file is not what it should be.
+        OSError: if a file cannot be read.
+    """
+    doubled = [folder for place, folder in enumerate(folders) if folder in folders[:place]]
+    if doubled:
+        raise PipelineError(f"{doubled[0]} is given twice; give each training once")
+    names = names_of(folders)
+    return [
+        Run(name=name, history=_history(folder / METRICS), found=_found(folder / EVALUATION))
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
+    if not path.is_file():
+        raise PipelineError(
+            f"{path} is not there: {path.parent} is no folder of pixmix-train, or its first epoch "
+            "has not ended"
+        )
+    records = []
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        record = _json(line, f"{path}, line {number}")
+        if not isinstance(record, dict) or not {"epoch", "step", "train_loss"} <= set(record):
+            raise PipelineError(
+                f"{path}, line {number} is no record of an epoch; let pixmix-train write it again"
+            )
+        records.append(record)
+    if not records:
+        raise PipelineError(f"{path} is empty; its first epoch has not ended")
+    return tuple(records)
+
+
+def _found(path: Path) -> Found:
+    if not path.is_file():
+        return {}
+    content = _json(path.read_text(), str(path))
+    networks = content.get("networks") if isinstance(content, dict) else None
+    first = next(iter(networks.values()), None) if isinstance(networks, dict) else None
+    if not isinstance(first, dict) or not all(isinstance(each, dict) for each in first.values()):
+        raise PipelineError(f"{path} is not what pixmix-eval --json prints; make it again")
+    return first
+
+
+def _json(text: str, where: str) -> Any:  # noqa: ANN401
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise PipelineError(f"{where} is no JSON ({error}); make it again") from error
+
+
+def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return what each training came to, a row a measure and a cell a run; first the names."""
+    rows = [("", *(run.name for run in runs))]
+    for name, what in _LAST:
+        cells = [_cell(name, run.history[-1].get(name)) for run in runs]
+        if any(cell != "-" for cell in cells):
+            rows.append((what, *cells))
+    return rows
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if name.endswith("_error"):
+        return f"{100 * value:.2f} %"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def table(runs: Sequence[Run]) -> str:
+    """Return the trainings, and what they are worth, as lines of aligned text."""
+    blocks = [aligned(last_rows(runs))]
+    found = {run.name: run.found for run in runs if run.found}
+    if found:
+        blocks.append(aligned(rows_of(found)))
+    return "\n\n".join("\n".join(block) for block in blocks)
+
+
+def document(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return the runs as plain JSON values."""
+    return {
+        "runs": {
+            run.name: {"history": [dict(record) for record in run.history], "found": run.found}
+            for run in runs
+        }
+    }
+
+
+def curves(runs: Sequence[Run]) -> bytes:
+    """Draw the loss and the errors of trainings over their epochs, as a PNG.
+
+    Training is dotted, validation dashed and the test set drawn through; a run has one colour.
+
+    Raises:
+        PipelineError: if the extra `viz` is not installed.
+    """
+    check_plotting()
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    axes = figure.subplots(1, 2)
+    styles = {"train": ":", "validation": "--", "test": "-"}
+    for axis, measure, scale in zip(axes, ("loss", "error"), (1, 100), strict=True):
+        seen = set()
+        for place, run in enumerate(runs):
+            for of, style in styles.items():
+                points = [
+                    (record["epoch"], scale * record[f"{of}_{measure}"])
+                    for record in run.history
+                    if record.get(f"{of}_{measure}") is not None
+                ]
+                if points:
+                    seen.add(of)
+                    axis.plot(
+                        *zip(*points, strict=True),
+                        style,
+                        color=f"C{place % 10}",
+                        marker="." if len(points) < 30 else "",
+                    )
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(f"{measure}, %" if scale == 100 else measure)
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(alpha=0.25)
+        for of in (of for of in styles if of in seen):
+            axis.plot([], [], styles[of], color="grey", label=of)
+        axis.legend(frameon=False, fontsize="small")
+    for place, run in enumerate(runs):
+        axes[0].plot([], [], color=f"C{place % 10}", label=run.name)
+    names = [line for line in axes[0].lines if line.get_label() in {run.name for run in runs}]
+    figure.legend(handles=names, loc="outside upper center", ncols=3, frameon=False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=120)
+    return file.getvalue()
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Return the trainings as sections of a page: curves, what they came to, what they are worth.
+
+    Raises:
+        PipelineError: if the extra `viz` is not installed.
+    """
+    names = ", ".join(run.name for run in runs)
+    header, *rows = last_rows(runs)
+    parts: list[Section] = [
+        Section(
+            title="Training",
+            parts=(
+                Picture(
+                    data=curves(runs),
+                    description=f"Loss and error over the epochs of {names}",
+                    caption="Training dotted, validation dashed, test set drawn through.",
+                ),
+                Table(header=header, rows=tuple(rows)),
+            ),
+        )
+    ]
+    found = {run.name: run.found for run in runs if run.found}
+    if found:
+        header, *rows = rows_of(found)
+        shown: list[Picture | Table] = [
+            Table(
+                header=header,
+                rows=tuple(rows),
+                caption="Smaller is better, but for AUROC and AUPR.",
+            )
+        ]
+        if len(measures_between(found)) >= 3:
+            picture = Picture(
+                data=radar(found),
+                description=f"Radar plot of the measures of {', '.join(found)}",
+            )
+            shown.insert(0, picture)
+        parts.append(Section(title="Evaluation", parts=tuple(shown)))
+    return parts

@@ -1,0 +1,159 @@
+"""Reports as HTML: whole in one file, plain text stays text, and a browser shows all of it."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.report.page import Commands, Picture, Section, Table, Text, page, write_page
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+def png(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 60)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def report() -> str:
+    table = Table(
+        header=("", *(f"network {i}" for i in range(9))),
+        rows=tuple((f"measure {row}", *(f"{row}.{i} %" for i in range(9))) for row in range(3)),
+        caption="of nine networks",
+    )
+    return page(
+        "A <b>report</b>",
+        "On two & more networks.",
+        [
+            Section(
+                title="Pictures",
+                parts=(
+                    Picture(data=png(1200, 400), description='a "wide" one', caption="wide"),
+                    Picture(data=png(), description="a small one"),
+                ),
+            ),
+            Section(
+                title="Numbers",
+                parts=(table, Text(text="<script>x</script>"), Commands(lines=("a --b 'c'",))),
+            ),
+        ],
+    )
+
+
+class _Links(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [
+            value or "" for name, value in attributes if name in ("src", "href", "srcset")
+        ]
+
+
+def test_a_page_needs_no_other_file_and_runs_no_script() -> None:
+    found = _Links()
+    found.feed(report())
+    assert len(found.sources) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in found.sources)
+    assert not {"script", "link", "iframe"} & set(found.tags)
+    assert "url(" not in report()
+    assert "default-src 'none'" in report()
+
+
+def test_markup_in_texts_is_shown_and_not_obeyed() -> None:
+    text = report()
+    for shown in (
+        "<h1>A &lt;b&gt;report&lt;/b&gt;</h1>",
+        "On two &amp; more networks.",
+        "<p>&lt;script&gt;x&lt;/script&gt;</p>",
+        'alt="a &#34;wide&#34; one"',
+        "a --b &#39;c&#39;",
+    ):
+        assert shown in text
+
+
+def test_a_row_of_other_length_than_the_header_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"row \('x',\) has 1 cells under a header of 2"):
+        Table(header=("", "y"), rows=(("x",),))
+
+
+def test_a_page_is_written_into_a_new_folder_and_over_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_page("old", path)
+    write_page("<p>ä</p>", path)
+    assert path.read_text(encoding="utf-8") == "<p>ä</p>"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# Asks the page, from inside, what a browser made of it.
+PROBE = """<script>
+addEventListener("load", () => {
+  const shown = e => e.getBoundingClientRect();
+  document.body.innerHTML = "<pre id=probe>" + JSON.stringify({
+    pictures: [...document.images].map(e => [e.naturalWidth, shown(e).width, shown(e).right]),
+    tables: [...document.querySelectorAll("table")].map(e => [e.rows.length, shown(e).height]),
+    width: document.documentElement.clientWidth, needed: document.documentElement.scrollWidth,
+  }) + "</pre>";
+});
+</script></body>"""
+
+
+def probe(text: str, folder: Path, width: int) -> dict[str, object]:
+    """Return what Chromium shows of a page in a window of some width."""
+    path = folder / "probed.html"
+    without_rule = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
+    path.write_text(without_rule.replace("</body>", PROBE))
+    assert CHROMIUM is not None
+    output = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", path.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    match = re.search(r'<pre id="probe">(.*?)</pre>', output, re.DOTALL)
+    assert match, output[-500:]
+    found: dict[str, object] = json.loads(match[1])
+    return found
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_a_browser_shows_each_picture_and_table_within_its_window(
+    tmp_path: Path, width: int
+) -> None:
+    found = probe(report(), tmp_path, width)
+    pictures, tables = found["pictures"], found["tables"]
+    assert isinstance(pictures, list)
+    assert isinstance(tables, list)
+    assert [natural for natural, _, _ in pictures] == [1200, 40]
+    assert all(shown > 0 and right <= found["width"] for _, shown, right in pictures)
+    assert [rows for rows, _ in tables] == [4]
+    assert all(height > 50 for _, height in tables)
+    # A wide table moves in its own frame; the page does not move sideways.
+    assert found["needed"] == found["width"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_a_screenshot_of_a_page_has_the_colour_of_its_picture(tmp_path: Path) -> None:
+    write_page(report(), tmp_path / "report.html")
+    shot = tmp_path / "shot.png"
+    assert CHROMIUM is not None
+    subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={shot}",
+         f"--user-data-dir={tmp_path / 'profile'}", "--window-size=800,900",
+         (tmp_path / "report.html").as_uri()],
+        capture_output=True, check=True, timeout=120,
+    )  # fmt: skip
+    pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
+    of_picture = (abs(pixels - (200, 30, 60)).max(axis=2) < 6).mean()
+    assert of_picture > 0.2
