@@ -18,7 +18,7 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports --no-cache
 
 demo: $(INSTALLED)
-	$(BIN)/pixmix-gen fractals --n 64 --out demo/mixing-set/fractals --preview demo/fractals.png
+	$(BIN)/pixmix-demo --out demo
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -35,6 +35,7 @@ from pipelines.bench.fractals import (
 )
 from pipelines.bench.loader import LoaderBenchSettings, bench_loader
 from pipelines.bench.machine import machine
+from pipelines.bench.markdown import BEGIN, END, markdown, with_table
 from pipelines.bench.pixmix import PixMixBenchSettings, bench_pixmix
 from pipelines.bench.plain_featviz import PlainVisualization
 from pipelines.bench.results import Goal, Rival, Row, document, number, table
@@ -52,6 +53,7 @@ from pipelines.bench.twins import (
 from pipelines.cli import bench as command
 from pipelines.errors import PipelineError
 
+ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH = 12, 20
 POINTS = 2_000_000
 # Of all points, on this grid: twenty-five pairs of games of two million, ours and the twins' or two
@@ -732,3 +734,59 @@ def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None
 def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match="rounds is 0; give at least 1"):
         settings(rounds=0)
+
+
+# --- all of it, and the README's table -----------------------------------------------------------
+
+
+def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["fractals", "pixmix", "loader", "featviz", "train"]
+    assert set(command.main.commands) == {*names, "all"}
+    for place, name in enumerate(names):
+        made = [replace(row(), name=f"row of {name}")]
+        note = [f"note of {name}"] if name == "fractals" else []
+        packages = ("numpy", ("numba", "torch")[place % 2])
+        monkeypatch.setattr(
+            command, f"_{name}", lambda *_given, _found=(made, packages, note): _found
+        )
+    result = CliRunner().invoke(command.main, ["all", "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert [each["name"] for each in found["rows"]] == [f"row of {name}" for name in names]
+    assert found["notes"] == ["note of fractals"]
+    assert list(found["machine"]["versions"]) == ["python", "numpy", "numba", "torch", "pixmix"]
+
+
+def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
+    alone = replace(row(), name="alone", rivals=())
+    text = markdown(json.loads(json.dumps(document([row(), alone], machine(("numpy",)), []))))
+    lines = text.splitlines()
+    rivals = row().rivals
+    assert len(rivals) >= 1
+    assert len(lines) == 2 + len(rivals) + 1 + 2
+    assert lines[2].startswith(f"| {row().name}, {row().unit} | {number(row().rate.median)} |")
+    for line, rival in zip(lines[2:], rivals, strict=False):
+        ratio = number(rival.ratio.median)
+        assert line.endswith(f"| {rival.name} | {number(rival.rate.median)} | {ratio} x |")
+    assert lines[-3].endswith("|  |  |  |")
+    assert f"numpy {np.__version__}" in lines[-1]
+    assert "busy" not in lines[-1]
+    loaded = document([row(calibration_variation=0.5)], machine(()), [])
+    assert markdown(loaded).endswith(f"The machine was busy during: {row().name}.")
+
+
+def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
+    page = f"above\n\n{BEGIN}\n{END}\n\nbelow\n"
+    once = with_table(page, "| a |")
+    assert once == f"above\n\n{BEGIN}\n\n| a |\n\n{END}\n\nbelow\n"
+    assert with_table(once, "| b |") == once.replace("| a |", "| b |")
+    for wrong in ("no marks", f"{END} {BEGIN}"):
+        with pytest.raises(ValueError, match="the page has not both marks"):
+            with_table(wrong, "| a |")
+
+
+def test_the_readme_has_the_figures_of_the_benchmark_that_is_kept() -> None:
+    readme = (ROOT / "README.md").read_text()
+    kept = json.loads((ROOT / "docs" / "bench.json").read_text())
+    assert len(kept["rows"]) > 10
+    assert with_table(readme, markdown(kept)) == readme

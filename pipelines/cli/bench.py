@@ -19,6 +19,14 @@ from pipelines.cli.options import (
 if TYPE_CHECKING:
     from pipelines.bench.results import Row
 
+    Rows = Sequence[Row]
+
+ROUNDS = {"fractals": 7, "pixmix": 9, "loader": 7, "featviz": 5, "train": 3}
+"""Of each benchmark, where nothing else is said."""
+
+GEN_PICTURES = 200
+MODEL = "wrn_40_4"
+
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +53,7 @@ def _rounds_option(default: int) -> Callable[[Command], Command]:
 
 
 def _tell(
-    rows: "Sequence[Row]", packages: tuple[str, ...], notes: "Sequence[str]", *, as_json: bool
+    rows: "Rows", packages: tuple[str, ...], notes: "Sequence[str]", *, as_json: bool
 ) -> None:
     """Print what was found, and where."""
     from pipelines.bench.machine import machine
@@ -56,11 +64,11 @@ def _tell(
 
 
 @main.command(epilog=example("pixmix-bench fractals", "pixmix-bench fractals --json > bench.json"))
-@_rounds_option(7)
+@_rounds_option(ROUNDS["fractals"])
 @click.option(
     "--pictures",
     type=click.IntRange(2),
-    default=200,
+    default=GEN_PICTURES,
     show_default=True,
     help="Pictures of the run of pixmix-gen; 64 or more a job give a fair rate.",
 )
@@ -72,27 +80,32 @@ def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> 
     Takes about two minutes. flam3 is compared too where it is installed (Debian: flam3-utils).
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.flam3 import find_flam3
-        from pipelines.bench.fractals import (
-            NO_FLAM3,
-            PACKAGES,
-            FractalBenchSettings,
-            bench_fractals,
-        )
-        from pipelines.shards.workers import available_cores
+        _tell(*_fractals(rounds, pictures, jobs), as_json=as_json)
 
-        settings = FractalBenchSettings(
-            rounds=rounds, pictures=pictures, jobs=jobs or available_cores()
-        )
-        flam3 = find_flam3()
-        with progress_bar("runs") as progress:
-            rows = bench_fractals(settings, flam3, progress=progress)
-        notes = [] if flam3 is not None else [NO_FLAM3]
-        _tell(rows, PACKAGES, notes, as_json=as_json)
+
+def _fractals(
+    rounds: int, pictures: int, jobs: int | None
+) -> "tuple[Rows, tuple[str, ...], Sequence[str]]":
+    from pipelines.bench.flam3 import find_flam3
+    from pipelines.bench.fractals import (
+        NO_FLAM3,
+        PACKAGES,
+        FractalBenchSettings,
+        bench_fractals,
+    )
+    from pipelines.shards.workers import available_cores
+
+    settings = FractalBenchSettings(
+        rounds=rounds, pictures=pictures, jobs=jobs or available_cores()
+    )
+    flam3 = find_flam3()
+    with progress_bar("runs") as progress:
+        rows = bench_fractals(settings, flam3, progress=progress)
+    return rows, PACKAGES, [] if flam3 is not None else [NO_FLAM3]
 
 
 @main.command(epilog=example("pixmix-bench pixmix", "pixmix-bench pixmix --json > bench.json"))
-@_rounds_option(9)
+@_rounds_option(ROUNDS["pixmix"])
 @command_options
 def pixmix(*, rounds: int, as_json: bool) -> None:
     """Time PixMix on batches, one by one and value by value, beside Pillow and numpy.
@@ -100,18 +113,22 @@ def pixmix(*, rounds: int, as_json: bool) -> None:
     Takes about a minute, on one thread, with all pictures in memory.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.pixmix import PACKAGES, PixMixBenchSettings, bench_pixmix
+        _tell(*_pixmix(rounds), as_json=as_json)
 
-        settings = PixMixBenchSettings(rounds=rounds)
-        with progress_bar("runs") as progress:
-            rows = bench_pixmix(settings, progress=progress)
-        _tell(rows, PACKAGES, [], as_json=as_json)
+
+def _pixmix(rounds: int) -> "tuple[Rows, tuple[str, ...], Sequence[str]]":
+    from pipelines.bench.pixmix import PACKAGES, PixMixBenchSettings, bench_pixmix
+
+    settings = PixMixBenchSettings(rounds=rounds)
+    with progress_bar("runs") as progress:
+        rows = bench_pixmix(settings, progress=progress)
+    return rows, PACKAGES, []
 
 
 @main.command(
     epilog=example("pixmix-bench loader", "pixmix-bench loader --pictures imagenet-0000.tar")
 )
-@_rounds_option(7)
+@_rounds_option(ROUNDS["loader"])
 @click.option(
     "--pictures",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -124,16 +141,20 @@ def loader(*, rounds: int, pictures: Path | None, as_json: bool) -> None:
     Takes about two minutes. Shards are written to the system's temporary folder.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.loader import PACKAGES, LoaderBenchSettings, bench_loader
+        _tell(*_loader(rounds, pictures), as_json=as_json)
 
-        settings = LoaderBenchSettings(rounds=rounds, pictures=pictures)
-        with progress_bar("runs") as progress:
-            rows = bench_loader(settings, progress=progress)
-        _tell(rows, PACKAGES, [], as_json=as_json)
+
+def _loader(rounds: int, pictures: Path | None) -> "tuple[Rows, tuple[str, ...], Sequence[str]]":
+    from pipelines.bench.loader import PACKAGES, LoaderBenchSettings, bench_loader
+
+    settings = LoaderBenchSettings(rounds=rounds, pictures=pictures)
+    with progress_bar("runs") as progress:
+        rows = bench_loader(settings, progress=progress)
+    return rows, PACKAGES, []
 
 
 @main.command(epilog=example("pixmix-bench featviz", "pixmix-bench featviz --json > bench.json"))
-@_rounds_option(5)
+@_rounds_option(ROUNDS["featviz"])
 @command_options
 def featviz(*, rounds: int, as_json: bool) -> None:
     """Time feature visualization beside the plain way, one thread of the CPU.
@@ -141,17 +162,21 @@ def featviz(*, rounds: int, as_json: bool) -> None:
     Takes about four minutes. Needs the extra `featviz`.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.featviz import PACKAGES, FeatvizBenchSettings, bench_featviz
+        _tell(*_featviz(rounds), as_json=as_json)
 
-        settings = FeatvizBenchSettings(rounds=rounds)
-        with progress_bar("runs") as progress:
-            rows = bench_featviz(settings, progress=progress)
-        _tell(rows, PACKAGES, [], as_json=as_json)
+
+def _featviz(rounds: int) -> "tuple[Rows, tuple[str, ...], Sequence[str]]":
+    from pipelines.bench.featviz import PACKAGES, FeatvizBenchSettings, bench_featviz
+
+    settings = FeatvizBenchSettings(rounds=rounds)
+    with progress_bar("runs") as progress:
+        rows = bench_featviz(settings, progress=progress)
+    return rows, PACKAGES, []
 
 
 @main.command(epilog=example("pixmix-bench train", "pixmix-bench train --model wrn_16_2"))
-@_rounds_option(3)
-@click.option("--model", default="wrn_40_4", show_default=True, help="Network for CIFAR.")
+@_rounds_option(ROUNDS["train"])
+@click.option("--model", default=MODEL, show_default=True, help="Network for CIFAR.")
 @command_options
 def train(*, rounds: int, model: str, as_json: bool) -> None:
     """Time steps of training on the CPU, and how much of them is spent waiting for data.
@@ -159,12 +184,37 @@ def train(*, rounds: int, model: str, as_json: bool) -> None:
     Takes about five minutes with WRN-40-4, on all cores.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.bench.train import PACKAGES, TrainBenchSettings, bench_train
+        _tell(*_train(rounds, model), as_json=as_json)
 
-        settings = TrainBenchSettings(rounds=rounds, model=model)
-        with progress_bar("runs") as progress:
-            rows = bench_train(settings, progress=progress)
-        _tell(rows, PACKAGES, [], as_json=as_json)
+
+def _train(rounds: int, model: str) -> "tuple[Rows, tuple[str, ...], Sequence[str]]":
+    from pipelines.bench.train import PACKAGES, TrainBenchSettings, bench_train
+
+    settings = TrainBenchSettings(rounds=rounds, model=model)
+    with progress_bar("runs") as progress:
+        rows = bench_train(settings, progress=progress)
+    return rows, PACKAGES, []
+
+
+@main.command(name="all", epilog=example("pixmix-bench all --json > bench.json"))
+@command_options
+def everything(*, as_json: bool) -> None:
+    """Time all of it, one benchmark after the other, into one table.
+
+    Takes about a quarter of an hour.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        found = [
+            _fractals(ROUNDS["fractals"], GEN_PICTURES, None),
+            _pixmix(ROUNDS["pixmix"]),
+            _loader(ROUNDS["loader"], None),
+            _featviz(ROUNDS["featviz"]),
+            _train(ROUNDS["train"], MODEL),
+        ]
+        rows = [row for part, _, _ in found for row in part]
+        packages = dict.fromkeys(name for _, names, _ in found for name in names)
+        notes = [note for _, _, part in found for note in part]
+        _tell(rows, tuple(packages), notes, as_json=as_json)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,71 @@
+"""A benchmark's document as the table of a Markdown page, so that nobody copies figures by hand.
+
+    python -m pipelines.bench.markdown docs/bench.json README.md
+
+writes the table of docs/bench.json between the page's two marks.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.bench.results import number
+from pipelines.shards.files import write_file
+
+BEGIN, END = "<!-- figures of pixmix-bench -->", "<!-- end of figures -->"
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """Return what `pixmix-bench --json` printed as a Markdown table and a line on the machine.
+
+    A row a rival; a benchmark without one has a row of its own, without a ratio.
+    """
+    lines = ["| | ours | beside | its rate | times |", "|---|---|---|---|---|"]
+    for row in document["rows"]:
+        what, ours = f"{row['name']}, {row['unit']}", number(row["rate"]["median"])
+        rivals = row["rivals"] or [None]
+        for place, rival in enumerate(rivals):
+            head = (what, ours) if place == 0 else ("", "")
+            tail = ("", "", "")
+            if rival is not None:
+                tail = (
+                    rival["name"],
+                    number(rival["rate"]["median"]),
+                    f"{number(rival['ratio']['median'])} x",
+                )
+            lines.append(f"| {' | '.join((*head, *tail))} |")
+    machine = document["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    busy = [row["name"] for row in document["rows"] if row["busy"]]
+    told = f"Medians, one thread where nothing else is said. {machine['processor']}, {cores}, "
+    told += f"{machine['system']}; {versions}."
+    if busy:
+        told += f" The machine was busy during: {', '.join(busy)}."
+    return "\n".join([*lines, "", told])
+
+
+def with_table(page: str, table: str) -> str:
+    """Return a page with a table between its marks, in place of what is there.
+
+    Raises:
+        ValueError: if the page has not both marks, in order.
+    """
+    before, mark, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise ValueError(f"the page has not both marks; put {BEGIN} and {END} where the table goes")
+    return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
+
+
+def main() -> None:
+    """Bring the page of the command line up to date."""
+    document, page = map(Path, sys.argv[1:3])
+    table = markdown(json.loads(document.read_bytes()))
+    write_file(page, with_table(page.read_text(), table).encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""`pixmix-demo`: a chain of commands that goes on where it was."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines import demo
+from pipelines.cli.demo import main
+from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
+from pipelines.errors import PipelineError
+
+
+class Chain:
+    """Stages a, b and c, each of which writes a file; what is asked of them is kept."""
+
+    def __init__(self, out: Path, words: Sequence[str] = ("a", "b", "c")) -> None:
+        self.out = out
+        self.ran: list[str] = []
+        self.shown: list[tuple[str, bool, str | None]] = []
+        self.fails = ""
+        self.stages = [
+            Stage(name=word, command=lambda word=word: ["do", word], result=out / word[0])
+            for word in words
+        ]
+
+    def run(self) -> dict[str, float]:
+        return run_stages(self.out, self.stages, run=self._run, show=self._show)
+
+    def _run(self, stage: Stage) -> str:
+        if stage.name == self.fails:
+            raise PipelineError("no")
+        self.ran.append(stage.name)
+        stage.result.parent.mkdir(exist_ok=True)
+        stage.result.touch()
+        return f"made {stage.name}"
+
+    def _show(self, line: str, *, known: bool, printed: str | None) -> None:
+        self.shown.append((line, known, printed))
+
+
+def test_each_stage_is_shown_before_it_runs_and_with_what_it_said_after(tmp_path: Path) -> None:
+    chain = Chain(tmp_path / "new")
+    seconds = chain.run()
+    assert chain.ran == ["a", "b", "c"]
+    assert list(seconds) == ["do a", "do b", "do c"]
+    assert chain.shown[:3] == [
+        ("do a", False, None),
+        ("do a", False, "made a"),
+        ("do b", False, None),
+    ]
+
+
+def test_what_is_finished_is_not_run_again_and_keeps_its_time(tmp_path: Path) -> None:
+    seconds = Chain(tmp_path).run()
+    again = Chain(tmp_path)
+    assert again.run() == seconds
+    assert again.ran == []
+    assert again.shown == [(f"do {name}", True, None) for name in "abc"]
+
+
+def test_a_chain_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.fails = "b"
+    with pytest.raises(PipelineError):
+        chain.run()
+    again = Chain(tmp_path)
+    again.run()
+    assert chain.ran + again.ran == ["a", "b", "c"]
+
+
+def test_a_stage_whose_result_is_gone_is_run_again_and_so_is_what_follows(tmp_path: Path) -> None:
+    Chain(tmp_path).run()
+    (tmp_path / "b").unlink()
+    again = Chain(tmp_path)
+    again.run()
+    assert again.ran == ["b", "c"]
+
+
+def test_a_stage_of_another_command_is_run_again_and_so_is_what_follows(tmp_path: Path) -> None:
+    Chain(tmp_path).run()
+    again = Chain(tmp_path, ("a", "b2", "c"))
+    again.run()
+    assert again.ran == ["b2", "c"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"do a": "x"}'])
+def test_a_damaged_record_is_taken_for_none(tmp_path: Path, content: str) -> None:
+    Chain(tmp_path).run()
+    (tmp_path / "stages.json").write_text(content)
+    again = Chain(tmp_path)
+    again.run()
+    assert again.ran == ["a", "b", "c"]
+
+
+def test_a_commands_output_becomes_a_file_and_its_failure_a_line(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "version"
+    stage = Stage(
+        name="version",
+        command=lambda: ["pixmix-gen", "--version"],
+        result=output,
+        output=output,
+    )
+    assert stage.line() == f"pixmix-gen --version > {output}"
+    assert run_command(stage) == ""
+    assert output.read_text().strip()[0].isdigit()
+    wrong = Stage(name="x", command=lambda: ["pixmix-gen", "nothing"], result=output)
+    with pytest.raises(PipelineError, match="pixmix-gen nothing ended with exit code 2"):
+        run_command(wrong)
+
+
+def test_each_command_of_the_chain_is_one_that_its_script_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    out = Path("demo")
+    chain = stages(out)
+    for name in ("plain", "pixmix"):
+        checkpoints = out / "runs" / name / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / "step-00000880.pt").touch()
+    for folder in ("shards/digits", "shards/mixing"):
+        (out / folder).mkdir(parents=True)
+    assert len(chain) == 10
+    assert len({stage.name for stage in chain}) == 10
+    for stage in chain:
+        script, *arguments = stage.command()
+        assert stage.line().startswith(script)
+        command = import_module(demo._MODULES[script]).main
+        with command.make_context(script, list(arguments)) as context:
+            given = [*context._protected_args, *context.args]
+            name, subcommand, rest = command.resolve_command(context, given)
+            assert subcommand.make_context(name, rest, parent=context).params
+        assert shlex.split(stage.line())[: 1 + len(arguments)] == [script, *arguments]
+
+
+def test_a_run_without_checkpoints_is_named_in_a_line(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    last = stages(tmp_path)[-1]
+    with pytest.raises(PipelineError, match="pixmix holds no checkpoint; remove it"):
+        last.line()
+
+
+def test_what_is_not_installed_is_named_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_NEEDED", {"no_such_module": "viz", "no_such_other": "digits"})
+    with pytest.raises(PipelineError, match=r"extras viz, digits are not installed"):
+        check_extras()
+    result = CliRunner().invoke(main, ["--out", str(tmp_path / "demo")])
+    assert result.exit_code == 1
+    assert "pip install 'pixmix[demo]'" in result.stderr
+    assert not (tmp_path / "demo").exists()
+
+
+def test_json_is_one_document_with_the_report_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "stages", lambda _out: [])
+    monkeypatch.setattr(demo, "write_report", lambda out, _seconds: out / "report.html")
+    monkeypatch.setattr(demo, "document", lambda _out, report, _seconds: {"report": str(report)})
+    result = CliRunner().invoke(main, ["--out", str(tmp_path), "--json"])
+    assert json.loads(result.stdout) == {"report": str(tmp_path / "report.html")}
