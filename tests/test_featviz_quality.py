@@ -17,6 +17,7 @@ from featviz.capture import capturing
 from featviz.sampling import target
 from pipelines.cli import gen
 from pipelines.generate.encoding import decode
+from pipelines.report.set_pictures import set_pictures
 from pipelines.report.set_statistics import measure_set
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def mean_activations(
 
 
 def test_default_pictures_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
-    statistics = measure_set(sorted((default_set / "images").iterdir()))
+    statistics = measure_set(set_pictures(default_set))
     assert statistics.n == N
     assert statistics.dead == ()
     medians = {name: each.median for name, each in statistics.per_picture.items()}

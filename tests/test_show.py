@@ -1,8 +1,10 @@
 """`pixmix-show set`, and what it is made of: files in order, sheets, bars."""
 
+import io
 import json
 import os
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,13 @@ from click.testing import CliRunner, Result
 from numpy.typing import NDArray
 from PIL import Image
 
+from fractals import draw_genome, render
 from fractals.statistics import measure
 from pipelines.cli import show
 from pipelines.errors import PipelineError
+from pipelines.report import near_duplicates as near
 from pipelines.report import set_table
+from pipelines.report.set_pictures import FilePicture
 from pipelines.report.set_statistics import (
     Percentiles,
     SetStatistics,
@@ -61,6 +66,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
+def of_files(paths: Sequence[Path]) -> list[FilePicture]:
+    return [FilePicture(path) for path in paths]
+
+
 def perfect() -> SetStatistics:
     """Statistics that meet every bar."""
     per_picture = {}
@@ -76,6 +85,8 @@ def perfect() -> SetStatistics:
         colour_vendi=9.0,
         hog_vendi=7.4,
         dead=(),
+        doubled=(),
+        values={},
     )
 
 
@@ -192,7 +203,7 @@ def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> N
 
 def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = measure_set(picture_files(folder), progress=lambda *step: steps.append(step))
+    found = measure_set(of_files(picture_files(folder)), progress=lambda *step: steps.append(step))
     assert (found.n, found.n_resized, found.n_of_diversity) == (5, 0, 5)
     assert steps == [(done, 5) for done in range(1, 6)]
     measured = [measure(noise(index)) for index in range(5)]
@@ -214,7 +225,7 @@ def test_jpeg_bits_are_those_of_a_file_of_quality_75(tmp_path: Path) -> None:
 
 def test_equal_pictures_have_no_diversity(tmp_path: Path) -> None:
     paths = [save(noise(7), tmp_path / f"{index}.png") for index in range(3)]
-    found = measure_set(paths)
+    found = measure_set(of_files(paths))
     assert found.colour_vendi == pytest.approx(1.0)
     assert found.hog_vendi == pytest.approx(1.0)
 
@@ -226,7 +237,7 @@ def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
         alike if index % 2 == 0 else save(noise(index, (32, 48)), tmp_path / f"{index}.png")
         for index in range(128)
     ]
-    found = measure_set(paths)
+    found = measure_set(of_files(paths))
     assert (found.n, found.n_resized, found.n_of_diversity) == (128, 128, 64)
     assert found.colour_vendi == pytest.approx(1.0)
 
@@ -234,7 +245,7 @@ def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
 def test_a_dead_picture_is_named(folder: Path) -> None:
     black = save(np.zeros((256, 256, 3), np.uint8), folder / "black.png")
     grey = save(np.full((256, 256, 3), 128, np.uint8), folder / "grey.png")
-    assert measure_set(picture_files(folder)).dead == (black, grey)
+    assert measure_set(of_files(picture_files(folder))).dead == (str(black), str(grey))
     assert not is_dead(measure(noise(0)))
 
 
@@ -243,16 +254,152 @@ def test_a_set_of_nothing_has_no_statistics() -> None:
         measure_set([])
 
 
+# --- near-duplicates -----------------------------------------------------------------------------
+
+
+def copy_of(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture at half its size, lighter, and compressed."""
+    image = Image.fromarray(picture).resize((picture.shape[1] // 2, picture.shape[0] // 2))
+    file = io.BytesIO()
+    image.point([min(255, round(level * 1.15 + 5)) for level in range(256)] * 3).save(
+        file, "JPEG", quality=30
+    )
+    return np.asarray(Image.open(file))
+
+
+def test_a_copy_is_found_and_other_pictures_are_not(tmp_path: Path) -> None:
+    pictures = [render(draw_genome(seed=5, index=index), size=(96, 128)) for index in range(12)]
+    pictures.insert(4, copy_of(pictures[9]))
+    paths = [save(each, tmp_path / f"{place}.png") for place, each in enumerate(pictures)]
+    found = measure_set(of_files(paths))
+    assert found.doubled == ((str(paths[4]), str(paths[10])),)
+    assert "nearly the same: " in table(found)
+
+
+def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
+    flat = np.full((64, 64, 3), 7, np.uint8)
+    paths = [save(flat, tmp_path / f"{place}.png") for place in range(3)]
+    found = measure_set(of_files(paths))
+    assert len(found.dead) == 3
+    assert found.doubled == ()
+
+
+def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near, "_ROWS_AT_ONCE", 7)
+    draws = np.random.default_rng(0)
+    hashes = draws.integers(0, 2**64, (40, 4), dtype=np.uint64)
+    hashes[[3, 39, 20]] = hashes[[30, 30, 21]]
+    hashes[20, 0] ^= np.uint64(2**near.CLOSE - 1)  # as far as they may be
+    hashes[10] = hashes[11]
+    hashes[10, 1] ^= np.uint64(2 ** (near.CLOSE + 1) - 1)  # and one bit further
+    bits = np.unpackbits(hashes.view(np.uint8), axis=1).astype(int)
+    expected = [
+        (a, b)
+        for a in range(40)
+        for b in range(a + 1, 40)
+        if np.abs(bits[a] - bits[b]).sum() <= near.CLOSE
+    ]
+    assert list(near.near_duplicates(hashes)) == expected
+    assert expected == [(3, 30), (3, 39), (20, 21), (30, 39)]
+
+
+def test_the_hash_tells_the_brighter_neighbour() -> None:
+    ramp = np.repeat(np.arange(0, 255, 5, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(32, 0)
+    assert near.difference_hash(ramp).tolist() == [2**64 - 1] * 4
+    assert near.difference_hash(ramp[:, ::-1].copy()).tolist() == [0] * 4
+
+
+# --- two sets, shards, pages ---------------------------------------------------------------------
+
+
+def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path: Path) -> None:
+    from pipelines.cli import shard
+
+    shards, tar = tmp_path / "shards", tmp_path / "set.tar"
+    result = CliRunner().invoke(shard.main, ["mixing", str(folder), str(shards), "--jobs", "1"])
+    assert result.exit_code == 0, result.output
+    with tarfile.open(tar, "w") as file:
+        for path in picture_files(folder):
+            file.add(path, path.name)
+    found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
+    for each in found:
+        assert each["n"] == each["pictures"] == 5
+    for name, values in found[0]["per_picture"].items():
+        for each in found[1:]:
+            assert each["per_picture"][name] == pytest.approx(values), name
+
+
+def test_a_shard_that_is_not_what_its_manifest_says_is_named(folder: Path, tmp_path: Path) -> None:
+    from pipelines.cli import shard
+
+    shards = tmp_path / "shards"
+    CliRunner().invoke(shard.main, ["mixing", str(folder), str(shards), "--jobs", "1"])
+    tar = next(shards.glob("*.tar"))
+    content = bytearray(tar.read_bytes())
+    content[3000] ^= 1
+    tar.chmod(0o644)
+    tar.write_bytes(content)
+    result = run(shards)
+    assert result.exit_code == 1
+    assert tar.name in result.stderr
+    assert result.stdout == ""
+
+
+def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    for index in range(3):
+        save(noise(100 + index), other / f"{index}.png")
+    save(np.zeros((256, 256, 3), np.uint8), other / "3.png")
+    result = run(folder, "--against", other)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[:2] == [f"{folder}: 5 of 5 pictures", f"{other}: 4 of 4 pictures"]
+    assert lines[3].split()[:2] == ["pictures", "other"]
+    dead = next(line for line in lines if line.startswith("dead pictures"))
+    assert dead.split()[2:] == ["0", "1"]
+    document = json.loads(run(folder, "--against", other, "--json").stdout)
+    assert document["n"] == 5
+    assert document["against"]["n"] == 4
+    assert document["against"]["dead"] == [str(other / "3.png")]
+    rows = {line.split("  ")[0]: line for line in lines[3:]}
+    median = document["against"]["per_picture"]["coverage"]["median"]
+    assert f"{median:.3f} [" in rows["coverage"]
+
+
+def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    html, plot = tmp_path / "new" / "report.html", tmp_path / "histograms.png"
+    other = tmp_path / "other"
+    for index in range(3):
+        save(noise(100 + index) // 2, other / f"{index}.png")
+    result = run(folder, "--against", other, "--html", html, "--plot", plot)
+    assert result.exit_code == 0, result.output
+    text = html.read_text()
+    assert text.count("<img ") == 3
+    assert text.count("<table>") == 1
+    for row in set_table.ROWS:
+        assert f'<th scope="row">{row.label}</th>' in text
+    pixels = read_picture(plot).astype(int)
+    for blended in ((143, 187, 217), (255, 191, 134)):  # C0 and C1, half seen through
+        assert (np.abs(pixels - blended).max(axis=2) < 12).sum() > 100
+
+
+def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
+    from pipelines.report import set_report
+
+    assert show.SHEET_PICTURES == set_report.SHEET_PICTURES
+
+
 # --- bars ----------------------------------------------------------------------------------------
 
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(picture_files(folder)).per_picture
+        measure_set(of_files(picture_files(folder))).per_picture
     )
     found = verdicts(perfect())
-    assert len(found) == 20
-    assert len({(verdict.statistic, verdict.figure) for verdict in found}) == 20
+    assert len(found) == 21
+    assert len({(verdict.statistic, verdict.figure) for verdict in found}) == 21
     assert all(verdict.met is True for verdict in found)
 
 
@@ -275,7 +422,9 @@ def test_a_bar_holds_its_own_ends_and_nothing_beyond() -> None:
 def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str) -> None:
     good = perfect()
     if statistic == "dead_pictures":
-        worse = replace(good, dead=(Path("black.png"),))
+        worse = replace(good, dead=("black.png",))
+    elif statistic == "near_duplicates":
+        worse = replace(good, doubled=(("a.png", "b.png"),))
     elif figure == "score":
         scores = {"colour_vendi": good.colour_vendi, "hog_vendi": good.hog_vendi, statistic: 1.0}
         worse = replace(good, **scores)
@@ -286,7 +435,7 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
     assert [(verdict.statistic, verdict.figure, verdict.met) for verdict in failed] == [
         (statistic, figure, False)
     ]
-    assert "19 of 20 bars met" in table(worse)
+    assert "20 of 21 bars met" in table(worse)
     assert table(worse).count("NOT MET") == 1
 
 
@@ -294,15 +443,15 @@ def test_fewer_than_64_pictures_are_not_judged_by_their_diversity() -> None:
     few = replace(perfect(), n=63, n_of_diversity=63, colour_vendi=2.0)
     unjudged = [verdict.statistic for verdict in verdicts(few) if verdict.met is None]
     assert unjudged == ["colour_vendi", "hog_vendi"]
-    assert "18 of 18 bars met" in table(few)
+    assert "19 of 19 bars met" in table(few)
     assert table(few).count("needs 64 pictures") == 2
 
 
 def test_the_table_is_aligned_and_fits_a_wide_terminal() -> None:
     lines = table(perfect()).splitlines()
-    assert len(lines) == 1 + len(set_table.ROWS) + 2 + 1 + 2
+    assert len(lines) == 1 + len(set_table.ROWS) + 2 + 2 + 2
     column = lines[0].index("median bar")
-    assert all(line[column - 2 : column].strip() == "" for line in lines[1:16])
+    assert all(line[column - 2 : column].strip() == "" for line in lines[1:17])
     assert max(map(len, lines)) <= 120
 
 
@@ -376,11 +525,11 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     result = run(folder, "--n", 4, "--sheet", sheet, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    expected = measure_set(picture_files(folder)[:4])
+    expected = measure_set(of_files(picture_files(folder)[:4]))
     assert (document["pictures"], document["n"]) == (5, 4)
     for name, figures in expected.per_picture.items():
         assert document["per_picture"][name] == vars(figures)
-    assert len(document["bars"]) == 20
+    assert len(document["bars"]) == 21
     pixels = read_picture(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
     assert np.array_equal(pixels, np.asarray(drawn))
@@ -390,7 +539,7 @@ def test_the_command_prints_the_table_for_people(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0
     assert f"{folder}: 5 of 5 pictures" in result.stdout
-    assert table(measure_set(picture_files(folder))) in result.stdout
+    assert table(measure_set(of_files(picture_files(folder)))) in result.stdout
 
 
 def test_pictures_of_other_sizes_are_told(tmp_path: Path) -> None:
@@ -405,15 +554,21 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     broken.mkdir()
     (broken / "0.jpg").write_bytes(b"nothing")
     (tmp_path / "file").write_text("a file")
+    (tmp_path / "other").mkdir()
     cases: list[tuple[int, str, list[object]]] = [
         (1, "holds no pictures", [empty]),
         (1, "0.jpg is no readable picture", [broken]),
         (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (2, "is a file", [tmp_path / "file"]),
+        (1, "file is cut off", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "does not end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
+        (2, "lies inside", [folder, "--plot", folder / "plot.png"]),
+        (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
+        (2, "does not end in .html", [folder, "--html", tmp_path / "report.txt"]),
+        (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
+        (1, "other holds no pictures", [folder, "--against", tmp_path / "other"]),
     ]
     for code, message, arguments in cases:
         result = run(*arguments)

@@ -87,7 +87,9 @@ def open_mixing_set(
     several = [where] if isinstance(where, str | Path | ShardSet) else list(where)
     if not several:
         raise ValueError("where names no mixing set; give a folder, shards or a tar of pictures")
-    sources = tuple(_source(each, cache_dir, remote) for each in several)
+    for each in several:
+        _refuse_unfinished(each)
+    sources = tuple(picture_source(each, cache_dir=cache_dir, remote=remote) for each in several)
     return open_picture_map(
         sources[0] if len(sources) == 1 else JoinedSources(sources),
         size,
@@ -150,12 +152,24 @@ def _check_jobs(jobs: int | None) -> None:
 # --- sources -------------------------------------------------------------------------------------
 
 
-def _source(where: Where, cache_dir: str | Path | None, remote: Remote | None) -> PictureSource:
-    if isinstance(where, ShardSet) or is_remote(str(where)) or _is_of_shards(Path(where)):
+def picture_source(
+    where: Where, *, cache_dir: str | Path | None = None, remote: Remote | None = None
+) -> PictureSource:
+    """Return the files of a mixing set, wherever they are; of a folder also of an unfinished set.
+
+    Args:
+        where: a folder of pictures, a set of shards here or at an address, or a tar of pictures.
+        cache_dir: as for `open_mixing_set`.
+        remote: as for `open_mixing_set`.
+
+    Raises:
+        PipelineError: if there are no pictures, or shards are not what their manifest says.
+        OSError: if it cannot be read.
+    """
+    if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return _OfShards(open_set(where, cache_dir=cache_dir, remote=remote))
     path = Path(where)
     if path.is_dir():
-        _refuse_unfinished(path)
         return _OfFolder(path)
     if path.is_file():
         return _OfTar(path)
@@ -165,7 +179,7 @@ def _source(where: Where, cache_dir: str | Path | None, remote: Remote | None) -
     )
 
 
-def _is_of_shards(path: Path) -> bool:
+def is_of_shards(path: Path) -> bool:
     """Return whether a path names shards with a manifest: a set of pictures has another one."""
     if path.name == MANIFEST_NAME or ("{" in path.name and not path.exists()):
         return True
@@ -173,8 +187,11 @@ def _is_of_shards(path: Path) -> bool:
     return _manifest(folder / MANIFEST_NAME).get("format") == FORMAT
 
 
-def _refuse_unfinished(folder: Path) -> None:
-    """Refuse a set that is being made, or a folder of sets of which one is."""
+def _refuse_unfinished(where: Where) -> None:
+    """Refuse a set of pictures that is being made, or a folder of sets of which one is."""
+    if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
+        return
+    folder = Path(where)
     for path in [folder / MANIFEST_NAME, *sorted(folder.glob(f"*/{MANIFEST_NAME}"))]:
         if _manifest(path).get("status") == "partial":
             raise PipelineError(

@@ -1,9 +1,10 @@
 """A set's statistics beside what people chose, photographs, and what a good set should reach."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.report.set_statistics import N_OF_DIVERSITY, SetStatistics
+from pipelines.report.set_statistics import N_OF_DIVERSITY, Percentiles, SetStatistics
 from pipelines.report.text import aligned
 
 
@@ -51,6 +52,9 @@ class Verdict:
     bar: Bar
     met: bool | None
 
+
+NONE = Bar(at_least=0, at_most=0)
+"""Of what there should be none."""
 
 # Flames: 200 fractal flames designed or bred by people (Electric Sheep), 256x256, and the first 64
 # of them for the Vendi scores. Photographs: at 256x256. Medians, 10th and 90th percentiles. The
@@ -172,7 +176,9 @@ DIVERSITY_ROWS = (
 
 
 def verdicts(statistics: SetStatistics) -> list[Verdict]:
-    """Judge every figure that has a bar, in the order of the table; dead pictures come last.
+    """Judge every figure that has a bar, in the order of the table.
+
+    Dead pictures and near-duplicates come last.
 
     The bars are what a mixing set needs that is to train better than noise: full of light, edges
     left at 32 pixels, many colours, a spectrum like nature's, no two pictures alike.
@@ -193,8 +199,11 @@ def verdicts(statistics: SetStatistics) -> list[Verdict]:
             met = row.median_bar.is_met_by(value) if enough else None
             bar = row.median_bar
             found.append(Verdict(statistic=row.name, figure="score", value=value, bar=bar, met=met))
-    none_dead = Bar(at_least=0, at_most=0)
-    return [*found, _verdict("dead_pictures", "count", len(statistics.dead), none_dead)]
+    return [
+        *found,
+        _verdict("dead_pictures", "count", len(statistics.dead), NONE),
+        _verdict("near_duplicates", "count", len(statistics.doubled), NONE),
+    ]
 
 
 def table(statistics: SetStatistics) -> str:
@@ -219,10 +228,47 @@ def table(statistics: SetStatistics) -> str:
         judged = _judged(row.median_bar, value) if enough else f"needs {N_OF_DIVERSITY} pictures"
         references = (_reference(row.flames), _reference(row.photographs))
         lines.append((row.label, f"{value:.{row.decimals}f}", "", "", judged, "", *references))
-    dead = len(statistics.dead)
-    judged = _judged(Bar(at_least=0, at_most=0), dead)
-    lines.append(("dead pictures", f"{dead}", "", "", judged, "", "", ""))
-    return "\n".join([*aligned(lines, right=(1, 2, 3)), "", _summary(statistics)])
+    for label, count in _counts(statistics):
+        lines.append((label, f"{count}", "", "", _judged(NONE, count), "", "", ""))
+    return "\n".join([*aligned(lines, right=(1, 2, 3)), "", summary(statistics)])
+
+
+def comparison(sets: Mapping[str, SetStatistics]) -> list[tuple[str, ...]]:
+    """Return a row a statistic: median [10th, 90th percentile] of each set, and the references.
+
+    Args:
+        sets: name -> statistics; the first row holds the names.
+    """
+    rows: list[tuple[str, ...]] = [("", *sets, "people's flames", "photos")]
+    for row in ROWS:
+        cells = [_three(row, each.per_picture[row.name]) for each in sets.values()]
+        rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
+    for row in DIVERSITY_ROWS:
+        cells = [
+            f"{_score(each, row):.{row.decimals}f}"
+            if each.n_of_diversity == N_OF_DIVERSITY
+            else f"needs {N_OF_DIVERSITY} pictures"
+            for each in sets.values()
+        ]
+        rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
+    counts = [_counts(each) for each in sets.values()]
+    for place, (label, _) in enumerate(counts[0]):
+        rows.append((label, *(str(each[place][1]) for each in counts), "", ""))
+    return rows
+
+
+def _three(row: Row, values: Percentiles) -> str:
+    median, p10, p90 = (
+        f"{value:.{row.decimals}f}" for value in (values.median, values.p10, values.p90)
+    )
+    return f"{median} [{p10}, {p90}]"
+
+
+def _counts(statistics: SetStatistics) -> list[tuple[str, int]]:
+    return [
+        ("dead pictures", len(statistics.dead)),
+        ("near-duplicate pairs", len(statistics.doubled)),
+    ]
 
 
 def document(statistics: SetStatistics) -> dict[str, Any]:
@@ -272,13 +318,20 @@ def _reference(reference: Reference | None) -> str:
     return f"{reference.median:g} [{reference.p10:g}, {reference.p90:g}]"
 
 
-def _summary(statistics: SetStatistics) -> str:
+def summary(statistics: SetStatistics) -> str:
+    """Return a sentence: how many bars are met, and which pictures fail."""
     judged = [verdict for verdict in verdicts(statistics) if verdict.met is not None]
     met = sum(verdict.met is True for verdict in judged)
     text = f"{met} of {len(judged)} bars met"
     if statistics.n_resized:
         text += f"; {statistics.n_resized} pictures were brought to 256x256 before measuring"
     if statistics.dead:
-        shown = ", ".join(str(path) for path in statistics.dead[:3])
-        text += f"; dead: {shown}{', ...' if len(statistics.dead) > 3 else ''}"
+        text += f"; dead: {_some(statistics.dead)}"
+    if statistics.doubled:
+        pairs = [f"{a} and {b}" for a, b in statistics.doubled]
+        text += f"; nearly the same: {_some(pairs)}"
     return text
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
