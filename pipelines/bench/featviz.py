@@ -32,6 +32,7 @@ from pipelines.bench.comparison import (
 )
 from pipelines.bench.plain_featviz import PlainVisualization
 from pipelines.bench.results import Goal, Rival, Row
+from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.shards.progress import Progress, no_progress
 
@@ -77,9 +78,7 @@ def bench_featviz(
         progress: called with how many runs of a contender are done and how many there are.
         clock: what the comparisons are timed with.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         deep = open_network(_TIMING_NETWORK, allow_random=True)
         default = open_network()
         whole = (_TIMING_SIDE, _TIMING_SIDE)
@@ -92,8 +91,6 @@ def bench_featviz(
         ]
         ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
         return run_comparisons(comparisons, settings.rounds, clock, ticks)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _step_comparison(

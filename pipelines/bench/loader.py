@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -26,6 +25,7 @@ from pipelines.bench.comparison import (
 from pipelines.bench.plain_loader import PlainCifar, PlainImageNet
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.startup import measure_startup
+from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import decode_picture
@@ -90,25 +90,21 @@ def bench_loader(
     Raises:
         PipelineError: if the pictures cannot be read.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="pixmix-bench-") as folder,
-            _case(settings, Path(folder)) as case,
-        ):
-            comparisons = [
-                _decode_comparison(case),
-                _crop_comparison(case),
-                _whole_comparison(case),
-                _workers_comparison(case),
-                _small_comparison(case, settings.n_small),
-            ]
-            ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
-            rows = run_comparisons(comparisons, settings.rounds, clock, ticks)
-            return [*rows, measure_startup(case.contents[0], settings.n_index, Path(folder))]
-    finally:
-        torch.set_num_threads(threads)
+    with (
+        one_thread(),
+        tempfile.TemporaryDirectory(prefix="pixmix-bench-") as folder,
+        _case(settings, Path(folder)) as case,
+    ):
+        comparisons = [
+            _decode_comparison(case),
+            _crop_comparison(case),
+            _whole_comparison(case),
+            _workers_comparison(case),
+            _small_comparison(case, settings.n_small),
+        ]
+        ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
+        rows = run_comparisons(comparisons, settings.rounds, clock, ticks)
+        return [*rows, measure_startup(case.contents[0], settings.n_index, Path(folder))]
 
 
 # --- what is loaded ------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from pipelines.bench.comparison import (
 )
 from pipelines.bench.plain_pixmix import plain_add, plain_multiply, plain_pixmix
 from pipelines.bench.results import Goal, Rival, Row
+from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.shards.progress import Progress, no_progress
 from pixmix.batch import BatchPixMix
@@ -82,9 +83,7 @@ def bench_pixmix(
         progress: called with how many runs of a contender are done and how many there are.
         clock: what the comparisons are timed with.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         small, large = _small_case(settings), _large_case(settings)
         comparisons = [
             _batch_comparison(small),
@@ -98,8 +97,6 @@ def bench_pixmix(
         ]
         ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
         return run_comparisons(comparisons, settings.rounds, clock, ticks)
-    finally:
-        torch.set_num_threads(threads)
 
 
 # --- what is mixed -------------------------------------------------------------------------------
