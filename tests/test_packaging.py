@@ -93,6 +93,7 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
         (tmp_path / folder).mkdir(parents=True)
     for file in (
         "some-jpegs.tar",
+        "photograph.jpg",
         "ours.pt",
         "theirs.pt",
         "runs/digits/checkpoints/step-00000880.pt",

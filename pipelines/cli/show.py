@@ -1,17 +1,21 @@
 """`pixmix-show`: look at sets of pictures, as numbers and as sheets."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from pipelines.cli.options import (
+    SMALLEST_SIDE,
     command_options,
     example,
+    finite,
     html_option,
     one_line_errors,
     picture_path,
     progress_bar,
     say,
+    seed_option,
 )
 
 # As in report.set_report, which would take seconds to import for the help; a test holds them equal.
@@ -108,6 +112,114 @@ def show_set(
             "html": None if html is None else str(html),
         }
         say(set_report.text_of(sets), document, as_json=as_json)
+
+
+@main.command(
+    name="mixed",
+    epilog=example(
+        "pixmix-show mixed photograph.jpg --mixing-set mixing-set/fractals --out mixed.png",
+        "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --rows 6 --seed 3",
+    ),
+)
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--mixing-set",
+    "mixing_sets",
+    type=click.Path(exists=True, path_type=Path),
+    multiple=True,
+    help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
+)
+@click.option(
+    "--no-mixing-set",
+    is_flag=True,
+    help="Mix the picture with what operations make of itself.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=picture_path,
+    metavar="MIXED.png",
+    required=True,
+    help="Where to draw it.",
+)
+@click.option(
+    "--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Draws, a row each."
+)
+@click.option(
+    "--size",
+    type=click.IntRange(SMALLEST_SIDE, 1024),
+    default=224,
+    show_default=True,
+    help="Of the square that is mixed, pixels: operations depend on it.",
+)
+@click.option(
+    "--k", type=click.IntRange(0, 8), default=4, show_default=True, help="The most rounds."
+)
+@click.option(
+    "--beta",
+    type=click.FloatRange(1e-3),
+    callback=finite,
+    default=3.0,
+    show_default=True,
+    help="How much is kept of a picture.",
+)
+@click.option(
+    "--severity",
+    type=click.FloatRange(0.1, 10),
+    callback=finite,
+    default=3.0,
+    show_default=True,
+    help="Of the operations.",
+)
+@click.option(
+    "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
+)
+@seed_option
+@html_option
+@command_options
+def show_mixed(
+    *,
+    image: Path,
+    mixing_sets: tuple[Path, ...],
+    no_mixing_set: bool,
+    out: Path,
+    rows: int,
+    size: int,
+    seed: int,
+    html: Path | None,
+    as_json: bool,
+    **numbers: Any,  # noqa: ANN401
+) -> None:
+    """Show what PixMix makes of an image, round by round.
+
+    Each row is another draw. Below each round stand the picture that was mixed in, the operation
+    that made it, and how much of the two was taken (a and b); the framed one is the result.
+    """
+    if bool(mixing_sets) == no_mixing_set:
+        raise click.UsageError("give --mixing-set, once or more, or --no-mixing-set")
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.report import mixed
+        from pipelines.report.page import Picture, Section, page, write_page
+        from pipelines.report.sheet import as_png, write_sheet
+        from pipelines.shards.picture_files import read_picture
+        from pixmix.settings import PixMixSettings
+
+        picture = mixed.square(read_picture(image), size)
+        mixing_set = mixed.MixingPictures(mixing_sets, size) if mixing_sets else None
+        settings = PixMixSettings(**numbers)
+        draws = [mixed.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
+        figure = mixed.figure(picture, draws)
+        write_sheet(figure, out)
+        if html is not None:
+            shown = Picture(data=as_png(figure), description=f"{image} through rounds of PixMix")
+            sections = [Section(title=image.name, parts=(shown,))]
+            write_page(page("What PixMix does", show_mixed.help or "", sections), html)
+        document = {
+            **mixed.document(draws),
+            "out": str(out),
+            "html": None if html is None else str(html),
+        }
+        say(f"{rows} draws of {image} in {out}", document, as_json=as_json)
 
 
 @main.command(

@@ -69,6 +69,13 @@ def write_sheet(sheet: Image.Image, path: Path) -> None:
     write_file(path, file.getvalue())
 
 
+def as_png(image: Image.Image) -> bytes:
+    """Return an image as a PNG file."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
 def write_picture(data: bytes, path: Path) -> None:
     """Write a picture, a plot say, whole or not at all; its folder is made if absent.
 
