@@ -194,10 +194,12 @@ def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> Non
             "should hold uint8 pictures of 8x8x3",
         ),
         (lambda f: np.save(f / "fog.npy", np.zeros((3, 8, 8, 3), np.uint8)), "3 pictures for 60"),
-        (lambda f: (f / "fog.npy").write_bytes(b"junk"), "is no array of pictures"),
+        (lambda f: (f / "fog.npy").write_bytes(b"junk"), "is no whole array"),
+        (lambda f: (f / "fog.npy").write_bytes(b""), "is no whole array"),
+        (lambda f: (f / "labels.npy").write_bytes(b""), "is no whole array"),
         (
             lambda f: np.save(f / "fog.npy", np.array([{}]), allow_pickle=True),
-            "is no array of pictures",
+            "is no whole array",
         ),
     ],
 )
@@ -206,16 +208,47 @@ def test_data_that_are_not_what_they_should_be_are_refused(
 ) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     spoil(tmp_path / "TINY-C")
-    with pytest.raises(PipelineError, match=message):
-        evaluate(evaluation(tmp_path), ["c"])
+    found = evaluate(evaluation(tmp_path), ["c", "clean"])
+    assert message in found.failed["c"]
+    assert str(tmp_path) in found.failed["c"]
+    assert set(found.values) == {"clean"}
+
+
+def test_damaged_data_end_all_of_several_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
+    (tmp_path / "TINY-C" / "labels.npy").unlink()
+    asked = evaluation(tmp_path)
+    two = replace(asked.classifier.processes, world=World(rank=0, size=2))
+    monkeypatch.setattr(Processes, "sum", lambda _self, *values: [2 * each for each in values])
+    with pytest.raises(PipelineError, match=r"has no labels\.npy"):
+        evaluate(replace(asked, classifier=replace(asked.classifier, processes=two)), ["c"])
+
+
+def test_the_labels_of_a_set_count_in_its_own_names(tmp_path: Path) -> None:
+    write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
+    names = [f"class {place}" for place in range(10)]
+    expected = evaluate(evaluation(tmp_path), ["c"]).values["c"]
+    asked = evaluation(tmp_path)
+    asked = replace(asked, data=replace(asked.data, classes=tuple(names)))
+    assert evaluate(asked, ["c"]).values["c"] == expected
+    # The same pictures, counted backwards.
+    labels = np.load(tmp_path / "TINY-C" / "labels.npy")
+    np.save(tmp_path / "TINY-C" / "labels.npy", 9 - labels)
+    (tmp_path / "TINY-C" / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
+    assert evaluate(asked, ["c"]).values["c"] == expected
+    (tmp_path / "TINY-C" / "classes.txt").write_text("class 0\nanother\n")
+    assert "has a class 'another'" in evaluate(asked, ["c"]).failed["c"]
+    (tmp_path / "TINY-C" / "classes.txt").write_text("class 0\nclass 1\n")
+    assert "has labels from" in evaluate(asked, ["c"]).failed["c"]
 
 
 def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "TINY-P").mkdir()
     for name in PERTURBATIONS:
         (tmp_path / "TINY-P" / f"{name}.npy").write_bytes(b"junk")
-    with pytest.raises(PipelineError, match="is no array of pictures"):
-        evaluate(evaluation(tmp_path), ["p"])
+    assert "is no whole array" in evaluate(evaluation(tmp_path), ["p"]).failed["p"]
 
 
 def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
@@ -276,6 +309,26 @@ def test_an_adversary_never_goes_further_than_epsilon(quirk: bool) -> None:
     with torch.no_grad():
         losses = [functional.cross_entropy(module(each), labels) for each in (attacked, images)]
     assert float(losses[0]) > float(losses[1])
+
+
+def test_the_quirk_is_the_released_codes_step_by_step() -> None:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(9, 3, 6, 6, generator=generator)
+    images[0], images[1] = 0, 1  # where the start that is not cut to 0..1 shows
+    start = torch.rand(images.shape, generator=generator)
+    labels = torch.arange(9) % 4
+    module = linear()
+    # There the picture and the start share their memory, and so the box moves with the noise.
+    noised = images + 2 / 255 * (2 * start - 1)
+    attacked = noised
+    for _ in range(20):
+        attacked = attacked.detach().requires_grad_()
+        loss = functional.cross_entropy(module(attacked), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, attacked)
+        attacked = attacked.detach() + 0.5 / 255 * gradient.sign()
+        attacked = torch.min(torch.max(attacked, noised - 2 / 255), noised + 2 / 255).clamp(0, 1)
+    found = pgd(module, images, labels, start=start, reference_quirk=True)
+    torch.testing.assert_close(found, attacked, atol=1e-7, rtol=0)
 
 
 def test_for_a_linear_network_the_adversary_finds_the_corner_of_the_box() -> None:
@@ -339,8 +392,35 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     alone = corruptions.make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
     few = np.load(alone / "gaussian_noise.npy").reshape(5, 2, 32, 32, 3)
     np.testing.assert_array_equal(few, noise[:, :2])
-    with pytest.raises(PipelineError, match="was made of other pictures"):
-        corruptions.make_corrupted(test, tmp_path, n=2, names=names)
+    for change, message in (
+        ({"n": 2}, "was made with n 3, and this is 2"),
+        ({"seed": 1}, "was made with seed 0, and this is 1"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            corruptions.make_corrupted(test, tmp_path, names=names, **change)
+    others = data_of(tmp_path, pictures[::-1].copy(), labels)
+    with pytest.raises(PipelineError, match="was made with first "):
+        corruptions.make_corrupted(others, tmp_path, names=names)
+    np.save(folder / "fog.npy", made["fog"][:3])
+    with pytest.raises(PipelineError, match=r"fog\.npy is not of shape \(15, 32, 32, 3\)"):
+        corruptions.make_corrupted(test, tmp_path, names=names)
+
+
+def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
+    pytest.importorskip("imagecorruptions")
+    write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
+    before = sorted((tmp_path / "TINY-C").iterdir())
+    with pytest.raises(PipelineError, match="was not made by this command"):
+        corruptions.make_corrupted(data_of(tmp_path, *pictures_of(3, 32)), tmp_path)
+    assert sorted((tmp_path / "TINY-C").iterdir()) == before
+
+
+def test_a_made_set_says_the_names_of_its_classes(tmp_path: Path) -> None:
+    pytest.importorskip("imagecorruptions")
+    pictures, labels = pictures_of(3, 32)
+    test = replace(data_of(tmp_path, pictures, labels), classes=("a", "b"))
+    folder = corruptions.make_corrupted(test, tmp_path, names=("contrast",))
+    assert (folder / "classes.txt").read_text() == "a\nb\n"
 
 
 # --- Report and command --------------------------------------------------------------------------

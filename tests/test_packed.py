@@ -236,3 +236,15 @@ def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
     assert str(caught.value) == too_small(first, heights[first], widths[first], *crop)
     assert f"crop {crop[0]}x{crop[1]}; resize" in str(caught.value)
     assert str(caught.value).endswith(f"each shorter side is at least {max(crop)}")
+
+
+def test_a_fingerprint_tells_sets_apart_and_is_the_same_for_the_same_pictures() -> None:
+    draws = np.random.default_rng(0)
+    pictures = [draws.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(3)]
+    same = PackedPictures.pack(pictures).fingerprint()
+    assert PackedPictures.pack([each.copy() for each in pictures]).fingerprint() == same
+    darker = [pictures[0], pictures[1] // 2, pictures[2]]
+    others = [pictures[::-1], pictures[:2], darker, []]
+    found = {PackedPictures.pack(each).fingerprint() for each in others}
+    assert len(found) == 4
+    assert same not in found

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -29,14 +30,14 @@ from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
-from pipelines.shards.index import open_shards
+from pipelines.shards.index import ShardSet, open_shards
 from pipelines.training.checkpoints import (
     find_checkpoints,
     keep_newest,
     read_checkpoint,
     save_checkpoint,
 )
-from pipelines.training.data import find_data, hold_out
+from pipelines.training.data import find_data, hold_out, outputs_for
 from pipelines.training.history import show_in_tensorboard
 from pipelines.training.losses import averaged, jensen_shannon, loss_of_views
 from pipelines.training.recipes import (
@@ -247,6 +248,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "views of augmix": {"augment": "augmix", "jsd": True},
     "parts": {"accumulate": 3},
     "bfloat16": {"precision": "bfloat16"},
+    "float16, averaged": {"precision": "float16", "ema_decay": 0.9},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01},
 }
 
@@ -283,6 +285,56 @@ def test_a_run_stopped_at_the_end_of_an_epoch_goes_on_too(digits: Path, tmp_path
     # And one that is done is done.
     again = train(training(digits, tmp_path / "broken", resume=True), ALONE)
     assert (again.finished, again.step) == (True, 10)
+
+
+def test_a_signal_that_comes_while_processes_agree_is_heeded(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agreements = 0
+    agree = Processes.sum
+
+    def interrupted(self: Processes, *values: float) -> list[float]:
+        nonlocal agreements
+        found = agree(self, *values)
+        agreements += 1
+        if agreements == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    monkeypatch.setattr(Processes, "sum", interrupted)
+    stopped = train(training(digits, tmp_path / "run"), ALONE)
+    assert not stopped.finished
+    assert stopped.step <= 5
+    assert read_checkpoint(stopped.checkpoint)["step"] == stopped.step
+
+
+def test_a_batch_system_that_signals_all_processes_finds_a_checkpoint(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["folder", "--data", digits, "--out", out, "--no-mixing-set", "--workers", "2",
+                 "--model", "networks:classifier", "--epochs", "50", "--batch-size", "16",
+                 "--precision", "float32", "--device", "cpu"]  # fmt: skip
+    tests = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)])}
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        running = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.cli.train", *map(str, arguments)],
+            env=environment, cwd=tests.parent, stdout=file, stderr=file, start_new_session=True,
+        )  # fmt: skip
+    try:
+        for _ in range(1200):
+            if "loss" in log.read_text() or running.poll() is not None:
+                break
+            time.sleep(0.1)
+        os.killpg(running.pid, signal.SIGTERM)
+        assert running.wait(timeout=120) == 0, log.read_text()
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert "stopped after step " in log.read_text()
+    assert len(find_checkpoints(out)) >= 1
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_so(digits: Path, tmp_path: Path) -> None:
@@ -339,15 +391,21 @@ def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     assert torch.equal(network.module.fc.weight, module.fc.weight)
 
 
-def test_accumulated_parts_give_the_whole_batchs_gradient() -> None:
-    torch.manual_seed(0)
-    module = nn.Linear(4, 3)
-    images, labels = torch.randn(10, 4), torch.randint(0, 3, (10,))
-    whole = torch.autograd.grad(functional.cross_entropy(module(images), labels), module.weight)[0]
-    module.zero_grad()
-    for some, theirs in zip(images.chunk(4), labels.chunk(4), strict=True):
-        (functional.cross_entropy(module(some), theirs) * (len(some) / 10)).backward()
-    torch.testing.assert_close(module.weight.grad, whole)
+def test_a_batch_in_parts_of_unequal_size_trains_as_a_whole_one(
+    digits: Path, tmp_path: Path
+) -> None:
+    # Without norms over the batch, in which a part differs from the whole. 250 in 4 parts are 63,
+    # 63, 63 and 61.
+    changes = {"model": "networks:linear", "batch_size": 250, "epochs": 1, "learning_rate": 0.5}
+    parts, whole = (
+        weights_of(train(training(digits, tmp_path / str(n), accumulate=n, **changes), ALONE))
+        for n in (4, 1)
+    )
+    assert parts.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-6)
+    first = open_model("networks:linear", 10, seed=0).state_dict()
+    assert not torch.allclose(first["1.weight"], whole["1.weight"], atol=1e-3)
 
 
 def test_a_loss_that_is_no_number_ends_it_and_names_the_samples(
@@ -395,6 +453,7 @@ def processes(
     epochs: int,
     size: int,
     hosts: Sequence[str] | None = None,
+    when: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """What several processes of a training say; hosts: namespaces, one a process."""
     port = str(free_port())
@@ -403,7 +462,7 @@ def processes(
         subprocess.Popen(
             [
                 *([] if hosts is None else ["ip", "netns", "exec", hosts[rank]]),
-                sys.executable, tests / "training_process.py", folder, out, str(epochs),
+                sys.executable, tests / "training_process.py", folder, out, str(epochs), *when,
             ],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size),
@@ -473,6 +532,16 @@ def test_two_hosts_train_as_two_processes_of_one_do(
     assert apart == together
 
 
+@pytest.mark.parametrize(("when", "step"), [("show", 1), ("save", 6)])
+def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
+    digits: Path, tmp_path: Path, when: str, step: int
+) -> None:
+    first, second = processes(digits, tmp_path / "two", 2, 2, when=[when])
+    assert (first["finished"], second["finished"]) == (False, False)
+    assert first["step"] == second["step"] == step
+    assert read_checkpoint(find_checkpoints(tmp_path / "two")[-1])["step"] == step
+
+
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's names of threads")
 def test_no_thread_of_the_process_group_is_left_when_it_is_left(
     digits: Path, tmp_path: Path
@@ -536,9 +605,92 @@ def test_a_network_of_ones_own_is_trained_and_opened_again(digits: Path, tmp_pat
     trained = train(
         training(digits, tmp_path / "run", model="networks:classifier", epochs=1), ALONE
     )
-    module, said = open_checkpoint(trained.checkpoint, None)
+    module, said = open_checkpoint(trained.checkpoint, "networks:classifier")
     assert isinstance(module, networks.Tiny)
     assert said["model"] == "networks:classifier"
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"model": "os:system", "classes": 10}, "say --model os:system"),
+        ({"model": "os:system", "classes": "touch was-run"}, "classes is 'touch was-run'"),
+        ({"model": 7, "classes": 10}, "model is 7"),
+        ({"model": "wrn_10_1", "classes": 0}, "classes is 0"),
+        ({"model": "wrn_10_1", "classes": True}, "classes is True"),
+        ({"model": "wrn_10_1", "mean": [0.5]}, "mean is [0.5]"),
+        ({"model": "wrn_10_1", "std": [0.5, 0, 0.5]}, "std is [0.5, 0, 0.5]"),
+        ({"model": "wrn_10_1", "class_names": "abc"}, "class_names is 'abc'"),
+        ({"model": "wrn_10_1", "image_size": -5}, "image_size is -5"),
+        (5, "says of its network 5"),
+    ],
+)
+def test_what_a_checkpoint_says_of_its_network_is_checked_and_never_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: object, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "from-elsewhere.pt"
+    torch.save({"version": 2, "state_dict": {"fc.weight": torch.zeros(10, 3)}, "network": network},
+               path)  # fmt: skip
+    with pytest.raises(PipelineError) as refusal:
+        open_checkpoint(path, None)
+    assert message in str(refusal.value)
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+# --- The data ------------------------------------------------------------------------------------
+
+
+def with_classes(shards: ShardSet, names: Sequence[str]) -> ShardSet:
+    """The same pictures, of a set whose classes are named, and counted, in another order."""
+    places = np.array([names.index(name) for name in shards.classes])
+    samples = shards.samples.copy()
+    samples["label"] = places[samples["label"]]
+    return replace(shards, samples=samples, classes=tuple(names))
+
+
+def test_a_test_set_is_judged_by_the_names_of_its_classes(digits: Path, tmp_path: Path) -> None:
+    test = open_shards(digits / "test")
+    backwards = with_classes(test, list(test.classes)[::-1])
+    assert not np.array_equal(backwards.samples["label"], test.samples["label"])
+    first, second = (
+        train(training(digits, tmp_path / name, epochs=1, test=each), ALONE).history
+        for name, each in (("usual", test), ("backwards", backwards))
+    )
+    assert first == second
+    more = replace(test, classes=(*test.classes[:-1], "another"))
+    with pytest.raises(PipelineError, match="has a class 'another'"):
+        train(training(digits, tmp_path / "more", test=more), ALONE)
+
+
+def test_a_test_set_without_names_has_no_more_classes_than_are_trained(digits: Path) -> None:
+    test = open_shards(digits / "test")
+    nameless = replace(test, classes=())
+    assert outputs_for(nameless, test.classes, 10) is None
+    with pytest.raises(PipelineError, match="has 10 classes and the training set 9"):
+        outputs_for(nameless, test.classes[:9], 9)
+    samples = test.samples.copy()
+    samples["label"] = -1
+    with pytest.raises(PipelineError, match="has pictures without a class"):
+        outputs_for(replace(test, samples=samples), test.classes, 10)
+
+
+def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_path: Path) -> None:
+    def nothing(_done: int, _total: int) -> None: ...
+
+    with pytest.raises(PipelineError, match="is digits and not cifar10; say pixmix-train digits"):
+        find_data("cifar10", digits, tmp_path, nothing)
+    assert find_data("folder", digits, tmp_path, nothing).test is not None
+    from PIL import Image
+
+    from pipelines.cli.shard import main as shard
+
+    (tmp_path / "pictures").mkdir()
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "pictures" / "0.png")
+    made = ["mixing", str(tmp_path / "pictures"), str(tmp_path / "mixing"), "--jobs", "1"]
+    assert CliRunner().invoke(shard, made).exit_code == 0
+    with pytest.raises(PipelineError, match="has pictures without a class, as a mixing set has"):
+        find_data("folder", tmp_path / "mixing", tmp_path, nothing)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -575,6 +727,9 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
         (("digits", "--device", "cpu", "--sync-batch-norm"), "norms over all processes are for"),
         (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
+        (("digits", "--out", "file/run"), "file"),
+        (("digits", "--model", "wrn_16_0"), "no network is named 'wrn_16_0'"),
+        (("digits", "--model", "resnext29_0x4"), "no network is named 'resnext29_0x4'"),
     ],
 )
 def test_what_cannot_be_trained_ends_with_one_line(
@@ -593,7 +748,8 @@ def test_what_cannot_be_trained_ends_with_one_line(
         assert made.exit_code == 0
     if arguments[0] == "digits" and "--data" not in arguments:
         arguments = (*arguments, "--data", str(digits))
-    result = run(*arguments, "--out", "run")
+    (tmp_path / "file").touch()
+    result = run(*arguments, *(() if "--out" in arguments else ("--out", "run")))
     assert result.exit_code == 1, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert len(errors) == 1
@@ -607,6 +763,12 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("cifar10", "--mixing-set", ".", "--no-mixing-set"),
         ("digits", "--augment", "none", "--mixing-set", "."),
         ("digits", "--augment", "none", "--jsd"),
+        ("digits", "--augment", "none", "--k", "9"),
+        ("digits", "--augment", "augmix", "--no-mixing-set"),
+        ("digits", "--augment", "trivialaugment", "--all-ops"),
+        ("digits", "--model", "resnext29_32x4", "--dropout", "0.3"),
+        ("digits", "--epochs", "3", "--warm-up", "3"),
+        ("digits", "--batch-size", "8", "--accumulate", "9"),
         ("digits", "--epochs", "0"),
         ("digits", "--learning-rate", "nan"),
         ("digits", "--severity", "11"),
@@ -637,6 +799,11 @@ def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
         finished.append(train(training(digits, tmp_path / name, epochs=1, **more), ALONE))
     first, second = (weights_of(each) for each in finished)
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
+    with pytest.raises(PipelineError, match="was begun with another mixing set, or with none"):
+        train(training(digits, tmp_path / "with", resume=True, epochs=1), ALONE)
+    mixing_set = tmp_path / "pictures"
+    again = training(digits, tmp_path / "with", resume=True, epochs=1, mixing_set=mixing_set)
+    assert train(again, ALONE).finished
 
 
 def test_tensorboard_gets_each_epochs_numbers_where_it_is_installed(tmp_path: Path) -> None:

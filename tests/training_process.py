@@ -1,17 +1,23 @@
-"""One of several processes of a training, for tests: python training_process.py FOLDER OUT EPOCHS.
+"""One of several processes of a training: python training_process.py FOLDER OUT EPOCHS [WHEN].
 
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. Prints the indices of all batches and a
-hash of the final weights and running means, and names the threads that are left.
+hash of the final weights and running means, and names the threads that are left. WHEN: the first
+process gets a SIGTERM while it shows a step, or saves a checkpoint.
 """
 
 import hashlib
 import json
+import os
+import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from pipelines.loading.processes import joined
+from pipelines.training import train as training_module
 from pipelines.training.train import _Run
 from training_sets import training
 
@@ -30,6 +36,16 @@ def main() -> None:
             take(images, labels)
 
         run._take_step = step  # type: ignore[method-assign]
+        if processes.first and sys.argv[4:] == ["show"]:
+            run.show = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+        if processes.first and sys.argv[4:] == ["save"]:
+            save = training_module.save_checkpoint
+
+            def interrupted(path: Path, content: Mapping[str, Any]) -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                save(path, content)
+
+            training_module.save_checkpoint = interrupted
         trained = run.run()
         state = hashlib.sha256()
         for value in run.module.state_dict().values():
@@ -40,6 +56,7 @@ def main() -> None:
                 "seen": seen,
                 "state": state.hexdigest(),
                 "finished": trained.finished,
+                "step": trained.step,
                 "history": trained.history,
                 "threads": sorted(
                     path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")

@@ -167,17 +167,23 @@ def run(
                 return
         values = {name: each.values for name, each in found.items()}
         missing = next(iter(found.values())).missing
-        text = table(values, missing)
-        if plot is not None:
-            write_picture(radar(values), plot)
-            text = f"{text}\na plot of them in {plot}"
+        # Of two networks each may fail at the same set.
+        failed = {suite: why for each in found.values() for suite, why in each.failed.items()}
         document: dict[str, Any] = {
             "data": str(data),
             "test": evaluations[0].data.name,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
+            "failed": failed,
         }
-        say(text, document, as_json=as_json)
+        # Before what may fail: nothing that was measured is to be lost.
+        say(table(values, missing), document, as_json=as_json)
+        if plot is not None:
+            write_picture(radar(values), plot)
+        if failed:
+            raise PipelineError(
+                "; ".join(f"{suite} could not be measured: {why}" for suite, why in failed.items())
+            )
 
 
 def _open(path: Path, root: Path, processes: "Processes", options: dict[str, Any]) -> "Evaluation":
@@ -230,10 +236,23 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
     type=click.Path(path_type=Path, file_okay=False),
     help="Where the set's folder goes.  [default: DATA, where pixmix-eval run finds it]",
 )
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Of a network that wants pictures of another size: they become as it has them.",
+)
 @click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")
 @seed_option
 @command_options
-def make_c(*, data: Path, out: Path | None, n: int | None, seed: int, as_json: bool) -> None:
+def make_c(
+    *,
+    data: Path,
+    out: Path | None,
+    checkpoint: Path | None,
+    n: int | None,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Make a set like CIFAR-10-C of test pictures, by the constants of ImageNet-C.
 
     For pictures that have no official one: it compares networks with each other, and not with
@@ -242,8 +261,9 @@ def make_c(*, data: Path, out: Path | None, n: int | None, seed: int, as_json: b
     with one_line_errors("interrupted; the same command continues it"):
         from pipelines.evaluation.corruptions import make_corrupted
         from pipelines.evaluation.data import find_data
+        from pipelines.models.opening import said_of_network
 
-        found = find_data(data, {})
+        found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))
         with progress_bar("pictures") as progress:
             folder = make_corrupted(found, out or data, n=n, seed=seed, progress=progress)
         say(f"corrupted pictures in {folder}", {"folder": str(folder)}, as_json=as_json)

@@ -135,7 +135,7 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         callback=finite,
         default=0.0,
         show_default=True,
-        help="Share of the training shards by which the best network is chosen.",
+        help="Share of the training shards, one at least, by which the best network is chosen.",
     ),
     click.option(
         "--workers",
@@ -273,6 +273,7 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
     """Return the recipe of a data set with what the user says in its place."""
     import torch
 
+    from pipelines.models.cifar import takes_dropout
     from pipelines.training import recipes
 
     base = {
@@ -299,6 +300,9 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
         "precision": "precision",
     }
     said = {field: options[name] for name, field in named.items() if options[name] is not None}
+    _refuse_ignored(said.get("augment", base.augment), said.get("model", base.model), options)
+    if not takes_dropout(said.get("model", base.model)):
+        said["dropout"] = 0.0
     if "precision" not in said and options["device"] in ("auto", "cpu"):
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
         said["precision"] = "bfloat16" if tiles else "float32"
@@ -309,6 +313,21 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
         jsd=options["jsd"],
         seed=options["seed"],
     )
+
+
+def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
+    """Refuse options of what is not in use: they would be taken and change nothing."""
+    from pipelines.models.cifar import takes_dropout
+
+    of_pixmix = ("k", "beta", "severity", "all_ops", "no_mixing_set")
+    given = [name for name in of_pixmix if options[name] not in (None, False)]
+    if augment != "pixmix" and given:
+        option = given[0].replace("_", "-")
+        raise click.UsageError(
+            f"--{option} is of PixMix, and --augment is {augment}; leave one out"
+        )
+    if options["dropout"] and not takes_dropout(model):
+        raise click.UsageError(f"{model} has no dropout that could be set; leave --dropout out")
 
 
 def _mixing_set(

@@ -9,6 +9,7 @@ Each picture's shorter side is resized to the network's, and the centre is cut o
 pictures of nothing need no download.
 """
 
+import zlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from pipelines.evaluation.pictures import (
 from pipelines.evaluation.request import Evaluation
 from pipelines.shards.cifar import CifarSource, Dataset
 from pipelines.shards.index import MANIFEST_NAME, open_shards
+from pipelines.shards.picture_files import DAMAGE
 
 FOLDER = "outliers"
 
@@ -124,7 +126,7 @@ def _read_svhn(path: Path) -> NDArray[np.uint8]:
     try:
         # (32, 32, 3, n); a .mat holds arrays and nothing that is run.
         pictures = loadmat(path, variable_names=["X"])["X"]
-    except (MatReadError, NotImplementedError, ValueError, KeyError, TypeError) as error:
+    except (MatReadError, NotImplementedError, zlib.error, *DAMAGE, KeyError) as error:
         raise PipelineError(f"{path} is no .mat of SVHN ({error}); get it again") from error
     if pictures.dtype != np.uint8 or pictures.shape[:3] != (32, 32, 3):
         raise PipelineError(

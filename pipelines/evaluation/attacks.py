@@ -34,19 +34,21 @@ def pgd(
         epsilon: largest change of a value.
         step: of one step.
         steps: their number.
-        reference_quirk: put the box around the random start instead of the picture, as the released
-            code does, whose pictures are up to 2 epsilon away: for comparison with printed figures.
+        reference_quirk: put the box around the random start, before it is cut to 0..1, instead of
+            the picture, as the released code does, whose pictures are up to 2 epsilon away: for
+            comparison with printed figures.
 
     Returns:
         (B, 3, H, W) float32 in 0..1, without a gradient.
     """
-    attacked = (images + epsilon * (2 * start - 1)).clamp(0, 1)
-    centre = attacked if reference_quirk else images
-    low, high = (centre - epsilon).clamp(min=0), (centre + epsilon).clamp(max=1)
+    noised = images + epsilon * (2 * start - 1)
+    centre = noised if reference_quirk else images
+    low, high = centre - epsilon, centre + epsilon
+    attacked = noised if reference_quirk else noised.clamp(0, 1)
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
         loss = functional.cross_entropy(classify(attacked), labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, attacked)
         moved = attacked.detach() + step * gradient.sign()
-        attacked = torch.minimum(torch.maximum(moved, low), high)
+        attacked = torch.minimum(torch.maximum(moved, low), high).clamp(0, 1)
     return attacked.detach()

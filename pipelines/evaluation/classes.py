@@ -4,11 +4,6 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.errors import PipelineError
-
 
 @cache
 def imagenet_classes() -> tuple[str, ...]:
@@ -20,24 +15,3 @@ def imagenet_classes() -> tuple[str, ...]:
 def are_of_imagenet(names: Sequence[str]) -> bool:
     """Return whether there are names, and all are WordNet ids of ImageNet-1k."""
     return len(names) > 0 and set(names) <= set(imagenet_classes())
-
-
-def outputs_of(names: Sequence[str], classes: Sequence[str], where: str) -> NDArray[np.int64]:
-    """Return the network's outputs for classes by their names.
-
-    Args:
-        names: of classes.
-        classes: of the network, by output.
-        where: what the names are of, for the error.
-
-    Raises:
-        PipelineError: if the network has no such class.
-    """
-    places = {name: output for output, name in enumerate(classes)}
-    strange = [name for name in names if name not in places]
-    if strange:
-        raise PipelineError(
-            f"{where} has a class {strange[0]!r}, which is none of the network's {len(classes)} "
-            f"classes ({', '.join(classes[:3])}, ...); name the data that it was trained on"
-        )
-    return np.array([places[name] for name in names], np.int64)

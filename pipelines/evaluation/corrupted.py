@@ -30,6 +30,7 @@ from pipelines.evaluation.metrics import (
 from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import IMAGENET, Evaluation, MissingDataError, find_folder
 from pipelines.evaluation.videos import answer_videos, find_videos
+from pipelines.models.outputs import outputs_of
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -59,6 +60,8 @@ CIFAR_PERTURBATIONS = (
 """Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
 
 SEVERITIES = 5
+
+CLASSES_FILE = "classes.txt"
 
 _AUTHORS = "https://zenodo.org/record/2535967, or make one by pixmix-eval make-c"
 _AUTHORS_LARGE = "https://zenodo.org/record/2235448"
@@ -114,7 +117,7 @@ def _corrupted(
 
 def _answer_array(evaluation: Evaluation, path: Path) -> tuple[list[float], float]:
     """Return the errors by severity, and the RMS calibration error of all severities together."""
-    labels = _labels(path.parent)
+    labels = _labels(path.parent, evaluation.data.classes)
     pictures = _open_array(path, 4, evaluation.data.side)
     if len(pictures) != len(labels):
         raise PipelineError(
@@ -154,25 +157,52 @@ def _tree(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() or not inside else inside[0]
 
 
-def _labels(folder: Path) -> NDArray[np.int64]:
+def _labels(folder: Path, classes: Sequence[str]) -> NDArray[np.int64]:
+    """Return the outputs of the network for the labels of a set.
+
+    folder/classes.txt says the names of the labels, a line each; without it, and without names of
+    the network's classes, label i is output i.
+    """
     path = folder / "labels.npy"
     if not path.exists():
         raise PipelineError(f"{folder} has no labels.npy; get the whole set again")
-    labels: NDArray[np.int64] = np.load(path, allow_pickle=False).astype(np.int64)
+    labels: NDArray[np.int64] = load_array(path).astype(np.int64)
     if labels.ndim != 1 or len(labels) == 0 or len(labels) % SEVERITIES:
         raise PipelineError(
             f"{path} has shape {labels.shape}; it should hold as many labels for each of "
             f"{SEVERITIES} severities"
         )
-    return labels
+    names = folder / CLASSES_FILE
+    if not classes or not names.exists():
+        return labels
+    outputs = outputs_of(names.read_text().splitlines(), classes, str(names))
+    if labels.min() < 0 or labels.max() >= len(outputs):
+        raise PipelineError(
+            f"{path} has labels from {labels.min()} to {labels.max()} and {names} {len(outputs)} "
+            "names; make the set again"
+        )
+    return outputs[labels]
+
+
+def load_array(path: Path, *, mapped: bool = False) -> NDArray[np.generic]:
+    """Open an array of a file, without running anything that it may hold.
+
+    Raises:
+        PipelineError: if there is none in it.
+        OSError: if it cannot be read.
+    """
+    try:
+        found: NDArray[np.generic] = np.load(
+            path, mmap_mode="r" if mapped else None, allow_pickle=False
+        )
+    except (ValueError, EOFError) as error:
+        raise PipelineError(f"{path} is no whole array ({error}); get it again") from error
+    return found
 
 
 def _open_array(path: Path, ndim: int, side: int) -> NDArray[np.uint8]:
     """Open an array of uint8 pictures, (..., side, side, 3), without reading it."""
-    try:
-        pictures: NDArray[np.uint8] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except ValueError as error:
-        raise PipelineError(f"{path} is no array of pictures ({error}); get it again") from error
+    pictures = load_array(path, mapped=True)
     if (
         pictures.dtype != np.uint8
         or pictures.ndim != ndim
@@ -182,7 +212,7 @@ def _open_array(path: Path, ndim: int, side: int) -> NDArray[np.uint8]:
             f"{path} is {pictures.dtype} of shape {pictures.shape}; it should hold uint8 pictures "
             f"of {side}x{side}x3 in {ndim} dimensions"
         )
-    return pictures
+    return pictures.view(np.uint8)
 
 
 # --- Perturbations -------------------------------------------------------------------------------

@@ -4,17 +4,19 @@ By the extra `corruptions` (imagecorruptions-imaug), whose constants are ImageNe
 such a set compare networks with each other, and not with what is printed of CIFAR-10-C.
 """
 
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.corrupted import CORRUPTIONS, SEVERITIES
+from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES, load_array
 from pipelines.evaluation.request import Data
-from pipelines.shards.files import new_file
+from pipelines.shards.files import new_file, sha256, write_file
 from pipelines.shards.progress import Progress, no_progress
 
 
@@ -57,18 +59,26 @@ def make_corrupted(
     folder = out / f"{data.name}-C"
     folder.mkdir(parents=True, exist_ok=True)
     repeated = np.tile(labels, SEVERITIES)
-    _same_or_new(folder / "labels.npy", repeated)
+    shape = (len(repeated), data.side, data.side, 3)
+    _same_or_new(folder, _asked_for(data, labels, seed))
+    with new_file(folder / "labels.npy") as file:
+        np.save(file, repeated, allow_pickle=False)
+    if data.classes:
+        write_file(folder / CLASSES_FILE, "".join(f"{name}\n" for name in data.classes).encode())
     total, done = len(names) * len(repeated), 0
     progress(0, total)
     for name in names:
         path = folder / f"{name}.npy"
         if path.exists():
+            if load_array(path, mapped=True).shape != shape:
+                raise PipelineError(
+                    f"{path} is not of shape {shape}; remove it, and it is made anew"
+                )
             done += len(repeated)
             progress(done, total)
             continue
         with new_file(path) as file:
             # Picture by picture, for all of them may be larger than the memory.
-            shape = (len(repeated), data.side, data.side, 3)
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for severity in range(1, SEVERITIES + 1):
@@ -105,12 +115,34 @@ def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def _same_or_new(path: Path, labels: NDArray[np.int64]) -> None:
-    """Write the labels, or see that they are there."""
-    if not path.exists():
-        with new_file(path) as file:
-            np.save(file, labels, allow_pickle=False)
-    elif not np.array_equal(np.load(path, allow_pickle=False), labels):
-        raise PipelineError(
-            f"{path.parent} was made of other pictures; choose another folder by --out"
-        )
+def _asked_for(data: Data, labels: NDArray[np.int64], seed: int) -> dict[str, Any]:
+    """Return what decides a set, as plain JSON values: of the pictures, the first and the last."""
+    pictures = data.need_test().pictures
+    ends = {
+        name: sha256(np.ascontiguousarray(pictures.read(range(i, i + 1))[0]).tobytes())
+        for name, i in (("first", 0), ("last", len(labels) - 1))
+    }
+    return {"seed": seed, "n": len(labels), "labels": sha256(labels.tobytes()),
+            "side": data.side, **ends}  # fmt: skip
+
+
+def _same_or_new(folder: Path, asked: dict[str, Any]) -> None:
+    """Write down what a set is made of, or see that it is the same."""
+    path = folder / "made-of.json"
+    if path.exists():
+        try:
+            made = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise PipelineError(
+                f"{path} is damaged; remove {folder}, and it is made anew"
+            ) from error
+        for name, value in asked.items():
+            if made.get(name) != value:
+                raise PipelineError(
+                    f"{folder} was made with {name} {made.get(name)}, and this is {value}; choose "
+                    "another folder by --out, or remove it"
+                )
+    elif (folder / "labels.npy").exists():
+        raise PipelineError(f"{folder} was not made by this command; choose another by --out")
+    else:
+        write_file(path, (json.dumps(asked, indent=1) + "\n").encode())

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes, outputs_of
+from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
 from pipelines.evaluation.pictures import Pictures, Stored, View, of_shards, of_source
 from pipelines.evaluation.request import IMAGENET, Data, TestSet
 from pipelines.loading.decode import UnreadablePictureError, read_size
 from pipelines.loading.mixing_set import open_pictures, uniform_view
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import ShardReader
+from pipelines.models.outputs import outputs_of
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.sources import ImageFolderSource
 
@@ -72,15 +73,19 @@ def find_data(
         name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
     else:
         assert folder is not None
-        view = view or View(RECIPE.image_size or 0, RECIPE.resized_side)
         source = ImageFolderSource(folder=folder)
         names, where, name = tuple(source.classes()), str(folder), root.resolve().name.upper()
-        pictures, given = of_source(source, view, jobs=jobs)
+        small = None if view is not None else _small_side(source, said)
+        if small is None:
+            view = view or View(RECIPE.image_size or 0, RECIPE.resized_side)
+        seen = View(small, small) if small is not None else view
+        assert seen is not None
+        pictures, given = of_source(source, seen, jobs=jobs)
     if are_of_imagenet(names):
         name = IMAGENET
         known = known or (imagenet_classes() if outputs == len(imagenet_classes()) else ())
     labels = _labels(given, names, known, outputs, name, where)
-    classes = known or (names if len(names) == outputs else ())
+    classes = known or (tuple(names) if outputs is None or len(names) == outputs else ())
     side = view.side if view is not None else pictures.read(range(1)).shape[1]
     test = TestSet(pictures=pictures, labels=labels)
     return Data(root=root, name=name, side=side, view=view, classes=classes, test=test)
@@ -116,6 +121,18 @@ def _are_small(shards: ShardSet, said: dict[str, Any]) -> bool:
         return len(shards) > 0 and max(read_size(ShardReader(shards).read(0))) <= _SMALL
     except UnreadablePictureError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
+
+
+def _small_side(source: ImageFolderSource, said: dict[str, Any]) -> int | None:
+    """Return the side of a folder's pictures if they are a network's as they are, or None."""
+    first = next(iter(source.items()), None)
+    if first is None or said.get("crop", "padded") != "padded":
+        return None
+    try:
+        side = max(read_size(source.read(first.place)))
+    except UnreadablePictureError as error:
+        raise PipelineError(f"{first.name} {error}") from error
+    return side if "crop" in said or side <= _SMALL else None
 
 
 def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:

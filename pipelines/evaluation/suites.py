@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.errors import PipelineError
 from pipelines.evaluation.anomalies import anomaly
 from pipelines.evaluation.answers import Answers
 from pipelines.evaluation.attacks import pgd
@@ -35,10 +36,15 @@ SUITES = OF_ANY + OF_IMAGENET
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """values: numbers by name, by suite; missing: a line for each suite that lacks its data."""
+    """What came of the suites.
+
+    values: numbers by name, by suite. missing: a line for each suite that lacks its data; failed:
+    one for each whose data are there and are not what they should be.
+    """
 
     values: Mapping[str, Mapping[str, Any]]
     missing: Mapping[str, str]
+    failed: Mapping[str, str]
 
 
 def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
@@ -52,7 +58,10 @@ def evaluate(
     *,
     progress: Progress = no_progress,
 ) -> Findings:
-    """Run suites and return what was found; one without its data is named and left out.
+    """Run suites and return what was found.
+
+    One without its data, or with damaged data, is named, and the others are run all the same: of
+    several processes, which might not see the same damage, all end with it.
 
     Args:
         evaluation: what, and on what.
@@ -60,7 +69,7 @@ def evaluate(
         progress: called with how many are done, and how many there are.
 
     Raises:
-        PipelineError: if data are there and are not what they should be.
+        PipelineError: in one of several processes, if data are not what they should be.
         ValueError: for a suite that is none.
     """
     chosen = suites_for(evaluation) if suites is None else suites
@@ -70,14 +79,19 @@ def evaluate(
     run = _Run(evaluation, keep_logits="calibration" in chosen)
     values: dict[str, Mapping[str, Any]] = {}
     missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
     progress(0, len(chosen))
     for done, name in enumerate(chosen):
         try:
             values[name] = _SUITES[name](run)
         except MissingDataError as error:
             missing[name] = str(error)
+        except PipelineError as error:
+            if evaluation.classifier.processes.world.size > 1:
+                raise
+            failed[name] = str(error)
         progress(done + 1, len(chosen))
-    return Findings(values=values, missing=missing)
+    return Findings(values=values, missing=missing, failed=failed)
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,12 @@ class TrainLoader:
         return len(self._source.shards)
 
     @property
+    def mixing_fingerprint(self) -> str | None:
+        """What tells the mixing set from others, see `PackedPictures.fingerprint`; None without."""
+        mixing_set = self._source.mixing_set
+        return None if mixing_set is None else mixing_set.fingerprint()
+
+    @property
     def left_out(self) -> int:
         """How many samples, others each time, an epoch leaves out: they fill no batch."""
         return len(self._source.shards) % self.batch_size

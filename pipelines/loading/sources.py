@@ -1,5 +1,6 @@
 """What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
 
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -32,6 +33,10 @@ class Source(Protocol):
     def shards(self) -> ShardSet:
         """The set that indices of requests count in."""
 
+    @property
+    def mixing_set(self) -> PackedPictures | None:
+        """What pictures are mixed with."""
+
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
 
@@ -56,7 +61,7 @@ class InMemory:
         self._images = images
         self._labels = torch.from_numpy(shards.samples["label"].astype(np.int64))
         self._preparation = preparation
-        self._mixing_set = mixing_set
+        self.mixing_set = mixing_set
         self._seed, self._training, self._views = seed, training, views
         self._n_threads, self._pin_memory = n_threads, pin_memory
 
@@ -74,7 +79,7 @@ class InMemory:
         )
         images = mix_batch(
             self._images[request.indices],
-            self._mixing_set,
+            self.mixing_set,
             request.indices,
             seed=self._seed,
             epoch=request.epoch,
@@ -108,6 +113,7 @@ class Workers:
         multiprocessing_context: str | None,
     ) -> None:
         self.shards = dataset.reader.shards
+        self.mixing_set = dataset.mixing_set.pictures
         self._files, self._ahead = files, ahead
         self._requests = _Replaceable()
         self._loader: DataLoader[Prepared] = DataLoader(
@@ -115,6 +121,7 @@ class Workers:
             batch_sampler=self._requests,  # type: ignore[arg-type]
             num_workers=num_workers,
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_the_end_to_the_parent,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
@@ -146,6 +153,15 @@ class Workers:
             finally:
                 for file in held.values():
                     file.release()
+
+
+def _leave_the_end_to_the_parent(_worker: int) -> None:
+    """Ignore SIGTERM, which batch systems send to all processes of a job.
+
+    The parent may have a checkpoint to write, for which it wants its workers alive; torch ends
+    those whose parent has ended.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Replaceable:

@@ -24,14 +24,17 @@ def cifar_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module
     """
     builders: tuple[tuple[str, Callable[[int, int, int], nn.Module]], ...] = (
         (
-            r"wrn_(\d+)_(\d+)",
+            r"wrn_([1-9]\d*)_([1-9]\d*)",
             lambda depth, width, _: WideResNet(depth, width, classes, dropout),
         ),
         (
-            r"resnext(\d+)_(\d+)x(\d+)",
+            r"resnext([1-9]\d*)_([1-9]\d*)x([1-9]\d*)",
             lambda depth, width, groups: ResNeXt(depth, groups, width, classes),
         ),
-        (r"densenet_bc_(\d+)_(\d+)", lambda depth, growth, _: DenseNet(depth, growth, classes)),
+        (
+            r"densenet_bc_([1-9]\d*)_([1-9]\d*)",
+            lambda depth, growth, _: DenseNet(depth, growth, classes),
+        ),
     )
     for pattern, build in builders:
         match = re.fullmatch(pattern, name)
@@ -39,3 +42,8 @@ def cifar_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module
             first, second, third = (int(each) for each in (*match.groups(), 0)[:3])
             return build(first, second, third)
     return None
+
+
+def takes_dropout(name: str) -> bool:
+    """Return whether a network of a name has dropout that a recipe can set."""
+    return name.startswith("wrn_")

@@ -1,6 +1,7 @@
 """Networks by name, with or without trained weights, and what they want of their input."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,24 +112,88 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
         path: a checkpoint of pixmix-train, of the PixMix reference, or a state dict.
         model: its name; None for what the checkpoint says.
 
+    Nothing that the file names is run: a function of one's own is called only where `model` names
+    it.
+
     Returns:
         The network in evaluation mode, and what the checkpoint says of it: "model", "classes",
-        "mean" and "std", as far as it does.
+        "mean", "std" and more of `_SAID`, as far as it does.
 
     Raises:
-        PipelineError: if the name is not known, or the weights do not fit.
+        PipelineError: if the name is not known, what the file says of it is not what it should be,
+            or the weights do not fit.
         OSError: if it cannot be read.
     """
     try:
         state = read_weights(path)
-        said = torch.load(path, map_location="cpu", weights_only=True)
-        network = dict(said.get("network", {})) if isinstance(said, dict) else {}
+        network = said_of_network(path)
         name = model or network.get("model")
         if name is None:
             raise ValueError(f"{path} does not say what network it is of; name it with --model")
+        if model is None and ":" in name:
+            raise ValueError(
+                f"{path} is of {name!r}, a function, and no file says what is run here; if it is "
+                f"yours, say --model {name}"
+            )
         classes = network.get("classes") or n_classes(state) or 10
         module = open_model(name, classes)
         load_weights(module, state, path)
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return module.eval(), {**network, "model": name, "classes": classes}
+
+
+def said_of_network(path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of its network: those of `_SAID` that it has.
+
+    Raises:
+        PipelineError: if it is no checkpoint, or says what cannot be.
+        OSError: if it cannot be read.
+    """
+    try:
+        read_weights(path)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    said = torch.load(path, map_location="cpu", weights_only=True)
+    network = said.get("network", {}) if isinstance(said, dict) else {}
+    if not isinstance(network, dict):
+        raise PipelineError(f"{path} says of its network {network!r:.60}; name another file")
+    for name, can_be in _SAID.items():
+        if name in network and not can_be(network[name]):
+            raise PipelineError(
+                f"{path} says of its network that {name} is {network[name]!r:.60}; name another "
+                "file"
+            )
+    return {name: network[name] for name in _SAID if name in network}
+
+
+def _are_strings(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
+def _are_numbers(value: object, above: float = -math.inf) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(each, float | int) and above < each < math.inf for each in value)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST
+
+
+_MOST = 1_000_000
+"""Classes, or pixels of a side: more is damage."""
+
+_SAID: Mapping[str, Callable[[object], bool]] = {
+    "model": lambda value: isinstance(value, str),
+    "classes": _is_count,
+    "mean": _are_numbers,
+    "std": lambda value: _are_numbers(value, above=0.0),
+    "class_names": _are_strings,
+    "crop": lambda value: isinstance(value, str),
+    "image_size": lambda value: value in (None, 0) or _is_count(value),
+    "evaluation_resize": lambda value: value in (None, 0) or _is_count(value),
+}
+"""What a checkpoint may say of its network, and whether a value can be one."""

@@ -15,7 +15,7 @@ import torch
 from pipelines.errors import PipelineError
 from pipelines.shards.files import remove_partial_files, write_file
 
-CHECKPOINT_VERSION = 1
+CHECKPOINT_VERSION = 2
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -61,7 +61,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         # A broken archive, or a pickle that asks for more than tensors: of many kinds.
-        raise PipelineError(f"{path} is no checkpoint of pixmix-train; name another") from error
+        raise PipelineError(
+            f"{path} is no checkpoint of pixmix-train, or a damaged one; remove it to go on from "
+            "the one before, or to begin anew"
+        ) from error
     if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
         raise PipelineError(
             f"{path} is no checkpoint of this pixmix-train, version {CHECKPOINT_VERSION}; to begin "

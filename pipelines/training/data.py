@@ -1,11 +1,15 @@
 """What a training is given: shards that are there, or made from what torchvision downloaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from pipelines.errors import PipelineError
+from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.digits import DigitsSource
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards, select_shards
@@ -21,6 +25,7 @@ Split = Literal["train", "test"]
 
 _TEST_NAMES = ("test", "val", "validation")
 _SMALL_SHARD = 1000
+_OFFICIAL = ("cifar10", "cifar100", "digits")
 
 _WHERE = {
     "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
@@ -53,9 +58,9 @@ def find_data(dataset: Dataset, place: Path | None, made: Path, progress: Progre
     if place is None and dataset != "digits":
         raise PipelineError(f"{dataset} is not said to be anywhere; name its folder with --data")
     if place is not None and (place / "train" / MANIFEST_NAME).exists():
-        return _open(place)
+        return _fitting(dataset, _open(place))
     if place is not None and (place / MANIFEST_NAME).exists():
-        return Data(train=open_shards(place), test=None)
+        return _fitting(dataset, Data(train=open_shards(place), test=None))
     if dataset in ("cifar10", "cifar100") and place is not None:
         _make(lambda split: CifarSource(place=place, dataset=dataset, split=split), dataset, made,
               progress)  # fmt: skip
@@ -67,6 +72,22 @@ def find_data(dataset: Dataset, place: Path | None, made: Path, progress: Progre
         f"{place} has no train/{MANIFEST_NAME}; make shards of your pictures first: "
         "pixmix-shard imagefolder SRC OUT, and give --data OUT"
     )
+
+
+def _fitting(dataset: Dataset, data: Data) -> Data:
+    """Return data that can be of a data set, and refuse others."""
+    train = data.train
+    if train.kind in _OFFICIAL and train.kind != dataset and dataset != "folder":
+        raise PipelineError(
+            f"{train.location} is {train.kind} and not {dataset}; say pixmix-train {train.kind}, "
+            "or name other --data"
+        )
+    if len(train) and int(train.samples["label"].min()) < 0:
+        raise PipelineError(
+            f"{train.location} has pictures without a class, as a mixing set has; name shards of "
+            "pixmix-shard imagefolder"
+        )
+    return data
 
 
 def _open(place: Path) -> Data:
@@ -115,3 +136,30 @@ def hold_out(train: ShardSet, share: float) -> tuple[ShardSet, ShardSet | None]:
             "validation; make it again with --num-shards 20, or leave --validation-share out"
         )
     return select_shards(train, names[:-n]), select_shards(train, names[-n:])
+
+
+def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor | None:
+    """Return the output that stands for each label of a set; None: output i for label i.
+
+    Args:
+        shards: of a test or a validation set, whose classes may be fewer, or in another order.
+        known: names of the network's classes by output; or nothing.
+        outputs: how many it has.
+
+    Raises:
+        PipelineError: if the set has a class that the network has not, or none.
+    """
+    given = shards.samples["label"]
+    if len(given) and given.min() < 0:
+        raise PipelineError(
+            f"{shards.location} has pictures without a class; make shards of pictures with classes"
+        )
+    if known and shards.classes:
+        places = outputs_of(shards.classes, known, shards.location)
+        return None if shards.classes == tuple(known) else torch.from_numpy(places)
+    if len(given) and given.max() >= outputs:
+        raise PipelineError(
+            f"{shards.location} has {int(given.max()) + 1} classes and the training set {outputs}; "
+            "test on the classes that are trained"
+        )
+    return None

@@ -67,6 +67,18 @@ class Recipe:
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; give a number between 0 and 1")
         self._refuse_unknown()
+        self._refuse_what_does_not_fit()
+
+    def _refuse_what_does_not_fit(self) -> None:
+        if self.warm_up_epochs >= self.epochs:
+            raise ValueError(
+                f"warm_up_epochs is {self.warm_up_epochs:g} of {self.epochs} epochs; give less"
+            )
+        if self.accumulate > self.batch_size:
+            raise ValueError(
+                f"accumulate is {self.accumulate} and the batch has {self.batch_size} pictures; "
+                "give no more parts than that"
+            )
         if self.jsd and self.augment == "none":
             raise ValueError(
                 "jsd is for pictures that are augmented, and augment is none; leave one out"

@@ -9,6 +9,8 @@ import json
 import math
 import os
 import signal
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -39,6 +41,7 @@ from pipelines.training.checkpoints import (
     read_checkpoint,
     save_checkpoint,
 )
+from pipelines.training.data import outputs_for
 from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
@@ -105,7 +108,8 @@ class Trained:
 def train(training: Training, processes: Processes, show: Show = lambda _: None) -> Trained:
     """Train a network, or go on where a training was stopped.
 
-    SIGTERM and SIGUSR1 end it after the step in hand, with a checkpoint.
+    SIGTERM and SIGUSR1 end it after the step in hand, with a checkpoint. For dropout, torch's
+    generator is seeded anew in each step.
 
     Args:
         training: what, on what, and where to.
@@ -145,7 +149,14 @@ class _Run:
         self.training, self.processes, self.show = training, processes, show
         self.recipe = recipe = training.recipe
         self.device = processes.device
+        self._see_that_out_can_be_written()
         classes = len(training.train.classes) or int(training.train.samples["label"].max()) + 1
+        self.labels = {
+            shards.location: outputs_for(shards, training.train.classes, classes)
+            for shards in (training.validation, training.test)
+            if shards is not None
+        }
+        begun = training.resume and len(find_checkpoints(training.out)) > 0
         self.network = {
             "model": recipe.model,
             "classes": classes,
@@ -161,9 +172,10 @@ class _Run:
             classes,
             dropout=recipe.dropout,
             seed=recipe.seed,
-            pretrained=training.pretrained,
+            # What a checkpoint holds need not be downloaded.
+            pretrained=training.pretrained and not begun,
         )
-        if training.weights is not None:
+        if training.weights is not None and not begun:
             try:
                 begin_with(module, read_weights(training.weights))
             except ValueError as error:
@@ -189,7 +201,8 @@ class _Run:
         self.taken: list[_Taken] = []
         self.loss = math.nan
         self.best = math.inf
-        self.stopped = False
+        # asked: of this process, by a signal. stopped: what all have agreed on, in `_settle`.
+        self.asked = self.stopped = False
         self._go_on()
         running: nn.Module = module
         if processes.world.size > 1:
@@ -206,6 +219,14 @@ class _Run:
         )
 
     # --- Beginning -------------------------------------------------------------------------------
+
+    def _see_that_out_can_be_written(self) -> None:
+        """See it before an epoch is trained, and not after."""
+        if self.processes.first:
+            folder = self.training.out / "checkpoints"
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
 
     def _optimizer(self) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -263,6 +284,11 @@ class _Run:
                     f"{name}: {self.training.out} was begun with {value}, this command says "
                     f"{now[name]}; repeat {value}, or choose another --out"
                 )
+        if state["mixing_set"] != self.loader.mixing_fingerprint:
+            raise PipelineError(
+                f"{self.training.out} was begun with another mixing set, or with none; repeat that "
+                "one, or choose another --out"
+            )
         self.module.load_state_dict(state.get("current", state["state_dict"]))
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -273,7 +299,10 @@ class _Run:
         try:
             self.loader.load_state_dict(state["loader"])
         except ValueError as error:
-            raise PipelineError(f"{found[-1]}: {error}") from error
+            raise PipelineError(
+                f"{found[-1]}: {error}; the data, --validation-share and --window are to be those "
+                "it was begun with"
+            ) from error
         self.step, self.history = state["step"], state["history"]
         # Sums are of all processes; the first goes on with them.
         if self.processes.first:
@@ -321,8 +350,9 @@ class _Run:
             waited = time.perf_counter() - asked
             self._take_step(*batch)
             self.step += 1
-            # The first at once, so that there is a loss to show.
-            self._settle(but=0 if math.isnan(self.loss) else 1)
+            if math.isnan(self.loss):
+                # So that there is a loss to show.
+                self._settle()
             now = time.perf_counter()
             if self.processes.first:
                 spent = now - begun
@@ -337,6 +367,7 @@ class _Run:
                     )
                 )
             begun = now
+            self._settle(but=1)
             if self.stopped:
                 return self.loader.epoch != epoch
 
@@ -360,8 +391,8 @@ class _Run:
             self.sums["loss"] += total
             self.sums["correct"] += correct
             self.sums["seen"] += taken.n
-        stopped, failed = self.processes.sum(float(self.stopped), float(wrong is not None))
-        self.stopped = stopped > 0
+        asked, failed = self.processes.sum(float(self.asked), float(wrong is not None))
+        self.stopped = self.stopped or asked > 0
         if wrong is not None:
             self._tell_of_no_number(wrong)
         if failed > 0:
@@ -512,8 +543,9 @@ class _Run:
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
             self.processes.share_buffers(self.module)
+            outputs = self.labels[shards.location]
             for images, labels, weights in loader:
-                there = labels.to(self.device)
+                there = (labels if outputs is None else outputs[labels]).to(self.device)
                 logits = self.module(_laid_out(images.to(self.device))).float()
                 each = functional.cross_entropy(logits, there, reduction="none").cpu()
                 loss += float((each * weights).sum())
@@ -546,6 +578,7 @@ class _Run:
             content: dict[str, Any] = {
                 "network": self.network,
                 "recipe": self.recipe.to_json(),
+                "mixing_set": self.loader.mixing_fingerprint,
                 # Those that are evaluated; the current ones beside them where they are others.
                 "state_dict": self.average or self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -567,13 +600,20 @@ class _Run:
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGUSR1 end the training after the step in hand; Ctrl-C too, and tell."""
+        """Let SIGTERM and SIGUSR1 end the training after the step in hand; Ctrl-C too, and tell.
+
+        Signals come to the main thread: a training in another one is not stopped by them.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         interrupted = False
 
         def stop(number: int, _frame: object) -> None:
             nonlocal interrupted
             interrupted = interrupted or number == signal.SIGINT
-            self.stopped = True
+            # What all processes do next must not hang on when a signal comes to one of them.
+            self.asked = True
 
         numbers = [signal.SIGTERM, signal.SIGINT]
         if os.name == "posix":
