@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch import nn
 from torch.nn import functional
@@ -31,10 +32,12 @@ from pipelines.evaluation.outliers import blobs, gaussian, rademacher
 from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import Data, Evaluation, TestSet
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
+from pipelines.loading.mixing_set import open_pictures
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import open_model
 from pipelines.report.measures import names_of, radar, table
+from pipelines.shards.index import open_shards
 from pipelines.training.checkpoints import save_checkpoint
 
 PERTURBATIONS = (*CIFAR_PERTURBATIONS, "spatter")
@@ -521,6 +524,70 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
     assert result.exit_code == 1, result.output
     assert message in result.stderr
     assert result.stderr.count("Error: ") == 1
+
+
+def test_folders_of_small_pictures_are_seen_as_their_shards_are(
+    digits: Path, tmp_path: Path
+) -> None:
+    test = open_shards(digits / "test")
+    pictures = open_pictures(test, cache_dir=tmp_path / "cache")
+    for i in range(len(test)):
+        folder = tmp_path / "folders" / "test" / test.classes[int(test.samples["label"][i])]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pictures[i]).save(folder / f"{i}.png")
+    path = checkpoint(tmp_path)
+    found = []
+    for root in (digits, tmp_path / "folders"):
+        result = run("--checkpoint", str(path), "--data", str(root), "--suite", "clean", "--json")
+        assert result.exit_code == 0, result.output
+        found += json.loads(result.stdout)["networks"].values()
+    assert found[0] == found[1]
+    # And so they are where a checkpoint says nothing of how it has its pictures.
+    bare = find_data(tmp_path / "folders", {"classes": 10})
+    assert (bare.side, bare.view) == (32, None)
+    # A network of larger pictures has them larger.
+    larger = {"classes": 10, "crop": "resized", "image_size": 64, "evaluation_resize": 72}
+    assert find_data(tmp_path / "folders", larger).side == 64
+
+
+def test_a_corrupted_set_is_made_as_a_network_has_its_pictures(
+    digits: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("imagecorruptions")
+    module = open_model("wrn_10_1", 10)
+    network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", "image_size": 48,
+               "evaluation_resize": 50}  # fmt: skip
+    path = tmp_path / "48.pt"
+    save_checkpoint(path, {"state_dict": module.state_dict(), "network": network})
+    out = tmp_path / "made"
+    made = run("make-c", "--data", str(digits), "--out", str(out), "--n", "2",
+               "--checkpoint", str(path))  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert np.load(out / "DIGITS-C" / "fog.npy").shape == (10, 48, 48, 3)
+    names = (out / "DIGITS-C" / "classes.txt").read_text().split()
+    assert names == list(open_shards(digits / "test").classes)
+
+
+def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "test").symlink_to(digits / "test")
+    (root / "outliers" / "empty").mkdir(parents=True)
+    path = checkpoint(tmp_path)
+    plot = tmp_path / "radar.png"
+    arguments = ("--checkpoint", str(path), "--data", str(root), "--suite", "clean,anomaly")
+    result = run(*arguments, "--json", "--plot", str(plot))
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert said["failed"].keys() == {"anomaly"}
+    (found,) = said["networks"].values()
+    assert found["clean"]["n"] == 359
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert not plot.exists()
+    text = run(*arguments)
+    assert text.exit_code == 1
+    assert "clean error" in text.stdout
+    assert "anomaly could not be measured: " in text.stderr
 
 
 def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
