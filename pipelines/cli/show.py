@@ -223,6 +223,64 @@ def show_mixed(
 
 
 @main.command(
+    name="genome",
+    epilog=example(
+        "pixmix-show genome mixing-set/fractals --index 42 --out genome.png",
+        "pixmix-show genome genome.json --out genome.png --size 1024",
+    ),
+)
+@click.argument("place", metavar="SET|FILE", type=_SET)
+@click.option(
+    "--index", type=click.IntRange(0), help="Which picture of a set.  [default: the file's]"
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=picture_path,
+    metavar="GENOME.png",
+    required=True,
+    help="Where to draw it.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(64, 4096),
+    default=640,
+    show_default=True,
+    help="Of the picture, pixels a side.",
+)
+@html_option
+@command_options
+def show_genome(
+    *, place: Path, index: int | None, out: Path, size: int, html: Path | None, as_json: bool
+) -> None:
+    """Show how a fractal is made: its layers, their maps as parallelograms, their numbers.
+
+    Grey is the window; each map takes it to a parallelogram of its own (before variations bend
+    it), and the dot is where its first corner goes.
+    """
+    _check_outside(out, "--out", place)
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.report import genome
+        from pipelines.report.page import Picture, Section, page, write_page
+        from pipelines.report.sheet import as_png, write_sheet
+
+        read = genome.read_genome(place, index)
+        figure = genome.figure(read, size)
+        write_sheet(figure, out)
+        title = f"{read.family}, seed {read.seed}, picture {read.index}"
+        if html is not None:
+            shown = Picture(data=as_png(figure), description=f"How {title} is made")
+            sections = [Section(title=title, parts=(shown,))]
+            write_page(page("How a fractal is made", show_genome.help or "", sections), html)
+        document = {
+            "genome": read.to_json(),
+            "out": str(out),
+            "html": None if html is None else str(html),
+        }
+        say(f"{title} in {out}", document, as_json=as_json)
+
+
+@main.command(
     name="run",
     epilog=example(
         "pixmix-show run runs/digits",

@@ -1,0 +1,179 @@
+"""`pixmix-show genome`: what is drawn of a genome is what the genome says."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from fractals import Genome, draw_genome, render
+from fractals.escape import EscapeLayer
+from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
+from pipelines.cli import gen, show
+from pipelines.errors import PipelineError
+from pipelines.report.genome import alone, described, figure, parallelograms, read_genome
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(show.main, ["genome", *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A set of five pictures."""
+    out = tmp_path_factory.mktemp("set") / "fractals"
+    arguments = ["fractals", "--n", "5", "--size", "32", "--out", str(out), "--jobs", "1"]
+    assert CliRunner().invoke(gen.main, arguments).exit_code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def genomes() -> list[Genome]:
+    return [draw_genome(seed=0, index=index) for index in range(16)]
+
+
+def chaos(maps: tuple[Map, ...], camera: Camera) -> ChaosLayer:
+    drawn = draw_genome(seed=0, index=0, family="ifs").layers[0].fractal
+    assert isinstance(drawn, ChaosLayer)
+    return replace(drawn, maps=maps, camera=camera)
+
+
+def test_a_genome_is_that_of_its_file_or_of_its_place_in_a_set(
+    folder: Path, tmp_path: Path
+) -> None:
+    for index in (0, 4):
+        expected = draw_genome(seed=0, index=index)
+        assert read_genome(folder, index) == expected
+        path = tmp_path / f"{index}.json"
+        path.write_text(json.dumps(expected.to_json()))
+        assert read_genome(path, None) == expected
+
+
+def test_a_parallelogram_is_what_the_affine_parts_make_of_the_window() -> None:
+    maps = (
+        Map(affine=(1, 0, 0, 0, 1, 0)),
+        Map(affine=(0, -1, 2, 1, 0, 3)),  # a quarter turn, then aside
+        Map(affine=(2, 0, 0, 0, 1, 0), post=(1, 0, 1, 0, -1, 0)),
+        Map(affine=(1, 0, 0, 0, 1, 0), variations=(VariationTerm(name="spherical", weight=1.0),)),
+    )
+    window, same, turned, mirrored, bent = parallelograms(
+        chaos(maps, Camera(centre=(1.0, 2.0), width=2.0))
+    )
+    assert window.tolist() == [[0, 1], [2, 1], [2, 3], [0, 3]]
+    assert np.array_equal(same, window)
+    assert np.array_equal(bent, window)
+    assert turned.tolist() == [[1, 3], [1, 5], [-1, 5], [-1, 3]]
+    assert mirrored.tolist() == [[1, -1], [5, -1], [5, -3], [1, -3]]
+
+
+def test_the_window_turns_with_its_camera() -> None:
+    camera = Camera(centre=(0.0, 0.0), width=2.0, rotation=math.pi / 2)
+    window = parallelograms(chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), camera))[0]
+    np.testing.assert_allclose(window[0], [1, -1], atol=1e-12)
+    np.testing.assert_allclose(np.abs(window), 1, atol=1e-12)
+
+
+def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genome]) -> None:
+    several = [genome for genome in genomes if len(genome.layers) > 1]
+    assert several
+    for genome in several[:2]:
+        for number, layer in enumerate(genome.layers):
+            one = alone(genome, number)
+            assert [each.fractal for each in one.layers] == [layer.fractal]
+            assert (one.layers[0].blend, one.layers[0].opacity) == ("over", 1.0)
+            assert one.background == genome.background
+
+
+def test_each_layer_is_told_in_words_and_each_map_has_its_line(genomes: list[Genome]) -> None:
+    kinds = set()
+    for genome in genomes:
+        for layer in genome.layers:
+            lines = described(layer)
+            assert lines[1] == f"{layer.blend}, opacity {layer.opacity:.2f}"
+            fractal = layer.fractal
+            kinds.add(type(fractal))
+            if isinstance(fractal, EscapeLayer):
+                assert f"{fractal.formula} of power {fractal.power}" in lines[0]
+                continue
+            assert f"{len(fractal.maps)} map" in lines[0]
+            maps = lines[3 : 3 + len(fractal.maps)]
+            for number, (line, each) in enumerate(zip(maps, fractal.maps, strict=True), 1):
+                assert line.startswith(f"{number}  ")
+                for term in each.variations:
+                    assert f"{term.name} {term.weight:.2f}" in line
+            assert len(lines) == 3 + len(fractal.maps) + (fractal.final is not None)
+    assert kinds == {ChaosLayer, EscapeLayer}
+
+
+def test_the_figure_holds_the_picture_and_a_panel_a_layer(genomes: list[Genome]) -> None:
+    for layers in (1, 2):
+        genome = next(each for each in genomes if len(each.layers) == layers)
+        drawn = np.asarray(figure(genome, 96))
+        assert np.array_equal(drawn[58 : 58 + 96, 24 : 24 + 96], render(genome, size=96))
+        left = 24 + 96 + 24
+        for number in range(layers):
+            expected = render(alone(genome, number), size=200)
+            starts = [
+                top
+                for top in range(58, drawn.shape[0] - 199)
+                if np.array_equal(drawn[top : top + 200, left : left + 200], expected)
+            ]
+            assert len(starts) == 1
+
+
+def test_the_command_draws_it_and_prints_the_genome(folder: Path, tmp_path: Path) -> None:
+    out, html = tmp_path / "new" / "genome.png", tmp_path / "genome.html"
+    result = run(folder, "--index", 3, "--out", out, "--size", 96, "--html", html, "--json")
+    assert result.exit_code == 0, result.output
+    genome = draw_genome(seed=0, index=3)
+    assert json.loads(result.stdout)["genome"] == genome.to_json()
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(genome, 96)))
+    assert html.read_text().count("<img ") == 1
+
+
+def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    genome = draw_genome(seed=0, index=0).to_json()
+    files = {
+        "whole.json": json.dumps(genome),
+        "junk.json": "{",
+        "list.json": "[]",
+        "other.json": json.dumps({**genome, "version": 99}),
+        "less.json": json.dumps({key: genome[key] for key in genome if key != "layers"}),
+        "featviz.json": json.dumps({"genome": None}),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "folder").mkdir()
+    cases: list[tuple[int, str, list[object]]] = [
+        (1, "has many pictures; name one by --index", [folder]),
+        (1, "has no picture 5; its pictures are counted from 0", [folder, "--index", 5]),
+        (1, "is no finished set", [tmp_path / "folder", "--index", 0]),
+        (1, "is one genome; leave --index out", [tmp_path / "whole.json", "--index", 0]),
+        (1, "junk.json is no JSON", [tmp_path / "junk.json"]),
+        (1, "list.json holds no genome", [tmp_path / "list.json"]),
+        (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
+        (1, "99: this release renders genomes of version", [tmp_path / "other.json"]),
+        (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
+        (2, "does not exist", [tmp_path / "absent.json"]),
+        (2, "--size", [folder, "--index", 0, "--size", 10]),
+    ]
+    for code, message, arguments in cases:
+        result = run(*arguments, "--out", out)
+        assert result.exit_code == code, (message, result.output)
+        assert message in result.stderr
+        assert result.stdout == ""
+        assert not out.exists()
+    inside = run(folder, "--index", 0, "--out", folder / "images" / "genome.png")
+    assert inside.exit_code == 2
+    assert "lies inside" in inside.stderr
+
+
+def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(b"\xff\x00")
+    with pytest.raises(PipelineError, match=r"x\.json is no JSON"):
+        read_genome(tmp_path / "x.json", None)
