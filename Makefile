@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: test test-all lint demo clean
+.PHONY: test test-all lint demo help-pages clean
 
 test: lint
 	$(BIN)/pytest -m "not slow"
@@ -19,6 +19,9 @@ lint: $(INSTALLED)
 
 demo: $(INSTALLED)
 	$(BIN)/pixmix-demo --out demo
+
+help-pages: $(INSTALLED)
+	$(BIN)/python -m pipelines.cli.help_pages docs/commands.md
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

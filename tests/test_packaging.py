@@ -1,3 +1,4 @@
+import re
 import shlex
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import click
 import pytest
 
 from pipelines.cli import gen
+from pipelines.cli.help_pages import help_pages
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -69,9 +71,12 @@ def test_every_command_in_the_readme_is_a_script() -> None:
     assert named <= set(PROJECT["scripts"])
 
 
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
 def documented_commands() -> list[str]:
-    """Return the command lines that the README and the helps show."""
-    lines = (ROOT / "README.md").read_text().splitlines()
+    """Return the command lines that the README, the pages and the helps show."""
+    lines = [line for page in PAGES for line in page.read_text().splitlines()]
     for command in gen.main.commands.values():
         lines += (command.epilog or "").splitlines()
     return sorted({line.strip() for line in lines if line.strip().startswith("pixmix-")})
@@ -85,14 +90,25 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
     for folder in (
         "mixing-set/fractals",
         "mixing-set/featviz",
-        "runs/plain",
+        "runs/plain/checkpoints",
+        "my-pictures",
+        "ROOT",
+        "runs/cifar10/checkpoints",
+        "photographs",
+        "mixing-set",
+        "shards",
         "shards/cifar10",
         "imagenet",
         "runs/digits/checkpoints",
     ):
-        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
     for file in (
         "some-jpegs.tar",
+        "imagenet-0000.tar",
+        "genome.json",
+        "FILE",
+        "runs/cifar10/checkpoints/step-00039000.pt",
+        "runs/plain/checkpoints/step-00003900.pt",
         "photograph.jpg",
         "ours.pt",
         "theirs.pt",
@@ -112,3 +128,40 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
             name, subcommand, rest = command.resolve_command(context, given)
             # Reads and checks the options, and does not run the command.
             assert subcommand.make_context(name, rest, parent=context).params
+
+
+def test_every_piece_of_python_that_is_shown_is_python() -> None:
+    pieces = 0
+    for page in PAGES:
+        for piece in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            compile(piece, str(page), "exec")
+            pieces += 1
+    assert pieces >= 6
+
+
+def test_what_is_said_of_detection_runs() -> None:
+    text = (ROOT / "docs" / "how-to.md").read_text().partition("## Detection")[2]
+    piece = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    names: dict[str, object] = {}
+    exec(compile(piece, "how-to.md", "exec"), names)  # the project's own page
+    mixed = names["mixed"]
+    assert mixed.shape == (40, 60, 3)  # type: ignore[attr-defined]
+
+
+def test_the_page_of_commands_says_what_the_helps_say() -> None:
+    # Word by word: where a line is broken is click's affair.
+    kept = (ROOT / "docs" / "commands.md").read_text()
+    assert kept.split() == help_pages().split(), "run make help-pages"
+    for script in PROJECT["scripts"]:
+        assert f"\n## {script}\n" in kept
+
+
+def test_each_law_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "laws.md").read_text()
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
+    assert len(named) >= 20
+    for file, test in named:
+        assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    laws = text.split("\n## ")[1:]
+    assert len(laws) == 7
+    assert all("`test_" in law for law in laws)

@@ -1,4 +1,4 @@
-"""`pixmix-show`: look at sets of pictures, as numbers and as sheets."""
+"""`pixmix-show`: look at sets of pictures, at mixings, fractals and trainings."""
 
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,13 @@ SHEET_PICTURES = 64
 _SET = click.Path(exists=True, path_type=Path)
 
 
-@click.group(epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"))
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"),
+)
+@click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Show what a set of pictures is worth."""
+    """Look at sets of pictures, at what PixMix does, at fractals and at trainings."""
 
 
 @main.command(

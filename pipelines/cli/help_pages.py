@@ -1,0 +1,51 @@
+"""Writes what `--help` says of every command as one Markdown page.
+
+python -m pipelines.cli.help_pages docs/commands.md
+"""
+
+import sys
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import click
+
+from pipelines.shards.files import write_file
+
+_WIDTH = 88
+
+
+def help_pages() -> str:
+    """Return the help of each command and its parts, as Markdown; the terminal does not show."""
+    scripts = {each.name: each for each in distribution("pixmix").entry_points}
+    parts = [
+        "# Commands",
+        "What `--help` says of each, written by `make help-pages`.",
+    ]
+    for name in sorted(scripts):
+        for title, text in _helps(name, scripts[name].load(), None):
+            parts.append(f"## {title}\n\n```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _helps(
+    name: str, command: click.Command, parent: click.Context | None
+) -> Iterator[tuple[str, str]]:
+    context = command.make_context(
+        name, [], parent=parent, resilient_parsing=True, terminal_width=_WIDTH
+    )
+    yield context.command_path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for part in command.list_commands(context):
+            found = command.get_command(context, part)
+            if found is not None:
+                yield from _helps(part, found, context)
+
+
+def main() -> None:
+    """Write the page of the command line."""
+    write_file(Path(sys.argv[1]), help_pages().encode())
+
+
+if __name__ == "__main__":
+    main()
