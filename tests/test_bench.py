@@ -53,7 +53,6 @@ from pipelines.bench.twins import (
 from pipelines.cli import bench as command
 from pipelines.errors import PipelineError
 
-ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH = 12, 20
 POINTS = 2_000_000
 # Of all points, on this grid: twenty-five pairs of games of two million, ours and the twins' or two
@@ -783,10 +782,3 @@ def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
     for wrong in ("no marks", f"{END} {BEGIN}"):
         with pytest.raises(ValueError, match="the page has not both marks"):
             with_table(wrong, "| a |")
-
-
-def test_the_readme_has_the_figures_of_the_benchmark_that_is_kept() -> None:
-    readme = (ROOT / "README.md").read_text()
-    kept = json.loads((ROOT / "docs" / "bench.json").read_text())
-    assert len(kept["rows"]) > 10
-    assert with_table(readme, markdown(kept)) == readme
