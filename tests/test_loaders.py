@@ -5,6 +5,8 @@ import logging
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,6 +149,45 @@ def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path
         large, mapped, **arguments, num_workers=2, multiprocessing_context="spawn"
     )
     assert equal(an_epoch(spawned), an_epoch(here))
+
+
+_UNFINISHED = """
+import multiprocessing, sys
+from pipelines import Preparation, train_loader
+
+kept = []
+
+def take_one(folder):
+    loader = train_loader(folder, batch_size=8, num_workers=2,
+                          preparation=Preparation(image_size=14, pixmix=None))
+    kept.append(iter(loader))
+    next(kept[0])
+
+if __name__ == "__main__":
+    if sys.argv[2] == "child":
+        child = multiprocessing.get_context("spawn").Process(target=take_one, args=sys.argv[1:2])
+        child.start()
+        child.join()
+        sys.exit(child.exitcode)
+    take_one(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("process", ["child", "main"])
+def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
+    large: Path, tmp_path: Path, process: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_UNFINISHED)
+    ended = subprocess.run(
+        [sys.executable, program, large, process],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(

@@ -1,14 +1,18 @@
 """What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
 
+import atexit
 import signal
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.samples import PictureDataset, Prepared, Request
@@ -126,6 +130,10 @@ class Workers:
             persistent_workers=num_workers > 0,
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
         )
+        if num_workers > 0:
+            # At the end of a process that multiprocessing started, and of any other.
+            loader = weakref.ref(self._loader)
+            atexit.register(Finalize(self._loader, _end_workers, (loader,), exitpriority=100))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
@@ -159,9 +167,22 @@ def _leave_the_end_to_the_parent(_worker: int) -> None:
     """Ignore SIGTERM, which batch systems send to all processes of a job.
 
     The parent may have a checkpoint to write, for which it wants its workers alive; torch ends
-    those whose parent has ended.
+    those whose parent has ended, and `_end_workers` those of a parent that ends.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_workers(loader: weakref.ref[DataLoader[Prepared]]) -> None:
+    """End the workers of a loader that is in use when the process ends.
+
+    Else multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever.
+    """
+    alive = loader()
+    iterator = None if alive is None else alive._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()  # one that was busy for longer than torch waits
 
 
 class _Replaceable:
