@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: test test-all lint demo help-pages clean
+.PHONY: test test-all lint demo help-pages reference figures clean
 
 test: lint
 	$(BIN)/pytest -m "not slow"
@@ -27,6 +27,14 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
+
+reference: $(INSTALLED)
+	$(BIN)/python -W error docs/reference.py build/reference
+
+figures: $(INSTALLED)
+	$(BIN)/pixmix-gen fractals --n 8 --out build/figures/fractals
+	$(BIN)/pixmix-gen featviz --n 4 --out build/figures/featviz
+	$(BIN)/python docs/figures.py build/figures docs
 
 clean:
 	rm -rf .venv demo build dist

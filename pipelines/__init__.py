@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pipelines.loading.cursors import EvalLoader, TrainLoader
     from pipelines.loading.loaders import eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
@@ -14,8 +15,10 @@ __version__ = "0.1.0"
 __all__ = [
     "CIFAR",
     "IMAGENET",
+    "EvalLoader",
     "Preparation",
     "Remote",
+    "TrainLoader",
     "eval_loader",
     "open_mixing_set",
     "pixmix_stream",
@@ -25,8 +28,10 @@ __all__ = [
 _MODULES = {
     "CIFAR": "pipelines.loading.preparation",
     "IMAGENET": "pipelines.loading.preparation",
+    "EvalLoader": "pipelines.loading.cursors",
     "Preparation": "pipelines.loading.preparation",
     "Remote": "pipelines.loading.remote_sets",
+    "TrainLoader": "pipelines.loading.cursors",
     "eval_loader": "pipelines.loading.loaders",
     "open_mixing_set": "pipelines.loading.mixing_set",
     "pixmix_stream": "pipelines.loading.stream",

