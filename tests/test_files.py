@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.shards.files import (
+    check_no_file,
     file_sha256,
     folder_lock,
     new_file,
@@ -104,3 +105,14 @@ def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
     assert order == ["first", "second"]
     with folder_lock(path, busy="in use"):
         pass
+
+
+@pytest.mark.parametrize("place", ["file", "file/train", "file/a/b"])
+def test_a_folder_to_write_that_is_a_file_or_lies_in_one_is_refused(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(PipelineError, match=r"file is a file; choose a folder for OUT"):
+        check_no_file(tmp_path / place, "OUT")
+    check_no_file(tmp_path / "new" / "one", "OUT")
+    check_no_file(tmp_path, "OUT")

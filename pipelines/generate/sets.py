@@ -27,6 +27,7 @@ from pipelines.generate.plan import cut, ranges_of, share, subtract
 from pipelines.generate.records import Part, find_parts, forget, merge
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
+    check_no_file,
     file_sha256,
     folder_lock,
     remove_partial_files,
@@ -158,7 +159,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
             f"{folder} is not a set of pictures: it has no manifest.json; "
             "name a folder made by pixmix-gen"
@@ -188,10 +189,9 @@ def earlier_settings(folder: Path) -> dict[str, Any]:
 
 def _check_folder(request: SetRequest) -> None:
     folder = request.folder
+    check_no_file(folder, "--out")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise PipelineError(f"{folder} is a file; choose a folder for --out")
     # Listed before the manifest is looked for: another task may be starting, and whoever sees that
     # task's pictures then sees its manifest too, which is written first. A run killed in its first
     # moment leaves its work folder and perhaps a partial manifest.

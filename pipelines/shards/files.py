@@ -82,6 +82,17 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     flush_folder(path.parent)
 
 
+def check_no_file(folder: Path, option: str) -> None:
+    """Refuse a folder that is to be written, by the option of that name, and is or lies in a file.
+
+    Raises:
+        PipelineError: if there is a file in its place or on the way to it.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise PipelineError(f"{there} is a file; choose a folder for {option}")
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove what killed writers left in a folder that nobody is writing to now."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):

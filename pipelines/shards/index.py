@@ -126,7 +126,7 @@ def open_shards(where: str | Path) -> ShardSet:
         names = list(expand_braces(path.name))
     try:
         content = (folder / MANIFEST_NAME).read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
             f"{folder} has no {MANIFEST_NAME}; run pixmix-shard index {folder}/*.tar to make one "
             "for tars that are there, or name a folder made by pixmix-shard"

@@ -53,7 +53,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     path = folder / MANIFEST_NAME
     try:
         content = path.read_bytes()
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(_no_set(folder)) from error
     manifest = parse_manifest(content, str(path))
     shards = build_set(str(folder), content, read_index(folder, manifest))
@@ -89,7 +89,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
 
 def _no_set(folder: Path) -> str:
     if not folder.is_dir():
-        return f"{folder} does not exist; name a folder made by pixmix-shard"
+        return f"{folder} is no folder; name one made by pixmix-shard"
     below = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if below:
         return f"{folder} is no set; name one in it: {', '.join(map(str, below))}"

@@ -27,6 +27,7 @@ from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
+    check_no_file,
     file_sha256,
     folder_lock,
     new_file,
@@ -331,10 +332,9 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] 
 
 
 def _check_folder(folder: Path) -> None:
+    check_no_file(folder, "OUT")
     if not folder.exists():
         return
-    if not folder.is_dir():
-        raise PipelineError(f"{folder} is a file; choose a folder for OUT")
     if (folder / MANIFEST_NAME).exists() or (folder / ".work").exists():
         return
     others = [
