@@ -89,7 +89,8 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
 
 def _no_set(folder: Path) -> str:
     if not folder.is_dir():
-        return f"{folder} is no folder; name one made by pixmix-shard"
+        what = "is no folder" if folder.exists() else "does not exist"
+        return f"{folder} {what}; name a folder made by pixmix-shard"
     below = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if below:
         return f"{folder} is no set; name one in it: {', '.join(map(str, below))}"
