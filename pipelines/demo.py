@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from pipelines.errors import PipelineError
 from pipelines.report.page import Picture, Section, Table, Text, page, write_page
 from pipelines.report.runs import EVALUATION, read_runs, sections
-from pipelines.shards.files import write_file
+from pipelines.shards.files import check_no_file, write_file
 from pipelines.training.checkpoints import find_checkpoints
 
 RECORD = "stages.json"
@@ -180,6 +180,7 @@ def run_stages(
         PipelineError: if a command fails; what it said was shown.
         OSError: if the folder cannot be written.
     """
+    check_no_file(out, "--out")
     record = out / RECORD
     known = _read_record(record)
     seconds: dict[str, float] = {}

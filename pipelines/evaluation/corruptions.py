@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES, load_array
 from pipelines.evaluation.request import Data
-from pipelines.shards.files import new_file, sha256, write_file
+from pipelines.shards.files import check_no_file, new_file, sha256, write_file
 from pipelines.shards.progress import Progress, no_progress
 
 
@@ -57,6 +57,7 @@ def make_corrupted(
     test = data.need_test()
     labels = test.labels[:n]
     folder = out / f"{data.name}-C"
+    check_no_file(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     repeated = np.tile(labels, SEVERITIES)
     shape = (len(repeated), data.side, data.side, 3)

@@ -18,6 +18,10 @@ Optimizer = Literal["sgd", "adamw"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adamw")
 
 
+_MOST = 1e6
+"""Of rates and weights, far above what trains anything: float32 holds their products."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that a training depends on, besides its data and the machine.
@@ -59,8 +63,8 @@ class Recipe:
         for name in ("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
                      "jsd_weight"):  # fmt: skip
             value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}; give 0 or more")
+            if not 0 <= value <= _MOST:
+                raise ValueError(f"{name} is {value}; give 0 or more, up to {_MOST:g}")
         for name in ("momentum", "label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more, below 1")

@@ -32,7 +32,7 @@ from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import Processes
 from pipelines.models.opening import begin_with, open_model
-from pipelines.shards.files import world_errors, write_file
+from pipelines.shards.files import check_no_file, world_errors, write_file
 from pipelines.shards.index import ShardSet
 from pipelines.training.checkpoints import (
     checkpoint_path,
@@ -177,7 +177,11 @@ class _Run:
         )
         if training.weights is not None and not begun:
             try:
-                begin_with(module, read_weights(training.weights))
+                weights = read_weights(training.weights)
+            except ValueError as error:
+                raise PipelineError(str(error)) from error
+            try:
+                begin_with(module, weights)
             except ValueError as error:
                 raise PipelineError(f"{training.weights}: {error}") from error
         module = module.to(self.device).to(memory_format=torch.channels_last)
@@ -224,6 +228,7 @@ class _Run:
         """See it before an epoch is trained, and not after."""
         if self.processes.first:
             folder = self.training.out / "checkpoints"
+            check_no_file(folder, "--out")
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass
