@@ -1,5 +1,6 @@
 """The same batches at any world size, with any workers, from any place on; and no surprise."""
 
+import gc
 import json
 import logging
 import multiprocessing
@@ -188,6 +189,18 @@ def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
         check=False,
     )
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> None:
+    before = set(multiprocessing.active_children())
+    loader = train_loader(large, preparation=SMALL, batch_size=8, num_workers=2)
+    cycle: list[object] = [iter(loader), loader]
+    next(cycle[0])  # type: ignore[call-overload]
+    cycle.append(cycle)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    del loader, cycle
+    gc.collect()
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(

@@ -2,10 +2,8 @@
 
 import atexit
 import signal
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
@@ -131,24 +129,17 @@ class Workers:
             persistent_workers=num_workers > 0,
             multiprocessing_context=multiprocessing_context if num_workers > 0 else None,
         )
-        self._ends_with_process = False
+        if num_workers > 0:
+            # What is called holds the loader, so that its queues are whole when its workers are
+            # told to end; also at the end of this process, be it one of multiprocessing's or not.
+            atexit.register(Finalize(self, _end_workers, (self._loader,), exitpriority=100))
 
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
         if self._files is None:
-            return self._begin()
+            return iter(self._loader)
         return self._read_ahead(requests, self._files)
-
-    def _begin(self) -> Iterator[Prepared]:
-        """Begin an epoch; workers that the first one starts end with this process."""
-        batches = iter(self._loader)
-        if isinstance(batches, _MultiProcessingDataLoaderIter) and not self._ends_with_process:
-            self._ends_with_process = True
-            workers = weakref.ref(batches), tuple(batches._workers)
-            # Called at the end of a process that multiprocessing started, and of any other.
-            atexit.register(Finalize(None, _end_workers, workers, exitpriority=100))
-        return batches
 
     def _read_ahead(self, requests: Iterable[Request], files: RemoteFiles) -> Iterator[Prepared]:
         """Give the batches, and have the next shards downloaded and held while they are needed."""
@@ -159,7 +150,7 @@ class Workers:
             try:
                 waiting = iter(order)
                 upcoming = next(waiting, None)
-                for t, prepared in enumerate(self._begin()):
+                for t, prepared in enumerate(self._loader):
                     yield prepared
                     while upcoming is not None and first[upcoming] <= t:
                         held[upcoming] = shards.take()
@@ -180,18 +171,17 @@ def _leave_the_end_to_the_parent(_worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def _end_workers(
-    batches: weakref.ref[_MultiProcessingDataLoaderIter], workers: Iterable[BaseProcess]
-) -> None:
-    """End workers that are there when their process ends.
+def _end_workers(loader: DataLoader[Prepared]) -> None:
+    """End the workers of a loader that nobody needs any more, or whose process ends.
 
-    Else multiprocessing would send them SIGTERM, which they ignore, and wait for them for ever.
+    torch and multiprocessing would send them SIGTERM, which they ignore: torch where a loader is
+    destroyed after its queues, as in a cycle; multiprocessing at the end, and wait for ever.
     """
-    alive = batches()
-    if alive is not None:
-        alive._shutdown_workers()
-    for worker in workers:
-        worker.kill()  # one that was busy for longer than torch waits
+    iterator = loader._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()
+        for worker in iterator._workers:
+            worker.kill()  # one that was busy for longer than torch waits
 
 
 class _Replaceable:
