@@ -491,7 +491,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("notes")
     with pytest.raises(PipelineError, match="is a file; choose a folder"):
         generate_set(request(tmp_path / "set"))
-    with pytest.raises(PipelineError, match="Not a directory"):
+    with pytest.raises(PipelineError, match="set is a file; choose a folder"):
         generate_set(request(tmp_path / "set" / "below"))
 
 

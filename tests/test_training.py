@@ -125,7 +125,7 @@ def test_a_recipe_is_read_back_from_its_json(
         ({"epochs": 0}, "epochs is 0; give at least 1"),
         ({"learning_rate": -0.1}, "learning_rate is -0.1; give 0 or more"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
-        ({"learning_rate": 1e300}, "learning_rate is 1e.300; give 0 or more, up to 1e.06"),
+        ({"learning_rate": 1e300}, "learning_rate is 1e.300; give 0 or more, up to 1e.30"),
         ({"weight_decay": math.inf}, "weight_decay is inf"),
         ({"momentum": 1.0}, "momentum is 1.0; give 0 or more, below 1"),
         ({"ema_decay": 1.0}, "ema_decay is 1.0"),

@@ -18,8 +18,8 @@ Optimizer = Literal["sgd", "adamw"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adamw")
 
 
-_MOST = 1e6
-"""Of rates and weights, far above what trains anything: float32 holds their products."""
+_MOST = 1e30
+"""Of rates and weights: above it float32 does not hold them, and torch refuses them."""
 
 
 @dataclass(frozen=True, kw_only=True)
