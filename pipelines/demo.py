@@ -146,7 +146,7 @@ def stages(out: Path) -> list[Stage]:
         training("plain", "--augment", "none"),
         training("pixmix", "--mixing-set", mixing),
         fixed(
-            "corrupted digits", digits / "digits-C",
+            "corrupted digits", digits / "DIGITS-C",
             "pixmix-eval", "make-c", "--data", digits,
         ),
         evaluation("plain"),
@@ -177,7 +177,7 @@ def run_stages(
         show: told of each stage before and after it.
 
     Raises:
-        PipelineError: if a command fails; what it said was shown.
+        PipelineError: if a command fails, or leaves nothing; what it said was shown.
         OSError: if the folder cannot be written.
     """
     check_no_file(out, "--out")
@@ -198,6 +198,9 @@ def run_stages(
         printed = run(stage)
         seconds[line] = time.perf_counter() - begun
         show(line, known=False, printed=printed)
+        if not stage.result.exists():
+            # Or it would be run again each time, and all that follows.
+            raise PipelineError(f"{line} ended and left no {stage.result}; report this")
         out.mkdir(parents=True, exist_ok=True)
         write_file(record, (json.dumps(seconds, indent=1) + "\n").encode())
     return seconds

@@ -22,7 +22,7 @@ class Chain:
         self.out = out
         self.ran: list[str] = []
         self.shown: list[tuple[str, bool, str | None]] = []
-        self.fails = ""
+        self.fails = self.leaves_nothing = ""
         self.stages = [
             Stage(name=word, command=lambda word=word: ["do", word], result=out / word[0])
             for word in words
@@ -36,7 +36,8 @@ class Chain:
             raise PipelineError("no")
         self.ran.append(stage.name)
         stage.result.parent.mkdir(exist_ok=True)
-        stage.result.touch()
+        if stage.name != self.leaves_nothing:
+            stage.result.touch()
         return f"made {stage.name}"
 
     def _show(self, line: str, *, known: bool, printed: str | None) -> None:
@@ -53,6 +54,13 @@ def test_each_stage_is_shown_before_it_runs_and_with_what_it_said_after(tmp_path
         ("do a", False, "made a"),
         ("do b", False, None),
     ]
+
+
+def test_a_stage_that_leaves_nothing_ends_the_chain(tmp_path: Path) -> None:
+    chain = Chain(tmp_path)
+    chain.leaves_nothing = "b"
+    with pytest.raises(PipelineError, match=r"do b ended and left no .*b; report"):
+        chain.run()
 
 
 def test_what_is_finished_is_not_run_again_and_keeps_its_time(tmp_path: Path) -> None:
