@@ -53,6 +53,7 @@ from pipelines.bench.twins import (
 from pipelines.cli import bench as command
 from pipelines.errors import PipelineError
 
+ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH = 12, 20
 POINTS = 2_000_000
 # Of all points, on this grid: twenty-five pairs of games of two million, ours and the twins' or two
@@ -557,11 +558,11 @@ TINY = FractalBenchSettings(
     jobs=2,
 )
 NAMES = [
-    "affine, in colour",
-    "flame, 1 variation a map",
-    "flame, 2 variations a map",
-    "flame, 3 variations a map",
-    "mixed pictures, 256x256",
+    "chaos game, affine, in colour",
+    "chaos game, 1 variation a map",
+    "chaos game, 2 variations a map",
+    "chaos game, 3 variations a map",
+    "fractals of all families, 256x256",
     "pixmix-gen fractals, 2 jobs",
 ]
 
@@ -673,7 +674,7 @@ def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
     )
     assert [row.name.split(",")[0] for row in rows] == [
         "decode a JPEG", "random resized crop to 224x224", "ImageNet", "ImageNet", "CIFAR",
-        "ours: first batch of 1",
+        "first batch of 1",
     ]  # fmt: skip
     goals = [goal.figure for row in rows for goal in row.goals]
     assert goals == [
@@ -702,9 +703,9 @@ def test_the_benchmark_of_feature_visualization_has_a_row_for_each_bar() -> None
         FeatvizBenchSettings(rounds=1, batch=2, plain_steps=1, steps=2, sides=(64,))
     )
     assert [row.name for row in rows] == [
-        "resnet50 layer3, 224 px, whole",
-        "resnet50 layer3, 224 px, as scheduled",
-        "efficientnet_lite0, 64 px, 128 steps",
+        "visualization, resnet50 layer3, 224 px, whole",
+        "visualization, resnet50 layer3, 224 px, as scheduled",
+        "visualization, efficientnet_lite0, 64 px, 128 steps",
     ]
     assert [goal.figure for row in rows for goal in row.goals] == ["ratio", "ratio", "a picture"]
     assert all(row.rivals[0].ratio.median > 0 for row in rows)
@@ -724,7 +725,10 @@ def test_the_plain_way_climbs_too() -> None:
 
 def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
     rows = bench_train(TrainBenchSettings(rounds=1, steps=1, n=256, model="wrn_10_1"))
-    assert [row.name for row in rows] == ["wrn_10_1, batch 128, all cores", "the loader alone"]
+    assert [row.name for row in rows] == [
+        "training, wrn_10_1, batch 128, all cores",
+        "training, the loader alone",
+    ]
     assert [goal.figure for row in rows for goal in row.goals] == ["waiting for data", "rate"]
     assert 0 <= rows[0].details["waited_percent"] <= 100
 
@@ -771,7 +775,7 @@ def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
     assert f"numpy {np.__version__}" in lines[-1]
     assert "busy" not in lines[-1]
     loaded = document([row(calibration_variation=0.5)], machine(()), [])
-    assert markdown(loaded).endswith(f"The machine was busy during: {row().name}.")
+    assert markdown(loaded).endswith(f"Others used the machine during {row().name}.")
 
 
 def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
@@ -782,3 +786,15 @@ def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
     for wrong in ("no marks", f"{END} {BEGIN}"):
         with pytest.raises(ValueError, match="the page has not both marks"):
             with_table(wrong, "| a |")
+
+
+def test_of_many_disturbed_measurements_the_number_is_told() -> None:
+    loaded = json.loads(json.dumps(document([row(0.4)] * 4, MACHINE, [])))
+    assert "during 4 of the 4 measurements" in markdown(loaded)
+
+
+def test_the_readme_has_the_figures_of_the_benchmark_that_is_kept() -> None:
+    readme = (ROOT / "README.md").read_text()
+    kept = json.loads((ROOT / "docs" / "bench.json").read_text())
+    assert len(kept["rows"]) > 10
+    assert with_table(readme, markdown(kept)) == readme

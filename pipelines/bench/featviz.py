@@ -134,7 +134,7 @@ def _step_comparison(
         )  # fmt: skip
 
     return Comparison(
-        name=f"{_TIMING_NETWORK} {_TIMING_LAYER}, {_TIMING_SIDE} px, {name}",
+        name=f"visualization, {_TIMING_NETWORK} {_TIMING_LAYER}, {_TIMING_SIDE} px, {name}",
         unit="steps/s",
         scale=1.0,
         contenders=(
@@ -181,7 +181,7 @@ def _picture_comparison(network: Network, settings: FeatvizBenchSettings, side: 
         )
 
     return Comparison(
-        name=f"{network.name}, {side} px, {_STEPS} steps",
+        name=f"visualization, {network.name}, {side} px, {_STEPS} steps",
         unit="pictures/s",
         scale=1.0,
         contenders=(Contender(name=OURS, run=ours), Contender(name=PLAIN, run=plain)),

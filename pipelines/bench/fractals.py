@@ -187,7 +187,7 @@ def _affine_comparison(settings: FractalBenchSettings) -> Comparison:
         return Findings(goals=(goal,))
 
     return Comparison(
-        name="affine, in colour",
+        name="chaos game, affine, in colour",
         unit="M points/s",
         scale=_MILLION,
         contenders=(
@@ -238,7 +238,7 @@ def _flame_comparison(
 
     plural = "" if variations == 1 else "s"
     return Comparison(
-        name=f"flame, {variations} variation{plural} a map",
+        name=f"chaos game, {variations} variation{plural} a map",
         unit="M iterations/s",
         scale=_MILLION,
         contenders=tuple(contenders),
@@ -309,7 +309,7 @@ def _picture_comparison(
     if flam3 is not None:
         contenders.extend(_flam3_painters(flam3, settings.flam3_pictures, folder))
     return Comparison(
-        name="mixed pictures, 256x256",
+        name="fractals of all families, 256x256",
         unit="pictures/s",
         scale=1.0,
         contenders=tuple(contenders),

@@ -16,6 +16,9 @@ from pipelines.shards.files import write_file
 
 BEGIN, END = "<!-- figures of pixmix-bench -->", "<!-- end of figures -->"
 
+_MOST_NAMED = 3
+"""Measurements that were disturbed, by name; of more their number is told."""
+
 
 def markdown(document: Mapping[str, Any]) -> str:
     """Return what `pixmix-bench --json` printed as a Markdown table and a line on the machine.
@@ -42,8 +45,13 @@ def markdown(document: Mapping[str, Any]) -> str:
     busy = [row["name"] for row in document["rows"] if row["busy"]]
     told = f"Medians, one thread where nothing else is said. {machine['processor']}, {cores}, "
     told += f"{machine['system']}; {versions}."
-    if busy:
-        told += f" The machine was busy during: {', '.join(busy)}."
+    if len(busy) > _MOST_NAMED:
+        told += (
+            f" Others used the machine during {len(busy)} of the {len(document['rows'])} "
+            "measurements: trust the last column more than the rates."
+        )
+    elif busy:
+        told += f" Others used the machine during {'; '.join(busy)}."
     return "\n".join([*lines, "", told])
 
 

@@ -215,7 +215,7 @@ def _batch_comparison(case: _Case) -> Comparison:
         )  # fmt: skip
 
     return Comparison(
-        name=case.name,
+        name=f"PixMix, in batches, {case.name}",
         unit="samples/s",
         scale=1.0,
         contenders=(
@@ -328,7 +328,7 @@ def _device_comparison(case: _Case) -> Comparison:
         )
 
     return Comparison(
-        name=f"BatchPixMix on the CPU device, {case.name}",
+        name=f"PixMix, by torch on the CPU, {case.name}",
         unit="samples/s",
         scale=1.0,
         contenders=(Contender(name=OURS, run=run), Contender(name=KERNEL, run=_kernel(case))),

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.bench.comparison import OURS
 from pipelines.bench.results import Goal, Row
 from pipelines.bench.timing import Spread, calibrate, variation
 from pipelines.shards.index import SAMPLE, write_index
@@ -76,7 +75,7 @@ def measure_startup(content: bytes, n: int, folder: Path) -> Row:
     memory = Spread.of([run["memory"] for run in found[1:]]).median
     torch_seconds = Spread.of([run["torch"] for run in found[1:]]).median
     return Row(
-        name=f"{OURS}: first batch of {n:,} samples",
+        name=f"first batch of {n:,} samples",
         unit="starts/s",
         rate=Spread.of([1 / first for first in firsts]),
         rivals=(),

@@ -162,7 +162,7 @@ def _step_comparison(settings: TrainBenchSettings, loader: TrainLoader, clock: C
         )
 
     return Comparison(
-        name=f"{settings.model}, batch {_BATCH}, all cores",
+        name=f"training, {settings.model}, batch {_BATCH}, all cores",
         unit="samples/s",
         scale=1.0,
         contenders=(
@@ -188,7 +188,7 @@ def _loader_comparison(loader: TrainLoader) -> Comparison:
         return Findings(goals=(goal,))
 
     return Comparison(
-        name="the loader alone",
+        name="training, the loader alone",
         unit="samples/s",
         scale=1.0,
         contenders=(Contender(name=OURS, run=ours),),
