@@ -83,9 +83,9 @@ def elementary_fingerprints() -> dict[str, str]:
 
 
 def picture_fingerprints() -> dict[str, Any]:
-    """Return two drawn genomes of the mixed family, and hashes of three pictures unlike in kind."""
+    """Return two drawn genomes of the mixed family, and hashes of pictures unlike in kind."""
     # Here, because they load every kernel, which the elementary functions do without.
-    from fractals import draw_genome, render
+    from fractals import BASELINES, draw_genome, paint_baseline, render
 
     drawn = {
         "escape": draw_genome(0, 0, "escape"),
@@ -100,6 +100,7 @@ def picture_fingerprints() -> dict[str, Any]:
         name: _sha256(render(genome, (48, 32), samples_per_pixel=8))
         for name, genome in drawn.items()
     }
+    found |= {kind: _sha256(paint_baseline(kind, 0, 1, (48, 32))) for kind in BASELINES}
     return found | {f"genome {index}": draw_genome(0, index).to_json() for index in range(2)}
 
 

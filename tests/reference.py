@@ -141,6 +141,70 @@ def xorshift32(state: int) -> int:
     return state ^ (state << 5 & 0xFFFFFFFF)
 
 
+# --- fractals/baselines.py -----------------------------------------------------------------------
+
+
+def units(words: Iterator[int]) -> Iterator[float]:
+    """The uniforms of a stream of words."""
+    return ((word >> 11) / 2**53 for word in words)
+
+
+def noise(words: Iterator[int], height: int, width: int) -> NDArray[np.uint8]:
+    """The bytes of words, the lowest first."""
+    n = height * width * 3
+    content = b"".join(next(words).to_bytes(8, "little") for _ in range(-(-n // 8)))
+    return np.frombuffer(content, np.uint8, n).reshape(height, width, 3)
+
+
+def leaves(
+    words: Iterator[int], height: int, width: int, smallest: float, largest: float
+) -> NDArray[np.uint8]:
+    """Each leaf looked for in every pixel that is bare."""
+    unit = units(words)
+    picture = np.zeros((height, width, 3), np.uint8)
+    bare = np.ones((height, width), bool)
+    y, x = np.mgrid[:height, :width].astype(float)
+    while bare.any():
+        radius = (smallest**-2 - next(unit) * (smallest**-2 - largest**-2)) ** -0.5
+        cx = next(unit) * (width + 3 * largest) - 1.5 * largest
+        cy = next(unit) * (height + 3 * largest) - 1.5 * largest
+        direction = 0j
+        while not 1e-6 < abs(direction) ** 2 <= 1:
+            direction = complex(2 * next(unit) - 1, 2 * next(unit) - 1)
+        direction /= abs(direction)
+        disc, across = next(unit) < 0.5, radius * (0.25 + 0.75 * next(unit))
+        colour = list(next(words).to_bytes(8, "little")[:3])
+        turned = ((x - cx) + 1j * (y - cy)) * direction.conjugate()
+        box = (abs(turned.real) <= radius) & (abs(turned.imag) <= across)
+        inside = bare & ((abs(turned) <= radius) if disc else box)
+        picture[inside] = colour
+        bare &= ~inside
+    return picture
+
+
+def spectrum(words: Iterator[int], height: int, width: int) -> NDArray[np.float64]:
+    """The levels of a picture before they are rounded, by numpy's transform."""
+    unit = units(words)
+    side = 1
+    while side < max(height, width):
+        side *= 2
+    a, b = 0.5 + 3 * next(unit), 0.5 + 3 * next(unit)
+    k = np.minimum(np.arange(side), side - np.arange(side)).astype(float)
+    size = np.where(k > 0, k**a, 0)[None, :] + np.where(k > 0, k**b, 0)[:, None]
+    size[0, 0] = np.inf
+    fields = np.empty((3, height, width))
+    for c in range(3):
+        turns = np.array([next(unit) for _ in range(side * side)]).reshape(side, side)
+        whole = np.fft.ifft2(np.exp(2j * np.pi * turns) / size)
+        fields[c] = whole.real[:height, :width]
+    levels = np.empty((height, width, 3))
+    for c in range(3):
+        mixed = sum((2 * next(unit) - 1) * field for field in fields)
+        mean, deviation = 64 + 128 * next(unit), 32 + 40 * next(unit)
+        levels[..., c] = mean + deviation * (mixed - mixed.mean()) / mixed.std()
+    return levels.clip(0, 255)
+
+
 # --- fractals/variations.py ----------------------------------------------------------------------
 
 Points = NDArray[np.float64]

@@ -1,0 +1,62 @@
+"""The painter of the simple sets that fractals are measured against."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from fractals import BASELINE_VERSION, Baseline, measure, paint_baseline
+from pipelines.generate.encoding import Picture
+from pipelines.generate.painting import Painted
+
+KIND = "baseline"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselinePainter:
+    """Paints picture i of a process and a seed.
+
+    process: one of `fractals.BASELINES`; height, width: pixels.
+    """
+
+    process: Baseline
+    seed: int = 0
+    height: int = 256
+    width: int = 256
+
+    def paint(self, pictures: range) -> Iterator[Painted]:
+        """Paint pictures, one by one."""
+        return map(self._paint, pictures)
+
+    def _paint(self, index: int) -> Painted:
+        picture = self._picture(index)
+        statistics = {name: round(value, 6) for name, value in measure(picture).items()}
+        record = {"seed": self.seed, "process": self.process, "statistics": statistics}
+        return Painted(picture, record, 1)
+
+    def repaint(self, record: Mapping[str, Any]) -> Picture:
+        """Paint a picture again from its record."""
+        return self._picture(record["index"])
+
+    def kind(self) -> str:
+        """Name what is painted."""
+        return KIND
+
+    def settings(self) -> dict[str, Any]:
+        """Return all that the pictures depend on, besides their number."""
+        return asdict(self)
+
+    def licence(self) -> str:
+        """Return CC0: random numbers are nobody's, and we claim nothing."""
+        return "CC0-1.0"
+
+    def versions(self) -> dict[str, Any]:
+        """Return the version that counts the changes of pictures."""
+        return {"baseline_version": BASELINE_VERSION}
+
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
+        """Make the painter of a set from the settings in its manifest."""
+        return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
+
+    def _picture(self, index: int) -> Picture:
+        return paint_baseline(self.process, self.seed, index, (self.height, self.width))

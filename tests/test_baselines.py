@@ -1,0 +1,90 @@
+"""The simple sets: their twins, what each is, and pictures that never change."""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+import reference
+from fractals import BASELINES, measure, paint_baseline
+from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
+from fractals.random import random_state
+
+SIZES = [(20, 33), (1, 1), (3, 40)]
+# sha256 of pictures 0 and 7 of seed 5, 40 high and 24 wide: what a seed produces is public.
+KEPT = {
+    "dead-leaves": "4bd6c53e5fe8ca2280a196114fda93b1520b176c910c54c9f8704acb81518ecb",
+    "spectrum": "85da9bc1a988c3c7d64569a6ee2f559ef1a1b276b67a3fda0007ce9786a6de99",
+    "noise": "75bb2a0c20a23c60ef329f3ef7c605a2e1b058219bd50a89a4f5e21bdd024129",
+}
+
+
+def words(kind: Any, seed: int, index: int) -> Any:  # noqa: ANN401
+    state = random_state(0x42415345, BASELINES.index(kind), seed, index)
+    return reference.xoshiro256plusplus([int(word) for word in state])
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_noise_and_leaves_equal_their_twins(size: tuple[int, int]) -> None:
+    for index in range(3):
+        found = paint_baseline("noise", -3, index, size)
+        assert (found == reference.noise(words("noise", -3, index), *size)).all()
+        smallest = max(0.75, SMALLEST_LEAF * min(size))
+        largest = max(2 * smallest, LARGEST_LEAF * min(size))
+        found = paint_baseline("dead-leaves", -3, index, size)
+        twin = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
+        # On the very edge of a leaf a rounding may decide.
+        assert (found == twin).all(axis=-1).mean() > 0.99
+
+
+@pytest.mark.parametrize("size", [(20, 33), (3, 40)])
+def test_spectra_are_their_twins_rounded(size: tuple[int, int]) -> None:
+    for index in range(3):
+        found = paint_baseline("spectrum", 2**70, index, size)
+        twin = reference.spectrum(words("spectrum", 2**70, index), *size)
+        assert abs(found - twin).max() < 0.5 + 1e-2
+
+
+def test_each_kind_is_what_it_is_for() -> None:
+    found = {
+        kind: [measure(paint_baseline(kind, 0, index, (128, 96))) for index in range(12)]
+        for kind in BASELINES
+    }
+    mean = {
+        kind: {name: np.mean([values[name] for values in each]) for name in each[0]}
+        for kind, each in found.items()
+    }
+    # White noise has no slope, what is scale-invariant has one; and leaves have more edges.
+    assert abs(mean["noise"]["spectral_slope"]) < 0.1
+    assert 1.5 < mean["dead-leaves"]["spectral_slope"] < 3
+    assert mean["spectrum"]["spectral_slope"] > 1.5
+    assert mean["dead-leaves"]["edge_density"] > 1.5 * mean["spectrum"]["edge_density"]
+
+
+@pytest.mark.parametrize("kind", BASELINES)
+def test_a_picture_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:  # noqa: ANN401
+    one = paint_baseline(kind, 5, 7, (40, 24))
+    assert (one == paint_baseline(kind, 5, 7, (40, 24))).all()
+    for other in ((5, 8), (6, 7)):
+        assert (one != paint_baseline(kind, *other, (40, 24))).mean() > 0.5
+    pictures = b"".join(paint_baseline(kind, 5, index, (40, 24)).tobytes() for index in (0, 7))
+    assert hashlib.sha256(pictures).hexdigest() == KEPT[kind]
+
+
+@pytest.mark.parametrize(
+    ("kind", "index", "size", "message"),
+    [
+        ("clouds", 0, (8, 8), "kind is 'clouds'; give one of dead-leaves, spectrum, noise"),
+        ("noise", -1, (8, 8), "index is -1"),
+        ("noise", 0, (0, 8), "size 0x8"),
+    ],
+)
+def test_nonsense_is_refused(
+    kind: Any,  # noqa: ANN401
+    index: int,
+    size: tuple[int, int],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        paint_baseline(kind, 0, index, size)
