@@ -7,7 +7,7 @@ import click
 
 from pipelines.cli.options import (
     Size,
-    check_task,
+    chosen_task,
     command_options,
     example,
     finite,
@@ -127,8 +127,8 @@ def fractals(
     format: str,
     jobs: int | None,
     preview: Path | None,
-    task_index: int,
-    num_tasks: int,
+    task_index: int | None,
+    num_tasks: int | None,
     as_json: bool,
 ) -> None:
     """Make a set of fractals.
@@ -136,13 +136,13 @@ def fractals(
     Picture i depends on seed, family, size and samples alone: any number of jobs or tasks and any
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
-    check_task(task_index, num_tasks)
     _check_preview(preview, out)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.fractals import FractalPainter, chunk_size
         from pipelines.generate.sets import SetRequest
         from pipelines.shards.workers import available_cores
 
+        task, tasks = chosen_task(task_index, num_tasks)
         height, width = size
         painter = FractalPainter(
             seed=seed,
@@ -158,8 +158,8 @@ def fractals(
             format=format,
             chunk=chunk_size(height, width, samples_per_pixel),
             jobs=jobs or available_cores(),
-            task_index=task_index,
-            num_tasks=num_tasks,
+            task_index=task,
+            num_tasks=tasks,
         )
         _make(request, preview, as_json=as_json)
 
@@ -207,7 +207,7 @@ def fractals(
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:1 or mps; under torchrun each process has a GPU.",
+    help="auto, cpu, cuda, cuda:1 or mps; under torchrun or srun each process has a GPU.",
 )
 @click.option(
     "--precision",
@@ -238,8 +238,8 @@ def featviz(
     batch: int | None,
     jobs: int | None,
     preview: Path | None,
-    task_index: int,
-    num_tasks: int,
+    task_index: int | None,
+    num_tasks: int | None,
     as_json: bool,
 ) -> None:
     """Make a set of feature visualizations: pictures that excite parts of a trained network.
@@ -248,20 +248,13 @@ def featviz(
     kind of machine any interruption, and any number of jobs or tasks, give the same set. The
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
-    check_task(task_index, num_tasks)
     _check_preview(preview, out)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.featviz import chunk_size, find_device, plan_painter
         from pipelines.generate.sets import SetRequest, earlier_settings
-        from pipelines.loading.world import find_torchrun
         from pipelines.shards.workers import available_cores
 
-        if num_tasks == 1:
-            try:
-                world = find_torchrun()
-            except ValueError as error:
-                raise PipelineError(str(error)) from error
-            task_index, num_tasks = world.rank, world.size
+        task, tasks = chosen_task(task_index, num_tasks)
         if jobs is None:
             # Processes share a CPU well, and a GPU badly.
             jobs = available_cores() if find_device(device).type == "cpu" else 1
@@ -286,8 +279,8 @@ def featviz(
             format=format,
             chunk=chunk_size(painter),
             jobs=jobs,
-            task_index=task_index,
-            num_tasks=num_tasks,
+            task_index=task,
+            num_tasks=tasks,
         )
         _make(request, preview, as_json=as_json)
 
