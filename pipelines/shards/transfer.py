@@ -111,7 +111,7 @@ def retrying(
     *,
     retry: retry_base,
     most: int,
-    after: Callable[[RetryCallState], None],
+    after: Callable[[RetryCallState], None] = lambda _: None,
 ) -> Retrying:
     """Return how one kind of failure is met: random pauses, each of which is told of, and an end.
 
