@@ -26,9 +26,9 @@ def paint_here(work, chunks, *, jobs, finished):  # noqa: ANN001, ANN201, ARG001
 
 def make(folder: Path) -> None:
     """Begin a set of 3 pictures, lose one, and let the set grow to 7."""
-    sets.generate_set(request(folder, n=3, chunk=2))
+    sets.generate_set(request(folder, n=3, chunk=2), run=paint_here)
     (folder / "images" / "00000001.png").unlink(missing_ok=True)
-    sets.generate_set(request(folder, n=7, chunk=2))
+    sets.generate_set(request(folder, n=7, chunk=2), run=paint_here)
 
 
 def end_before_operation(last: int) -> None:
@@ -62,7 +62,6 @@ def check_what_is_there(folder: Path) -> None:
 
 
 def main(scratch: Path) -> None:
-    sets.run_chunks = paint_here
     make(scratch / "unbroken")
     unbroken = tree(scratch / "unbroken")
     crashes = 0
@@ -78,7 +77,7 @@ def main(scratch: Path) -> None:
             break
         assert os.waitstatus_to_exitcode(status) == CRASHED
         check_what_is_there(folder)
-        sets.generate_set(request(folder, n=7, chunk=2))
+        sets.generate_set(request(folder, n=7, chunk=2), run=paint_here)
         assert tree(folder) == unbroken, crashes
         shutil.rmtree(folder)
         crashes += 1

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.generate.painted_shards import ShardedRequest
 from pipelines.generate.painting import Painted
 from pipelines.generate.sets import SetRequest
+from pipelines.shards.places import Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,12 @@ def request(folder: Path, painter: Stripes | None = None, **changes: Any) -> Set
     """Return the request for a small set of stripes, 10 pictures in chunks of 4."""
     settings = {"n": 10, "chunk": 4, "format": "png", "jobs": 1} | changes
     return SetRequest(folder=folder, painter=painter or Stripes(), **settings)
+
+
+def sharded(place: Place, painter: Stripes | None = None, **changes: Any) -> ShardedRequest:  # noqa: ANN401
+    """Return the request for a small set of stripes in shards, 10 pictures, 3 a shard at most."""
+    settings = {"n": 10, "chunk": 2, "shard_size": 3, "format": "png", "name": "stripes"} | changes
+    return ShardedRequest(place=place, painter=painter or Stripes(), **settings)
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -62,6 +62,14 @@ def test_the_page_of_formats_names_every_key_of_a_set_of_feature_visualizations(
     assert set(keys([manifest, record])) - NAMED == set()
 
 
+def test_the_page_of_formats_names_every_key_of_painted_shards(tmp_path: Path) -> None:
+    arguments = ["--n", "2", "--size", "32", "--to-shards", "--out", str(tmp_path / "set")]
+    made = CliRunner().invoke(gen.main, ["fractals", *arguments])
+    assert made.exit_code == 0, made.output
+    manifest = json.loads((tmp_path / "set" / "manifest.json").read_bytes())
+    assert set(keys(manifest)) - NAMED == set()
+
+
 def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     find_data("digits", None, tmp_path, lambda _done, _total: None)

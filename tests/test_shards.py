@@ -32,7 +32,7 @@ from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
 from pipelines.shards import pictures as picture_module
-from pipelines.shards import write
+from pipelines.shards import sidecars
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
@@ -323,7 +323,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_set(
         for chunk in chunks:
             work(chunk)
 
-    monkeypatch.setattr(write, "write_member", full)
+    monkeypatch.setattr(sidecars, "write_member", full)
     monkeypatch.setattr("pipelines.shards.workers.run_chunks", here)
     result = run("imagefolder", image_folder, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1

@@ -1,5 +1,6 @@
 """`pixmix-gen`: make sets of pictures to mix with, and verify them."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,7 +8,7 @@ import click
 
 from pipelines.cli.options import (
     Size,
-    check_task,
+    chosen_task,
     command_options,
     example,
     finite,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from featviz import Precision
     from fractals import Family
+    from pipelines.generate.painted_shards import ShardedResult
     from pipelines.generate.painting import Painter
     from pipelines.generate.sets import SetRequest, SetResult
 
@@ -38,6 +40,7 @@ PRECISIONS = ("float32", "bfloat16")
 _CONTINUES = "interrupted; the same command continues this set"
 
 PREVIEW_PICTURES = 64
+SHARD_SIZE = 1000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +50,7 @@ def main() -> None:
 
 
 def _set_options(
-    pictures: int, folder: str
+    pictures: int, name: str
 ) -> "Callable[[Callable[..., None]], Callable[..., None]]":
     """Add the options that every kind of set has: how many, where, how large, which files."""
 
@@ -78,11 +81,22 @@ def _set_options(
                 metavar="PIXELS|WIDTHxHEIGHT",
             ),
             click.option(
+                "--shard-size",
+                type=click.IntRange(1, 10**8),
+                help="Pictures a shard, at most, which a process makes in one go.  [default: "
+                f"{SHARD_SIZE}]",
+            ),
+            click.option(
+                "--to-shards",
+                is_flag=True,
+                help="Write WebDataset tars, as pixmix-shard mixing makes of pictures, and no "
+                "files of pictures. Several tasks are closed by pixmix-gen merge.",
+            ),
+            click.option(
                 "--out",
-                type=click.Path(path_type=Path),
-                default=Path(folder),
-                show_default=True,
-                help="Folder of the set; the same command continues what is there.",
+                metavar="DIR|URL",
+                help="Folder of the set; with --to-shards also s3://... or gs://... The same "
+                f"command continues what is there.  [default: mixing-set/{name}, or shards/{name}]",
             ),
             click.option(
                 "--n",
@@ -102,9 +116,10 @@ def _set_options(
     epilog=example(
         "pixmix-gen fractals --n 14000 --preview sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
+        "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
     )
 )
-@_set_options(14_000, "mixing-set/fractals")
+@_set_options(14_000, "fractals")
 @click.option("--family", type=click.Choice(FAMILIES), default=FAMILIES[0], show_default=True)
 @click.option(
     "--samples-per-pixel",
@@ -119,7 +134,9 @@ def _set_options(
 def fractals(
     *,
     n: int,
-    out: Path,
+    out: str | None,
+    to_shards: bool,
+    shard_size: int | None,
     family: "Family",
     size: tuple[int, int],
     samples_per_pixel: float,
@@ -127,8 +144,8 @@ def fractals(
     format: str,
     jobs: int | None,
     preview: Path | None,
-    task_index: int,
-    num_tasks: int,
+    task_index: int | None,
+    num_tasks: int | None,
     as_json: bool,
 ) -> None:
     """Make a set of fractals.
@@ -136,13 +153,12 @@ def fractals(
     Picture i depends on seed, family, size and samples alone: any number of jobs or tasks and any
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
-    check_task(task_index, num_tasks)
-    _check_preview(preview, out)
+    target = _target("fractals", out, shard_size, preview, to_shards=to_shards)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.fractals import FractalPainter, chunk_size
-        from pipelines.generate.sets import SetRequest
         from pipelines.shards.workers import available_cores
 
+        task = chosen_task(task_index, num_tasks)
         height, width = size
         painter = FractalPainter(
             seed=seed,
@@ -151,17 +167,16 @@ def fractals(
             width=width,
             samples_per_pixel=samples_per_pixel,
         )
-        request = SetRequest(
-            folder=out,
-            painter=painter,
+        _make(
+            target,
+            painter,
             n=n,
             format=format,
             chunk=chunk_size(height, width, samples_per_pixel),
             jobs=jobs or available_cores(),
-            task_index=task_index,
-            num_tasks=num_tasks,
+            task=task,
+            as_json=as_json,
         )
-        _make(request, preview, as_json=as_json)
 
 
 @main.command(
@@ -171,7 +186,7 @@ def fractals(
         "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
     )
 )
-@_set_options(4_700, "mixing-set/featviz")
+@_set_options(4_700, "featviz")
 @click.option(
     "--model",
     default="efficientnet_lite0",
@@ -207,7 +222,7 @@ def fractals(
     "--device",
     default="auto",
     show_default=True,
-    help="auto, cpu, cuda, cuda:1 or mps; under torchrun each process has a GPU.",
+    help="auto, cpu, cuda, cuda:1 or mps; under torchrun or srun each process has a GPU.",
 )
 @click.option(
     "--precision",
@@ -224,7 +239,9 @@ def fractals(
 def featviz(
     *,
     n: int,
-    out: Path,
+    out: str | None,
+    to_shards: bool,
+    shard_size: int | None,
     model: str,
     weights: Path | None,
     allow_random: bool,
@@ -238,8 +255,8 @@ def featviz(
     batch: int | None,
     jobs: int | None,
     preview: Path | None,
-    task_index: int,
-    num_tasks: int,
+    task_index: int | None,
+    num_tasks: int | None,
     as_json: bool,
 ) -> None:
     """Make a set of feature visualizations: pictures that excite parts of a trained network.
@@ -248,20 +265,12 @@ def featviz(
     kind of machine any interruption, and any number of jobs or tasks, give the same set. The
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
-    check_task(task_index, num_tasks)
-    _check_preview(preview, out)
+    target = _target("featviz", out, shard_size, preview, to_shards=to_shards)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.featviz import chunk_size, find_device, plan_painter
-        from pipelines.generate.sets import SetRequest, earlier_settings
-        from pipelines.loading.world import find_torchrun
         from pipelines.shards.workers import available_cores
 
-        if num_tasks == 1:
-            try:
-                world = find_torchrun()
-            except ValueError as error:
-                raise PipelineError(str(error)) from error
-            task_index, num_tasks = world.rank, world.size
+        task = chosen_task(task_index, num_tasks)
         if jobs is None:
             # Processes share a CPU well, and a GPU badly.
             jobs = available_cores() if find_device(device).type == "cpu" else 1
@@ -277,30 +286,175 @@ def featviz(
             precision=precision,
             batch=batch,
             jobs=jobs,
-            earlier=earlier_settings(out),
+            earlier=_settings_so_far(target),
         )
-        request = SetRequest(
-            folder=out,
-            painter=painter,
+        _make(
+            target,
+            painter,
             n=n,
             format=format,
             chunk=chunk_size(painter),
             jobs=jobs,
+            task=task,
+            as_json=as_json,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """Where a set goes. shard_size: None for files of pictures."""
+
+    name: str
+    out: str
+    shard_size: int | None
+    preview: Path | None
+
+
+def _target(
+    name: str, out: str | None, shard_size: int | None, preview: Path | None, *, to_shards: bool
+) -> _Target:
+    """Return where a set goes.
+
+    Raises:
+        click.UsageError: if the options do not go together.
+    """
+    from pipelines.shards.connections import is_remote, shown
+
+    if not to_shards:
+        if shard_size is not None:
+            raise click.UsageError("--shard-size is of shards; give --to-shards too")
+        out = out or f"mixing-set/{name}"
+        if is_remote(out):
+            raise click.UsageError(
+                f"--out {shown(out)} is an address, to which pictures go in shards; give "
+                "--to-shards too, or a folder"
+            )
+        _check_preview(preview, Path(out))
+        return _Target(name=name, out=out, shard_size=None, preview=preview)
+    if preview is not None:
+        raise click.UsageError(
+            "--preview draws files of pictures; leave it out with --to-shards, and draw the shards "
+            f"afterwards: pixmix-show set DIR --sheet {preview}"
+        )
+    return _Target(
+        name=name, out=out or f"shards/{name}", shard_size=shard_size or SHARD_SIZE, preview=None
+    )
+
+
+def _settings_so_far(target: _Target) -> dict[str, Any]:
+    from pipelines.generate.painted_shards import settings_so_far
+    from pipelines.generate.sets import earlier_settings
+    from pipelines.shards.places import open_place
+
+    if target.shard_size is None:
+        return earlier_settings(Path(target.out))
+    return settings_so_far(open_place(target.out))
+
+
+def _make(
+    target: _Target,
+    painter: "Painter",
+    *,
+    n: int,
+    format: str,
+    chunk: int,
+    jobs: int,
+    task: tuple[int, int],
+    as_json: bool,
+) -> None:
+    """Make the set, show it and say so."""
+    task_index, num_tasks = task
+    if target.shard_size is not None:
+        from pipelines.generate.painted_shards import ShardedRequest, paint_set
+        from pipelines.shards.places import open_place
+
+        sharded = ShardedRequest(
+            place=open_place(target.out),
+            painter=painter,
+            n=n,
+            name=target.name,
+            format=format,
+            shard_size=target.shard_size,
+            chunk=chunk,
+            jobs=jobs,
             task_index=task_index,
             num_tasks=num_tasks,
         )
-        _make(request, preview, as_json=as_json)
+        with progress_bar("pictures") as progress:
+            made = paint_set(sharded, progress=progress)
+        say(_sharded_summary(made), _sharded_document(made), as_json=as_json)
+        return
+    from pipelines.generate.sets import SetRequest, generate_set
 
-
-def _make(request: "SetRequest", preview: Path | None, *, as_json: bool) -> None:
-    """Make the set, show it and say so."""
-    from pipelines.generate.sets import generate_set
-
+    request = SetRequest(
+        folder=Path(target.out),
+        painter=painter,
+        n=n,
+        format=format,
+        chunk=chunk,
+        jobs=jobs,
+        task_index=task_index,
+        num_tasks=num_tasks,
+    )
     with progress_bar("pictures") as progress:
         result = generate_set(request, progress=progress)
-    if preview is not None:
-        _write_preview(preview, request)
-    say(_summary(request, result, preview), _document(request, result, preview), as_json=as_json)
+    if target.preview is not None:
+        _write_preview(target.preview, request)
+    say(
+        _summary(request, result, target.preview),
+        _document(request, result, target.preview),
+        as_json=as_json,
+    )
+
+
+@main.command(
+    epilog=example("pixmix-gen merge shards/fractals", "pixmix-gen merge s3://bucket/fractals")
+)
+@click.argument("place", metavar="DIR|URL")
+@command_options
+def merge(*, place: str, as_json: bool) -> None:
+    """Close a set of shards that several tasks made: write its index and its manifest.
+
+    Exit code 0 says that the set is complete, 1 that shards are missing, and which.
+    """
+    with one_line_errors("interrupted; the same command closes the set"):
+        from pipelines.generate.painted_shards import merge_shards
+        from pipelines.shards.places import open_place
+
+        result = merge_shards(open_place(place))
+        say(_sharded_summary(result), _sharded_document(result), as_json=as_json)
+    if not result.complete:
+        raise click.exceptions.Exit(1)
+
+
+def _sharded_summary(result: "ShardedResult") -> str:
+    from pipelines.generate.painted_shards import missing_ranges
+
+    if result.complete:
+        shards = "1 shard" if result.n_shards == 1 else f"{result.n_shards:,} shards"
+        return f"{result.place}: complete; {result.n:,} pictures in {shards}"
+    whole = result.n_shards - len(result.missing)
+    text = f"{result.place}: {whole:,} of {result.n_shards:,} shards"
+    if not result.missing:
+        return f"{text}; pixmix-gen merge {result.place} closes the set"
+    return (
+        f"{text}; missing are {missing_ranges(result.missing)}: give again the command that began "
+        "the set, as any tasks or as one, which makes these alone, then pixmix-gen merge "
+        f"{result.place}"
+    )
+
+
+def _sharded_document(result: "ShardedResult") -> dict[str, Any]:
+    from pipelines.generate.plan import ranges_of
+
+    return {
+        "place": result.place,
+        "pictures": result.n,
+        "painted": result.painted,
+        "shards": result.n_shards,
+        "missing": [[each.start, each.stop - 1] for each in ranges_of(result.missing)],
+        "complete": result.complete,
+    }
 
 
 @main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))

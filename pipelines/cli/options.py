@@ -75,34 +75,55 @@ def jobs_option(command: Command) -> Command:
 
 
 def task_options(command: Command) -> Command:
-    """Add --task-index and --num-tasks; see `check_task`."""
+    """Add --task-index and --num-tasks; see `chosen_task`."""
     command = click.option(
         "--num-tasks",
         type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        help="Runs that share the work and the folder, as in a batch system's array job.",
+        help="Runs that share the work, as in a batch system's array job.  [default: by Slurm, "
+        "torchrun or mpirun, or 1]",
     )(command)
     return click.option(
         "--task-index",
         type=click.IntRange(0),
-        default=0,
-        show_default=True,
-        help="Which of them this is, from 0.",
+        help="Which of them this is, from 0.  [default: by Slurm, Kubernetes, torchrun or mpirun, "
+        "or 0]",
     )(command)
 
 
-def check_task(task_index: int, num_tasks: int) -> None:
-    """Refuse a task that is not one of the tasks.
+def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int]:
+    """Return which task this run is, and of how many: by the options, or by the environment.
+
+    A task that was found in the environment is told in one line on stderr.
 
     Raises:
-        click.BadParameter: if task_index >= num_tasks.
+        click.UsageError: if the options do not make a task.
+        PipelineError: if what the environment says makes none.
     """
-    if task_index >= num_tasks:
-        raise click.BadParameter(
-            f"{task_index} is not below --num-tasks {num_tasks}; give 0 to {num_tasks - 1}",
-            param_hint="'--task-index'",
-        )
+    if task_index is not None:
+        if num_tasks is None:
+            raise click.UsageError(f"--task-index {task_index} of how many? Give --num-tasks too")
+        if task_index >= num_tasks:
+            raise click.BadParameter(
+                f"{task_index} is not below --num-tasks {num_tasks}; give 0 to {num_tasks - 1}",
+                param_hint="'--task-index'",
+            )
+        return task_index, num_tasks
+    from pipelines.loading.world import find_task
+
+    try:
+        task = find_task(num_tasks)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    if task is None:
+        if num_tasks is not None:
+            raise click.UsageError(
+                f"--num-tasks {num_tasks}, and neither --task-index nor a batch system says which "
+                f"of them this is; give --task-index 0 to {num_tasks - 1}"
+            )
+        return 0, 1
+    if task.count > 1:
+        click.echo(f"task {task.index} of {task.count}, by {' and '.join(task.by)}", err=True)
+    return task.index, task.count
 
 
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:

@@ -351,12 +351,12 @@ def plan_painter(
 def find_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is this process's GPU, or the CPU.
 
-    Under torchrun a process takes the GPU of its LOCAL_RANK.
+    A process that torchrun or srun began takes the GPU of its number on the machine.
 
     Raises:
         PipelineError: if there is no such device here.
     """
-    local = os.environ.get("LOCAL_RANK", "0")
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"

@@ -1,6 +1,6 @@
 """From a picture's number to its file and its record: the work of one process."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -9,6 +9,9 @@ import numpy as np
 from pipelines.generate.encoding import Picture, encode
 from pipelines.generate.records import to_line, write_part
 from pipelines.shards.files import sha256, write_files
+
+IMAGES = "images"
+"""The folder of the pictures in that of their set."""
 
 
 class Painted(NamedTuple):
@@ -60,6 +63,37 @@ def picture_name(index: int, format: str) -> str:
     return f"{index:08d}.{format}"
 
 
+class PictureFile(NamedTuple):
+    """A picture as it is kept. number, name: of the file; record: what is known of it."""
+
+    number: int
+    name: str
+    content: bytes
+    record: dict[str, Any]
+
+
+def paint_files(painter: Painter, format: str, pictures: range) -> Iterator[PictureFile]:
+    """Paint a range of pictures and encode them, in order.
+
+    Args:
+        painter: what paints them.
+        format: a key of `encoding.ENCODERS`.
+        pictures: the picture numbers.
+    """
+    for index, painted in zip(pictures, painter.paint(pictures), strict=True):
+        content = encode(painted.picture, format)
+        name = picture_name(index, format)
+        record = {
+            "index": index,
+            "file": f"{IMAGES}/{name}",
+            **painted.record,
+            "attempts": painted.attempts,
+            "sha256": pixel_sha256(painted.picture),
+            "file_sha256": sha256(content),
+        }
+        yield PictureFile(index, name, content, record)
+
+
 def paint_chunk(painter: Painter, format: str, images: Path, parts: Path, pictures: range) -> range:
     """Paint a range of pictures to the disk, then commit their records.
 
@@ -78,22 +112,9 @@ def paint_chunk(painter: Painter, format: str, images: Path, parts: Path, pictur
     """
     files = {}
     lines = []
-    for index, painted in zip(pictures, painter.paint(pictures), strict=True):
-        content = encode(painted.picture, format)
-        name = picture_name(index, format)
-        files[name] = content
-        lines.append(
-            to_line(
-                {
-                    "index": index,
-                    "file": f"{images.name}/{name}",
-                    **painted.record,
-                    "attempts": painted.attempts,
-                    "sha256": pixel_sha256(painted.picture),
-                    "file_sha256": sha256(content),
-                }
-            )
-        )
+    for picture in paint_files(painter, format, pictures):
+        files[picture.name] = picture.content
+        lines.append(to_line(picture.record))
     write_files(images, files)
     write_part(parts, pictures, lines)
     return pictures

@@ -12,7 +12,7 @@ folder share nothing else. Whoever finds all records there joins them and comple
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import ENCODERS, encoder_version
-from pipelines.generate.painting import Painter, paint_chunk, picture_name
+from pipelines.generate.painting import IMAGES, Painter, paint_chunk, picture_name
 from pipelines.generate.plan import cut, ranges_of, share, subtract
 from pipelines.generate.records import Part, find_parts, forget, merge
 from pipelines.shards.files import (
@@ -34,8 +34,9 @@ from pipelines.shards.files import (
     world_errors,
     write_file,
 )
+from pipelines.shards.index import FORMAT
 from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.workers import run_chunks
+from pipelines.shards.workers import Run, run_chunks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ class SetRequest:
     @property
     def images(self) -> Path:
         """The folder of the picture files."""
-        return self.folder / "images"
+        return self.folder / IMAGES
 
     @property
     def metadata(self) -> Path:
@@ -107,7 +108,9 @@ class SetResult:
         return bool(self.manifest["status"] == "complete")
 
 
-def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> SetResult:
+def generate_set(
+    request: SetRequest, *, run: Run = run_chunks, progress: Progress = no_progress
+) -> SetResult:
     """Make a set of pictures, or continue, grow or heal one.
 
     Picture i depends on the painter and i alone, and the finished folder on the painter, n and
@@ -115,6 +118,7 @@ def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> Se
 
     Args:
         request: what to make.
+        run: how chunks of work are run.
         progress: called with the pictures that are whole and all pictures of this task, first
             before anything is painted.
 
@@ -144,7 +148,7 @@ def generate_set(request: SetRequest, *, progress: Progress = no_progress) -> Se
                 missing = _begin(request)
             own = _own_share(request, [range(request.n)])
             to_paint = _own_share(request, missing)
-            painted = _paint(request, to_paint, sum(map(len, own)), progress)
+            painted = _paint(request, to_paint, sum(map(len, own)), run, progress)
             with _records_lock(request):
                 return _finish(request, painted)
 
@@ -166,6 +170,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise PipelineError(f"{path} is not JSON ({error}); choose another folder") from error
+    if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+        raise PipelineError(
+            f"{folder} holds shards, not files of pictures; check them with pixmix-shard verify, "
+            "continue them with --to-shards, or choose another folder"
+        )
     keys = {"kind", "status", "pictures", "settings", "made_with"}
     if not isinstance(manifest, dict) or not keys <= manifest.keys():
         raise PipelineError(
@@ -281,26 +290,45 @@ def _refuse_other_settings(request: SetRequest) -> dict[str, Any]:
     for field, value in fresh["settings"].items():
         compared.append((field, earlier["settings"].get(field), value))
     for field, before, now in compared:
-        if before != now:
-            raise PipelineError(
-                f"{field}: {request.folder} was begun with {before}, this command says {now}; "
-                f"repeat {before}, or choose another --out"
-            )
-    for field, now in fresh["made_with"].items():
-        before = earlier["made_with"].get(field)
-        # The version of this package alone decides nothing: the others say when pictures change.
-        if before != now and field != "pixmix":
-            raise PipelineError(
-                f"{field}: {request.folder} was begun with {before} (pixmix "
-                f"{earlier['made_with'].get('pixmix')}), here is {now}; install what it was begun "
-                "with, or choose another --out"
-            )
+        refuse_other(request.folder, field, before, now)
+    refuse_other_versions(request.folder, earlier["made_with"], fresh["made_with"])
     if earlier["pictures"] > request.n:
         raise PipelineError(
             f"n: {request.folder} was begun with {earlier['pictures']} pictures, this command "
             f"says {request.n}; ask for at least {earlier['pictures']}, or choose another --out"
         )
     return earlier
+
+
+def refuse_other(place: Path | str, field: str, before: object, now: object) -> None:
+    """See that a setting is that of the set so far.
+
+    Raises:
+        PipelineError: if it is another, with its name.
+    """
+    if before != now:
+        raise PipelineError(
+            f"{field}: {place} was begun with {before}, this command says {now}; "
+            f"repeat {before}, or choose another --out"
+        )
+
+
+def refuse_other_versions(
+    place: Path | str, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """See that the code that pictures depend on is that of the set so far.
+
+    Raises:
+        PipelineError: if it is another, with its name.
+    """
+    for field, version in now.items():
+        # The version of this package alone decides nothing: the others say when pictures change.
+        if before.get(field) != version and field != "pixmix":
+            raise PipelineError(
+                f"{field}: {place} was begun with {before.get(field)} (pixmix "
+                f"{before.get('pixmix')}), here is {version}; install what it was begun "
+                "with, or choose another --out"
+            )
 
 
 def _own_share(request: SetRequest, ranges: list[range]) -> list[range]:
@@ -312,6 +340,7 @@ def _paint(
     request: SetRequest,
     chunks: list[range],
     total: int,
+    run: Run,
     progress: Progress,
 ) -> int:
     to_paint = sum(map(len, chunks))
@@ -331,7 +360,7 @@ def _paint(
             request.images,
             request.parts,
         )
-        run_chunks(work, chunks, jobs=min(request.jobs, len(chunks)), finished=finished)
+        run(work, chunks, jobs=min(request.jobs, len(chunks)), finished=finished)
     return painted
 
 

@@ -1,6 +1,10 @@
-"""Which of how many processes this is: the only place that asks the environment."""
+"""Which of how many processes or tasks this is: the only place that asks the environment.
+
+Processes train together (`find_world`); tasks share work without a word between them (`find_task`).
+"""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 # What starts the processes of a job, and how it names rank and number of them.
@@ -9,6 +13,15 @@ _LAUNCHERS = (
     ("SLURM_PROCID", "SLURM_NTASKS"),  # srun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # mpirun of Open MPI
 )
+
+_TORCHRUN, _SRUN, _MPIRUN = _LAUNCHERS
+
+_ARRAY = "SLURM_ARRAY_TASK_ID"
+_INDEXED_JOB = "JOB_COMPLETION_INDEX"
+
+_FIRST_SPECIAL_STEP = 0xFFFFFFF0
+"""Slurm numbers the steps of srun from 0, and from the top those that are none: the batch script,
+an interactive shell (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,19 +41,6 @@ class World:
             raise ValueError(
                 f"rank {self.rank} of {self.size} processes; give a rank from 0 to world_size - 1"
             )
-
-
-def find_torchrun() -> World:
-    """Return the world that torchrun began, or that of one process.
-
-    For work that needs no word between its processes: a batch system's own variables are there in
-    many a job that runs a command once.
-
-    Raises:
-        ValueError: if torchrun's variables are no rank and size.
-    """
-    names = _LAUNCHERS[0]
-    return _named(*names) if all(name in os.environ for name in names) else World(rank=0, size=1)
 
 
 def find_world(rank: int | None = None, world_size: int | None = None) -> World:
@@ -79,3 +79,107 @@ def _named(rank_name: str, size_name: str) -> World:
             "the environment are no rank and number of processes; mend them, or give rank and "
             "world_size"
         ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A run among those that share some work. index: 0 .. count - 1; by: the variables that told.
+
+    Raises:
+        ValueError: if there is no such task.
+    """
+
+    index: int
+    count: int
+    by: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse an index that is none of the tasks."""
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"{' and '.join(self.by)} in the environment make this task {self.index}, which is "
+                f"not below the {self.count} tasks that there are; number the tasks from 0, or "
+                "give --task-index and --num-tasks"
+            )
+
+
+def find_task(num_tasks: int | None = None) -> Task | None:
+    """Return which task of a job this run is, by what a batch system and a launcher have set.
+
+        --array=0-3, each element by srun -n 8      array element 2, rank 5: task 21 of 32
+
+    A batch system numbers its elements: Slurm those of an array job, Kubernetes those of an indexed
+    Job. In each of them a launcher may start several processes: torchrun, srun or mpirun. The ranks
+    of torchrun count through all elements of an indexed Job.
+
+    Args:
+        num_tasks: where the user has given it; then the elements' own numbers count from 0.
+
+    Returns:
+        The task, or None where nothing is set.
+
+    Raises:
+        ValueError: if what is set is no number, or does not tell how many tasks there are, or if
+            the task is not below their number.
+    """
+    names = _launcher()
+    inner = _named(*names) if names else World(rank=0, size=1)
+    by = names[:1] if names else ()
+    if _ARRAY in os.environ:
+        element, n_elements = (_number(_ARRAY), 1) if num_tasks else _array_element()
+        by = (_ARRAY, *by)
+    elif _INDEXED_JOB in os.environ and names != _TORCHRUN:
+        element, n_elements = _number(_INDEXED_JOB), 1
+        by = (_INDEXED_JOB, *by)
+        if num_tasks is None:
+            raise ValueError(
+                f"{_INDEXED_JOB} says that this is task {element} of an indexed Job, and nothing "
+                "says of how many; give the Job's completions as --num-tasks"
+            )
+    elif names:
+        element, n_elements = 0, 1
+    else:
+        return None
+    index = element * inner.size + inner.rank
+    return Task(index=index, count=num_tasks or n_elements * inner.size, by=by)
+
+
+def _launcher() -> tuple[str, str] | None:
+    """Return the names of rank and size of the launcher that started this process, if one did.
+
+    In the script of a Slurm job both are set too, though it runs once: srun makes steps.
+    """
+    for names in _LAUNCHERS:
+        if all(name in os.environ for name in names) and (names != _SRUN or _is_step(os.environ)):
+            return names
+    return None
+
+
+def _is_step(environment: Mapping[str, str]) -> bool:
+    step = environment.get("SLURM_STEP_ID", "")
+    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
+
+
+def _array_element() -> tuple[int, int]:
+    """Return the place of an array job's element among all, counted from 0, and their number."""
+    first, last, step, count = (
+        _number(f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "MAX", "STEP", "COUNT")
+    )
+    own = _number(_ARRAY)
+    if step < 1 or (last - first) // step + 1 != count:
+        raise ValueError(
+            f"the elements of this array job are a list of {count} numbers from {first} to {last}, "
+            "which does not tell the place of one; give --num-tasks, of which "
+            f"{_ARRAY}={own} is then the index"
+        )
+    return (own - first) // step, count
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(
+            f"{name}={text!r} in the environment is no number; mend it, or give --task-index and "
+            "--num-tasks"
+        )
+    return int(text)

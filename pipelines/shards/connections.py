@@ -241,7 +241,17 @@ def _in_own_loop(work: Callable[[], Coroutine[Any, Any, None]], stop: threading.
             given_up.set()
 
 
-def _open_file_system(url: str, access: RemoteAccess) -> Any:  # noqa: ANN401, fsspec has no types
+def open_store(url: str, access: RemoteAccess, **how: bool) -> Any:  # noqa: ANN401, fsspec has no types
+    """Return fsspec's file system of an address.
+
+    Args:
+        url: an address.
+        access: the options of its scheme.
+        how: fsspec's own words, as asynchronous=True.
+
+    Raises:
+        PipelineError: if what reads this scheme is not installed.
+    """
     scheme = _scheme(url)
     try:
         file_system = fsspec.get_filesystem_class(scheme)
@@ -250,9 +260,11 @@ def _open_file_system(url: str, access: RemoteAccess) -> Any:  # noqa: ANN401, f
             f"{shown(url)} needs pixmix[{EXTRAS[scheme]}]; run pip install "
             f"'pixmix[{EXTRAS[scheme]}]'"
         ) from error
-    return file_system(
-        asynchronous=True, skip_instance_cache=True, **access.options.get(scheme, {})
-    )
+    return file_system(**how, **access.options.get(scheme, {}))
+
+
+def _open_file_system(url: str, access: RemoteAccess) -> Any:  # noqa: ANN401, as above
+    return open_store(url, access, asynchronous=True, skip_instance_cache=True)
 
 
 async def _read_http(url: str, received: Received, access: RemoteAccess) -> None:

@@ -139,12 +139,12 @@ def flush_folder(folder: Path) -> None:
 
 @contextmanager
 def world_errors(
-    folder: Path, *, jobs: int, elsewhere: str = "", smaller: str = ""
+    folder: Path | str, *, jobs: int, elsewhere: str = "", smaller: str = ""
 ) -> Iterator[None]:
     """Say in one line what disk and memory did not allow to a command that can be given again.
 
     Args:
-        folder: what is written to.
+        folder: what is written to, as messages name it.
         jobs: processes of the command.
         elsewhere: a remedy for a folder that cannot be written, before the usual one.
         smaller: a remedy for too little memory, after the usual one.

@@ -89,7 +89,7 @@ def fetch(
     access = access or RemoteAccess()
     stop = stop or threading.Event()
     if not is_remote(url):
-        path = _local_path(url)
+        path = local_path(url)
         verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
         reserved()
         return HeldFile(path)
@@ -200,7 +200,7 @@ def open_remote_shards(
     """
     cache, access = cache or ShardCache(), access or RemoteAccess()
     if not is_remote(where):
-        shards = open_shards(_local_path(where))
+        shards = open_shards(local_path(where))
         location = shards.location
         manifest = Path(location) / MANIFEST_NAME
         if manifest_sha256 not in {None, file_sha256(manifest)}:
@@ -276,7 +276,12 @@ def _fetch_bytes(url: str, access: RemoteAccess) -> bytes:
     return file.getvalue()
 
 
-def _local_path(where: str) -> Path:
+def local_path(where: str) -> Path:
+    """Return the path that a path or a file:// address names.
+
+    Raises:
+        PipelineError: if the address names another machine.
+    """
     if not where.startswith("file:"):
         return Path(where)
     parts = urlsplit(where)

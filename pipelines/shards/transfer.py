@@ -66,7 +66,7 @@ def download(
         if received.went_on():
             state.attempt_number = 0
 
-    attempts = _retrying(
+    attempts = retrying(
         url,
         access,
         stop,
@@ -74,7 +74,7 @@ def download(
         most=access.attempts,
         after=count_anew,
     )
-    transfers = _retrying(
+    transfers = retrying(
         url,
         access,
         stop,
@@ -104,14 +104,14 @@ def download(
         raise PipelineError(f"{shown(url)}: {reason(error, access)}") from error
 
 
-def _retrying(
+def retrying(
     url: str,
     access: RemoteAccess,
     stop: threading.Event,
     *,
     retry: retry_base,
     most: int,
-    after: Callable[[RetryCallState], None],
+    after: Callable[[RetryCallState], None] = lambda _: None,
 ) -> Retrying:
     """Return how one kind of failure is met: random pauses, each of which is told of, and an end.
 

@@ -12,8 +12,24 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from typing import Protocol
 
 from pipelines.errors import PipelineError
+
+
+class Run(Protocol):
+    """Calls a function with chunks, in processes; `run_chunks` is one."""
+
+    def __call__(
+        self,
+        work: Callable[[range], range],
+        chunks: Iterable[range],
+        *,
+        jobs: int,
+        finished: Callable[[range], None],
+    ) -> None:
+        """Call `work` with each chunk, and `finished` with each that is done."""
+        ...
 
 
 def available_cores() -> int:

@@ -11,15 +11,14 @@ A shard is the unit of work: first its tar, then its sidecar in .work/done, whic
 is whole. A run makes the shards without a sidecar, so the same command continues a killed one.
 """
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -28,14 +27,13 @@ from pipelines.errors import PipelineError
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
     check_no_file,
-    file_sha256,
     folder_lock,
     new_file,
     remove_partial_files,
     world_errors,
     write_file,
 )
-from pipelines.shards.index import MANIFEST_NAME, SAMPLE, Shard, parse_manifest, write_index
+from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
 from pipelines.shards.listing import Listing, write_listing
 from pipelines.shards.pictures import COMMON, convert, oddity
 from pipelines.shards.progress import Progress
@@ -48,6 +46,7 @@ from pipelines.shards.request import (
     shuffled,
 )
 from pipelines.shards.side_files import dali_index, side_files, write_json
+from pipelines.shards.sidecars import Sample, join_sidecars, write_tar
 from pipelines.shards.sources import Item
 from pipelines.shards.survey import (
     Survey,
@@ -57,22 +56,7 @@ from pipelines.shards.survey import (
     missing_parts,
     refuse,
 )
-from pipelines.shards.tars import end_tar, write_member
-
-
-class Run(Protocol):
-    """Calls a function with chunks, in processes; `workers.run_chunks` is one."""
-
-    def __call__(
-        self,
-        work: Callable[[range], range],
-        chunks: Iterable[range],
-        *,
-        jobs: int,
-        finished: Callable[[range], None],
-    ) -> None:
-        """Call `work` with each chunk, and `finished` with each that is done."""
-        ...
+from pipelines.shards.workers import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,32 +200,19 @@ def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range
     order = np.load(request.work / "order.npy", mmap_mode="r")
     for shard in shards:
         path = request.folder / shard_name(request.name, shard, num_shards)
-        rows = []
-        extensions = set()
-        with new_file(path) as file:
-            for position in bounds(len(order), num_shards, shard):
-                index = int(order[position])
-                item = listing[index]
-                extension, members = _members(request, item)
-                for suffix, content in sorted(members.items()):
-                    offset = write_member(file, f"{index:08d}.{suffix}", content)
-                    if suffix == extension:
-                        rows.append([len(content), offset, item.label])
-                extensions.add(extension)
-            end_tar(file)
+        positions = bounds(len(order), num_shards, shard)
+        samples = (_sample(request, listing, int(order[position])) for position in positions)
+        sidecar = write_tar(path, samples)
         if request.dali_index:
             write_file(path.with_suffix(".idx"), dali_index(path))
-        sidecar = {
-            "file": path.name,
-            "num_samples": len(rows),
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-            "md5": _md5(path),
-            "extensions": sorted(extensions),
-            "rows": rows,
-        }
         write_file(_sidecar(request, shard), json.dumps(sidecar).encode())
     return shards
+
+
+def _sample(request: ShardRequest, listing: Listing, index: int) -> Sample:
+    item = listing[index]
+    extension, members = _members(request, item)
+    return Sample(key=f"{index:08d}", extension=extension, label=item.label, members=members)
 
 
 def _members(request: ShardRequest, item: Item) -> tuple[str, dict[str, bytes]]:
@@ -268,26 +239,9 @@ def _finish(
     num_shards: int,
 ) -> None:
     """Write what speaks of all shards, the manifest last."""
-    shards, md5, parts = [], [], []
-    extensions: set[str] = set()
-    for number in range(num_shards):
-        sidecar = _read_sidecar(request, number)
-        shards.append(
-            Shard(
-                file=sidecar["file"],
-                n_samples=sidecar["num_samples"],
-                n_bytes=sidecar["bytes"],
-                sha256=sidecar["sha256"],
-            )
-        )
-        md5.append(sidecar["md5"])
-        extensions.update(sidecar["extensions"])
-        rows = np.array(sidecar["rows"], np.int64).reshape(-1, 3)
-        part = np.empty(len(rows), SAMPLE)
-        part["shard"] = number
-        part["size"], part["offset"], part["label"] = rows.T
-        parts.append(part)
-    for file, document in side_files(request.name, request.split, shards, md5).items():
+    joined = join_sidecars(_read_sidecar(request, number) for number in range(num_shards))
+    documents = side_files(request.name, request.split, joined.shards, joined.md5)
+    for file, document in documents.items():
         write_json(request.folder / file, document)
     odd = survey.lines(listing)
     if odd:
@@ -297,10 +251,10 @@ def _finish(
         request.folder,
         name=request.name,
         kind=request.source.kind(),
-        shards=shards,
-        samples=np.concatenate(parts),
+        shards=joined.shards,
+        samples=joined.samples,
         classes=request.source.classes(),
-        extensions=sorted(extensions),
+        extensions=joined.extensions,
         settings=settings | {"found": survey.counts()},
         versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
     )
@@ -382,9 +336,3 @@ def _is_done(request: ShardRequest, shard: int, num_shards: int) -> bool:
         return False
     path = request.folder / shard_name(request.name, shard, num_shards)
     return path.is_file() and path.stat().st_size == _read_sidecar(request, shard)["bytes"]
-
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        # No secret: the sum that wids asks for.
-        return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

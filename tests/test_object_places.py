@@ -1,0 +1,290 @@
+"""Sets of shards that are painted into an object store: an S3-compatible one on the loopback."""
+
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("moto.server")
+pytest.importorskip("s3fs")
+
+from crashes import paint_here
+from object_store import BUCKET, ObjectStore
+from painters import Stripes, sharded, tree
+from pipelines import Remote, open_mixing_set
+from pipelines.cli import gen
+from pipelines.errors import PipelineError
+from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
+from pipelines.shards import places
+from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.places import Bucket, Folder, Place, open_place
+from pipelines.shards.remote import open_remote_shards
+
+URL = f"s3://{BUCKET}/sets/stripes"
+
+
+def paint(asked: ShardedRequest) -> ShardedResult:
+    return paint_set(asked, run=paint_here)
+
+
+@pytest.fixture(scope="session")
+def in_a_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    folder = tmp_path_factory.mktemp("in_a_folder") / "set"
+    paint(sharded(Folder(path=folder)))
+    return tree(folder)
+
+
+@pytest.fixture
+def store() -> Iterator[ObjectStore]:
+    with ObjectStore() as store:
+        yield store
+
+
+@pytest.fixture
+def access(store: ObjectStore) -> RemoteAccess:
+    return RemoteAccess(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, options=store.options)
+
+
+@pytest.fixture
+def place(access: RemoteAccess) -> Place:
+    return open_place(URL, access)
+
+
+def contents(store: ObjectStore) -> dict[str, bytes]:
+    """The objects of the set, by their names in it."""
+    return {key.removeprefix("sets/stripes/"): content for key, content in store.objects().items()}
+
+
+def test_the_objects_are_the_files_of_a_folder(
+    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+) -> None:
+    assert paint(sharded(place)).complete
+    assert contents(store) == in_a_folder
+    # Each tar before its sidecar, and the manifest last.
+    order = [key.removeprefix("sets/stripes/") for key in store.written]
+    assert order[0] == ".work/request.json"
+    for shard in range(4):
+        tar = order.index(f"stripes-0{shard}.tar")
+        assert tar < order.index(f".work/done/00000{shard}.json")
+    assert order[-1] == "manifest.json"
+
+
+def test_tasks_and_duplicates_do_not_show(
+    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+) -> None:
+    for task in (2, 0, 2, 1):
+        paint(sharded(place, task_index=task, num_tasks=3))
+    assert merge_shards(place).complete
+    assert contents(store) == in_a_folder
+    written = len(store.written)
+    assert paint(sharded(place, task_index=1, num_tasks=3)).complete
+    assert merge_shards(place).complete
+    assert len(store.written) == written
+
+
+def test_worker_processes_write_to_a_store(
+    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+) -> None:
+    assert paint_set(sharded(place, jobs=2)).complete
+    assert contents(store) == in_a_folder
+
+
+def test_a_finished_set_is_read_back_from_the_store(
+    place: Place, access: RemoteAccess, tmp_path: Path
+) -> None:
+    paint(sharded(place))
+    remote = Remote(access=access)
+    mixing_set = open_mixing_set(URL, 20, cache_dir=tmp_path / "cache", remote=remote)
+    assert len(mixing_set) == 10
+    for i in range(10):
+        np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
+    assert len(open_remote_shards(URL, access=access).shards) == 10
+
+
+def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: Place) -> None:
+    paint(sharded(place, task_index=1, num_tasks=4))
+    assert merge_shards(place).missing == (0, 2, 3)
+    assert not [key for key in store.written if key.endswith("manifest.json")]
+
+
+@pytest.mark.parametrize("n_busy", [1, 3])
+def test_a_store_that_is_busy_is_asked_again(
+    store: ObjectStore,
+    place: Place,
+    in_a_folder: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    n_busy: int,
+) -> None:
+    _without_its_own_patience(monkeypatch)
+    store.busy = n_busy
+    assert paint(sharded(place)).complete
+    assert store.turned_away == n_busy
+    assert contents(store) == in_a_folder
+
+
+def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
+    store: ObjectStore,
+    place: Place,
+    in_a_folder: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _without_its_own_patience(monkeypatch)
+    paint(sharded(place, task_index=0, num_tasks=2))
+    store.busy = 1000
+    with pytest.raises(PipelineError) as caught:
+        paint(sharded(place))
+    assert store.turned_away == 4
+    assert str(caught.value).startswith(f"{URL}/stripes-02.tar: given up after 4 attempts, the")
+    assert "\n" not in str(caught.value)
+    store.busy = 0
+    assert paint(sharded(place)).painted == 5
+    assert contents(store) == in_a_folder
+
+
+def test_a_store_that_does_not_answer_is_one_line(access: RemoteAccess) -> None:
+    options = {"s3": access.options["s3"] | {"endpoint_url": "http://127.0.0.1:9"}}
+    nobody = RemoteAccess(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, options=options)
+    with pytest.raises(PipelineError, match=f"^{URL}/: given up after 2 attempts"):
+        paint(sharded(open_place(URL, nobody)))
+
+
+def _without_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the store's client try once, so that the attempts are ours to count."""
+    import s3fs
+
+    monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
+
+
+def _die_before(name: str, place: Place) -> None:
+    """Paint the set in this process, which is killed when a file of that name is to be put."""
+    put = Bucket._put
+
+    def put_or_die(self: Bucket, path: Path, put_name: str) -> None:
+        if put_name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        put(self, path, put_name)
+
+    Bucket._put = put_or_die  # type: ignore[method-assign]
+    paint(sharded(place))
+
+
+@pytest.mark.parametrize(
+    ("name", "painted"),
+    [
+        (".work/request.json", 10),
+        ("stripes-01.tar", 8),
+        (".work/done/000001.json", 8),
+        ("index.npy", 0),
+        ("manifest.json", 0),
+    ],
+)
+def test_a_kill_between_two_objects_is_continued(
+    store: ObjectStore,
+    place: Place,
+    in_a_folder: dict[str, bytes],
+    name: str,
+    painted: int,
+) -> None:
+    killed = multiprocessing.get_context("spawn").Process(target=_die_before, args=(name, place))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert "manifest.json" not in contents(store)
+    assert paint(sharded(place)).painted == painted
+    assert contents(store) == in_a_folder
+
+
+def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
+    store: ObjectStore,
+    place: Place,
+    in_a_folder: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def end(_: Bucket) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Bucket, "close", end)
+        with pytest.raises(KeyboardInterrupt):
+            paint(sharded(place))
+    assert len(contents(store)) > len(in_a_folder)
+    assert paint(sharded(place, num_tasks=2)).painted == 0
+    assert contents(store) == in_a_folder
+
+
+def test_a_bucket_that_is_not_there_is_one_line(access: RemoteAccess) -> None:
+    with pytest.raises(PipelineError, match=r"^s3://none/set/.*: there is no such bucket .* make"):
+        paint(sharded(open_place("s3://none/set", access)))
+
+
+def test_other_objects_are_left_alone(store: ObjectStore, access: RemoteAccess) -> None:
+    paint(sharded(open_place(f"s3://{BUCKET}/sets/stripes2", access), n=2))
+    paint(sharded(open_place(f"{URL}/", access), n=2))
+    before = store.objects()
+    with pytest.raises(PipelineError, match=r"sets holds something else \(stripes/_info.json\)"):
+        paint(sharded(open_place(f"s3://{BUCKET}/sets", access), n=2))
+    assert store.objects() == before
+
+
+def test_other_settings_are_refused_in_a_store(place: Place) -> None:
+    paint(sharded(place, num_tasks=2))
+    with pytest.raises(PipelineError, match=rf"seed: {URL} was begun with 0, this command says 1"):
+        paint(sharded(place, Stripes(seed=1)))
+
+
+def test_without_its_client_a_store_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(_: str) -> Any:  # noqa: ANN401
+        raise ImportError("s3fs")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", missing)
+    with pytest.raises(PipelineError, match=r"needs pixmix\[s3\]; run pip install 'pixmix\[s3\]'"):
+        paint(sharded(open_place(URL)))
+
+
+def test_many_sidecars_are_listed_once_and_read_in_batches(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(places, "_READ_AHEAD", 2)
+    for task in range(2):
+        paint(sharded(place, task_index=task, num_tasks=2))
+    listed, sizes = [], Bucket.sizes
+
+    def count(self: Bucket) -> dict[str, int]:
+        listed.append(self)
+        return sizes(self)
+
+    monkeypatch.setattr(Bucket, "sizes", count)
+    assert merge_shards(place).complete
+    # Once for the shards, and once for what is to be removed.
+    assert len(listed) == 2
+
+
+def test_the_command_paints_into_a_store_and_merges(
+    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(gen.main, arguments)
+
+    small = ("--n", "5", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1")
+    for task in ("0", "1"):
+        made = run(
+            "fractals", *small, "--to-shards", "--shard-size", "2", "--out", URL, "--task-index",
+            task, "--num-tasks", "2",
+        )  # fmt: skip
+        assert made.exit_code == 0, made.output
+    merged = run("merge", URL, "--json")
+    assert json.loads(merged.stdout) == {
+        "place": URL, "pictures": 5, "painted": 0, "shards": 3, "missing": [], "complete": True,
+    }  # fmt: skip
+    assert "manifest.json" in contents(store)

@@ -1,0 +1,475 @@
+"""Sets painted straight into shards: the same bytes by any tasks, closed when all are whole."""
+
+import gc
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from click.testing import CliRunner, Result
+
+from crashes import paint_here
+from painters import Stripes, request, sharded, tree
+from pipelines import open_mixing_set
+from pipelines.cli import gen, shard
+from pipelines.errors import PipelineError
+from pipelines.generate import painted_shards
+from pipelines.generate.encoding import decode
+from pipelines.generate.painted_shards import (
+    ShardedRequest,
+    merge_shards,
+    missing_ranges,
+    paint_set,
+    paint_shards,
+    settings_so_far,
+)
+from pipelines.generate.sets import generate_set
+from pipelines.shards.index import open_shards
+from pipelines.shards.places import Folder, open_place
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sources import Source
+from pipelines.shards.write import make_shards
+
+
+def paint(asked: ShardedRequest) -> painted_shards.ShardedResult:
+    return paint_set(asked, run=paint_here)
+
+
+@pytest.fixture(scope="session")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the set that `sharded` asks for, made by one process in one go."""
+    folder = tmp_path_factory.mktemp("unbroken") / "set"
+    assert paint(sharded(Folder(path=folder))).complete
+    return tree(folder)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Folder:
+    return Folder(path=tmp_path / "set")
+
+
+def members(folder: Path) -> dict[str, bytes]:
+    """All files in all tars of a folder, each name once."""
+    found = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                content = tar.extractfile(member)
+                assert content is not None
+                assert member.name not in found
+                found[member.name] = content.read()
+    return found
+
+
+# --- what it is ----------------------------------------------------------------------------------
+
+
+def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
+    tmp_path: Path, place: Folder
+) -> None:
+    from pipelines.shards.mixing_sources import MixingSource
+
+    generate_set(request(tmp_path / "files"), run=paint_here)
+    source: Source = MixingSource(places=(tmp_path / "files",))
+    asked = ShardRequest(folder=tmp_path / "shards", source=source, name="stripes", num_shards=4)
+    make_shards(asked, run=paint_here, progress=lambda _done, _total: None)
+    paint(sharded(place))
+    assert len(members(place.path)) == 20
+    assert members(place.path) == members(tmp_path / "shards")
+    ours, theirs = tree(place.path), tree(tmp_path / "shards")
+    assert set(ours) == set(theirs)
+    manifests = [json.loads(each["manifest.json"]) for each in (ours, theirs)]
+    for field in ("format", "version", "name", "kind", "classes", "extensions", "num_samples"):
+        assert manifests[0][field] == manifests[1][field], field
+
+
+def test_pictures_lie_in_order_in_shards_that_differ_by_at_most_one(place: Folder) -> None:
+    paint(sharded(place))
+    shards = open_shards(place.path)
+    assert [each.n_samples for each in shards.shards] == [2, 3, 2, 3]
+    assert [each.file for each in shards.shards] == [f"stripes-0{i}.tar" for i in range(4)]
+    assert [shards.key(i) for i in range(10)] == [f"{i:08d}" for i in range(10)]
+    assert (shards.samples["label"] == -1).all()
+
+
+# webdataset leaves its files to the garbage collector, which is called before the next test begins.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_all_readers_take_the_set(place: Folder, tmp_path: Path) -> None:
+    paint(sharded(place))
+    mixing_set = open_mixing_set(place.path, 20, cache_dir=tmp_path / "cache")
+    assert len(mixing_set) == 10
+    for i in range(10):
+        np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
+    verdict = CliRunner().invoke(shard.main, ["verify", str(place.path), "--decode", "all"])
+    assert (verdict.exit_code, "10 decoded" in verdict.stdout) == (0, True)
+    tars = [str(path) for path in sorted(place.path.glob("*.tar"))]
+    samples = [*webdataset.WebDataset(tars, shardshuffle=False)]
+    assert [json.loads(each["json"])["index"] for each in samples] == list(range(10))
+    np.testing.assert_array_equal(decode(samples[3]["png"]), Stripes().picture(3))
+    gc.collect()
+
+
+def test_the_manifest_says_what_the_set_was_made_with(place: Folder) -> None:
+    paint(sharded(place, Stripes(seed=5)))
+    manifest = json.loads((place.path / "manifest.json").read_bytes())
+    assert manifest["settings"] == {
+        "name": "stripes", "kind": "mixing", "sources": ["stripes"], "licence": "CC0-1.0",
+        "seed": 5, "height": 20, "width": 36, "format": "png", "n": 10, "shard_size": 3,
+        "num_shards": 4,
+    }  # fmt: skip
+    assert manifest["versions"].keys() == {
+        "pixmix", "shards_version", "stripes_version", "encoder",
+    }  # fmt: skip
+    assert settings_so_far(place) == manifest["settings"]
+
+
+# --- nothing but the settings shows --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_tasks_reruns_and_duplicates_do_not_show(
+    place: Folder, unbroken: dict[str, bytes], seed: int
+) -> None:
+    chosen = random.Random(seed)
+    num_tasks = chosen.choice([2, 3, 4, 7])
+    tasks = [*range(num_tasks)] * 2
+    chosen.shuffle(tasks)
+    for task in tasks:
+        chunk = chosen.choice([1, 2, 100])
+        result = paint(sharded(place, chunk=chunk, task_index=task, num_tasks=num_tasks))
+        assert not result.complete
+    assert result.missing == ()
+    assert merge_shards(place).complete
+    assert tree(place.path) == unbroken
+
+
+def test_the_tasks_may_be_cut_in_another_way_at_any_time(
+    place: Folder, unbroken: dict[str, bytes]
+) -> None:
+    assert paint(sharded(place, task_index=2, num_tasks=3)).painted == 5
+    assert paint(sharded(place, task_index=0, num_tasks=2)).painted == 5
+    assert merge_shards(place).complete
+    assert tree(place.path) == unbroken
+
+
+def test_processes_do_not_show(place: Folder, unbroken: dict[str, bytes]) -> None:
+    assert paint_set(sharded(place, jobs=2)).painted == 10
+    assert tree(place.path) == unbroken
+
+
+def test_only_shards_that_are_not_whole_are_made_again(
+    place: Folder, unbroken: dict[str, bytes], tmp_path: Path
+) -> None:
+    for task in range(2):
+        paint(sharded(place, task_index=task, num_tasks=2))
+    (place.path / ".work" / "done" / "000001.json").unlink()
+    with (place.path / "stripes-03.tar").open("ab") as tar:
+        tar.write(bytes(512))
+    (place.path / "stripes-02.tar").unlink()
+    assert merge_shards(place).missing == (1, 2)
+    journal = tmp_path / "journal"
+    journal.mkdir()
+    result = paint(sharded(place, Stripes(journal=journal)))
+    assert (result.painted, result.complete) == (8, True)
+    assert {int(note.name) for note in journal.iterdir()} == set(range(2, 10))
+    assert tree(place.path) == unbroken
+
+
+def test_a_shard_of_another_size_than_its_sidecar_says_is_missing(place: Folder) -> None:
+    for task in range(2):
+        paint(sharded(place, task_index=task, num_tasks=2))
+    with (place.path / "stripes-03.tar").open("ab") as tar:
+        tar.write(bytes(512))
+    assert merge_shards(place).missing == (3,)
+    assert not (place.path / "manifest.json").exists()
+
+
+def test_a_task_without_shards_does_nothing(place: Folder) -> None:
+    sizes = [
+        paint(sharded(place, n=2, shard_size=1, task_index=task, num_tasks=5)).painted
+        for task in range(5)
+    ]
+    assert Counter(sizes) == {0: 3, 1: 2}
+
+
+def test_after_the_merge_every_task_finds_the_set_complete(
+    place: Folder, unbroken: dict[str, bytes]
+) -> None:
+    paint(sharded(place))
+    times = {path: path.stat().st_mtime_ns for path in place.path.iterdir()}
+    for task in range(3):
+        result = paint(sharded(place, task_index=task, num_tasks=3))
+        assert (result.painted, result.complete) == (0, True)
+    assert merge_shards(place).complete
+    assert {path: path.stat().st_mtime_ns for path in place.path.iterdir()} == times
+    assert tree(place.path) == unbroken
+
+
+@pytest.mark.parametrize("at", ["tar", "sidecar"])
+def test_a_duplicate_under_whose_hands_the_set_is_closed_ends_in_peace(
+    place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    """Another run makes all shards and closes the set while this one is at one of its own."""
+    name = {"tar": "write_tar", "sidecar": "write_file"}[at]
+    write, closed = getattr(painted_shards, name), []
+
+    def write_while_another_closes(*arguments: Any) -> Any:  # noqa: ANN401
+        if not closed:
+            closed.append(at)
+            assert paint(sharded(place)).complete
+        return write(*arguments)
+
+    monkeypatch.setattr(painted_shards, name, write_while_another_closes)
+    result = paint(sharded(place, task_index=1, num_tasks=2))
+    assert closed
+    assert result.complete
+    assert tree(place.path) == unbroken
+
+
+def test_a_crash_before_any_disk_operation_loses_no_whole_shard(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("painted_crashes.py")
+    output = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+    ).stdout
+    assert int(output.split()[-1]) > 30
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: replace(r, painter=Stripes(seed=1)), "seed: .* begun with 0, .* says 1"),
+        (lambda r: replace(r, n=11), "n: .* begun with 10, .* says 11"),
+        (lambda r: replace(r, shard_size=5), "shard_size: .* begun with 3, .* says 5"),
+        (lambda r: replace(r, format="webp"), "format: .* with png, .* says webp"),
+        (
+            lambda r: replace(r, painter=Stripes(version=2)),
+            "stripes_version: .* here is 2; install",
+        ),
+    ],
+)
+@pytest.mark.parametrize("complete", [True, False])
+def test_other_settings_are_refused_by_the_name_of_the_field(
+    place: Folder,
+    change: Callable[[ShardedRequest], ShardedRequest],
+    message: str,
+    complete: bool,
+) -> None:
+    asked = sharded(place) if complete else sharded(place, num_tasks=2)
+    paint(asked)
+    before = tree(place.path)
+    with pytest.raises(PipelineError, match=message):
+        paint(change(asked))
+    assert tree(place.path) == before
+
+
+def test_a_newer_package_with_the_same_pictures_continues(
+    place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint(sharded(place, num_tasks=2))
+    monkeypatch.setattr(painted_shards, "__version__", "99.0")
+    assert paint(sharded(place)).painted == 5
+    assert tree(place.path) == unbroken
+
+
+def test_shards_of_another_request_that_began_at_the_same_time_do_not_count(
+    place: Folder, unbroken: dict[str, bytes]
+) -> None:
+    paint(sharded(place, num_tasks=2))
+    # What a store without locks lets happen: its request was written over ours, and ours over it.
+    other = sharded(place, Stripes(seed=1))
+    paint_shards(other, "another mark", range(2, 4))
+    assert merge_shards(place).missing == (2, 3)
+    assert paint(sharded(place, task_index=1, num_tasks=2)).painted == 5
+    assert merge_shards(place).complete
+    assert tree(place.path) == unbroken
+
+
+def test_whoever_loses_the_race_for_the_request_is_refused(
+    place: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = painted_shards.write_json
+
+    def write_and_lose(path: Path, document: Any) -> None:  # noqa: ANN401
+        write(path, document)
+        write(path, {**document, "settings": {**document["settings"], "seed": 9}})
+
+    monkeypatch.setattr(painted_shards, "write_json", write_and_lose)
+    with pytest.raises(PipelineError, match=r"seed: .* begun with 9, this command says 0"):
+        paint(sharded(place))
+    assert not list(place.path.glob("*.tar"))
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "images/"])
+def test_a_place_that_holds_something_else_is_refused_and_untouched(
+    place: Folder, name: str
+) -> None:
+    place.path.mkdir()
+    if name.endswith("/"):
+        (place.path / name).mkdir()
+    else:
+        (place.path / name).touch()
+    with pytest.raises(PipelineError, match=rf"holds something else \({name.rstrip('/')}\)"):
+        paint(sharded(place))
+    assert [path.name for path in place.path.iterdir()] == [name.rstrip("/")]
+
+
+def test_a_lost_shard_of_a_complete_set_is_told(place: Folder) -> None:
+    paint(sharded(place))
+    (place.path / "stripes-02.tar").unlink()
+    with pytest.raises(PipelineError, match=r"stripes-02.tar is missing .* remove .*manifest.json"):
+        paint(sharded(place))
+    (place.path / "manifest.json").unlink()
+    # What is left was made by nobody knows which settings.
+    with pytest.raises(PipelineError, match=r"holds something else"):
+        paint(sharded(place))
+
+
+def test_a_damaged_request_is_told(place: Folder) -> None:
+    paint(sharded(place, num_tasks=2))
+    (place.path / ".work" / "request.json").write_text("{")
+    for ask in (lambda: paint(sharded(place)), lambda: merge_shards(place)):
+        with pytest.raises(PipelineError, match=r"request\.json is damaged \("):
+            ask()
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["http://host/set", "https://host/set", "memory://set", "s3://", "a::s3://b"],
+)
+def test_an_address_that_cannot_be_written_is_refused(where: str) -> None:
+    with pytest.raises(PipelineError, match=r"cannot be written; give a folder, or .* s3://BUCKET"):
+        open_place(where)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n": 0}, "n is 0; give at least 1"),
+        ({"shard_size": 0}, "shard_size is 0; give at least 1"),
+        ({"task_index": 2, "num_tasks": 2}, "task_index is 2; with num_tasks 2 give 0..1"),
+        ({"format": "gif"}, "format is 'gif'; give one of jpg, png, webp"),
+    ],
+)
+def test_a_request_refuses_nonsense(place: Folder, changes: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(ValueError, match=message):
+        sharded(place, **changes)
+
+
+def test_missing_shards_are_named_as_ranges() -> None:
+    assert missing_ranges([0, 1, 2, 3, 7, 9, 10]) == "0-3, 7, 9-10"
+
+
+# --- the commands --------------------------------------------------------------------------------
+
+SMALL = ("--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1", "--shard-size", "2")
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(gen.main, [str(each) for each in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result
+
+
+def fractals(out: object, *arguments: object) -> Result:
+    return run("fractals", "--n", 5, "--to-shards", "--out", out, *SMALL, *arguments)
+
+
+def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
+    alone = fractals(tmp_path / "alone", "--json")
+    assert alone.exit_code == 0, alone.output
+    assert json.loads(alone.stdout) == {
+        "place": str(tmp_path / "alone"), "pictures": 5, "painted": 5, "shards": 3, "missing": [],
+        "complete": True,
+    }  # fmt: skip
+    first = fractals(tmp_path / "set", "--task-index", 1, "--num-tasks", 3)
+    assert first.exit_code == 0, first.output
+    assert "1 of 3 shards; missing are 0, 2: give again" in first.stdout
+    merged = run("merge", tmp_path / "set", "--json")
+    assert merged.exit_code == 1
+    assert json.loads(merged.stdout)["missing"] == [[0, 0], [2, 2]]
+    for task in (0, 2):
+        last = fractals(tmp_path / "set", "--task-index", task, "--num-tasks", 3)
+    assert f"3 of 3 shards; pixmix-gen merge {tmp_path / 'set'} closes the set" in last.stdout
+    merged = run("merge", tmp_path / "set")
+    assert (merged.exit_code, merged.stdout) == (
+        0,
+        f"{tmp_path / 'set'}: complete; 5 pictures in 3 shards\n",
+    )
+    assert tree(tmp_path / "set") == tree(tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--shard-size", "10"), "--shard-size is of shards; give --to-shards too"),
+        (("--out", "s3://bucket/set"), "--out s3://bucket/set is an address, .* --to-shards"),
+        (("--to-shards", "--preview", "sheet.png"), "pixmix-show set DIR --sheet sheet.png"),
+        (("--to-shards", "--shard-size", "0"), "--shard-size"),
+    ],
+)
+def test_wrong_usage_is_told_and_exits_with_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("fractals", *arguments)
+    assert result.exit_code == 2
+    assert message.partition(", .*")[0] in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_merged_is_one_line(tmp_path: Path) -> None:
+    result = run("merge", tmp_path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "holds no shards of pixmix-gen" in result.stderr
+    result = fractals("http://host/set")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+
+
+def test_verify_of_shards_points_to_pixmix_shard(place: Folder) -> None:
+    paint(sharded(place))
+    result = run("verify", place.path)
+    assert result.exit_code == 1
+    assert "holds shards, not files of pictures; check them with pixmix-shard" in result.stderr
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    command = [
+        *(sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "400", "--to-shards"),
+        *("--shard-size", "4", "--out", str(folder), "--size", "48x32", "--jobs", "2"),
+    ]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    interrupted = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
+    )
+    while not list((folder / ".work" / "done").glob("*.json")):
+        assert interrupted.poll() is None
+    os.killpg(interrupted.pid, signal.SIGINT)
+    _, errors = interrupted.communicate()
+    assert interrupted.returncode == 130
+    assert errors.splitlines()[-1] == "Error: interrupted; the same command continues this set"
+    whole = len(list((folder / ".work" / "done").glob("*.json")))
+    assert whole == len(list(folder.glob("*.tar")))
+    assert 0 < whole < 100
+    result = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, check=True
+    )
+    assert json.loads(result.stdout)["painted"] == 400 - 4 * whole
