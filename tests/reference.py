@@ -952,6 +952,56 @@ def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
     return c
 
 
+def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> list[Any]:
+    """Fisher and Yates with a word of 64 bits a place, in whole numbers of any size."""
+    mixed, low32 = list(items), (1 << 32) - 1
+    for i in reversed(range(1, len(mixed))):
+        place = first + i
+        counter = [place & low32, place >> 32, epoch, (3 << 24) + kind]
+        low, high, *_ = philox_words(counter, [seed & low32, seed >> 32], 32)
+        j = ((high << 32) + low) * (i + 1) >> 64
+        mixed[i], mixed[j] = mixed[j], mixed[i]
+    return mixed
+
+
+# --- pipelines/loading/order.py ------------------------------------------------------------------
+
+
+def lanes_of_shards(
+    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+) -> tuple[list[list[int]], list[int]]:
+    """The samples of each lane as they come, and those that are left, sample by sample."""
+    numbers = iter(range(sum(sizes)))
+    shards = [[next(numbers) for _ in range(size)] for size in sizes]
+    laid: list[tuple[int, int]] = []
+    empty: list[tuple[int, int]] = []
+    for nth, shard in enumerate(shuffled(list(range(len(sizes))), 0, seed, epoch, 1)):
+        laid += [(nth, sample) for sample in shards[shard]]
+        if not shards[shard]:
+            empty.append((nth, len(laid)))
+    length, at_once = len(laid) // lanes, window or len(sizes)
+    parts, place = [], 0
+    for lane in range(lanes + 1):
+        cut = laid[lane * length : (lane + 1) * length] if lane < lanes else laid[place:]
+        # A window counts shards without samples, too, of the lane that they lie in.
+        here = [nth for nth, at in empty if place <= at < place + len(cut)]
+        part: list[int] = []
+        for begin in range(min([*here, *(nth for nth, _ in cut)], default=0), len(sizes), at_once):
+            group = [sample for nth, sample in cut if begin <= nth < begin + at_once]
+            part += shuffled(group, place, seed, epoch, 0)
+            place += len(group)
+        parts.append(part)
+    return parts[:lanes], parts[lanes]
+
+
+def order_of_lanes(
+    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+) -> list[int]:
+    """The order of an epoch: a sample of each lane in turn, then those that are left."""
+    parts, left = lanes_of_shards(sizes, seed, epoch, window, lanes)
+    return [sample for turn in zip(*parts, strict=True) for sample in turn] + left
+
+
 # --- pixmix/mixing.py ----------------------------------------------------------------------------
 
 Reals = NDArray[np.float64]

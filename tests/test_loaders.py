@@ -110,6 +110,26 @@ def test_batches_do_not_depend_on_the_world_size(
         assert equal(together(ranks), expected)
 
 
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6, 12])
+def test_batches_of_lanes_do_not_depend_on_the_world_size(
+    loader_arguments: dict[str, Any], world_size: int, window: int | None
+) -> None:
+    arguments = loader_arguments | {"batch_size": 12, "seed": 3, "window": window, "lanes": 3}
+    ranks = [
+        train_loader(**arguments, rank=rank, world_size=world_size) for rank in range(world_size)
+    ]
+    order = shuffled_order(N, seed=3, epoch=0, shard_sizes=SIZES, window=window, lanes=3)
+    batches = together(ranks)
+    assert len(batches) == N // 12
+    for t, (_, labels) in enumerate(batches):
+        expected = order[12 * t : 12 * t + 12].reshape(4, 3).T.ravel()
+        assert labels.tolist() == [i % 7 for i in expected]
+        assert np.concatenate([loader.last_indices for loader in ranks]).shape == (12,)
+    alone = train_loader(**arguments, rank=0, world_size=1)
+    assert equal(batches, an_epoch(alone))
+
+
 more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
 
@@ -324,6 +344,51 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
     assert equal(together(ranks), expected[N // 4 :])
 
 
+def test_a_state_of_lanes_goes_on_at_another_world_size_and_batch_size(
+    loader_arguments: dict[str, Any],
+) -> None:
+    arguments = loader_arguments | {"seed": 2, "window": 2, "lanes": 2}
+    first = train_loader(**arguments, batch_size=4, rank=0, world_size=1)
+    expected = an_epoch(first)
+    first.set_epoch(0)
+    for step, _ in enumerate(first):
+        if step == 2:
+            break
+    state = json.loads(json.dumps(first.state_dict()))
+    assert (state["lanes"], state["consumed"]) == (2, 12)
+    ranks = [train_loader(**arguments, batch_size=4, rank=rank, world_size=4) for rank in range(4)]
+    for loader in ranks:
+        loader.load_state_dict(state)
+    assert equal(together(ranks), expected[3:])
+    larger = train_loader(**arguments, batch_size=6)
+    larger.load_state_dict(state)
+    order = shuffled_order(N, seed=2, epoch=0, shard_sizes=SIZES, window=2, lanes=2)
+    labels = [labels.tolist() for _, labels in larger]
+    assert labels == [
+        [int(i) % 7 for i in order[start : start + 6].reshape(3, 2).T.ravel()]
+        for start in range(12, N - 5, 6)
+    ]
+
+
+def test_a_state_from_before_there_were_lanes_is_one_of_a_single_lane(
+    loader_arguments: dict[str, Any],
+) -> None:
+    loader = train_loader(**loader_arguments, batch_size=4)
+    state = loader.state_dict() | {"consumed": 8}
+    del state["lanes"]
+    loader.load_state_dict(state)
+    assert loader.state_dict()["consumed"] == 8
+    lanes = train_loader(**loader_arguments, batch_size=4, lanes=2)
+    with pytest.raises(ValueError, match="the state's lanes is 1 and this loader's 2"):
+        lanes.load_state_dict(state)
+
+
+def test_a_place_inside_a_turn_of_the_lanes_is_refused(loader_arguments: dict[str, Any]) -> None:
+    loader = train_loader(**loader_arguments, batch_size=4, lanes=4)
+    with pytest.raises(ValueError, match=r"consumed is 6, .* multiples of 4; give"):
+        loader.load_state_dict(loader.state_dict() | {"consumed": 6})
+
+
 def test_a_loop_that_was_left_goes_on_there(loader_arguments: dict[str, Any]) -> None:
     unbroken, broken = (train_loader(**loader_arguments, batch_size=4, seed=1) for _ in range(2))
     expected = an_epoch(unbroken) + an_epoch(unbroken)
@@ -414,6 +479,29 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
     assert {(line["index"], line["key"], line["shard"]) for line in lines} == {
         (3, "00000003", "set-0000.tar"), (8, "00000008", "set-0003.tar"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) -> None:
+    order = shuffled_order(N, seed=2, epoch=0, shard_sizes=SIZES, window=1, lanes=2)
+    lanes = [order[lane::2].tolist() for lane in range(2)]
+    # Lane 0, then lane 1, and round again.
+    sequence = np.array(lanes[0] + lanes[1])
+    expected = []
+    for t in range(N // 4):
+        for row in range(4):
+            place = (row // 2) * (N // 2) + 2 * t + row % 2
+            expected.append(next(i for i in np.roll(sequence, -place) if i not in (3, 8)) % 7)
+    ranks = [
+        train_loader(
+            damaged, MIXING, preparation=SMALL, batch_size=4, seed=2, window=1, lanes=2,
+            bad_samples="substitute", rank=rank, world_size=world_size,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    labels = torch.cat([labels for _, labels in together(ranks)]).tolist()
+    assert labels == [int(label) for label in expected]
+    assert sum(loader.bad_samples.get("damaged", 0) for loader in ranks) >= 1
 
 
 def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
@@ -508,6 +596,8 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
         ({"rank": 4, "world_size": 4}, ValueError, "rank 4 of 4 processes"),
         ({"rank": 1}, ValueError, "rank is 1 and world_size None; give both"),
         ({"window": 0}, ValueError, "window is 0"),
+        ({"lanes": 0}, ValueError, "lanes is 0; give"),
+        ({"lanes": 3}, ValueError, "a batch of 4 .* 3 lanes; give lanes that divide it"),
         ({"bad_samples": "ignore"}, ValueError, "bad_samples is 'ignore'; give one of raise"),
         ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
          "mixing picture 0 is 5x40"),

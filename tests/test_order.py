@@ -5,12 +5,16 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+import reference
 from pipelines.loading.order import (
+    batch_places,
     count_batches,
     evaluation_batches,
+    places_after,
     rank_places,
     shuffled_order,
     training_batches,
@@ -102,7 +106,175 @@ def test_ranks_partition_the_batches(
         start = consumed + t * batch_size
         joined = np.concatenate([batches[t][1] for batches in ranks])
         assert np.array_equal(joined, order[start : start + batch_size])
-        assert [batches[t][0] for batches in ranks] == list(range(start, start + batch_size, share))
+        places = np.concatenate([batches[t][0] for batches in ranks])
+        assert places.tolist() == list(range(start, start + batch_size))
+
+
+# --- lanes ---------------------------------------------------------------------------------------
+
+SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12)
+WINDOWS = st.none() | st.integers(1, 14)
+
+
+def global_batches(
+    order: NDArray[np.int64], batch_size: int, world_size: int, lanes: int, consumed: int = 0
+) -> list[list[int]]:
+    """The batches of all ranks together, in the order of the ranks."""
+    ranks = [
+        training_batches(
+            order, batch_size=batch_size, rank=rank, world_size=world_size, consumed=consumed,
+            lanes=lanes,
+        )
+        for rank in range(world_size)
+    ]  # fmt: skip
+    return [
+        np.concatenate([samples for _, samples in batch]).tolist()
+        for batch in zip(*ranks, strict=True)
+    ]
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(-(2**65), 2**65), st.integers(0, 2**32 - 1), WINDOWS, st.integers(1, 7))
+def test_an_order_of_lanes_is_that_of_its_twin(
+    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+) -> None:
+    if lanes == 1 and window is None:
+        return  # all samples are mixed, without a look at shards
+    order = shuffled_order(
+        sum(sizes), seed=seed, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+    )
+    twin = reference.order_of_lanes(sizes, seed % 2**64, epoch, window, lanes)
+    assert order.tolist() == twin
+    assert sorted(twin) == list(range(sum(sizes)))
+
+
+def test_an_order_of_lanes_is_what_it_was() -> None:
+    """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
+    order = shuffled_order(11, seed=7, epoch=3, shard_sizes=[2, 3, 6], window=1, lanes=2)
+    assert order.tolist() == GOLDEN_LANES
+
+
+GOLDEN_LANES = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
+
+
+@given(SIZES, st.integers(0, 99), WINDOWS)
+def test_one_lane_is_as_if_there_were_none(
+    sizes: list[int], epoch: int, window: int | None
+) -> None:
+    n = sum(sizes)
+    plain = shuffled_order(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window)
+    lane = shuffled_order(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window, lanes=1)
+    assert np.array_equal(plain, lane)
+    assert global_batches(plain, 2, 1, 1) == [
+        plain[start : start + 2].tolist() for start in range(0, n - 1, 2)
+    ]
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.data())
+def test_batches_of_lanes_are_the_same_at_any_world_size_and_from_any_place(
+    sizes: list[int], lanes: int, rows: int, window: int | None, data: st.DataObject
+) -> None:
+    n, batch_size = sum(sizes), rows * lanes
+    order = shuffled_order(n, seed=0, epoch=5, shard_sizes=sizes, window=window, lanes=lanes)
+    alone = global_batches(order, batch_size, 1, lanes)
+    assert [sorted(batch) for batch in alone] == [
+        sorted(order[t * batch_size : (t + 1) * batch_size].tolist()) for t in range(len(alone))
+    ]
+    assert len(alone) == n // batch_size
+    worlds = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
+    for world_size in worlds:
+        assert global_batches(order, batch_size, world_size, lanes) == alone
+    begun = data.draw(st.integers(0, len(alone)))
+    world_size = data.draw(st.sampled_from(worlds))
+    assert global_batches(order, batch_size, world_size, lanes, begun * batch_size) == alone[begun:]
+
+
+@given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.integers(0, 9))
+def test_a_rank_needs_the_shards_of_its_lane_alone(
+    sizes: list[int], lanes: int, rows: int, window: int | None, epoch: int
+) -> None:
+    n, batch_size = sum(sizes), rows * lanes
+    order = shuffled_order(n, seed=3, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes)
+    parts, _ = reference.lanes_of_shards(sizes, 3, epoch, window, lanes)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    needed = []
+    for rank, part in enumerate(parts):
+        batches = training_batches(
+            order, batch_size=batch_size, rank=rank, world_size=lanes, lanes=lanes
+        )
+        seen = [sample for _, samples in batches for sample in samples.tolist()]
+        if lanes > 1 or window is not None:
+            assert seen == part[: len(seen)]
+        needed.append({int(shard_of[sample]) for sample in seen})
+    # Each shard by one rank, but for those that the ends of lanes cut.
+    assert sum(len(shards) for shards in needed) <= len(sizes) + lanes - 1
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_of_more_ranks_than_lanes_several_share_a_lane_and_of_fewer_each_has_several(
+    lanes: int, factor: int, rows: int
+) -> None:
+    batch_size = lanes * factor * rows
+    for world_size in (lanes * factor, lanes):
+        for rank in range(world_size):
+            places = batch_places(batch_size, rank=rank, world_size=world_size, lanes=lanes)
+            assert set((places % lanes).tolist()) == {rank * lanes // world_size}
+    for rank in range(lanes):
+        more = lanes * factor
+        places = batch_places(batch_size, rank=rank, world_size=lanes, lanes=more)
+        assert set((places % more).tolist()) == set(range(rank * factor, (rank + 1) * factor))
+
+
+@given(SIZES, st.integers(1, 5), WINDOWS)
+def test_at_any_place_of_a_lane_the_shards_begun_fit_into_a_window(
+    sizes: list[int], lanes: int, window: int | None
+) -> None:
+    n = sum(sizes)
+    order = shuffled_order(n, seed=1, epoch=2, shard_sizes=sizes, window=window, lanes=lanes)
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    for lane in range(lanes):
+        shards = shard_of[order[lane : n // lanes * lanes : lanes]].tolist()
+        uses = [(shards.index(s), len(shards) - 1 - shards[::-1].index(s)) for s in set(shards)]
+        for place in range(len(shards)):
+            at_once = sum(first <= place <= last for first, last in uses)
+            assert at_once <= (window or len(sizes))
+
+
+@given(st.integers(0, 40), st.integers(1, 7), st.data())
+def test_what_comes_after_a_place_is_its_lane_then_all_others(
+    n: int, lanes: int, data: st.DataObject
+) -> None:
+    if n == 0:
+        return
+    place = data.draw(st.integers(0, n - 1))
+    after = list(places_after(place, n, lanes))
+    assert sorted([place, *after]) == list(range(n))
+    whole = n // lanes * lanes
+    if place < whole:
+        left = list(range(place + lanes, whole, lanes))
+        assert after[: len(left)] == left
+    if lanes == 1:
+        assert after == [*range(place + 1, n), *range(place)]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "lanes", "message"),
+    [(6, 4, "a batch of 6 .* 4 lanes; give lanes that divide it, or .* a multiple of 4"),
+     (6, 0, "lanes is 0; give"), (6, -2, "lanes is -2; give")],
+)  # fmt: skip
+def test_lanes_that_cannot_share_a_batch_are_refused(
+    batch_size: int, lanes: int, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        batch_places(batch_size, rank=0, world_size=1, lanes=lanes)
+
+
+def test_lanes_without_shards_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"lanes is 2, .*; give shard_sizes"):
+        shuffled_order(9, seed=0, epoch=0, lanes=2)
+
+
+# --- evaluation ----------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 100), st.integers(1, 5), st.integers(1, 16))

@@ -91,6 +91,28 @@ def test_remote_shards_give_the_batches_of_local_ones(
     assert sorted(tars) == [f"set-000{i}.tar" for i in (0, 1, 3, 4, 5)]
 
 
+@pytest.mark.parametrize("window", [None, 1, 2])
+def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are_cut(
+    server: tuple[str, list[str]], tmp_path: Path, window: int | None
+) -> None:
+    address, sent = server
+    ranks = [
+        train_loader(
+            f"{address}/large", MIXING, preparation=SMALL, batch_size=4, window=window, lanes=2,
+            cache_dir=tmp_path / str(rank), rank=rank, world_size=2,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    with_samples = sum(size > 0 for size in SIZES)
+    for loader in ranks:
+        assert len(list(loader)) == N // 4
+    tars = [name for name in sent if name.endswith(".tar")]
+    assert with_samples <= len(tars) <= with_samples + 1
+    for rank in range(2):
+        kept = [path for path in (tmp_path / str(rank) / "shards").iterdir() if path.suffix == ""]
+        assert 0 < len(kept) < with_samples
+
+
 def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:

@@ -53,6 +53,22 @@ def test_a_stream_gives_the_loader_s_batches(shards: Path, num_workers: int) -> 
         assert equal(batches, expected_batches(shards, epoch, window=1))
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_lanes_are_those_of_the_loader(shards: Path, world_size: int) -> None:
+    for rank in range(world_size):
+        arguments: dict[str, Any] = {
+            "batch_size": 4, "seed": 3, "preparation": SMALL, "window": 1, "lanes": 2,
+            "rank": rank, "world_size": world_size,
+        }  # fmt: skip
+        loader = train_loader(shards, MIXING, **arguments)
+        expected = list(loader)
+        assert equal(list(pixmix_stream(shards, MIXING, **arguments)), expected)
+        later = list(pixmix_stream(shards, MIXING, **arguments, consumed=8))
+        assert equal(later, expected[2:])
+        with pytest.raises(ValueError, match=r"consumed is 3, .* multiples of 2; give"):
+            pixmix_stream(shards, MIXING, **arguments, consumed=3)
+
+
 def test_ranks_and_places_are_those_of_the_loader(shards: Path) -> None:
     whole = expected_batches(shards, 1)
     ranks = [

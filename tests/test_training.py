@@ -726,6 +726,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your pictures first"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
+        (("digits", "--batch-size", "64", "--lanes", "7"), "7 lanes; give lanes that divide it"),
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
         (("digits", "--device", "cpu", "--sync-batch-norm"), "norms over all processes are for"),
         (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),

@@ -93,7 +93,7 @@ def table(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str])
         for row in rows
         if row.busy
     ]
-    parts = [_aligned(lines), remarks, [*warnings, *notes], _described(machine)]
+    parts = [aligned(lines), remarks, [*warnings, *notes], _described(machine)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -131,7 +131,8 @@ def _goal(goal: Goal) -> str:
     return f"{goal.figure} {sign} {goal.bar:g}{aim} {goal.unit}: {goal.verdict}"
 
 
-def _aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return lines of cells as text in which columns stand below each other."""
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,6 +10,7 @@ from pipelines.cli.options import (
     Command,
     command_options,
     example,
+    finite,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -194,6 +195,87 @@ def _train(rounds: int, model: str) -> "tuple[Rows, tuple[str, ...], Sequence[st
     with progress_bar("runs") as progress:
         rows = bench_train(settings, progress=progress)
     return rows, PACKAGES, []
+
+
+_POSITIVE = click.FloatRange(0, 1e18, min_open=True)
+
+
+def _counted(name: str, default: int, text: str, least: int = 1) -> Callable[[Command], Command]:
+    """Return an option that is a whole number."""
+    return click.option(
+        name, type=click.IntRange(least), default=default, show_default=True, help=text
+    )
+
+
+def _measured(name: str, default: float, text: str) -> Callable[[Command], Command]:
+    """Return an option that is a number above 0."""
+    return click.option(
+        name, type=_POSITIVE, default=default, show_default=True, callback=finite, help=text
+    )
+
+
+@main.command(
+    epilog=example(
+        "pixmix-bench streaming --nodes 8 --window 16",
+        "pixmix-bench streaming --nodes 64 --batch-size 16384 --window 2 --cache-gb 20",
+    )
+)
+@_counted("--shards", 1024, "Of the training set.")
+@_counted("--samples-per-shard", 1251, "In each of them.")
+@_measured("--shard-mb", 144.0, "MB of a shard.")
+@_counted("--classes", 1000, "Of the set.")
+@_counted("--nodes", 1, "Machines that train together.")
+@_counted("--ranks", 8, "Processes a node.")
+@_counted("--workers", 8, "Processes that decode, of each of those.", least=0)
+@_counted("--batch-size", 1024, "Of all processes together.")
+@_counted("--window", 64, "Shards of a lane that are mixed at a time.")
+@click.option(
+    "--lanes",
+    type=click.IntRange(1),
+    help="Parts that each batch takes equally many samples of.  [default: as many as nodes]",
+)
+@click.option(
+    "--cache-gb",
+    type=_POSITIVE,
+    callback=finite,
+    help="GB of shards that a node keeps.  [default: those in use]",
+)
+@_measured("--bandwidth", 1250.0, "MB a second that a node downloads.")
+@_measured("--step-seconds", 0.1, "Of a step of training, without waiting for data.")
+@_counted("--ahead", 4, "Shards that are downloaded before they are needed.")
+@_measured("--slow", 4.0, "How many times slower the link of one node is, for a column.")
+@_measured("--outage", 30.0, "Seconds for which it is broken instead, for another.")
+@_counted("--epochs", 10, "For what is kept from one epoch to the next.")
+@_counted("--seed", 0, "Of the order.", least=0)
+@command_options
+def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
+    """Simulate training from shards at an address, without data: what to download, keep and wait.
+
+    Beside the loaders' full shuffle, windows and lanes stands what webdataset's own stages give. Of
+    nodes the one that needs most counts. Meetings are those of two samples of one shard, against
+    chance; entropy is that of the classes of a batch, in bits; travel is how far samples come from
+    where they are stored, against a full shuffle. Takes some seconds.
+    """
+    with one_line_errors("interrupted; nothing was written"):
+        from pipelines.bench.streaming import StreamingSettings, simulate
+        from pipelines.bench.streaming_table import streaming_document, streaming_table
+
+        cache = options.pop("cache_gb")
+        lanes = options.pop("lanes")
+        try:
+            settings = StreamingSettings(
+                lanes=options["nodes"] if lanes is None else lanes,
+                shard_bytes=options.pop("shard_mb") * 1e6,
+                bandwidth=options.pop("bandwidth") * 1e6,
+                outage_seconds=options.pop("outage"),
+                cache_bytes=None if cache is None else cache * 1e9,
+                **options,
+            )
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+        with progress_bar("orders") as progress:
+            rows = simulate(settings, progress)
+        say(streaming_table(settings, rows), streaming_document(settings, rows), as_json=as_json)
 
 
 @main.command(name="all", epilog=example("pixmix-bench all --json > bench.json"))

@@ -198,13 +198,16 @@ def progress_bar(unit: str) -> Iterator[ShowProgress]:
             bar.close()
 
 
-def finite(context: click.Context, param: click.Parameter, value: float) -> float:
-    """Refuse NaN and infinity, which every range lets pass; a click callback.
+NumberOrNone = TypeVar("NumberOrNone", float, float | None)
+
+
+def finite(context: click.Context, param: click.Parameter, value: NumberOrNone) -> NumberOrNone:
+    """Refuse NaN and infinity, which every range lets pass, and let None pass; a click callback.
 
     Raises:
         click.BadParameter: if the value is not finite.
     """
-    if not math.isfinite(value):
+    if value is not None and not math.isfinite(value):
         raise click.BadParameter(f"{value} is no finite number", ctx=context, param=param)
     return value
 

@@ -142,7 +142,20 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         type=click.IntRange(0),
         help="Processes that decode.  [default: 0 for pictures held in memory, else 4]",
     ),
-    click.option("--window", type=click.IntRange(1), help="Shards that are shuffled at a time."),
+    click.option(
+        "--window",
+        type=click.IntRange(1),
+        help="Shards of each lane that are mixed with each other at a time, and so that a node "
+        "needs at once.  [default: all]",
+    ),
+    click.option(
+        "--lanes",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Parts of the shards of which each batch takes equally many samples: as many as "
+        "nodes, and each node needs its part alone. Divides the batch size.",
+    ),
     click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
     click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
 )
@@ -247,6 +260,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             keep=options["keep"],
             num_workers=(0 if small else 4) if workers is None else workers,
             window=options["window"],
+            lanes=options["lanes"],
             compile=options["compile"],
             sync_batch_norm=options["sync_batch_norm"],
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 from pipelines.errors import PipelineError
 from pipelines.loading.order import (
     ORDER_VERSION,
+    batch_places,
     count_batches,
     evaluation_batches,
     rank_places,
@@ -96,16 +97,18 @@ class TrainLoader:
         seed: int,
         world: World,
         window: int | None,
+        lanes: int,
         bad_samples: BadSamples,
     ) -> None:
-        rank_places(batch_size, world.rank, world.size)
+        batch_places(batch_size, rank=world.rank, world_size=world.size, lanes=lanes)
         if len(source.shards) < batch_size:
             raise ValueError(
                 f"{len(source.shards)} samples make no batch of {batch_size}; give a smaller "
                 "batch_size, which counts all processes"
             )
         self._source, self._bad = source, bad_samples
-        self.batch_size, self.seed, self.world, self.window = batch_size, seed, world, window
+        self.batch_size, self.seed, self.world = batch_size, seed, world
+        self.window, self.lanes = window, lanes
         self._epoch, self._consumed = 0, 0
         self.last_indices: NDArray[np.int64] = np.zeros(0, np.int64)
         left_out = len(source.shards) % batch_size
@@ -153,6 +156,7 @@ class TrainLoader:
             epoch=self._epoch,
             shard_sizes=[shard.n_samples for shard in self._source.shards.shards],
             window=self.window,
+            lanes=self.lanes,
         )
         epoch = self._epoch
         batches = partial(
@@ -162,9 +166,10 @@ class TrainLoader:
             rank=self.world.rank,
             world_size=self.world.size,
             consumed=self._consumed,
+            lanes=self.lanes,
         )
         requests = _Requests(
-            lambda: (Request(epoch, place, indices) for place, indices in batches())
+            lambda: (Request(epoch, places, indices) for places, indices in batches())
         )
         for (_, indices), prepared in zip(batches(), self._source.run(requests), strict=True):
             self._bad.take(prepared)
@@ -195,6 +200,7 @@ class TrainLoader:
             "consumed": self._consumed,
             "num_samples": len(self._source.shards),
             "window": self.window,
+            "lanes": self.lanes,
             "hash": self._source.shards.hash,
         }
 
@@ -205,12 +211,13 @@ class TrainLoader:
             ValueError: if the state is of another set, seed, order or version, naming the field.
         """
         own = self.state_dict()
+        state = {"lanes": 1, **state}  # which older states do not tell
         missing = own.keys() - state.keys()
         if missing:
             raise ValueError(
                 f"the state has no {', '.join(sorted(missing))}; give what state_dict returned"
             )
-        for name in ("version", "order_version", "num_samples", "hash", "window", "seed"):
+        for name in ("version", "order_version", "num_samples", "hash", "window", "lanes", "seed"):
             if state[name] != own[name]:
                 raise ValueError(
                     f"the state's {name} is {state[name]!r} and this loader's {own[name]!r}, so "
@@ -221,6 +228,11 @@ class TrainLoader:
             raise ValueError(
                 f"the state's epoch {state['epoch']} and consumed {state['consumed']} are no place "
                 f"in an order of {len(self._source.shards)} samples; give what state_dict returned"
+            )
+        if state["consumed"] % self.lanes != 0:
+            raise ValueError(
+                f"the state's consumed is {state['consumed']}, and batches of {self.lanes} lanes "
+                f"end at multiples of {self.lanes}; give what state_dict returned"
             )
         self._epoch, self._consumed = int(state["epoch"]), int(state["consumed"])
         if len(self._source.shards) - self._consumed < self.batch_size:
@@ -265,7 +277,9 @@ class EvalLoader:
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        requests = _Requests(lambda: (Request(0, 0, batch.indices) for batch in batches()))
+        requests = _Requests(
+            lambda: (Request(0, batch.indices, batch.indices) for batch in batches())
+        )
         for batch, prepared in zip(batches(), self._source.run(requests), strict=True):
             self._bad.take(prepared)
             weights = batch.weights * prepared.present

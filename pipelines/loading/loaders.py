@@ -53,6 +53,7 @@ def train_loader(
     num_workers: int = 0,
     n_threads: int = 1,
     window: int | None = None,
+    lanes: int = 1,
     bad_samples: Policy = "raise",
     max_bad_samples: int = 100,
     bad_samples_file: str | Path | None = None,
@@ -82,7 +83,10 @@ def train_loader(
         world_size: number of processes; None likewise.
         num_workers: processes that decode; pictures in memory need none.
         n_threads: threads that mix a batch, in each worker, or here.
-        window: shards that are shuffled with each other at a time; None for all.
+        window: shards that are shuffled with each other at a time, in each lane; None for all.
+        lanes: parts of the shards of which each batch takes equally many samples, so that of as
+            many nodes each downloads its part of the set; divides batch_size. Batches depend on
+            it, and not on the nodes.
         bad_samples: "raise"; "substitute" the next sample of the order that can be read; or "skip",
             which leaves a batch smaller. Pictures in memory are read before the first batch and
             know "raise" alone.
@@ -118,13 +122,20 @@ def train_loader(
         num_workers=num_workers,
         n_threads=n_threads,
         window=window,
+        lanes=lanes,
         cache_dir=cache_dir,
         remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
         multiprocessing_context=multiprocessing_context,
     )
     return TrainLoader(
-        source, batch_size=batch_size, seed=seed, world=world, window=window, bad_samples=bad
+        source,
+        batch_size=batch_size,
+        seed=seed,
+        world=world,
+        window=window,
+        lanes=lanes,
+        bad_samples=bad,
     )
 
 
@@ -177,6 +188,7 @@ def eval_loader(
         num_workers=num_workers,
         n_threads=n_threads,
         window=None,
+        lanes=1,
         cache_dir=cache_dir,
         remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -222,6 +234,7 @@ def _source(
     num_workers: int,
     n_threads: int,
     window: int | None,
+    lanes: int,
     cache_dir: str | Path | None,
     remote: Remote | None,
     pin_memory: bool,
@@ -262,6 +275,7 @@ def _source(
             views=views,
             n_threads=n_threads,
             window=window,
+            lanes=lanes,
         ),
         files=opened.files if is_remote(opened.files.location) else None,
         ahead=(remote or Remote()).ahead,

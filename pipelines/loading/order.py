@@ -1,6 +1,7 @@
 """In which order samples come, and who gets which: pure functions of a few numbers.
 
-    order G      a permutation of 0 .. N-1, a function of (seed, epoch), and of windows where used
+    order G      a permutation of 0 .. N-1, a function of (seed, epoch), and of windows and lanes
+                 where used
     batch t      G[t B : (t + 1) B], B samples over all ranks
     rank r       of W gets the B / W places of each batch from r B / W on
 
@@ -8,7 +9,19 @@
                        rank 0  rank 1  rank 0  rank 1
 
 So batches do not depend on W, and an epoch can go on from any place in G, also with another W.
-The order is public interface: a change raises `ORDER_VERSION`.
+
+With windows each batch draws from a few shards, and still every rank from all of those. Lanes part
+the shards among ranks: the shards, shuffled, are cut into as many lanes as equal parts, and each
+batch takes equally many samples of each lane, lane after lane.
+
+    lanes L      place p of G is of lane p mod L
+    batch t      G[t B : (t + 1) B], those of lane 0 first, then those of lane 1, ...
+
+    B = 6, L = W = 2    G: 4 9 0 8 1 7 | 2 6 ...    4, 0, 1, 2 of lane 0; 9, 8, 7, 6 of lane 1
+                        rank 0: 4 0 1  rank 1: 9 8 7
+
+So where L divides W or W divides L, a rank needs the shards of its own lanes alone. One lane is as
+if there were none. The order is public interface: a change raises `ORDER_VERSION`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,37 +45,89 @@ def shuffled_order(
     epoch: int,
     shard_sizes: Sequence[int] | None = None,
     window: int | None = None,
+    lanes: int = 1,
 ) -> NDArray[np.int64]:
     """Return the order of an epoch: a permutation of 0 .. n_samples - 1.
+
+    The shards, shuffled and laid end to end, are cut into lanes of n_samples // lanes samples,
+    where need be in the middle of a shard. In each lane the pieces of `window` shards are mixed at
+    a time; then a sample of each lane comes in turn. The last n_samples % lanes come at the end.
 
     Args:
         n_samples: fewer than 2^32.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        shard_sizes: samples of each shard, in the order of the shards; only for windows.
+        shard_sizes: samples of each shard, in the order of the shards; for windows and lanes.
         window: shards that are mixed with each other at a time: shards are shuffled, then the
             samples of each `window` of them, so that a node needs few shards at once. None mixes
-            all samples.
+            all samples, or all of a lane.
+        lanes: parts of which each batch takes equally many samples, 1 or more.
 
     Returns:
         (n_samples,) int64.
+
+    Raises:
+        ValueError: for lanes of a set whose shards are not told.
     """
     key = np.uint64(seed_of(seed))
     order = np.arange(n_samples, dtype=np.int64)
-    if window is None or shard_sizes is None:
+    if lanes > 1 and shard_sizes is None:
+        raise ValueError(f"lanes is {lanes}, and lanes are of shards; give shard_sizes too")
+    if shard_sizes is None or (window is None and lanes == 1):
         shuffle(order, 0, key, epoch, _SAMPLES)
         return order
-    starts = np.cumsum([0, *shard_sizes], dtype=np.int64)
+    stored = np.cumsum([0, *shard_sizes], dtype=np.int64)
     shards = np.arange(len(shard_sizes), dtype=np.int64)
     shuffle(shards, 0, key, epoch, _SHARDS)
-    begin = 0
-    for first in range(0, len(shards), window):
-        pieces = [np.arange(starts[s], starts[s + 1]) for s in shards[first : first + window]]
-        part = np.concatenate(pieces)
-        shuffle(part, begin, key, epoch, _SAMPLES)
-        order[begin : begin + len(part)] = part
-        begin += len(part)
+    # Where each shard begins when they lie end to end as shuffled.
+    begins = np.concatenate([stored[:1], np.cumsum(np.diff(stored)[shards])])
+    for low, high in _parts(n_samples, lanes):
+        for group in _groups(begins, low, high, window or len(shards)):
+            first, last = max(low, int(begins[group.start])), min(high, int(begins[group.stop]))
+            part = order[first:last]
+            for k in group:
+                begin, end = max(low, int(begins[k])), min(high, int(begins[k + 1]))
+                sample = stored[shards[k]] + begin - begins[k]
+                part[begin - first : end - first] = np.arange(sample, sample + end - begin)
+            # Words by place, so that no two parts share one.
+            shuffle(part, first, key, epoch, _SAMPLES)
+    if lanes > 1:
+        length = n_samples // lanes
+        whole = length * lanes
+        order[:whole] = order[:whole].reshape(lanes, length).T.ravel()
     return order
+
+
+def _parts(n_samples: int, lanes: int) -> Iterator[tuple[int, int]]:
+    """Give begin and end of each lane, and of what is left where they are not equal."""
+    length = n_samples // lanes
+    for lane in range(lanes):
+        yield lane * length, (lane + 1) * length
+    if n_samples > lanes * length:
+        yield lanes * length, n_samples
+
+
+def _groups(begins: NDArray[np.int64], low: int, high: int, window: int) -> Iterator[range]:
+    """Give the shards that have places from low to high, `window` at a time.
+
+    begins: (shards + 1,) places at which shards begin, rising; the last is where they end.
+    """
+    first = int(np.searchsorted(begins, low, side="left"))
+    if begins[first] > low:
+        first -= 1  # one that began in the part before
+    last = int(np.searchsorted(begins[:-1], high, side="left"))
+    for begin in range(first, last, window):
+        yield range(begin, min(begin + window, last))
+
+
+def places_after(place: int, n_samples: int, lanes: int = 1) -> Iterator[int]:
+    """Give all other places of an order from one on: first those of its lane, then the others."""
+    length = n_samples // lanes
+    whole = length * lanes
+    here = place % lanes * length + place // lanes if place < whole else place
+    for step in range(1, n_samples):
+        there = (here + step) % n_samples
+        yield there % length * lanes + there // length if there < whole else there
 
 
 def rank_places(batch_size: int, rank: int, world_size: int) -> slice:
@@ -80,14 +145,42 @@ def rank_places(batch_size: int, rank: int, world_size: int) -> slice:
     return slice(rank * share, (rank + 1) * share)
 
 
+def batch_places(
+    batch_size: int, *, rank: int, world_size: int, lanes: int = 1
+) -> NDArray[np.int64]:
+    """Return which places of a training batch a rank gets, in its order: lane after lane.
+
+    Returns:
+        (batch_size / world_size,) int64, of 0 .. batch_size - 1.
+
+    Raises:
+        ValueError: if the batch cannot be shared equally by ranks, or by lanes.
+    """
+    share = rank_places(batch_size, rank, world_size)
+    if lanes < 1:
+        raise ValueError(f"lanes is {lanes}; give a number of lanes, 1 or more")
+    if batch_size % lanes != 0:
+        raise ValueError(
+            f"a batch of {batch_size} cannot be shared equally by {lanes} lanes; give lanes that "
+            f"divide it, or a batch_size that is a multiple of {lanes}"
+        )
+    return np.arange(batch_size, dtype=np.int64).reshape(-1, lanes).T.ravel()[share]
+
+
 def count_batches(n_samples: int, batch_size: int, consumed: int = 0) -> int:
     """Return how many whole batches an epoch still has."""
     return max(0, n_samples - consumed) // batch_size
 
 
 def training_batches(
-    order: NDArray[np.int64], *, batch_size: int, rank: int, world_size: int, consumed: int = 0
-) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    order: NDArray[np.int64],
+    *,
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    consumed: int = 0,
+    lanes: int = 1,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Give what a rank trains on, from a place of the order on.
 
     Args:
@@ -95,19 +188,20 @@ def training_batches(
         batch_size: over all ranks.
         rank: of 0 .. world_size - 1.
         world_size: number of processes.
-        consumed: samples of the order that all ranks together have seen.
+        consumed: samples of the order that all ranks together have seen; a multiple of lanes.
+        lanes: of the order.
 
     Yields:
-        The place in the order of the rank's first sample, and its (batch_size / world_size,)
-        samples. The last N modulo batch_size are left out.
+        Places in the order of the rank's samples, and the samples, (batch_size / world_size,) each.
+        The last N modulo batch_size are left out.
 
     Raises:
-        ValueError: if a batch cannot be shared equally.
+        ValueError: if a batch cannot be shared equally by ranks, or by lanes.
     """
-    places = rank_places(batch_size, rank, world_size)
+    places = batch_places(batch_size, rank=rank, world_size=world_size, lanes=lanes)
     for t in range(count_batches(len(order), batch_size, consumed)):
-        start = consumed + t * batch_size
-        yield start + places.start, order[start + places.start : start + places.stop]
+        taken = places + (consumed + t * batch_size)
+        yield taken, order[taken]
 
 
 @dataclass(frozen=True, kw_only=True)

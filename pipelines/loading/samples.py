@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mapped import MapName, map_name
-from pipelines.loading.order import shuffled_order
+from pipelines.loading.order import places_after, shuffled_order
 from pipelines.loading.preparation import Preparation
 from pipelines.shards.index import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
@@ -145,10 +145,10 @@ class ShardReader:
 
 
 class Request(NamedTuple):
-    """A batch that a worker is asked for. place: in the epoch's order, of the first sample."""
+    """A batch that a worker is asked for. places: of its samples in the epoch's order."""
 
     epoch: int
-    place: int
+    places: NDArray[np.int64]
     indices: NDArray[np.int64]
 
 
@@ -210,6 +210,7 @@ class PictureDataset(Dataset[Prepared]):
     views: int | None = None
     n_threads: int = 1
     window: int | None = None
+    lanes: int = 1
     _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
 
     def __getitems__(self, request: Request) -> Prepared:
@@ -304,11 +305,13 @@ class PictureDataset(Dataset[Prepared]):
     def _substitute(
         self, request: Request, row: int, out: NDArray[np.uint8], bad: list[BadSample]
     ) -> int:
-        """Write the next sample of the epoch's order that can be read, and return its number."""
+        """Write the next sample of the epoch's order that can be read, and return its number.
+
+        The next of the same lane, whose shards are at hand.
+        """
         order = self._order_of(request.epoch)
-        n = len(order)
-        for step in range(1, n):
-            i = int(order[(request.place + row + step) % n])
+        for place in places_after(int(request.places[row]), len(order), self.lanes):
+            i = int(order[place])
             try:
                 self._fill(i, request.epoch, out)
             except BadSampleError as error:
@@ -326,6 +329,7 @@ class PictureDataset(Dataset[Prepared]):
                 epoch=epoch,
                 shard_sizes=sizes,
                 window=self.window,
+                lanes=self.lanes,
             )
             self._order = (epoch, order)
         return self._order[1]

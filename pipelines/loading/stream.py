@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import MixingSet, mixing_pictures
-from pipelines.loading.order import count_batches, rank_places, shuffled_order, training_batches
+from pipelines.loading.order import batch_places, count_batches, shuffled_order, training_batches
 from pipelines.loading.preparation import IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_reader
 from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
@@ -40,6 +40,7 @@ def pixmix_stream(
     rank: int | None = None,
     world_size: int | None = None,
     window: int | None = None,
+    lanes: int = 1,
     cache_dir: str | Path | None = None,
     remote: Remote | None = None,
 ) -> webdataset.DataPipeline:
@@ -63,11 +64,13 @@ def pixmix_stream(
         batch_size: of all processes together; a multiple of world_size.
         seed: any whole number.
         epoch: 0 .. 2^32 - 1; a pipeline is for one epoch.
-        consumed: samples of the epoch that all processes together have seen already.
+        consumed: samples of the epoch that all processes together have seen already; a multiple of
+            lanes.
         preparation: crop ("resized"), PixMix and normalisation.
         rank: of this process; None to find it out, as `train_loader` does.
         world_size: number of processes; None likewise.
-        window: shards that are shuffled with each other at a time; None for all.
+        window: shards that are shuffled with each other at a time, in each lane; None for all.
+        lanes: as those of `train_loader`.
         cache_dir: of memory maps and remote shards; see `open_mixing_set`.
         remote: how remote shards are read; None for the defaults.
 
@@ -97,6 +100,7 @@ def pixmix_stream(
         consumed=consumed,
         world=find_world(rank, world_size),
         window=window,
+        lanes=lanes,
     )
     mix = partial(
         _mixed,
@@ -126,13 +130,20 @@ class PlannedSamples(IterableDataset[Sample]):
         consumed: int,
         world: World,
         window: int | None,
+        lanes: int = 1,
     ) -> None:
         super().__init__()
-        places = rank_places(batch_size, world.rank, world.size)
-        self.share = places.stop - places.start
+        places = batch_places(batch_size, rank=world.rank, world_size=world.size, lanes=lanes)
+        if consumed % lanes != 0:
+            raise ValueError(
+                f"consumed is {consumed}, and batches of {lanes} lanes end at multiples of "
+                f"{lanes}; give a multiple"
+            )
+        self.share = len(places)
         self._reader = reader
         self._batch_size, self._seed, self._epoch = batch_size, seed, epoch
-        self._consumed, self._world, self._window = consumed, world, window
+        self._consumed, self._world = consumed, world
+        self._window, self._lanes = window, lanes
 
     def __len__(self) -> int:
         """Return the number of batches that they make, the same on every rank."""
@@ -147,6 +158,7 @@ class PlannedSamples(IterableDataset[Sample]):
             epoch=self._epoch,
             shard_sizes=[shard.n_samples for shard in shards.shards],
             window=self._window,
+            lanes=self._lanes,
         )
         batches = training_batches(
             order,
@@ -154,6 +166,7 @@ class PlannedSamples(IterableDataset[Sample]):
             rank=self._world.rank,
             world_size=self._world.size,
             consumed=self._consumed,
+            lanes=self._lanes,
         )
         worker = get_worker_info()
         mine, of = (0, 1) if worker is None else (worker.id, worker.num_workers)

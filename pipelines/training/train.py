@@ -75,6 +75,7 @@ class Training:
     num_workers: int = 0
     n_threads: int = 1
     window: int | None = None
+    lanes: int = 1
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None
@@ -268,6 +269,7 @@ class _Run:
             num_workers=training.num_workers,
             n_threads=training.n_threads,
             window=training.window,
+            lanes=training.lanes,
             cache_dir=training.cache_dir,
         )
 
@@ -305,8 +307,8 @@ class _Run:
             self.loader.load_state_dict(state["loader"])
         except ValueError as error:
             raise PipelineError(
-                f"{found[-1]}: {error}; the data, --validation-share and --window are to be those "
-                "it was begun with"
+                f"{found[-1]}: {error}; the data, --validation-share, --window and --lanes are to "
+                "be those it was begun with"
             ) from error
         self.step, self.history = state["step"], state["history"]
         # Sums are of all processes; the first goes on with them.
