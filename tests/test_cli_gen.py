@@ -6,15 +6,19 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 import fractals
 from painters import tree
 from pipelines.cli import gen
 from pipelines.generate.encoding import ENCODERS, decode
 from pipelines.generate.sets import read_manifest
+from pipelines.shards.index import open_shards
 
 SMALL = ("--size", "48x32", "--samples-per-pixel", "4", "--jobs", "1")
 
@@ -36,6 +40,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_choices_are_those_of_the_library() -> None:
     assert tuple(fractals.FAMILIES) == gen.FAMILIES
+    assert tuple(fractals.BASELINES) == gen.BASELINES
     assert tuple(ENCODERS) == gen.FORMATS
 
 
@@ -54,6 +59,25 @@ def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> 
         picture = fractals.render(genome, (32, 48), 4.0)
         assert record["statistics"] == pytest.approx(fractals.measure(picture), abs=1e-6)
         assert decode((small_set / record["file"]).read_bytes()).shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize("kind", fractals.BASELINES)
+def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None:  # noqa: ANN401
+    command = ("baseline", "--kind", kind, "--n", "3", "--size", "40x24", "--format", "png")
+    folder = tmp_path / kind
+    assert run(*command, "--out", str(folder)).exit_code == 0
+    manifest = read_manifest(folder)
+    assert (manifest["kind"], manifest["pictures"], manifest["status"]) == (kind, 3, "complete")
+    with Image.open(folder / "images" / "00000002.png") as image:
+        found = np.asarray(image)
+    assert (found == fractals.paint_baseline(kind, 0, 2, (24, 40))).all()
+    assert "3 painted again alike" in run("verify", str(folder)).stdout
+    assert run(*command, "--out", str(tmp_path / "shards"), "--to-shards").exit_code == 0
+    assert open_shards(tmp_path / "shards").shards[0].n_samples == 3
+    other = next(each for each in fractals.BASELINES if each != kind)
+    refused = run("baseline", "--kind", other, *command[3:], "--out", str(folder))
+    assert refused.exit_code == 1
+    assert f"kind: {folder} was begun with {kind}, this command says {other}" in refused.stderr
 
 
 def test_jobs_tasks_and_growth_do_not_show(small_set: Path, tmp_path: Path) -> None:

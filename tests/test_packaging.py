@@ -90,6 +90,7 @@ def test_every_documented_command_line_is_one_that_the_command_takes(
     for folder in (
         "mixing-set/fractals",
         "mixing-set/featviz",
+        "mixing-set/dead-leaves",
         "runs/plain/checkpoints",
         "my-pictures",
         "ROOT",

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featviz import Precision
-    from fractals import Family
+    from fractals import Baseline, Family
     from pipelines.generate.painted_shards import ShardedResult
     from pipelines.generate.painting import Painter
     from pipelines.generate.sets import SetRequest, SetResult
 
-# As in fractals.FAMILIES and encoding.ENCODERS, which would take half a second to import for the
-# help; a test holds them equal.
+# As in fractals.FAMILIES and BASELINES and encoding.ENCODERS, which would take half a second to
+# import for the help; a test holds them equal.
 FAMILIES = ("mixed", "flame", "ifs", "escape")
+BASELINES = ("dead-leaves", "spectrum", "noise")
 FORMATS = ("jpg", "png", "webp")
 PRECISIONS = ("float32", "bfloat16")
 
@@ -300,6 +301,58 @@ def featviz(
         )
 
 
+@main.command(epilog=example("pixmix-gen baseline --kind dead-leaves --n 14000"))
+@_set_options(14_000, "KIND")
+@click.option(
+    "--kind",
+    type=click.Choice(BASELINES),
+    required=True,
+    help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
+)
+@task_options
+@command_options
+def baseline(
+    *,
+    n: int,
+    out: str | None,
+    to_shards: bool,
+    shard_size: int | None,
+    kind: "Baseline",
+    size: tuple[int, int],
+    seed: int,
+    format: str,
+    jobs: int | None,
+    preview: Path | None,
+    task_index: int | None,
+    num_tasks: int | None,
+    as_json: bool,
+) -> None:
+    """Make a simple set, to see what fractals are worth beside it.
+
+    Picture i depends on kind, seed and size alone. The pictures are free for any use (CC0-1.0).
+    """
+    # Kinds lie beside each other, and none is taken for another.
+    target = _target(kind, out, shard_size, preview, to_shards=to_shards)
+    with one_line_errors(_CONTINUES):
+        from pipelines.generate.baselines import BaselinePainter
+        from pipelines.generate.fractals import chunk_size
+        from pipelines.shards.workers import available_cores
+
+        task = chosen_task(task_index, num_tasks)
+        height, width = size
+        _make(
+            target,
+            BaselinePainter(process=kind, seed=seed, height=height, width=width),
+            n=n,
+            format=format,
+            # They take a fraction of a fractal's time.
+            chunk=chunk_size(height, width, 50),
+            jobs=jobs or available_cores(),
+            task=task,
+            as_json=as_json,
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Target:
     """Where a set goes. shard_size: None for files of pictures."""
@@ -525,6 +578,10 @@ def _painter_of(
         from pipelines.generate.fractals import FractalPainter
 
         return FractalPainter.from_settings(settings)
+    if manifest["kind"] in BASELINES:
+        from pipelines.generate.baselines import BaselinePainter
+
+        return BaselinePainter.from_settings(manifest["kind"], settings)
     from pipelines.generate.featviz import KIND, FeatvizPainter
 
     if manifest["kind"] == KIND:

@@ -1,21 +1,19 @@
 """The painter of the simple sets that fractals are measured against."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Self
 
 from fractals import BASELINE_VERSION, Baseline, measure, paint_baseline
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted
 
-KIND = "baseline"
-
 
 @dataclass(frozen=True, kw_only=True)
 class BaselinePainter:
     """Paints picture i of a process and a seed.
 
-    process: one of `fractals.BASELINES`; height, width: pixels.
+    process: one of `fractals.BASELINES`, the kind of the set; height, width: pixels.
     """
 
     process: Baseline
@@ -30,7 +28,7 @@ class BaselinePainter:
     def _paint(self, index: int) -> Painted:
         picture = self._picture(index)
         statistics = {name: round(value, 6) for name, value in measure(picture).items()}
-        record = {"seed": self.seed, "process": self.process, "statistics": statistics}
+        record = {"seed": self.seed, "kind": self.process, "statistics": statistics}
         return Painted(picture, record, 1)
 
     def repaint(self, record: Mapping[str, Any]) -> Picture:
@@ -39,11 +37,12 @@ class BaselinePainter:
 
     def kind(self) -> str:
         """Name what is painted."""
-        return KIND
+        return self.process
 
     def settings(self) -> dict[str, Any]:
         """Return all that the pictures depend on, besides their number."""
-        return asdict(self)
+        # The process is the set's kind.
+        return {"seed": self.seed, "height": self.height, "width": self.width}
 
     def licence(self) -> str:
         """Return CC0: random numbers are nobody's, and we claim nothing."""
@@ -54,9 +53,10 @@ class BaselinePainter:
         return {"baseline_version": BASELINE_VERSION}
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Make the painter of a set from the settings in its manifest."""
-        return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
+    def from_settings(cls, kind: Baseline, settings: Mapping[str, Any]) -> Self:
+        """Make the painter of a set from the kind and the settings in its manifest."""
+        sizes = {name: settings[name] for name in ("seed", "height", "width")}
+        return cls(process=kind, **sizes)
 
     def _picture(self, index: int) -> Picture:
         return paint_baseline(self.process, self.seed, index, (self.height, self.width))
