@@ -44,7 +44,7 @@ def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str
         ("", "batch", "process", "mixed", "sorted", ""),
     ]
     quality += [
-        (row.name, *(number(value) for value in (
+        (row.name, *("-" if np.isnan(value) else number(value) for value in (
             row.quality.meetings, row.quality.share_meetings, row.quality.mixed_entropy,
             row.quality.sorted_entropy, row.quality.travel,
         )))
