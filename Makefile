@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: test test-all lint demo help-pages reference figures clean
+.PHONY: test test-all lint demo help-pages streaming-plan reference figures clean
 
 test: lint
 	$(BIN)/pytest -m "not slow"
@@ -22,6 +22,9 @@ demo: $(INSTALLED)
 
 help-pages: $(INSTALLED)
 	$(BIN)/python -m pipelines.cli.help_pages docs/commands.md
+
+streaming-plan: $(INSTALLED)
+	$(BIN)/python docs/streaming_plan.py docs/streaming-plan.md
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -95,6 +95,17 @@ def test_the_page_of_formats_says_how_the_index_lies(tmp_path: Path) -> None:
     assert np.load(tmp_path / "train" / "index.npy").tolist() == shards.samples.tolist()
 
 
+@pytest.mark.slow
+def test_the_page_of_streaming_shows_what_its_commands_print(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "streaming-plan.md"
+    assert page.read_text().count("```text\na node ") == 4
+    copy = tmp_path / "page.md"
+    copy.write_text(re.sub(r"^(full shuffle) .*$", r"\1 changed", page.read_text(), flags=re.M))
+    command = [sys.executable, ROOT / "docs" / "streaming_plan.py", copy]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+    assert copy.read_text() == page.read_text(), "run make streaming-plan"
+
+
 def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
     pytest.importorskip("pdoc")
     command = [sys.executable, "-W", "error", ROOT / "docs" / "reference.py", tmp_path]

@@ -353,6 +353,8 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run"), ALONE)
     with pytest.raises(PipelineError, match=r"seed: .* was begun with 0, this command says 1"):
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
+    with pytest.raises(PipelineError, match=r"lanes is 1 and .* 2, .* --window and --lanes are to"):
+        train(training(digits, tmp_path / "run", lanes=2, resume=True), ALONE)
 
 
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(

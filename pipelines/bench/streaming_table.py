@@ -44,7 +44,7 @@ def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str
         ("", "batch", "process", "mixed", "sorted", ""),
     ]
     quality += [
-        (row.name, *(number(value) for value in (
+        (row.name, *("-" if np.isnan(value) else number(value) for value in (
             row.quality.meetings, row.quality.share_meetings, row.quality.mixed_entropy,
             row.quality.sorted_entropy, row.quality.travel,
         )))
@@ -80,12 +80,12 @@ def _notes(settings: StreamingSettings) -> list[str]:
         memory = index_memory(n, settings.ranks)
         told.append(
             f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order "
-            f"{memory['order'] / _GB:.3g} GB in the {settings.ranks} processes of a node"
+            f"{memory['order'] / _GB:.3g} GB, in all processes of a node together"
         )
     return [
-        f"{settings.n_samples:,} samples in {settings.shards:,} shards; {settings.nodes} nodes x "
-        f"{settings.ranks} processes x {settings.workers} workers; batch {settings.batch_size:,}, "
-        f"{steps:,} steps of {settings.step_seconds:g} s: {steps * settings.step_seconds:,.0f} s",
+        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
+        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
+        f"{steps * settings.step_seconds:,.1f} s without waiting",
         *told,
     ]
 

@@ -81,30 +81,32 @@ def shuffled_order(
     shuffle(shards, 0, key, epoch, _SHARDS)
     # Where each shard begins when they lie end to end as shuffled.
     begins = np.concatenate([stored[:1], np.cumsum(np.diff(stored)[shards])])
-    for low, high in _parts(n_samples, lanes):
+    for low, high, places in _parts(n_samples, lanes):
+        part_of_order = order[places]
         for group in _groups(begins, low, high, window or len(shards)):
-            first, last = max(low, int(begins[group.start])), min(high, int(begins[group.stop]))
-            part = order[first:last]
+            pieces = []
             for k in group:
                 begin, end = max(low, int(begins[k])), min(high, int(begins[k + 1]))
                 sample = stored[shards[k]] + begin - begins[k]
-                part[begin - first : end - first] = np.arange(sample, sample + end - begin)
-            # Words by place, so that no two parts share one.
-            shuffle(part, first, key, epoch, _SAMPLES)
-    if lanes > 1:
-        length = n_samples // lanes
-        whole = length * lanes
-        order[:whole] = order[:whole].reshape(lanes, length).T.ravel()
+                pieces.append(np.arange(sample, sample + end - begin))
+            mixed = np.concatenate(pieces)
+            first = max(low, int(begins[group.start]))
+            # Words by place, so that no two groups share one.
+            shuffle(mixed, first, key, epoch, _SAMPLES)
+            part_of_order[first - low : first - low + len(mixed)] = mixed
     return order
 
 
-def _parts(n_samples: int, lanes: int) -> Iterator[tuple[int, int]]:
-    """Give begin and end of each lane, and of what is left where they are not equal."""
+def _parts(n_samples: int, lanes: int) -> Iterator[tuple[int, int, slice]]:
+    """Give begin and end of each lane, and of what is left, and which places of the order it has.
+
+    They begin and end where shards lie end to end.
+    """
     length = n_samples // lanes
+    whole = length * lanes
     for lane in range(lanes):
-        yield lane * length, (lane + 1) * length
-    if n_samples > lanes * length:
-        yield lanes * length, n_samples
+        yield lane * length, (lane + 1) * length, slice(lane, whole, lanes)
+    yield whole, n_samples, slice(whole, n_samples)
 
 
 def _groups(begins: NDArray[np.int64], low: int, high: int, window: int) -> Iterator[range]:
