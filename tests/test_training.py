@@ -28,6 +28,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
+from pipelines.loading.remote_sets import open_set
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
@@ -358,11 +359,11 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     digits: Path, tmp_path: Path
 ) -> None:
-    shards, validation = hold_out(open_shards(digits / "train"), 0.2)
+    shards, validation = hold_out(open_set(digits / "train", cache_dir=None, remote=None), 0.2)
     assert validation is not None
-    assert len(shards) + len(validation) == 1438
-    keys = {shards.key(i) for i in range(len(shards))}
-    assert not keys & {validation.key(i) for i in range(len(validation))}
+    assert len(shards.shards) + len(validation.shards) == 1438
+    keys = {shards.key(i) for i in range(len(shards.shards))}
+    assert not keys & {validation.key(i) for i in range(len(validation.shards))}
     trained = train(
         training(
             digits,

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    ByteSize,
     Command,
+    Place,
     command_options,
     example,
     finite,
@@ -58,8 +60,8 @@ def _finite_or_none(
 _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--data",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Folder of shards, or of CIFAR as torchvision has it.",
+        type=Place(),
+        help="Shards, in a folder or at an address; or a folder of CIFAR as torchvision has it.",
     ),
     click.option(
         "--out",
@@ -70,9 +72,10 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--mixing-set",
         "mixing_sets",
-        type=click.Path(path_type=Path, exists=True),
+        type=Place(files=True),
         multiple=True,
-        help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
+        help="Set of pixmix-gen, folder of pictures, shards, here or at an address, or tar; may be "
+        "repeated.",
     ),
     click.option(
         "--no-mixing-set",
@@ -143,6 +146,32 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Processes that decode.  [default: 0 for pictures held in memory, else 4]",
     ),
     click.option("--window", type=click.IntRange(1), help="Shards that are shuffled at a time."),
+    click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Of this host's copies of shards and mixing sets.  [default: $PIXMIX_CACHE, or "
+        "~/.cache/pixmix]",
+    ),
+    click.option(
+        "--cache-limit",
+        type=ByteSize(),
+        help="Of the shards in it, as 200GB.  [default: what the disk has]",
+    ),
+    click.option(
+        "--read-ahead",
+        type=click.IntRange(1),
+        default=4,
+        show_default=True,
+        help="Shards of an address that are downloaded before they are needed.",
+    ),
+    click.option(
+        "--patience",
+        type=click.FloatRange(0, min_open=True),
+        callback=finite,
+        default=600.0,
+        show_default=True,
+        help="Seconds in which a server may bring nothing new until training ends.",
+    ),
     click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
     click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
 )
@@ -208,6 +237,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
 
     from pipelines.loading import preparation as preparations
     from pipelines.loading.processes import joined
+    from pipelines.loading.remote_sets import Remote
+    from pipelines.shards.connections import RemoteAccess
     from pipelines.training.data import find_data, hold_out
     from pipelines.training.train import Training, train
 
@@ -220,6 +251,11 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     if options["weights"] is not None and options["pretrained"]:
         raise click.UsageError("--weights and --pretrained exclude each other; give one")
     out: Path = options["out"]
+    remote = Remote(
+        limit_bytes=options["cache_limit"],
+        ahead=options["read_ahead"],
+        access=RemoteAccess(patience_s=options["patience"]),
+    )
     with joined(options["device"]) as processes:
         if processes.first:
             with progress_bar("steps") as made:
@@ -247,6 +283,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             keep=options["keep"],
             num_workers=(0 if small else 4) if workers is None else workers,
             window=options["window"],
+            cache_dir=options["cache_dir"],
+            remote=remote,
             compile=options["compile"],
             sync_batch_norm=options["sync_batch_norm"],
         )
@@ -332,8 +370,8 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
 
 def _mixing_set(
     dataset: "Dataset", options: dict[str, Any], recipe: "Recipe"
-) -> tuple[Path, ...] | None:
-    given: tuple[Path, ...] = options["mixing_sets"]
+) -> tuple[Path | str, ...] | None:
+    given: tuple[Path | str, ...] = options["mixing_sets"]
     if given and options["no_mixing_set"]:
         raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
     if given and recipe.augment != "pixmix":

@@ -31,9 +31,10 @@ from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import Processes
+from pipelines.loading.remote_sets import Remote
 from pipelines.models.opening import begin_with, open_model
 from pipelines.shards.files import check_no_file, world_errors, write_file
-from pipelines.shards.index import ShardSet
+from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoints import (
     checkpoint_path,
     find_checkpoints,
@@ -55,18 +56,20 @@ VIEWS = 3
 class Training:
     """What to train, on what, and where results go.
 
-    out: folder of checkpoints and metrics. train: shards; validation, test: others, or None.
+    out: folder of checkpoints and metrics. train: shards, here or at an address; validation, test:
+    others, or None; see `pipelines.loading.remote_sets.open_set`.
     preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
     checkpoint of `out`, if there is one. keep: how many checkpoints stay.
     weights: of the network to begin with; pretrained: torchvision's.
+    cache_dir, remote: where shards of addresses are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
     preparation: Preparation
-    train: ShardSet
-    validation: ShardSet | None = None
-    test: ShardSet | None = None
+    train: RemoteShards
+    validation: RemoteShards | None = None
+    test: RemoteShards | None = None
     mixing_set: MixingSet | None = None
     weights: Path | None = None
     pretrained: bool = False
@@ -78,6 +81,7 @@ class Training:
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +154,12 @@ class _Run:
         self.recipe = recipe = training.recipe
         self.device = processes.device
         self._see_that_out_can_be_written()
-        classes = len(training.train.classes) or int(training.train.samples["label"].max()) + 1
+        shards = training.train.shards
+        classes = len(shards.classes) or int(shards.samples["label"].max()) + 1
         self.labels = {
-            shards.location: outputs_for(shards, training.train.classes, classes)
-            for shards in (training.validation, training.test)
-            if shards is not None
+            each.shards.location: outputs_for(each.shards, shards.classes, classes)
+            for each in (training.validation, training.test)
+            if each is not None
         }
         begun = training.resume and len(find_checkpoints(training.out)) > 0
         self.network = {
@@ -162,7 +167,7 @@ class _Run:
             "classes": classes,
             "mean": list(training.preparation.mean),
             "std": list(training.preparation.std),
-            "class_names": list(training.train.classes),
+            "class_names": list(shards.classes),
             "crop": training.preparation.crop,
             "image_size": training.preparation.image_size,
             "evaluation_resize": training.preparation.resized_side,
@@ -269,6 +274,7 @@ class _Run:
             n_threads=training.n_threads,
             window=training.window,
             cache_dir=training.cache_dir,
+            remote=training.remote,
         )
 
     def _go_on(self) -> None:
@@ -493,6 +499,7 @@ class _Run:
             "epoch": taken.place["epoch"],
             "last_sample_of_the_batch": taken.place["consumed"],
             "batch_size": self.recipe.batch_size,
+            "samples": taken.indices.tolist(),
             "keys": [shards.key(int(i)) for i in taken.indices],
         }
         path = self.training.out / f"no-number-{taken.step:08d}-{self.processes.world.rank}.json"
@@ -531,7 +538,7 @@ class _Run:
             self.best = error
             self._save(self.training.out / "checkpoints" / "best.pt")
 
-    def _evaluate(self, shards: ShardSet) -> tuple[float, float]:
+    def _evaluate(self, shards: RemoteShards) -> tuple[float, float]:
         """Return the mean cross entropy and the error over a set, each sample once."""
         world = self.processes.world
         loader: EvalLoader = eval_loader(
@@ -543,12 +550,13 @@ class _Run:
             num_workers=self.training.num_workers,
             n_threads=self.training.n_threads,
             cache_dir=self.training.cache_dir,
+            remote=self.training.remote,
         )
         loss = wrong = seen = 0.0
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
             self.processes.share_buffers(self.module)
-            outputs = self.labels[shards.location]
+            outputs = self.labels[shards.shards.location]
             for images, labels, weights in loader:
                 there = (labels if outputs is None else outputs[labels]).to(self.device)
                 logits = self.module(_laid_out(images.to(self.device))).float()
