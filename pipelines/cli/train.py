@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,9 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.training.data import Dataset
+    from pipelines.loading.processes import Processes
+    from pipelines.loading.remote_sets import Remote
+    from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
     from pipelines.training.train import Shown, Trained
 
@@ -133,6 +136,12 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Checkpoints that stay.",
     ),
     click.option(
+        "--checkpoint-every",
+        type=click.IntRange(1),
+        metavar="STEPS",
+        help="Also within an epoch: no more steps than that are lost with a process.",
+    ),
+    click.option(
         "--validation-share",
         type=click.FloatRange(0, 0.5),
         callback=finite,
@@ -171,6 +180,14 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         default=600.0,
         show_default=True,
         help="Seconds in which a server may bring nothing new until training ends.",
+    ),
+    click.option(
+        "--stall-limit",
+        type=click.FloatRange(0),
+        callback=finite,
+        default=1800.0,
+        show_default=True,
+        help="Seconds without a step until the process ends with code 1; 0 for never.",
     ),
     click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
     click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
@@ -238,8 +255,9 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     from pipelines.loading import preparation as preparations
     from pipelines.loading.processes import joined
     from pipelines.loading.remote_sets import Remote
+    from pipelines.loading.watchdog import Watchdog
     from pipelines.shards.connections import RemoteAccess
-    from pipelines.training.data import find_data, hold_out
+    from pipelines.training.data import hold_out
     from pipelines.training.train import Training, train
 
     try:
@@ -256,13 +274,9 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         ahead=options["read_ahead"],
         access=RemoteAccess(patience_s=options["patience"]),
     )
-    with joined(options["device"]) as processes:
-        if processes.first:
-            with progress_bar("steps") as made:
-                data = find_data(dataset, options["data"], out / "data", made)
-        processes.wait()
-        if not processes.first:
-            data = find_data(dataset, options["data"], out / "data", lambda _done, _total: None)
+    watchdog = Watchdog(limit_s=options["stall_limit"])
+    with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
+        data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
         workers = options["workers"]
         prepared = preparations.CIFAR if small else preparations.IMAGENET
@@ -281,6 +295,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             pretrained=options["pretrained"],
             resume=options["resume"] == "auto",
             keep=options["keep"],
+            checkpoint_every=options["checkpoint_every"],
             num_workers=(0 if small else 4) if workers is None else workers,
             window=options["window"],
             cache_dir=options["cache_dir"],
@@ -305,6 +320,31 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         if processes.first:
             text, document = _said(trained, out, torch.__version__)
             say(text, document, as_json=options["as_json"])
+
+
+def _open_data(
+    dataset: "Dataset", options: dict[str, Any], remote: "Remote", processes: "Processes"
+) -> "Data":
+    """Open the data, made first where they have to be."""
+    from pipelines.training.data import find_data
+
+    find = partial(
+        find_data,
+        dataset,
+        options["data"],
+        options["out"] / "data",
+        cache_dir=options["cache_dir"],
+        remote=remote,
+    )
+    with processes.watchdog.awaiting("process 0, which opens or makes the data"):
+        with processes.together():
+            if processes.first:
+                with progress_bar("steps") as made:
+                    data = find(made)
+        with processes.together():
+            if not processes.first:
+                data = find(lambda _done, _total: None, maker=False)
+    return data
 
 
 def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
