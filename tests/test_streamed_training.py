@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from pipelines.loading.order import shuffled_order, training_batches
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import Remote, open_set
+from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
@@ -268,6 +269,42 @@ def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path:
     said = json.loads(path.read_text())
     assert said["keys"] == [f"{i:08}" for i in said["samples"]]
     assert len(set(said["samples"])) == BATCH
+
+
+# --- The watchdog --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_watchdog_names_the_shard_that_does_not_come(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
+) -> None:
+    watchdog = Watchdog(first_word_s=0.4)
+    processes = replace(ALONE, watchdog=watchdog)
+    access = replace(ACCESS, stall_s=3)
+    with FaultyServer(root) as server, watchdog.watching():
+        server.faults["train/set-0005.tar"] = [stall(100)]
+        address = server.url("train")
+        out = tmp_path / "run"
+        train(streamed(address, out, access=access, num_workers=num_workers), processes)
+    said = [each.getMessage() for each in caplog.records if "no step for" in each.getMessage()]
+    assert any(f"waiting for {address}/set-0005.tar" in each for each in said), said
+    # At doubling intervals: 0.4, 0.8 and 1.6 seconds of 3.
+    assert len(said) <= 4
+
+
+def test_the_watchdog_tells_and_does_not_end_what_may_take_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watchdog = Watchdog(limit_s=0.2, first_word_s=0.1)
+    with watchdog.watching(), watchdog.awaiting("a large set"), watchdog.without_limit():
+        time.sleep(0.8)
+    assert any("waiting for a large set" in each.getMessage() for each in caplog.records)
+
+
+@pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_word_s": 0.0}])
+def test_a_watchdog_refuses_nonsense(arguments: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="seconds"):
+        Watchdog(**arguments)
 
 
 # --- Checkpoints within an epoch -----------------------------------------------------------------
@@ -537,7 +574,8 @@ def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_pat
 def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
     root: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "out").touch()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoints").touch()
     with two_processes(root, tmp_path) as (first, second):
         assert [each.running.wait(timeout=120) for each in (first, second)] == [1, 1]
         lines = [errors_of(each) for each in (first, second)]
