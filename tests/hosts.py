@@ -44,6 +44,7 @@ def two_hosts() -> Iterator[Sequence[str]]:
     finally:
         if shutil.which("ip") is not None:
             for host in HOSTS:
+                kill_host(host)
                 subprocess.run(["ip", "netns", "delete", host], capture_output=True)
 
 

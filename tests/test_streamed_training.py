@@ -488,6 +488,7 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
         outs = [tmp_path / f"broken of host {number}" / "out" for number in (0, 1)]
         (writer,) = [number for number in (0, 1) if find_checkpoints(outs[number])]
         kill_host(hosts[1 - writer])
+        pair[1 - writer].running.wait()
         assert pair[writer].running.wait(timeout=120) != 0
         assert "another process was lost" in pair[writer].log.read_text()
         (alone,) = begin("broken", "alone", [writer], pause=0.3)
