@@ -515,26 +515,64 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             assert all(sum(parts) == sizes[name] for name, parts in got.items())
 
 
+# --- Processes that get ready --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second"),
+    [
+        # It may make shards for as long as it takes, and the watchdogs let it.
+        ("slow", "bytes", "bytes"),
+        ("fails", "PipelineError: it has failed", "PipelineError: another process could not begin"),
+        ("ends", "", "LostProcessError: another process was lost"),
+    ],
+)
+def test_processes_get_ready_together_or_not_at_all(what: str, first: str, second: str) -> None:
+    port = str(free_port())
+    started = [
+        subprocess.Popen(
+            [sys.executable, TESTS / "meeting.py", what],
+            env={
+                **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [each.communicate(timeout=120)[0] for each in started]
+    assert said[0].startswith(first)
+    assert said[1].startswith(second)
+    assert [each.returncode for each in started] == [9 if what == "ends" else 0, 0]
+
+
+def test_shards_that_another_host_has_made_are_not_here(tmp_path: Path) -> None:
+    for dataset, place in (("digits", None), ("cifar10", tmp_path)):
+        with pytest.raises(PipelineError, match="process 0 made them on its own host"):
+            find_data(dataset, place, tmp_path / "made", nothing, maker=False)  # type: ignore[arg-type]
+
+
 # --- Processes that are lost, or hang ------------------------------------------------------------
 
 
 @contextmanager
 def two_processes(
-    root: Path, tmp_path: Path, *more: object, workers: int = 0
+    root: Path, tmp_path: Path, *more: object, others: Path | None = None
 ) -> Iterator[list[Host]]:
-    """Give two processes of a training that were started without torchrun."""
+    """Give two processes of a training, started without torchrun; others: the second one's data."""
     port = str(free_port())
-    arguments = arguments_of(root, tmp_path / "out", tmp_path / "cache", *more)
-    arguments[arguments.index("--workers") + 1] = workers
     started = [
         start(
-            arguments, tmp_path, name=f"process {rank}",
+            arguments_of(data, tmp_path / "out", tmp_path / "cache", *more),
+            tmp_path,
+            name=f"process {rank}",
             environment={
                 "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PAUSE": "0.1",
             },
         )
-        for rank in range(2)
+        for rank, data in enumerate((root, others or root))
     ]  # fmt: skip
     try:
         yield started
@@ -562,7 +600,7 @@ def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_pat
 
 
 def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_path: Path) -> None:
-    with two_processes(root, tmp_path, "--stall-limit", 3) as (first, second):
+    with two_processes(root, tmp_path, "--stall-limit", 8) as (first, second):
         first.wait_for_step(3)
         second.running.send_signal(signal.SIGSTOP)
         assert first.running.wait(timeout=60) == 1
@@ -582,6 +620,16 @@ def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
         lines = [errors_of(each) for each in (first, second)]
     assert "is a file; choose a folder for --out" in lines[0][0]
     assert "another process could not begin; it says why" in lines[1][0]
+
+
+def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_path: Path) -> None:
+    contents = [encoded(each, "jpg") for each in drawn_pictures(N, size=(40, 48))]
+    other = write_shards(tmp_path / "other", contents, sizes=[N // 2] * 2, extension="jpg")
+    with two_processes(root, tmp_path, others=other) as started:
+        assert [each.running.wait(timeout=120) for each in started] == [1, 1]
+        for each in started:
+            (line,) = errors_of(each)
+            assert "--data: process 1 was given another than process 0" in line
 
 
 def test_a_worker_that_is_killed_ends_the_training_with_one_line(

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -200,9 +201,15 @@ def lost_are_told() -> Iterator[None]:
         if not _is_of_exchange(error):
             raise
         raise LostProcessError(
-            "another process was lost, or does not answer "
-            f"({str(error).splitlines()[0]:.200}); give the same command again with --resume auto"
+            f"another process was lost, or does not answer ({_own_words(error)}); give the same "
+            "command again with --resume auto"
         ) from error
+
+
+def _own_words(error: Exception) -> str:
+    """Return the first sentence of an error, without the line of the source that raised it."""
+    words = re.sub(r"^\[\S+\] ", "", (str(error) or type(error).__name__).splitlines()[0])
+    return words.partition(". ")[0][:200]
 
 
 def _is_of_exchange(error: RuntimeError) -> bool:
@@ -264,7 +271,11 @@ def _exchange_limit(watchdog: Watchdog) -> timedelta:
 def _find_each_other(processes: Processes, limit: timedelta | None) -> None:
     world = processes.world
     try:
-        with processes.watchdog.awaiting("all processes to join"):
+        # The exchange has a limit of its own, and its error says how many have joined.
+        with (
+            processes.watchdog.awaiting("all processes to join"),
+            processes.watchdog.without_limit(),
+        ):
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if processes.device.type == "cuda" else "gloo",
                 rank=world.rank,
@@ -274,7 +285,5 @@ def _find_each_other(processes: Processes, limit: timedelta | None) -> None:
     except (RuntimeError, ValueError) as error:
         raise PipelineError(
             f"the {world.size} processes do not find each other "
-            f"({str(error).splitlines()[0]:.200}); start them by torchrun, or see to MASTER_ADDR "
-            "and MASTER_PORT"
+            f"({_own_words(error)}); start them by torchrun, or see to MASTER_ADDR and MASTER_PORT"
         ) from error
-    processes.watchdog.moved()

@@ -367,7 +367,8 @@ class _Run:
         """Train to the end, or until it is stopped."""
         recipe = self.recipe
         checkpoint = checkpoint_path(self.training.out, self.step)
-        with self._stopped_by_signals(), self._let_go_of_processes():
+        at_work = self.processes.watchdog.awaiting("the device, or the other processes")
+        with self._stopped_by_signals(), self._let_go_of_processes(), at_work:
             while self.loader.epoch < recipe.epochs and not self.stopped:
                 if not self._epoch():
                     break
@@ -402,8 +403,7 @@ class _Run:
             if batch is None:
                 return True
             waited = time.perf_counter() - asked
-            with watchdog.awaiting("the step's own work, or the other processes"):
-                self._take_step(*batch)
+            self._take_step(*batch)
             self.step += 1
             watchdog.moved()
             if math.isnan(self.loss):
@@ -647,6 +647,17 @@ class _Run:
             self.sums["loss"], self.sums["correct"], self.sums["seen"]
         )
         if self.processes.first:
+            self._write(where, loss, correct, seen)
+            if path is None:
+                keep_newest(self.training.out, self.training.keep)
+            write_metrics(self.training.out, self.history)
+        self.processes.wait()
+        self.processes.watchdog.moved()
+        return where
+
+    def _write(self, where: Path, loss: float, correct: float, seen: float) -> None:
+        """Write a checkpoint; of the sums so far those of all processes."""
+        with self.processes.watchdog.awaiting(f"{where} to be written"):
             content: dict[str, Any] = {
                 "network": self.network,
                 "recipe": self.recipe.to_json(),
@@ -664,12 +675,6 @@ class _Run:
             if self.average is not None:
                 content["current"] = self.module.state_dict()
             save_checkpoint(where, content)
-            if path is None:
-                keep_newest(self.training.out, self.training.keep)
-            write_metrics(self.training.out, self.history)
-        self.processes.wait()
-        self.processes.watchdog.moved()
-        return where
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:
