@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -432,6 +433,28 @@ def shards_of(lines: Sequence[dict[str, Any]]) -> set[str]:
 def hosts() -> Iterator[Sequence[str]]:
     with two_hosts() as names:
         yield names
+
+
+@pytest.mark.parametrize("program", ["nginx", "python"])
+def test_the_log_of_a_server_tells_what_was_downloaded(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
+) -> None:
+    if program == "python":
+        monkeypatch.setattr("file_server.shutil.which", lambda _: None)
+    elif shutil.which("nginx") is None:
+        pytest.skip("nginx is not installed")
+    port = free_port()
+    (tmp_path / "work").mkdir()
+    with served(root, port, tmp_path / "work") as log:
+        where = f"http://127.0.0.1:{port}/train"
+        opened = open_set(where, cache_dir=tmp_path / "cache", remote=None)
+        for shard in (2, 5, 2):
+            opened.files.hold(shard).release()
+        sizes = {each.file: [each.n_bytes] for each in opened.shards.shards}
+        assert downloads(log, "127.0.0.1") == {
+            name: sizes[name] for name in ("set-0002.tar", "set-0005.tar")
+        }
+        assert downloads(log, "127.0.0.2") == {}
 
 
 @pytest.mark.slow
