@@ -1,9 +1,7 @@
 import json
 import math
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -23,11 +21,13 @@ from torch import nn
 from torch.nn import functional
 
 import networks
+from hosts import ADDRESSES, free_port, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
+from pipelines.loading.remote_sets import open_set
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
@@ -360,11 +360,11 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     digits: Path, tmp_path: Path
 ) -> None:
-    shards, validation = hold_out(open_shards(digits / "train"), 0.2)
+    shards, validation = hold_out(open_set(digits / "train", cache_dir=None, remote=None), 0.2)
     assert validation is not None
-    assert len(shards) + len(validation) == 1438
-    keys = {shards.key(i) for i in range(len(shards))}
-    assert not keys & {validation.key(i) for i in range(len(validation))}
+    assert len(shards.shards) + len(validation.shards) == 1438
+    keys = {shards.key(i) for i in range(len(shards.shards))}
+    assert not keys & {validation.key(i) for i in range(len(validation.shards))}
     trained = train(
         training(
             digits,
@@ -438,35 +438,27 @@ def test_a_loss_that_is_no_number_elsewhere_ends_it_here_too(
 # --- Processes -----------------------------------------------------------------------------------
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-LOOPBACK = ("127.0.0.1", "lo")
-HOSTS = tuple(f"pixmix-{os.getpid()}-{number}" for number in range(2))
-"""Network namespaces that stand for hosts."""
-ADDRESSES = ("10.213.77.1", "10.213.77.2")
-
-
 def processes(
     folder: Path,
-    out: Path,
+    out: Path | Sequence[Path],
     epochs: int,
     size: int,
     hosts: Sequence[str] | None = None,
     when: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """What several processes of a training say; hosts: namespaces, one a process."""
+    """What several processes of a training say.
+
+    out: of all, or of each; hosts: namespaces, one a process.
+    """
+    outs = [out] * size if isinstance(out, Path) else out
     port = str(free_port())
     tests = Path(__file__).parent
     started = [
         subprocess.Popen(
             [
                 *([] if hosts is None else ["ip", "netns", "exec", hosts[rank]]),
-                sys.executable, tests / "training_process.py", folder, out, str(epochs), *when,
+                sys.executable, tests / "training_process.py", folder, outs[rank], str(epochs),
+                *when,
             ],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": str(size),
@@ -489,26 +481,8 @@ def processes(
 @pytest.fixture
 def hosts() -> Iterator[Sequence[str]]:
     """Two network namespaces with a cable between them."""
-
-    def ip(command: str) -> None:
-        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
-
-    try:
-        for host in HOSTS:
-            ip(f"netns add {host}")
-        ip(f"link add pixmix-0 netns {HOSTS[0]} type veth peer name pixmix-1 netns {HOSTS[1]}")
-        for number, (host, address) in enumerate(zip(HOSTS, ADDRESSES, strict=True)):
-            ip(f"-n {host} addr add {address}/24 dev pixmix-{number}")
-            ip(f"-n {host} link set pixmix-{number} up")
-            ip(f"-n {host} link set lo up")
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("network namespaces need root, and ip of iproute2")
-    else:
-        yield HOSTS
-    finally:
-        if shutil.which("ip") is not None:
-            for host in HOSTS:
-                subprocess.run(["ip", "netns", "delete", host], capture_output=True)
+    with two_hosts() as names:
+        yield names
 
 
 def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Path) -> None:
@@ -564,6 +538,22 @@ def test_a_training_goes_on_at_another_world_size_with_the_same_order(
     joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
     assert joined == alone["seen"][3:]
     assert first["finished"]
+
+
+def test_a_training_goes_on_from_the_newest_checkpoint_that_any_process_has(
+    digits: Path, tmp_path: Path
+) -> None:
+    (alone,) = processes(digits, tmp_path / "one", 2, 1)
+    for name, step in (("older", 1), ("newer", 3)):
+        train(training(digits, tmp_path / name), ALONE, stopping_at(step))
+    outs = tmp_path / "older", tmp_path / "newer"
+    first, second = processes(digits, outs, 2, 2)
+    joined = [a + b for a, b in zip(first["seen"], second["seen"], strict=True)]
+    assert joined == alone["seen"][3:]
+    assert first["state"] == second["state"]
+    # The first process writes, in its own folder.
+    assert [path.name for path in find_checkpoints(outs[0])][-1] == "step-00000010.pt"
+    assert [path.name for path in find_checkpoints(outs[1])] == ["step-00000003.pt"]
 
 
 # --- Networks ------------------------------------------------------------------------------------

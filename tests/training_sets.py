@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.loading.preparation import CIFAR
-from pipelines.shards.index import open_shards
+from pipelines.loading.remote_sets import open_set
+from pipelines.shards.index import ShardSet
 from pipelines.training.recipes import DIGITS
 from pipelines.training.train import Training
 
@@ -17,12 +18,16 @@ def training(folder: Path, out: Path, **changes: Any) -> Training:  # noqa: ANN4
     """Return a training on the digits in a folder."""
     recipe_fields = set(RECIPE.__dataclass_fields__)
     recipe = replace(RECIPE, **{k: v for k, v in changes.items() if k in recipe_fields})
-    more = {name: value for name, value in changes.items() if name not in recipe_fields}
+    more = {
+        name: open_set(value, cache_dir=None, remote=None) if isinstance(value, ShardSet) else value
+        for name, value in changes.items()
+        if name not in recipe_fields
+    }
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
         "preparation": replace(CIFAR, flip=False),
-        "train": open_shards(folder / "train"),
-        "test": open_shards(folder / "test"),
+        "train": open_set(folder / "train", cache_dir=None, remote=None),
+        "test": open_set(folder / "test", cache_dir=None, remote=None),
     }
     return Training(**arguments | more)

@@ -41,6 +41,52 @@ class Size(click.ParamType[tuple[int, int]]):
         return height, width
 
 
+class Place(click.ParamType["Path | str"]):
+    """A folder (files: or a file) as a path; or an address of http, https, s3 or gs as text."""
+
+    name = "folder or address"
+
+    def __init__(self, *, files: bool = False) -> None:
+        self._path = click.Path(exists=True, file_okay=files, path_type=Path)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """Return what the help says of the value."""
+        return "PATH|URL"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Path | str:
+        """Read the text of an option; whether there is something at an address is seen later."""
+        text = str(value)
+        return text if "://" in text else Path(self._path.convert(text, param, ctx))
+
+
+_UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGT", 1)}}
+_BINARY_UNITS = {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
+
+
+class ByteSize(click.ParamType[int]):
+    """A number of bytes, as "200GB", "1.5TB", "512MiB" or "1000000"."""
+
+    name = "bytes"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
+        """Return what the help says of the value."""
+        return "BYTES"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Read the text of an option."""
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]I?)?B?", str(value).strip().upper())
+        size = (
+            0 if match is None else int(float(match[1]) * (_UNITS | _BINARY_UNITS)[match[2] or ""])
+        )
+        if size < 1:
+            self.fail(f"{value!r} is no size; give bytes as 200GB, 512MiB or 1000000", param, ctx)
+        return size
+
+
 def example(*lines: str) -> str:
     """Return the end of a command's help: lines to copy."""
     return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])

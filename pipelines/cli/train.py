@@ -2,13 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli.options import (
+    ByteSize,
     Command,
+    Place,
     command_options,
     example,
     finite,
@@ -20,7 +23,9 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.training.data import Dataset
+    from pipelines.loading.processes import Processes
+    from pipelines.loading.remote_sets import Remote
+    from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
     from pipelines.training.train import Shown, Trained
 
@@ -58,8 +63,8 @@ def _finite_or_none(
 _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--data",
-        type=click.Path(path_type=Path, exists=True, file_okay=False),
-        help="Folder of shards, or of CIFAR as torchvision has it.",
+        type=Place(),
+        help="Shards, in a folder or at an address; or a folder of CIFAR as torchvision has it.",
     ),
     click.option(
         "--out",
@@ -70,9 +75,10 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--mixing-set",
         "mixing_sets",
-        type=click.Path(path_type=Path, exists=True),
+        type=Place(files=True),
         multiple=True,
-        help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
+        help="Set of pixmix-gen, folder of pictures, shards, here or at an address, or tar; may be "
+        "repeated.",
     ),
     click.option(
         "--no-mixing-set",
@@ -130,6 +136,12 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         help="Checkpoints that stay.",
     ),
     click.option(
+        "--checkpoint-every",
+        type=click.IntRange(1),
+        metavar="STEPS",
+        help="Also within an epoch: no more steps than that are lost with a process.",
+    ),
+    click.option(
         "--validation-share",
         type=click.FloatRange(0, 0.5),
         callback=finite,
@@ -155,6 +167,40 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
         show_default=True,
         help="Parts of the shards of which each batch takes equally many samples: as many as "
         "nodes, and each node needs its part alone. Divides the batch size.",
+    ),
+    click.option(
+        "--cache-dir",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Of this host's copies of shards and mixing sets.  [default: $PIXMIX_CACHE, or "
+        "~/.cache/pixmix]",
+    ),
+    click.option(
+        "--cache-limit",
+        type=ByteSize(),
+        help="Of the shards in it, as 200GB.  [default: what the disk has]",
+    ),
+    click.option(
+        "--read-ahead",
+        type=click.IntRange(1),
+        default=4,
+        show_default=True,
+        help="Shards of an address that are downloaded before they are needed.",
+    ),
+    click.option(
+        "--patience",
+        type=click.FloatRange(0, min_open=True),
+        callback=finite,
+        default=600.0,
+        show_default=True,
+        help="Seconds in which a server may bring nothing new until training ends.",
+    ),
+    click.option(
+        "--stall-limit",
+        type=click.FloatRange(0),
+        callback=finite,
+        default=1800.0,
+        show_default=True,
+        help="Seconds without a step until the process ends with code 1; 0 for never.",
     ),
     click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
     click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
@@ -221,7 +267,10 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
 
     from pipelines.loading import preparation as preparations
     from pipelines.loading.processes import joined
-    from pipelines.training.data import find_data, hold_out
+    from pipelines.loading.remote_sets import Remote
+    from pipelines.loading.watchdog import Watchdog
+    from pipelines.shards.connections import RemoteAccess
+    from pipelines.training.data import hold_out
     from pipelines.training.train import Training, train
 
     try:
@@ -233,13 +282,14 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     if options["weights"] is not None and options["pretrained"]:
         raise click.UsageError("--weights and --pretrained exclude each other; give one")
     out: Path = options["out"]
-    with joined(options["device"]) as processes:
-        if processes.first:
-            with progress_bar("steps") as made:
-                data = find_data(dataset, options["data"], out / "data", made)
-        processes.wait()
-        if not processes.first:
-            data = find_data(dataset, options["data"], out / "data", lambda _done, _total: None)
+    remote = Remote(
+        limit_bytes=options["cache_limit"],
+        ahead=options["read_ahead"],
+        access=RemoteAccess(patience_s=options["patience"]),
+    )
+    watchdog = Watchdog(limit_s=options["stall_limit"])
+    with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
+        data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
         workers = options["workers"]
         prepared = preparations.CIFAR if small else preparations.IMAGENET
@@ -258,9 +308,12 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             pretrained=options["pretrained"],
             resume=options["resume"] == "auto",
             keep=options["keep"],
+            checkpoint_every=options["checkpoint_every"],
             num_workers=(0 if small else 4) if workers is None else workers,
             window=options["window"],
             lanes=options["lanes"],
+            cache_dir=options["cache_dir"],
+            remote=remote,
             compile=options["compile"],
             sync_batch_norm=options["sync_batch_norm"],
         )
@@ -281,6 +334,31 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         if processes.first:
             text, document = _said(trained, out, torch.__version__)
             say(text, document, as_json=options["as_json"])
+
+
+def _open_data(
+    dataset: "Dataset", options: dict[str, Any], remote: "Remote", processes: "Processes"
+) -> "Data":
+    """Open the data, made first where they have to be."""
+    from pipelines.training.data import find_data
+
+    find = partial(
+        find_data,
+        dataset,
+        options["data"],
+        options["out"] / "data",
+        cache_dir=options["cache_dir"],
+        remote=remote,
+    )
+    with processes.watchdog.awaiting("process 0, which opens or makes the data"):
+        with processes.together():
+            if processes.first:
+                with progress_bar("steps") as made:
+                    data = find(made)
+        with processes.together():
+            if not processes.first:
+                data = find(lambda _done, _total: None, maker=False)
+    return data
 
 
 def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
@@ -346,8 +424,8 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
 
 def _mixing_set(
     dataset: "Dataset", options: dict[str, Any], recipe: "Recipe"
-) -> tuple[Path, ...] | None:
-    given: tuple[Path, ...] = options["mixing_sets"]
+) -> tuple[Path | str, ...] | None:
+    given: tuple[Path | str, ...] = options["mixing_sets"]
     if given and options["no_mixing_set"]:
         raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
     if given and recipe.augment != "pixmix":

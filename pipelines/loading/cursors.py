@@ -144,6 +144,10 @@ class TrainLoader:
         """How many samples of this rank could not be read, by reason."""
         return dict(self._bad.counts)
 
+    def awaited(self) -> str:
+        """Return in words what the next batch waits for."""
+        return self._source.awaited()
+
     def __len__(self) -> int:
         """Return the batches of a whole epoch, the same on every rank."""
         return count_batches(len(self._source.shards), self.batch_size)
@@ -263,6 +267,10 @@ class EvalLoader:
     def bad_samples(self) -> Mapping[str, int]:
         """How many samples of this rank could not be read, by reason."""
         return dict(self._bad.counts)
+
+    def awaited(self) -> str:
+        """Return in words what the next batch waits for."""
+        return self._source.awaited()
 
     def __len__(self) -> int:
         """Return the number of batches, the same on every rank."""

@@ -40,7 +40,7 @@ SMALL_KINDS = frozenset({"cifar10", "cifar100", "digits"})
 
 
 def train_loader(
-    shards: str | Path | ShardSet,
+    shards: str | Path | ShardSet | RemoteShards,
     mixing_set: MixingSet | None = None,
     *,
     batch_size: int,
@@ -69,8 +69,8 @@ def train_loader(
 
     Args:
         shards: a folder with a manifest, tars as a pattern with {0000..1023}, either at an address
-            (http, https, s3, gs), or a local set that is open. A shard is held to the manifest's
-            SHA-256 when this node first opens it.
+            (http, https, s3, gs), or a set that is open, local or from `open_set`. A shard is held
+            to the manifest's SHA-256 when this node first opens it.
         mixing_set: what `open_mixing_set` takes, or pictures that are packed; None mixes pictures
             with what operations make of them alone.
         batch_size: of all processes together; a multiple of world_size.
@@ -140,7 +140,7 @@ def train_loader(
 
 
 def eval_loader(
-    shards: str | Path | ShardSet,
+    shards: str | Path | ShardSet | RemoteShards,
     *,
     batch_size: int,
     preparation: Preparation | None = None,
@@ -198,7 +198,7 @@ def eval_loader(
 
 
 def _opened(
-    shards: str | Path | ShardSet,
+    shards: str | Path | ShardSet | RemoteShards,
     preparation: Preparation | None,
     image_size: int | None,
     rank: int | None,

@@ -45,13 +45,18 @@ class Remote:
 
 
 def open_set(
-    where: str | Path | ShardSet, *, cache_dir: str | Path | None, remote: Remote | None
+    where: str | Path | ShardSet | RemoteShards,
+    *,
+    cache_dir: str | Path | None,
+    remote: Remote | None,
 ) -> RemoteShards:
-    """Open a set by its folder, tars or address, or take one that is open and local.
+    """Open a set by its folder, tars or address, or take one that is open.
 
     Raises:
         PipelineError: if it cannot be read.
     """
+    if isinstance(where, RemoteShards):
+        return where
     remote = remote or Remote()
     cache = remote.cache(cache_dir)
     if isinstance(where, ShardSet):

@@ -4,6 +4,7 @@ import atexit
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
@@ -16,6 +17,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.samples import PictureDataset, Prepared, Request
 from pipelines.shards.cache import HeldFile
+from pipelines.shards.connections import shown
 from pipelines.shards.index import ShardSet
 from pipelines.shards.read_ahead import ReadAhead
 from pipelines.shards.remote import RemoteFiles
@@ -42,6 +44,9 @@ class Source(Protocol):
 
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
+
+    def awaited(self) -> str:
+        """Return in words what the next batch waits for; from any thread."""
 
 
 class InMemory:
@@ -71,6 +76,10 @@ class InMemory:
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         return ahead(iter(requests), self._prepare, _AHEAD)
+
+    def awaited(self) -> str:
+        """Return in words what the next batch waits for."""
+        return "a batch of pictures in memory"
 
     def _prepare(self, request: Request) -> Prepared:
         preparation, training = self._preparation, self._training
@@ -119,6 +128,7 @@ class Workers:
         self.mixing_set = dataset.mixing_set.pictures
         self._files, self._ahead = files, ahead
         self._requests = _Replaceable()
+        self._given = 0
         self._loader: DataLoader[Prepared] = DataLoader(
             dataset,
             batch_sampler=self._requests,  # type: ignore[arg-type]
@@ -137,9 +147,29 @@ class Workers:
     def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
-        if self._files is None:
-            return iter(self._loader)
-        return self._read_ahead(requests, self._files)
+        self._given = 0
+        batches = (
+            iter(self._loader) if self._files is None else self._read_ahead(requests, self._files)
+        )
+        for prepared in batches:
+            self._given += 1
+            yield prepared
+
+    def awaited(self) -> str:
+        """Return in words what the next batch waits for: a shard to come, or its decoding."""
+        decoded = f"a batch of {self.shards.location} to be decoded"
+        request = next(islice(iter(self._requests.requests), self._given, None), None)
+        if self._files is None or request is None:
+            return decoded
+        needed = np.unique(self.shards.samples["shard"][request.indices]).tolist()
+        missing = [shown(self._files.url(shard)) for shard in needed if not self._is_here(shard)]
+        if not missing:
+            return decoded
+        return missing[0] + (f" and {len(missing) - 1} shards more" if len(missing) > 1 else "")
+
+    def _is_here(self, shard: int) -> bool:
+        assert self._files is not None
+        return self._files.cache.has(self.shards.shards[shard].sha256)
 
     def _read_ahead(self, requests: Iterable[Request], files: RemoteFiles) -> Iterator[Prepared]:
         """Give the batches, and have the next shards downloaded and held while they are needed."""

@@ -160,6 +160,10 @@ class ShardCache:
                 return held
             held.release()
 
+    def has(self, sha256: str) -> bool:
+        """Return whether the file of this content is here; in the next moment it may be gone."""
+        return (self.files / sha256).exists()
+
     def begin(self, sha256: str, n_bytes: int | None, stop: threading.Event) -> HeldFile | Download:
         """Return the file of this content, or the place to download it to.
 

@@ -49,11 +49,20 @@ _FINAL = (
 )
 
 
+class NotThereError(PipelineError):
+    """Raised where an address leads to nothing, or to nothing that may be read.
+
+    One kind: an object store that may not be listed answers alike for both.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class RemoteAccess:
     """How addresses are read, and how long a server is borne with.
 
     attempts: in a row that bring nothing new, until a server is given up.
+    patience_s: seconds in which nothing new comes, until a server is given up, after any number of
+        attempts; None goes by the attempts.
     first_wait_s, longest_wait_s: seconds; before attempt n + 1 a random time passes of at most
         first_wait_s * 2**(n - 1) and longest_wait_s.
     stall_s: seconds without a byte after which a connection is given up; of an object store, for a
@@ -63,6 +72,7 @@ class RemoteAccess:
     """
 
     attempts: int = 8
+    patience_s: float | None = None
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
     stall_s: float = 30.0
@@ -78,6 +88,8 @@ class RemoteAccess:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more seconds")
         if not 0 < self.stall_s < float("inf"):
             raise ValueError(f"stall_s is {self.stall_s}; give more than 0 seconds")
+        if self.patience_s is not None and not 0 < self.patience_s < float("inf"):
+            raise ValueError(f"patience_s is {self.patience_s}; give more than 0 seconds, or None")
         unknown = sorted(set(self.options) - set(EXTRAS))
         if unknown:
             raise ValueError(f"options has {unknown[0]!r}; give schemes of {', '.join(EXTRAS)}")
@@ -173,6 +185,15 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, passing) and not isinstance(error, final)
 
 
+def is_absent(error: BaseException) -> bool:
+    """Return whether a server says that there is nothing, or nothing that may be read."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status in {401, 403, 404, 410}
+    return isinstance(error, FileNotFoundError | PermissionError)
+
+
 def reason(error: Exception, access: RemoteAccess) -> str:
     """Return why an address could not be read and what to do, to follow its name."""
     import aiohttp
@@ -185,12 +206,18 @@ def reason(error: Exception, access: RemoteAccess) -> str:
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not valid ({said(error)}); check the address"
     if may_pass(error):
-        attempts = f"{access.attempts} attempts in a row" if access.attempts > 1 else "one attempt"
         return (
-            f"given up after {attempts} without anything new, the last: {said(error)}; what has "
-            "come is kept: see to the server and run the same again"
+            f"given up after {borne(access)} without anything new, the last: {said(error)}; what "
+            "has come is kept: see to the server and run the same again"
         )
     return f"it cannot be read ({said(error)}); check the address and the credentials"
+
+
+def borne(access: RemoteAccess) -> str:
+    """Return in words how long a server was borne with."""
+    if access.patience_s is not None:
+        return f"{access.patience_s:g} s"
+    return f"{access.attempts} attempts in a row" if access.attempts > 1 else "one attempt"
 
 
 def said(error: Exception) -> str:

@@ -23,6 +23,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.connections import (
     EXTRAS,
     RemoteAccess,
+    borne,
     is_remote,
     may_pass,
     open_store,
@@ -33,7 +34,7 @@ from pipelines.shards.connections import (
 from pipelines.shards.files import PARTIAL_SUFFIX, check_no_file, remove_partial_files
 from pipelines.shards.index import MANIFEST_NAME
 from pipelines.shards.remote import local_path
-from pipelines.shards.transfer import retrying
+from pipelines.shards.transfer import patience_ends, retrying
 
 WORK = ".work"
 """The folder of what a set in the making needs."""
@@ -246,7 +247,7 @@ class Bucket:
             self.access,
             threading.Event(),
             retry=retry_if_exception(may_pass),
-            most=self.access.attempts,
+            given_up=patience_ends(self.access),
         )
         try:
             return attempts(ask)
@@ -262,8 +263,8 @@ def _refusal(error: Exception, access: RemoteAccess) -> str:
         return f"there is no such bucket ({said(error)}); make it, or check the address"
     if may_pass(error):
         return (
-            f"given up after {access.attempts} attempts, the last: {said(error)}; what is whole is "
-            "kept: see to the store and run the same command again"
+            f"given up after {borne(access)}, the last: {said(error)}; what is whole is kept: see to "
+            "the store and run the same command again"
         )
     return f"it cannot be written ({said(error)}); check the address and the credentials"
 

@@ -10,7 +10,7 @@ Each shard is downloaded once a node, into a cache where its name is its SHA-256
 import shlex
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -38,6 +38,7 @@ from pipelines.shards.index import (
     expand_braces,
     open_shards,
     parse_manifest,
+    read_key,
     select_shards,
 )
 from pipelines.shards.received import Content
@@ -173,6 +174,33 @@ class RemoteShards:
     shards: ShardSet
     files: RemoteFiles
 
+    def part(self, names: Sequence[str]) -> "RemoteShards":
+        """Return the part of the set that some of its shards hold, in the order of the names.
+
+        Raises:
+            PipelineError: if the set has no shard of a name, or a name comes twice.
+        """
+        shards = select_shards(self.shards, names)
+        files = RemoteFiles(
+            location=self.files.location,
+            shards=shards.shards,
+            cache=self.files.cache,
+            access=self.files.access,
+        )
+        return RemoteShards(shards=shards, files=files)
+
+    def key(self, i: int) -> str:
+        """Return a sample's key as its tar has it; "?" where its shard is not on this node."""
+        row = self.shards.samples[i]
+        shard = int(row["shard"])
+        if not is_remote(self.files.location):
+            return read_key(self.shards.path(shard), int(row["offset"]))
+        held = self.files.cache.hold(self.shards.shards[shard].sha256)
+        if held is None:
+            return "?"
+        with held:
+            return read_key(held.path, int(row["offset"]))
+
 
 def open_remote_shards(
     where: str,
@@ -216,6 +244,17 @@ def open_remote_shards(
             shards = select_shards(shards, names)
     files = RemoteFiles(location=location, shards=shards.shards, cache=cache, access=access)
     return RemoteShards(shards=shards, files=files)
+
+
+def names_shards(where: str) -> bool:
+    """Return whether an address names the manifest or tars of a set, and not its folder."""
+    return where.startswith(PIPE_PREFIX) or _path_of(where).endswith((MANIFEST_NAME, ".tar"))
+
+
+def address_inside(where: str, name: str) -> str:
+    """Return the address of what has this name in the folder at an address."""
+    path = _path_of(where).rstrip("/")
+    return _with_path(where, f"{path}/{name}")
 
 
 def _fill(

@@ -7,6 +7,7 @@ fetched anew, and refused when it is wrong again.
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import BinaryIO
 
@@ -18,16 +19,21 @@ from tenacity import (
     retry_if_exception_type,
     sleep_using_event,
     stop_after_attempt,
+    stop_after_delay,
+    stop_any,
     stop_when_event_set,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import StoppedError
 from pipelines.shards.connections import (
+    NotThereError,
     RemoteAccess,
     attempt,
     check_address,
+    is_absent,
     may_pass,
     reason,
     remote_errors,
@@ -55,8 +61,9 @@ def download(
         stop: ends the transfer within a moment; what has come stays in the file.
 
     Raises:
-        PipelineError: if the address cannot be read, the server is given up, or the content is
-            wrong again and again; in the last case the file is empty.
+        PipelineError: if the address cannot be read (its subclass `NotThereError` where there is
+            nothing), the server is given up, or the content is wrong again and again; in the last
+            case the file is empty.
         StoppedError: if `stop` is set.
     """
     check_address(url, access)
@@ -65,13 +72,14 @@ def download(
     def count_anew(state: RetryCallState) -> None:
         if received.went_on():
             state.attempt_number = 0
+            state.start_time = time.monotonic()
 
     attempts = retrying(
         url,
         access,
         stop,
         retry=retry_if_exception(may_pass),
-        most=access.attempts,
+        given_up=patience_ends(access),
         after=count_anew,
     )
     transfers = retrying(
@@ -79,7 +87,7 @@ def download(
         access,
         stop,
         retry=retry_if_exception_type(WrongContentError),
-        most=WRONG_CONTENTS,
+        given_up=stop_after_attempt(WRONG_CONTENTS),
         # Or what is wrong would be resumed.
         after=lambda _state: received.restart(),
     )
@@ -101,7 +109,15 @@ def download(
     except remote_errors() as error:
         if stop.is_set():
             raise StoppedError from error
-        raise PipelineError(f"{shown(url)}: {reason(error, access)}") from error
+        kind = NotThereError if is_absent(error) else PipelineError
+        raise kind(f"{shown(url)}: {reason(error, access)}") from error
+
+
+def patience_ends(access: RemoteAccess) -> stop_base:
+    """Return when what may pass is given up: after so many attempts, or after a time."""
+    if access.patience_s is None:
+        return stop_after_attempt(access.attempts)
+    return stop_after_delay(access.patience_s)
 
 
 def retrying(
@@ -110,12 +126,12 @@ def retrying(
     stop: threading.Event,
     *,
     retry: retry_base,
-    most: int,
+    given_up: stop_base,
     after: Callable[[RetryCallState], None] = lambda _: None,
 ) -> Retrying:
     """Return how one kind of failure is met: random pauses, each of which is told of, and an end.
 
-    most: calls; `after` is called after each that failed and may count them anew.
+    given_up: when; `after` is called after each call that failed and may count anew.
     """
 
     def say(state: RetryCallState) -> None:
@@ -127,7 +143,7 @@ def retrying(
     return Retrying(
         retry=retry,
         after=after,
-        stop=stop_after_attempt(most) | stop_when_event_set(stop),
+        stop=stop_any(given_up, stop_when_event_set(stop)),
         wait=wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s),
         sleep=sleep_using_event(stop),
         before_sleep=say,

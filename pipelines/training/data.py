@@ -1,7 +1,8 @@
-"""What a training is given: shards that are there, or made from what torchvision downloaded."""
+"""What a training is given: shards, here or at an address, or made of what torchvision has."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,11 +10,14 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import PipelineError
+from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
+from pipelines.shards.connections import NotThereError, shown
 from pipelines.shards.digits import DigitsSource
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards, select_shards
+from pipelines.shards.index import MANIFEST_NAME, ShardSet
 from pipelines.shards.progress import Progress
+from pipelines.shards.remote import RemoteShards, address_inside, names_shards
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
 from pipelines.shards.workers import available_cores, run_chunks
@@ -37,19 +41,32 @@ _WHERE = {
 class Data:
     """Shards to train on and, where there are such, to test on."""
 
-    train: ShardSet
-    test: ShardSet | None
+    train: RemoteShards
+    test: RemoteShards | None
 
 
-def find_data(dataset: Dataset, place: Path | None, made: Path, progress: Progress) -> Data:
+def find_data(
+    dataset: Dataset,
+    place: Path | str | None,
+    made: Path,
+    progress: Progress,
+    *,
+    maker: bool = True,
+    cache_dir: Path | None = None,
+    remote: Remote | None = None,
+) -> Data:
     """Open the data of a training.
 
     Args:
         dataset: which.
-        place: shards as pixmix-shard makes them, with their splits in folders; of CIFAR also the
-            official archive or what torchvision made of it. None is for the digits alone.
+        place: shards as pixmix-shard makes them, with their splits in folders, in a folder or, as
+            text, at an address; of CIFAR also the official archive or what torchvision made of it.
+            None is for the digits alone.
         made: folder where shards are made, if they have to be.
         progress: of making them.
+        maker: whether this process makes them; others open what it made.
+        cache_dir: of remote shards; see `open_mixing_set`.
+        remote: how they are read; None for the defaults.
 
     Raises:
         PipelineError: if there is nothing to train on.
@@ -57,26 +74,47 @@ def find_data(dataset: Dataset, place: Path | None, made: Path, progress: Progre
     """
     if place is None and dataset != "digits":
         raise PipelineError(f"{dataset} is not said to be anywhere; name its folder with --data")
+    opened = partial(open_set, cache_dir=cache_dir, remote=remote)
+    if isinstance(place, str):
+        return _fitting(dataset, _open_address(place, opened))
     if place is not None and (place / "train" / MANIFEST_NAME).exists():
-        return _fitting(dataset, _open(place))
+        return _fitting(dataset, _open(place, opened))
     if place is not None and (place / MANIFEST_NAME).exists():
-        return _fitting(dataset, Data(train=open_shards(place), test=None))
-    if dataset in ("cifar10", "cifar100") and place is not None:
-        _make(lambda split: CifarSource(place=place, dataset=dataset, split=split), dataset, made,
-              progress)  # fmt: skip
-        return _open(made)
-    if dataset == "digits" and place is None:
-        _make(lambda split: DigitsSource(split=split), dataset, made, progress)
-        return _open(made)
+        return _fitting(dataset, Data(train=opened(place), test=None))
+    source = _source_of(dataset, place)
+    if source is not None:
+        if maker:
+            _make(source, dataset, made, progress)
+        elif not (made / "train" / MANIFEST_NAME).exists():
+            raise PipelineError(
+                f"{made} has no shards: process 0 made them on its own host; make them once by "
+                f"pixmix-shard {dataset} and give every host --data, or an --out that all share"
+            )
+        return _open(made, opened)
     raise PipelineError(
         f"{place} has no train/{MANIFEST_NAME}; make shards of your pictures first: "
         "pixmix-shard imagefolder SRC OUT, and give --data OUT"
     )
 
 
+def _source_of(dataset: Dataset, place: Path | None) -> Callable[[Split], Source] | None:
+    """Return what shards are to be made of, where they are to be made."""
+    if dataset in ("cifar10", "cifar100") and place is not None:
+        return partial(_cifar_source, place, dataset)
+    if dataset == "digits" and place is None:
+        return lambda split: DigitsSource(split=split)
+    return None
+
+
+def _cifar_source(
+    place: Path, dataset: Literal["cifar10", "cifar100"], split: Split
+) -> CifarSource:
+    return CifarSource(place=place, dataset=dataset, split=split)
+
+
 def _fitting(dataset: Dataset, data: Data) -> Data:
     """Return data that can be of a data set, and refuse others."""
-    train = data.train
+    train = data.train.shards
     if train.kind in _OFFICIAL and train.kind != dataset and dataset != "folder":
         raise PipelineError(
             f"{train.location} is {train.kind} and not {dataset}; say pixmix-train {train.kind}, "
@@ -90,9 +128,34 @@ def _fitting(dataset: Dataset, data: Data) -> Data:
     return data
 
 
-def _open(place: Path) -> Data:
+Opened = Callable[[Path | str], RemoteShards]
+
+
+def _open(place: Path, opened: Opened) -> Data:
     tests = [place / name for name in _TEST_NAMES if (place / name / MANIFEST_NAME).exists()]
-    return Data(train=open_shards(place / "train"), test=open_shards(tests[0]) if tests else None)
+    return Data(train=opened(place / "train"), test=opened(tests[0]) if tests else None)
+
+
+def _open_address(address: str, opened: Opened) -> Data:
+    """Open ADDRESS/train and, where there is one, a test set beside it; or ADDRESS as a set."""
+    if names_shards(address):
+        return Data(train=opened(address), test=None)
+    try:
+        train = opened(address_inside(address, "train"))
+    except NotThereError:
+        try:
+            return Data(train=opened(address), test=None)
+        except NotThereError as error:
+            raise PipelineError(
+                f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME} to be "
+                f"read; check the address and the credentials ({error})"
+            ) from error
+    for name in _TEST_NAMES:
+        try:
+            return Data(train=train, test=opened(address_inside(address, name)))
+        except NotThereError:
+            continue
+    return Data(train=train, test=None)
 
 
 def _make(
@@ -117,7 +180,7 @@ def _make(
             raise
 
 
-def hold_out(train: ShardSet, share: float) -> tuple[ShardSet, ShardSet | None]:
+def hold_out(train: RemoteShards, share: float) -> tuple[RemoteShards, RemoteShards | None]:
     """Part a set into shards to train on and shards to choose the best network by.
 
     share: of the shards that are held out, 0..0.5; 0 holds nothing out. pixmix-shard has mixed the
@@ -128,14 +191,14 @@ def hold_out(train: ShardSet, share: float) -> tuple[ShardSet, ShardSet | None]:
     """
     if share == 0:
         return train, None
-    names = [shard.file for shard in train.shards]
+    names = [shard.file for shard in train.shards.shards]
     n = max(1, round(share * len(names)))
     if n >= len(names):
         raise PipelineError(
-            f"{train.location} has {len(names)} shard, of which none can be held out for "
+            f"{train.shards.location} has {len(names)} shard, of which none can be held out for "
             "validation; make it again with --num-shards 20, or leave --validation-share out"
         )
-    return select_shards(train, names[:-n]), select_shards(train, names[-n:])
+    return train.part(names[:-n]), train.part(names[-n:])
 
 
 def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor | None:

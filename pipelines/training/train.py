@@ -3,6 +3,9 @@
 A step is a function of the weights so far, the recipe's seed and the step's number: the loader's
 batches are, and every other random number is drawn from a seed of (seed, step, rank). So nothing is
 lost by stopping: a run that was stopped in the middle of an epoch goes on as if it had not been.
+
+Processes may have a disk each: the first writes, and whoever has the newest checkpoint reads it for
+all. What fails in one process ends them all, each with one line.
 """
 
 import json
@@ -30,16 +33,18 @@ from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.preparation import Preparation
-from pipelines.loading.processes import Processes
+from pipelines.loading.processes import Processes, lost_are_told
+from pipelines.loading.remote_sets import Remote
 from pipelines.models.opening import begin_with, open_model
 from pipelines.shards.files import check_no_file, world_errors, write_file
-from pipelines.shards.index import ShardSet
+from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoints import (
+    Newest,
     checkpoint_path,
-    find_checkpoints,
+    find_newest,
     keep_newest,
-    read_checkpoint,
     save_checkpoint,
+    share_checkpoint,
 )
 from pipelines.training.data import outputs_for
 from pipelines.training.history import show_in_tensorboard, write_metrics
@@ -55,23 +60,27 @@ VIEWS = 3
 class Training:
     """What to train, on what, and where results go.
 
-    out: folder of checkpoints and metrics. train: shards; validation, test: others, or None.
+    out: folder of checkpoints and metrics. train: shards, here or at an address; validation, test:
+    others, or None; see `pipelines.loading.remote_sets.open_set`.
     preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
-    checkpoint of `out`, if there is one. keep: how many checkpoints stay.
+    checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
+    after which there is one within an epoch, too; None for one at its end alone.
     weights: of the network to begin with; pretrained: torchvision's.
+    cache_dir, remote: where shards of addresses are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
     preparation: Preparation
-    train: ShardSet
-    validation: ShardSet | None = None
-    test: ShardSet | None = None
+    train: RemoteShards
+    validation: RemoteShards | None = None
+    test: RemoteShards | None = None
     mixing_set: MixingSet | None = None
     weights: Path | None = None
     pretrained: bool = False
     resume: bool = False
     keep: int = 2
+    checkpoint_every: int | None = None
     num_workers: int = 0
     n_threads: int = 1
     window: int | None = None
@@ -79,6 +88,7 @@ class Training:
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None
+    remote: Remote | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +132,30 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
 
     Raises:
         PipelineError: if `out` holds another training, the data do not fit, the loss is no number,
-            or the disk is full.
+            the disk is full, or another process or a worker of this one was lost.
+        ValueError: if numbers of the recipe do not fit the data or the number of processes.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint.
     """
-    with world_errors(training.out, jobs=1, elsewhere="choose another --out, or "):
+    with (
+        world_errors(training.out, jobs=1, elsewhere="choose another --out, or "),
+        lost_are_told(),
+        _lost_workers_are_told(),
+    ):
         return _Run(training, processes, show).run()
+
+
+@contextmanager
+def _lost_workers_are_told() -> Iterator[None]:
+    """Say in one line that a worker of a `DataLoader` has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise PipelineError(
+            "a process that decodes pictures was killed, most often because memory ran out; give "
+            "the same command again with --resume auto, and fewer --workers if memory is short"
+        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,22 +177,59 @@ class _Run:
 
     def __init__(self, training: Training, processes: Processes, show: Show) -> None:
         self.training, self.processes, self.show = training, processes, show
-        self.recipe = recipe = training.recipe
+        self.recipe = training.recipe
         self.device = processes.device
+        if training.checkpoint_every is not None and training.checkpoint_every < 1:
+            raise ValueError(
+                f"checkpoint_every is {training.checkpoint_every}; give 1 step or more, or None"
+            )
+        newest = find_newest(training.out, processes)
+        if newest is not None and not training.resume:
+            raise PipelineError(
+                f"{training.out} holds a training; --resume auto goes on with it, or choose "
+                "another --out"
+            )
+        with processes.watchdog.awaiting("data, mixing set and network"), processes.together():
+            self._prepare(begun=newest is not None)
+        self._see_that_all_have_the_same()
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0}
+        self.taken: list[_Taken] = []
+        self.loss = math.nan
+        self.best = math.inf
+        # asked: of this process, by a signal. stopped: what all have agreed on, in `_settle`.
+        self.asked = self.stopped = False
+        if newest is not None:
+            self._go_on(newest)
+        running = self.module
+        if processes.world.size > 1:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            running = DistributedDataParallel(self.module, device_ids=ids)
+        self.running = running
+        self.called: Callable[[Tensor], Tensor] = running
+        if training.compile:
+            self.called = torch.compile(running)
+
+    # --- Beginning -------------------------------------------------------------------------------
+
+    def _prepare(self, *, begun: bool) -> None:
+        """Open the network and all that it is trained on; begun: it goes on from a checkpoint."""
+        training, recipe = self.training, self.recipe
         self._see_that_out_can_be_written()
-        classes = len(training.train.classes) or int(training.train.samples["label"].max()) + 1
+        shards = training.train.shards
+        classes = len(shards.classes) or int(shards.samples["label"].max()) + 1
         self.labels = {
-            shards.location: outputs_for(shards, training.train.classes, classes)
-            for shards in (training.validation, training.test)
-            if shards is not None
+            each.shards.location: outputs_for(each.shards, shards.classes, classes)
+            for each in (training.validation, training.test)
+            if each is not None
         }
-        begun = training.resume and len(find_checkpoints(training.out)) > 0
         self.network = {
             "model": recipe.model,
             "classes": classes,
             "mean": list(training.preparation.mean),
             "std": list(training.preparation.std),
-            "class_names": list(training.train.classes),
+            "class_names": list(shards.classes),
             "crop": training.preparation.crop,
             "image_size": training.preparation.image_size,
             "evaluation_resize": training.preparation.resized_side,
@@ -193,37 +259,25 @@ class _Run:
                     "--sync-batch-norm out"
                 )
             module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
-        self.module = module
+        self.module: nn.Module = module
         self.optimizer = self._optimizer()
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
         self.average: dict[str, Tensor] | None = None
         if recipe.ema_decay is not None:
             self.average = {name: value.clone() for name, value in module.state_dict().items()}
         self.loader = self._train_loader()
-        self.step = 0
-        self.history: list[dict[str, Any]] = []
-        self.sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0}
-        self.taken: list[_Taken] = []
-        self.loss = math.nan
-        self.best = math.inf
-        # asked: of this process, by a signal. stopped: what all have agreed on, in `_settle`.
-        self.asked = self.stopped = False
-        self._go_on()
-        running: nn.Module = module
-        if processes.world.size > 1:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            running = DistributedDataParallel(module, device_ids=ids)
-        self.running = running
-        self.called: Callable[[Tensor], Tensor] = running
-        if training.compile:
-            self.called = torch.compile(running)
         self.rival = (
             RivalAugment(recipe.augment, training.preparation.mean, training.preparation.std)
             if recipe.augment in ("augmix", "trivialaugment")
             else None
         )
 
-    # --- Beginning -------------------------------------------------------------------------------
+    def _see_that_all_have_the_same(self) -> None:
+        """See it where hosts have data of their own: each process would train on another set."""
+        check = self.processes.check_same
+        check("recipe", json.dumps(self.recipe.to_json(), sort_keys=True))
+        check("--data", json.dumps(self.loader.state_dict(), sort_keys=True))
+        check("--mixing-set", str(self.loader.mixing_fingerprint))
 
     def _see_that_out_can_be_written(self) -> None:
         """See it before an epoch is trained, and not after."""
@@ -271,19 +325,12 @@ class _Run:
             window=training.window,
             lanes=training.lanes,
             cache_dir=training.cache_dir,
+            remote=training.remote,
         )
 
-    def _go_on(self) -> None:
-        """Go on from the newest checkpoint, or see that there is none."""
-        found = find_checkpoints(self.training.out)
-        if not found:
-            return
-        if not self.training.resume:
-            raise PipelineError(
-                f"{self.training.out} holds a training; --resume auto goes on with it, or choose "
-                "another --out"
-            )
-        state = read_checkpoint(found[-1])
+    def _go_on(self, newest: Newest) -> None:
+        """Go on from a checkpoint, in all processes."""
+        state = share_checkpoint(newest, self.processes)
         now = self.recipe.to_json()
         for name, value in state["recipe"].items():
             if value != now[name]:
@@ -307,8 +354,8 @@ class _Run:
             self.loader.load_state_dict(state["loader"])
         except ValueError as error:
             raise PipelineError(
-                f"{found[-1]}: {error}; the data, --validation-share, --window and --lanes are to "
-                "be those it was begun with"
+                f"{newest.path}: {error}; the data, --validation-share, --window and --lanes are "
+                "to be those it was begun with"
             ) from error
         self.step, self.history = state["step"], state["history"]
         # Sums are of all processes; the first goes on with them.
@@ -322,7 +369,8 @@ class _Run:
         """Train to the end, or until it is stopped."""
         recipe = self.recipe
         checkpoint = checkpoint_path(self.training.out, self.step)
-        with self._stopped_by_signals(), self._let_go_of_processes():
+        at_work = self.processes.watchdog.awaiting("the device, or the other processes")
+        with self._stopped_by_signals(), self._let_go_of_processes(), at_work:
             while self.loader.epoch < recipe.epochs and not self.stopped:
                 if not self._epoch():
                     break
@@ -349,14 +397,17 @@ class _Run:
         begun = time.perf_counter()
         self.running.train()
         batches = iter(self.loader)
+        watchdog = self.processes.watchdog
         while True:
             asked = time.perf_counter()
-            batch = next(batches, None)
+            with watchdog.awaiting(self.loader.awaited):
+                batch = next(batches, None)
             if batch is None:
                 return True
             waited = time.perf_counter() - asked
             self._take_step(*batch)
             self.step += 1
+            watchdog.moved()
             if math.isnan(self.loss):
                 # So that there is a loss to show.
                 self._settle()
@@ -377,6 +428,9 @@ class _Run:
             self._settle(but=1)
             if self.stopped:
                 return self.loader.epoch != epoch
+            every = self.training.checkpoint_every
+            if every is not None and self.step % every == 0 and self.loader.epoch == epoch:
+                self._save()
 
     def _settle(self, *, but: int = 0) -> None:
         """Count the steps that were taken, all or all but the last, and agree on going on.
@@ -495,6 +549,7 @@ class _Run:
             "epoch": taken.place["epoch"],
             "last_sample_of_the_batch": taken.place["consumed"],
             "batch_size": self.recipe.batch_size,
+            "samples": taken.indices.tolist(),
             "keys": [shards.key(int(i)) for i in taken.indices],
         }
         path = self.training.out / f"no-number-{taken.step:08d}-{self.processes.world.rank}.json"
@@ -533,7 +588,7 @@ class _Run:
             self.best = error
             self._save(self.training.out / "checkpoints" / "best.pt")
 
-    def _evaluate(self, shards: ShardSet) -> tuple[float, float]:
+    def _evaluate(self, shards: RemoteShards) -> tuple[float, float]:
         """Return the mean cross entropy and the error over a set, each sample once."""
         world = self.processes.world
         loader: EvalLoader = eval_loader(
@@ -545,13 +600,14 @@ class _Run:
             num_workers=self.training.num_workers,
             n_threads=self.training.n_threads,
             cache_dir=self.training.cache_dir,
+            remote=self.training.remote,
         )
         loss = wrong = seen = 0.0
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
             self.processes.share_buffers(self.module)
-            outputs = self.labels[shards.location]
-            for images, labels, weights in loader:
+            outputs = self.labels[shards.shards.location]
+            for images, labels, weights in self._watched(loader):
                 there = (labels if outputs is None else outputs[labels]).to(self.device)
                 logits = self.module(_laid_out(images.to(self.device))).float()
                 each = functional.cross_entropy(logits, there, reduction="none").cpu()
@@ -560,6 +616,17 @@ class _Run:
                 seen += float(weights.sum())
         loss, wrong, seen = self.processes.sum(loss, wrong, seen)
         return loss / seen, wrong / seen
+
+    def _watched(self, loader: EvalLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Give the batches of an evaluation, each of which counts as a move."""
+        batches = iter(loader)
+        while True:
+            with self.processes.watchdog.awaiting(loader.awaited):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            self.processes.watchdog.moved()
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
@@ -582,6 +649,17 @@ class _Run:
             self.sums["loss"], self.sums["correct"], self.sums["seen"]
         )
         if self.processes.first:
+            self._write(where, loss, correct, seen)
+            if path is None:
+                keep_newest(self.training.out, self.training.keep)
+            write_metrics(self.training.out, self.history)
+        self.processes.wait()
+        self.processes.watchdog.moved()
+        return where
+
+    def _write(self, where: Path, loss: float, correct: float, seen: float) -> None:
+        """Write a checkpoint; of the sums so far those of all processes."""
+        with self.processes.watchdog.awaiting(f"{where} to be written"):
             content: dict[str, Any] = {
                 "network": self.network,
                 "recipe": self.recipe.to_json(),
@@ -599,11 +677,6 @@ class _Run:
             if self.average is not None:
                 content["current"] = self.module.state_dict()
             save_checkpoint(where, content)
-            if path is None:
-                keep_newest(self.training.out, self.training.keep)
-            write_metrics(self.training.out, self.history)
-        self.processes.wait()
-        return where
 
     @contextmanager
     def _stopped_by_signals(self) -> Iterator[None]:

@@ -1,0 +1,34 @@
+"""One of two processes that get ready together: python meeting.py WHAT.
+
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. The first process is "slow", far beyond the
+watchdog's limit, "fails", or "ends" without a word. Prints what came of it.
+"""
+
+import os
+import sys
+import time
+
+from pipelines.errors import PipelineError
+from pipelines.loading.processes import joined
+from pipelines.loading.watchdog import Watchdog
+
+
+def main(what: str) -> None:
+    watchdog = Watchdog(limit_s=30, first_word_s=1)
+    try:
+        with watchdog.watching(), joined("cpu", watchdog=watchdog) as processes:
+            watchdog.limit_s = 1.5
+            with processes.together():
+                if processes.first and what == "slow":
+                    time.sleep(6)
+                if processes.first and what == "fails":
+                    raise PipelineError("it has failed")
+                if processes.first and what == "ends":
+                    os._exit(9)
+            print(processes.broadcast(b"bytes" if processes.first else None, 0).decode())  # noqa: T201
+    except PipelineError as error:
+        print(f"{type(error).__name__}: {error}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

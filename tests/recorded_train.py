@@ -1,0 +1,43 @@
+"""`pixmix-train` that writes down which samples each of its steps takes.
+
+$RECORD names a file that gets a line of JSON a step: step, rank, world size, process, indices.
+After each step it sleeps for $PAUSE seconds, so that a test can end it in the middle.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pipelines.cli.train import main
+from pipelines.training.train import _Run
+
+
+def record() -> None:
+    """Have each step write its line before it is taken."""
+    take = _Run._take_step
+
+    def step(run: _Run, images: Tensor, labels: Tensor) -> None:
+        world = run.processes.world
+        line = {
+            "step": run.step,
+            "rank": world.rank,
+            "size": world.size,
+            "process": os.getpid(),
+            "indices": run.loader.last_indices.tolist(),
+        }
+        with Path(os.environ["RECORD"]).open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        take(run, images, labels)
+        time.sleep(float(os.environ.get("PAUSE", "0")))
+
+    _Run._take_step = step  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    record()
+    main()
