@@ -16,6 +16,7 @@ from pipelines.loading.order import (
     evaluation_batches,
     places_after,
     rank_places,
+    shards_ahead,
     shuffled_order,
     training_batches,
 )
@@ -336,3 +337,13 @@ def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.M
 def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank} of {size} processes; give"):
         find_world(rank, size)
+
+
+@pytest.mark.parametrize(
+    ("window", "lanes", "parties", "expected"),
+    [(None, 1, 8, 4), (2, 1, 1, 4), (64, 1, 8, 64), (16, 8, 64, 16), (16, 64, 8, 128)],
+)
+def test_a_window_of_the_own_lanes_is_downloaded_ahead(
+    window: int | None, lanes: int, parties: int, expected: int
+) -> None:
+    assert shards_ahead(window, lanes, parties) == expected

@@ -17,7 +17,7 @@ from pipelines.bench.plan_measures import (
 )
 from pipelines.bench.plan_time import Link, run_epoch
 from pipelines.bench.webdataset_order import webdataset_batches
-from pipelines.loading.order import batch_places, count_batches, shuffled_order
+from pipelines.loading.order import batch_places, count_batches, shards_ahead, shuffled_order
 
 BUFFERS = (1000, 5000)
 """Of samples, that webdataset's documentation and open_clip shuffle at a time."""
@@ -38,8 +38,9 @@ class StreamingSettings:
     shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
     processes. window, lanes: see `shuffled_order`. cache_bytes: that a node keeps, or None.
     bandwidth: of a node, bytes a second. step_seconds: of the training alone. ahead: shards
-    downloaded before they are needed. slow: how many times slower one node's link is;
-    outage_seconds: how long it is broken, in the middle of the epoch. epochs: for caches.
+    downloaded before they are needed; None: as many as the loaders take. slow: how many times
+    slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
+    epochs: for caches.
     """
 
     shards: int = 1024
@@ -55,7 +56,7 @@ class StreamingSettings:
     cache_bytes: float | None = None
     bandwidth: float = 1.25e9
     step_seconds: float = 0.1
-    ahead: int = 4
+    ahead: int | None = None
     slow: float = 4.0
     outage_seconds: float = 30.0
     epochs: int = 10
@@ -216,7 +217,8 @@ def _ours(settings: StreamingSettings, name: str, window: int | None, lanes: int
         uses.append(shard_uses(later, shard_of, settings.shards, settings.nodes))
     steps = len(batches)
     needed = (uses[0][0] >= 0).sum(axis=1)
-    at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + settings.ahead, needed)
+    ahead = settings.ahead or shards_ahead(window, lanes, settings.nodes)
+    at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + ahead, needed)
     shards = int(at_once.max())
     kept = np.logical_or.reduce([first >= 0 for first, _ in uses]).sum(axis=1)
     return PlanRow(
@@ -231,7 +233,7 @@ def _ours(settings: StreamingSettings, name: str, window: int | None, lanes: int
             memory=0.0,
         ),
         quality=_quality(settings, batches, shard_of),
-        lost=_lost(settings, uses[0], steps),
+        lost=_lost(settings, uses[0], steps, ahead),
     )
 
 
@@ -310,7 +312,7 @@ def _quality(
     )
 
 
-def _lost(settings: StreamingSettings, uses: Uses, steps: int) -> Lost:
+def _lost(settings: StreamingSettings, uses: Uses, steps: int, ahead: int) -> Lost:
     first, _ = uses
     needs = [np.sort(node[node >= 0]) for node in first]
     trained = steps * settings.step_seconds
@@ -326,7 +328,7 @@ def _lost(settings: StreamingSettings, uses: Uses, steps: int) -> Lost:
             [of_first, *[link] * (settings.nodes - 1)],
             steps=steps,
             step_seconds=settings.step_seconds,
-            ahead=settings.ahead,
+            ahead=ahead,
             early=settings.early,
         )
         for of_first in (link, slow, outage)

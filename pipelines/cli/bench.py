@@ -242,7 +242,11 @@ def _measured(name: str, default: float, text: str) -> Callable[[Command], Comma
 )
 @_measured("--bandwidth", 1250.0, "MB a second that a node downloads.")
 @_measured("--step-seconds", 0.1, "Of a step of training, without waiting for data.")
-@_counted("--ahead", 4, "Shards that are downloaded before they are needed.")
+@click.option(
+    "--ahead",
+    type=click.IntRange(1),
+    help="Shards that are downloaded before they are needed.  [default: a window's]",
+)
 @_measured("--slow", 4.0, "How many times slower the link of one node is, for a column.")
 @_measured("--outage", 30.0, "Seconds for which it is broken instead, for another.")
 @_counted("--epochs", 10, "For what is kept from one epoch to the next.")

@@ -182,9 +182,8 @@ _OPTIONS: tuple[Callable[[Command], Command], ...] = (
     click.option(
         "--read-ahead",
         type=click.IntRange(1),
-        default=4,
-        show_default=True,
-        help="Shards of an address that are downloaded before they are needed.",
+        help="Shards of an address that are downloaded before they are needed.  [default: a "
+        "window's, or 4]",
     ),
     click.option(
         "--patience",

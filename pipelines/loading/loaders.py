@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import BadSamples, EvalLoader, TrainLoader
 from pipelines.loading.mixing_set import open_mixing_set, open_pictures, uniform_view
+from pipelines.loading.order import shards_ahead
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import (
@@ -123,6 +124,7 @@ def train_loader(
         n_threads=n_threads,
         window=window,
         lanes=lanes,
+        world_size=world.size,
         cache_dir=cache_dir,
         remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -189,6 +191,7 @@ def eval_loader(
         n_threads=n_threads,
         window=None,
         lanes=1,
+        world_size=world.size,
         cache_dir=cache_dir,
         remote=remote,
         pin_memory=torch.cuda.is_available() if pin_memory is None else pin_memory,
@@ -235,6 +238,7 @@ def _source(
     n_threads: int,
     window: int | None,
     lanes: int,
+    world_size: int,
     cache_dir: str | Path | None,
     remote: Remote | None,
     pin_memory: bool,
@@ -278,7 +282,7 @@ def _source(
             lanes=lanes,
         ),
         files=opened.files if is_remote(opened.files.location) else None,
-        ahead=(remote or Remote()).ahead,
+        ahead=(remote or Remote()).ahead or shards_ahead(window, lanes, world_size),
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,

@@ -17,13 +17,14 @@ class Remote:
     Attributes:
         limit_bytes: that shards in the cache may take together; None: what the disk has, less a
             reserve. Those that were used least lately go first.
-        ahead: shards that are downloaded before they are needed.
+        ahead: shards that are downloaded before they are needed; None: as many as a window has,
+            at least 4.
         access: patience, and whether an address may be a command ("pipe:").
         manifest_sha256: of the set's manifest, to hold all of it to what it was.
     """
 
     limit_bytes: int | None = None
-    ahead: int = 4
+    ahead: int | None = None
     access: RemoteAccess = field(default_factory=RemoteAccess)
     manifest_sha256: str | None = None
 
@@ -33,8 +34,8 @@ class Remote:
         Raises:
             ValueError: if ahead is below 1.
         """
-        if self.ahead < 1:
-            raise ValueError(f"ahead is {self.ahead}; give a number of shards, 1 or more")
+        if self.ahead is not None and self.ahead < 1:
+            raise ValueError(f"ahead is {self.ahead}; give a number of shards, 1 or more, or None")
 
     def cache(self, folder: str | Path | None) -> ShardCache:
         """Return the cache of this node."""

@@ -263,8 +263,8 @@ def _refusal(error: Exception, access: RemoteAccess) -> str:
         return f"there is no such bucket ({said(error)}); make it, or check the address"
     if may_pass(error):
         return (
-            f"given up after {borne(access)}, the last: {said(error)}; what is whole is kept: see to "
-            "the store and run the same command again"
+            f"given up after {borne(access)}, the last: {said(error)}; what is whole is kept: see "
+            "to the store and run the same command again"
         )
     return f"it cannot be written ({said(error)}); check the address and the credentials"
 
