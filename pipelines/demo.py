@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pipelines.errors import PipelineError
 from pipelines.report.page import Picture, Section, Table, Text, page, write_page
 from pipelines.report.runs import EVALUATION, read_runs, sections
+from pipelines.shards.children import child
 from pipelines.shards.files import check_no_file, write_file
 from pipelines.training.checkpoints import find_checkpoints
 
@@ -219,23 +220,25 @@ def _read_record(path: Path) -> Mapping[str, float]:
 def run_command(stage: Stage) -> str:
     """Run a stage's command to its end, its progress shown on stderr; return what else it printed.
 
+    Ctrl-C and SIGTERM are handed on to it, and end this when it has ended.
+
     Raises:
         PipelineError: if it fails.
         OSError: if its output cannot be written.
     """
     script, *arguments = stage.command()
-    ended = subprocess.run(
-        [sys.executable, "-m", _MODULES[script], *arguments], stdout=subprocess.PIPE, check=False
-    )
-    if ended.returncode != 0:
+    command = [sys.executable, "-m", _MODULES[script], *arguments]
+    with child(command, stdout=subprocess.PIPE) as process:
+        printed, _ = process.communicate()
+    if process.returncode != 0:
         raise PipelineError(
-            f"{stage.line()} ended with exit code {ended.returncode}, for the reason above; mend "
+            f"{stage.line()} ended with exit code {process.returncode}, for the reason above; mend "
             "it, and the same command goes on here"
         )
     if stage.output is None:
-        return ended.stdout.decode(errors="replace").rstrip()
+        return str(printed, errors="replace").rstrip()
     stage.output.parent.mkdir(parents=True, exist_ok=True)
-    write_file(stage.output, ended.stdout)
+    write_file(stage.output, printed)
     return ""
 
 

@@ -10,19 +10,16 @@ prints one line of JSON; FOLDER is where the first file that fits PATTERN is loo
 import json
 import os
 import resource
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 import pipelines
 from pipelines.errors import PipelineError
+from pipelines.shards.children import child
 
 _POLL_SECONDS = 0.01
 
@@ -49,10 +46,7 @@ def watch(folder: Path, pattern: str, command: list[str]) -> Run:
     first = None
     # A file, for nobody reads a pipe meanwhile, and a full one would stop the command.
     with TemporaryFile("w+") as errors:
-        with (
-            subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors) as process,
-            _interrupted_too(process),
-        ):
+        with child(command, stdout=subprocess.DEVNULL, stderr=errors) as process:
             while process.poll() is None:
                 if first is None and any(folder.glob(pattern)):
                     first = time.perf_counter() - begin
@@ -90,26 +84,12 @@ def run_command(folder: Path, pattern: str, module: str, arguments: list[str]) -
     python = [sys.executable, "-m"]
     watcher = [*python, __name__, str(folder), pattern, *python, module, *arguments]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    with (
-        subprocess.Popen(watcher, env=environment, stdout=subprocess.PIPE, text=True) as process,
-        _interrupted_too(process),
-    ):
+    with child(watcher, env=environment, stdout=subprocess.PIPE, text=True) as process:
         seen, _ = process.communicate()
     run = Run(**json.loads(seen))
     if run.code != 0:
         raise PipelineError(f"{module} ended with {run.code}: {run.message}")
     return run
-
-
-@contextmanager
-def _interrupted_too(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Hand Ctrl-C on to a process and let it end, before whoever comes next clears its folder."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        process.send_signal(signal.SIGINT)
-        process.wait()
-        raise
 
 
 def main() -> None:

@@ -34,6 +34,9 @@ AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
 
+STOPPED = 143
+"""Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
+
 _INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
 
 
@@ -333,6 +336,10 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         if processes.first:
             text, document = _said(trained, out, torch.__version__)
             say(text, document, as_json=options["as_json"])
+    if not trained.finished:
+        # By SIGTERM or SIGUSR1, to this process or another: whoever waits for the end, as a batch
+        # system does, is not to take it for one.
+        raise click.exceptions.Exit(STOPPED)
 
 
 def _open_data(

@@ -1,0 +1,66 @@
+"""Children of a command: they get its signals once, and it outlasts them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pipelines.shards.children import child
+
+ROOT = Path(__file__).parent.parent
+
+# Writes how often it was told, half a second after the first time.
+TOLD = """
+import os, signal, sys, time
+from pathlib import Path
+told = []
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, lambda number, frame: told.append(number))
+Path(sys.argv[1], "ready").touch()
+while not told:
+    time.sleep(0.01)
+time.sleep(0.5)
+Path(sys.argv[1], "told").write_text(" ".join(str(int(number)) for number in told))
+Path(sys.argv[1], "group").write_text(f"{os.getpgrp() == os.getpid()}")
+"""
+PARENT = """
+import sys
+from pipelines.shards.children import child
+with child([sys.executable, "-c", sys.argv[1], sys.argv[2]]) as process:
+    process.wait()
+"""
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
+    tmp_path: Path, number: signal.Signals, whole_group: bool
+) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT, TOLD, str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    # As a terminal does, or kill.
+    (os.killpg if whole_group else os.kill)(parent.pid, number)
+    code = parent.wait(timeout=60)
+    assert (tmp_path / "told").read_text() == str(int(number))
+    assert code == -number
+    # Two that come close together count as one; in a group of its own a terminal sends it none.
+    assert (tmp_path / "group").read_text() == "True"
+
+
+def test_a_child_that_ends_by_itself_leaves_the_handlers_as_they_were() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with child([sys.executable, "-c", "print(7)"], stdout=subprocess.PIPE) as process:
+        printed, _ = process.communicate()
+    assert (printed, process.returncode) == (b"7\n", 0)
+    assert signal.getsignal(signal.SIGTERM) is before
