@@ -2,6 +2,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,18 @@ def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
         order.append("first")
     waiting.join()
     assert order == ["first", "second"]
+    freed = threading.Event()
+
+    def hold() -> None:
+        with folder_lock(path):
+            freed.set()
+            time.sleep(0.2)
+
+    holding = threading.Thread(target=hold)
+    holding.start()
+    freed.wait()
+    with folder_lock(path, busy="in use", patience_s=60):
+        holding.join()
     with folder_lock(path, busy="in use"):
         pass
 

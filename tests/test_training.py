@@ -348,6 +348,16 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so(digits: Path, tmp_path: Path) ->
     assert [path.name for path in find_checkpoints(tmp_path / "run")] == ["step-00000002.pt"]
 
 
+def test_two_trainings_do_not_write_to_one_folder(digits: Path, tmp_path: Path) -> None:
+    def begin_another(shown: Shown) -> None:
+        if shown.step == 1:
+            with pytest.raises(PipelineError, match="another training is writing to"):
+                train(training(digits, tmp_path / "run"), ALONE)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert train(training(digits, tmp_path / "run"), ALONE, begin_another).step == 1
+
+
 def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Path) -> None:
     train(training(digits, tmp_path / "run"), ALONE, stopping_at(1))
     with pytest.raises(PipelineError, match="holds a training; --resume auto goes on with it"):

@@ -100,12 +100,14 @@ def remove_partial_files(folder: Path) -> None:
 
 
 @contextmanager
-def folder_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
+def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0) -> Iterator[None]:
     """Hold a lock file; the system frees it when the process ends, however it ends.
 
     Args:
         path: the lock file, made where it is absent and left behind.
         busy: the message of the error when another process holds it; None waits instead.
+        patience_s: seconds to wait before that error: a server of files may take a minute to notice
+            that a machine, and the process on it, are gone.
 
     Raises:
         PipelineError: if another process holds the lock and `busy` is given.
@@ -113,7 +115,7 @@ def folder_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=-1 if busy is None else 0)
+        lock.acquire(timeout=-1 if busy is None else patience_s)
     except Timeout as error:
         raise PipelineError(busy) from error
     try:

@@ -36,7 +36,7 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.models.opening import begin_with, open_model
-from pipelines.shards.files import check_no_file, world_errors, write_file
+from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoints import (
     Newest,
@@ -51,6 +51,9 @@ from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
+
+_LOST_LOCK_S = 120.0
+"""NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
 
 VIEWS = 3
 """Of each picture, for the Jensen-Shannon divergence."""
@@ -140,8 +143,28 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         world_errors(training.out, jobs=1, elsewhere="choose another --out, or "),
         lost_are_told(),
         _lost_workers_are_told(),
+        _in_use(training, processes),
     ):
         return _Run(training, processes, show).run()
+
+
+@contextmanager
+def _in_use(training: Training, processes: Processes) -> Iterator[None]:
+    """Keep other trainings out of the folder: two would write checkpoints and metrics in turn."""
+    with ExitStack() as held:
+        with processes.together():
+            if processes.first:
+                check_no_file(training.out, "--out")
+                training.out.mkdir(parents=True, exist_ok=True)
+                busy = (
+                    f"another training is writing to {training.out}; wait for its end, or choose "
+                    "another --out"
+                )
+                # What goes on may follow a process whose machine was lost a moment ago.
+                patience_s = _LOST_LOCK_S if training.resume else 0.0
+                lock = folder_lock(training.out / ".lock", busy=busy, patience_s=patience_s)
+                held.enter_context(lock)
+        yield
 
 
 @contextmanager
