@@ -158,8 +158,8 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
 ) -> None:
     pytest.importorskip("ray")
     command = [
-        *(sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "600", "--size", "48x32"),
-        *("--out", "set", "--json"),
+        *(sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "300"),
+        *(*SMALL, "--out", "set", "--json"),
     ]
     with (tmp_path / "errors").open("w") as errors:
         interrupted = subprocess.Popen(
@@ -181,7 +181,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     assert told.splitlines()[-1] == "Error: interrupted; the same command continues this set"
     assert "Traceback" not in told
     recorded = sum(len(part.read_bytes().splitlines()) for part in parts.glob("*.jsonl"))
-    assert 0 < recorded < 600
+    assert 0 < recorded < 300
     assert list(parts.parent.glob("seen-*")) == []
     result = subprocess.run(
         [*command, "--jobs", "2"],
@@ -191,7 +191,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
         text=True,
         check=True,
     )
-    assert json.loads(result.stdout)["painted"] == 600 - recorded
+    assert json.loads(result.stdout)["painted"] == 300 - recorded
 
 
 @pytest.mark.slow
