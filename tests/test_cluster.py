@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,7 @@ def test_a_training_job_whose_time_is_up_leaves_a_checkpoint_and_queues_again(
     log = tmp_path / "log"
     while not log.exists() or log.read_text().count("node7") < 2:
         assert job.poll() is None or not signalled
+        time.sleep(0.05)
     if signalled:
         job.send_signal(signal.SIGUSR1)
     assert job.wait() == status

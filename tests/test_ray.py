@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -173,6 +174,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     parts = tmp_path / "set" / ".work" / "parts"
     while not list(parts.glob("*.jsonl")):
         assert interrupted.poll() is None, (tmp_path / "errors").read_text()
+        time.sleep(0.05)
     os.killpg(interrupted.pid, signal.SIGINT)
     output, _ = interrupted.communicate()
     assert interrupted.returncode == 130
