@@ -73,7 +73,11 @@ def test_a_machine_that_does_not_see_the_folder_is_told_and_does_no_work(tmp_pat
     [
         (("fractals", "--ray", "--task-index", "0", "--num-tasks", "2"), "leave out --task-index"),
         (("fractals", "--ray", "host:1", "--num-tasks", "2"), "leave out --task-index"),
-        (("featviz", "--gpus-per-task", "0.5"), "--gpus-per-task is of a cluster; give --ray"),
+        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster; give --ray too"),
+        (
+            ("featviz", "--ray", "--gpus-per-task", "0.5", "--device", "cpu"),
+            "another --device than cpu",
+        ),
         (("featviz", "--ray", "--gpus-per-task", "0"), "--gpus-per-task"),
     ],
 )
