@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from painters import Stripes, request, tree
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.ray_runs import _checked, _witness, versions_here
+from pipelines.generate.ray_runs import _checked, _witness, joined_cluster, versions_here
 from pipelines.generate.sets import generate_set
 
 SMALL = ("--size", "24x16", "--samples-per-pixel", "4")
@@ -109,6 +109,29 @@ def test_an_address_without_a_cluster_is_told_at_once(tmp_path: Path, address: s
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert f"--ray: no cluster answers at {address} (" in result.stderr
     assert not (tmp_path / "set").exists()
+
+
+def test_what_a_killed_cluster_left_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    asked = []
+
+    def note(**settings: object) -> None:
+        asked.append(settings["address"])
+        raise ConnectionError("not in this test")
+
+    monkeypatch.setattr(ray, "init", note)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        alive = f"127.0.0.1:{there.getsockname()[1]}"
+        for address in (alive, "127.0.0.1:9"):
+            (tmp_path / "ray" / "ray_current_cluster").write_text(address)
+            with pytest.raises(PipelineError, match="no cluster answers"), joined_cluster(None):
+                pass
+    assert asked == [alive, "local"]
 
 
 @pytest.fixture(scope="module")

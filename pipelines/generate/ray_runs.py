@@ -132,6 +132,12 @@ def joined_cluster(
     named = address or os.environ.get("RAY_ADDRESS") or None
     if named is not None:
         _refuse_silence(named)
+    elif (noted := _noted_here()) is not None:
+        # Or what a cluster left that was killed would be waited for.
+        with suppress(PipelineError):
+            _refuse_silence(noted)
+            address = noted
+        address = address or "local"
     settings: dict[str, Any] = {
         "address": address,
         "include_dashboard": False,
@@ -159,6 +165,18 @@ def _init(ray: Any, settings: Mapping[str, Any], jobs: int | None) -> None:  # n
             ray.init(num_cpus=jobs, **settings)
             return
     ray.init(**settings)
+
+
+def _noted_here() -> str | None:
+    """Return the address that ray start last noted on this machine, None where there is none.
+
+    `ray.init` looks at the same file.
+    """
+    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    try:
+        return note.read_text().strip() or None
+    except OSError:
+        return None
 
 
 def _refuse_silence(address: str) -> None:
