@@ -25,7 +25,11 @@ ENVIRONMENT = {
     name: value
     for name, value in os.environ.items()
     if name != "RAY_ADDRESS" and not name.startswith("PYTEST")
-} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+} | {
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    # Or Ray puts a token for its clusters into the home of whoever runs the tests.
+    "RAY_AUTH_MODE": "disabled",
+}
 
 
 def run(*arguments: object) -> Result:
