@@ -4,7 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,11 +201,15 @@ def test_a_kill_between_two_objects_is_continued(
     assert contents(store) == in_a_folder
 
 
+@pytest.mark.parametrize(
+    "mend", [merge_shards, lambda place: paint(sharded(place, num_tasks=2))], ids=["merge", "task"]
+)
 def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     store: ObjectStore,
     place: Place,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
+    mend: Callable[[Place], ShardedResult],
 ) -> None:
     def end(_: Bucket) -> None:
         raise KeyboardInterrupt
@@ -215,7 +219,7 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
         with pytest.raises(KeyboardInterrupt):
             paint(sharded(place))
     assert len(contents(store)) > len(in_a_folder)
-    assert paint(sharded(place, num_tasks=2)).painted == 0
+    assert mend(place).painted == 0
     assert contents(store) == in_a_folder
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -401,7 +402,9 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     }  # fmt: skip
     first = fractals(tmp_path / "set", "--task-index", 1, "--num-tasks", 3)
     assert first.exit_code == 0, first.output
-    assert "1 of 3 shards; missing are 0, 2: give again" in first.stdout
+    assert "1 of 3 shards; other tasks make 0, 2" in first.stdout
+    told = run("merge", tmp_path / "set")
+    assert "1 of 3 shards; missing are 0, 2: give again" in told.stdout
     merged = run("merge", tmp_path / "set", "--json")
     assert merged.exit_code == 1
     assert json.loads(merged.stdout)["missing"] == [[0, 0], [2, 2]]
@@ -462,6 +465,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     )
     while not list((folder / ".work" / "done").glob("*.json")):
         assert interrupted.poll() is None
+        time.sleep(0.05)
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130

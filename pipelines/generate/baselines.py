@@ -60,3 +60,11 @@ class BaselinePainter:
 
     def _picture(self, index: int) -> Picture:
         return paint_baseline(self.process, self.seed, index, (self.height, self.width))
+
+
+def chunk_size(height: int, width: int) -> int:
+    """Return how many pictures a process paints between two commits to the disk.
+
+    256 of 256x256, a few seconds' work, most of it statistics and encoding; fewer of larger ones.
+    """
+    return max(1, min(256, 2**24 // (height * width)))

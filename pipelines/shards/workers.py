@@ -16,6 +16,11 @@ from typing import Protocol
 
 from pipelines.errors import PipelineError
 
+ONE_THREAD = {
+    f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
+}
+"""Variables by which a process has one thread, where they are set before numpy is loaded."""
+
 
 class Run(Protocol):
     """Calls a function with chunks, in processes; `run_chunks` is one."""
@@ -119,8 +124,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 def _prepare_worker() -> None:
-    for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR"):
-        os.environ[f"{library}_NUM_THREADS"] = "1"
+    os.environ.update(ONE_THREAD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -1,0 +1,123 @@
+"""Paints sets on a cluster of two nodes of Ray, of which one is killed while it paints.
+
+Run as a script with a folder: prints a JSON document of what happened. It runs by itself so that
+the threads and warnings of Ray end with it.
+"""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ray.cluster_utils import Cluster
+
+from crashes import paint_here
+from painters import Stripes, request, sharded, tree
+from pipelines.errors import PipelineError
+from pipelines.generate import ray_runs
+from pipelines.generate.painted_shards import paint_set
+from pipelines.generate.ray_runs import joined_cluster, versions_here
+from pipelines.generate.sets import generate_set
+from pipelines.shards.places import Folder
+from pipelines.shards.workers import Run
+
+N = 16
+# A node counts as lost after a few seconds, not after a quarter of a minute.
+QUICK = {
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 4,
+}
+
+
+def paint_files(folder: Path, painter: Stripes, run: Run) -> None:
+    assert generate_set(request(folder, painter, n=N, jobs=9), run=run).complete
+
+
+def paint_shards(folder: Path, painter: Stripes, run: Run) -> None:
+    asked = sharded(Folder(path=folder), painter, n=N, jobs=9, shard_size=4)
+    assert paint_set(asked, run=run).complete
+
+
+def parent_of(process: int) -> int:
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return int(status.read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def kill_when_it_paints(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
+    """Kill a node as soon as one of its processes has begun a picture."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    while not killed:
+        notes = [note.read_text().split() for note in journal.iterdir()]
+        killed += {int(each) for note in notes for each in note if parent_of(int(each)) == raylet}
+        time.sleep(0.02)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def with_a_killed_node(
+    cluster: Cluster, scratch: Path, paint: Callable[[Path, Stripes, Run], None]
+) -> dict[str, Any]:
+    name = paint.__name__
+    paint(scratch / f"{name}-alone", Stripes(), paint_here)
+    journal = scratch / f"{name}-journal"
+    journal.mkdir()
+    node = cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    painter = Stripes(journal=journal, pause=0.2)
+    killed: list[int] = []
+    folder = scratch / name
+    with joined_cluster(cluster.address) as joined:
+        killer = threading.Thread(target=kill_when_it_paints, args=(cluster, node, journal, killed))
+        killer.start()
+        paint(folder, painter, joined.runner(partial(versions_here, painter, "png"), folder))
+        killer.join()
+    notes = [note.read_text().split() for note in journal.iterdir()]
+    return {
+        "equal": tree(folder) == tree(scratch / f"{name}-alone"),
+        "pictures": len(notes),
+        "painted twice": sum(len(note) > 1 for note in notes),
+        "by the killed node": sum(int(each) in killed for note in notes for each in note),
+    }
+
+
+def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
+    """What is told of trouble in a task: its kind -> the error."""
+    ray_runs._MOST_LOSSES = 1
+    told = {}
+    with joined_cluster(cluster.address) as joined:
+        for trouble in ("disk", "memory", "mistake", "killed"):
+            painter = Stripes(trouble=trouble, trouble_at=5)
+            folder = scratch / trouble
+            try:
+                paint_files(
+                    folder, painter, joined.runner(partial(versions_here, painter, "png"), folder)
+                )
+            except (PipelineError, ValueError) as error:
+                told[trouble] = f"{type(error).__name__}: {error}"
+    return told
+
+
+def main(scratch: Path) -> None:
+    settings = {"num_cpus": 1, "include_dashboard": False, "_system_config": QUICK}
+    cluster = Cluster(initialize_head=True, head_node_args=settings)
+    try:
+        report = {
+            "files": with_a_killed_node(cluster, scratch, paint_files),
+            "shards": with_a_killed_node(cluster, scratch, paint_shards),
+            "troubles": troubles(cluster, scratch),
+        }
+    finally:
+        cluster.shutdown()
+    print(json.dumps(report))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

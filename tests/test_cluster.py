@@ -1,0 +1,269 @@
+"""The examples for clusters do what they say, with stand-ins for what a cluster starts them by."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from painters import tree
+from pipelines.cli import gen, train
+from pipelines.shards.index import open_shards
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "cluster.md").read_text()
+SCRIPTS = sorted((ROOT / "docs" / "cluster").glob("*.s*"))
+SMALL = ("--n", "5", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1")
+SMALL_SHARDS = (*SMALL, "--shard-size", "1")
+
+SBATCH = """#!/bin/bash
+# Runs the job at once, every element of an array after the other, and prints its number.
+echo "$@" >> "$LOG"
+while [[ $1 == --* ]]; do
+    case $1 in --array=*) last=${1#--array=0-} ;; esac
+    shift
+done
+if [[ -z ${last-} ]]; then
+    bash "$@" > "$LOG.merge" 2>&1
+else
+    for element in $(seq 0 "$last"); do
+        SLURM_ARRAY_TASK_ID=$element SLURM_ARRAY_TASK_COUNT=$((last + 1)) SLURM_ARRAY_TASK_MIN=0 \\
+        SLURM_ARRAY_TASK_MAX=$last SLURM_ARRAY_TASK_STEP=1 SLURM_PROCID=0 SLURM_NTASKS=1 \\
+            bash "$@" >> "$LOG.tasks" 2>&1
+    done
+fi
+echo 17
+"""
+
+SRUN = """#!/bin/bash
+# Starts two processes, hands signals on to them and waits for both.
+while [[ $1 == --* ]]; do shift; done
+for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=("$!"); done
+trap 'kill -USR1 "${pids[@]}"' USR1
+status=0
+for pid in "${pids[@]}"; do
+    while kill -0 "$pid" 2> /dev/null; do status=0; wait "$pid" || status=$?; done
+done
+exit "$status"
+"""
+
+TRAINING = """#!/bin/bash
+# A training that ends by itself, or after the step in hand when it is asked to.
+echo "$LOCAL_RANK $MASTER_ADDR $*" >> "$LOG"
+trap 'echo "$LOCAL_RANK checkpoint" >> "$LOG"; exit 143' USR1
+for _ in $(seq "$STEPS"); do sleep 0.05; done
+exit "$ENDS_WITH"
+"""
+
+SCONTROL = """#!/bin/bash
+if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >> "$LOG"; fi
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> dict[str, str]:
+    """An environment whose PATH has stand-ins of Slurm's commands, and of ours those here."""
+    programs = {
+        "sbatch": SBATCH,
+        "srun": SRUN,
+        "scontrol": SCONTROL,
+        "pixmix-train": TRAINING,
+        "pixmix-gen": f'#!/bin/bash\nexec {sys.executable} -m pipelines.cli.gen "$@"\n',
+    }
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, text in programs.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    return os.environ | {
+        "PATH": f"{folder}:{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "LOG": str(tmp_path / "log"),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of the small set in shards, made by one command."""
+    folder = tmp_path_factory.mktemp("alone") / "set"
+    made = CliRunner().invoke(
+        gen.main, ["fractals", "--to-shards", "--out", str(folder), *SMALL_SHARDS]
+    )
+    assert made.exit_code == 0, made.output
+    return tree(folder)
+
+
+def parsed(group: click.Group, line: str) -> dict[str, Any]:
+    """Return the parameters of a command line after the group's name, which is not run."""
+    name, *arguments = shlex.split(line)
+    with group.make_context("group", [name, "--help"]) as context:
+        return group.commands[name].make_context(name, arguments, parent=context).params
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_every_script_is_one_that_bash_reads(script: Path) -> None:
+    assert len(SCRIPTS) == 4
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert script.read_text().startswith("#!/bin/bash\n")
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_slurm_finds_the_options_of_a_script(script: Path) -> None:
+    # After the first line that is neither empty nor a comment it looks no further.
+    lines = script.read_text().splitlines()
+    options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
+    first_command = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(number < first_command for number in options)
+    assert bool(options) == (script.suffix == ".sbatch")
+    for number in options:
+        assert re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[number]), lines[number]
+
+
+def test_the_array_job_paints_a_set_and_the_job_after_it_closes_it(
+    cluster: dict[str, str], tmp_path: Path, alone: dict[str, bytes]
+) -> None:
+    script = ROOT / "docs" / "cluster" / "paint.sh"
+    out = tmp_path / "set"
+    for _ in range(2):
+        subprocess.run([str(script), str(out), "2", *SMALL_SHARDS], env=cluster, check=True)
+        assert tree(out) == alone
+    jobs = (tmp_path / "log").read_text().splitlines()
+    assert jobs[0].startswith("--parsable --array=0-1 ")
+    assert jobs[1].startswith("--dependency=afterany:17 ")
+    tasks = (tmp_path / "log.tasks").read_text()
+    assert "task 1 of 2, by SLURM_ARRAY_TASK_ID" in tasks
+    assert "2 of 5 shards; other tasks make 2-4" in tasks
+    assert "complete; 5 pictures in 5 shards" in (tmp_path / "log.merge").read_text()
+
+
+@pytest.mark.parametrize(
+    ("steps", "ends_with", "signalled", "status", "requeued"),
+    [(1, 0, False, 0, False), (1, 3, False, 3, False), (400, 0, True, 143, True)],
+)
+def test_a_training_job_whose_time_is_up_leaves_a_checkpoint_and_queues_again(
+    cluster: dict[str, str],
+    tmp_path: Path,
+    steps: int,
+    ends_with: int,
+    signalled: bool,
+    status: int,
+    requeued: bool,
+) -> None:
+    job = subprocess.Popen(
+        ["bash", str(ROOT / "docs" / "cluster" / "train.sbatch"), "--epochs", "3"],
+        env=cluster
+        | {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[7-8]", "STEPS": str(steps)}
+        | {"ENDS_WITH": str(ends_with)},
+    )
+    log = tmp_path / "log"
+    while not log.exists() or log.read_text().count("node7") < 2:
+        assert job.poll() is None or not signalled
+        time.sleep(0.05)
+    if signalled:
+        job.send_signal(signal.SIGUSR1)
+    assert job.wait() == status
+    lines = log.read_text().splitlines()
+    for rank in "01":
+        (began,) = [line for line in lines if line.startswith(f"{rank} node7 imagenet ")]
+        assert began.endswith("--resume auto --epochs 3")
+        assert (f"{rank} checkpoint" in lines) == signalled
+    assert ("scontrol requeue 4711" in lines) == requeued
+
+
+def test_the_training_job_gives_options_that_the_command_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("shards/imagenet", "shards/mixing"):
+        (tmp_path / folder).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "cluster" / "train.sbatch").read_text().replace("\\\n", " ")
+    (script_line,) = re.findall(r"pixmix-train (.*?) \"\$@\" &", text)
+    page_lines = re.findall(r"pipelines\.cli\.train (.*)", PAGE.replace("\\\n", " "))
+    assert len(page_lines) == 1
+    for line in (script_line, *page_lines):
+        assert parsed(train.main, line)
+
+
+# --- Kubernetes ----------------------------------------------------------------------------------
+
+
+def job(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "cluster" / name).read_text())
+    assert (document["apiVersion"], document["kind"]) == ("batch/v1", "Job")
+    return document
+
+
+def command_of(document: dict[str, Any]) -> list[str]:
+    (container,) = document["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["requests"] == container["resources"]["limits"]
+    return [*container["command"], *container["args"]]
+
+
+def test_the_indexed_job_paints_a_set_and_the_job_after_it_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: dict[str, bytes]
+) -> None:
+    paint, merge = job("paint.yaml"), job("merge.yaml")
+    script, *arguments = command_of(paint)
+    assert script == "pixmix-gen"
+    assert paint["spec"]["completionMode"] == "Indexed"
+    assert f"--num-tasks={paint['spec']['completions']}" in arguments
+    (container,) = paint["spec"]["template"]["spec"]["containers"]
+    assert f"--jobs={container['resources']['limits']['cpu']}" in arguments
+    (url,) = [each.removeprefix("--out=") for each in arguments if each.startswith("--out=")]
+    assert command_of(merge) == ["pixmix-gen", "merge", url]
+    # The same on a small set, in a folder, with fewer pods, of which one is started twice.
+    out = str(tmp_path / "set")
+    small = [each for each in arguments if not re.match("--(n|jobs|out|num-tasks)=", each)]
+    for index in ("2", "0", "2", "1"):
+        monkeypatch.setenv("JOB_COMPLETION_INDEX", index)
+        pod = [*small, "--out", out, "--num-tasks", "3", *SMALL_SHARDS]
+        made = CliRunner().invoke(gen.main, pod)
+        assert made.exit_code == 0, made.output
+        assert f"task {index} of 3, by JOB_COMPLETION_INDEX" in made.stderr
+    merged = CliRunner().invoke(gen.main, ["merge", out])
+    assert merged.exit_code == 0, merged.output
+    assert tree(Path(out)) == alone
+
+
+# --- torchrun ------------------------------------------------------------------------------------
+
+
+def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
+    lines = re.findall(r"^ +torchrun .* -m -- pipelines\.cli\.gen (.*)$", PAGE, re.MULTILINE)
+    assert len(lines) == 1
+    for line in lines:
+        assert parsed(gen.main, line)
+
+
+@pytest.mark.skipif(shutil.which("torchrun") is None, reason="torch has no torchrun here")
+def test_the_processes_of_torchrun_paint_one_set(tmp_path: Path, alone: dict[str, bytes]) -> None:
+    folder = tmp_path / "set"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run(
+        [*torchrun, "--standalone", "-m", "--", "pipelines.cli.gen", "fractals", "--to-shards",
+         "--out", str(folder), *SMALL_SHARDS],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    merged = CliRunner().invoke(gen.main, ["merge", str(folder), "--json"])
+    assert json.loads(merged.stdout)["complete"]
+    assert tree(folder) == alone
+    assert len(open_shards(folder)) == 5
+
+
+def test_every_file_of_the_examples_is_explained() -> None:
+    for path in sorted((ROOT / "docs" / "cluster").iterdir()):
+        assert path.name in PAGE, path.name
