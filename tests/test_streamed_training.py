@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -27,12 +28,13 @@ from pipelines.loading.order import shuffled_order, training_batches
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import Remote, open_set
+from pipelines.loading.samples import ShardReader
 from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
-from pipelines.training.data import find_data
+from pipelines.training.data import find_data, hold_out
 from pipelines.training.recipes import IMAGENET as RECIPE
 from pipelines.training.train import Shown, Trained, Training, train
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -214,6 +216,46 @@ def test_what_passes_at_a_server_leaves_no_trace_in_the_weights(
         trained = train(streamed(address, tmp_path / "run", num_workers=num_workers), ALONE)
         assert len(server.requests("train/set-0003.tar")) >= 2 or fault == "a slow link"
     assert_same(weights_of(trained), undisturbed)
+
+
+def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: Path) -> None:
+    histories = []
+    with FaultyServer(root) as server:
+        for name, base in (("here", root), ("there", server.url().rstrip("/"))):
+            training = streamed(f"{base}/train", tmp_path / name)
+            test = streamed(f"{base}/val", tmp_path / name).train
+            shards, validation = hold_out(training.train, 0.2)
+            trained = train(
+                replace(training, train=shards, validation=validation, test=test), ALONE
+            )
+            histories.append(trained.history)
+    assert histories[0] == histories[1]
+    assert {"validation_error", "test_error"} <= histories[0][0].keys()
+
+
+def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
+    (shard, *_) = open_shards(root / "train").shards
+    access = RemoteAccess(patience_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
+    with FaultyServer(root) as server:
+        opened = open_set(server.url("train"), cache_dir=tmp_path, remote=Remote(access=access))
+        server.faults[f"train/{shard.file}"] = [cut(1000)] * 12
+        opened.files.hold(0).release()
+        assert len(server.requests(f"train/{shard.file}")) == 13
+
+
+def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> None:
+    sizes = [shard.n_bytes for shard in open_shards(root / "train").shards]
+    remote = Remote(limit_bytes=3 * max(sizes))
+    with FaultyServer(root) as server:
+        opened = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
+        for shard in range(N_SHARDS):
+            opened.files.hold(shard).release()
+        assert len(server.requests("train/index.npy")) == 1
+        again = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
+        assert len(server.requests("train/index.npy")) == 1
+    assert again.shards.hash == opened.shards.hash
+    copied = pickle.loads(pickle.dumps(ShardReader(opened.shards, opened.files.path)))
+    assert copied.shards.samples.tolist() == opened.shards.samples.tolist()
 
 
 def test_an_outage_in_the_middle_is_outlasted(
