@@ -722,37 +722,51 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(
 
 
 @pytest.mark.slow
-def test_of_two_agents_of_torchrun_one_goes_on_from_the_last_checkpoint(
+def test_agents_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was(
     root: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    started = []
-    for number in range(2):
+
+    def begin(number: int) -> Host:
         torchrun = [
             "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
-            "--rdzv-conf",
-            f"is_host={int(number == 0)},last_call_timeout=5,keep_alive_interval=1",
+            "--rdzv-conf", f"is_host={int(number == 0)},last_call_timeout=5,keep_alive_interval=1",
             "--local-addr", "127.0.0.1",
         ]  # fmt: skip
-        started.append(
-            start(
-                arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"),
-                tmp_path, name=f"agent {number}", torchrun=torchrun,
-                environment={"PAUSE": "0.5", "GLOO_SOCKET_IFNAME": "lo"},
-            )
+        return start(
+            arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"), tmp_path,
+            name=f"agent {number}", torchrun=torchrun,
+            environment={
+                "PAUSE": "1.5", "GLOO_SOCKET_IFNAME": "lo",
+                # Or an agent that comes waits for an address that the first keeps to itself: seen
+                # with torch 2.14.
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            },
         )  # fmt: skip
-    stays, goes = started
-    for each in started:
+
+    stays, goes = begin(0), begin(1)
+    for each in (stays, goes):
         each.wait_for_step(5, size=2)
     for process in {line["process"] for line in goes.lines()}:
         os.kill(process, signal.SIGKILL)
     os.killpg(goes.running.pid, signal.SIGKILL)
     goes.running.wait()
-    assert stays.running.wait(timeout=300) == 0, stays.log.read_text()
-    alone = [line for line in stays.lines() if line["size"] == 1]
-    # Two steps at most are taken again.
-    assert 4 <= alone[0]["step"] <= 6
-    assert [line["step"] for line in alone] == list(range(alone[0]["step"], STEPS))
-    assert [line["indices"] for line in alone] == plan()[alone[0]["step"] :]
+    stays.wait_for_step(0, size=1)
+    comes = begin(2)
+    for each in (stays, comes):
+        assert each.running.wait(timeout=180) == 0, each.log.read_text()
+    alone = [line["step"] for line in stays.lines() if line["size"] == 1]
+    together = [line["step"] for line in comes.lines()]
+    # Of those that were lost two steps at most are taken again; who comes costs none.
+    assert 4 <= alone[0] <= 6
+    assert [*alone, *together] == list(range(alone[0], STEPS))
+    assert len(together) > 0
+    batches: dict[int, list[int]] = {}
+    for line in sorted(stays.lines() + comes.lines(), key=lambda line: line["rank"]):
+        if line["step"] in together and line["size"] == 2:
+            batches.setdefault(line["step"], []).extend(line["indices"])
+        elif line["step"] in alone and line["size"] == 1:
+            batches[line["step"]] = line["indices"]
+    assert batches == {step: plan()[step] for step in [*alone, *together]}
     assert read_checkpoint(find_checkpoints(tmp_path / "out")[-1])["step"] == STEPS
