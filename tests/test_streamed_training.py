@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -110,6 +111,21 @@ def test_an_address_that_leads_nowhere_ends_with_one_line(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "none has neither train/manifest.json nor manifest.json to be read" in line
     assert "secret" not in result.stderr
+
+
+def test_a_host_of_no_such_name_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def look_up(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(PipelineError, match=r"http://no-such-host/.*check the address"):
+        find_data("folder", "http://no-such-host/shards", tmp_path, nothing, cache_dir=tmp_path)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
