@@ -738,7 +738,7 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(
 
 
 @pytest.mark.slow
-def test_agents_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was(
+def test_hosts_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was(
     root: Path, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -752,10 +752,10 @@ def test_agents_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_wa
         ]  # fmt: skip
         return start(
             arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"), tmp_path,
-            name=f"agent {number}", torchrun=torchrun,
+            name=f"host {number}", torchrun=torchrun,
             environment={
                 "PAUSE": "1.5", "GLOO_SOCKET_IFNAME": "lo",
-                # Or an agent that comes waits for an address that the first keeps to itself: seen
+                # Or a launcher that comes waits for an address that the first keeps to itself: seen
                 # with torch 2.14.
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             },
