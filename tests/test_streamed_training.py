@@ -2,8 +2,10 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -27,12 +29,13 @@ from pipelines.loading.order import shuffled_order, training_batches
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import Remote, open_set
+from pipelines.loading.samples import ShardReader
 from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
-from pipelines.training.data import find_data
+from pipelines.training.data import find_data, hold_out
 from pipelines.training.recipes import IMAGENET as RECIPE
 from pipelines.training.train import Shown, Trained, Training, train
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -108,6 +111,21 @@ def test_an_address_that_leads_nowhere_ends_with_one_line(
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert "none has neither train/manifest.json nor manifest.json to be read" in line
     assert "secret" not in result.stderr
+
+
+def test_a_host_of_no_such_name_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def look_up(*arguments: object, **_: object) -> None:
+        asked.append(arguments)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    with pytest.raises(PipelineError, match=r"http://no-such-host/.*check the address"):
+        find_data("folder", "http://no-such-host/shards", tmp_path, nothing, cache_dir=tmp_path)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize(
@@ -214,6 +232,46 @@ def test_what_passes_at_a_server_leaves_no_trace_in_the_weights(
         trained = train(streamed(address, tmp_path / "run", num_workers=num_workers), ALONE)
         assert len(server.requests("train/set-0003.tar")) >= 2 or fault == "a slow link"
     assert_same(weights_of(trained), undisturbed)
+
+
+def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: Path) -> None:
+    histories = []
+    with FaultyServer(root) as server:
+        for name, base in (("here", root), ("there", server.url().rstrip("/"))):
+            training = streamed(f"{base}/train", tmp_path / name)
+            test = streamed(f"{base}/val", tmp_path / name).train
+            shards, validation = hold_out(training.train, 0.2)
+            trained = train(
+                replace(training, train=shards, validation=validation, test=test), ALONE
+            )
+            histories.append(trained.history)
+    assert histories[0] == histories[1]
+    assert {"validation_error", "test_error"} <= histories[0][0].keys()
+
+
+def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
+    (shard, *_) = open_shards(root / "train").shards
+    access = RemoteAccess(patience_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
+    with FaultyServer(root) as server:
+        opened = open_set(server.url("train"), cache_dir=tmp_path, remote=Remote(access=access))
+        server.faults[f"train/{shard.file}"] = [cut(1000)] * 12
+        opened.files.hold(0).release()
+        assert len(server.requests(f"train/{shard.file}")) == 13
+
+
+def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> None:
+    sizes = [shard.n_bytes for shard in open_shards(root / "train").shards]
+    remote = Remote(limit_bytes=3 * max(sizes))
+    with FaultyServer(root) as server:
+        opened = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
+        for shard in range(N_SHARDS):
+            opened.files.hold(shard).release()
+        assert len(server.requests("train/index.npy")) == 1
+        again = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
+        assert len(server.requests("train/index.npy")) == 1
+    assert again.shards.hash == opened.shards.hash
+    copied = pickle.loads(pickle.dumps(ShardReader(opened.shards, opened.files.path)))
+    assert copied.shards.samples.tolist() == opened.shards.samples.tolist()
 
 
 def test_an_outage_in_the_middle_is_outlasted(
@@ -680,37 +738,51 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(
 
 
 @pytest.mark.slow
-def test_of_two_agents_of_torchrun_one_goes_on_from_the_last_checkpoint(
+def test_hosts_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was(
     root: Path, tmp_path: Path
 ) -> None:
     port = free_port()
-    started = []
-    for number in range(2):
+
+    def begin(number: int) -> Host:
         torchrun = [
             "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
-            "--rdzv-conf",
-            f"is_host={int(number == 0)},last_call_timeout=5,keep_alive_interval=1",
+            "--rdzv-conf", f"is_host={int(number == 0)},last_call_timeout=5,keep_alive_interval=1",
             "--local-addr", "127.0.0.1",
         ]  # fmt: skip
-        started.append(
-            start(
-                arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"),
-                tmp_path, name=f"agent {number}", torchrun=torchrun,
-                environment={"PAUSE": "0.5", "GLOO_SOCKET_IFNAME": "lo"},
-            )
+        return start(
+            arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"), tmp_path,
+            name=f"host {number}", torchrun=torchrun,
+            environment={
+                "PAUSE": "1.5", "GLOO_SOCKET_IFNAME": "lo",
+                # Or a launcher that comes waits for an address that the first keeps to itself: seen
+                # with torch 2.14.
+                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            },
         )  # fmt: skip
-    stays, goes = started
-    for each in started:
+
+    stays, goes = begin(0), begin(1)
+    for each in (stays, goes):
         each.wait_for_step(5, size=2)
     for process in {line["process"] for line in goes.lines()}:
         os.kill(process, signal.SIGKILL)
     os.killpg(goes.running.pid, signal.SIGKILL)
     goes.running.wait()
-    assert stays.running.wait(timeout=300) == 0, stays.log.read_text()
-    alone = [line for line in stays.lines() if line["size"] == 1]
-    # Two steps at most are taken again.
-    assert 4 <= alone[0]["step"] <= 6
-    assert [line["step"] for line in alone] == list(range(alone[0]["step"], STEPS))
-    assert [line["indices"] for line in alone] == plan()[alone[0]["step"] :]
+    stays.wait_for_step(0, size=1)
+    comes = begin(2)
+    for each in (stays, comes):
+        assert each.running.wait(timeout=180) == 0, each.log.read_text()
+    alone = [line["step"] for line in stays.lines() if line["size"] == 1]
+    together = [line["step"] for line in comes.lines()]
+    # Of those that were lost two steps at most are taken again; who comes costs none.
+    assert 4 <= alone[0] <= 6
+    assert [*alone, *together] == list(range(alone[0], STEPS))
+    assert len(together) > 0
+    batches: dict[int, list[int]] = {}
+    for line in sorted(stays.lines() + comes.lines(), key=lambda line: line["rank"]):
+        if line["step"] in together and line["size"] == 2:
+            batches.setdefault(line["step"], []).extend(line["indices"])
+        elif line["step"] in alone and line["size"] == 1:
+            batches[line["step"]] = line["indices"]
+    assert batches == {step: plan()[step] for step in [*alone, *together]}
     assert read_checkpoint(find_checkpoints(tmp_path / "out")[-1])["step"] == STEPS

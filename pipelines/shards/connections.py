@@ -6,6 +6,7 @@ attempt has an event loop of its own, of which nothing stays: a process may fork
 
 import asyncio
 import re
+import socket
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Mapping
@@ -170,6 +171,11 @@ def may_pass(error: BaseException) -> bool:
 
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status in _BUSY
+    if isinstance(error, aiohttp.ClientConnectorError):
+        # No such name, as in a slip; a name server that does not answer has another number.
+        found = error.os_error
+        if isinstance(found, socket.gaierror) and found.errno == socket.EAI_NONAME:
+            return False
     final = (
         FileNotFoundError,
         PermissionError,

@@ -109,6 +109,7 @@ class RemoteFiles:
     """The shards of a set as local files; it can be pickled for other processes of the node.
 
     location: the address before the shards' names, a pipe's command with "{file}", or a folder.
+    index: of the set, where it is in the cache; it stays there as long as this is used.
     """
 
     def __init__(
@@ -118,14 +119,27 @@ class RemoteFiles:
         shards: tuple[Shard, ...],
         cache: ShardCache,
         access: RemoteAccess,
+        index: HeldFile | None = None,
     ) -> None:
         self.location, self.shards = location, shards
         self.cache, self.access = cache, access
+        # Held: a worker that is started later maps it by its name.
+        self._index = index
         self._latest: deque[HeldFile] = deque()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is held, for it is held by this process."""
-        return self.__dict__ | {"_latest": deque()}
+        return self.__dict__ | {"_latest": deque(), "_index": None}
+
+    def part(self, shards: tuple[Shard, ...]) -> "RemoteFiles":
+        """Return the files of some of the shards."""
+        return RemoteFiles(
+            location=self.location,
+            shards=shards,
+            cache=self.cache,
+            access=self.access,
+            index=self._index,
+        )
 
     def url(self, shard: int) -> str:
         """Return the address of a shard."""
@@ -181,13 +195,7 @@ class RemoteShards:
             PipelineError: if the set has no shard of a name, or a name comes twice.
         """
         shards = select_shards(self.shards, names)
-        files = RemoteFiles(
-            location=self.files.location,
-            shards=shards.shards,
-            cache=self.files.cache,
-            access=self.files.access,
-        )
-        return RemoteShards(shards=shards, files=files)
+        return RemoteShards(shards=shards, files=self.files.part(shards.shards))
 
     def key(self, i: int) -> str:
         """Return a sample's key as its tar has it; "?" where its shard is not on this node."""
@@ -227,6 +235,7 @@ def open_remote_shards(
         PipelineError: if the manifest or the index cannot be read or is another one.
     """
     cache, access = cache or ShardCache(), access or RemoteAccess()
+    index: HeldFile | None = None
     if not is_remote(where):
         shards = open_shards(local_path(where))
         location = shards.location
@@ -239,10 +248,12 @@ def open_remote_shards(
     else:
         check_address(where, access)
         location, names = _split(where)
-        shards = _read_set(location, cache, access, manifest_sha256)
+        shards, index = _read_set(location, cache, access, manifest_sha256)
         if names is not None:
             shards = select_shards(shards, names)
-    files = RemoteFiles(location=location, shards=shards.shards, cache=cache, access=access)
+    files = RemoteFiles(
+        location=location, shards=shards.shards, cache=cache, access=access, index=index
+    )
     return RemoteShards(shards=shards, files=files)
 
 
@@ -272,7 +283,7 @@ def _fill(
 
 def _read_set(
     location: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
-) -> ShardSet:
+) -> tuple[ShardSet, HeldFile]:
     url = _join(location, MANIFEST_NAME)
     if manifest_sha256 is None:
         content = _fetch_bytes(url, access)
@@ -288,24 +299,24 @@ def _read_set(
             content = held.path.read_bytes()
     manifest = parse_manifest(content, shown(url))
     index_url = _join(location, manifest["index"]["file"])
-    with fetch(
+    held = fetch(
         index_url,
         sha256=manifest["index"]["sha256"],
         n_bytes=None,
         cache=cache,
         access=access,
         most_bytes=_MOST_HEADER_BYTES + SAMPLE.itemsize * manifest["num_samples"],
-    ) as held:
-        try:
-            # No mapping has length 0. A mapped file can be read also when it has left the cache.
-            samples = np.load(
-                held.path, mmap_mode="r" if manifest["num_samples"] else None, allow_pickle=False
-            )
-        except ValueError as error:
-            raise PipelineError(
-                f"{shown(index_url)} is no array ({error}); make the set again"
-            ) from error
-    return build_set(shown(location).rstrip("/"), content, np.asarray(samples))
+    )
+    try:
+        # No mapping has length 0.
+        samples = np.load(
+            held.path, mmap_mode="r" if manifest["num_samples"] else None, allow_pickle=False
+        )
+    except ValueError as error:
+        raise PipelineError(
+            f"{shown(index_url)} is no array ({error}); make the set again"
+        ) from error
+    return build_set(shown(location).rstrip("/"), content, np.asarray(samples)), held
 
 
 def _fetch_bytes(url: str, access: RemoteAccess) -> bytes:

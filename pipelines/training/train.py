@@ -298,6 +298,8 @@ class _Run:
     def _see_that_all_have_the_same(self) -> None:
         """See it where hosts have data of their own: each process would train on another set."""
         check = self.processes.check_same
+        # Which the command chooses by the processor, where it is not told.
+        check("--precision", self.recipe.precision)
         check("recipe", json.dumps(self.recipe.to_json(), sort_keys=True))
         check("--data", json.dumps(self.loader.state_dict(), sort_keys=True))
         check("--mixing-set", str(self.loader.mixing_fingerprint))
