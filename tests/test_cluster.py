@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -247,7 +246,6 @@ def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
         assert parsed(gen.main, line)
 
 
-@pytest.mark.skipif(shutil.which("torchrun") is None, reason="torch has no torchrun here")
 def test_the_processes_of_torchrun_paint_one_set(tmp_path: Path, alone: dict[str, bytes]) -> None:
     folder = tmp_path / "set"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
