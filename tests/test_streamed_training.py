@@ -460,12 +460,15 @@ def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> lis
     ]  # fmt: skip
 
 
-def plan() -> list[list[int]]:
+def plan(epochs: int = EPOCHS, window: int = 1, lanes: int = 1) -> list[list[int]]:
     """The batches of a whole training, at any number of processes."""
     batches = []
-    for epoch in range(EPOCHS):
-        order = shuffled_order(N, seed=0, epoch=epoch, shard_sizes=[A_SHARD] * N_SHARDS, window=1)
-        found = training_batches(order, batch_size=BATCH, rank=0, world_size=1)
+    sizes = [A_SHARD] * N_SHARDS
+    for epoch in range(epochs):
+        order = shuffled_order(
+            N, seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+        )
+        found = training_batches(order, batch_size=BATCH, rank=0, world_size=1, lanes=lanes)
         batches += [indices.tolist() for _, indices in found]
     return batches
 
@@ -523,7 +526,9 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
     address = f"http://{ADDRESSES[0]}:{port}"
     sizes = {shard.file: shard.n_bytes for shard in open_shards(root / "train").shards}
 
-    def begin(run: str, phase: str, numbers: Sequence[int], pause: float = 0.0) -> list[Host]:
+    def begin(
+        run: str, phase: str, numbers: Sequence[int], *more: object, pause: float = 0.0
+    ) -> list[Host]:
         """Start pixmix-train on some of the hosts, each with a disk of its own."""
         rendezvous = free_port()
         started = []
@@ -536,7 +541,7 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
                 "--rdzv-conf", f"is_host={int(number == numbers[0])}",
                 "--local-addr", ADDRESSES[number],
             ]  # fmt: skip
-            arguments = arguments_of(f"{address}/train", folder / "out", folder / "cache")
+            arguments = arguments_of(f"{address}/train", folder / "out", folder / "cache", *more)
             started.append(
                 start(
                     arguments, folder, name=phase, torchrun=torchrun,
@@ -561,6 +566,15 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             needed = shards_of(host.lines())
             assert len(needed) < N_SHARDS
             assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
+        # In lanes, a host needs its part of the shards alone, whatever is mixed with each other.
+        before = log.read_text()
+        in_lanes = begin("lanes", "lanes", [0, 1], "--epochs", 1, "--window", 3, "--lanes", 2)
+        end(in_lanes)
+        assert joined_batches(in_lanes) == dict(enumerate(plan(epochs=1, window=3, lanes=2)))
+        log.write_text(log.read_text().removeprefix(before))
+        halves = [downloads(log, where).keys() for where in ADDRESSES]
+        assert [len(half) for half in halves] == [N_SHARDS // 2] * 2
+        assert not halves[0] & halves[1]
         # Broken: the host that does not write is lost, then the other one, which went on alone.
         before = log.read_text()
         pair = begin("broken", "pair", [0, 1], pause=0.3)
