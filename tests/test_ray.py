@@ -209,7 +209,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     os.killpg(interrupted.pid, signal.SIGINT)
     output, _ = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert output == b""
+    assert output.decode() == ""
     told = (tmp_path / "errors").read_text()
     assert told.splitlines()[-1] == "Error: interrupted; the same command continues this set"
     assert "Traceback" not in told

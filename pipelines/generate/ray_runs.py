@@ -145,8 +145,7 @@ def joined_cluster(
         "logging_level": logging.ERROR,
         "runtime_env": {"env_vars": dict(ONE_THREAD)},
     }
-    # Ray tells on stdout which machines went, whatever is asked of its logs.
-    with redirect_stdout(sys.stderr):
+    with _stdout_to_stderr():
         try:
             _init(ray, settings, jobs)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
@@ -156,6 +155,20 @@ def joined_cluster(
             yield RayCluster(num_gpus=gpus_per_task if has_gpus else 0.0)
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Send what Ray tells of machines on stdout, from Python and from C++, to stderr."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _init(ray: Any, settings: Mapping[str, Any], jobs: int | None) -> None:  # noqa: ANN401, as below
