@@ -309,7 +309,7 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_ID",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
@@ -326,6 +326,10 @@ def test_without_a_launcher_the_world_is_one_process() -> None:
 def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(rank, "3")
     monkeypatch.setenv(size, "5")
+    if rank == "SLURM_PROCID":
+        # The script of a job runs once, whatever srun will start.
+        assert find_world() == World(rank=0, size=1)
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert find_world() == World(rank=3, size=5)
     assert find_world(1, 2) == World(rank=1, size=2)
     monkeypatch.setenv(rank, "three")

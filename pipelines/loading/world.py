@@ -63,10 +63,8 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
 
     if distributed.is_available() and distributed.is_initialized():
         return World(rank=distributed.get_rank(), size=distributed.get_world_size())
-    for names in _LAUNCHERS:
-        if all(name in os.environ for name in names):
-            return _named(*names)
-    return World(rank=0, size=1)
+    names = _launcher()
+    return _named(*names) if names else World(rank=0, size=1)
 
 
 def _named(rank_name: str, size_name: str) -> World:
