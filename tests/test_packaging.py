@@ -146,7 +146,8 @@ def test_what_is_said_of_detection_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(piece, "how-to.md", "exec"), names)  # the project's own page
     mixed = names["mixed"]
-    assert mixed.shape == (40, 60, 3)  # type: ignore[attr-defined]
+    assert mixed.shape == (3, 40, 60)  # type: ignore[attr-defined]
+    assert names["boxes"] == [[4, 6, 30, 20]]
 
 
 def test_the_page_of_commands_says_what_the_helps_say() -> None:
