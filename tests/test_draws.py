@@ -135,7 +135,8 @@ def test_a_plan_is_what_its_words_say(
     for view, (sample, rounds) in enumerate(zip(*plan, strict=True)):
         twin = reference.drawn(
             seed, epoch, index, view, k=k, beta=beta, severity=severity,
-            operations=sorted(map(OPERATIONS.index, operations)), n_mixings=len(mixings), n_pictures=n_pictures,
+            operations=sorted(map(OPERATIONS.index, operations)), n_mixings=len(mixings),
+            n_pictures=n_pictures,
             crop_range=(SOURCE_SIZE[0] - SIZE[0] + 1, SOURCE_SIZE[1] - SIZE[1] + 1),
         )  # fmt: skip
         assert sample["flip"] == (twin["flip"] if flip else 0)

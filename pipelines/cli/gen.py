@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    SHEET_PICTURES,
     Size,
     chosen_task,
     command_options,
@@ -40,11 +41,16 @@ PRECISIONS = ("float32", "bfloat16")
 
 _CONTINUES = "interrupted; the same command continues this set"
 
-PREVIEW_PICTURES = 64
 SHARD_SIZE = 1000
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen verify mixing-set/fractals",
+    ),
+)
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
     """Make sets of pictures to mix with, and verify them."""
@@ -59,11 +65,11 @@ def _set_options(
         # The last is shown first.
         for option in (
             click.option(
-                "--preview",
+                "--sheet",
                 type=click.Path(path_type=Path, dir_okay=False),
                 callback=picture_path,
                 metavar="SHEET.png",
-                help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
+                help=f"Also write a sheet of {SHEET_PICTURES} pictures.",
             ),
             jobs_option,
             click.option(
@@ -73,13 +79,14 @@ def _set_options(
                 show_default=True,
                 help="jpg has quality 95 and 4:4:4; png and webp are lossless.",
             ),
-            seed_option,
+            seed_option("Another seed gives other pictures."),
             click.option(
                 "--size",
                 type=Size(),
                 default="256",
                 show_default=True,
                 metavar="PIXELS|WIDTHxHEIGHT",
+                help="Of each picture, pixels; one number for a square.",
             ),
             click.option(
                 "--shard-size",
@@ -115,13 +122,19 @@ def _set_options(
 
 @main.command(
     epilog=example(
-        "pixmix-gen fractals --n 14000 --preview sheet.png",
+        "pixmix-gen fractals --n 14000 --sheet sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
         "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
     )
 )
 @_set_options(14_000, "fractals")
-@click.option("--family", type=click.Choice(FAMILIES), default=FAMILIES[0], show_default=True)
+@click.option(
+    "--family",
+    type=click.Choice(FAMILIES),
+    default=FAMILIES[0],
+    show_default=True,
+    help="Fractal flames, affine systems, escape-time sets, or all of them in layers.",
+)
 @click.option(
     "--samples-per-pixel",
     type=click.FloatRange(0, 1e6, min_open=True),
@@ -144,7 +157,7 @@ def fractals(
     seed: int,
     format: str,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -154,7 +167,7 @@ def fractals(
     Picture i depends on seed, family, size and samples alone: any number of jobs or tasks and any
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
-    target = _target("fractals", out, shard_size, preview, to_shards=to_shards)
+    target = _target("fractals", out, shard_size, sheet, to_shards=to_shards)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.fractals import FractalPainter, chunk_size
         from pipelines.shards.workers import available_cores
@@ -182,7 +195,7 @@ def fractals(
 
 @main.command(
     epilog=example(
-        "pixmix-gen featviz --n 4700 --preview sheet.png",
+        "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
         "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
     )
@@ -231,7 +244,7 @@ def fractals(
     help="Of the network.  [default: that of the set so far, or the faster one here]",
 )
 @click.option(
-    "--batch",
+    "--batch-size",
     type=click.IntRange(1, 4096),
     help="Pictures at once in a process.  [default: that of the set so far, or by memory]",
 )
@@ -253,9 +266,9 @@ def featviz(
     format: str,
     device: str,
     precision: "Precision | None",
-    batch: int | None,
+    batch_size: int | None,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -266,7 +279,7 @@ def featviz(
     kind of machine any interruption, and any number of jobs or tasks, give the same set. The
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
-    target = _target("featviz", out, shard_size, preview, to_shards=to_shards)
+    target = _target("featviz", out, shard_size, sheet, to_shards=to_shards)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.featviz import chunk_size, find_device, plan_painter
         from pipelines.shards.workers import available_cores
@@ -285,7 +298,7 @@ def featviz(
             steps=steps,
             device=device,
             precision=precision,
-            batch=batch,
+            batch=batch_size,
             jobs=jobs,
             earlier=_settings_so_far(target),
         )
@@ -322,7 +335,7 @@ def baseline(
     seed: int,
     format: str,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -332,7 +345,7 @@ def baseline(
     Picture i depends on kind, seed and size alone. The pictures are free for any use (CC0-1.0).
     """
     # Kinds lie beside each other, and none is taken for another.
-    target = _target(kind, out, shard_size, preview, to_shards=to_shards)
+    target = _target(kind, out, shard_size, sheet, to_shards=to_shards)
     with one_line_errors(_CONTINUES):
         from pipelines.generate.baselines import BaselinePainter
         from pipelines.generate.fractals import chunk_size
@@ -360,11 +373,11 @@ class _Target:
     name: str
     out: str
     shard_size: int | None
-    preview: Path | None
+    sheet: Path | None
 
 
 def _target(
-    name: str, out: str | None, shard_size: int | None, preview: Path | None, *, to_shards: bool
+    name: str, out: str | None, shard_size: int | None, sheet: Path | None, *, to_shards: bool
 ) -> _Target:
     """Return where a set goes.
 
@@ -382,15 +395,15 @@ def _target(
                 f"--out {shown(out)} is an address, to which pictures go in shards; give "
                 "--to-shards too, or a folder"
             )
-        _check_preview(preview, Path(out))
-        return _Target(name=name, out=out, shard_size=None, preview=preview)
-    if preview is not None:
+        _check_sheet(sheet, Path(out))
+        return _Target(name=name, out=out, shard_size=None, sheet=sheet)
+    if sheet is not None:
         raise click.UsageError(
-            "--preview draws files of pictures; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --sheet {preview}"
+            "--sheet draws files of pictures; leave it out with --to-shards, and draw the shards "
+            f"afterwards: pixmix-show set DIR --sheet {sheet}"
         )
     return _Target(
-        name=name, out=out or f"shards/{name}", shard_size=shard_size or SHARD_SIZE, preview=None
+        name=name, out=out or f"shards/{name}", shard_size=shard_size or SHARD_SIZE, sheet=None
     )
 
 
@@ -451,11 +464,11 @@ def _make(
     )
     with progress_bar("pictures") as progress:
         result = generate_set(request, progress=progress)
-    if target.preview is not None:
-        _write_preview(target.preview, request)
+    if target.sheet is not None:
+        _write_sheet(target.sheet, request)
     say(
-        _summary(request, result, target.preview),
-        _document(request, result, target.preview),
+        _summary(request, result, target.sheet),
+        _document(request, result, target.sheet),
         as_json=as_json,
     )
 
@@ -589,27 +602,27 @@ def _painter_of(
     raise PipelineError(f"{folder} holds {manifest['kind']}; give a set made by pixmix-gen")
 
 
-def _check_preview(preview: Path | None, out: Path) -> None:
-    if preview is not None and preview.resolve().is_relative_to(out.resolve()):
+def _check_sheet(sheet: Path | None, out: Path) -> None:
+    if sheet is not None and sheet.resolve().is_relative_to(out.resolve()):
         raise click.BadParameter(
-            f"{preview} lies inside the set, where it would be taken for one of its pictures; "
+            f"{sheet} lies inside the set, where it would be taken for one of its pictures; "
             "put it elsewhere",
-            param_hint="'--preview'",
+            param_hint="'--sheet'",
         )
 
 
-def _write_preview(preview: Path, request: "SetRequest") -> None:
+def _write_sheet(sheet: Path, request: "SetRequest") -> None:
     """Write a contact sheet of pictures spread over those that are whole."""
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
     from pipelines.report.sheet import contact_sheet, write_sheet
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
-    chosen = [names[position] for position in spread(PREVIEW_PICTURES, len(names))]
-    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), preview)
+    chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]
+    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), sheet)
 
 
-def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -> str:
+def _summary(request: "SetRequest", result: "SetResult", sheet: Path | None) -> str:
     if result.complete:
         text = (
             f"{result.n} pictures in {request.images} ({result.painted} of them new); "
@@ -620,10 +633,10 @@ def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -
             f"{result.whole} of {result.n} pictures in {request.images} "
             f"({result.painted} of them new); the other tasks make it complete"
         )
-    return text if preview is None else f"{text}\na sheet of them in {preview}"
+    return text if sheet is None else f"{text}\na sheet of them in {sheet}"
 
 
-def _document(request: "SetRequest", result: "SetResult", preview: Path | None) -> dict[str, Any]:
+def _document(request: "SetRequest", result: "SetResult", sheet: Path | None) -> dict[str, Any]:
     return {
         "folder": str(request.folder),
         "images": str(request.images),
@@ -632,7 +645,7 @@ def _document(request: "SetRequest", result: "SetResult", preview: Path | None) 
         "painted": result.painted,
         "complete": result.complete,
         "acceptance_rate": result.manifest.get("acceptance_rate"),
-        "preview": None if preview is None else str(preview),
+        "sheet": None if sheet is None else str(sheet),
     }
 
 
