@@ -785,21 +785,29 @@ def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN4
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["fractals", "pixmix", "loader", "featviz", "train"]
+    asked: list[int] = []
     # What is simulated and not timed is no part of it.
     assert set(command.main.commands) == {*names, "streaming", "all"}
     for place, name in enumerate(names):
         made = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
         packages = ("numpy", ("numba", "torch")[place % 2])
-        monkeypatch.setattr(
-            command, f"_{name}", lambda *_given, _found=(made, packages, note): _found
-        )
+
+        def fake(rounds: int, *_more: object, _found: Any = (made, packages, note)) -> Any:  # noqa: ANN401
+            asked.append(rounds)
+            return _found
+
+        monkeypatch.setattr(command, f"_{name}", fake)
     result = CliRunner().invoke(command.main, ["all", "--json"])
     assert result.exit_code == 0, result.output
+    assert asked == list(command.ROUNDS.values())
     found = json.loads(result.stdout)
     assert [each["name"] for each in found["rows"]] == [f"row of {name}" for name in names]
     assert found["notes"] == ["note of fractals"]
     assert list(found["machine"]["versions"]) == ["python", "numpy", "numba", "torch", "pixmix"]
+    asked.clear()
+    assert CliRunner().invoke(command.main, ["all", "--rounds", "2"]).exit_code == 0
+    assert asked == [2] * len(names)
 
 
 def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
