@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    ByteSize,
     Command,
     command_options,
     example,
@@ -218,7 +219,7 @@ def _measured(name: str, default: float, text: str) -> Callable[[Command], Comma
 @main.command(
     epilog=example(
         "pixmix-bench streaming --nodes 8 --window 16",
-        "pixmix-bench streaming --nodes 64 --batch-size 16384 --window 2 --cache-gb 20",
+        "pixmix-bench streaming --nodes 64 --batch-size 16384 --window 2 --cache-limit 20GB",
     )
 )
 @_counted("--shards", 1024, "Of the training set.")
@@ -236,15 +237,15 @@ def _measured(name: str, default: float, text: str) -> Callable[[Command], Comma
     help="Parts that each batch takes equally many samples of.  [default: as many as nodes]",
 )
 @click.option(
-    "--cache-gb",
-    type=_POSITIVE,
-    callback=finite,
-    help="GB of shards that a node keeps.  [default: those in use]",
+    "--cache-limit",
+    type=ByteSize(),
+    help="Of the shards that a node keeps, as 200GB.  [default: those in use]",
 )
 @_measured("--bandwidth", 1250.0, "MB a second that a node downloads.")
 @_measured("--step-seconds", 0.1, "Of a step of training, without waiting for data.")
 @click.option(
-    "--ahead",
+    "--read-ahead",
+    "ahead",
     type=click.IntRange(1),
     help="Shards that are downloaded before they are needed.  [default: a window's]",
 )
@@ -265,7 +266,6 @@ def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
         from pipelines.bench.streaming import StreamingSettings, simulate
         from pipelines.bench.streaming_table import streaming_document, streaming_table
 
-        cache = options.pop("cache_gb")
         lanes = options.pop("lanes")
         try:
             settings = StreamingSettings(
@@ -273,7 +273,7 @@ def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
                 shard_bytes=options.pop("shard_mb") * 1e6,
                 bandwidth=options.pop("bandwidth") * 1e6,
                 outage_seconds=options.pop("outage"),
-                cache_bytes=None if cache is None else cache * 1e9,
+                cache_bytes=options.pop("cache_limit"),
                 **options,
             )
         except ValueError as error:
