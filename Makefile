@@ -35,8 +35,10 @@ reference: $(INSTALLED)
 	$(BIN)/python -W error docs/reference.py build/reference
 
 figures: $(INSTALLED)
-	$(BIN)/pixmix-gen fractals --n 8 --out build/figures/fractals
-	$(BIN)/pixmix-gen featviz --n 4 --out build/figures/featviz
+	$(BIN)/pixmix-gen fractals --n 8 --out build/figures/overview/fractals
+	$(BIN)/pixmix-gen featviz --n 4 --out build/figures/overview/featviz
+	$(BIN)/pixmix-gen fractals --n 32 --out build/figures/fractals
+	$(BIN)/pixmix-gen featviz --n 256 --out build/figures/featviz
 	$(BIN)/python docs/figures.py build/figures docs
 
 clean:

@@ -2,8 +2,9 @@
 
 python docs/figures.py SETS FOLDER
 
-SETS has the first 8 pictures of the default set of fractals and the first 4 of that of feature
-visualizations, as folders `fractals` and `featviz`; see `make figures`.
+SETS has the first 32 pictures of the default set of fractals and the first 256 of that of feature
+visualizations, as folders `fractals` and `featviz`; and in `overview` the first 8 and the first 4
+alone, as folders of the same names. See `make figures`.
 """
 
 import itertools
@@ -18,13 +19,25 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
+from pipelines.generate.encoding import decode
 from pipelines.report.mixed import MixingPictures, mix, square
 from pipelines.report.sheet import contact_sheet, write_sheet
 from pixmix import PixMixSettings
+from pixmix.draws import draw_plan
 from pixmix.mixing import add, multiply
 
 SIDE = 144
 BETA = 3.0
+QUALITY = 85
+"""Of the JPEGs of the two sheets."""
+
+
+def sheet(folder: Path, each: int) -> Image.Image:
+    """Return 32 pictures of a set: every so many of those in the folder."""
+    paths = sorted((folder / "images").glob("*.jpg"))[::each]
+    if len(paths) != 32:
+        raise ValueError(f"{folder} gives {len(paths)} pictures and not 32; see make figures")
+    return contact_sheet([decode(path.read_bytes()) for path in paths], columns=8, cell=120)
 
 
 def overview(sets: Path) -> Image.Image:
@@ -43,11 +56,14 @@ def overview(sets: Path) -> Image.Image:
     return contact_sheet(pictures, columns=8, cell=SIDE)
 
 
-def weights(n: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return n draws of (a, b) of each branch, (2, n) each."""
-    generator = np.random.default_rng(0)
-    u, v = (generator.random((2, n)) ** (1 / BETA) for _ in range(2))
-    return np.stack([u[0], 2 - u[1]]), np.stack([1 - v[0], v[1] - 1])
+def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """Return the first n draws of (a, b) towards the other picture, and the first n away."""
+    plan = draw_plan(
+        np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
+        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+    )  # fmt: skip
+    a, b = plan.rounds["a"][:, 0], plan.rounds["b"][:, 0]
+    return [(a[each][:n], b[each][:n]) for each in (a <= 1, a > 1)]
 
 
 def mixing() -> Figure:
@@ -59,7 +75,7 @@ def mixing() -> Figure:
     )
     place = axes["weights"]
     colours, names = ("#1f77b4", "#d62728"), ("towards y", "away from y")
-    for a, b, colour, name in zip(*weights(1500), colours, names, strict=True):
+    for (a, b), colour, name in zip(weights(1500), colours, names, strict=True):
         place.plot(a, b, ".", color=colour, markersize=2, alpha=0.5, label=name)
     place.set(
         title="(a, b) for beta = 3", xlabel="a, of the picture x", ylabel="b, of the other, y"
@@ -82,5 +98,7 @@ def mixing() -> Figure:
 
 if __name__ == "__main__":
     sets, folder = map(Path, sys.argv[1:])
-    write_sheet(overview(sets), folder / "overview.jpg")
+    write_sheet(overview(sets / "overview"), folder / "overview.jpg")
+    sheet(sets / "fractals", each=1).save(folder / "fractals.jpg", quality=QUALITY)
+    sheet(sets / "featviz", each=8).save(folder / "featviz.jpg", quality=QUALITY)
     mixing().savefig(folder / "mixing.png", dpi=90)

@@ -124,12 +124,12 @@ def stages(out: Path) -> list[Stage]:
         fixed(
             "fractals", pictures / "fractals.png",
             "pixmix-gen", "fractals", "--n", FRACTALS, "--out", sets / "fractals",
-            "--preview", pictures / "fractals.png",
+            "--sheet", pictures / "fractals.png",
         ),
         fixed(
             "feature visualizations", pictures / "featviz.png",
             "pixmix-gen", "featviz", "--n", VISUALIZATIONS, "--out", sets / "featviz",
-            "--preview", pictures / "featviz.png",
+            "--sheet", pictures / "featviz.png",
         ),
         fixed(
             "shards of the mixing set", mixing / "manifest.json",

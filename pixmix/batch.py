@@ -37,6 +37,7 @@ class BatchPixMix(nn.Module):
         beta: above 0; the larger, the more a mixing keeps of the image.
         severity: of the operations, 0.1 to 10.
         all_ops: draw color, contrast, brightness and sharpness too (they overlap ImageNet-C).
+        geometric: draw rotations, shears and translations; without them boxes and masks hold.
         mixings: names from `pixmix.settings.MIXINGS`.
         views: how many independent views to give; None for one, without an axis of views.
 
@@ -55,6 +56,7 @@ class BatchPixMix(nn.Module):
         beta: float = 3.0,
         severity: float = 3.0,
         all_ops: bool = False,
+        geometric: bool = True,
         mixings: Sequence[str] = ("add", "multiply"),
         views: int | None = None,
     ) -> None:
@@ -64,6 +66,7 @@ class BatchPixMix(nn.Module):
             beta=beta,
             severity=severity,
             all_ops=all_ops,
+            geometric=geometric,
             mixings=names_of_mixings(mixings),
         )
         self.views = count_of_views(views)
@@ -133,7 +136,7 @@ class BatchPixMix(nn.Module):
         return (
             f"{n if n else 'no'} mixing pictures, k={settings.k}, beta={settings.beta:g}, "
             f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"mixings={settings.mixings}, views={self.views}"
+            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}"
         )
 
     def _check(self, images: Tensor) -> None:

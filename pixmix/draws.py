@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from pixmix.arguments import seed_of, whole
 from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
-from pixmix.op_kernels import OPERATIONS, STANDARD_OPERATIONS, draw_argument
+from pixmix.op_kernels import draw_argument
 from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
 from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
 
@@ -131,8 +131,8 @@ def _draw(
 ):  # fmt: skip
     """Fill a plan: see `draw_plan`. Return the place of an index out of range, or -1.
 
-    indices: (N,) int64. seed: uint64. mixings: (M,) int32 codes. height, width: of the crop;
-    source_height, source_width: of the padded picture it is taken from.
+    indices: (N,) int64. seed: uint64. operations, mixings: (M,) int32 codes of those to draw from.
+    height, width: of the crop; source_height, source_width: of the padded picture it is taken from.
     """
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     for n in range(len(indices)):
@@ -148,7 +148,7 @@ def _draw(
             sample.crop_top = draw_corner(top, source_height, height)
             sample.crop_left = draw_corner(left, source_width, width)
             w0, w1, w2, w3 = philox(0, index, epoch, stream, k0, k1)
-            code = below(w1, operations)
+            code = operations[below(w1, len(operations))]
             sample.operation = code if coin(w0) else NO_OPERATION
             sample.argument = draw_argument(
                 code, _draw_level(w2, severity), coin(w3), height, width
@@ -161,7 +161,7 @@ def _draw(
             for r in range(rounds.shape[1]):
                 item = rounds[row, r]
                 w0, w1, w2, w3 = philox(2 + 3 * r, index, epoch, stream, k0, k1)
-                code = below(w1, operations)
+                code = operations[below(w1, len(operations))]
                 item.operation = code if coin(w0) or n_pictures == 0 else NO_OPERATION
                 item.argument = draw_argument(
                     code, _draw_level(w2, severity), coin(w3), height, width
@@ -218,7 +218,7 @@ def draw_plan(
         np.uint64(seed),
         epoch,
         views,
-        len(OPERATIONS) if settings.all_ops else STANDARD_OPERATIONS,
+        settings.operation_codes,
         float(settings.severity),
         np.float32(1 / settings.beta),
         settings.mixing_codes,

@@ -38,6 +38,8 @@ OPERATIONS = (
 """The place of a name is the code of its operation."""
 STANDARD_OPERATIONS = 9
 """The first so many are PixMix's own; the last four overlap the corruptions of ImageNet-C."""
+GEOMETRIC_OPERATIONS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+"""Those that move what is in a picture; the others leave each thing in its place."""
 SCRATCH_LENGTH = 1024
 """Entries of int64 that a kernel may use."""
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from pixmix import op_kernels
 from pixmix.op_kernels import (
+    GEOMETRIC_OPERATIONS,
     OPERATIONS,
     SCRATCH_LENGTH,
     STANDARD_OPERATIONS,
@@ -36,6 +37,7 @@ from pixmix.op_kernels import (
 from pixmix.pictures import check_picture
 
 __all__ = [
+    "GEOMETRIC_OPERATIONS",
     "OPERATIONS",
     "STANDARD_OPERATIONS",
     "autocontrast",

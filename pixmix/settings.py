@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.arguments import real, whole
+from pixmix.op_kernels import GEOMETRIC_OPERATIONS, OPERATIONS, STANDARD_OPERATIONS
 
 MIXINGS = ("add", "multiply", "screen", "overlay", "darken_or_lighten", "swap_channel")
 """All ways to mix two pictures; the paper uses the first two."""
@@ -29,6 +30,8 @@ class PixMixSettings:
         severity: of the operations, 0.1 to 10; a level is drawn uniformly from 0.1 to severity.
         all_ops: whether color, contrast, brightness and sharpness are drawn too. They overlap
             ImageNet-C's test corruptions, so results with and without are not to be compared.
+        geometric: whether rotations, shears and translations are drawn. Without them all that is in
+            a picture stays in its place: for boxes and masks.
         mixings: names from `MIXINGS`, each drawn with the same probability.
 
     The paper's recipes: CIFAR k=4, beta=3, severity=3; ImageNet k=4, beta=4, severity=1.
@@ -39,6 +42,7 @@ class PixMixSettings:
     beta: float = 3.0
     severity: float = 3.0
     all_ops: bool = False
+    geometric: bool = True
     mixings: tuple[str, ...] = ("add", "multiply")
 
     def __post_init__(self) -> None:
@@ -52,8 +56,9 @@ class PixMixSettings:
         object.__setattr__(self, "k", whole("k", self.k, 0))
         object.__setattr__(self, "beta", real("beta", self.beta))
         object.__setattr__(self, "severity", real("severity", self.severity))
-        if not isinstance(self.all_ops, bool):
-            raise TypeError(f"all_ops is {self.all_ops!r}; give True or False")
+        for name in ("all_ops", "geometric"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} is {getattr(self, name)!r}; give True or False")
         if not (math.isfinite(self.beta) and self.beta >= MINIMAL_BETA):
             raise ValueError(
                 f"beta is {self.beta:g}; give a number above 0, {MINIMAL_BETA:g} or more "
@@ -71,6 +76,19 @@ class PixMixSettings:
         for name in self.mixings:
             if name not in MIXINGS:
                 raise ValueError(f"there is no mixing {name!r}; choose from {', '.join(MIXINGS)}")
+
+    @cached_property
+    def operation_codes(self) -> NDArray[np.int32]:
+        """The places in `OPERATIONS` of those that are drawn, as the kernels take them."""
+        names = OPERATIONS if self.all_ops else OPERATIONS[:STANDARD_OPERATIONS]
+        return np.array(
+            [
+                code
+                for code, name in enumerate(names)
+                if self.geometric or name not in GEOMETRIC_OPERATIONS
+            ],
+            np.int32,
+        )
 
     @cached_property
     def mixing_codes(self) -> NDArray[np.int32]:

@@ -45,6 +45,7 @@ class PixMix(nn.Module):
         beta: above 0; the larger, the more a mixing keeps of the picture.
         severity: of the operations, 0.1 to 10.
         all_ops: draw color, contrast, brightness and sharpness too (they overlap ImageNet-C).
+        geometric: draw rotations, shears and translations; without them boxes and masks hold.
         mixings: names from `pixmix.settings.MIXINGS`.
         views: how many independent views to give, (views, 3, H, W); None for one, (3, H, W).
 
@@ -61,6 +62,7 @@ class PixMix(nn.Module):
         beta: float = 3.0,
         severity: float = 3.0,
         all_ops: bool = False,
+        geometric: bool = True,
         mixings: Sequence[str] = ("add", "multiply"),
         views: int | None = None,
     ) -> None:
@@ -70,6 +72,7 @@ class PixMix(nn.Module):
             beta=beta,
             severity=severity,
             all_ops=all_ops,
+            geometric=geometric,
             mixings=names_of_mixings(mixings),
         )
         if mixing_set is not None and (
@@ -169,7 +172,7 @@ class PixMix(nn.Module):
         return (
             f"{mixing_set}, k={settings.k}, beta={settings.beta:g}, "
             f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"mixings={settings.mixings}, views={self.views}"
+            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}"
         )
 
 

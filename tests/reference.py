@@ -1051,10 +1051,10 @@ def _weights(branch: int, u: int, v: int, beta: float) -> tuple[float, float]:
     return (a, b) if branch >> 31 else (2 - a, -b)
 
 
-def _operation(words: list[int], n_operations: int, severity: float) -> dict[str, Any]:
+def _operation(words: list[int], operations: list[int], severity: float) -> dict[str, Any]:
     return {
         "operates": words[0] >> 31 == 1,
-        "code": words[1] * n_operations >> 32,
+        "code": operations[words[1] * len(operations) >> 32],
         "level": 0.1 + (severity - 0.1) * (words[2] + 0.5) / 2**32,
         "negative": words[3] >> 31 == 1,
     }
@@ -1069,14 +1069,15 @@ def drawn(
     k: int,
     beta: float,
     severity: float,
-    n_operations: int,
+    operations: list[int],
     n_mixings: int,
     n_pictures: int,
     crop_range: tuple[int, int],
 ) -> dict[str, Any]:
     """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
 
-    crop_range: how many places a crop has from above and from the left.
+    operations: codes to draw from. crop_range: how many places a crop has from above and from the
+    left.
     """
     key = [seed % 2**32, (seed >> 32) % 2**32]
 
@@ -1087,7 +1088,7 @@ def drawn(
     n_rounds, picture, picture_top, picture_left = block(1)
     rounds = []
     for r in range(k):
-        item = _operation(block(2 + 3 * r), n_operations, severity)
+        item = _operation(block(2 + 3 * r), operations, severity)
         item["operates"] |= n_pictures == 0
         mixing, *weights = block(3 + 3 * r)
         *second_weights, choice = block(4 + 3 * r)
@@ -1103,7 +1104,7 @@ def drawn(
     return {
         "flip": flip >> 31,
         "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
-        "start": _operation(block(0), n_operations, severity),
+        "start": _operation(block(0), operations, severity),
         "n_rounds": n_rounds * (k + 1) >> 32,
         "picture": picture * n_pictures >> 32,
         "picture_words": (picture_top, picture_left),

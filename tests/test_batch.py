@@ -142,6 +142,16 @@ def test_batching_and_order_do_not_show() -> None:
     assert torch.equal(torch.cat(parts), whole[torch.from_numpy(order)])
 
 
+def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
+    images = drawn(12, 200, 20, 13)
+    result = BatchPixMix(mixing_set(), k=1, geometric=False)(as_tensor(images), seed=4, epoch=1)
+    expected = mix_batch(
+        images, PackedPictures.pack(mixing_set()), range(200), seed=4, epoch=1,
+        settings=PixMixSettings(k=1, geometric=False),
+    )  # fmt: skip
+    assert float((result - expected).abs().max()) <= 2e-6
+
+
 def test_views_are_independent_and_those_of_the_kernel() -> None:
     images = drawn(8, 50, 20, 13)
     result = BatchPixMix(mixing_set(), k=1, views=3)(as_tensor(images), seed=4, epoch=1)
@@ -212,7 +222,7 @@ def test_it_survives_pickle_and_copy_and_its_state_is_empty() -> None:
 
 def test_its_repr_tells_what_it_was_made_with() -> None:
     assert repr(BatchPixMix(mixing_set(), k=3)) == (
-        "BatchPixMix(12 mixing pictures, k=3, beta=3, severity=3, all_ops=False, "
+        "BatchPixMix(12 mixing pictures, k=3, beta=3, severity=3, all_ops=False, geometric=True, "
         "mixings=('add', 'multiply'), views=None)"
     )
     assert "no mixing pictures" in repr(BatchPixMix())

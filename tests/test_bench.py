@@ -7,7 +7,7 @@ import tarfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from PIL import Image
 from fractals.genome import ChaosLayer, VariationTerm
 from fractals.kernels import accumulate
 from pipelines.bench import fractals as bench
-from pipelines.bench.command import run_command
+from pipelines.bench.command import Run, run_command
 from pipelines.bench.featviz import FeatvizBenchSettings, bench_featviz
 from pipelines.bench.flam3 import Flam3, find_flam3, flame_xml, render_flames, resized
 from pipelines.bench.fractals import (
@@ -32,6 +32,7 @@ from pipelines.bench.fractals import (
     affine_layer,
     bench_fractals,
     flame_layer,
+    set_row,
 )
 from pipelines.bench.loader import LoaderBenchSettings, bench_loader
 from pipelines.bench.machine import machine
@@ -597,6 +598,25 @@ def test_every_row_is_there_with_its_rivals(fake_flam3: Flam3, tmp_path: Path) -
     assert set(asked) == {"2 1", "0.1 1", "50 2", ""}
 
 
+def watched(seconds: float) -> Run:
+    return Run(seconds=seconds, first_file_seconds=1.5, peak_bytes=2**28, code=0, message="")
+
+
+def test_a_run_of_few_pictures_foretells_nothing() -> None:
+    for pictures, jobs, fair in ((127, 2, False), (128, 2, True), (63, 1, False), (64, 1, True)):
+        settings = FractalBenchSettings(pictures=pictures, jobs=jobs)
+        found = set_row(settings, watched(2.0), watched(2.0 + (pictures - 1) / 10), 0.0)
+        figures = [goal.figure for goal in found.goals]
+        assert ("14,000" in figures) == (fair and jobs == 2)
+        assert ("memory" in figures) == (jobs == 2)
+        assert ("would take" in found.remarks[0]) == fair
+        assert ("whole_set_seconds" in found.details) == fair
+        if fair:
+            assert found.details["whole_set_seconds"] == pytest.approx(2.0 + 13_999 / 10)
+    # As quick as for one picture: nothing follows from that.
+    assert "whole_set_seconds" not in set_row(settings, watched(2.0), watched(2.0), 0.0).details
+
+
 @pytest.mark.slow
 def test_without_flam3_the_other_rows_stay_and_one_line_says_so(
     monkeypatch: pytest.MonkeyPatch,
@@ -625,7 +645,7 @@ def test_the_commands_options_reach_the_benchmark(monkeypatch: pytest.MonkeyPatc
         return [row()]
 
     monkeypatch.setattr("pipelines.bench.fractals.bench_fractals", fake)
-    options = ["fractals", "--rounds", "3", "--pictures", "77", "--jobs", "5"]
+    options = ["fractals", "--rounds", "3", "--n", "77", "--jobs", "5"]
     result = CliRunner().invoke(command.main, options)
     assert result.exit_code == 0
     assert asked == [FractalBenchSettings(rounds=3, pictures=77, jobs=5)]
@@ -639,7 +659,7 @@ def test_the_help_shows_an_example() -> None:
         assert "pixmix-bench fractals" in result.stdout.partition("Example:")[2]
 
 
-@pytest.mark.parametrize("option", ["--rounds", "--pictures", "--jobs"])
+@pytest.mark.parametrize("option", ["--rounds", "--n", "--jobs"])
 def test_a_number_below_one_is_a_usage_error(option: str) -> None:
     result = CliRunner().invoke(command.main, ["fractals", option, "0"])
     assert result.exit_code == 2
@@ -650,6 +670,23 @@ def test_settings_refuse_nonsense() -> None:
         FractalBenchSettings(points=0)
     with pytest.raises(ValueError, match="pictures is 1; give at least 2"):
         FractalBenchSettings(pictures=1)
+
+
+def names_of(rows: Sequence[Row]) -> set[tuple[str, str]]:
+    """Each row's name with that of each rival, or with nothing."""
+    return {
+        (row.name, rival)
+        for row in rows
+        for rival in (*(each.name for each in row.rivals), *([] if row.rivals else [""]))
+    }
+
+
+KEPT = {
+    (row["name"], rival)
+    for row in json.loads((ROOT / "docs" / "bench.json").read_text())["rows"]
+    for rival in ([each["name"] for each in row["rivals"]] or [""])
+}
+"""Names of the figures that the README shows: those that the benchmarks give."""
 
 
 # --- pixmix-bench pixmix and loader --------------------------------------------------------------
@@ -663,6 +700,8 @@ def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
     ]  # fmt: skip
     assert len(rows) == 8
     assert all(row.rate.median > 0 for row in rows)
+    assert names_of(rows) <= KEPT
+    assert sum(row.name.endswith(", all ops") for row in rows) == 6
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -682,6 +721,7 @@ def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
         "memory above torch",
     ]  # fmt: skip
     assert ticks[-1][0] == ticks[-1][1]
+    assert names_of(rows[:-1]) <= KEPT
 
 
 def test_a_tar_without_jpegs_is_refused(tmp_path: Path) -> None:
@@ -725,6 +765,7 @@ def test_the_plain_way_climbs_too() -> None:
 
 def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
     rows = bench_train(TrainBenchSettings(rounds=1, steps=1, n=256, model="wrn_10_1"))
+    assert {rival for _, rival in names_of(rows)} <= {rival for _, rival in KEPT}
     assert [row.name for row in rows] == [
         "training, wrn_10_1, batch 128, all cores",
         "training, the loader alone",
@@ -744,21 +785,29 @@ def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN4
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["fractals", "pixmix", "loader", "featviz", "train"]
+    asked: list[int] = []
     # What is simulated and not timed is no part of it.
     assert set(command.main.commands) == {*names, "streaming", "all"}
     for place, name in enumerate(names):
         made = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
         packages = ("numpy", ("numba", "torch")[place % 2])
-        monkeypatch.setattr(
-            command, f"_{name}", lambda *_given, _found=(made, packages, note): _found
-        )
+
+        def fake(rounds: int, *_more: object, _found: Any = (made, packages, note)) -> Any:  # noqa: ANN401
+            asked.append(rounds)
+            return _found
+
+        monkeypatch.setattr(command, f"_{name}", fake)
     result = CliRunner().invoke(command.main, ["all", "--json"])
     assert result.exit_code == 0, result.output
+    assert asked == list(command.ROUNDS.values())
     found = json.loads(result.stdout)
     assert [each["name"] for each in found["rows"]] == [f"row of {name}" for name in names]
     assert found["notes"] == ["note of fractals"]
     assert list(found["machine"]["versions"]) == ["python", "numpy", "numba", "torch", "pixmix"]
+    asked.clear()
+    assert CliRunner().invoke(command.main, ["all", "--rounds", "2"]).exit_code == 0
+    assert asked == [2] * len(names)
 
 
 def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
@@ -771,8 +820,13 @@ def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
     assert lines[2].startswith(f"| {row().name}, {row().unit} | {number(row().rate.median)} |")
     for line, rival in zip(lines[2:], rivals, strict=False):
         ratio = number(rival.ratio.median)
-        assert line.endswith(f"| {rival.name} | {number(rival.rate.median)} | {ratio} x |")
+        quartiles = f"[{number(rival.ratio.low)}, {number(rival.ratio.high)}]"
+        beside = f"| {rival.name} | {number(rival.rate.median)} | {ratio} x {quartiles} |"
+        assert line.endswith(beside)
     assert lines[-3].endswith("|  |  |  |")
+    once = replace(row().rivals[0], ratio=Spread(median=30, low=30, high=30, n=1))
+    single = json.loads(json.dumps(document([replace(row(), rivals=(once,))], MACHINE, [])))
+    assert markdown(single).splitlines()[2].endswith("| 30.0 x |")
     assert f"numpy {np.__version__}" in lines[-1]
     assert "busy" not in lines[-1]
     loaded = document([row(calibration_variation=0.5)], machine(()), [])

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,11 +16,14 @@ import torch
 from click.testing import CliRunner
 
 from pipelines.cli import gen
+from pipelines.errors import PipelineError
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.shards.index import SAMPLE, open_shards
 from pipelines.training.data import find_data
 from pipelines.training.train import train
+from pixmix.draws import draw_plan
+from pixmix.settings import PixMixSettings
 from training_sets import training
 
 ROOT = Path(__file__).parent.parent
@@ -83,6 +87,54 @@ def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_pat
     (line,) = content["history"]
     lines = {re.sub("^(validation|test)_", "", name) for name in line}
     assert lines - NAMED == set()
+
+
+def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = tmp_path / "run"
+    made = find_data("digits", None, out / "data", lambda _done, _total: None)
+    alone = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+    train(training(out / "data", out, epochs=1), alone)
+    shutil.rmtree(out / "checkpoints")
+    with pytest.raises(PipelineError, match="the loss of step"):
+        train(training(out / "data", out, learning_rate=1e30), alone)
+    assert made.test is not None
+    (path,) = out.glob("no-number-*.json")
+    assert set(json.loads(path.read_text())) - NAMED == set()
+    tree = FORMATS.partition("## A training")[2].partition("```text")[2].partition("```")[0]
+    for place in out.iterdir():
+        assert re.search(rf"\b{place.name.partition('-')[0]}\b", tree), place
+
+
+def test_make_figures_makes_every_picture_of_the_pages() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    shown = {
+        name
+        for page in pages
+        for name in re.findall(r"!\[[^]]*\]\((?:docs/)?([\w.-]+)\)", page.read_text())
+    }
+    assert len(shown) >= 4
+    text = (ROOT / "docs" / "figures.py").read_text()
+    assert {name for name in shown if f'"{name}"' not in text} == set()
+
+
+def test_the_figure_of_the_weights_shows_what_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    (a, b), (more, less) = import_module("figures").weights(500)
+    assert [len(each) for each in (a, b, more, less)] == [500] * 4
+    plan = draw_plan(
+        np.arange(1500), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=3), size=(1, 1),
+        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+    )  # fmt: skip
+    drawn = list(zip(plan.rounds["a"][:, 0].tolist(), plan.rounds["b"][:, 0].tolist(), strict=True))
+    for weights in (zip(a, b, strict=True), zip(more, less, strict=True)):
+        assert all(pair in drawn for pair in weights)
+    assert (a <= 1).all()
+    assert (b >= 0).all()
+    assert (more > 1).all()
+    assert (less <= 0).all()
 
 
 def test_the_page_of_formats_says_how_the_index_lies(tmp_path: Path) -> None:

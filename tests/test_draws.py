@@ -83,6 +83,10 @@ def assert_uniform(numbers: NDArray[np.integer], n: int) -> None:
 
 # --- The twin ------------------------------------------------------------------------------------
 
+PLACE_KEEPING = ("autocontrast", "equalize", "posterize", "solarize")
+MOVING = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+ENHANCING = ("color", "contrast", "brightness", "sharpness")
+
 words = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 2**32 - 1]))
 
 
@@ -94,6 +98,7 @@ words = st.one_of(st.integers(0, 2**32 - 1), st.sampled_from([0, 2**32 - 1]))
     beta=st.floats(0.1, 100),
     severity=st.floats(0.1, 10),
     all_ops=st.booleans(),
+    geometric=st.booleans(),
     mixings=st.lists(st.sampled_from(MIXINGS), min_size=1, max_size=6).map(tuple),
     n_pictures=st.one_of(st.just(0), st.integers(1, 20), st.integers(1, 2**31)),
     flip=st.booleans(),
@@ -107,11 +112,15 @@ def test_a_plan_is_what_its_words_say(
     beta: float,
     severity: float,
     all_ops: bool,
+    geometric: bool,
     mixings: tuple[str, ...],
     n_pictures: int,
     flip: bool,
 ) -> None:
-    options = PixMixSettings(k=k, beta=beta, severity=severity, all_ops=all_ops, mixings=mixings)
+    options = PixMixSettings(
+        k=k, beta=beta, severity=severity, all_ops=all_ops, geometric=geometric, mixings=mixings
+    )
+    operations = [*PLACE_KEEPING, *(MOVING if geometric else ()), *(ENHANCING if all_ops else ())]
     plan = plan_of(
         np.array([index]), seed=seed, epoch=epoch, settings=options, flip=flip, views=2,
         n_pictures=n_pictures,
@@ -126,7 +135,8 @@ def test_a_plan_is_what_its_words_say(
     for view, (sample, rounds) in enumerate(zip(*plan, strict=True)):
         twin = reference.drawn(
             seed, epoch, index, view, k=k, beta=beta, severity=severity,
-            n_operations=13 if all_ops else 9, n_mixings=len(mixings), n_pictures=n_pictures,
+            operations=sorted(map(OPERATIONS.index, operations)), n_mixings=len(mixings),
+            n_pictures=n_pictures,
             crop_range=(SOURCE_SIZE[0] - SIZE[0] + 1, SOURCE_SIZE[1] - SIZE[1] + 1),
         )  # fmt: skip
         assert sample["flip"] == (twin["flip"] if flip else 0)
@@ -207,6 +217,16 @@ def test_operations_are_uniform_at_the_start_and_in_every_round(all_ops: bool, n
     assert (STANDARD_OPERATIONS, len(OPERATIONS)) == (9, 13)
     for codes in (plan.samples["operation"], *plan.rounds["operation"].T):
         assert_uniform(codes[codes >= 0], n)
+
+
+@pytest.mark.parametrize("all_ops", [False, True])
+def test_what_keeps_its_place_is_drawn_evenly_without_what_moves(all_ops: bool) -> None:
+    plan = many(all_ops=all_ops, geometric=False)
+    names = PLACE_KEEPING + (ENHANCING if all_ops else ())
+    places = np.full(len(OPERATIONS), -1)
+    places[[OPERATIONS.index(name) for name in names]] = range(len(names))
+    for codes in (plan.samples["operation"], *plan.rounds["operation"].T):
+        assert_uniform(places[codes[codes >= 0]], len(names))
 
 
 @pytest.mark.parametrize("names", [("add", "multiply"), MIXINGS, ("screen",)])
@@ -434,6 +454,7 @@ def test_another_mixing_set_changes_the_picture_alone() -> None:
     ("changes", "fields"),
     [
         ({"all_ops": True}, {"operation", "argument"}),
+        ({"geometric": False}, {"operation", "argument"}),
         ({"severity": 9.0}, {"argument"}),
         ({"beta": 7.0}, {"a", "b", "second_a", "second_b"}),
         ({"mixings": MIXINGS}, {"mixing"}),

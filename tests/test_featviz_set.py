@@ -241,7 +241,7 @@ def test_lost_pictures_are_painted_again_alike(small_set: Path, tmp_path: Path) 
         ("--size", "32", "width"),
         ("--layer", "blocks.2", "layers"),
         ("--precision", "bfloat16", "precision"),
-        ("--batch", "4", "batch"),
+        ("--batch-size", "4", "batch"),
     ],
 )
 def test_other_settings_are_refused_in_one_line(
@@ -513,9 +513,9 @@ def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -
         ("--steps", "0"),
         ("--size", "3"),
         ("--precision", "float16"),
-        ("--batch", "0"),
+        ("--batch-size", "0"),
         ("--weights", "absent.pth"),
-        ("--preview", "set/sheet.png", "--out", "set"),
+        ("--sheet", "set/sheet.png", "--out", "set"),
         ("--task-index", "1"),
         ("--family", "mixed"),
     ],
@@ -550,7 +550,7 @@ def test_what_cannot_be_had_ends_with_one_line(
     assert not (tmp_path / "set").exists()
 
 
-def test_the_preview_is_a_sheet_of_the_pictures(small_set: Path, tmp_path: Path) -> None:
-    result = make(small_set, "--n", "18", "--preview", str(tmp_path / "sheet.png"))
+def test_a_sheet_shows_the_pictures(small_set: Path, tmp_path: Path) -> None:
+    result = make(small_set, "--n", "18", "--sheet", str(tmp_path / "sheet.png"))
     assert result.exit_code == 0
     assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

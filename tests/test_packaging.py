@@ -1,15 +1,18 @@
+import ast
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import click
 import pytest
+from torch.distributed.run import get_args_parser
 
-from pipelines.cli import gen
 from pipelines.cli.help_pages import help_pages
 
 ROOT = Path(__file__).parent.parent
@@ -72,72 +75,197 @@ def test_every_command_in_the_readme_is_a_script() -> None:
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
+"""As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-def documented_commands() -> list[str]:
-    """Return the command lines that the README, the pages and the helps show."""
-    lines = [line for page in PAGES for line in page.read_text().splitlines()]
-    for command in gen.main.commands.values():
-        lines += (command.epilog or "").splitlines()
-    return sorted({line.strip() for line in lines if line.strip().startswith("pixmix-")})
+MODULES = {target.partition(":")[0]: script for script, target in PROJECT["scripts"].items()}
+FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
-def test_every_documented_command_line_is_one_that_the_command_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    documented = documented_commands()
-    # Commands that read a set or a file want it to be there.
-    for folder in (
-        "mixing-set/fractals",
-        "mixing-set/featviz",
-        "mixing-set/dead-leaves",
-        "runs/plain/checkpoints",
-        "my-pictures",
-        "ROOT",
-        "runs/cifar10/checkpoints",
-        "photographs",
-        "mixing-set",
-        "shards",
-        "shards/cifar10",
-        "imagenet",
-        "runs/digits/checkpoints",
-    ):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-    for file in (
-        "some-jpegs.tar",
-        "imagenet-0000.tar",
-        "genome.json",
-        "FILE",
-        "runs/cifar10/checkpoints/step-00039000.pt",
-        "runs/plain/checkpoints/step-00003900.pt",
-        "photograph.jpg",
-        "ours.pt",
-        "theirs.pt",
-        "runs/digits/checkpoints/step-00000880.pt",
-    ):
-        (tmp_path / file).touch()
-    monkeypatch.chdir(tmp_path)
-    assert len(documented) >= 3
-    for line in documented:
-        script, *arguments = shlex.split(line.partition(" > ")[0])
-        module, function = PROJECT["scripts"][script].split(":")
-        command = getattr(import_module(module), function)
-        with command.make_context(script, list(arguments)) as context:
-            if not isinstance(command, click.Group):
-                continue
+def every_command(script: str) -> Iterator[tuple[str, click.Command]]:
+    """Each command of a script with its path, groups too."""
+    module, function = PROJECT["scripts"][script].split(":")
+    waiting = [(script, getattr(import_module(module), function))]
+    for path, command in waiting:
+        yield path, command
+        waiting += [
+            (f"{path} {name}", part) for name, part in getattr(command, "commands", {}).items()
+        ]
+
+
+COMMANDS = [each for script in sorted(PROJECT["scripts"]) for each in every_command(script)]
+
+
+def joined(text: str) -> list[str]:
+    """The lines of a text, those that end in a backslash joined with the next."""
+    return [line.strip() for line in re.sub(r"\\\n\s*", "", text).splitlines()]
+
+
+def documented_lines() -> set[str]:
+    """The command lines that the README, the pages and the helps show, each on its own line."""
+    texts = [page.read_text() for page in PAGES] + [each.epilog or "" for _, each in COMMANDS]
+    return {
+        line
+        for text in texts
+        for line in joined(text)
+        if re.match(r"(srun |torchrun |pixmix-)", line)
+    }
+
+
+def documented_pieces() -> set[str]:
+    """The command lines in the midst of a sentence, what is required left out or not."""
+    pieces = set()
+    for page in PAGES:
+        bare = FENCED.sub("", page.read_text())
+        bare = "\n".join(line for line in bare.splitlines() if not line.startswith("    "))
+        pieces |= set(re.findall(r"`((?:pixmix-[a-z]+|torchrun|srun)\s[^`]+)`", bare))
+    return {" ".join(piece.split()) for piece in pieces}
+
+
+def script_and_arguments(line: str) -> tuple[str, list[str]]:
+    """A line as a script and its arguments; of torchrun's own options none may be unknown to it."""
+    words = shlex.split(re.sub(r"\$\(.*\)", "host", line.partition(" > ")[0]))
+    if words[0] == "srun":
+        words = words[1:]
+    if words[0] != "torchrun":
+        return words[0], words[1:]
+    place = words.index("--")
+    get_args_parser().parse_args(words[1:])
+    return MODULES[words[place + 1]], words[place + 2 :]
+
+
+def check_taken(line: str) -> None:
+    """Let a command read and check a line's options, without running it.
+
+    Raises:
+        click.ClickException: if it does not take them.
+    """
+    script, arguments = script_and_arguments(line)
+    module, function = PROJECT["scripts"][script].split(":")
+    command = getattr(import_module(module), function)
+    with command.make_context(script, list(arguments)) as context:
+        if isinstance(command, click.Group):
             given = [*context._protected_args, *context.args]
             name, subcommand, rest = command.resolve_command(context, given)
-            # Reads and checks the options, and does not run the command.
             assert subcommand.make_context(name, rest, parent=context).params
 
 
+NAMED_FOLDERS = (
+    "mixing-set/fractals", "mixing-set/featviz", "mixing-set/dead-leaves", "my-pictures",
+    "photographs", "ROOT", "imagenet", "runs/plain/checkpoints", "runs/cifar10/checkpoints",
+    "runs/digits/checkpoints", "runs/imagenet/checkpoints", "shards/cifar10", "shards/cifar100",
+    "shards/imagenet", "shards/pictures", "shards/mixing",
+)  # fmt: skip
+NAMED_FILES = (
+    "some-jpegs.tar", "imagenet-0000.tar", "genome.json", "FILE", "PICTURE", "photograph.jpg",
+    "ours.pt", "theirs.pt", "runs/cifar10/checkpoints/step-00039000.pt",
+    "runs/plain/checkpoints/step-00003900.pt", "runs/digits/checkpoints/step-00000880.pt",
+    "runs/imagenet/checkpoints/step-00450360.pt",
+)  # fmt: skip
+
+
+@pytest.fixture
+def named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the pages name: commands that read a set or a file want it to be there."""
+    for folder in NAMED_FOLDERS:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+    for file in NAMED_FILES:
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("named_files")
+def test_every_documented_command_line_is_one_that_the_command_takes() -> None:
+    lines = documented_lines()
+    assert len(lines) >= LINES
+    assert sum(line.startswith(("torchrun", "srun")) for line in lines) >= LINES_OF_TORCHRUN
+    for line in lines:
+        check_taken(line)
+
+
+@pytest.mark.usefixtures("named_files")
+def test_every_command_that_a_sentence_names_is_one_that_there_is() -> None:
+    pieces = documented_pieces()
+    assert len(pieces) >= PIECES
+    for piece in pieces:
+        try:
+            check_taken(piece)
+        except click.MissingParameter:
+            # A sentence names what it speaks of, and no more.
+            continue
+        except click.exceptions.Exit as end:
+            assert end.exit_code == 0, piece  # noqa: PT017
+
+
+def test_the_readme_has_the_chain_up_to_many_nodes_in_six_commands() -> None:
+    text = (ROOT / "README.md").read_text().partition("\n## Quick start\n")[2]
+    block = text.partition("\n### From nothing to ImageNet on many nodes\n")[2]
+    lines = [
+        line.strip() for line in block.partition("\n\n##")[0].splitlines() if line[:4] == "    "
+    ]
+    assert [line.split(" --")[0].split()[:2] for line in lines] == [
+        ["pixmix-gen", "fractals"], ["pixmix-gen", "featviz"], ["pixmix-shard", "mixing"],
+        ["pixmix-shard", "imagefolder"], ["torchrun"], ["pixmix-eval"],
+    ]  # fmt: skip
+    assert set(lines) <= documented_lines()
+
+
+@pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[path for path, _ in COMMANDS])
+def test_every_command_and_option_has_help_and_every_command_an_example(
+    path: str, command: click.Command
+) -> None:
+    assert command.help
+    assert path.split()[0] in (command.epilog or ""), "an example"
+    for option in command.params:
+        if isinstance(option, click.Option):
+            told = re.sub(r"\[default: .*\]", "", option.help or "")
+            assert told.strip(), f"{path} {option.opts[0]}"
+
+
+def shown_python() -> list[tuple[Path, str]]:
+    """The pieces of Python in the README and in the pages."""
+    found = [
+        (page, piece)
+        for page in PAGES
+        for piece in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+    assert len(found) >= 12
+    return found
+
+
 def test_every_piece_of_python_that_is_shown_is_python() -> None:
-    pieces = 0
+    for page, piece in shown_python():
+        compile(piece, str(page), "exec")
     for page in PAGES:
-        for piece in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
-            compile(piece, str(page), "exec")
-            pieces += 1
-    assert pieces >= 6
+        # None is hidden in a block that no highlighter reads.
+        assert not re.search(
+            r"^    (from \w+ import|import) ", FENCED.sub("", page.read_text()), re.M
+        )
+
+
+def test_every_name_that_is_shown_can_be_imported() -> None:
+    imports = {
+        ast.unparse(node)
+        for _, piece in shown_python()
+        for node in ast.walk(ast.parse(piece))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    }
+    assert len(imports) >= 12
+    for line in imports:
+        package = line.split()[1].partition(".")[0]
+        if package in ("timm", "lightning") and find_spec(package) is None:
+            continue
+        exec(line, {})  # the project's own pages
+
+
+@pytest.mark.parametrize("package", ["fractals", "featviz", "pixmix", "pipelines"])
+def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]
+    assert package in wheel["wheel"]["packages"]
 
 
 def test_what_is_said_of_detection_runs() -> None:
@@ -146,7 +274,8 @@ def test_what_is_said_of_detection_runs() -> None:
     names: dict[str, object] = {}
     exec(compile(piece, "how-to.md", "exec"), names)  # the project's own page
     mixed = names["mixed"]
-    assert mixed.shape == (40, 60, 3)  # type: ignore[attr-defined]
+    assert mixed.shape == (3, 40, 60)  # type: ignore[attr-defined]
+    assert names["boxes"] == [[4, 6, 30, 20]]
 
 
 def test_the_page_of_commands_says_what_the_helps_say() -> None:

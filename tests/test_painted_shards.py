@@ -424,7 +424,7 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     [
         (("--shard-size", "10"), "--shard-size is of shards; give --to-shards too"),
         (("--out", "s3://bucket/set"), "--out s3://bucket/set is an address, .* --to-shards"),
-        (("--to-shards", "--preview", "sheet.png"), "pixmix-show set DIR --sheet sheet.png"),
+        (("--to-shards", "--sheet", "sheet.png"), "pixmix-show set DIR --sheet sheet.png"),
         (("--to-shards", "--shard-size", "0"), "--shard-size"),
     ],
 )

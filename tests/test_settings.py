@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixmix import mixing
+from pixmix.op_kernels import OPERATIONS
 from pixmix.settings import (
     MAXIMAL_SEVERITY,
     MINIMAL_BETA,
@@ -25,12 +26,28 @@ def test_the_defaults_are_the_paper_s_for_cifar() -> None:
     settings = PixMixSettings()
     assert (settings.k, settings.beta, settings.severity) == (4, 3, 3)
     assert not settings.all_ops
+    assert settings.geometric
     assert settings.mixings == ("add", "multiply")
 
 
 def test_the_recipe_of_imagenet_is_taken() -> None:
     settings = PixMixSettings(k=4, beta=4, severity=1)
     assert (settings.k, settings.beta, settings.severity) == (4, 4, 1)
+
+
+def test_the_operations_are_the_paper_s_nine_and_change_by_what_is_said() -> None:
+    def names(**changes: bool) -> list[str]:
+        codes = PixMixSettings(**changes).operation_codes  # type: ignore[arg-type]
+        assert codes.dtype == np.int32
+        return [OPERATIONS[code] for code in codes]
+
+    moving = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    assert names() == list(OPERATIONS[:9])
+    assert names(all_ops=True) == list(OPERATIONS)
+    assert names(geometric=False) == ["autocontrast", "equalize", "posterize", "solarize"]
+    assert names(geometric=False, all_ops=True) == [
+        name for name in OPERATIONS if name not in moving
+    ]
 
 
 def test_codes_are_the_places_of_the_mixings() -> None:
@@ -51,12 +68,16 @@ def test_codes_keep_the_order_and_the_number_of_the_names(names: list[str]) -> N
     beta=st.one_of(st.floats(MINIMAL_BETA, allow_infinity=False), st.integers(1, 100)),
     severity=st.floats(MINIMAL_LEVEL, MAXIMAL_SEVERITY),
     all_ops=st.booleans(),
+    geometric=st.booleans(),
 )
 def test_what_is_in_range_is_kept_as_it_is(
-    k: int, beta: float, severity: float, all_ops: bool
+    k: int, beta: float, severity: float, all_ops: bool, geometric: bool
 ) -> None:
-    settings = PixMixSettings(k=k, beta=beta, severity=severity, all_ops=all_ops)
-    assert dataclasses.astuple(settings) == (k, beta, severity, all_ops, ("add", "multiply"))
+    settings = PixMixSettings(
+        k=k, beta=beta, severity=severity, all_ops=all_ops, geometric=geometric
+    )
+    kept = (k, beta, severity, all_ops, geometric, ("add", "multiply"))
+    assert dataclasses.astuple(settings) == kept
 
 
 @pytest.mark.parametrize(
@@ -85,6 +106,7 @@ def test_what_is_in_range_is_kept_as_it_is(
         ({"severity": [3]}, TypeError, r"severity is \[3\]; give a number"),
         ({"all_ops": "no"}, TypeError, "all_ops is 'no'; give True or False"),
         ({"all_ops": 1}, TypeError, "all_ops is 1; give True or False"),
+        ({"geometric": None}, TypeError, "geometric is None; give True or False"),
         ({"mixings": ()}, ValueError, r"mixings is \(\); give a tuple of one or more of add, "),
         ({"mixings": ["add"]}, ValueError, r"mixings is \['add'\]; give a tuple"),
         ({"mixings": "add"}, ValueError, "mixings is 'add'; give a tuple"),

@@ -17,7 +17,7 @@ from PIL import Image
 
 from fractals import draw_genome, render
 from fractals.statistics import measure
-from pipelines.cli import show
+from pipelines.cli import options, show
 from pipelines.errors import PipelineError
 from pipelines.report import near_duplicates as near
 from pipelines.report import set_table
@@ -387,7 +387,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
 def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
     from pipelines.report import set_report
 
-    assert show.SHEET_PICTURES == set_report.SHEET_PICTURES
+    assert options.SHEET_PICTURES == set_report.SHEET_PICTURES
 
 
 # --- bars ----------------------------------------------------------------------------------------

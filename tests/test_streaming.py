@@ -427,8 +427,8 @@ def test_the_command_simulates_as_the_library_does() -> None:
     assert "2 lanes, window 2" in table.stdout
     for wrong, message in (
         (("--lanes", "3"), "by 3 lanes; give"),
-        (("--cache-gb", "nan"), "no finite number"),
-        (("--cache-gb", "inf"), "is not in the range"),
+        (("--cache-limit", "nan"), "give bytes as 200GB"),
+        (("--cache-limit", "0"), "give bytes as 200GB"),
         (("--slow", "0"), "--slow"),
     ):
         refused = CliRunner().invoke(command.main, [*arguments, *wrong])

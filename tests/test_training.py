@@ -1,12 +1,14 @@
 import json
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from pipelines.training.losses import averaged, jensen_shannon, loss_of_views
 from pipelines.training.recipes import (
     AUGMENTS,
     CIFAR,
+    DIGITS,
     IMAGENET,
     OPTIMIZERS,
     PRECISIONS,
@@ -706,6 +709,62 @@ def test_the_choices_are_those_of_the_library() -> None:
     assert command.OPTIMIZERS == OPTIMIZERS
 
 
+@pytest.mark.parametrize("dataset", sorted(command.RECIPES))
+def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> None:  # noqa: ANN401
+    told = command.RECIPES[dataset]
+    context = command.main.commands[dataset].make_context(dataset, ["--out", "run"])
+    recipe = command._recipe(dataset, context.params)
+    renamed = {"warm-up": "warm_up_epochs"}
+    for name, value in told.items():
+        of = recipe.pixmix if name in ("k", "beta", "severity") else recipe
+        assert getattr(of, renamed.get(name, name.replace("-", "_"))) == value, name
+    text = " ".join(run(dataset, "--help").stdout.split())
+    for name, value in told.items():
+        assert f"[default: {value}]" in text.partition(f" --{name} ")[2].partition(" --")[0], name
+    differing = {
+        field.name
+        for field in fields(Recipe)
+        if len({repr(getattr(each, field.name)) for each in (CIFAR, IMAGENET, DIGITS)}) > 1
+    }
+    # What is another in each recipe can be read there, but for how near to 0 the rate falls.
+    shown = {renamed.get(name, name.replace("-", "_")) for name in told}
+    assert differing - shown == {"pixmix", "final_learning_rate"}
+
+
+def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) -> None:
+    def nothing(_done: int, _total: int) -> None: ...
+
+    for name in ("digits", "folder"):
+        shutil.copytree(digits, tmp_path / "shards" / name)
+    shards = tmp_path / "shards"
+    for dataset in ("digits", "folder"):
+        with pytest.raises(PipelineError) as caught:
+            find_data(dataset, shards, tmp_path / "made", nothing)  # type: ignore[arg-type]
+        assert f"has no train/manifest.json, and {shards / dataset} has; give --data" in str(
+            caught.value
+        )
+    # Of two that have other names neither is meant.
+    with pytest.raises(PipelineError, match="make shards of your pictures first"):
+        find_data("imagenet", shards, tmp_path / "made", nothing)
+    with pytest.raises(PipelineError, match="cifar-10-python"):
+        find_data("cifar10", shards, tmp_path / "made", nothing)
+    shutil.move(shards / "folder", shards / "cifar10")
+    with pytest.raises(PipelineError, match="/shards/cifar10 has; give --data"):
+        find_data("cifar10", shards, tmp_path / "made", nothing)
+    assert not (tmp_path / "made").exists()
+
+
+def test_making_data_shows_a_bar_of_samples_for_each_split(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    result = run("digits", "--out", str(tmp_path / "run"), "--batch-size", "5000")
+    assert result.exit_code == 1
+    ends = re.findall(r"(\d+)/(\d+) \[[^]]* samples/s\]", result.stderr)
+    assert [done for done, total in ends if done == total] == ["1438", "359"]
+    assert [int(done) for done, total in ends if total == "1438"] == sorted(
+        int(done) for done, total in ends if total == "1438"
+    )
+
+
 def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
     arguments = ("digits", "--data", str(digits), "--out", str(tmp_path / "run"), "--epochs", "1",
                  "--batch-size", "256", "--precision", "float32")  # fmt: skip
@@ -727,6 +786,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("cifar10", "--no-mixing-set"), "name its folder with --data"),
         (("cifar10", "--data", "empty", "--no-mixing-set"), "cifar-10-python.tar.gz"),
         (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your pictures first"),
+        (("digits", "--data", "empty"), "leave --data out, and they are made"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
         (("digits", "--batch-size", "64", "--lanes", "7"), "7 lanes; give lanes that divide it"),

@@ -37,6 +37,39 @@ def test_a_picture_is_mixed_as_in_a_batch() -> None:
         assert torch.equal(transform(IMAGE, key=(3, 4, index)), batch[0])
 
 
+def test_without_geometric_operations_a_picture_is_mixed_as_in_a_batch() -> None:
+    transform = PixMix(MIXING_SET, geometric=False)
+    packed, plain = PackedPictures.pack(MIXING_SET), 0
+    for index in range(60):
+        batch, usual = (
+            mix_batch(IMAGE[None], packed, [index], seed=3, epoch=4, settings=settings)[0]
+            for settings in (PixMixSettings(geometric=False), PixMixSettings())
+        )
+        mixed = transform(IMAGE, key=(3, 4, index))
+        assert torch.equal(mixed, batch)
+        plain += torch.equal(mixed, usual)
+    # Those that have no operation, or the same by chance.
+    assert 0 < plain < 40
+
+
+def test_without_geometric_operations_each_pixel_stays_in_its_place() -> None:
+    # Sharpness looks at a pixel's neighbours, and is not among the four that are left.
+    order = np.random.default_rng(1).permutation(17 * 23)
+    shuffled = IMAGE.reshape(-1, 3)[order].reshape(IMAGE.shape)
+    still, usual = PixMix(geometric=False, severity=10), PixMix(severity=10)
+    moved = 0
+    for index in range(60):
+        for transform in (still, usual):
+            one, other = (
+                transform(picture, key=(1, 0, index)).flatten(1) for picture in (IMAGE, shuffled)
+            )
+            if transform is still:
+                assert torch.equal(one[:, torch.from_numpy(order)], other)
+            else:
+                moved += not torch.equal(one[:, torch.from_numpy(order)], other)
+    assert moved > 20
+
+
 def test_views_are_those_of_a_batch() -> None:
     transform = PixMix(MIXING_SET, views=5)
     for index in range(30):
@@ -206,7 +239,7 @@ def test_it_survives_pickle_and_copy() -> None:
 def test_its_repr_tells_what_it_was_made_with() -> None:
     text = repr(PixMix(MIXING_SET, k=3, beta=2.5, severity=1, all_ops=True, views=2))
     assert text == (
-        "PixMix(10 mixing pictures, k=3, beta=2.5, severity=1, all_ops=True, "
+        "PixMix(10 mixing pictures, k=3, beta=2.5, severity=1, all_ops=True, geometric=True, "
         "mixings=('add', 'multiply'), views=2)"
     )
     assert "no mixing set" in repr(PixMix())

@@ -11,7 +11,7 @@ import numpy as np
 from fractals import draw_genome, render
 from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm
 from fractals.kernels import accumulate
-from pipelines.bench.command import run_command
+from pipelines.bench.command import Run, run_command
 from pipelines.bench.comparison import (
     OURS,
     Comparison,
@@ -47,6 +47,8 @@ SIDE = 256
 QUALITY = 50
 """Samples a pixel of whole pictures, ours and flam3's."""
 WHOLE_SET = 14_000
+FAIR_PICTURES = 64
+"""Of a run of pixmix-gen, for each job: what fewer take is mostly its start and its end."""
 NO_FLAM3 = (
     "flam3-render and flam3-genome are not on the PATH (Debian: flam3-utils), "
     "so they are not compared"
@@ -74,7 +76,7 @@ class FractalBenchSettings:
     rounds: that count, of each comparison. points, twin_points: chaos-game points a round of ours
     and of the twins; flam3_quality: samples a pixel of flam3 for its iteration rate.
     pictures_a_round, flam3_pictures: whole pictures of ours and of flam3 a round.
-    pictures, jobs: of the run of pixmix-gen.
+    pictures, jobs: of the run of pixmix-gen; `FAIR_PICTURES` a job tell how long a set would take.
     """
 
     rounds: int = 7
@@ -150,7 +152,7 @@ def bench_fractals(
         ]
         ticks = Ticks(total=count_runs(comparisons, settings.rounds) + _SET_RUNS, progress=progress)
         rows = run_comparisons(comparisons, settings.rounds, clock, ticks)
-        rows.append(_set_row(settings, folder, clock, ticks))
+        rows.append(_run_set(settings, folder, clock, ticks))
     return rows
 
 
@@ -342,7 +344,7 @@ def _flam3_painters(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
 _SET_RUNS = 3
 
 
-def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: Ticks) -> Row:
+def _run_set(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: Ticks) -> Row:
     """Run pixmix-gen from start to end: once to warm up, for one picture, and for all."""
     calibrations = [calibrate(clock)]
     runs = []
@@ -352,38 +354,57 @@ def _set_row(settings: FractalBenchSettings, folder: Path, clock: Clock, ticks: 
         runs.append(run_command(out / "images", "*.jpg", "pipelines.cli.gen", arguments))
         calibrations.append(calibrate(clock))
         ticks.tick()
-    one, full = runs[1], runs[2]
-    # What follows the first picture goes at the rate of a long run.
-    rate = (settings.pictures - 1) / max(full.seconds - one.seconds, 1e-3)
-    whole_set = one.seconds + (WHOLE_SET - 1) / rate
+    return set_row(settings, runs[1], runs[2], variation(calibrations))
+
+
+def set_row(
+    settings: FractalBenchSettings, one: Run, full: Run, calibration_variation: float
+) -> Row:
+    """Return the row of a run of pixmix-gen for one picture and one for all.
+
+    What follows the first picture goes at the rate of a long run; a short one foretells nothing.
+    """
+    spent = full.seconds - one.seconds
+    whole_set = None
+    if settings.pictures >= FAIR_PICTURES * settings.jobs and spent > 0:
+        whole_set = one.seconds + (WHOLE_SET - 1) * spent / (settings.pictures - 1)
     first = full.first_file_seconds if full.first_file_seconds is not None else full.seconds
     memory = full.peak_bytes * (settings.jobs + 1) / _GIB
+    goals = [Goal(figure="first picture", unit="s", value=first, rule="at most", bar=3, aim=3)]
     # The bars were set for two cores and say nothing about other numbers.
-    goals = (
-        Goal(figure="14,000", unit="s", value=whole_set, rule="at most", bar=480, aim=300),
-        Goal(figure="memory", unit="GiB", value=memory, rule="at most", bar=1, aim=1),
-    )
-    starts = Goal(figure="first picture", unit="s", value=first, rule="at most", bar=3, aim=3)
+    if settings.jobs == 2:
+        goals.insert(
+            0, Goal(figure="memory", unit="GiB", value=memory, rule="at most", bar=1, aim=1)
+        )
+        if whole_set is not None:
+            goals.insert(
+                0,
+                Goal(
+                    figure=f"{WHOLE_SET:,}", unit="s", value=whole_set, rule="at most", bar=480,
+                    aim=300,
+                ),
+            )  # fmt: skip
+    foretold = "" if whole_set is None else f"{WHOLE_SET:,} would take {whole_set:.0f} s; "
     jobs = "1 job" if settings.jobs == 1 else f"{settings.jobs} jobs"
     return Row(
         name=f"pixmix-gen fractals, {jobs}",
         unit="pictures/s",
         rate=Spread.of([settings.pictures / full.seconds]),
-        goals=(*goals, starts) if settings.jobs == 2 else (starts,),
-        calibration_variation=variation(calibrations),
+        goals=tuple(goals),
+        calibration_variation=calibration_variation,
         details={
             "jobs": settings.jobs,
             "pictures": settings.pictures,
             "seconds": full.seconds,
             "start_seconds": one.seconds,
             "first_picture_seconds": first,
-            "whole_set_seconds": whole_set,
+            **({} if whole_set is None else {"whole_set_seconds": whole_set}),
             "peak_bytes_of_largest_process": full.peak_bytes,
             "peak_gib_at_most": memory,
         },
         remarks=(
             f"{settings.pictures} pictures in {full.seconds:.1f} s, the first after {first:.1f} s; "
-            f"{WHOLE_SET:,} would take {whole_set:.0f} s; at most {memory:.2f} GiB "
+            f"{foretold}at most {memory:.2f} GiB "
             f"({settings.jobs + 1} processes of up to {full.peak_bytes / 2**20:.0f} MiB)",
         ),
     )

@@ -40,7 +40,7 @@ from pixmix.packed import PackedPictures
 from pixmix.resizing import resized_crop
 
 PLAIN = "plain torchvision + Pillow"
-PLAIN_IN_MEMORY = "the same, mixing set in memory"
+PLAIN_IN_MEMORY = "plain torchvision + Pillow, mixing set in memory"
 DECODE = "decoding alone"
 ONE_WORKER = "one worker"
 PACKAGES = ("numpy", "numba", "pillow", "torch", "torchvision", "simplejpeg")

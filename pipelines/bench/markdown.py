@@ -25,7 +25,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
     A row a rival; a benchmark without one has a row of its own, without a ratio.
     """
-    lines = ["| | ours | beside | its rate | times |", "|---|---|---|---|---|"]
+    lines = ["| | ours | beside | its rate | times [quartiles] |", "|---|---|---|---|---|"]
     for row in document["rows"]:
         what, ours = f"{row['name']}, {row['unit']}", number(row["rate"]["median"])
         rivals = row["rivals"] or [None]
@@ -36,14 +36,15 @@ def markdown(document: Mapping[str, Any]) -> str:
                 tail = (
                     rival["name"],
                     number(rival["rate"]["median"]),
-                    f"{number(rival['ratio']['median'])} x",
+                    _times(rival["ratio"]),
                 )
             lines.append(f"| {' | '.join((*head, *tail))} |")
     machine = document["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     busy = [row["name"] for row in document["rows"] if row["busy"]]
-    told = f"Medians, one thread where nothing else is said. {machine['processor']}, {cores}, "
+    told = "Medians of rounds taken in turn, one thread where nothing else is said. "
+    told += f"{machine['processor']}, {cores}, "
     told += f"{machine['system']}; {versions}."
     if len(busy) > _MOST_NAMED:
         told += (
@@ -53,6 +54,12 @@ def markdown(document: Mapping[str, Any]) -> str:
     elif busy:
         told += f" Others used the machine during {'; '.join(busy)}."
     return "\n".join([*lines, "", told])
+
+
+def _times(ratio: Mapping[str, Any]) -> str:
+    """Return how many times faster ours is, with the quartiles where there are several rounds."""
+    text = f"{number(ratio['median'])} x"
+    return text if ratio["n"] == 1 else f"{text} [{number(ratio['low'])}, {number(ratio['high'])}]"
 
 
 def with_table(page: str, table: str) -> str:

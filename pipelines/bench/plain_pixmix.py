@@ -106,7 +106,7 @@ def plain_pixmix(
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         image = _random_crop(padded, height, width, generator)
     own = Image.fromarray(np.ascontiguousarray(image))
-    operations = _OPERATIONS if settings.all_ops else _OPERATIONS[:9]
+    operations = [_OPERATIONS[code] for code in settings.operation_codes]
 
     def augmented() -> Picture:
         level = generator.uniform(0.1, settings.severity)

@@ -34,7 +34,7 @@ from pixmix.packed import PackedPictures
 
 PACKAGES = ("numpy", "numba", "torch")
 IN_HAND = "the step alone, its batch in hand"
-OTHER_PRECISION = "bfloat16"
+OTHER_PRECISION = "ours in bfloat16, the step alone"
 
 _BATCH = 128
 

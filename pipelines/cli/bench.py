@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    ByteSize,
     Command,
     command_options,
     example,
@@ -15,6 +16,7 @@ from pipelines.cli.options import (
     one_line_errors,
     progress_bar,
     say,
+    seed_option,
 )
 
 if TYPE_CHECKING:
@@ -67,21 +69,21 @@ def _tell(
 @main.command(epilog=example("pixmix-bench fractals", "pixmix-bench fractals --json > bench.json"))
 @_rounds_option(ROUNDS["fractals"])
 @click.option(
-    "--pictures",
+    "--n",
     type=click.IntRange(2),
     default=GEN_PICTURES,
     show_default=True,
-    help="Pictures of the run of pixmix-gen; 64 or more a job give a fair rate.",
+    help="Pictures of the run of pixmix-gen; 64 or more a job also tell how long a set would take.",
 )
 @jobs_option
 @command_options
-def fractals(*, rounds: int, pictures: int, jobs: int | None, as_json: bool) -> None:
+def fractals(*, rounds: int, n: int, jobs: int | None, as_json: bool) -> None:
     """Time chaos games, flames, whole pictures and pixmix-gen.
 
     Takes about two minutes. flam3 is compared too where it is installed (Debian: flam3-utils).
     """
     with one_line_errors("interrupted; nothing was written"):
-        _tell(*_fractals(rounds, pictures, jobs), as_json=as_json)
+        _tell(*_fractals(rounds, n, jobs), as_json=as_json)
 
 
 def _fractals(
@@ -217,7 +219,7 @@ def _measured(name: str, default: float, text: str) -> Callable[[Command], Comma
 @main.command(
     epilog=example(
         "pixmix-bench streaming --nodes 8 --window 16",
-        "pixmix-bench streaming --nodes 64 --batch-size 16384 --window 2 --cache-gb 20",
+        "pixmix-bench streaming --nodes 64 --batch-size 16384 --window 2 --cache-limit 20GB",
     )
 )
 @_counted("--shards", 1024, "Of the training set.")
@@ -235,22 +237,22 @@ def _measured(name: str, default: float, text: str) -> Callable[[Command], Comma
     help="Parts that each batch takes equally many samples of.  [default: as many as nodes]",
 )
 @click.option(
-    "--cache-gb",
-    type=_POSITIVE,
-    callback=finite,
-    help="GB of shards that a node keeps.  [default: those in use]",
+    "--cache-limit",
+    type=ByteSize(),
+    help="Of the shards that a node keeps, as 200GB.  [default: those in use]",
 )
 @_measured("--bandwidth", 1250.0, "MB a second that a node downloads.")
 @_measured("--step-seconds", 0.1, "Of a step of training, without waiting for data.")
 @click.option(
-    "--ahead",
+    "--read-ahead",
+    "ahead",
     type=click.IntRange(1),
     help="Shards that are downloaded before they are needed.  [default: a window's]",
 )
 @_measured("--slow", 4.0, "How many times slower the link of one node is, for a column.")
 @_measured("--outage", 30.0, "Seconds for which it is broken instead, for another.")
 @_counted("--epochs", 10, "For what is kept from one epoch to the next.")
-@_counted("--seed", 0, "Of the order.", least=0)
+@seed_option("Of the order.")
 @command_options
 def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
     """Simulate training from shards at an address, without data: what to download, keep and wait.
@@ -264,7 +266,6 @@ def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
         from pipelines.bench.streaming import StreamingSettings, simulate
         from pipelines.bench.streaming_table import streaming_document, streaming_table
 
-        cache = options.pop("cache_gb")
         lanes = options.pop("lanes")
         try:
             settings = StreamingSettings(
@@ -272,7 +273,7 @@ def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
                 shard_bytes=options.pop("shard_mb") * 1e6,
                 bandwidth=options.pop("bandwidth") * 1e6,
                 outage_seconds=options.pop("outage"),
-                cache_bytes=None if cache is None else cache * 1e9,
+                cache_bytes=options.pop("cache_limit"),
                 **options,
             )
         except ValueError as error:
@@ -283,19 +284,26 @@ def streaming(*, as_json: bool, **options: Any) -> None:  # noqa: ANN401
 
 
 @main.command(name="all", epilog=example("pixmix-bench all --json > bench.json"))
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    help="Times that each contender's turn comes.  [default: "
+    f"{', '.join(f'{count} of {name}' for name, count in ROUNDS.items())}]",
+)
 @command_options
-def everything(*, as_json: bool) -> None:
+def everything(*, rounds: int | None, as_json: bool) -> None:
     """Time all of it, one benchmark after the other, into one table.
 
     Takes about a quarter of an hour.
     """
     with one_line_errors("interrupted; nothing was written"):
+        each = ROUNDS if rounds is None else dict.fromkeys(ROUNDS, rounds)
         found = [
-            _fractals(ROUNDS["fractals"], GEN_PICTURES, None),
-            _pixmix(ROUNDS["pixmix"]),
-            _loader(ROUNDS["loader"], None),
-            _featviz(ROUNDS["featviz"]),
-            _train(ROUNDS["train"], MODEL),
+            _fractals(each["fractals"], GEN_PICTURES, None),
+            _pixmix(each["pixmix"]),
+            _loader(each["loader"], None),
+            _featviz(each["featviz"]),
+            _train(each["train"], MODEL),
         ]
         rows = [row for part, _, _ in found for row in part]
         packages = dict.fromkeys(name for _, names, _ in found for name in names)

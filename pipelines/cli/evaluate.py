@@ -36,7 +36,14 @@ class _RunUnlessNamed(click.Group):
         return super().parse_args(context, args)
 
 
-@click.group(cls=_RunUnlessNamed, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_RunUnlessNamed,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "pixmix-eval --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
+        "pixmix-eval make-c --data runs/digits",
+    ),
+)
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
     """Measure robustness, consistency, adversaries, calibration and anomaly detection.
@@ -123,7 +130,7 @@ _DATA = click.option(
     help="Pictures at once in a process.  [default: 500 of CIFAR's size, 100 of larger ones]",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@seed_option
+@seed_option("Of the adversary's starts and of the outliers that are drawn.")
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -242,7 +249,7 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
     help="Of a network that wants pictures of another size: they become as it has them.",
 )
 @click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")
-@seed_option
+@seed_option("Of what corruptions draw, as their noise.")
 @command_options
 def make_c(
     *,

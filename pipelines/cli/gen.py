@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    SHEET_PICTURES,
     Size,
     chosen_task,
     command_options,
@@ -21,7 +22,6 @@ from pipelines.cli.options import (
     task_options,
 )
 from pipelines.cli.painting import (
-    PREVIEW_PICTURES,
     SHARD_SIZE,
     check_cluster,
     earlier_settings_of,
@@ -52,7 +52,13 @@ PRECISIONS = ("float32", "bfloat16")
 _CONTINUES = "interrupted; the same command continues this set"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen verify mixing-set/fractals",
+    ),
+)
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
     """Make sets of pictures to mix with, and verify them."""
@@ -67,11 +73,11 @@ def _set_options(
         # The last is shown first.
         for option in (
             click.option(
-                "--preview",
+                "--sheet",
                 type=click.Path(path_type=Path, dir_okay=False),
                 callback=picture_path,
                 metavar="SHEET.png",
-                help=f"Also write a sheet of {PREVIEW_PICTURES} pictures.",
+                help=f"Also write a sheet of {SHEET_PICTURES} pictures.",
             ),
             click.option(
                 "--ray",
@@ -91,13 +97,14 @@ def _set_options(
                 show_default=True,
                 help="jpg has quality 95 and 4:4:4; png and webp are lossless.",
             ),
-            seed_option,
+            seed_option("Another seed gives other pictures."),
             click.option(
                 "--size",
                 type=Size(),
                 default="256",
                 show_default=True,
                 metavar="PIXELS|WIDTHxHEIGHT",
+                help="Of each picture, pixels; one number for a square.",
             ),
             click.option(
                 "--shard-size",
@@ -133,13 +140,19 @@ def _set_options(
 
 @main.command(
     epilog=example(
-        "pixmix-gen fractals --n 14000 --preview sheet.png",
+        "pixmix-gen fractals --n 14000 --sheet sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
         "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
     )
 )
 @_set_options(14_000, "fractals")
-@click.option("--family", type=click.Choice(FAMILIES), default=FAMILIES[0], show_default=True)
+@click.option(
+    "--family",
+    type=click.Choice(FAMILIES),
+    default=FAMILIES[0],
+    show_default=True,
+    help="Fractal flames, affine systems, escape-time sets, or all of them in layers.",
+)
 @click.option(
     "--samples-per-pixel",
     type=click.FloatRange(0, 1e6, min_open=True),
@@ -163,7 +176,7 @@ def fractals(
     seed: int,
     format: str,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -174,7 +187,7 @@ def fractals(
     interruption give the same set, bit for bit. The pictures are free for any use (CC0-1.0).
     """
     target = find_target(
-        "fractals", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+        "fractals", out, shard_size, sheet, to_shards=to_shards, absolute=address is not None
     )
     check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
@@ -225,7 +238,7 @@ def baseline(
     seed: int,
     format: str,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -236,7 +249,7 @@ def baseline(
     """
     # Kinds lie beside each other, and none is taken for another.
     target = find_target(
-        kind, out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+        kind, out, shard_size, sheet, to_shards=to_shards, absolute=address is not None
     )
     check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
@@ -260,7 +273,7 @@ def baseline(
 
 @main.command(
     epilog=example(
-        "pixmix-gen featviz --n 4700 --preview sheet.png",
+        "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
         "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
     )
@@ -309,7 +322,7 @@ def baseline(
     help="Of the network.  [default: that of the set so far, or the faster one here]",
 )
 @click.option(
-    "--batch",
+    "--batch-size",
     type=click.IntRange(1, 4096),
     help="Pictures at once in a process.  [default: that of the set so far, or by memory]",
 )
@@ -338,9 +351,9 @@ def featviz(
     format: str,
     device: str,
     precision: "Precision | None",
-    batch: int | None,
+    batch_size: int | None,
     jobs: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     task_index: int | None,
     num_tasks: int | None,
     as_json: bool,
@@ -352,7 +365,7 @@ def featviz(
     default network is on the disk after `pip install 'pixmix[featviz]'`.
     """
     target = find_target(
-        "featviz", out, shard_size, preview, to_shards=to_shards, absolute=address is not None
+        "featviz", out, shard_size, sheet, to_shards=to_shards, absolute=address is not None
     )
     check_cluster(address, task_index, num_tasks)
     if gpus_per_task is not None and (address is None or device == "cpu"):
@@ -381,7 +394,7 @@ def featviz(
                 steps=steps,
                 device=device,
                 precision=precision,
-                batch=batch,
+                batch=batch_size,
                 jobs=jobs_that_share(cluster) if cluster else n_jobs,
                 earlier=earlier_settings_of(target),
             )

@@ -20,6 +20,11 @@ SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Pixels. Below, a picture has no structure left to measure; above, WebP has no such picture."""
 
 
+# As in report.set_report, which would take seconds to import for the help; a test holds them equal.
+SHEET_PICTURES = 64
+"""Of a contact sheet."""
+
+
 class Size(click.ParamType[tuple[int, int]]):
     """A picture's size, "256" or "WIDTHxHEIGHT", as (height, width)."""
 
@@ -100,15 +105,11 @@ def command_options(command: Command) -> Command:
     return click.version_option(__version__, package_name="pixmix", message="%(version)s")(command)
 
 
-def seed_option(command: Command) -> Command:
-    """Add --seed."""
+def seed_option(text: str) -> Callable[[Command], Command]:
+    """Return the option --seed; text: what is drawn by it."""
     return click.option(
-        "--seed",
-        type=click.IntRange(0, 2**63 - 1),
-        default=0,
-        show_default=True,
-        help="Another seed gives other pictures.",
-    )(command)
+        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=text
+    )
 
 
 def jobs_option(command: Command) -> Command:
@@ -213,26 +214,32 @@ def progress_bar(unit: str) -> Iterator[ShowProgress]:
     """Show progress on stderr, with rate and time left.
 
     Gives a function of (done, total) and perhaps a note; what is done at its first call is not
-    counted in the rate.
+    counted in the rate. A count that goes back, or another total, is of other work, which gets a
+    bar of its own.
     """
     from tqdm import tqdm
 
     bars: list[tqdm[Any]] = []
 
-    def show(done: int, total: int, note: str = "") -> None:
-        if not bars:
-            # In a log file a line every ten seconds does; a terminal is looked at.
-            interval = 0.2 if sys.stderr.isatty() else 10.0
-            bars.append(
-                tqdm(
-                    total=total,
-                    initial=done,
-                    unit=f" {unit}",
-                    mininterval=interval,
-                    dynamic_ncols=True,
-                    file=sys.stderr,
-                )
+    def begin(done: int, total: int) -> None:
+        # In a log file a line every ten seconds does; a terminal is looked at.
+        interval = 0.2 if sys.stderr.isatty() else 10.0
+        bars.append(
+            tqdm(
+                total=total,
+                initial=done,
+                unit=f" {unit}",
+                mininterval=interval,
+                dynamic_ncols=True,
+                file=sys.stderr,
             )
+        )
+
+    def show(done: int, total: int, note: str = "") -> None:
+        if bars and (done < bars[0].n or total != bars[0].total):
+            bars.pop().close()
+        if not bars:
+            begin(done, total)
         if note:
             bars[0].set_postfix_str(note, refresh=False)
         bars[0].update(done - bars[0].n)

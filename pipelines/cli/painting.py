@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import progress_bar
+from pipelines.cli.options import SHEET_PICTURES, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pipelines.generate.sets import SetRequest, SetResult
     from pipelines.shards.workers import Run
 
-PREVIEW_PICTURES = 64
 SHARD_SIZE = 1000
 
 _ALL_OF_A_CLUSTER = 10**9
@@ -33,14 +32,14 @@ class Target:
     name: str
     out: str
     shard_size: int | None
-    preview: Path | None
+    sheet: Path | None
 
 
 def find_target(
     name: str,
     out: str | None,
     shard_size: int | None,
-    preview: Path | None,
+    sheet: Path | None,
     *,
     to_shards: bool,
     absolute: bool,
@@ -64,30 +63,30 @@ def find_target(
                 f"--out {shown(out)} is an address, to which pictures go in shards; give "
                 "--to-shards too, or a folder"
             )
-        _check_preview(preview, Path(out))
+        _check_sheet(sheet, Path(out))
         return Target(
             name=name,
             out=str(Path(out).absolute()) if absolute else out,
             shard_size=None,
-            preview=preview,
+            sheet=sheet,
         )
-    if preview is not None:
+    if sheet is not None:
         raise click.UsageError(
-            "--preview draws files of pictures; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --sheet {preview}"
+            "--sheet draws files of pictures; leave it out with --to-shards, and draw the shards "
+            f"afterwards: pixmix-show set DIR --sheet {sheet}"
         )
     out = out or f"shards/{name}"
     if absolute and not is_remote(out):
         out = str(local_path(out).absolute())
-    return Target(name=name, out=out, shard_size=shard_size or SHARD_SIZE, preview=None)
+    return Target(name=name, out=out, shard_size=shard_size or SHARD_SIZE, sheet=None)
 
 
-def _check_preview(preview: Path | None, out: Path) -> None:
-    if preview is not None and preview.resolve().is_relative_to(out.resolve()):
+def _check_sheet(sheet: Path | None, out: Path) -> None:
+    if sheet is not None and sheet.resolve().is_relative_to(out.resolve()):
         raise click.BadParameter(
-            f"{preview} lies inside the set, where it would be taken for one of its pictures; "
+            f"{sheet} lies inside the set, where it would be taken for one of its pictures; "
             "put it elsewhere",
-            param_hint="'--preview'",
+            param_hint="'--sheet'",
         )
 
 
@@ -193,10 +192,10 @@ def make_set(
     run = _run_on(cluster, painter, format, request.folder)
     with progress_bar("pictures") as progress:
         result = generate_set(request, run=run, progress=progress)
-    if target.preview is not None:
-        _write_preview(target.preview, request)
-    preview = target.preview
-    return _summary(request, result, preview), _document(request, result, preview)
+    if target.sheet is not None:
+        _write_sheet(target.sheet, request)
+    sheet = target.sheet
+    return _summary(request, result, sheet), _document(request, result, sheet)
 
 
 def _run_on(
@@ -215,18 +214,18 @@ def _run_on(
     return cluster.runner(partial(versions_here, painter, format), folder)
 
 
-def _write_preview(preview: Path, request: "SetRequest") -> None:
+def _write_sheet(sheet: Path, request: "SetRequest") -> None:
     """Write a contact sheet of pictures spread over those that are whole."""
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
     from pipelines.report.sheet import contact_sheet, write_sheet
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
-    chosen = [names[position] for position in spread(PREVIEW_PICTURES, len(names))]
-    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), preview)
+    chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]
+    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), sheet)
 
 
-def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -> str:
+def _summary(request: "SetRequest", result: "SetResult", sheet: Path | None) -> str:
     if result.complete:
         text = (
             f"{result.n} pictures in {request.images} ({result.painted} of them new); "
@@ -237,10 +236,10 @@ def _summary(request: "SetRequest", result: "SetResult", preview: Path | None) -
             f"{result.whole} of {result.n} pictures in {request.images} "
             f"({result.painted} of them new); the other tasks make it complete"
         )
-    return text if preview is None else f"{text}\na sheet of them in {preview}"
+    return text if sheet is None else f"{text}\na sheet of them in {sheet}"
 
 
-def _document(request: "SetRequest", result: "SetResult", preview: Path | None) -> dict[str, Any]:
+def _document(request: "SetRequest", result: "SetResult", sheet: Path | None) -> dict[str, Any]:
     return {
         "folder": str(request.folder),
         "images": str(request.images),
@@ -249,7 +248,7 @@ def _document(request: "SetRequest", result: "SetResult", preview: Path | None) 
         "painted": result.painted,
         "complete": result.complete,
         "acceptance_rate": result.manifest.get("acceptance_rate"),
-        "preview": None if preview is None else str(preview),
+        "sheet": None if sheet is None else str(sheet),
     }
 
 

@@ -16,6 +16,7 @@ from pipelines.cli.options import (
     one_line_errors,
     progress_bar,
     say,
+    seed_option,
 )
 from pipelines.errors import PipelineError
 
@@ -31,7 +32,13 @@ _INTERRUPTED = "interrupted; the same command continues this set"
 _FAULTS_SHOWN = 20
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=example(
+        "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
+        "pixmix-shard mixing mixing-set/fractals mixing-set/featviz shards/mixing",
+    ),
+)
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
     """Make WebDataset tars of pictures, verify them, and take in tars made elsewhere.
@@ -53,13 +60,7 @@ def _set_options(command: Command) -> Command:
             help="Samples a shard, at most.  [default: 1252; 782 for validation and test, 1000 for "
             "small pictures and mixing sets]",
         ),
-        click.option(
-            "--seed",
-            type=click.IntRange(0, 2**63 - 1),
-            default=0,
-            show_default=True,
-            help="Of the shuffle before the samples are written.",
-        ),
+        seed_option("Of the shuffle before the samples are written."),
         click.option("--dali-index", is_flag=True, help="Also write NVIDIA DALI's .idx files."),
     ]
     # The last added comes first in the help.

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from pipelines.cli.options import (
+    SHEET_PICTURES,
     SMALLEST_SIDE,
     command_options,
     example,
@@ -17,9 +18,6 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
-
-# As in report.set_report, which would take seconds to import for the help; a test holds them equal.
-SHEET_PICTURES = 64
 
 _SET = click.Path(exists=True, path_type=Path)
 
@@ -178,7 +176,7 @@ def show_set(
 @click.option(
     "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
 )
-@seed_option
+@seed_option("Another seed draws other numbers.")
 @html_option
 @command_options
 def show_mixed(

@@ -224,7 +224,7 @@ class FeatvizPainter:
         except torch.OutOfMemoryError as error:
             raise PipelineError(
                 f"the memory of {self.device} is full with {len(company)} pictures at once; give a "
-                "smaller --batch and another --out"
+                "smaller --batch-size and another --out"
             ) from error
 
     def _made_on(self) -> dict[str, str]:

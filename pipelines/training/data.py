@@ -63,7 +63,7 @@ def find_data(
             text, at an address; of CIFAR also the official archive or what torchvision made of it.
             None is for the digits alone.
         made: folder where shards are made, if they have to be.
-        progress: of making them.
+        progress: of making them, a split after the other.
         maker: whether this process makes them; others open what it made.
         cache_dir: of remote shards; see `open_mixing_set`.
         remote: how they are read; None for the defaults.
@@ -82,19 +82,41 @@ def find_data(
     if place is not None and (place / MANIFEST_NAME).exists():
         return _fitting(dataset, Data(train=opened(place), test=None))
     source = _source_of(dataset, place)
-    if source is not None:
-        if maker:
-            _make(source, dataset, made, progress)
-        elif not (made / "train" / MANIFEST_NAME).exists():
-            raise PipelineError(
-                f"{made} has no shards: process 0 made them on its own host; make them once by "
-                f"pixmix-shard {dataset} and give every host --data, or an --out that all share"
-            )
-        return _open(made, opened)
-    raise PipelineError(
-        f"{place} has no train/{MANIFEST_NAME}; make shards of your pictures first: "
-        "pixmix-shard imagefolder SRC OUT, and give --data OUT"
-    )
+    if source is None:
+        raise _no_shards(dataset, place)
+    if maker:
+        _make(source, dataset, place, made, progress)
+    elif not (made / "train" / MANIFEST_NAME).exists():
+        raise PipelineError(
+            f"{made} has no shards: process 0 made them on its own host; make them once by "
+            f"pixmix-shard {dataset} and give every host --data, or an --out that all share"
+        )
+    return _open(made, opened)
+
+
+def _no_shards(dataset: Dataset, place: Path | None) -> PipelineError:
+    """Return what to say of a folder that has no shards."""
+    inside = _set_inside(dataset, place)
+    if inside is not None:
+        remedy = f"and {inside} has; give --data {inside}"
+    elif dataset == "digits":
+        remedy = "leave --data out, and they are made; or make them first: pixmix-shard digits OUT"
+    else:
+        remedy = (
+            "make shards of your pictures first: pixmix-shard imagefolder SRC OUT, and give "
+            "--data OUT"
+        )
+    return PipelineError(f"{place} has no train/{MANIFEST_NAME}{',' if inside else ';'} {remedy}")
+
+
+def _set_inside(dataset: Dataset, place: Path | None) -> Path | None:
+    """Return shards that lie one level down: those of the data set's name, or the only ones."""
+    if place is None or not place.is_dir():
+        return None
+    found = sorted(each.parent.parent for each in place.glob(f"*/train/{MANIFEST_NAME}"))
+    named = [each for each in found if each.name == dataset]
+    chosen = named or found
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def _source_of(dataset: Dataset, place: Path | None) -> Callable[[Split], Source] | None:
@@ -159,7 +181,11 @@ def _open_address(address: str, opened: Opened) -> Data:
 
 
 def _make(
-    source: Callable[[Split], Source], dataset: Dataset, made: Path, progress: Progress
+    source: Callable[[Split], Source],
+    dataset: Dataset,
+    place: Path | None,
+    made: Path,
+    progress: Progress,
 ) -> None:
     """Make shards, or find them made."""
     splits: tuple[Split, ...] = ("train", "test")
@@ -175,6 +201,8 @@ def _make(
         try:
             make_shards(request, run=run_chunks, progress=progress)
         except PipelineError as error:
+            if _set_inside(dataset, place) is not None and not made.exists():
+                raise _no_shards(dataset, place) from error
             if dataset in _WHERE and not made.exists():
                 raise PipelineError(f"{error}; it is at {_WHERE[dataset]}") from error
             raise
