@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from pipelines.report.mixed import MixingPictures, mix, square
+from pipelines.report.mixing_steps import MixingPictures, mix, square
 from pipelines.report.sheet import contact_sheet, write_sheet
 from pixmix import PixMixSettings
 from pixmix.mixing import add, multiply

@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.report.mixed import MixingPictures, document, figure, mix, square, to_bytes
+from pipelines.report.mixing_figure import figure
+from pipelines.report.mixing_steps import MixingPictures, document, mix, square, to_bytes
 from pixmix import PixMix, PixMixSettings, mixing, ops
 
 KEYS = [(seed, epoch, index) for seed, epoch in ((0, 0), (7, 3)) for index in range(12)]
@@ -197,7 +198,7 @@ def test_the_command_draws_a_figure_and_tells_the_plan(
     mixing_set = MixingPictures(folders, 64)
     draws = [mix(image, mixing_set, PixMixSettings(), (5, 0, row)) for row in range(3)]
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(image, draws)))
-    assert html.read_text().count("<img ") == 1
+    assert html.read_text().count("<img ") == html.read_text().count("<table>") == 3
 
 
 def test_users_mistakes_get_one_line_and_their_exit_code(

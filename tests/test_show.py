@@ -79,6 +79,7 @@ def perfect() -> SetStatistics:
         per_picture[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
     return SetStatistics(
         n=512,
+        unreadable=(),
         n_resized=0,
         per_picture=per_picture,
         n_of_diversity=64,
@@ -284,23 +285,41 @@ def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
     assert found.doubled == ()
 
 
-def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_ROWS_AT_ONCE", 7)
+def test_near_duplicates_are_what_all_pairs_that_are_close_join() -> None:
     draws = np.random.default_rng(0)
     hashes = draws.integers(0, 2**64, (40, 4), dtype=np.uint64)
     hashes[[3, 39, 20]] = hashes[[30, 30, 21]]
     hashes[20, 0] ^= np.uint64(2**near.CLOSE - 1)  # as far as they may be
     hashes[10] = hashes[11]
     hashes[10, 1] ^= np.uint64(2 ** (near.CLOSE + 1) - 1)  # and one bit further
+    # 5 and 15 are too far from each other, and 25 lies between them.
+    hashes[[5, 15]] = hashes[25]
+    hashes[5, 2] ^= np.uint64(2**20 - 1)
+    hashes[15, 3] ^= np.uint64(2**20 - 1)
+    before = hashes.copy()
     bits = np.unpackbits(hashes.view(np.uint8), axis=1).astype(int)
-    expected = [
-        (a, b)
-        for a in range(40)
-        for b in range(a + 1, 40)
-        if np.abs(bits[a] - bits[b]).sum() <= near.CLOSE
-    ]
-    assert list(near.near_duplicates(hashes)) == expected
-    assert expected == [(3, 30), (3, 39), (20, 21), (30, 39)]
+    joined = {place: {place} for place in range(40)}
+    for a in range(40):
+        for b in range(a + 1, 40):
+            if np.abs(bits[a] - bits[b]).sum() <= near.CLOSE:
+                whole = joined[a] | joined[b]
+                joined.update(dict.fromkeys(whole, whole))
+    expected = sorted({tuple(sorted(each)) for each in joined.values() if len(each) > 1})
+    assert [tuple(group) for group in near.near_duplicates(hashes)] == expected
+    assert expected == [(3, 30, 39), (5, 15, 25), (20, 21)]
+    assert np.array_equal(hashes, before)
+
+
+def test_many_equal_pictures_are_one_group_and_few_words() -> None:
+    n = 20_000
+    assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
+    names = tuple(f"{number}.png" for number in range(n))
+    told = set_table.summary(replace(perfect(), doubled=(names, ("a", "b"))))
+    assert "nearly the same: 20000 pictures, 0.png, 1.png, 2.png, ...; a and b" in told
+    assert dict(set_table._counts(replace(perfect(), doubled=(names, ("a", "b"))))) == {
+        "dead pictures": 0,
+        "near-duplicates": n,
+    }
 
 
 def test_the_hash_tells_the_brighter_neighbour() -> None:
@@ -560,7 +579,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "0.jpg is no readable picture", [broken]),
         (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is cut off", [tmp_path / "file"]),
+        (1, "file is no tar; name a folder of pictures, shards or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "does not end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),

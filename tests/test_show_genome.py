@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from pipelines.report.genome_figure import alone, figure, parallelograms
+from pipelines.report.genome_files import ReadGenome, read_genome
+from pipelines.report.genome_tables import described
 
 from fractals import Genome, draw_genome, render
 from fractals.escape import EscapeLayer
 from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome import alone, described, figure, parallelograms, read_genome
 
 
 def run(*arguments: object) -> Result:
@@ -47,10 +49,10 @@ def test_a_genome_is_that_of_its_file_or_of_its_place_in_a_set(
 ) -> None:
     for index in (0, 4):
         expected = draw_genome(seed=0, index=index)
-        assert read_genome(folder, index) == expected
+        assert read_genome(folder, index) == ReadGenome(genome=expected, shape=(32, 32))
         path = tmp_path / f"{index}.json"
         path.write_text(json.dumps(expected.to_json()))
-        assert read_genome(path, None) == expected
+        assert read_genome(path, None) == ReadGenome(genome=expected, shape=(1, 1))
 
 
 def test_a_parallelogram_is_what_the_affine_parts_make_of_the_window() -> None:
@@ -132,7 +134,7 @@ def test_the_command_draws_it_and_prints_the_genome(folder: Path, tmp_path: Path
     genome = draw_genome(seed=0, index=3)
     assert json.loads(result.stdout)["genome"] == genome.to_json()
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(genome, 96)))
-    assert html.read_text().count("<img ") == 1
+    assert html.read_text().count("<img ") == 1 + len(genome.layers)
 
 
 def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
@@ -175,5 +177,5 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
 
 def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\x00")
-    with pytest.raises(PipelineError, match=r"x\.json is no JSON"):
+    with pytest.raises(PipelineError, match=r"x\.json is no text \(byte 0 is no UTF-8\); name a genome"):
         read_genome(tmp_path / "x.json", None)

@@ -115,6 +115,8 @@ class _Reader:
 
     def members(self) -> Iterator[Member]:
         position = 0
+        if self.n_bytes < BLOCK:
+            raise self.no_tar()
         # From headers that extend the next one: GNU's long names, and those of pax.
         name: str | None = None
         size: int | None = None
@@ -151,6 +153,8 @@ class _Reader:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
+            if position == 0 and block[257:262] != b"ustar":
+                raise self.no_tar() from error
             raise self.refusal(
                 f"has no valid header at byte {position} ({error})",
                 "copy it again, or name a tar, uncompressed",
@@ -222,6 +226,9 @@ class _Reader:
 
     def text(self, content: bytes) -> str:
         return content.decode("utf-8", "backslashreplace")
+
+    def no_tar(self) -> PipelineError:
+        return self.refusal("is no tar", "name a folder of pictures, shards or an uncompressed tar")
 
     def cut_off(self, where: str) -> PipelineError:
         return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")
