@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from pipelines.report.genome_figure import alone, figure, parallelograms
-from pipelines.report.genome_files import ReadGenome, read_genome
-from pipelines.report.genome_tables import described
 
 from fractals import Genome, draw_genome, render
 from fractals.escape import EscapeLayer
 from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
+from pipelines.report.genome_figure import alone, figure, parallelograms
+from pipelines.report.genome_files import ReadGenome, read_genome
+from pipelines.report.genome_tables import described
 
 
 def run(*arguments: object) -> Result:
@@ -177,5 +177,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
 
 def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\x00")
-    with pytest.raises(PipelineError, match=r"x\.json is no text \(byte 0 is no UTF-8\); name a genome"):
+    with pytest.raises(
+        PipelineError, match=r"x\.json is no text \(byte 0 is no UTF-8\); name a genome"
+    ):
         read_genome(tmp_path / "x.json", None)
