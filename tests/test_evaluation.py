@@ -447,6 +447,13 @@ def test_the_table_shows_networks_side_by_side_and_what_is_left_out() -> None:
     assert names_of([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]
 
 
+def test_names_are_of_where_paths_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert names_of([Path()]) == ["b"]
+    assert names_of([Path(), Path("..")]) == ["b", "a"]
+
+
 def test_a_radar_plot_is_drawn() -> None:
     pytest.importorskip("matplotlib")
     from pipelines.generate.encoding import decode

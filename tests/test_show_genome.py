@@ -79,6 +79,34 @@ def test_the_window_turns_with_its_camera() -> None:
     np.testing.assert_allclose(np.abs(window), 1, atol=1e-12)
 
 
+def test_the_window_has_the_form_of_the_picture() -> None:
+    layer = chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), Camera(centre=(0.0, 0.0), width=2.0))
+    for shape, corner in (((20, 30), [-1.5, -1]), ((60, 20), [-1, -3]), ((7, 7), [-1, -1])):
+        np.testing.assert_allclose(parallelograms(layer, shape)[0][0], corner)
+
+
+def test_a_picture_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
+    out, drawn = tmp_path / "wide", tmp_path / "genome.png"
+    words = ["fractals", "--n", "1", "--size", "48x32", "--out", str(out), "--jobs", "1"]
+    assert CliRunner().invoke(gen.main, words).exit_code == 0
+    read = read_genome(out, 0)
+    assert read.shape == (32, 48)
+    assert run(out, "--index", 0, "--out", drawn, "--size", 96).exit_code == 0
+    pixels = np.asarray(Image.open(drawn))
+    expected = render(read.genome, size=(64, 96))
+    assert np.array_equal(pixels[58 : 58 + 64, 24 : 24 + 96], expected)
+
+
+def test_maps_that_lead_far_away_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    document = draw_genome(seed=0, index=0, family="ifs").to_json()
+    document["layers"][0]["fractal"]["maps"][0]["affine"] = [3e38] * 6
+    (tmp_path / "far.json").write_text(json.dumps(document))
+    out = tmp_path / "far.png"
+    result = run(tmp_path / "far.json", "--out", out, "--size", 64, "--html", tmp_path / "f.html")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+
+
 def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genome]) -> None:
     several = [genome for genome in genomes if len(genome.layers) > 1]
     assert several
@@ -147,7 +175,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         "other.json": json.dumps({**genome, "version": 99}),
         "less.json": json.dumps({key: genome[key] for key in genome if key != "layers"}),
         "featviz.json": json.dumps({"genome": None}),
+        "deep.json": "[" * 100_000,
+        "deeper.json": json.dumps({**genome, "layers": []}).replace("[]", "[" * 900 + "]" * 900),
+        "far.json": json.dumps(genome).replace('"affine": [', '"affine": [1e300, ', 1),
     }
+    (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "folder").mkdir()
@@ -161,6 +193,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
         (1, "99: this release renders genomes of version", [tmp_path / "other.json"]),
         (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
+        (1, "bytes.json is no text (byte 0 is no UTF-8); name a genome", [tmp_path / "bytes.json"]),
+        (1, "deep.json is no JSON (brackets in brackets); name", [tmp_path / "deep.json"]),
+        (1, "deeper.json", [tmp_path / "deeper.json"]),
+        (1, "finite in float32", [tmp_path / "far.json"]),
+        (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),
         (2, "--size", [folder, "--index", 0, "--size", 10]),
     ]
@@ -168,11 +205,32 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         result = run(*arguments, "--out", out)
         assert result.exit_code == code, (message, result.output)
         assert message in result.stderr
+        assert result.stderr.count("Error: ") == 1
+        assert "Traceback" not in result.stderr
         assert result.stdout == ""
         assert not out.exists()
     inside = run(folder, "--index", 0, "--out", folder / "images" / "genome.png")
     assert inside.exit_code == 2
     assert "lies inside" in inside.stderr
+
+
+@pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
+def test_a_set_without_genomes_is_told_what_it_is(tmp_path: Path, kind: str) -> None:
+    words = ["baseline", "--kind", kind, "--n", "1", "--size", "32", "--jobs", "1"]
+    assert CliRunner().invoke(gen.main, [*words, "--out", str(tmp_path / "set")]).exit_code == 0
+    result = run(tmp_path / "set", "--index", 0, "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert f'is of kind "{kind}" and has no genome, as fractals have; give a set' in result.stderr
+
+
+def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
+    path = tmp_path / "genome.html"
+    path.write_text(json.dumps(draw_genome(seed=0, index=0).to_json()))
+    before = path.read_bytes()
+    result = run(path, "--out", tmp_path / "out.png", "--html", path)
+    assert result.exit_code == 2
+    assert "genome.html is read as" in result.stderr
+    assert path.read_bytes() == before
 
 
 def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:

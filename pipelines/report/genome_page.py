@@ -2,7 +2,7 @@
 
 from fractals import Genome
 from pipelines.report.genome_figure import layer_picture, picture_of
-from pipelines.report.genome_tables import described, ground_table, layer_tables
+from pipelines.report.genome_tables import described, ground_tables, layer_tables
 from pipelines.report.page import Picture, Section
 from pipelines.report.sheet import as_png
 
@@ -22,7 +22,7 @@ def sections(genome: Genome, side: int, shape: tuple[int, int]) -> list[Section]
         caption=f"{n} layer{'' if n == 1 else 's'}, from the ground up below.",
     )
     return [
-        Section(title="The picture", parts=(whole, ground_table(genome))),
+        Section(title="The picture", parts=(whole, *ground_tables(genome))),
         *(
             Section(
                 title=f"Layer {number}: {described(layer)[0]}",

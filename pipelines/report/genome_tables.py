@@ -62,21 +62,21 @@ def _bends(each: Map) -> str:
 # --- tables of a page ----------------------------------------------------------------------------
 
 
-def ground_table(genome: Genome) -> Table:
+def ground_tables(genome: Genome) -> tuple[Table, ...]:
     """Return what a picture has besides its layers."""
     rows = (
-        ("ground", "; ".join(_value(stop) for stop in genome.background.stops)),
         ("black", _number(genome.black)),
         ("white", _number(genome.white)),
-        ("drafts before this one", str(genome.attempt)),
+        ("drafts before", str(genome.attempt)),
     )
-    return Table(header=("", "value"), rows=rows)
+    ground = "Ground: its first colour and the one in the middle of the ring shade it; OKLab"
+    return Table(header=("", "value"), rows=rows), _palette_table(genome.background, ground)
 
 
 def layer_tables(layer: Layer) -> tuple[Table, ...]:
     """Return all numbers of a layer: maps, variations, window and tone, or its formula; palette."""
     fractal = layer.fractal
-    palette = _palette_table(layer.palette)
+    palette = _palette_table(layer.palette, "Palette: colours in OKLab, around a ring")
     lies = Table(
         header=("", "value"),
         rows=(("blend", layer.blend), ("opacity", _number(layer.opacity))),
@@ -125,13 +125,13 @@ def _variation_rows(layer: ChaosLayer) -> Iterator[tuple[str, ...]]:
             yield name, term.name, _number(term.weight), parameters or "-"
 
 
-def _palette_table(palette: Palette) -> Table:
+def _palette_table(palette: Palette, caption: str) -> Table:
     return Table(
         header=("colour", "lightness", "a", "b"),
         rows=tuple(
             (f"{number}", *map(_number, stop)) for number, stop in enumerate(palette.stops, 1)
         ),
-        caption="Palette: colours in OKLab, around a ring",
+        caption=caption,
     )
 
 

@@ -121,25 +121,23 @@ def sections(picture: Pixels, draws: Sequence[Draw]) -> list[Section]:
 def table(draw: Draw) -> Table:
     """Return what was drawn as a table, a row a round; the first tells what the rounds begin with.
 
-    A round has an operation, which made another picture of the picture itself, or a mixing picture.
+    A round mixes in what an operation makes of the picture itself, or the mixing picture.
     """
-    name = _name(draw)
     return Table(
-        header=("round", "operation", "mixing", "a", "b", "mixing picture"),
+        header=("round", "mixed in", "how", "a", "b"),
         rows=(
-            ("start", draw.start or "as it is", "-", "-", "-", "-"),
+            ("start", draw.start or "as it is", "-", "-", "-"),
             *(
                 (
                     f"{number}",
-                    each.operation or "-",
+                    each.operation or _name(draw),
                     each.mixing,
                     f"{each.a:.2f}",
                     f"{each.b:.2f}",
-                    "-" if each.operation else name,
                 )
                 for number, each in enumerate(draw.rounds, 1)
             ),
         ),
-        caption="Each round mixes in what an operation makes of the picture itself, or a part of "
-        "a mixing picture.",
+        caption="Mixed in is what an operation makes of the picture itself, or a part of a mixing "
+        "picture, by its name.",
     )
