@@ -15,7 +15,7 @@ from fractals.escape import EscapeLayer
 from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome_figure import alone, figure, parallelograms
+from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms
 from pipelines.report.genome_files import ReadGenome, read_genome
 from pipelines.report.genome_tables import described
 
@@ -107,6 +107,16 @@ def test_maps_that_lead_far_away_are_drawn_without_a_warning(tmp_path: Path) -> 
     assert result.stderr == ""
 
 
+def test_a_map_that_leads_far_away_is_drawn_on_its_side() -> None:
+    far = Map(affine=(5e11, 0, 5e11, 0, 0.5, 0))  # from 0 to 1e12, and half as high
+    genome = draw_genome(seed=0, index=0, family="ifs")
+    layer = replace(genome.layers[0], fractal=chaos((far,), Camera(centre=(0.0, 0.0), width=2.0)))
+    drawn = np.asarray(layer_picture(replace(genome, layers=(layer,)), 0))
+    left, right = drawn[95, 212 + 40], drawn[95, 212 + 160]
+    assert left.tolist() == [255, 255, 255]
+    assert right.tolist() != [255, 255, 255]
+
+
 def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genome]) -> None:
     several = [genome for genome in genomes if len(genome.layers) > 1]
     assert several
@@ -176,7 +186,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         "less.json": json.dumps({key: genome[key] for key in genome if key != "layers"}),
         "featviz.json": json.dumps({"genome": None}),
         "deep.json": "[" * 100_000,
-        "deeper.json": json.dumps({**genome, "layers": []}).replace("[]", "[" * 900 + "]" * 900),
+        "deeper.json": json.dumps({**genome, "family": "x"}).replace('"x"', "[" * 700 + "]" * 700),
         "far.json": json.dumps(genome).replace('"affine": [', '"affine": [1e300, ', 1),
     }
     (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
@@ -195,7 +205,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
         (1, "bytes.json is no text (byte 0 is no UTF-8); name a genome", [tmp_path / "bytes.json"]),
         (1, "deep.json is no JSON (brackets in brackets); name", [tmp_path / "deep.json"]),
-        (1, "deeper.json", [tmp_path / "deeper.json"]),
+        (1, "deeper.json holds no genome (brackets in br", [tmp_path / "deeper.json"]),
         (1, "finite in float32", [tmp_path / "far.json"]),
         (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),

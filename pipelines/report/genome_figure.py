@@ -154,7 +154,8 @@ def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, in
     image = Image.new("RGB", (2 * _SMALL, 2 * _SMALL), PAPER)
     pen = ImageDraw.Draw(image, "RGBA")
     for number, each in enumerate(shapes):
-        # Row 0 of a picture is at the top of the window. Pillow knows no place beyond 2^31.
+        # Row 0 of a picture is at the top of the window. Pillow draws what lies
+        # beyond 2^31 on the other side.
         places = np.clip((each - centre) * scale + _SMALL, -_FAR, _FAR)
         corners = [(float(x), float(y)) for x, y in places]
         if number == 0:
