@@ -233,6 +233,15 @@ def test_a_set_without_genomes_is_told_what_it_is(tmp_path: Path, kind: str) -> 
     assert f'is of kind "{kind}" and has no genome, as fractals have; give a set' in result.stderr
 
 
+def test_a_set_of_feature_visualizations_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "feature visualizations"}')
+    (tmp_path / "metadata.jsonl").write_text('{"recipe": {}}\n')
+    with pytest.raises(
+        PipelineError, match='is of kind "feature visualizations" and has no genome'
+    ):
+        read_genome(tmp_path, 0)
+
+
 def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
     path = tmp_path / "genome.html"
     path.write_text(json.dumps(draw_genome(seed=0, index=0).to_json()))
