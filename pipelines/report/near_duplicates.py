@@ -41,14 +41,17 @@ def near_duplicates(hashes: NDArray[np.uint64]) -> list[list[int]]:
         hashes: (n, 4) uint64, of `difference_hash`.
     """
     groups = []
-    left, rest = np.arange(len(hashes)), hashes
+    # A row a word: numpy adds long rows faster than short ones.
+    words = np.ascontiguousarray(hashes.T)
+    left, rest = np.arange(len(hashes)), words
     while len(left):
-        group, left, rest = [int(left[0])], left[1:], rest[1:]
+        group, left, rest = [int(left[0])], left[1:], rest[:, 1:]
         for each in group:  # It grows meanwhile.
-            close = np.bitwise_count(rest ^ hashes[each]).sum(axis=1, dtype=np.int64) <= CLOSE
+            differing = np.bitwise_count(rest ^ words[:, each, None]).sum(axis=0, dtype=np.uint16)
+            close = differing <= CLOSE
             if close.any():
                 group += left[close].tolist()
-                left, rest = left[~close], rest[~close]
+                left, rest = left[~close], rest[:, ~close]
         if len(group) > 1:
             groups.append(sorted(group))
     return groups
