@@ -18,6 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms
 from pipelines.report.genome_files import ReadGenome, read_genome
 from pipelines.report.genome_tables import described
+from pipelines.shards.index import FORMAT
 
 
 def run(*arguments: object) -> Result:
@@ -240,6 +241,14 @@ def test_a_set_of_feature_visualizations_is_told_what_it_is(tmp_path: Path) -> N
         PipelineError, match='is of kind "feature visualizations" and has no genome'
     ):
         read_genome(tmp_path, 0)
+
+
+def test_shards_are_told_what_they_are(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"format": FORMAT}))
+    for place, index in ((tmp_path, 0), (manifest, None)):
+        with pytest.raises(PipelineError, match=r"is a set of shards; name the set of pixmix-gen"):
+            read_genome(place, index)
 
 
 def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from fractals import Genome
 from pipelines.errors import PipelineError
 from pipelines.report.json_files import parse, read_text
+from pipelines.shards.index import FORMAT
 
 SQUARE = (1, 1)
 
@@ -37,10 +38,12 @@ def read_genome(place: Path, index: int | None) -> ReadGenome:
         if index is None:
             raise PipelineError(f"{place} has many pictures; name one by --index")
         manifest = _manifest(place)
+        _refuse_shards(manifest, place)
         record = _record(place / "metadata.jsonl", index)
         genome = _of_record(record, f"picture {index} of {place}", manifest.get("kind"))
         return ReadGenome(genome=genome, shape=_shape(manifest))
     document = parse(read_text(place, _REMEDY), str(place), _REMEDY)
+    _refuse_shards(document, place)
     if isinstance(document, dict) and {"kind", "status", "settings"} <= document.keys():
         raise PipelineError(
             f"{place} is the manifest of a set and no genome; name its folder, and a picture by "
@@ -49,6 +52,14 @@ def read_genome(place: Path, index: int | None) -> ReadGenome:
     if index is not None:
         raise PipelineError(f"{place} is one genome; leave --index out")
     return ReadGenome(genome=_of_record(document, str(place), None), shape=SQUARE)
+
+
+def _refuse_shards(manifest: Any, place: Path) -> None:  # noqa: ANN401
+    if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+        raise PipelineError(
+            f"{place} is a set of shards; name the set of pixmix-gen fractals that it was made of, "
+            "or a genome's file"
+        )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
