@@ -658,8 +658,8 @@ def test_pictures_of_the_user_that_cannot_be_loaded_are_named_in_a_line(tmp_path
     for name, message in (
         ("bad.tar", f"cut.jpg in {tmp_path / 'bad.tar'} is no readable picture"),
         ("none.tar", "none.tar holds no JPEG; give a tar of some"),
-        ("photo.jpg", "photo.jpg is no tar; name "),
-        ("text.txt", "text.txt is no tar; name "),
+        ("photo.jpg", "photo.jpg is no tar of pictures; give one"),
+        ("text.txt", "text.txt is no tar of pictures; give one"),
     ):
         result = CliRunner().invoke(command.main, ["loader", "--pictures", str(tmp_path / name)])
         assert result.exit_code == 1, result.output

@@ -32,7 +32,7 @@ from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.shards.index import SAMPLE, write_index
 from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.tars import end_tar, scan_tar, write_member
+from pipelines.shards.tars import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pixmix.draws import draw_resized_crop
 from pixmix.packed import PackedPictures
@@ -157,8 +157,12 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
         OSError: if it cannot be read.
     """
     jpegs = []
+    try:
+        members = list(scan_tar(tar_file))
+    except NoTarError as error:
+        raise PipelineError(f"{tar_file} is no tar of pictures; give one") from error
     with tar_file.open("rb") as file:
-        for member in scan_tar(tar_file):
+        for member in members:
             file.seek(member.offset)
             content = file.read(member.size)
             if not content.startswith(b"\xff\xd8"):

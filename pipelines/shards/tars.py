@@ -38,6 +38,10 @@ _UNSAFE = {
 }
 
 
+class NoTarError(PipelineError):
+    """A file that does not begin as a tar does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file in a tar. offset, size: of its bytes in the tar."""
@@ -93,7 +97,8 @@ def scan_tar(path: Path) -> Iterator[Member]:
         path: a tar of any dialect (USTAR, GNU, pax, V7), not compressed.
 
     Raises:
-        PipelineError: if the file is no tar or damaged: cut off anywhere, even between two members
+        NoTarError: if the file does not begin as a tar does.
+        PipelineError: if it is damaged: cut off anywhere, even between two members
             or in the empty blocks at its end; with a header whose checksum is wrong; with anything
             after its end; or if it holds a link, a device, or a name that leads out of a folder.
         OSError: if it cannot be read.
@@ -227,8 +232,10 @@ class _Reader:
     def text(self, content: bytes) -> str:
         return content.decode("utf-8", "backslashreplace")
 
-    def no_tar(self) -> PipelineError:
-        return self.refusal("is no tar", "name a folder of pictures, shards or an uncompressed tar")
+    def no_tar(self) -> NoTarError:
+        return NoTarError(
+            f"{self.path} is no tar; name a folder of pictures, shards or an uncompressed tar"
+        )
 
     def cut_off(self, where: str) -> PipelineError:
         return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")
