@@ -20,7 +20,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from pipelines.generate.encoding import decode
-from pipelines.report.mixed import MixingPictures, mix, square
+from pipelines.report.mixing_steps import MixingPictures, mix, square
 from pipelines.report.sheet import contact_sheet, write_sheet
 from pixmix import PixMixSettings
 from pixmix.draws import draw_plan

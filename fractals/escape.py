@@ -126,10 +126,13 @@ class EscapeLayer:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn; pairs may come as lists, as JSON has them."""
         for name in ("constant", "coefficient", "centre", "trap_centre"):
-            pair = tuple(float(value) for value in getattr(self, name))
-            if len(pair) != 2 or not all(math.isfinite(value) for value in pair):
-                raise ValueError(f"{name} is {pair}; give two finite numbers, x and y")
-            object.__setattr__(self, name, pair)
+            given = tuple(getattr(self, name))
+            if len(given) != 2 or not all(abs(value) <= _FARTHEST for value in given):
+                raise ValueError(
+                    f"{name} is {given}; give two numbers, x and y, from {-_FARTHEST:g} to "
+                    f"{_FARTHEST:g}"
+                )
+            object.__setattr__(self, name, tuple(map(float, given)))
         _require_one_of("formula", self.formula, FORMULAS)
         _require_one_of("plane", self.plane, PLANES)
         _require_one_of("trap", self.trap, TRAPS)
@@ -155,6 +158,9 @@ class EscapeLayer:
             if not low <= value <= high:
                 raise ValueError(f"{name} is {value}; use a number from {low} to {high}")
 
+
+# Of places in the plane: their squares and products are still numbers of float32.
+_FARTHEST = 1e6
 
 # Beyond these the arithmetic has no pixels left to show, or the number has no meaning.
 _RANGES = (

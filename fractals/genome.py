@@ -1,11 +1,11 @@
 """A genome: everything that a picture needs, as frozen dataclasses that travel as JSON."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, TypeAlias, cast, get_args
 
 from fractals.escape import EscapeLayer
 from fractals.palettes import Palette
+from fractals.single import fits_single
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 
 GENOME_VERSION = 1
@@ -22,6 +22,9 @@ KINDS = ("chaos", "escape")
 MAPS = range(1, 33)
 LAYERS = range(1, 4)
 
+_MOST_PIXELS = 16384
+_SINGLE_STEP = 2.0**-23
+
 Affine: TypeAlias = tuple[float, float, float, float, float, float]
 
 
@@ -32,9 +35,9 @@ def _require(condition: bool, value: object, rule: str, remedy: str) -> None:
 
 def _check_finite(values: tuple[float, ...], name: str) -> None:
     _require(
-        all(math.isfinite(value) for value in values),
+        all(fits_single(value) for value in values),
         values,
-        f"{name} must be finite",
+        f"{name} must be finite in float32",
         "draw the genome anew or mend its JSON",
     )
 
@@ -42,9 +45,10 @@ def _check_finite(values: tuple[float, ...], name: str) -> None:
 def _check_affine(affine: Affine | None, name: str) -> None:
     if affine is not None:
         _require(
-            len(affine) == 6 and all(math.isfinite(value) for value in affine),
+            len(affine) == 6 and all(fits_single(value) for value in affine),
             affine,
-            f"{name} must be the six finite numbers of x' = a x + b y + c, y' = d x + e y + f",
+            f"{name} must be the six numbers, finite in float32, of x' = a x + b y + c, "
+            "y' = d x + e y + f",
             "draw the genome anew or mend its JSON",
         )
 
@@ -101,9 +105,9 @@ class Map:
         _check_affine(self.affine, "affine")
         _check_affine(self.post, "post")
         _require(
-            self.weight > 0 and math.isfinite(self.weight),
+            self.weight > 0 and fits_single(self.weight),
             self.weight,
-            "a map's weight must be above 0 and finite",
+            "a map's weight must be above 0 and finite in float32",
             "leave the map out instead",
         )
         _require(
@@ -130,16 +134,23 @@ class Camera:
     def __post_init__(self) -> None:
         """Refuse an empty or unbounded window and an unknown fold."""
         _require(
-            len(self.centre) == 2 and all(math.isfinite(value) for value in self.centre),
+            len(self.centre) == 2 and all(fits_single(value) for value in self.centre),
             self.centre,
-            "a camera's centre must be two finite numbers",
+            "a camera's centre must be two numbers, finite in float32",
             "give x and y",
         )
         _check_finite((self.rotation,), "a camera's rotation")
         _require(
-            self.width > 0 and math.isfinite(self.width),
+            self.width > 0 and fits_single(self.width),
             self.width,
-            "a camera's width must be above 0",
+            "a camera's width must be above 0 and finite in float32",
+            "use the width of the attractor",
+        )
+        # The kernel's numbers are pixels of the largest picture.
+        _require(
+            fits_single(_MOST_PIXELS * (1 + sum(map(abs, self.centre))) / self.width),
+            self.width,
+            "a camera's width must show its centre in pixels that float32 holds",
             "use the width of the attractor",
         )
         _require(self.fold in FOLDS, self.fold, "is no fold", f"use one of {', '.join(FOLDS)}")
@@ -170,14 +181,24 @@ class Tone:
         for name in ("exposure", "contrast", "gamma"):
             value = getattr(self, name)
             _require(
-                value > 0 and math.isfinite(value), value, f"{name} must be above 0", "draw it anew"
+                value > 0 and fits_single(value),
+                value,
+                f"{name} must be above 0 and finite in float32",
+                "draw it anew",
             )
+        # Below it, 1 + contrast exposure is 1, and its logarithm, by which light is divided, 0.
+        _require(
+            self.contrast * self.exposure >= _SINGLE_STEP,
+            (self.contrast, self.exposure),
+            "contrast times exposure must be above the step of float32, 1.2e-7",
+            "draw them anew",
+        )
         _check_finite((self.colour_start, self.colour_stretch), "a colour's start and stretch")
         _require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must lie in [0, 1]", "use 1")
         _require(
-            self.softness >= 0 and math.isfinite(self.softness),
+            self.softness >= 0 and fits_single(self.softness),
             self.softness,
-            "softness must be finite and not negative",
+            "softness must be finite in float32 and not negative",
             "use 0 for none",
         )
 
@@ -200,6 +221,13 @@ class ChaosLayer:
         """Refuse an empty or oversized system."""
         _require(
             len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out"
+        )
+        weight = sum(each.weight for each in self.maps)
+        _require(
+            fits_single(weight),
+            weight,
+            "the weights of the maps must have a sum that is finite in float32",
+            "scale them",
         )
         _require(
             isinstance(self.symmetry, int) and 0 < abs(self.symmetry) <= 12,

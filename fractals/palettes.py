@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fractals.elementary import F, floor, kernel, power
 from fractals.random import Draws
+from fractals.single import fits_single
 
 ENTRIES = 256
 
@@ -33,9 +34,10 @@ class Palette:
                 f"{len(self.stops)} stops: a palette has at least 2; give one more colour"
             )
         for stop in self.stops:
-            if len(stop) != 3 or not (0 <= stop[0] <= 1 and all(map(math.isfinite, stop))):
+            if len(stop) != 3 or not (0 <= stop[0] <= 1 and all(map(fits_single, stop))):
                 raise ValueError(
-                    f"{stop}: a stop is three finite numbers, lightness in [0, 1], a and b; mend it"
+                    f"{stop}: a stop is three numbers, finite in float32: lightness in [0, 1], a "
+                    "and b; mend it"
                 )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.report.page import Picture, Section, Table, Text, page, write_page
+from pipelines.report.page import Commands, Picture, Section, Text, page, write_page
 from pipelines.report.runs import EVALUATION, read_runs, sections
 from pipelines.shards.children import child
 from pipelines.shards.files import check_no_file, write_file
@@ -291,9 +291,8 @@ def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
             title="How it was made",
             parts=(
                 Text(text="Each of these commands stands on those above it."),
-                Table(
-                    header=("command", "seconds"),
-                    rows=tuple((line, f"{taken:.0f}") for line, taken in seconds.items()),
+                Commands(
+                    lines=tuple(f"{line}  # {taken:.0f} s" for line, taken in seconds.items())
                 ),
             ),
         ),

@@ -665,6 +665,28 @@ def test_a_number_below_one_is_a_usage_error(option: str) -> None:
     assert result.exit_code == 2
 
 
+def test_pictures_of_the_user_that_cannot_be_loaded_are_named_in_a_line(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(photo)
+    (tmp_path / "cut.jpg").write_bytes(photo.read_bytes()[:-300])
+    (tmp_path / "text.txt").write_text("text")
+    for name, members in (("bad.tar", ("photo.jpg", "cut.jpg")), ("none.tar", ("text.txt",))):
+        with tarfile.open(tmp_path / name, "w") as tar:
+            for member in members:
+                tar.add(tmp_path / member, member)
+    for name, message in (
+        ("bad.tar", f"cut.jpg in {tmp_path / 'bad.tar'} is no readable picture"),
+        ("none.tar", "none.tar holds no JPEG; give a tar of some"),
+        ("photo.jpg", "photo.jpg is no tar of pictures; give one"),
+        ("text.txt", "text.txt is no tar of pictures; give one"),
+    ):
+        result = CliRunner().invoke(command.main, ["loader", "--pictures", str(tmp_path / name)])
+        assert result.exit_code == 1, result.output
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
 def test_settings_refuse_nonsense() -> None:
     with pytest.raises(ValueError, match="points is 0; give at least 1"):
         FractalBenchSettings(points=0)

@@ -1,6 +1,7 @@
 """`pixmix-demo`: a chain of commands that goes on where it was."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from importlib import import_module
@@ -8,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from pipelines import demo
 from pipelines.cli.demo import main
 from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
 from pipelines.errors import PipelineError
+from pipelines.training.history import write_metrics
 
 
 class Chain:
@@ -152,6 +155,26 @@ def test_a_run_without_checkpoints_is_named_in_a_line(tmp_path: Path) -> None:
     last = stages(tmp_path)[-1]
     with pytest.raises(PipelineError, match="pixmix holds no checkpoint; remove it"):
         last.line()
+
+
+def test_the_report_has_the_commands_as_lines_to_copy(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    found = {"networks": {"a.pt": {"clean": {"error": 0.5}}}}
+    for name in ("plain", "pixmix"):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        write_metrics(run, [{"epoch": 1, "step": 2, "train_loss": 1.0, "test_error": 0.5}])
+        (run / "evaluation.json").write_text(json.dumps(found))
+    (tmp_path / "pictures").mkdir()
+    for name in ("mixed", "fractals", "featviz"):
+        Image.new("RGB", (30, 20)).save(tmp_path / "pictures" / f"{name}.png")
+    lines = {"pixmix-gen fractals --n 400": 12.4, "pixmix-eval --json > 'a b'": 3.0}
+    text = demo.write_report(tmp_path, lines).read_text()
+    commands = text.partition("<pre>")[2].partition("</pre>")[0]
+    assert re.findall(r"<code>(.*)\n</code>", commands) == [
+        "pixmix-gen fractals --n 400  # 12 s",
+        "pixmix-eval --json &gt; &#39;a b&#39;  # 3 s",
+    ]
 
 
 def test_what_is_not_installed_is_named_before_anything_is_made(

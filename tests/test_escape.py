@@ -302,8 +302,10 @@ def test_effort_becomes_samples_along_a_pixel() -> None:
         ("width", 1e-9, "width is 1e-09; use a number from"),
         ("width", math.nan, "width is nan; use a number from"),
         ("relief", 1.5, "relief is 1.5; use a number from 0.0 to 1.0"),
-        ("centre", (1.0, 2.0, 3.0), "centre is .*two finite numbers"),
-        ("constant", (math.inf, 0.0), "constant is .*two finite numbers"),
+        ("centre", (1.0, 2.0, 3.0), "centre is .*two numbers, x and y, from -1e"),
+        ("trap_centre", (0.0, 1e30), "trap_centre is .*from -1e.06 to 1e.06"),
+        ("constant", (10**400, 0.0), "constant is .*two numbers, x and y, from -1e"),
+        ("constant", (math.inf, 0.0), "constant is .*two numbers, x and y, from -1e"),
     ],
 )
 def test_a_layer_that_cannot_be_drawn_is_refused(field: str, value: object, rule: str) -> None:

@@ -18,11 +18,11 @@ from torch.nn import functional
 
 from pipelines.cli import evaluate as command
 from pipelines.errors import PipelineError
-from pipelines.evaluation import corruptions
 from pipelines.evaluation.answers import Answers, Classifier, as_images
 from pipelines.evaluation.attacks import pgd
 from pipelines.evaluation.corrupted import CIFAR_BAR, CIFAR_PERTURBATIONS, CORRUPTIONS
 from pipelines.evaluation.data import find_data
+from pipelines.evaluation.make_corrupted import make_corrupted
 from pipelines.evaluation.metrics import (
     calibration_error,
     tempered_confidence,
@@ -36,7 +36,9 @@ from pipelines.loading.mixing_set import open_pictures
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
 from pipelines.models.opening import open_model
-from pipelines.report.measures import names_of, radar, table
+from pipelines.report.headlines import table
+from pipelines.report.radar import radar
+from pipelines.report.short_names import names_of
 from pipelines.shards.index import open_shards
 from pipelines.training.checkpoints import save_checkpoint
 
@@ -379,7 +381,7 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     test = data_of(tmp_path, pictures, labels)
     names = ("gaussian_noise", "fog", "contrast")
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
-    folder = corruptions.make_corrupted(test, tmp_path, names=names)
+    folder = make_corrupted(test, tmp_path, names=names)
     assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
     assert folder == tmp_path / "TINY-C"
     made = {name: np.load(folder / f"{name}.npy") for name in names}
@@ -389,10 +391,10 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     strength = [np.abs(each - pictures).mean() for each in noise]
     assert strength == sorted(strength)
     (folder / "fog.npy").unlink()
-    corruptions.make_corrupted(test, tmp_path, names=names)
+    make_corrupted(test, tmp_path, names=names)
     np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
     # A picture does not depend on how many others there are.
-    alone = corruptions.make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
+    alone = make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
     few = np.load(alone / "gaussian_noise.npy").reshape(5, 2, 32, 32, 3)
     np.testing.assert_array_equal(few, noise[:, :2])
     for change, message in (
@@ -400,13 +402,13 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
         ({"seed": 1}, "was made with seed 0, and this is 1"),
     ):
         with pytest.raises(PipelineError, match=message):
-            corruptions.make_corrupted(test, tmp_path, names=names, **change)
+            make_corrupted(test, tmp_path, names=names, **change)
     others = data_of(tmp_path, pictures[::-1].copy(), labels)
     with pytest.raises(PipelineError, match="was made with first "):
-        corruptions.make_corrupted(others, tmp_path, names=names)
+        make_corrupted(others, tmp_path, names=names)
     np.save(folder / "fog.npy", made["fog"][:3])
     with pytest.raises(PipelineError, match=r"fog\.npy is not of shape \(15, 32, 32, 3\)"):
-        corruptions.make_corrupted(test, tmp_path, names=names)
+        make_corrupted(test, tmp_path, names=names)
 
 
 def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
@@ -414,7 +416,7 @@ def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     before = sorted((tmp_path / "TINY-C").iterdir())
     with pytest.raises(PipelineError, match="was not made by this command"):
-        corruptions.make_corrupted(data_of(tmp_path, *pictures_of(3, 32)), tmp_path)
+        make_corrupted(data_of(tmp_path, *pictures_of(3, 32)), tmp_path)
     assert sorted((tmp_path / "TINY-C").iterdir()) == before
 
 
@@ -422,7 +424,7 @@ def test_a_made_set_says_the_names_of_its_classes(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     pictures, labels = pictures_of(3, 32)
     test = replace(data_of(tmp_path, pictures, labels), classes=("a", "b"))
-    folder = corruptions.make_corrupted(test, tmp_path, names=("contrast",))
+    folder = make_corrupted(test, tmp_path, names=("contrast",))
     assert (folder / "classes.txt").read_text() == "a\nb\n"
 
 
@@ -443,6 +445,13 @@ def test_the_table_shows_networks_side_by_side_and_what_is_left_out() -> None:
     assert any(line.startswith("RMS calibration error") and line.endswith("-") for line in lines)
     assert lines[-1] == "left out: p: no data"
     assert names_of([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]
+
+
+def test_names_are_of_where_paths_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert names_of([Path()]) == ["b"]
+    assert names_of([Path(), Path("..")]) == ["b", "a"]
 
 
 def test_a_radar_plot_is_drawn() -> None:

@@ -13,7 +13,8 @@ from torchvision.transforms import v2
 from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.report.mixed import MixingPictures, document, figure, mix, square, to_bytes
+from pipelines.report.mixing_figure import figure
+from pipelines.report.mixing_steps import MixingPictures, document, mix, square, to_bytes
 from pixmix import PixMix, PixMixSettings, mixing, ops
 
 KEYS = [(seed, epoch, index) for seed, epoch in ((0, 0), (7, 3)) for index in range(12)]
@@ -197,7 +198,7 @@ def test_the_command_draws_a_figure_and_tells_the_plan(
     mixing_set = MixingPictures(folders, 64)
     draws = [mix(image, mixing_set, PixMixSettings(), (5, 0, row)) for row in range(3)]
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(image, draws)))
-    assert html.read_text().count("<img ") == 1
+    assert html.read_text().count("<img ") == html.read_text().count("<table") == 3
 
 
 def test_users_mistakes_get_one_line_and_their_exit_code(
@@ -232,6 +233,36 @@ def test_users_mistakes_get_one_line_and_their_exit_code(
         assert result.stderr.count("Error: ") == 1
         assert result.stdout == ""
         assert not out.exists()
+
+
+def test_neither_the_photograph_nor_a_set_is_written_into(
+    folders: list[Path], photograph: Path, tmp_path: Path
+) -> None:
+    before = photograph.read_bytes()
+    link = tmp_path / "link.jpg"
+    link.symlink_to(photograph)
+    a_set = ["--mixing-set", folders[1], "--mixing-set", folders[0]]
+    for out in (photograph, photograph.parent / "." / photograph.name, link):
+        result = run(photograph, *a_set, "--out", out)
+        assert result.exit_code == 2
+        assert "photograph.jpg and would be overwritten; put it elsewhere" in result.stderr
+        assert photograph.read_bytes() == before
+    for out in (folders[0] / "mixed.png", folders[1] / "new" / "mixed.png"):
+        result = run(photograph, *a_set, "--out", out)
+        assert result.exit_code == 2
+        assert "where it would be taken for one of its pictures; put it else" in result.stderr
+        assert not out.exists()
+
+
+def test_a_mixing_set_that_is_a_picture_or_a_text_is_told_what_to_be(
+    photograph: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.sh").write_text("echo\n" * 300)
+    for name in ("text.sh", "photograph.jpg"):
+        place = tmp_path / name
+        result = run(photograph, "--mixing-set", place, "--out", tmp_path / "out.png")
+        assert result.exit_code == 1
+        assert f"{place} is no tar; name a folder of pictures, shards or an unc" in result.stderr
 
 
 def test_a_picture_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -485,7 +485,7 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
         (lambda path: path.mkdir(), "holds no pictures"),
         (
             lambda path: path.write_bytes(b"text" * 999),
-            r"has no valid header at byte 0 .*; copy it again, or name a tar",
+            r"is no tar; name a folder of pictures, shards or an uncompressed tar",
         ),
         (lambda path: tarfile.open(path, "w").close(), "holds no pictures; give a tar of some"),
     ],

@@ -1,9 +1,6 @@
 """Reports as HTML: whole in one file, plain text stays text, and a browser shows all of it."""
 
 import io
-import json
-import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,9 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from browser import CHROMIUM, probe
 from pipelines.report.page import Commands, Picture, Section, Table, Text, page, write_page
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def png(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 60)) -> bytes:
@@ -83,6 +79,27 @@ def test_markup_in_texts_is_shown_and_not_obeyed() -> None:
         assert shown in text
 
 
+def test_a_command_of_a_page_is_a_line_that_can_be_copied_and_wraps() -> None:
+    class Texts(HTMLParser):
+        inside, text = False, ""
+
+        def handle_starttag(self, tag: str, _: list[tuple[str, str | None]]) -> None:
+            self.inside |= tag == "pre"
+
+        def handle_endtag(self, tag: str) -> None:
+            self.inside &= tag != "pre"
+
+        def handle_data(self, data: str) -> None:
+            self.text += data if self.inside else ""
+
+    commands = ("pixmix-gen fractals --n 400", "pixmix-train digits > 'a b'")
+    text = page("x", "y", [Section(title="z", parts=(Commands(lines=commands),))])
+    found = Texts()
+    found.feed(text)
+    assert found.text.splitlines() == list(commands)
+    assert "white-space: pre-wrap" in text
+
+
 def test_a_row_of_other_length_than_the_header_is_refused() -> None:
     with pytest.raises(ValueError, match=r"row \('x',\) has 1 cells under a header of 2"):
         Table(header=("", "y"), rows=(("x",),))
@@ -94,36 +111,6 @@ def test_a_page_is_written_into_a_new_folder_and_over_an_old_one(tmp_path: Path)
     write_page("<p>ä</p>", path)
     assert path.read_text(encoding="utf-8") == "<p>ä</p>"
     assert list(path.parent.iterdir()) == [path]
-
-
-# Asks the page, from inside, what a browser made of it.
-PROBE = """<script>
-addEventListener("load", () => {
-  const shown = e => e.getBoundingClientRect();
-  document.body.innerHTML = "<pre id=probe>" + JSON.stringify({
-    pictures: [...document.images].map(e => [e.naturalWidth, shown(e).width, shown(e).right]),
-    tables: [...document.querySelectorAll("table")].map(e => [e.rows.length, shown(e).height]),
-    width: document.documentElement.clientWidth, needed: document.documentElement.scrollWidth,
-  }) + "</pre>";
-});
-</script></body>"""
-
-
-def probe(text: str, folder: Path, width: int) -> dict[str, object]:
-    """Return what Chromium shows of a page in a window of some width."""
-    path = folder / "probed.html"
-    without_rule = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
-    path.write_text(without_rule.replace("</body>", PROBE))
-    assert CHROMIUM is not None
-    output = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-         f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", path.as_uri()],
-        capture_output=True, text=True, check=True, timeout=120,
-    ).stdout  # fmt: skip
-    match = re.search(r'<pre id="probe">(.*?)</pre>', output, re.DOTALL)
-    assert match, output[-500:]
-    found: dict[str, object] = json.loads(match[1])
-    return found
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")

@@ -152,9 +152,10 @@ def test_drawing_is_a_function_of_the_key() -> None:
         (((0.5, 0.0, 0.0),), "1 stops: .* at least 2; give one more colour"),
         (((0.5, 0.0, 0.0), (1.5, 0.0, 0.0)), r"\(1.5, 0.0, 0.0\): .*lightness in \[0, 1\].*; mend"),
         (((-0.1, 0.0, 0.0), (0.5, 0.0, 0.0)), r"\(-0.1, 0.0, 0.0\): .*lightness in \[0, 1\]"),
-        (((0.5, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, 0.0\): a stop is three finite numbers"),
-        (((0.5, math.inf, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, inf, 0.0\): .* finite numbers"),
-        (((math.nan, 0.0, 0.0), (0.5, 0.0, 0.0)), r"\(nan, 0.0, 0.0\): .* finite numbers"),
+        (((0.5, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, 0.0\): a stop is three numbers, finite"),
+        (((0.5, math.inf, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, inf, 0.0\): .* three numbers, finite"),
+        (((0.5, 1e39, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, 1e\+39, 0.0\): .* finite in float32"),
+        (((math.nan, 0.0, 0.0), (0.5, 0.0, 0.0)), r"\(nan, 0.0, 0.0\): .* three numbers, finite"),
     ],
 )
 def test_a_refusal_names_value_rule_and_remedy(

@@ -121,7 +121,7 @@ def test_a_page_has_curves_tables_and_a_radar(tmp_path: Path) -> None:
     assert run(tmp_path / "a", tmp_path / "b", "--html", path).exit_code == 0
     text = path.read_text()
     assert text.count("<img ") == 2
-    assert text.count("<table>") == 2
+    assert text.count("<table") == 2
     assert "25.00 %" in text
 
 
@@ -141,6 +141,16 @@ def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path) ->
         ("evaluation.json", "x", "evaluation.json is no JSON"),
         ("evaluation.json", "[]", "evaluation.json is not what pixmix-eval --json prints"),
         ("evaluation.json", '{"networks": {"a": {"clean": 1}}}', "is not what pixmix-eval"),
+        ("evaluation.json", '{"networks": {"a": {"clean": {"error": "x"}}}}', "is not what pixmix"),
+        ("evaluation.json", '{"networks": {"a": {"clean": {"error": true}}}}', "is not what pixm"),
+        ("evaluation.json", "[" * 100_000, "evaluation.json is no JSON (brackets in brackets); ma"),
+        ("metrics.jsonl", '{"epoch": 1, "step": 1, "train_loss": "2"}\n', "has train_loss '2', wh"),
+        ("metrics.jsonl", '{"epoch": 1, "step": null, "train_loss": 2}\n', "has step None, which"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1, "step": 1, "train_loss": 2, "test_error": [1]}\n',
+            "line 1 has test_error [1], which is no number; let pixmix-train write it again",
+        ),
     ],
 )
 def test_files_that_are_not_what_they_should_be_are_named_in_a_line(
@@ -158,10 +168,51 @@ def test_files_that_are_not_what_they_should_be_are_named_in_a_line(
     assert result.stdout == ""
 
 
-def test_a_training_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json"])
+def test_bytes_that_are_no_text_are_named_in_a_line(tmp_path: Path, name: str) -> None:
     folder = training(tmp_path / "a")
-    with pytest.raises(PipelineError, match="is given twice"):
-        read_runs([folder, folder])
+    (folder / name).write_bytes(b"{\xff}")
+    result = run(folder)
+    assert result.exit_code == 1
+    assert f"{folder / name} is no text (byte 1 is no UTF-8); make it again" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_training_without_errors_has_curves_and_no_warning(tmp_path: Path) -> None:
+    write_metrics(tmp_path, [{"epoch": 1, "step": 1, "train_loss": 2.0}])
+    result = run(tmp_path, "--html", tmp_path / "report.html", "--plot", tmp_path / "curves.png")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+
+
+def test_a_training_that_is_given_twice_is_refused_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = training(tmp_path / "a")
+    monkeypatch.chdir(folder)
+    for other in (folder, folder / ".." / "a", Path(), Path("../a")):
+        with pytest.raises(PipelineError, match="is given twice"):
+            read_runs([folder, other])
+
+
+def test_a_training_is_named_by_its_folder_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = (training(tmp_path / name) for name in "ab")
+    monkeypatch.chdir(a)
+    assert [each.name for each in read_runs([Path(), b])] == ["a", "b"]
+
+
+def test_two_pictures_do_not_take_one_file(tmp_path: Path) -> None:
+    folder = training(tmp_path / "a")
+    page = tmp_path / "a.htm"
+    result = run(folder, "--plot", folder / "x.png", "--html", page)
+    assert result.exit_code == 0, result.output
+    link = tmp_path / "link.html"
+    link.symlink_to(folder / "x.png")
+    result = run(folder, "--plot", folder / "x.png", "--html", link)
+    assert result.exit_code == 2
+    assert "is also what --plot writes and would be overwritten; put it else" in result.stderr
 
 
 @pytest.mark.parametrize(

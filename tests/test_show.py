@@ -79,6 +79,7 @@ def perfect() -> SetStatistics:
         per_picture[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
     return SetStatistics(
         n=512,
+        unreadable=(),
         n_resized=0,
         per_picture=per_picture,
         n_of_diversity=64,
@@ -249,6 +250,41 @@ def test_a_dead_picture_is_named(folder: Path) -> None:
     assert not is_dead(measure(noise(0)))
 
 
+def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
+    folder: Path, tmp_path: Path
+) -> None:
+    expected = measure_set(of_files(picture_files(folder)))
+    for place in (1, 3, 5, 7):
+        (folder / f"{place}x.png").write_bytes(b"nothing")
+    found = measure_set(of_files(picture_files(folder)))
+    lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
+    assert found.unreadable == lost
+    assert (found.n, found.n_of_diversity) == (5, 5)
+    assert found.per_picture == expected.per_picture
+    assert (found.colour_vendi, found.hog_vendi) == (expected.colour_vendi, expected.hog_vendi)
+    told = f"4 unreadable pictures were left out: {', '.join(lost[:3])}, ..."
+    sheet = tmp_path / "sheet.png"
+    result = run(folder, "--sheet", sheet)
+    assert result.exit_code == 0, result.output
+    assert told in result.stdout
+    assert f"{folder}: 5 of 9 pictures" in result.stdout
+    drawn = contact_sheet([noise(index) for index in range(5)])
+    assert np.array_equal(read_picture(sheet), np.asarray(drawn))
+    assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
+
+
+def test_a_picture_of_a_tar_that_cannot_be_read_is_left_out_too(
+    folder: Path, tmp_path: Path
+) -> None:
+    (folder / "9.png").write_bytes((folder / "0.png").read_bytes()[:200])
+    with tarfile.open(tmp_path / "set.tar", "w") as file:
+        for path in picture_files(folder):
+            file.add(path, path.name)
+    result = run(tmp_path / "set.tar")
+    assert result.exit_code == 0, result.output
+    assert f"1 unreadable picture was left out: 9.png in {tmp_path / 'set.tar'}" in result.stdout
+
+
 def test_a_set_of_nothing_has_no_statistics() -> None:
     with pytest.raises(ValueError, match="0 pictures"):
         measure_set([])
@@ -284,23 +320,41 @@ def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
     assert found.doubled == ()
 
 
-def test_near_duplicates_are_those_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(near, "_ROWS_AT_ONCE", 7)
+def test_near_duplicates_are_what_all_pairs_that_are_close_join() -> None:
     draws = np.random.default_rng(0)
     hashes = draws.integers(0, 2**64, (40, 4), dtype=np.uint64)
     hashes[[3, 39, 20]] = hashes[[30, 30, 21]]
     hashes[20, 0] ^= np.uint64(2**near.CLOSE - 1)  # as far as they may be
     hashes[10] = hashes[11]
     hashes[10, 1] ^= np.uint64(2 ** (near.CLOSE + 1) - 1)  # and one bit further
+    # 5 and 15 are too far from each other, and 25 lies between them.
+    hashes[[5, 15]] = hashes[25]
+    hashes[5, 2] ^= np.uint64(2**20 - 1)
+    hashes[15, 3] ^= np.uint64(2**20 - 1)
+    before = hashes.copy()
     bits = np.unpackbits(hashes.view(np.uint8), axis=1).astype(int)
-    expected = [
-        (a, b)
-        for a in range(40)
-        for b in range(a + 1, 40)
-        if np.abs(bits[a] - bits[b]).sum() <= near.CLOSE
-    ]
-    assert list(near.near_duplicates(hashes)) == expected
-    assert expected == [(3, 30), (3, 39), (20, 21), (30, 39)]
+    joined = {place: {place} for place in range(40)}
+    for a in range(40):
+        for b in range(a + 1, 40):
+            if np.abs(bits[a] - bits[b]).sum() <= near.CLOSE:
+                whole = joined[a] | joined[b]
+                joined.update(dict.fromkeys(whole, whole))
+    expected = sorted({tuple(sorted(each)) for each in joined.values() if len(each) > 1})
+    assert [tuple(group) for group in near.near_duplicates(hashes)] == expected
+    assert expected == [(3, 30, 39), (5, 15, 25), (20, 21)]
+    assert np.array_equal(hashes, before)
+
+
+def test_many_equal_pictures_are_one_group_and_few_words() -> None:
+    n = 20_000
+    assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
+    names = tuple(f"{number}.png" for number in range(n))
+    told = set_table.summary(replace(perfect(), doubled=(names, ("a", "b"))))
+    assert "nearly the same: 20000 pictures, 0.png, 1.png, 2.png, ...; a and b" in told
+    assert dict(set_table._counts(replace(perfect(), doubled=(names, ("a", "b"))))) == {
+        "dead pictures": 0,
+        "near-duplicates": n,
+    }
 
 
 def test_the_hash_tells_the_brighter_neighbour() -> None:
@@ -376,7 +430,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     text = html.read_text()
     assert text.count("<img ") == 3
-    assert text.count("<table>") == 1
+    assert text.count("<table") == 1
     for row in set_table.ROWS:
         assert f'<th scope="row">{row.label}</th>' in text
     pixels = read_picture(plot).astype(int)
@@ -555,12 +609,19 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     (broken / "0.jpg").write_bytes(b"nothing")
     (tmp_path / "file").write_text("a file")
     (tmp_path / "other").mkdir()
+    save(noise(0), tmp_path / "photo.jpg")
+    (tmp_path / "text.sh").write_text("echo\n" * 300)
+    out = tmp_path / "one.png"
     cases: list[tuple[int, str, list[object]]] = [
         (1, "holds no pictures", [empty]),
+        (1, "none of 1 pictures can be read: ", [broken]),
         (1, "0.jpg is no readable picture", [broken]),
+        (1, "photo.jpg is no tar; name a folder of pictures, shards or", [tmp_path / "photo.jpg"]),
+        (1, "text.sh is no tar; name a folder of pictures, shards or", [tmp_path / "text.sh"]),
+        (2, "is also what --sheet writes", [folder, *("--sheet", out), *("--plot", out)]),
         (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is cut off", [tmp_path / "file"]),
+        (1, "file is no tar; name a folder of pictures, shards or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "does not end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
@@ -578,6 +639,35 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         assert len(errors) == 1
         assert "Traceback" not in result.stderr
         assert result.stdout == ""
+
+
+def test_what_was_written_before_ctrl_c_is_not_denied(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.report import set_report
+
+    def stopped(_sets: object) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(set_report, "histograms_of", stopped)
+    sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
+    result = run(folder, "--sheet", sheet, "--plot", plot)
+    assert result.exit_code == 130
+    assert "interrupted; what was written is whole, and stays" in result.stderr
+    assert sheet.exists()
+    assert not plot.exists()
+
+
+@pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
+def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: str) -> None:
+    from pipelines.cli import gen
+
+    words = ["baseline", "--kind", kind, "--n", "3", "--size", "64", "--jobs", "1"]
+    made = CliRunner().invoke(gen.main, [*words, "--out", str(tmp_path / kind)])
+    assert made.exit_code == 0, made.output
+    document = json.loads(run(tmp_path / kind, "--json").stdout)
+    assert document["n"] == document["pictures"] == 3
+    assert document["dead"] == document["unreadable"] == document["doubled"] == []
 
 
 def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:

@@ -15,7 +15,10 @@ from fractals.escape import EscapeLayer
 from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome import alone, described, figure, parallelograms, read_genome
+from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms
+from pipelines.report.genome_files import ReadGenome, read_genome
+from pipelines.report.genome_tables import described
+from pipelines.shards.index import FORMAT
 
 
 def run(*arguments: object) -> Result:
@@ -47,10 +50,10 @@ def test_a_genome_is_that_of_its_file_or_of_its_place_in_a_set(
 ) -> None:
     for index in (0, 4):
         expected = draw_genome(seed=0, index=index)
-        assert read_genome(folder, index) == expected
+        assert read_genome(folder, index) == ReadGenome(genome=expected, shape=(32, 32))
         path = tmp_path / f"{index}.json"
         path.write_text(json.dumps(expected.to_json()))
-        assert read_genome(path, None) == expected
+        assert read_genome(path, None) == ReadGenome(genome=expected, shape=(1, 1))
 
 
 def test_a_parallelogram_is_what_the_affine_parts_make_of_the_window() -> None:
@@ -75,6 +78,44 @@ def test_the_window_turns_with_its_camera() -> None:
     window = parallelograms(chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), camera))[0]
     np.testing.assert_allclose(window[0], [1, -1], atol=1e-12)
     np.testing.assert_allclose(np.abs(window), 1, atol=1e-12)
+
+
+def test_the_window_has_the_form_of_the_picture() -> None:
+    layer = chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), Camera(centre=(0.0, 0.0), width=2.0))
+    for shape, corner in (((20, 30), [-1.5, -1]), ((60, 20), [-1, -3]), ((7, 7), [-1, -1])):
+        np.testing.assert_allclose(parallelograms(layer, shape)[0][0], corner)
+
+
+def test_a_picture_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
+    out, drawn = tmp_path / "wide", tmp_path / "genome.png"
+    words = ["fractals", "--n", "1", "--size", "48x32", "--out", str(out), "--jobs", "1"]
+    assert CliRunner().invoke(gen.main, words).exit_code == 0
+    read = read_genome(out, 0)
+    assert read.shape == (32, 48)
+    assert run(out, "--index", 0, "--out", drawn, "--size", 96).exit_code == 0
+    pixels = np.asarray(Image.open(drawn))
+    expected = render(read.genome, size=(64, 96))
+    assert np.array_equal(pixels[58 : 58 + 64, 24 : 24 + 96], expected)
+
+
+def test_maps_that_lead_far_away_are_drawn_without_a_warning(tmp_path: Path) -> None:
+    document = draw_genome(seed=0, index=0, family="ifs").to_json()
+    document["layers"][0]["fractal"]["maps"][0]["affine"] = [3e38] * 6
+    (tmp_path / "far.json").write_text(json.dumps(document))
+    out = tmp_path / "far.png"
+    result = run(tmp_path / "far.json", "--out", out, "--size", 64, "--html", tmp_path / "f.html")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+
+
+def test_a_map_that_leads_far_away_is_drawn_on_its_side() -> None:
+    far = Map(affine=(5e11, 0, 5e11, 0, 0.5, 0))  # from 0 to 1e12, and half as high
+    genome = draw_genome(seed=0, index=0, family="ifs")
+    layer = replace(genome.layers[0], fractal=chaos((far,), Camera(centre=(0.0, 0.0), width=2.0)))
+    drawn = np.asarray(layer_picture(replace(genome, layers=(layer,)), 0))
+    left, right = drawn[95, 212 + 40], drawn[95, 212 + 160]
+    assert left.tolist() == [255, 255, 255]
+    assert right.tolist() != [255, 255, 255]
 
 
 def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genome]) -> None:
@@ -132,7 +173,7 @@ def test_the_command_draws_it_and_prints_the_genome(folder: Path, tmp_path: Path
     genome = draw_genome(seed=0, index=3)
     assert json.loads(result.stdout)["genome"] == genome.to_json()
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(genome, 96)))
-    assert html.read_text().count("<img ") == 1
+    assert html.read_text().count("<img ") == 1 + len(genome.layers)
 
 
 def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
@@ -145,7 +186,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         "other.json": json.dumps({**genome, "version": 99}),
         "less.json": json.dumps({key: genome[key] for key in genome if key != "layers"}),
         "featviz.json": json.dumps({"genome": None}),
+        "deep.json": "[" * 100_000,
+        "deeper.json": json.dumps({**genome, "family": "x"}).replace('"x"', "[" * 700 + "]" * 700),
+        "far.json": json.dumps(genome).replace('"affine": [', '"affine": [1e300, ', 1),
     }
+    (tmp_path / "bytes.json").write_bytes(b"\xff\x00")
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     (tmp_path / "folder").mkdir()
@@ -159,6 +204,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
         (1, "99: this release renders genomes of version", [tmp_path / "other.json"]),
         (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
+        (1, "bytes.json is no text (byte 0 is no UTF-8); name a genome", [tmp_path / "bytes.json"]),
+        (1, "deep.json is no JSON (brackets in brackets); name", [tmp_path / "deep.json"]),
+        (1, "deeper.json holds no genome (brackets in br", [tmp_path / "deeper.json"]),
+        (1, "finite in float32", [tmp_path / "far.json"]),
+        (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),
         (2, "--size", [folder, "--index", 0, "--size", 10]),
     ]
@@ -166,6 +216,8 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         result = run(*arguments, "--out", out)
         assert result.exit_code == code, (message, result.output)
         assert message in result.stderr
+        assert result.stderr.count("Error: ") == 1
+        assert "Traceback" not in result.stderr
         assert result.stdout == ""
         assert not out.exists()
     inside = run(folder, "--index", 0, "--out", folder / "images" / "genome.png")
@@ -173,7 +225,45 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     assert "lies inside" in inside.stderr
 
 
+@pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
+def test_a_set_without_genomes_is_told_what_it_is(tmp_path: Path, kind: str) -> None:
+    words = ["baseline", "--kind", kind, "--n", "1", "--size", "32", "--jobs", "1"]
+    assert CliRunner().invoke(gen.main, [*words, "--out", str(tmp_path / "set")]).exit_code == 0
+    result = run(tmp_path / "set", "--index", 0, "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert f'is of kind "{kind}" and has no genome, as fractals have; give a set' in result.stderr
+
+
+def test_a_set_of_feature_visualizations_is_told_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "feature visualizations"}')
+    (tmp_path / "metadata.jsonl").write_text('{"recipe": {}}\n')
+    with pytest.raises(
+        PipelineError, match='is of kind "feature visualizations" and has no genome'
+    ):
+        read_genome(tmp_path, 0)
+
+
+def test_shards_are_told_what_they_are(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({"format": FORMAT}))
+    for place, index in ((tmp_path, 0), (manifest, None)):
+        with pytest.raises(PipelineError, match=r"is a set of shards; name the set of pixmix-gen"):
+            read_genome(place, index)
+
+
+def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
+    path = tmp_path / "genome.html"
+    path.write_text(json.dumps(draw_genome(seed=0, index=0).to_json()))
+    before = path.read_bytes()
+    result = run(path, "--out", tmp_path / "out.png", "--html", path)
+    assert result.exit_code == 2
+    assert "genome.html is read as" in result.stderr
+    assert path.read_bytes() == before
+
+
 def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\x00")
-    with pytest.raises(PipelineError, match=r"x\.json is no JSON"):
+    with pytest.raises(
+        PipelineError, match=r"x\.json is no text \(byte 0 is no UTF-8\); name a genome"
+    ):
         read_genome(tmp_path / "x.json", None)

@@ -1,7 +1,6 @@
 """The loaders: pictures a second from shards to batches, beside a plain data set of torchvision."""
 
 import io
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +27,12 @@ from pipelines.bench.startup import measure_startup
 from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import decode_picture
+from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.shards.index import SAMPLE, write_index
 from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.tars import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pixmix.draws import draw_resized_crop
 from pixmix.packed import PackedPictures
@@ -151,14 +150,31 @@ def _case(settings: LoaderBenchSettings, folder: Path) -> Iterator[_Case]:
 
 
 def _jpegs_of(tar_file: Path) -> list[bytes]:
+    """Return the JPEGs of a tar, each of them whole.
+
+    Raises:
+        PipelineError: if it is no tar, holds none, or one is damaged.
+        OSError: if it cannot be read.
+    """
+    jpegs = []
     try:
-        with tarfile.open(tar_file) as tar:
-            members = [member for member in tar if member.isfile()]
-            files = [tar.extractfile(member) for member in members]
-            contents = [file.read() for file in files if file is not None]
-    except (OSError, tarfile.TarError) as error:
-        raise PipelineError(f"{tar_file} is no tar of pictures ({error}); give one") from error
-    jpegs = [content for content in contents if content.startswith(b"\xff\xd8")]
+        members = list(scan_tar(tar_file))
+    except NoTarError as error:
+        raise PipelineError(f"{tar_file} is no tar of pictures; give one") from error
+    with tar_file.open("rb") as file:
+        for member in members:
+            file.seek(member.offset)
+            content = file.read(member.size)
+            if not content.startswith(b"\xff\xd8"):
+                continue
+            try:
+                decode_picture(content)
+            except UnreadablePictureError as error:
+                raise PipelineError(
+                    f"{member.name} in {tar_file} is no readable picture ({error}); write the tar "
+                    "again without it, or name another"
+                ) from error
+            jpegs.append(content)
     if not jpegs:
         raise PipelineError(f"{tar_file} holds no JPEG; give a tar of some")
     return jpegs
@@ -177,6 +193,13 @@ def _drawn_jpegs(n: int, size: tuple[int, int], seed: int) -> list[bytes]:
         Image.fromarray(picture).save(file, "JPEG", quality=90)
         contents.append(file.getvalue())
     return contents
+
+
+def quick_png(picture: NDArray[np.uint8]) -> bytes:
+    """Return a picture as a PNG file, quickly packed, as benchmarks need it by the thousand."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    return file.getvalue()
 
 
 def write_plain_shards(
@@ -387,7 +410,7 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
     )
     batch = min(_CIFAR_BATCH, n)
     shards = write_plain_shards(
-        case.shards.parent / "small", [_png(image) for image in images], extension="png",
+        case.shards.parent / "small", [quick_png(image) for image in images], extension="png",
         kind="cifar10",
     )  # fmt: skip
     loader = train_loader(
@@ -427,9 +450,3 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
         ),
         finish=finish,
     )
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()

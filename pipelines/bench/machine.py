@@ -1,6 +1,7 @@
 """Where a benchmark ran: processor, cores and versions."""
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,3 +37,10 @@ def machine(packages: tuple[str, ...]) -> dict[str, Any]:
             "pixmix": __version__,
         },
     }
+
+
+def in_words(machine: Mapping[str, Any]) -> str:
+    """Return what `machine` found as a line: processor, cores, system and versions."""
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
+    return f"{machine['processor']}, {cores}, {machine['system']}; {versions}"

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.bench.machine import in_words
 from pipelines.bench.results import number
 from pipelines.shards.files import write_file
 
@@ -39,13 +40,10 @@ def markdown(document: Mapping[str, Any]) -> str:
                     _times(rival["ratio"]),
                 )
             lines.append(f"| {' | '.join((*head, *tail))} |")
-    machine = document["machine"]
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     busy = [row["name"] for row in document["rows"] if row["busy"]]
+    machine = in_words(document["machine"])
     told = "Medians of rounds taken in turn, one thread where nothing else is said. "
-    told += f"{machine['processor']}, {cores}, "
-    told += f"{machine['system']}; {versions}."
+    told += f"{machine}."
     if len(busy) > _MOST_NAMED:
         told += (
             f" Others used the machine during {len(busy)} of the {len(document['rows'])} "

@@ -4,7 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from pipelines.bench.machine import in_words
 from pipelines.bench.timing import BUSY_VARIATION, Spread
+from pipelines.text_table import aligned
+
+_MEDIANS = "median [quartiles] of rounds taken in turn; one thread where nothing else is said"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +97,7 @@ def table(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str])
         for row in rows
         if row.busy
     ]
-    parts = [aligned(lines), remarks, [*warnings, *notes], _described(machine)]
+    parts = [aligned(lines), remarks, [*warnings, *notes], [_MEDIANS, in_words(machine)]]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -129,21 +133,3 @@ def _goal(goal: Goal) -> str:
     sign = ">=" if goal.rule == "at least" else "<="
     aim = "" if goal.aim == goal.bar else f", aim {goal.aim:g}"
     return f"{goal.figure} {sign} {goal.bar:g}{aim} {goal.unit}: {goal.verdict}"
-
-
-def aligned(lines: Sequence[tuple[str, ...]]) -> list[str]:
-    """Return lines of cells as text in which columns stand below each other."""
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-
-
-def _described(machine: Mapping[str, Any]) -> list[str]:
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
-    return [
-        "median [quartiles] of rounds taken in turn; one thread where nothing else is said",
-        f"{machine['processor']}, {cores}, {machine['system']}; {versions}",
-    ]

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.bench.results import aligned, number
+from pipelines.bench.results import number
 from pipelines.bench.streaming import PlanRow, StreamingSettings
 from pipelines.loading.order import count_batches
 from pipelines.shards.index import SAMPLE
+from pipelines.text_table import aligned
 
 _GB = 1e9
 _INDEX_BYTES, _ORDER_BYTES = SAMPLE.itemsize, np.dtype(np.int64).itemsize

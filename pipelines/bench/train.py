@@ -1,6 +1,5 @@
 """Training: a step of WRN-40-4, and how much of it is spent waiting for data."""
 
-import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,7 +20,7 @@ from pipelines.bench.comparison import (
     count_runs,
     run_comparisons,
 )
-from pipelines.bench.loader import write_plain_shards
+from pipelines.bench.loader import quick_png, write_plain_shards
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.loading.cursors import TrainLoader
@@ -81,17 +79,11 @@ def _loader(settings: TrainBenchSettings, folder: Path) -> TrainLoader:
     pictures = generator.integers(0, 256, (settings.n, 32, 32, 3), dtype=np.uint8)
     mixing_set = PackedPictures.pack(generator.integers(0, 256, (200, 36, 36, 3), dtype=np.uint8))
     shards = write_plain_shards(
-        folder / "shards", [_png(each) for each in pictures], extension="png", kind="cifar10"
+        folder / "shards", [quick_png(each) for each in pictures], extension="png", kind="cifar10"
     )
     return train_loader(
         shards, mixing_set, batch_size=_BATCH, preparation=CIFAR, cache_dir=folder / "cache"
     )
-
-
-def _png(picture: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 class _Trainer:

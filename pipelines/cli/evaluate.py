@@ -156,8 +156,11 @@ def run(
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.loading.processes import joined
-        from pipelines.report.measures import check_plotting, names_of, radar, table
+        from pipelines.report.headlines import table
+        from pipelines.report.plotting import check_plotting
+        from pipelines.report.radar import radar
         from pipelines.report.sheet import write_picture
+        from pipelines.report.short_names import names_of
 
         if plot is not None:
             # Before what takes long, and would be lost.
@@ -266,8 +269,8 @@ def make_c(
     printed figures. Needs the extra `corruptions`. A stopped run is continued by the same command.
     """
     with one_line_errors("interrupted; the same command continues it"):
-        from pipelines.evaluation.corruptions import make_corrupted
         from pipelines.evaluation.data import find_data
+        from pipelines.evaluation.make_corrupted import make_corrupted
         from pipelines.models.opening import said_of_network
 
         found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))

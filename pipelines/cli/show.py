@@ -1,5 +1,6 @@
 """`pixmix-show`: look at sets of pictures, at mixings, fractals and trainings."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
+
+_INTERRUPTED = "interrupted; what was written is whole, and stays"
 
 _SET = click.Path(exists=True, path_type=Path)
 
@@ -83,14 +86,13 @@ def show_set(
             f"{against} is the same set as {pictures}; name another", param_hint="'--against'"
         )
     places = [pictures] if against is None else [pictures, against]
-    for place in places:
-        _check_outside(sheet, "--sheet", place)
-        _check_outside(plot, "--plot", place)
-    with one_line_errors("interrupted; nothing was written"):
+    _check_outputs({"--sheet": sheet, "--plot": plot, "--html": html}, places)
+    with one_line_errors(_INTERRUPTED):
         from pipelines.report import set_report
-        from pipelines.report.measures import check_plotting, names_of
         from pipelines.report.page import page, write_page
+        from pipelines.report.plotting import check_plotting
         from pipelines.report.sheet import write_picture, write_sheet
+        from pipelines.report.short_names import names_of
 
         if plot is not None or html is not None:
             # Before what takes long, and would be lost.
@@ -199,25 +201,27 @@ def show_mixed(
     """
     if bool(mixing_sets) == no_mixing_set:
         raise click.UsageError("give --mixing-set, once or more, or --no-mixing-set")
-    with one_line_errors("interrupted; nothing was written"):
-        from pipelines.report import mixed
-        from pipelines.report.page import Picture, Section, page, write_page
-        from pipelines.report.sheet import as_png, write_sheet
+    _check_outputs({"--out": out, "--html": html}, [image, *mixing_sets])
+    with one_line_errors(_INTERRUPTED):
+        from pipelines.report import mixing_figure, mixing_steps
+        from pipelines.report.page import page, write_page
+        from pipelines.report.sheet import write_sheet
         from pipelines.shards.picture_files import read_picture
         from pixmix.settings import PixMixSettings
 
-        picture = mixed.square(read_picture(image), size)
-        mixing_set = mixed.MixingPictures(mixing_sets, size) if mixing_sets else None
+        picture = mixing_steps.square(read_picture(image), size)
+        mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
         settings = PixMixSettings(**numbers)
-        draws = [mixed.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
-        figure = mixed.figure(picture, draws)
-        write_sheet(figure, out)
+        draws = [
+            mixing_steps.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)
+        ]
+        write_sheet(mixing_figure.figure(picture, draws), out)
         if html is not None:
-            shown = Picture(data=as_png(figure), description=f"{image} through rounds of PixMix")
-            sections = [Section(title=image.name, parts=(shown,))]
-            write_page(page("What PixMix does", show_mixed.help or "", sections), html)
+            lead = f"{image.name} under PixMix, round by round; each draw is another."
+            sections = mixing_figure.sections(picture, draws)
+            write_page(page("What PixMix does", lead, sections), html)
         document = {
-            **mixed.document(draws),
+            **mixing_steps.document(draws),
             "out": str(out),
             "html": None if html is None else str(html),
         }
@@ -248,7 +252,7 @@ def show_mixed(
     type=click.IntRange(64, 4096),
     default=640,
     show_default=True,
-    help="Of the picture, pixels a side.",
+    help="Of the picture, pixels of its longer side.",
 )
 @html_option
 @command_options
@@ -260,22 +264,27 @@ def show_genome(
     Grey is the window; each map takes it to a parallelogram of its own (before variations bend
     it), and the dot is where its first corner goes.
     """
-    _check_outside(out, "--out", place)
-    with one_line_errors("interrupted; nothing was written"):
-        from pipelines.report import genome
-        from pipelines.report.page import Picture, Section, page, write_page
-        from pipelines.report.sheet import as_png, write_sheet
+    _check_outputs({"--out": out, "--html": html}, [place])
+    with one_line_errors(_INTERRUPTED):
+        from pipelines.report import genome_figure
+        from pipelines.report.genome_files import read_genome
+        from pipelines.report.genome_page import sections
+        from pipelines.report.page import page, write_page
+        from pipelines.report.sheet import write_sheet
 
-        read = genome.read_genome(place, index)
-        figure = genome.figure(read, size)
-        write_sheet(figure, out)
-        title = f"{read.family}, seed {read.seed}, picture {read.index}"
+        read = read_genome(place, index)
+        genome = read.genome
+        write_sheet(genome_figure.figure(genome, size, read.shape), out)
+        title = f"{genome.family}, seed {genome.seed}, picture {genome.index}"
         if html is not None:
-            shown = Picture(data=as_png(figure), description=f"How {title} is made")
-            sections = [Section(title=title, parts=(shown,))]
-            write_page(page("How a fractal is made", show_genome.help or "", sections), html)
+            lead = (
+                "Grey is the window; each map takes it to a parallelogram of its own, before "
+                "variations bend it, and the dot is where its first corner goes."
+            )
+            shown = sections(genome, size, read.shape)
+            write_page(page(f"How a fractal is made: {title}", lead, shown), html)
         document = {
-            "genome": read.to_json(),
+            "genome": genome.to_json(),
             "out": str(out),
             "html": None if html is None else str(html),
         }
@@ -313,7 +322,8 @@ def show_run(
     DIR is an --out of pixmix-train. An evaluation is shown, too, where DIR/evaluation.json has what
     `pixmix-eval --json` printed.
     """
-    with one_line_errors("interrupted"):
+    _check_outputs({"--plot": plot, "--html": html}, [])
+    with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_picture
@@ -332,18 +342,31 @@ def show_run(
         say(runs.table(shown), document, as_json=as_json)
 
 
-def _check_outside(written: Path | None, option: str, pictures: Path) -> None:
-    """Refuse to write a picture where it would be taken for one of a set."""
-    if (
-        written is not None
-        and pictures.is_dir()
-        and written.resolve().is_relative_to(pictures.resolve())
-    ):
-        raise click.BadParameter(
-            f"{written} lies inside {pictures}, where it would be taken for one of its pictures; "
-            "put it elsewhere",
-            param_hint=f"'{option}'",
-        )
+def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path]) -> None:
+    """Refuse to write over what is read, over another output, or a picture into a set of pictures.
+
+    Args:
+        outputs: option -> file, or None where it is not given.
+        inputs: files, and folders of pictures.
+    """
+    taken: dict[Path, str] = {each.resolve(): f"is read as {each}" for each in inputs}
+    for option, written in outputs.items():
+        if written is None:
+            continue
+        whole = written.resolve()
+        for folder in inputs:
+            if option != "--html" and folder.is_dir() and whole.is_relative_to(folder.resolve()):
+                raise click.BadParameter(
+                    f"{written} lies inside {folder}, where it would be taken for one of its "
+                    "pictures; put it elsewhere",
+                    param_hint=f"'{option}'",
+                )
+        if whole in taken:
+            raise click.BadParameter(
+                f"{written} {taken[whole]} and would be overwritten; put it elsewhere",
+                param_hint=f"'{option}'",
+            )
+        taken[whole] = f"is also what {option} writes"
 
 
 if __name__ == "__main__":

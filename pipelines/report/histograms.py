@@ -1,11 +1,10 @@
 """The statistics of sets as histograms, beside what people chose and photographs."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 
-from pipelines.report.measures import check_plotting
+from pipelines.report.plotting import check_plotting, plot_png
 from pipelines.report.set_statistics import SetStatistics
 from pipelines.report.set_table import ROWS
 
@@ -62,6 +61,4 @@ def histograms(sets: Mapping[str, SetStatistics]) -> bytes:
     figure.legend(
         *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
     )
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return plot_png(figure, dpi=110)

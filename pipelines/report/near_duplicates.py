@@ -5,8 +5,6 @@ brighter, on a small grey picture. It does not change with size, compression or 
 turn or flip goes unseen.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -18,8 +16,6 @@ CLOSE = 32
 """Bits in which near-duplicates differ at most. Of 768 fractals and feature visualizations that
 were halved, compressed at quality 30 and made lighter by a sixth, 99 % differ from themselves in 31
 or fewer; no two different ones differ in fewer than 62."""
-
-_ROWS_AT_ONCE = 256
 
 
 def difference_hash(picture: NDArray[np.uint8]) -> NDArray[np.uint64]:
@@ -34,16 +30,28 @@ def difference_hash(picture: NDArray[np.uint8]) -> NDArray[np.uint64]:
     return np.packbits(bits).view(np.uint64)
 
 
-def near_duplicates(hashes: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
-    """Give the pairs of pictures whose hashes differ in at most `CLOSE` bits, in order.
+def near_duplicates(hashes: NDArray[np.uint64]) -> list[list[int]]:
+    """Return the groups of pictures that are nearly the same, ascending, each of two or more.
+
+    Two pictures are in a group if their hashes differ in at most `CLOSE` bits, or if others of the
+    group lead from the one to the other in such steps. Each picture is compared once with those
+    that are in no group yet: many equal ones take no longer than as many different ones.
 
     Args:
         hashes: (n, 4) uint64, of `difference_hash`.
     """
-    for begin in range(0, len(hashes), _ROWS_AT_ONCE):
-        some = hashes[begin : begin + _ROWS_AT_ONCE]
-        bits = np.bitwise_count(some[:, None] ^ hashes[None, begin:])
-        differing = bits.sum(axis=2, dtype=np.int64)
-        for row, column in np.argwhere(differing <= CLOSE).tolist():
-            if column > row:
-                yield begin + row, begin + column
+    groups = []
+    # A row a word: numpy adds long rows faster than short ones.
+    words = np.ascontiguousarray(hashes.T)
+    left, rest = np.arange(len(hashes)), words
+    while len(left):
+        group, left, rest = [int(left[0])], left[1:], rest[:, 1:]
+        for each in group:  # It grows meanwhile.
+            differing = np.bitwise_count(rest ^ words[:, each, None]).sum(axis=0, dtype=np.uint16)
+            close = differing <= CLOSE
+            if close.any():
+                group += left[close].tolist()
+                left, rest = left[~close], rest[:, ~close]
+        if len(group) > 1:
+            groups.append(sorted(group))
+    return groups

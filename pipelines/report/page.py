@@ -11,6 +11,8 @@ from PIL import Image
 
 from pipelines.shards.files import write_file
 
+_SHORT = 14
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -41,12 +43,17 @@ class Table:
     """A table of a report.
 
     header: a cell a column; rows: as many cells each, the first of which names the row.
-    caption: stands above it.
+    caption: stands above it, and does not move with a table that is wider than the window.
     """
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     caption: str = ""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the names of its rows are so short that a phone need not break them."""
+        return max(len(row[0]) for row in (self.header, *self.rows)) <= _SHORT
 
     def __post_init__(self) -> None:
         """Refuse rows of other lengths than the header's.

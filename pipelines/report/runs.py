@@ -1,23 +1,18 @@
 """Trainings side by side: what they reached, how they got there, and what they are worth."""
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.report.measures import (
-    Found,
-    check_plotting,
-    measures_between,
-    names_of,
-    radar,
-    rows_of,
-)
+from pipelines.report.headlines import Found, is_found, rows_of
+from pipelines.report.json_files import is_number, parse, read_text
 from pipelines.report.page import Picture, Section, Table
-from pipelines.report.text import aligned
+from pipelines.report.plotting import check_plotting, plot_png
+from pipelines.report.radar import measures_between, radar
+from pipelines.report.short_names import names_of
+from pipelines.text_table import aligned
 
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
@@ -30,6 +25,9 @@ _LAST = (
     ("validation_error", "validation error"),
     ("test_error", "test error"),
 )
+_NEEDED = {"epoch", "step", "train_loss"}
+_NUMBERS = (*(name for name, _ in _LAST), "validation_loss", "test_loss")
+_AGAIN = "make it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +54,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         PipelineError: if a folder holds no metrics, or a file is not what it should be.
         OSError: if a file cannot be read.
     """
-    doubled = [folder for place, folder in enumerate(folders) if folder in folders[:place]]
+    whole = [folder.resolve() for folder in folders]
+    doubled = [folders[place] for place, each in enumerate(whole) if each in whole[:place]]
     if doubled:
         raise PipelineError(f"{doubled[0]} is given twice; give each training once")
     names = names_of(folders)
@@ -73,12 +72,19 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
             "has not ended"
         )
     records = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        record = _json(line, f"{path}, line {number}")
-        if not isinstance(record, dict) or not {"epoch", "step", "train_loss"} <= set(record):
+    for number, line in enumerate(read_text(path, _AGAIN).splitlines(), 1):
+        record = parse(line, f"{path}, line {number}", _AGAIN)
+        if not isinstance(record, dict) or not set(record) >= _NEEDED:
             raise PipelineError(
                 f"{path}, line {number} is no record of an epoch; let pixmix-train write it again"
             )
+        for name in _NUMBERS:
+            value = record.get(name)
+            if not is_number(value) and not (value is None and name not in _NEEDED):
+                raise PipelineError(
+                    f"{path}, line {number} has {name} {value!r}, which is no number; let "
+                    "pixmix-train write it again"
+                )
         records.append(record)
     if not records:
         raise PipelineError(f"{path} is empty; its first epoch has not ended")
@@ -88,19 +94,12 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
 def _found(path: Path) -> Found:
     if not path.is_file():
         return {}
-    content = _json(path.read_text(), str(path))
+    content = parse(read_text(path, _AGAIN), str(path), _AGAIN)
     networks = content.get("networks") if isinstance(content, dict) else None
     first = next(iter(networks.values()), None) if isinstance(networks, dict) else None
-    if not isinstance(first, dict) or not all(isinstance(each, dict) for each in first.values()):
-        raise PipelineError(f"{path} is not what pixmix-eval --json prints; make it again")
+    if not is_found(first):
+        raise PipelineError(f"{path} is not what pixmix-eval --json prints; {_AGAIN}")
     return first
-
-
-def _json(text: str, where: str) -> Any:  # noqa: ANN401
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise PipelineError(f"{where} is no JSON ({error}); make it again") from error
 
 
 def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -179,14 +178,15 @@ def curves(runs: Sequence[Run]) -> bytes:
         axis.grid(alpha=0.25)
         for of in (of for of in styles if of in seen):
             axis.plot([], [], styles[of], color="grey", label=of)
-        axis.legend(frameon=False, fontsize="small")
+        if seen:
+            axis.legend(frameon=False, fontsize="small")
+        else:
+            axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
     for place, run in enumerate(runs):
         axes[0].plot([], [], color=f"C{place % 10}", label=run.name)
     names = [line for line in axes[0].lines if line.get_label() in {run.name for run in runs}]
     figure.legend(handles=names, loc="outside upper center", ncols=3, frameon=False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=120)
-    return file.getvalue()
+    return plot_png(figure, dpi=120)
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:

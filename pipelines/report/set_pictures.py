@@ -15,6 +15,10 @@ from pipelines.loading.picture_map import PictureSource
 from pipelines.shards.picture_files import picture_files, read_picture
 
 
+class UnreadableError(PipelineError):
+    """A picture of a set that is no whole picture; the others are sound."""
+
+
 class SetPicture(Protocol):
     """A picture of a set, read when it is asked for."""
 
@@ -26,7 +30,8 @@ class SetPicture(Protocol):
         """Return its pixels, (H, W, 3) uint8.
 
         Raises:
-            PipelineError: if it is no whole picture.
+            UnreadableError: if it is no whole picture.
+            PipelineError: if its set cannot be read.
         """
 
 
@@ -42,8 +47,15 @@ class FilePicture:
         return str(self.path)
 
     def read(self) -> NDArray[np.uint8]:
-        """Return its pixels; see `read_picture`."""
-        return read_picture(self.path)
+        """Return its pixels.
+
+        Raises:
+            UnreadableError: if it is no whole picture.
+        """
+        try:
+            return read_picture(self.path)
+        except PipelineError as error:
+            raise UnreadableError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -62,12 +74,13 @@ class TarPicture:
         """Return its pixels.
 
         Raises:
-            PipelineError: if it is no whole picture.
+            UnreadableError: if it is no whole picture.
+            PipelineError: if its set cannot be read.
         """
         try:
             return decode_picture(self.source.read(self.place))
         except UnreadablePictureError as error:
-            raise PipelineError(f"{self.name} is no readable picture ({error})") from error
+            raise UnreadableError(f"{self.name} is no readable picture ({error})") from error
 
 
 def set_pictures(where: Path) -> Sequence[SetPicture]:

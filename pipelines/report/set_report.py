@@ -15,10 +15,11 @@ from pipelines.report.page import Picture, Section, Table, Text
 from pipelines.report.set_pictures import SetPicture, set_pictures
 from pipelines.report.set_statistics import SetStatistics, measure_set
 from pipelines.report.sheet import contact_sheet
-from pipelines.report.text import aligned
 from pipelines.shards.progress import Progress
+from pipelines.text_table import aligned
 
 SHEET_PICTURES = 64
+_GROUPS_SHOWN, _ALIKE_SHOWN = 12, 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class MeasuredSet:
 
     name: tells it from another; where: its place; total: pictures that it has, of which the
     statistics are of the first; shown: those for a sheet, spread evenly over the measured ones.
+    alike: of the first groups of near-duplicates the first pictures.
     """
 
     name: str
@@ -34,6 +36,7 @@ class MeasuredSet:
     total: int
     statistics: SetStatistics
     shown: tuple[SetPicture, ...]
+    alike: tuple[tuple[SetPicture, ...], ...]
 
     @property
     def title(self) -> str:
@@ -51,17 +54,24 @@ def read_set(name: str, where: Path, n: int, *, progress: Progress) -> MeasuredS
         progress: called with pictures done and to do.
 
     Raises:
-        PipelineError: if there are none, or one cannot be read.
+        PipelineError: if there are none, or none can be read.
         OSError: if the set cannot be read.
     """
     pictures = set_pictures(where)
-    measured = pictures[:n]
+    statistics = measure_set(pictures[:n], progress=progress)
+    lost = set(statistics.unreadable)
+    by_name = {each.name: each for each in pictures[:n]}
+    measured = [each for name, each in by_name.items() if name not in lost]
     return MeasuredSet(
         name=name,
         where=where,
         total=len(pictures),
-        statistics=measure_set(measured, progress=progress),
+        statistics=statistics,
         shown=tuple(measured[place] for place in spread(SHEET_PICTURES, len(measured))),
+        alike=tuple(
+            tuple(by_name[name] for name in group[:_ALIKE_SHOWN])
+            for group in statistics.doubled[:_GROUPS_SHOWN]
+        ),
     )
 
 
@@ -112,12 +122,19 @@ def sections_of(sets: Sequence[MeasuredSet]) -> list[Section]:
         )
         for each in sets
     ]
-    header, *rows = set_table.comparison({each.name: each.statistics for each in sets})
-    table = Table(header=header, rows=tuple(rows), caption="Median [10th, 90th percentile]")
+    if len(sets) == 1:
+        header, *rows = set_table.judged(sets[0].statistics)
+        caption = "Median, 10th and 90th percentile over the pictures, and what they should reach"
+    else:
+        header, *rows = set_table.comparison({each.name: each.statistics for each in sets})
+        caption = "Median [10th, 90th percentile]"
+    table = Table(header=header, rows=tuple(rows), caption=caption)
+    doubled = [_near_duplicates(each) for each in sets if each.alike]
     notes = [Text(text=f"{each.name}: {set_table.summary(each.statistics)}") for each in sets]
     return [
         Section(title="Pictures", parts=tuple(sheets)),
         Section(title="Statistics", parts=(table, *notes)),
+        *doubled,
         Section(
             title="How they are spread",
             parts=(
@@ -130,6 +147,27 @@ def sections_of(sets: Sequence[MeasuredSet]) -> list[Section]:
             ),
         ),
     ]
+
+
+def _near_duplicates(measured: MeasuredSet) -> Section:
+    """Show the pictures that are nearly the same, a sheet a group."""
+    groups = measured.statistics.doubled
+    count = measured.statistics.n_superfluous
+    told = f"{count} of {measured.statistics.n} pictures could be left out, for another is "
+    told += f"nearly the same; they are in {len(groups)} group{'' if len(groups) == 1 else 's'}"
+    if len(groups) > len(measured.alike):
+        told += f", of which the first {len(measured.alike)} are shown"
+    sheets = [
+        Picture(
+            data=_jpeg(contact_sheet([each.read() for each in shown], columns=len(shown))),
+            description=f"{len(shown)} pictures that are nearly the same",
+            caption=set_table.alike(group),
+        )
+        for group, shown in zip(groups, measured.alike, strict=False)
+    ]
+    return Section(
+        title=f"Near-duplicates of {measured.name}", parts=(Text(text=f"{told}."), *sheets)
+    )
 
 
 def _jpeg(image: Image.Image) -> bytes:

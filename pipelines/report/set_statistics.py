@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fractals.statistics import colour_features, hog_features, is_dead, measure, vendi_score
+from pipelines.errors import PipelineError
 from pipelines.generate.plan import spread
 from pipelines.report.near_duplicates import difference_hash, near_duplicates
-from pipelines.report.set_pictures import SetPicture
+from pipelines.report.set_pictures import SetPicture, UnreadableError
 from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size
 from pipelines.shards.progress import Progress, no_progress
 
@@ -33,29 +34,41 @@ class Percentiles:
 class SetStatistics:
     """What `measure_set` found.
 
-    n: pictures measured; n_resized: how many of them were not 256x256.
+    n: pictures measured; unreadable: the names of those that were left out, for they are no whole
+    pictures, in order; n_resized: how many of the measured were not 256x256.
     per_picture: statistic -> percentiles, in the order of the table.
     n_of_diversity: pictures behind the two Vendi scores.
     dead: the names of the dead pictures, in order.
-    doubled: pairs of names of pictures that are nearly the same, in order.
+    doubled: groups of names of pictures that are nearly the same (`near_duplicates`), in order.
     values: statistic -> (n,) float64, a value a picture; for histograms.
     """
 
     n: int
+    unreadable: tuple[str, ...]
     n_resized: int
     per_picture: dict[str, Percentiles]
     n_of_diversity: int
     colour_vendi: float
     hog_vendi: float
     dead: tuple[str, ...]
-    doubled: tuple[tuple[str, str], ...]
+    doubled: tuple[tuple[str, ...], ...]
     values: Mapping[str, NDArray[np.float64]]
+
+    @property
+    def n_superfluous(self) -> int:
+        """How many near-duplicates could be left out: all but one of each group."""
+        return sum(len(group) - 1 for group in self.doubled)
 
     def document(self) -> dict[str, Any]:
         """Return the statistics as plain JSON values, without those of each picture."""
         whole = asdict(self)
         del whole["values"]
-        return {**whole, "dead": list(self.dead), "doubled": [list(pair) for pair in self.doubled]}
+        return {
+            **whole,
+            "unreadable": list(self.unreadable),
+            "dead": list(self.dead),
+            "doubled": [list(group) for group in self.doubled],
+        }
 
 
 def jpeg_bits_per_pixel(picture: NDArray[np.uint8]) -> float:
@@ -78,48 +91,60 @@ def measure_set(
 ) -> SetStatistics:
     """Measure pictures at 256x256 (`at_measured_size`), one after the other.
 
-    The Vendi scores are of 64 of them spread evenly, or of all where there are fewer.
+    One that is no whole picture is left out, and named. The Vendi scores are of 64 of the others
+    spread evenly, or of all where there are fewer.
 
     Args:
-        pictures: one or more; the result depends on their order only in `dead` and `doubled` and in
-            which 64 are taken.
+        pictures: one or more; the result depends on their order only in the names and in which 64
+            are taken.
         progress: called with pictures done and to do.
 
     Raises:
-        PipelineError: if one cannot be read.
+        PipelineError: if none can be read, or their set cannot.
         ValueError: if there is none.
     """
     n = len(pictures)
     if n == 0:
         raise ValueError("0 pictures have no statistics; give at least one")
-    diverse = set(spread(N_OF_DIVERSITY, n))
-    measured: list[dict[str, float]] = []
-    colours, gradients, hashes = [], [], []
+    readable: list[SetPicture] = []
+    unreadable: list[UnreadableError] = []
+    lost, measured, hashes = [], [], []
     n_resized = 0
     for position, each in enumerate(pictures):
-        original = each.read()
-        picture = at_measured_size(original)
-        n_resized += original.shape[:2] != (MEASURED_SIDE, MEASURED_SIDE)
-        measured.append({**measure(picture), "jpeg_bits_per_pixel": jpeg_bits_per_pixel(picture)})
-        hashes.append(difference_hash(original))
-        if position in diverse:
-            colours.append(colour_features(picture))
-            gradients.append(hog_features(picture))
+        try:
+            original = each.read()
+        except UnreadableError as error:
+            unreadable.append(error)
+            lost.append(each.name)
+        else:
+            readable.append(each)
+            picture = at_measured_size(original)
+            n_resized += original.shape[:2] != (MEASURED_SIDE, MEASURED_SIDE)
+            measured.append(
+                {**measure(picture), "jpeg_bits_per_pixel": jpeg_bits_per_pixel(picture)}
+            )
+            hashes.append(difference_hash(original))
         progress(position + 1, n)
+    if not readable:
+        raise PipelineError(f"none of {n} pictures can be read: {unreadable[0]}")
     values = {name: np.array([each[name] for each in measured]) for name in measured[0]}
     dead = {position for position, found in enumerate(measured) if is_dead(found)}
     # Flat pictures are all alike, and told of as dead.
-    alive = [position for position in range(n) if position not in dead]
-    doubled = near_duplicates(np.array([hashes[position] for position in alive]))
+    alive = [position for position in range(len(readable)) if position not in dead]
+    groups = near_duplicates(np.array([hashes[place] for place in alive]).reshape(-1, 4))
+    # Read again, for only now it is known which 64 are spread evenly.
+    places = spread(N_OF_DIVERSITY, len(readable))
+    diverse = [at_measured_size(readable[place].read()) for place in places]
     return SetStatistics(
-        n=n,
+        n=len(readable),
+        unreadable=tuple(lost),
         n_resized=n_resized,
         per_picture={name: _percentiles(column) for name, column in values.items()},
         n_of_diversity=len(diverse),
-        colour_vendi=vendi_score(np.array(colours)),
-        hog_vendi=vendi_score(np.array(gradients)),
-        dead=tuple(pictures[position].name for position in sorted(dead)),
-        doubled=tuple((pictures[alive[a]].name, pictures[alive[b]].name) for a, b in doubled),
+        colour_vendi=vendi_score(np.array([colour_features(each) for each in diverse])),
+        hog_vendi=vendi_score(np.array([hog_features(each) for each in diverse])),
+        dead=tuple(readable[position].name for position in sorted(dead)),
+        doubled=tuple(tuple(readable[alive[place]].name for place in group) for group in groups),
         values=values,
     )
 

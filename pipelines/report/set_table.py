@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.report.set_statistics import N_OF_DIVERSITY, Percentiles, SetStatistics
-from pipelines.report.text import aligned
+from pipelines.text_table import aligned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ class Verdict:
     bar: Bar
     met: bool | None
 
+
+_MOST_NAMED = 3
 
 NONE = Bar(at_least=0, at_most=0)
 """Of what there should be none."""
@@ -202,12 +204,21 @@ def verdicts(statistics: SetStatistics) -> list[Verdict]:
     return [
         *found,
         _verdict("dead_pictures", "count", len(statistics.dead), NONE),
-        _verdict("near_duplicates", "count", len(statistics.doubled), NONE),
+        _verdict("near_duplicates", "count", statistics.n_superfluous, NONE),
     ]
 
 
 def table(statistics: SetStatistics) -> str:
     """Return the statistics as lines of aligned text, for a terminal of 120 columns."""
+    lines = aligned(judged(statistics), right=(1, 2, 3))
+    return "\n".join([*lines, "", summary(statistics)])
+
+
+def judged(statistics: SetStatistics) -> list[tuple[str, ...]]:
+    """Return a row a statistic: its figures, their bars and whether met, and the references.
+
+    The first row holds the names of the columns.
+    """
     header = ("", "median", "10th", "90th", "median bar", "10th bar", "people's flames", "photos")
     lines: list[tuple[str, ...]] = [header]
     for row in ROWS:
@@ -230,7 +241,7 @@ def table(statistics: SetStatistics) -> str:
         lines.append((row.label, f"{value:.{row.decimals}f}", "", "", judged, "", *references))
     for label, count in _counts(statistics):
         lines.append((label, f"{count}", "", "", _judged(NONE, count), "", "", ""))
-    return "\n".join([*aligned(lines, right=(1, 2, 3)), "", summary(statistics)])
+    return lines
 
 
 def comparison(sets: Mapping[str, SetStatistics]) -> list[tuple[str, ...]]:
@@ -267,7 +278,7 @@ def _three(row: Row, values: Percentiles) -> str:
 def _counts(statistics: SetStatistics) -> list[tuple[str, int]]:
     return [
         ("dead pictures", len(statistics.dead)),
-        ("near-duplicate pairs", len(statistics.doubled)),
+        ("near-duplicates", statistics.n_superfluous),
     ]
 
 
@@ -325,13 +336,24 @@ def summary(statistics: SetStatistics) -> str:
     text = f"{met} of {len(judged)} bars met"
     if statistics.n_resized:
         text += f"; {statistics.n_resized} pictures were brought to 256x256 before measuring"
+    if statistics.unreadable:
+        n = len(statistics.unreadable)
+        left_out = "1 unreadable picture was" if n == 1 else f"{n} unreadable pictures were"
+        text += f"; {left_out} left out: {_some(statistics.unreadable)}"
     if statistics.dead:
         text += f"; dead: {_some(statistics.dead)}"
     if statistics.doubled:
-        pairs = [f"{a} and {b}" for a, b in statistics.doubled]
-        text += f"; nearly the same: {_some(pairs)}"
+        text += f"; nearly the same: {_some([alike(group) for group in statistics.doubled], '; ')}"
     return text
 
 
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+def alike(group: Sequence[str]) -> str:
+    """Return the names of pictures that are nearly the same, of many the first, as words."""
+    if len(group) == 2:
+        return " and ".join(group)
+    return f"{len(group)} pictures, {_some(group)}"
+
+
+def _some(names: Sequence[str], between: str = ", ") -> str:
+    more = [] if len(names) <= _MOST_NAMED else ["..."]
+    return between.join([*names[:_MOST_NAMED], *more])

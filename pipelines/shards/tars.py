@@ -38,6 +38,10 @@ _UNSAFE = {
 }
 
 
+class NoTarError(PipelineError):
+    """A file that does not begin as a tar does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file in a tar. offset, size: of its bytes in the tar."""
@@ -93,7 +97,8 @@ def scan_tar(path: Path) -> Iterator[Member]:
         path: a tar of any dialect (USTAR, GNU, pax, V7), not compressed.
 
     Raises:
-        PipelineError: if the file is no tar or damaged: cut off anywhere, even between two members
+        NoTarError: if the file does not begin as a tar does.
+        PipelineError: if it is damaged: cut off anywhere, even between two members
             or in the empty blocks at its end; with a header whose checksum is wrong; with anything
             after its end; or if it holds a link, a device, or a name that leads out of a folder.
         OSError: if it cannot be read.
@@ -115,6 +120,8 @@ class _Reader:
 
     def members(self) -> Iterator[Member]:
         position = 0
+        if self.n_bytes < BLOCK:
+            raise self.no_tar()
         # From headers that extend the next one: GNU's long names, and those of pax.
         name: str | None = None
         size: int | None = None
@@ -151,6 +158,8 @@ class _Reader:
         try:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
+            if position == 0 and block[257:262] != b"ustar":
+                raise self.no_tar() from error
             raise self.refusal(
                 f"has no valid header at byte {position} ({error})",
                 "copy it again, or name a tar, uncompressed",
@@ -222,6 +231,11 @@ class _Reader:
 
     def text(self, content: bytes) -> str:
         return content.decode("utf-8", "backslashreplace")
+
+    def no_tar(self) -> NoTarError:
+        return NoTarError(
+            f"{self.path} is no tar; name a folder of pictures, shards or an uncompressed tar"
+        )
 
     def cut_off(self, where: str) -> PipelineError:
         return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
@@ -270,90 +269,3 @@ def document(draws: Sequence[Draw]) -> dict[str, Any]:
             for draw in draws
         ]
     }
-
-
-# --- the figure ----------------------------------------------------------------------------------
-
-_CELL, _GAP, _MARGIN = 208, 18, 20
-_TEXT, _LINE = 14, 19
-_THUMB = 3 * _LINE
-_HEAD = 30
-_PAPER, _INK, _SOFT, _MARK = (255, 255, 255), (28, 28, 30), (110, 110, 118), (214, 92, 20)
-
-
-def figure(picture: Pixels, draws: Sequence[Draw]) -> Image.Image:
-    """Draw each draw as a row: the picture, what the rounds begin with, and each round.
-
-    Below a round stand what was mixed in and how; the result, which a network gets, has a frame.
-
-    Args:
-        picture: (side, side, 3) uint8, that was mixed.
-        draws: one or more.
-    """
-    n_rounds = max((len(draw.rounds) for draw in draws), default=0)
-    heads = ["picture", "start", *(f"round {number}" for number in range(1, n_rounds + 1))]
-    row_height = _CELL + 8 + 3 * _LINE + 16
-    width = 2 * _MARGIN + len(heads) * _CELL + (len(heads) - 1) * _GAP
-    height = 2 * _MARGIN + _HEAD + len(draws) * row_height - 16
-    canvas = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(canvas)
-    font, bold = ImageFont.load_default(_TEXT), ImageFont.load_default(_TEXT + 3)
-    for column, head in enumerate(heads):
-        pen.text((_left(column), _MARGIN), head, fill=_INK, font=bold)
-    for row, draw in enumerate(draws):
-        top = _MARGIN + _HEAD + row * row_height
-        count = len(draw.rounds)
-        lines = [f"index {draw.key[2]}", "1 round" if count == 1 else f"{count} rounds"]
-        _cell(canvas, pen, font, (0, top), picture, lines)
-        _cell(canvas, pen, font, (1, top), draw.first, [draw.start or "as it is"])
-        for column, each in enumerate(draw.rounds, 2):
-            name = PurePath(_short(draw.mixing_picture or "")).name
-            lines = [
-                each.operation or "mixing picture",
-                f"{each.mixing}  a {each.a:.2f}  b {each.b:.2f}",
-                "of the picture itself" if each.operation else name,
-            ]
-            _cell(canvas, pen, font, (column, top), each.result, lines, each.other)
-        left, corner = _left(1 + count), (_CELL + 2)
-        pen.rectangle((left - 3, top - 3, left + corner, top + corner), outline=_MARK, width=3)
-    return canvas
-
-
-def _short(name: str) -> str:
-    """Return the first word of a name such as "key 00000012 in shards/mixing/00.tar"."""
-    return name.removeprefix("key ").partition(" in ")[0]
-
-
-def _left(column: int) -> int:
-    return _MARGIN + column * (_CELL + _GAP)
-
-
-def _cell(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
-    place: tuple[int, int],
-    picture: Pixels,
-    lines: Sequence[str],
-    other: Pixels | None = None,
-) -> None:
-    """Draw a picture and, below it, lines of text beside what was mixed in."""
-    left, top = _left(place[0]), place[1]
-    canvas.paste(_scaled(picture, _CELL), (left, top))
-    top += _CELL + 8
-    if other is not None:
-        canvas.paste(_scaled(other, _THUMB), (left, top))
-        left += _THUMB + 8
-    room = _left(place[0]) + _CELL - left
-    for number, line in enumerate(lines):
-        text = line
-        while pen.textlength(text, font=font) > room and len(text) > 1:
-            text = f"{text.rstrip('…')[:-1]}…"
-        fill = _INK if number == 0 else _SOFT
-        pen.text((left, top + number * _LINE), text, fill=fill, font=font)
-
-
-def _scaled(picture: Pixels, side: int) -> Image.Image:
-    image = Image.fromarray(picture)
-    filter = Image.Resampling.LANCZOS if image.width > side else Image.Resampling.BICUBIC
-    return image if image.width == side else image.resize((side, side), filter)

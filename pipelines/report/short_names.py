@@ -1,0 +1,17 @@
+"""Short names that tell files or folders from each other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, as few of them as tell the paths from each other.
+
+    A path is named by where it leads: "." by the name of its folder.
+    """
+    whole = [path.resolve() for path in paths]
+    for parts in range(1, 8):
+        names = ["/".join(path.parts[-parts:]) for path in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
