@@ -141,7 +141,9 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     with pytest.raises(PipelineError) as caught:
         paint(sharded(place))
     assert store.turned_away == 4
-    assert str(caught.value).startswith(f"{URL}/stripes-02.tar: given up after 4 attempts, the")
+    assert str(caught.value).startswith(
+        f"{URL}/stripes-02.tar: given up after 4 attempts in a row,"
+    )
     assert "\n" not in str(caught.value)
     store.busy = 0
     assert paint(sharded(place)).painted == 5
