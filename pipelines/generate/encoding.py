@@ -24,6 +24,16 @@ ENCODERS: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
 LOSSLESS = frozenset({"png", "webp"})
 
 
+def check_format(format: str) -> None:
+    """Refuse a format that is no key of `ENCODERS`.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if format not in ENCODERS:
+        raise ValueError(f"format is {format!r}; give one of {', '.join(ENCODERS)}")
+
+
 def encode(picture: Picture, format: str) -> bytes:
     """Encode a picture.
 

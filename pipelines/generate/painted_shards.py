@@ -21,9 +21,9 @@ from typing import Any
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import ENCODERS, encoder_version
+from pipelines.generate.encoding import check_format, encoder_version
 from pipelines.generate.painting import IMAGES, Painter, paint_files
-from pipelines.generate.plan import cut, ranges_of
+from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.sets import refuse_other, refuse_other_versions
 from pipelines.shards.files import sha256, world_errors, write_file
 from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
@@ -66,13 +66,8 @@ class ShardedRequest:
         for name in ("n", "shard_size", "chunk", "jobs", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if not 0 <= self.task_index < self.num_tasks:
-            raise ValueError(
-                f"task_index is {self.task_index}; with num_tasks {self.num_tasks} "
-                f"give 0..{self.num_tasks - 1}"
-            )
-        if self.format not in ENCODERS:
-            raise ValueError(f"format is {self.format!r}; give one of {', '.join(ENCODERS)}")
+        check_task(self.task_index, self.num_tasks)
+        check_format(self.format)
 
     @property
     def num_shards(self) -> int:

@@ -3,6 +3,18 @@
 from collections.abc import Iterable, Iterator, Sequence
 
 
+def check_task(task_index: int, num_tasks: int) -> None:
+    """Refuse a task that is none of the tasks.
+
+    Raises:
+        ValueError: if task_index is not in 0 .. num_tasks - 1.
+    """
+    if not 0 <= task_index < num_tasks:
+        raise ValueError(
+            f"task_index is {task_index}; with num_tasks {num_tasks} give 0..{num_tasks - 1}"
+        )
+
+
 def subtract(whole: range, taken: Iterable[range]) -> list[range]:
     """Return what is left of a range without others, as ascending ranges.
 

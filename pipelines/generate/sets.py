@@ -21,9 +21,9 @@ from typing import Any
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import ENCODERS, encoder_version
+from pipelines.generate.encoding import check_format, encoder_version
 from pipelines.generate.painting import IMAGES, Painter, paint_chunk, picture_name
-from pipelines.generate.plan import cut, ranges_of, share, subtract
+from pipelines.generate.plan import check_task, cut, ranges_of, share, subtract
 from pipelines.generate.records import Part, find_parts, forget, merge
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
@@ -64,13 +64,8 @@ class SetRequest:
         for name in ("n", "chunk", "jobs", "num_tasks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        if not 0 <= self.task_index < self.num_tasks:
-            raise ValueError(
-                f"task_index is {self.task_index}; with num_tasks {self.num_tasks} "
-                f"give 0..{self.num_tasks - 1}"
-            )
-        if self.format not in ENCODERS:
-            raise ValueError(f"format is {self.format!r}; give one of {', '.join(ENCODERS)}")
+        check_task(self.task_index, self.num_tasks)
+        check_format(self.format)
 
     @property
     def images(self) -> Path:
