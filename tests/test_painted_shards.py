@@ -419,6 +419,14 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
 
 
+def test_a_set_of_files_is_no_place_for_shards(tmp_path: Path) -> None:
+    out = tmp_path / "set"
+    assert run("fractals", "--n", 2, "--out", out, "--size", "24x16", "--jobs", 1).exit_code == 0
+    for refused in (fractals(out), run("merge", out)):
+        assert refused.exit_code == 1
+        assert f"{out} holds a set of files and no shards; choose another" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -166,7 +166,7 @@ def merge_shards(place: Place) -> ShardedResult:
         sizes = place.sizes()
         content = place.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
         if content is not None:
-            manifest = parse_manifest(content, f"{place.name}/{MANIFEST_NAME}")
+            manifest = _manifest_of(place, content)
             if REQUEST in sizes:
                 # Whoever closed it was killed before the end.
                 place.close()
@@ -212,7 +212,7 @@ def settings_so_far(place: Place) -> dict[str, Any]:
     with world_errors(place.name, jobs=1):
         content = place.read(MANIFEST_NAME)
         if content is not None:
-            manifest = parse_manifest(content, f"{place.name}/{MANIFEST_NAME}")
+            manifest = _manifest_of(place, content)
             settings: dict[str, Any] = manifest["settings"]
         else:
             settings = (_read_request(place) or {"settings": {}})["settings"]
@@ -253,6 +253,24 @@ def _document(request: ShardedRequest) -> dict[str, Any]:
     }
 
 
+def _manifest_of(place: Place, content: bytes) -> dict[str, Any]:
+    """Return the manifest of a set of shards.
+
+    Raises:
+        PipelineError: if it is none, as that of a set of files.
+    """
+    try:
+        of_files = "status" in json.loads(content)
+    except (ValueError, TypeError):
+        of_files = False
+    if of_files:
+        raise PipelineError(
+            f"{place.name} holds a set of files and no shards; choose another place for shards, or "
+            "leave --to-shards out, by which that set goes on and is closed without a merge"
+        )
+    return parse_manifest(content, f"{place.name}/{MANIFEST_NAME}")
+
+
 def _mark(document: Mapping[str, Any]) -> str:
     """Return what ties a sidecar to the request: two that began at once may differ in theirs."""
     versions = {name: each for name, each in document["made_with"].items() if name != "pixmix"}
@@ -270,7 +288,7 @@ def _is_closed(place: Place, sizes: Mapping[str, int], document: Mapping[str, An
     if content is None:
         return False
     where = f"{place.name}/{MANIFEST_NAME}"
-    manifest = parse_manifest(content, where)
+    manifest = _manifest_of(place, content)
     _refuse(
         place,
         {"settings": manifest["settings"], "made_with": manifest.get("versions", {})},
