@@ -151,8 +151,9 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
 @contextmanager
 def _in_use(training: Training, processes: Processes) -> Iterator[None]:
     """Keep other trainings out of the folder: two would write checkpoints and metrics in turn."""
+    other = f"another training to let go of {training.out}"
     with ExitStack() as held:
-        with processes.together():
+        with processes.watchdog.awaiting(other), processes.together():
             if processes.first:
                 check_no_file(training.out, "--out")
                 training.out.mkdir(parents=True, exist_ok=True)
