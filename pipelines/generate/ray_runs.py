@@ -39,9 +39,6 @@ _LOOK_S = 2.0
 
 _CONNECT_S = 10.0
 
-_CANCEL_S = 5.0
-"""For cancelled tasks to put away what they have begun."""
-
 _Answer = TypeVar("_Answer")
 _Versions = Callable[[], Mapping[str, Any]]
 
@@ -93,18 +90,17 @@ class RayCluster:
             checked = ray.put(partial(_checked, work, versions, dict(versions()), witness))
             task = self._task()
             slots = _Slots(self.num_gpus)
-            try:
-                while True:
-                    room = min(jobs, _TASKS_A_SLOT * slots.now()) - len(running)
-                    chosen = islice(waiting, max(room, 0))
-                    running += [task.remote(checked, chunk) for chunk in chosen]
-                    if not running:
-                        return
-                    done, running = ray.wait(running, timeout=_LOOK_S)
-                    for each in done:
-                        finished(_answer(each))
-            finally:
-                _cancel(running)
+            # What runs after an error or Ctrl-C is not cancelled: `ray.cancel` of a task that ends
+            # at that moment aborts this process. The cluster ends what its driver has left.
+            while True:
+                room = min(jobs, _TASKS_A_SLOT * slots.now()) - len(running)
+                chosen = islice(waiting, max(room, 0))
+                running += [task.remote(checked, chunk) for chunk in chosen]
+                if not running:
+                    return
+                done, running = ray.wait(running, timeout=_LOOK_S)
+                for each in done:
+                    finished(_answer(each))
 
     def _task(self) -> Any:  # noqa: ANN401, ray's decorator has no types
         import ray
@@ -330,19 +326,6 @@ def _answer(task: Any) -> Any:  # noqa: ANN401, a reference of ray's
             "that all its machines have the same pixmix and memory enough, and run the same "
             "command again"
         ) from error
-
-
-def _cancel(running: list[Any]) -> None:
-    """End tasks that nobody waits for any more, after an error or Ctrl-C."""
-    import ray
-    from ray.exceptions import RayError
-
-    if not running:
-        return
-    with suppress(RayError):
-        for task in running:
-            ray.cancel(task)
-        ray.wait(running, num_returns=len(running), timeout=_CANCEL_S)
 
 
 def _first_line(error: Exception) -> str:
