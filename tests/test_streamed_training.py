@@ -64,8 +64,9 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
+    # Also while the fixtures of the module train: with two, sums are rounded otherwise.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
