@@ -1,8 +1,9 @@
-"""Sets of shards that are painted into an object store: an S3-compatible one on the loopback."""
+"""Sets of shards that are painted into object stores: such as Amazon's and Google's."""
 
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +15,11 @@ from click.testing import CliRunner, Result
 
 pytest.importorskip("moto.server")
 pytest.importorskip("s3fs")
+pytest.importorskip("gcp_storage_emulator")
+pytest.importorskip("gcsfs")
 
 from crashes import paint_here
-from object_store import BUCKET, ObjectStore
+from object_store import AmazonStore, GoogleStore, ObjectStore
 from painters import Stripes, sharded, tree
 from pipelines import Remote, open_mixing_set
 from pipelines.cli import gen
@@ -26,8 +29,6 @@ from pipelines.shards import places
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.places import Bucket, Folder, Place, open_place
 from pipelines.shards.remote import open_remote_shards
-
-URL = f"s3://{BUCKET}/sets/stripes"
 
 
 def paint(asked: ShardedRequest) -> ShardedResult:
@@ -41,10 +42,15 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return tree(folder)
 
 
-@pytest.fixture
-def store() -> Iterator[ObjectStore]:
-    with ObjectStore() as store:
+@pytest.fixture(params=[AmazonStore, GoogleStore])
+def store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    with request.param() as store:
         yield store
+
+
+@pytest.fixture
+def url(store: ObjectStore) -> str:
+    return f"{store.url}/sets/stripes"
 
 
 @pytest.fixture
@@ -53,8 +59,8 @@ def access(store: ObjectStore) -> RemoteAccess:
 
 
 @pytest.fixture
-def place(access: RemoteAccess) -> Place:
-    return open_place(URL, access)
+def place(url: str, access: RemoteAccess) -> Place:
+    return open_place(url, access)
 
 
 def contents(store: ObjectStore) -> dict[str, bytes]:
@@ -97,15 +103,15 @@ def test_worker_processes_write_to_a_store(
 
 
 def test_a_finished_set_is_read_back_from_the_store(
-    place: Place, access: RemoteAccess, tmp_path: Path
+    url: str, place: Place, access: RemoteAccess, tmp_path: Path
 ) -> None:
     paint(sharded(place))
     remote = Remote(access=access)
-    mixing_set = open_mixing_set(URL, 20, cache_dir=tmp_path / "cache", remote=remote)
+    mixing_set = open_mixing_set(url, 20, cache_dir=tmp_path / "cache", remote=remote)
     assert len(mixing_set) == 10
     for i in range(10):
         np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
-    assert len(open_remote_shards(URL, access=access).shards) == 10
+    assert len(open_remote_shards(url, access=access).shards) == 10
 
 
 def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: Place) -> None:
@@ -142,7 +148,7 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
         paint(sharded(place))
     assert store.turned_away == 4
     assert str(caught.value).startswith(
-        f"{URL}/stripes-02.tar: given up after 4 attempts in a row,"
+        f"{place.name}/stripes-02.tar: given up after 4 attempts in a row,"
     )
     assert "\n" not in str(caught.value)
     store.busy = 0
@@ -150,15 +156,52 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     assert contents(store) == in_a_folder
 
 
-def test_a_store_that_does_not_answer_is_one_line(access: RemoteAccess) -> None:
-    options = {"s3": access.options["s3"] | {"endpoint_url": "http://127.0.0.1:9"}}
+def test_a_store_that_does_not_answer_is_one_line(
+    url: str, access: RemoteAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _without_its_own_patience(monkeypatch)
+    options = {
+        scheme: each | {"endpoint_url": "http://127.0.0.1:9"}
+        for scheme, each in access.options.items()
+    }
     nobody = RemoteAccess(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, options=options)
-    with pytest.raises(PipelineError, match=f"^{URL}/: given up after 2 attempts"):
-        paint(sharded(open_place(URL, nobody)))
+    with pytest.raises(PipelineError, match=f"^{url}/: given up after 2 attempts"):
+        paint(sharded(open_place(url, nobody)))
+
+
+def test_a_store_that_may_not_be_written_is_one_line_at_once(
+    store: ObjectStore, place: Place
+) -> None:
+    store.busy, store.answer = 1000, 403
+    with pytest.raises(PipelineError) as caught:
+        paint(sharded(place))
+    assert store.turned_away == 1
+    message = r"access denied \(.*\); give credentials that may write there"
+    assert re.fullmatch(rf"{place.name}/\.work/request\.json: {message}", str(caught.value))
+
+
+@pytest.mark.parametrize("store", [GoogleStore], indirect=True)
+def test_what_the_client_takes_for_a_wrong_value_is_the_stores_refusal(
+    store: ObjectStore, place: Place
+) -> None:
+    store.busy, store.answer = 1000, 400
+    with pytest.raises(PipelineError, match=r"cannot be written \(.* an invalid word\); check"):
+        paint(sharded(place))
+    assert store.turned_away == 1
+
+
+# So aiohttp says of what gcsfs gives it.
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
+def test_a_large_file_is_put_in_pieces(store: ObjectStore, place: Place) -> None:
+    content = np.random.default_rng(0).bytes(6 * 2**20)
+    with place.writing() as folder:
+        (folder / "large.tar").write_bytes(content)
+    assert contents(store) == {"large.tar": content}
+    assert place.sizes() == {"large.tar": len(content)}
 
 
 def _without_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the store's client try once, so that the attempts are ours to count."""
+    """Let S3's client try once, so that the attempts are ours to count."""
     import s3fs
 
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
@@ -225,33 +268,40 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     assert contents(store) == in_a_folder
 
 
-def test_a_bucket_that_is_not_there_is_one_line(access: RemoteAccess) -> None:
-    with pytest.raises(PipelineError, match=r"^s3://none/set/.*: there is no such bucket .* make"):
-        paint(sharded(open_place("s3://none/set", access)))
+def test_a_bucket_that_is_not_there_is_one_line(store: ObjectStore, access: RemoteAccess) -> None:
+    url = f"{store.scheme}://none/set"
+    with pytest.raises(PipelineError, match=rf"^{url}/.*: there is no such bucket .* make"):
+        paint(sharded(open_place(url, access)))
 
 
-def test_other_objects_are_left_alone(store: ObjectStore, access: RemoteAccess) -> None:
-    paint(sharded(open_place(f"s3://{BUCKET}/sets/stripes2", access), n=2))
-    paint(sharded(open_place(f"{URL}/", access), n=2))
+def test_other_objects_are_left_alone(store: ObjectStore, url: str, access: RemoteAccess) -> None:
+    paint(sharded(open_place(f"{url}2", access), n=2))
+    paint(sharded(open_place(f"{url}/", access), n=2))
     before = store.objects()
     with pytest.raises(PipelineError, match=r"sets holds something else \(stripes/_info.json\)"):
-        paint(sharded(open_place(f"s3://{BUCKET}/sets", access), n=2))
+        paint(sharded(open_place(f"{store.url}/sets", access), n=2))
     assert store.objects() == before
 
 
 def test_other_settings_are_refused_in_a_store(place: Place) -> None:
     paint(sharded(place, num_tasks=2))
-    with pytest.raises(PipelineError, match=rf"seed: {URL} was begun with 0, this command says 1"):
+    with pytest.raises(
+        PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
+    ):
         paint(sharded(place, Stripes(seed=1)))
 
 
-def test_without_its_client_a_store_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("scheme", "extra"), [("s3", "s3"), ("gs", "gcs")])
+def test_without_its_client_a_store_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, extra: str
+) -> None:
     def missing(_: str) -> Any:  # noqa: ANN401
-        raise ImportError("s3fs")
+        raise ImportError(scheme)
 
     monkeypatch.setattr("fsspec.get_filesystem_class", missing)
-    with pytest.raises(PipelineError, match=r"needs pixmix\[s3\]; run pip install 'pixmix\[s3\]'"):
-        paint(sharded(open_place(URL)))
+    remedy = rf"needs pixmix\[{extra}\]; run pip install 'pixmix\[{extra}\]'"
+    with pytest.raises(PipelineError, match=remedy):
+        paint(sharded(open_place(f"{scheme}://bucket/set")))
 
 
 def test_many_sidecars_are_listed_once_and_read_in_batches(
@@ -273,11 +323,10 @@ def test_many_sidecars_are_listed_once_and_read_in_batches(
 
 
 def test_the_command_paints_into_a_store_and_merges(
-    store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    store: ObjectStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(gen.main, arguments)
@@ -285,12 +334,12 @@ def test_the_command_paints_into_a_store_and_merges(
     small = ("--n", "5", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1")
     for task in ("0", "1"):
         made = run(
-            "fractals", *small, "--to-shards", "--shard-size", "2", "--out", URL, "--task-index",
+            "fractals", *small, "--to-shards", "--shard-size", "2", "--out", url, "--task-index",
             task, "--num-tasks", "2",
         )  # fmt: skip
         assert made.exit_code == 0, made.output
-    merged = run("merge", URL, "--json")
+    merged = run("merge", url, "--json")
     assert json.loads(merged.stdout) == {
-        "place": URL, "pictures": 5, "painted": 0, "shards": 3, "missing": [], "complete": True,
+        "place": url, "pictures": 5, "painted": 0, "shards": 3, "missing": [], "complete": True,
     }  # fmt: skip
     assert "manifest.json" in contents(store)

@@ -12,7 +12,7 @@ from faulty_server import Fault, FaultyServer, cut, flip, stall, status
 from pipelines.errors import PipelineError
 from pipelines.shards import connections
 from pipelines.shards.cache import HeldFile, ShardCache
-from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.connections import NotThereError, RemoteAccess
 from pipelines.shards.remote import fetch
 from test_remote import CONTENT, sha256
 
@@ -65,8 +65,6 @@ class Store:
 def store(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Store]:
-    # Or gcsfs asks by gRPC first what kind of bucket this is, which wants a server of that kind.
-    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     pytest.importorskip({"s3": "s3fs", "gs": "gcsfs"}[request.param])
     monkeypatch.setattr(connections, "_PIECE_BYTES", 30_000)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
@@ -116,3 +114,27 @@ def test_an_object_of_another_length_is_refused_before_it_comes(store: Store, n_
     with pytest.raises(PipelineError, match="and 100000 bytes came, 3 times"):
         store.fetch(n_bytes=n_bytes)
     assert store.server.requests(store.name) == []
+
+
+@pytest.mark.parametrize("code", [401, 403])
+def test_an_object_that_may_not_be_read_is_told_at_once(tmp_path: Path, code: int) -> None:
+    pytest.importorskip("gcsfs")
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with FaultyServer(folder) as server:
+        # Of the object, and of what begins with its name.
+        asked = ("storage/v1/b/bucket/o/set/a.tar", "storage/v1/b/bucket/o")
+        server.always.update(dict.fromkeys(asked, status(code)))
+        store = Store("gs", server, ShardCache(folder=tmp_path / "cache"))
+        with pytest.raises(NotThereError, match=r"a\.tar: access denied \(.*\); give credentials"):
+            store.fetch()
+        assert len(server.requests(asked[0])) == 1
+
+
+def test_a_busy_store_is_borne_with_as_long_as_any_server(store: Store) -> None:
+    record = FILES[store.scheme][1] or store.name
+    store.server.always[record.replace("%2F", "/")] = status(503)
+    store.server.always[store.name] = status(503)
+    with pytest.raises(PipelineError, match="given up after 3 attempts in a row") as caught:
+        store.fetch()
+    assert "\n" not in str(caught.value)

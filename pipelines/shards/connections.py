@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -41,13 +42,18 @@ section 4, RFC 8470 section 5.2."""
 _PASSING = (
     ("botocore.exceptions", "ConnectionError"),
     ("botocore.exceptions", "HTTPClientError"),
-    ("gcsfs.retry", "HttpError"),
+    ("gcsfs.retry", "ChecksumError"),
     ("google.auth.exceptions", "TransportError"),
 )
 _FINAL = (
     ("botocore.exceptions", "BotoCoreError"),
+    ("gcsfs.retry", "HttpError"),
     ("google.auth.exceptions", "GoogleAuthError"),
 )
+
+
+class RefusedError(OSError):
+    """Raised where an object store's client says by a ValueError that a store refuses."""
 
 
 class NotThereError(PipelineError):
@@ -169,8 +175,10 @@ def may_pass(error: BaseException) -> bool:
     """Return whether the same attempt may succeed a little later."""
     import aiohttp
 
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in _BUSY
+    status = _status(error)
+    if status is not None:
+        # 401 and these words: a token that has run out, in whose place another is had.
+        return status in _BUSY or (status == 401 and "Invalid Credentials" in str(error))
     if isinstance(error, aiohttp.ClientConnectorError):
         # No such name, as in a slip; a name server that does not answer has another number.
         found = error.os_error
@@ -179,6 +187,7 @@ def may_pass(error: BaseException) -> bool:
     final = (
         FileNotFoundError,
         PermissionError,
+        RefusedError,
         aiohttp.InvalidURL,
         aiohttp.ClientConnectorCertificateError,
     )
@@ -193,21 +202,21 @@ def may_pass(error: BaseException) -> bool:
 
 def is_absent(error: BaseException) -> bool:
     """Return whether a server says that there is nothing, or nothing that may be read."""
-    import aiohttp
+    return _status(error) in {404, 410} or isinstance(error, FileNotFoundError) or is_denied(error)
 
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status in {401, 403, 404, 410}
-    return isinstance(error, FileNotFoundError | PermissionError)
+
+def is_denied(error: BaseException) -> bool:
+    """Return whether a server says that these credentials, or none, are not enough."""
+    return _status(error) in {401, 403} or isinstance(error, PermissionError)
 
 
 def reason(error: Exception, access: RemoteAccess) -> str:
     """Return why an address could not be read and what to do, to follow its name."""
     import aiohttp
 
-    status = error.status if isinstance(error, aiohttp.ClientResponseError) else None
-    if status in {401, 403} or isinstance(error, PermissionError):
+    if is_denied(error) and not may_pass(error):
         return f"access denied ({said(error)}); give credentials as fsspec reads them"
-    if status in {404, 410} or isinstance(error, FileNotFoundError):
+    if is_absent(error) and not may_pass(error):
         return "not found; check the address"
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return f"its certificate is not valid ({said(error)}); check the address"
@@ -241,6 +250,20 @@ def said(error: Exception) -> str:
 def _of_backends(names: tuple[tuple[str, str], ...]) -> list[type[Exception]]:
     # Of those that are in use: importing them for their errors would want them all.
     return [getattr(sys.modules[module], name) for module, name in names if module in sys.modules]
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the status of the answer that an error tells of, None where it tells of none."""
+    import aiohttp
+
+    if isinstance(error, aiohttp.ClientResponseError):
+        return error.status
+    if "gcsfs.retry" in sys.modules and isinstance(error, sys.modules["gcsfs.retry"].HttpError):
+        return int(error.code)
+    # So gcsfs says it.
+    if type(error) is OSError and error.errno is None and str(error).startswith("Forbidden: "):
+        return 403
+    return None
 
 
 def _scheme(url: str) -> str:
@@ -293,7 +316,23 @@ def open_store(url: str, access: RemoteAccess, **how: bool) -> Any:  # noqa: ANN
             f"{shown(url)} needs pixmix[{EXTRAS[scheme]}]; run pip install "
             f"'pixmix[{EXTRAS[scheme]}]'"
         ) from error
+    if file_system.__module__.startswith("gcsfs."):
+        file_system = _google_file_system()
     return file_system(**how, **access.options.get(scheme, {}))
+
+
+@cache
+def _google_file_system() -> Any:  # noqa: ANN401, as above
+    from gcsfs.core import GCSFileSystem
+
+    # Not gcsfs's own choice: that asks by gRPC first what kind of bucket this is, and what gRPC has
+    # begun does not outlive a fork.
+    class Asked(GCSFileSystem):  # type: ignore[misc]
+        """It asks once: the patience is ours, as with all servers, and so is what is said of it."""
+
+        _request = getattr(GCSFileSystem._request, "__wrapped__", GCSFileSystem._request)
+
+    return Asked
 
 
 def _open_file_system(url: str, access: RemoteAccess) -> Any:  # noqa: ANN401, as above
@@ -361,6 +400,8 @@ async def _read_pieces(url: str, received: Received, access: RemoteAccess) -> No
             return await asyncio.wait_for(answer, access.stall_s)
         except TimeoutError as error:
             raise TimeoutError(f"no answer for {access.stall_s} s") from error
+        except ValueError as error:
+            raise RefusedError(" ".join(str(error).split())) from error
 
     session = await (files.set_session if hasattr(files, "set_session") else files._set_session)()
     try:

@@ -22,8 +22,10 @@ from tenacity import retry_if_exception
 from pipelines.errors import PipelineError
 from pipelines.shards.connections import (
     EXTRAS,
+    RefusedError,
     RemoteAccess,
     borne,
+    is_denied,
     is_remote,
     may_pass,
     open_store,
@@ -242,6 +244,13 @@ class Bucket:
             PipelineError: if it refuses, or is given up.
         """
         url = self.url + name
+
+        def answer() -> _Answer:
+            try:
+                return ask()
+            except ValueError as error:
+                raise RefusedError(" ".join(str(error).split())) from error
+
         attempts = retrying(
             url,
             self.access,
@@ -250,14 +259,14 @@ class Bucket:
             given_up=patience_ends(self.access),
         )
         try:
-            return attempts(ask)
+            return attempts(answer)
         except remote_errors() as error:
             raise PipelineError(f"{shown(url)}: {_refusal(error, self.access)}") from error
 
 
 def _refusal(error: Exception, access: RemoteAccess) -> str:
     """Return why a store did not take something and what to do, to follow its name."""
-    if isinstance(error, PermissionError):
+    if is_denied(error) and not may_pass(error):
         return f"access denied ({said(error)}); give credentials that may write there"
     if isinstance(error, FileNotFoundError):
         return f"there is no such bucket ({said(error)}); make it, or check the address"
