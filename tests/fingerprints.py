@@ -106,7 +106,7 @@ def picture_fingerprints() -> dict[str, Any]:
 
 def mixing_fingerprints() -> dict[str, Any]:
     """Return hashes of plans, mixed pixels, resized crops and an order, of a fixed seed."""
-    from pipelines.loading.order import shuffled_order
+    from pipelines.loading.order import EpochOrder
     from pixmix.draws import draw_plan, draw_resized_crop
     from pixmix.fused import mix_batch
     from pixmix.packed import PackedPictures
@@ -116,7 +116,7 @@ def mixing_fingerprints() -> dict[str, Any]:
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
     pictures = PackedPictures.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
-    found: dict[str, Any] = {"order": shuffled_order(20, seed=1, epoch=2).tolist()}
+    found: dict[str, Any] = {"order": EpochOrder(20, seed=1, epoch=2).whole().tolist()}
     crops = [
         draw_resized_crop(
             i, seed=1, epoch=2, size=(37, 51), scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3)

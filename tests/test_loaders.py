@@ -21,7 +21,7 @@ from torch import Tensor
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import eval_loader, train_loader
-from pipelines.loading.order import shuffled_order
+from pipelines.loading.order import EpochOrder
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.samples import BadSampleError, MappedMixingSet, Policy, ShardReader
 from pipelines.shards.index import open_shards
@@ -119,7 +119,7 @@ def test_batches_of_lanes_do_not_depend_on_the_world_size(
     ranks = [
         train_loader(**arguments, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    order = shuffled_order(N, seed=3, epoch=0, shard_sizes=SIZES, window=window, lanes=3)
+    order = EpochOrder(N, seed=3, epoch=0, shard_sizes=SIZES, window=window, lanes=3).whole()
     batches = together(ranks)
     assert len(batches) == N // 12
     for t, (_, labels) in enumerate(batches):
@@ -244,7 +244,7 @@ def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path)
     loader = train_loader(small, MIXING, batch_size=10, seed=4, cache_dir=cache)
     images = np.stack(drawn_pictures(N, 1, (16, 16)))
     for epoch in range(2):
-        order = shuffled_order(N, seed=4, epoch=epoch)
+        order = EpochOrder(N, seed=4, epoch=epoch).whole()
         for t, (batch, labels) in enumerate(loader):
             indices = order[10 * t : 10 * t + 10]
             expected = mix_batch(
@@ -260,7 +260,7 @@ def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
 ) -> None:
     loader = train_loader(large, MIXING, preparation=SMALL, batch_size=10, seed=4)
     for epoch in range(2):
-        order = shuffled_order(N, seed=4, epoch=epoch)
+        order = EpochOrder(N, seed=4, epoch=epoch).whole()
         for t, (batch, _) in enumerate(loader):
             indices = order[10 * t : 10 * t + 10]
             crops = []
@@ -362,7 +362,7 @@ def test_a_state_of_lanes_goes_on_at_another_world_size_and_batch_size(
     assert equal(together(ranks), expected[3:])
     larger = train_loader(**arguments, batch_size=6)
     larger.load_state_dict(state)
-    order = shuffled_order(N, seed=2, epoch=0, shard_sizes=SIZES, window=2, lanes=2)
+    order = EpochOrder(N, seed=2, epoch=0, shard_sizes=SIZES, window=2, lanes=2).whole()
     labels = [labels.tolist() for _, labels in larger]
     assert labels == [
         [int(i) % 7 for i in order[start : start + 6].reshape(3, 2).T.ravel()]
@@ -471,7 +471,7 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
         bad_samples="substitute", bad_samples_file=file,
     )  # fmt: skip
     epoch = an_epoch(loader)
-    order = shuffled_order(N, seed=2, epoch=0)
+    order = EpochOrder(N, seed=2, epoch=0).whole()
     expected = [next(i for i in np.roll(order, -place) if i not in (3, 8)) for place in range(N)]
     assert torch.cat([labels for _, labels in epoch]).tolist() == [i % 7 for i in expected]
     assert dict(loader.bad_samples) == {"damaged": 1, "unknown format": 1}
@@ -483,7 +483,7 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
 
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) -> None:
-    order = shuffled_order(N, seed=2, epoch=0, shard_sizes=SIZES, window=1, lanes=2)
+    order = EpochOrder(N, seed=2, epoch=0, shard_sizes=SIZES, window=1, lanes=2).whole()
     lanes = [order[lane::2].tolist() for lane in range(2)]
     # Lane 0, then lane 1, and round again.
     sequence = np.array(lanes[0] + lanes[1])
@@ -511,7 +511,7 @@ def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
         train_loader(each, MIXING, preparation=SMALL, batch_size=15, bad_samples="skip")
         for each in (large, damaged)
     )
-    order = shuffled_order(N, seed=0, epoch=0)
+    order = EpochOrder(N, seed=0, epoch=0).whole()
     for t, ((images, labels), (fewer, labels_of_fewer)) in enumerate(
         zip(whole, holed, strict=True)
     ):

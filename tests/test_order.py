@@ -1,5 +1,6 @@
 """Who gets which sample when: pure plans, tested for many ranks in one process."""
 
+import tracemalloc
 from collections import Counter
 from itertools import permutations
 
@@ -11,13 +12,14 @@ from numpy.typing import NDArray
 
 import reference
 from pipelines.loading.order import (
+    EpochOrder,
     batch_places,
     count_batches,
     evaluation_batches,
+    order_bytes,
     places_after,
     rank_places,
     shards_ahead,
-    shuffled_order,
     training_batches,
 )
 from pipelines.loading.world import World, find_world
@@ -27,15 +29,15 @@ from pipelines.loading.world import World, find_world
 def test_an_order_is_a_permutation_that_seed_and_epoch_decide(
     n: int, seed: int, epoch: int
 ) -> None:
-    order = shuffled_order(n, seed=seed, epoch=epoch)
+    order = EpochOrder(n, seed=seed, epoch=epoch).whole()
     assert sorted(order.tolist()) == list(range(n))
-    assert np.array_equal(order, shuffled_order(n, seed=seed, epoch=epoch))
+    assert np.array_equal(order, EpochOrder(n, seed=seed, epoch=epoch).whole())
 
 
 def test_seed_and_epoch_are_told_apart() -> None:
     """`seed + epoch` would give seed 1 in epoch 0 the order of seed 0 in epoch 1."""
     orders = {
-        shuffled_order(50, seed=seed, epoch=epoch).tobytes()
+        EpochOrder(50, seed=seed, epoch=epoch).whole().tobytes()
         for seed in range(20) for epoch in range(20)
     }  # fmt: skip
     assert len(orders) == 400
@@ -43,7 +45,7 @@ def test_seed_and_epoch_are_told_apart() -> None:
 
 def test_every_permutation_is_equally_likely() -> None:
     """Chi-squared of 24 permutations in 24,000 epochs: above 60 for 1 seed in 28,000."""
-    counts = Counter(tuple(shuffled_order(4, seed=0, epoch=epoch)) for epoch in range(24_000))
+    counts = Counter(tuple(EpochOrder(4, seed=0, epoch=epoch).whole()) for epoch in range(24_000))
     assert set(counts) == set(permutations(range(4)))
     assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 60
 
@@ -53,7 +55,7 @@ def test_a_window_mixes_the_samples_of_its_shards_alone(
     sizes: list[int], window: int, epoch: int
 ) -> None:
     n = sum(sizes)
-    order = shuffled_order(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window)
+    order = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window).whole()
     assert sorted(order.tolist()) == list(range(n))
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[order]
     first, last = {}, {}
@@ -69,15 +71,15 @@ def test_windows_are_other_shards_each_epoch() -> None:
     sizes = [10] * 12
     firsts = set()
     for epoch in range(40):
-        order = shuffled_order(120, seed=0, epoch=epoch, shard_sizes=sizes, window=2)
+        order = EpochOrder(120, seed=0, epoch=epoch, shard_sizes=sizes, window=2).whole()
         firsts.add(frozenset((order[:20] // 10).tolist()))
     assert len(firsts) > 20
 
 
 def test_an_order_is_what_it_was() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
-    assert shuffled_order(10, seed=0, epoch=0).tolist() == GOLDEN
-    windowed = shuffled_order(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], window=2)
+    assert EpochOrder(10, seed=0, epoch=0).whole().tolist() == GOLDEN
+    windowed = EpochOrder(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], window=2).whole()
     assert windowed.tolist() == GOLDEN_WINDOWED
 
 
@@ -91,7 +93,7 @@ def test_ranks_partition_the_batches(
 ) -> None:
     batch_size = share * world_size
     consumed = data.draw(st.integers(0, n))
-    order = shuffled_order(n, seed=0, epoch=0)
+    order = EpochOrder(n, seed=0, epoch=0).whole()
     ranks = [
         list(
             training_batches(
@@ -141,17 +143,66 @@ def test_an_order_of_lanes_is_that_of_its_twin(
 ) -> None:
     if lanes == 1 and window is None:
         return  # all samples are mixed, without a look at shards
-    order = shuffled_order(
+    order = EpochOrder(
         sum(sizes), seed=seed, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
-    )
+    ).whole()
     twin = reference.order_of_lanes(sizes, seed % 2**64, epoch, window, lanes)
     assert order.tolist() == twin
     assert sorted(twin) == list(range(sum(sizes)))
 
 
+@given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7), st.data())
+def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
+    sizes: list[int], epoch: int, window: int | None, lanes: int, data: st.DataObject
+) -> None:
+    n = sum(sizes)
+    order = EpochOrder(n, seed=2, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes)
+    whole = order.whole()
+    for _ in range(3):
+        places = data.draw(st.lists(st.integers(0, n - 1), max_size=9) if n else st.just([]))
+        assert order[np.array(places, np.int64)].tolist() == whole[places].tolist()
+
+
+def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
+    n, sizes = 10_000_000, [1000] * 10_000
+    tracemalloc.start()
+    order = EpochOrder(n, seed=0, epoch=0, shard_sizes=sizes, window=16, lanes=2)
+    for start in range(0, n // 10, 10_000):
+        order[np.arange(start, start + 1000)]
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 80 MB were the whole. What is beside: of 10,000 shards, and a window while it is mixed.
+    assert most < order_bytes(n, 1000, window=16, lanes=2) + 1_000_000 < 2_000_000
+    assert order_bytes(n, 1000, window=None) == n * 8
+    assert order_bytes(n, 1000, window=None, lanes=4, world_size=2) == n * 8 // 2
+    assert order_bytes(3000, 1000, window=16) == 3000 * 8
+
+
+@given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7))
+def test_no_place_behind_the_end_of_a_shard_is_of_it(
+    sizes: list[int], epoch: int, window: int | None, lanes: int
+) -> None:
+    order = EpochOrder(
+        sum(sizes), seed=2, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+    )
+    ends = order.ends_of_shards()
+    if lanes == 1 and window is None:
+        assert ends is None
+        return
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)[order.whole()].tolist()
+    assert len(ends) == len(sizes)
+    for shard, end in enumerate(ends.tolist()):
+        assert 0 <= end <= sum(sizes)
+        assert shard not in shard_of[end:]
+        # And it is no later than a window needs.
+        if sizes[shard] and lanes == 1:
+            last = len(shard_of) - shard_of[::-1].index(shard)
+            assert len(set(shard_of[last:end])) < window
+
+
 def test_an_order_of_lanes_is_what_it_was() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
-    order = shuffled_order(11, seed=7, epoch=3, shard_sizes=[2, 3, 6], window=1, lanes=2)
+    order = EpochOrder(11, seed=7, epoch=3, shard_sizes=[2, 3, 6], window=1, lanes=2).whole()
     assert order.tolist() == GOLDEN_LANES
 
 
@@ -163,8 +214,8 @@ def test_one_lane_is_as_if_there_were_none(
     sizes: list[int], epoch: int, window: int | None
 ) -> None:
     n = sum(sizes)
-    plain = shuffled_order(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window)
-    lane = shuffled_order(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window, lanes=1)
+    plain = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window).whole()
+    lane = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window, lanes=1).whole()
     assert np.array_equal(plain, lane)
     assert global_batches(plain, 2, 1, 1) == [
         plain[start : start + 2].tolist() for start in range(0, n - 1, 2)
@@ -176,7 +227,7 @@ def test_batches_of_lanes_are_the_same_at_any_world_size_and_from_any_place(
     sizes: list[int], lanes: int, rows: int, window: int | None, data: st.DataObject
 ) -> None:
     n, batch_size = sum(sizes), rows * lanes
-    order = shuffled_order(n, seed=0, epoch=5, shard_sizes=sizes, window=window, lanes=lanes)
+    order = EpochOrder(n, seed=0, epoch=5, shard_sizes=sizes, window=window, lanes=lanes).whole()
     alone = global_batches(order, batch_size, 1, lanes)
     assert [sorted(batch) for batch in alone] == [
         sorted(order[t * batch_size : (t + 1) * batch_size].tolist()) for t in range(len(alone))
@@ -195,7 +246,9 @@ def test_a_rank_needs_the_shards_of_its_lane_alone(
     sizes: list[int], lanes: int, rows: int, window: int | None, epoch: int
 ) -> None:
     n, batch_size = sum(sizes), rows * lanes
-    order = shuffled_order(n, seed=3, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes)
+    order = EpochOrder(
+        n, seed=3, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+    ).whole()
     parts, _ = reference.lanes_of_shards(sizes, 3, epoch, window, lanes)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     needed = []
@@ -231,7 +284,7 @@ def test_at_any_place_of_a_lane_the_shards_begun_fit_into_a_window(
     sizes: list[int], lanes: int, window: int | None
 ) -> None:
     n = sum(sizes)
-    order = shuffled_order(n, seed=1, epoch=2, shard_sizes=sizes, window=window, lanes=lanes)
+    order = EpochOrder(n, seed=1, epoch=2, shard_sizes=sizes, window=window, lanes=lanes).whole()
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     for lane in range(lanes):
         shards = shard_of[order[lane : n // lanes * lanes : lanes]].tolist()
@@ -272,7 +325,7 @@ def test_lanes_that_cannot_share_a_batch_are_refused(
 
 def test_lanes_without_shards_are_refused() -> None:
     with pytest.raises(ValueError, match=r"lanes is 2, .*; give shard_sizes"):
-        shuffled_order(9, seed=0, epoch=0, lanes=2)
+        EpochOrder(9, seed=0, epoch=0, lanes=2).whole()
 
 
 # --- evaluation ----------------------------------------------------------------------------------

@@ -5,18 +5,24 @@ import http.server
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
 from pipelines.bench.plan_measures import shard_uses
 from pipelines.errors import PipelineError
-from pipelines.loading.order import shuffled_order
+from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import CIFAR, IMAGENET
+from pipelines.loading.samples import Request, Requests
+from pipelines.loading.sources import Uses
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 
@@ -107,7 +113,7 @@ def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are
         for rank in range(2)
     ]  # fmt: skip
     # As many each as its plan says, for the whole batches of an epoch.
-    order = shuffled_order(N, seed=0, epoch=0, shard_sizes=SIZES, window=window, lanes=2)
+    order = EpochOrder(N, seed=0, epoch=0, shard_sizes=SIZES, window=window, lanes=2).whole()
     batches = order[: N // 4 * 4].reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 4)
     first, _ = shard_uses(batches, np.repeat(np.arange(len(SIZES)), SIZES), len(SIZES), 2)
     downloaded = []
@@ -120,6 +126,65 @@ def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are
     with_samples = sum(size > 0 for size in SIZES)
     assert len(set(downloaded)) == with_samples
     assert len(downloaded) <= with_samples + 1
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=12), st.none() | st.integers(1, 5),
+    st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 9),
+)  # fmt: skip
+def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
+    sizes: list[int], window: int | None, lanes: int, rows: int, ranks: int, epoch: int
+) -> None:
+    requests, shard_of = rank_requests(sizes, window, lanes, lanes * rows * ranks, ranks, epoch)
+    needed = [np.unique(shard_of[request.indices]).tolist() for request in requests]
+    uses = Uses(shard_of, requests)
+    first = {shard: t for t in reversed(range(len(needed))) for shard in needed[t]}
+    last = {shard: t for t in range(len(needed)) for shard in needed[t]}
+    order = []
+    for shard in uses.in_order():
+        order.append(shard)
+        # As the loader asks: of shards that it has, at the batch that it is at.
+        for t in range(uses.first[shard], len(needed)):
+            assert uses.are_over(shard, t) == (last[shard] <= t)
+    assert order == sorted(first, key=lambda shard: (first[shard], shard))
+    assert (uses.first, uses.last) == (first, last)
+
+
+def test_the_first_batch_of_a_large_set_waits_for_a_look_at_two_windows_alone() -> None:
+    requests, shard_of = rank_requests([100] * 1000, 4, 1, 20, 1, 0)
+    looked: list[Request] = []
+
+    def make(first: int) -> Iterator[Request]:
+        for request in requests.make(first):
+            looked.append(request)
+            yield request
+
+    uses = Uses(shard_of, Requests(make, requests.ends))
+    found = list(islice(uses.in_order(), 5))
+    assert not any(uses.are_over(shard, 0) for shard in found[:4])
+    # A window has 20 batches.
+    assert len(looked) == 21
+    assert all(uses.are_over(shard, 19) for shard in found[:4])
+    assert len(looked) == 21
+
+
+def rank_requests(
+    sizes: list[int], window: int | None, lanes: int, batch_size: int, ranks: int, epoch: int
+) -> tuple[Requests, NDArray[np.int64]]:
+    """The requests of the last rank, and the shards of samples."""
+    order = EpochOrder(
+        sum(sizes), seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+    )
+
+    def make(first: int) -> Iterator[Request]:
+        batches = training_batches(
+            order, batch_size=batch_size, rank=ranks - 1, world_size=ranks,
+            consumed=first * batch_size, lanes=lanes,
+        )  # fmt: skip
+        return (Request(epoch, *batch) for batch in batches)
+
+    return Requests(make, order.ends_of_shards()), np.repeat(np.arange(len(sizes)), sizes)
 
 
 def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(

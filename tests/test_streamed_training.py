@@ -26,7 +26,7 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.order import shuffled_order, training_batches
+from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import Remote, open_set
@@ -469,9 +469,9 @@ def plan(epochs: int = EPOCHS, window: int = 1, lanes: int = 1) -> list[list[int
     batches = []
     sizes = [A_SHARD] * N_SHARDS
     for epoch in range(epochs):
-        order = shuffled_order(
+        order = EpochOrder(
             N, seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
-        )
+        ).whole()
         found = training_batches(order, batch_size=BATCH, rank=0, world_size=1, lanes=lanes)
         batches += [indices.tolist() for _, indices in found]
     return batches

@@ -30,7 +30,7 @@ from pipelines.bench.streaming import StreamingSettings, plan_batches, simulate
 from pipelines.bench.streaming_table import index_memory, streaming_document, streaming_table
 from pipelines.bench.webdataset_order import SHARD_SHUFFLE, webdataset_batches
 from pipelines.cli import bench as command
-from pipelines.loading.order import shuffled_order, training_batches
+from pipelines.loading.order import EpochOrder, training_batches
 
 Integers = NDArray[np.int64]
 
@@ -173,7 +173,7 @@ def test_batches_of_one_shard_meet_as_often_as_there_are_shards() -> None:
     assert meetings(stored.reshape(-1, size), stored // size) == pytest.approx(
         (n_shards * size - 1) / (size - 1)
     )
-    shuffled = shuffled_order(len(stored), seed=0, epoch=0).reshape(-1, size)
+    shuffled = EpochOrder(len(stored), seed=0, epoch=0).whole().reshape(-1, size)
     # 39,000 pairs, of which 1 in 51 is of one shard: 764, give or take 28.
     assert meetings(shuffled, stored // size) == pytest.approx(1, abs=0.15)
 
@@ -321,9 +321,9 @@ def test_planned_batches_are_those_of_all_ranks_together() -> None:
     of = StreamingSettings(**SMALL)
     for window, lanes in ((None, 1), (2, 1), (3, 4)):
         batches = plan_batches(of, epoch=1, window=window, lanes=lanes)
-        order = shuffled_order(
+        order = EpochOrder(
             240, seed=0, epoch=1, shard_sizes=[10] * 24, window=window, lanes=lanes
-        )
+        ).whole()
         ranks = [
             [samples for _, samples in training_batches(
                 order, batch_size=8, rank=rank, world_size=4, lanes=lanes
@@ -377,7 +377,12 @@ def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
 
 
 def test_the_index_of_a_billion_samples_is_mapped_once_and_the_order_is_each_process_s() -> None:
-    assert index_memory(10**9, 8) == {"index": 20 * 10**9, "order": 64 * 10**9}
+    plan = StreamingSettings(nodes=2, batch_size=1024, samples_per_shard=1000, window=5, lanes=32)
+    # Each of 16 processes has two lanes; of both two windows ahead, and one that it came from.
+    windows = 8 * 7 * 5 * 1000 * 8
+    assert index_memory(plan, 10**9) == {
+        "index": 20 * 10**9, "order": 64 * 10**9, "windows": windows
+    }  # fmt: skip
 
 
 def test_the_table_and_the_document_tell_each_order() -> None:

@@ -17,7 +17,7 @@ from pipelines.bench.plan_measures import (
 )
 from pipelines.bench.plan_time import Link, run_epoch
 from pipelines.bench.webdataset_order import webdataset_batches
-from pipelines.loading.order import batch_places, count_batches, shards_ahead, shuffled_order
+from pipelines.loading.order import EpochOrder, batch_places, count_batches, shards_ahead
 
 BUFFERS = (1000, 5000)
 """Of samples, that webdataset's documentation and open_clip shuffle at a time."""
@@ -36,7 +36,7 @@ class StreamingSettings:
     """A set of shards, the nodes that train on it, and the order.
 
     shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
-    processes. window, lanes: see `shuffled_order`. cache_bytes: that a node keeps, or None.
+    processes. window, lanes: see `EpochOrder`. cache_bytes: that a node keeps, or None.
     bandwidth: of a node, bytes a second. step_seconds: of the training alone. ahead: shards
     downloaded before they are needed; None: as many as the loaders take. slow: how many times
     slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
@@ -194,14 +194,14 @@ def plan_batches(
     settings: StreamingSettings, *, epoch: int, window: int | None, lanes: int
 ) -> NDArray[np.int64]:
     """Return the batches of an epoch as the loaders of all ranks together give them."""
-    order = shuffled_order(
+    order = EpochOrder(
         settings.n_samples,
         seed=settings.seed,
         epoch=epoch,
         shard_sizes=[settings.samples_per_shard] * settings.shards,
         window=window,
         lanes=lanes,
-    )
+    ).whole()
     size = settings.batch_size
     steps = count_batches(len(order), size)
     places = batch_places(size, rank=0, world_size=1, lanes=lanes)

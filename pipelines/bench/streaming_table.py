@@ -8,12 +8,11 @@ import numpy as np
 
 from pipelines.bench.results import number
 from pipelines.bench.streaming import PlanRow, StreamingSettings
-from pipelines.loading.order import count_batches
+from pipelines.loading.order import count_batches, order_bytes
 from pipelines.shards.index import SAMPLE
 from pipelines.text_table import aligned
 
 _GB = 1e9
-_INDEX_BYTES, _ORDER_BYTES = SAMPLE.itemsize, np.dtype(np.int64).itemsize
 
 
 def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> dict[str, Any]:
@@ -21,14 +20,30 @@ def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> 
     return {
         "settings": asdict(settings),
         "steps": count_batches(settings.n_samples, settings.batch_size),
-        "memory": index_memory(settings.n_samples, settings.ranks),
+        "memory": index_memory(settings, settings.n_samples),
         "rows": [_plain(asdict(row)) for row in rows],
     }
 
 
-def index_memory(n_samples: int, ranks: int) -> dict[str, int]:
-    """Return bytes a node: the index, mapped once, and the order, which each process has."""
-    return {"index": n_samples * _INDEX_BYTES, "order": n_samples * _ORDER_BYTES * ranks}
+def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
+    """Return bytes a node: the index, mapped once, and the order, which each process has.
+
+    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in lanes
+    where there are several.
+    """
+    full = order_bytes(n_samples, settings.samples_per_shard, window=None)
+    windows = order_bytes(
+        n_samples,
+        settings.samples_per_shard,
+        window=settings.window,
+        lanes=settings.lanes,
+        world_size=settings.world_size,
+    )
+    return {
+        "index": n_samples * SAMPLE.itemsize,
+        "order": full * settings.ranks,
+        "windows": windows * settings.ranks,
+    }
 
 
 def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
@@ -78,10 +93,11 @@ def _notes(settings: StreamingSettings) -> list[str]:
     steps = count_batches(settings.n_samples, settings.batch_size)
     told = []
     for n in (settings.n_samples, 10**9):
-        memory = index_memory(n, settings.ranks)
+        memory = index_memory(settings, n)
         told.append(
-            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order "
-            f"{memory['order'] / _GB:.3g} GB, in all processes of a node together"
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
+            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
+            f"{memory['windows'] / _GB:.3g} GB with windows"
         )
     return [
         f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "

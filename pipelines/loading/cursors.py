@@ -7,9 +7,10 @@ A loader is a cursor: it counts what it has handed over, and a loop that was lef
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from torch import Tensor
 from pipelines.errors import PipelineError
 from pipelines.loading.order import (
     ORDER_VERSION,
+    EpochOrder,
     batch_places,
     count_batches,
     evaluation_batches,
     rank_places,
-    shuffled_order,
     training_batches,
 )
-from pipelines.loading.samples import BadSample, Prepared, Request
+from pipelines.loading.samples import BadSample, Prepared, Request, Requests
 from pipelines.loading.sources import Source
 from pipelines.loading.world import World
 
@@ -69,16 +70,6 @@ class BadSamples:
                 f"{total} samples could not be read ({reasons}), more than max_bad_samples, "
                 f"{self._most}; the last: {bad}. Run pixmix-shard verify"
             )
-
-
-class _Requests:
-    """Requests that are made when they are iterated, and again: a list of them would be large."""
-
-    def __init__(self, make: Callable[[], Iterator[Request]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[Request]:
-        return self._make()
 
 
 class TrainLoader:
@@ -154,7 +145,7 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Give what the epoch still has."""
-        order = shuffled_order(
+        order = EpochOrder(
             len(self._source.shards),
             seed=self.seed,
             epoch=self._epoch,
@@ -162,20 +153,24 @@ class TrainLoader:
             window=self.window,
             lanes=self.lanes,
         )
-        epoch = self._epoch
+        epoch, begun, size = self._epoch, self._consumed, self.batch_size
+        # Without this loader itself: it would live as long as its workers, who end with it.
         batches = partial(
             training_batches,
             order,
-            batch_size=self.batch_size,
+            batch_size=size,
             rank=self.world.rank,
             world_size=self.world.size,
-            consumed=self._consumed,
             lanes=self.lanes,
         )
-        requests = _Requests(
-            lambda: (Request(epoch, places, indices) for places, indices in batches())
+        requests = Requests(
+            lambda first: (
+                Request(epoch, *batch) for batch in batches(consumed=begun + first * size)
+            ),
+            order.ends_of_shards(),
         )
-        for (_, indices), prepared in zip(batches(), self._source.run(requests), strict=True):
+        handed_over = zip(batches(consumed=begun), self._source.run(requests), strict=True)
+        for (_, indices), prepared in handed_over:
             self._bad.take(prepared)
             self.last_indices = indices
             # Counted before it is handed over: a state saved in the loop's body goes on after it.
@@ -285,8 +280,10 @@ class EvalLoader:
             rank=self.world.rank,
             world_size=self.world.size,
         )
-        requests = _Requests(
-            lambda: (Request(0, batch.indices, batch.indices) for batch in batches())
+        requests = Requests(
+            lambda first: (
+                Request(0, batch.indices, batch.indices) for batch in islice(batches(), first, None)
+            )
         )
         for batch, prepared in zip(batches(), self._source.run(requests), strict=True):
             self._bad.take(prepared)

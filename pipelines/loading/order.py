@@ -24,8 +24,10 @@ So where L divides W or W divides L, a rank needs the shards of its own lanes al
 if there were none. The order is public interface: a change raises `ORDER_VERSION`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,89 +39,208 @@ ORDER_VERSION = 1
 
 _SAMPLES, _SHARDS = 0, 1
 
+_GROUPS_KEPT = 3
+_PLACE_BYTES = 8
 
-def shuffled_order(
-    n_samples: int,
-    *,
-    seed: int,
-    epoch: int,
-    shard_sizes: Sequence[int] | None = None,
-    window: int | None = None,
-    lanes: int = 1,
-) -> NDArray[np.int64]:
-    """Return the order of an epoch: a permutation of 0 .. n_samples - 1.
+
+class EpochOrder:
+    """The order of an epoch: a permutation of 0 .. n_samples - 1, made where it is looked at.
 
     The shards, shuffled and laid end to end, are cut into lanes of n_samples // lanes samples,
     where need be in the middle of a shard. In each lane the pieces of `window` shards are mixed at
     a time; then a sample of each lane comes in turn. The last n_samples % lanes come at the end.
 
-    Args:
-        n_samples: fewer than 2^32.
-        seed: any whole number; taken modulo 2^64.
-        epoch: 0 .. 2^32 - 1.
-        shard_sizes: samples of each shard, in the order of the shards; for windows and lanes.
-        window: shards that are mixed with each other at a time: shards are shuffled, then the
-            samples of each `window` of them, so that a node needs few shards at once. None mixes
-            all samples, or all of a lane.
-        lanes: parts of which each batch takes equally many samples, 1 or more.
+    So with windows a few of them are in memory, 8 bytes a sample; without, all that is mixed.
 
-    Returns:
-        (n_samples,) int64.
-
-    Raises:
-        ValueError: for lanes of a set whose shards are not told.
+        order = EpochOrder(len(shards), seed=0, epoch=3, shard_sizes=sizes, window=16)
+        order[np.array([1000, 1001])]      (2,) int64: the samples that come 1001st and 1002nd
     """
-    key = np.uint64(seed_of(seed))
-    order = np.arange(n_samples, dtype=np.int64)
-    if lanes > 1 and shard_sizes is None:
-        raise ValueError(f"lanes is {lanes}, and lanes are of shards; give shard_sizes too")
-    if shard_sizes is None or (window is None and lanes == 1):
-        shuffle(order, 0, key, epoch, _SAMPLES)
+
+    def __init__(
+        self,
+        n_samples: int,
+        *,
+        seed: int,
+        epoch: int,
+        shard_sizes: Sequence[int] | None = None,
+        window: int | None = None,
+        lanes: int = 1,
+    ) -> None:
+        """Prepare the order.
+
+        Args:
+            n_samples: of the set; fewer than 2^32 are mixed with each other.
+            seed: any whole number; taken modulo 2^64.
+            epoch: 0 .. 2^32 - 1.
+            shard_sizes: samples of each shard, in the order of the shards; for windows and lanes.
+            window: shards that are mixed with each other at a time: shards are shuffled, then the
+                samples of each `window` of them, so that a node needs few shards at once. None
+                mixes all samples, or all of a lane.
+            lanes: parts of which each batch takes equally many samples, 1 or more.
+
+        Raises:
+            ValueError: for lanes of a set whose shards are not told.
+        """
+        if lanes > 1 and shard_sizes is None:
+            raise ValueError(f"lanes is {lanes}, and lanes are of shards; give shard_sizes too")
+        self._n_samples, self._lanes = n_samples, lanes
+        self._by_shards = shard_sizes is not None and (window is not None or lanes > 1)
+        # Else it is as if one shard had all.
+        sizes = shard_sizes if shard_sizes is not None and self._by_shards else [n_samples]
+        self._groups = _groups_of(
+            sizes, seed_of(seed), epoch, _parts(n_samples, lanes), window or len(sizes)
+        )
+        # Of each lane that is mixed, and of the next ones, for whoever looks ahead.
+        self._mixed = lru_cache(_GROUPS_KEPT * lanes + 1)(self._groups.mixed)
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return self._n_samples
+
+    def __getitem__(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which samples come at places, (n,) int64 each."""
+        ends = self._end_to_end(places)
+        groups = self._groups.at(ends)
+        samples = np.empty(len(places), np.int64)
+        for group in np.unique(groups).tolist():
+            here = groups == group
+            samples[here] = self._mixed(group)[ends[here] - self._groups.starts[group]]
+        return samples
+
+    def whole(self) -> NDArray[np.int64]:
+        """Return all of it, (n_samples,) int64."""
+        order = np.empty(self._n_samples, np.int64)
+        for group, (low, high) in enumerate(pairwise(self._groups.starts.tolist())):
+            order[self._places(np.arange(low, high))] = self._groups.mixed(group)
         return order
-    stored = np.cumsum([0, *shard_sizes], dtype=np.int64)
-    shards = np.arange(len(shard_sizes), dtype=np.int64)
+
+    def ends_of_shards(self) -> NDArray[np.int64] | None:
+        """Return for each shard a place from which on the order has none of its samples.
+
+        It is where the last window ends that has some, and so hardly after the last of them.
+        (shards,) int64; None where all samples are mixed, without a look at shards.
+        """
+        if not self._by_shards:
+            return None
+        groups = self._groups
+        ends = np.zeros(len(groups.shards), np.int64)
+        if self._n_samples == 0:
+            return ends
+        of_group = self._places(np.maximum(groups.starts[1:] - 1, 0)) + 1
+        group = groups.at(np.minimum(groups.begins[:-1], self._n_samples - 1))
+        last = np.maximum(group, groups.at(np.maximum(groups.begins[1:] - 1, 0)))
+        while True:
+            ends[groups.shards] = np.maximum(ends[groups.shards], of_group[group])
+            if np.array_equal(group, last):
+                return ends
+            group = np.minimum(group + 1, last)
+
+    def _end_to_end(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return where places of the order lie when its lanes lie end to end."""
+        length = self._n_samples // self._lanes
+        there = places % self._lanes * length + places // self._lanes
+        return np.where(places < length * self._lanes, there, places)
+
+    def _places(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return which places of the order lie there when its lanes lie end to end."""
+        length = self._n_samples // self._lanes
+        places = ends % max(length, 1) * self._lanes + ends // max(length, 1)
+        return np.where(ends < length * self._lanes, places, ends)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Groups:
+    """Shards, as shuffled, that are mixed with each other: those of a window, within a lane.
+
+    stored: (shards + 1,) first samples, and the end. shards: (shards,) which comes when, and
+    begins: (shards + 1,) where it begins when they lie end to end, and the end.
+    Group g has of shards[first[g] : last[g]] the samples that lie from starts[g] to starts[g + 1].
+    """
+
+    stored: NDArray[np.int64]
+    shards: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    first: NDArray[np.int64]
+    last: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    key: np.uint64
+    epoch: int
+
+    def at(self, ends: NDArray[np.int64]) -> NDArray[np.intp]:
+        """Return the group that lies there."""
+        return np.searchsorted(self.starts[:-1], ends, side="right") - 1
+
+    def mixed(self, group: int) -> NDArray[np.int64]:
+        """Return the samples of a group, mixed."""
+        low, high = int(self.starts[group]), int(self.starts[group + 1])
+        pieces = []
+        for k in range(int(self.first[group]), int(self.last[group])):
+            begin, end = max(low, int(self.begins[k])), min(high, int(self.begins[k + 1]))
+            sample = self.stored[self.shards[k]] + begin - self.begins[k]
+            pieces.append(np.arange(sample, sample + end - begin))
+        mixed = np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+        # Words by place, so that no two groups share one.
+        shuffle(mixed, low, self.key, self.epoch, _SAMPLES)
+        return mixed
+
+
+def _groups_of(
+    sizes: Sequence[int], seed: int, epoch: int, parts: Iterable[tuple[int, int]], window: int
+) -> _Groups:
+    """Shuffle shards, and part them into groups.
+
+    parts: begin and end of each lane, and of what is left, side by side to the end.
+    """
+    key = np.uint64(seed)
+    stored = np.cumsum([0, *sizes], dtype=np.int64)
+    shards = np.arange(len(sizes), dtype=np.int64)
     shuffle(shards, 0, key, epoch, _SHARDS)
-    # Where each shard begins when they lie end to end as shuffled.
-    begins = np.concatenate([stored[:1], np.cumsum(np.diff(stored)[shards])])
-    for low, high, places in _parts(n_samples, lanes):
-        part_of_order = order[places]
-        for group in _groups(begins, low, high, window or len(shards)):
-            pieces = []
-            for k in group:
-                begin, end = max(low, int(begins[k])), min(high, int(begins[k + 1]))
-                sample = stored[shards[k]] + begin - begins[k]
-                pieces.append(np.arange(sample, sample + end - begin))
-            mixed = np.concatenate(pieces)
-            first = max(low, int(begins[group.start]))
-            # Words by place, so that no two groups share one.
-            shuffle(mixed, first, key, epoch, _SAMPLES)
-            part_of_order[first - low : first - low + len(mixed)] = mixed
-    return order
+    begins = np.cumsum([0, *np.diff(stored)[shards]], dtype=np.int64)
+    firsts, lasts, starts = [], [], []
+    for low, high in parts:
+        first = int(np.searchsorted(begins, low, side="left"))
+        if begins[first] > low:
+            first -= 1  # one that began in the part before
+        last = int(np.searchsorted(begins[:-1], high, side="left"))
+        here = np.arange(first, last, window, dtype=np.int64)
+        firsts.append(here)
+        lasts.append(np.minimum(here + window, last))
+        starts.append(np.maximum(begins[here], low))
+    return _Groups(
+        stored=stored,
+        shards=shards,
+        begins=begins,
+        first=np.concatenate(firsts),
+        last=np.concatenate(lasts),
+        starts=np.concatenate([*starts, begins[-1:]]),
+        key=key,
+        epoch=epoch,
+    )
 
 
-def _parts(n_samples: int, lanes: int) -> Iterator[tuple[int, int, slice]]:
-    """Give begin and end of each lane, and of what is left, and which places of the order it has.
-
-    They begin and end where shards lie end to end.
-    """
+def _parts(n_samples: int, lanes: int) -> Iterator[tuple[int, int]]:
+    """Give begin and end of each lane, and of what is left."""
     length = n_samples // lanes
-    whole = length * lanes
     for lane in range(lanes):
-        yield lane * length, (lane + 1) * length, slice(lane, whole, lanes)
-    yield whole, n_samples, slice(whole, n_samples)
+        yield lane * length, (lane + 1) * length
+    yield length * lanes, n_samples
 
 
-def _groups(begins: NDArray[np.int64], low: int, high: int, window: int) -> Iterator[range]:
-    """Give the shards that have places from low to high, `window` at a time.
-
-    begins: (shards + 1,) places at which shards begin, rising; the last is where they end.
-    """
-    first = int(np.searchsorted(begins, low, side="left"))
-    if begins[first] > low:
-        first -= 1  # one that began in the part before
-    last = int(np.searchsorted(begins[:-1], high, side="left"))
-    for begin in range(first, last, window):
-        yield range(begin, min(begin + window, last))
+def order_bytes(
+    n_samples: int,
+    samples_per_shard: int,
+    *,
+    window: int | None,
+    lanes: int = 1,
+    world_size: int = 1,
+) -> int:
+    """Return how many bytes of an order a process of a training has at most; see `EpochOrder`."""
+    of_rank = max(1, lanes // world_size)
+    of_lane = -(-n_samples // lanes)
+    if window is None:
+        return of_rank * of_lane * _PLACE_BYTES
+    groups = _GROUPS_KEPT * of_rank + 1
+    return min(groups * window * samples_per_shard, of_rank * of_lane) * _PLACE_BYTES
 
 
 def places_after(place: int, n_samples: int, lanes: int = 1) -> Iterator[int]:
@@ -140,7 +261,7 @@ def shards_ahead(window: int | None, lanes: int, parties: int) -> int:
     (`pixmix-bench streaming`). Without windows all are needed at the beginning.
 
     Args:
-        window: see `shuffled_order`.
+        window: see `EpochOrder`.
         lanes: likewise.
         parties: ranks, or nodes, that share the lanes.
     """
@@ -190,7 +311,7 @@ def count_batches(n_samples: int, batch_size: int, consumed: int = 0) -> int:
 
 
 def training_batches(
-    order: NDArray[np.int64],
+    order: "EpochOrder",
     *,
     batch_size: int,
     rank: int,
@@ -201,7 +322,7 @@ def training_batches(
     """Give what a rank trains on, from a place of the order on.
 
     Args:
-        order: (N,) of an epoch.
+        order: of an epoch, of N samples.
         batch_size: over all ranks.
         rank: of 0 .. world_size - 1.
         world_size: number of processes.

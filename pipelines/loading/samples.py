@@ -4,7 +4,7 @@ import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mapped import MapName, map_name
-from pipelines.loading.order import places_after, shuffled_order
+from pipelines.loading.order import EpochOrder, places_after
 from pipelines.loading.preparation import Preparation
 from pipelines.shards.index import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
@@ -152,6 +152,25 @@ class Request(NamedTuple):
     indices: NDArray[np.int64]
 
 
+class Requests:
+    """The requests of an epoch, made when they are iterated: a list of them would be large.
+
+    make: gives those from one on, from 0.
+    ends: (shards,) int64, places from which on no request needs a shard; None where that shows at
+        the end alone.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], Iterator[Request]],
+        ends: NDArray[np.int64] | None = None,
+    ) -> None:
+        self.make, self.ends = make, ends
+
+    def __iter__(self) -> Iterator[Request]:
+        return self.make(0)
+
+
 class Prepared(NamedTuple):
     """A batch as a worker hands it on.
 
@@ -211,7 +230,7 @@ class PictureDataset(Dataset[Prepared]):
     n_threads: int = 1
     window: int | None = None
     lanes: int = 1
-    _order: tuple[int, NDArray[np.int64]] | None = field(default=None, repr=False)
+    _order: tuple[int, EpochOrder] | None = field(default=None, repr=False)
 
     def __getitems__(self, request: Request) -> Prepared:
         """Return a batch; what is wrong with it is said in it, for a worker's errors lose form."""
@@ -311,7 +330,7 @@ class PictureDataset(Dataset[Prepared]):
         """
         order = self._order_of(request.epoch)
         for place in places_after(int(request.places[row]), len(order), self.lanes):
-            i = int(order[place])
+            i = int(order[np.array([place])][0])
             try:
                 self._fill(i, request.epoch, out)
             except BadSampleError as error:
@@ -320,10 +339,10 @@ class PictureDataset(Dataset[Prepared]):
             return i
         raise PipelineError("no sample of the set can be read; see pixmix-shard verify")
 
-    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+    def _order_of(self, epoch: int) -> EpochOrder:
         if self._order is None or self._order[0] != epoch:
             sizes = [shard.n_samples for shard in self.reader.shards.shards]
-            order = shuffled_order(
+            order = EpochOrder(
                 len(self.reader.shards),
                 seed=self.seed,
                 epoch=epoch,

@@ -1,10 +1,12 @@
 """What makes batches of requests: the kernel over pictures in memory, or workers that decode."""
 
 import atexit
+import math
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import tee
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
 
@@ -15,7 +17,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.loading.preparation import Preparation
-from pipelines.loading.samples import PictureDataset, Prepared, Request
+from pipelines.loading.samples import PictureDataset, Prepared, Request, Requests
 from pipelines.shards.cache import HeldFile
 from pipelines.shards.connections import shown
 from pipelines.shards.index import ShardSet
@@ -42,7 +44,7 @@ class Source(Protocol):
     def mixing_set(self) -> PackedPictures | None:
         """What pictures are mixed with."""
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Iterator[Prepared]:
         """Give a batch for each request."""
 
     def awaited(self) -> str:
@@ -73,7 +75,7 @@ class InMemory:
         self._seed, self._training, self._views = seed, training, views
         self._n_threads, self._pin_memory = n_threads, pin_memory
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Iterator[Prepared]:
         """Give a batch for each request."""
         return ahead(iter(requests), self._prepare, _AHEAD)
 
@@ -144,7 +146,7 @@ class Workers:
             # told to end; also at the end of this process, be it one of multiprocessing's or not.
             atexit.register(Finalize(self, _end_workers, (self._loader,), exitpriority=100))
 
-    def run(self, requests: Iterable[Request]) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Iterator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
         self._given = 0
@@ -158,7 +160,8 @@ class Workers:
     def awaited(self) -> str:
         """Return in words what the next batch waits for: a shard to come, or its decoding."""
         decoded = f"a batch of {self.shards.location} to be decoded"
-        request = next(islice(iter(self._requests.requests), self._given, None), None)
+        requests = self._requests.requests
+        request = None if requests is None else next(requests.make(self._given), None)
         if self._files is None or request is None:
             return decoded
         needed = np.unique(self.shards.samples["shard"][request.indices]).tolist()
@@ -171,21 +174,20 @@ class Workers:
         assert self._files is not None
         return self._files.cache.has(self.shards.shards[shard].sha256)
 
-    def _read_ahead(self, requests: Iterable[Request], files: RemoteFiles) -> Iterator[Prepared]:
+    def _read_ahead(self, requests: Requests, files: RemoteFiles) -> Iterator[Prepared]:
         """Give the batches, and have the next shards downloaded and held while they are needed."""
-        first, last = _uses(self.shards, requests)
-        order = sorted(first, key=lambda shard: first[shard])
+        uses = Uses(self.shards.samples["shard"], requests)
+        order, ordered = tee(uses.in_order())
         held: dict[int, HeldFile] = {}
         with ReadAhead(files.hold, order, ahead=self._ahead) as shards:
             try:
-                waiting = iter(order)
-                upcoming = next(waiting, None)
+                upcoming = next(ordered, None)
                 for t, prepared in enumerate(self._loader):
                     yield prepared
-                    while upcoming is not None and first[upcoming] <= t:
+                    while upcoming is not None and uses.first[upcoming] <= t:
                         held[upcoming] = shards.take()
-                        upcoming = next(waiting, None)
-                    for shard in [shard for shard in held if last[shard] <= t]:
+                        upcoming = next(ordered, None)
+                    for shard in [shard for shard in held if uses.are_over(shard, t)]:
                         held.pop(shard).release()
             finally:
                 for file in held.values():
@@ -217,21 +219,56 @@ def _end_workers(loader: DataLoader[Prepared]) -> None:
 class _Replaceable:
     """The batch sampler of a `DataLoader` whose batches are given anew for each epoch."""
 
-    requests: Iterable[Request] = ()
+    requests: Requests | None = None
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.requests)
+        return iter(()) if self.requests is None else iter(self.requests)
 
 
-def _uses(shards: ShardSet, requests: Iterable[Request]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return for each shard that requests need the first and the last of them."""
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for t, request in enumerate(requests):
-        for shard in np.unique(shards.samples["shard"][request.indices]).tolist():
-            first.setdefault(shard, t)
-            last[shard] = t
-    return first, last
+class Uses:
+    """Which request needs a shard first, and which last: looked through as far as is asked.
+
+    first, last: shard -> number of a request, of those that were looked at.
+    """
+
+    def __init__(self, shard_of: NDArray[np.integer], requests: Requests) -> None:
+        """Begin. shard_of: (samples,) the shard of each."""
+        self.first: dict[int, int] = {}
+        self.last: dict[int, int] = {}
+        self._shard_of = shard_of
+        self._ends = requests.ends
+        self._ahead = enumerate(requests)
+        self._place: float = 0
+        self._found: deque[int] = deque()
+
+    def in_order(self) -> Iterator[int]:
+        """Give the shards as they are first needed."""
+        while self._found or self._look():
+            while self._found:
+                yield self._found.popleft()
+
+    def are_over(self, shard: int, t: int) -> bool:
+        """Return whether request t, or one before it, was the last that needs a shard."""
+        end = math.inf if self._ends is None else int(self._ends[shard])
+        while self.last[shard] <= t and self._place < end:
+            self._look()
+        return self.last[shard] <= t
+
+    def _look(self) -> bool:
+        """Look at the next request; return whether there was one."""
+        following = next(self._ahead, None)
+        if following is None:
+            self._place = math.inf
+            return False
+        t, request = following
+        for shard in np.unique(self._shard_of[request.indices]).tolist():
+            if shard not in self.first:
+                self.first[shard] = t
+                self._found.append(shard)
+            self.last[shard] = t
+        # Places of later requests are all behind it.
+        self._place = int(request.places.max()) + 1
+        return True
 
 
 def _as_it_is(prepared: object) -> object:

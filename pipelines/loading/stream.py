@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import MixingSet, mixing_pictures
-from pipelines.loading.order import batch_places, count_batches, shuffled_order, training_batches
+from pipelines.loading.order import EpochOrder, batch_places, count_batches, training_batches
 from pipelines.loading.preparation import IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_reader
 from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
@@ -152,7 +152,7 @@ class PlannedSamples(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         """Give the samples: "jpg" or the like, "cls", and which it is."""
         shards = self._reader.shards
-        order = shuffled_order(
+        order = EpochOrder(
             len(shards),
             seed=self._seed,
             epoch=self._epoch,
