@@ -1,7 +1,11 @@
 """Loaders over shards at an address of this machine: the batches of local ones, held to hashes."""
 
+import ast
 import functools
 import http.server
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -126,6 +130,38 @@ def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are
     with_samples = sum(size > 0 for size in SIZES)
     assert len(set(downloaded)) == with_samples
     assert len(downloaded) <= with_samples + 1
+
+
+_FORKING = """
+import os, sys, threading
+from pathlib import Path
+from pipelines import Preparation, train_loader
+
+forks = []
+os.register_at_fork(before=lambda: forks.append([t.name for t in threading.enumerate()]))
+loader = train_loader(sys.argv[1], batch_size=4, num_workers=2, cache_dir=Path(sys.argv[2]),
+                      preparation=Preparation(image_size=14, pixmix=None))
+assert len(list(loader)) == len(loader)
+assert len(list(loader)) == len(loader)
+print(forks)
+"""
+
+
+def test_no_worker_is_forked_while_threads_download(
+    server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    """A thread may hold the lock of a file just then, which in the worker nobody would free."""
+    ended = subprocess.run(
+        [sys.executable, "-c", _FORKING, f"{server[0]}/large", tmp_path / "cache"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    forks = ast.literal_eval(ended.stdout)
+    assert len(forks) >= 2
+    assert not [name for names in forks for name in names if "read-ahead" in name]
 
 
 @settings(deadline=None)

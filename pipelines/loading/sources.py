@@ -179,10 +179,13 @@ class Workers:
         uses = Uses(self.shards.samples["shard"], requests)
         order, ordered = tee(uses.in_order())
         held: dict[int, HeldFile] = {}
+        # Workers first: one that is forked while a thread writes, and be it a line of a log, would
+        # wait for ever for the lock of that file.
+        batches = iter(self._loader)
         with ReadAhead(files.hold, order, ahead=self._ahead) as shards:
             try:
                 upcoming = next(ordered, None)
-                for t, prepared in enumerate(self._loader):
+                for t, prepared in enumerate(batches):
                     yield prepared
                     while upcoming is not None and uses.first[upcoming] <= t:
                         held[upcoming] = shards.take()
