@@ -218,8 +218,6 @@ def test_the_indexed_job_paints_a_set_and_the_job_after_it_closes_it(
     assert script == "pixmix-gen"
     assert paint["spec"]["completionMode"] == "Indexed"
     assert f"--num-tasks={paint['spec']['completions']}" in arguments
-    (container,) = paint["spec"]["template"]["spec"]["containers"]
-    assert f"--jobs={container['resources']['limits']['cpu']}" in arguments
     (url,) = [each.removeprefix("--out=") for each in arguments if each.startswith("--out=")]
     assert command_of(merge) == ["pixmix-gen", "merge", url]
     # The same on a small set, in a folder, with fewer pods, of which one is started twice.

@@ -160,9 +160,19 @@ def test_elements_of_an_array_job_make_the_set_and_say_which_they_are(
     for element in (5, 4):
         set_variables(monkeypatch, array(element, first=4, last=5))
         result = make(tmp_path / "set", "--json")
-        assert f"task {element - 4} of 2, by {ARRAY}\n" in result.stderr
+        told = f"task {element - 4} of 2, by {ARRAY}; for a set of its own give --num-tasks 1\n"
+        assert told in result.stderr
         assert json.loads(result.stdout)["complete"] == (element == 4)
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
+
+
+def test_one_task_is_all_of_a_set_whatever_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(monkeypatch, array(5, first=4, last=9))
+    result = make(tmp_path / "set", "--num-tasks", "1", "--json")
+    assert json.loads(result.stdout)["complete"] is True
+    assert "task" not in result.stderr
 
 
 def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,8 +126,8 @@ def task_options(command: Command) -> Command:
     command = click.option(
         "--num-tasks",
         type=click.IntRange(1),
-        help="Runs that share the work, as in a batch system's array job.  [default: by Slurm, "
-        "torchrun or mpirun, or 1]",
+        help="Runs that share the work, as in a batch system's array job; 1 makes all in this "
+        "run.  [default: by Slurm, torchrun or mpirun, or 1]",
     )(command)
     return click.option(
         "--task-index",
@@ -140,6 +140,7 @@ def task_options(command: Command) -> Command:
 def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int]:
     """Return which task this run is, and of how many: by the options, or by the environment.
 
+    The only one, whatever the environment says, where num_tasks is 1.
     A task that was found in the environment is told in one line on stderr.
 
     Raises:
@@ -155,6 +156,8 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
                 param_hint="'--task-index'",
             )
         return task_index, num_tasks
+    if num_tasks == 1:
+        return 0, 1
     from pipelines.loading.world import find_task
 
     try:
@@ -169,7 +172,11 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
             )
         return 0, 1
     if task.count > 1:
-        click.echo(f"task {task.index} of {task.count}, by {' and '.join(task.by)}", err=True)
+        click.echo(
+            f"task {task.index} of {task.count}, by {' and '.join(task.by)}; for a set of its own "
+            "give --num-tasks 1",
+            err=True,
+        )
     return task.index, task.count
 
 

@@ -42,6 +42,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.models.cifar import cifar_network
+from pipelines.shards.workers import available_memory
 
 KIND = "feature visualizations"
 
@@ -422,7 +423,7 @@ def picture_bytes(network: Network, size: tuple[int, int], window: int) -> float
 def _memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return available_memory()
 
 
 def _largest_batch(fitting: float, device_type: str) -> int:

@@ -3,6 +3,7 @@
 This module imports nothing heavy: a worker sets the number of its threads before numpy is loaded.
 """
 
+import math
 import multiprocessing
 import os
 import signal
@@ -12,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 from pipelines.errors import PipelineError
@@ -20,6 +22,9 @@ ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
 }
 """Variables by which a process has one thread, where they are set before numpy is loaded."""
+
+
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 class Run(Protocol):
@@ -38,10 +43,39 @@ class Run(Protocol):
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, which a container or a batch job may limit."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many cores this process may use, which a container or a batch job may limit.
+
+    A batch job by the cores that it is bound to; a container by the time that it gets of all, as
+    Docker's --cpus and the limits of Kubernetes do, of which a part of a core counts as one.
+    """
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    quota, period = _limit("cpu.max"), _limit("cpu.max", 1)
+    if quota is None or period is None:
+        quota, period = _limit("cpu/cpu.cfs_quota_us"), _limit("cpu/cpu.cfs_period_us")
+    if quota is None or not period:
+        return cores
+    return max(1, min(cores, math.ceil(quota / period)))
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process may use: this machine's, or its container's."""
+    limits = [_limit("memory.max"), _limit("memory/memory.limit_in_bytes")]
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *(limit for limit in limits if limit is not None)])
+
+
+def _limit(name: str, place: int = 0) -> int | None:
+    """Return a limit of this container: a word of its file; None where there is none.
+
+    Version 2 has cpu.max, "400000 100000" or "max 100000"; version 1 a file each, -1 for none.
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
+    """
+    try:
+        limit = int((_CONTROL_GROUP / name).read_text().split()[place])
+    except (OSError, ValueError, IndexError):
+        return None
+    return limit if limit > 0 else None
 
 
 def run_chunks(

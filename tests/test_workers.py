@@ -1,0 +1,64 @@
+"""What a process may use of its machine."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.shards import workers
+from pipelines.shards.workers import available_cores, available_memory
+
+CORES = 64
+MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of this process's control group."""
+    monkeypatch.setattr(workers, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)), raising=False)
+    return tmp_path
+
+
+def write(group: Path, name: str, content: str) -> None:
+    (group / name).parent.mkdir(exist_ok=True)
+    (group / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "cores"),
+    [
+        ("max 100000\n", CORES), ("800000 100000\n", 8), ("150000 100000\n", 2),
+        ("1000 100000\n", 1), ("9900000 100000\n", CORES), ("", CORES), ("many\n", CORES),
+    ],
+)  # fmt: skip
+def test_the_cores_of_a_container_are_those_that_it_gets_the_time_of(
+    group: Path, content: str, cores: int
+) -> None:
+    write(group, "cpu.max", content)
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("-1\n", CORES), ("250000\n", 3)])
+def test_so_it_is_in_control_groups_of_version_1(group: Path, quota: str, cores: int) -> None:
+    write(group, "cpu/cpu.cfs_quota_us", quota)
+    write(group, "cpu/cpu.cfs_period_us", "100000\n")
+    assert available_cores() == cores
+
+
+@pytest.mark.parametrize("name", ["memory.max", "memory/memory.limit_in_bytes"])
+@pytest.mark.parametrize(
+    ("content", "memory"),
+    [("max\n", MACHINE), ("1048576\n", 1048576), ("9223372036854771712\n", MACHINE)],
+)
+def test_the_memory_of_a_container_is_what_it_may_have(
+    group: Path, name: str, content: str, memory: int
+) -> None:
+    write(group, name, content)
+    assert available_memory() == memory
+
+
+@pytest.mark.usefixtures("group")
+def test_without_limits_all_of_the_machine_is_there() -> None:
+    assert available_cores() == CORES
+    assert available_memory() == MACHINE
