@@ -27,6 +27,7 @@ from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.loading.samples import Request, Requests
 from pipelines.loading.sources import Uses
+from pipelines.shards.connections import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 
@@ -162,6 +163,23 @@ def test_no_worker_is_forked_while_threads_download(
     forks = ast.literal_eval(ended.stdout)
     assert len(forks) >= 2
     assert not [name for names in forks for name in names if "read-ahead" in name]
+
+
+def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
+    root: Path, server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    loader = train_loader(
+        f"{server[0]}/large", MIXING, preparation=SMALL, batch_size=4, window=1,
+        cache_dir=tmp_path / "cache",
+        remote=Remote(access=RemoteAccess(attempts=1), ahead=1),
+    )  # fmt: skip
+    for tar in (root / "large").glob("set-*.tar"):
+        tar.write_bytes(tar.read_bytes()[:-1])
+    with pytest.raises(PipelineError) as kept:
+        list(loader)
+    # The error's own frames would hold what is not ended by name.
+    assert kept.tb is not None
+    assert not [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
 
 
 @settings(deadline=None)

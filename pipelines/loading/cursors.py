@@ -8,6 +8,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -169,15 +170,17 @@ class TrainLoader:
             ),
             order.ends_of_shards(),
         )
-        handed_over = zip(batches(consumed=begun), self._source.run(requests), strict=True)
-        for (_, indices), prepared in handed_over:
-            self._bad.take(prepared)
-            self.last_indices = indices
-            # Counted before it is handed over: a state saved in the loop's body goes on after it.
-            self._consumed += self.batch_size
-            if len(self._source.shards) - self._consumed < self.batch_size:
-                self._epoch, self._consumed = self._epoch + 1, 0
-            yield prepared.images, prepared.labels
+        # Closed at once, however it ends: who downloads ahead holds files, and has threads.
+        with closing(self._source.run(requests)) as made:
+            for (_, indices), prepared in zip(batches(consumed=begun), made, strict=True):
+                self._bad.take(prepared)
+                self.last_indices = indices
+                # Counted before it is handed over: a state saved in the loop's body goes on after
+                # it.
+                self._consumed += size
+                if len(self._source.shards) - self._consumed < size:
+                    self._epoch, self._consumed = self._epoch + 1, 0
+                yield prepared.images, prepared.labels
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch.
@@ -285,7 +288,8 @@ class EvalLoader:
                 Request(0, batch.indices, batch.indices) for batch in islice(batches(), first, None)
             )
         )
-        for batch, prepared in zip(batches(), self._source.run(requests), strict=True):
-            self._bad.take(prepared)
-            weights = batch.weights * prepared.present
-            yield prepared.images, prepared.labels, torch.from_numpy(weights)
+        with closing(self._source.run(requests)) as made:
+            for batch, prepared in zip(batches(), made, strict=True):
+                self._bad.take(prepared)
+                weights = batch.weights * prepared.present
+                yield prepared.images, prepared.labels, torch.from_numpy(weights)

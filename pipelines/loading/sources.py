@@ -4,8 +4,9 @@ import atexit
 import math
 import signal
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import tee
 from multiprocessing.util import Finalize
 from typing import Protocol, TypeVar
@@ -44,7 +45,7 @@ class Source(Protocol):
     def mixing_set(self) -> PackedPictures | None:
         """What pictures are mixed with."""
 
-    def run(self, requests: Requests) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Generator[Prepared]:
         """Give a batch for each request."""
 
     def awaited(self) -> str:
@@ -75,7 +76,7 @@ class InMemory:
         self._seed, self._training, self._views = seed, training, views
         self._n_threads, self._pin_memory = n_threads, pin_memory
 
-    def run(self, requests: Requests) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Generator[Prepared]:
         """Give a batch for each request."""
         return ahead(iter(requests), self._prepare, _AHEAD)
 
@@ -146,13 +147,17 @@ class Workers:
             # told to end; also at the end of this process, be it one of multiprocessing's or not.
             atexit.register(Finalize(self, _end_workers, (self._loader,), exitpriority=100))
 
-    def run(self, requests: Requests) -> Iterator[Prepared]:
+    def run(self, requests: Requests) -> Generator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
         self._given = 0
-        batches = (
-            iter(self._loader) if self._files is None else self._read_ahead(requests, self._files)
-        )
+        if self._files is None:
+            yield from self._counted(iter(self._loader))
+        else:
+            with closing(self._read_ahead(requests, self._files)) as batches:
+                yield from self._counted(batches)
+
+    def _counted(self, batches: Iterator[Prepared]) -> Generator[Prepared]:
         for prepared in batches:
             self._given += 1
             yield prepared
@@ -174,7 +179,7 @@ class Workers:
         assert self._files is not None
         return self._files.cache.has(self.shards.shards[shard].sha256)
 
-    def _read_ahead(self, requests: Requests, files: RemoteFiles) -> Iterator[Prepared]:
+    def _read_ahead(self, requests: Requests, files: RemoteFiles) -> Generator[Prepared]:
         """Give the batches, and have the next shards downloaded and held while they are needed."""
         uses = Uses(self.shards.samples["shard"], requests)
         order, ordered = tee(uses.in_order())
@@ -278,7 +283,7 @@ def _as_it_is(prepared: object) -> object:
     return prepared
 
 
-def ahead(items: Iterator[Item], work: Callable[[Item], Result], depth: int) -> Iterator[Result]:
+def ahead(items: Iterator[Item], work: Callable[[Item], Result], depth: int) -> Generator[Result]:
     """Give what work makes of items, in order, made in a thread up to `depth` ahead."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="pixmix-loader")
     running: list[Future[Result]] = []
