@@ -15,7 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.shards.picture_files import DAMAGE, MOST_PIXELS, READABLE_FORMATS
+from pipelines.shards.picture_files import (
+    DAMAGE,
+    MOST_PIXELS,
+    READABLE_FORMATS,
+    UnknownRangeError,
+    to_rgb,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -51,6 +57,10 @@ def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     # The warning, at half the size, where it was made an error.
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
+    except UnknownRangeError as error:
+        raise UnreadablePictureError(
+            "unknown range", f"{error}; save it with 8 or 16 bits a channel"
+        ) from error
     except DAMAGE as error:
         raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
 
@@ -66,7 +76,7 @@ def read_size(content: bytes | bytearray) -> tuple[int, int]:
 
 
 def decode_picture(content: bytes | bytearray) -> Pixels:
-    """Return a picture's pixels as `Image.open(...).convert("RGB")` gives them.
+    """Return a picture's pixels as `Image.open(...).convert("RGB")` gives them, 16 bits scaled.
 
     Args:
         content: of a file that Pillow reads.
@@ -76,17 +86,15 @@ def decode_picture(content: bytes | bytearray) -> Pixels:
         as by torchvision's ImageFolder.
 
     Raises:
-        UnreadablePictureError: if it is cut short, damaged, of an unknown format, or larger than
-            `MOST_PIXELS`.
+        UnreadablePictureError: if it is cut short, damaged, of an unknown format, larger than
+            `MOST_PIXELS`, or of numbers of which nobody says what is white.
     """
     with _opened(content) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
             pixels = _decode_jpeg(content)
             if pixels is not None:
                 return pixels
-        # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
-        image.info.pop("transparency", None)
-        return np.array(image.convert("RGB"))
+        return np.array(to_rgb(image))
 
 
 def _by_simplejpeg() -> Callable[[bytearray], Pixels] | None:

@@ -34,6 +34,43 @@ READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
 
 
+class UnknownRangeError(ValueError):
+    """A picture of numbers of which nobody says what is white; the message names its mode."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB, of which 16 bits become 8 by dividing by 257 and rounding.
+
+    Pillow cuts them off at 255 instead, so that nearly all is white. Mode I is taken for 16 bits,
+    as which Pillow hands on those of some files.
+
+    Raises:
+        UnknownRangeError: for mode F, and for I with a number outside 0 to 65535.
+    """
+    check_range(image)
+    # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I"):
+        numbers = np.asarray(image).astype(np.uint32)
+        # 65535 is 255 * 257; an odd divisor knows no ties.
+        image = Image.fromarray(((numbers + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def check_range(image: Image.Image) -> None:
+    """Refuse a picture of which nobody says what number is white.
+
+    Raises:
+        UnknownRangeError: for mode F, and for I with a number outside 0 to 65535.
+    """
+    if image.mode == "F":
+        raise UnknownRangeError("mode F, of which no number is known to be white")
+    if image.mode == "I":
+        numbers = np.asarray(image)
+        if numbers.min() < 0 or numbers.max() > 65535:
+            raise UnknownRangeError("mode I with numbers outside 0 to 65535")
+
+
 def picture_files(folder: Path) -> list[Path]:
     """Return the pictures of a mixing set, or of any folder and the folders in it, in order.
 
@@ -87,7 +124,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """
     try:
         with Image.open(path, formats=READABLE_FORMATS) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(to_rgb(image))
     except DAMAGE as error:
         reason = "cut short or of an unknown format" if isinstance(error, OSError) else str(error)
         raise PipelineError(
