@@ -1,8 +1,43 @@
 """Options and endings that commands share."""
 
-import pytest
+from pathlib import Path
 
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import evaluate, shard, show
 from pipelines.cli.options import progress_bar
+
+ADDRESS = "s3://bucket/set"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (shard.main, ["imagefolder", ".", ADDRESS]),
+        (shard.main, ["imagefolder", ADDRESS, "out"]),
+        (shard.main, ["cifar10", ".", ADDRESS]),
+        (shard.main, ["digits", ADDRESS]),
+        (shard.main, ["mixing", ".", ADDRESS]),
+        (shard.main, ["mixing", ADDRESS, "out"]),
+        (shard.main, ["verify", ADDRESS]),
+        (shard.main, ["index", f"{ADDRESS}/0.tar"]),
+        (show.main, ["set", ADDRESS]),
+        (show.main, ["run", ADDRESS]),
+        (evaluate.main, ["make-c", "--data", ADDRESS]),
+    ],
+)
+def test_an_address_in_place_of_a_folder_is_refused_with_the_remedy(
+    command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert ADDRESS in result.stderr
+    assert "is an address, which this command neither reads nor writes" in result.stderr
+    assert "aws s3 sync" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bar_is_of_one_work_and_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:

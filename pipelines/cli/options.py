@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,30 @@ class Place(click.ParamType["Path | str"]):
         """Read the text of an option; whether there is something at an address is seen later."""
         text = str(value)
         return text if "://" in text else Path(self._path.convert(text, param, ctx))
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine, as click.Path has it; an address is refused."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Read the text of an option."""
+        if "://" in str(value):
+            self.fail(
+                f"{str(value)!r} is an address, which this command neither reads nor writes; name "
+                "a folder, and copy it from there or to there (aws s3 sync, gsutil rsync, rclone); "
+                "pixmix-gen --to-shards and pixmix-train --data know addresses",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 _UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGT", 1)}}

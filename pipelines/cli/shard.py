@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.options import (
     Command,
+    LocalPath,
     command_options,
     example,
     jobs_option,
@@ -94,8 +95,8 @@ def _foreign_options(command: Command) -> Command:
         "pixmix-shard imagefolder imagenet shards/imagenet --split val",
     )
 )
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("src", type=LocalPath())
+@click.argument("out", type=LocalPath())
 @click.option("--split", help="Only this one of SRC's train, val, validation and test.")
 @click.option("--name", help="Of the set, in the tars' names.  [default: that of SRC]")
 @_foreign_options
@@ -159,8 +160,8 @@ def _cifar(dataset: Literal["cifar10", "cifar100"]) -> Callable[..., None]:
     """Return the command of one of the two sets."""
 
     @main.command(dataset, epilog=example(f"pixmix-shard {dataset} downloads shards/{dataset}"))
-    @click.argument("src", type=click.Path(path_type=Path))
-    @click.argument("out", type=click.Path(path_type=Path))
+    @click.argument("src", type=LocalPath())
+    @click.argument("out", type=LocalPath())
     @_set_options
     def command(
         *,
@@ -207,7 +208,7 @@ _cifar("cifar100")
 
 
 @main.command(epilog=example("pixmix-shard digits shards/digits"))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LocalPath())
 @_set_options
 def digits(
     *,
@@ -251,8 +252,8 @@ def digits(
         "pixmix-shard mixing fractals_and_fvis.tar shards/paper",
     )
 )
-@click.argument("src", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("src", type=LocalPath(), nargs=-1, required=True)
+@click.argument("out", type=LocalPath())
 @click.option("--name", default="mixing", show_default=True, help="Of the set.")
 @_foreign_options
 @_set_options
@@ -290,7 +291,7 @@ def mixing(
 
 
 @main.command(epilog=example("pixmix-shard verify shards/mixing --decode all"))
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=LocalPath(file_okay=False))
 @click.option(
     "--decode",
     default="100",
@@ -347,7 +348,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         "pixmix-shard index 'shards/other/train-{000..146}.tar'",
     )
 )
-@click.argument("tars", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("tars", type=LocalPath(), nargs=-1, required=True)
 @click.option("--name", help="Of the set.  [default: that of the folder]")
 @command_options
 def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     SHEET_PICTURES,
     SMALLEST_SIDE,
+    LocalPath,
     command_options,
     example,
     finite,
@@ -22,7 +23,7 @@ from pipelines.cli.options import (
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
 
-_SET = click.Path(exists=True, path_type=Path)
+_SET = LocalPath(exists=True)
 
 
 @click.group(
@@ -129,7 +130,7 @@ def show_set(
 @click.option(
     "--mixing-set",
     "mixing_sets",
-    type=click.Path(exists=True, path_type=Path),
+    type=LocalPath(exists=True),
     multiple=True,
     help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
 )
@@ -303,7 +304,7 @@ def show_genome(
     metavar="DIR...",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=LocalPath(exists=True, file_okay=False),
 )
 @click.option(
     "--plot",
