@@ -97,7 +97,10 @@ def _foreign_options(command: Command) -> Command:
 )
 @click.argument("src", type=LocalPath())
 @click.argument("out", type=LocalPath())
-@click.option("--split", help="Only this one of SRC's train, val, validation and test.")
+@click.option(
+    "--split",
+    help="Only this one of SRC's folders train, val, valid, validation, dev, eval and test.",
+)
 @click.option("--name", help="Of the set, in the tars' names.  [default: that of SRC]")
 @_foreign_options
 @_set_options
@@ -122,24 +125,36 @@ def imagefolder(
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.side_files import join_splits
-        from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.sources import ImageFolderSource, find_splits, has_classes
 
         if out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
                 f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
             )
-        splits = find_splits(src)
+        splits = find_splits(src, split)
         if split is not None and split not in splits:
             there = ", ".join(splits) or "none"
             raise PipelineError(f"{src} has no split {split!r} (there: {there}); name one of them")
         chosen: list[str | None] = [split] if split else [*splits] or [None]
+        # As ILSVRC's: flat, for its labels are not public.
+        if len(chosen) > 1 and "test" in chosen and not has_classes(src / "test"):
+            chosen.remove("test")
+            click.echo(
+                f"{src / 'test'} is left out: it has no folder a class, so no labels", err=True
+            )
+        sources = [
+            ImageFolderSource(folder=src / each if each else src, split=each) for each in chosen
+        ]
+        # All of them before the first is written, which may take hours.
+        for source in sources:
+            source.check()
         results = []
-        for each in chosen:
+        for each, source in zip(chosen, sources, strict=True):
             is_train = each in (None, "train")
-            timm_name = "validation" if each == "val" else each or "train"
+            timm_name = "validation" if each in ("val", "valid") else each or "train"
             results.append(
                 _make(
-                    ImageFolderSource(folder=src / each if each else src, split=each),
+                    source,
                     out / each if each else out,
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,

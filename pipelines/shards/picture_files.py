@@ -34,6 +34,16 @@ READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
 
 
+Above = frozenset[tuple[int, int]]
+"""Of a walk that follows links: the folders that it came through, each as `place_of` names it."""
+
+
+def place_of(folder: Path) -> tuple[int, int]:
+    """Return what a folder is, whatever link led to it: a walk that meets it again goes round."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
 class UnknownRangeError(ValueError):
     """A picture of numbers of which nobody says what is white; the message names its mode."""
 
@@ -94,9 +104,8 @@ def picture_files(folder: Path) -> list[Path]:
     return found
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    place = (status.st_dev, status.st_ino)
+def _walk(folder: Path, above: Above) -> Iterator[Path]:
+    place = place_of(folder)
     if place in above:  # A link leads back to a folder that it lies in.
         return
     above |= {place}
