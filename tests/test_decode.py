@@ -15,6 +15,7 @@ from PIL import EpsImagePlugin, Image
 from pipelines.errors import PipelineError
 from pipelines.loading import decode
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from pipelines.shards import picture_files
 from pipelines.shards.picture_files import read_picture
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
 from shard_sets import drawn_pictures, encoded
@@ -164,7 +165,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
         decode_picture(encoded(PICTURE, extension))
@@ -185,11 +186,23 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     assert len(started) == 1
 
 
-def test_a_warning_of_a_bomb_made_an_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = encoded(PICTURE)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
-    with pytest.raises(UnreadablePictureError) as caught:
-        decode_picture(encoded(PICTURE))
-    assert caught.value.reason == "too large"
+    # Warnings are errors here.
+    for pixels in (decode_picture(content), decode_rgb(content), read_picture(path)):
+        assert np.array_equal(pixels, PICTURE)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
+        decode_picture(content)
+    with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
+        decode_rgb(content)
+    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
+        read_picture(path)
 
 
 def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:

@@ -31,8 +31,7 @@ from PIL import EpsImagePlugin, Image
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import pictures as picture_module
-from pipelines.shards import sidecars
+from pipelines.shards import picture_files, sidecars
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
@@ -609,7 +608,7 @@ def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = encoded(PICTURES[0], "jpg")
-    monkeypatch.setattr(picture_module, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
         decode_rgb(content)

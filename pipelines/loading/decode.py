@@ -17,9 +17,9 @@ from PIL import Image, UnidentifiedImageError
 
 from pipelines.shards.picture_files import (
     DAMAGE,
-    MOST_PIXELS,
-    READABLE_FORMATS,
+    TooManyPixelsError,
     UnknownRangeError,
+    open_picture,
     to_rgb,
 )
 
@@ -39,23 +39,17 @@ class UnreadablePictureError(ValueError):
 @contextmanager
 def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     """Open a picture whose header is sound, and say in one way what is wrong with its bytes."""
-    # No warning is silenced on the way: that is done for the whole process, and threads that do it
-    # at once leave it so.
     try:
-        with Image.open(io.BytesIO(content), formats=READABLE_FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise UnreadablePictureError(
-                    "too large",
-                    f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
-                    "make the picture smaller",
-                )
+        with open_picture(io.BytesIO(content)) as image:
             yield image
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePictureError("unknown format", "no picture that Pillow knows") from error
-    # The warning, at half the size, where it was made an error.
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    # Pillow's own are of a frame or a tile that is larger than the header says.
+    except (
+        TooManyPixelsError, Image.DecompressionBombError, Image.DecompressionBombWarning
+    ) as error:  # fmt: skip
         raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
     except UnknownRangeError as error:
         raise UnreadablePictureError(

@@ -6,10 +6,11 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import PipelineError
 
@@ -32,6 +33,49 @@ DAMAGE = (
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 """What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
 program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
+
+
+class TooManyPixelsError(ValueError):
+    """A picture of more than `MOST_PIXELS`; the message says of how many."""
+
+
+def open_picture(file: IO[bytes]) -> Image.Image:
+    """Open a picture as Image.open does; one of over `MOST_PIXELS` is refused, not warned of.
+
+    A warning can be silenced for the whole process alone, in which threads decode at once; so the
+    formats are asked one by one, as Pillow does before it warns.
+
+    Args:
+        file: at its beginning.
+
+    Returns:
+        The picture, whose pixels are not read yet.
+
+    Raises:
+        TooManyPixelsError: if its header says so.
+        UnidentifiedImageError: if it is of none of `READABLE_FORMATS`.
+    """
+    Image.preinit()
+    beginning = file.read(16)
+    for name in READABLE_FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        make, accepts = Image.OPEN[name]
+        try:
+            accepted = accepts is None or accepts(beginning)
+            # Text says why this Pillow cannot read the format.
+            if not accepted or isinstance(accepted, str):
+                continue
+            file.seek(0)
+            image = make(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+        if image.width * image.height > MOST_PIXELS:
+            raise TooManyPixelsError(
+                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels"
+            )
+        return image
+    raise UnidentifiedImageError("no picture of a format that is read here")
 
 
 Above = frozenset[tuple[int, int]]
@@ -129,10 +173,10 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     """Return a picture's pixels, (height, width, 3) uint8; grey and palettes become RGB.
 
     Raises:
-        PipelineError: if the file is no whole picture.
+        PipelineError: if the file is no whole picture, or one of more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path, formats=READABLE_FORMATS) as image:
+        with path.open("rb") as file, open_picture(file) as image:
             return np.asarray(to_rgb(image))
     except DAMAGE as error:
         reason = "cut short or of an unknown format" if isinstance(error, OSError) else str(error)

@@ -10,9 +10,10 @@ from PIL import Image, UnidentifiedImageError, features
 from pipelines.shards.picture_files import (
     DAMAGE,
     MOST_PIXELS,
-    READABLE_FORMATS,
+    TooManyPixelsError,
     UnknownRangeError,
     check_range,
+    open_picture,
     to_rgb,
 )
 
@@ -114,11 +115,8 @@ def _write(image: Image.Image, kind: str) -> bytes:
 
 def _load(content: bytes, *, full: bool) -> Image.Image:
     """Return a picture in RGB; or not full, as it is, and a JPEG at an eighth of its size."""
-    # No warning is silenced: that is done for the whole process, and threads decode at once.
     try:
-        image = Image.open(io.BytesIO(content), formats=READABLE_FORMATS)
-        if image.width * image.height > MOST_PIXELS:
-            raise BrokenPictureError(_TOO_LARGE)
+        image = open_picture(io.BytesIO(content))
         if full:
             return to_rgb(image)
         image.draft(None, (1, 1))
@@ -134,7 +132,9 @@ def _load(content: bytes, *, full: bool) -> Image.Image:
 def _reason(error: Exception, content: bytes) -> str:
     if not content:
         return "empty"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+    # Pillow's own, of a frame or a tile that is larger than the header says.
+    pillows = Image.DecompressionBombError | Image.DecompressionBombWarning
+    if isinstance(error, TooManyPixelsError | pillows):
         return _TOO_LARGE
     if isinstance(error, UnidentifiedImageError):
         return "no picture"
