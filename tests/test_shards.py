@@ -461,6 +461,7 @@ def test_a_link_that_leads_back_adds_no_picture(tmp_path: Path, kind: str) -> No
     (source / "a" / "self").symlink_to(source / "a")
     (source / "a" / "deeper" / "set").symlink_to(source)
     (source / "b" / "other").symlink_to(tmp_path / "other")
+    (source / "b" / "circle").symlink_to("circle")
     folders_of_pictures(tmp_path / "other", "c")
     assert len(open_shards(made(kind, source, tmp_path / "out", "--jobs", 1))) == 3
 

@@ -203,6 +203,16 @@ def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
     click.echo(json.dumps(document, indent=2) if as_json else text)
 
 
+def tell_passed_over(folder: Path) -> None:
+    """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
+    from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
+
+    found = ", ".join(f"{count:,} .{extension}" for extension, count in passed_over(folder).items())
+    if found:
+        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
+        click.echo(f"{folder}: passed over {found}; only {taken} are taken", err=True)
+
+
 class _Interrupted(click.ClickException):
     """Ends the command with one line and the exit code of Ctrl-C, 128 + SIGINT."""
 

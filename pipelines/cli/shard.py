@@ -18,6 +18,7 @@ from pipelines.cli.options import (
     progress_bar,
     say,
     seed_option,
+    tell_passed_over,
 )
 from pipelines.errors import PipelineError
 
@@ -147,6 +148,8 @@ def imagefolder(
         ]
         # All of them before the first is written, which may take hours.
         for source in sources:
+            if source.folder.is_dir():
+                tell_passed_over(source.folder)
             source.check()
         results = []
         for each, source in zip(chosen, sources, strict=True):
@@ -290,6 +293,9 @@ def mixing(
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.mixing_sources import MixingSource
 
+        for place in src:
+            if place.is_dir():
+                tell_passed_over(place)
         result = _make(
             MixingSource(places=src),
             out,

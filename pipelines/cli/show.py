@@ -19,6 +19,7 @@ from pipelines.cli.options import (
     progress_bar,
     say,
     seed_option,
+    tell_passed_over,
 )
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
@@ -100,6 +101,8 @@ def show_set(
             check_plotting()
         sets = []
         for name, place in zip(names_of(places), places, strict=True):
+            if place.is_dir():
+                tell_passed_over(place)
             with progress_bar("pictures") as progress:
                 sets.append(set_report.read_set(name, place, n, progress=progress))
         if sheet is not None:

@@ -4,6 +4,7 @@ import os
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -19,6 +20,13 @@ MEASURED_SIDE = 256
 
 FOLDER_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")
 """Of files that are pictures: those of torchvision's ImageFolder."""
+
+_OTHER_EXTENSIONS = frozenset({
+    "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
+    "jfif", "jp2", "jpe", "jxl", "nef", "orf", "pbm", "pcx", "pnm", "psd", "raw", "rw2", "svg",
+    "tga",
+})  # fmt: skip
+"""Of files that are pictures, too, and are not taken, as torchvision's ImageFolder does not."""
 
 MOST_PIXELS = 89_478_485
 """More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
@@ -162,11 +170,57 @@ def _walk(folder: Path, above: Above) -> Iterator[Path]:
     for name, entry in entries.items():
         if name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(folder / name, above)
         # A link to nothing is a picture that got lost, which whoever reads it is told.
-        elif is_picture_name(name) and (entry.is_file() or entry.is_symlink()):
+        elif is_picture_name(name) and (entry.is_symlink() or entry.is_file()):
             yield folder / name
+
+
+def files_below(folder: Path, above: Above, *, hidden: bool) -> Iterator[Path]:
+    """Give the files of a folder and of those in it as they come, links to folders followed.
+
+    Args:
+        folder: where to begin.
+        above: the folders that were come through, to which no link leads back.
+        hidden: whether hidden files and folders count, too.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    place = place_of(folder)
+    if place in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not hidden and entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                yield from files_below(Path(folder, entry.name), above | {place}, hidden=hidden)
+            else:
+                yield Path(folder, entry.name)
+
+
+def passed_over(folder: Path) -> dict[str, int]:
+    """Return how many files below a folder are pictures by their extension but not taken.
+
+    Returns:
+        Extension -> files, by extension; those that are hidden or in a hidden folder not counted.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    found: Counter[str] = Counter()
+    for path in files_below(folder, frozenset(), hidden=False):
+        extension = path.suffix.lower().removeprefix(".")
+        if extension in _OTHER_EXTENSIONS:
+            found[extension] += 1
+    return dict(sorted(found.items()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # An entry raises for a link to itself, which is no folder.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:

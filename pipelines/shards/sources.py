@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import FOLDER_EXTENSIONS, Above, place_of
+from pipelines.shards.picture_files import FOLDER_EXTENSIONS, Above, files_below, place_of
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "eval", "test")
 """Names of folders that are parts of a set and no classes."""
@@ -124,7 +124,7 @@ class ImageFolderSource:
         """
         self.check()
         for label, name in enumerate(self._folders()):
-            for path in _sorted_files(_files(self.folder / name, self._above())):
+            for path in _sorted_files(files_below(self.folder / name, self._above(), hidden=True)):
                 relative = path.relative_to(self.folder).as_posix()
                 extension = extension_of(relative)
                 if extension in FOLDER_EXTENSIONS:
@@ -147,7 +147,7 @@ class ImageFolderSource:
             PipelineError: if there are none, or a class has none.
         """
         for name in self._folders():
-            files = _files(self.folder / name, self._above())
+            files = files_below(self.folder / name, self._above(), hidden=True)
             if not any(extension_of(path.name) in FOLDER_EXTENSIONS for path in files):
                 raise PipelineError(
                     f"{printable(str(self.folder / name))} holds no picture, so its class would be "
@@ -199,19 +199,6 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
 def has_classes(folder: Path) -> bool:
     """Return whether a folder has folders in it, each of which would be a class."""
     return any(entry.is_dir() for entry in os.scandir(folder))
-
-
-def _files(folder: Path, above: Above) -> Iterator[Path]:
-    """Give the files of a folder and of those in it as they come, links to folders followed."""
-    place = place_of(folder)
-    if place in above:  # A link leads back to a folder that it lies in.
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_dir():
-                yield from _files(Path(folder, entry.name), above | {place})
-            else:
-                yield Path(folder, entry.name)
 
 
 def _sorted_files(files: Iterable[Path]) -> list[Path]:
