@@ -423,6 +423,12 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     assert open_shards(out).classes == ("invalid", "valid")
 
 
+def test_a_split_that_is_named_is_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "valid/a", "cat")
+    out = made("imagefolder", source, tmp_path / "out", "--split", "valid", "--jobs", 1)
+    assert open_shards(out / "valid").classes == ("a",)
+
+
 def test_splits_beside_other_folders_are_refused_naming_both(tmp_path: Path) -> None:
     source = folders_of_pictures(tmp_path / "set", "cat", "dog/test", "test/a", ".cache/a")
     result = run("imagefolder", source, tmp_path / "out")

@@ -183,7 +183,8 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
     splits = [
         name
         for name in SPLITS
-        if name in names and ("train" in names or name not in _SPLITS_BESIDE_TRAIN)
+        if name in names
+        and (name == wanted or "train" in names or name not in _SPLITS_BESIDE_TRAIN)
     ]
     others = [printable(name) for name in sorted(names.difference(splits))]
     if splits and others and wanted is None:
