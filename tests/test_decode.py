@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from PIL import EpsImagePlugin, Image
 
+from pipelines.errors import PipelineError
 from pipelines.loading import decode
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from pipelines.shards import picture_files
+from pipelines.shards.picture_files import read_picture
+from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
 from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
@@ -85,6 +89,55 @@ def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
     assert pixels.flags.writeable
 
 
+def of_numbers(numbers: np.ndarray, format_: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(numbers).save(file, format_)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("format_", "dtype"),
+    [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<u2"), ("TIFF", "<i4")],
+)
+def test_16_bits_are_scaled_to_8_by_all_that_decode(
+    format_: str, dtype: str, tmp_path: Path
+) -> None:
+    """65535 is white, as 255 is, and all between lies where it lay."""
+    numbers = np.arange(65536, dtype=dtype).reshape(128, 512)
+    content = of_numbers(numbers, format_)
+    expected = np.round(numbers / 257).astype(np.uint8)[..., None].repeat(3, 2)
+    path = tmp_path / f"a.{format_.lower()}"
+    path.write_bytes(content)
+    assert np.array_equal(decode_picture(content), expected)
+    assert np.array_equal(decode_rgb(content), expected)
+    assert np.array_equal(read_picture(path), expected)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7),
+        np.full((5, 7), -1, np.int32),
+        np.full((5, 7), 65536, np.int32),
+    ],
+)
+def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
+    numbers: np.ndarray, tmp_path: Path
+) -> None:
+    content = of_numbers(numbers, "TIFF")
+    path = tmp_path / "a.tif"
+    path.write_bytes(content)
+    with pytest.raises(UnreadablePictureError, match=r"mode [FI].*save it with") as caught:
+        decode_picture(content)
+    assert caught.value.reason == "unknown range"
+    with pytest.raises(BrokenPictureError, match=r"mode [FI]"):
+        decode_rgb(content)
+    with pytest.raises(BrokenPictureError, match=r"mode [FI]"):
+        oddity(content, "tif")
+    with pytest.raises(PipelineError, match=r"mode [FI]"):
+        read_picture(path)
+
+
 def test_an_orientation_in_exif_is_not_heeded() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -112,7 +165,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decode, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
         decode_picture(encoded(PICTURE, extension))
@@ -133,11 +186,23 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     assert len(started) == 1
 
 
-def test_a_warning_of_a_bomb_made_an_error_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    content = encoded(PICTURE)
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
-    with pytest.raises(UnreadablePictureError) as caught:
-        decode_picture(encoded(PICTURE))
-    assert caught.value.reason == "too large"
+    # Warnings are errors here.
+    for pixels in (decode_picture(content), decode_rgb(content), read_picture(path)):
+        assert np.array_equal(pixels, PICTURE)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
+        decode_picture(content)
+    with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
+        decode_rgb(content)
+    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
+        read_picture(path)
 
 
 def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:

@@ -1,8 +1,66 @@
 """Options and endings that commands share."""
 
-import pytest
+from pathlib import Path
 
+import click
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import evaluate, shard, show
 from pipelines.cli.options import progress_bar
+from shard_sets import drawn_pictures, encoded
+
+ADDRESS = "s3://bucket/set"
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (shard.main, ["imagefolder", "set", "out"]),
+        (shard.main, ["mixing", "set", "out"]),
+        (show.main, ["set", "set"]),
+    ],
+)
+def test_pictures_that_are_not_taken_are_counted_in_one_line(
+    command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "set" / "a" / ".hidden").mkdir(parents=True)
+    for name in ("0.png", "1.gif", "2.GIF", "3.heic", "notes.txt", ".hidden/4.gif"):
+        (tmp_path / "set" / "a" / name).write_bytes(encoded(drawn_pictures(1, 3, (40, 50))[0]))
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    lines = [line for line in result.stderr.splitlines() if "passed over" in line]
+    assert len(lines) == 1
+    assert "set: passed over 2 .gif, 1 .heic; only .jpg .jpeg .png" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (shard.main, ["imagefolder", ".", ADDRESS]),
+        (shard.main, ["imagefolder", ADDRESS, "out"]),
+        (shard.main, ["cifar10", ".", ADDRESS]),
+        (shard.main, ["digits", ADDRESS]),
+        (shard.main, ["mixing", ".", ADDRESS]),
+        (shard.main, ["mixing", ADDRESS, "out"]),
+        (shard.main, ["verify", ADDRESS]),
+        (shard.main, ["index", f"{ADDRESS}/0.tar"]),
+        (show.main, ["set", ADDRESS]),
+        (show.main, ["run", ADDRESS]),
+        (evaluate.main, ["make-c", "--data", ADDRESS]),
+    ],
+)
+def test_an_address_in_place_of_a_folder_is_refused_with_the_remedy(
+    command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 2
+    assert ADDRESS in result.stderr
+    assert "is an address, which this command neither reads nor writes" in result.stderr
+    assert "aws s3 sync" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_bar_is_of_one_work_and_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:

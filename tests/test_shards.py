@@ -31,12 +31,12 @@ from PIL import EpsImagePlugin, Image
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import pictures as picture_module
-from pipelines.shards import sidecars
+from pipelines.shards import picture_files, sidecars
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
 from pipelines.shards.request import bounds, shard_name, shuffled
+from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tars import scan_tar
 from shard_sets import drawn_pictures, encoded
 
@@ -401,6 +401,91 @@ def test_splits_go_into_folders_and_timm_finds_both(image_folder: Path, tmp_path
     assert "has no split 'test' (there: train, val)" in result.stderr
 
 
+def folders_of_pictures(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        (root / name / "0.png").write_bytes(PNG)
+    return root
+
+
+@pytest.mark.parametrize("name", ["valid", "dev", "eval"])
+def test_a_split_of_any_usual_name_is_made(tmp_path: Path, name: str) -> None:
+    source = folders_of_pictures(tmp_path / "set", "train/a", f"{name}/a")
+    out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert len(open_shards(out / name)) == 1
+    files = json.loads((out / "_info.json").read_text())["splits"]
+    assert set(files) == {"train", "validation" if name == "valid" else name}
+
+
+def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "invalid", "valid")
+    out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert open_shards(out).classes == ("invalid", "valid")
+
+
+def test_a_split_that_is_named_is_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "valid/a", "cat")
+    out = made("imagefolder", source, tmp_path / "out", "--split", "valid", "--jobs", 1)
+    assert open_shards(out / "valid").classes == ("a",)
+
+
+def test_splits_beside_other_folders_are_refused_naming_both(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "cat", "dog/test", "test/a", ".cache/a")
+    result = run("imagefolder", source, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds splits (test) beside other folders (cat, dog); if all" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert len(
+        open_shards(made("imagefolder", source, tmp_path / "out", "--split", "test") / "test")
+    )
+
+
+def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "train/a", "val/a", "test")
+    result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    assert f"{source / 'test'} is left out: it has no folder a class" in result.stderr
+    splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
+    assert set(splits) == {"train", "validation"}
+    result = run("imagefolder", source, tmp_path / "out", "--split", "test")
+    assert result.exit_code == 1
+    assert "has no folder a class" in result.stderr
+
+
+def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
+    source = folders_of_pictures(tmp_path / "set", "train/a", "val/a")
+    (source / "val" / "b").mkdir()
+    result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 1
+    assert "holds no picture, so its class would be empty" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
+def test_a_link_that_leads_back_adds_no_picture(tmp_path: Path, kind: str) -> None:
+    source = folders_of_pictures(tmp_path / "set", "a/deeper", "b")
+    (source / "a" / "self").symlink_to(source / "a")
+    (source / "a" / "deeper" / "set").symlink_to(source)
+    (source / "b" / "other").symlink_to(tmp_path / "other")
+    (source / "b" / "circle").symlink_to("circle")
+    folders_of_pictures(tmp_path / "other", "c")
+    assert len(open_shards(made(kind, source, tmp_path / "out", "--jobs", 1))) == 3
+
+
+def test_an_image_folder_s_order_is_torchvision_s(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    names = ("a", "a/b", "a/b/c", "a/b-c", "a/B", "a/b.d/e", "b/10", "b/9")
+    root = tmp_path / "set"
+    for name in names:
+        folders_of_pictures(root, name)
+    expected = [
+        (Path(path).relative_to(root).as_posix(), label)
+        for path, label in datasets.ImageFolder(root).samples
+    ]
+    assert [(item.name, item.label) for item in ImageFolderSource(folder=root).items()] == expected
+    assert len(expected) == 8
+
+
 @pytest.fixture
 def odd_source(tmp_path: Path) -> Path:
     folder = tmp_path / "odd" / "a"
@@ -530,7 +615,7 @@ def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = encoded(PICTURES[0], "jpg")
-    monkeypatch.setattr(picture_module, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    monkeypatch.setattr(picture_files, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
         decode_rgb(content)

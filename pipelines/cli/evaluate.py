@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    LocalPath,
     command_options,
     example,
     finite,
@@ -70,7 +71,7 @@ def _suites(
 
 _DATA = click.option(
     "--data",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=LocalPath(exists=True, file_okay=False),
     required=True,
     help="Folder with the test set and what lies beside it: CIFAR-10-C, imagenet-r, outliers.",
 )

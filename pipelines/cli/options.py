@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,30 @@ class Place(click.ParamType["Path | str"]):
         """Read the text of an option; whether there is something at an address is seen later."""
         text = str(value)
         return text if "://" in text else Path(self._path.convert(text, param, ctx))
+
+
+class LocalPath(click.Path):
+    """A file or folder of this machine, as click.Path has it; an address is refused."""
+
+    def __init__(self, *, exists: bool = False, file_okay: bool = True) -> None:
+        super().__init__(exists=exists, file_okay=file_okay, path_type=Path)
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Read the text of an option."""
+        if "://" in str(value):
+            self.fail(
+                f"{str(value)!r} is an address, which this command neither reads nor writes; name "
+                "a folder, and copy it from there or to there (aws s3 sync, gsutil rsync, rclone); "
+                "pixmix-gen --to-shards and pixmix-train --data know addresses",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
 
 
 _UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGT", 1)}}
@@ -183,6 +208,16 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a command's result on stdout: the text, or the JSON document."""
     click.echo(json.dumps(document, indent=2) if as_json else text)
+
+
+def tell_passed_over(folder: Path) -> None:
+    """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
+    from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
+
+    found = ", ".join(f"{count:,} .{extension}" for extension, count in passed_over(folder).items())
+    if found:
+        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
+        click.echo(f"{folder}: passed over {found}; only {taken} are taken", err=True)
 
 
 class _Interrupted(click.ClickException):

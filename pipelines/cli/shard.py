@@ -10,6 +10,7 @@ import click
 
 from pipelines.cli.options import (
     Command,
+    LocalPath,
     command_options,
     example,
     jobs_option,
@@ -17,6 +18,7 @@ from pipelines.cli.options import (
     progress_bar,
     say,
     seed_option,
+    tell_passed_over,
 )
 from pipelines.errors import PipelineError
 
@@ -94,9 +96,12 @@ def _foreign_options(command: Command) -> Command:
         "pixmix-shard imagefolder imagenet shards/imagenet --split val",
     )
 )
-@click.argument("src", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
-@click.option("--split", help="Only this one of SRC's train, val, validation and test.")
+@click.argument("src", type=LocalPath())
+@click.argument("out", type=LocalPath())
+@click.option(
+    "--split",
+    help="Only this one of SRC's folders train, val, valid, validation, dev, eval and test.",
+)
 @click.option("--name", help="Of the set, in the tars' names.  [default: that of SRC]")
 @_foreign_options
 @_set_options
@@ -121,24 +126,38 @@ def imagefolder(
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.side_files import join_splits
-        from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.sources import ImageFolderSource, find_splits, has_classes
 
         if out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
                 f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
             )
-        splits = find_splits(src)
+        splits = find_splits(src, split)
         if split is not None and split not in splits:
             there = ", ".join(splits) or "none"
             raise PipelineError(f"{src} has no split {split!r} (there: {there}); name one of them")
         chosen: list[str | None] = [split] if split else [*splits] or [None]
+        # As ILSVRC's: flat, for its labels are not public.
+        if len(chosen) > 1 and "test" in chosen and not has_classes(src / "test"):
+            chosen.remove("test")
+            click.echo(
+                f"{src / 'test'} is left out: it has no folder a class, so no labels", err=True
+            )
+        sources = [
+            ImageFolderSource(folder=src / each if each else src, split=each) for each in chosen
+        ]
+        # All of them before the first is written, which may take hours.
+        for source in sources:
+            if source.folder.is_dir():
+                tell_passed_over(source.folder)
+            source.check()
         results = []
-        for each in chosen:
+        for each, source in zip(chosen, sources, strict=True):
             is_train = each in (None, "train")
-            timm_name = "validation" if each == "val" else each or "train"
+            timm_name = "validation" if each in ("val", "valid") else each or "train"
             results.append(
                 _make(
-                    ImageFolderSource(folder=src / each if each else src, split=each),
+                    source,
                     out / each if each else out,
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,
@@ -159,8 +178,8 @@ def _cifar(dataset: Literal["cifar10", "cifar100"]) -> Callable[..., None]:
     """Return the command of one of the two sets."""
 
     @main.command(dataset, epilog=example(f"pixmix-shard {dataset} downloads shards/{dataset}"))
-    @click.argument("src", type=click.Path(path_type=Path))
-    @click.argument("out", type=click.Path(path_type=Path))
+    @click.argument("src", type=LocalPath())
+    @click.argument("out", type=LocalPath())
     @_set_options
     def command(
         *,
@@ -207,7 +226,7 @@ _cifar("cifar100")
 
 
 @main.command(epilog=example("pixmix-shard digits shards/digits"))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=LocalPath())
 @_set_options
 def digits(
     *,
@@ -251,8 +270,8 @@ def digits(
         "pixmix-shard mixing fractals_and_fvis.tar shards/paper",
     )
 )
-@click.argument("src", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("src", type=LocalPath(), nargs=-1, required=True)
+@click.argument("out", type=LocalPath())
 @click.option("--name", default="mixing", show_default=True, help="Of the set.")
 @_foreign_options
 @_set_options
@@ -274,6 +293,9 @@ def mixing(
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.mixing_sources import MixingSource
 
+        for place in src:
+            if place.is_dir():
+                tell_passed_over(place)
         result = _make(
             MixingSource(places=src),
             out,
@@ -290,7 +312,7 @@ def mixing(
 
 
 @main.command(epilog=example("pixmix-shard verify shards/mixing --decode all"))
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=LocalPath(file_okay=False))
 @click.option(
     "--decode",
     default="100",
@@ -347,7 +369,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         "pixmix-shard index 'shards/other/train-{000..146}.tar'",
     )
 )
-@click.argument("tars", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("tars", type=LocalPath(), nargs=-1, required=True)
 @click.option("--name", help="Of the set.  [default: that of the folder]")
 @command_options
 def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:

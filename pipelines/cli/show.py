@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     SHEET_PICTURES,
     SMALLEST_SIDE,
+    LocalPath,
     command_options,
     example,
     finite,
@@ -18,11 +19,12 @@ from pipelines.cli.options import (
     progress_bar,
     say,
     seed_option,
+    tell_passed_over,
 )
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
 
-_SET = click.Path(exists=True, path_type=Path)
+_SET = LocalPath(exists=True)
 
 
 @click.group(
@@ -99,6 +101,8 @@ def show_set(
             check_plotting()
         sets = []
         for name, place in zip(names_of(places), places, strict=True):
+            if place.is_dir():
+                tell_passed_over(place)
             with progress_bar("pictures") as progress:
                 sets.append(set_report.read_set(name, place, n, progress=progress))
         if sheet is not None:
@@ -129,7 +133,7 @@ def show_set(
 @click.option(
     "--mixing-set",
     "mixing_sets",
-    type=click.Path(exists=True, path_type=Path),
+    type=LocalPath(exists=True),
     multiple=True,
     help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
 )
@@ -303,7 +307,7 @@ def show_genome(
     metavar="DIR...",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=LocalPath(exists=True, file_okay=False),
 )
 @click.option(
     "--plot",

@@ -15,7 +15,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.shards.picture_files import DAMAGE, MOST_PIXELS, READABLE_FORMATS
+from pipelines.shards.picture_files import (
+    DAMAGE,
+    TooManyPixelsError,
+    UnknownRangeError,
+    open_picture,
+    to_rgb,
+)
 
 Pixels = NDArray[np.uint8]
 
@@ -33,24 +39,22 @@ class UnreadablePictureError(ValueError):
 @contextmanager
 def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     """Open a picture whose header is sound, and say in one way what is wrong with its bytes."""
-    # No warning is silenced on the way: that is done for the whole process, and threads that do it
-    # at once leave it so.
     try:
-        with Image.open(io.BytesIO(content), formats=READABLE_FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise UnreadablePictureError(
-                    "too large",
-                    f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; "
-                    "make the picture smaller",
-                )
+        with open_picture(io.BytesIO(content)) as image:
             yield image
     except UnreadablePictureError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadablePictureError("unknown format", "no picture that Pillow knows") from error
-    # The warning, at half the size, where it was made an error.
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    # Pillow's own are of a frame or a tile that is larger than the header says.
+    except (
+        TooManyPixelsError, Image.DecompressionBombError, Image.DecompressionBombWarning
+    ) as error:  # fmt: skip
         raise UnreadablePictureError("too large", f"{error}; make the picture smaller") from error
+    except UnknownRangeError as error:
+        raise UnreadablePictureError(
+            "unknown range", f"{error}; save it with 8 or 16 bits a channel"
+        ) from error
     except DAMAGE as error:
         raise UnreadablePictureError("damaged", f"damaged or cut short: {error}") from error
 
@@ -66,7 +70,7 @@ def read_size(content: bytes | bytearray) -> tuple[int, int]:
 
 
 def decode_picture(content: bytes | bytearray) -> Pixels:
-    """Return a picture's pixels as `Image.open(...).convert("RGB")` gives them.
+    """Return a picture's pixels as `Image.open(...).convert("RGB")` gives them, 16 bits scaled.
 
     Args:
         content: of a file that Pillow reads.
@@ -76,17 +80,15 @@ def decode_picture(content: bytes | bytearray) -> Pixels:
         as by torchvision's ImageFolder.
 
     Raises:
-        UnreadablePictureError: if it is cut short, damaged, of an unknown format, or larger than
-            `MOST_PIXELS`.
+        UnreadablePictureError: if it is cut short, damaged, of an unknown format, larger than
+            `MOST_PIXELS`, or of numbers of which nobody says what is white.
     """
     with _opened(content) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
             pixels = _decode_jpeg(content)
             if pixels is not None:
                 return pixels
-        # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
-        image.info.pop("transparency", None)
-        return np.array(image.convert("RGB"))
+        return np.array(to_rgb(image))
 
 
 def _by_simplejpeg() -> Callable[[bytearray], Pixels] | None:

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 BadPictures = Literal["raise", "skip", "refuse"]
 """As a map's user chose; "refuse" raises without naming a choice that its user does not have."""
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _RECORD, _PIXELS, _TABLE_FILE = "record.json", "pixels", "table.npy"
 _BUNCH = 64

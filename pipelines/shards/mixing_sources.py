@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import is_picture_name
+from pipelines.shards.picture_files import Above, is_picture_name, place_of
 from pipelines.shards.sources import Item, extension_of, printable
 from pipelines.shards.tars import scan_tar
 
@@ -47,7 +47,7 @@ class MixingSource:
         """
         for number, place in enumerate(self.places):
             empty = True
-            items = _in_folder(place, place) if place.is_dir() else _in_tar(place)
+            items = _in_folder(place, place, frozenset()) if place.is_dir() else _in_tar(place)
             for item in items:
                 empty = False
                 record = {"filename": item.name, **(item.record or {})}
@@ -88,7 +88,10 @@ def _in_tar(path: Path) -> Iterator[Item]:
             )
 
 
-def _in_folder(root: Path, folder: Path) -> Iterator[Item]:
+def _in_folder(root: Path, folder: Path, above: Above) -> Iterator[Item]:
+    place = place_of(folder)
+    if place in above:  # A link leads back to a folder that it lies in.
+        return
     if (folder / "metadata.jsonl").exists() and (folder / "manifest.json").exists():
         yield from _in_set(root, folder)
         return
@@ -101,7 +104,7 @@ def _in_folder(root: Path, folder: Path) -> Iterator[Item]:
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _in_folder(root, entry)
+            yield from _in_folder(root, entry, above | {place})
         elif is_picture_name(entry.name):
             name = entry.relative_to(root).as_posix()
             yield Item(place=name, name=printable(name), extension=extension_of(name))

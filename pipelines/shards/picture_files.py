@@ -4,12 +4,14 @@ import os
 import re
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import PipelineError
 
@@ -18,6 +20,13 @@ MEASURED_SIDE = 256
 
 FOLDER_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")
 """Of files that are pictures: those of torchvision's ImageFolder."""
+
+_OTHER_EXTENSIONS = frozenset({
+    "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
+    "jfif", "jp2", "jpe", "jxl", "nef", "orf", "pbm", "pcx", "pnm", "psd", "raw", "rw2", "svg",
+    "tga",
+})  # fmt: skip
+"""Of files that are pictures, too, and are not taken, as torchvision's ImageFolder does not."""
 
 MOST_PIXELS = 89_478_485
 """More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
@@ -32,6 +41,96 @@ DAMAGE = (
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 """What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
 program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
+
+
+class TooManyPixelsError(ValueError):
+    """A picture of more than `MOST_PIXELS`; the message says of how many."""
+
+
+def open_picture(file: IO[bytes]) -> Image.Image:
+    """Open a picture as Image.open does; one of over `MOST_PIXELS` is refused, not warned of.
+
+    A warning can be silenced for the whole process alone, in which threads decode at once; so the
+    formats are asked one by one, as Pillow does before it warns.
+
+    Args:
+        file: at its beginning.
+
+    Returns:
+        The picture, whose pixels are not read yet.
+
+    Raises:
+        TooManyPixelsError: if its header says so.
+        UnidentifiedImageError: if it is of none of `READABLE_FORMATS`.
+    """
+    Image.preinit()
+    beginning = file.read(16)
+    for name in READABLE_FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        make, accepts = Image.OPEN[name]
+        try:
+            accepted = accepts is None or accepts(beginning)
+            # Text says why this Pillow cannot read the format.
+            if not accepted or isinstance(accepted, str):
+                continue
+            file.seek(0)
+            image = make(file, "")
+        except (SyntaxError, IndexError, TypeError, struct.error):
+            continue
+        if image.width * image.height > MOST_PIXELS:
+            raise TooManyPixelsError(
+                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels"
+            )
+        return image
+    raise UnidentifiedImageError("no picture of a format that is read here")
+
+
+Above = frozenset[tuple[int, int]]
+"""Of a walk that follows links: the folders that it came through, each as `place_of` names it."""
+
+
+def place_of(folder: Path) -> tuple[int, int]:
+    """Return what a folder is, whatever link led to it: a walk that meets it again goes round."""
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+class UnknownRangeError(ValueError):
+    """A picture of numbers of which nobody says what is white; the message names its mode."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return a picture in RGB, of which 16 bits become 8 by dividing by 257 and rounding.
+
+    Pillow cuts them off at 255 instead, so that nearly all is white. Mode I is taken for 16 bits,
+    as which Pillow hands on those of some files.
+
+    Raises:
+        UnknownRangeError: for mode F, and for I with a number outside 0 to 65535.
+    """
+    check_range(image)
+    # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
+    image.info.pop("transparency", None)
+    if image.mode.startswith("I"):
+        numbers = np.asarray(image).astype(np.uint32)
+        # 65535 is 255 * 257; an odd divisor knows no ties.
+        image = Image.fromarray(((numbers + 128) // 257).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def check_range(image: Image.Image) -> None:
+    """Refuse a picture of which nobody says what number is white.
+
+    Raises:
+        UnknownRangeError: for mode F, and for I with a number outside 0 to 65535.
+    """
+    if image.mode == "F":
+        raise UnknownRangeError("mode F, of which no number is known to be white")
+    if image.mode == "I":
+        numbers = np.asarray(image)
+        if numbers.min() < 0 or numbers.max() > 65535:
+            raise UnknownRangeError("mode I with numbers outside 0 to 65535")
 
 
 def picture_files(folder: Path) -> list[Path]:
@@ -57,9 +156,8 @@ def picture_files(folder: Path) -> list[Path]:
     return found
 
 
-def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
-    status = folder.stat()
-    place = (status.st_dev, status.st_ino)
+def _walk(folder: Path, above: Above) -> Iterator[Path]:
+    place = place_of(folder)
     if place in above:  # A link leads back to a folder that it lies in.
         return
     above |= {place}
@@ -72,22 +170,68 @@ def _walk(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     for name, entry in entries.items():
         if name.startswith("."):
             continue
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _walk(folder / name, above)
         # A link to nothing is a picture that got lost, which whoever reads it is told.
-        elif is_picture_name(name) and (entry.is_file() or entry.is_symlink()):
+        elif is_picture_name(name) and (entry.is_symlink() or entry.is_file()):
             yield folder / name
+
+
+def files_below(folder: Path, above: Above, *, hidden: bool) -> Iterator[Path]:
+    """Give the files of a folder and of those in it as they come, links to folders followed.
+
+    Args:
+        folder: where to begin.
+        above: the folders that were come through, to which no link leads back.
+        hidden: whether hidden files and folders count, too.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    place = place_of(folder)
+    if place in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not hidden and entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                yield from files_below(Path(folder, entry.name), above | {place}, hidden=hidden)
+            else:
+                yield Path(folder, entry.name)
+
+
+def passed_over(folder: Path) -> dict[str, int]:
+    """Return how many files below a folder are pictures by their extension but not taken.
+
+    Returns:
+        Extension -> files, by extension; those that are hidden or in a hidden folder not counted.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    found: Counter[str] = Counter()
+    for path in files_below(folder, frozenset(), hidden=False):
+        extension = path.suffix.lower().removeprefix(".")
+        if extension in _OTHER_EXTENSIONS:
+            found[extension] += 1
+    return dict(sorted(found.items()))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # An entry raises for a link to itself, which is no folder.
+    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Return a picture's pixels, (height, width, 3) uint8; grey and palettes become RGB.
 
     Raises:
-        PipelineError: if the file is no whole picture.
+        PipelineError: if the file is no whole picture, or one of more than `MOST_PIXELS`.
     """
     try:
-        with Image.open(path, formats=READABLE_FORMATS) as image:
-            return np.asarray(image.convert("RGB"))
+        with path.open("rb") as file, open_picture(file) as image:
+            return np.asarray(to_rgb(image))
     except DAMAGE as error:
         reason = "cut short or of an unknown format" if isinstance(error, OSError) else str(error)
         raise PipelineError(

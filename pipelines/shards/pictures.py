@@ -7,10 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
 
-from pipelines.shards.picture_files import DAMAGE, MOST_PIXELS, READABLE_FORMATS
+from pipelines.shards.picture_files import (
+    DAMAGE,
+    MOST_PIXELS,
+    TooManyPixelsError,
+    UnknownRangeError,
+    check_range,
+    open_picture,
+    to_rgb,
+)
 
 COMMON = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 """Extension -> kind, of the pictures that every reader of shards knows."""
+
+CONVERSION_VERSION = 2
+"""Of what an odd picture is converted to: raised when the same file gives other pixels."""
 
 _TOO_LARGE = f"over {MOST_PIXELS:,} pixels"
 
@@ -32,9 +43,10 @@ def decode_rgb(content: bytes) -> NDArray[np.uint8]:
     """Decode a file to (height, width, 3) uint8.
 
     Raises:
-        BrokenPictureError: if it cannot be decoded, or has over 89 million pixels.
+        BrokenPictureError: if it cannot be decoded, has over 89 million pixels, or numbers of which
+            nobody says what is white.
     """
-    return np.asarray(_load(content, full=True).convert("RGB"))
+    return np.asarray(_load(content, full=True))
 
 
 def oddity(content: bytes, extension: str) -> str | None:
@@ -50,7 +62,7 @@ def oddity(content: bytes, extension: str) -> str | None:
         None, or a reason such as "png content under .jpg", "CMYK" or "16 bits a channel".
 
     Raises:
-        BrokenPictureError: if it cannot be decoded, or has over 89 million pixels.
+        BrokenPictureError: as `decode_rgb`.
     """
     image = _load(content, full=False)
     kind = _KINDS.get(image.format or "", (image.format or "unknown").lower())
@@ -102,14 +114,16 @@ def _write(image: Image.Image, kind: str) -> bytes:
 
 
 def _load(content: bytes, *, full: bool) -> Image.Image:
-    # No warning is silenced: that is done for the whole process, and threads decode at once.
+    """Return a picture in RGB; or not full, as it is, and a JPEG at an eighth of its size."""
     try:
-        image = Image.open(io.BytesIO(content), formats=READABLE_FORMATS)
-        if image.width * image.height > MOST_PIXELS:
-            raise BrokenPictureError(_TOO_LARGE)
-        if not full:
-            image.draft(None, (1, 1))
+        image = open_picture(io.BytesIO(content))
+        if full:
+            return to_rgb(image)
+        image.draft(None, (1, 1))
         image.load()
+        check_range(image)
+    except UnknownRangeError as error:
+        raise BrokenPictureError(str(error)) from error
     except DAMAGE as error:
         raise BrokenPictureError(_reason(error, content)) from error
     return image
@@ -118,7 +132,9 @@ def _load(content: bytes, *, full: bool) -> Image.Image:
 def _reason(error: Exception, content: bytes) -> str:
     if not content:
         return "empty"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+    # Pillow's own, of a frame or a tile that is larger than the header says.
+    pillows = Image.DecompressionBombError | Image.DecompressionBombWarning
+    if isinstance(error, TooManyPixelsError | pillows):
         return _TOO_LARGE
     if isinstance(error, UnidentifiedImageError):
         return "no picture"

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.shards.files import file_sha256
-from pipelines.shards.pictures import encoder_version
+from pipelines.shards.pictures import CONVERSION_VERSION, encoder_version
 from pipelines.shards.sources import Source
 from pipelines.shards.survey import BrokenFiles, OddFiles
 
@@ -107,5 +107,5 @@ def shard_settings(request: ShardRequest, n: int) -> dict[str, Any]:
     if request.source.foreign():
         settings |= {"odd_files": request.odd_files, "broken_files": request.broken_files}
         if request.odd_files == "convert":
-            settings["encoder"] = encoder_version()
+            settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
     return settings

@@ -4,16 +4,22 @@ A source is sent to worker processes, so it is a small frozen value; what it lis
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import FOLDER_EXTENSIONS
+from pipelines.shards.picture_files import FOLDER_EXTENSIONS, Above, files_below, place_of
 
-SPLITS = ("train", "val", "validation", "test")
+SPLITS = ("train", "val", "valid", "validation", "dev", "eval", "test")
 """Names of folders that are parts of a set and no classes."""
+
+_SPLITS_BESIDE_TRAIN = frozenset({"valid", "dev", "eval"})
+"""Of those, the names that without a train beside them are rather classes: valid and invalid."""
+
+_NAMED = 3
+"""Folders that an error names; a set may have thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +120,14 @@ class ImageFolderSource:
         """Give the pictures of all classes.
 
         Raises:
-            PipelineError: if a class has none.
+            PipelineError: as `check`.
         """
+        self.check()
         for label, name in enumerate(self._folders()):
-            empty = True
-            for path in _files(self.folder / name):
+            for path in _sorted_files(files_below(self.folder / name, self._above(), hidden=True)):
                 relative = path.relative_to(self.folder).as_posix()
                 extension = extension_of(relative)
                 if extension in FOLDER_EXTENSIONS:
-                    empty = False
                     yield Item(
                         place=relative,
                         name=printable(relative),
@@ -134,30 +139,69 @@ class ImageFolderSource:
                             "label": label,
                         },
                     )
-            if empty:
+
+    def check(self) -> None:
+        """See that there are classes, and a picture in each.
+
+        Raises:
+            PipelineError: if there are none, or a class has none.
+        """
+        for name in self._folders():
+            files = files_below(self.folder / name, self._above(), hidden=True)
+            if not any(extension_of(path.name) in FOLDER_EXTENSIONS for path in files):
                 raise PipelineError(
                     f"{printable(str(self.folder / name))} holds no picture, so its class would be "
                     "empty; fill the folder or remove it"
                 )
+
+    def _above(self) -> Above:
+        return frozenset({place_of(self.folder)})
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401
         """Return the bytes of a file."""
         return (self.folder / str(place)).read_bytes()
 
 
-def find_splits(folder: Path) -> list[str]:
+def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
     """Return which of a folder's sub-folders are splits; none if they are classes.
 
+    Args:
+        folder: above them.
+        wanted: the one split that is asked for, beside which anything may lie, or None.
+
     Raises:
-        PipelineError: if the folder is missing.
+        PipelineError: if the folder is missing; or if splits and others lie side by side, of which
+            the others would be lost, or the splits be no classes.
     """
     if not folder.is_dir():
         raise PipelineError(f"{folder} is no folder; name the one that holds the pictures")
-    return [name for name in SPLITS if (folder / name).is_dir()]
+    names = {
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
+    splits = [
+        name
+        for name in SPLITS
+        if name in names
+        and (name == wanted or "train" in names or name not in _SPLITS_BESIDE_TRAIN)
+    ]
+    others = [printable(name) for name in sorted(names.difference(splits))]
+    if splits and others and wanted is None:
+        more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
+        raise PipelineError(
+            f"{folder} holds splits ({', '.join(splits)}) beside other folders "
+            f"({', '.join(others[:_NAMED])}{more}); if all are classes, rename the first; if not, "
+            "move the others elsewhere, or name one split with --split"
+        )
+    return splits
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    # As torchvision walks, links to folders included.
-    for parent, _, names in sorted(os.walk(folder, followlinks=True)):
-        for name in sorted(names):
-            yield Path(parent, name)
+def has_classes(folder: Path) -> bool:
+    """Return whether a folder has folders in it, each of which would be a class."""
+    return any(entry.is_dir() for entry in os.scandir(folder))
+
+
+def _sorted_files(files: Iterable[Path]) -> list[Path]:
+    """Return files in torchvision's order: by folder, then by name."""
+    return sorted(files, key=lambda path: (str(path.parent), path.name))
