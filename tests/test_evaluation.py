@@ -182,10 +182,55 @@ def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> Non
     assert set(found.values) == {"clean", "calibration", "adversarial", "anomaly"}
     assert set(found.missing) == {"c", "c-bar", "p"}
     assert all("\n" not in line for line in found.missing.values())
-    assert "zenodo.org" in found.missing["c"]
     write_corrupted(tmp_path / "TINY-C-Bar", CIFAR_BAR[:-1])
     found = evaluate(evaluation(tmp_path), ["c-bar"])
     assert "has no transverse_chromatic_abberation.npy (1 of 10" in found.missing["c-bar"]
+
+
+@pytest.mark.parametrize(
+    ("name", "suite", "remedy"),
+    [
+        ("CIFAR-10", "c", "get it from https://zenodo.org/record/2535967, or make one by"),
+        ("CIFAR-100", "c", "get it from https://zenodo.org/record/3555552, or make one by"),
+        ("CIFAR-10", "p", "get it from https://zenodo.org/record/2535967"),
+        ("CIFAR-10", "c-bar", "get it from https://github.com/facebookresearch/"),
+        ("DIGITS", "c", "is not there; make one by pixmix-eval make-c"),
+        ("DIGITS", "c-bar", "is not there; nobody distributes one of DIGITS; leave the suite out"),
+        ("DIGITS", "p", "is not there; nobody distributes one of DIGITS; leave the suite out"),
+    ],
+)
+def test_a_missing_set_is_to_be_got_where_there_is_one(
+    tmp_path: Path, name: str, suite: str, remedy: str
+) -> None:
+    asked = evaluation(tmp_path, data=replace(data_of(tmp_path), name=name))
+    why = evaluate(asked, [suite]).missing[suite]
+    assert remedy in why
+    assert "zenodo" not in why or "zenodo" in remedy
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_outputs_that_are_not_finite_are_refused_in_every_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    class Spoilt(Brightness):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found = super().forward(x)
+            found[:, 0] = torch.where(x.mean((1, 2, 3)) > 0.5, value, found[:, 0])
+            return found
+
+    spoilt = replace(classifier(), module=Spoilt().eval())
+    found = evaluate(evaluation(tmp_path, classifier=spoilt), ["clean", "calibration"])
+    bad = int((PICTURES.mean((1, 2, 3)) > 0.75 * 255).sum())
+    assert 0 < bad < N
+    assert found.values == {}
+    assert len(set(found.failed.values())) == 1
+    assert f"NaN or infinite for {bad} of {N} pictures; look" in found.failed["clean"]
+    # The bad part is another process's.
+    other = classifier().answer(Stored(PICTURES))
+    nan = replace(other, confidence=np.full(N, np.nan, np.float32))
+    monkeypatch.setattr(Classifier, "gather", lambda _self, mine: [mine, nan])
+    with pytest.raises(PipelineError, match=f"infinite for {N} of {2 * N} pictures"):
+        classifier().answer(Stored(PICTURES))
 
 
 @pytest.mark.parametrize(
@@ -492,14 +537,14 @@ def test_the_suites_are_those_of_the_library() -> None:
 def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     arguments = ("run", "--checkpoint", str(path), "--data", str(digits))
-    result = run(*arguments, "--suite", "clean,calibration,c,anomaly", "--json")
+    result = run(*arguments, "--suite", "clean,calibration,anomaly", "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["test"] == "DIGITS"
     (found,) = said["networks"].values()
     assert found["clean"]["n"] == 359
     assert 0.5 < found["clean"]["error"] <= 1
-    assert set(said["missing"]) == {"c"}
+    assert said["missing"] == {}
     text = run(*arguments[1:], "--suite", "clean", "--against", str(path))
     assert text.exit_code == 0, text.output
     assert "clean error" in text.stdout
@@ -599,6 +644,137 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     assert "anomaly could not be measured: " in text.stderr
 
 
+def test_a_suite_that_was_asked_for_and_lacks_its_data_ends_with_1(
+    digits: Path, tmp_path: Path
+) -> None:
+    arguments = ("--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits))
+    result = run(*arguments, "--suite", "clean,c,p", "--json")
+    assert result.exit_code == 1
+    said = json.loads(result.stdout)
+    assert said["missing"].keys() == {"c", "p"}
+    (found,) = said["networks"].values()
+    assert found.keys() == {"clean"}
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not there; make")
+    assert "; p could not be measured: " in last
+    # Nobody asked for them: they are only named.
+    assert run(*arguments, "--epsilon", "1").exit_code == 0
+
+
+def test_a_network_of_nan_is_refused_in_one_line(digits: Path, tmp_path: Path) -> None:
+    module = open_model("wrn_10_1", 10)
+    torch.nn.init.constant_(next(module.parameters()), torch.nan)
+    torch.save(module.state_dict(), tmp_path / "nan.pt")
+    arguments = ("--checkpoint", str(tmp_path / "nan.pt"), "--model", "wrn_10_1", "--data",
+                 str(digits), "--suite", "clean,calibration")  # fmt: skip
+    result = run(*arguments, "--json")
+    assert result.exit_code == 1
+    assert "NaN" not in result.stdout.replace("are NaN or infinite", "").replace("for NaN in", "")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("Error: clean, calibration could not be measured: outputs of the netw")
+    assert "NaN or infinite for 359 of 359 pictures" in last
+
+
+def bare(folder: Path) -> tuple[str, ...]:
+    """The options that open a state dict, which says nothing of its network's input."""
+    torch.save(open_model("wrn_10_1", 10).state_dict(), folder / "bare.pt")
+    return "--checkpoint", str(folder / "bare.pt"), "--model", "wrn_10_1"
+
+
+CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
+TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
+
+
+@pytest.mark.parametrize(
+    ("told", "expected", "words"),
+    [
+        (
+            (),
+            ([0.5] * 3, [0.5] * 3, 32, None, ["mean", "std", "image_size", "resize"]),
+            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, pictures of 32x32 as they are; guessed, for want "
+            "of --mean, --std, --image-size, --resize",
+        ),
+        (
+            (*TELL, "--image-size", "24", "--resize", "28"),
+            (CIFAR_MEAN, CIFAR_STD, 24, 28, []),
+            "mean 0.4914 0.4822 0.4465, std 0.247 0.2435 0.2616, shorter side resized to 28, "
+            "centre of 24x24",
+        ),
+        # Of small pictures nothing is cut off unless that is told.
+        (
+            (*TELL, "--image-size", "48"),
+            (CIFAR_MEAN, CIFAR_STD, 48, 48, []),
+            "shorter side resized to 48, centre of 48x48",
+        ),
+        (
+            (*TELL, "--image-size", "32"),
+            (CIFAR_MEAN, CIFAR_STD, 32, None, []),
+            "pictures of 32x32 as they are",
+        ),
+    ],
+)
+def test_what_is_told_of_a_networks_input_is_used_and_said(
+    digits: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: tuple[str, ...],
+    expected: tuple[Any, ...],
+    words: str,
+) -> None:
+    used: list[Evaluation] = []
+    evaluated = command._evaluate
+    monkeypatch.setattr(
+        command, "_evaluate", lambda each, suites: used.append(each) or evaluated(each, suites)
+    )
+    arguments = (*bare(tmp_path), "--data", str(digits), "--suite", "clean", "--json")
+    result = run(*arguments, *told)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads(result.stdout)["inputs"].values()
+    assert tuple(found.values()) == expected
+    assert list(found) == ["mean", "std", "image_size", "resize", "guessed"]
+    (line,) = [each for each in result.stderr.splitlines() if each.startswith("bare.pt: ")]
+    assert line.endswith(words)
+    ((classifier, data),) = [(each.classifier, each.data) for each in used]
+    assert ([*classifier.mean], [*classifier.std], data.side) == expected[:3]
+    assert data.need_test().pictures.read(range(2)).shape == (2, data.side, data.side, 3)
+
+
+def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    ours = ("--checkpoint", str(path), "--data", str(digits), "--suite", "clean", "--json")
+    result = run(*ours, *TELL)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {path} says of its network that mean is [0.5, 0.5, 0.5], which stands; leave "
+        "--mean [0.4914, 0.4822, 0.4465] out"
+    )
+    assert run(*ours, "--mean", "0.5", "0.5", "0.5").exit_code == 0
+    # Beside a network that does not say it, it is of that one.
+    _, theirs, *_ = bare(tmp_path)
+    result = run(*ours, "--against", theirs, "--model", "wrn_10_1", *TELL)
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["inputs"]
+    assert [found[name]["mean"] for name in ("10.pt", "bare.pt")] == [[0.5] * 3, CIFAR_MEAN]
+
+
+def test_a_checkpoint_whose_view_is_not_whole_is_refused(digits: Path, tmp_path: Path) -> None:
+    path = tmp_path / "view.pt"
+    for said, message in (
+        ({}, "says that crop is 'resized', and no image_size; name another file"),
+        ({"image_size": None}, "says that crop is 'resized', and no image_size"),
+        ({"image_size": 24, "evaluation_resize": 20}, "evaluation_resize is 20 and image_size 24"),
+        ({"image_size": 24}, None),
+    ):
+        network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", **said}
+        state = open_model("wrn_10_1", 10).state_dict()
+        save_checkpoint(path, {"network": network, "state_dict": state})
+        result = run("--checkpoint", str(path), "--data", str(digits), "--suite", "clean")
+        assert result.exit_code == (1 if message else 0), result.output
+        if message:
+            assert result.stderr.startswith(f"Error: {path}: ")
+            assert message in result.stderr
+
+
 def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
     arguments = [
         "run", "--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits), "--json",
@@ -649,6 +825,11 @@ def test_a_bare_state_dict_is_evaluated_by_name(digits: Path, tmp_path: Path) ->
         ("--epsilon", "nan"),
         ("--plot", "radar.txt"),
         ("--batch-size", "0"),
+        ("--mean", "123.7", "116.3", "103.5"),
+        ("--mean", "0.5", "nan", "0.5"),
+        ("--std", "0", "1", "1"),
+        ("--resize", "36"),
+        ("--image-size", "32", "--resize", "28"),
         ("--checkpoint", "absent.pt"),
     ],
 )

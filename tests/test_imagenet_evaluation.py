@@ -25,7 +25,7 @@ from pipelines.evaluation.anomalies import _rounds, open_outliers
 from pipelines.evaluation.answers import Classifier
 from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
 from pipelines.evaluation.corrupted import CORRUPTIONS, IMAGENET_BAR
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.data import find_data, normalization
 from pipelines.evaluation.metrics import ALEXNET_ERRORS, ALEXNET_FLIPS, aupr, auroc
 from pipelines.evaluation.pictures import Chosen, Decoded, Stored, View, of_folder
 from pipelines.evaluation.request import Evaluation, find_folder
@@ -505,7 +505,7 @@ def colours(classes: int) -> nn.Module:
     return Colours()
 
 
-def run_command(root: Path, *arguments: str) -> Mapping[str, Any]:
+def run_command(root: Path, *arguments: str, ends_with: int = 0) -> Mapping[str, Any]:
     torch.save(Colours().state_dict(), root / "bare.pt")
     result = CliRunner().invoke(
         command.main,
@@ -514,7 +514,7 @@ def run_command(root: Path, *arguments: str) -> Mapping[str, Any]:
             "--model", f"{__name__}:colours", "--json", *arguments,
         ],
     )  # fmt: skip
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == ends_with, result.output
     said: dict[str, Any] = json.loads(result.stdout)
     return said
 
@@ -525,12 +525,36 @@ def test_the_command_finds_what_there_is_of_imagenet(
     monkeypatch.setattr("pipelines.models.opening.n_classes", lambda _: 1000)
     write_tree(tmp_path / "val", [7])
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
-    said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c")
+    said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)
     assert said["test"] == "ImageNet"
     assert set(said["missing"]) == {"a", "c"}
     (found,) = said["networks"].values()
     assert set(found) == {"clean", "calibration", "r"}
     assert found["r"]["n"] == 200
+
+
+def test_networks_of_torchvisions_names_have_pictures_as_its_weights_want(tmp_path: Path) -> None:
+    for name, view, mean in (
+        ("resnet50", View(224, 256), 0.485),
+        ("inception_v3", View(299, 342), 0.485),
+        ("efficientnet_v2_l", View(480, 480), 0.5),
+        ("ours:function", View(224, 256), 0.485),
+    ):
+        said = {"classes": 1000, "model": name}
+        found = find_data(tmp_path, said)
+        assert (found.view, found.side) == (view, view.side), name
+        assert normalization(said, found)[0][0] == mean, name
+        # What is said of it comes first.
+        assert find_data(tmp_path, {**SAID, "model": name}).view == View(SIDE, 10)
+        assert normalization({**said, "mean": [0.1, 0.2, 0.3]}, found)[0] == (0.1, 0.2, 0.3)
+
+
+def test_a_network_that_is_not_finite_is_refused_on_videos(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", [111] * 3)
+    spoilt = classifier()
+    spoilt.module.codes[7] = torch.nan
+    with pytest.raises(PipelineError, match="NaN or infinite for 3 of 3 pictures"):
+        answer_videos(spoilt, find_videos(tmp_path), View(SIDE, 10))
 
 
 @pytest.mark.skipif(

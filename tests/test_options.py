@@ -1,5 +1,6 @@
 """Options and endings that commands share."""
 
+import json
 from pathlib import Path
 
 import click
@@ -7,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import evaluate, shard, show
-from pipelines.cli.options import progress_bar
+from pipelines.cli.options import progress_bar, say
 from shard_sets import drawn_pictures, encoded
 
 ADDRESS = "s3://bucket/set"
@@ -82,3 +83,15 @@ def test_work_that_goes_on_has_one_bar(capsys: pytest.CaptureFixture[str]) -> No
     shown = capsys.readouterr().err
     assert len(shown.strip().split("\n")) == 1
     assert "9/9" in shown
+
+
+def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"a": [float("nan"), 1.5, (float("inf"), 2)], "b": {"c": -float("inf")}, "d": "NaN"}
+    say("", document, as_json=True)
+    printed = capsys.readouterr().out
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(printed, parse_constant=refuse)
+    assert found == {"a": [None, 1.5, [None, 2]], "b": {"c": None}, "d": "NaN"}

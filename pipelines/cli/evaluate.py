@@ -1,11 +1,13 @@
 """`pixmix-eval`: what a network is worth besides its accuracy."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from pipelines.cli.options import (
+    LARGEST_SIDE,
     LocalPath,
     command_options,
     example,
@@ -19,6 +21,8 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from pipelines.evaluation.request import Evaluation
     from pipelines.evaluation.suites import Findings
     from pipelines.loading.processes import Processes
@@ -69,6 +73,14 @@ def _suites(
     return names
 
 
+def _all_finite(
+    context: click.Context, param: click.Parameter, value: tuple[float, float, float] | None
+) -> tuple[float, float, float] | None:
+    for each in value or ():
+        finite(context, param, each)
+    return value
+
+
 _DATA = click.option(
     "--data",
     type=LocalPath(exists=True, file_okay=False),
@@ -105,6 +117,36 @@ _DATA = click.option(
     help=f"What to measure, of {','.join(SUITES)}.  [default: all; r, a and o of ImageNet]",
 )
 @click.option("--model", metavar="NAME", help="Network, where a checkpoint does not say it.")
+@click.option(
+    "--mean",
+    type=click.FloatRange(0, 1),
+    nargs=3,
+    callback=_all_finite,
+    metavar="R G B",
+    help="Of the network's input, for pictures in 0..1, where its checkpoint does not say it; to "
+    "contradict one that does is refused. 0 0 0 if the network normalises by itself.  [default: "
+    "0.5 0.5 0.5 for pictures as they are; else as torchvision's weights want, or ImageNet's]",
+)
+@click.option(
+    "--std",
+    type=click.FloatRange(0, 1, min_open=True),
+    nargs=3,
+    callback=_all_finite,
+    metavar="R G B",
+    help="As --mean; 1 1 1 if the network normalises by itself.",
+)
+@click.option(
+    "--image-size",
+    type=click.IntRange(1, LARGEST_SIDE),
+    help="Side of the network's pictures, where its checkpoint does not say it, as --mean.  "
+    "[default: pictures of up to 64 pixels as they are; else as torchvision's weights, or 224]",
+)
+@click.option(
+    "--resize",
+    type=click.IntRange(1, LARGEST_SIDE),
+    help="Shorter side, before the centre of --image-size is cut out.  [default: 8/7 of that; "
+    "for pictures of up to 64 pixels the same]",
+)
 @click.option(
     "--epsilon",
     type=click.FloatRange(0, 255, min_open=True),
@@ -146,6 +188,7 @@ def run(
     against: Path | None,
     data: Path,
     suites: tuple[str, ...] | None,
+    model: str | None,
     device: str,
     plot: Path | None,
     as_json: bool,
@@ -153,10 +196,14 @@ def run(
 ) -> None:
     """Evaluate a network on all there is under DATA.
 
-    A suite without its data is named in one line, and the others still run.
+    A suite without its data is named in one line, and the others still run; one that --suite asked
+    for then ends the command with exit code 1. How pictures become a network's is told on stderr.
     """
+    told = _told(options)
     with one_line_errors("interrupted; nothing was written"):
+        from pipelines.evaluation.inputs import add_told, in_words, input_of
         from pipelines.loading.processes import joined
+        from pipelines.models.opening import open_checkpoint
         from pipelines.report.headlines import table
         from pipelines.report.plotting import check_plotting
         from pipelines.report.radar import radar
@@ -169,10 +216,26 @@ def run(
         paths = [checkpoint] if against is None else [checkpoint, against]
         with joined(device) as processes:
             # Before the first is evaluated, which may take long.
-            evaluations = [_open(path, data, processes, options) for path in paths]
+            opened = [open_checkpoint(path, model) for path in paths]
+            said = add_told(
+                {str(path): each for path, (_, each) in zip(paths, opened, strict=True)}, told
+            )
+            evaluations = [
+                _evaluation(path, module, said[str(path)], data, processes, options)
+                for path, (module, _) in zip(paths, opened, strict=True)
+            ]
+            names = names_of(paths)
+            inputs = {
+                name: input_of(evaluation, said[str(path)])
+                for name, path, evaluation in zip(names, paths, evaluations, strict=True)
+            }
+            if processes.first:
+                # Before what takes long, so that a wrong guess is seen.
+                for name, each in inputs.items():
+                    click.echo(f"{name}: {in_words(each)}", err=True)
             found = {
                 name: _evaluate(evaluation, suites)
-                for name, evaluation in zip(names_of(paths), evaluations, strict=True)
+                for name, evaluation in zip(names, evaluations, strict=True)
             }
             if not processes.first:
                 return
@@ -180,9 +243,12 @@ def run(
         missing = next(iter(found.values())).missing
         # Of two networks each may fail at the same set.
         failed = {suite: why for each in found.values() for suite, why in each.failed.items()}
+        # What nobody asked for by name may be absent.
+        unmeasured = failed if suites is None else {**missing, **failed}
         document: dict[str, Any] = {
             "data": str(data),
             "test": evaluations[0].data.name,
+            "inputs": inputs,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
             "failed": failed,
@@ -191,32 +257,59 @@ def run(
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:
             write_picture(radar(values), plot)
-        if failed:
-            raise PipelineError(
-                "; ".join(f"{suite} could not be measured: {why}" for suite, why in failed.items())
-            )
+        if unmeasured:
+            raise PipelineError("; ".join(_by_reason(unmeasured)))
 
 
-def _open(path: Path, root: Path, processes: "Processes", options: dict[str, Any]) -> "Evaluation":
+def _told(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what options tell of a network's input, by the names that checkpoints have for it."""
+    side, resize = options["image_size"], options["resize"]
+    if resize is not None and side is None:
+        raise click.UsageError(f"--resize {resize} before what is cut out? Give --image-size too")
+    if resize is not None and resize < side:
+        raise click.UsageError(
+            f"--image-size {side} is cut out of --resize {resize}; give --resize {side} or more"
+        )
+    told = {
+        "mean": options["mean"] and list(options["mean"]),
+        "std": options["std"] and list(options["std"]),
+        "image_size": side,
+        "evaluation_resize": resize,
+    }
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def _by_reason(unmeasured: Mapping[str, str]) -> list[str]:
+    """Return a clause for each reason, and what could not be measured for it."""
+    suites: dict[str, list[str]] = {}
+    for suite, why in unmeasured.items():
+        suites.setdefault(why, []).append(suite)
+    return [f"{', '.join(each)} could not be measured: {why}" for why, each in suites.items()]
+
+
+def _evaluation(
+    path: Path,
+    module: "nn.Module",
+    said: dict[str, Any],
+    root: Path,
+    processes: "Processes",
+    options: dict[str, Any],
+) -> "Evaluation":
     import torch
 
     from pipelines.evaluation.answers import Classifier
-    from pipelines.evaluation.data import find_data
+    from pipelines.evaluation.data import find_data, normalization
     from pipelines.evaluation.request import Evaluation
-    from pipelines.loading.preparation import CIFAR, IMAGENET
-    from pipelines.models.opening import open_checkpoint
 
-    module, said = open_checkpoint(path, options["model"])
     try:
         data = find_data(root, said)
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from error
-    usual = CIFAR if data.view is None else IMAGENET
-    mean, std = said.get("mean", usual.mean), said.get("std", usual.std)
+    mean, std = normalization(said, data)
     classifier = Classifier(
         module=module.to(processes.device).to(memory_format=torch.channels_last),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
+        mean=mean,
+        std=std,
         processes=processes,
         batch_size=options["batch_size"] or (500 if data.view is None else 100),
     )

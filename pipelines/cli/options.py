@@ -206,8 +206,17 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 
 
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a command's result on stdout: the text, or the JSON document."""
-    click.echo(json.dumps(document, indent=2) if as_json else text)
+    """Print a command's result on stdout: the text, or the JSON document, null for NaN."""
+    click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False) if as_json else text)
+
+
+def _for_json(value: Any) -> Any:  # noqa: ANN401
+    """Return a document without NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {name: _for_json(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_json(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def tell_passed_over(folder: Path) -> None:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from pipelines.errors import PipelineError
 from pipelines.evaluation.pictures import Pictures
 from pipelines.loading.preparation import Triple
 from pipelines.loading.processes import Processes
@@ -72,6 +73,9 @@ class Classifier:
             change: of a batch in 0..1 and its numbers, before it is answered; an attack.
             outputs: those that are answered with, and that the softmax is over; None for all.
             logits: whether logits are returned, too.
+
+        Raises:
+            PipelineError: in every process, if an output is not finite.
         """
         rank, size = self.processes.world.rank, self.processes.world.size
         n = len(pictures)
@@ -95,7 +99,9 @@ class Classifier:
                 sure = found.softmax(1).max(1)
             places = sure.indices.cpu().numpy()
             predicted.append(places if outputs is None else outputs[places])
-            confidence.append(sure.values.cpu().numpy())
+            # An infinite output may be hidden by the softmax; all processes are to see it.
+            sound = found.isfinite().all(1)
+            confidence.append(sure.values.where(sound, torch.nan).cpu().numpy())
             if logits:
                 kept.append(found.cpu().numpy())
         mine = Answers(
@@ -105,9 +111,11 @@ class Classifier:
         )
         parts = self.gather(mine)
         stacked = [each.logits for each in parts if each.logits is not None]
+        sureness = np.concatenate([each.confidence for each in parts])
+        check_outputs(~np.isnan(sureness))
         return Answers(
             predicted=np.concatenate([each.predicted for each in parts]),
-            confidence=np.concatenate([each.confidence for each in parts]),
+            confidence=sureness,
             logits=np.concatenate(stacked) if stacked else None,
         )
 
@@ -118,6 +126,21 @@ class Classifier:
         if size > 1:
             distributed.all_gather_object(parts, mine)
         return parts
+
+
+def check_outputs(finite: NDArray[np.bool_]) -> None:
+    """Refuse a network that answers with what is no number.
+
+    finite: (n,), whether all outputs for a picture are.
+
+    Raises:
+        PipelineError: if some are not.
+    """
+    if not finite.all():
+        raise PipelineError(
+            f"outputs of the network are NaN or infinite for {(~finite).sum()} of {len(finite)} "
+            "pictures; look for NaN in its weights, and whether --mean and --std are its own"
+        )
 
 
 def as_images(pictures: NDArray[np.generic], device: torch.device) -> Tensor:

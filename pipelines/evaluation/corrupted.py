@@ -63,15 +63,33 @@ SEVERITIES = 5
 
 CLASSES_FILE = "classes.txt"
 
-_AUTHORS = "https://zenodo.org/record/2535967, or make one by pixmix-eval make-c"
-_AUTHORS_LARGE = "https://zenodo.org/record/2235448"
-_BAR = "https://github.com/facebookresearch/augmentation-corruption"
+_AUTHORS = {
+    ("CIFAR-10", "-C"): "https://zenodo.org/record/2535967",
+    ("CIFAR-10", "-P"): "https://zenodo.org/record/2535967",
+    ("CIFAR-100", "-C"): "https://zenodo.org/record/3555552",
+    ("CIFAR-100", "-P"): "https://zenodo.org/record/2535967",
+    (IMAGENET, "-C"): "https://zenodo.org/record/2235448",
+    (IMAGENET, "-P"): "https://zenodo.org/record/3565846",
+    **dict.fromkeys(
+        ((name, "-C-Bar") for name in ("CIFAR-10", "CIFAR-100", IMAGENET)),
+        "https://github.com/facebookresearch/augmentation-corruption",
+    ),
+}
+"""Where the sets are that their authors distribute, by test set and suffix."""
+
+
+def _remedy(name: str, suffix: str) -> str:
+    """Return how a set that is missing is got, for the end of an error."""
+    ways = [f"get it from {_AUTHORS[name, suffix]}"] if (name, suffix) in _AUTHORS else []
+    if suffix == "-C" and name != IMAGENET:
+        ways.append("make one by pixmix-eval make-c")
+    return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
 
 
 def corrupted(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE."""
     large = evaluation.data.name == IMAGENET
-    found = _corrupted(evaluation, "-C", CORRUPTIONS, _AUTHORS_LARGE if large else _AUTHORS)
+    found = _corrupted(evaluation, "-C", CORRUPTIONS)
     if large:
         errors = {name: float(np.mean(each)) for name, each in found["errors"].items()}
         found["mce"] = mean_corruption_error(errors)
@@ -81,26 +99,23 @@ def corrupted(evaluation: Evaluation) -> dict[str, Any]:
 def corrupted_bar(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C-Bar, and their mean."""
     large = evaluation.data.name == IMAGENET
-    return _corrupted(evaluation, "-C-Bar", IMAGENET_BAR if large else CIFAR_BAR, _BAR)
+    return _corrupted(evaluation, "-C-Bar", IMAGENET_BAR if large else CIFAR_BAR)
 
 
-def _corrupted(
-    evaluation: Evaluation, suffix: str, names: Sequence[str], source: str
-) -> dict[str, Any]:
+def _corrupted(evaluation: Evaluation, suffix: str, names: Sequence[str]) -> dict[str, Any]:
     """Return mean error and mean RMS calibration error over corruptions and severities."""
     data = evaluation.data
     folder = find_folder(data.root, f"{data.name}{suffix}")
+    remedy = _remedy(data.name, suffix)
     if folder is None:
-        raise MissingDataError(
-            f"{data.root / data.name}{suffix} is not there; get it from {source}"
-        )
+        raise MissingDataError(f"{data.root / data.name}{suffix} is not there; {remedy}")
     arrays = any(folder.glob("*.npy"))
     places = {name: folder / f"{name}.npy" if arrays else _tree(folder, name) for name in names}
     absent = [name for name, place in places.items() if not place.exists()]
     if absent:
         raise MissingDataError(
             f"{folder} has no {places[absent[0]].relative_to(folder)} ({len(absent)} of "
-            f"{len(names)} are missing), and the mean is over all; get it from {source}"
+            f"{len(names)} are missing), and the mean is over all; {remedy}"
         )
     answer = _answer_array if arrays else _answer_tree
     errors: dict[str, list[float]] = {}
@@ -224,15 +239,15 @@ def perturbed(evaluation: Evaluation) -> dict[str, Any]:
     large = data.name == IMAGENET
     names = tuple(ALEXNET_FLIPS) if large else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
     folder = find_folder(data.root, f"{data.name}-P")
-    source = "https://zenodo.org/record/3565846" if large else "https://zenodo.org/record/2535967"
+    remedy = _remedy(data.name, "-P")
     if folder is None:
-        raise MissingDataError(f"{data.root / data.name}-P is not there; get it from {source}")
+        raise MissingDataError(f"{data.root / data.name}-P is not there; {remedy}")
     places = {name: _tree(folder, name) if large else folder / f"{name}.npy" for name in names}
     absent = [place for place in places.values() if not place.exists()]
     if absent:
         raise MissingDataError(
             f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(names)} are "
-            f"missing); get it from {source}"
+            f"missing); {remedy}"
         )
     flips = {
         name: (_flips_of_videos if large else _flips_of_array)(evaluation, place, name in NOISES)

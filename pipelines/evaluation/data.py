@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torchvision
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
@@ -13,8 +14,9 @@ from pipelines.evaluation.pictures import Pictures, Stored, View, of_shards, of_
 from pipelines.evaluation.request import IMAGENET, Data, TestSet
 from pipelines.loading.decode import UnreadablePictureError, read_size
 from pipelines.loading.mixing_set import open_pictures, uniform_view
+from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.sources import ImageFolderSource
@@ -38,15 +40,15 @@ def find_data(
     Args:
         root: the folder.
         said: what a checkpoint says of the network, as far as it does: "classes", how many outputs
-            it has; "class_names", "crop", "image_size", "evaluation_resize".
+            it has; "model", "class_names", "crop", "image_size", "evaluation_resize".
         cache_dir: for the decoded pictures of small sets.
         jobs: threads that decode; None: one a core.
 
     Raises:
-        PipelineError: if there is a test set that does not fit the network, or it cannot be read.
+        PipelineError: if there is a test set that does not fit the network, or it cannot be read,
+            or what is said of the network does not go together.
     """
     outputs = said.get("classes")
-    view = _view_of(said)
     known = tuple(said.get("class_names", ()))
     shards = _find_shards(root)
     folder = None if shards is not None else _find_folders(root)
@@ -57,16 +59,15 @@ def find_data(
         )
         if outputs != len(imagenet_classes()) and not are_of_imagenet(known):
             raise PipelineError(missing)
-        view = view or View(RECIPE.image_size or 0, RECIPE.resized_side)
+        large = _view_of(said, None) or _usual_view(said)
         return Data(
-            root=root, name=IMAGENET, side=view.side, view=view,
+            root=root, name=IMAGENET, side=large.side, view=large,
             classes=known or imagenet_classes(), missing=missing,
         )  # fmt: skip
     pictures: Pictures
     if shards is not None:
         names, given, where = shards.classes, shards.samples["label"].astype(np.int64), str(root)
-        if view is None and not _are_small(shards, said):
-            view = View(RECIPE.image_size or 0, RECIPE.resized_side)
+        view = _view_of(said, _small_side(shards))
         pictures = (
             _stored(shards, cache_dir) if view is None else of_shards(shards, view, jobs=jobs)
         )
@@ -75,12 +76,9 @@ def find_data(
         assert folder is not None
         source = ImageFolderSource(folder=folder)
         names, where, name = tuple(source.classes()), str(folder), root.resolve().name.upper()
-        small = None if view is not None else _small_side(source, said)
-        if small is None:
-            view = view or View(RECIPE.image_size or 0, RECIPE.resized_side)
-        seen = View(small, small) if small is not None else view
-        assert seen is not None
-        pictures, given = of_source(source, seen, jobs=jobs)
+        first = _first_side(source)
+        view = _view_of(said, first if first <= _SMALL else None)
+        pictures, given = of_source(source, view or View(first, first), jobs=jobs)
     if are_of_imagenet(names):
         name = IMAGENET
         known = known or (imagenet_classes() if outputs == len(imagenet_classes()) else ())
@@ -91,11 +89,65 @@ def find_data(
     return Data(root=root, name=name, side=side, view=view, classes=classes, test=test)
 
 
-def _view_of(said: dict[str, Any]) -> View | None:
-    """Return the view that a checkpoint tells of, or None: as they are, or not known."""
-    if said.get("crop") != "resized":
+def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
+    """Return the mean and the standard deviation of a network's input, for pictures in 0..1.
+
+    said: what is said of the network, as of `find_data`; without "mean" and "std" they are those of
+    the recipe for CIFAR where pictures are as they are, and else of torchvision's weights of its
+    name, or of the recipe for ImageNet.
+    """
+    usual = CIFAR if data.view is None else _usual(said)
+    mean, std = said.get("mean", usual.mean), said.get("std", usual.std)
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def _usual(said: dict[str, Any]) -> Preparation:
+    """Return how a network of a name has pictures of any size, unless something else is said.
+
+    As torchvision's first weights of that name: later ones of a ResNet want 232 pixels before the
+    crop, and its usual recipe, the paper's too, 256.
+    """
+    name = said.get("model")
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        return RECIPE
+    weights = next(iter(torchvision.models.get_model_weights(name)))
+    wanted = weights.transforms()
+    return Preparation(
+        image_size=wanted.crop_size[0],
+        evaluation_resize=wanted.resize_size[0],
+        mean=tuple(wanted.mean),
+        std=tuple(wanted.std),
+    )
+
+
+def _usual_view(said: dict[str, Any]) -> View:
+    usual = _usual(said)
+    return View(usual.image_size or 0, usual.resized_side)
+
+
+def _view_of(said: dict[str, Any], small: int | None) -> View | None:
+    """Return the view of a network, or None: pictures as they are.
+
+    small: the side of pictures that are a network's as they are unless something else is said, or
+    None; of such, nothing is cut off where "image_size" is said without "evaluation_resize".
+    """
+    crop = said.get("crop", "resized" if small is None else "padded")
+    if crop == "padded":
         return None
-    return View(int(said["image_size"]), int(said["evaluation_resize"]))
+    if crop != "resized" or "crop" not in said:
+        return _usual_view(said)
+    side, resize = said.get("image_size"), said.get("evaluation_resize")
+    if not side:
+        raise PipelineError(
+            "the checkpoint says that crop is 'resized', and no image_size; name another file"
+        )
+    if not resize and small is not None:
+        return None if side == small else View(side, side)
+    try:
+        prepared = Preparation(image_size=side, evaluation_resize=resize or None)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    return View(side, prepared.resized_side)
 
 
 def _find_shards(root: Path) -> ShardSet | None:
@@ -111,28 +163,28 @@ def _find_folders(root: Path) -> Path | None:
     return None
 
 
-def _are_small(shards: ShardSet, said: dict[str, Any]) -> bool:
-    """Return whether pictures are a network's as they are."""
-    if "crop" in said:
-        return bool(said["crop"] == "padded")
-    if shards.kind in NAMES:
-        return True
-    try:
-        return len(shards) > 0 and max(read_size(ShardReader(shards).read(0))) <= _SMALL
-    except UnreadablePictureError as error:
-        raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
-
-
-def _small_side(source: ImageFolderSource, said: dict[str, Any]) -> int | None:
-    """Return the side of a folder's pictures if they are a network's as they are, or None."""
-    first = next(iter(source.items()), None)
-    if first is None or said.get("crop", "padded") != "padded":
+def _small_side(shards: ShardSet) -> int | None:
+    """Return the side of a set's pictures if they are small, or None."""
+    if len(shards) == 0:
         return None
     try:
-        side = max(read_size(source.read(first.place)))
+        side = max(read_size(ShardReader(shards).read(0)))
+    except BadSampleError as error:
+        raise PipelineError(f"{error}; run pixmix-shard verify") from error
+    except UnreadablePictureError as error:
+        raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
+    return side if side <= _SMALL or shards.kind in NAMES else None
+
+
+def _first_side(source: ImageFolderSource) -> int:
+    """Return the side of a folder's first picture; 0 without one."""
+    first = next(iter(source.items()), None)
+    if first is None:
+        return 0
+    try:
+        return max(read_size(source.read(first.place)))
     except UnreadablePictureError as error:
         raise PipelineError(f"{first.name} {error}") from error
-    return side if "crop" in said or side <= _SMALL else None
 
 
 def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.answers import Classifier, as_images
+from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
 from pipelines.loading.sources import ahead
 from pipelines.shards.workers import available_cores
@@ -70,7 +70,7 @@ def answer_videos(
         view: how a frame becomes the network's picture.
 
     Raises:
-        PipelineError: if one cannot be read.
+        PipelineError: if one cannot be read, or, in every process, if an output is not finite.
     """
     rank, size = classifier.processes.world.rank, classifier.processes.world.size
     own = videos[len(videos) * rank // size : len(videos) * (rank + 1) // size]
@@ -89,7 +89,13 @@ def answer_videos(
             some = frames[begin : begin + classifier.batch_size]
             images = as_images(some, classifier.processes.device)
             with torch.no_grad():
-                found.append(classifier.logits(images).argmax(1).cpu().numpy())
+                outputs = classifier.logits(images)
+            # -1: outputs that are not finite; all processes are to see it.
+            sound = outputs.isfinite().all(1)
+            found.append(outputs.argmax(1).where(sound, -1).cpu().numpy())
         ends = np.cumsum([len(each) for each in sequences])[:-1]
         mine.extend(np.split(np.concatenate(found), ends))
-    return [each for part in classifier.gather(mine) for each in part]
+    everyones = [each for part in classifier.gather(mine) for each in part]
+    if everyones:
+        check_outputs(np.concatenate(everyones) >= 0)
+    return everyones
