@@ -2,7 +2,6 @@
 
 import gc
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from pipelines.errors import PipelineError
+from pipelines.launcher import local_gpu
 from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World, find_world
 
@@ -225,8 +225,8 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
     """Join the other processes of a launcher such as torchrun, and leave them at the end.
 
     Args:
-        device: "auto", "cpu" or as torch names it; with several processes each has the GPU of its
-            LOCAL_RANK.
+        device: "auto", "cpu" or as torch names it; with several processes each has a GPU of its
+            own; see `local_gpu`.
         watchdog: that watches this process, and whose limit holds for an exchange, too; None for
             none, and torch's limit.
 
@@ -240,8 +240,7 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if device == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            device = f"cuda:{local % max(torch.cuda.device_count(), 1)}"
+            device = f"cuda:{local_gpu(torch.cuda.device_count())}"
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
