@@ -264,6 +264,14 @@ def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
             "window's, or 4]",
         ),
         click.option(
+            "--downloads",
+            type=click.IntRange(1),
+            default=4,
+            show_default=True,
+            help="Shards of an address that come at a time, for each process: more where a server "
+            "gives a connection little.",
+        ),
+        click.option(
             "--patience",
             type=click.FloatRange(0, min_open=True),
             callback=finite,
@@ -363,6 +371,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     remote = Remote(
         limit_bytes=options["cache_limit"],
         ahead=options["read_ahead"],
+        downloads=options["downloads"],
         access=RemoteAccess(patience_s=options["patience"]),
     )
     watchdog = Watchdog(limit_s=options["stall_limit"])

@@ -266,6 +266,7 @@ def _source(
             pin_memory=pin_memory,
         )
     side = preparation.image_size or 0
+    remote = remote or Remote()
     return Workers(
         PictureDataset(
             reader=ShardReader(opened.shards, opened.files.path),
@@ -282,7 +283,8 @@ def _source(
             lanes=lanes,
         ),
         files=opened.files if is_remote(opened.files.location) else None,
-        ahead=(remote or Remote()).ahead or shards_ahead(window, lanes, world_size),
+        ahead=remote.ahead or shards_ahead(window, lanes, world_size),
+        downloads=remote.downloads,
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,
