@@ -22,7 +22,6 @@ from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import (
     POLICIES,
-    MappedMixingSet,
     PictureDataset,
     Policy,
     ShardReader,
@@ -271,9 +270,7 @@ def _source(
         PictureDataset(
             reader=ShardReader(opened.shards, opened.files.path),
             preparation=preparation,
-            mixing_set=MappedMixingSet(
-                mixing_pictures(mixing_set, preparation, side, cache_dir, remote)
-            ),
+            mixing_set=mixing_pictures(mixing_set, preparation, side, cache_dir, remote),
             seed=seed,
             training=training,
             policy=policy,

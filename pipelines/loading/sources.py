@@ -128,7 +128,7 @@ class Workers:
         multiprocessing_context: str | None,
     ) -> None:
         self.shards = dataset.reader.shards
-        self.mixing_set = dataset.mixing_set.pictures
+        self.mixing_set = dataset.mixing_set
         self._files, self._ahead, self._downloads = files, ahead, downloads
         self._requests = _Replaceable()
         self._given = 0
