@@ -30,6 +30,7 @@ from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import open_set
+from pipelines.loading.samples import POLICIES
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
@@ -54,6 +55,7 @@ from pipelines.training.recipes import (
 from pipelines.training.rivals import RivalAugment, seed_of
 from pipelines.training.train import Shown, Trained, train
 from pixmix.settings import PixMixSettings
+from shard_sets import drawn_pictures, encoded, write_shards
 from training_sets import training
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -713,6 +715,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 def test_the_choices_are_those_of_the_library() -> None:
     assert (command.AUGMENTS, command.PRECISIONS) == (AUGMENTS, PRECISIONS)
     assert command.OPTIMIZERS == OPTIMIZERS
+    assert command.POLICIES == POLICIES
 
 
 @pytest.mark.parametrize("dataset", sorted(command.RECIPES))
@@ -846,6 +849,9 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--severity", "11"),
         ("digits", "--resume", "yes"),
         ("digits", "--pretrained", "--weights", __file__),
+        ("digits", "--bad-pictures", "skip"),
+        ("digits", "--bad-samples", "skip"),
+        ("folder", "--no-mixing-set", "--max-bad-samples", "7"),
     ],
 )
 def test_wrong_usage_is_told_and_exits_with_2(
@@ -876,6 +882,57 @@ def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
     mixing_set = tmp_path / "pictures"
     again = training(digits, tmp_path / "with", resume=True, epochs=1, mixing_set=mixing_set)
     assert train(again, ALONE).finished
+
+
+def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_path: Path) -> None:
+    contents = [encoded(picture) for picture in drawn_pictures(20)]
+    for name, bad in (("train", (3, 8)), ("test", (5,))):
+        damaged = [content[:50] if i in bad else content for i, content in enumerate(contents)]
+        write_shards(tmp_path / "data" / name, damaged, sizes=(20,))
+    (tmp_path / "mixing").mkdir()
+    for i, content in enumerate([*contents[:3], b"no picture at all"]):
+        (tmp_path / "mixing" / f"{i}.png").write_bytes(content)
+
+    def told(name: str, *more: str) -> Result:
+        return run(
+            "folder", "--data", f"{tmp_path}/data", "--mixing-set", f"{tmp_path}/mixing",
+            "--out", f"{tmp_path}/{name}", "--cache-dir", f"{tmp_path}/cache", "--epochs", "1",
+            "--model", "networks:classifier", "--batch-size", "20", "--workers", "0",
+            "--precision", "float32", "--device", "cpu", "--json", *more,
+        )  # fmt: skip
+
+    refused = told("run")
+    assert refused.exit_code == 1
+    assert "3.png" in refused.stderr
+    assert "pixmix-train: --bad-pictures skip" in refused.stderr
+    refused = told("run", "--bad-pictures", "skip")
+    assert refused.exit_code == 1
+    assert "pixmix-train: --bad-samples" in refused.stderr
+    refused = told("few", "--bad-pictures", "skip", "--bad-samples", "skip",
+                   "--max-bad-samples", "1")  # fmt: skip
+    assert refused.exit_code == 1
+    assert "more than the 1 of max_bad_samples (pixmix-train: --max-bad" in refused.stderr
+    for policy in ("substitute", "skip"):
+        # Also where a training was begun that ended so.
+        done = told("run" if policy == "skip" else policy, "--bad-pictures", "skip",
+                    "--bad-samples", policy, "--resume", "auto")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        (record,) = json.loads(done.stdout)["history"]
+        # Of 18 pictures, or of 20; and of 19 that are tested.
+        for split, n in (("train", 18 if policy == "skip" else 20), ("test", 19)):
+            wrong = record[f"{split}_error"] * n
+            assert wrong == pytest.approx(round(wrong)), (split, policy)
+
+
+def test_a_batch_of_which_nothing_can_be_read_ends_training(tmp_path: Path) -> None:
+    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    ended = run(
+        "folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--out", f"{tmp_path}/run",
+        "--model", "networks:classifier", "--batch-size", "4", "--workers", "0", "--device", "cpu",
+        "--precision", "float32", "--bad-samples", "skip",
+    )  # fmt: skip
+    assert ended.exit_code == 1
+    assert "no sample of this process's part of step 0 can be read" in ended.stderr
 
 
 def test_tensorboard_gets_each_epochs_numbers_where_it_is_installed(tmp_path: Path) -> None:

@@ -214,8 +214,8 @@ class PictureDataset(Dataset[Prepared]):
             return self._prepare(request)
         except BadSampleError as error:
             return _faulty(
-                f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' to "
-                "go on without such samples"
+                f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' "
+                "(pixmix-train: --bad-samples) to go on without such samples"
             )
         except PipelineError as error:
             return _faulty(str(error))

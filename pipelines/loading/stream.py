@@ -91,7 +91,9 @@ def pixmix_stream(
     pictures = (
         None
         if preparation.pixmix is None
-        else mixing_pictures(mixing_set, preparation, preparation.image_size, cache_dir, remote)
+        else mixing_pictures(
+            mixing_set, preparation, preparation.image_size, cache_dir=cache_dir, remote=remote
+        )
     )
     samples = PlannedSamples(
         reader,
