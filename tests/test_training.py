@@ -53,7 +53,7 @@ from pipelines.training.recipes import (
     Recipe,
 )
 from pipelines.training.rivals import RivalAugment, seed_of
-from pipelines.training.train import Shown, Trained, train
+from pipelines.training.train import Shown, Trained, Training, train
 from pixmix.settings import PixMixSettings
 from shard_sets import drawn_pictures, encoded, write_shards
 from training_sets import training
@@ -922,6 +922,28 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
         for split, n in (("train", 18 if policy == "skip" else 20), ("test", 19)):
             wrong = record[f"{split}_error"] * n
             assert wrong == pytest.approx(round(wrong)), (split, policy)
+
+
+@pytest.mark.parametrize(("sharing", "workers"), [(0, 4), (1, 3), (3, 1), (9, 1)])
+def test_there_are_no_more_workers_than_cores_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: int, workers: int
+) -> None:
+    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    # Other processes that have the same seven cores, and some that have others.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(Processes, "gather", lambda _, own: [own] * (1 + sharing) + [own + 1] * 5)
+    given_workers = []
+
+    def found(training: Training, *_: object) -> Trained:
+        given_workers.append(training.num_workers)
+        raise PipelineError("it is known")
+
+    monkeypatch.setattr("pipelines.training.train.train", found)
+    arguments = ("folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--device", "cpu",
+                 "--out", f"{tmp_path}/run")  # fmt: skip
+    for more in ((), ("--workers", "9")):
+        assert "it is known" in run(*arguments, *more).stderr
+    assert given_workers == [workers, 9]
 
 
 def test_a_batch_of_which_nothing_can_be_read_ends_training(tmp_path: Path) -> None:

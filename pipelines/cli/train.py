@@ -253,7 +253,8 @@ def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
         click.option(
             "--workers",
             type=click.IntRange(0),
-            help="Processes that decode.  [default: 0 for pictures held in memory, else 4]",
+            help="Processes that decode, for each that trains.  [default: 0 for pictures held in "
+            "memory, else 4, or its share of the cores where that is less]",
         ),
         click.option(
             "--window",
@@ -409,7 +410,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
         data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
-        workers = options["workers"]
+        cores, workers = processes.own_cores(), options["workers"]
         prepared = preparations.CIFAR if small else preparations.IMAGENET
         if dataset == "digits":
             # Of which none is another in a mirror.
@@ -427,7 +428,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             resume=options["resume"] == "auto",
             keep=options["keep"],
             checkpoint_every=options["checkpoint_every"],
-            num_workers=(0 if small else 4) if workers is None else workers,
+            num_workers=(0 if small else min(4, cores)) if workers is None else workers,
             window=options["window"],
             lanes=options["lanes"],
             bad_samples=policy,
