@@ -379,6 +379,34 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run", lanes=2, resume=True), ALONE)
 
 
+def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
+    digits: Path, tmp_path: Path
+) -> None:
+    def trained(name: str, *more: str) -> Result:
+        return run("digits", "--data", str(digits), "--out", str(tmp_path / name), "--batch-size",
+                   "512", "--device", "cpu", "--precision", "float32", *more)  # fmt: skip
+
+    assert trained("run", "--epochs", "1").exit_code == 0
+    (checkpoint,) = find_checkpoints(tmp_path / "run")
+    refused = trained("run", "--epochs", "2", "--resume", "auto")
+    assert refused.exit_code == 1
+    way_out = f"repeat 1, or begin with its weights in another --out, by --weights {checkpoint}\n"
+    assert refused.stderr.endswith(way_out)
+    # Which steps hardly change: the rate ends at 1e-6.
+    more = ("--epochs", "2", "--weights", str(checkpoint), "--learning-rate", "0", "--seed", "7")
+    assert trained("more", *more).exit_code == 0
+    before, after = (
+        torch.load(path, weights_only=True)["state_dict"]["fc.weight"]
+        for path in (checkpoint, find_checkpoints(tmp_path / "more")[-1])
+    )
+    assert torch.allclose(before, after, rtol=0, atol=1e-3)
+    drawn = open_model("wrn_10_1", 10, seed=7).fc.weight
+    assert not torch.allclose(drawn, after, rtol=0, atol=1e-1)
+    # Those of another network would not fit.
+    refused = trained("run", "--epochs", "1", "--model", "wrn_10_2", "--resume", "auto")
+    assert refused.stderr.endswith("; repeat wrn_10_1, or choose another --out\n")
+
+
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     digits: Path, tmp_path: Path
 ) -> None:

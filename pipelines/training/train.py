@@ -369,16 +369,18 @@ class _Run:
         """Go on from a checkpoint, in all processes."""
         state = share_checkpoint(newest, self.processes)
         now = self.recipe.to_json()
+        other = f"begin with its weights in another --out, by --weights {newest.path}"
         for name, value in state["recipe"].items():
             if value != now[name]:
+                way_out = "choose another --out" if name == "model" else other
                 raise PipelineError(
                     f"{name}: {self.training.out} was begun with {value}, this command says "
-                    f"{now[name]}; repeat {value}, or choose another --out"
+                    f"{now[name]}; repeat {value}, or {way_out}"
                 )
         if state["mixing_set"] != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
-                "one, or choose another --out"
+                f"one, or {other}"
             )
         self.module.load_state_dict(state.get("current", state["state_dict"]))
         self.optimizer.load_state_dict(state["optimizer"])
