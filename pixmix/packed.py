@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.mapped import MapName, map_name
 from pixmix.pictures import check_picture
 
 
@@ -23,6 +24,9 @@ class Layout(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class PackedPictures:
     """A mixing set in one piece of memory: a sequence of (H, W, 3) uint8 views.
+
+    Pixels that are all of a memory map are pickled as the name of its file, so that the workers of
+    a loader share the pages; others as they are.
 
     Attributes:
         pixels: flat uint8; picture i is pixels[offsets[i] : offsets[i] + 3 H W], rows of RGB. Give
@@ -71,6 +75,11 @@ class PackedPictures:
                 f"picture {i}, {self.heights[i]}x{self.widths[i]} at byte {self.offsets[i]}, is "
                 f"not inside the {len(self.pixels)} bytes of pixels; pack the set anew"
             )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how another process makes it again: a memory map from its file, which it sees."""
+        pixels = map_name(self.pixels) or self.pixels
+        return _made_again, (pixels, self.offsets, self.heights, self.widths)
 
     @property
     def layout(self) -> Layout:
@@ -140,6 +149,17 @@ class PackedPictures:
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         """Return the pictures in their order."""
         return (self[i] for i in range(len(self)))
+
+
+def _made_again(
+    pixels: MapName | NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    heights: NDArray[np.int32],
+    widths: NDArray[np.int32],
+) -> PackedPictures:
+    # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
+    mapped = pixels.open("c") if isinstance(pixels, MapName) else pixels
+    return PackedPictures(mapped, offsets, heights, widths)
 
 
 def check_crops(

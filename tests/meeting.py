@@ -1,7 +1,8 @@
 """One of two processes that get ready together: python meeting.py WHAT.
 
 RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. The first process is "slow", far beyond the
-watchdog's limit, "fails", or "ends" without a word. Prints what came of it.
+watchdog's limit, "fails", or "ends" without a word; or "shares" its cores with the other. Prints
+what came of it.
 """
 
 import os
@@ -18,6 +19,9 @@ def main(what: str) -> None:
     try:
         with watchdog.watching(), joined("cpu", watchdog=watchdog) as processes:
             watchdog.limit_s = 1.5
+            if what == "shares":
+                print(processes.own_cores())  # noqa: T201
+                return
             with processes.together():
                 if processes.first and what == "slow":
                     time.sleep(6)

@@ -46,8 +46,9 @@ echo 17
 """
 
 SRUN = """#!/bin/bash
-# Starts two processes, hands signals on to them and waits for both.
+# Starts two processes of a node as a step, hands signals on to them and waits for both.
 while [[ $1 == --* ]]; do shift; done
+export SLURM_STEP_ID=0 SLURM_NTASKS=2
 for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=("$!"); done
 trap 'kill -USR1 "${pids[@]}"' USR1
 status=0
@@ -57,10 +58,12 @@ done
 exit "$status"
 """
 
-TRAINING = """#!/bin/bash
-# A training that ends by itself, or after the step in hand when it is asked to.
-echo "$LOCAL_RANK $MASTER_ADDR $*" >> "$LOG"
-trap 'echo "$LOCAL_RANK checkpoint" >> "$LOG"; exit 143' USR1
+TRAINING = f"""#!/bin/bash
+# Says its GPU of eight and its options. A training that ends by itself, or after the step in hand
+# when it is asked to.
+gpu=$({sys.executable} -c 'from pipelines.launcher import local_gpu; print(local_gpu(8))')
+echo "$gpu $MASTER_ADDR $*" >> "$LOG"
+trap 'echo "$gpu checkpoint" >> "$LOG"; exit 143' USR1
 for _ in $(seq "$STEPS"); do sleep 0.05; done
 exit "$ENDS_WITH"
 """
@@ -174,10 +177,10 @@ def test_a_training_job_whose_time_is_up_leaves_a_checkpoint_and_queues_again(
         job.send_signal(signal.SIGUSR1)
     assert job.wait() == status
     lines = log.read_text().splitlines()
-    for rank in "01":
-        (began,) = [line for line in lines if line.startswith(f"{rank} node7 imagenet ")]
+    for gpu in "01":
+        (began,) = [line for line in lines if line.startswith(f"{gpu} node7 imagenet ")]
         assert began.endswith("--resume auto --epochs 3")
-        assert (f"{rank} checkpoint" in lines) == signalled
+        assert (f"{gpu} checkpoint" in lines) == signalled
     assert ("scontrol requeue 4711" in lines) == requeued
 
 

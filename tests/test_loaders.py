@@ -23,7 +23,7 @@ from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import eval_loader, train_loader
 from pipelines.loading.order import EpochOrder
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-from pipelines.loading.samples import BadSampleError, MappedMixingSet, Policy, ShardReader
+from pipelines.loading.samples import BadSampleError, Policy, ShardReader
 from pipelines.shards.index import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
@@ -160,7 +160,6 @@ def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path
     file.write_bytes(MIXING.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c"))
     mapped = PackedPictures(pixels, MIXING.offsets, MIXING.heights, MIXING.widths)
-    assert len(pickle.dumps(MappedMixingSet(mapped))) < 2000
     reader = ShardReader(open_shards(large))
     again = pickle.loads(pickle.dumps(reader))
     assert again.read(7) == reader.read(7)

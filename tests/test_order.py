@@ -6,11 +6,15 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
+from pipelines.errors import PipelineError
+from pipelines.generate.featviz import find_device
+from pipelines.launcher import local_gpu
 from pipelines.loading.order import (
     EpochOrder,
     batch_places,
@@ -22,6 +26,7 @@ from pipelines.loading.order import (
     shards_ahead,
     training_batches,
 )
+from pipelines.loading.processes import joined
 from pipelines.loading.world import World, find_world
 
 
@@ -362,7 +367,8 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "OMPI_COMM_WORLD_RANK",
-        "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_ID",
+        "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_ID", "LOCAL_RANK", "SLURM_LOCALID",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
 
@@ -388,6 +394,32 @@ def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.M
     monkeypatch.setenv(rank, "three")
     with pytest.raises(ValueError, match=f"{rank}='three' .* mend them"):
         find_world()
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "local"),
+    [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")],
+)  # fmt: skip
+def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
+    rank: str, size: str, local: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    for name, value in ((rank, "9"), (size, "16"), (local, "6")):
+        monkeypatch.setenv(name, value)
+    if rank == "SLURM_PROCID":
+        # In the script of a job both are set, and say nothing.
+        assert local_gpu(4) == 0
+        monkeypatch.setenv("SLURM_STEP_ID", "0")
+    assert [local_gpu(8), local_gpu(4), local_gpu(1), local_gpu(0)] == [6, 2, 0, 0]
+    assert find_device("auto") == torch.device("cuda:2")
+    # Which is not here, as the message says of the one that was chosen.
+    with pytest.raises(PipelineError, match="device 'cuda:2' is not here"), joined("auto"):
+        pass
+    monkeypatch.setenv(local, "six")
+    with pytest.raises(PipelineError, match=f"{local}='six' .* mend it"):
+        local_gpu(4)
 
 
 @pytest.mark.parametrize(("rank", "size"), [(5, 5), (-1, 2), (0, 0)])

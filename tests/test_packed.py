@@ -1,6 +1,7 @@
 """Packed pictures: what goes in comes out, nothing lies outside, what is refused."""
 
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pixmix.packed import PackedPictures, check_crops, too_small
+from pixmix.transform import PixMix
 
 MOST = 2**31 - 1
 LONGEST = 2**63 - 1
@@ -100,6 +102,36 @@ def test_the_layout_is_the_arrays_themselves() -> None:
     assert widths is packed.widths
     dtypes = [str(array.dtype) for array in packed.layout]
     assert dtypes == ["uint8", "int64", "int32", "int32"]
+
+
+def mapped(packed: PackedPictures, pixels: NDArray[np.uint8]) -> PackedPictures:
+    return PackedPictures(pixels, packed.offsets, packed.heights, packed.widths)
+
+
+def test_a_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None:
+    packed = PackedPictures.pack(pictures((60, 40), (30, 20)))
+    file = tmp_path / "pixels"
+    file.write_bytes(b"before" + packed.pixels.tobytes())
+    pixels = np.asarray(np.memmap(file, np.uint8, "c", offset=6))
+    for holder in (mapped(packed, pixels), PixMix(mapped(packed, pixels))):
+        assert len(pickle.dumps(holder)) < 2000
+    again = pickle.loads(pickle.dumps(PixMix(mapped(packed, pixels)))).mixing_set
+    assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
+    assert again.pixels.flags.writeable
+    again.pixels[:] = 0
+    assert file.read_bytes() == b"before" + packed.pixels.tobytes()
+
+
+def test_a_part_of_a_map_and_one_without_a_name_are_pickled_by_value(tmp_path: Path) -> None:
+    packed = PackedPictures.pack(pictures((60, 40), (30, 20)))
+    file = tmp_path / "pixels"
+    file.write_bytes(b"before" + packed.pixels.tobytes())
+    with tempfile.TemporaryFile() as nameless:
+        nameless.write(packed.pixels.tobytes())
+        nameless.flush()
+        for pixels in (np.memmap(file, np.uint8, "c")[6:], np.memmap(nameless, np.uint8, "r")):
+            again = pickle.loads(pickle.dumps(mapped(packed, pixels)))
+            assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
 
 
 def test_a_set_survives_pickle() -> None:

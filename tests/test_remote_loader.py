@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -64,13 +67,19 @@ def root(tmp_path: Path) -> Path:
 def server(root: Path) -> Iterator[tuple[str, list[str]]]:
     """The address of the folder, and the names of all files that were sent."""
     sent: list[str] = []
-    handler = type("Handler", (_Quiet,), {"sent": sent})
+    with serving(root, type("Handler", (_Quiet,), {"sent": sent})) as address:
+        yield address, sent
+
+
+@contextmanager
+def serving(root: Path, handler: type[_Quiet]) -> Iterator[str]:
+    """Serve a folder, and give its address."""
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
     ) as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{running.server_address[1]}", sent
+        yield f"http://127.0.0.1:{running.server_address[1]}"
         running.shutdown()
         thread.join()
 
@@ -131,6 +140,44 @@ def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are
     with_samples = sum(size > 0 for size in SIZES)
     assert len(set(downloaded)) == with_samples
     assert len(downloaded) <= with_samples + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"), [({"downloads": 1}, 1), ({"downloads": 3}, 3), ({}, 4)]
+)
+def test_as_many_shards_come_at_a_time_as_downloads_says(
+    root: Path, tmp_path: Path, settings: dict[str, int], most: int
+) -> None:
+    change = threading.Condition()
+    in_flight: list[str] = []
+    seen = [0]
+
+    class Slow(_Quiet):
+        sent: ClassVar[list[str]] = []
+
+        def do_GET(self) -> None:
+            """Serve a tar once as many are asked for as may be, and a moment later."""
+            if not self.path.endswith(".tar"):
+                return super().do_GET()
+            with change:
+                in_flight.append(self.path)
+                seen[0] = max(seen[0], len(in_flight))
+                change.notify_all()
+                change.wait_for(lambda: seen[0] >= most, timeout=20)
+            # In which one too many would come.
+            time.sleep(0.2)
+            super().do_GET()
+            with change:
+                in_flight.remove(self.path)
+            return None
+
+    with serving(root, Slow) as address:
+        loader = train_loader(
+            f"{address}/large", MIXING, preparation=SMALL, batch_size=4, window=1,
+            cache_dir=tmp_path / "cache", remote=Remote(ahead=5, **settings),
+        )  # fmt: skip
+        assert len(list(loader)) == N // 4
+    assert seen == [most]
 
 
 _FORKING = """

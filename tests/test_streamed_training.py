@@ -35,6 +35,7 @@ from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
+from pipelines.shards.workers import available_cores
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
 from pipelines.training.data import find_data, hold_out
 from pipelines.training.recipes import IMAGENET as RECIPE
@@ -627,6 +628,18 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
     ],
 )
 def test_processes_get_ready_together_or_not_at_all(what: str, first: str, second: str) -> None:
+    said, codes = two_that_meet(what)
+    assert said[0].startswith(first)
+    assert said[1].startswith(second)
+    assert codes == [9 if what == "ends" else 0, 0]
+
+
+def test_processes_of_a_machine_share_its_cores() -> None:
+    assert two_that_meet("shares") == ([f"{max(1, available_cores() // 2)}\n"] * 2, [0, 0])
+
+
+def two_that_meet(what: str) -> tuple[list[str], list[int]]:
+    """What two processes of meeting.py say, and their codes."""
     port = str(free_port())
     started = [
         subprocess.Popen(
@@ -641,9 +654,7 @@ def test_processes_get_ready_together_or_not_at_all(what: str, first: str, secon
         for rank in range(2)
     ]  # fmt: skip
     said = [each.communicate(timeout=120)[0] for each in started]
-    assert said[0].startswith(first)
-    assert said[1].startswith(second)
-    assert [each.returncode for each in started] == [9 if what == "ends" else 0, 0]
+    return said, [each.returncode for each in started]
 
 
 def test_shards_that_another_host_has_made_are_not_here(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import open_set
+from pipelines.loading.samples import POLICIES
 from pipelines.loading.world import World
 from pipelines.models.opening import begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
@@ -52,8 +53,9 @@ from pipelines.training.recipes import (
     Recipe,
 )
 from pipelines.training.rivals import RivalAugment, seed_of
-from pipelines.training.train import Shown, Trained, train
+from pipelines.training.train import Shown, Trained, Training, train
 from pixmix.settings import PixMixSettings
+from shard_sets import drawn_pictures, encoded, write_shards
 from training_sets import training
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -375,6 +377,34 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
     with pytest.raises(PipelineError, match=r"lanes is 1 and .* 2, .* --window and --lanes are to"):
         train(training(digits, tmp_path / "run", lanes=2, resume=True), ALONE)
+
+
+def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
+    digits: Path, tmp_path: Path
+) -> None:
+    def trained(name: str, *more: str) -> Result:
+        return run("digits", "--data", str(digits), "--out", str(tmp_path / name), "--batch-size",
+                   "512", "--device", "cpu", "--precision", "float32", *more)  # fmt: skip
+
+    assert trained("run", "--epochs", "1").exit_code == 0
+    (checkpoint,) = find_checkpoints(tmp_path / "run")
+    refused = trained("run", "--epochs", "2", "--resume", "auto")
+    assert refused.exit_code == 1
+    way_out = f"repeat 1, or begin with its weights in another --out, by --weights {checkpoint}\n"
+    assert refused.stderr.endswith(way_out)
+    # Which steps hardly change: the rate ends at 1e-6.
+    more = ("--epochs", "2", "--weights", str(checkpoint), "--learning-rate", "0", "--seed", "7")
+    assert trained("more", *more).exit_code == 0
+    before, after = (
+        torch.load(path, weights_only=True)["state_dict"]["fc.weight"]
+        for path in (checkpoint, find_checkpoints(tmp_path / "more")[-1])
+    )
+    assert torch.allclose(before, after, rtol=0, atol=1e-3)
+    drawn = open_model("wrn_10_1", 10, seed=7).fc.weight
+    assert not torch.allclose(drawn, after, rtol=0, atol=1e-1)
+    # Those of another network would not fit.
+    refused = trained("run", "--epochs", "1", "--model", "wrn_10_2", "--resume", "auto")
+    assert refused.stderr.endswith("; repeat wrn_10_1, or choose another --out\n")
 
 
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
@@ -713,6 +743,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 def test_the_choices_are_those_of_the_library() -> None:
     assert (command.AUGMENTS, command.PRECISIONS) == (AUGMENTS, PRECISIONS)
     assert command.OPTIMIZERS == OPTIMIZERS
+    assert command.POLICIES == POLICIES
 
 
 @pytest.mark.parametrize("dataset", sorted(command.RECIPES))
@@ -846,6 +877,9 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--severity", "11"),
         ("digits", "--resume", "yes"),
         ("digits", "--pretrained", "--weights", __file__),
+        ("digits", "--bad-pictures", "skip"),
+        ("digits", "--bad-samples", "skip"),
+        ("folder", "--no-mixing-set", "--max-bad-samples", "7"),
     ],
 )
 def test_wrong_usage_is_told_and_exits_with_2(
@@ -876,6 +910,79 @@ def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
     mixing_set = tmp_path / "pictures"
     again = training(digits, tmp_path / "with", resume=True, epochs=1, mixing_set=mixing_set)
     assert train(again, ALONE).finished
+
+
+def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_path: Path) -> None:
+    contents = [encoded(picture) for picture in drawn_pictures(20)]
+    for name, bad in (("train", (3, 8)), ("test", (5,))):
+        damaged = [content[:50] if i in bad else content for i, content in enumerate(contents)]
+        write_shards(tmp_path / "data" / name, damaged, sizes=(20,))
+    (tmp_path / "mixing").mkdir()
+    for i, content in enumerate([*contents[:3], b"no picture at all"]):
+        (tmp_path / "mixing" / f"{i}.png").write_bytes(content)
+
+    def told(name: str, *more: str) -> Result:
+        return run(
+            "folder", "--data", f"{tmp_path}/data", "--mixing-set", f"{tmp_path}/mixing",
+            "--out", f"{tmp_path}/{name}", "--cache-dir", f"{tmp_path}/cache", "--epochs", "1",
+            "--model", "networks:classifier", "--batch-size", "20", "--workers", "0",
+            "--precision", "float32", "--device", "cpu", "--json", *more,
+        )  # fmt: skip
+
+    refused = told("run")
+    assert refused.exit_code == 1
+    assert "3.png" in refused.stderr
+    assert "pixmix-train: --bad-pictures skip" in refused.stderr
+    refused = told("run", "--bad-pictures", "skip")
+    assert refused.exit_code == 1
+    assert "pixmix-train: --bad-samples" in refused.stderr
+    refused = told("few", "--bad-pictures", "skip", "--bad-samples", "skip",
+                   "--max-bad-samples", "1")  # fmt: skip
+    assert refused.exit_code == 1
+    assert "more than the 1 of max_bad_samples (pixmix-train: --max-bad" in refused.stderr
+    for policy in ("substitute", "skip"):
+        # Also where a training was begun that ended so.
+        done = told("run" if policy == "skip" else policy, "--bad-pictures", "skip",
+                    "--bad-samples", policy, "--resume", "auto")  # fmt: skip
+        assert done.exit_code == 0, done.output
+        (record,) = json.loads(done.stdout)["history"]
+        # Of 18 pictures, or of 20; and of 19 that are tested.
+        for split, n in (("train", 18 if policy == "skip" else 20), ("test", 19)):
+            wrong = record[f"{split}_error"] * n
+            assert wrong == pytest.approx(round(wrong)), (split, policy)
+
+
+@pytest.mark.parametrize(("sharing", "workers"), [(0, 4), (1, 3), (3, 1), (9, 1)])
+def test_there_are_no_more_workers_than_cores_unasked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: int, workers: int
+) -> None:
+    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    # Other processes that have the same seven cores, and some that have others.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
+    monkeypatch.setattr(Processes, "gather", lambda _, own: [own] * (1 + sharing) + [own + 1] * 5)
+    given_workers = []
+
+    def found(training: Training, *_: object) -> Trained:
+        given_workers.append(training.num_workers)
+        raise PipelineError("it is known")
+
+    monkeypatch.setattr("pipelines.training.train.train", found)
+    arguments = ("folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--device", "cpu",
+                 "--out", f"{tmp_path}/run")  # fmt: skip
+    for more in ((), ("--workers", "9")):
+        assert "it is known" in run(*arguments, *more).stderr
+    assert given_workers == [workers, 9]
+
+
+def test_a_batch_of_which_nothing_can_be_read_ends_training(tmp_path: Path) -> None:
+    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    ended = run(
+        "folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--out", f"{tmp_path}/run",
+        "--model", "networks:classifier", "--batch-size", "4", "--workers", "0", "--device", "cpu",
+        "--precision", "float32", "--bad-samples", "skip",
+    )  # fmt: skip
+    assert ended.exit_code == 1
+    assert "no sample of this process's part of step 0 can be read" in ended.stderr
 
 
 def test_tensorboard_gets_each_epochs_numbers_where_it_is_installed(tmp_path: Path) -> None:

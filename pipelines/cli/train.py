@@ -25,11 +25,14 @@ from pipelines.errors import PipelineError
 if TYPE_CHECKING:
     from pipelines.loading.processes import Processes
     from pipelines.loading.remote_sets import Remote
+    from pipelines.loading.samples import Policy
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
     from pipelines.training.train import Shown, Trained
 
-# As in training.recipes, which would take seconds to import for the help; a test holds them equal.
+# As in training.recipes and loading.samples, which would take seconds to import for the help; a
+# test holds them equal.
+POLICIES = ("raise", "substitute", "skip")
 AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -139,6 +142,26 @@ _DATA: "dict[Dataset, str]" = {
 }
 
 
+_SMALL: "tuple[Dataset, ...]" = ("cifar10", "cifar100", "digits")
+"""Whose pictures are held in memory, and read before the first batch."""
+
+_BAD_SAMPLES = (
+    click.option(
+        "--bad-samples",
+        type=click.Choice(POLICIES),
+        default="raise",
+        show_default=True,
+        help="What becomes of samples that cannot be read: they end the training, the next one of "
+        "the order takes their place, or batches are smaller. Evaluations skip them in both cases.",
+    ),
+    click.option(
+        "--max-bad-samples",
+        type=click.IntRange(0),
+        help="More than that in a process end the training all the same.  [default: 100]",
+    ),
+)
+
+
 def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
     """Return the options of a data set's command, in the order of its help."""
     own = partial(_of_recipe, dataset)
@@ -230,7 +253,8 @@ def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
         click.option(
             "--workers",
             type=click.IntRange(0),
-            help="Processes that decode.  [default: 0 for pictures held in memory, else 4]",
+            help="Processes that decode, for each that trains.  [default: 0 for pictures held in "
+            "memory, else 4, or its share of the cores where that is less]",
         ),
         click.option(
             "--window",
@@ -245,6 +269,13 @@ def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
             show_default=True,
             help="Parts of the shards of which each batch takes equally many samples: as many as "
             "nodes, and each node needs its part alone. Divides the batch size.",
+        ),
+        *(() if dataset in _SMALL else _BAD_SAMPLES),
+        click.option(
+            "--bad-pictures",
+            type=click.Choice(["raise", "skip"]),
+            help="What becomes of pictures of the mixing set that cannot be read.  "
+            "[default: raise]",
         ),
         click.option(
             "--cache-dir",
@@ -262,6 +293,14 @@ def _options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
             type=click.IntRange(1),
             help="Shards of an address that are downloaded before they are needed.  [default: a "
             "window's, or 4]",
+        ),
+        click.option(
+            "--downloads",
+            type=click.IntRange(1),
+            default=4,
+            show_default=True,
+            help="Shards of an address that come at a time, for each process: more where a server "
+            "gives a connection little.",
         ),
         click.option(
             "--patience",
@@ -355,7 +394,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         recipe = _recipe(dataset, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    small = dataset in ("cifar10", "cifar100", "digits")
+    small = dataset in _SMALL
+    policy, max_bad_samples = _of_bad_samples(options)
     mixing_set = _mixing_set(dataset, options, recipe)
     if options["weights"] is not None and options["pretrained"]:
         raise click.UsageError("--weights and --pretrained exclude each other; give one")
@@ -363,13 +403,14 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     remote = Remote(
         limit_bytes=options["cache_limit"],
         ahead=options["read_ahead"],
+        downloads=options["downloads"],
         access=RemoteAccess(patience_s=options["patience"]),
     )
     watchdog = Watchdog(limit_s=options["stall_limit"])
     with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
         data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
-        workers = options["workers"]
+        cores, workers = processes.own_cores(), options["workers"]
         prepared = preparations.CIFAR if small else preparations.IMAGENET
         if dataset == "digits":
             # Of which none is another in a mirror.
@@ -387,9 +428,12 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             resume=options["resume"] == "auto",
             keep=options["keep"],
             checkpoint_every=options["checkpoint_every"],
-            num_workers=(0 if small else 4) if workers is None else workers,
+            num_workers=(0 if small else min(4, cores)) if workers is None else workers,
             window=options["window"],
             lanes=options["lanes"],
+            bad_samples=policy,
+            max_bad_samples=max_bad_samples,
+            bad_pictures=options["bad_pictures"] or "raise",
             cache_dir=options["cache_dir"],
             remote=remote,
             compile=options["compile"],
@@ -512,6 +556,8 @@ def _mixing_set(
         raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
     if given and recipe.augment != "pixmix":
         raise click.UsageError(f"--augment {recipe.augment} mixes nothing; leave --mixing-set out")
+    if not given and options["bad_pictures"] is not None:
+        raise click.UsageError("--bad-pictures is of a --mixing-set; name one, or leave it out")
     if not given and not options["no_mixing_set"] and recipe.augment == "pixmix":
         if dataset != "digits":
             raise click.UsageError(
@@ -520,6 +566,16 @@ def _mixing_set(
             )
         return None
     return given or None
+
+
+def _of_bad_samples(options: dict[str, Any]) -> "tuple[Policy, int]":
+    policy, most = options.get("bad_samples", "raise"), options.get("max_bad_samples")
+    if policy == "raise" and most is not None:
+        raise click.UsageError(
+            "--max-bad-samples counts those that are passed over; give --bad-samples substitute or "
+            "skip, too, or leave it out"
+        )
+    return policy, 100 if most is None else most
 
 
 def _said(trained: "Trained", out: Path, torch_version: str) -> tuple[str, dict[str, Any]]:

@@ -41,6 +41,7 @@ from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
+from pipelines.launcher import local_gpu
 from pipelines.models.cifar import cifar_network
 from pipelines.shards.workers import available_memory
 
@@ -352,19 +353,18 @@ def plan_painter(
 def find_device(name: str) -> torch.device:
     """Return the device of a name; "auto" is this process's GPU, or the CPU.
 
-    A process that torchrun or srun began takes the GPU of its number on the machine.
+    A process that a launcher began takes the GPU of its number on the machine: see `local_gpu`.
 
     Raises:
         PipelineError: if there is no such device here.
     """
-    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID", "0")
     if name == "auto":
         if torch.cuda.is_available():
             name = "cuda"
         else:
             name = "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and torch.cuda.is_available():
-        return torch.device(f"cuda:{int(local) % torch.cuda.device_count()}")
+        return torch.device(f"cuda:{local_gpu(torch.cuda.device_count())}")
     try:
         device = torch.device(name)
         if device.type not in _LARGEST_BATCH:

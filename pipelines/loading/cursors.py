@@ -68,8 +68,9 @@ class BadSamples:
         if total > self._most:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
             raise PipelineError(
-                f"{total} samples could not be read ({reasons}), more than max_bad_samples, "
-                f"{self._most}; the last: {bad}. Run pixmix-shard verify"
+                f"{total} samples could not be read ({reasons}), more than the {self._most} of "
+                f"max_bad_samples (pixmix-train: --max-bad-samples); the last: {bad}. Run "
+                "pixmix-shard verify"
             )
 
 

@@ -8,6 +8,7 @@ for images, labels in loader: ...
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,11 @@ from pipelines.errors import PipelineError
 from pipelines.loading.cursors import BadSamples, EvalLoader, TrainLoader
 from pipelines.loading.mixing_set import open_mixing_set, open_pictures, uniform_view
 from pipelines.loading.order import shards_ahead
+from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import (
     POLICIES,
-    MappedMixingSet,
     PictureDataset,
     Policy,
     ShardReader,
@@ -58,6 +59,7 @@ def train_loader(
     bad_samples: Policy = "raise",
     max_bad_samples: int = 100,
     bad_samples_file: str | Path | None = None,
+    bad_pictures: BadPictures = "raise",
     cache_dir: str | Path | None = None,
     remote: Remote | None = None,
     pin_memory: bool | None = None,
@@ -93,6 +95,7 @@ def train_loader(
             know "raise" alone.
         max_bad_samples: more of them on a rank are an error.
         bad_samples_file: gets a line of JSON for each.
+        bad_pictures: of the mixing set; see `open_mixing_set`.
         cache_dir: of memory maps and remote shards; see `open_mixing_set`.
         remote: how remote shards are read; None for the defaults. Give a window too, or a node
             needs all shards at once.
@@ -119,6 +122,7 @@ def train_loader(
         seed=seed,
         training=True,
         policy=bad_samples,
+        bad_pictures=bad_pictures,
         views=views,
         num_workers=num_workers,
         n_threads=n_threads,
@@ -186,6 +190,7 @@ def eval_loader(
         seed=0,
         training=False,
         policy=bad_samples,
+        bad_pictures="raise",
         views=None,
         num_workers=num_workers,
         n_threads=n_threads,
@@ -233,6 +238,7 @@ def _source(
     seed: int,
     training: bool,
     policy: Policy,
+    bad_pictures: BadPictures,
     views: int | None,
     num_workers: int,
     n_threads: int,
@@ -245,6 +251,14 @@ def _source(
     multiprocessing_context: str | None,
 ) -> Source:
     """Open what batches are made of."""
+    pictures_for = partial(
+        mixing_pictures,
+        mixing_set,
+        preparation,
+        cache_dir=cache_dir,
+        remote=remote,
+        bad_pictures=bad_pictures,
+    )
     if preparation.crop == "padded":
         if policy != "raise":
             raise ValueError(
@@ -256,23 +270,19 @@ def _source(
             images,
             opened.shards,
             preparation=preparation,
-            mixing_set=mixing_pictures(
-                mixing_set, preparation, max(images.shape[1:3]), cache_dir, remote
-            ),
+            mixing_set=pictures_for(max(images.shape[1:3])),
             seed=seed,
             training=training,
             views=views,
             n_threads=n_threads,
             pin_memory=pin_memory,
         )
-    side = preparation.image_size or 0
+    remote = remote or Remote()
     return Workers(
         PictureDataset(
             reader=ShardReader(opened.shards, opened.files.path),
             preparation=preparation,
-            mixing_set=MappedMixingSet(
-                mixing_pictures(mixing_set, preparation, side, cache_dir, remote)
-            ),
+            mixing_set=pictures_for(preparation.image_size or 0),
             seed=seed,
             training=training,
             policy=policy,
@@ -282,7 +292,8 @@ def _source(
             lanes=lanes,
         ),
         files=opened.files if is_remote(opened.files.location) else None,
-        ahead=(remote or Remote()).ahead or shards_ahead(window, lanes, world_size),
+        ahead=remote.ahead or shards_ahead(window, lanes, world_size),
+        downloads=remote.downloads,
         num_workers=num_workers,
         pin_memory=pin_memory,
         multiprocessing_context=multiprocessing_context,
@@ -313,12 +324,18 @@ def mixing_pictures(
     mixing_set: MixingSet | None,
     preparation: Preparation,
     side: int,
+    *,
     cache_dir: str | Path | None,
     remote: Remote | None,
+    bad_pictures: BadPictures = "raise",
 ) -> PackedPictures | None:
     """Open what a loader is given as its mixing set, for images of a side in pixels."""
     if mixing_set is None or isinstance(mixing_set, PackedPictures):
         return mixing_set
     return open_mixing_set(
-        mixing_set, preparation.mixing_side(side), cache_dir=cache_dir, remote=remote
+        mixing_set,
+        preparation.mixing_side(side),
+        cache_dir=cache_dir,
+        remote=remote,
+        bad_pictures=bad_pictures,
     )

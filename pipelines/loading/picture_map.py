@@ -146,7 +146,7 @@ def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
 
 
 def _cannot_be_read(message: str, bad_pictures: BadPictures) -> str:
-    choice = ", or leave such pictures out with bad_pictures='skip'"
+    choice = ", or leave such out by bad_pictures='skip' (pixmix-train: --bad-pictures skip)"
     return (
         f"{message}; remove it or put a whole picture in its place"
         f"{choice if bad_pictures == 'raise' else ''}"

@@ -4,18 +4,22 @@ import gc
 import hashlib
 import os
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
 
 from pipelines.errors import PipelineError
+from pipelines.launcher import local_gpu
 from pipelines.loading.watchdog import Watchdog
 from pipelines.loading.world import World, find_world
+from pipelines.shards.workers import available_cores
 
 _BEAT_S = 2.0
 """Between two words of processes that get ready: short against what disconnects the idle."""
@@ -73,6 +77,20 @@ class Processes:
         with self.watchdog.awaiting("the other processes"), lost_are_told():
             distributed.all_gather(all_of_them, own)
         return [int(each) for each in all_of_them]
+
+    def own_cores(self) -> int:
+        """Return how many cores this process has to itself, at least 1; all must call it.
+
+        Those that it may use, divided among the processes that may use the same ones: under
+        torchrun all of a machine; none where srun has bound each to cores of its own.
+
+        Raises:
+            LostProcessError: if another process has ended.
+        """
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        used = hashlib.sha256(f"{_machine()} {cores}".encode()).digest()
+        own = int.from_bytes(used[:7], "big")
+        return max(1, available_cores() // self.gather(own).count(own))
 
     def broadcast(self, content: bytes | None, source: int) -> bytes:
         """Give every process the bytes that one of them has; all must call it.
@@ -155,6 +173,12 @@ class Processes:
             raise PipelineError("another process could not begin; it says why")
 
 
+def _machine() -> str:
+    """Return what tells this machine from others, whose hosts may have the same name."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return boot.read_text().strip() if boot.exists() else socket.gethostname()
+
+
 class _Meeting(threading.Thread):
     """Tells the other processes that this one is there, until all are done or one has failed."""
 
@@ -225,8 +249,8 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
     """Join the other processes of a launcher such as torchrun, and leave them at the end.
 
     Args:
-        device: "auto", "cpu" or as torch names it; with several processes each has the GPU of its
-            LOCAL_RANK.
+        device: "auto", "cpu" or as torch names it; with several processes each has a GPU of its
+            own; see `local_gpu`.
         watchdog: that watches this process, and whose limit holds for an exchange, too; None for
             none, and torch's limit.
 
@@ -240,8 +264,7 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         if device == "cuda":
-            local = int(os.environ.get("LOCAL_RANK", "0"))
-            device = f"cuda:{local % max(torch.cuda.device_count(), 1)}"
+            device = f"cuda:{local_gpu(torch.cuda.device_count())}"
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:

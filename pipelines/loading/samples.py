@@ -17,12 +17,12 @@ from torch.utils.data import Dataset, get_worker_info
 
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mapped import MapName, map_name
 from pipelines.loading.order import EpochOrder, places_after
 from pipelines.loading.preparation import Preparation
 from pipelines.shards.index import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
+from pixmix.mapped import map_name
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_centre
 
@@ -189,30 +189,6 @@ def _faulty(fault: str) -> Prepared:
     return Prepared(torch.empty(0), torch.empty(0), np.empty(0, np.bool_), (), fault=fault)
 
 
-class MappedMixingSet:
-    """A mixing set that is pickled as the name of its memory map, where it is one."""
-
-    def __init__(self, pictures: PackedPictures | None) -> None:
-        self.pictures = pictures
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave out the pixels of a memory map; whoever gets this maps the same file."""
-        pictures = self.pictures
-        if pictures is None:
-            return {"pictures": None}
-        pixels = map_name(pictures.pixels) or pictures.pixels
-        return {"pictures": (pixels, pictures.offsets, pictures.heights, pictures.widths)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Map the file again."""
-        self.pictures = None
-        if state["pictures"] is not None:
-            pixels, *table = state["pictures"]
-            # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
-            pixels = pixels.open("c") if isinstance(pixels, MapName) else pixels
-            self.pictures = PackedPictures(pixels, *table)
-
-
 @dataclass(kw_only=True)
 class PictureDataset(Dataset[Prepared]):
     """Batches of a set of pictures of any sizes: a map-style dataset for `DataLoader`.
@@ -222,7 +198,7 @@ class PictureDataset(Dataset[Prepared]):
 
     reader: ShardReader
     preparation: Preparation
-    mixing_set: MappedMixingSet
+    mixing_set: PackedPictures | None
     seed: int
     training: bool
     policy: Policy
@@ -238,8 +214,8 @@ class PictureDataset(Dataset[Prepared]):
             return self._prepare(request)
         except BadSampleError as error:
             return _faulty(
-                f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' to "
-                "go on without such samples"
+                f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' "
+                "(pixmix-train: --bad-samples) to go on without such samples"
             )
         except PipelineError as error:
             return _faulty(str(error))
@@ -269,7 +245,7 @@ class PictureDataset(Dataset[Prepared]):
             labels, present = labels[torch.from_numpy(present)], present[present]
         images = mix_batch(
             pixels,
-            self.mixing_set.pictures,
+            self.mixing_set,
             indices,
             seed=self.seed,
             epoch=request.epoch,

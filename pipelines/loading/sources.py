@@ -123,13 +123,14 @@ class Workers:
         *,
         files: RemoteFiles | None,
         ahead: int,
+        downloads: int,
         num_workers: int,
         pin_memory: bool,
         multiprocessing_context: str | None,
     ) -> None:
         self.shards = dataset.reader.shards
-        self.mixing_set = dataset.mixing_set.pictures
-        self._files, self._ahead = files, ahead
+        self.mixing_set = dataset.mixing_set
+        self._files, self._ahead, self._downloads = files, ahead, downloads
         self._requests = _Replaceable()
         self._given = 0
         self._loader: DataLoader[Prepared] = DataLoader(
@@ -187,7 +188,7 @@ class Workers:
         # Workers first: one that is forked while a thread writes, and be it a line of a log, would
         # wait for ever for the lock of that file.
         batches = iter(self._loader)
-        with ReadAhead(files.hold, order, ahead=self._ahead) as shards:
+        with ReadAhead(files.hold, order, ahead=self._ahead, threads=self._downloads) as shards:
             try:
                 upcoming = next(ordered, None)
                 for t, prepared in enumerate(batches):

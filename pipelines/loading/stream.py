@@ -17,11 +17,12 @@ from pipelines.loading.loaders import MixingSet, mixing_pictures
 from pipelines.loading.order import EpochOrder, batch_places, count_batches, training_batches
 from pipelines.loading.preparation import IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_reader
-from pipelines.loading.samples import BadSampleError, MappedMixingSet, ShardReader
+from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.loading.world import World, find_world
 from pipelines.shards.index import ShardSet
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
+from pixmix.packed import PackedPictures
 from pixmix.resizing import resized_crop
 
 Sample = dict[str, Any]
@@ -90,7 +91,9 @@ def pixmix_stream(
     pictures = (
         None
         if preparation.pixmix is None
-        else mixing_pictures(mixing_set, preparation, preparation.image_size, cache_dir, remote)
+        else mixing_pictures(
+            mixing_set, preparation, preparation.image_size, cache_dir=cache_dir, remote=remote
+        )
     )
     samples = PlannedSamples(
         reader,
@@ -104,7 +107,7 @@ def pixmix_stream(
     )
     mix = partial(
         _mixed,
-        mixing_set=MappedMixingSet(pictures),
+        mixing_set=pictures,
         preparation=preparation,
         seed=seed,
         share=samples.share,
@@ -216,7 +219,7 @@ def _cropped(samples: Iterable[Sample], *, preparation: Preparation, seed: int) 
 def _mixed(
     samples: Iterable[Mapping[str, Any]],
     *,
-    mixing_set: MappedMixingSet,
+    mixing_set: PackedPictures | None,
     preparation: Preparation,
     seed: int,
     share: int,
@@ -237,13 +240,13 @@ def _mixed(
 
 def _mix(
     batch: list[Mapping[str, Any]],
-    mixing_set: MappedMixingSet,
+    mixing_set: PackedPictures | None,
     preparation: Preparation,
     seed: int,
 ) -> tuple[Tensor, Tensor]:
     images = mix_batch(
         np.stack([sample["image"] for sample in batch]),
-        mixing_set.pictures,
+        mixing_set,
         [sample["__index__"] for sample in batch],
         seed=seed,
         epoch=batch[0]["__epoch__"],

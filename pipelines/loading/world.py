@@ -1,27 +1,15 @@
-"""Which of how many processes or tasks this is: the only place that asks the environment.
+"""Which of how many processes or tasks this is, as launchers and batch systems tell.
 
 Processes train together (`find_world`); tasks share work without a word between them (`find_task`).
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-# What starts the processes of a job, and how it names rank and number of them.
-_LAUNCHERS = (
-    ("RANK", "WORLD_SIZE"),  # torchrun, and what follows its custom
-    ("SLURM_PROCID", "SLURM_NTASKS"),  # srun
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),  # mpirun of Open MPI
-)
-
-_TORCHRUN, _SRUN, _MPIRUN = _LAUNCHERS
+from pipelines.launcher import TORCHRUN, find_launcher
 
 _ARRAY = "SLURM_ARRAY_TASK_ID"
 _INDEXED_JOB = "JOB_COMPLETION_INDEX"
-
-_FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm numbers the steps of srun from 0, and from the top those that are none: the batch script,
-an interactive shell (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +51,7 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
 
     if distributed.is_available() and distributed.is_initialized():
         return World(rank=distributed.get_rank(), size=distributed.get_world_size())
-    names = _launcher()
+    names = find_launcher()
     return _named(*names) if names else World(rank=0, size=1)
 
 
@@ -120,13 +108,13 @@ def find_task(num_tasks: int | None = None) -> Task | None:
         ValueError: if what is set is no number, or does not tell how many tasks there are, or if
             the task is not below their number.
     """
-    names = _launcher()
+    names = find_launcher()
     inner = _named(*names) if names else World(rank=0, size=1)
     by = names[:1] if names else ()
     if _ARRAY in os.environ:
         element, n_elements = (_number(_ARRAY), 1) if num_tasks else _array_element()
         by = (_ARRAY, *by)
-    elif _INDEXED_JOB in os.environ and names != _TORCHRUN:
+    elif _INDEXED_JOB in os.environ and names != TORCHRUN:
         element, n_elements = _number(_INDEXED_JOB), 1
         by = (_INDEXED_JOB, *by)
         if num_tasks is None:
@@ -140,22 +128,6 @@ def find_task(num_tasks: int | None = None) -> Task | None:
         return None
     index = element * inner.size + inner.rank
     return Task(index=index, count=num_tasks or n_elements * inner.size, by=by)
-
-
-def _launcher() -> tuple[str, str] | None:
-    """Return the names of rank and size of the launcher that started this process, if one did.
-
-    In the script of a Slurm job both are set too, though it runs once: srun makes steps.
-    """
-    for names in _LAUNCHERS:
-        if all(name in os.environ for name in names) and (names != _SRUN or _is_step(os.environ)):
-            return names
-    return None
-
-
-def _is_step(environment: Mapping[str, str]) -> bool:
-    step = environment.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < _FIRST_SPECIAL_STEP
 
 
 def _array_element() -> tuple[int, int]:

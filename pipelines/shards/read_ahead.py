@@ -42,7 +42,7 @@ class ReadAhead:
     """
 
     def __init__(
-        self, hold: Hold, order: Iterable[int], *, ahead: int = 4, threads: int = 2
+        self, hold: Hold, order: Iterable[int], *, ahead: int = 4, threads: int = 4
     ) -> None:
         for name, value in (("ahead", ahead), ("threads", threads)):
             if value < 1:

@@ -32,9 +32,11 @@ from featviz.networks import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
+from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
+from pipelines.loading.samples import Policy
 from pipelines.models.opening import begin_with, open_model
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
@@ -69,6 +71,8 @@ class Training:
     checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
     after which there is one within an epoch, too; None for one at its end alone.
     weights: of the network to begin with; pretrained: torchvision's.
+    bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
+    `train_loader`. An evaluation skips samples where training may go on without them.
     cache_dir, remote: where shards of addresses are kept, and how they are read.
     """
 
@@ -88,6 +92,9 @@ class Training:
     n_threads: int = 1
     window: int | None = None
     lanes: int = 1
+    bad_samples: Policy = "raise"
+    max_bad_samples: int = 100
+    bad_pictures: BadPictures = "raise"
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None
@@ -301,6 +308,7 @@ class _Run:
         check = self.processes.check_same
         # Which the command chooses by the processor, where it is not told.
         check("--precision", self.recipe.precision)
+        check("--bad-samples", self.training.bad_samples)
         check("recipe", json.dumps(self.recipe.to_json(), sort_keys=True))
         check("--data", json.dumps(self.loader.state_dict(), sort_keys=True))
         check("--mixing-set", str(self.loader.mixing_fingerprint))
@@ -350,6 +358,9 @@ class _Run:
             n_threads=training.n_threads,
             window=training.window,
             lanes=training.lanes,
+            bad_samples=training.bad_samples,
+            max_bad_samples=training.max_bad_samples,
+            bad_pictures=training.bad_pictures,
             cache_dir=training.cache_dir,
             remote=training.remote,
         )
@@ -358,16 +369,18 @@ class _Run:
         """Go on from a checkpoint, in all processes."""
         state = share_checkpoint(newest, self.processes)
         now = self.recipe.to_json()
+        other = f"begin with its weights in another --out, by --weights {newest.path}"
         for name, value in state["recipe"].items():
             if value != now[name]:
+                way_out = "choose another --out" if name == "model" else other
                 raise PipelineError(
                     f"{name}: {self.training.out} was begun with {value}, this command says "
-                    f"{now[name]}; repeat {value}, or choose another --out"
+                    f"{now[name]}; repeat {value}, or {way_out}"
                 )
         if state["mixing_set"] != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
-                "one, or choose another --out"
+                f"one, or {other}"
             )
         self.module.load_state_dict(state.get("current", state["state_dict"]))
         self.optimizer.load_state_dict(state["optimizer"])
@@ -507,6 +520,11 @@ class _Run:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         n = len(images)
+        if n == 0:
+            raise PipelineError(
+                f"no sample of this process's part of step {self.step} can be read; run "
+                "pixmix-shard verify, or give --bad-samples substitute"
+            )
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -625,6 +643,9 @@ class _Run:
             world_size=world.size,
             num_workers=self.training.num_workers,
             n_threads=self.training.n_threads,
+            # A substitute would count twice.
+            bad_samples="raise" if self.training.bad_samples == "raise" else "skip",
+            max_bad_samples=self.training.max_bad_samples,
             cache_dir=self.training.cache_dir,
             remote=self.training.remote,
         )

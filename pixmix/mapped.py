@@ -27,10 +27,14 @@ class MapName:
 
 
 def map_name(array: NDArray[Any]) -> MapName | None:
-    """Return the name of the memory map that an array is all of, or None where it is none."""
+    """Return the name of the memory map that an array is all of, or None where it is none.
+
+    A map of a file without a name counts as none.
+    """
     base: Any = array
-    while isinstance(base, np.ndarray):
-        if isinstance(base, np.memmap) and base.nbytes == array.nbytes:
-            return MapName(str(base.filename), base.offset, array.dtype, array.shape)
+    # To the map itself: a part of one is a np.memmap, too, and has the offset of the whole.
+    while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
         base = base.base
-    return None
+    if not isinstance(base, np.memmap) or base.filename is None or base.nbytes != array.nbytes:
+        return None
+    return MapName(str(base.filename), base.offset, array.dtype, array.shape)
