@@ -1,7 +1,6 @@
 """The painter of feature visualizations."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
