@@ -22,8 +22,9 @@ from typing import Any
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import check_format, encoder_version
-from pipelines.generate.painting import IMAGES, Painter, paint_files
+from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
+from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
 from pipelines.shards.files import sha256, world_errors, write_file
 from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index

@@ -22,9 +22,17 @@ from typing import Any
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import check_format, encoder_version
-from pipelines.generate.painting import IMAGES, Painter, paint_chunk, picture_name
+from pipelines.generate.painting import Painter, paint_chunk
 from pipelines.generate.plan import check_task, cut, ranges_of, share, subtract
-from pipelines.generate.records import Part, find_parts, forget, merge
+from pipelines.generate.records import (
+    IMAGES,
+    Part,
+    damaged,
+    find_parts,
+    forget,
+    merge,
+    picture_name,
+)
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
     check_no_file,
@@ -219,24 +227,47 @@ def _begin(request: SetRequest) -> list[range]:
     Those are the pictures that no record vouches for, and those that are no longer there.
     """
     manifest = _partial_manifest(request)
+    signed = False
     if (request.folder / "manifest.json").exists():
         # Again, for another run may have written it meanwhile.
         earlier = _refuse_other_settings(request)
         # The code that began a set stays named: it is what made the first pictures.
         manifest["made_with"] = earlier["made_with"]
+        signed = earlier["status"] == "complete" and request.metadata.exists()
+        if signed and file_sha256(request.metadata) != earlier["metadata_sha256"]:
+            # Any of its lines may have changed. It goes while the manifest still disowns it.
+            request.metadata.unlink()
     lost = _lost(request)
-    parts = find_parts(request.metadata, request.parts)
-    recorded = [kept for part in parts for kept in subtract(part.pictures, lost)]
+    gone = {
+        part: [*lost, *_damaged(request, part, signed=signed)]
+        for part in find_parts(request.metadata, request.parts)
+    }
+    recorded = [kept for part in gone for kept in subtract(part.pictures, gone[part])]
     missing = subtract(range(request.n), recorded)
     if missing:
         # First of all, for a folder with pictures and no manifest is somebody else's.
         _write_manifest(request, manifest)
     request.images.mkdir(exist_ok=True)
     request.parts.mkdir(exist_ok=True)
-    for part in parts:
-        if subtract(part.pictures, lost) != [part.pictures]:
-            forget(part, lost, request.parts)
+    for part, pictures in gone.items():
+        if subtract(part.pictures, pictures) != [part.pictures]:
+            forget(part, pictures, request.parts)
     return missing
+
+
+def _damaged(request: SetRequest, part: Part, *, signed: bool) -> list[range]:
+    """Find the pictures of this task whose records in a part are not theirs.
+
+    The tasks look through their own records, so that together they read them once.
+
+    Args:
+        request: what is made.
+        part: some records.
+        signed: the metadata file is the one that a manifest names.
+    """
+    if signed and part.path == request.metadata:
+        return []
+    return damaged(part, _own_share(request, [part.pictures]), request.format)
 
 
 def _lost(request: SetRequest) -> list[range]:
@@ -376,7 +407,7 @@ def _finish(request: SetRequest, painted: int) -> SetResult:
 
 
 def _join(request: SetRequest, manifest: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
-    drafts = merge(parts, request.n, request.metadata)
+    drafts = merge(parts, request.n, request.metadata, request.format)
     remove_partial_files(request.images)
     remove_partial_files(request.folder)
     complete = manifest | {
