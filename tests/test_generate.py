@@ -564,6 +564,36 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 7),
+        ("status", "finished"),
+        ("status", []),
+        ("pictures", "x"),
+        ("pictures", True),
+        ("pictures", 0),
+        ("settings", "x"),
+        ("settings", {"format": ["png"]}),
+        ("made_with", None),
+        ("made_with", {"pixmix": "1.0"}),
+        ("metadata_sha256", None),
+        ("acceptance_rate", "x"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line_with_the_name_of_the_field(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    generate_set(request(tmp_path / "set"))
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
+    before = tree(tmp_path / "set")
+    for use in (verify, lambda folder: generate_set(request(folder))):
+        with pytest.raises(PipelineError, match=f"json is damaged, its {field} is .*; copy it"):
+            use(tmp_path / "set")
+    assert tree(tmp_path / "set") == before
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("notes")
     with pytest.raises(PipelineError, match="is a file; choose a folder"):

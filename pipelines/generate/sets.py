@@ -12,16 +12,17 @@ folder share nothing else. Whoever finds all records there joins them and comple
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import check_format, encoder_version
+from pipelines.generate.encoding import ENCODERS, check_format, encoder_version
 from pipelines.generate.painting import Painter, paint_chunk
 from pipelines.generate.plan import check_task, cut, ranges_of, share, subtract
 from pipelines.generate.records import (
@@ -45,6 +46,21 @@ from pipelines.shards.files import (
 from pipelines.shards.index import FORMAT
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.workers import Run, run_chunks
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: isinstance(value, str),
+    "status": lambda value: value in ("partial", "complete"),
+    "pictures": lambda value: type(value) is int and value > 0,
+    "settings": lambda value: isinstance(value, dict) and value.get("format") in [*ENCODERS],
+    "made_with": lambda value: isinstance(value, dict) and {"pixmix", "encoder"} <= value.keys(),
+}
+"""What a manifest has, and when it is sound."""
+
+_FIELDS_OF_COMPLETE: dict[str, Callable[[Any], bool]] = {
+    "metadata_sha256": lambda value: isinstance(value, str),
+    "acceptance_rate": lambda value: isinstance(value, int | float),
+}
+"""What that of a complete set has, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +176,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a set.
 
     Raises:
-        PipelineError: if there is none, or it is no manifest of a set of pictures.
+        PipelineError: if there is none, it is no manifest of a set of pictures, or it is damaged.
         OSError: if it cannot be read.
     """
     path = folder / "manifest.json"
@@ -178,11 +194,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds shards, not files of pictures; check them with pixmix-shard verify, "
             "continue them with --to-shards, or choose another folder"
         )
-    keys = {"kind", "status", "pictures", "settings", "made_with"}
-    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+    if not isinstance(manifest, dict) or not _FIELDS.keys() <= manifest.keys():
         raise PipelineError(
             f"{path} is not the manifest of a set of pictures; choose another folder"
         )
+    expected = _FIELDS if manifest["status"] == "partial" else _FIELDS | _FIELDS_OF_COMPLETE
+    for name, expectation in expected.items():
+        if not expectation(manifest.get(name)):
+            raise PipelineError(
+                f"{path} is damaged, its {name} is {shortened(manifest.get(name))}; copy it from "
+                "elsewhere, or remove the folder and make the set again"
+            )
     return manifest
 
 
