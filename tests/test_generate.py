@@ -280,6 +280,19 @@ def test_a_changed_value_of_a_record_is_not_taken_into_a_set_that_grows(
     assert tree(asked.folder) == unbroken
 
 
+def test_parts_that_a_killed_run_left_stand_in_for_changed_records(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    """It was killed after the manifest, and before it removed what the making needed."""
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    asked.parts.mkdir(parents=True)
+    (asked.parts / "00000000-00000010.jsonl").write_bytes(asked.metadata.read_bytes())
+    change_line(asked.metadata, 3, b"junk\n")
+    assert generate_set(asked).painted == 0
+    assert tree(asked.folder) == unbroken
+
+
 def test_lost_metadata_comes_back(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
     asked = request(tmp_path / "set")
     generate_set(asked)

@@ -266,8 +266,9 @@ def _begin(request: SetRequest) -> list[range]:
     }
     recorded = [kept for part in gone for kept in subtract(part.pictures, gone[part])]
     missing = subtract(range(request.n), recorded)
-    if missing:
-        # First of all, for a folder with pictures and no manifest is somebody else's.
+    if missing or not request.metadata.exists():
+        # First of all, for a folder with pictures and no manifest is somebody else's. Of records
+        # that are not joined, too, for a complete manifest would have them removed.
         _write_manifest(request, manifest)
     request.images.mkdir(exist_ok=True)
     request.parts.mkdir(exist_ok=True)
