@@ -177,6 +177,17 @@ def test_verify_exits_with_0_for_a_good_set_and_1_for_a_damaged_one(
     assert "images/00000002.jpg is not the file" in bad.stdout
 
 
+def test_verify_of_a_manifest_that_lacks_settings_is_told_in_one_line(
+    small_set: Path, tmp_path: Path
+) -> None:
+    manifest = json.loads((small_set / "manifest.json").read_bytes())
+    del manifest["settings"]["seed"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    result = run("verify", str(tmp_path))
+    assert result.exit_code == 1
+    assert re.fullmatch(r"Error: .* settings give no painter .*'seed'.* again\n", result.stderr)
+
+
 def test_verify_of_something_else_is_told_in_one_line(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path))
     assert result.exit_code == 1

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -117,6 +118,48 @@ def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
     with folder_lock(path, busy="in use", patience_s=60):
         holding.join()
     with folder_lock(path, busy="in use"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)),
+        OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP)),
+        OSError(errno.ENOLCK, os.strerror(errno.ENOLCK)),
+        NotImplementedError("no flock here"),
+    ],
+)
+@pytest.mark.parametrize("busy", [None, "in use"])
+def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception, busy: str | None
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise refusal
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    # A file that a dead machine left says nothing.
+    for path in (tmp_path / "new.lock", tmp_path / "left.lock"):
+        (tmp_path / "left.lock").write_text("7\nanother-host\n")
+        with (
+            pytest.raises(
+                PipelineError, match=r"with no file locks \(.*-o flock.*choose"
+            ) as caught,
+            folder_lock(path, busy=busy),
+        ):
+            pass
+        assert str(tmp_path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_another_trouble_of_a_lock_is_not_taken_for_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _operation: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match="Input/output error"), folder_lock(tmp_path / "a.lock"):
         pass
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +242,96 @@ def test_a_lost_images_folder_comes_back(tmp_path: Path, unbroken: dict[str, byt
     (tmp_path / "set" / "images").rmdir()
     generate_set(request(tmp_path / "set"))
     assert tree(tmp_path / "set") == unbroken
+
+
+def change_line(path: Path, number: int, content: bytes) -> None:
+    """Put other content in the place of a line (from 0), newline included."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:number], content, *lines[number + 1 :]]))
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n", b"{}\n", b'{"index":3}\n', b"\xff"])
+@pytest.mark.parametrize("lost", [[], [6]])
+def test_changed_records_of_a_complete_set_are_made_again(
+    tmp_path: Path, unbroken: dict[str, bytes], content: bytes, lost: list[int]
+) -> None:
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    change_line(asked.metadata, 3, content)
+    for index in lost:
+        (asked.images / f"{index:08d}.png").unlink()
+    assert verify(asked.folder).faults == [
+        "metadata.jsonl is not the file that the manifest names; give the command that made the "
+        "set again, which paints all anew"
+    ]
+    assert generate_set(asked).complete
+    assert tree(asked.folder) == unbroken
+
+
+def test_a_changed_value_of_a_record_is_not_taken_into_a_set_that_grows(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    asked = request(tmp_path / "set", n=6)
+    generate_set(asked)
+    asked.metadata.write_bytes(asked.metadata.read_bytes().replace(b'"angle":2', b'"angle":7'))
+    first = generate_set(replace(asked, n=10, task_index=0, num_tasks=2))
+    assert (first.whole, first.complete) == (6, False)
+    assert generate_set(replace(asked, n=10, task_index=1, num_tasks=2)).complete
+    assert tree(asked.folder) == unbroken
+
+
+def test_parts_that_a_killed_run_left_stand_in_for_changed_records(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    """It was killed after the manifest, and before it removed what the making needed."""
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    asked.parts.mkdir(parents=True)
+    (asked.parts / "00000000-00000010.jsonl").write_bytes(asked.metadata.read_bytes())
+    change_line(asked.metadata, 3, b"junk\n")
+    assert generate_set(asked).painted == 0
+    assert tree(asked.folder) == unbroken
+
+
+def test_lost_metadata_comes_back(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    asked.metadata.unlink()
+    assert verify(asked.folder).faults == [
+        "metadata.jsonl is missing; give the command that made the set again, which paints all anew"
+    ]
+    assert generate_set(asked).painted == 10
+    assert tree(asked.folder) == unbroken
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n", b"{}\n", b'{"index":3}\n', b"\xff"])
+def test_records_of_a_set_in_the_making_that_are_damaged_are_made_again(
+    tmp_path: Path, unbroken: dict[str, bytes], content: bytes
+) -> None:
+    asked = request(tmp_path / "set", chunk=5, num_tasks=2)
+    generate_set(asked)
+    (part,) = asked.parts.iterdir()
+    change_line(part, 3, content)
+    # The other task cannot close the set, and says what does.
+    with pytest.raises(PipelineError, match=r"jsonl, line \d .*the command that made the set"):
+        generate_set(replace(asked, task_index=1))
+    result = generate_set(asked)
+    # Without its line end a record takes the next one with it; a lost line shifts those behind it.
+    assert result.painted == (2 if content in {b"", b"\xff"} else 1)
+    assert result.complete
+    assert tree(asked.folder) == unbroken
+
+
+def test_a_damaged_line_of_a_set_that_grows_is_made_again(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    asked = request(tmp_path / "set", n=8, chunk=2)
+    generate_set(asked)
+    # It begins to grow, by which its manifest no longer names its records.
+    generate_set(replace(asked, n=10, task_index=1, num_tasks=2))
+    change_line(asked.metadata, 3, b"")
+    assert generate_set(replace(asked, n=10)).painted == 7
+    assert tree(asked.folder) == unbroken
 
 
 # --- Interruptions -------------------------------------------------------------------------------
@@ -487,6 +577,36 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("kind", 7),
+        ("status", "finished"),
+        ("status", []),
+        ("pictures", "x"),
+        ("pictures", True),
+        ("pictures", 0),
+        ("settings", "x"),
+        ("settings", {"format": ["png"]}),
+        ("made_with", None),
+        ("made_with", {"pixmix": "1.0"}),
+        ("metadata_sha256", None),
+        ("acceptance_rate", "x"),
+    ],
+)
+def test_a_damaged_manifest_is_one_line_with_the_name_of_the_field(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    generate_set(request(tmp_path / "set"))
+    path = tmp_path / "set" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
+    before = tree(tmp_path / "set")
+    for use in (verify, lambda folder: generate_set(request(folder))):
+        with pytest.raises(PipelineError, match=f"json is damaged, its {field} is .*; copy it"):
+            use(tmp_path / "set")
+    assert tree(tmp_path / "set") == before
+
+
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "set").write_text("notes")
     with pytest.raises(PipelineError, match="is a file; choose a folder"):
@@ -553,8 +673,17 @@ def flip_last_bit(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "name", "fault"),
     [
-        (remove, "images/00000003.png", "images/00000003.png is missing"),
-        (flip_last_bit, "images/00000003.png", "images/00000003.png is not the file that was"),
+        (
+            remove,
+            "images/00000003.png",
+            "images/00000003.png is missing; give the command that made the set again",
+        ),
+        (
+            flip_last_bit,
+            "images/00000003.png",
+            "images/00000003.png is not the file that was written; delete it and give the command "
+            "that made the set again",
+        ),
         (remove, "metadata.jsonl", "metadata.jsonl is missing"),
         (flip_last_bit, "metadata.jsonl", "metadata.jsonl is not the file"),
         (Path.touch, "images/00000010.png", "images/00000010.png does not belong to the set"),
@@ -581,6 +710,44 @@ def test_verification_finds_pictures_that_are_painted_otherwise(
     assert "has other pixels when painted again" in verdict.faults[0]
 
 
+def test_a_damaged_picture_that_is_deleted_is_painted_again(
+    tmp_path: Path, unbroken: dict[str, bytes]
+) -> None:
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    flip_last_bit(asked.images / "00000003.png")
+    (fault,) = verify(asked.folder).faults
+    assert "delete it and give the command that made the set again" in fault
+    (asked.images / "00000003.png").unlink()
+    assert generate_set(asked).painted == 1
+    assert verify(asked.folder).good
+    assert tree(asked.folder) == unbroken
+
+
+@pytest.mark.parametrize("lines", [[0, 1, 3, 4, 5, 6, 7, 8, 9, 9], range(9), [*range(10), 9]])
+def test_verification_finds_records_that_are_not_in_their_place(
+    tmp_path: Path, unbroken: dict[str, bytes], lines: Sequence[int]
+) -> None:
+    asked = request(tmp_path / "set")
+    generate_set(asked)
+    records = asked.metadata.read_bytes().splitlines(keepends=True)
+    asked.metadata.write_bytes(b"".join(records[index] for index in lines))
+    sign(asked.folder)
+    (fault,) = verify(asked.folder).faults
+    assert fault.startswith(f"metadata.jsonl has {len(lines)} lines, ")
+    assert "the set has 10 pictures; delete it and give the command that made the set" in fault
+    asked.metadata.unlink()
+    generate_set(asked)
+    assert tree(asked.folder) == unbroken
+
+
+def sign(folder: Path) -> None:
+    """Let the manifest name the records as they are."""
+    manifest = read_manifest(folder)
+    manifest["metadata_sha256"] = file_sha256(folder / "metadata.jsonl")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
 def change_manifest(folder: Path, **made_with: str) -> None:
     manifest = read_manifest(folder)
     manifest["made_with"] |= made_with
@@ -589,15 +756,13 @@ def change_manifest(folder: Path, **made_with: str) -> None:
 
 def put_other_content(folder: Path, index: int, content: bytes) -> None:
     """Put another file in place of a picture, with records that vouch for it."""
-    manifest = read_manifest(folder)
     lines = (folder / "metadata.jsonl").read_bytes().splitlines(keepends=True)
     record = json.loads(lines[index])
     (folder / record["file"]).write_bytes(content)
     record["file_sha256"] = file_sha256(folder / record["file"])
     lines[index] = json.dumps(record).encode() + b"\n"
     (folder / "metadata.jsonl").write_bytes(b"".join(lines))
-    manifest["metadata_sha256"] = file_sha256(folder / "metadata.jsonl")
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    sign(folder)
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,50 @@ def test_a_shard_of_another_size_than_its_sidecar_says_is_missing(place: Folder)
     assert not (place.path / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _sidecar: b"x",
+        lambda _sidecar: b"\xff",
+        lambda _sidecar: b"{}",
+        lambda _sidecar: b"[]",
+        lambda sidecar: json.dumps(sidecar | {"bytes": None}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"rows": [1, 2]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"rows": sidecar["rows"][1:]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"extensions": [7]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"file": "stripes-99.tar"}).encode(),
+    ],
+)
+@pytest.mark.parametrize("shards", [(1,), (0, 1, 2, 3)])
+def test_a_shard_whose_sidecar_is_damaged_is_missing_and_made_again(
+    place: Folder,
+    unbroken: dict[str, bytes],
+    damage: Callable[[dict[str, Any]], bytes],
+    shards: tuple[int, ...],
+) -> None:
+    for task in range(2):
+        paint(sharded(place, task_index=task, num_tasks=2))
+    done = [place.path / ".work" / "done" / f"{shard:06d}.json" for shard in shards]
+    for path in done:
+        path.write_bytes(damage(json.loads(path.read_bytes())))
+    assert merge_shards(place).missing == shards
+    assert not (place.path / "manifest.json").exists()
+    assert paint(sharded(place)).complete
+    assert tree(place.path) == unbroken
+
+
+def test_a_sidecar_of_another_shard_vouches_for_nothing(
+    place: Folder, unbroken: dict[str, bytes]
+) -> None:
+    for task in range(2):
+        paint(sharded(place, task_index=task, num_tasks=2))
+    done = place.path / ".work" / "done"
+    (done / "000003.json").write_bytes((done / "000001.json").read_bytes())
+    assert merge_shards(place).missing == (3,)
+    assert paint(sharded(place)).painted == 3
+    assert tree(place.path) == unbroken
+
+
 def test_a_task_without_shards_does_nothing(place: Folder) -> None:
     sizes = [
         paint(sharded(place, n=2, shard_size=1, task_index=task, num_tasks=5)).painted

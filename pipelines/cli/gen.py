@@ -496,6 +496,19 @@ def _painter_of(
     manifest: dict[str, Any], folder: Path, weights: Path | None, model: str | None
 ) -> "Painter":
     """Return the painter of a set on the disk."""
+    try:
+        return _painter_of_settings(manifest, folder, weights, model)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PipelineError(
+            f"{folder / 'manifest.json'} is damaged, its settings give no painter of "
+            f"{manifest['kind']} ({error!r}); copy it from elsewhere, or remove the folder and "
+            "make the set again"
+        ) from error
+
+
+def _painter_of_settings(
+    manifest: dict[str, Any], folder: Path, weights: Path | None, model: str | None
+) -> "Painter":
     settings = manifest["settings"]
     if manifest["kind"] == "fractals":
         from pipelines.generate.fractals import FractalPainter

@@ -22,8 +22,9 @@ from typing import Any
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import check_format, encoder_version
-from pipelines.generate.painting import IMAGES, Painter, paint_files
+from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
+from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
 from pipelines.shards.files import sha256, world_errors, write_file
 from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
@@ -31,7 +32,7 @@ from pipelines.shards.places import DONE, WORK, Place
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
 from pipelines.shards.side_files import side_files, write_json
-from pipelines.shards.sidecars import Joined, Sample, join_sidecars, write_tar
+from pipelines.shards.sidecars import Joined, Sample, join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.workers import Run, run_chunks
 
 REQUEST = f"{WORK}/request.json"
@@ -355,7 +356,10 @@ def _refuse(place: Place, earlier: Mapping[str, Any], document: Mapping[str, Any
 
 
 class _Books:
-    """The sidecars of some shards, read one after the other; `faulty` takes those to make again."""
+    """The sidecars of some shards, read one after the other; `faulty` takes those to make again.
+
+    A sidecar that is damaged, of another request or of a tar of another size is as good as absent.
+    """
 
     def __init__(
         self,
@@ -366,18 +370,23 @@ class _Books:
     ) -> None:
         self.place, self.sizes, self.shards = place, sizes, shards
         self.mark = _mark(document)
+        self.name = document["settings"]["name"]
+        self.num_shards = document["settings"]["num_shards"]
         self.faulty: list[int] = []
 
     def sidecars(self) -> Iterator[dict[str, Any]]:
         names = [_sidecar(shard) for shard in self.shards]
         for shard, content in zip(self.shards, self.place.read_all(names), strict=True):
-            sidecar: dict[str, Any] = json.loads(content)
+            sidecar = parse_sidecar(content)
             if (
-                sidecar.get("request") != self.mark
+                sidecar is None
+                or sidecar.get("request") != self.mark
+                or sidecar["file"] != shard_name(self.name, shard, self.num_shards)
                 or self.sizes.get(sidecar["file"]) != sidecar["bytes"]
             ):
                 self.faulty.append(shard)
-            yield sidecar
+            else:
+                yield sidecar
 
 
 def _whole_shards(

@@ -7,11 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pipelines.generate.encoding import Picture, encode
-from pipelines.generate.records import to_line, write_part
+from pipelines.generate.records import IMAGES, picture_name, to_line, write_part
 from pipelines.shards.files import sha256, write_files
-
-IMAGES = "images"
-"""The folder of the pictures in that of their set."""
 
 
 class Painted(NamedTuple):
@@ -56,11 +53,6 @@ class Painter(Protocol):
 def pixel_sha256(picture: Picture) -> str:
     """Return the SHA-256 of a picture's bytes, row by row, RGB."""
     return sha256(np.ascontiguousarray(picture).data)
-
-
-def picture_name(index: int, format: str) -> str:
-    """Return the file name of a picture, as "00000042.jpg"."""
-    return f"{index:08d}.{format}"
 
 
 class PictureFile(NamedTuple):

@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.generate.plan import subtract
+from pipelines.generate.plan import ranges_of, subtract
 from pipelines.shards.files import new_file, write_file
+
+IMAGES = "images"
+"""The folder of the pictures in that of their set."""
+
+_AGAIN = "give the command that made the set again, as each of its tasks, to paint it again"
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,11 @@ class Part:
 
     path: Path
     pictures: range
+
+
+def picture_name(index: int, format: str) -> str:
+    """Return the file name of a picture, as "00000042.jpg"."""
+    return f"{index:08d}.{format}"
 
 
 def to_line(record: Mapping[str, Any]) -> bytes:
@@ -38,14 +48,16 @@ def from_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """Read a record back from line `number` (from 1) of a file.
 
     Raises:
-        PipelineError: if the line is not a JSON object.
+        PipelineError: if it is not a line with a JSON object.
     """
     try:
         record = json.loads(line)
     except ValueError as error:
-        raise PipelineError(f"{path}, line {number} is not JSON ({error})") from error
+        raise PipelineError(f"{path}, line {number} is not JSON ({error}); {_AGAIN}") from error
     if not isinstance(record, dict):
-        raise PipelineError(f"{path}, line {number} is not a JSON object")
+        raise PipelineError(f"{path}, line {number} is not a JSON object; {_AGAIN}")
+    if not line.endswith(b"\n"):
+        raise PipelineError(f"{path}, line {number} has no end; {_AGAIN}")
     return record
 
 
@@ -59,6 +71,24 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             yield from_line(line, path, number)
+
+
+def is_of(record: Mapping[str, Any], index: int, format: str) -> bool:
+    """See whether a record is that of a picture, with what sets need of it.
+
+    Args:
+        record: it.
+        index: the picture's number.
+        format: of its file, a key of `encoding.ENCODERS`.
+    """
+    attempts = record.get("attempts")
+    return (
+        record.get("index") == index
+        and record.get("file") == f"{IMAGES}/{picture_name(index, format)}"
+        and isinstance(record.get("file_sha256"), str)
+        and isinstance(attempts, int)
+        and attempts > 0
+    )
 
 
 def write_part(folder: Path, pictures: range, lines: Sequence[bytes]) -> None:
@@ -86,6 +116,37 @@ def find_parts(metadata: Path, folder: Path) -> list[Part]:
     return parts
 
 
+def damaged(part: Part, wanted: Sequence[range], format: str) -> list[range]:
+    """Find the pictures of which a part has no record in their place.
+
+    Args:
+        part: it.
+        wanted: those of its pictures that are looked for, ascending.
+        format: of their files.
+
+    Raises:
+        OSError: if the part cannot be read.
+    """
+    if not wanted:
+        return []
+    faulty = []
+    with part.path.open("rb") as file:
+        position = part.pictures.start
+        for pictures in wanted:
+            lines = islice(file, pictures.start - position, pictures.stop - position)
+            position = pictures.stop
+            # A part that ends too soon gives empty lines, which are no records.
+            faulty += [index for index in pictures if not _holds(next(lines, b""), index, format)]
+    return ranges_of(faulty)
+
+
+def _holds(line: bytes, index: int, format: str) -> bool:
+    try:
+        return is_of(from_line(line, Path(), 0), index, format)
+    except PipelineError:
+        return False
+
+
 def forget(part: Part, pictures: Sequence[range], folder: Path) -> None:
     """Drop pictures from a part, so that they will be painted again.
 
@@ -104,19 +165,20 @@ def forget(part: Part, pictures: Sequence[range], folder: Path) -> None:
     part.path.unlink()
 
 
-def merge(parts: Iterable[Part], n: int, metadata: Path) -> int:
+def merge(parts: Iterable[Part], n: int, metadata: Path, format: str) -> int:
     """Write the records of pictures 0..n-1 to one file, in order.
 
     Args:
         parts: parts that together hold all n.
         n: number of pictures.
         metadata: the file to write; it may be one of the parts.
+        format: of the files of the pictures.
 
     Returns:
         The number of drafts that were drawn for the n pictures: the sum of their "attempts".
 
     Raises:
-        PipelineError: if a part has a line that is not JSON.
+        PipelineError: if a part has a line that is not the record of its picture.
         OSError: if the disk is full or the folder cannot be written.
     """
     drafts = 0
@@ -126,8 +188,15 @@ def merge(parts: Iterable[Part], n: int, metadata: Path) -> int:
             if part.pictures.start > following:
                 break
             with part.path.open("rb") as lines:
-                for line in islice(lines, following - part.pictures.start, len(part.pictures)):
-                    drafts += from_line(line, part.path, following + 1)["attempts"]
+                start, stop = part.pictures.start, min(part.pictures.stop, n)
+                for line in islice(lines, following - start, stop - start):
+                    record = from_line(line, part.path, following - start + 1)
+                    if not is_of(record, following, format):
+                        raise PipelineError(
+                            f"{part.path}, line {following - start + 1} is not the record of "
+                            f"picture {following}; {_AGAIN}"
+                        )
+                    drafts += record["attempts"]
                     file.write(line)
                     following += 1
         if following != n:

@@ -12,19 +12,28 @@ folder share nothing else. Whoever finds all records there joins them and comple
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import check_format, encoder_version
-from pipelines.generate.painting import IMAGES, Painter, paint_chunk, picture_name
+from pipelines.generate.encoding import ENCODERS, check_format, encoder_version
+from pipelines.generate.painting import Painter, paint_chunk
 from pipelines.generate.plan import check_task, cut, ranges_of, share, subtract
-from pipelines.generate.records import Part, find_parts, forget, merge
+from pipelines.generate.records import (
+    IMAGES,
+    Part,
+    damaged,
+    find_parts,
+    forget,
+    merge,
+    picture_name,
+)
 from pipelines.shards.files import (
     PARTIAL_SUFFIX,
     check_no_file,
@@ -37,6 +46,21 @@ from pipelines.shards.files import (
 from pipelines.shards.index import FORMAT
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.workers import Run, run_chunks
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "kind": lambda value: isinstance(value, str),
+    "status": lambda value: value in ("partial", "complete"),
+    "pictures": lambda value: type(value) is int and value > 0,
+    "settings": lambda value: isinstance(value, dict) and value.get("format") in [*ENCODERS],
+    "made_with": lambda value: isinstance(value, dict) and {"pixmix", "encoder"} <= value.keys(),
+}
+"""What a manifest has, and when it is sound."""
+
+_FIELDS_OF_COMPLETE: dict[str, Callable[[Any], bool]] = {
+    "metadata_sha256": lambda value: isinstance(value, str),
+    "acceptance_rate": lambda value: isinstance(value, int | float),
+}
+"""What that of a complete set has, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +176,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a set.
 
     Raises:
-        PipelineError: if there is none, or it is no manifest of a set of pictures.
+        PipelineError: if there is none, it is no manifest of a set of pictures, or it is damaged.
         OSError: if it cannot be read.
     """
     path = folder / "manifest.json"
@@ -170,11 +194,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder} holds shards, not files of pictures; check them with pixmix-shard verify, "
             "continue them with --to-shards, or choose another folder"
         )
-    keys = {"kind", "status", "pictures", "settings", "made_with"}
-    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+    if not isinstance(manifest, dict) or not _FIELDS.keys() <= manifest.keys():
         raise PipelineError(
             f"{path} is not the manifest of a set of pictures; choose another folder"
         )
+    expected = _FIELDS if manifest["status"] == "partial" else _FIELDS | _FIELDS_OF_COMPLETE
+    for name, expectation in expected.items():
+        if not expectation(manifest.get(name)):
+            raise PipelineError(
+                f"{path} is damaged, its {name} is {shortened(manifest.get(name))}; copy it from "
+                "elsewhere, or remove the folder and make the set again"
+            )
     return manifest
 
 
@@ -219,24 +249,48 @@ def _begin(request: SetRequest) -> list[range]:
     Those are the pictures that no record vouches for, and those that are no longer there.
     """
     manifest = _partial_manifest(request)
+    signed = False
     if (request.folder / "manifest.json").exists():
         # Again, for another run may have written it meanwhile.
         earlier = _refuse_other_settings(request)
         # The code that began a set stays named: it is what made the first pictures.
         manifest["made_with"] = earlier["made_with"]
+        signed = earlier["status"] == "complete" and request.metadata.exists()
+        if signed and file_sha256(request.metadata) != earlier["metadata_sha256"]:
+            # Any of its lines may have changed. It goes while the manifest still disowns it.
+            request.metadata.unlink()
     lost = _lost(request)
-    parts = find_parts(request.metadata, request.parts)
-    recorded = [kept for part in parts for kept in subtract(part.pictures, lost)]
+    gone = {
+        part: [*lost, *_damaged(request, part, signed=signed)]
+        for part in find_parts(request.metadata, request.parts)
+    }
+    recorded = [kept for part in gone for kept in subtract(part.pictures, gone[part])]
     missing = subtract(range(request.n), recorded)
-    if missing:
-        # First of all, for a folder with pictures and no manifest is somebody else's.
+    if missing or not request.metadata.exists():
+        # First of all, for a folder with pictures and no manifest is somebody else's. Of records
+        # that are not joined, too, for a complete manifest would have them removed.
         _write_manifest(request, manifest)
     request.images.mkdir(exist_ok=True)
     request.parts.mkdir(exist_ok=True)
-    for part in parts:
-        if subtract(part.pictures, lost) != [part.pictures]:
-            forget(part, lost, request.parts)
+    for part, pictures in gone.items():
+        if subtract(part.pictures, pictures) != [part.pictures]:
+            forget(part, pictures, request.parts)
     return missing
+
+
+def _damaged(request: SetRequest, part: Part, *, signed: bool) -> list[range]:
+    """Find the pictures of this task whose records in a part are not theirs.
+
+    The tasks look through their own records, so that together they read them once.
+
+    Args:
+        request: what is made.
+        part: some records.
+        signed: the metadata file is the one that a manifest names.
+    """
+    if signed and part.path == request.metadata:
+        return []
+    return damaged(part, _own_share(request, [part.pictures]), request.format)
 
 
 def _lost(request: SetRequest) -> list[range]:
@@ -376,7 +430,7 @@ def _finish(request: SetRequest, painted: int) -> SetResult:
 
 
 def _join(request: SetRequest, manifest: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
-    drafts = merge(parts, request.n, request.metadata)
+    drafts = merge(parts, request.n, request.metadata, request.format)
     remove_partial_files(request.images)
     remove_partial_files(request.folder)
     complete = manifest | {

@@ -13,15 +13,17 @@ from pipelines.generate.encoding import (
     encoder_version,
     peak_signal_to_noise,
 )
-from pipelines.generate.painting import Painter, picture_name, pixel_sha256
+from pipelines.generate.painting import Painter, pixel_sha256
 from pipelines.generate.plan import spread
-from pipelines.generate.records import read_records
+from pipelines.generate.records import is_of, picture_name, read_records
 from pipelines.shards.files import file_sha256, sha256
 from pipelines.shards.progress import Progress, no_progress
 
 SAME_PICTURE_DECIBELS = 40.0
 """Two encoders of one picture differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB
 between pictures of other content."""
+
+_AGAIN = "give the command that made the set again"
 
 
 @dataclass(kw_only=True)
@@ -78,19 +80,33 @@ def verify_set(
     verdict = Verdict(pictures=n, sampled=0, complete=True)
     metadata = folder / "metadata.jsonl"
     if not metadata.exists():
-        verdict.faults.append("metadata.jsonl is missing")
+        verdict.faults.append(f"metadata.jsonl is missing; {_AGAIN}, which paints all anew")
         return verdict
     if file_sha256(metadata) != manifest["metadata_sha256"]:
-        verdict.faults.append("metadata.jsonl is not the file that the manifest names")
+        verdict.faults.append(
+            "metadata.jsonl is not the file that the manifest names; "
+            f"{_AGAIN}, which paints all anew"
+        )
         return verdict
     check = _Check(folder, manifest, painter)
-    for done, record in enumerate(read_records(metadata)):
-        progress(done, n)
-        if fault := check.fault(record, again=done in sampled):
+    format = manifest["settings"]["format"]
+    lines = own = 0
+    for lines, record in enumerate(read_records(metadata), start=1):
+        if lines > n or not is_of(record, lines - 1, format):
+            continue
+        progress(own, n)
+        own += 1
+        if fault := check.fault(record, again=lines - 1 in sampled):
             verdict.faults.append(f"{record['file']} {fault}")
     progress(n, n)
+    if (lines, own) != (n, n):
+        verdict.faults.insert(
+            0,
+            f"metadata.jsonl has {lines} lines, {own} of them the record of the picture of their "
+            f"place, and the set has {n} pictures; delete it and {_AGAIN}, which paints all anew",
+        )
     verdict.sampled = check.repainted
-    verdict.faults.extend(_strangers(folder, manifest["settings"]["format"], n))
+    verdict.faults.extend(_strangers(folder, format, n))
     return verdict
 
 
@@ -109,11 +125,11 @@ class _Check:
         try:
             content = (self.folder / record["file"]).read_bytes()
         except FileNotFoundError:
-            return "is missing"
+            return f"is missing; {_AGAIN}, which paints it anew"
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         if sha256(content) != record["file_sha256"]:
-            return "is not the file that was written"
+            return f"is not the file that was written; delete it and {_AGAIN}, which paints it anew"
         return self._repainting_fault(record, content) if again else None
 
     def _repainting_fault(self, record: dict[str, Any], content: bytes) -> str | None:
@@ -146,4 +162,4 @@ def _strangers(folder: Path, format: str, n: int) -> Iterable[str]:
     own = {picture_name(index, format) for index in range(n)}
     for entry in sorted((folder / "images").iterdir()):
         if entry.name not in own:
-            yield f"images/{entry.name} does not belong to the set"
+            yield f"images/{entry.name} does not belong to the set; remove it"

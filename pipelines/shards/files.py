@@ -16,6 +16,9 @@ from pipelines.errors import PipelineError
 PARTIAL_SUFFIX = ".partial"
 """Ends the name of every file that is still being written; no picture reader takes it."""
 
+_NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
+"""What flock says where a file system has no locks, or its lock service does not answer."""
+
 
 def sha256(content: bytes | memoryview) -> str:
     """Return the SHA-256 of the content as 64 hexadecimal digits."""
@@ -110,14 +113,25 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
             that a machine, and the process on it, are gone.
 
     Raises:
-        PipelineError: if another process holds the lock and `busy` is given.
+        PipelineError: if another process holds the lock and `busy` is given, or if the file system
+            has no locks.
         OSError: if the lock file cannot be made.
     """
-    lock = FileLock(path)
+    # A soft lock, a file whose presence is the lock, would outlive a machine that dies.
+    lock = FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=-1 if busy is None else patience_s)
     except Timeout as error:
         raise PipelineError(busy) from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        raise PipelineError(
+            f"{path.parent} lies on a file system with no file locks "
+            f"({getattr(error, 'strerror', None) or error}), which processes need that share it; "
+            "mount it with them (Lustre: -o flock; NFS: with its lock service), or choose a folder "
+            "on another file system"
+        ) from error
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ and side files need of it, so that nobody reads the tar again.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 from pipelines.shards.files import file_sha256, new_file
 from pipelines.shards.index import SAMPLE, Shard
 from pipelines.shards.tars import end_tar, write_member
+
+_FIELDS = {
+    "file": str,
+    "num_samples": int,
+    "bytes": int,
+    "sha256": str,
+    "md5": str,
+    "extensions": list,
+}
+"""What a sidecar has besides its rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +77,23 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
     }
 
 
+def parse_sidecar(content: bytes) -> dict[str, Any] | None:
+    """Return what a sidecar says, None if it is damaged: then its shard is to be made again."""
+    try:
+        sidecar: dict[str, Any] = json.loads(content)
+        whole = (
+            all(isinstance(sidecar[name], kind) for name, kind in _FIELDS.items())
+            and all(isinstance(extension, str) for extension in sidecar["extensions"])
+            and np.array(sidecar["rows"], np.int64).shape == (sidecar["num_samples"], 3)
+        )
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None
+    return sidecar if whole else None
+
+
 def join_sidecars(sidecars: Iterable[Mapping[str, Any]]) -> Joined:
     """Return what the sidecars of all shards, in order, tell of the set."""
-    shards, md5, parts = [], [], []
+    shards, md5, parts = [], [], [np.empty(0, SAMPLE)]
     extensions: set[str] = set()
     for number, sidecar in enumerate(sidecars):
         shards.append(
