@@ -151,8 +151,8 @@ def task_options(command: Command) -> Command:
     command = click.option(
         "--num-tasks",
         type=click.IntRange(1),
-        help="Runs that share the work, as in a batch system's array job; 1 makes all in this "
-        "run.  [default: by Slurm, torchrun or mpirun, or 1]",
+        help="Runs that share the work, as in an array job; 1 makes all in this one.  "
+        "[default: by Slurm, torchrun or mpirun, or 1]",
     )(command)
     return click.option(
         "--task-index",
