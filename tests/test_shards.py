@@ -31,7 +31,7 @@ from PIL import EpsImagePlugin, Image
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import picture_files, sidecars
+from pipelines.shards import picture_files, sidecars, write
 from pipelines.shards.cifar import read_pickle
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
@@ -246,6 +246,48 @@ def test_a_lost_shard_is_written_again(image_folder: Path, shards: Path, tmp_pat
     (tmp_path / "out" / "photos-02.tar").unlink()
     made(*arguments, "--name", "photos")
     assert contents_of(tmp_path / "out") == contents_of(shards)
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Path:
+    """Make shards up to their index; return the folder of what is known of them."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(write, "write_index", interrupt)
+        assert run(*arguments, "--jobs", 1).exit_code == 130
+    return Path(str(arguments[2])) / ".work"
+
+
+@pytest.mark.parametrize("content", ["x", "{}", "[]", None])
+def test_a_shard_whose_sidecar_is_damaged_is_written_again(
+    image_folder: Path,
+    shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    content: str | None,
+) -> None:
+    arguments = ["imagefolder", image_folder, tmp_path / "out", "--num-shards", 4]
+    arguments += ["--name", "photos"]
+    work = interrupted(monkeypatch, *arguments)
+    sidecars = sorted((work / "done").glob("*.json"))
+    sidecars[1].write_text(sidecars[2].read_text() if content is None else content)
+    result = run(*arguments, "--jobs", 1, "--json")
+    assert json.loads(result.stdout)["sets"][0]["written"] == 1
+    assert contents_of(tmp_path / "out") == contents_of(shards)
+
+
+def test_a_damaged_request_is_one_line(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["imagefolder", image_folder, tmp_path / "out", "--num-shards", 4]
+    work = interrupted(monkeypatch, *arguments)
+    (work / "request.json").write_text("x")
+    result = run(*arguments, "--jobs", 1)
+    assert result.exit_code == 1
+    assert f"{work / 'request.json'} is damaged" in result.stderr
+    assert f"remove {tmp_path / 'out'} and give the command again" in result.stderr
 
 
 def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from pipelines.shards.sources import ImageFolderSource
 
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
 
-_PLACES = ("test", "val", "validation", "data/test", ".")
+_PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
 _SMALL = 64
 """Pixels. Pictures of one size up to this are a network's as they are, unless it says otherwise."""

@@ -46,7 +46,7 @@ from pipelines.shards.request import (
     shuffled,
 )
 from pipelines.shards.side_files import dali_index, side_files, write_json
-from pipelines.shards.sidecars import Sample, join_sidecars, write_tar
+from pipelines.shards.sidecars import Sample, join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.sources import Item
 from pipelines.shards.survey import (
     Survey,
@@ -239,7 +239,7 @@ def _finish(
     num_shards: int,
 ) -> None:
     """Write what speaks of all shards, the manifest last."""
-    joined = join_sidecars(_read_sidecar(request, number) for number in range(num_shards))
+    joined = join_sidecars(_whole_sidecar(request, number) for number in range(num_shards))
     documents = side_files(request.name, request.split, joined.shards, joined.md5)
     for file, document in documents.items():
         write_json(request.folder / file, document)
@@ -272,7 +272,7 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] 
         manifest = parse_manifest(path.read_bytes(), str(path))
         before = manifest["settings"]
     elif any((request.work / "done").glob("*.json")):
-        before = json.loads((request.work / "request.json").read_bytes())
+        before = _begun_with(request.work / "request.json")
     else:
         return None
     for field, now in settings.items():
@@ -283,6 +283,24 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] 
                 "another OUT"
             )
     return manifest
+
+
+def _begun_with(path: Path) -> dict[str, Any]:
+    """Return the settings that a set in the making was begun with.
+
+    Raises:
+        PipelineError: if the file is damaged.
+    """
+    try:
+        settings = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise PipelineError(
+            f"{path} is damaged, which says what the shards beside it were begun with; remove "
+            f"{path.parent.parent} and give the command again"
+        )
+    return settings
 
 
 def _check_folder(folder: Path) -> None:
@@ -326,13 +344,29 @@ def _sidecar(request: ShardRequest, shard: int) -> Path:
     return request.work / "done" / f"{shard:06d}.json"
 
 
-def _read_sidecar(request: ShardRequest, shard: int) -> dict[str, Any]:
-    sidecar: dict[str, Any] = json.loads(_sidecar(request, shard).read_bytes())
+def _read_sidecar(request: ShardRequest, shard: int) -> dict[str, Any] | None:
+    """Return what a shard's sidecar says, None where there is none or it is damaged."""
+    try:
+        return parse_sidecar(_sidecar(request, shard).read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def _whole_sidecar(request: ShardRequest, shard: int) -> dict[str, Any]:
+    sidecar = _read_sidecar(request, shard)
+    if sidecar is None:
+        raise PipelineError(
+            f"{_sidecar(request, shard)} was damaged or removed meanwhile; give the command again"
+        )
     return sidecar
 
 
 def _is_done(request: ShardRequest, shard: int, num_shards: int) -> bool:
-    if not _sidecar(request, shard).exists():
-        return False
+    sidecar = _read_sidecar(request, shard)
     path = request.folder / shard_name(request.name, shard, num_shards)
-    return path.is_file() and path.stat().st_size == _read_sidecar(request, shard)["bytes"]
+    return (
+        sidecar is not None
+        and sidecar["file"] == path.name
+        and path.is_file()
+        and path.stat().st_size == sidecar["bytes"]
+    )

@@ -27,7 +27,7 @@ Dataset = Literal["cifar10", "cifar100", "digits", "imagenet", "folder"]
 
 Split = Literal["train", "test"]
 
-_TEST_NAMES = ("test", "val", "validation")
+_TEST_NAMES = ("test", "val", "valid", "validation", "dev", "eval")
 _SMALL_SHARD = 1000
 _OFFICIAL = ("cifar10", "cifar100", "digits")
 
