@@ -314,11 +314,13 @@ def test_a_refusal_names_value_rule_and_remedy(make: Callable[[], object], messa
 
 
 def test_what_lies_on_the_borders_is_allowed() -> None:
-    replace(MAP, colour=1.0, speed=0.0)
-    replace(TONE, vibrancy=0.0, softness=0.0)
-    replace(CHAOS, maps=(MAP,) * 32, symmetry=-12)
-    replace(LAYER, opacity=0.0)
-    replace(GENOME, layers=(LAYER,) * 3, black=0.0, white=1.0, seed=0, index=0, attempt=0)
+    assert replace(MAP, colour=1.0, speed=0.0).colour == 1.0
+    assert replace(TONE, vibrancy=0.0, softness=0.0).vibrancy == 0.0
+    assert replace(CHAOS, maps=(MAP,) * 32, symmetry=-12).symmetry == -12
+    assert replace(LAYER, opacity=0.0).opacity == 0.0
+    largest = replace(GENOME, layers=(LAYER,) * 3, black=0.0, white=1.0, seed=0, index=0, attempt=0)
+    assert len(largest.layers) == 3
     for variation in VARIATIONS:
         parameters = tuple(low for _, low, _ in variation.parameters)
-        VariationTerm(name=variation.name, weight=-1.0, parameters=parameters)
+        term = VariationTerm(name=variation.name, weight=-1.0, parameters=parameters)
+        assert term.parameters == parameters

@@ -9,8 +9,9 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,19 @@ _FINAL = (
 
 class RefusedError(OSError):
     """Raised where an object store's client says by a ValueError that a store refuses."""
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Take a ValueError of a store's client for the store's refusal, which gcsfs says by it.
+
+    Raises:
+        RefusedError: in its place.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise RefusedError(" ".join(str(error).split())) from error
 
 
 class NotThereError(PipelineError):
@@ -397,11 +411,10 @@ async def _read_pieces(url: str, received: Received, access: RemoteAccess) -> No
 
     async def within_stall_time(answer: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401, as above
         try:
-            return await asyncio.wait_for(answer, access.stall_s)
+            with refusals():
+                return await asyncio.wait_for(answer, access.stall_s)
         except TimeoutError as error:
             raise TimeoutError(f"no answer for {access.stall_s} s") from error
-        except ValueError as error:
-            raise RefusedError(" ".join(str(error).split())) from error
 
     session = await (files.set_session if hasattr(files, "set_session") else files._set_session)()
     try:

@@ -22,13 +22,13 @@ from tenacity import retry_if_exception
 from pipelines.errors import PipelineError
 from pipelines.shards.connections import (
     EXTRAS,
-    RefusedError,
     RemoteAccess,
     borne,
     is_denied,
     is_remote,
     may_pass,
     open_store,
+    refusals,
     remote_errors,
     said,
     shown,
@@ -244,13 +244,6 @@ class Bucket:
             PipelineError: if it refuses, or is given up.
         """
         url = self.url + name
-
-        def answer() -> _Answer:
-            try:
-                return ask()
-            except ValueError as error:
-                raise RefusedError(" ".join(str(error).split())) from error
-
         attempts = retrying(
             url,
             self.access,
@@ -259,7 +252,7 @@ class Bucket:
             given_up=patience_ends(self.access),
         )
         try:
-            return attempts(answer)
+            return attempts(refusals()(ask))
         except remote_errors() as error:
             raise PipelineError(f"{shown(url)}: {_refusal(error, self.access)}") from error
 
