@@ -25,6 +25,7 @@ from torch.nn import functional
 import networks
 from hosts import ADDRESSES, free_port, two_hosts
 from pipelines.cli import train as command
+from pipelines.cli import training_options
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
@@ -741,14 +742,14 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert (command.AUGMENTS, command.PRECISIONS) == (AUGMENTS, PRECISIONS)
-    assert command.OPTIMIZERS == OPTIMIZERS
-    assert command.POLICIES == POLICIES
+    assert (training_options.AUGMENTS, training_options.PRECISIONS) == (AUGMENTS, PRECISIONS)
+    assert training_options.OPTIMIZERS == OPTIMIZERS
+    assert training_options.POLICIES == POLICIES
 
 
-@pytest.mark.parametrize("dataset", sorted(command.RECIPES))
+@pytest.mark.parametrize("dataset", sorted(training_options.RECIPES))
 def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> None:  # noqa: ANN401
-    told = command.RECIPES[dataset]
+    told = training_options.RECIPES[dataset]
     context = command.main.commands[dataset].make_context(dataset, ["--out", "run"])
     recipe = command._recipe(dataset, context.params)
     renamed = {"warm-up": "warm_up_epochs"}
