@@ -750,7 +750,11 @@ def test_the_choices_are_those_of_the_library() -> None:
 @pytest.mark.parametrize("dataset", sorted(training_options.RECIPES))
 def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> None:  # noqa: ANN401
     told = training_options.RECIPES[dataset]
-    context = command.main.commands[dataset].make_context(dataset, ["--out", "run"])
+    # Below the group, as it is started: click keeps the names of a command's help from then on.
+    with command.main.make_context("pixmix-train", [dataset, "--help"]) as group:
+        context = command.main.commands[dataset].make_context(
+            dataset, ["--out", "run"], parent=group
+        )
     recipe = command._recipe(dataset, context.params)
     renamed = {"warm-up": "warm_up_epochs"}
     for name, value in told.items():
