@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,65 @@ PARTIAL_SUFFIX = ".partial"
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 """What flock says where a file system has no locks, or its lock service does not answer."""
+
+
+_NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
+"""What fsync of a folder raises on CIFS, DrvFs and some FUSE file systems, which cannot do it."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_regular(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
+    """Open a regular file for reading, and nothing else: a named pipe would block for ever.
+
+    The type and the size are those of the opened file, so a file that is swapped in between is
+    seen, too. Links are followed.
+
+    Args:
+        path: the file.
+        max_bytes: the size that is accepted, in bytes; None for any.
+
+    Returns:
+        The file, at its beginning.
+
+    Raises:
+        OSError: if it cannot be opened, is not a regular file (EINVAL), or is larger than
+            `max_bytes` (EFBIG); `filename` and `strerror` say which and why.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        status = os.fstat(descriptor)
+        kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
+        if kind is not None:
+            raise OSError(errno.EINVAL, f"it is {kind}, not a regular file; remove it", str(path))
+        if max_bytes is not None and status.st_size > max_bytes:
+            raise OSError(
+                errno.EFBIG,
+                f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that are accepted "
+                "here; remove it",
+                str(path),
+            )
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def read_regular(path: Path, *, max_bytes: int) -> bytes:
+    """Read a whole regular file of at most `max_bytes` bytes; see `open_regular`."""
+    with open_regular(path, max_bytes=max_bytes) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:  # It grew, or its file system does not know its size.
+        raise OSError(
+            errno.EFBIG, f"it has more than the {max_bytes:,} bytes accepted here", str(path)
+        )
+    return content
 
 
 def sha256(content: bytes | memoryview) -> str:
@@ -145,10 +205,17 @@ def flush_to_disk(file: BinaryIO) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk: a new one is there only then."""
+    """Return when the names in a folder are on the disk: a new one is there only then.
+
+    File systems that cannot do it are passed over, as git and restic do: there a power cut may
+    lose the newest names, never half of a file.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
     finally:
         os.close(descriptor)
 

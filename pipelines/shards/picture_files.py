@@ -86,6 +86,22 @@ def open_picture(file: IO[bytes]) -> Image.Image:
     raise UnidentifiedImageError("no picture of a format that is read here")
 
 
+_LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
+"""Names, in lower case, that file managers and archivers leave beside images."""
+
+
+def is_ignored_name(name: str) -> bool:
+    """Return whether a file or folder is never an image or a class: hidden, or a system's litter.
+
+    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store); litter is
+    __MACOSX, Thumbs.db, desktop.ini and the like.
+
+    Args:
+        name: of one file or folder, without its parents.
+    """
+    return name.startswith(".") or name.casefold() in _LITTER
+
+
 Above = frozenset[tuple[int, int]]
 """Of a walk that follows links: the folders that it came through, each as `place_of` names it."""
 
