@@ -18,7 +18,7 @@ import stat
 import types
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
+from featviz.checkpoint_digest import matches_digest
+
 _KINDS = (
     (stat.S_ISDIR, errno.EISDIR, "a folder"),
     (stat.S_ISFIFO, errno.EINVAL, "a named pipe"),
@@ -38,7 +40,7 @@ _KINDS = (
     (stat.S_ISBLK, errno.EINVAL, "a device"),
 )
 _CHUNK_BYTES = 1 << 20
-_SAVE_AGAIN = "save module.state_dict() with torch.save or safetensors where it was written"
+SAVE_AGAIN = "save module.state_dict() with torch.save or safetensors where it was written"
 _COPY_AGAIN = "copy or download it again"
 
 
@@ -80,10 +82,17 @@ def load_checkpoint(file: BinaryIO, path: Path | str) -> Any:  # noqa: ANN401
     head = file.read(512)
     file.seek(0)
     _check_head(head, size, path)
+    whole = matches_digest(file)
+    if whole is False:
+        raise ValueError(
+            f"{path} is damaged: its content does not match the SHA-256 that it carries; copy it "
+            "again from where it came from, or use another checkpoint of that run"
+        )
+    file.seek(0)
     if _is_safetensors(head, size) or str(path).endswith(".safetensors"):
         return _load_safetensors(file, path)
     if head.startswith(b"PK"):
-        _check_zip(file, size, path)
+        _check_zip(file, size, path, compare=whole is None)
         file.seek(0)
     try:
         with _only_harmless_globals(), warnings.catch_warnings():
@@ -92,7 +101,7 @@ def load_checkpoint(file: BinaryIO, path: Path | str) -> Any:  # noqa: ANN401
     except OSError:
         raise
     except _Refused as error:
-        raise ValueError(f"{path} holds {error}; {_SAVE_AGAIN}") from error
+        raise ValueError(f"{path} holds {error}; {SAVE_AGAIN}") from error
     except Exception as error:
         # Damage shows as errors of many kinds: of zip archives, of pickles, of tensors' sizes.
         raise ValueError(_unreadable(error, head, path)) from error
@@ -118,8 +127,8 @@ _OTHER_FILES = (
     (rb"\x1f\x8b", "packed with gzip; unpack it with gunzip"),
     (rb"\xfd7zXZ", "packed with xz; unpack it with unxz"),
     (rb"\x28\xb5\x2f\xfd", "packed with zstd; unpack it with unzstd"),
-    (rb"\x89HDF", f"a file of HDF5, not of torch; {_SAVE_AGAIN}"),
-    (rb"\x93NUMPY", f"an array of numpy, not a state dict; {_SAVE_AGAIN}"),
+    (rb"\x89HDF", f"a file of HDF5, not of torch; {SAVE_AGAIN}"),
+    (rb"\x93NUMPY", f"an array of numpy, not a state dict; {SAVE_AGAIN}"),
 )
 """How other files begin that are found under the name of one with weights."""
 
@@ -149,24 +158,27 @@ def _load_safetensors(file: BinaryIO, path: Path | str) -> dict[str, Tensor]:
         ) from error
 
 
-def _check_zip(file: BinaryIO, size: int, path: Path | str) -> None:
-    """Refuse an archive that is damaged, or would become larger in memory than it is."""
+def _check_zip(file: BinaryIO, size: int, path: Path | str, *, compare: bool) -> None:
+    """Refuse an archive that is damaged, or would become larger in memory than it is.
+
+    compare: its bytes with its checksums, too, which torch itself does not do.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             names = [each.filename for each in entries]
             if any(name.endswith("/constants.pkl") for name in names):
-                raise ValueError(f"{path} is a TorchScript archive, which is code; {_SAVE_AGAIN}")
+                raise ValueError(f"{path} is a TorchScript archive, which is code; {SAVE_AGAIN}")
             if not any(name.endswith("/data.pkl") for name in names):
-                raise ValueError(f"{path} is a zip archive, but not of torch.save; {_SAVE_AGAIN}")
+                raise ValueError(f"{path} is a zip archive, but not of torch.save; {SAVE_AGAIN}")
             packed = any(each.compress_type != zipfile.ZIP_STORED for each in entries)
             if packed or sum(each.file_size for each in entries) > size:
                 raise ValueError(
                     f"{path} is a zip archive of more bytes than it has, which torch.save does not "
-                    f"write; {_SAVE_AGAIN}"
+                    f"write; {SAVE_AGAIN}"
                 )
-            # torch itself does not compare them; there are none in what it wrote without.
-            if any(each.CRC for each in entries):
+            # torch can write archives without checksums, which are all 0 then.
+            if compare and any(each.CRC for each in entries):
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f"{path} is damaged in its part {damaged}; {_COPY_AGAIN}")
@@ -182,18 +194,18 @@ def _unreadable(error: Exception, head: bytes, path: Path | str) -> str:
     if wanted is not None:
         return (
             f"{path} is a pickle that wants to use {wanted[1]:.80}, and nothing in a file is run "
-            f"here; {_SAVE_AGAIN}"
+            f"here; {SAVE_AGAIN}"
         )
     if isinstance(error, EOFError) or "unexpected EOF" in str(error):
         return f"{path} is cut off; {_COPY_AGAIN}"
     if head[:1] == b"\x80" and head[1:2] > b"\x02":
         return (
-            f"{path} is a pickle of protocol {head[1]}, which is not read here; {_SAVE_AGAIN}, "
+            f"{path} is a pickle of protocol {head[1]}, which is not read here; {SAVE_AGAIN}, "
             "which takes protocol 2"
         )
     if head.startswith((b"\x80", b"PK")):
         return f"{path} is damaged ({_first_line(error)}); {_COPY_AGAIN}"
-    return f"{path} is neither a file of torch.save nor of safetensors; {_SAVE_AGAIN}"
+    return f"{path} is neither a file of torch.save nor of safetensors; {SAVE_AGAIN}"
 
 
 def _first_line(error: Exception) -> str:
@@ -329,77 +341,3 @@ def _only_harmless_globals() -> Iterator[None]:
     finally:
         torch.serialization.clear_safe_globals()
         torch.serialization.add_safe_globals(others)
-
-
-# --- State dicts ----------------------------------------------------------------------------------
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; nothing in the file is executed.
-
-    Args:
-        path: a file of `read_checkpoint_file`, of a state dict or of a checkpoint that holds one.
-
-    Returns:
-        See `weights_of`.
-
-    Raises:
-        ValueError: if the file cannot be read or holds something else.
-        OSError: if it is not there, not a regular file, or the disk fails.
-    """
-    return weights_of(read_checkpoint_file(path), path)
-
-
-def weights_of(content: object, path: Path | str) -> dict[str, Tensor]:
-    """Return the state dict in the content of a file.
-
-    Args:
-        content: a state dict, or a checkpoint that holds one under "state_dict",
-            "model_state_dict", "model" or "net".
-        path: what messages call the file.
-
-    Returns:
-        Tensors by name, with the versions of modules that torch keeps beside them.
-
-    Raises:
-        ValueError: if there is none, naming the top-level keys.
-    """
-    outer = content
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no state dict but {_described(outer)}; {_SAVE_AGAIN}")
-    for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise ValueError(
-                f"{path} holds more than tensors: {reprlib.repr(name)} is of type "
-                f"{type(value).__name__}; it is {_described(outer)}; {_SAVE_AGAIN}"
-            )
-        _check_tensor(name, value, path)
-    return content
-
-
-def _check_tensor(name: str, value: Tensor, path: Path | str) -> None:
-    """Refuse a tensor that is not plain memory, or that claims more than the memory it has."""
-    if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
-        raise ValueError(
-            f"{path}: {name} is not a plain tensor ({value.layout}, {value.device.type}); "
-            f"{_SAVE_AGAIN}"
-        )
-    if value.numel() * value.element_size() > value.untyped_storage().nbytes():
-        raise ValueError(
-            f"{path}: {name} of shape {tuple(value.shape)} has more values than the file; "
-            f"{_SAVE_AGAIN}"
-        )
-
-
-def _described(content: object) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
-    if not content:
-        return "an empty dict"
-    keys = ", ".join(reprlib.repr(key) for key in list(content)[:8])
-    return f"a dict with the keys {keys}" + (", ..." if len(content) > 8 else "")

@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from featviz.weights import load_checkpoint, read_checkpoint_file, read_weights
+from featviz.state_dicts import read_weights
+from featviz.weights import load_checkpoint, read_checkpoint_file
 from pipelines.models.opening import open_model
 
 
