@@ -167,18 +167,17 @@ def _spellings(old: Sequence[str], module: nn.Module) -> Iterator[_Spelling]:
     own_name = getattr(module, "own_name", None)
     if callable(own_name):
         layouts.append(own_name)
-    for unwrapped in (str, _unwrapped):
-        names = [_current(unwrapped(name)) for name in old]
-        for prefix in ("", *_shared_prefixes(names)):
-            outside = frozenset(
-                before
-                for before, name in zip(old, names, strict=True)
-                if not name.startswith(prefix)
-            )
-            for layout in layouts:
-                spelled = [layout(name.removeprefix(prefix)) for name in names]
-                if len(set(spelled)) == len(spelled):
-                    yield _Spelling(names=spelled, prefix=prefix, outside=outside)
+    plain, bare = ([_current(each(name)) for name in old] for each in (str, _unwrapped))
+    tried = [(plain, ""), (bare, "")]
+    tried += [(names, prefix) for names in (plain, bare) for prefix in _shared_prefixes(names)]
+    for names, prefix in tried:
+        outside = frozenset(
+            before for before, name in zip(old, names, strict=True) if not name.startswith(prefix)
+        )
+        for layout in layouts:
+            spelled = [layout(name.removeprefix(prefix)) for name in names]
+            if len(set(spelled)) == len(spelled):
+                yield _Spelling(names=spelled, prefix=prefix, outside=outside)
 
 
 def _matches(spelling: _Spelling, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> int:

@@ -55,7 +55,7 @@ def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
 
 
 def test_a_network_that_takes_no_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Linear takes no float pictures .* give a network"):
+    with pytest.raises(ValueError, match=r"Linear takes no float images .* use a network"):
         survey(nn.Linear(5, 5))
 
 

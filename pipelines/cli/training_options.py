@@ -11,6 +11,7 @@ from pipelines.cli.options import (
     ByteSize,
     Command,
     Place,
+    WeightsPath,
     finite,
     seed_option,
 )
@@ -171,8 +172,8 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
         own("model"),
         click.option(
             "--weights",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="File of weights to begin with.",
+            type=WeightsPath(),
+            help="File of weights to begin with, or the folder of a run.",
         ),
         click.option(
             "--pretrained",
