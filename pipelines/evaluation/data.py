@@ -20,7 +20,6 @@ from pipelines.evaluation.trees import (
     class_folders,
     holds_images,
     list_tree,
-    read_image,
 )
 from pipelines.loading.decode import UnreadablePictureError, read_size
 from pipelines.loading.mixing_set import open_pictures, uniform_view
@@ -29,6 +28,7 @@ from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.picture_files import read_image_file
 from pipelines.shards.sources import printable
 
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
@@ -267,7 +267,7 @@ def _first_side(tree: Tree) -> int:
     """Return the longer side of a tree's first image."""
     path = tree.files[0]
     try:
-        return max(read_size(read_image(path)))
+        return max(read_size(read_image_file(path)))
     except OSError as error:
         raise PipelineError(
             f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "
