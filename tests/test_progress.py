@@ -2,10 +2,14 @@
 
 import io
 import sys
+from dataclasses import replace
 
 import pytest
 
+from pipelines.cli.training_progress import TrainingProgress
 from pipelines.shards.progress import PlainLines, in_words, progress_bar
+from pipelines.training.recipes import DIGITS
+from pipelines.training.train import Shown
 
 
 class Clock:
@@ -84,3 +88,35 @@ def test_a_terminal_has_a_bar_and_a_log_has_none(
 def test_durations_are_words(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
     assert in_words(100 * 3600) == "4 days 4 h"
+
+
+def test_an_epoch_is_a_line_with_errors_rate_and_time_left() -> None:
+    stream, clock = io.StringIO(), Clock()
+    bar = PlainLines("steps", stream, clock)
+    progress = TrainingProgress(bar, replace(DIGITS, epochs=3, batch_size=100), clock)
+
+    def step(number: int, epoch: int, rate: float) -> None:
+        shown = Shown(
+            step=number, steps=6, epoch=epoch, loss=1.0, samples_per_second=rate, waited=0.0
+        )
+        progress.step(shown)
+
+    clock.now = 30.0
+    step(1, 0, 100 / 30)  # It compiles.
+    clock.now = 31.0
+    step(2, 0, 100.0)
+    clock.now = 32.0
+    record = {"epoch": 1, "step": 2, "train_loss": 2.0, "train_error": 0.5, "test_error": 0.25}
+    progress.epoch(record)
+    clock.now = 33.0
+    step(3, 1, 100.0)
+    clock.now = 34.0
+    step(4, 1, 100.0)
+    clock.now = 36.0
+    progress.epoch({**record, "epoch": 2, "validation_error": 0.125})
+    assert stream.getvalue().splitlines() == [
+        "epoch 1 of 3, train loss 2.0000, train error 50.00 %, test error 25.00 %, 6 images/s, "
+        "8 s left",
+        "epoch 2 of 3, train loss 2.0000, train error 50.00 %, validation error 12.50 %, "
+        "test error 25.00 %, 100 images/s, 4 s left",
+    ]

@@ -16,6 +16,7 @@ from pipelines.cli.options import (
     say,
 )
 from pipelines.cli.training_options import SMALL, training_options
+from pipelines.cli.training_progress import TrainingProgress
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pipelines.loading.samples import Policy
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
-    from pipelines.training.train import Shown, Trained
+    from pipelines.training.train import Trained
 
 STOPPED = 143
 """Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
@@ -164,17 +165,10 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             compile=options["compile"],
             sync_batch_norm=options["sync_batch_norm"],
         )
-        with progress_bar("steps") as show:
-
-            def shown(step: "Shown") -> None:
-                note = (
-                    f"epoch {step.epoch + 1}/{recipe.epochs} loss {step.loss:.3f} "
-                    f"{step.samples_per_second:,.0f}/s data {step.waited:.0%}"
-                )
-                show(step.step, step.steps, note)
-
+        with progress_bar("steps") as bar:
+            progress = TrainingProgress(bar, recipe)
             try:
-                trained = train(training, processes, shown)
+                trained = train(training, processes, progress.step, progress.epoch)
             except ValueError as error:
                 # Of numbers that fit the recipe and not the data.
                 raise PipelineError(str(error)) from error

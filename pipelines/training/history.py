@@ -36,12 +36,18 @@ def _cell(value: object) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def metrics_of(record: Mapping[str, Any]) -> str:
-    """Return an epoch's record as words, for a log."""
+def metrics_of(record: Mapping[str, Any], epochs: int | None = None) -> str:
+    """Return an epoch's record as words, for a log.
+
+    Args:
+        record: a line of metrics.jsonl.
+        epochs: of the whole training; None not to say it.
+    """
     errors = [
-        f"{name.replace('_', ' ')} {record[name]:.2%}"
+        f"{name.replace('_', ' ')} {100 * record[name]:.2f} %"
         for name in ("train_error", "validation_error", "test_error")
         if name in record
     ]
-    start = [f"epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
+    of = "" if epochs is None else f" of {epochs}"
+    start = [f"epoch {record['epoch']}{of}", f"train loss {record['train_loss']:.4f}"]
     return ", ".join(start + errors)
