@@ -5,6 +5,7 @@ until the next one begins, which then says "lost" of it.
 """
 
 import logging
+import secrets
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -102,9 +103,18 @@ class Session(msgspec.Struct, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """All of run.json. status and seconds: of the newest session, and of all together."""
+    """All of run.json.
+
+    Attributes:
+        id: 12 random hexadecimal digits, which tell this run from others.
+        status: of the newest session.
+        seconds: of all sessions together.
+        settings: of the run.
+        sessions: the newest last.
+    """
 
     version: Literal[1]
+    id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{12}\Z")]
     status: Status
     seconds: Seconds
     settings: Settings
@@ -148,13 +158,14 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
         git=facts.git,
         hardware=facts.hardware,
     )
-    sessions = [*_earlier_sessions(out), session]
-    _write(out, settings, sessions)
+    run_id, sessions = _earlier(out)
+    sessions.append(session)
+    _write(out, run_id, settings, sessions)
 
     def end(status: Status, error: str | None = None) -> None:
         session.status, session.error = status, error
         session.seconds, session.last_step = round(time.monotonic() - begun, 3), ending.step
-        _write(out, settings, sessions)
+        _write(out, run_id, settings, sessions)
 
     try:
         yield
@@ -185,25 +196,27 @@ def read_run_record(folder: Path) -> RunRecord | None:
     return read_json(content, RunRecord, str(path), remedy)
 
 
-def _earlier_sessions(out: Path) -> list[Session]:
-    """Return the sessions of a folder that have ended: the caller holds its lock."""
+def _earlier(out: Path) -> tuple[str, list[Session]]:
+    """Return id and sessions of a run, which have all ended: the caller holds its lock."""
     try:
         record = read_run_record(out)
     except (PipelineError, OSError) as error:
         (out / RUN_RECORD).replace(out / DAMAGED)
         log.warning("%s; it is now %s, and the history begins anew", error, out / DAMAGED)
-        return []
-    sessions = [] if record is None else record.sessions
-    for session in sessions:
+        record = None
+    if record is None:
+        return secrets.token_hex(6), []
+    for session in record.sessions:
         if session.status == "running":
             session.status = "lost"
-    return sessions
+    return record.id, record.sessions
 
 
-def _write(out: Path, settings: Settings, sessions: list[Session]) -> None:
+def _write(out: Path, run_id: str, settings: Settings, sessions: list[Session]) -> None:
     seconds = sum(session.seconds or 0.0 for session in sessions)
     record = RunRecord(
         version=1,
+        id=run_id,
         status=sessions[-1].status,
         seconds=round(seconds, 3),
         settings=settings,

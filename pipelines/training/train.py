@@ -136,6 +136,7 @@ def train(
     processes: Processes,
     show: Show = lambda _: None,
     show_epoch: ShowEpoch = lambda _: None,
+    begun: Callable[[], None] = lambda: None,
 ) -> Trained:
     """Train a network, or go on where a training was stopped.
 
@@ -147,6 +148,7 @@ def train(
         processes: this process among the others; see `processes.joined`.
         show: called after each step, in the first process.
         show_epoch: called after each epoch, in the first process.
+        begun: called when OUT/run.json is written, in the first process.
 
     Returns:
         How it ended, the same in every process.
@@ -164,14 +166,14 @@ def train(
         _in_use(training, processes),
     ):
         run = _Run(training, processes, show, show_epoch)
-        with _recorded(run) as ending:
+        with _recorded(run, begun) as ending:
             trained = run.run()
             ending.step, ending.finished = trained.step, trained.finished
         return trained
 
 
 @contextmanager
-def _recorded(run: "_Run") -> Iterator[Ending]:
+def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[Ending]:
     """Keep OUT/run.json for the time of a run, in the first process."""
     ending = Ending(run.step)
     if not run.processes.first:
@@ -183,6 +185,7 @@ def _recorded(run: "_Run") -> Iterator[Ending]:
     settings = settings_of(run.training, run.loader)
     size = run.processes.world.size
     with recorded(run.training.out, settings, ending, world_size=size):
+        begun()
         try:
             yield ending
         finally:
