@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,11 @@ def test_without_a_network_a_run_is_kept_in_its_folder(
     run(tmp_path / "a")
     (folder,) = (tmp_path / "a" / "wandb").glob("offline-run-*")
     (log,) = folder.glob("run-*.wandb")
-    content = log.read_bytes()
-    for name in ("test_error", "batch_size", record_of(tmp_path / "a")["id"]):
-        assert name.encode() in content
+    sought = [
+        name.encode() for name in ("test_error", "batch_size", record_of(tmp_path / "a")["id"])
+    ]
+    # A process of wandb's own writes it, a moment later.
+    until = time.monotonic() + 60
+    while not all(name in log.read_bytes() for name in sought):
+        assert time.monotonic() < until
+        time.sleep(0.1)
