@@ -21,6 +21,7 @@ from pipelines.cli.options import (
     seed_option,
     tell_passed_over,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
 
@@ -28,6 +29,7 @@ _SET = LocalPath(exists=True)
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"),
 )

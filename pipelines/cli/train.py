@@ -15,6 +15,7 @@ from pipelines.cli.options import (
     progress_bar,
     say,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.cli.training_options import SMALL, training_options
 from pipelines.cli.training_progress import TrainingProgress
 from pipelines.errors import PipelineError
@@ -34,6 +35,7 @@ _INTERRUPTED = "interrupted; the same command with --resume auto goes on from he
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-train digits --out runs/digits",
