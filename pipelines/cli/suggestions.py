@@ -104,9 +104,10 @@ class SuggestingCommand(click.Command):
             found = options_for(option, own) or list(error.possibilities or ())
             note = _NOTES.get(_plain(option)) if "--learning-rate" in own and not found else None
             message = None if note is None else f"No such option '{option}'. {note}"
-            raise click.NoSuchOption(
-                option, message, possibilities=found or None, ctx=ctx
-            ) from error
+            better = click.NoSuchOption(option, message, ctx=ctx)
+            # Set afterwards: newer releases of click keep only close spellings of what they get.
+            better.possibilities = found or None
+            raise better from error
 
 
 def _is_meant(word: str, option: str) -> bool:
