@@ -206,8 +206,15 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 
 
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a command's result on stdout: the text, or the JSON document, null for NaN."""
-    click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False) if as_json else text)
+    """Print a command's result on stdout: the text, or the JSON document, null for NaN.
+
+    What the terminal's encoding lacks is printed as an escape: names of files may have any bytes.
+    """
+    if as_json:
+        click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False))
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _for_json(value: Any) -> Any:  # noqa: ANN401
@@ -223,10 +230,18 @@ def tell_passed_over(folder: Path) -> None:
     """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
     from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
 
-    found = ", ".join(f"{count:,} .{extension}" for extension, count in passed_over(folder).items())
-    if found:
+    found = passed_over(folder)
+    told = []
+    if found.extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
         taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        click.echo(f"{folder}: passed over {found}; only {taken} are taken", err=True)
+        told.append(f"passed over {counts}; only {taken} are taken")
+    if found.ignored:
+        n = len(found.ignored)
+        files = "file or folder" if n == 1 else "files and folders"
+        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
+    if told:
+        click.echo(f"{folder}: {'; '.join(told)}", err=True)
 
 
 class _Interrupted(click.ClickException):

@@ -45,8 +45,8 @@ def main() -> None:
         "pixmix-show set mixing-set/fractals --against mixing-set/featviz --html report.html",
     ),
 )
-@click.argument("pictures", metavar="DIR|SHARDS|TAR", type=_SET)
-@click.option("--against", type=_SET, metavar="DIR|SHARDS|TAR", help="A second set, beside it.")
+@click.argument("pictures", metavar="DIR|SHARDS|FILE", type=_SET)
+@click.option("--against", type=_SET, metavar="DIR|SHARDS|FILE", help="A second set, beside it.")
 @click.option(
     "--n",
     type=click.IntRange(1),
@@ -80,7 +80,7 @@ def show_set(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the pictures of a mixing set, or of any folder, shards or tar.
+    """Measure the pictures of a mixing set, or of any folder, shards, tar, zip or .npy.
 
     Prints medians and percentiles beside those of fractals chosen by people and of photographs,
     what a good mixing set should reach, and which pictures are dead or nearly the same.
@@ -95,18 +95,22 @@ def show_set(
         from pipelines.report import set_report
         from pipelines.report.page import page, write_page
         from pipelines.report.plotting import check_plotting
+        from pipelines.report.set_pictures import set_pictures
         from pipelines.report.sheet import write_picture, write_sheet
         from pipelines.report.short_names import names_of
 
         if plot is not None or html is not None:
             # Before what takes long, and would be lost.
             check_plotting()
-        sets = []
-        for name, place in zip(names_of(places), places, strict=True):
+        for place in places:
             if place.is_dir():
                 tell_passed_over(place)
+        # All of them before the first is measured, which may take minutes.
+        pictures_of = [set_pictures(place) for place in places]
+        sets = []
+        for name, place, found in zip(names_of(places), places, pictures_of, strict=True):
             with progress_bar("pictures") as progress:
-                sets.append(set_report.read_set(name, place, n, progress=progress))
+                sets.append(set_report.read_set(name, place, found, n, progress=progress))
         if sheet is not None:
             write_sheet(set_report.sheet_of(sets[0]), sheet)
         if plot is not None:

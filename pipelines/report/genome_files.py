@@ -8,6 +8,7 @@ from typing import Any
 from fractals import Genome
 from pipelines.errors import PipelineError
 from pipelines.report.json_files import parse, read_text
+from pipelines.shards.files import open_regular
 from pipelines.shards.index import FORMAT
 
 SQUARE = (1, 1)
@@ -87,10 +88,10 @@ def _record(path: Path, index: int) -> Any:  # noqa: ANN401
             f"{path} is not there: {path.parent} is no finished set of pixmix-gen fractals; name "
             "one, or a genome's file"
         )
-    with path.open(errors="replace") as lines:
+    with open_regular(path) as lines:
         for number, line in enumerate(lines):
             if number == index:
-                return parse(line, f"{path}, line {number + 1}", _REMEDY)
+                return parse(line.decode(errors="replace"), f"{path}, line {number + 1}", _REMEDY)
     raise PipelineError(f"{path} has no picture {index}; its pictures are counted from 0")
 
 

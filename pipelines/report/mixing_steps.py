@@ -12,6 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import JoinedSources, PictureSource
+from pipelines.shards.picture_files import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.op_kernels import OPERATIONS
@@ -75,6 +76,11 @@ class MixingPictures(Sequence[Pixels]):
         height, width = resized_shape(picture.shape[0], picture.shape[1], self._size)
         if (height, width) == picture.shape[:2]:
             return picture
+        if height * width > MOST_PIXELS:
+            raise PipelineError(
+                f"{self._source.name(i)}: {width}x{height} are more than {MOST_PIXELS:,} pixels "
+                "once resized; cut it"
+            )
         resized = np.empty((height, width, 3), np.uint8)
         whole = (0, 0, picture.shape[0], picture.shape[1])
         resize_part(picture, *whole, height, width, 0, 0, resized)

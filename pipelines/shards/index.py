@@ -326,8 +326,15 @@ def write_index(
         "index": {"file": INDEX_NAME, "sha256": file_sha256(folder / INDEX_NAME)},
         "versions": dict(versions),
     }
+    manifest["sha256"] = manifest_sha256(manifest)
     content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     write_file(folder / MANIFEST_NAME, content.encode())
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Return the hash that a manifest has of its own fields, as its field `sha256`."""
+    fields = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256(json.dumps(fields, sort_keys=True).encode())
 
 
 def read_index(folder: Path, manifest: Mapping[str, Any]) -> NDArray[np.void]:
