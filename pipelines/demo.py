@@ -147,7 +147,7 @@ def stages(out: Path) -> list[Stage]:
         training("plain", "--augment", "none"),
         training("pixmix", "--mixing-set", mixing),
         fixed(
-            "corrupted digits", digits / "DIGITS-C",
+            "corrupted digits", digits / "DIGITS-C-made",
             "pixmix-eval", "make-c", "--data", digits,
         ),
         evaluation("plain"),

@@ -144,7 +144,7 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
 
 
 def said_of_network(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its network: those of `_SAID` that it has.
+    """Return what a checkpoint says of its network: those of `_SAID` that it has, and "recipe".
 
     Raises:
         PipelineError: if it is no checkpoint, or says what cannot be.
@@ -164,7 +164,10 @@ def said_of_network(path: Path) -> dict[str, Any]:
                 f"{path} says of its network that {name} is {network[name]!r:.60}; name another "
                 "file"
             )
-    return {name: network[name] for name in _SAID if name in network}
+    found = {name: network[name] for name in _SAID if name in network}
+    # How it was trained; evaluation says where that overlaps what it measures.
+    recipe = said.get("recipe") if isinstance(said, dict) else None
+    return {**found, "recipe": recipe} if isinstance(recipe, dict) else found
 
 
 def _are_strings(value: object) -> bool:

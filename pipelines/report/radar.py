@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipelines.errors import PipelineError
-from pipelines.report.headlines import HEADLINES, Found
+from pipelines.report.headlines import HEADLINES, Found, label_of
 from pipelines.report.plotting import check_plotting, plot_png
 
 if TYPE_CHECKING:
@@ -19,13 +19,17 @@ _OF_ALEXNET = {"mce", "mfr"}
 
 
 def measures_between(columns: Mapping[str, Found]) -> list[tuple[str, str, str]]:
-    """Return those of HEADLINES that all networks have and a radar plot can show."""
-    return [
-        (suite, value, what)
-        for suite, value, what in HEADLINES
-        if value not in _OF_ALEXNET
-        and all(value in found.get(suite, ()) for found in columns.values())
-    ]
+    """Return those of HEADLINES that all networks have and a radar plot can show.
+
+    Figures on a made C set are not shown beside those on the official one.
+    """
+    shown = []
+    for suite, value, what in HEADLINES:
+        labels = {label_of(suite, what, found) for found in columns.values()}
+        measured = all(value in found.get(suite, ()) for found in columns.values())
+        if value not in _OF_ALEXNET and measured and len(labels) == 1:
+            shown.append((suite, value, labels.pop()))
+    return shown
 
 
 def radar(columns: Mapping[str, Found]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.report.headlines import Found, is_found, rows_of
+from pipelines.report.headlines import Found, is_found, notes_of, rows_of
 from pipelines.report.json_files import is_number, parse, read_text
 from pipelines.report.page import Picture, Section, Table
 from pipelines.report.plotting import check_plotting, plot_png
@@ -125,7 +125,7 @@ def table(runs: Sequence[Run]) -> str:
     blocks = [aligned(last_rows(runs))]
     found = {run.name: run.found for run in runs if run.found}
     if found:
-        blocks.append(aligned(rows_of(found)))
+        blocks.append([*aligned(rows_of(found)), *notes_of(found)])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
@@ -217,7 +217,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             Table(
                 header=header,
                 rows=tuple(rows),
-                caption="Smaller is better, but for AUROC and AUPR.",
+                caption=". ".join(
+                    ["Smaller is better, but for AUROC and AUPR", *notes_of(found), ""]
+                ).rstrip(),
             )
         ]
         if len(measures_between(found)) >= 3:
