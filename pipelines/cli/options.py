@@ -296,6 +296,17 @@ def picture_path(context: click.Context, param: click.Parameter, value: Path | N
     return value
 
 
+def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file name that does not end in .csv; a click callback.
+
+    Raises:
+        click.BadParameter: if it does not.
+    """
+    if value is not None and value.suffix.lower() != ".csv":
+        raise click.BadParameter(f"{value} does not end in .csv", ctx=context, param=param)
+    return value
+
+
 def _html_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is not None and value.suffix.lower() not in {".html", ".htm"}:
         raise click.BadParameter(f"{value} does not end in .html", ctx=context, param=param)

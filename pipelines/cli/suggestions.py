@@ -102,12 +102,13 @@ class SuggestingCommand(click.Command):
             option = next((each for each in given if _is_meant(each, error.option_name)), "")
             option = option.partition("=")[0] or error.option_name
             found = options_for(option, own) or list(error.possibilities or ())
-            note = _NOTES.get(_plain(option)) if "--learning-rate" in own and not found else None
-            message = None if note is None else f"No such option '{option}'. {note}"
-            better = click.NoSuchOption(option, message, ctx=ctx)
-            # Set afterwards: newer releases of click keep only close spellings of what they get.
-            better.possibilities = found or None
-            raise better from error
+            note = _NOTES.get(_plain(option)) if "--learning-rate" in own else None
+            message = f"No such option '{option}'."
+            if found:
+                message += f" Did you mean {' or '.join(repr(each) for each in found)}?"
+            elif note is not None:
+                message += f" {note}."
+            raise click.NoSuchOption(option, message, ctx=ctx) from error
 
 
 def _is_meant(word: str, option: str) -> bool:

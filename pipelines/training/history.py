@@ -1,6 +1,7 @@
 """What is known of each epoch, written down for people and for other tools."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ from pipelines.shards.files import write_file
 
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     """Write what is known of each epoch, as metrics.jsonl and metrics.csv, whole or not at all."""
-    lines = "".join(json.dumps(record) + "\n" for record in history)
+    # JSON has no NaN: a loss that is not finite is null.
+    lines = "".join(
+        json.dumps({name: _finite(value) for name, value in record.items()}) + "\n"
+        for record in history
+    )
     write_file(out / "metrics.jsonl", lines.encode())
     columns: list[str] = []
     for record in history:
@@ -18,6 +23,10 @@ def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
     rows = [",".join(columns)]
     rows += [",".join(_cell(record.get(name)) for name in columns) for record in history]
     write_file(out / "metrics.csv", ("\n".join(rows) + "\n").encode())
+
+
+def _finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def show_in_tensorboard(out: Path, record: Mapping[str, Any]) -> None:
