@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
 from pipelines.report.page import Commands, Picture, Section, Text, page, write_page
-from pipelines.report.runs import EVALUATION, read_runs, sections
+from pipelines.report.run_files import EVALUATION, read_runs
+from pipelines.report.runs import sections
 from pipelines.shards.children import child
 from pipelines.shards.files import check_no_file, write_file
 from pipelines.training.checkpoints import find_checkpoints

@@ -19,6 +19,7 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
 
 
-class _RunUnlessNamed(click.Group):
+class _RunUnlessNamed(SuggestingGroup):
     """Takes options without a command as those of `run`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:

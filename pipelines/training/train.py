@@ -15,7 +15,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from pipelines.loading.processes import Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.models.opening import begin_with, open_model
+from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoints import (
@@ -53,6 +54,7 @@ from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
+from pipelines.training.run_settings import settings_of
 
 _LOST_LOCK_S = 120.0
 """NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
@@ -116,6 +118,9 @@ class Shown:
 
 Show = Callable[[Shown], None]
 
+ShowEpoch = Callable[[Mapping[str, Any]], None]
+"""Called with the record of an epoch: a line of metrics.jsonl."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -127,7 +132,13 @@ class Trained:
     checkpoint: Path
 
 
-def train(training: Training, processes: Processes, show: Show = lambda _: None) -> Trained:
+def train(
+    training: Training,
+    processes: Processes,
+    show: Show = lambda _: None,
+    show_epoch: ShowEpoch = lambda _: None,
+    begun: Callable[[], None] = lambda: None,
+) -> Trained:
     """Train a network, or go on where a training was stopped.
 
     SIGTERM and SIGUSR1 end it after the step in hand, with a checkpoint. For dropout, torch's
@@ -137,6 +148,8 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         training: what, on what, and where to.
         processes: this process among the others; see `processes.joined`.
         show: called after each step, in the first process.
+        show_epoch: called after each epoch, in the first process.
+        begun: called when OUT/run.json is written, in the first process.
 
     Returns:
         How it ended, the same in every process.
@@ -153,7 +166,31 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         _lost_workers_are_told(),
         _in_use(training, processes),
     ):
-        return _Run(training, processes, show).run()
+        run = _Run(training, processes, show, show_epoch)
+        with _recorded(run, begun) as ending:
+            trained = run.run()
+            ending.step, ending.finished = trained.step, trained.finished
+        return trained
+
+
+@contextmanager
+def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[Ending]:
+    """Keep OUT/run.json for the time of a run, in the first process."""
+    ending = Ending(run.step)
+    if not run.processes.first:
+        yield ending
+        return
+    if run.history:
+        # Which a damaged folder may have lost; the checkpoint has not.
+        write_metrics(run.training.out, run.history)
+    settings = settings_of(run.training, run.loader)
+    size = run.processes.world.size
+    with recorded(run.training.out, settings, ending, world_size=size):
+        begun()
+        try:
+            yield ending
+        finally:
+            ending.step = run.step
 
 
 @contextmanager
@@ -207,8 +244,11 @@ class _Taken:
 class _Run:
     """The state of a training in one process."""
 
-    def __init__(self, training: Training, processes: Processes, show: Show) -> None:
-        self.training, self.processes, self.show = training, processes, show
+    def __init__(
+        self, training: Training, processes: Processes, show: Show, show_epoch: ShowEpoch
+    ) -> None:
+        self.training, self.processes = training, processes
+        self.show, self.show_epoch = show, show_epoch
         self.recipe = training.recipe
         self.device = processes.device
         if training.checkpoint_every is not None and training.checkpoint_every < 1:
@@ -637,6 +677,7 @@ class _Run:
         self.history.append(record)
         if self.processes.first:
             show_in_tensorboard(self.training.out, record)
+            self.show_epoch(record)
         error = record.get("validation_error")
         if error is not None and error < self.best:
             self.best = error
