@@ -91,13 +91,15 @@ def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
 
 def test_a_file_was_used_when_it_was_taken_and_when_it_was_let_go(cache: ShardCache) -> None:
     put(cache, 0).release()
-    path = cache.files / name_of(0)
+    path = cache.folder / "used" / name_of(0)
+    its_own = (cache.files / name_of(0)).stat()
     os.utime(path, (0, 0))
     held = put(cache, 0)
     assert path.stat().st_mtime > 0
     os.utime(path, (0, 0))
     held.release()
     assert path.stat().st_mtime > 0
+    assert (cache.files / name_of(0)).stat().st_ctime_ns == its_own.st_ctime_ns
 
 
 def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
@@ -110,6 +112,7 @@ def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
         asked.append(sha256)
         if len(asked) > 1:
             return hold(self, sha256, n_bytes)
+        cache.files.mkdir()
         (cache.files / name_of(0)).write_bytes(bytes(1000))
         return None
 
@@ -157,7 +160,7 @@ def test_a_held_file_that_is_dropped_is_let_go(cache: ShardCache) -> None:
 def test_a_file_larger_than_the_limit_is_refused_and_an_empty_cache_stays(
     cache: ShardCache,
 ) -> None:
-    with pytest.raises(CacheFullError, match="of those 0 are in use, so 3501 more find no room"):
+    with pytest.raises(CacheFullError, match="too few for a file of 3501 bytes"):
         put(cache, 0, 3501)
     put(cache, 0, 3500).release()
 

@@ -32,7 +32,8 @@ from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
 from pipelines.shards.files import sha256
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
+from pipelines.shards.keys import read_key
 from pipelines.shards.picture_files import is_picture_name, natural_order, picture_files
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.remote import RemoteShards

@@ -19,7 +19,8 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.order import EpochOrder, places_after
 from pipelines.loading.preparation import Preparation
-from pipelines.shards.index import SAMPLE, ShardSet, read_key
+from pipelines.shards.index import SAMPLE, ShardSet
+from pipelines.shards.keys import read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.mapped import map_name

@@ -104,12 +104,12 @@ def _check_place(folder: Path, names: set[str]) -> None:
             raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
         return
     manifest = parse_manifest(path.read_bytes(), str(path))
-    if manifest["kind"] != ADOPTED:
+    if manifest.kind != ADOPTED:
         raise PipelineError(
             f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
             "or move the tars to a folder of their own"
         )
-    others = sorted({entry["file"] for entry in manifest["shards"]} - names)
+    others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
             f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "

@@ -13,7 +13,7 @@ from json import loads
 from pathlib import Path
 
 from pipelines.errors import PipelineError
-from pipelines.shards.index import key_of
+from pipelines.shards.keys import key_of
 from pipelines.shards.picture_files import FOLDER_EXTENSIONS
 from pipelines.shards.tars import Member
 

@@ -33,7 +33,7 @@ from pipelines.shards.files import (
     world_errors,
     write_file,
 )
-from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
+from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
 from pipelines.shards.listing import Listing, write_listing
 from pipelines.shards.pictures import COMMON, convert, oddity
 from pipelines.shards.progress import Progress
@@ -155,7 +155,8 @@ def _make(
         work = partial(_write_shard, request, num_shards)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
     _finish(request, settings, survey, listing, num_shards)
-    manifest = json.loads((request.folder / MANIFEST_NAME).read_bytes())
+    path = request.folder / MANIFEST_NAME
+    manifest = parse_manifest(path.read_bytes(), str(path))
     return _result(request, manifest, written=len(missing), n=n)
 
 
@@ -260,17 +261,17 @@ def _finish(
     )
 
 
-def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _earlier(request: ShardRequest, settings: dict[str, Any]) -> Manifest | None:
     """See that what lies in the folder is of these settings; return its manifest if it is complete.
 
     Raises:
         PipelineError: if a setting differs.
     """
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
     path = request.folder / MANIFEST_NAME
     if path.exists():
         manifest = parse_manifest(path.read_bytes(), str(path))
-        before = manifest["settings"]
+        before = manifest.settings
     elif any((request.work / "done").glob("*.json")):
         before = _begun_with(request.work / "request.json")
     else:
@@ -318,25 +319,23 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _all_there(folder: Path, manifest: dict[str, Any]) -> bool:
-    for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+def _all_there(folder: Path, manifest: Manifest) -> bool:
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.n_bytes:
             return False
     return True
 
 
-def _result(
-    request: ShardRequest, manifest: dict[str, Any], *, written: int, n: int
-) -> ShardResult:
+def _result(request: ShardRequest, manifest: Manifest, *, written: int, n: int) -> ShardResult:
     return ShardResult(
         folder=request.folder,
-        n_samples=manifest["num_samples"],
-        n_shards=len(manifest["shards"]),
-        n_bytes=sum(entry["bytes"] for entry in manifest["shards"]),
+        n_samples=manifest.num_samples,
+        n_shards=len(manifest.shards),
+        n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
-        left_out=n - manifest["num_samples"],
-        found=manifest["settings"]["found"],
+        left_out=n - manifest.num_samples,
+        found=manifest.settings["found"],
     )
 
 
