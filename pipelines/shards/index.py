@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Annotated, Any
 
 import msgspec
@@ -57,6 +58,11 @@ _AGAIN = "copy it again from where the set was made, or make the set again"
 
 _MOST_HEADER_BYTES = 2**12
 """What numpy writes before the samples of an index is 192 bytes."""
+
+_DAMAGED_ARRAY = (
+    ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, TokenError,
+)  # fmt: skip
+"""What numpy raises for the header of a damaged array."""
 
 _BLOCK = 512
 
@@ -428,7 +434,7 @@ def open_index(path: Path, where: str, remedy: str) -> NDArray[np.void]:
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
             shape, _, dtype = read_header[version](file)
             begin, size = file.tell(), file.seek(0, 2)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except _DAMAGED_ARRAY as error:
         raise PipelineError(f"{where} is not an index of samples ({error}); {remedy}") from error
     if dtype != SAMPLE or len(shape) != 1:
         raise PipelineError(f"{where} holds {dtype} of shape {shape}, not samples; {remedy}")
