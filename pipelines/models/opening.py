@@ -221,7 +221,7 @@ def _said(content: object, path: Path) -> dict[str, Any]:
             )
     found = {name: network[name] for name in _SAID if name in network}
     # How it was trained; evaluation says where that overlaps what it measures.
-    recipe = said.get("recipe") if isinstance(said, dict) else None
+    recipe = content.get("recipe") if isinstance(content, dict) else None
     return {**found, "recipe": recipe} if isinstance(recipe, dict) else found
 
 
