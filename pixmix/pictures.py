@@ -1,5 +1,7 @@
 """What this package takes for a picture, and the errors where it is something else."""
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,6 +14,11 @@ def check_picture(picture: object) -> NDArray[np.uint8]:
     picture: (H, W, 3) uint8, H and W at least 1, up to 2^31 - 1 pixels. Raises TypeError for what
     is not an array or not uint8, ValueError for another shape.
     """
+    if isinstance(picture, tuple | Mapping):
+        raise TypeError(
+            f"expected an (H, W, 3) uint8 array, got a {type(picture).__name__}; leave labels out: "
+            "use [numpy.asarray(image) for image, label in dataset]"
+        )
     if not isinstance(picture, np.ndarray):
         raise TypeError(
             f"a picture is an (H, W, 3) uint8 array, not {type(picture).__name__}; "
