@@ -14,6 +14,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from pipelines.cli.help_pages import help_pages
+from pixmix.commands import MODULES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,19 +34,30 @@ def modules_after(code: str) -> set[str]:
 def test_help_of_a_command_loads_nothing_heavy(script: str, target: str) -> None:
     module, function = target.split(":")
     code = f"""
+import sys
 from importlib import import_module
-command = getattr(import_module({module!r}), {function!r})
+command = import_module({MODULES[script]!r}).main
 subcommands = getattr(command, "commands", {{}})
 for arguments in [[], *([name] for name in subcommands)]:
+    sys.argv = [{script!r}, *arguments, "--help"]
     try:
-        command.main([*arguments, "--help"], prog_name={script!r})
+        getattr(import_module({module!r}), {function!r})()
     except SystemExit as end:
         assert end.code == 0
 """
     assert not modules_after(code) & HEAVY
 
 
-@pytest.mark.parametrize("package", ["fractals", "pipelines"])
+def test_every_script_runs_the_module_of_its_command() -> None:
+    assert set(PROJECT["scripts"]) == set(MODULES)
+    for script, target in PROJECT["scripts"].items():
+        module, function = target.split(":")
+        entry = getattr(import_module(module), function)
+        assert entry.args == (script,)
+        assert f"{function}" == MODULES[script].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("package", ["fractals", "pipelines", "pixmix"])
 def test_a_package_does_not_load_torch(package: str) -> None:
     assert not modules_after(f"import {package}") & {"torch", "torchvision"}
 
@@ -79,14 +91,13 @@ LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
 """As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-MODULES = {target.partition(":")[0]: script for script, target in PROJECT["scripts"].items()}
+SCRIPTS = {module: script for script, module in MODULES.items()}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
 def every_command(script: str) -> Iterator[tuple[str, click.Command]]:
     """Each command of a script with its path, groups too."""
-    module, function = PROJECT["scripts"][script].split(":")
-    waiting = [(script, getattr(import_module(module), function))]
+    waiting = [(script, import_module(MODULES[script]).main)]
     for path, command in waiting:
         yield path, command
         waiting += [
@@ -132,7 +143,7 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
         return words[0], words[1:]
     place = words.index("--")
     get_args_parser().parse_args(words[1:])
-    return MODULES[words[place + 1]], words[place + 2 :]
+    return SCRIPTS[words[place + 1]], words[place + 2 :]
 
 
 def check_taken(line: str) -> None:
@@ -142,8 +153,7 @@ def check_taken(line: str) -> None:
         click.ClickException: if it does not take them.
     """
     script, arguments = script_and_arguments(line)
-    module, function = PROJECT["scripts"][script].split(":")
-    command = getattr(import_module(module), function)
+    command = import_module(MODULES[script]).main
     with command.make_context(script, list(arguments)) as context:
         if isinstance(command, click.Group):
             given = [*context._protected_args, *context.args]
