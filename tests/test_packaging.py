@@ -278,16 +278,6 @@ def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
     assert package in wheel["wheel"]["packages"]
 
 
-def test_what_is_said_of_detection_runs() -> None:
-    text = (ROOT / "docs" / "how-to.md").read_text().partition("## Detection")[2]
-    piece = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-    names: dict[str, object] = {}
-    exec(compile(piece, "how-to.md", "exec"), names)  # the project's own page
-    mixed = names["mixed"]
-    assert mixed.shape == (3, 40, 60)  # type: ignore[attr-defined]
-    assert names["boxes"] == [[4, 6, 30, 20]]
-
-
 def test_the_page_of_commands_says_what_the_helps_say() -> None:
     # Word by word: where a line is broken is click's affair.
     kept = (ROOT / "docs" / "commands.md").read_text()
@@ -296,12 +286,26 @@ def test_the_page_of_commands_says_what_the_helps_say() -> None:
         assert f"\n## {script}\n" in kept
 
 
-def test_each_law_names_tests_that_exist() -> None:
-    text = (ROOT / "docs" / "laws.md").read_text()
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """The tests that a page names, each of which exists, as (file, name)."""
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
-    assert len(named) >= 20
     for file, test in named:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    return named
+
+
+def test_the_differences_from_the_released_code_name_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "how-to.md").read_text()
+    text = text.partition("\n## What differs from the released code\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "held by" not in line]
+    assert len(rows) >= 25
+    assert all(row.count("|") == 5 for row in rows)
+    assert len(named_tests(text)) >= 18
+
+
+def test_each_law_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "laws.md").read_text()
+    assert len(named_tests(text)) >= 20
     laws = text.split("\n## ")[1:]
     assert len(laws) == 7
     assert all("`test_" in law for law in laws)
