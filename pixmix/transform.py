@@ -16,7 +16,7 @@ from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
-from pixmix.pictures import check_picture
+from pixmix.pictures import check_picture, place_of_image
 from pixmix.sample_types import fixed_annotations, like_input, places_of_images
 from pixmix.settings import PixMixSettings
 
@@ -328,10 +328,11 @@ def _as_array(picture: object, name: str) -> NDArray[np.uint8]:
 
 
 def _unpacked(picture: object) -> object:
-    if isinstance(picture, tuple | Mapping):
+    if isinstance(picture, tuple | list | Mapping):
         raise TypeError(
             f"expected an image, got a {type(picture).__name__}; a mixing set has images without "
-            "labels: use [image for image, label in dataset], or open_mixing_set(folder, side)"
+            f"labels: use [sample[{place_of_image(picture)!r}] for sample in dataset], or "
+            "open_mixing_set(folder, side)"
         )
     if isinstance(picture, Image.Image):
         if picture.mode != "RGB":

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -288,20 +289,32 @@ def test_a_small_item_0_is_named_at_the_first_image_whatever_is_drawn() -> None:
 @pytest.mark.parametrize(
     ("item", "named"),
     [
-        ((IMAGE, 3), "tuple"),
+        ((IMAGE,), "tuple"),
         ((Image.fromarray(IMAGE), 3), "tuple"),
-        ({"image": IMAGE, "label": 3}, "dict"),
+        ((3, "cat", torch.from_numpy(IMAGE).permute(2, 0, 1)), "tuple"),
+        ([IMAGE, 3], "list"),
+        ({"label": 3, "image": IMAGE}, "dict"),
     ],
 )
 def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_works(
     item: object, named: str
 ) -> None:
     dataset = [item, item]
-    with pytest.raises(TypeError, match=f"mixing picture 0: .* got a {named}; .*dataset"):
+    with pytest.raises(TypeError, match=f"mixing picture 0: .* got a {named};") as caught:
         PixMix(dataset)  # type: ignore[arg-type]
-    if isinstance(item, tuple):
-        transform = PixMix([image for image, label in dataset])  # type: ignore[misc]
-        assert transform(IMAGE, key=NEEDS_A_MIXING_PICTURE).shape == (3, 17, 23)
+    remedy = re.search(r"\[sample.* in dataset\]", str(caught.value))
+    assert remedy is not None
+    transform = PixMix(eval(remedy[0], {"dataset": dataset}))
+    assert transform(IMAGE, key=NEEDS_A_MIXING_PICTURE).shape == (3, 17, 23)
+
+
+def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
+    dataset = [(3, Image.fromarray(IMAGE))] * 2
+    with pytest.raises(TypeError, match="got a tuple; leave labels out") as caught:
+        BatchPixMix(dataset)  # type: ignore[arg-type]
+    remedy = re.search(r"\[numpy.* in dataset\]", str(caught.value))
+    assert remedy is not None
+    assert len(BatchPixMix(eval(remedy[0], {"dataset": dataset, "numpy": np}))._offsets) == 2
 
 
 def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
