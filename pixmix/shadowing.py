@@ -51,15 +51,12 @@ def check_packages() -> None:
                 name=name,
             )
         if file is None or not file.parent.exists() or not file.parent.samefile(folder):
-            found = "another module" if file is None else file
-            if file is not None and file.name == "__init__.py":
-                found = file.parent
+            found = file.parent if file and file.name == "__init__.py" else file
             raise ImportError(
-                f"{found} hides the package {name!r} of pixmix; rename it, or "
+                f"{found or 'another module'} hides the package {name!r} of pixmix; rename it, or "
                 "remove its folder from Python's path (the working folder, PYTHONPATH), or "
                 "uninstall it if it is another package",
                 name=name,
-                path=None if file is None else str(file),
             )
 
 
