@@ -30,6 +30,7 @@ SMALLER = {
     "batch_size=256": "batch_size=8",
     "num_workers=4": "num_workers=2",
     "range(90)": "range(2)",
+    "max_epochs=90": "max_epochs=2, accelerator='cpu', logger=False, enable_checkpointing=False",
     "size=(768, 1024)": "size=(48, 64)",
     "s3://bucket/imagenet/train": "shards/imagenet/train",
     "s3://bucket/mixing": "shards/mixing",
@@ -38,6 +39,26 @@ SMALLER = {
 
 BEFORE = {
     # What a piece takes from the text around it.
+    "import lightning": """
+import lightning
+import torch
+
+
+class Model(lightning.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.last = torch.nn.Linear(3, 2)
+
+    def training_step(self, batch, number):
+        images, labels = batch
+        return torch.nn.functional.cross_entropy(self.last(images.mean((2, 3))), labels)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+model = Model()
+""",
     "floats = mix_batch(": """
 import numpy as np
 import torch
