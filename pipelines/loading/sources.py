@@ -3,6 +3,7 @@
 import atexit
 import math
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,6 +28,9 @@ from pipelines.shards.read_ahead import ReadAhead
 from pipelines.shards.remote import RemoteFiles
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
+
+_LAST_WORD_S = 1.0
+"""So long all workers together may take to end by themselves."""
 
 _AHEAD = 2
 """Batches that are made while the network works."""
@@ -149,7 +153,7 @@ class Workers:
         if num_workers > 0:
             # What is called holds the loader, so that its queues are whole when its workers are
             # told to end; also at the end of this process, be it one of multiprocessing's or not.
-            atexit.register(Finalize(self, _end_workers, (self._loader,), exitpriority=100))
+            atexit.register(Finalize(self, _end_soon, (self._loader,), exitpriority=100))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the workers to this process: another has its own."""
@@ -230,6 +234,22 @@ def _leave_the_end_to_the_parent(_worker: int) -> None:
     those whose parent has ended, and `_end_workers` those of a parent that ends.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_soon(loader: DataLoader[Prepared]) -> None:
+    """End the workers, of which torch would wait 5 s for each that awaits a shard."""
+    iterator = loader._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._workers_done_event.set()
+        for jobs in iterator._index_queues:
+            jobs.put(None)
+        deadline = time.monotonic() + _LAST_WORD_S
+        for worker in iterator._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            # A thread that pins memory waits for the rest of what a worker had begun to hand over.
+            if not loader.pin_memory:
+                worker.kill()
+    _end_workers(loader)
 
 
 def _end_workers(loader: DataLoader[Prepared]) -> None:
