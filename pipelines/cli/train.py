@@ -1,6 +1,7 @@
 """`pixmix-train`: the paper's recipes, one command each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,12 +25,17 @@ if TYPE_CHECKING:
     from pipelines.loading.samples import Policy
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
+    from pipelines.training.stopping import Stopping
     from pipelines.training.train import Shown, Trained
 
-STOPPED = 143
-"""Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
-
 _INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
+
+_STOPPED_BEFORE = "stopped before the first step"
+
+_NOT_IN_TIME = (
+    "stopped; no checkpoint could be saved in time: the same command with --resume auto goes on "
+    "from the last one"
+)
 
 
 @click.group(
@@ -113,6 +119,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     from pipelines.loading.watchdog import Watchdog
     from pipelines.shards.connections import RemoteAccess
     from pipelines.training.data import hold_out
+    from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.train import Training, train
 
     try:
@@ -132,7 +139,23 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         access=RemoteAccess(patience_s=options["patience"]),
     )
     watchdog = Watchdog(limit_s=options["stall_limit"])
-    with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
+    stopping = Stopping()
+    with (
+        _stop_is_told(),
+        watchdog.watching(),
+        stopping.in_time(),
+        joined(options["device"], watchdog=watchdog) as processes,
+        stopping.with_others(processes),
+    ):
+
+        def tell(trained: "Trained | None") -> None:
+            if not processes.first or stopping.interrupted or trained is None:
+                _say_why(stopping, trained)
+            else:
+                text, document = _said(trained, out, torch.__version__)
+                say(text, document, as_json=options["as_json"])
+
+        stopping.tell = tell
         data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
         cores, workers = processes.own_cores(), options["workers"]
@@ -174,7 +197,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
                 show(step.step, step.steps, note)
 
             try:
-                trained = train(training, processes, shown)
+                trained = train(training, processes, shown, stopping)
             except ValueError as error:
                 # Of numbers that fit the recipe and not the data.
                 raise PipelineError(str(error)) from error
@@ -185,6 +208,28 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         # By SIGTERM or SIGUSR1, to this process or another: whoever waits for the end, as a batch
         # system does, is not to take it for one.
         raise click.exceptions.Exit(STOPPED)
+
+
+@contextmanager
+def _stop_is_told() -> Iterator[None]:
+    """Say in one line that a signal has ended the command before there was anything to save."""
+    try:
+        yield
+    except SystemExit:
+        click.echo(_STOPPED_BEFORE, err=True)
+        raise
+
+
+def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
+    """Say what became of a training that was left while it waited."""
+    if stopping.fault is not None:
+        click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
+    elif stopping.interrupted:
+        click.echo(f"Error: {_INTERRUPTED}", err=True)
+    elif trained is None and stopping.rescue is None:
+        click.echo(_STOPPED_BEFORE, err=True)
+    elif trained is None:
+        click.echo(_NOT_IN_TIME, err=True)
 
 
 def _open_data(
