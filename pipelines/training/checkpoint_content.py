@@ -65,7 +65,7 @@ class CheckpointContent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     """
 
     version: int
-    network: dict[str, Any]
+    network: dict[str, _Plain | list[_Plain]]
     recipe: dict[str, _Plain | dict[str, _Plain | list[str]]]
     mixing_set: str | None
     state_dict: dict[str, Any]

@@ -324,7 +324,13 @@ class _Run:
             self.average = {name: value.clone() for name, value in module.state_dict().items()}
         self.loader = self._train_loader()
         self.rival = (
-            RivalAugment(recipe.augment, training.preparation.mean, training.preparation.std)
+            RivalAugment(
+                recipe.augment,
+                training.preparation.mean,
+                training.preparation.std,
+                severity=recipe.augmix_severity,
+                all_ops=recipe.augmix_all_ops,
+            )
             if recipe.augment in ("augmix", "trivialaugment")
             else None
         )
@@ -395,6 +401,16 @@ class _Run:
         """Go on from a checkpoint, in all processes."""
         content = share_checkpoint(newest, self.processes)
         self._check_recipe(content.recipe, newest.path)
+        for name, value in self.network.items():
+            begun = content.network.get(name)
+            if (
+                name in ("mean", "std", "crop", "image_size", "evaluation_resize")
+                and begun != value
+            ):
+                raise PipelineError(
+                    f"{name}: {self.training.out} was begun with {begun}, this command says "
+                    f"{value}; repeat {begun}, or {_other_out(newest.path)}"
+                )
         if content.mixing_set != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
