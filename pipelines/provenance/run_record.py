@@ -7,7 +7,7 @@ until the next one begins, which then says "lost" of it.
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,10 +123,17 @@ class RunRecord(msgspec.Struct, kw_only=True):
 
 @dataclass
 class Ending:
-    """How far a session has come. step: that it is at; finished: whether all is done."""
+    """How far a session has come, kept up to date by the session itself.
+
+    Attributes:
+        step: steps that are done.
+        finished: whether all of them are.
+        end_now: writes the outcome at once, for a process that ends without leaving the block.
+    """
 
     step: int
     finished: bool = False
+    end_now: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -167,6 +174,10 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
         session.seconds, session.last_step = round(time.monotonic() - begun, 3), ending.step
         _write(out, run_id, settings, sessions)
 
+    def end_now() -> None:
+        end("finished" if ending.finished else "stopped")
+
+    ending.end_now = end_now
     try:
         yield
     except BaseException as error:
@@ -177,7 +188,7 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
             else:
                 end("failed", (str(error) or type(error).__name__).splitlines()[0])
         raise
-    end("finished" if ending.finished else "stopped")
+    end_now()
 
 
 def read_run_record(folder: Path) -> RunRecord | None:
