@@ -34,6 +34,7 @@ from pipelines.shards.files import (
     folder_lock,
     new_file,
     remove_partial_files,
+    sha256,
     world_errors,
     write_file,
 )
@@ -283,9 +284,11 @@ def _finish(
     documents = side_files(request.name, request.split, joined.shards, joined.md5)
     for file, document in documents.items():
         write_json(request.folder / file, document)
+    found: dict[str, Any] = {"found": survey.counts()}
     odd = survey.lines(listing)
     if odd:
         write_file(request.folder / ODD_FILES_NAME, odd)
+        found["found_sha256"] = sha256(odd)
     remove_partial_files(request.folder)
     write_index(
         request.folder,
@@ -295,7 +298,7 @@ def _finish(
         samples=joined.samples,
         classes=request.source.classes(),
         extensions=joined.extensions,
-        settings=settings | {"found": survey.counts()},
+        settings=settings | found,
         versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
     )
 
