@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     LARGEST_SIDE,
     LocalPath,
+    WeightsPath,
     command_options,
     example,
     finite,
@@ -18,6 +19,7 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
 
 
-class _RunUnlessNamed(click.Group):
+class _RunUnlessNamed(SuggestingGroup):
     """Takes options without a command as those of `run`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -99,13 +101,14 @@ _DATA = click.option(
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     required=True,
-    help="Of pixmix-train, of the PixMix reference, or a state dict.",
+    help="Checkpoint of pixmix-train (or the folder of a run: its best, else its newest), of the "
+    "PixMix reference, or another file of a state dict.",
 )
 @click.option(
     "--against",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="A second one, to be shown beside it.",
 )
 @_DATA
@@ -257,6 +260,7 @@ def run(
         document: dict[str, Any] = {
             "data": str(data),
             "test": evaluations[0].data.name,
+            "checkpoints": {name: str(path) for name, path in zip(names, paths, strict=True)},
             "inputs": inputs,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
@@ -363,7 +367,7 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="Of a network that wants pictures of another size: they become as it has them.",
 )
 @click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")

@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     SHEET_PICTURES,
     Size,
+    WeightsPath,
     chosen_task,
     command_options,
     example,
@@ -33,6 +34,7 @@ from pipelines.cli.painting import (
     sharded_document,
     sharded_summary,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ _CONTINUES = "interrupted; the same command continues this set"
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-gen fractals --n 14000 --sheet sheet.png",
@@ -288,7 +291,7 @@ def baseline(
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="File of its state dict.  [default: its trained weights, downloaded where need be]",
 )
 @click.option(
@@ -444,7 +447,7 @@ def merge(*, place: str, as_json: bool) -> None:
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="File of the network's weights, for feature visualizations made with such.",
 )
 @click.option(

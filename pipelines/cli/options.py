@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
+from pipelines.shards.progress import progress_bar as progress_bar
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -89,6 +90,36 @@ class LocalPath(click.Path):
                 ctx,
             )
         return super().convert(value, param, ctx)
+
+
+class WeightsPath(click.Path):
+    """A file of weights, or the folder of a run, which stands for its best or newest checkpoint.
+
+    Which one is taken of a folder is told in one line on stderr.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Read the text of an option."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.is_dir():
+            return path
+        from pipelines.training.run_checkpoints import checkpoint_of
+
+        try:
+            chosen = checkpoint_of(path)
+        except PipelineError as error:
+            self.fail(str(error), param, ctx)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(f"{path}: using {chosen}", err=True)
+        return chosen
 
 
 _UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGT", 1)}}
@@ -268,55 +299,6 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
         raise _Interrupted(interrupted) from error
 
 
-class ShowProgress(Protocol):
-    """Shows how many of how many are done, and a note behind it."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show it."""
-
-
-@contextmanager
-def progress_bar(unit: str) -> Iterator[ShowProgress]:
-    """Show progress on stderr, with rate and time left.
-
-    Gives a function of (done, total) and perhaps a note; what is done at its first call is not
-    counted in the rate. A count that goes back, or another total, is of other work, which gets a
-    bar of its own.
-    """
-    from tqdm import tqdm
-
-    bars: list[tqdm[Any]] = []
-
-    def begin(done: int, total: int) -> None:
-        # In a log file a line every ten seconds does; a terminal is looked at.
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        bars.append(
-            tqdm(
-                total=total,
-                initial=done,
-                unit=f" {unit}",
-                mininterval=interval,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
-        )
-
-    def show(done: int, total: int, note: str = "") -> None:
-        if bars and (done < bars[0].n or total != bars[0].total):
-            bars.pop().close()
-        if not bars:
-            begin(done, total)
-        if note:
-            bars[0].set_postfix_str(note, refresh=False)
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars:
-            bar.close()
-
-
 NumberOrNone = TypeVar("NumberOrNone", float, float | None)
 
 
@@ -341,6 +323,17 @@ def picture_path(context: click.Context, param: click.Parameter, value: Path | N
         raise click.BadParameter(
             f"{value} does not end in .png, .jpg or .webp", ctx=context, param=param
         )
+    return value
+
+
+def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file name that does not end in .csv; a click callback.
+
+    Raises:
+        click.BadParameter: if it does not.
+    """
+    if value is not None and value.suffix.lower() != ".csv":
+        raise click.BadParameter(f"{value} does not end in .csv", ctx=context, param=param)
     return value
 
 

@@ -20,6 +20,7 @@ from pipelines.cli.options import (
     seed_option,
     tell_passed_over,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _FAULTS_SHOWN = 20
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",

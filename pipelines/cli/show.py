@@ -11,6 +11,7 @@ from pipelines.cli.options import (
     SMALLEST_SIDE,
     LocalPath,
     command_options,
+    csv_path,
     example,
     finite,
     html_option,
@@ -21,6 +22,7 @@ from pipelines.cli.options import (
     seed_option,
     tell_passed_over,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
 
@@ -28,6 +30,7 @@ _SET = LocalPath(exists=True)
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"),
 )
@@ -304,6 +307,7 @@ def show_genome(
     epilog=example(
         "pixmix-show run runs/digits",
         "pixmix-show run runs/digits runs/plain --html report.html --plot curves.png",
+        "pixmix-show run runs/* --csv runs.csv",
     ),
 )
 @click.argument(
@@ -320,23 +324,44 @@ def show_genome(
     metavar="CURVES.png",
     help="Draw loss and errors over the epochs.",
 )
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=csv_path,
+    metavar="RUNS.csv",
+    help="Write a row for each run: its last epoch, its settings and its evaluation.",
+)
 @html_option
 @command_options
 def show_run(
-    *, folders: tuple[Path, ...], plot: Path | None, html: Path | None, as_json: bool
+    *,
+    folders: tuple[Path, ...],
+    plot: Path | None,
+    csv_file: Path | None,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
-    """Show trainings side by side: what they reached, and how.
+    """Show trainings side by side: what they reached, and which settings differ between them.
 
     DIR is an --out of pixmix-train. An evaluation is shown, too, where DIR/evaluation.json has what
     `pixmix-eval --json` printed.
     """
-    _check_outputs({"--plot": plot, "--html": html}, [])
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
         from pipelines.report.page import page, write_page
+        from pipelines.report.plotting import check_plotting
+        from pipelines.report.run_files import files_read, read_runs
+        from pipelines.report.run_settings import write_csv
         from pipelines.report.sheet import write_picture
 
-        shown = runs.read_runs(folders)
+        read = [path for folder in folders for path in files_read(folder)]
+        _check_outputs({"--plot": plot, "--csv": csv_file, "--html": html}, read)
+        if plot is not None or html is not None:
+            check_plotting()
+        shown = read_runs(folders)
+        if csv_file is not None:
+            write_csv(shown, csv_file)
         if plot is not None:
             write_picture(runs.curves(shown), plot)
         if html is not None:
@@ -345,6 +370,7 @@ def show_run(
         document = {
             **runs.document(shown),
             "plot": None if plot is None else str(plot),
+            "csv": None if csv_file is None else str(csv_file),
             "html": None if html is None else str(html),
         }
         say(runs.table(shown), document, as_json=as_json)

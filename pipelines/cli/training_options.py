@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
     ByteSize,
     Command,
     Place,
+    WeightsPath,
     finite,
     seed_option,
 )
@@ -18,12 +21,13 @@ from pipelines.cli.options import (
 if TYPE_CHECKING:
     from pipelines.training.data import Dataset
 
-# As in training.recipes and loading.samples, which would take seconds to import for the help; a
-# test holds them equal.
+# As in training.recipes, models.opening and loading.samples, which would take seconds to import for
+# the help; a test holds them equal.
 POLICIES = ("raise", "substitute", "skip")
 AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
+PRETRAINED = "IMAGENET1K_V1"
 
 Figures = dict[str, str | float]
 
@@ -129,6 +133,16 @@ _BAD_SAMPLES = (
 )
 
 
+_IMAGE_SIZE = click.option(
+    "--image-size",
+    type=click.IntRange(SMALLEST_SIDE, LARGEST_SIDE),
+    default=224,
+    show_default=True,
+    help="Side in pixels of the square crop that the network gets. Evaluation resizes the shorter "
+    "side to 8/7 of it, and crops the centre.",
+)
+
+
 def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
     """Return the options of a data set's command, in the order of its help."""
     own = partial(_of_recipe, dataset)
@@ -151,29 +165,43 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
         click.option(
             "--no-mixing-set",
             is_flag=True,
-            help="Mix pictures with what operations make of themselves.",
+            help="Mix each image with augmented copies of itself alone. PixMix needs this or "
+            "--mixing-set.",
         ),
         click.option(
             "--augment",
             type=click.Choice(AUGMENTS),
-            help="PixMix, or another in its place.  [default: pixmix]",
+            help="PixMix, or a baseline in its place, by its authors' recipe.  [default: pixmix]",
         ),
         *map(own, ("k", "beta", "severity")),
         click.option(
-            "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
+            "--all-ops",
+            is_flag=True,
+            help="Also draw color, contrast, brightness and sharpness, which overlap the "
+            "corruptions of ImageNet-C. The authors' README passes --all-ops in the recipes of the "
+            "PixMix paper; the default of their script is off, as here.",
         ),
         click.option(
-            "--jsd",
-            is_flag=True,
-            help="Add the divergence of a picture and two augmented views of it.",
+            "--jsd/--no-jsd",
+            default=None,
+            help="Add the Jensen-Shannon divergence of an image and two augmented views of it.  "
+            "[default: on for augmix, else off]",
         ),
         own("model"),
+        *(() if dataset in SMALL else (_IMAGE_SIZE,)),
         click.option(
             "--weights",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="File of weights to begin with.",
+            type=WeightsPath(),
+            help="File of weights to begin with, or the folder of a run.",
         ),
-        click.option("--pretrained", is_flag=True, help="Begin with torchvision's weights."),
+        click.option(
+            "--pretrained",
+            is_flag=False,
+            flag_value=PRETRAINED,
+            metavar="[WEIGHTS]",
+            help="Begin with torchvision's weights of this name, such as IMAGENET1K_V2; without a "
+            f"name with {PRETRAINED}, as the paper's figures do.",
+        ),
         *map(own, ("epochs", "batch-size", "accumulate", "optimizer", "learning-rate", "warm-up")),
         *map(own, ("weight-decay", "label-smoothing", "dropout")),
         click.option(
@@ -284,6 +312,12 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             default=1800.0,
             show_default=True,
             help="Seconds without a step until the process ends with code 1; 0 for never.",
+        ),
+        click.option(
+            "--wandb",
+            is_flag=True,
+            help="Also log to Weights & Biases (extra wandb), into WANDB_PROJECT or pixmix; "
+            "WANDB_MODE=offline works without a network.",
         ),
         click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
         click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),

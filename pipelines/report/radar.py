@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from pipelines.errors import PipelineError
 from pipelines.report.headlines import HEADLINES, Found, label_of
-from pipelines.report.plotting import check_plotting, plot_png
+from pipelines.report.plotting import check_plotting, legend_name, plot_png
 
 if TYPE_CHECKING:
     from matplotlib.projections.polar import PolarAxes
@@ -51,7 +51,7 @@ def radar(columns: Mapping[str, Found]) -> bytes:
     angles = [2 * math.pi * place / len(shown) for place in range(len(shown))]
     for name, found in columns.items():
         goods = [_goodness(found[suite][value], value) for suite, value, _ in shown]
-        axes.plot([*angles, angles[0]], [*goods, goods[0]], marker="o", label=name)
+        axes.plot([*angles, angles[0]], [*goods, goods[0]], marker="o", label=legend_name(name))
         axes.fill([*angles, angles[0]], [*goods, goods[0]], alpha=0.15)
     axes.set_xticks(angles, [])
     for angle, (_, _, what) in zip(angles, shown, strict=True):
