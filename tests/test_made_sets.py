@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
+from pipelines.evaluation import corrupted
 from pipelines.evaluation.make_corrupted import make_corrupted
 from pipelines.evaluation.overlap import OPERATIONS, overlapping_operations
 from pipelines.evaluation.suites import evaluate
@@ -239,3 +241,36 @@ def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
     assert found["made"] == {
         "by": "pixmix-eval make-c", "images": 3, "constants": "ImageNet", "seed": 0,
     }  # fmt: skip
+
+
+def test_a_made_set_of_another_size_is_to_be_made_for_the_network(tmp_path: Path) -> None:
+    write_made(tmp_path / "TINY-C-made")
+    larger = data_of(tmp_path, *pictures_of(3, 32))
+    failed = evaluate(evaluation(tmp_path, data=larger), ["c"]).failed["c"]
+    assert failed.endswith(
+        f"remove {tmp_path / 'TINY-C-made'} and run pixmix-eval make-c --checkpoint FILE"
+    )
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "classes.txt", "contrast.npy"])
+@pytest.mark.parametrize("damage", ["gone", "junk", "pipe"])
+def test_the_command_that_an_error_names_heals_a_made_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
+) -> None:
+    pytest.importorskip("imagecorruptions")
+    monkeypatch.setattr(corrupted, "CORRUPTIONS", ("contrast",))
+    data = replace(data_of(tmp_path, *pictures_of(3, 32)), classes=("a", "b", "c"), outputs=3)
+    path = make_corrupted(data, tmp_path, names=("contrast",)) / name
+    asked = evaluation(tmp_path, data=data)
+    expected = evaluate(asked, ["c"]).values
+    path.unlink()
+    if damage == "junk":
+        path.write_bytes(b"\xffjunk")
+    elif damage == "pipe":
+        os.mkfifo(path)
+    if (name, damage) != ("classes.txt", "gone"):
+        found = evaluate(asked, ["c"])
+        (error,) = (found.failed or found.missing).values()
+        assert error.endswith("run pixmix-eval make-c --n 3 --seed 0 again")
+    make_corrupted(data, tmp_path, names=("contrast",))
+    assert evaluate(asked, ["c"]).values == expected

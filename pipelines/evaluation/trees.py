@@ -17,7 +17,7 @@ from pipelines.shards.picture_files import (
     picture_files,
     place_of,
 )
-from pipelines.shards.sources import extension_of, printable
+from pipelines.shards.sources import class_name, extension_of, printable
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Notices:
 class Tree:
     """A folder with a folder of images for each class, in torchvision's order.
 
-    folder: the tree. classes: names of its folders, sorted, printable.
+    folder: the tree. classes: of its folders, as `class_name` names them.
     files: (n,) paths of the images. labels: (n,) int64, each one's place in `classes`.
     """
 
@@ -126,7 +126,7 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
         labels += [label] * len(found)
     return Tree(
         folder=folder,
-        classes=tuple(printable(name) for name in names),
+        classes=tuple(map(class_name, names)),
         files=files,
         labels=np.array(labels, np.int64),
     )
