@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.loading.preparation import Preparation
@@ -240,6 +241,10 @@ def _end_soon(loader: DataLoader[Prepared]) -> None:
     """End the workers, of which torch would wait 5 s for each that awaits a shard."""
     iterator = loader._iterator
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        if iterator._worker_pids_set:
+            # Or torch raises an error for a worker that ends, wherever this process is.
+            signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+            iterator._worker_pids_set = False
         iterator._workers_done_event.set()
         for jobs in iterator._index_queues:
             jobs.put(None)
