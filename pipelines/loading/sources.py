@@ -137,7 +137,7 @@ class Workers:
         self._arguments = {name: each for name, each in locals().items() if name != "self"}
         self.shards = dataset.reader.shards
         self.mixing_set = dataset.mixing_set
-        self._start_method = start_method(multiprocessing_context)
+        self._start_method = multiprocessing_context
         self._files, self._ahead, self._downloads = files, ahead, downloads
         self._requests = _Replaceable()
         self._given = 0
@@ -176,7 +176,9 @@ class Workers:
 
     def _begin(self) -> Iterator[Prepared]:
         """Begin an epoch; the workers start the first time."""
-        with worker_errors(), without_main_module(self._start_method):
+        # Asked now: the answer keeps multiprocessing to its default from then on.
+        method = start_method(self._start_method)
+        with worker_errors(), without_main_module(method):
             return iter(self._loader)
 
     def _counted(self, batches: Iterator[Prepared]) -> Generator[Prepared]:
