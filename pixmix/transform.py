@@ -17,7 +17,7 @@ from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
 from pixmix.pictures import check_picture, image_key
-from pixmix.sample_types import annotation_types, like_input, find_images
+from pixmix.sample_types import annotation_types, find_images, like_input
 from pixmix.settings import PixMixSettings
 
 Picture = Image.Image | torch.Tensor | NDArray[np.uint8]
