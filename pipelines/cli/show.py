@@ -220,8 +220,10 @@ def show_mixed(
         from pipelines.shards.picture_files import read_picture
         from pixmix.settings import PixMixSettings
 
-        picture = mixing_steps.square(read_picture(image), size)
+        # Both before a kernel is compiled.
+        whole = read_picture(image)
         mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
+        picture = mixing_steps.square(whole, size)
         settings = PixMixSettings(**numbers)
         draws = [
             mixing_steps.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)
