@@ -1,5 +1,6 @@
 """`pixmix-train`: the paper's recipes, one command each."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -217,6 +218,8 @@ def _stop_is_told() -> Iterator[None]:
 
 def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
     """Say what became of a training that was left while it waited."""
+    if sys.stderr.isatty():
+        click.echo(err=True)  # The bar is left in its line.
     if stopping.fault is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
     elif stopping.interrupted:
