@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from featviz.capture import Layer, Survey, survey
+from featviz.checkpoint_digest import matches_digest
 from featviz.efficientnet_lite import MEAN, STD, EfficientNetLite0, renamed
 
 DEFAULT = "efficientnet_lite0"
@@ -258,9 +259,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     names begin with "module." or "_orig_mod.".
 
     Raises:
-        ValueError: if the file holds something else.
+        ValueError: if the file holds something else, or not what its SHA-256 says.
         OSError: if it cannot be read.
     """
+    with path.open("rb") as file:
+        if matches_digest(file) is False:
+            raise ValueError(
+                f"{path} is damaged: its content does not match the SHA-256 that it carries; copy "
+                "it again from where it came from, or use another checkpoint of that run"
+            )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
