@@ -460,8 +460,8 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     with pytest.raises(PipelineError, match="was made with images "):
         make_corrupted(others, tmp_path, names=names)
     np.save(folder / "fog.npy", made["fog"][:3])
-    with pytest.raises(PipelineError, match=r"fog\.npy is not of shape \(15, 32, 32, 3\)"):
-        make_corrupted(test, tmp_path, names=names)
+    make_corrupted(test, tmp_path, names=names)
+    np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
 
 
 def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
@@ -567,7 +567,7 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
         ),
         (("--checkpoint", "bare.pt"), "does not say what network it is of; name it with --model"),
         (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
-        (("--checkpoint", "junk.pt"), "is no file of weights alone"),
+        (("--checkpoint", "junk.pt"), "neither a file of torch.save nor of safetensors"),
         (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),
     ],
 )

@@ -171,7 +171,7 @@ def test_class_names_are_read_as_utf_8_whatever_the_locale(
     monkeypatch.setattr("locale.getpreferredencoding", lambda _set=True: "ascii")
     path = tmp_path / "classes.txt"
     path.write_bytes("\ufeff\u00f1and\u00fa\r\nb\r\n".encode())
-    assert read_names(path) == ["\u00f1and\u00fa", "b"]
+    assert read_names(path, "") == ["\u00f1and\u00fa", "b"]
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8, 3), (3, 1, 8, 8, 3), (3, 0, 8, 8, 3)])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.cli import show
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import DataFacts, Settings, recorded
+from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
 from pipelines.report.page import Picture, Table, Text
 from pipelines.report.run_files import read_runs
 from pipelines.report.run_settings import differing_rows
@@ -242,8 +242,8 @@ def recorded_run(folder: Path, *, more_sessions: int = 0, **changes: Any) -> Pat
         recipe={**DIGITS.to_json(), **changes}, data={"train": data}, mixing_set=None, weights=None
     )
     for _ in range(1 + more_sessions):
-        with recorded(folder, settings, step=0, world_size=1) as session:
-            session.finished = True
+        with recorded(folder, settings, Ending(0, finished=True), world_size=1):
+            pass
     return folder
 
 

@@ -1,6 +1,5 @@
 """`pixmix-train`: the paper's recipes, one command each."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -220,7 +219,7 @@ def _trained(
 
         begin = run.begin if run is not None else lambda: None
         try:
-            trained = train(training, processes, progress.step, stopping, show_epoch, begin)
+            trained = train(training, processes, progress.step, show_epoch, begin, stopping)
         except ValueError as error:
             # Of numbers that fit the recipe and not the data.
             raise PipelineError(str(error)) from error
@@ -241,8 +240,6 @@ def _stop_is_told() -> Iterator[None]:
 
 def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
     """Say what became of a training that was left while it waited."""
-    if sys.stderr.isatty():
-        click.echo(err=True)  # The bar is left in its line.
     if stopping.fault is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
     elif stopping.interrupted:

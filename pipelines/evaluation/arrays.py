@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.shards.files import open_regular, read_regular
 
+GET_AGAIN = "get it again"
+"""What to do about a damaged file that others distribute."""
+
 _MOST_HEADER = 10_000
 """Bytes of a header: that of an array of pixels or of labels has about a hundred."""
 _MOST_LABELS = 1 << 30
@@ -29,18 +32,19 @@ class _Header(NamedTuple):
     offset: int
 
 
-def open_array(path: Path) -> NDArray[np.generic]:
+def open_array(path: Path, remedy: str = GET_AGAIN) -> NDArray[np.generic]:
     """Map an array of a .npy file into memory, read-only, without reading it.
 
     Args:
         path: the file, of which symbolic links are followed.
+        remedy: what to do about another file, for the end of the error.
 
     Raises:
         PipelineError: if it is not a regular file that holds one whole array of plain numbers.
     """
     try:
         with open_regular(path) as file:
-            header = _read_header(file, path)
+            header = _read_header(file, path, remedy)
             if math.prod(header.shape) == 0:
                 return np.empty(header.shape, header.dtype)
             return np.memmap(
@@ -48,27 +52,29 @@ def open_array(path: Path) -> NDArray[np.generic]:
                 order="F" if header.fortran else "C",
             )  # fmt: skip
     except OSError as error:
-        raise PipelineError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise PipelineError(
+            f"{path} cannot be read: {error.strerror or error}; {remedy}"
+        ) from error
 
 
-def read_labels(path: Path) -> NDArray[np.int64]:
-    """Return the whole numbers of a .npy file, (n,) int64.
+def read_labels(path: Path, remedy: str = GET_AGAIN) -> NDArray[np.int64]:
+    """Return the whole numbers of a .npy file, (n,) int64; see `open_array`.
 
     Raises:
         PipelineError: if it holds anything else.
     """
-    labels = open_array(path)
+    labels = open_array(path, remedy)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.nbytes > _MOST_LABELS:
         raise PipelineError(
             f"{path} is {labels.dtype} of shape {labels.shape}; labels are whole numbers in one "
-            "dimension: get it again"
+            f"dimension; {remedy}"
         )
     if labels.dtype.kind == "u" and len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
-        raise PipelineError(f"{path} has a label {labels.max()}; get it again")
+        raise PipelineError(f"{path} has a label {labels.max()}; {remedy}")
     return np.array(labels, np.int64)
 
 
-def read_names(path: Path) -> list[str]:
+def read_names(path: Path, remedy: str) -> list[str]:
     """Return the lines of a text file in UTF-8, whatever the locale is.
 
     Raises:
@@ -77,15 +83,16 @@ def read_names(path: Path) -> list[str]:
     try:
         return read_regular(path, max_bytes=_MOST_TEXT).decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise PipelineError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise PipelineError(
+            f"{path} cannot be read: {error.strerror or error}; {remedy}"
+        ) from error
     except UnicodeDecodeError as error:
         raise PipelineError(
-            f"{path} is not text in UTF-8 (byte {error.start}); save it as UTF-8, a class name a "
-            "line"
+            f"{path} is not text in UTF-8 (byte {error.start}); {remedy}"
         ) from error
 
 
-def _read_header(file: BinaryIO, path: Path) -> _Header:
+def _read_header(file: BinaryIO, path: Path, remedy: str) -> _Header:
     """Read the header of a .npy file and see that its array is all there."""
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -99,11 +106,10 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
     except Exception as error:
         # NumPy parses the header as a Python literal, which fails in many ways.
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise PipelineError(f"{path} is no whole array ({reason:.200}); get it again") from error
+        raise PipelineError(f"{path} is no whole array ({reason:.200}); {remedy}") from error
     if dtype.hasobject:
         raise PipelineError(
-            f"{path} is no whole array (it holds pickled objects, which are not executed); get it "
-            "again"
+            f"{path} is no whole array (it holds pickled objects, which are not executed); {remedy}"
         )
     offset = file.tell()
     wanted = math.prod(shape) * dtype.itemsize
@@ -111,6 +117,6 @@ def _read_header(file: BinaryIO, path: Path) -> _Header:
     if min(shape, default=1) < 0 or there < wanted:
         raise PipelineError(
             f"{path} is no whole array (shape {shape} of {dtype} needs {wanted:,} bytes, and "
-            f"{there:,} are there); get it again"
+            f"{there:,} are there); {remedy}"
         )
     return _Header(dtype, shape, fortran, offset)

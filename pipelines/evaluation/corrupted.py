@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.arrays import open_array, read_labels, read_names
+from pipelines.evaluation.arrays import GET_AGAIN, open_array, read_labels, read_names
 from pipelines.evaluation.data import open_tree
 from pipelines.evaluation.labels import match_classes
 from pipelines.evaluation.metrics import calibration_error, mean_corruption_error
@@ -64,7 +64,10 @@ def corrupted(evaluation: Evaluation) -> dict[str, Any]:
     over which it is, are those on the official one.
     """
     folder, made = set_of(evaluation.data, "c")
-    found = _corrupted(evaluation, folder, CORRUPTIONS, remedy_for(evaluation.data.name, "-C"))
+    missing, damaged = remedy_for(evaluation.data.name, "-C"), GET_AGAIN
+    if made is not None:
+        missing = damaged = "run pixmix-eval make-c again"
+    found = _corrupted(evaluation, folder, CORRUPTIONS, missing, damaged)
     if made is not None:
         found["made"] = made.to_json()
     elif evaluation.data.name == IMAGENET:
@@ -80,13 +83,16 @@ def corrupted_bar(evaluation: Evaluation) -> dict[str, Any]:
     data = evaluation.data
     folder, _ = set_of(data, "c-bar")
     names = IMAGENET_BAR if data.name == IMAGENET else CIFAR_BAR
-    return _corrupted(evaluation, folder, names, remedy_for(data.name, "-C-Bar"))
+    return _corrupted(evaluation, folder, names, remedy_for(data.name, "-C-Bar"), GET_AGAIN)
 
 
 def _corrupted(
-    evaluation: Evaluation, folder: Path, names: Sequence[str], remedy: str
+    evaluation: Evaluation, folder: Path, names: Sequence[str], missing: str, damaged: str
 ) -> dict[str, Any]:
-    """Return mean error and mean RMS calibration error over corruptions and severities."""
+    """Return mean error and mean RMS calibration error over corruptions and severities.
+
+    missing, damaged: what to do about a set without all corruptions, and about a damaged array.
+    """
     arrays = any(
         path.suffix == ".npy" and not is_ignored_name(path.name) for path in folder.iterdir()
     )
@@ -98,9 +104,11 @@ def _corrupted(
     if absent:
         raise MissingDataError(
             f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(names)} are "
-            f"missing), and the mean is over all; {remedy}"
+            f"missing), and the mean is over all; {missing}"
         )
-    errors, rms = (_answer_arrays if arrays else _answer_trees)(evaluation, places)
+    errors, rms = (
+        _answer_arrays(evaluation, places, damaged) if arrays else _answer_trees(evaluation, places)
+    )
     return {
         "mean_error": float(np.mean(list(errors.values()))),
         "mean_rms": float(np.mean(list(rms.values()))),
@@ -112,15 +120,16 @@ def _corrupted(
 _Figures = tuple[dict[str, list[float]], dict[str, float]]
 
 
-def _answer_arrays(evaluation: Evaluation, places: Mapping[str, Path]) -> _Figures:
+def _answer_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: str) -> _Figures:
     """Return by corruption the errors by severity, and the RMS calibration error of all images."""
-    labels = _labels(next(iter(places.values())).parent, evaluation.data)
+    labels = _labels(next(iter(places.values())).parent, evaluation.data, remedy)
     # Before the first is answered, which may take long: each is what it should be.
-    arrays = {name: open_images(path, 4, evaluation.data.side) for name, path in places.items()}
+    side = evaluation.data.side
+    arrays = {name: open_images(path, 4, side, remedy) for name, path in places.items()}
     for name, path in places.items():
         if len(arrays[name]) != len(labels):
             raise PipelineError(
-                f"{path} has {len(arrays[name])} pictures for {len(labels)} labels; get it again"
+                f"{path} has {len(arrays[name])} pictures for {len(labels)} labels; {remedy}"
             )
     evaluation.meter.begin(len(arrays) * len(labels))
     errors, rms = {}, {}
@@ -185,7 +194,7 @@ def corruption_folder(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() or not inside else inside[0]
 
 
-def _labels(folder: Path, data: Data) -> NDArray[np.int64]:
+def _labels(folder: Path, data: Data, remedy: str) -> NDArray[np.int64]:
     """Return the outputs of the network for the labels of a set.
 
     folder/classes.txt says the names of the labels, a line each; without it, CIFAR's labels count
@@ -193,19 +202,17 @@ def _labels(folder: Path, data: Data) -> NDArray[np.int64]:
     """
     path = folder / "labels.npy"
     if not path.exists():
-        raise PipelineError(f"{folder} has no labels.npy; get the whole set again")
-    labels = read_labels(path)
+        raise PipelineError(f"{folder} has no labels.npy; {remedy}")
+    labels = read_labels(path, remedy)
     if len(labels) == 0 or len(labels) % SEVERITIES:
         raise PipelineError(
             f"{path} has shape {labels.shape}; it should hold as many labels for each of "
-            f"{SEVERITIES} severities"
+            f"{SEVERITIES} severities; {remedy}"
         )
     names = folder / CLASSES_FILE
     if names.exists():
-        known = read_names(names)
-        _check_range(
-            labels, len(known), path, f"{names} has {len(known)} names; make the set again"
-        )
+        known = read_names(names, remedy)
+        _check_range(labels, len(known), path, f"{names} has {len(known)} names; {remedy}")
         used = np.unique(labels)
         if data.classes:
             # Of the names that count alone: a set may have images of some of its classes.
@@ -217,13 +224,13 @@ def _labels(folder: Path, data: Data) -> NDArray[np.int64]:
             outputs = match_classes(known, (), data.outputs, str(names)).outputs
         return outputs[labels]
     if data.official is not None:
-        _check_range(labels, len(data.official), path, "get it again")
+        _check_range(labels, len(data.official), path, remedy)
         return data.official[labels]
     most = data.outputs if data.outputs is not None else len(data.classes)
     if most:
-        _check_range(labels, most, path, f"the network has {most} outputs; get it again")
+        _check_range(labels, most, path, f"the network has {most} outputs; {remedy}")
     elif labels.min() < 0:
-        _check_range(labels, int(labels.max()) + 1, path, "get it again")
+        _check_range(labels, int(labels.max()) + 1, path, remedy)
     return labels
 
 
@@ -235,16 +242,22 @@ def _check_range(labels: NDArray[np.int64], n: int, path: Path, why: str) -> Non
         )
 
 
-def open_images(path: Path, ndim: int, side: int) -> NDArray[np.uint8]:
+def open_images(path: Path, ndim: int, side: int, remedy: str = GET_AGAIN) -> NDArray[np.uint8]:
     """Open an array of uint8 images, (..., side, side, 3), without reading it.
+
+    Args:
+        path: of the .npy file.
+        ndim: of the array.
+        side: of an image, pixels.
+        remedy: what to do about a damaged file, for the end of the error.
 
     Raises:
         PipelineError: if it is anything else.
     """
-    images = open_array(path)
+    images = open_array(path, remedy)
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-3:] != (side, side, 3):
         raise PipelineError(
             f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 pictures "
-            f"of {side}x{side}x3 in {ndim} dimensions"
+            f"of {side}x{side}x3 in {ndim} dimensions; {remedy}"
         )
     return images.view(np.uint8)

@@ -20,7 +20,6 @@ from pipelines.evaluation.trees import (
     class_folders,
     holds_images,
     list_tree,
-    read_image,
 )
 from pipelines.loading.decode import UnreadablePictureError, read_size
 from pipelines.loading.mixing_set import open_pictures, uniform_view
@@ -29,7 +28,8 @@ from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.sources import printable
+from pipelines.shards.picture_files import read_image_file
+from pipelines.shards.sources import class_name, printable
 
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
 
@@ -95,7 +95,7 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
 
 
 def _of_folders(root: Path, folder: Path, names: Sequence[str]) -> Located:
-    printed = tuple(printable(name) for name in names)
+    printed = tuple(map(class_name, names))
     name = _name_of(printed, printable(root.resolve().name).upper())
     return Located(root=root, name=name, names=printed, folder=folder)
 
@@ -109,7 +109,7 @@ def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> boo
     return (
         folder in PLACES
         or all(map(is_class_name, names))
-        or {composed(printable(name)) for name in names} <= set(map(composed, known))
+        or set(map(class_name, names)) <= set(map(composed, known))
     )
 
 
@@ -267,7 +267,7 @@ def _first_side(tree: Tree) -> int:
     """Return the longer side of a tree's first image."""
     path = tree.files[0]
     try:
-        return max(read_size(read_image(path)))
+        return max(read_size(read_image_file(path)))
     except OSError as error:
         raise PipelineError(
             f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "

@@ -121,12 +121,7 @@ def _write(
     progress(0, total)
     for name in names:
         path = folder / f"{name}.npy"
-        if path.exists():
-            there = open_array(path)
-            if there.shape != shape or there.dtype != np.uint8:
-                raise PipelineError(
-                    f"{path} is not of shape {shape}; remove it, and it is made anew"
-                )
+        if _is_whole(path, shape):
             done += len(repeated)
             progress(done, total)
             continue
@@ -143,6 +138,17 @@ def _write(
                     if done % 100 == 0:
                         progress(done, total)
         progress(done, total)
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether a corruption has been written; a damaged one is written again."""
+    if not path.exists():
+        return False
+    try:
+        there = open_array(path)
+    except PipelineError:
+        return False
+    return there.shape == shape and there.dtype == np.uint8
 
 
 def _image(pictures: Pictures, index: int) -> NDArray[np.generic]:

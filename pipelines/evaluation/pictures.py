@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.trees import Notices, list_images, read_image
+from pipelines.evaluation.trees import Notices, list_images
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.index import ShardSet
+from pipelines.shards.picture_files import read_image_file
 from pipelines.shards.sources import Source, printable
 from pipelines.shards.workers import available_cores
 from pixmix.resizing import resized_centre
@@ -180,7 +181,7 @@ def of_files(files: Sequence[Path], view: View, *, remedy: str = Decoded.remedy)
     """
     return Decoded(
         n=len(files),
-        content=lambda number: read_image(files[number]),
+        content=lambda number: read_image_file(files[number]),
         name=lambda number: printable(str(files[number])),
         view=view,
         remedy=remedy,

@@ -154,7 +154,11 @@ def _clean(run: _Run) -> dict[str, Any]:
 
 
 def _calibration(run: _Run) -> dict[str, float]:
-    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half."""
+    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half.
+
+    The halves are the even and the odd places of the test set as it is stored: of shards whose
+    images were shuffled, another shuffling has other halves and a slightly other temperature.
+    """
     answers, labels = run.clean, run.labels
     right = answers.predicted == labels
     found = {

@@ -9,18 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import read_regular
 from pipelines.shards.picture_files import (
     FOLDER_EXTENSIONS,
     Above,
+    files_below,
     is_ignored_name,
     picture_files,
     place_of,
 )
-from pipelines.shards.sources import extension_of, printable
-
-MOST_BYTES = 1 << 30
-"""Of an image file or a video. The largest image that is decoded has half of this as raw pixels."""
+from pipelines.shards.sources import class_name, extension_of, printable
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Notices:
 class Tree:
     """A folder with a folder of images for each class, in torchvision's order.
 
-    folder: the tree. classes: names of its folders, sorted, printable.
+    folder: the tree. classes: of its folders, as `class_name` names them.
     files: (n,) paths of the images. labels: (n,) int64, each one's place in `classes`.
     """
 
@@ -129,7 +126,7 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
         labels += [label] * len(found)
     return Tree(
         folder=folder,
-        classes=tuple(printable(name) for name in names),
+        classes=tuple(map(class_name, names)),
         files=files,
         labels=np.array(labels, np.int64),
     )
@@ -149,14 +146,7 @@ def list_images(folder: Path, notices: Notices) -> list[Path]:
     """
     for _ in _files_below(folder, frozenset(), notices):
         pass
-    files = [
-        path
-        for path in picture_files(folder)
-        if not any(map(is_ignored_name, path.relative_to(folder).parts))
-    ]
-    if not files:
-        raise PipelineError(f"{folder} holds no images; put some into it, or remove it")
-    return files
+    return picture_files(folder)
 
 
 def list_videos(folder: Path, notices: Notices) -> list[Path]:
@@ -173,28 +163,11 @@ def list_videos(folder: Path, notices: Notices) -> list[Path]:
     return found
 
 
-def read_image(path: Path) -> bytes:
-    """Return the bytes of an image file.
-
-    Raises:
-        OSError: if it cannot be read, is not a regular file, or has over `MOST_BYTES`.
-    """
-    return read_regular(path, max_bytes=MOST_BYTES)
-
-
 def _files_below(folder: Path, above: Above, notices: Notices) -> Iterator[Path]:
     """Give the files of a folder and of those in it, links followed, without what is ignored."""
-    place = place_of(folder)
-    if place in above:  # A link leads back to a folder that it lies in.
-        return
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_ignored_name(entry.name):
-                notices.ignored.add(entry.path)
-            elif _is_folder(entry):
-                yield from _files_below(Path(entry.path), above | {place}, notices)
-            else:
-                yield Path(entry.path)
+    ignored: list[Path] = []
+    yield from files_below(folder, above, ignored=ignored)
+    notices.ignored.update(map(str, ignored))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
-from pipelines.evaluation.trees import MOST_BYTES
 from pipelines.loading.sources import ahead
 from pipelines.shards.files import open_regular
-from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS
 from pipelines.shards.workers import available_cores
 
 USUAL_FRAMES = 31
@@ -38,7 +37,7 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
     frames: list[NDArray[np.uint8]] = []
     try:
         with (
-            open_regular(path, max_bytes=MOST_BYTES) as file,
+            open_regular(path, max_bytes=LARGEST_FILE) as file,
             av.open(file, mode="r", format="mp4") as container,
         ):
             for frame in container.decode(video=0):

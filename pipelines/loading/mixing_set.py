@@ -34,7 +34,8 @@ from pipelines.shards.archives import ArchivedImage, archived_images, read_archi
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
 from pipelines.shards.files import read_regular, sha256
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
+from pipelines.shards.keys import read_key
 from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
 from pipelines.shards.progress import Progress, no_progress

@@ -7,8 +7,9 @@ until the next one begins, which then says "lost" of it.
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -120,60 +121,23 @@ class RunRecord(msgspec.Struct, kw_only=True):
     sessions: Annotated[list[Session], msgspec.Meta(min_length=1)]
 
 
-class RecordedSession:
-    """The session of a run that is going on, in OUT/run.json.
+@dataclass
+class Ending:
+    """How far a session has come, kept up to date by the session itself.
 
     Attributes:
-        step: that it has come to; the run keeps it up to date.
-        finished: whether all is done.
+        step: steps that are done.
+        finished: whether all of them are.
+        end_now: writes the outcome at once, for a process that ends without leaving the block.
     """
 
-    def __init__(self, out: Path, settings: Settings, *, step: int, world_size: int) -> None:
-        """Write that it has begun; see `recorded`."""
-        self.step, self.finished = step, False
-        self._out, self._settings = out, settings
-        self._begun = time.monotonic()
-        facts = provenance(world_size=world_size)
-        self._session = Session(
-            status="running",
-            command=facts.command,
-            started=datetime.now(UTC).isoformat(timespec="seconds"),
-            seconds=None,
-            first_step=step,
-            last_step=None,
-            error=None,
-            versions=facts.versions,
-            git=facts.git,
-            hardware=facts.hardware,
-        )
-        self._run_id, earlier = _earlier(out)
-        self._sessions = [*earlier, self._session]
-        self._write()
-
-    def end(self, status: Status, error: str | None = None) -> None:
-        """Write how it has ended.
-
-        Args:
-            status: its outcome.
-            error: what it ended with, where it failed.
-
-        Raises:
-            OSError: if the file cannot be written.
-        """
-        session = self._session
-        session.status, session.error = status, error
-        session.seconds = round(time.monotonic() - self._begun, 3)
-        session.last_step = self.step
-        self._write()
-
-    def _write(self) -> None:
-        _write(self._out, self._run_id, self._settings, self._sessions)
+    step: int
+    finished: bool = False
+    end_now: Callable[[], None] = lambda: None
 
 
 @contextmanager
-def recorded(
-    out: Path, settings: Settings, *, step: int, world_size: int
-) -> Iterator[RecordedSession]:
+def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) -> Iterator[None]:
     """Keep OUT/run.json for the time of the block: at its begin "running", and its outcome after.
 
     Earlier sessions of the folder stay in it. A damaged run.json is renamed, and said in the log.
@@ -181,27 +145,50 @@ def recorded(
     Args:
         out: the run's folder, which exists.
         settings: of the run.
-        step: steps that were done before.
+        ending: at the steps that were done before; the block keeps it up to date.
         world_size: processes of the run.
-
-    Yields:
-        What the block keeps up to date.
 
     Raises:
         OSError: if the file cannot be written.
     """
-    session = RecordedSession(out, settings, step=step, world_size=world_size)
+    begun = time.monotonic()
+    facts = provenance(world_size=world_size)
+    session = Session(
+        status="running",
+        command=facts.command,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=None,
+        first_step=ending.step,
+        last_step=None,
+        error=None,
+        versions=facts.versions,
+        git=facts.git,
+        hardware=facts.hardware,
+    )
+    run_id, sessions = _earlier(out)
+    sessions.append(session)
+    _write(out, run_id, settings, sessions)
+
+    def end(status: Status, error: str | None = None) -> None:
+        session.status, session.error = status, error
+        session.seconds, session.last_step = round(time.monotonic() - begun, 3), ending.step
+        _write(out, run_id, settings, sessions)
+
+    def end_now() -> None:
+        end("finished" if ending.finished else "stopped")
+
+    ending.end_now = end_now
     try:
-        yield session
+        yield
     except BaseException as error:
         # What ended the run is what is told, also where the disk is full.
         with suppress(OSError):
             if isinstance(error, KeyboardInterrupt | SystemExit):
-                session.end("stopped")
+                end("stopped")
             else:
-                session.end("failed", (str(error) or type(error).__name__).splitlines()[0])
+                end("failed", (str(error) or type(error).__name__).splitlines()[0])
         raise
-    session.end("finished" if session.finished else "stopped")
+    end_now()
 
 
 def read_run_record(folder: Path) -> RunRecord | None:

@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from pipelines.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
     SAMPLE,
+    Manifest,
     parse_manifest,
     read_index,
     write_index,
@@ -116,7 +116,7 @@ def _check_place(folder: Path, names: set[str]) -> None:
             raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
         return
     manifest = parse_manifest(path.read_bytes(), str(path))
-    others = sorted({entry["file"] for entry in manifest["shards"]} - names)
+    others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
             f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "
@@ -124,7 +124,7 @@ def _check_place(folder: Path, names: set[str]) -> None:
         )
 
 
-def _made_here(folder: Path) -> dict[str, Any] | None:
+def _made_here(folder: Path) -> Manifest | None:
     """Return the manifest of a folder's set if its tars were not made elsewhere and taken in.
 
     Raises:
@@ -134,7 +134,7 @@ def _made_here(folder: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     manifest = parse_manifest(path.read_bytes(), str(path))
-    if manifest["kind"] == ADOPTED:
+    if manifest.kind == ADOPTED:
         return None
     try:
         read_index(folder, manifest)
@@ -146,7 +146,7 @@ def _made_here(folder: Path) -> dict[str, Any] | None:
     )
 
 
-def _restore_index(folder: Path, manifest: dict[str, Any], progress: Progress) -> Adopted:
+def _restore_index(folder: Path, manifest: Manifest, progress: Progress) -> Adopted:
     """Write the index of a set that lost it, from the tars that its manifest lists.
 
     Raises:
@@ -155,19 +155,19 @@ def _restore_index(folder: Path, manifest: dict[str, Any], progress: Progress) -
     """
     left = Left()
     parts = []
-    for number, entry in enumerate(manifest["shards"]):
-        tar = folder / entry["file"]
+    for number, shard in enumerate(manifest.shards):
+        tar = folder / shard.file
         if not tar.is_file():
             raise PipelineError(f"{tar} is missing; {_MAKE_AGAIN}")
         rows, _ = samples_of_tar(tar, number, left)
         parts.append(rows)
-        progress(number + 1, len(manifest["shards"]))
+        progress(number + 1, len(manifest.shards))
     samples = np.concatenate(parts).astype(SAMPLE)
     file = io.BytesIO()
     np.save(file, samples, allow_pickle=False)
-    if sha256(file.getvalue()) != manifest["index"]["sha256"]:
+    if sha256(file.getvalue()) != manifest.index.sha256:
         raise PipelineError(f"the tars in {folder} are not those of {MANIFEST_NAME}; {_MAKE_AGAIN}")
-    write_file(folder / manifest["index"]["file"], file.getvalue())
+    write_file(folder / manifest.index.file, file.getvalue())
     return Adopted(
         folder=folder,
         n_shards=len(parts),

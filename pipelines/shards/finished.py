@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.shards.files import file_sha256
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, build_set, read_index
+from pipelines.shards.index import MANIFEST_NAME, Manifest, ShardSet, build_set, read_index
 from pipelines.shards.listing import Listing
 from pipelines.shards.members import sample_of
 from pipelines.shards.pictures import BrokenPictureError
@@ -19,7 +19,7 @@ from pipelines.shards.side_files import ODD_FILES_NAME, side_file_faults
 from pipelines.shards.sidecars import sidecar_of
 
 
-def open_complete(folder: Path, manifest: dict[str, Any]) -> ShardSet | None:
+def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
     """Open a set that has all of its files, None where one is missing or another.
 
     Tars are held to their sizes; `pixmix-shard verify` reads them.
@@ -31,9 +31,9 @@ def open_complete(folder: Path, manifest: dict[str, Any]) -> ShardSet | None:
     Raises:
         OSError: if a file cannot be read.
     """
-    for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.n_bytes:
             return None
     try:
         content = (folder / MANIFEST_NAME).read_bytes()
@@ -103,7 +103,7 @@ def _is_in(
 
 
 def sidecars_of_whole(
-    request: ShardRequest, manifest: dict[str, Any], listing: Listing, order: NDArray[np.int64]
+    request: ShardRequest, manifest: Manifest, listing: Listing, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Give number and sidecar of each shard of a finished set that is as its manifest says.
 
@@ -113,15 +113,15 @@ def sidecars_of_whole(
         OSError: if a shard cannot be read.
     """
     changed = changed_since(listing, request.folder / MANIFEST_NAME)
-    num_shards = len(manifest["shards"])
-    for number, entry in enumerate(manifest["shards"]):
-        path = request.folder / entry["file"]
+    num_shards = len(manifest.shards)
+    for number, shard in enumerate(manifest.shards):
+        path = request.folder / shard.file
         indices = indices_of(order, num_shards, number)
         if (
             path.name == shard_name(request.name, number, num_shards)
             and path.is_file()
-            and path.stat().st_size == entry["bytes"]
-            and file_sha256(path) == entry["sha256"]
+            and path.stat().st_size == shard.n_bytes
+            and file_sha256(path) == shard.sha256
             and changed.isdisjoint(indices)
             and (path.with_suffix(".idx").is_file() or not request.dali_index)
         ):

@@ -109,9 +109,11 @@ def printable(name: str) -> str:
 def class_name(folder: str) -> str:
     """Return the name of the class of a folder: printable, and composed (NFC).
 
-    macOS writes accented letters as two characters (NFD), most others as one.
+    macOS writes accented letters as two characters (NFD), most others as one. The bytes of the
+    folder's name are UTF-8 whatever the locale is.
     """
-    return printable(unicodedata.normalize("NFC", folder))
+    name = os.fsencode(folder).decode("utf-8", "surrogateescape")
+    return printable(unicodedata.normalize("NFC", name))
 
 
 @dataclass(frozen=True, kw_only=True)

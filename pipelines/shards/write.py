@@ -38,7 +38,7 @@ from pipelines.shards.files import (
     write_file,
 )
 from pipelines.shards.finished import check_contents, open_complete, sidecars_of_whole
-from pipelines.shards.index import MANIFEST_NAME, manifest_sha256, parse_manifest, write_index
+from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
 from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
 from pipelines.shards.members import sample_of
 from pipelines.shards.progress import Progress
@@ -125,7 +125,7 @@ def _make(
     request: ShardRequest,
     settings: dict[str, Any],
     listed: Listed,
-    manifest: dict[str, Any] | None,
+    manifest: Manifest | None,
     run: Run,
     progress: Progress,
 ) -> ShardResult:
@@ -177,7 +177,8 @@ def _make(
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
     _check_unchanged(request, listed)
     _finish(request, settings, survey, listing, num_shards)
-    manifest = json.loads((request.folder / MANIFEST_NAME).read_bytes())
+    path = request.folder / MANIFEST_NAME
+    manifest = parse_manifest(path.read_bytes(), str(path))
     return _result(request, manifest, written=len(missing), n=n)
 
 
@@ -299,17 +300,17 @@ def _finish(
     )
 
 
-def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _earlier(request: ShardRequest, settings: dict[str, Any]) -> Manifest | None:
     """See that what lies in the folder is of these settings; return its manifest if it is complete.
 
     Raises:
         PipelineError: if a setting differs.
     """
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
     path = request.folder / MANIFEST_NAME
     if path.exists():
         manifest = _finished(path)
-        before = manifest["settings"]
+        before = manifest.settings
     elif any((request.work / "done").glob("*.json")):
         before = _begun_with(request.work / "request.json")
         # A killed run's shards are held to their own files: those that were changed are written
@@ -327,24 +328,19 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] 
     return manifest
 
 
-def _finished(path: Path) -> dict[str, Any]:
+def _finished(path: Path) -> Manifest:
     """Return the manifest of a finished set.
 
     Raises:
         PipelineError: if it is damaged.
     """
-    damaged = (
-        f"{path} is damaged, or another program's; remove {path.parent} and give the command "
-        "again, or choose another OUT"
-    )
     try:
-        manifest = parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(path.read_bytes(), str(path))
     except PipelineError as error:
-        raise PipelineError(damaged) from error
-    # Manifests of earlier versions have no hash of their own.
-    if manifest.get("sha256", own := manifest_sha256(manifest)) != own:
-        raise PipelineError(damaged)
-    return manifest
+        raise PipelineError(
+            f"{path} is damaged, or another program's; remove {path.parent} and give the command "
+            "again, or choose another OUT"
+        ) from error
 
 
 def _begun_with(path: Path) -> dict[str, Any]:
@@ -381,17 +377,15 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _result(
-    request: ShardRequest, manifest: dict[str, Any], *, written: int, n: int
-) -> ShardResult:
+def _result(request: ShardRequest, manifest: Manifest, *, written: int, n: int) -> ShardResult:
     return ShardResult(
         folder=request.folder,
-        n_samples=manifest["num_samples"],
-        n_shards=len(manifest["shards"]),
-        n_bytes=sum(entry["bytes"] for entry in manifest["shards"]),
+        n_samples=manifest.num_samples,
+        n_shards=len(manifest.shards),
+        n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
-        left_out=n - manifest["num_samples"],
-        found=manifest["settings"]["found"],
+        left_out=n - manifest.num_samples,
+        found=manifest.settings["found"],
     )
 
 

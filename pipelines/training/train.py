@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from featviz.networks import read_weights
+from featviz.state_dicts import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
@@ -37,7 +37,7 @@ from pipelines.loading.processes import LostProcessError, Processes, lost_are_to
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.models.opening import begin_with, open_model
-from pipelines.provenance.run_record import RecordedSession, recorded
+from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoint_content import (
@@ -78,7 +78,8 @@ class Training:
     preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
     checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
     after which there is one within an epoch, too; None for one at its end alone.
-    weights: of the network to begin with; pretrained: torchvision's.
+    weights: of the network to begin with; pretrained: the name of torchvision's, such as
+    IMAGENET1K_V1.
     bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
     `train_loader`. An evaluation skips samples where training may go on without them.
     cache_dir, remote: where shards of addresses are kept, and how they are read.
@@ -92,7 +93,7 @@ class Training:
     test: RemoteShards | None = None
     mixing_set: MixingSet | None = None
     weights: Path | None = None
-    pretrained: bool = False
+    pretrained: str | None = None
     resume: bool = False
     keep: int = 2
     checkpoint_every: int | None = None
@@ -141,9 +142,9 @@ def train(
     training: Training,
     processes: Processes,
     show: Show = lambda _: None,
-    stopping: Stopping | None = None,
     show_epoch: ShowEpoch = lambda _: None,
     begun: Callable[[], None] = lambda: None,
+    stopping: Stopping | None = None,
 ) -> Trained:
     """Train a network, or resume a training that was stopped.
 
@@ -154,9 +155,9 @@ def train(
         training: what, on what, and where to.
         processes: this process among the others; see `processes.joined`.
         show: called after each step, in the first process.
-        stopping: also ends it while it waits; None to obey signals between steps alone.
         show_epoch: called after each epoch, in the first process.
         begun: called when OUT/run.json is written, in the first process.
+        stopping: also ends it while it waits; None to obey signals between steps alone.
 
     Returns:
         How it ended, the same in every process.
@@ -173,7 +174,7 @@ def train(
         _lost_workers_are_told(),
         _in_use(training, processes),
     ):
-        run = _Run(training, processes, show, stopping or Stopping(), show_epoch)
+        run = _Run(training, processes, show, show_epoch, stopping or Stopping())
         with _recorded(run, begun):
             return run.run()
 
@@ -181,6 +182,7 @@ def train(
 @contextmanager
 def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[None]:
     """Keep OUT/run.json for the time of a run, in the first process."""
+    run.ending.step = run.step
     if not run.processes.first:
         yield
         return
@@ -189,10 +191,12 @@ def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[None]:
         write_metrics(run.training.out, run.history)
     settings = settings_of(run.training, run.loader)
     size = run.processes.world.size
-    with recorded(run.training.out, settings, step=run.step, world_size=size) as session:
-        run.session = session
+    with recorded(run.training.out, settings, run.ending, world_size=size):
         begun()
-        yield
+        try:
+            yield
+        finally:
+            run.ending.step, run.ending.finished = run.step, run.finished
 
 
 @contextmanager
@@ -251,13 +255,13 @@ class _Run:
         training: Training,
         processes: Processes,
         show: Show,
-        stopping: Stopping,
         show_epoch: ShowEpoch,
+        stopping: Stopping,
     ) -> None:
         self.training, self.processes = training, processes
         self.show, self.show_epoch = show, show_epoch
         self.stopping = stopping
-        self.session: RecordedSession | None = None
+        self.ending = Ending(0)
         self.recipe = training.recipe
         self.device = processes.device
         if training.checkpoint_every is not None and training.checkpoint_every < 1:
@@ -314,6 +318,7 @@ class _Run:
         }
         self.network = {
             "model": recipe.model,
+            "pretrained": training.pretrained,
             "classes": classes,
             "mean": list(training.preparation.mean),
             "std": list(training.preparation.std),
@@ -328,7 +333,7 @@ class _Run:
             dropout=recipe.dropout,
             seed=recipe.seed,
             # What a checkpoint holds need not be downloaded.
-            pretrained=training.pretrained and not begun,
+            pretrained=None if begun else training.pretrained,
         )
         if training.weights is not None and not begun:
             try:
@@ -442,6 +447,14 @@ class _Run:
                     f"{name}: {self.training.out} was begun with {begun}, this command says "
                     f"{value}; repeat {begun}, or {_other_out(newest.path)}"
                 )
+        begun_from = content.network.get("pretrained")
+        if self.training.pretrained not in (None, begun_from):
+            raise PipelineError(
+                f"--pretrained: {self.training.out} was begun with "
+                f"{begun_from or 'other weights'}, this command says {self.training.pretrained}; "
+                f"leave --pretrained out, or choose another --out"
+            )
+        self.network["pretrained"] = begun_from if isinstance(begun_from, str) else None
         if content.mixing_set != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
@@ -506,20 +519,18 @@ class _Run:
                 self._train()
         finally:
             stopping.left, stopping.rescue = True, None
-            self._note_progress()
         if stopping.interrupted and self.stopped:
             raise KeyboardInterrupt
         return self._trained()
 
-    def _note_progress(self) -> None:
-        """Tell the record of this session how far it is."""
-        if self.session is not None:
-            self.session.step = self.step
-            self.session.finished = len(self.history) >= self.recipe.epochs
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.recipe.epochs
 
     def _trained(self) -> Trained:
         return Trained(
-            finished=len(self.history) >= self.recipe.epochs,
+            finished=self.finished,
             step=self.step,
             history=self.history,
             checkpoint=checkpoint_path(self.training.out, self.step),
@@ -858,9 +869,8 @@ class _Run:
             for name, value in sums.items():
                 self.sums[name] += value
             self._write()
-        if self.session is not None:
-            self._note_progress()
-            self.session.end("stopped")
+        self.ending.step, self.ending.finished = self.step, self.finished
+        self.ending.end_now()
         return self._trained()
 
     def _write(self, path: Path | None = None) -> None:
