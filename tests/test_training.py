@@ -1006,6 +1006,44 @@ def test_wrong_usage_is_told_and_exits_with_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("missing", ["mixing set", "images to mix with", "folder of results"])
+def test_what_is_missing_is_found_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    mixing = "nowhere" if missing == "mixing set" else "empty"
+    more = (
+        ("--no-mixing-set", "--out", "file/run")
+        if missing == "folder of results"
+        else ("--mixing-set", mixing, "--out", "run")
+    )
+    before = sorted(tmp_path.iterdir())
+    result = run("digits", *more)
+    assert result.exit_code == (2 if mixing == "nowhere" else 1)
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pictures_are_cut_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    contents = [encoded(picture) for picture in drawn_pictures(8)]
+    write_shards(tmp_path / "data" / "train", contents, sizes=(8,))
+    arguments = ("folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--epochs", "1",
+                 "--out", f"{tmp_path}/run", "--model", "networks:classifier", "--batch-size", "4",
+                 "--workers", "0", "--device", "cpu", "--resume", "auto")  # fmt: skip
+    assert run(*arguments, "--image-size", "40").exit_code == 0
+    network = read_checkpoint(find_checkpoints(tmp_path / "run")[-1]).network
+    assert network["image_size"] == 40
+    refused = run(*arguments, "--image-size", "48")
+    assert refused.exit_code == 1
+    assert "image_size: " in refused.stderr
+    assert "was begun with 40, this command says 48" in refused.stderr
+    for dataset in ("digits", "cifar10"):
+        assert run(dataset, "--out", "run", "--image-size", "40").exit_code == 2
+
+
 def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     from PIL import Image
