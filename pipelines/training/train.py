@@ -280,6 +280,9 @@ class _Run:
                 weights = read_weights(training.weights)
             except ValueError as error:
                 raise PipelineError(str(error)) from error
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise PipelineError(f"--weights {training.weights}: {why}") from error
             try:
                 begin_with(module, weights)
             except ValueError as error:
