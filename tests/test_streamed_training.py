@@ -190,7 +190,7 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa:
 
 
 def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint)["state_dict"]
+    state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint).state_dict
     return state
 
 
@@ -817,4 +817,4 @@ def test_hosts_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was
         elif line["step"] in alone and line["size"] == 1:
             batches[line["step"]] = line["indices"]
     assert batches == {step: plan()[step] for step in [*alone, *together]}
-    assert read_checkpoint(find_checkpoints(tmp_path / "out")[-1])["step"] == STEPS
+    assert read_checkpoint(find_checkpoints(tmp_path / "out")[-1]).step == STEPS

@@ -1,6 +1,8 @@
 """`pixmix-train`: the paper's recipes, one command each."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,23 +21,29 @@ from pipelines.cli.training_options import SMALL, training_options
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.loading.preparation import Preparation
     from pipelines.loading.processes import Processes
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.samples import Policy
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
+    from pipelines.training.stopping import Stopping
     from pipelines.training.train import Shown, Trained
 
-STOPPED = 143
-"""Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
-
 _INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
+
+_STOPPED_BEFORE = "stopped before the first step"
+
+_NOT_IN_TIME = (
+    "stopped; no checkpoint could be saved in time: the same command with --resume auto goes on "
+    "from the last one"
+)
 
 
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
-        "pixmix-train digits --out runs/digits",
+        "pixmix-train digits --mixing-set mixing-set --out runs/digits",
         "pixmix-train cifar10 --data shards/cifar10 --mixing-set mixing-set --out runs/cifar10",
     ),
 )
@@ -61,8 +69,7 @@ def _command(dataset: "Dataset", text: str) -> None:
         decorated = option(decorated)
     shards = "pictures" if dataset == "folder" else dataset
     data = "" if dataset == "digits" else f" --data shards/{shards}"
-    mixing = "" if dataset == "digits" else " --mixing-set mixing-set"
-    line = f"pixmix-train {dataset}{data}{mixing} --out runs/{dataset}"
+    line = f"pixmix-train {dataset}{data} --mixing-set mixing-set --out runs/{dataset}"
     many = f"torchrun --nproc-per-node 4 -m -- pipelines.cli.{line.removeprefix('pixmix-')}"
     main.command(dataset, epilog=example(line, many))(decorated)
 
@@ -107,12 +114,12 @@ _command(
 def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading import preparation as preparations
     from pipelines.loading.processes import joined
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.watchdog import Watchdog
     from pipelines.shards.connections import RemoteAccess
     from pipelines.training.data import hold_out
+    from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.train import Training, train
 
     try:
@@ -121,7 +128,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         raise click.UsageError(str(error)) from error
     small = dataset in SMALL
     policy, max_bad_samples = _of_bad_samples(options)
-    mixing_set = _mixing_set(dataset, options, recipe)
+    mixing_set = _mixing_set(options, recipe)
     if options["weights"] is not None and options["pretrained"]:
         raise click.UsageError("--weights and --pretrained exclude each other; give one")
     out: Path = options["out"]
@@ -132,18 +139,30 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         access=RemoteAccess(patience_s=options["patience"]),
     )
     watchdog = Watchdog(limit_s=options["stall_limit"])
-    with watchdog.watching(), joined(options["device"], watchdog=watchdog) as processes:
+    stopping = Stopping()
+    with (
+        _stop_is_told(),
+        watchdog.watching(),
+        stopping.in_time(),
+        joined(options["device"], watchdog=watchdog) as processes,
+        stopping.with_others(processes),
+    ):
+
+        def tell(trained: "Trained | None") -> None:
+            if not processes.first or stopping.interrupted or trained is None:
+                _say_why(stopping, trained)
+            else:
+                text, document = _said(trained, out, torch.__version__)
+                say(text, document, as_json=options["as_json"])
+
+        stopping.tell = tell
         data = _open_data(dataset, options, remote, processes)
         shards, validation = hold_out(data.train, options["validation_share"])
         cores, workers = processes.own_cores(), options["workers"]
-        prepared = preparations.CIFAR if small else preparations.IMAGENET
-        if dataset == "digits":
-            # Of which none is another in a mirror.
-            prepared = replace(prepared, flip=False)
         training = Training(
             out=out,
             recipe=recipe,
-            preparation=prepared,
+            preparation=_preparation(dataset, options),
             train=shards,
             validation=validation,
             test=data.test,
@@ -174,7 +193,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
                 show(step.step, step.steps, note)
 
             try:
-                trained = train(training, processes, shown)
+                trained = train(training, processes, shown, stopping)
             except ValueError as error:
                 # Of numbers that fit the recipe and not the data.
                 raise PipelineError(str(error)) from error
@@ -187,12 +206,37 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         raise click.exceptions.Exit(STOPPED)
 
 
+@contextmanager
+def _stop_is_told() -> Iterator[None]:
+    """Say in one line that a signal has ended the command before there was anything to save."""
+    try:
+        yield
+    except SystemExit:
+        click.echo(_STOPPED_BEFORE, err=True)
+        raise
+
+
+def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
+    """Say what became of a training that was left while it waited."""
+    if sys.stderr.isatty():
+        click.echo(err=True)  # The bar is left in its line.
+    if stopping.fault is not None:
+        click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
+    elif stopping.interrupted:
+        click.echo(f"Error: {_INTERRUPTED}", err=True)
+    elif trained is None and stopping.rescue is None:
+        click.echo(_STOPPED_BEFORE, err=True)
+    elif trained is None:
+        click.echo(_NOT_IN_TIME, err=True)
+
+
 def _open_data(
     dataset: "Dataset", options: dict[str, Any], remote: "Remote", processes: "Processes"
 ) -> "Data":
-    """Open the data, made first where they have to be."""
-    from pipelines.training.data import find_data
+    """Open the data, made first where they have to be, when nothing else is missing."""
+    from pipelines.training.data import check_inputs, find_data
 
+    mixing_sets: tuple[Path | str, ...] = options["mixing_sets"]
     find = partial(
         find_data,
         dataset,
@@ -204,12 +248,24 @@ def _open_data(
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:
+                check_inputs(
+                    options["out"], mixing_sets, cache_dir=options["cache_dir"], remote=remote
+                )
                 with progress_bar("samples") as made:
                     data = find(made)
         with processes.together():
             if not processes.first:
                 data = find(lambda _done, _total: None, maker=False)
     return data
+
+
+def _preparation(dataset: "Dataset", options: dict[str, Any]) -> "Preparation":
+    from pipelines.loading import preparation as preparations
+
+    if dataset not in SMALL:
+        return replace(preparations.IMAGENET, image_size=options["image_size"])
+    # None of the digits is another digit in a mirror.
+    return replace(preparations.CIFAR, flip=dataset != "digits")
 
 
 def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
@@ -243,7 +299,8 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
         "precision": "precision",
     }
     said = {field: options[name] for name, field in named.items() if options[name] is not None}
-    _refuse_ignored(said.get("augment", base.augment), said.get("model", base.model), options)
+    augment = said.get("augment", base.augment)
+    _refuse_ignored(augment, said.get("model", base.model), options)
     if not takes_dropout(said.get("model", base.model)):
         said["dropout"] = 0.0
     if "precision" not in said and options["device"] in ("auto", "cpu"):
@@ -252,8 +309,10 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
     return replace(
         base,
         **said,
-        pixmix=replace(base.pixmix, **pixmix, all_ops=options["all_ops"]),
-        jsd=options["jsd"],
+        pixmix=replace(base.pixmix, **pixmix, all_ops=options["all_ops"] and augment == "pixmix"),
+        augmix_all_ops=options["all_ops"] and augment == "augmix",
+        # Its authors train with it.
+        jsd=augment == "augmix" if options["jsd"] is None else options["jsd"],
         seed=options["seed"],
     )
 
@@ -264,6 +323,8 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
 
     of_pixmix = ("k", "beta", "severity", "all_ops", "no_mixing_set")
     given = [name for name in of_pixmix if options[name] not in (None, False)]
+    if augment == "augmix" and "all_ops" in given:
+        given.remove("all_ops")
     if augment != "pixmix" and given:
         option = given[0].replace("_", "-")
         raise click.UsageError(
@@ -273,9 +334,7 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
         raise click.UsageError(f"{model} has no dropout that could be set; leave --dropout out")
 
 
-def _mixing_set(
-    dataset: "Dataset", options: dict[str, Any], recipe: "Recipe"
-) -> tuple[Path | str, ...] | None:
+def _mixing_set(options: dict[str, Any], recipe: "Recipe") -> tuple[Path | str, ...] | None:
     given: tuple[Path | str, ...] = options["mixing_sets"]
     if given and options["no_mixing_set"]:
         raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
@@ -284,12 +343,11 @@ def _mixing_set(
     if not given and options["bad_pictures"] is not None:
         raise click.UsageError("--bad-pictures is of a --mixing-set; name one, or leave it out")
     if not given and not options["no_mixing_set"] and recipe.augment == "pixmix":
-        if dataset != "digits":
-            raise click.UsageError(
-                "name what to mix with by --mixing-set (pixmix-gen fractals makes one), or say "
-                "--no-mixing-set"
-            )
-        return None
+        raise click.UsageError(
+            "PixMix needs --mixing-set or --no-mixing-set: pass a set of images to mix with "
+            "(pixmix-gen fractals makes one), or --no-mixing-set to mix each image with augmented "
+            "copies of itself alone"
+        )
     return given or None
 
 

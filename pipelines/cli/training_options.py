@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
+    LARGEST_SIDE,
+    SMALLEST_SIDE,
     ByteSize,
     Command,
     Place,
@@ -131,6 +133,16 @@ _BAD_SAMPLES = (
 )
 
 
+_IMAGE_SIZE = click.option(
+    "--image-size",
+    type=click.IntRange(SMALLEST_SIDE, LARGEST_SIDE),
+    default=224,
+    show_default=True,
+    help="Side in pixels of the square crop that the network gets. Evaluation resizes the shorter "
+    "side to 8/7 of it, and crops the centre.",
+)
+
+
 def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
     """Return the options of a data set's command, in the order of its help."""
     own = partial(_of_recipe, dataset)
@@ -153,23 +165,30 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
         click.option(
             "--no-mixing-set",
             is_flag=True,
-            help="Mix pictures with what operations make of themselves.",
+            help="Mix each image with augmented copies of itself alone. PixMix needs this or "
+            "--mixing-set.",
         ),
         click.option(
             "--augment",
             type=click.Choice(AUGMENTS),
-            help="PixMix, or another in its place.  [default: pixmix]",
+            help="PixMix, or a baseline in its place, by its authors' recipe.  [default: pixmix]",
         ),
         *map(own, ("k", "beta", "severity")),
         click.option(
-            "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
+            "--all-ops",
+            is_flag=True,
+            help="Also draw color, contrast, brightness and sharpness, which overlap the "
+            "corruptions of ImageNet-C. The authors' README passes --all-ops in the recipes of the "
+            "PixMix paper; the default of their script is off, as here.",
         ),
         click.option(
-            "--jsd",
-            is_flag=True,
-            help="Add the divergence of a picture and two augmented views of it.",
+            "--jsd/--no-jsd",
+            default=None,
+            help="Add the Jensen-Shannon divergence of an image and two augmented views of it.  "
+            "[default: on for augmix, else off]",
         ),
         own("model"),
+        *(() if dataset in SMALL else (_IMAGE_SIZE,)),
         click.option(
             "--weights",
             type=WeightsPath(),

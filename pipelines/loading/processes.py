@@ -4,16 +4,18 @@ import gc
 import hashlib
 import os
 import re
+import secrets
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.distributed_c10d import _get_default_store
 
 from pipelines.errors import PipelineError
 from pipelines.launcher import local_gpu
@@ -39,11 +41,14 @@ class Processes:
     """This process among those of the training.
 
     device: that it computes on. watchdog: is told what is awaited.
+    stop_key: under which one tells the others that it stops. A launcher keeps what they tell each
+    other over its restarts, so that each start of the processes has another.
     """
 
     world: World
     device: torch.device
     watchdog: Watchdog = field(default_factory=Watchdog)
+    stop_key: str = ""
 
     @property
     def first(self) -> bool:
@@ -142,6 +147,24 @@ class Processes:
     def wait(self) -> None:
         """Wait until every process is here."""
         self.sum(0.0)
+
+    def tell_of_stop(self) -> None:
+        """Tell the other processes that this one stops, whatever they wait for; from any thread.
+
+        Raises:
+            LostProcessError: if the process that passes it on has ended.
+        """
+        with lost_are_told():
+            _get_default_store().set(self.stop_key, "1")
+
+    def is_told_of_stop(self) -> bool:
+        """Return whether a process of the training stops; from any thread.
+
+        Raises:
+            LostProcessError: if the process that passes it on has ended.
+        """
+        with lost_are_told():
+            return bool(_get_default_store().check([self.stop_key]))
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -279,7 +302,8 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
         torch.cuda.set_device(chosen)
     _find_each_other(processes, limit)
     try:
-        yield processes
+        (number,) = processes.sum(float(secrets.randbelow(2**52)) if processes.first else 0.0)
+        yield replace(processes, stop_key=f"pixmix-train {number:.0f} stops")
     finally:
         # What refers to the group in a cycle would keep its threads, and a thread of gloo that
         # meets an interpreter which has ended aborts the process.

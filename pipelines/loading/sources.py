@@ -2,6 +2,7 @@
 
 import atexit
 import math
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -204,12 +205,14 @@ class Workers:
 
 
 def _leave_the_end_to_the_parent(_worker: int) -> None:
-    """Ignore SIGTERM, which batch systems send to all processes of a job.
+    """Ignore the signals that terminals and batch systems send to all processes of a job.
 
     The parent may have a checkpoint to write, for which it wants its workers alive; torch ends
     those whose parent has ended, and `_end_workers` those of a parent that ends.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _end_workers(loader: DataLoader[Prepared]) -> None:
@@ -220,6 +223,10 @@ def _end_workers(loader: DataLoader[Prepared]) -> None:
     """
     iterator = loader._iterator
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        for worker in iterator._workers:
+            # One that was stopped would be waited for.
+            if hasattr(signal, "SIGCONT") and worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, signal.SIGCONT)
         iterator._shutdown_workers()
         for worker in iterator._workers:
             worker.kill()  # one that was busy for longer than torch waits

@@ -10,18 +10,26 @@ newest reads it, and its bytes go to all.
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
 
+from featviz.checkpoint_digest import with_digest
 from pipelines.errors import PipelineError
 from pipelines.loading.processes import Processes
-from pipelines.shards.files import remove_partial_files, write_file
-
-CHECKPOINT_VERSION = 2
+from pipelines.shards.files import open_regular, remove_partial_files, write_file
+from pipelines.training.checkpoint_content import (
+    CHECKPOINT_VERSION,
+    CheckpointContent,
+    DamagedError,
+    OtherVersionError,
+    parse_content,
+)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -38,7 +46,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save({"version": CHECKPOINT_VERSION, **content}, buffer)
-    write_file(path, buffer.getvalue())
+    write_file(path, with_digest(buffer.getvalue()))
 
 
 def keep_newest(folder: Path, n: int) -> None:
@@ -51,7 +59,9 @@ def keep_newest(folder: Path, n: int) -> None:
 def find_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, the newest last."""
     places = (folder / "checkpoints").glob("step-*.pt")
-    return sorted(path for path in places if re.fullmatch(r"step-\d{8,}\.pt", path.name))
+    return sorted(
+        (path for path in places if re.fullmatch(r"step-\d{8,15}\.pt", path.name)), key=_step_of
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,46 +94,73 @@ def _step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
-def share_checkpoint(newest: Newest, processes: Processes) -> dict[str, Any]:
+def share_checkpoint(newest: Newest, processes: Processes) -> CheckpointContent:
     """Return what a checkpoint holds, which one process reads for all; all must call it.
 
     Raises:
-        PipelineError: if it cannot be read, is none, or of another version.
+        PipelineError: if it cannot be read, is not one, is damaged, or is of another version.
     """
-    content = b""
+    held = b""
     with processes.together():
         if processes.world.rank == newest.rank:
-            content = newest.path.read_bytes()
-    return parse_checkpoint(processes.broadcast(content, newest.rank), str(newest.path))
+            held = _read(newest.path)
+            content = parse_checkpoint(held, newest.path)
+            if content.step != newest.step:
+                raise _damaged(newest.path, f"it is of step {content.step}, unlike its name")
+    if processes.world.size == 1:
+        return content
+    return parse_checkpoint(processes.broadcast(held, newest.rank), newest.path)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to go on from; nothing in it is executed.
+def read_checkpoint(path: Path) -> CheckpointContent:
+    """Read a checkpoint to resume from; nothing in it is executed.
 
     Raises:
-        PipelineError: if it is none, or of another version.
+        PipelineError: if it is not one, is damaged, or is of another version.
         OSError: if it cannot be read.
     """
-    return parse_checkpoint(path.read_bytes(), str(path))
+    return parse_checkpoint(_read(path), path)
 
 
-def parse_checkpoint(held: bytes, path: str) -> dict[str, Any]:
+def parse_checkpoint(held: bytes, path: Path) -> CheckpointContent:
     """Return what the bytes of a checkpoint hold; nothing in them is executed.
 
     Raises:
-        PipelineError: if they are none, or of another version.
+        PipelineError: if it is not one, is damaged, or is of another version.
+    """
+    with damage_is_told(path):
+        return parse_content(held)
+
+
+@contextmanager
+def damage_is_told(path: Path) -> Iterator[None]:
+    """Say in one line that a checkpoint cannot be resumed from, and what to do.
+
+    Raises:
+        PipelineError: in place of a DamagedError or an OtherVersionError.
     """
     try:
-        content = torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
-    except Exception as error:
-        # A broken archive, or a pickle that asks for more than tensors: of many kinds.
+        yield
+    except DamagedError as error:
+        raise _damaged(path, str(error)) from error
+    except OtherVersionError as error:
         raise PipelineError(
-            f"{path} is no checkpoint of pixmix-train, or a damaged one; remove it to go on from "
-            "the one before, or to begin anew"
+            f"{path}: {error}; choose another --out, and begin with its weights by --weights {path}"
         ) from error
-    if not isinstance(content, dict) or content.get("version") != CHECKPOINT_VERSION:
-        raise PipelineError(
-            f"{path} is no checkpoint of this pixmix-train, version {CHECKPOINT_VERSION}; to begin "
-            "with its weights alone, give --weights"
-        )
-    return content
+
+
+def _damaged(path: Path, why: str) -> PipelineError:
+    """Return the error of a damaged checkpoint, with the way to the one before."""
+    before = [
+        each for each in find_checkpoints(path.parent.parent) if _step_of(each) < _step_of(path)
+    ]
+    if before:
+        then = f"the same command then resumes from {before[-1].name}, the one before"
+    else:
+        then = "there is none before it, and the same command then begins anew"
+    return PipelineError(f"{path} is damaged: {why}; remove it (rm {quote(str(path))}), and {then}")
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()

@@ -1,5 +1,6 @@
 """What a training is given: shards, here or at an address, or made of what torchvision has."""
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor
 
 from pipelines.errors import PipelineError
+from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.connections import NotThereError, shown
 from pipelines.shards.digits import DigitsSource
+from pipelines.shards.files import check_no_file
 from pipelines.shards.index import MANIFEST_NAME, ShardSet
 from pipelines.shards.progress import Progress
 from pipelines.shards.remote import RemoteShards, address_inside, names_shards
@@ -43,6 +46,34 @@ class Data:
 
     train: RemoteShards
     test: RemoteShards | None
+
+
+def check_inputs(
+    out: Path,
+    mixing_sets: Sequence[Path | str],
+    *,
+    cache_dir: Path | None = None,
+    remote: Remote | None = None,
+) -> None:
+    """Look for what a training would miss, before anything is read or made.
+
+    Args:
+        out: the folder of results, which need not be there; none is made.
+        mixing_sets: see `picture_source`.
+        cache_dir: of remote shards; see `open_mixing_set`.
+        remote: how they are read; None for the defaults.
+
+    Raises:
+        PipelineError: if a mixing set is not there or has no images, or `out` is in a file.
+        OSError: if `out` cannot be written, or a mixing set cannot be read.
+    """
+    check_no_file(out / "checkpoints", "--out")
+    there = next(each for each in (out, *out.absolute().parents) if each.exists())
+    with tempfile.TemporaryFile(dir=there):
+        pass
+    for each in mixing_sets:
+        if len(picture_source(each, cache_dir=cache_dir, remote=remote)) == 0:
+            raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
 
 
 def find_data(

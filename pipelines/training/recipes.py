@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, Self
 
-from pixmix.settings import PixMixSettings
+from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL, PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
 AUGMENTS: tuple[Augment, ...] = ("none", "pixmix", "augmix", "trivialaugment")
@@ -29,7 +29,9 @@ class Recipe:
     model: see `pipelines.models.opening.open_model`. epochs; batch_size: of all processes together.
     learning_rate: falls by a cosine a step to `final_learning_rate`, after `warm_up_epochs` of
     rising. accumulate: parts that a batch is computed in, on each process.
-    augment: "pixmix", or a rival in its place. jsd: the cross entropy is that of the picture as it
+    augment: "pixmix", or a baseline in its place. augmix_severity, augmix_all_ops: of AugMix's
+    operations, see `pipelines.training.rivals`; whether it also draws those that overlap the
+    corruptions of ImageNet-C. jsd: the cross entropy is that of the picture as it
     is, and `jsd_weight` times the Jensen-Shannon divergence of it and two augmented views is added
     (Hendrycks et al., AugMix, ICLR 2020).
     ema_decay: of averaged weights, which are then those that are evaluated; None for none.
@@ -49,6 +51,8 @@ class Recipe:
     accumulate: int = 1
     augment: Augment = "pixmix"
     pixmix: PixMixSettings = field(default_factory=PixMixSettings)
+    augmix_severity: float = 3.0
+    augmix_all_ops: bool = False
     jsd: bool = False
     jsd_weight: float = 12.0
     ema_decay: float | None = None
@@ -68,6 +72,11 @@ class Recipe:
         for name in ("momentum", "label_smoothing", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more, below 1")
+        if not MINIMAL_LEVEL <= self.augmix_severity <= MAXIMAL_SEVERITY:
+            raise ValueError(
+                f"augmix_severity is {self.augmix_severity}; give {MINIMAL_LEVEL} to "
+                f"{MAXIMAL_SEVERITY:g}"
+            )
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; give a number between 0 and 1")
         self._refuse_unknown()
@@ -127,10 +136,13 @@ IMAGENET = Recipe(
     epochs=90,
     batch_size=256,
     learning_rate=0.01,
-    final_learning_rate=0.0,
+    augmix_severity=1.0,
     pixmix=PixMixSettings(k=4, beta=4, severity=1),
 )
-"""The paper's, for ImageNet; its small rate points to beginning from trained weights."""
+"""The paper's, for ImageNet; its small rate points to beginning from trained weights.
+
+Of AugMix, too, the severity is 1 here and 3 for CIFAR: the defaults of its authors' scripts.
+"""
 
 DIGITS = replace(CIFAR, model="wrn_10_1", epochs=40, batch_size=64, dropout=0.0)
 """For scikit-learn's digits: a minute on a laptop."""

@@ -1,13 +1,31 @@
-"""Other augmentations in PixMix's place, so that a comparison is one option away."""
+"""Other augmentations in PixMix's place, each by the recipe of its authors.
 
+AugMix (Hendrycks et al., ICLR 2020, github.com/google-research/augmix): three chains of one to
+three of nine operations, mixed by Dirichlet(1, 1, 1), and with the image by Beta(1, 1). A severity
+bounds the level of an operation as PixMix's does. torchvision's AugMix is another: its severity 3
+is on another scale, and it draws operations that overlap the corruptions of ImageNet-C.
+
+TrivialAugment (Mueller and Hutter, ICCV 2021): torchvision's TrivialAugmentWide is the authors'. It
+draws brightness, color, contrast and sharpness, which overlap those corruptions.
+"""
+
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
 from pipelines.loading.preparation import Triple
+from pixmix import ops
+from pixmix.settings import MINIMAL_LEVEL
+
+_CHAINS = 3
+_LONGEST_CHAIN = 3
+
+Picture = NDArray[np.uint8]
 
 
 def seed_of(*key: int) -> int:
@@ -15,17 +33,63 @@ def seed_of(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-class RivalAugment:
-    """Applies an augmentation of torchvision to each picture of a batch, then normalizes.
+def augmix(
+    image: Picture, rng: np.random.Generator, *, severity: float, all_ops: bool
+) -> NDArray[np.float32]:
+    """Mix an image with chains of operations on it, in the order of the authors' draws.
 
-    What is drawn for a picture depends on (seed, step, place in the global batch) alone.
+    Args:
+        image: (H, W, 3) uint8, which stays as it is.
+        rng: of all draws.
+        severity: the highest level of an operation, 0.1 to 10.
+        all_ops: whether to draw color, contrast, brightness and sharpness, too.
+
+    Returns:
+        (H, W, 3) float32 in 0..255, not rounded.
+    """
+    names = ops.OPERATIONS if all_ops else ops.OPERATIONS[: ops.STANDARD_OPERATIONS]
+    weights = rng.dirichlet([1.0] * _CHAINS).astype(np.float32)
+    share = np.float32(rng.beta(1.0, 1.0))
+    mixed = np.zeros(image.shape, np.float32)
+    for weight in weights:
+        chained = image
+        for _ in range(rng.integers(1, _LONGEST_CHAIN + 1)):
+            chained = _operated(chained, int(rng.integers(len(names))), rng, severity)
+        mixed += weight * chained
+    return (1 - share) * image + share * mixed
+
+
+def _operated(image: Picture, code: int, rng: np.random.Generator, severity: float) -> Picture:
+    """Return an image after an operation at a level that is drawn."""
+    name = ops.OPERATIONS[code]
+    operation: Callable[..., Picture] = getattr(ops, name)
+    if name in ("autocontrast", "equalize"):
+        return operation(image)
+    level = rng.uniform(MINIMAL_LEVEL, severity)
+    negative = bool(name in ops.GEOMETRIC_OPERATIONS and rng.uniform() > 0.5)
+    argument = ops.draw_argument(code, level, negative, *image.shape[:2])
+    whole = name in ("posterize", "solarize", "translate_x", "translate_y")
+    return operation(image, int(argument) if whole else argument)
+
+
+class RivalAugment:
+    """Applies another augmentation to each image of a batch, then normalizes.
+
+    What is drawn for an image depends on (seed, step, place in the global batch) alone.
     """
 
     def __init__(
-        self, kind: Literal["augmix", "trivialaugment"], mean: Triple, std: Triple
+        self,
+        kind: Literal["augmix", "trivialaugment"],
+        mean: Triple,
+        std: Triple,
+        *,
+        severity: float = 3.0,
+        all_ops: bool = False,
     ) -> None:
-        # The severity is the default of each source.
-        self._augment = v2.AugMix() if kind == "augmix" else v2.TrivialAugmentWide()
+        self._kind = kind
+        self._severity, self._all_ops = severity, all_ops
+        self._trivial = v2.TrivialAugmentWide()
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
@@ -35,23 +99,32 @@ class RivalAugment:
         """Augment.
 
         images: (B, 3, H, W) float32 in 0..1; first: the place of the first of them.
-        views: None for one of each; or how many, of which the first is the picture as it is.
+        views: None for one of each; or how many, of which the first is the image as it is.
         Returns (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
         """
-        pictures = (images * 255).round().to(torch.uint8)
+        whole = (images * 255).round().to(torch.uint8)
         if views is None:
-            augmented = self._augmented(pictures, seed, step, first, 0)
+            augmented = self._augmented(whole, seed, step, first, 0)
         else:
-            others = [
-                self._augmented(pictures, seed, step, first, view) for view in range(1, views)
-            ]
-            augmented = torch.stack([pictures, *others], 1)
-        return (augmented.float() / 255 - self._mean) / self._std
+            others = [self._augmented(whole, seed, step, first, view) for view in range(1, views)]
+            augmented = torch.stack([whole.float(), *others], 1)
+        return (augmented / 255 - self._mean) / self._std
 
-    def _augmented(self, pictures: Tensor, seed: int, step: int, first: int, view: int) -> Tensor:
+    def _augmented(self, images: Tensor, seed: int, step: int, first: int, view: int) -> Tensor:
+        """Return (B, 3, H, W) float32 in 0..255."""
         augmented = []
         with torch.random.fork_rng(devices=[]):
-            for place, picture in enumerate(pictures):
-                torch.manual_seed(seed_of(seed, step, first + place, view))
-                augmented.append(self._augment(picture))
+            for place, image in enumerate(images):
+                key = (seed, step, first + place, view)
+                if self._kind == "augmix":
+                    mixed = augmix(
+                        np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
+                        np.random.default_rng(key),
+                        severity=self._severity,
+                        all_ops=self._all_ops,
+                    )
+                    augmented.append(torch.from_numpy(mixed).permute(2, 0, 1))
+                else:
+                    torch.manual_seed(seed_of(*key))
+                    augmented.append(self._trivial(image).float())
         return torch.stack(augmented)

@@ -10,17 +10,16 @@ all. What fails in one process ends them all, each with one line.
 
 import json
 import math
-import os
-import signal
+import reprlib
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -34,15 +33,21 @@ from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import Preparation
-from pipelines.loading.processes import Processes, lost_are_told
+from pipelines.loading.processes import LostProcessError, Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.models.opening import begin_with, open_model
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
+from pipelines.training.checkpoint_content import (
+    check_tensors,
+    optimizer_state,
+    scaler_state,
+)
 from pipelines.training.checkpoints import (
     Newest,
     checkpoint_path,
+    damage_is_told,
     find_newest,
     keep_newest,
     save_checkpoint,
@@ -53,6 +58,7 @@ from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
+from pipelines.training.stopping import Stopping
 
 _LOST_LOCK_S = 120.0
 """NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
@@ -127,8 +133,13 @@ class Trained:
     checkpoint: Path
 
 
-def train(training: Training, processes: Processes, show: Show = lambda _: None) -> Trained:
-    """Train a network, or go on where a training was stopped.
+def train(
+    training: Training,
+    processes: Processes,
+    show: Show = lambda _: None,
+    stopping: Stopping | None = None,
+) -> Trained:
+    """Train a network, or resume a training that was stopped.
 
     SIGTERM and SIGUSR1 end it after the step in hand, with a checkpoint. For dropout, torch's
     generator is seeded anew in each step.
@@ -137,6 +148,7 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         training: what, on what, and where to.
         processes: this process among the others; see `processes.joined`.
         show: called after each step, in the first process.
+        stopping: also ends it while it waits; None to obey signals between steps alone.
 
     Returns:
         How it ended, the same in every process.
@@ -153,7 +165,7 @@ def train(training: Training, processes: Processes, show: Show = lambda _: None)
         _lost_workers_are_told(),
         _in_use(training, processes),
     ):
-        return _Run(training, processes, show).run()
+        return _Run(training, processes, show, stopping or Stopping()).run()
 
 
 @contextmanager
@@ -194,7 +206,7 @@ def _lost_workers_are_told() -> Iterator[None]:
 class _Taken:
     """A step that was taken. sums: of losses and of right answers, on the device; n: samples here.
 
-    indices: of the samples; place: the loader's state then.
+    indices: of the samples; place: the loader's state after it.
     """
 
     step: int
@@ -207,8 +219,15 @@ class _Taken:
 class _Run:
     """The state of a training in one process."""
 
-    def __init__(self, training: Training, processes: Processes, show: Show) -> None:
+    def __init__(
+        self,
+        training: Training,
+        processes: Processes,
+        show: Show,
+        stopping: Stopping,
+    ) -> None:
         self.training, self.processes, self.show = training, processes, show
+        self.stopping = stopping
         self.recipe = training.recipe
         self.device = processes.device
         if training.checkpoint_every is not None and training.checkpoint_every < 1:
@@ -230,8 +249,15 @@ class _Run:
         self.taken: list[_Taken] = []
         self.loss = math.nan
         self.best = math.inf
-        # asked: of this process, by a signal. stopped: what all have agreed on, in `_settle`.
-        self.asked = self.stopped = False
+        # What all processes have agreed on.
+        self.stopped = False
+        # After the last whole step.
+        self.place = self.loader.state_dict()
+        # Of the last whole step, while a forward pass may have changed them; None else.
+        self.buffers: dict[str, Tensor] | None = None
+        # That are trained, while an evaluation has averages in their place; None else.
+        self.current: dict[str, Tensor] | None = None
+        self.saved: int | None = None
         if newest is not None:
             self._go_on(newest)
         running = self.module
@@ -303,7 +329,13 @@ class _Run:
             self.average = {name: value.clone() for name, value in module.state_dict().items()}
         self.loader = self._train_loader()
         self.rival = (
-            RivalAugment(recipe.augment, training.preparation.mean, training.preparation.std)
+            RivalAugment(
+                recipe.augment,
+                training.preparation.mean,
+                training.preparation.std,
+                severity=recipe.augmix_severity,
+                all_ops=recipe.augmix_all_ops,
+            )
             if recipe.augment in ("augmix", "trivialaugment")
             else None
         )
@@ -372,68 +404,117 @@ class _Run:
 
     def _go_on(self, newest: Newest) -> None:
         """Go on from a checkpoint, in all processes."""
-        state = share_checkpoint(newest, self.processes)
-        now = self.recipe.to_json()
-        other = f"begin with its weights in another --out, by --weights {newest.path}"
-        for name, value in state["recipe"].items():
-            if value != now[name]:
-                way_out = "choose another --out" if name == "model" else other
+        content = share_checkpoint(newest, self.processes)
+        self._check_recipe(content.recipe, newest.path)
+        for name, value in self.network.items():
+            begun = content.network.get(name)
+            if (
+                name in ("mean", "std", "crop", "image_size", "evaluation_resize")
+                and begun != value
+            ):
                 raise PipelineError(
-                    f"{name}: {self.training.out} was begun with {value}, this command says "
-                    f"{now[name]}; repeat {value}, or {way_out}"
+                    f"{name}: {self.training.out} was begun with {begun}, this command says "
+                    f"{value}; repeat {begun}, or {_other_out(newest.path)}"
                 )
-        begun_from = state["network"].get("pretrained")
+        begun_from = content.network.get("pretrained")
         if self.training.pretrained not in (None, begun_from):
             raise PipelineError(
                 f"--pretrained: {self.training.out} was begun with "
                 f"{begun_from or 'other weights'}, this command says {self.training.pretrained}; "
-                f"leave --pretrained out, or choose another --out"
+                "leave --pretrained out, or choose another --out"
             )
-        self.network["pretrained"] = begun_from
-        if state["mixing_set"] != self.loader.mixing_fingerprint:
+        self.network["pretrained"] = begun_from if isinstance(begun_from, str) else None
+        if content.mixing_set != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
-                f"one, or {other}"
+                f"one, or {_other_out(newest.path)}"
             )
-        self.module.load_state_dict(state.get("current", state["state_dict"]))
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.average is not None:
-            self.average = {
-                name: each.to(self.device) for name, each in state["state_dict"].items()
-            }
+        with damage_is_told(newest.path):
+            own = self.module.state_dict()
+            check_tensors(content.state_dict, own, "state_dict")
+            if self.average is not None:
+                check_tensors(content.current or {}, own, "current")
+            optimizer = optimizer_state(content.optimizer, self.optimizer)
+            scaler = scaler_state(content.scaler, self.scaler)
         try:
-            self.loader.load_state_dict(state["loader"])
+            self.loader.load_state_dict(msgspec.to_builtins(content.loader))
         except ValueError as error:
             raise PipelineError(
                 f"{newest.path}: {error}; the data, --validation-share, --window and --lanes are "
                 "to be those it was begun with"
             ) from error
-        self.step, self.history = state["step"], state["history"]
-        # Sums are of all processes; the first goes on with them.
-        if self.processes.first:
-            self.sums = state["sums"]
-        self.best = state["best"]
+        self.module.load_state_dict(content.current or content.state_dict)
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(scaler)
+        if self.average is not None:
+            self.average = {name: each.to(self.device) for name, each in content.state_dict.items()}
+        self.step, self.history, self.best = content.step, content.history, content.best
+        self.sums = msgspec.to_builtins(content.sums)
+        self.place, self.saved = self.loader.state_dict(), self.step
+
+    def _check_recipe(self, begun: Mapping[str, Any], path: Path) -> None:
+        """Refuse to resume with another recipe than that which the training was begun with."""
+        now = self.recipe.to_json()
+        other = _other_out(path)
+        for name in sorted(begun.keys() | now.keys()):
+            if name not in now or name not in begun:
+                which = "lacks" if name not in begun else "has"
+                raise PipelineError(
+                    f"{path}: its recipe {which} the field {name:.60}, unlike that of this "
+                    f"pixmix-train: another version wrote it; resume with that version, or {other}"
+                )
+            if begun[name] != now[name]:
+                value = (
+                    reprlib.repr(begun[name]) if begun[name] != str(begun[name]) else begun[name]
+                )
+                way_out = "choose another --out" if name == "model" else other
+                raise PipelineError(
+                    f"{name}: {self.training.out} was begun with {value:.200}, this command says "
+                    f"{now[name]}; repeat {value:.200}, or {way_out}"
+                )
 
     # --- The loop --------------------------------------------------------------------------------
 
     def run(self) -> Trained:
         """Train to the end, or until it is stopped."""
-        recipe = self.recipe
-        checkpoint = checkpoint_path(self.training.out, self.step)
-        at_work = self.processes.watchdog.awaiting("the device, or the other processes")
-        with self._stopped_by_signals(), self._let_go_of_processes(), at_work:
-            while self.loader.epoch < recipe.epochs and not self.stopped:
-                if not self._epoch():
-                    break
-                self._end_epoch()
-                checkpoint = self._save()
-            if self.stopped:
-                checkpoint = self._save()
-        finished = self.loader.epoch >= recipe.epochs
+        stopping, watchdog = self.stopping, self.processes.watchdog
+        stopping.rescue = self._rescue
+        try:
+            with (
+                stopping.by_signals(),
+                self._let_go_of_processes(),
+                watchdog.awaiting("the device, or the other processes"),
+            ):
+                self._train()
+        finally:
+            stopping.left, stopping.rescue = True, None
+        if stopping.interrupted and self.stopped:
+            raise KeyboardInterrupt
+        return self._trained()
+
+    def _trained(self) -> Trained:
         return Trained(
-            finished=finished, step=self.step, history=self.history, checkpoint=checkpoint
+            finished=len(self.history) >= self.recipe.epochs,
+            step=self.step,
+            history=self.history,
+            checkpoint=checkpoint_path(self.training.out, self.step),
         )
+
+    def _train(self) -> None:
+        try:
+            while not self.stopped and len(self.history) < self.recipe.epochs:
+                # The end of an epoch may be what a training was stopped in.
+                at_end = self.loader.epoch > len(self.history) or self._epoch()
+                if at_end and self._end_epoch():
+                    self._save()
+            if self.stopped:
+                self._save()
+        except LostProcessError:
+            # What was reached is kept; every process has the same weights.
+            self.stopping.save()
+            if not self.stopping.asked:
+                raise
+            self.stopped = True
 
     @contextmanager
     def _let_go_of_processes(self) -> Iterator[None]:
@@ -458,7 +539,6 @@ class _Run:
                 return True
             waited = time.perf_counter() - asked
             self._take_step(*batch)
-            self.step += 1
             watchdog.moved()
             if math.isnan(self.loss):
                 # So that there is a loss to show.
@@ -479,7 +559,7 @@ class _Run:
             begun = now
             self._settle(but=1)
             if self.stopped:
-                return self.loader.epoch != epoch
+                return False
             every = self.training.checkpoint_every
             if every is not None and self.step % every == 0 and self.loader.epoch == epoch:
                 self._save()
@@ -491,20 +571,17 @@ class _Run:
         waits for it. Every process must come to the same end.
 
         Raises:
-            PipelineError: if the loss of one is no number, in any process.
+            PipelineError: if the loss of one is not a number, in any process.
         """
-        wrong: _Taken | None = None
-        while len(self.taken) > but:
-            taken = self.taken.pop(0)
-            total, correct = taken.sums.tolist()
-            self.loss = total / taken.n
-            if not math.isfinite(self.loss):
-                wrong = wrong or taken
-                continue
-            self.sums["loss"] += total
-            self.sums["correct"] += correct
-            self.sums["seen"] += taken.n
-        asked, failed = self.processes.sum(float(self.asked), float(wrong is not None))
+        counted = self.taken[: len(self.taken) - but]
+        sums, wrong = self._sums_of(counted)
+        asked, failed, *total = self.processes.sum(
+            float(self.stopping.asked), float(wrong is not None), *sums.values()
+        )
+        with self.stopping.whole:
+            self.taken = self.taken[len(counted) :]
+            for name, value in zip(sums, total, strict=True):
+                self.sums[name] += value
         self.stopped = self.stopped or asked > 0
         if wrong is not None:
             self._tell_of_no_number(wrong)
@@ -513,6 +590,21 @@ class _Run:
                 "the loss is no number in another process, which says more; its samples are in "
                 f"{self.training.out / 'no-number-*.json'}"
             )
+
+    def _sums_of(self, steps: Sequence[_Taken]) -> tuple[dict[str, float], _Taken | None]:
+        """Return sums over steps in this process, and the first whose loss is not a number."""
+        sums = {"loss": 0.0, "correct": 0.0, "seen": 0.0}
+        wrong: _Taken | None = None
+        for taken in steps:
+            total, correct = taken.sums.tolist()
+            self.loss = total / taken.n
+            if not math.isfinite(self.loss):
+                wrong = wrong or taken
+                continue
+            sums["loss"] += total
+            sums["correct"] += correct
+            sums["seen"] += taken.n
+        return sums, wrong
 
     def _take_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimizer."""
@@ -538,6 +630,8 @@ class _Run:
                 f"no sample of this process's part of step {self.step} can be read; run "
                 "pixmix-shard verify, or give --bad-samples substitute"
             )
+        # A forward pass counts in the norms' means, of a step that may be left.
+        self.buffers = {name: each.clone() for name, each in self.module.named_buffers()}
         sums = torch.zeros(2, dtype=torch.float64, device=self.device)
         images = images.to(self.device, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
@@ -553,19 +647,22 @@ class _Run:
                 scaled.backward()  # type: ignore[no-untyped-call]
             sums[0] += loss.detach().double() * len(some)
             sums[1] += (logits.argmax(1) == theirs).sum()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.average is not None and recipe.ema_decay is not None:
-            averaged(self.average, self.module.state_dict(), recipe.ema_decay)
-        self.taken.append(
-            _Taken(
-                step=self.step,
-                sums=sums,
-                n=n,
-                indices=self.loader.last_indices.copy(),
-                place=self.loader.state_dict(),
+        with self.stopping.whole:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None and recipe.ema_decay is not None:
+                averaged(self.average, self.module.state_dict(), recipe.ema_decay)
+            self.buffers, self.place = None, self.loader.state_dict()
+            self.taken.append(
+                _Taken(
+                    step=self.step,
+                    sums=sums,
+                    n=n,
+                    indices=self.loader.last_indices.copy(),
+                    place=self.place,
+                )
             )
-        )
+            self.step += 1
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits of the first views, and the mean loss."""
@@ -619,34 +716,39 @@ class _Run:
 
     # --- The end of an epoch ---------------------------------------------------------------------
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> bool:
+        """Evaluate the network; return False where the training is to stop before."""
         self._settle()
-        loss, correct, seen = self.processes.sum(
-            self.sums["loss"], self.sums["correct"], self.sums["seen"]
-        )
-        self.sums = dict.fromkeys(self.sums, 0.0)
         record: dict[str, Any] = {
             "epoch": self.loader.epoch,
             "step": self.step,
             "learning_rate": self.recipe.learning_rate_at(self.step, len(self.loader)),
-            "train_loss": loss / seen,
-            "train_error": 1 - correct / seen,
+            "train_loss": self.sums["loss"] / self.sums["seen"],
+            "train_error": 1 - self.sums["correct"] / self.sums["seen"],
         }
         sets = {"validation": self.training.validation, "test": self.training.test}
         for name, shards in sets.items():
             if shards is not None:
                 found = self._evaluate(shards)
+                if found is None:
+                    return False
                 record[f"{name}_loss"], record[f"{name}_error"] = found
-        self.history.append(record)
+        with self.stopping.whole:
+            self.history.append(record)
+            self.sums = dict.fromkeys(self.sums, 0.0)
         if self.processes.first:
             show_in_tensorboard(self.training.out, record)
         error = record.get("validation_error")
         if error is not None and error < self.best:
             self.best = error
             self._save(self.training.out / "checkpoints" / "best.pt")
+        return True
 
-    def _evaluate(self, shards: RemoteShards) -> tuple[float, float]:
-        """Return the mean cross entropy and the error over a set, each sample once."""
+    def _evaluate(self, shards: RemoteShards) -> tuple[float, float] | None:
+        """Return the mean cross entropy and the error over a set, each sample once.
+
+        None where the training is to stop before its end.
+        """
         world = self.processes.world
         loader: EvalLoader = eval_loader(
             shards,
@@ -674,8 +776,11 @@ class _Run:
                 loss += float((each * weights).sum())
                 wrong += float(((logits.argmax(1) != there).cpu() * weights).sum())
                 seen += float(weights.sum())
-        loss, wrong, seen = self.processes.sum(loss, wrong, seen)
-        return loss / seen, wrong / seen
+                if self.stopping.asked:
+                    break
+        asked, loss, wrong, seen = self.processes.sum(float(self.stopping.asked), loss, wrong, seen)
+        self.stopped = self.stopped or asked > 0
+        return None if self.stopped else (loss / seen, wrong / seen)
 
     def _watched(self, loader: EvalLoader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Give the batches of an evaluation, each of which counts as a move."""
@@ -695,77 +800,70 @@ class _Run:
             yield
             return
         current = {name: each.clone() for name, each in self.module.state_dict().items()}
-        self.module.load_state_dict(self.average)
+        with self.stopping.whole:
+            self.current = current
+            self.module.load_state_dict(self.average)
         try:
             yield
         finally:
-            self.module.load_state_dict(current)
+            with self.stopping.whole:
+                self.module.load_state_dict(current)
+                self.current = None
 
-    def _save(self, path: Path | None = None) -> Path:
+    def _save(self, path: Path | None = None) -> None:
         """Write a checkpoint and the metrics so far, in the first process."""
-        where = path or checkpoint_path(self.training.out, self.step)
         self._settle()
-        loss, correct, seen = self.processes.sum(
-            self.sums["loss"], self.sums["correct"], self.sums["seen"]
-        )
-        if self.processes.first:
-            self._write(where, loss, correct, seen)
-            if path is None:
-                keep_newest(self.training.out, self.training.keep)
-            write_metrics(self.training.out, self.history)
+        if self.processes.first and (path is not None or self.saved != self.step):
+            with self.stopping.whole:
+                self._write(path)
         self.processes.wait()
         self.processes.watchdog.moved()
-        return where
 
-    def _write(self, where: Path, loss: float, correct: float, seen: float) -> None:
-        """Write a checkpoint; of the sums so far those of all processes."""
+    def _rescue(self) -> Trained:
+        """Write a checkpoint of the last whole step, if there is none; from another thread.
+
+        Other processes are not asked, and those that did not tell of their last step do not count
+        in the losses of the epoch.
+        """
+        if self.processes.first and self.saved != self.step:
+            sums, wrong = self._sums_of(self.taken)
+            if wrong is not None:
+                self._tell_of_no_number(wrong)
+            for name, value in sums.items():
+                self.sums[name] += value
+            self._write()
+        return self._trained()
+
+    def _write(self, path: Path | None = None) -> None:
+        """Write a checkpoint of the last whole step: of the run, or apart from its other ones."""
+        where = path or checkpoint_path(self.training.out, self.step)
         with self.processes.watchdog.awaiting(f"{where} to be written"):
+            buffers = self.buffers or {}
+            module = {
+                name: buffers.get(name, value) for name, value in self.module.state_dict().items()
+            }
+            current = self.current or module
             content: dict[str, Any] = {
                 "network": self.network,
                 "recipe": self.recipe.to_json(),
                 "mixing_set": self.loader.mixing_fingerprint,
                 # Those that are evaluated; the current ones beside them where they are others.
-                "state_dict": self.average or self.module.state_dict(),
+                "state_dict": self.average or current,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
-                "loader": self.loader.state_dict(),
+                "loader": self.place,
                 "step": self.step,
                 "history": self.history,
-                "sums": {"loss": loss, "correct": correct, "seen": seen},
+                "sums": self.sums,
                 "best": self.best,
             }
             if self.average is not None:
-                content["current"] = self.module.state_dict()
+                content["current"] = current
             save_checkpoint(where, content)
-
-    @contextmanager
-    def _stopped_by_signals(self) -> Iterator[None]:
-        """Let SIGTERM and SIGUSR1 end the training after the step in hand; Ctrl-C too, and tell.
-
-        Signals come to the main thread: a training in another one is not stopped by them.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        interrupted = False
-
-        def stop(number: int, _frame: object) -> None:
-            nonlocal interrupted
-            interrupted = interrupted or number == signal.SIGINT
-            # What all processes do next must not hang on when a signal comes to one of them.
-            self.asked = True
-
-        numbers = [signal.SIGTERM, signal.SIGINT]
-        if os.name == "posix":
-            numbers.append(signal.SIGUSR1)
-        before = {number: signal.signal(number, stop) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if interrupted:
-            raise KeyboardInterrupt
+        if path is None:
+            self.saved = self.step
+            keep_newest(self.training.out, self.training.keep)
+            write_metrics(self.training.out, self.history)
 
 
 def _laid_out(images: Tensor) -> Tensor:
@@ -776,3 +874,8 @@ def _laid_out(images: Tensor) -> Tensor:
 def recipe_steps(recipe: Recipe, loader: TrainLoader) -> int:
     """Return the steps of a whole training."""
     return recipe.epochs * len(loader)
+
+
+def _other_out(path: Path) -> str:
+    """Return the remedy where a checkpoint's training cannot be resumed."""
+    return f"begin with its weights in another --out, by --weights {path}"
