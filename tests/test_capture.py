@@ -17,7 +17,7 @@ PICTURES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
 def seen_of(module: nn.Module, names: list[str], pictures: Tensor = PICTURES) -> dict[str, Tensor]:
-    known = survey(module, (32, 32))
+    known = survey(module)
     with capturing(module, find_layers(known.layers, names)) as look:
         return {name: each.detach().clone() for name, each in look(pictures).items()}
 
@@ -48,14 +48,14 @@ def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
 def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
     assert survey(seeded(Tiny)).size is None
     assert survey(seeded(Tiny)).smallest == 32
-    known = survey(seeded(Tokens), (32, 32))
+    known = survey(seeded(Tokens))
     assert known.size == (32, 32)
     assert known.layers["norm"].layout == "channels last"
     assert (known.layers["norm"].channels, known.layers["norm"].positions) == (10, 16)
 
 
 def test_a_network_that_takes_no_pictures_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Linear takes no float pictures .* give a network"):
+    with pytest.raises(ValueError, match=r"Linear takes no float images .* use a network"):
         survey(nn.Linear(5, 5))
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featviz.checkpoint_digest import matches_digest, with_digest
-from featviz.networks import read_weights
+from featviz.state_dicts import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.preparation import CIFAR
 from pipelines.loading.processes import Processes

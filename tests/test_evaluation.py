@@ -556,7 +556,7 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
         (("--checkpoint", "3.pt"), "tells 3 classes apart, and DIGITS has 10"),
         (("--checkpoint", "bare.pt"), "does not say what network it is of; name it with --model"),
         (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
-        (("--checkpoint", "junk.pt"), "is no file of weights alone"),
+        (("--checkpoint", "junk.pt"), "neither a file of torch.save nor of safetensors"),
         (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),
     ],
 )

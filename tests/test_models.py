@@ -6,7 +6,7 @@ from torch import nn
 
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.models.cifar import EXAMPLES, cifar_network
+from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
 from pipelines.models.wide_resnet import WideResNet
 
 
@@ -24,19 +24,19 @@ def parameters(module: nn.Module) -> int:
         ("wrn_28_10", 10, 36_479_194),
         ("wrn_16_2", 10, 691_674),
         ("densenet_bc_100_12", 10, 769_162),
+        # The reference's, without bottlenecks.
+        ("densenet_40_12", 10, 1_059_298),
         ("resnext29_32x4", 10, 6_807_882),
     ],
 )
 def test_networks_are_as_large_as_their_papers_say(name: str, classes: int, expected: int) -> None:
-    module = cifar_network(name, classes)
-    assert module is not None
+    module = build_cifar_network(name, classes)
     assert parameters(module) == expected
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_networks_classify_pictures_of_several_sizes(name: str) -> None:
-    module = cifar_network(name, 7)
-    assert module is not None
+    module = build_cifar_network(name, 7)
     module.eval()
     with torch.no_grad():
         for side in (32, 64):
@@ -80,7 +80,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 def test_weights_begin_as_he_says() -> None:
-    module = cifar_network("wrn_16_4", 10)
+    module = build_cifar_network("wrn_16_4", 10)
     assert isinstance(module, WideResNet)
     for each in module.modules():
         if isinstance(each, nn.Conv2d) and each.weight.numel() > 5000:
@@ -96,16 +96,19 @@ def test_weights_begin_as_he_says() -> None:
         ("wrn_41_4", r"depth is 41; give 6 n \+ 4"),
         ("resnext28_32x4", r"depth is 28; give 9 n \+ 2"),
         ("densenet_bc_101_12", r"depth is 101; give 6 n \+ 4"),
+        ("densenet_41_12", r"depth is 41; use 3 n \+ 4"),
     ],
 )
 def test_depths_that_are_none_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        cifar_network(name, 10)
+        build_cifar_network(name, 10)
 
 
 def test_other_names_are_none() -> None:
-    assert cifar_network("resnet50", 10) is None
-    assert cifar_network("wrn_40", 10) is None
+    for name in ("resnet50", "wrn_40", "wrn_0_4", "xwrn_40_4"):
+        assert not is_cifar_network(name)
+        with pytest.raises(ValueError, match=name):
+            build_cifar_network(name, 10)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])

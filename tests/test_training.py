@@ -33,7 +33,7 @@ from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
 from pipelines.loading.world import World
-from pipelines.models.opening import begin_with, open_checkpoint, open_model
+from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
 from pipelines.training.checkpoints import (
     find_checkpoints,
@@ -744,7 +744,7 @@ def test_first_weights_follow_from_the_seed_alone() -> None:
     [
         ("wrn_41_4", {}, r"depth is 41; give 6 n \+ 4"),
         ("resnet999", {}, "no network is named 'resnet999'"),
-        ("wrn_10_1", {"pretrained": True}, "comes without trained weights"),
+        ("wrn_10_1", {"pretrained": "IMAGENET1K_V1"}, "has no trained weights"),
         ("networks:nothing", {}, "networks:nothing gives no network"),
         ("networks:tiny", {}, "networks:tiny gives no network"),
     ],
@@ -852,6 +852,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 def test_the_choices_are_those_of_the_library() -> None:
     assert (training_options.AUGMENTS, training_options.PRECISIONS) == (AUGMENTS, PRECISIONS)
     assert training_options.OPTIMIZERS == OPTIMIZERS
+    assert training_options.PRETRAINED == PRETRAINED
     assert training_options.POLICIES == POLICIES
 
 

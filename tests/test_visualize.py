@@ -38,7 +38,7 @@ def network(kind: type = Tiny) -> Network:
     module = seeded(kind)
     return Network(
         name="tiny", module=module, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
-        weights_sha256="random", survey=survey(module, (32, 32)),
+        weights_sha256="random", survey=survey(module),
     )  # fmt: skip
 
 

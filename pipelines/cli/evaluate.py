@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     LARGEST_SIDE,
     LocalPath,
+    WeightsPath,
     command_options,
     example,
     finite,
@@ -99,13 +100,14 @@ _DATA = click.option(
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     required=True,
-    help="Of pixmix-train, of the PixMix reference, or a state dict.",
+    help="Checkpoint of pixmix-train (or the folder of a run: its best, else its newest), of the "
+    "PixMix reference, or another file of a state dict.",
 )
 @click.option(
     "--against",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="A second one, to be shown beside it.",
 )
 @_DATA
@@ -248,6 +250,7 @@ def run(
         document: dict[str, Any] = {
             "data": str(data),
             "test": evaluations[0].data.name,
+            "checkpoints": {name: str(path) for name, path in zip(names, paths, strict=True)},
             "inputs": inputs,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
@@ -342,7 +345,7 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
 )
 @click.option(
     "--checkpoint",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="Of a network that wants pictures of another size: they become as it has them.",
 )
 @click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")

@@ -9,6 +9,7 @@ import click
 from pipelines.cli.options import (
     SHEET_PICTURES,
     Size,
+    WeightsPath,
     chosen_task,
     command_options,
     example,
@@ -288,7 +289,7 @@ def baseline(
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="File of its state dict.  [default: its trained weights, downloaded where need be]",
 )
 @click.option(
@@ -444,7 +445,7 @@ def merge(*, place: str, as_json: bool) -> None:
 )
 @click.option(
     "--weights",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=WeightsPath(),
     help="File of the network's weights, for feature visualizations made with such.",
 )
 @click.option(

@@ -91,6 +91,36 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+class WeightsPath(click.Path):
+    """A file of weights, or the folder of a run, which stands for its best or newest checkpoint.
+
+    Which one is taken of a folder is told in one line on stderr.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, path_type=Path)
+
+    def convert(
+        self,
+        value: "str | os.PathLike[str]",
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> "str | bytes | os.PathLike[str]":
+        """Read the text of an option."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.is_dir():
+            return path
+        from pipelines.training.run_checkpoints import checkpoint_of
+
+        try:
+            chosen = checkpoint_of(path)
+        except PipelineError as error:
+            self.fail(str(error), param, ctx)
+        if os.environ.get("RANK", "0") == "0":
+            click.echo(f"{path}: using {chosen}", err=True)
+        return chosen
+
+
 _UNITS = {"": 1, **{letter: 1000**power for power, letter in enumerate("KMGT", 1)}}
 _BINARY_UNITS = {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", 1)}
 

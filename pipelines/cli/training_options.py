@@ -13,6 +13,7 @@ from pipelines.cli.options import (
     ByteSize,
     Command,
     Place,
+    WeightsPath,
     finite,
     seed_option,
 )
@@ -20,12 +21,13 @@ from pipelines.cli.options import (
 if TYPE_CHECKING:
     from pipelines.training.data import Dataset
 
-# As in training.recipes and loading.samples, which would take seconds to import for the help; a
-# test holds them equal.
+# As in training.recipes, models.opening and loading.samples, which would take seconds to import for
+# the help; a test holds them equal.
 POLICIES = ("raise", "substitute", "skip")
 AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
+PRETRAINED = "IMAGENET1K_V1"
 
 Figures = dict[str, str | float]
 
@@ -189,10 +191,17 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
         *(() if dataset in SMALL else (_IMAGE_SIZE,)),
         click.option(
             "--weights",
-            type=click.Path(path_type=Path, exists=True, dir_okay=False),
-            help="File of weights to begin with.",
+            type=WeightsPath(),
+            help="File of weights to begin with, or the folder of a run.",
         ),
-        click.option("--pretrained", is_flag=True, help="Begin with torchvision's weights."),
+        click.option(
+            "--pretrained",
+            is_flag=False,
+            flag_value=PRETRAINED,
+            metavar="[WEIGHTS]",
+            help="Begin with torchvision's weights of this name, such as IMAGENET1K_V2; without a "
+            f"name with {PRETRAINED}, as the paper's figures do.",
+        ),
         *map(own, ("epochs", "batch-size", "accumulate", "optimizer", "learning-rate", "warm-up")),
         *map(own, ("weight-decay", "label-smoothing", "dropout")),
         click.option(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,23 +25,17 @@ from featviz import (
     prepare,
     visualize,
 )
-from featviz.networks import (
-    DEFAULT,
-    RANDOM,
-    file_sha256,
-    load_weights,
-    n_classes,
-    network_of,
-    read_weights,
-)
+from featviz.networks import DEFAULT, RANDOM, file_sha256, network_of
 from featviz.sampling import GROUP, canvas, objective
+from featviz.state_dicts import load_weights, n_classes, read_weights
+from featviz.visualize import explain_nonfinite
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.launcher import local_gpu
-from pipelines.models.cifar import cifar_network
+from pipelines.models.cifar import build_cifar_network, is_cifar_network
 from pipelines.shards.workers import available_memory
 
 KIND = "feature visualizations"
@@ -179,6 +173,11 @@ class FeatvizPainter:
         painted = {}
         while recipes:
             made = self._visualize(recipes, batch=self.batch)
+            if not any(math.isfinite(value) for value in made.values):
+                raise PipelineError(
+                    f"{self.model}: {explain_nonfinite(self._prepared(), made.pictures)}; use "
+                    "other weights with --weights, or name layers before it with --layer"
+                )
             dead = []
             for recipe, picture, value in zip(recipes, made.pictures, made.values, strict=False):
                 statistics = measure(picture)
@@ -266,21 +265,25 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
         OSError: if its weights cannot be read.
     """
     try:
-        classes = 10 if weights is None else n_classes(read_weights(weights)) or 10
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            module = cifar_network(model, classes)
-        if module is None:
+        if not is_cifar_network(model):
             return open_network(model, weights=weights, allow_random=allow_random)
         if weights is None and not allow_random:
             raise PipelineError(
                 f"{model} comes without trained weights; name a file of them with --weights"
             )
+        state = None if weights is None else read_weights(weights)
+        classes = None if state is None else n_classes(state, partial(build_cifar_network, model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            module = build_cifar_network(model, classes or 10)
         sha256 = RANDOM
-        if weights is not None:
-            load_weights(module, read_weights(weights), weights)
+        notes: tuple[str, ...] = ()
+        if weights is not None and state is not None:
+            notes = tuple(load_weights(module, state, weights))
             sha256 = file_sha256(weights)
-        return network_of(module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256)
+        return network_of(
+            module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256, notes=notes
+        )
     except (ValueError, ModuleNotFoundError) as error:
         raise PipelineError(" ".join(str(error).split())) from error
 

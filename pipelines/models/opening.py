@@ -1,7 +1,11 @@
 """Networks by name, with or without trained weights, and what they want of their input."""
 
+import logging
 import math
+import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +13,22 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featviz.networks import call_function, load_weights, n_classes, read_weights
+from featviz.networks import call_function
+from featviz.state_dicts import fit_weights, fitted, load_weights, n_classes, weights_of
+from featviz.weights import read_checkpoint_file
 from pipelines.errors import PipelineError
-from pipelines.models.cifar import EXAMPLES, cifar_network
+from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
+
+_log = logging.getLogger(__name__)
 
 _WITH_HEADS = frozenset({"googlenet", "inception_v3"})
 
+PRETRAINED = "IMAGENET1K_V1"
+"""torchvision's first weights, from which the released code begins and every printed figure is."""
+
 
 def open_model(
-    name: str, classes: int, *, dropout: float = 0.0, seed: int = 0, pretrained: bool = False
+    name: str, classes: int, *, dropout: float = 0.0, seed: int = 0, pretrained: str | None = None
 ) -> nn.Module:
     """Return a network for training.
 
@@ -27,41 +38,53 @@ def open_model(
         classes: of its logits.
         dropout: of networks that have it.
         seed: of its first weights.
-        pretrained: begin with torchvision's weights, downloaded; with another number of classes
-            the last layer is drawn anew.
+        pretrained: name of torchvision's weights to begin with, such as `PRETRAINED`, which are
+            downloaded; with another number of classes the last layer is drawn anew.
 
     Raises:
         PipelineError: if there is no such network, or it has no such weights.
         OSError: if weights cannot be downloaded.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            module = cifar_network(name, classes, dropout=dropout)
-            if module is None and ":" in name:
-                module = call_function(name, classes)
-            if module is None:
-                if name not in torchvision.models.list_models(module=torchvision.models):
-                    raise ValueError(
-                        f"no network is named {name!r}; give one such as {', '.join(EXAMPLES)}, "
-                        "one of torchvision's such as resnet50, or module:function"
-                    )
-                # Those two have heads of help beside the last, which no recipe here trains.
-                more = {"aux_logits": False, "init_weights": True} if name in _WITH_HEADS else {}
-                module = torchvision.models.get_model(
-                    name, weights=None, num_classes=classes, **more
-                )
-                if pretrained:
-                    _begin_trained(module, name)
-            elif pretrained:
-                raise ValueError(f"{name} comes without trained weights; give them by --weights")
-        except ValueError as error:
-            raise PipelineError(str(error)) from error
+    is_torchvisions = not is_cifar_network(name) and ":" not in name
+    try:
+        if pretrained is not None and not is_torchvisions:
+            raise ValueError(f"{name} has no trained weights of torchvision; pass --weights")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if is_torchvisions:
+                return _open_torchvision(name, classes, pretrained)
+            if is_cifar_network(name):
+                return build_cifar_network(name, classes, dropout=dropout)
+            return call_function(name, classes)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+
+
+def _open_torchvision(name: str, classes: int, pretrained: str | None) -> nn.Module:
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        raise ValueError(
+            f"no network is named {name!r}; give one such as {', '.join(EXAMPLES)}, "
+            "one of torchvision's such as resnet50, or module:function"
+        )
+    if pretrained is not None:
+        known = [each.name for each in torchvision.models.get_model_weights(name)]
+        if pretrained not in known:
+            raise ValueError(
+                f"torchvision has no weights {pretrained!r} of {name}; use --pretrained "
+                f"{' or '.join(known)}"
+            )
+    # Those two have auxiliary heads beside the last, which no recipe here trains.
+    more = {"aux_logits": False, "init_weights": True} if name in _WITH_HEADS else {}
+    module: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=classes, **more
+    )
+    if pretrained is not None:
+        _begin_trained(module, name, pretrained)
     return module
 
 
-def _begin_trained(module: nn.Module, name: str) -> None:
-    weights = torchvision.models.get_model_weights(name).DEFAULT
+def _begin_trained(module: nn.Module, name: str, pretrained: str) -> None:
+    weights = torchvision.models.get_model_weights(name)[pretrained]
     try:
         # As torchvision builds it for them: some files have names that no module has any more.
         trained = torchvision.models.get_model(name, weights=weights, progress=False)
@@ -70,12 +93,25 @@ def _begin_trained(module: nn.Module, name: str) -> None:
             f"the weights of {name} cannot be had from {weights.url} "
             f"({str(error).splitlines()[0]}); give others by --weights"
         ) from error
-    state = trained.state_dict()
-    begin_with(module, {key: value for key, value in state.items() if not key.startswith("Aux")})
+    begin_with(module, trained.state_dict())
+    _expect_input(module, name, pretrained)
+
+
+def _expect_input(module: nn.Module, name: str, pretrained: str | None) -> None:
+    """Let a network normalize its input as the weights it began with want.
+
+    Those two were trained with another mean and standard deviation than the rest of torchvision's.
+    """
+    if name in _WITH_HEADS and pretrained is not None:
+        module.transform_input = True  # type: ignore[assignment]
 
 
 def begin_with(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
-    """Load weights to go on from, all but a last layer for another number of classes.
+    """Load weights to fine-tune, all but a last layer for another number of classes.
+
+    Args:
+        module: the network.
+        state: see `featviz.state_dicts.weights_of`; its names are fitted to the network's.
 
     Returns:
         The tensors that were left as they are.
@@ -84,6 +120,10 @@ def begin_with(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         ValueError: if more than those of one layer do not fit, or some are of no layer here.
     """
     own = module.state_dict()
+    found = fitted(state, module)
+    for note in found.notes():
+        _log.warning("weights to begin with: %s", note)
+    state = found.state
     strange = [name for name in state if name not in own]
     if strange:
         raise ValueError(
@@ -125,8 +165,9 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
         OSError: if it cannot be read.
     """
     try:
-        state = read_weights(path)
-        network = said_of_network(path)
+        content = read_checkpoint_file(path)
+        state = weights_of(content, path)
+        network = _said(content, path)
         name = model or network.get("model")
         if name is None:
             raise ValueError(f"{path} does not say what network it is of; name it with --model")
@@ -135,12 +176,40 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
                 f"{path} is of {name!r}, a function, and no file says what is run here; if it is "
                 f"yours, say --model {name}"
             )
-        classes = network.get("classes") or n_classes(state) or 10
+        classes = network.get("classes") or _classes_of(state, name)
+        if ":" not in name:
+            # Without memory first: neither a name nor a number of a file is to ask for much of it.
+            with torch.device("meta"):
+                probe = open_model(name, classes)
+            fit_weights(probe, state, path)
         module = open_model(name, classes)
-        load_weights(module, state, path)
+        _expect_input(module, name, network.get("pretrained"))
+        for note in load_weights(module, state, path):
+            _log.warning("%s: %s", path, note)
+        if name in _WITH_HEADS and "pretrained" not in network:
+            _log.warning(
+                "%s: torchvision's own weights of %s have their images with --mean 0.5 0.5 0.5 "
+                "--std 0.5 0.5 0.5; pass that if these began with them",
+                path,
+                name,
+            )
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return module.eval(), {**network, "model": name, "classes": classes}
+
+
+def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
+    """Return the number of classes of a state dict, 10 where it does not show."""
+    build = partial(open_model, name)
+    if ":" not in name:
+        with torch.device("meta"):
+            return n_classes(state, build) or 10
+    # A function may take no other number than its own; the last weights are the classifier's then.
+    found = None
+    with suppress(PipelineError):
+        found = n_classes(state, build)
+    weights = [each for each in state.values() if each.ndim > 1]
+    return found or (len(weights[-1]) if weights else 10)
 
 
 def said_of_network(path: Path) -> dict[str, Any]:
@@ -151,18 +220,26 @@ def said_of_network(path: Path) -> dict[str, Any]:
         OSError: if it cannot be read.
     """
     try:
-        read_weights(path)
+        content = read_checkpoint_file(path)
+        weights_of(content, path)
     except ValueError as error:
         raise PipelineError(str(error)) from error
-    said = torch.load(path, map_location="cpu", weights_only=True)
-    network = said.get("network", {}) if isinstance(said, dict) else {}
+    return _said(content, path)
+
+
+def _said(content: object, path: Path) -> dict[str, Any]:
+    network = content.get("network", {}) if isinstance(content, dict) else {}
+    if isinstance(network, Tensor):  # A state dict with a tensor of that name.
+        network = {}
     if not isinstance(network, dict):
-        raise PipelineError(f"{path} says of its network {network!r:.60}; name another file")
+        raise PipelineError(
+            f"{path} says of its network {reprlib.repr(network)}; name another file"
+        )
     for name, can_be in _SAID.items():
         if name in network and not can_be(network[name]):
             raise PipelineError(
-                f"{path} says of its network that {name} is {network[name]!r:.60}; name another "
-                "file"
+                f"{path} says of its network that {name} is {reprlib.repr(network[name])}; name "
+                "another file"
             )
     return {name: network[name] for name in _SAID if name in network}
 
@@ -188,6 +265,7 @@ _MOST = 1_000_000
 
 _SAID: Mapping[str, Callable[[object], bool]] = {
     "model": lambda value: isinstance(value, str),
+    "pretrained": lambda value: value is None or isinstance(value, str),
     "classes": _is_count,
     "mean": _are_numbers,
     "std": lambda value: _are_numbers(value, above=0.0),

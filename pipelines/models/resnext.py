@@ -1,5 +1,7 @@
 """ResNeXt for CIFAR (Xie et al., CVPR 2017, section 5.2): three stages of bottlenecks."""
 
+import re
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -70,10 +72,30 @@ class ResNeXt(nn.Module):
                 channels = planes * _EXPANSION
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Linear(channels, classes)
+        self._per_stage = n
         initialize(self)
+        # As the reference draws it, which is 2.4 times wider than the default of torch.
+        nn.init.kaiming_normal_(self.fc.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Classify."""
         x = self.blocks(functional.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
+
+    def own_name(self, name: str) -> str:
+        """Return the name here of a tensor of the PixMix reference's ResNeXt."""
+        match = re.fullmatch(r"stage_([123])\.(\d{1,4})\.(\w+)\.(.+)", name)
+        if match is not None and match[3] in _BLOCK_NAMES:
+            position = (int(match[1]) - 1) * self._per_stage + int(match[2])
+            return f"blocks.{position}.{_BLOCK_NAMES[match[3]]}.{match[4]}"
+        first, dot, rest = name.partition(".")
+        return _OUTER_NAMES.get(first, first) + dot + rest
+
+
+_BLOCK_NAMES = {
+    "conv_reduce": "reduce", "bn_reduce": "bn1", "conv_conv": "conv", "bn": "bn2",
+    "conv_expand": "expand", "bn_expand": "bn3", "downsample": "shortcut",
+}  # fmt: skip
+_OUTER_NAMES = {"conv_1_3x3": "conv1", "bn_1": "bn1", "classifier": "fc"}
+"""The reference's names for parts of a block and of the network, and ours."""

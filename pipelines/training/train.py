@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from featviz.networks import read_weights
+from featviz.state_dicts import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
@@ -76,7 +76,8 @@ class Training:
     preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
     checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
     after which there is one within an epoch, too; None for one at its end alone.
-    weights: of the network to begin with; pretrained: torchvision's.
+    weights: of the network to begin with; pretrained: the name of torchvision's, such as
+    IMAGENET1K_V1.
     bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
     `train_loader`. An evaluation skips samples where training may go on without them.
     cache_dir, remote: where shards of addresses are kept, and how they are read.
@@ -90,7 +91,7 @@ class Training:
     test: RemoteShards | None = None
     mixing_set: MixingSet | None = None
     weights: Path | None = None
-    pretrained: bool = False
+    pretrained: str | None = None
     resume: bool = False
     keep: int = 2
     checkpoint_every: int | None = None
@@ -283,6 +284,7 @@ class _Run:
         }
         self.network = {
             "model": recipe.model,
+            "pretrained": training.pretrained,
             "classes": classes,
             "mean": list(training.preparation.mean),
             "std": list(training.preparation.std),
@@ -297,13 +299,16 @@ class _Run:
             dropout=recipe.dropout,
             seed=recipe.seed,
             # What a checkpoint holds need not be downloaded.
-            pretrained=training.pretrained and not begun,
+            pretrained=None if begun else training.pretrained,
         )
         if training.weights is not None and not begun:
             try:
                 weights = read_weights(training.weights)
             except ValueError as error:
                 raise PipelineError(str(error)) from error
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise PipelineError(f"--weights {training.weights}: {why}") from error
             try:
                 begin_with(module, weights)
             except ValueError as error:
@@ -411,6 +416,14 @@ class _Run:
                     f"{name}: {self.training.out} was begun with {begun}, this command says "
                     f"{value}; repeat {begun}, or {_other_out(newest.path)}"
                 )
+        begun_from = content.network.get("pretrained")
+        if self.training.pretrained not in (None, begun_from):
+            raise PipelineError(
+                f"--pretrained: {self.training.out} was begun with "
+                f"{begun_from or 'other weights'}, this command says {self.training.pretrained}; "
+                "leave --pretrained out, or choose another --out"
+            )
+        self.network["pretrained"] = begun_from if isinstance(begun_from, str) else None
         if content.mixing_set != self.loader.mixing_fingerprint:
             raise PipelineError(
                 f"{self.training.out} was begun with another mixing set, or with none; repeat that "
