@@ -16,8 +16,9 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, exponential2, kernel, logarithm2, sine_of_turns
+from fractals.elementary import F, exponential2, logarithm2, sine_of_turns
 from fractals.random import next_unit, next_word, random_state
+from pixmix_kernels import kernel
 
 Baseline = Literal["dead-leaves", "spectrum", "noise"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)

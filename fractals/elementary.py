@@ -11,39 +11,16 @@ stated below are the largest seen on a dense grid against float64; tests/test_el
 them.
 """
 
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from pixmix_kernels import fma, kernel
+
 F = np.float32
-
-
-def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function for this package: cached, GIL released, IEEE arithmetic, no bounds checks.
-
-    No `fastmath`: see the module's docstring. `error_model="numpy"` lets a division by zero give
-    inf, so that loops stay free of branches.
-    """
-    return _compiled(function, forceinline=False)
-
-
-def inlined_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel into each caller, where arrays handed to it cost no reference count."""
-    return _compiled(function, forceinline=True)
-
-
-def _compiled(function: Callable[..., Any], *, forceinline: bool) -> Any:
-    flags: dict[str, Any] = {"nogil": True, "error_model": "numpy", "forceinline": forceinline}
-    try:
-        return numba.njit(cache=True, **flags)(function)
-    except RuntimeError:
-        # No folder to cache in (a read-only installation, a user without a home): compile anew.
-        return numba.njit(**flags)(function)
 
 
 def _floating_intrinsic(name: str, arguments: int) -> Any:
@@ -67,12 +44,6 @@ def _floating_intrinsic(name: str, arguments: int) -> Any:
         return signature, generate
 
     return typed
-
-
-@intrinsic
-def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c with one rounding."""
-    return _floating_intrinsic("fma", 3)(typing_context, a, b, c)
 
 
 @intrinsic

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import exponential2, floor, kernel, logarithm2
+from fractals.elementary import exponential2, floor, logarithm2
+from pixmix_kernels import kernel
 
 _F = np.float32
 LANES = 64

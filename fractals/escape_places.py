@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import exponential2, kernel
+from fractals.elementary import exponential2
 from fractals.escape import (
     FORMULAS,
     TRAPS,
@@ -25,6 +25,7 @@ from fractals.escape import (
     window_frame,
 )
 from fractals.random import Draws
+from pixmix_kernels import kernel
 
 _F = np.float32
 # Where the descent starts in the plane of each formula's parameter: x, y, width.

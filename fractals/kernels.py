@@ -15,10 +15,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, cosine, floor, fma, inlined_kernel, kernel, sine
+from fractals.elementary import F, cosine, floor, sine
 from fractals.genome import Affine, Camera, ChaosLayer, Map
 from fractals.random import next_word, random_state
 from fractals.variations import VARIATION_NUMBER, add_variation, next_noise, noise_unit
+from pixmix_kernels import fma, kernel, merged_kernel
 
 ORBITS = 2048
 WARM_UP = 16
@@ -186,7 +187,7 @@ def _scatter_orbits(state, orbits):
         noise[i] = np.uint32((word >> np.uint64(32)) | np.uint64(1))
 
 
-@inlined_kernel
+@merged_kernel
 def _fetch(a, b, affine, keep, pull, k, x, y, c, before, low, high, to_x, to_y):
     """Fetch orbits low..high through i -> a i + b and apply map k's affine part and colour.
 
@@ -285,7 +286,7 @@ def _plot(cell, ink, words):
         words[np.uint32(cell[i])] += _ONE_POINT + np.uint64(np.uint32(ink[i]))
 
 
-@inlined_kernel
+@merged_kernel
 def _step(a, b, program, k, x, y, c, before, low, high, work_x, work_y, noise):
     """Apply map k to orbits low..high.
 
@@ -313,43 +314,54 @@ def _step(a, b, program, k, x, y, c, before, low, high, work_x, work_y, noise):
 
 
 @kernel
-def play(state, orbits, program, camera, fold, warm_up, steps, width, height, words):
+def play(state, orbits, program, camera, fold, warm_up, steps, width, height, words, look):
     """Play the game and add each point to its pixel's word.
 
-    state: (4,) uint64 and orbits: advanced in place. camera: (6,) float32 of `window`. fold: 0
-    none, 1 mirror, 2 wrap. warm_up: steps that are not plotted; steps: plotted ones, at most
-    MOST_STEPS on words that are zero, ORBITS points each. words: (height * width + 1,) uint64, the
-    last takes what falls outside.
+    state: (4,) uint64 and orbits: advanced in place, their row 0 holds where they stand. camera:
+    (6,) float32 of `window`. fold: 0 none, 1 mirror, 2 wrap. warm_up: steps that are not plotted;
+    steps: plotted ones, at most MOST_STEPS on words that are zero, ORBITS points each. words:
+    (height * width + 1,) uint64, the last takes what falls outside. look: apply the final map once
+    more at the end, into row 1 of the orbits. It is a part of this function because a second one
+    would have all variations compiled twice.
     """
     n = len(program.bounds) - 1
     x, y, c = orbits.x, orbits.y, orbits.colour
     work_x, work_y = np.empty((2, ORBITS), F), np.empty((2, ORBITS), F)
     cell, ink = np.empty(ORBITS, np.int32), np.empty(ORBITS, np.int32)
     now = 0
-    for step in range(warm_up + steps):
-        shuffle = next_word(state)
-        a, b = np.uint32(shuffle | np.uint64(1)), np.uint32(shuffle >> np.uint64(32))
-        for k in range(n):
-            low, high = program.bounds[k], program.bounds[k + 1]
-            _step(a, b, program, k, x, y, c, now, low, high, work_x, work_y, orbits.noise)
-        now = 1 - now
-        if _count_fled(x[now], y[now]) > 0:
-            _restart_fled(x[now], y[now], orbits.noise)
-        if step < warm_up:
-            continue
+    for step in range(warm_up + steps + 1):
+        last = step == warm_up + steps
+        if last and now == 1:
+            for i in range(ORBITS):
+                x[0, i], y[0, i], c[0, i] = x[1, i], y[1, i], c[1, i]
+            now = 0
+        if last and not look:
+            break
         shown = now
-        if program.has_final:
-            # The rows before are no longer needed: they take the final map's points.
-            _step(_U1, _U0, program, n, x, y, c, now, 0, ORBITS, work_x, work_y, orbits.noise)
-            shown = 1 - now
+        if not last:
+            shuffle = next_word(state)
+            a, b = np.uint32(shuffle | np.uint64(1)), np.uint32(shuffle >> np.uint64(32))
+        for k in range(n if last else 0, n + 1):
+            if k < n:
+                low, high = program.bounds[k], program.bounds[k + 1]
+            else:
+                if not last:
+                    now = 1 - now
+                    if _count_fled(x[now], y[now]) > 0:
+                        _restart_fled(x[now], y[now], orbits.noise)
+                shown = now
+                if not program.has_final or step < warm_up:
+                    break
+                # The rows before are no longer needed: they take the final map's points.
+                a, b, low, high, shown = _U1, _U0, 0, ORBITS, 1 - now
+            _step(a, b, program, k, x, y, c, now, low, high, work_x, work_y, orbits.noise)
+        if last or step < warm_up:
+            continue
         if fold == 0:
             _project(camera, width, height, x[shown], y[shown], c[shown], cell, ink)
         else:
             _project_folded(camera, fold, width, height, x[shown], y[shown], c[shown], cell, ink)
         _plot(cell, ink, words)
-    if now == 1:
-        for i in range(ORBITS):
-            x[0, i], y[0, i], c[0, i] = x[1, i], y[1, i], c[1, i]
 
 
 @kernel
@@ -361,18 +373,6 @@ def flush_words(words, points, colours):
         points[i] += F(np.int64(word >> _COUNT_SHIFT))
         colours[i] += F(np.int64(word & _COLOUR_BITS)) * scale
         words[i] = np.uint64(0)
-
-
-@kernel
-def final_points(orbits, program):
-    """Return which row of the orbits' arrays holds where they stand, seen through the final map."""
-    if not program.has_final:
-        return 0
-    work_x, work_y = np.empty((2, ORBITS), F), np.empty((2, ORBITS), F)
-    n = len(program.bounds) - 1
-    x, y, c = orbits.x, orbits.y, orbits.colour
-    _step(_U1, _U0, program, n, x, y, c, 0, 0, ORBITS, work_x, work_y, orbits.noise)
-    return 1
 
 
 def sample_points(
@@ -389,8 +389,9 @@ def sample_points(
     camera, words = np.array([0, 0, -1, 0, 0, -1], np.float32), np.zeros(2, np.uint64)
     x, y = np.empty((steps, ORBITS), np.float32), np.empty((steps, ORBITS), np.float32)
     for step in range(steps):
-        play(state, orbits, program, camera, 0, WARM_UP if step == 0 else 3, 1, 1, 1, words)
-        row = final_points(orbits, program)
+        warm_up = WARM_UP if step == 0 else 3
+        play(state, orbits, program, camera, 0, warm_up, 1, 1, 1, words, program.has_final)
+        row = int(program.has_final)
         x[step], y[step] = orbits.x[row], orbits.y[row]
     return x.ravel(), y.ravel()
 
@@ -430,6 +431,7 @@ def play_program(
             width,
             height,
             words,
+            False,
         )
         flush_words(words, points, colours)
         played += batch

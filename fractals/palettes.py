@@ -11,9 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, floor, kernel, power
+from fractals.elementary import F, floor, power
 from fractals.random import Draws
 from fractals.single import fits_single
+from pixmix_kernels import kernel
 
 ENTRIES = 256
 

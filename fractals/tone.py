@@ -10,8 +10,9 @@ points are shared between the two of a few fixed kernels whose radii enclose the
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, exponential2, floor, fma, kernel, logarithm2
+from fractals.elementary import F, exponential2, floor, logarithm2
 from fractals.genome import Tone
+from pixmix_kernels import fma, kernel
 
 LEVELS = 4
 """Kernels besides none: B3 splines of standard deviation 1, 2.2, 4.6 and 9.2 pixels."""

@@ -17,18 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fractals.elementary import (
-    PI,
-    TURN,
-    F,
-    arctangent2,
-    cosine,
-    exponential,
-    floor,
-    kernel,
-    power,
-    sine,
-)
+from fractals.elementary import PI, TURN, F, arctangent2, cosine, exponential, floor, power, sine
+from pixmix_kernels import kernel, merged_kernel
 
 _ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR = F(0), F(0.5), F(1), F(2), F(3), F(4)
 _EPSILON = F(1e-10)
@@ -61,7 +51,7 @@ def noise_unit(state):
     return F(np.int32(state >> _U8)) * _PER_2_24
 
 
-@kernel
+@merged_kernel
 def linear(x, y, out_x, out_y, w):
     """V0: (x, y)."""
     for i in range(len(x)):
@@ -69,7 +59,7 @@ def linear(x, y, out_x, out_y, w):
         out_y[i] += w * y[i]
 
 
-@kernel
+@merged_kernel
 def sinusoidal(x, y, out_x, out_y, w):
     """V1: (sin x, sin y)."""
     for i in range(len(x)):
@@ -77,7 +67,7 @@ def sinusoidal(x, y, out_x, out_y, w):
         out_y[i] += w * sine(y[i])
 
 
-@kernel
+@merged_kernel
 def spherical(x, y, out_x, out_y, w):
     """V2: (x, y) / r^2, the inversion in the unit circle."""
     for i in range(len(x)):
@@ -86,7 +76,7 @@ def spherical(x, y, out_x, out_y, w):
         out_y[i] += q * y[i]
 
 
-@kernel
+@merged_kernel
 def swirl(x, y, out_x, out_y, w):
     """V3: the point turned by r^2."""
     for i in range(len(x)):
@@ -97,7 +87,7 @@ def swirl(x, y, out_x, out_y, w):
         out_y[i] += w * (u * c + v * s)
 
 
-@kernel
+@merged_kernel
 def horseshoe(x, y, out_x, out_y, w):
     """V4: ((x - y)(x + y), 2 x y) / r, the angle doubled."""
     for i in range(len(x)):
@@ -107,7 +97,7 @@ def horseshoe(x, y, out_x, out_y, w):
         out_y[i] += q * _TWO * u * v
 
 
-@kernel
+@merged_kernel
 def polar(x, y, out_x, out_y, w):
     """V5: (theta / pi, r - 1)."""
     for i in range(len(x)):
@@ -116,7 +106,7 @@ def polar(x, y, out_x, out_y, w):
         out_y[i] += w * (_radius(u, v) - _ONE)
 
 
-@kernel
+@merged_kernel
 def handkerchief(x, y, out_x, out_y, w):
     """V6: r (sin(theta + r), cos(theta - r))."""
     for i in range(len(x)):
@@ -126,7 +116,7 @@ def handkerchief(x, y, out_x, out_y, w):
         out_y[i] += w * r * cosine(t - r)
 
 
-@kernel
+@merged_kernel
 def heart(x, y, out_x, out_y, w):
     """V7: r (sin(theta r), -cos(theta r))."""
     for i in range(len(x)):
@@ -137,7 +127,7 @@ def heart(x, y, out_x, out_y, w):
         out_y[i] -= w * r * cosine(t)
 
 
-@kernel
+@merged_kernel
 def disc(x, y, out_x, out_y, w):
     """V8: theta / pi (sin(pi r), cos(pi r))."""
     for i in range(len(x)):
@@ -147,7 +137,7 @@ def disc(x, y, out_x, out_y, w):
         out_y[i] += t * cosine(r)
 
 
-@kernel
+@merged_kernel
 def spiral(x, y, out_x, out_y, w):
     """V9: (cos theta + sin r, sin theta - cos r) / r."""
     for i in range(len(x)):
@@ -158,7 +148,7 @@ def spiral(x, y, out_x, out_y, w):
         out_y[i] += w * q * (u * q - cosine(r))
 
 
-@kernel
+@merged_kernel
 def hyperbolic(x, y, out_x, out_y, w):
     """V10: (sin theta / r, r cos theta) = (x / r^2, y)."""
     for i in range(len(x)):
@@ -167,7 +157,7 @@ def hyperbolic(x, y, out_x, out_y, w):
         out_y[i] += w * v
 
 
-@kernel
+@merged_kernel
 def diamond(x, y, out_x, out_y, w):
     """V11: (sin theta cos r, cos theta sin r)."""
     for i in range(len(x)):
@@ -178,7 +168,7 @@ def diamond(x, y, out_x, out_y, w):
         out_y[i] += q * v * sine(r)
 
 
-@kernel
+@merged_kernel
 def ex(x, y, out_x, out_y, w):
     """V12: r (a^3 + b^3, a^3 - b^3), a = sin(theta + r), b = cos(theta - r)."""
     for i in range(len(x)):
@@ -190,7 +180,7 @@ def ex(x, y, out_x, out_y, w):
         out_y[i] += w * (a - b)
 
 
-@kernel
+@merged_kernel
 def julia(x, y, out_x, out_y, w, noise):
     """V13: a complex square root, one of the two at random (of (y, x), as theta is atan2(x, y))."""
     for i in range(len(x)):
@@ -209,7 +199,7 @@ def julia(x, y, out_x, out_y, w, noise):
         out_y[i] += side * b
 
 
-@kernel
+@merged_kernel
 def bent(x, y, out_x, out_y, w):
     """V14: x doubled where negative, y halved where negative."""
     for i in range(len(x)):
@@ -218,7 +208,7 @@ def bent(x, y, out_x, out_y, w):
         out_y[i] += w * (v if v >= _ZERO else _HALF * v)
 
 
-@kernel
+@merged_kernel
 def waves(x, y, out_x, out_y, w, p):
     """V15: (x + p0 sin(y p1), y + p2 sin(x p3))."""
     p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
@@ -228,7 +218,7 @@ def waves(x, y, out_x, out_y, w, p):
         out_y[i] += w * (v + p2 * sine(u * p3))
 
 
-@kernel
+@merged_kernel
 def fisheye(x, y, out_x, out_y, w):
     """V16: 2 (y, x) / (r + 1)."""
     for i in range(len(x)):
@@ -238,7 +228,7 @@ def fisheye(x, y, out_x, out_y, w):
         out_y[i] += q * u
 
 
-@kernel
+@merged_kernel
 def popcorn(x, y, out_x, out_y, w, p):
     """V17: (x + p0 sin(tan 3y), y + p1 sin(tan 3x))."""
     p0, p1 = p[0], p[1]
@@ -255,7 +245,7 @@ def _tangent(t):
     return sine(t) / c
 
 
-@kernel
+@merged_kernel
 def exponential_variation(x, y, out_x, out_y, w):
     """V18: exp(x - 1) (cos(pi y), sin(pi y))."""
     for i in range(len(x)):
@@ -264,7 +254,7 @@ def exponential_variation(x, y, out_x, out_y, w):
         out_y[i] += e * sine(t)
 
 
-@kernel
+@merged_kernel
 def power_variation(x, y, out_x, out_y, w):
     """V19: r^(sin theta) (cos theta, sin theta)."""
     for i in range(len(x)):
@@ -276,7 +266,7 @@ def power_variation(x, y, out_x, out_y, w):
         out_y[i] += e * u * q
 
 
-@kernel
+@merged_kernel
 def cosine_variation(x, y, out_x, out_y, w):
     """V20: the complex cosine, (cos(pi x) cosh y, -sin(pi x) sinh y)."""
     for i in range(len(x)):
@@ -287,7 +277,7 @@ def cosine_variation(x, y, out_x, out_y, w):
         out_y[i] -= w * sine(t) * _HALF * (e - inverse)
 
 
-@kernel
+@merged_kernel
 def rings(x, y, out_x, out_y, w, p):
     """V21: ((r + q) mod 2q - q + r (1 - q)) (cos theta, sin theta), q = p0 > 0."""
     q = p[0]
@@ -303,7 +293,7 @@ def rings(x, y, out_x, out_y, w, p):
         out_y[i] += e * u
 
 
-@kernel
+@merged_kernel
 def fan(x, y, out_x, out_y, w, p):
     """V22: turned by half a blade, one way or the other by blade; blade width p0 > 0, offset p1."""
     blade, offset = p[0], p[1]
@@ -319,7 +309,7 @@ def fan(x, y, out_x, out_y, w, p):
         out_y[i] += w * (u * c + v * turned)
 
 
-@kernel
+@merged_kernel
 def blob(x, y, out_x, out_y, w, p):
     """V23: the radius between p0 and p1 times itself, in p2 lobes."""
     low, span, lobes = p[0], (p[1] - p[0]) * _HALF, p[2]
@@ -330,7 +320,7 @@ def blob(x, y, out_x, out_y, w, p):
         out_y[i] += e * u
 
 
-@kernel
+@merged_kernel
 def pdj(x, y, out_x, out_y, w, p):
     """V24 (Peter de Jong): (sin(p0 y) - cos(p1 x), sin(p2 x) - cos(p3 y))."""
     p0, p1, p2, p3 = p[0], p[1], p[2], p[3]
@@ -340,7 +330,7 @@ def pdj(x, y, out_x, out_y, w, p):
         out_y[i] += w * (sine(p2 * u) - cosine(p3 * v))
 
 
-@kernel
+@merged_kernel
 def eyefish(x, y, out_x, out_y, w):
     """V27: 2 (x, y) / (r + 1)."""
     for i in range(len(x)):
@@ -350,7 +340,7 @@ def eyefish(x, y, out_x, out_y, w):
         out_y[i] += q * v
 
 
-@kernel
+@merged_kernel
 def bubble(x, y, out_x, out_y, w):
     """V28: 4 (x, y) / (r^2 + 4)."""
     for i in range(len(x)):
@@ -360,7 +350,7 @@ def bubble(x, y, out_x, out_y, w):
         out_y[i] += q * v
 
 
-@kernel
+@merged_kernel
 def cylinder(x, y, out_x, out_y, w):
     """V29: (sin x, y)."""
     for i in range(len(x)):
@@ -368,7 +358,7 @@ def cylinder(x, y, out_x, out_y, w):
         out_y[i] += w * y[i]
 
 
-@kernel
+@merged_kernel
 def perspective(x, y, out_x, out_y, w, p):
     """V30: p1 / (p1 - y sin p0) (x, y cos p0)."""
     s, c, distance = sine(p[0]), cosine(p[0]), p[1]
@@ -379,7 +369,7 @@ def perspective(x, y, out_x, out_y, w, p):
         out_y[i] += q * y[i] * c
 
 
-@kernel
+@merged_kernel
 def julian(x, y, out_x, out_y, w, p, noise):
     """V32: one of p0 complex p0-th roots, at random; radius to the p1 / p0."""
     roots, exponent, per_root = abs(p[0]), _HALF * p[1] / p[0], _ONE / p[0]
@@ -393,7 +383,7 @@ def julian(x, y, out_x, out_y, w, p, noise):
         out_y[i] += e * sine(t)
 
 
-@kernel
+@merged_kernel
 def juliascope(x, y, out_x, out_y, w, p, noise):
     """V33: as julian, every other root mirrored."""
     roots, exponent, per_root = abs(p[0]), _HALF * p[1] / p[0], _ONE / p[0]
@@ -409,7 +399,7 @@ def juliascope(x, y, out_x, out_y, w, p, noise):
         out_y[i] += e * sine(t)
 
 
-@kernel
+@merged_kernel
 def blur(x, y, out_x, out_y, w, noise):
     """V34: a point of the unit disc at random, dense at its centre."""
     for i in range(len(x)):
@@ -420,7 +410,7 @@ def blur(x, y, out_x, out_y, w, noise):
         out_y[i] += e * sine(t)
 
 
-@kernel
+@merged_kernel
 def ngon(x, y, out_x, out_y, w, p):
     """V38: towards a polygon: p0 power, p1 sector angle, p2 corners, p3 circle."""
     exponent, sector, corners, circle = -_HALF * p[0], p[1], p[2], p[3]
@@ -437,7 +427,7 @@ def ngon(x, y, out_x, out_y, w, p):
         out_y[i] += e * v
 
 
-@kernel
+@merged_kernel
 def curl(x, y, out_x, out_y, w, p):
     """V39: z / (1 + p0 z + p1 z^2), as complex numbers."""
     p0, p1 = p[0], p[1]
@@ -450,7 +440,7 @@ def curl(x, y, out_x, out_y, w, p):
         out_y[i] += q * (v * a - u * b)
 
 
-@kernel
+@merged_kernel
 def rectangles(x, y, out_x, out_y, w, p):
     """V40: mirrored within cells of p0 by p1."""
     p0, p1 = p[0], p[1]
@@ -461,7 +451,7 @@ def rectangles(x, y, out_x, out_y, w, p):
         out_y[i] += w * ((_TWO * floor(v * per1) + _ONE) * p1 - v)
 
 
-@kernel
+@merged_kernel
 def tangent(x, y, out_x, out_y, w):
     """V42: (sin x / cos y, tan y)."""
     for i in range(len(x)):
@@ -471,7 +461,7 @@ def tangent(x, y, out_x, out_y, w):
         out_y[i] += q * sine(y[i])
 
 
-@kernel
+@merged_kernel
 def square(x, y, out_x, out_y, w, noise):
     """V43: a point of the unit square at random, centred."""
     for i in range(len(x)):
@@ -481,7 +471,7 @@ def square(x, y, out_x, out_y, w, noise):
         out_y[i] += w * (noise_unit(noise[i]) - _HALF)
 
 
-@kernel
+@merged_kernel
 def cross(x, y, out_x, out_y, w):
     """V48: (x, y) / |x^2 - y^2|."""
     for i in range(len(x)):

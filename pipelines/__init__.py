@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from pixmix import __version__ as __version__
+
 if TYPE_CHECKING:
     from pipelines.loading.cursors import EvalLoader, TrainLoader
     from pipelines.loading.loaders import eval_loader, train_loader
@@ -9,8 +11,6 @@ if TYPE_CHECKING:
     from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.stream import pixmix_stream
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CIFAR",
@@ -25,27 +25,28 @@ __all__ = [
     "train_loader",
 ]
 
-_MODULES = {
-    "CIFAR": "pipelines.loading.preparation",
-    "IMAGENET": "pipelines.loading.preparation",
-    "EvalLoader": "pipelines.loading.cursors",
-    "Preparation": "pipelines.loading.preparation",
-    "Remote": "pipelines.loading.remote_sets",
-    "TrainLoader": "pipelines.loading.cursors",
-    "eval_loader": "pipelines.loading.loaders",
-    "open_mixing_set": "pipelines.loading.mixing_set",
-    "pixmix_stream": "pipelines.loading.stream",
-    "train_loader": "pipelines.loading.loaders",
-}
+# Type checkers would take any name for one that `__getattr__` may return.
+if not TYPE_CHECKING:
+    _MODULES = {
+        "CIFAR": "pipelines.loading.preparation",
+        "IMAGENET": "pipelines.loading.preparation",
+        "EvalLoader": "pipelines.loading.cursors",
+        "Preparation": "pipelines.loading.preparation",
+        "Remote": "pipelines.loading.remote_sets",
+        "TrainLoader": "pipelines.loading.cursors",
+        "eval_loader": "pipelines.loading.loaders",
+        "open_mixing_set": "pipelines.loading.mixing_set",
+        "pixmix_stream": "pipelines.loading.stream",
+        "train_loader": "pipelines.loading.loaders",
+    }
 
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used: a command's help needs none of them."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
+        from importlib import import_module
 
-def __getattr__(name: str) -> object:
-    """Import a public name when it is asked for: a command's help needs none of them."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_MODULES[name]), name)
+        return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -9,7 +9,6 @@ report.html                 what came of it
 import json
 import shlex
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,12 @@ from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
 from pipelines.report.page import Commands, Picture, Section, Text, page, write_page
-from pipelines.report.runs import EVALUATION, read_runs, sections
-from pipelines.shards.children import child
+from pipelines.report.run_files import EVALUATION, read_runs
+from pipelines.report.runs import sections
+from pipelines.shards.children import PYTHON_MODULE, child, child_environment
 from pipelines.shards.files import check_no_file, write_file
 from pipelines.training.checkpoints import find_checkpoints
+from pixmix.commands import MODULES
 
 RECORD = "stages.json"
 
@@ -35,14 +36,6 @@ _NEEDED = {
     "sklearn": "digits",
 }
 """Module -> the extra that brings it."""
-
-_MODULES = {
-    "pixmix-eval": "pipelines.cli.evaluate",
-    "pixmix-gen": "pipelines.cli.gen",
-    "pixmix-shard": "pipelines.cli.shard",
-    "pixmix-show": "pipelines.cli.show",
-    "pixmix-train": "pipelines.cli.train",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +140,7 @@ def stages(out: Path) -> list[Stage]:
         training("plain", "--augment", "none"),
         training("pixmix", "--mixing-set", mixing),
         fixed(
-            "corrupted digits", digits / "DIGITS-C",
+            "corrupted digits", digits / "DIGITS-C-made",
             "pixmix-eval", "make-c", "--data", digits,
         ),
         evaluation("plain"),
@@ -227,8 +220,8 @@ def run_command(stage: Stage) -> str:
         OSError: if its output cannot be written.
     """
     script, *arguments = stage.command()
-    command = [sys.executable, "-m", _MODULES[script], *arguments]
-    with child(command, stdout=subprocess.PIPE) as process:
+    command = [*PYTHON_MODULE, MODULES[script], *arguments]
+    with child(command, env=child_environment(), stdout=subprocess.PIPE) as process:
         printed, _ = process.communicate()
     if process.returncode != 0:
         raise PipelineError(

@@ -1,32 +1,61 @@
-"""PixMix: mixing pictures with fractals, on one picture, on a batch and on any torch device."""
+"""PixMix: mixing pictures with fractals, on one picture, on a batch and on any torch device.
+
+All that a program needs is here. Loaders and mixing sets come from `pipelines`, fractals from
+`fractals`; each name is imported when it is first used.
+"""
 
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchPixMix",
+    "PackedPictures",
+    "PixMix",
+    "PixMixSettings",
+    "draw_genome",
+    "eval_loader",
+    "mix_batch",
+    "open_mixing_set",
+    "render",
+    "train_loader",
+]
+
 if TYPE_CHECKING:
+    from fractals import draw_genome, render
+    from pipelines.loading.loaders import eval_loader, train_loader
+    from pipelines.loading.mixing_set import open_mixing_set
     from pixmix.batch import BatchPixMix
     from pixmix.fused import mix_batch
     from pixmix.packed import PackedPictures
     from pixmix.settings import PixMixSettings
     from pixmix.transform import PixMix
+else:
+    # Type checkers would take any name for one that `__getattr__` may return.
+    _MODULES = {
+        "BatchPixMix": "pixmix.batch",
+        "PackedPictures": "pixmix.packed",
+        "PixMix": "pixmix.transform",
+        "PixMixSettings": "pixmix.settings",
+        "draw_genome": "fractals",
+        "eval_loader": "pipelines.loading.loaders",
+        "mix_batch": "pixmix.fused",
+        "open_mixing_set": "pipelines.loading.mixing_set",
+        "render": "fractals",
+        "train_loader": "pipelines.loading.loaders",
+    }
 
-__all__ = ["BatchPixMix", "PackedPictures", "PixMix", "PixMixSettings", "mix_batch"]
+    def __getattr__(name: str) -> object:
+        """Import a public name when it is first used, so that `import pixmix` loads no torch."""
+        if name not in _MODULES:
+            raise AttributeError(f"module 'pixmix' has no attribute {name!r}")
+        from importlib import import_module
 
-_MODULES = {
-    "BatchPixMix": "pixmix.batch",
-    "PackedPictures": "pixmix.packed",
-    "PixMix": "pixmix.transform",
-    "PixMixSettings": "pixmix.settings",
-    "mix_batch": "pixmix.fused",
-}
+        from pixmix.shadowing import import_beside
 
-
-def __getattr__(name: str) -> object:
-    """Import a public name when it is asked for: torch is not, for what needs it not."""
-    if name not in _MODULES:
-        raise AttributeError(f"module 'pixmix' has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(_MODULES[name]), name)
+        module = _MODULES[name]
+        load = import_module if module.startswith("pixmix.") else import_beside
+        return getattr(load(module), name)
 
 
 def __dir__() -> list[str]:

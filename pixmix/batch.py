@@ -81,34 +81,39 @@ class BatchPixMix(nn.Module):
         images: Tensor,
         *,
         seed: int | None = None,
-        epoch: int = 0,
-        indices: Sequence[int] | NDArray[np.int64] | None = None,
+        epoch: int | None = None,
+        indices: Sequence[int] | NDArray[np.int64] | Tensor | None = None,
     ) -> Tensor:
         """Return the images mixed: a function of (seed, epoch, index) for each.
+
+        Pass seed, epoch and indices together, or none of them: without the indices all batches of
+        an epoch would get the same draws, and without the epoch all epochs.
 
         Args:
             images: (N, 3, H, W) uint8, on the device of this module's buffer.
             seed: any whole number, taken modulo 2^64; None to draw one from torch's generator of
-                the CPU.
+                the CPU, for this batch alone.
             epoch: 0 .. 2^32 - 1.
-            indices: (N,) numbers of the samples, 0 .. 2^32 - 1, not on a device that would have to
-                be waited for; None for 0 .. N-1.
+            indices: (N,) numbers of the samples in their dataset, 0 .. 2^32 - 1, not on a device
+                that would have to be waited for.
 
         Returns:
             (N, 3, H, W), or (N, views, 3, H, W), float32 in [0, 1].
 
         Raises:
             TypeError: for images that are no uint8 tensor.
-            ValueError: for another shape or device, a smaller mixing picture, indices without a
-                seed.
+            ValueError: for another shape or device, a smaller mixing picture, or some of seed,
+                epoch and indices without the others.
         """
         self._check(images)
-        if seed is None:
-            if indices is not None:
-                raise ValueError("indices without a seed repeat nothing; give seed too, or neither")
-            seed = int(torch.empty((), dtype=torch.int64).random_())
         n = len(images)
-        numbers = sample_indices(np.arange(n) if indices is None else indices, n)
+        if seed is None and epoch is None and indices is None:
+            seed, epoch = int(torch.empty((), dtype=torch.int64).random_()), 0
+            numbers = np.arange(n)
+        elif seed is None or epoch is None or indices is None:
+            raise ValueError(_incomplete_key(seed=seed, epoch=epoch, indices=indices))
+        else:
+            numbers = sample_indices(indices, n)
         n_views = 1 if self.views is None else self.views
         height, width = images.shape[2:]
         plan = draw_plan(
@@ -219,6 +224,17 @@ class BatchPixMix(nn.Module):
         top = _below(samples["top_word"], self._heights[picture] - np.int64(height - 1))
         left = _below(samples["left_word"], self._widths[picture] - np.int64(width - 1))
         return self._offsets[picture] + top * stride + 3 * left, stride
+
+
+def _incomplete_key(**given: object) -> str:
+    """Return the error for some of seed, epoch and indices without the others."""
+    passed = " and ".join(name for name, value in given.items() if value is not None)
+    missing = " and ".join(name for name, value in given.items() if value is None)
+    return (
+        f"got {passed} without {missing}: samples of other batches or epochs would get the same "
+        "draws; pass seed, epoch and indices (the numbers of the samples in their dataset), or "
+        "none of the three"
+    )
 
 
 def _packed(mixing_set: object) -> PackedPictures:

@@ -1,9 +1,21 @@
 """What this package takes for a picture, and the errors where it is something else."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 _MOST_PIXELS = 2**31 - 1
+
+
+def place_of_image(sample: Sequence[object] | Mapping[object, object]) -> object:
+    """Return the index or key of what looks like an image in a sample of a dataset, else 0."""
+    pairs = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+    # Pillow's images have no ndim, and labels no shape of an image.
+    looks = (
+        key for key, value in pairs if getattr(value, "ndim", 0) == 3 or hasattr(value, "mode")
+    )
+    return next(looks, 0)
 
 
 def check_picture(picture: object) -> NDArray[np.uint8]:
@@ -12,6 +24,11 @@ def check_picture(picture: object) -> NDArray[np.uint8]:
     picture: (H, W, 3) uint8, H and W at least 1, up to 2^31 - 1 pixels. Raises TypeError for what
     is not an array or not uint8, ValueError for another shape.
     """
+    if isinstance(picture, tuple | list | Mapping):
+        raise TypeError(
+            f"expected an (H, W, 3) uint8 array, got a {type(picture).__name__}; leave labels out: "
+            f"use [numpy.asarray(sample[{place_of_image(picture)!r}]) for sample in dataset]"
+        )
     if not isinstance(picture, np.ndarray):
         raise TypeError(
             f"a picture is an (H, W, 3) uint8 array, not {type(picture).__name__}; "

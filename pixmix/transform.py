@@ -1,23 +1,48 @@
 """PixMix as a transform of one picture, for `torchvision.transforms.v2` pipelines and workers."""
 
+import warnings
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pixmix.arguments import count_of_views, names_of_mixings, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
-from pixmix.pictures import check_picture
+from pixmix.pictures import check_picture, place_of_image
+from pixmix.sample_types import fixed_annotations, like_input, places_of_images
 from pixmix.settings import PixMixSettings
 
 Picture = Image.Image | torch.Tensor | NDArray[np.uint8]
 
+DTYPES = (torch.float32, torch.uint8)
+"""What a transform can return."""
+
+
+class Pictures(Protocol):
+    """A sequence of images, opened one at a time: a list, or a dataset without labels."""
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    def __getitem__(self, index: int, /) -> Picture:
+        """Return image `index`, from 0."""
+
+
+if TYPE_CHECKING:
+    _T = TypeVar("_T", bound=torch.Tensor)
+    _Label = TypeVar("_Label")
+    _Key = TypeVar("_Key")
+    _Rest = TypeVarTuple("_Rest")
+
+_PLAIN_IMAGES = (torch.Tensor, np.ndarray, Image.Image)
 _NOTHING = NO_PICTURES.layout
 _MEANS, _DEVIATIONS = np.zeros(3, np.float32), np.ones(3, np.float32)
 
@@ -26,12 +51,17 @@ class PixMix(nn.Module):
     """Mix a picture with what operations make of it and with a picture of a mixing set.
 
     Takes a PIL image of mode RGB, a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, and gives a
-    (3, H, W) float32 tensor in [0, 1]: normalise after it, crop and flip before it. Labels and
-    whatever else comes along are handed on as they are. Source: Hendrycks et al., "PixMix",
-    CVPR 2022, figure 4.
+    (3, H, W) float32 tensor in [0, 1]: normalise after it, crop and flip before it. Source:
+    Hendrycks et al., "PixMix", CVPR 2022, figure 4.
 
         transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(),
                                 PixMix(mixing_set), v2.Normalize([0.5] * 3, [0.5] * 3)])
+
+    Samples follow the rules of torchvision's v2 transforms. An image can be alone, one of several
+    arguments, or inside dicts, tuples and lists; everything else is returned unchanged, in the
+    same structure. All `tv_tensors.Image` and PIL images of a sample are mixed, with the same
+    draws. Only where there are none is the first plain tensor or array taken as the image. A
+    `tv_tensors.Image` is returned as one, any other image as a plain tensor.
 
     Randomness: without a key one number is drawn from torch's generator, so that
     `torch.manual_seed` and the seeds of DataLoader workers do what they do for torchvision's
@@ -39,24 +69,29 @@ class PixMix(nn.Module):
 
     Args:
         mixing_set: a sequence of pictures, each of one of the three types above and at least as
-            large as the pictures to mix; `mixing_set[i]` is asked for only where a round needs it.
-            None or an empty one: every round mixes with what an operation makes of the picture.
+            large as the pictures to mix; `mixing_set[i]` is asked for only where a round needs it,
+            except that item 0 is checked at once. None or an empty one: every round mixes with
+            what an operation makes of the picture.
         k: the most rounds of mixing.
         beta: above 0; the larger, the more a mixing keeps of the picture.
         severity: of the operations, 0.1 to 10.
         all_ops: draw color, contrast, brightness and sharpness too (they overlap ImageNet-C).
-        geometric: draw rotations, shears and translations; without them boxes and masks hold.
+        geometric: draw rotations, shears and translations; without them boxes and masks hold. With
+            them, boxes, masks and keypoints in a sample (torchvision's types) cause one warning.
         mixings: names from `pixmix.settings.MIXINGS`.
         views: how many independent views to give, (views, 3, H, W); None for one, (3, H, W).
+        dtype: torch.float32, in [0, 1]; or torch.uint8, 0..255, each value rounded to the nearest
+            level, so at most half a level off the float one. Use uint8 where a loader expects it:
+            timm's prefetcher casts floats in [0, 1] to 0 and 1.
 
     Raises:
-        TypeError: if the mixing set is no sequence, or a number no number.
-        ValueError: for a number out of range.
+        TypeError: if the mixing set is no sequence of images, or a number no number.
+        ValueError: for a number out of range, or an image of another mode or shape.
     """
 
     def __init__(
         self,
-        mixing_set: Sequence[Picture] | PackedPictures | None = None,
+        mixing_set: Pictures | None = None,
         *,
         k: int = 4,
         beta: float = 3.0,
@@ -65,6 +100,7 @@ class PixMix(nn.Module):
         geometric: bool = True,
         mixings: Sequence[str] = ("add", "multiply"),
         views: int | None = None,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.settings = PixMixSettings(
@@ -83,32 +119,138 @@ class PixMix(nn.Module):
                 f"mixing_set is {type(mixing_set).__name__}; give a sequence of uint8 pictures "
                 "(a list, a dataset of pictures without labels, a PackedPictures), or None"
             )
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype is {dtype!r}; use torch.float32 or torch.uint8")
         self.mixing_set = mixing_set
         self.views = count_of_views(views)
+        self.dtype = dtype
+        self._first_size: tuple[int, int] | None = None
+        if mixing_set is not None and len(mixing_set) > 0:
+            height, width, _ = _as_array(mixing_set[0], "mixing picture 0").shape
+            self._first_size = (height, width)
+        self._warned = False
 
-    def forward(
-        self, picture: Picture, *others: object, key: tuple[int, int, int] | None = None
-    ) -> torch.Tensor | tuple[object, ...]:
-        """Return the picture mixed; with others, a tuple of it and them.
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, image: _T, /, *, key: tuple[int, int, int] | None = None) -> _T: ...
+
+        @overload
+        def __call__(
+            self,
+            image: Image.Image | NDArray[np.uint8],
+            /,
+            *,
+            key: tuple[int, int, int] | None = None,
+        ) -> torch.Tensor: ...
+
+        @overload
+        def __call__(
+            self,
+            image: _T,
+            label: _Label,
+            /,
+            *others: *_Rest,
+            key: tuple[int, int, int] | None = None,
+        ) -> tuple[_T, _Label, *_Rest]: ...
+
+        @overload
+        def __call__(
+            self,
+            image: Image.Image | NDArray[np.uint8],
+            label: _Label,
+            /,
+            *others: *_Rest,
+            key: tuple[int, int, int] | None = None,
+        ) -> tuple[torch.Tensor, _Label, *_Rest]: ...
+
+        @overload
+        def __call__(
+            self,
+            sample: tuple[_T, *_Rest],
+            /,
+            *,
+            key: tuple[int, int, int] | None = None,
+        ) -> tuple[_T, *_Rest]: ...
+
+        @overload
+        def __call__(
+            self,
+            sample: tuple[Image.Image | NDArray[np.uint8], *_Rest],
+            /,
+            *,
+            key: tuple[int, int, int] | None = None,
+        ) -> tuple[torch.Tensor, *_Rest]: ...
+
+        @overload
+        def __call__(
+            self, sample: dict[_Key, Any], /, *, key: tuple[int, int, int] | None = None
+        ) -> dict[_Key, Any]: ...
+
+        @overload
+        def __call__(
+            self, sample: list[Any], /, *, key: tuple[int, int, int] | None = None
+        ) -> list[Any]: ...
+
+        # mypy does not see that `*inputs` takes an unpacked TypeVarTuple.
+        def __call__(  # type: ignore[misc]
+            self, *inputs: Any, key: tuple[int, int, int] | None = None
+        ) -> Any:
+            """See `forward`; the overloads are for type checkers."""
+
+    def forward(self, *inputs: object, key: tuple[int, int, int] | None = None) -> object:
+        """Return the sample with its image mixed; of several arguments, a tuple.
 
         Args:
-            picture: RGB of 8 bits a channel, in one of the three types.
-            *others: labels and the like.
+            *inputs: the image, with labels and the like beside it, or one sample that holds it.
             key: (seed, epoch, index), whole numbers, the last two below 2^32; None to draw a
                 seed from torch's generator.
 
         Raises:
-            TypeError: if it is of another type.
+            TypeError: if there is no image, or it is of another type.
             ValueError: for another mode or shape, or a mixing picture that is smaller.
         """
-        image = _as_array(picture, "the picture")
+        if not (key is None or (isinstance(key, Sequence) and len(key) == 3)):
+            raise TypeError(f"key is {key!r}; give (seed, epoch, index), three whole numbers")
         if key is None:
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
-        if not (isinstance(key, Sequence) and len(key) == 3):
-            raise TypeError(f"key is {key!r}; give (seed, epoch, index), three whole numbers")
+        sample = inputs[0] if len(inputs) == 1 else inputs
+        if type(sample) in _PLAIN_IMAGES:
+            # Most calls; looking through a sample costs a seventh of a call at 32 pixels.
+            return self._mixed(sample, key)
+        leaves, structure = tree_flatten(sample)
+        places = places_of_images(leaves)
+        if not places:
+            raise TypeError(
+                f"found no image in {type(sample).__name__}; use an RGB PIL image, a (3, H, W) "
+                "uint8 tensor or an (H, W, 3) uint8 array"
+            )
+        if self.settings.geometric and not self._warned and len(leaves) > 1:
+            self._warn_of(fixed_annotations(leaves))
+        for place in places:
+            leaves[place] = like_input(self._mixed(leaves[place], key), leaves[place])
+        return tree_unflatten(leaves, structure)
+
+    def _warn_of(self, annotations: list[str]) -> None:
+        """Warn, once, that annotations do not follow the image where operations move it."""
+        if annotations:
+            self._warned = True
+            warnings.warn(
+                f"{' and '.join(annotations)} stay in place while PixMix rotates, shears and "
+                "translates the image; use PixMix(..., geometric=False) for samples with them",
+                stacklevel=2,
+            )
+
+    def _mixed(self, picture: object, key: tuple[int, int, int]) -> torch.Tensor:
+        """Return a picture mixed by a key."""
+        image = _as_array(picture, "the picture")
         seed, epoch, index = key
         index = whole("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])
+        first = self._first_size
+        if first is not None and (first[0] < size[0] or first[1] < size[1]):
+            # Others are looked at where they are drawn; this one tells at the first image.
+            raise ValueError(too_small(0, *first, *size))
         n_views = 1 if self.views is None else self.views
         plan = draw_plan(
             np.array([index], np.int64),
@@ -134,7 +276,7 @@ class PixMix(nn.Module):
             n_threads=1,
         )
         mixed = torch.from_numpy(result[0] if self.views is None else result)
-        return (mixed, *others) if others else mixed
+        return mixed if self.dtype == torch.float32 else mixed.mul_(255).round_().to(torch.uint8)
 
     def _pictures_of(self, plan: Plan, size: tuple[int, int]) -> Layout:
         """Return the mixing pictures that the views need, and let the plan count in them."""
@@ -172,7 +314,8 @@ class PixMix(nn.Module):
         return (
             f"{mixing_set}, k={settings.k}, beta={settings.beta:g}, "
             f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}"
+            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}, "
+            f"dtype={self.dtype}"
         )
 
 
@@ -185,6 +328,12 @@ def _as_array(picture: object, name: str) -> NDArray[np.uint8]:
 
 
 def _unpacked(picture: object) -> object:
+    if isinstance(picture, tuple | list | Mapping):
+        raise TypeError(
+            f"expected an image, got a {type(picture).__name__}; a mixing set has images without "
+            f"labels: use [sample[{place_of_image(picture)!r}] for sample in dataset], or "
+            "open_mixing_set(folder, side)"
+        )
     if isinstance(picture, Image.Image):
         if picture.mode != "RGB":
             raise ValueError(

@@ -26,7 +26,8 @@ class Answer:
     """What the server is about to send, for a fault to change.
 
     begin: of the range. n_sent: body bytes after which the connection is cut. stall_at: body bytes
-    after which nothing more is sent, though the connection stays. pause_s: between two pieces.
+    after which nothing more is sent, though the connection stays. pause_s: between two pieces of
+    `piece` bytes. endless: whether zeros follow the body for ever.
     """
 
     content: bytes
@@ -37,6 +38,8 @@ class Answer:
     n_sent: int | None = None
     stall_at: int | None = None
     pause_s: float = 0.0
+    piece: int = PIECE
+    endless: bool = False
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,11 +73,26 @@ def slowly(pause_s: float) -> Fault:
     return change
 
 
-def status(code: int) -> Fault:
-    """Answer with this status."""
+def dripping(pause_s: float) -> Fault:
+    """Send a byte at a time, with a pause before each."""
+
+    def change(answer: Answer) -> None:
+        answer.pause_s, answer.piece = pause_s, 1
+
+    return change
+
+
+def endless(answer: Answer) -> None:
+    """Say no length, and let zeros follow the body for ever."""
+    answer.length, answer.endless = False, True
+
+
+def status(code: int, **headers: str) -> Fault:
+    """Answer with this status; headers: with underscores for hyphens."""
 
     def change(answer: Answer) -> None:
         answer.status = code
+        answer.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
     return change
 
@@ -195,6 +213,13 @@ class FaultyServer:
         self._server.server_close()
 
 
+def _send_status(handler: http.server.BaseHTTPRequestHandler, answer: Answer) -> None:
+    handler.send_response(answer.status)
+    for name, value in answer.headers.items():
+        handler.send_header(name, value)
+    handler.end_headers()
+
+
 def _send(
     handler: http.server.BaseHTTPRequestHandler,
     answer: Answer,
@@ -203,7 +228,7 @@ def _send(
 ) -> None:
     handler.close_connection = True
     if answer.status != 200:
-        handler.send_error(answer.status)
+        _send_status(handler, answer)
         return
     body = answer.content
     if span is not None and answer.ranges:
@@ -225,7 +250,7 @@ def _send(
     sent = 0
     try:
         while sent < len(body):
-            piece = body[sent : sent + PIECE]
+            piece = body[sent : sent + answer.piece]
             if answer.stall_at is not None and sent + len(piece) > answer.stall_at:
                 handler.wfile.write(body[sent : answer.stall_at])
                 handler.wfile.flush()
@@ -239,6 +264,8 @@ def _send(
             handler.wfile.write(piece)
             sent += len(piece)
             time.sleep(answer.pause_s)
+        while answer.endless and not ended.is_set():
+            handler.wfile.write(bytes(2**16))
     except OSError:
         # Whoever asked has gone.
         return

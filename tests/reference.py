@@ -651,11 +651,15 @@ def oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
     return lab
 
 
-def palette_ring(
-    stops: tuple[tuple[float, float, float], ...], margin: float
+def palette_rings(
+    stops: tuple[tuple[float, float, float], ...], strict: float, lax: float
 ) -> NDArray[np.float64]:
-    """Display RGB (256, 3) of a ring of stops; margin: how far outside [0, 1] counts as inside."""
-    ring = np.empty((256, 3))
+    """Display RGB (17, 256, 3) of a ring of stops, by sixteenths of chroma that may be kept.
+
+    A colour that is outside [0, 1] by between `strict` and `lax` may be taken as inside or not, so
+    an entry has one colour or a few; the others are NaN.
+    """
+    rings = np.full((17, 256, 3), np.nan)
     for entry in range(256):
         left, part = divmod(entry * len(stops) / 256, 1)
         ease = part * part * (3 - 2 * part)
@@ -663,11 +667,15 @@ def palette_ring(
         lab = (1 - ease) * one + ease * other
         for sixteenths in range(16, -1, -1):
             rgb = linear_rgb(lab * np.array([1, sixteenths / 16, sixteenths / 16]))
-            if rgb.min() >= -margin and rgb.max() <= 1 + margin:
+            outside = max(-rgb.min(), rgb.max() - 1)
+            if outside <= lax or sixteenths == 0:
+                rgb = rgb.clip(0, 1)
+                rings[sixteenths, entry] = np.where(
+                    rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055
+                )
+            if outside <= strict:
                 break
-        rgb = rgb.clip(0, 1)
-        ring[entry] = np.where(rgb <= 0.0031308, 12.92 * rgb, 1.055 * rgb ** (1 / 2.4) - 0.055)
-    return ring
+    return rings
 
 
 # --- pixmix/op_kernels.py ------------------------------------------------------------------------

@@ -91,7 +91,8 @@ def mixed_by_kernel(images: NDArray[np.uint8], mixings: tuple[str, ...], k: int)
 
 def by_module(images: NDArray[np.uint8], mixings: tuple[str, ...], k: int, device: str) -> Tensor:
     module = BatchPixMix(mixing_set(), k=k, all_ops=True, mixings=mixings).to(device)
-    result: Tensor = module(as_tensor(images).to(device), seed=SEED, epoch=2)
+    key = {"seed": SEED, "epoch": 2, "indices": range(len(images))}
+    result: Tensor = module(as_tensor(images).to(device), **key)
     return result.cpu()
 
 
@@ -133,7 +134,7 @@ def _multiplied(x: Tensor, y: Tensor, a: float, b: float) -> Tensor:
 def test_batching_and_order_do_not_show() -> None:
     images = as_tensor(drawn(7, 40, 20, 13))
     module = BatchPixMix(mixing_set(), all_ops=True, mixings=MIXINGS)
-    whole = module(images, seed=1, epoch=3)
+    whole = module(images, seed=1, epoch=3, indices=range(40))
     order = np.random.default_rng(0).permutation(40)
     parts = [
         module(images[torch.from_numpy(part)], seed=1, epoch=3, indices=part)
@@ -144,7 +145,9 @@ def test_batching_and_order_do_not_show() -> None:
 
 def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
     images = drawn(12, 200, 20, 13)
-    result = BatchPixMix(mixing_set(), k=1, geometric=False)(as_tensor(images), seed=4, epoch=1)
+    result = BatchPixMix(mixing_set(), k=1, geometric=False)(
+        as_tensor(images), seed=4, epoch=1, indices=range(200)
+    )
     expected = mix_batch(
         images, PackedPictures.pack(mixing_set()), range(200), seed=4, epoch=1,
         settings=PixMixSettings(k=1, geometric=False),
@@ -154,7 +157,9 @@ def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
 
 def test_views_are_independent_and_those_of_the_kernel() -> None:
     images = drawn(8, 50, 20, 13)
-    result = BatchPixMix(mixing_set(), k=1, views=3)(as_tensor(images), seed=4, epoch=1)
+    result = BatchPixMix(mixing_set(), k=1, views=3)(
+        as_tensor(images), seed=4, epoch=1, indices=range(50)
+    )
     expected = mix_batch(
         images, PackedPictures.pack(mixing_set()), range(50), seed=4, epoch=1,
         settings=PixMixSettings(k=1), views=3,
@@ -169,14 +174,14 @@ def test_without_a_mixing_set_images_mix_with_themselves(
     nothing: list[NDArray[np.uint8]] | None,
 ) -> None:
     images = drawn(9, 100, 20, 13)
-    result = BatchPixMix(nothing, k=1)(as_tensor(images), seed=4)
+    result = BatchPixMix(nothing, k=1)(as_tensor(images), seed=4, epoch=0, indices=range(100))
     expected = mix_batch(images, None, range(100), seed=4, epoch=0, settings=PixMixSettings(k=1))
     assert float((result - expected).abs().max()) <= 2e-6
 
 
 def test_no_round_leaves_no_round() -> None:
     images = drawn(10, 60, 20, 13)
-    result = BatchPixMix(mixing_set(), k=0)(as_tensor(images), seed=4)
+    result = BatchPixMix(mixing_set(), k=0)(as_tensor(images), seed=4, epoch=0, indices=range(60))
     plan = draw_plan(
         np.arange(60), seed=4, epoch=0, settings=PixMixSettings(k=0), size=(20, 13),
         source_size=(20, 13), flip=False, views=1, n_pictures=12,
@@ -199,7 +204,7 @@ def test_torch_s_seed_decides_where_none_is_given_and_one_number_is_drawn() -> N
     torch.manual_seed(3)
     seed = int(torch.empty((), dtype=torch.int64).random_())
     assert torch.equal(module(images), second)
-    assert torch.equal(module(images, seed=seed), first)
+    assert torch.equal(module(images, seed=seed, epoch=0, indices=range(8)), first)
     assert not torch.equal(first, second)
 
 
@@ -216,7 +221,8 @@ def test_it_survives_pickle_and_copy_and_its_state_is_empty() -> None:
     images, module = as_tensor(drawn(13, 8, 20, 13)), BatchPixMix(mixing_set(), k=3, views=2)
     assert module.state_dict() == {}
     for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
-        assert torch.equal(other(images, seed=1), module(images, seed=1))
+        key = {"seed": 1, "epoch": 2, "indices": range(8)}
+        assert torch.equal(other(images, **key), module(images, **key))
         assert repr(other) == repr(module)
 
 
@@ -240,13 +246,14 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
         (IMAGES[:, :1], {}, ValueError, "three channels"),
         (torch.zeros((4, 3, 21, 13), dtype=torch.uint8), {}, ValueError,
          "mixing picture 0 is 20x13 .* crop 21x13; resize"),
-        (IMAGES, {"indices": [0, 1, 2, 3]}, ValueError, "give seed too, or neither"),
-        (IMAGES, {"indices": [0, 1], "seed": 1}, ValueError,
+        (IMAGES, {"indices": [0, 1], "seed": 1, "epoch": 0}, ValueError,
          r"shape \(2,\) for 4 images; give one"),
-        (IMAGES, {"indices": [0.5] * 4, "seed": 1}, TypeError, "indices are float64; give whole"),
-        (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1}, ValueError,
-         "index 3 of the batch is 18446744073709551615; give"),
-        (IMAGES, {"epoch": -1}, ValueError, "epoch is -1; give"),
+        (IMAGES, {"indices": [0.5] * 4, "seed": 1, "epoch": 0}, TypeError,
+         "indices are float64; give whole"),
+        (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1, "epoch": 0},
+         ValueError, "index 3 of the batch is 18446744073709551615; give"),
+        (IMAGES, {"seed": 1, "epoch": -1, "indices": range(4)}, ValueError,
+         "epoch is -1; give"),
         (torch.zeros((4, 3, 20, 13), dtype=torch.uint8, device="meta"), {}, ValueError,
          r"on meta and the mixing set on cpu; move this module with .to\('meta'\)"),
     ],
@@ -266,6 +273,11 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         ({"mixings": ("blend",)}, ValueError, "no mixing 'blend'; choose"),
         ({"views": 0}, ValueError, "views is 0; give"),
         ({"mixing_set": ["cat.jpg"]}, TypeError, "not str; convert"),
+        (
+            {"mixing_set": [(np.zeros((4, 4, 3), np.uint8), 1)]},
+            TypeError,
+            "got a tuple; leave labels out",
+        ),
         ({"mixing_set": [np.zeros((4, 4))]}, TypeError, "not float64"),
     ],
 )
@@ -276,15 +288,37 @@ def test_nonsense_is_refused_when_it_is_made(
         BatchPixMix(**arguments)
 
 
+@pytest.mark.parametrize("missing", [["seed"], ["epoch"], ["indices"], ["epoch", "indices"],
+                                     ["seed", "epoch"], ["seed", "indices"]])  # fmt: skip
+def test_a_key_that_would_repeat_draws_is_refused_and_names_what_is_missing(
+    missing: list[str],
+) -> None:
+    """A seed and an epoch alone draw the same for every batch of the epoch."""
+    key = {"seed": 1, "epoch": 2, "indices": range(4)}
+    given = {name: value for name, value in key.items() if name not in missing}
+    with pytest.raises(ValueError, match=f"without {' and '.join(missing)}: "):
+        BatchPixMix(mixing_set())(IMAGES, **given)
+    assert BatchPixMix(mixing_set())(IMAGES, **key).shape == IMAGES.shape
+
+
+def test_two_batches_of_an_epoch_differ_and_a_sample_differs_between_epochs() -> None:
+    images, module = as_tensor(drawn(7, 8, 20, 13)), BatchPixMix(mixing_set())
+    first = module(images, seed=1, epoch=3, indices=torch.arange(8))
+    assert not torch.equal(module(images, seed=1, epoch=3, indices=torch.arange(8, 16)), first)
+    assert not torch.equal(module(images, seed=1, epoch=4, indices=torch.arange(8)), first)
+    assert torch.equal(module(images, seed=1, epoch=3, indices=torch.arange(8)), first)
+
+
 @ON_CUDA
 def test_a_gpu_is_never_waited_for() -> None:
     module = BatchPixMix(mixing_set(), all_ops=True, mixings=MIXINGS).to("cuda")
     images = as_tensor(drawn(14, 64, 20, 13)).to("cuda")
-    module(images, seed=0)
+    key = {"epoch": 0, "indices": range(64)}
+    module(images, seed=0, **key)
     torch.cuda.set_sync_debug_mode("error")
     try:
         # Whatever waits for the GPU raises here.
-        mixed = [module(images, seed=seed) for seed in range(5)]
+        mixed = [module(images, seed=seed, **key) for seed in range(5)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(each.shape == images.shape for each in mixed)

@@ -1,8 +1,12 @@
 import hashlib
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,13 +95,15 @@ def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
 
 def test_a_file_was_used_when_it_was_taken_and_when_it_was_let_go(cache: ShardCache) -> None:
     put(cache, 0).release()
-    path = cache.files / name_of(0)
+    path = cache.folder / "used" / name_of(0)
+    its_own = (cache.files / name_of(0)).stat()
     os.utime(path, (0, 0))
     held = put(cache, 0)
     assert path.stat().st_mtime > 0
     os.utime(path, (0, 0))
     held.release()
     assert path.stat().st_mtime > 0
+    assert (cache.files / name_of(0)).stat().st_ctime_ns == its_own.st_ctime_ns
 
 
 def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
@@ -110,6 +116,7 @@ def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
         asked.append(sha256)
         if len(asked) > 1:
             return hold(self, sha256, n_bytes)
+        cache.files.mkdir()
         (cache.files / name_of(0)).write_bytes(bytes(1000))
         return None
 
@@ -157,7 +164,7 @@ def test_a_held_file_that_is_dropped_is_let_go(cache: ShardCache) -> None:
 def test_a_file_larger_than_the_limit_is_refused_and_an_empty_cache_stays(
     cache: ShardCache,
 ) -> None:
-    with pytest.raises(CacheFullError, match="of those 0 are in use, so 3501 more find no room"):
+    with pytest.raises(CacheFullError, match="too few for a file of 3501 bytes"):
         put(cache, 0, 3501)
     put(cache, 0, 3500).release()
 
@@ -311,3 +318,116 @@ def test_a_file_system_without_locks_is_told(
     monkeypatch.setattr(cache_module.fcntl, "flock", refuse)
     with pytest.raises(PipelineError, match="is on a file system without locks; set PIXMIX_CACHE"):
         put(cache, 0)
+
+
+# --- a cache that others can write to ------------------------------------------------------------
+
+
+def partial_of(cache: ShardCache, number: int = 0, n_bytes: int = 1000) -> Path:
+    cache.files.mkdir(exist_ok=True)
+    return cache.files / f"{name_of(number)}.{n_bytes}.partial"
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "socket"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_is_no_file_is_never_written_through(
+    cache: ShardCache, tmp_path: Path, kind: str, whole: bool
+) -> None:
+    victim = tmp_path / "victim"
+    if kind == "link":
+        victim.write_bytes(b"precious")
+        os.utime(victim, (1, 1))
+    partial = partial_of(cache)
+    path = cache.files / name_of(0) if whole else partial
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "socket":
+        short = Path(os.path.relpath(path))
+        with socket.socket(socket.AF_UNIX) as listener, suppress(OSError):
+            listener.bind(str(short))
+    else:
+        path.symlink_to(victim)
+    put(cache, 0).release()
+    assert (cache.files / name_of(0)).lstat().st_size == 1000
+    assert numbers_in(cache) == [0]
+    assert victim.exists() == (kind == "link")
+    if kind == "link":
+        assert victim.read_bytes() == b"precious"
+        assert victim.stat().st_mtime == 1
+
+
+def test_a_partial_file_with_another_name_elsewhere_is_not_written_to(
+    cache: ShardCache, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    partial_of(cache).hardlink_to(victim)
+    with pytest.raises(PipelineError, match="has another name elsewhere"):
+        put(cache, 0)
+    assert victim.read_bytes() == b"precious"
+
+
+def test_a_link_in_place_of_the_time_of_use_changes_nobody_elses_times(
+    cache: ShardCache, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    os.utime(victim, (1, 1))
+    put(cache, 0).release()
+    used = cache.folder / "used" / name_of(0)
+    used.unlink()
+    used.symlink_to(victim)
+    put(cache, 0).release()
+    assert victim.stat().st_mtime == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
+def test_a_partial_file_of_another_user_is_left_to_them(cache: ShardCache) -> None:
+    partial = partial_of(cache)
+    partial.write_bytes(b"begun")
+    os.chown(partial, 65534, 65534)
+    with pytest.raises(PipelineError, match=r"belongs to another user .* PIXMIX_CACHE"):
+        put(cache, 0)
+    assert partial.read_bytes() == b"begun"
+
+
+READ_ONLY = """
+import sys
+from pathlib import Path
+from pipelines.errors import PipelineError
+from test_cache import ShardCache, put
+
+cache = ShardCache(folder=Path(sys.argv[1]))
+put(cache, 0).release()
+print("read", flush=True)
+try:
+    put(cache, 1)
+except PipelineError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becomes another user"
+)
+def test_a_cache_that_may_only_be_read_is_read() -> None:
+    tests = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        put(ShardCache(folder=folder), 0).release()
+        folder.chmod(0o755)
+        done = subprocess.run(
+            [
+                *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+                *(sys.executable, "-B", "-c", READ_ONLY, str(folder)),
+            ],
+            env=os.environ | {"PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if "ModuleNotFoundError" in done.stderr or "No module named" in done.stderr:
+        pytest.skip("another user may not read this Python")
+    read, refusal = done.stdout.splitlines()
+    assert read == "read", done.stderr
+    assert "nothing can be downloaded to this cache" in refusal

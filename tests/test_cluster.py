@@ -240,6 +240,28 @@ def test_the_indexed_job_paints_a_set_and_the_job_after_it_closes_it(
 # --- torchrun ------------------------------------------------------------------------------------
 
 
+def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() -> None:
+    service, training = yaml.safe_load_all((ROOT / "docs" / "cluster" / "train.yaml").read_text())
+    name = training["metadata"]["name"]
+    assert (service["kind"], training["kind"]) == ("Service", "Job")
+    assert service["metadata"]["name"] == training["spec"]["template"]["spec"]["subdomain"] == name
+    assert service["spec"]["selector"] == {"job-name": name}
+    torchrun, *arguments = command_of(training)
+    assert torchrun == "torchrun"
+    place = arguments.index("pixmix-train")
+    launcher, command = arguments[:place], arguments[place + 1 :]
+    pods = training["spec"]["completions"]
+    assert pods == training["spec"]["parallelism"]
+    assert f"--nnodes={pods}" in launcher
+    assert f"--rdzv-endpoint={name}-0.{name}:29500" in launcher
+    assert launcher[-1] == "--no-python"
+    assert parsed(train.main, shlex.join(command))
+    mounts = training["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    volumes = training["spec"]["template"]["spec"]["volumes"]
+    assert {each["name"] for each in mounts} == {each["name"] for each in volumes}
+    assert "/dev/shm" in {each["mountPath"] for each in mounts}
+
+
 def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
     lines = re.findall(r"^ +torchrun .* -m -- pipelines\.cli\.gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1

@@ -16,6 +16,7 @@ from pipelines.cli.demo import main
 from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
 from pipelines.errors import PipelineError
 from pipelines.training.history import write_metrics
+from pixmix.commands import MODULES
 
 
 class Chain:
@@ -142,7 +143,7 @@ def test_each_command_of_the_chain_is_one_that_its_script_takes(
     for stage in chain:
         script, *arguments = stage.command()
         assert stage.line().startswith(script)
-        command = import_module(demo._MODULES[script]).main
+        command = import_module(MODULES[script]).main
         with command.make_context(script, list(arguments)) as context:
             given = [*context._protected_args, *context.args]
             name, subcommand, rest = command.resolve_command(context, given)

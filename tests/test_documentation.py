@@ -87,6 +87,9 @@ def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_pat
     (line,) = content["history"]
     lines = {re.sub("^(validation|test)_", "", name) for name in line}
     assert lines - NAMED == set()
+    record = json.loads((tmp_path / "run" / "run.json").read_bytes())
+    record["settings"]["recipe"] = record["sessions"][0]["versions"] = {}
+    assert set(keys(record)) - NAMED == set()
 
 
 def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> None:

@@ -62,6 +62,43 @@ def test_false_positives_are_those_of_the_first_threshold_with_enough_recall(
     assert found == pytest.approx(expected, abs=1e-12)
 
 
+@given(usual=SCORES, odd=SCORES, recall=st.floats(0.01, 1))
+def test_false_positives_with_ties_are_those_of_a_slow_twin(
+    usual: list[float], odd: list[float], recall: float
+) -> None:
+    for score in sorted({*usual, *odd}, reverse=True):
+        found = sum(each >= score for each in odd)
+        if found >= recall * len(odd):
+            expected = sum(each >= score for each in usual) / len(usual)
+            break
+    assert false_positives_at(np.array(usual), np.array(odd), recall) == pytest.approx(expected)
+
+
+def nearest_recall(usual: list[float], odd: list[float], recall: float) -> float:
+    """The released code's convention: the nearest recall, and of equal ones the lowest score."""
+    best, share = 2.0, 0.0
+    for score in sorted({*usual, *odd}):
+        distance = abs(sum(each >= score for each in odd) / len(odd) - recall)
+        if distance < best - 1e-12:
+            best, share = distance, sum(each >= score for each in usual) / len(usual)
+    return share
+
+
+def test_conventions_on_ties_differ_as_they_are_said_to() -> None:
+    odd = [3.0] * 9 + [1.0]
+    # Nine of ten are nearest to 92 %, and too few here.
+    assert nearest_recall([0.0, 1.0, 4.0, 5.0], odd, 0.92) == 0.5
+    assert false_positives_at(np.array([0.0, 1.0, 4.0, 5.0]), np.array(odd), 0.92) == 0.75
+    # Of two scores with that recall the lower one alarms more often.
+    assert nearest_recall([0.0, 2.0, 4.0, 5.0], odd, 0.9) == 0.75
+    assert false_positives_at(np.array([0.0, 2.0, 4.0, 5.0]), np.array(odd), 0.9) == 0.5
+    # They agree where no usual sample lies between.
+    usual = [0.0, 0.5, 4.0, 5.0]
+    assert nearest_recall(usual, odd, 0.9) == false_positives_at(
+        np.array(usual), np.array(odd), 0.9
+    )
+
+
 def test_detection_by_hand() -> None:
     usual, odd = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
     assert auroc(usual, odd) == pytest.approx(7 / 8)

@@ -1,6 +1,7 @@
 """Options and endings that commands share."""
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -64,7 +65,10 @@ def test_an_address_in_place_of_a_folder_is_refused_with_the_remedy(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bar_is_of_one_work_and_never_goes_back(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_is_of_one_work_and_never_goes_back(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar("samples") as show:
         for total in (30, 20, 25):
             for done in range(0, total + 1, 5):
@@ -76,7 +80,10 @@ def test_a_bar_is_of_one_work_and_never_goes_back(capsys: pytest.CaptureFixture[
         assert f"{total}/{total}" in bar.split("\r")[-1]
 
 
-def test_work_that_goes_on_has_one_bar(capsys: pytest.CaptureFixture[str]) -> None:
+def test_work_that_goes_on_has_one_bar(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bar("steps") as show:
         for done in (3, 3, 4, 9):
             show(done, 9, "a note")

@@ -14,6 +14,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from pipelines.cli.help_pages import help_pages
+from pixmix.commands import MODULES
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -33,19 +34,30 @@ def modules_after(code: str) -> set[str]:
 def test_help_of_a_command_loads_nothing_heavy(script: str, target: str) -> None:
     module, function = target.split(":")
     code = f"""
+import sys
 from importlib import import_module
-command = getattr(import_module({module!r}), {function!r})
+command = import_module({MODULES[script]!r}).main
 subcommands = getattr(command, "commands", {{}})
 for arguments in [[], *([name] for name in subcommands)]:
+    sys.argv = [{script!r}, *arguments, "--help"]
     try:
-        command.main([*arguments, "--help"], prog_name={script!r})
+        getattr(import_module({module!r}), {function!r})()
     except SystemExit as end:
         assert end.code == 0
 """
     assert not modules_after(code) & HEAVY
 
 
-@pytest.mark.parametrize("package", ["fractals", "pipelines"])
+def test_every_script_runs_the_module_of_its_command() -> None:
+    assert set(PROJECT["scripts"]) == set(MODULES)
+    for script, target in PROJECT["scripts"].items():
+        module, function = target.split(":")
+        entry = getattr(import_module(module), function)
+        assert entry.args == (script,)
+        assert f"{function}" == MODULES[script].rpartition(".")[2]
+
+
+@pytest.mark.parametrize("package", ["fractals", "pipelines", "pixmix"])
 def test_a_package_does_not_load_torch(package: str) -> None:
     assert not modules_after(f"import {package}") & {"torch", "torchvision"}
 
@@ -79,14 +91,13 @@ LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
 """As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-MODULES = {target.partition(":")[0]: script for script, target in PROJECT["scripts"].items()}
+SCRIPTS = {module: script for script, module in MODULES.items()}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
 def every_command(script: str) -> Iterator[tuple[str, click.Command]]:
     """Each command of a script with its path, groups too."""
-    module, function = PROJECT["scripts"][script].split(":")
-    waiting = [(script, getattr(import_module(module), function))]
+    waiting = [(script, import_module(MODULES[script]).main)]
     for path, command in waiting:
         yield path, command
         waiting += [
@@ -130,9 +141,12 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
         words = words[1:]
     if words[0] != "torchrun":
         return words[0], words[1:]
-    place = words.index("--")
     get_args_parser().parse_args(words[1:])
-    return MODULES[words[place + 1]], words[place + 2 :]
+    if "--no-python" in words:
+        place = next(place for place, word in enumerate(words) if word in MODULES)
+        return words[place], words[place + 1 :]
+    place = words.index("--")
+    return SCRIPTS[words[place + 1]], words[place + 2 :]
 
 
 def check_taken(line: str) -> None:
@@ -142,8 +156,7 @@ def check_taken(line: str) -> None:
         click.ClickException: if it does not take them.
     """
     script, arguments = script_and_arguments(line)
-    module, function = PROJECT["scripts"][script].split(":")
-    command = getattr(import_module(module), function)
+    command = import_module(MODULES[script]).main
     with command.make_context(script, list(arguments)) as context:
         if isinstance(command, click.Group):
             given = [*context._protected_args, *context.args]
@@ -268,16 +281,6 @@ def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
     assert package in wheel["wheel"]["packages"]
 
 
-def test_what_is_said_of_detection_runs() -> None:
-    text = (ROOT / "docs" / "how-to.md").read_text().partition("## Detection")[2]
-    piece = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
-    names: dict[str, object] = {}
-    exec(compile(piece, "how-to.md", "exec"), names)  # the project's own page
-    mixed = names["mixed"]
-    assert mixed.shape == (3, 40, 60)  # type: ignore[attr-defined]
-    assert names["boxes"] == [[4, 6, 30, 20]]
-
-
 def test_the_page_of_commands_says_what_the_helps_say() -> None:
     # Word by word: where a line is broken is click's affair.
     kept = (ROOT / "docs" / "commands.md").read_text()
@@ -286,12 +289,26 @@ def test_the_page_of_commands_says_what_the_helps_say() -> None:
         assert f"\n## {script}\n" in kept
 
 
-def test_each_law_names_tests_that_exist() -> None:
-    text = (ROOT / "docs" / "laws.md").read_text()
+def named_tests(text: str) -> list[tuple[str, str]]:
+    """The tests that a page names, each of which exists, as (file, name)."""
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", text)
-    assert len(named) >= 20
     for file, test in named:
         assert f"def {test}(" in (ROOT / "tests" / file).read_text(), f"{file}::{test}"
+    return named
+
+
+def test_the_differences_from_the_released_code_name_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "how-to.md").read_text()
+    text = text.partition("\n## What differs from the released code\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "held by" not in line]
+    assert len(rows) >= 25
+    assert all(row.count("|") == 5 for row in rows)
+    assert len(named_tests(text)) >= 18
+
+
+def test_each_law_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "laws.md").read_text()
+    assert len(named_tests(text)) >= 20
     laws = text.split("\n## ")[1:]
     assert len(laws) == 7
     assert all("`test_" in law for law in laws)

@@ -157,7 +157,13 @@ def test_faults_that_pass_end_in_the_right_content(
         pytest.param(status(403), 1, "/a.tar: access denied .403.*; give cred", 0, id="denied"),
         pytest.param(status(400), 1, "/a.tar: it cannot be read .400 Bad", 0, id="bad request"),
         pytest.param(status(503), 4, "/a.tar: given up after 4 .* 503 Serv", 0, id="busy for ever"),
-        pytest.param(stall(0), 4, "/a.tar: given up .* no byte for 0.3 s;", 0, id="silent"),
+        pytest.param(
+            stall(0),
+            4,
+            "/a.tar: given up .* less than 1000 bytes a second for 0.3 s;",
+            0,
+            id="silent",
+        ),
         pytest.param(
             of(without_ranges, cut(30_000)),
             5,
@@ -487,7 +493,7 @@ def test_a_command_runs_only_where_it_is_allowed(
         ),
         ("head -c 5000 {path}", "100000 bytes with SHA-256 .* were to come, and 5000 bytes"),
         ("cat {path} {path}", "and more than 100000 bytes came, 3 times"),
-        ("head -c 5000 {path}; sleep 60", "no byte for 0.3 s"),
+        ("head -c 5000 {path}; sleep 60", "less than 1000 bytes a second for 0.3 s"),
         ("cat {path}; exec >&-; sleep 60", "closed its output and ran on"),
         ("no-such-command", "exit status 127"),
     ],
@@ -504,7 +510,7 @@ def test_a_command_that_fails_is_refused_with_its_last_words(
 
 def test_nothing_of_a_silent_command_runs_on(tmp_path: Path, cache: ShardCache) -> None:
     access = RemoteAccess(attempts=1, stall_s=0.3, allow_pipe=True)
-    with pytest.raises(PipelineError, match="no byte"):
+    with pytest.raises(PipelineError, match="less than 1000 bytes a second"):
         fetch_content(f"pipe:(sleep 1; touch {tmp_path}/late) | cat", cache, access)
     time.sleep(1.2)
     assert not (tmp_path / "late").exists()
@@ -568,6 +574,7 @@ def test_a_manifest_writes_no_commands(tmp_path: Path, cache: ShardCache) -> Non
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     (folder / manifest["shards"][0]["file"]).rename(folder / name)
     manifest["shards"][0]["file"] = name
+    manifest.pop("sha256", None)
     (folder / MANIFEST_NAME).write_text(json.dumps(manifest))
     remote = open_remote_shards(
         f"pipe:cd {folder} && cat {{file}}", cache=cache, access=RemoteAccess(allow_pipe=True)
@@ -584,6 +591,7 @@ def test_a_shard_may_have_any_name(
     manifest = json.loads((served_set / MANIFEST_NAME).read_bytes())
     (served_set / "set-0001.tar").rename(served_set / name)
     manifest["shards"][1]["file"] = name
+    manifest.pop("sha256", None)
     (served_set / MANIFEST_NAME).write_text(json.dumps(manifest))
     assert_same_set(open_remote_shards(server.url("set"), cache=cache), served_set, [0, 1, 2])
 
@@ -616,10 +624,10 @@ def test_manifest_and_index_come_through_faults(
     ("file", "fault", "message"),
     [
         ("manifest.json", status(404), "set/manifest.json: not found"),
-        ("manifest.json", replaced(b"<html>"), "set/manifest.json is not JSON"),
+        ("manifest.json", replaced(b"<html>"), "set/manifest.json is damaged"),
         ("index.npy", status(404), "set/index.npy: not found"),
         ("index.npy", flip(200), "set/index.npy: .* came, 3 times"),
-        ("index.npy", replaced(bytes(10**6)), "and more than 6[0-9]+ bytes came"),
+        ("index.npy", replaced(bytes(10**6)), "and 1000000 bytes came"),
     ],
 )
 def test_a_set_without_its_manifest_or_index_is_refused(

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -240,7 +241,7 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
     text = repr(PixMix(MIXING_SET, k=3, beta=2.5, severity=1, all_ops=True, views=2))
     assert text == (
         "PixMix(10 mixing pictures, k=3, beta=2.5, severity=1, all_ops=True, geometric=True, "
-        "mixings=('add', 'multiply'), views=2)"
+        "mixings=('add', 'multiply'), views=2, dtype=torch.float32)"
     )
     assert "no mixing set" in repr(PixMix())
 
@@ -263,15 +264,72 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
 def test_what_is_no_picture_is_refused_with_a_remedy(
     picture: object, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=message):
-        PixMix(MIXING_SET)(picture)
+    if not isinstance(picture, str):
+        with pytest.raises(error, match=message):
+            PixMix(MIXING_SET)(picture)
     with pytest.raises(error, match=message.replace("the picture: ", "mixing picture 0: ")):
-        PixMix([picture])(IMAGE, key=NEEDS_A_MIXING_PICTURE)
+        PixMix([picture])
 
 
 def test_a_mixing_picture_that_is_too_small_is_named() -> None:
-    with pytest.raises(ValueError, match=r"mixing picture 0 is 17x22 .* crop 17x23; resize"):
-        PixMix([IMAGE[:, :-1]])(IMAGE, key=NEEDS_A_MIXING_PICTURE)
+    pictures = [*MIXING_SET[:1], IMAGE[:, :-1]]
+    transform = PixMix(pictures)
+    with pytest.raises(ValueError, match=r"mixing picture 1 is 17x22 .* crop 17x23; resize"):
+        [transform(IMAGE, key=(0, 0, index)) for index in range(30)]
+
+
+def test_a_small_item_0_is_named_at_the_first_image_whatever_is_drawn() -> None:
+    transform = PixMix([IMAGE[:, :-1]])
+    for index in range(8):
+        with pytest.raises(ValueError, match=r"mixing picture 0 is 17x22 .* crop 17x23; resize"):
+            transform(IMAGE, key=(0, 0, index))
+    assert transform(IMAGE[:, :-1]).shape == (3, 17, 22)
+
+
+@pytest.mark.parametrize(
+    ("item", "named"),
+    [
+        ((IMAGE,), "tuple"),
+        ((Image.fromarray(IMAGE), 3), "tuple"),
+        ((3, "cat", torch.from_numpy(IMAGE).permute(2, 0, 1)), "tuple"),
+        ([IMAGE, 3], "list"),
+        ({"label": 3, "image": IMAGE}, "dict"),
+    ],
+)
+def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_works(
+    item: object, named: str
+) -> None:
+    dataset = [item, item]
+    with pytest.raises(TypeError, match=f"mixing picture 0: .* got a {named};") as caught:
+        PixMix(dataset)  # type: ignore[arg-type]
+    remedy = re.search(r"\[sample.* in dataset\]", str(caught.value))
+    assert remedy is not None
+    transform = PixMix(eval(remedy[0], {"dataset": dataset}))
+    assert transform(IMAGE, key=NEEDS_A_MIXING_PICTURE).shape == (3, 17, 23)
+
+
+def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
+    dataset = [(3, Image.fromarray(IMAGE))] * 2
+    with pytest.raises(TypeError, match="got a tuple; leave labels out") as caught:
+        BatchPixMix(dataset)  # type: ignore[arg-type]
+    remedy = re.search(r"\[numpy.* in dataset\]", str(caught.value))
+    assert remedy is not None
+    assert len(BatchPixMix(eval(remedy[0], {"dataset": dataset, "numpy": np}))._offsets) == 2
+
+
+def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
+    opened = []
+
+    class Lazy(Dataset[Any]):
+        def __len__(self) -> int:
+            return 10
+
+        def __getitem__(self, i: int) -> NDArray[np.uint8]:
+            opened.append(i)
+            return MIXING_SET[i]
+
+    PixMix(Lazy())
+    assert opened == [0]
 
 
 @pytest.mark.parametrize(
@@ -285,6 +343,8 @@ def test_a_mixing_picture_that_is_too_small_is_named() -> None:
         ({"mixings": ()}, ValueError, "give a tuple of one or more"),
         ({"views": 0}, ValueError, "views is 0; give"),
         ({"mixing_set": 5}, TypeError, "mixing_set is int; give a sequence"),
+        ({"dtype": torch.float16}, TypeError, "dtype is torch.float16; use torch.float32 or"),
+        ({"dtype": "uint8"}, TypeError, "dtype is 'uint8'; use"),
     ],
 )
 def test_nonsense_is_refused_when_it_is_made(
@@ -331,3 +391,183 @@ def test_a_batch_and_an_empty_picture_are_told_what_they_are() -> None:
         PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
     with pytest.raises(ValueError, match="height and width of at least 1"):
         PixMix()(torch.zeros((3, 0, 8), dtype=torch.uint8))
+
+
+# --- Samples, by the rules of torchvision's v2 transforms -----------------------------------------
+
+TENSOR = torch.from_numpy(IMAGE).permute(2, 0, 1).contiguous()
+BOXES = tv_tensors.BoundingBoxes([[4, 6, 9, 10]], format="XYXY", canvas_size=(17, 23))
+MASK = tv_tensors.Mask(torch.arange(17 * 23).reshape(1, 17, 23))
+KEY = (1, 2, 3)
+STILL = PixMix(MIXING_SET, geometric=False)
+EXPECTED = STILL(TENSOR, key=KEY)
+
+
+def test_an_image_of_torchvision_s_type_stays_one_and_others_give_plain_tensors() -> None:
+    for views in (None, 1, 3):
+        transform = PixMix(MIXING_SET, views=views)
+        assert type(transform(tv_tensors.Image(TENSOR))) is tv_tensors.Image
+        for image in (TENSOR, IMAGE, Image.fromarray(IMAGE)):
+            assert type(transform(image)) is torch.Tensor
+
+
+def test_a_sample_keeps_its_structure_and_only_its_image_changes() -> None:
+    image, extra = tv_tensors.Image(TENSOR), object()
+    labels = torch.tensor([5])
+    sample = {
+        "weights": labels,
+        "image": image,
+        "target": {"boxes": BOXES, "masks": MASK, "labels": labels, "name": "cat", "extra": extra},
+        "ids": [7, (None, np.arange(3))],
+    }
+    mixed = STILL(sample, key=KEY)
+    assert type(mixed["image"]) is tv_tensors.Image
+    assert torch.equal(mixed["image"], EXPECTED)
+    assert mixed["weights"] is labels
+    assert mixed["target"]["boxes"] is BOXES
+    assert mixed["target"]["masks"] is MASK
+    assert mixed["target"]["extra"] is extra
+    assert mixed["ids"][1][1] is sample["ids"][1][1]  # type: ignore[index]
+    assert list(mixed) == list(sample)
+    assert sample["image"] is image
+
+
+@pytest.mark.parametrize("image", [IMAGE, TENSOR, Image.fromarray(IMAGE), tv_tensors.Image(TENSOR)])
+def test_a_tuple_given_as_one_sample_is_one_given_as_arguments(image: Any) -> None:  # noqa: ANN401
+    together, apart = STILL((image, 5, "cat"), key=KEY), STILL(image, 5, "cat", key=KEY)
+    for mixed in (together, apart):
+        assert type(mixed) is tuple
+        assert torch.equal(mixed[0], EXPECTED)
+        assert mixed[1:] == (5, "cat")
+
+
+def test_a_plain_tensor_is_an_image_only_where_there_is_no_other_and_it_comes_first() -> None:
+    other = TENSOR.clone()
+    for image in (tv_tensors.Image(TENSOR), Image.fromarray(IMAGE)):
+        passed, mixed = STILL(other, image, key=KEY)
+        assert passed is other
+        assert torch.equal(mixed, EXPECTED)
+    mixed, passed, array = STILL(TENSOR, other, IMAGE, key=KEY)
+    assert torch.equal(mixed, EXPECTED)
+    assert passed is other
+    assert array is IMAGE
+
+
+def test_two_images_of_a_sample_get_the_same_draws() -> None:
+    left, right = STILL(
+        {"left": tv_tensors.Image(TENSOR), "right": Image.fromarray(IMAGE)}
+    ).values()
+    assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("nothing", ["cat.jpg", 5, BOXES, (1, "a"), {}, {"boxes": BOXES}])
+def test_a_sample_without_an_image_is_refused(nothing: Any) -> None:  # noqa: ANN401
+    with pytest.raises(TypeError, match="found no image in "):
+        PixMix(MIXING_SET)(nothing)
+
+
+def test_a_video_is_refused_with_a_remedy() -> None:
+    with pytest.raises(ValueError, match="give one picture at a time"):
+        PixMix(MIXING_SET)(tv_tensors.Video(TENSOR[None]), 5)
+
+
+def test_boxes_and_masks_with_geometric_operations_warn_once_and_by_name() -> None:
+    transform = PixMix(MIXING_SET)
+    sample = {"image": tv_tensors.Image(TENSOR), "boxes": BOXES, "target": [MASK]}
+    with pytest.warns(UserWarning, match="BoundingBoxes and Mask .*geometric=False") as caught:
+        [transform(each) for each in (sample, (TENSOR, MASK), sample)]
+    assert len(caught) == 1
+    # Warnings are errors in these tests.
+    for _ in range(3):
+        STILL(sample)
+        transform({"image": TENSOR, "boxes": [[4, 6, 9, 10]]})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_a_compose_of_v2_takes_samples_of_any_structure(dtype: torch.dtype) -> None:
+    transform = v2.Compose([
+        v2.ToImage(), v2.RandomCrop((16, 16)), v2.RandomHorizontalFlip(),
+        PixMix(MIXING_SET, geometric=False, dtype=dtype),
+        v2.ToDtype({tv_tensors.Image: torch.float32, "others": None}, scale=True),
+        v2.Normalize([0.5] * 3, [0.5] * 3),
+    ])  # fmt: skip
+    target = {"boxes": BOXES, "labels": torch.tensor([1]), "masks": MASK}
+    image, found = transform(Image.fromarray(IMAGE), target)
+    assert type(found["boxes"]) is tv_tensors.BoundingBoxes
+    assert found["masks"].shape == (1, 16, 16)
+    assert torch.equal(found["labels"], target["labels"])
+    mixed = transform({"labels": torch.rand(4), "image": Image.fromarray(IMAGE)})
+    for each in (image, mixed["image"], transform((Image.fromarray(IMAGE), 3))[0]):
+        assert type(each) is tv_tensors.Image
+        assert each.shape == (3, 16, 16)
+        assert each.dtype == torch.float32
+        assert -1 <= float(each.min()) < 0 < float(each.max()) <= 1
+
+
+# --- uint8 ---------------------------------------------------------------------------------------
+
+
+def test_uint8_is_within_half_a_level_of_the_floats() -> None:
+    floats, levels = PixMix(MIXING_SET, all_ops=True), PixMix(
+        MIXING_SET, all_ops=True, dtype=torch.uint8
+    )  # fmt: skip
+    for index in range(60):
+        exact, rounded = (each(IMAGE, key=(3, 4, index)) for each in (floats, levels))
+        assert rounded.dtype == torch.uint8
+        assert rounded.shape == exact.shape
+        # A float32 near 255 has steps of 1.5e-5.
+        assert float((exact.double() * 255 - rounded.double()).abs().max()) <= 0.5 + 2e-5
+
+
+def test_an_untouched_picture_keeps_its_bytes_as_uint8() -> None:
+    every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    transform = PixMix(k=0, dtype=torch.uint8)
+    untouched = [
+        torch.equal(transform(every, key=(0, 0, index)), torch.from_numpy(every).permute(2, 0, 1))
+        for index in range(40)
+    ]
+    assert 8 < sum(untouched) < 32
+
+
+def test_uint8_keeps_torchvision_s_type_and_the_axis_of_views() -> None:
+    mixed = PixMix(MIXING_SET, views=2, dtype=torch.uint8)(tv_tensors.Image(TENSOR))
+    assert type(mixed) is tv_tensors.Image
+    assert mixed.dtype == torch.uint8
+    assert mixed.shape == (2, 3, 17, 23)
+
+
+class _Labelled(Dataset[Any]):
+    """What timm's loader takes: it sets a transform of its own, which is then replaced."""
+
+    transform: Any = None
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, i: int) -> tuple[torch.Tensor, int]:
+        return self.transform(Image.fromarray(IMAGE)), i
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("prefetcher", [True, False])
+def test_timm_s_loader_gets_whole_images(*, prefetcher: bool, workers: int) -> None:
+    timm_data = pytest.importorskip("timm.data")
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    dataset = _Labelled()
+    loader = timm_data.create_loader(
+        dataset, (3, 17, 23), 8, is_training=False, use_prefetcher=prefetcher, num_workers=workers,
+        mean=mean, std=std, device=torch.device("cpu"), persistent_workers=False,
+    )  # fmt: skip
+    dtype = torch.uint8 if prefetcher else torch.float32
+    mix = PixMix(MIXING_SET, geometric=False, dtype=dtype, k=0)
+    # The prefetcher normalises on the device, and casts what it gets to uint8 before.
+    dataset.transform = mix if prefetcher else v2.Compose([mix, v2.Normalize(mean, std)])
+    batches = list(loader)
+    assert len(batches) == 1
+    images, labels = batches[0]
+    assert torch.equal(labels, torch.arange(8))
+    levels = (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]) * 255
+    assert images.shape == (8, 3, 17, 23)
+    assert len(levels.round().unique()) > 100
+    # A half of those without a round of mixing are the image itself.
+    assert float((levels - TENSOR.float()).abs().amax((1, 2, 3)).min()) < 0.01

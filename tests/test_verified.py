@@ -37,7 +37,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_shards_are_read_once_and_again_when_they_change(
-    folder: Path, cache: ShardCache, read: list[str]
+    folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(folder)
     told: list[tuple[int, int]] = []
@@ -46,6 +46,7 @@ def test_shards_are_read_once_and_again_when_they_change(
     )
     assert sorted(read) == [f"set-000{number}.tar" for number in range(3)]
     assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    as_in_a_new_process(monkeypatch)
     verify_shards_once(open_shards(folder), cache)
     assert len(read) == 3
     path = shards.path(1)
@@ -90,13 +91,21 @@ def test_what_is_missing_cut_or_another_file_is_refused(
         verify_shards_once(shards, cache)
 
 
-def test_a_damaged_memory_is_made_anew(folder: Path, cache: ShardCache, read: list[str]) -> None:
+def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what this process found itself."""
+    monkeypatch.setattr(verified, "_found", {})
+
+
+def test_a_damaged_memory_is_made_anew(
+    folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shards = open_shards(folder)
     verify_shards_once(shards, cache)
     for stamp in (cache.folder / "verified").glob("*.json"):
         stamp.write_bytes(b"{")
-    verify_shards_once(shards, cache)
-    verify_shards_once(shards, cache)
+    for _ in range(2):
+        as_in_a_new_process(monkeypatch)
+        verify_shards_once(shards, cache)
     assert len(read) == 6
 
 

@@ -8,7 +8,6 @@ prints one line of JSON; FOLDER is where the first file that fits PATTERN is loo
 """
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -17,9 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
-import pipelines
 from pipelines.errors import PipelineError
-from pipelines.shards.children import child
+from pipelines.shards.children import PYTHON_MODULE, child, child_environment
 
 _POLL_SECONDS = 0.01
 
@@ -79,11 +77,8 @@ def run_command(folder: Path, pattern: str, module: str, arguments: list[str]) -
     Raises:
         PipelineError: if the command ends with anything but 0.
     """
-    root = str(Path(pipelines.__file__).parent.parent)
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    python = [sys.executable, "-m"]
-    watcher = [*python, __name__, str(folder), pattern, *python, module, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    watcher = [*PYTHON_MODULE, __name__, str(folder), pattern, *PYTHON_MODULE, module, *arguments]
+    environment = child_environment()
     with child(watcher, env=environment, stdout=subprocess.PIPE, text=True) as process:
         seen, _ = process.communicate()
     run = Run(**json.loads(seen))

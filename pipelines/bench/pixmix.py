@@ -320,9 +320,10 @@ def _device_comparison(case: _Case) -> Comparison:
     module = BatchPixMix(case.mixing_set, k=4, beta=case.settings.beta,
                          severity=case.settings.severity, all_ops=True)  # fmt: skip
     images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
+    indices = np.arange(len(images))
 
     def run(number: int) -> float:
-        module(images, seed=number)
+        module(images, seed=number, epoch=0, indices=indices)
         return len(images)
 
     def finish(rate: Spread, _rivals: tuple[Rival, ...]) -> Findings:

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import kernel
 from fractals.genome import ChaosLayer
+from pixmix_kernels import kernel
 
 WARM_UP = 24
 """Steps before the first point is counted; as in fractals.kernels."""

@@ -18,6 +18,7 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 
 if TYPE_CHECKING:
     from pipelines.bench.results import Row
@@ -32,6 +33,7 @@ MODEL = "wrn_40_4"
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("pixmix-bench fractals", "pixmix-bench pixmix"),
 )

@@ -5,9 +5,11 @@ from pathlib import Path
 import click
 
 from pipelines.cli.options import command_options, example, one_line_errors, say
+from pipelines.cli.suggestions import SuggestingCommand
 
 
 @click.command(
+    cls=SuggestingCommand,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("pixmix-demo", "pixmix-demo --out somewhere/else"),
 )

@@ -1,6 +1,6 @@
 """`pixmix-eval`: what a network is worth besides its accuracy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
 
 
-class _RunUnlessNamed(click.Group):
+class _RunUnlessNamed(SuggestingGroup):
     """Takes options without a command as those of `run`."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -199,14 +200,16 @@ def run(
     """Evaluate a network on all there is under DATA.
 
     A suite without its data is named in one line, and the others still run; one that --suite asked
-    for then ends the command with exit code 1. How pictures become a network's is told on stderr.
+    for then ends the command with exit code 1, before a network is loaded where none of them has
+    its data. How images become a network's is told on stderr.
     """
     told = _told(options)
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.inputs import add_told, in_words, input_of
+        from pipelines.evaluation.suites import missing_inputs
         from pipelines.loading.processes import joined
         from pipelines.models.opening import open_checkpoint
-        from pipelines.report.headlines import table
+        from pipelines.report.headlines import notes_of, table
         from pipelines.report.plotting import check_plotting
         from pipelines.report.radar import radar
         from pipelines.report.sheet import write_picture
@@ -217,6 +220,12 @@ def run(
             check_plotting()
         paths = [checkpoint] if against is None else [checkpoint, against]
         with joined(device) as processes:
+            # Before a network is loaded: what is not there.
+            absent = missing_inputs(data, suites)
+            if suites and absent.keys() == set(suites):
+                raise PipelineError("; ".join(_by_reason(absent)))
+            if processes.first:
+                _tell(_by_reason(absent))
             # Before the first is evaluated, which may take long.
             opened = [open_checkpoint(path, model) for path in paths]
             said = add_told(
@@ -231,10 +240,11 @@ def run(
                 name: input_of(evaluation, said[str(path)])
                 for name, path, evaluation in zip(names, paths, evaluations, strict=True)
             }
+            notices = evaluations[0].data.notices
             if processes.first:
                 # Before what takes long, so that a wrong guess is seen.
-                for name, each in inputs.items():
-                    click.echo(f"{name}: {in_words(each)}", err=True)
+                _tell(f"{name}: {in_words(each)}" for name, each in inputs.items())
+                _tell(notices.take())
             found = {
                 name: _evaluate(evaluation, suites)
                 for name, evaluation in zip(names, evaluations, strict=True)
@@ -245,8 +255,8 @@ def run(
         missing = next(iter(found.values())).missing
         # Of two networks each may fail at the same set.
         failed = {suite: why for each in found.values() for suite, why in each.failed.items()}
-        # What nobody asked for by name may be absent.
-        unmeasured = failed if suites is None else {**missing, **failed}
+        # What nobody asked for by name may be absent, but not everything.
+        unmeasured = {**missing, **failed} if suites or not any(values.values()) else failed
         document: dict[str, Any] = {
             "data": str(data),
             "test": evaluations[0].data.name,
@@ -256,12 +266,20 @@ def run(
             "missing": dict(missing),
             "failed": failed,
         }
+        ignored = notices.ignored_line()
+        _tell([*notices.take(), *notes_of(values), *([ignored] if ignored else [])])
         # Before what may fail: nothing that was measured is to be lost.
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:
             write_picture(radar(values), plot)
         if unmeasured:
             raise PipelineError("; ".join(_by_reason(unmeasured)))
+
+
+def _tell(lines: Iterable[str]) -> None:
+    """Write lines on stderr."""
+    for line in lines:
+        click.echo(line, err=True)
 
 
 def _told(options: dict[str, Any]) -> dict[str, Any]:
@@ -302,6 +320,7 @@ def _evaluation(
 
     from pipelines.evaluation.answers import Classifier
     from pipelines.evaluation.data import find_data, normalization
+    from pipelines.evaluation.overlap import overlapping_operations
     from pipelines.evaluation.request import Evaluation
 
     try:
@@ -319,6 +338,7 @@ def _evaluation(
     return Evaluation(
         classifier=classifier,
         data=data,
+        overlap=overlapping_operations(said),
         seed=options["seed"],
         epsilon=options["epsilon"],
         pgd_reference_quirk=options["pgd_reference_quirk"],
@@ -329,8 +349,10 @@ def _evaluation(
 def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Findings":
     from pipelines.evaluation.suites import evaluate
 
-    with progress_bar("suites") as progress:
-        return evaluate(evaluation, suites, progress=progress)
+    with progress_bar("images") as show:
+        return evaluate(
+            evaluation, suites, progress=lambda suite, done, total: show(done, total, suite)
+        )
 
 
 @main.command(
@@ -360,10 +382,11 @@ def make_c(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Make a set like CIFAR-10-C of test pictures, by the constants of ImageNet-C.
+    """Make a set like CIFAR-10-C of test images, with the constants of ImageNet-C.
 
-    For pictures that have no official one: it compares networks with each other, and not with
-    printed figures. Needs the extra `corruptions`. A stopped run is continued by the same command.
+    The set is written to a folder such as DIGITS-C-made. It compares networks with each other, and
+    not with published figures, and every table says that it was made. Needs the extra
+    `corruptions`. The same command resumes a stopped run.
     """
     with one_line_errors("interrupted; the same command continues it"):
         from pipelines.evaluation.data import find_data
@@ -371,9 +394,11 @@ def make_c(
         from pipelines.models.opening import said_of_network
 
         found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))
-        with progress_bar("pictures") as progress:
-            folder = make_corrupted(found, out or data, n=n, seed=seed, progress=progress)
-        say(f"corrupted pictures in {folder}", {"folder": str(folder)}, as_json=as_json)
+        with progress_bar("images") as progress:
+            folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
+        ignored = found.notices.ignored_line()
+        _tell([*found.notices.take(), *([ignored] if ignored else [])])
+        say(f"corrupted images in {folder}", {"folder": str(folder)}, as_json=as_json)
 
 
 if __name__ == "__main__":

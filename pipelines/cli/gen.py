@@ -34,6 +34,7 @@ from pipelines.cli.painting import (
     sharded_document,
     sharded_summary,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ _CONTINUES = "interrupted; the same command continues this set"
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-gen fractals --n 14000 --sheet sheet.png",

@@ -5,25 +5,25 @@ python -m pipelines.cli.help_pages docs/commands.md
 
 import sys
 from collections.abc import Iterator
-from importlib.metadata import distribution
+from importlib import import_module
 from pathlib import Path
 
 import click
 
 from pipelines.shards.files import write_file
+from pixmix.commands import MODULES
 
 _WIDTH = 88
 
 
 def help_pages() -> str:
     """Return the help of each command and its parts, as Markdown; the terminal does not show."""
-    scripts = {each.name: each for each in distribution("pixmix").entry_points}
     parts = [
         "# Commands",
         "What `--help` says of each, written by `make help-pages`.",
     ]
-    for name in sorted(scripts):
-        for title, text in _helps(name, scripts[name].load(), None):
+    for name, module in sorted(MODULES.items()):
+        for title, text in _helps(name, import_module(module).main, None):
             parts.append(f"## {title}\n\n```text\n{text.rstrip()}\n```")
     return "\n\n".join(parts) + "\n"
 

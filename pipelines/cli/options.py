@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
+from pipelines.shards.progress import progress_bar as progress_bar
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -236,8 +237,15 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 
 
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a command's result on stdout: the text, or the JSON document, null for NaN."""
-    click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False) if as_json else text)
+    """Print a command's result on stdout: the text, or the JSON document, null for NaN.
+
+    What the terminal's encoding lacks is printed as an escape: names of files may have any bytes.
+    """
+    if as_json:
+        click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False))
+        return
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
 def _for_json(value: Any) -> Any:  # noqa: ANN401
@@ -253,10 +261,18 @@ def tell_passed_over(folder: Path) -> None:
     """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
     from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
 
-    found = ", ".join(f"{count:,} .{extension}" for extension, count in passed_over(folder).items())
-    if found:
+    found = passed_over(folder)
+    told = []
+    if found.extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
         taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        click.echo(f"{folder}: passed over {found}; only {taken} are taken", err=True)
+        told.append(f"passed over {counts}; only {taken} are taken")
+    if found.ignored:
+        n = len(found.ignored)
+        files = "file or folder" if n == 1 else "files and folders"
+        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
+    if told:
+        click.echo(f"{folder}: {'; '.join(told)}", err=True)
 
 
 class _Interrupted(click.ClickException):
@@ -283,55 +299,6 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
         raise _Interrupted(interrupted) from error
 
 
-class ShowProgress(Protocol):
-    """Shows how many of how many are done, and a note behind it."""
-
-    def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show it."""
-
-
-@contextmanager
-def progress_bar(unit: str) -> Iterator[ShowProgress]:
-    """Show progress on stderr, with rate and time left.
-
-    Gives a function of (done, total) and perhaps a note; what is done at its first call is not
-    counted in the rate. A count that goes back, or another total, is of other work, which gets a
-    bar of its own.
-    """
-    from tqdm import tqdm
-
-    bars: list[tqdm[Any]] = []
-
-    def begin(done: int, total: int) -> None:
-        # In a log file a line every ten seconds does; a terminal is looked at.
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        bars.append(
-            tqdm(
-                total=total,
-                initial=done,
-                unit=f" {unit}",
-                mininterval=interval,
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
-        )
-
-    def show(done: int, total: int, note: str = "") -> None:
-        if bars and (done < bars[0].n or total != bars[0].total):
-            bars.pop().close()
-        if not bars:
-            begin(done, total)
-        if note:
-            bars[0].set_postfix_str(note, refresh=False)
-        bars[0].update(done - bars[0].n)
-
-    try:
-        yield show
-    finally:
-        for bar in bars:
-            bar.close()
-
-
 NumberOrNone = TypeVar("NumberOrNone", float, float | None)
 
 
@@ -356,6 +323,17 @@ def picture_path(context: click.Context, param: click.Parameter, value: Path | N
         raise click.BadParameter(
             f"{value} does not end in .png, .jpg or .webp", ctx=context, param=param
         )
+    return value
+
+
+def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file name that does not end in .csv; a click callback.
+
+    Raises:
+        click.BadParameter: if it does not.
+    """
+    if value is not None and value.suffix.lower() != ".csv":
+        raise click.BadParameter(f"{value} does not end in .csv", ctx=context, param=param)
     return value
 
 

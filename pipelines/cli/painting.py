@@ -201,17 +201,29 @@ def make_set(
 def _run_on(
     cluster: "RayCluster | None", painter: "Painter", format: str, folder: Path | None
 ) -> "Run":
-    """Return how chunks are run: by processes here, or as tasks of a cluster.
+    """Return how chunks are run: by processes here, kernels first, or as tasks of a cluster.
 
     folder: that the pictures go to; None if it is a store.
     """
-    from pipelines.shards.workers import run_chunks
-
     if cluster is None:
-        return run_chunks
+        return partial(_run_here, painter.kind())
     from pipelines.generate.ray_runs import versions_here
 
     return cluster.runner(partial(versions_here, painter, format), folder)
+
+
+def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
+    """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
+    from fractals import BASELINES
+    from fractals.warming import pending, pending_of_baselines
+    from pipelines.shards.compiling import compile_kernels
+    from pipelines.shards.workers import run_chunks
+
+    if kind == "fractals":
+        compile_kernels(pending)
+    elif kind in BASELINES:
+        compile_kernels(pending_of_baselines)
+    run_chunks(*arguments, **options)
 
 
 def _write_sheet(sheet: Path, request: "SetRequest") -> None:

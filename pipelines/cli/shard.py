@@ -20,6 +20,7 @@ from pipelines.cli.options import (
     seed_option,
     tell_passed_over,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _FAULTS_SHOWN = 20
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
@@ -74,6 +76,12 @@ def _set_options(command: Command) -> Command:
 
 def _foreign_options(command: Command) -> Command:
     """Add what becomes of files that others made."""
+    command = click.option(
+        "--exif-transpose",
+        is_flag=True,
+        help="Turn images as their EXIF orientation says, and encode those again; by default they "
+        "stay as they are stored, and readers see them so, as torchvision's ImageFolder does.",
+    )(command)
     command = click.option(
         "--broken-files",
         type=click.Choice(["fail", "skip"]),
@@ -116,6 +124,7 @@ def imagefolder(
     seed: int,
     odd_files: "OddFiles",
     broken_files: "BrokenFiles",
+    exif_transpose: bool,
     dali_index: bool,
     jobs: int | None,
     as_json: bool,
@@ -165,6 +174,7 @@ def imagefolder(
                     seed=seed,
                     odd_files=odd_files,
                     broken_files=broken_files,
+                    exif_transpose=exif_transpose,
                     dali_index=dali_index,
                     jobs=jobs,
                 )
@@ -285,11 +295,16 @@ def mixing(
     seed: int,
     odd_files: "OddFiles",
     broken_files: "BrokenFiles",
+    exif_transpose: bool,
     dali_index: bool,
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Shard pictures to mix with: sets of pixmix-gen, folders, or tars such as the paper's."""
+    """Shard pictures to mix with: sets of pixmix-gen, folders, or archives of images.
+
+    An archive is a tar, such as the paper's, a zip, or a .npy of (N, height, width, 3) uint8, such
+    as the 300K random images. Nothing is unpacked.
+    """
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.mixing_sources import MixingSource
 
@@ -305,6 +320,7 @@ def mixing(
             seed=seed,
             odd_files=odd_files,
             broken_files=broken_files,
+            exif_transpose=exif_transpose,
             dali_index=dali_index,
             jobs=jobs,
         )
@@ -413,6 +429,7 @@ def _make(
     jobs: int | None,
     odd_files: "OddFiles" = "keep",
     broken_files: "BrokenFiles" = "fail",
+    exif_transpose: bool = False,
 ) -> "ShardResult":
     """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
     from pipelines.shards.request import ShardRequest
@@ -433,6 +450,7 @@ def _make(
             seed=seed,
             odd_files=odd_files,
             broken_files=broken_files,
+            exif_transpose=exif_transpose,
             dali_index=dali_index,
             jobs=jobs or available_cores(),
         )

@@ -11,6 +11,7 @@ from pipelines.cli.options import (
     SMALLEST_SIDE,
     LocalPath,
     command_options,
+    csv_path,
     example,
     finite,
     html_option,
@@ -21,6 +22,7 @@ from pipelines.cli.options import (
     seed_option,
     tell_passed_over,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 
 _INTERRUPTED = "interrupted; what was written is whole, and stays"
 
@@ -28,6 +30,7 @@ _SET = LocalPath(exists=True)
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"),
 )
@@ -43,8 +46,8 @@ def main() -> None:
         "pixmix-show set mixing-set/fractals --against mixing-set/featviz --html report.html",
     ),
 )
-@click.argument("pictures", metavar="DIR|SHARDS|TAR", type=_SET)
-@click.option("--against", type=_SET, metavar="DIR|SHARDS|TAR", help="A second set, beside it.")
+@click.argument("pictures", metavar="DIR|SHARDS|FILE", type=_SET)
+@click.option("--against", type=_SET, metavar="DIR|SHARDS|FILE", help="A second set, beside it.")
 @click.option(
     "--n",
     type=click.IntRange(1),
@@ -78,7 +81,7 @@ def show_set(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the pictures of a mixing set, or of any folder, shards or tar.
+    """Measure the pictures of a mixing set, or of any folder, shards, tar, zip or .npy.
 
     Prints medians and percentiles beside those of fractals chosen by people and of photographs,
     what a good mixing set should reach, and which pictures are dead or nearly the same.
@@ -93,18 +96,22 @@ def show_set(
         from pipelines.report import set_report
         from pipelines.report.page import page, write_page
         from pipelines.report.plotting import check_plotting
+        from pipelines.report.set_pictures import set_pictures
         from pipelines.report.sheet import write_picture, write_sheet
         from pipelines.report.short_names import names_of
 
         if plot is not None or html is not None:
             # Before what takes long, and would be lost.
             check_plotting()
-        sets = []
-        for name, place in zip(names_of(places), places, strict=True):
+        for place in places:
             if place.is_dir():
                 tell_passed_over(place)
+        # All of them before the first is measured, which may take minutes.
+        pictures_of = [set_pictures(place) for place in places]
+        sets = []
+        for name, place, found in zip(names_of(places), places, pictures_of, strict=True):
             with progress_bar("pictures") as progress:
-                sets.append(set_report.read_set(name, place, n, progress=progress))
+                sets.append(set_report.read_set(name, place, found, n, progress=progress))
         if sheet is not None:
             write_sheet(set_report.sheet_of(sets[0]), sheet)
         if plot is not None:
@@ -210,11 +217,16 @@ def show_mixed(
         from pipelines.report import mixing_figure, mixing_steps
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
+        from pipelines.shards.compiling import compile_kernels
         from pipelines.shards.picture_files import read_picture
         from pixmix.settings import PixMixSettings
+        from pixmix.warming import pending
 
-        picture = mixing_steps.square(read_picture(image), size)
+        # Both before a kernel is compiled.
+        whole = read_picture(image)
         mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
+        compile_kernels(pending)
+        picture = mixing_steps.square(whole, size)
         settings = PixMixSettings(**numbers)
         draws = [
             mixing_steps.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)
@@ -270,14 +282,17 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
+        from fractals.warming import pending
         from pipelines.report import genome_figure
         from pipelines.report.genome_files import read_genome
         from pipelines.report.genome_page import sections
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
+        from pipelines.shards.compiling import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome
+        compile_kernels(pending)
         write_sheet(genome_figure.figure(genome, size, read.shape), out)
         title = f"{genome.family}, seed {genome.seed}, picture {genome.index}"
         if html is not None:
@@ -300,6 +315,7 @@ def show_genome(
     epilog=example(
         "pixmix-show run runs/digits",
         "pixmix-show run runs/digits runs/plain --html report.html --plot curves.png",
+        "pixmix-show run runs/* --csv runs.csv",
     ),
 )
 @click.argument(
@@ -316,23 +332,44 @@ def show_genome(
     metavar="CURVES.png",
     help="Draw loss and errors over the epochs.",
 )
+@click.option(
+    "--csv",
+    "csv_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=csv_path,
+    metavar="RUNS.csv",
+    help="Write a row for each run: its last epoch, its settings and its evaluation.",
+)
 @html_option
 @command_options
 def show_run(
-    *, folders: tuple[Path, ...], plot: Path | None, html: Path | None, as_json: bool
+    *,
+    folders: tuple[Path, ...],
+    plot: Path | None,
+    csv_file: Path | None,
+    html: Path | None,
+    as_json: bool,
 ) -> None:
-    """Show trainings side by side: what they reached, and how.
+    """Show trainings side by side: what they reached, and which settings differ between them.
 
     DIR is an --out of pixmix-train. An evaluation is shown, too, where DIR/evaluation.json has what
     `pixmix-eval --json` printed.
     """
-    _check_outputs({"--plot": plot, "--html": html}, [])
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
         from pipelines.report.page import page, write_page
+        from pipelines.report.plotting import check_plotting
+        from pipelines.report.run_files import files_read, read_runs
+        from pipelines.report.run_settings import write_csv
         from pipelines.report.sheet import write_picture
 
-        shown = runs.read_runs(folders)
+        read = [path for folder in folders for path in files_read(folder)]
+        _check_outputs({"--plot": plot, "--csv": csv_file, "--html": html}, read)
+        if plot is not None or html is not None:
+            check_plotting()
+        shown = read_runs(folders)
+        if csv_file is not None:
+            write_csv(shown, csv_file)
         if plot is not None:
             write_picture(runs.curves(shown), plot)
         if html is not None:
@@ -341,6 +378,7 @@ def show_run(
         document = {
             **runs.document(shown),
             "plot": None if plot is None else str(plot),
+            "csv": None if csv_file is None else str(csv_file),
             "html": None if html is None else str(html),
         }
         say(runs.table(shown), document, as_json=as_json)

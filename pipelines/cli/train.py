@@ -1,7 +1,6 @@
 """`pixmix-train`: the paper's recipes, one command each."""
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,9 @@ from pipelines.cli.options import (
     progress_bar,
     say,
 )
+from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.cli.training_options import SMALL, training_options
+from pipelines.cli.training_progress import TrainingProgress
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
     from pipelines.training.stopping import Stopping
-    from pipelines.training.train import Shown, Trained
+    from pipelines.training.train import Trained, Training
 
 _INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
 
@@ -41,6 +42,7 @@ _NOT_IN_TIME = (
 
 
 @click.group(
+    cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
         "pixmix-train digits --mixing-set mixing-set --out runs/digits",
@@ -120,7 +122,8 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     from pipelines.shards.connections import RemoteAccess
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
-    from pipelines.training.train import Training, train
+    from pipelines.training.tracking import import_wandb
+    from pipelines.training.train import Training
 
     try:
         recipe = _recipe(dataset, options)
@@ -129,6 +132,9 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     small = dataset in SMALL
     policy, max_bad_samples = _of_bad_samples(options)
     mixing_set = _mixing_set(options, recipe)
+    if options["wandb"]:
+        # Before what takes long.
+        import_wandb()
     if options["weights"] is not None and options["pretrained"]:
         raise click.UsageError("--weights and --pretrained exclude each other; give one")
     out: Path = options["out"]
@@ -183,20 +189,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             compile=options["compile"],
             sync_batch_norm=options["sync_batch_norm"],
         )
-        with progress_bar("steps") as show:
-
-            def shown(step: "Shown") -> None:
-                note = (
-                    f"epoch {step.epoch + 1}/{recipe.epochs} loss {step.loss:.3f} "
-                    f"{step.samples_per_second:,.0f}/s data {step.waited:.0%}"
-                )
-                show(step.step, step.steps, note)
-
-            try:
-                trained = train(training, processes, shown, stopping)
-            except ValueError as error:
-                # Of numbers that fit the recipe and not the data.
-                raise PipelineError(str(error)) from error
+        trained = _trained(training, processes, stopping, wandb=options["wandb"])
         if processes.first:
             text, document = _said(trained, out, torch.__version__)
             say(text, document, as_json=options["as_json"])
@@ -204,6 +197,35 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         # By SIGTERM or SIGUSR1, to this process or another: whoever waits for the end, as a batch
         # system does, is not to take it for one.
         raise click.exceptions.Exit(STOPPED)
+
+
+def _trained(
+    training: "Training", processes: "Processes", stopping: "Stopping", *, wandb: bool
+) -> "Trained":
+    """Train, and show how far it is."""
+    from pipelines.training.tracking import tracked
+    from pipelines.training.train import train
+
+    with (
+        progress_bar("steps") as bar,
+        tracked(training.out, wandb=wandb and processes.first) as run,
+    ):
+        progress = TrainingProgress(bar, training.recipe)
+
+        def show_epoch(record: Mapping[str, Any]) -> None:
+            progress.epoch(record)
+            if run is not None:
+                run.epoch(record)
+
+        begin = run.begin if run is not None else lambda: None
+        try:
+            trained = train(training, processes, progress.step, show_epoch, begin, stopping)
+        except ValueError as error:
+            # Of numbers that fit the recipe and not the data.
+            raise PipelineError(str(error)) from error
+        if run is not None:
+            run.finished = trained.finished
+    return trained
 
 
 @contextmanager
@@ -218,8 +240,6 @@ def _stop_is_told() -> Iterator[None]:
 
 def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
     """Say what became of a training that was left while it waited."""
-    if sys.stderr.isatty():
-        click.echo(err=True)  # The bar is left in its line.
     if stopping.fault is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
     elif stopping.interrupted:

@@ -313,6 +313,12 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             show_default=True,
             help="Seconds without a step until the process ends with code 1; 0 for never.",
         ),
+        click.option(
+            "--wandb",
+            is_flag=True,
+            help="Also log to Weights & Biases (extra wandb), into WANDB_PROJECT or pixmix; "
+            "WANDB_MODE=offline works without a network.",
+        ),
         click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
         click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
     )

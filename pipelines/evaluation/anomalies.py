@@ -9,7 +9,8 @@ Each picture's shorter side is resized to the network's, and the centre is cut o
 pictures of nothing need no download.
 """
 
-import zlib
+import math
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,11 @@ from pipelines.evaluation.pictures import (
     of_source,
 )
 from pipelines.evaluation.request import Evaluation
+from pipelines.evaluation.trees import Notices
 from pipelines.shards.cifar import CifarSource, Dataset
+from pipelines.shards.files import open_regular
 from pipelines.shards.index import MANIFEST_NAME, open_shards
-from pipelines.shards.picture_files import DAMAGE
+from pipelines.shards.picture_files import is_ignored_name
 
 FOLDER = "outliers"
 
@@ -44,6 +47,8 @@ _LARGE = 64
 """Pixels. Of larger pictures of nothing there is one round: one is as good as another."""
 
 _SVHN = "test_32x32.mat"
+_MOST_MAT = 1 << 32
+"""Bytes of SVHN's file, and of its images: extra_32x32.mat, the largest, has 1.6 billion."""
 _CIFAR: dict[str, Dataset] = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 
 
@@ -55,9 +60,18 @@ def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str
 
     confidence: (n,), of the answers to the test set.
     """
+    sets = _sets(evaluation, len(confidence))
+    wanted = max(1, len(confidence) // _SHARE)
+    rounds = {
+        name: _rounds(evaluation.seed, place, len(pictures), wanted)
+        for place, (name, pictures) in enumerate(sets.items())
+    }
+    # Each picture that is in a round is answered once.
+    used = {name: np.unique(np.concatenate(each)) for name, each in rounds.items()}
+    evaluation.meter.begin(sum(map(len, used.values())))
     kinds = {
-        name: _mean_measures(evaluation, confidence, place, pictures)
-        for place, (name, pictures) in enumerate(_sets(evaluation, len(confidence)).items())
+        name: _mean_measures(evaluation, confidence, pictures, rounds[name], used[name])
+        for name, pictures in sets.items()
     }
     return {
         "mean_auroc": float(np.mean([each["auroc"] for each in kinds.values()])),
@@ -74,11 +88,20 @@ def _sets(evaluation: Evaluation, n: int) -> dict[str, Pictures]:
     sets: dict[str, Pictures] = {
         name: Drawn(number, partial(_nothing, evaluation.seed, name, side)) for name in SYNTHETIC
     }
-    folder = evaluation.data.root / FOLDER
+    folder, notices = evaluation.data.root / FOLDER, evaluation.data.notices
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
-            if path.is_dir() and not path.name.startswith("."):
-                sets[path.name] = open_outliers(path, evaluation.data.resized)
+            if is_ignored_name(path.name):
+                notices.ignored.add(str(path))
+            elif path.name in SYNTHETIC:
+                raise PipelineError(
+                    f"{path} has the name of a synthetic set of outliers; rename it"
+                )
+            elif path.is_dir():
+                sets[path.name] = open_outliers(path, evaluation.data.resized, notices)
+    empty = [name for name, pictures in sets.items() if len(pictures) == 0]
+    if empty:
+        raise PipelineError(f"{folder / empty[0]} holds no images; put some into it, or remove it")
     return sets
 
 
@@ -90,7 +113,7 @@ def _nothing(seed: int, name: str, side: int, number: int) -> NDArray[np.float32
     return drawn
 
 
-def open_outliers(folder: Path, view: View) -> Pictures:
+def open_outliers(folder: Path, view: View, notices: Notices | None = None) -> Pictures:
     """Open a set of odd pictures: shards, SVHN's .mat, CIFAR's archive, or any folder of pictures.
 
     Raises:
@@ -104,8 +127,8 @@ def open_outliers(folder: Path, view: View) -> Pictures:
         return Stored(_view_all(_read_svhn(folder / _SVHN), view))
     dataset = _CIFAR.get(folder.name)
     if dataset is not None:
-        return of_source(CifarSource(place=folder, dataset=dataset, split="test"), view)[0]
-    return of_folder(folder, view)
+        return of_source(CifarSource(place=folder, dataset=dataset, split="test"), view)
+    return of_folder(folder, view, notices)
 
 
 def _view_all(pictures: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
@@ -117,17 +140,28 @@ def _view_all(pictures: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
 def _read_svhn(path: Path) -> NDArray[np.uint8]:
     """Return SVHN's pictures, (n, 32, 32, 3)."""
     try:
-        from scipy.io import loadmat
-        from scipy.io.matlab import MatReadError
+        from scipy.io import loadmat, whosmat
     except ImportError as error:
         raise PipelineError(
             f"{path} needs scipy, which is not installed; run pip install scipy"
         ) from error
     try:
-        # (32, 32, 3, n); a .mat holds arrays and nothing that is run.
-        pictures = loadmat(path, variable_names=["X"])["X"]
-    except (MatReadError, NotImplementedError, zlib.error, *DAMAGE, KeyError) as error:
-        raise PipelineError(f"{path} is no .mat of SVHN ({error}); get it again") from error
+        with open_regular(path, max_bytes=_MOST_MAT) as file:
+            # Its size, before it is decompressed.
+            shape = next(shape for name, shape, _ in whosmat(file) if name == "X")
+            if math.prod(shape) > _MOST_MAT:
+                raise ValueError(f"X is of shape {shape}")
+            file.seek(0)
+            # (32, 32, 3, n); a .mat holds arrays and nothing that is run.
+            pictures = np.asarray(loadmat(file, variable_names=["X"])["X"])
+    except OSError as error:
+        raise PipelineError(
+            f"{path} cannot be read: {error.strerror or error}; get it again"
+        ) from error
+    except Exception as error:
+        # scipy's parser fails in many ways.
+        reason = str(error) or type(error).__name__
+        raise PipelineError(f"{path} is no .mat of SVHN ({reason:.200}); get it again") from error
     if pictures.dtype != np.uint8 or pictures.shape[:3] != (32, 32, 3):
         raise PipelineError(
             f"{path} holds {pictures.dtype} of shape {pictures.shape} and not pictures of SVHN, "
@@ -137,13 +171,13 @@ def _read_svhn(path: Path) -> NDArray[np.uint8]:
 
 
 def _mean_measures(
-    evaluation: Evaluation, confidence: NDArray[np.float32], place: int, pictures: Pictures
+    evaluation: Evaluation,
+    confidence: NDArray[np.float32],
+    pictures: Pictures,
+    rounds: Sequence[NDArray[np.int64]],
+    used: NDArray[np.int64],
 ) -> dict[str, float]:
     """Return AUROC, AUPR and the false positive rate of a set, averaged over rounds."""
-    wanted = max(1, len(confidence) // _SHARE)
-    rounds = _rounds(evaluation.seed, place, len(pictures), wanted)
-    # Each picture that is in a round is answered once.
-    used = np.unique(np.concatenate(rounds))
     answers = evaluation.classifier.answer(Chosen(pictures, used))
     found = []
     for numbers in rounds:

@@ -35,12 +35,17 @@ class Answers:
         return float((self.predicted != labels).mean())
 
 
+def _count_nothing(_n: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
     """A network and how it wants its pictures.
 
     module: in evaluation mode, on the processes' device; mean, std: of its input, for 0..1.
     batch_size: pictures at once in a process. No more than a batch is ever held.
+    count: called with the number of images of each batch when this process has answered it.
     """
 
     module: nn.Module
@@ -48,6 +53,7 @@ class Classifier:
     std: Triple
     processes: Processes
     batch_size: int = 500
+    count: Callable[[int], None] = _count_nothing
 
     def logits(self, images: Tensor) -> Tensor:
         """Classify (B, 3, H, W) float32 in 0..1 on the device; returns (B, classes) float32."""
@@ -104,6 +110,7 @@ class Classifier:
             confidence.append(sure.values.where(sound, torch.nan).cpu().numpy())
             if logits:
                 kept.append(found.cpu().numpy())
+            self.count(len(numbers))
         mine = Answers(
             predicted=np.concatenate(predicted),
             confidence=np.concatenate(confidence),

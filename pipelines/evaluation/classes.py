@@ -8,7 +8,7 @@ from importlib.resources import files
 @cache
 def imagenet_classes() -> tuple[str, ...]:
     """Return the WordNet ids of ImageNet-1k's 1,000 classes, sorted: the order of its outputs."""
-    text = (files("pipelines.evaluation") / "imagenet_classes.txt").read_text()
+    text = (files("pipelines.evaluation") / "imagenet_classes.txt").read_text(encoding="ascii")
     return tuple(text.split())
 
 

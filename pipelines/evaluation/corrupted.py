@@ -1,16 +1,16 @@
-"""Robustness: pictures that were corrupted, and sequences in which they are perturbed.
+"""Robustness: images that were corrupted.
 
     ROOT/CIFAR-10-C/fog.npy, labels.npy     five severities, each in the test's order
-         CIFAR-10-C-Bar/...                 likewise
-         CIFAR-10-P/gaussian_noise.npy      sequences of frames
+         CIFAR-10-C-made/...                the same, made by pixmix-eval make-c
+         CIFAR-10-C-Bar/...                 the same
          ImageNet-C/fog/3/n01440764/*.JPEG  five severities, a folder a class
-         ImageNet-C-Bar/...                 likewise
-         ImageNet-P/tilt/n01440764/*.mp4    sequences of frames
+         ImageNet-C-Bar/...                 the same, or with severities such as 0.80 for 1
 
 Layouts: github.com/hendrycks/robustness and github.com/facebookresearch/augmentation-corruption.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
+from pipelines.evaluation.arrays import GET_AGAIN, open_array, read_labels, read_names
 from pipelines.evaluation.data import open_tree
-from pipelines.evaluation.metrics import (
-    ALEXNET_FLIPS,
-    NOISES,
-    calibration_error,
-    flip_probability,
-    mean_corruption_error,
-    mean_flip_rate,
-)
+from pipelines.evaluation.labels import match_classes
+from pipelines.evaluation.metrics import calibration_error, mean_corruption_error
 from pipelines.evaluation.pictures import Stored
-from pipelines.evaluation.request import IMAGENET, Evaluation, MissingDataError, find_folder
-from pipelines.evaluation.videos import answer_videos, find_videos
-from pipelines.models.outputs import outputs_of
+from pipelines.evaluation.request import IMAGENET, Data, Evaluation, MissingDataError
+from pipelines.evaluation.sets import remedy_for, set_of
+from pipelines.evaluation.trees import Notices, class_folders
+from pipelines.shards.picture_files import is_ignored_name
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -53,75 +49,66 @@ IMAGENET_BAR = (
 )  # fmt: skip
 """Of ImageNet-C-bar, spelt as its folders are."""
 
-CIFAR_PERTURBATIONS = (
-    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "brightness", "translate",
-    "rotate", "tilt", "scale",
-)  # fmt: skip
-"""Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
-
 SEVERITIES = 5
 
 CLASSES_FILE = "classes.txt"
 
-_AUTHORS = {
-    ("CIFAR-10", "-C"): "https://zenodo.org/record/2535967",
-    ("CIFAR-10", "-P"): "https://zenodo.org/record/2535967",
-    ("CIFAR-100", "-C"): "https://zenodo.org/record/3555552",
-    ("CIFAR-100", "-P"): "https://zenodo.org/record/2535967",
-    (IMAGENET, "-C"): "https://zenodo.org/record/2235448",
-    (IMAGENET, "-P"): "https://zenodo.org/record/3565846",
-    **dict.fromkeys(
-        ((name, "-C-Bar") for name in ("CIFAR-10", "CIFAR-100", IMAGENET)),
-        "https://github.com/facebookresearch/augmentation-corruption",
-    ),
-}
-"""Where the sets are that their authors distribute, by test set and suffix."""
-
-
-def _remedy(name: str, suffix: str) -> str:
-    """Return how a set that is missing is got, for the end of an error."""
-    ways = [f"get it from {_AUTHORS[name, suffix]}"] if (name, suffix) in _AUTHORS else []
-    if suffix == "-C" and name != IMAGENET:
-        ways.append("make one by pixmix-eval make-c")
-    return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
+_SEVERITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
 def corrupted(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE."""
-    large = evaluation.data.name == IMAGENET
-    found = _corrupted(evaluation, "-C", CORRUPTIONS)
-    if large:
+    """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE.
+
+    "made" says what the set is made of where make-c made it, and "overlap" which operations of the
+    network's training overlap C's corruptions. There is no mCE of a made set, for AlexNet's errors,
+    over which it is, are those on the official one.
+    """
+    folder, made = set_of(evaluation.data, "c")
+    missing, damaged = remedy_for(evaluation.data.name, "-C"), GET_AGAIN
+    if made is not None:
+        missing = damaged = "run pixmix-eval make-c again"
+    found = _corrupted(evaluation, folder, CORRUPTIONS, missing, damaged)
+    if made is not None:
+        found["made"] = made.to_json()
+    elif evaluation.data.name == IMAGENET:
         errors = {name: float(np.mean(each)) for name, each in found["errors"].items()}
         found["mce"] = mean_corruption_error(errors)
+    if evaluation.overlap:
+        found["overlap"] = list(evaluation.overlap)
     return found
 
 
 def corrupted_bar(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C-Bar, and their mean."""
-    large = evaluation.data.name == IMAGENET
-    return _corrupted(evaluation, "-C-Bar", IMAGENET_BAR if large else CIFAR_BAR)
-
-
-def _corrupted(evaluation: Evaluation, suffix: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return mean error and mean RMS calibration error over corruptions and severities."""
     data = evaluation.data
-    folder = find_folder(data.root, f"{data.name}{suffix}")
-    remedy = _remedy(data.name, suffix)
-    if folder is None:
-        raise MissingDataError(f"{data.root / data.name}{suffix} is not there; {remedy}")
-    arrays = any(folder.glob("*.npy"))
-    places = {name: folder / f"{name}.npy" if arrays else _tree(folder, name) for name in names}
-    absent = [name for name, place in places.items() if not place.exists()]
+    folder, _ = set_of(data, "c-bar")
+    names = IMAGENET_BAR if data.name == IMAGENET else CIFAR_BAR
+    return _corrupted(evaluation, folder, names, remedy_for(data.name, "-C-Bar"), GET_AGAIN)
+
+
+def _corrupted(
+    evaluation: Evaluation, folder: Path, names: Sequence[str], missing: str, damaged: str
+) -> dict[str, Any]:
+    """Return mean error and mean RMS calibration error over corruptions and severities.
+
+    missing, damaged: what to do about a set without all corruptions, and about a damaged array.
+    """
+    arrays = any(
+        path.suffix == ".npy" and not is_ignored_name(path.name) for path in folder.iterdir()
+    )
+    places = {
+        name: folder / f"{name}.npy" if arrays else corruption_folder(folder, name)
+        for name in names
+    }
+    absent = [place for place in places.values() if not place.exists()]
     if absent:
         raise MissingDataError(
-            f"{folder} has no {places[absent[0]].relative_to(folder)} ({len(absent)} of "
-            f"{len(names)} are missing), and the mean is over all; {remedy}"
+            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(names)} are "
+            f"missing), and the mean is over all; {missing}"
         )
-    answer = _answer_array if arrays else _answer_tree
-    errors: dict[str, list[float]] = {}
-    rms: dict[str, float] = {}
-    for name, place in places.items():
-        errors[name], rms[name] = answer(evaluation, place)
+    errors, rms = (
+        _answer_arrays(evaluation, places, damaged) if arrays else _answer_trees(evaluation, places)
+    )
     return {
         "mean_error": float(np.mean(list(errors.values()))),
         "mean_rms": float(np.mean(list(rms.values()))),
@@ -130,149 +117,147 @@ def _corrupted(evaluation: Evaluation, suffix: str, names: Sequence[str]) -> dic
     }
 
 
-def _answer_array(evaluation: Evaluation, path: Path) -> tuple[list[float], float]:
-    """Return the errors by severity, and the RMS calibration error of all severities together."""
-    labels = _labels(path.parent, evaluation.data.classes)
-    pictures = _open_array(path, 4, evaluation.data.side)
-    if len(pictures) != len(labels):
-        raise PipelineError(
-            f"{path} has {len(pictures)} pictures for {len(labels)} labels; get it again"
-        )
-    answers = evaluation.classifier.answer(Stored(pictures))
-    right = answers.predicted == labels
-    errors = [float((~severity).mean()) for severity in np.split(right, SEVERITIES)]
-    return errors, calibration_error(answers.confidence, right)
+_Figures = tuple[dict[str, list[float]], dict[str, float]]
 
 
-def _answer_tree(evaluation: Evaluation, place: Path) -> tuple[list[float], float]:
-    """Return the errors by severity, and the mean of the severities' RMS calibration errors."""
-    data = evaluation.data
-    errors, rms = [], []
-    sizes: list[int] = []
-    for severity in range(1, SEVERITIES + 1):
-        pictures, labels, _ = open_tree(
-            place / str(severity), data.resized.as_it_is(), data.classes
-        )
-        sizes.append(len(pictures))
-        if sizes[-1] != sizes[0]:
+def _answer_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: str) -> _Figures:
+    """Return by corruption the errors by severity, and the RMS calibration error of all images."""
+    labels = _labels(next(iter(places.values())).parent, evaluation.data, remedy)
+    # Before the first is answered, which may take long: each is what it should be.
+    side = evaluation.data.side
+    arrays = {name: open_images(path, 4, side, remedy) for name, path in places.items()}
+    for name, path in places.items():
+        if len(arrays[name]) != len(labels):
             raise PipelineError(
-                f"{place / str(severity)} has {sizes[-1]} pictures and {place / '1'} {sizes[0]}; "
-                "unpack the set again"
+                f"{path} has {len(arrays[name])} pictures for {len(labels)} labels; {remedy}"
             )
-        answers = evaluation.classifier.answer(pictures)
+    evaluation.meter.begin(len(arrays) * len(labels))
+    errors, rms = {}, {}
+    for name, images in arrays.items():
+        answers = evaluation.classifier.answer(Stored(images))
         right = answers.predicted == labels
-        errors.append(float((~right).mean()))
-        rms.append(calibration_error(answers.confidence, right))
-    return errors, float(np.mean(rms))
+        errors[name] = [float((~severity).mean()) for severity in np.split(right, SEVERITIES)]
+        rms[name] = calibration_error(answers.confidence, right)
+    return errors, rms
 
 
-def _tree(folder: Path, name: str) -> Path:
+def _answer_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Figures:
+    """Return by corruption the errors by severity, and the mean of their RMS calibration errors."""
+    data = evaluation.data
+    folders = {name: _severities(place, data.notices) for name, place in places.items()}
+    errors: dict[str, list[float]] = {}
+    rms: dict[str, float] = {}
+    for name, severities in folders.items():
+        errors[name], sure = [], []
+        n = 0
+        for folder in severities:
+            pictures, labels, _ = open_tree(folder, data.resized.as_it_is(), data)
+            if n and len(pictures) != n:
+                raise PipelineError(
+                    f"{folder} has {len(pictures)} pictures and {severities[0]} {n}; unpack the "
+                    "set again"
+                )
+            if not errors[name] and len(errors) == 1:
+                evaluation.meter.begin(len(places) * SEVERITIES * len(pictures))
+            n = len(pictures)
+            answers = evaluation.classifier.answer(pictures)
+            right = answers.predicted == labels
+            errors[name].append(float((~right).mean()))
+            sure.append(calibration_error(answers.confidence, right))
+        rms[name] = float(np.mean(sure))
+    return errors, rms
+
+
+def _severities(place: Path, notices: Notices) -> list[Path]:
+    """Return the five folders of a corruption, from the least severe on.
+
+    They are named by numbers: 1 to 5, or the severities themselves (0.80, 1.60, ...), as the script
+    of ImageNet-C-Bar's authors writes them.
+    """
+    numbered = [name for name in class_folders(place, notices) if _SEVERITY.fullmatch(name)]
+    if len(numbered) != SEVERITIES or len(set(map(float, numbered))) != SEVERITIES:
+        names = ", ".join(numbered[:8]) or "none"
+        raise PipelineError(
+            f"{place} has {len(numbered)} folders named by a severity ({names}), and {SEVERITIES} "
+            "were expected; unpack the set again"
+        )
+    return [place / name for name in sorted(numbered, key=float)]
+
+
+def corruption_folder(folder: Path, name: str) -> Path:
     """Return where a corruption lies: in the folder, or in that of its group, as noise/."""
-    inside = [path / name for path in sorted(folder.iterdir()) if (path / name).is_dir()]
+    inside = [
+        path / name
+        for path in sorted(folder.iterdir())
+        if not is_ignored_name(path.name) and (path / name).is_dir()
+    ]
     return folder / name if (folder / name).is_dir() or not inside else inside[0]
 
 
-def _labels(folder: Path, classes: Sequence[str]) -> NDArray[np.int64]:
+def _labels(folder: Path, data: Data, remedy: str) -> NDArray[np.int64]:
     """Return the outputs of the network for the labels of a set.
 
-    folder/classes.txt says the names of the labels, a line each; without it, and without names of
-    the network's classes, label i is output i.
+    folder/classes.txt says the names of the labels, a line each; without it, CIFAR's labels count
+    as the test set's do, and any other label i is output i.
     """
     path = folder / "labels.npy"
     if not path.exists():
-        raise PipelineError(f"{folder} has no labels.npy; get the whole set again")
-    labels: NDArray[np.int64] = load_array(path).astype(np.int64)
-    if labels.ndim != 1 or len(labels) == 0 or len(labels) % SEVERITIES:
+        raise PipelineError(f"{folder} has no labels.npy; {remedy}")
+    labels = read_labels(path, remedy)
+    if len(labels) == 0 or len(labels) % SEVERITIES:
         raise PipelineError(
             f"{path} has shape {labels.shape}; it should hold as many labels for each of "
-            f"{SEVERITIES} severities"
+            f"{SEVERITIES} severities; {remedy}"
         )
     names = folder / CLASSES_FILE
-    if not classes or not names.exists():
-        return labels
-    outputs = outputs_of(names.read_text().splitlines(), classes, str(names))
-    if labels.min() < 0 or labels.max() >= len(outputs):
+    if names.exists():
+        known = read_names(names, remedy)
+        _check_range(labels, len(known), path, f"{names} has {len(known)} names; {remedy}")
+        used = np.unique(labels)
+        if data.classes:
+            # Of the names that count alone: a set may have images of some of its classes.
+            outputs = np.zeros(len(known), np.int64)
+            outputs[used] = match_classes(
+                [known[label] for label in used], data.classes, data.outputs, str(names)
+            ).outputs
+        else:
+            outputs = match_classes(known, (), data.outputs, str(names)).outputs
+        return outputs[labels]
+    if data.official is not None:
+        _check_range(labels, len(data.official), path, remedy)
+        return data.official[labels]
+    most = data.outputs if data.outputs is not None else len(data.classes)
+    if most:
+        _check_range(labels, most, path, f"the network has {most} outputs; {remedy}")
+    elif labels.min() < 0:
+        _check_range(labels, int(labels.max()) + 1, path, remedy)
+    return labels
+
+
+def _check_range(labels: NDArray[np.int64], n: int, path: Path, why: str) -> None:
+    if labels.min() < 0 or labels.max() >= n:
         raise PipelineError(
-            f"{path} has labels from {labels.min()} to {labels.max()} and {names} {len(outputs)} "
-            "names; make the set again"
+            f"{path} has labels from {labels.min()} to {labels.max()}, and they must be within 0 "
+            f"to {n - 1}; {why}"
         )
-    return outputs[labels]
 
 
-def load_array(path: Path, *, mapped: bool = False) -> NDArray[np.generic]:
-    """Open an array of a file, without running anything that it may hold.
+def open_images(path: Path, ndim: int, side: int, remedy: str = GET_AGAIN) -> NDArray[np.uint8]:
+    """Open an array of uint8 images, (..., side, side, 3), without reading it.
+
+    Args:
+        path: of the .npy file.
+        ndim: of the array.
+        side: of an image, pixels.
+        remedy: what to do about a damaged file, for the end of the error.
 
     Raises:
-        PipelineError: if there is none in it.
-        OSError: if it cannot be read.
+        PipelineError: if it is anything else.
     """
-    try:
-        found: NDArray[np.generic] = np.load(
-            path, mmap_mode="r" if mapped else None, allow_pickle=False
-        )
-    except (ValueError, EOFError) as error:
-        raise PipelineError(f"{path} is no whole array ({error}); get it again") from error
-    return found
-
-
-def _open_array(path: Path, ndim: int, side: int) -> NDArray[np.uint8]:
-    """Open an array of uint8 pictures, (..., side, side, 3), without reading it."""
-    pictures = load_array(path, mapped=True)
-    if (
-        pictures.dtype != np.uint8
-        or pictures.ndim != ndim
-        or pictures.shape[-3:] != (side, side, 3)
-    ):
+    images = open_array(path, remedy)
+    if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-3:] != (side, side, 3):
         raise PipelineError(
-            f"{path} is {pictures.dtype} of shape {pictures.shape}; it should hold uint8 pictures "
-            f"of {side}x{side}x3 in {ndim} dimensions"
+            f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 pictures "
+            f"of {side}x{side}x3 in {ndim} dimensions; {remedy}"
         )
-    return pictures.view(np.uint8)
-
-
-# --- Perturbations -------------------------------------------------------------------------------
-
-
-def perturbed(evaluation: Evaluation) -> dict[str, Any]:
-    """Return how often answers flip in sequences of NAME-P, their mean and, of ImageNet-P, mFR."""
-    data = evaluation.data
-    large = data.name == IMAGENET
-    names = tuple(ALEXNET_FLIPS) if large else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
-    folder = find_folder(data.root, f"{data.name}-P")
-    remedy = _remedy(data.name, "-P")
-    if folder is None:
-        raise MissingDataError(f"{data.root / data.name}-P is not there; {remedy}")
-    places = {name: _tree(folder, name) if large else folder / f"{name}.npy" for name in names}
-    absent = [place for place in places.values() if not place.exists()]
-    if absent:
-        raise MissingDataError(
-            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(names)} are "
-            f"missing); {remedy}"
-        )
-    flips = {
-        name: (_flips_of_videos if large else _flips_of_array)(evaluation, place, name in NOISES)
-        for name, place in places.items()
-    }
-    found: dict[str, Any] = {
-        "mean_flip_probability": float(np.mean(list(flips.values()))),
-        "flips": flips,
-    }
-    if large:
-        found["mfr"] = mean_flip_rate(flips)
-    return found
-
-
-def _flips_of_array(evaluation: Evaluation, path: Path, noise: bool) -> float:
-    sequences = _open_array(path, 5, evaluation.data.side)
-    n, frames = sequences.shape[:2]
-    flat = sequences.reshape(n * frames, *sequences.shape[2:])
-    answers = evaluation.classifier.answer(Stored(flat))
-    return flip_probability(answers.predicted.reshape(n, frames), noise=noise)
-
-
-def _flips_of_videos(evaluation: Evaluation, folder: Path, noise: bool) -> float:
-    """Return the mean over videos of each one's flip probability."""
-    predicted = answer_videos(
-        evaluation.classifier, find_videos(folder), evaluation.data.resized.as_it_is()
-    )
-    return float(np.mean([flip_probability(each[None], noise=noise) for each in predicted]))
+    return images.view(np.uint8)

@@ -1,6 +1,7 @@
 """Finds what lies under a folder: the test set, and trees of pictures beside it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,39 +11,137 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
-from pipelines.evaluation.pictures import Pictures, Stored, View, of_shards, of_source
+from pipelines.evaluation.labels import is_class_name, match_classes
+from pipelines.evaluation.pictures import Pictures, Stored, View, of_files, of_shards
 from pipelines.evaluation.request import IMAGENET, Data, TestSet
+from pipelines.evaluation.trees import (
+    Notices,
+    Tree,
+    class_folders,
+    holds_images,
+    list_tree,
+)
 from pipelines.loading.decode import UnreadablePictureError, read_size
 from pipelines.loading.mixing_set import open_pictures, uniform_view
 from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
-from pipelines.models.outputs import outputs_of
+from pipelines.models.outputs import composed
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.sources import ImageFolderSource
+from pipelines.shards.picture_files import read_image_file
+from pipelines.shards.sources import class_name, printable
 
 NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
 
-_PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
+OFFICIAL = frozenset({"cifar10", "cifar100"})
+"""Kinds of shards for which others distribute corrupted sets, with the same labels."""
+
+PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
 _SMALL = 64
 """Pixels. Pictures of one size up to this are a network's as they are, unless it says otherwise."""
 
 
-def find_data(
-    root: Path, said: dict[str, Any], *, cache_dir: Path | None = None, jobs: int | None = None
-) -> Data:
-    """Find what a network can be evaluated on.
+@dataclass(frozen=True, kw_only=True)
+class Located:
+    """Where a test set is, found without a network and without listing its images.
 
-    The test set: shards in "test", "val", "validation", "data/test" or the folder itself, or there
-    a folder of pictures for each class, as torchvision has them.
+    root: the folder that the other suites are searched in; name: how their folders begin.
+    names: of the classes. shards, or folder: the test set; neither where there is none.
+    """
+
+    root: Path
+    name: str
+    names: tuple[str, ...] = ()
+    shards: ShardSet | None = None
+    folder: Path | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether there is a test set."""
+        return self.shards is not None or self.folder is not None
+
+
+def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
+    """Find the test set under a folder, or the class folders that the folder itself has.
 
     Args:
         root: the folder.
+        notices: is told of what was ignored, and where the folder itself is the test set.
+        known: names of the network's classes, by which class folders are recognized.
+
+    Raises:
+        PipelineError: if a manifest is damaged.
+        OSError: if a folder cannot be read.
+    """
+    for place in (root / each for each in PLACES):
+        if (place / MANIFEST_NAME).exists():
+            shards = open_shards(place)
+            name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
+            return Located(
+                root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
+            )
+    for place in (root / each for each in PLACES[:-1]):
+        names = class_folders(place, notices) if place.is_dir() else []
+        if names:
+            return _of_folders(root, place, names)
+    names = class_folders(root, notices)
+    if names and _are_classes(root.resolve().name, names, known):
+        above = root.resolve().parent if root.resolve().name in PLACES else root
+        beside = f", and the other suites are searched in {above}" if above != root else ""
+        notices.say(f"{root} has class folders: it is taken for the test set itself{beside}")
+        return _of_folders(above, root, names)
+    return Located(root=root, name=IMAGENET)
+
+
+def _of_folders(root: Path, folder: Path, names: Sequence[str]) -> Located:
+    printed = tuple(map(class_name, names))
+    name = _name_of(printed, printable(root.resolve().name).upper())
+    return Located(root=root, name=name, names=printed, folder=folder)
+
+
+def _name_of(names: Sequence[str], name: str) -> str:
+    return IMAGENET if are_of_imagenet(names) else name
+
+
+def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> bool:
+    """Return whether the folders in a folder of that name are classes, not sets."""
+    return (
+        folder in PLACES
+        or all(map(is_class_name, names))
+        or set(map(class_name, names)) <= set(map(composed, known))
+    )
+
+
+def why_no_test_set(root: Path) -> str:
+    """Return what to tell where a folder has no test set, with the remedy.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    for place in (root / each for each in PLACES):
+        if place.is_dir() and holds_images(place):
+            return (
+                f"{place} holds images and no class folders; put the images of each class into a "
+                f"folder of its own, as {place}/CLASS/x.jpg"
+            )
+    return (
+        f"{root} has no test/{MANIFEST_NAME} and no val/CLASS/*.jpg; pass by --data the folder "
+        "that holds test or val, or make shards of the test set by pixmix-shard"
+    )
+
+
+def find_data(root: Path, said: dict[str, Any], *, cache_dir: Path | None = None) -> Data:
+    """Find what a network can be evaluated on.
+
+    The test set: shards in "test", "val", "validation", "data/test" or the folder itself, or there
+    a folder of images for each class, as torchvision has them.
+
+    Args:
+        root: the folder; or the class folders themselves.
         said: what a checkpoint says of the network, as far as it does: "classes", how many outputs
             it has; "model", "class_names", "crop", "image_size", "evaluation_resize".
-        cache_dir: for the decoded pictures of small sets.
-        jobs: threads that decode; None: one a core.
+        cache_dir: for the decoded images of small sets.
 
     Raises:
         PipelineError: if there is a test set that does not fit the network, or it cannot be read,
@@ -50,43 +149,44 @@ def find_data(
     """
     outputs = said.get("classes")
     known = tuple(said.get("class_names", ()))
-    shards = _find_shards(root)
-    folder = None if shards is not None else _find_folders(root)
-    if shards is None and folder is None:
-        missing = (
-            f"{root} has no test/{MANIFEST_NAME} and no val/CLASS/*.jpg; make shards of the test "
-            f"set, as by pixmix-shard cifar10 DOWNLOADS {root}"
+    if known and outputs is not None and len(known) != outputs:
+        raise PipelineError(
+            f"the checkpoint names {len(known)} classes and its network has {outputs} outputs; "
+            "name another file"
         )
+    notices = Notices()
+    located = locate(root, notices, known)
+    if not located.found:
+        missing = why_no_test_set(root)
         if outputs != len(imagenet_classes()) and not are_of_imagenet(known):
             raise PipelineError(missing)
         large = _view_of(said, None) or _usual_view(said)
         return Data(
-            root=root, name=IMAGENET, side=large.side, view=large,
-            classes=known or imagenet_classes(), missing=missing,
+            root=root, name=IMAGENET, side=large.side, view=large, outputs=outputs,
+            classes=known or imagenet_classes(), missing=missing, notices=notices,
         )  # fmt: skip
+    shards = located.shards
     pictures: Pictures
     if shards is not None:
-        names, given, where = shards.classes, shards.samples["label"].astype(np.int64), str(root)
+        given, where = shards.samples["label"].astype(np.int64), str(shards.location)
         view = _view_of(said, _small_side(shards))
-        pictures = (
-            _stored(shards, cache_dir) if view is None else of_shards(shards, view, jobs=jobs)
-        )
-        name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
+        pictures = _stored(shards, cache_dir) if view is None else of_shards(shards, view)
     else:
-        assert folder is not None
-        source = ImageFolderSource(folder=folder)
-        names, where, name = tuple(source.classes()), str(folder), root.resolve().name.upper()
-        first = _first_side(source)
+        assert located.folder is not None
+        tree = list_tree(located.folder, notices)
+        given, where = tree.labels, str(tree.folder)
+        first = _first_side(tree)
         view = _view_of(said, first if first <= _SMALL else None)
-        pictures, given = of_source(source, view or View(first, first), jobs=jobs)
-    if are_of_imagenet(names):
-        name = IMAGENET
-        known = known or (imagenet_classes() if outputs == len(imagenet_classes()) else ())
-    labels = _labels(given, names, known, outputs, name, where)
-    classes = known or (tuple(names) if outputs is None or len(names) == outputs else ())
+        pictures = of_files(tree.files, view or View(first, first))
+    if len(given) == 0:
+        raise PipelineError(f"{where} holds no images; make the shards of the test set again")
+    labels, classes, official = _labels(given, located, known, outputs, where, notices)
     side = view.side if view is not None else pictures.read(range(1)).shape[1]
-    test = TestSet(pictures=pictures, labels=labels)
-    return Data(root=root, name=name, side=side, view=view, classes=classes, test=test)
+    return Data(
+        root=located.root, name=located.name, side=side, view=view, classes=classes,
+        outputs=outputs, official=official, test=TestSet(pictures=pictures, labels=labels),
+        notices=notices,
+    )  # fmt: skip
 
 
 def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
@@ -150,19 +250,6 @@ def _view_of(said: dict[str, Any], small: int | None) -> View | None:
     return View(side, prepared.resized_side)
 
 
-def _find_shards(root: Path) -> ShardSet | None:
-    place = next((root / each for each in _PLACES if (root / each / MANIFEST_NAME).exists()), None)
-    return None if place is None else open_shards(place)
-
-
-def _find_folders(root: Path) -> Path | None:
-    """Return a folder of classes: as val/n01440764/ILSVRC2012_val_00000293.JPEG."""
-    for place in (root / each for each in _PLACES[:-1]):
-        if place.is_dir() and any(entry.is_dir() for entry in place.iterdir()):
-            return place
-    return None
-
-
 def _small_side(shards: ShardSet) -> int | None:
     """Return the side of a set's pictures if they are small, or None."""
     if len(shards) == 0:
@@ -176,15 +263,20 @@ def _small_side(shards: ShardSet) -> int | None:
     return side if side <= _SMALL or shards.kind in NAMES else None
 
 
-def _first_side(source: ImageFolderSource) -> int:
-    """Return the side of a folder's first picture; 0 without one."""
-    first = next(iter(source.items()), None)
-    if first is None:
-        return 0
+def _first_side(tree: Tree) -> int:
+    """Return the longer side of a tree's first image."""
+    path = tree.files[0]
     try:
-        return max(read_size(source.read(first.place)))
+        return max(read_size(read_image_file(path)))
+    except OSError as error:
+        raise PipelineError(
+            f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "
+            "remove it"
+        ) from error
     except UnreadablePictureError as error:
-        raise PipelineError(f"{first.name} {error}") from error
+        raise PipelineError(
+            f"{path} {error}; replace it with a whole file, or remove it"
+        ) from error
 
 
 def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:
@@ -199,44 +291,55 @@ def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:
 
 def _labels(
     given: NDArray[np.int64],
-    names: Sequence[str],
-    known: Sequence[str],
+    located: Located,
+    known: tuple[str, ...],
     outputs: int | None,
-    name: str,
     where: str,
-) -> NDArray[np.int64]:
-    """Return the outputs of the network for labels of a set."""
-    n = max(len(names), int(given.max(initial=-1)) + 1)
-    if outputs is not None and n > outputs:
-        raise PipelineError(
-            f"the network tells {outputs} classes apart, and {name} has {n}; name the data that it "
-            "was trained on"
-        )
+    notices: Notices,
+) -> tuple[NDArray[np.int64], tuple[str, ...], NDArray[np.int64] | None]:
+    """Return the outputs for a set's labels, the classes by output, the outputs of CIFAR's."""
     if (given < 0).any():
-        raise PipelineError(f"{where} has pictures without a class; evaluate a set with classes")
-    if names and known:
-        return outputs_of(names, known, where)[given]
-    return given
+        raise PipelineError(f"{where} has images without a class; evaluate a set with classes")
+    most = int(given.max(initial=-1)) + 1
+    if not located.names:
+        if outputs is not None and most > outputs:
+            raise PipelineError(
+                f"{where} has labels up to {most - 1}, and the network has {outputs} outputs; name "
+                "the data that it was trained on"
+            )
+        return given, known, None
+    if most > len(located.names):
+        raise PipelineError(
+            f"{where} has labels up to {most - 1} and names of {len(located.names)} classes; make "
+            "the shards again"
+        )
+    matched = match_classes(located.names, known, outputs, where)
+    if matched.how == "values" and outputs is not None:
+        notices.say(
+            f"{where}: classes are numbers, and each is taken for the output of that number"
+        )
+    shards = located.shards
+    official = matched.outputs if shards is not None and shards.kind in OFFICIAL else None
+    return matched.outputs[given], matched.classes, official
 
 
 def open_tree(
-    folder: Path, view: View, classes: Sequence[str], *, jobs: int | None = None
+    folder: Path, view: View, data: Data, *, remedy: str = "unpack the set again"
 ) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
-    """Open a folder with a folder of pictures for each class.
+    """Open a folder with a folder of images for each class.
 
     Args:
-        folder: as val/, or fog/3 of ImageNet-C.
-        view: how its pictures become the network's.
-        classes: of the network, by output.
-        jobs: threads that decode; None: one a core.
+        folder: as fog/3 of ImageNet-C.
+        view: how its images become the network's.
+        data: of the network, whose classes they are.
+        remedy: what to do about an image that cannot be read.
 
     Returns:
-        The pictures; the output for each; and the outputs for the folders, sorted by their names.
+        The images; the output for each; and the outputs for the folders, sorted by their names.
 
     Raises:
         PipelineError: if there are none, or of classes that are none of the network's.
     """
-    source = ImageFolderSource(folder=folder)
-    outputs = outputs_of(list(source.classes()), classes, str(folder))
-    pictures, given = of_source(source, view, jobs=jobs)
-    return pictures, outputs[given], outputs
+    tree = list_tree(folder, data.notices)
+    outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs
+    return of_files(tree.files, view, remedy=remedy), outputs[tree.labels], outputs

@@ -1,4 +1,4 @@
-"""Sets like CIFAR-10-C for pictures that have no official one.
+"""Sets like CIFAR-10-C for images that have no official one, in a folder such as DIGITS-C-made.
 
 By the extra `corruptions` (imagecorruptions-imaug), whose constants are ImageNet-C's: figures on
 such a set compare networks with each other, and not with what is printed of CIFAR-10-C.
@@ -7,6 +7,7 @@ such a set compare networks with each other, and not with what is printed of CIF
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES, load_array
+from pipelines.evaluation.arrays import open_array
+from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES
+from pipelines.evaluation.pictures import Pictures
 from pipelines.evaluation.request import Data
-from pipelines.shards.files import check_no_file, new_file, sha256, write_file
+from pipelines.evaluation.sets import MADE_OF, MADE_SUFFIX
+from pipelines.shards.files import (
+    check_no_file,
+    folder_lock,
+    new_file,
+    read_regular,
+    remove_partial_files,
+    sha256,
+    write_file,
+)
 from pipelines.shards.progress import Progress, no_progress
+from pipelines.shards.typed_json import read_json
+
+_PACKAGE = "imagecorruptions-imaug"
+
+_SEEDED = frozenset({"glass_blur", "impulse_noise"})
+"""Corruptions that draw from a generator of their own, whose seed is an argument."""
+
+_MOST_JSON = 1 << 24
+
+_SMALLEST = 32
+"""Pixels of a side, which the package asks for."""
 
 
 def make_corrupted(
@@ -33,7 +56,7 @@ def make_corrupted(
 
     Args:
         data: the pictures, as a network of theirs would see them.
-        out: folder for "NAME-C".
+        out: folder for "NAME-C-made".
         n: only the first n pictures; None for all.
         seed: of the noise: picture i of a corruption and severity depends on it and on i alone.
         names: of corruptions.
@@ -55,10 +78,38 @@ def make_corrupted(
             "corruptions need imagecorruptions-imaug; run pip install 'pixmix[corruptions]'"
         ) from error
     test = data.need_test()
+    if data.side < _SMALLEST:
+        raise PipelineError(
+            f"the images have {data.side}x{data.side} pixels, and the corruptions need at least "
+            f"{_SMALLEST}x{_SMALLEST}; name by --checkpoint a network of larger images"
+        )
+    unwritable = [name for name in data.classes if len(name.splitlines()) != 1]
+    if unwritable:
+        raise PipelineError(
+            f"the class name {unwritable[0]!r} is not one line of text; rename the class"
+        )
     labels = test.labels[:n]
-    folder = out / f"{data.name}-C"
+    folder = out / f"{data.name}{MADE_SUFFIX}"
     check_no_file(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
+    with folder_lock(folder / ".lock", busy=f"another process is writing to {folder}; wait for it"):
+        remove_partial_files(folder)
+        _write(data, labels, folder, corrupt, seed=seed, names=names, progress=progress)
+    return folder
+
+
+def _write(
+    data: Data,
+    labels: NDArray[np.int64],
+    folder: Path,
+    corrupt: Callable[..., NDArray[np.uint8]],
+    *,
+    seed: int,
+    names: Sequence[str],
+    progress: Progress,
+) -> None:
+    """Write what of a set is missing; see `make_corrupted`."""
+    pictures = data.need_test().pictures
     repeated = np.tile(labels, SEVERITIES)
     shape = (len(repeated), data.side, data.side, 3)
     _same_or_new(folder, _asked_for(data, labels, seed))
@@ -70,28 +121,38 @@ def make_corrupted(
     progress(0, total)
     for name in names:
         path = folder / f"{name}.npy"
-        if path.exists():
-            if load_array(path, mapped=True).shape != shape:
-                raise PipelineError(
-                    f"{path} is not of shape {shape}; remove it, and it is made anew"
-                )
+        if _is_whole(path, shape):
             done += len(repeated)
             progress(done, total)
             continue
         with new_file(path) as file:
-            # Picture by picture, for all of them may be larger than the memory.
+            # Image by image, for all of them may be larger than the memory.
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for severity in range(1, SEVERITIES + 1):
                 for index in range(len(labels)):
-                    picture = np.ascontiguousarray(test.pictures.read(range(index, index + 1))[0])
+                    picture = _image(pictures, index)
                     key = (seed, CORRUPTIONS.index(name), severity, index)
                     file.write(_corrupted(corrupt, picture, name, severity, _seed(*key)).tobytes())
                     done += 1
                     if done % 100 == 0:
                         progress(done, total)
         progress(done, total)
-    return folder
+
+
+def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether a corruption has been written; a damaged one is written again."""
+    if not path.exists():
+        return False
+    try:
+        there = open_array(path)
+    except PipelineError:
+        return False
+    return there.shape == shape and there.dtype == np.uint8
+
+
+def _image(pictures: Pictures, index: int) -> NDArray[np.generic]:
+    return np.ascontiguousarray(pictures.read(range(index, index + 1))[0])
 
 
 def _corrupted(
@@ -101,13 +162,18 @@ def _corrupted(
     severity: int,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """Corrupt a picture; the package draws from numpy's global state, which is put back."""
+    """Corrupt an image by a seed alone.
+
+    The package draws from numpy's global state, which is put back; two corruptions draw from a
+    generator of their own.
+    """
+    own = {"seed": seed} if name in _SEEDED else {}
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.asarray(corrupt(picture, severity, corruption_name=name), np.uint8)
+            return np.asarray(corrupt(picture, severity, corruption_name=name, **own), np.uint8)
     finally:
         np.random.set_state(state)  # noqa: NPY002
 
@@ -117,33 +183,39 @@ def _seed(*key: int) -> int:
 
 
 def _asked_for(data: Data, labels: NDArray[np.int64], seed: int) -> dict[str, Any]:
-    """Return what decides a set, as plain JSON values: of the pictures, the first and the last."""
+    """Return what decides a set, as plain JSON values."""
     pictures = data.need_test().pictures
-    ends = {
-        name: sha256(np.ascontiguousarray(pictures.read(range(i, i + 1))[0]).tobytes())
-        for name, i in (("first", 0), ("last", len(labels) - 1))
-    }
+    images = sha256(
+        "".join(sha256(_image(pictures, i).tobytes()) for i in range(len(labels))).encode()
+    )
     return {"seed": seed, "n": len(labels), "labels": sha256(labels.tobytes()),
-            "side": data.side, **ends}  # fmt: skip
+            "classes": list(data.classes), "side": data.side, "images": images,
+            "made_by": f"pixmix-eval make-c, {_PACKAGE} {version(_PACKAGE)}"}  # fmt: skip
 
 
 def _same_or_new(folder: Path, asked: dict[str, Any]) -> None:
-    """Write down what a set is made of, or see that it is the same."""
-    path = folder / "made-of.json"
+    """Write down what a set is made of, or see that it is the same.
+
+    Raises:
+        PipelineError: if the folder holds another set, or one that this command did not make.
+    """
+    path = folder / MADE_OF
     if path.exists():
-        try:
-            made = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise PipelineError(
-                f"{path} is damaged; remove {folder}, and it is made anew"
-            ) from error
+        remedy = f"remove {folder}, and it is made anew"
+        made = read_json(
+            read_regular(path, max_bytes=_MOST_JSON), dict[str, Any], str(path), remedy
+        )
         for name, value in asked.items():
             if made.get(name) != value:
                 raise PipelineError(
-                    f"{folder} was made with {name} {made.get(name)}, and this is {value}; choose "
-                    "another folder by --out, or remove it"
+                    f"{folder} was made with {name} {_short(made.get(name))}, and this is "
+                    f"{_short(value)}; choose another folder by --out, or remove it"
                 )
-    elif (folder / "labels.npy").exists():
+    elif any(folder.glob("*.npy")):
         raise PipelineError(f"{folder} was not made by this command; choose another by --out")
     else:
         write_file(path, (json.dumps(asked, indent=1) + "\n").encode())
+
+
+def _short(value: object) -> str:
+    return f"{value!s:.80}"

@@ -272,6 +272,11 @@ def aupr(usual: Floats, odd: Floats) -> float:
 def false_positives_at(usual: Floats, odd: Floats, recall: float = 0.95) -> float:
     """Return the share of usual samples that alarm where `recall` of the odd ones do.
 
+    All samples of one score alarm together, and the highest score at which at least `recall` of the
+    odd samples alarm is taken. The released code takes the score whose recall is nearest to 95 %,
+    which may be less than that, and of several scores with that recall the lowest. So the two
+    differ where samples tie, and by the usual samples that lie between two odd ones.
+
     usual, odd: (n,), (m,) anomaly scores.
 
     Raises:

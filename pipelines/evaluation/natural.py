@@ -23,29 +23,25 @@ from pipelines.evaluation.metrics import (
     false_positives_at,
 )
 from pipelines.evaluation.pictures import Chosen, Pictures
-from pipelines.evaluation.request import Evaluation, MissingDataError, find_folder
+from pipelines.evaluation.request import Evaluation, MissingDataError
+from pipelines.evaluation.sets import set_of
 
 CLASSES = 200
-
-_SOURCES = {
-    "ImageNet-R": "https://github.com/hendrycks/imagenet-r",
-    "ImageNet-A": "https://github.com/hendrycks/natural-adv-examples",
-    "ImageNet-O": "https://github.com/hendrycks/natural-adv-examples",
-}
 
 
 def renditions(evaluation: Evaluation) -> dict[str, Any]:
     """Return error and calibration on ImageNet-R."""
-    return _restricted(evaluation, "ImageNet-R")
+    return _restricted(evaluation, "r")
 
 
 def natural_adversaries(evaluation: Evaluation) -> dict[str, Any]:
     """Return error and calibration on ImageNet-A."""
-    return _restricted(evaluation, "ImageNet-A")
+    return _restricted(evaluation, "a")
 
 
-def _restricted(evaluation: Evaluation, name: str) -> dict[str, Any]:
-    pictures, labels, outputs = _open(evaluation, name)
+def _restricted(evaluation: Evaluation, suite: str) -> dict[str, Any]:
+    pictures, labels, outputs = _open(evaluation, suite)
+    evaluation.meter.begin(len(pictures))
     answers = evaluation.classifier.answer(pictures, outputs=outputs)
     right = answers.predicted == labels
     return {
@@ -58,7 +54,7 @@ def _restricted(evaluation: Evaluation, name: str) -> dict[str, Any]:
 
 def natural_outliers(evaluation: Evaluation) -> dict[str, Any]:
     """Return how well confidence tells ImageNet-O from the test pictures of its 200 classes."""
-    pictures, _, outputs = _open(evaluation, "ImageNet-O")
+    pictures, _, outputs = _open(evaluation, "o")
     test = evaluation.data.need_test()
     usual = np.flatnonzero(np.isin(test.labels, outputs))
     if len(usual) == 0:
@@ -66,6 +62,7 @@ def natural_outliers(evaluation: Evaluation) -> dict[str, Any]:
             "no picture of the test set is of ImageNet-O's classes; evaluate ImageNet's "
             "validation set"
         )
+    evaluation.meter.begin(len(usual) + len(pictures))
     inside = evaluation.classifier.answer(Chosen(test.pictures, usual), outputs=outputs)
     outside = evaluation.classifier.answer(pictures, outputs=outputs)
     scores = -inside.confidence, -outside.confidence
@@ -79,18 +76,14 @@ def natural_outliers(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _open(
-    evaluation: Evaluation, name: str
+    evaluation: Evaluation, suite: str
 ) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
     data = evaluation.data
-    folder = find_folder(data.root, name)
-    if folder is None:
-        raise MissingDataError(
-            f"{data.root} has no folder {name.lower()}; get it from {_SOURCES[name]}"
-        )
-    pictures, labels, outputs = open_tree(folder, data.resized, data.classes)
+    folder, _ = set_of(data, suite)
+    pictures, labels, outputs = open_tree(folder, data.resized, data)
     if len(outputs) != CLASSES:
         raise PipelineError(
-            f"{folder} has {len(outputs)} classes and {name} {CLASSES}, over which the softmax "
-            "is; unpack it again"
+            f"{folder} has {len(outputs)} classes, and the set has {CLASSES}, over which the "
+            "softmax is; unpack it again"
         )
     return pictures, labels, outputs

@@ -4,17 +4,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
+from pipelines.evaluation.trees import Notices, list_images
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.index import ShardSet
-from pipelines.shards.picture_files import picture_files
-from pipelines.shards.sources import Source
+from pipelines.shards.picture_files import read_image_file
+from pipelines.shards.sources import Source, printable
 from pipelines.shards.workers import available_cores
 from pixmix.resizing import resized_centre
 
@@ -124,14 +125,14 @@ class Decoded:
     """Pictures of files, decoded by several threads when they are asked for.
 
     n: how many; content: gives the bytes of one; name: gives what to call it in an error.
-    jobs: threads; None: one a core.
+    remedy: what to do about one that cannot be read, for the end of the error.
     """
 
     n: int
     content: Callable[[int], bytes | bytearray]
     name: Callable[[int], str]
     view: View
-    jobs: int | None = None
+    remedy: str = "replace it with a whole file, or remove it"
     ahead: int = 1
 
     def __len__(self) -> int:
@@ -152,64 +153,61 @@ class Decoded:
                 out[row] = self.view(decode_picture(self.content(number)))
             except BadSampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
+            except OSError as error:
+                raise PipelineError(
+                    f"{self.name(number)} cannot be read: {error.strerror or error}; {self.remedy}"
+                ) from error
             except (UnreadablePictureError, ValueError) as error:
                 raise PipelineError(
-                    f"{self.name(number)} cannot be evaluated: {error}; put a whole one in its "
-                    "place"
+                    f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
 
-        with ThreadPoolExecutor(self.jobs or available_cores()) as pool:
+        with ThreadPoolExecutor(available_cores()) as pool:
             for _ in pool.map(fill, range(len(numbers))):
                 pass
         return out
 
 
-def of_shards(shards: ShardSet, view: View, *, jobs: int | None = None) -> Decoded:
+def of_shards(shards: ShardSet, view: View) -> Decoded:
     """Return the pictures of a set of shards, in its order."""
     reader = ShardReader(shards)
-    return Decoded(n=len(shards), content=reader.read, name=shards.key, view=view, jobs=jobs)
+    return Decoded(n=len(shards), content=reader.read, name=shards.key, view=view)
 
 
-def of_files(files: Sequence[Path], view: View, *, jobs: int | None = None) -> Decoded:
-    """Return pictures of files, in their order."""
+def of_files(files: Sequence[Path], view: View, *, remedy: str = Decoded.remedy) -> Decoded:
+    """Return images of files, in their order.
+
+    remedy: what to do about one that cannot be read, for the end of the error.
+    """
     return Decoded(
         n=len(files),
-        content=lambda number: files[number].read_bytes(),
-        name=lambda number: str(files[number]),
+        content=lambda number: read_image_file(files[number]),
+        name=lambda number: printable(str(files[number])),
         view=view,
-        jobs=jobs,
+        remedy=remedy,
     )
 
 
-def of_folder(folder: Path, view: View, *, jobs: int | None = None) -> Decoded:
-    """Return the pictures of a folder and the folders in it.
+def of_folder(folder: Path, view: View, notices: Notices | None = None) -> Decoded:
+    """Return the images of a folder and the folders in it; notices are told of what was ignored.
+
+    Raises:
+        PipelineError: if there is none.
+        OSError: if a folder cannot be read.
+    """
+    return of_files(list_images(folder, notices or Notices()), view)
+
+
+def of_source(source: Source, view: View) -> Decoded:
+    """Return the images of what shards could be made of.
 
     Raises:
         PipelineError: if there is none.
     """
-    return of_files(picture_files(folder), view, jobs=jobs)
-
-
-def of_source(
-    source: Source, view: View, *, jobs: int | None = None
-) -> tuple[Decoded, NDArray[np.int64]]:
-    """Return the pictures of what shards could be made of, and the place of each one's class.
-
-    Raises:
-        PipelineError: if there is none.
-    """
-    places: list[Any] = []
-    classes: list[int] = []
-    names: list[str] = []
-    for item in source.items():
-        places.append(item.place)
-        names.append(item.name)
-        classes.append(-1 if item.label is None else item.label)
-    pictures = Decoded(
-        n=len(places),
-        content=lambda number: source.read(places[number]),
-        name=names.__getitem__,
+    items = [(item.place, item.name) for item in source.items()]
+    return Decoded(
+        n=len(items),
+        content=lambda number: source.read(items[number][0]),
+        name=lambda number: items[number][1],
         view=view,
-        jobs=jobs,
     )
-    return pictures, np.array(classes, np.int64)

@@ -1,6 +1,7 @@
 """What is evaluated, on what, and how."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier
 from pipelines.evaluation.pictures import Pictures, View
+from pipelines.evaluation.trees import Notices
 
 IMAGENET = "ImageNet"
 """What data with ImageNet-1k's classes are called."""
@@ -38,7 +40,10 @@ class Data:
     side: of the network's pictures, pixels.
     view: how pictures of any size become those; None where all have their size, as CIFAR's.
     classes: names by output, or nothing where they are not known.
+    outputs: of the network, or None where no network is asked.
+    official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
     test: the test set, or None where there is none; missing: what to tell then.
+    notices: what is told beside the figures; every reader of a tree adds to it.
     """
 
     root: Path
@@ -46,8 +51,11 @@ class Data:
     side: int
     view: View | None
     classes: tuple[str, ...] = ()
+    outputs: int | None = None
+    official: NDArray[np.int64] | None = None
     test: TestSet | None = None
     missing: str = ""
+    notices: Notices = field(default_factory=Notices)
 
     @property
     def resized(self) -> View:
@@ -65,10 +73,41 @@ class Data:
         return self.test
 
 
+@dataclass(kw_only=True)
+class Meter:
+    """Counts the images that are answered, for whoever shows how far a suite is.
+
+    show: called with the suite, the images that are done, and all. processes: that answer at once,
+    of which this one counts its own.
+    """
+
+    show: Callable[[str, int, int], None]
+    processes: int = 1
+    suite: str = ""
+    done: int = 0
+    total: int = 0
+
+    def begin(self, total: int) -> None:
+        """Begin to count, now that the suite knows how many images it has."""
+        self.done, self.total = 0, total
+        self.show(self.suite, 0, total)
+
+    def add(self, n: int) -> None:
+        """Count images that were answered in this process."""
+        self.done = min(self.done + n * self.processes, self.total)
+        self.show(self.suite, self.done, self.total)
+
+
+def _show_nothing(_suite: str, _done: int, _total: int) -> None:
+    pass
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """A network and what it is tried on.
 
+    overlap: operations of the network's training that overlap the corruptions of C.
+    meter: counts answered images; see `suites.evaluate`.
     seed: of attacks and synthetic outliers. epsilon: of PGD, in levels of 255.
     pgd_reference_quirk: see `attacks.pgd`. tenth_perturbation: of CIFAR-P's ten: its authors'
     script scores spatter, their generator lists snow.
@@ -76,6 +115,8 @@ class Evaluation:
 
     classifier: Classifier
     data: Data
+    overlap: tuple[str, ...] = ()
+    meter: Meter = field(default_factory=lambda: Meter(show=_show_nothing))
     seed: int = 0
     epsilon: float = 2.0
     pgd_reference_quirk: bool = False

@@ -1,8 +1,9 @@
 """The safety measures of the paper, suite by suite."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.anomalies import anomaly
 from pipelines.evaluation.answers import Answers
 from pipelines.evaluation.attacks import pgd
-from pipelines.evaluation.corrupted import corrupted, corrupted_bar, perturbed
+from pipelines.evaluation.corrupted import corrupted, corrupted_bar
+from pipelines.evaluation.data import PLACES, locate, why_no_test_set
 from pipelines.evaluation.metrics import (
     aurra,
     calibration_error,
@@ -22,8 +24,10 @@ from pipelines.evaluation.metrics import (
     tune_temperature,
 )
 from pipelines.evaluation.natural import natural_adversaries, natural_outliers, renditions
-from pipelines.evaluation.request import IMAGENET, Evaluation, MissingDataError
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.evaluation.perturbed import perturbed
+from pipelines.evaluation.request import IMAGENET, Evaluation, Meter, MissingDataError
+from pipelines.evaluation.sets import WITH_FOLDERS, missing_sets
+from pipelines.evaluation.trees import Notices, class_folders, holds_images
 
 OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
 """Suites for pictures of any kind."""
@@ -52,11 +56,35 @@ def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
     return SUITES if evaluation.data.name == IMAGENET else OF_ANY
 
 
+def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
+    """Return for each suite that is asked for and lacks its folder what to do, by a look at names.
+
+    Args:
+        root: the folder.
+        suites: those that are asked for by name, or None.
+
+    Raises:
+        PipelineError: if there is nothing at all that a network can be evaluated on.
+        OSError: if a folder cannot be read.
+    """
+    located = locate(root, Notices())
+    if located.found:
+        return missing_sets(located.root, located.name, suites or ())
+    absent = missing_sets(root, IMAGENET, WITH_FOLDERS)
+    if len(absent) < len(WITH_FOLDERS):
+        return {suite: absent[suite] for suite in suites or () if suite in absent}
+    # Class folders that only the network knows by name are recognized when it is loaded.
+    names = [name for name in class_folders(root, Notices()) if name not in PLACES]
+    if not any(holds_images(root / name) for name in names):
+        raise PipelineError(why_no_test_set(root))
+    return {}
+
+
 def evaluate(
     evaluation: Evaluation,
     suites: Sequence[str] | None = None,
     *,
-    progress: Progress = no_progress,
+    progress: Callable[[str, int, int], None] = lambda _suite, _done, _total: None,
 ) -> Findings:
     """Run suites and return what was found.
 
@@ -66,7 +94,7 @@ def evaluate(
     Args:
         evaluation: what, and on what.
         suites: of `SUITES`; None for those of `suites_for`.
-        progress: called with how many are done, and how many there are.
+        progress: called with a suite's name, how many of its images are answered, and all of them.
 
     Raises:
         PipelineError: in one of several processes, if data are not what they should be.
@@ -76,21 +104,28 @@ def evaluate(
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:
         raise ValueError(f"no suite is named {unknown[0]!r}; give of {', '.join(SUITES)}")
+    classifier = evaluation.classifier
+    meter = Meter(show=progress, processes=classifier.processes.world.size)
+    evaluation = replace(evaluation, meter=meter, classifier=replace(classifier, count=meter.add))
     run = _Run(evaluation, keep_logits="calibration" in chosen)
     values: dict[str, Mapping[str, Any]] = {}
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
-    progress(0, len(chosen))
-    for done, name in enumerate(chosen):
+    for name in chosen:
+        meter.suite = name
         try:
             values[name] = _SUITES[name](run)
         except MissingDataError as error:
             missing[name] = str(error)
         except PipelineError as error:
-            if evaluation.classifier.processes.world.size > 1:
+            if classifier.processes.world.size > 1:
                 raise
             failed[name] = str(error)
-        progress(done + 1, len(chosen))
+        except OSError as error:
+            if classifier.processes.world.size > 1:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            failed[name] = f"{where}{error.strerror or error}"
     return Findings(values=values, missing=missing, failed=failed)
 
 
@@ -105,6 +140,7 @@ class _Run:
     def clean(self) -> Answers:
         """Answer the test set."""
         test = self.evaluation.data.need_test()
+        self.evaluation.meter.begin(len(test.pictures))
         return self.evaluation.classifier.answer(test.pictures, logits=self.keep_logits)
 
     @property
@@ -118,7 +154,11 @@ def _clean(run: _Run) -> dict[str, Any]:
 
 
 def _calibration(run: _Run) -> dict[str, float]:
-    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half."""
+    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half.
+
+    The halves are the even and the odd places of the test set as it is stored: of shards whose
+    images were shuffled, another shuffling has other halves and a slightly other temperature.
+    """
     answers, labels = run.clean, run.labels
     right = answers.predicted == labels
     found = {
@@ -145,6 +185,7 @@ def _adversarial(run: _Run) -> dict[str, Any]:
     """Return the error under PGD."""
     evaluation, classifier = run.evaluation, run.evaluation.classifier
     test = evaluation.data.need_test()
+    evaluation.meter.begin(len(test.pictures))
     device = classifier.processes.device
 
     def attack(images: torch.Tensor, numbers: range) -> torch.Tensor:

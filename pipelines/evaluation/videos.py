@@ -12,22 +12,13 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
 from pipelines.loading.sources import ahead
+from pipelines.shards.files import open_regular
+from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS
 from pipelines.shards.workers import available_cores
 
-_USUAL_FRAMES = 31
+USUAL_FRAMES = 31
 """Of a video of ImageNet-P; so many videos are read at once that their frames make a batch."""
-
-
-def find_videos(folder: Path) -> list[Path]:
-    """Return the .mp4 files of a folder and the folders in it, sorted.
-
-    Raises:
-        PipelineError: if there is none.
-    """
-    found = sorted(path for path in folder.rglob("*.mp4") if not path.name.startswith("."))
-    if not found:
-        raise PipelineError(f"{folder} holds no .mp4 files; unpack the set again")
-    return found
+_MOST_FRAMES = 10_000
 
 
 def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
@@ -36,7 +27,6 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
     Raises:
         PipelineError: if the extra `video` is not installed, or it is no video of two frames or
             more that are as large as the view wants.
-        OSError: if it cannot be read.
     """
     try:
         import av
@@ -44,18 +34,26 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
         raise PipelineError(
             "videos need PyAV, which is not installed; run pip install 'pixmix[video]'"
         ) from error
+    frames: list[NDArray[np.uint8]] = []
     try:
-        with av.open(str(path), format="mp4") as container:
-            frames = [
-                view(frame.to_ndarray(format="rgb24").astype(np.uint8))
-                for frame in container.decode(video=0)
-            ]
-    except (av.error.InvalidDataError, IndexError, ValueError) as error:
+        with (
+            open_regular(path, max_bytes=LARGEST_FILE) as file,
+            av.open(file, mode="r", format="mp4") as container,
+        ):
+            for frame in container.decode(video=0):
+                if frame.width * frame.height > MOST_PIXELS or len(frames) == _MOST_FRAMES:
+                    raise ValueError(
+                        f"over {MOST_PIXELS:,} pixels in a frame, or over {_MOST_FRAMES:,} frames"
+                    )
+                frames.append(view(frame.to_ndarray(format="rgb24").astype(np.uint8)))
+    except (av.error.FFmpegError, IndexError, ValueError) as error:
+        raise PipelineError(f"{path} is no whole video ({error}); unpack the set again") from error
+    except OSError as error:
         raise PipelineError(
-            f"{path} is no whole video ({error}); put a whole one in its place"
+            f"{path} cannot be read: {error.strerror or error}; unpack the set again"
         ) from error
     if len(frames) < 2:
-        raise PipelineError(f"{path} has {len(frames)} frame; put a whole one in its place")
+        raise PipelineError(f"{path} has {len(frames)} frame; unpack the set again")
     return np.stack(frames)
 
 
@@ -74,7 +72,7 @@ def answer_videos(
     """
     rank, size = classifier.processes.world.rank, classifier.processes.world.size
     own = videos[len(videos) * rank // size : len(videos) * (rank + 1) // size]
-    step = max(1, classifier.batch_size // _USUAL_FRAMES)
+    step = max(1, classifier.batch_size // USUAL_FRAMES)
     groups = [own[begin : begin + step] for begin in range(0, len(own), step)]
 
     def read(group: Sequence[Path]) -> list[NDArray[np.uint8]]:
@@ -93,6 +91,7 @@ def answer_videos(
             # -1: outputs that are not finite; all processes are to see it.
             sound = outputs.isfinite().all(1)
             found.append(outputs.argmax(1).where(sound, -1).cpu().numpy())
+            classifier.count(len(some))
         ends = np.cumsum([len(each) for each in sequences])[:-1]
         mine.extend(np.split(np.concatenate(found), ends))
     everyones = [each for part in classifier.gather(mine) for each in part]

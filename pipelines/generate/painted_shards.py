@@ -27,7 +27,7 @@ from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
 from pipelines.shards.files import sha256, world_errors, write_file
-from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
+from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
 from pipelines.shards.places import DONE, WORK, Place
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
@@ -173,8 +173,8 @@ def merge_shards(place: Place) -> ShardedResult:
                 place.close()
             return ShardedResult(
                 place=place.name,
-                n=manifest["num_samples"],
-                n_shards=len(manifest["shards"]),
+                n=manifest.num_samples,
+                n_shards=len(manifest.shards),
                 missing=(),
                 painted=0,
                 complete=True,
@@ -213,8 +213,7 @@ def settings_so_far(place: Place) -> dict[str, Any]:
     with world_errors(place.name, jobs=1):
         content = place.read(MANIFEST_NAME)
         if content is not None:
-            manifest = _manifest_of(place, content)
-            settings: dict[str, Any] = manifest["settings"]
+            settings = _manifest_of(place, content).settings
         else:
             settings = (_read_request(place) or {"settings": {}})["settings"]
         return settings
@@ -254,7 +253,7 @@ def _document(request: ShardedRequest) -> dict[str, Any]:
     }
 
 
-def _manifest_of(place: Place, content: bytes) -> dict[str, Any]:
+def _manifest_of(place: Place, content: bytes) -> Manifest:
     """Return the manifest of a set of shards.
 
     Raises:
@@ -290,15 +289,11 @@ def _is_closed(place: Place, sizes: Mapping[str, int], document: Mapping[str, An
         return False
     where = f"{place.name}/{MANIFEST_NAME}"
     manifest = _manifest_of(place, content)
-    _refuse(
-        place,
-        {"settings": manifest["settings"], "made_with": manifest.get("versions", {})},
-        document,
-    )
-    for entry in manifest["shards"]:
-        if sizes.get(entry["file"]) != entry["bytes"]:
+    _refuse(place, {"settings": manifest.settings, "made_with": manifest.versions}, document)
+    for shard in manifest.shards:
+        if sizes.get(shard.file) != shard.n_bytes:
             raise PipelineError(
-                f"{place.name}/{entry['file']} is missing or has another size than the manifest of "
+                f"{place.name}/{shard.file} is missing or has another size than the manifest of "
                 f"this complete set says; copy it again from elsewhere, or remove {where} and give "
                 "again the commands that made the set"
             )

@@ -29,6 +29,7 @@ from pipelines.loading.samples import (
     ShardReader,
 )
 from pipelines.loading.sources import InMemory, Source, Workers
+from pipelines.loading.transport import fits_shared_memory
 from pipelines.loading.world import World, find_world
 from pipelines.shards.connections import is_remote
 from pipelines.shards.index import ShardSet
@@ -128,6 +129,7 @@ def train_loader(
         n_threads=n_threads,
         window=window,
         lanes=lanes,
+        batch_size=batch_size,
         world_size=world.size,
         cache_dir=cache_dir,
         remote=remote,
@@ -196,6 +198,7 @@ def eval_loader(
         n_threads=n_threads,
         window=None,
         lanes=1,
+        batch_size=batch_size,
         world_size=world.size,
         cache_dir=cache_dir,
         remote=remote,
@@ -244,6 +247,7 @@ def _source(
     n_threads: int,
     window: int | None,
     lanes: int,
+    batch_size: int,
     world_size: int,
     cache_dir: str | Path | None,
     remote: Remote | None,
@@ -278,19 +282,22 @@ def _source(
             pin_memory=pin_memory,
         )
     remote = remote or Remote()
+    dataset = PictureDataset(
+        reader=ShardReader(opened.shards, opened.files.path),
+        preparation=preparation,
+        mixing_set=pictures_for(preparation.image_size or 0),
+        seed=seed,
+        training=training,
+        policy=policy,
+        views=views,
+        n_threads=n_threads,
+        window=window,
+        lanes=lanes,
+    )
+    batch_bytes = dataset.batch_bytes(min(-(-batch_size // world_size), len(opened.shards)))
+    dataset.through_pipe = not fits_shared_memory(batch_bytes, num_workers)
     return Workers(
-        PictureDataset(
-            reader=ShardReader(opened.shards, opened.files.path),
-            preparation=preparation,
-            mixing_set=pictures_for(preparation.image_size or 0),
-            seed=seed,
-            training=training,
-            policy=policy,
-            views=views,
-            n_threads=n_threads,
-            window=window,
-            lanes=lanes,
-        ),
+        dataset,
         files=opened.files if is_remote(opened.files.location) else None,
         ahead=remote.ahead or shards_ahead(window, lanes, world_size),
         downloads=remote.downloads,

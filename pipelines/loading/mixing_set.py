@@ -3,6 +3,7 @@
     open_mixing_set("mixing-set", 256)                  a folder of pictures, such as pixmix-gen's
     open_mixing_set("shards/mixing", 36)                a set of shards
     open_mixing_set("fractals_and_fvis.tar", 256)       an archive of pictures, such as the paper's
+    open_mixing_set("300K_random_images.npy", 36)       an array of pictures, (N, H, W, 3) uint8
 
 Pictures keep their shape; the shorter side gets the size asked for, as torchvision's Resize gives
 it, so that a random crop of them is what the method's own code cuts from them. Their order is that
@@ -29,18 +30,23 @@ from pipelines.loading.picture_map import (
     open_picture_map,
 )
 from pipelines.loading.remote_sets import Remote, open_set
+from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
-from pipelines.shards.files import sha256
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet, read_key
-from pipelines.shards.picture_files import is_picture_name, natural_order, picture_files
+from pipelines.shards.files import read_regular, sha256
+from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
+from pipelines.shards.keys import read_key
+from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
+from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.remote import RemoteShards
-from pipelines.shards.tars import scan_tar
 from pipelines.shards.workers import available_cores
 from pixmix.packed import PackedPictures
 
 Where = str | Path | ShardSet
+
+_LARGEST_MANIFEST = 2**30
+"""Bytes: a million shards have some 200 million."""
 
 
 def open_mixing_set(
@@ -50,6 +56,7 @@ def open_mixing_set(
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
     bad_pictures: BadPictures = "raise",
+    exif_transpose: bool = False,
     remote: Remote | None = None,
     progress: Progress = no_progress,
 ) -> PackedPictures:
@@ -61,13 +68,15 @@ def open_mixing_set(
     Resize does.
 
     Args:
-        where: a folder of pictures, a set of shards here or at an address, or a tar of pictures; or
-            several of them.
+        where: a folder of pictures, a set of shards here or at an address, or a tar, zip or .npy of
+            pictures; or several of them.
         size: of the shorter side, pixels, 1 or more.
         cache_dir: where the map lies; None: $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
             ~/.cache/pixmix.
         jobs: threads that build it; None for all cores.
         bad_pictures: "raise" for one that cannot be read, or "skip" it, said in the log.
+        exif_transpose: whether pictures are turned as their EXIF orientation says; else they stay
+            as they are stored, as by torchvision's ImageFolder.
         remote: how shards at an address are read; None for the defaults.
         progress: called with pictures done and pictures in all, while it is built.
 
@@ -90,8 +99,9 @@ def open_mixing_set(
     for each in several:
         _refuse_unfinished(each)
     sources = tuple(picture_source(each, cache_dir=cache_dir, remote=remote) for each in several)
+    source = sources[0] if len(sources) == 1 else JoinedSources(sources)
     return open_picture_map(
-        sources[0] if len(sources) == 1 else JoinedSources(sources),
+        _Upright(source) if exif_transpose else source,
         size,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
         jobs=jobs or available_cores(),
@@ -158,7 +168,8 @@ def picture_source(
     """Return the files of a mixing set, wherever they are; of a folder also of an unfinished set.
 
     Args:
-        where: a folder of pictures, a set of shards here or at an address, or a tar of pictures.
+        where: a folder of pictures, a set of shards here or at an address, or a tar, zip or .npy
+            of pictures.
         cache_dir: as for `open_mixing_set`.
         remote: as for `open_mixing_set`.
 
@@ -172,10 +183,10 @@ def picture_source(
     if path.is_dir():
         return _OfFolder(path)
     if path.is_file():
-        return _OfTar(path)
+        return _OfArchive(path)
     raise PipelineError(
-        f"{path} is neither a folder nor a tar of pictures; make a set with pixmix-gen fractals, "
-        "or name one that is there"
+        f"{path} is neither a folder nor a tar, zip or .npy of pictures; make a set with "
+        "pixmix-gen fractals, or name one that is there"
     )
 
 
@@ -203,8 +214,8 @@ def _refuse_unfinished(where: Where) -> None:
 def _manifest(path: Path) -> dict[str, Any]:
     """Return a JSON object in a file, or an empty one where there is none."""
     try:
-        document = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        document = json.loads(read_regular(path, max_bytes=_LARGEST_MANIFEST))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -226,7 +237,7 @@ def _read_part(path: Path, offset: int, size: int) -> bytearray:
     return content
 
 
-def _listed(entries: list[tuple[str, int, int]]) -> str:
+def _listed(entries: Sequence[tuple[str | int, ...]]) -> str:
     return sha256("\n".join(map(repr, entries)).encode())
 
 
@@ -266,7 +277,7 @@ class _OfFolder:
 
     def read(self, i: int) -> bytearray:
         try:
-            return bytearray(self.files[i].read_bytes())
+            return bytearray(read_image_file(self.files[i]))
         except OSError as error:
             raise UnreadablePictureError("unreadable file", str(error)) from error
 
@@ -304,41 +315,71 @@ class _OfShards:
 
 
 @dataclass(frozen=True)
-class _OfTar:
-    """The pictures in a tar that is no set of shards; nothing is unpacked."""
+class _OfArchive:
+    """The pictures in a tar that is no set of shards, a zip or a .npy; nothing is unpacked."""
 
     path: Path
 
     @cached_property
-    def _members(self) -> list[tuple[str, int, int]]:
-        found = [
-            (member.name, member.offset, member.size)
-            for member in scan_tar(self.path)
-            if is_picture_name(member.name)
-        ]
+    def _images(self) -> list[ArchivedImage]:
+        found = sorted(archived_images(self.path), key=lambda image: natural_order(image.name))
         if not found:
-            raise PipelineError(f"{self.path} holds no pictures; give a tar of some")
-        return sorted(found, key=lambda member: natural_order(member[0]))
+            raise PipelineError(f"{self.path} holds no pictures; give a tar, zip or .npy of some")
+        return found
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         status = self.path.stat()
         return {
-            "kind": "tar",
+            "kind": "archive",
             "bytes": status.st_size,
             "mtime_ns": status.st_mtime_ns,
-            "list": _listed(self._members),
+            "list": _listed([(image.name, *image.place) for image in self._images]),
         }
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._images)
 
     def check(self) -> None:
         """Do nothing: an archive has no hash that it could be held to."""
 
     def name(self, i: int) -> str:
-        return f"{self._members[i][0]} in {self.path}"
+        return f"{self._images[i].name} in {self.path}"
 
     def read(self, i: int) -> bytearray:
-        _, offset, size = self._members[i]
-        return _read_part(self.path, offset, size)
+        try:
+            return bytearray(read_archived(self.path, self._images[i].place))
+        except BrokenPictureError as error:
+            raise UnreadablePictureError("damaged", str(error)) from error
+        except OSError as error:
+            raise UnreadablePictureError("unreadable file", str(error)) from error
+
+
+@dataclass(frozen=True)
+class _Upright:
+    """The pictures of a source, turned as their EXIF orientation says."""
+
+    source: PictureSource
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"exif_transpose": True, "of": self.source.identity}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def check(self) -> None:
+        self.source.check()
+
+    def name(self, i: int) -> str:
+        return self.source.name(i)
+
+    def read(self, i: int) -> bytearray:
+        content = bytes(self.source.read(i))
+        if orientation(content) == UPRIGHT:
+            return bytearray(content)
+        try:
+            # As a PNG, for its pixels are to stay what they are.
+            return bytearray(convert(content, "png", upright=True)[0])
+        except BrokenPictureError as error:
+            raise UnreadablePictureError("damaged", str(error)) from error

@@ -1,13 +1,13 @@
 """A batch of samples read from shards, decoded, cropped and mixed: what a loader's worker does."""
 
-import math
+import errno
 import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.order import EpochOrder, places_after
 from pipelines.loading.preparation import Preparation
-from pipelines.shards.index import SAMPLE, ShardSet, read_key
+from pipelines.loading.transport import (
+    check_open_files,
+    most_open_shards,
+    shared_tensor,
+    to_send,
+    too_many_files,
+)  # fmt: skip
+from pipelines.shards.index import SAMPLE, ShardSet
+from pipelines.shards.keys import read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.mapped import map_name
@@ -30,8 +38,8 @@ Policy = Literal["raise", "substitute", "skip"]
 POLICIES: tuple[Policy, ...] = ("raise", "substitute", "skip")
 
 _NO_SAMPLES = np.empty(0, SAMPLE)
-_MOST_OPEN = 64
-"""Shards that a process keeps open: systems often allow it 1024 files in all."""
+_TRIES = 3
+"""So often a shard is opened that is removed between its naming and its opening."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +77,7 @@ class ShardReader:
         self.shards = shards
         self._path_of = path_of
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._most_open: int | None = None
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,6 +94,7 @@ class ShardReader:
             self.shards = replace(self.shards, samples=name.open("r"))
         self._path_of = state["_path_of"]
         self._open = OrderedDict()
+        self._most_open = None
         self._lock = threading.Lock()
 
     def read(self, i: int) -> bytearray:
@@ -102,6 +112,8 @@ class ShardReader:
                 descriptor = self._descriptor(int(sample["shard"]))
                 there = os.preadv(descriptor, [content], int(sample["offset"]))
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise PipelineError(too_many_files()) from error
             raise BadSampleError(self.bad(i, "unreadable shard", str(error))) from error
         if there != size:
             raise BadSampleError(
@@ -138,10 +150,29 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
         else:
-            while len(self._open) >= _MOST_OPEN:
+            if self._most_open is None:
+                self._most_open = most_open_shards()
+            while len(self._open) >= self._most_open:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[shard] = os.open(self._path(shard), os.O_RDONLY)
+            self._open[shard] = self._opened(shard)
         return self._open[shard]
+
+    def _opened(self, shard: int) -> int:
+        for attempt in range(_TRIES):
+            try:
+                return os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                # One of the cache, which is emptied at this moment, comes again.
+                if self._path_of is None or attempt == _TRIES - 1:
+                    raise
+            except OSError as error:
+                if error.errno != errno.EMFILE or not self._open:
+                    raise
+                # Others opened more than was reckoned with.
+                self._most_open = max(1, len(self._open) // 2)
+                while len(self._open) >= self._most_open:
+                    os.close(self._open.popitem(last=False)[1])
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 class Request(NamedTuple):
@@ -194,6 +225,7 @@ class PictureDataset(Dataset[Prepared]):
     """Batches of a set of pictures of any sizes: a map-style dataset for `DataLoader`.
 
     training: random parts, flips and PixMix; or else the centre of each picture.
+    through_pipe: whether workers hand batches over without shared memory.
     """
 
     reader: ShardReader
@@ -206,12 +238,25 @@ class PictureDataset(Dataset[Prepared]):
     n_threads: int = 1
     window: int | None = None
     lanes: int = 1
+    through_pipe: bool = False
     _order: tuple[int, EpochOrder] | None = field(default=None, repr=False)
 
     def __getitems__(self, request: Request) -> Prepared:
         """Return a batch; what is wrong with it is said in it, for a worker's errors lose form."""
+        prepared = self._batch_or_fault(request)
+        if get_worker_info() is None:
+            return prepared
+        # They arrive as tensors.
+        images = to_send(prepared.images, through_pipe=self.through_pipe)
+        labels = to_send(prepared.labels, through_pipe=self.through_pipe)
+        return prepared._replace(images=cast(Tensor, images), labels=cast(Tensor, labels))
+
+    def _batch_or_fault(self, request: Request) -> Prepared:
         try:
-            return self._prepare(request)
+            prepared = self._prepare(request)
+            if get_worker_info() is not None:
+                check_open_files()
+            return prepared
         except BadSampleError as error:
             return _faulty(
                 f"{error}; run pixmix-shard verify, or give bad_samples='substitute' or 'skip' "
@@ -268,14 +313,16 @@ class PictureDataset(Dataset[Prepared]):
         percent more samples a second; 7 percent fewer where one worker has an idle core beside it,
         which made that copy.
         """
-        if get_worker_info() is None or n == 0:
+        if get_worker_info() is None or n == 0 or self.through_pipe:
             return None
         side, dtype = self.preparation.image_size or 0, self.preparation.dtype
         views = () if self.views is None else (self.views,)
-        shape = (n, *views, 3, side, side)
-        # As torch's own collate function makes it.
-        storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-        return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
+        return shared_tensor((n, *views, 3, side, side), dtype)
+
+    def batch_bytes(self, n: int) -> int:
+        """Return how many bytes the images of n samples have."""
+        side, dtype = self.preparation.image_size or 0, self.preparation.dtype
+        return n * (self.views or 1) * 3 * side * side * dtype.itemsize
 
     def _fill(self, i: int, epoch: int, out: NDArray[np.uint8]) -> None:
         """Decode a picture and write the part of it that is wanted, (side, side, 3) uint8."""

@@ -4,13 +4,14 @@ import atexit
 import math
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import tee
 from multiprocessing.util import Finalize
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.loading.preparation import Preparation
 from pipelines.loading.samples import PictureDataset, Prepared, Request, Requests
+from pipelines.loading.transport import start_method, without_main_module, worker_errors
 from pipelines.shards.cache import HeldFile
 from pipelines.shards.connections import shown
 from pipelines.shards.index import ShardSet
@@ -27,6 +29,9 @@ from pipelines.shards.read_ahead import ReadAhead
 from pipelines.shards.remote import RemoteFiles
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
+
+_LAST_WORD_S = 1.0
+"""So long all workers together may take to end by themselves."""
 
 _AHEAD = 2
 """Batches that are made while the network works."""
@@ -129,8 +134,10 @@ class Workers:
         pin_memory: bool,
         multiprocessing_context: str | None,
     ) -> None:
+        self._arguments = {name: each for name, each in locals().items() if name != "self"}
         self.shards = dataset.reader.shards
         self.mixing_set = dataset.mixing_set
+        self._start_method = start_method(multiprocessing_context)
         self._files, self._ahead, self._downloads = files, ahead, downloads
         self._requests = _Replaceable()
         self._given = 0
@@ -147,20 +154,37 @@ class Workers:
         if num_workers > 0:
             # What is called holds the loader, so that its queues are whole when its workers are
             # told to end; also at the end of this process, be it one of multiprocessing's or not.
-            atexit.register(Finalize(self, _end_workers, (self._loader,), exitpriority=100))
+            atexit.register(Finalize(self, _end_soon, (self._loader,), exitpriority=100))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the workers to this process: another has its own."""
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        """Begin anew."""
+        self.__init__(**arguments)  # type: ignore[misc]
 
     def run(self, requests: Requests) -> Generator[Prepared]:
         """Give a batch for each request."""
         self._requests.requests = requests
         self._given = 0
         if self._files is None:
-            yield from self._counted(iter(self._loader))
+            yield from self._counted(self._begin())
         else:
             with closing(self._read_ahead(requests, self._files)) as batches:
                 yield from self._counted(batches)
 
+    def _begin(self) -> Iterator[Prepared]:
+        """Begin an epoch; the workers start the first time."""
+        with worker_errors(), without_main_module(self._start_method):
+            return iter(self._loader)
+
     def _counted(self, batches: Iterator[Prepared]) -> Generator[Prepared]:
-        for prepared in batches:
+        while True:
+            with worker_errors():
+                prepared = next(batches, None)
+            if prepared is None:
+                return
             self._given += 1
             yield prepared
 
@@ -188,7 +212,7 @@ class Workers:
         held: dict[int, HeldFile] = {}
         # Workers first: one that is forked while a thread writes, and be it a line of a log, would
         # wait for ever for the lock of that file.
-        batches = iter(self._loader)
+        batches = self._begin()
         with ReadAhead(files.hold, order, ahead=self._ahead, threads=self._downloads) as shards:
             try:
                 upcoming = next(ordered, None)
@@ -213,6 +237,22 @@ def _leave_the_end_to_the_parent(_worker: int) -> None:
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def _end_soon(loader: DataLoader[Prepared]) -> None:
+    """End the workers, of which torch would wait 5 s for each that awaits a shard."""
+    iterator = loader._iterator
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._workers_done_event.set()
+        for jobs in iterator._index_queues:
+            jobs.put(None)
+        deadline = time.monotonic() + _LAST_WORD_S
+        for worker in iterator._workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+            # A thread that pins memory waits for the rest of what a worker had begun to hand over.
+            if not loader.pin_memory:
+                worker.kill()
+    _end_workers(loader)
 
 
 def _end_workers(loader: DataLoader[Prepared]) -> None:

@@ -213,7 +213,7 @@ def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def said_of_network(path: Path) -> dict[str, Any]:
-    """Return what a checkpoint says of its network: those of `_SAID` that it has.
+    """Return what a checkpoint says of its network: those of `_SAID` that it has, and "recipe".
 
     Raises:
         PipelineError: if it is no checkpoint, or says what cannot be.
@@ -241,7 +241,10 @@ def _said(content: object, path: Path) -> dict[str, Any]:
                 f"{path} says of its network that {name} is {reprlib.repr(network[name])}; name "
                 "another file"
             )
-    return {name: network[name] for name in _SAID if name in network}
+    found = {name: network[name] for name in _SAID if name in network}
+    # How it was trained; evaluation says where that overlaps what it measures.
+    recipe = content.get("recipe") if isinstance(content, dict) else None
+    return {**found, "recipe": recipe} if isinstance(recipe, dict) else found
 
 
 def _are_strings(value: object) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from pipelines.report.plotting import check_plotting, plot_png
+from pipelines.report.plotting import check_plotting, legend_name, plot_png
 from pipelines.report.set_statistics import SetStatistics
 from pipelines.report.set_table import ROWS
 
@@ -47,7 +47,9 @@ def histograms(sets: Mapping[str, SetStatistics]) -> bytes:
         for place, (name, column) in enumerate(values.items()):
             share = np.histogram(column, edges)[0] / len(column)
             highest = max(highest, float(share.max()))
-            axis.stairs(share, edges, fill=True, alpha=0.5, color=f"C{place % 10}", label=name)
+            axis.stairs(
+                share, edges, fill=True, alpha=0.5, color=f"C{place % 10}", label=legend_name(name)
+            )
         for place, (name, reference) in enumerate(known):
             height = -0.1 * (place + 1) * highest
             colour = ("black", "grey")[name == "photographs"]

@@ -5,6 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
+from pipelines.shards.files import read_regular
+
+LARGEST_FILE = 2**28
+"""Bytes of a file that is read whole."""
 
 
 def read_text(path: Path, remedy: str) -> str:
@@ -16,10 +20,10 @@ def read_text(path: Path, remedy: str) -> str:
 
     Raises:
         PipelineError: if its bytes are no UTF-8.
-        OSError: if it cannot be read.
+        OSError: if it cannot be read, is no regular file, or larger than `LARGEST_FILE`.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_regular(path, max_bytes=LARGEST_FILE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise PipelineError(
             f"{path} is no text (byte {error.start} is no UTF-8); {remedy}"

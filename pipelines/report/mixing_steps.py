@@ -12,6 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import JoinedSources, PictureSource
+from pipelines.shards.picture_files import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.op_kernels import OPERATIONS
@@ -54,11 +55,13 @@ class MixingPictures(Sequence[Pixels]):
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
         self._source: PictureSource = JoinedSources(tuple(map(picture_source, places)))
         self._source.check()
+        # A folder is searched now: it may hold none.
+        self._n = len(self._source)
         self._size = size
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return len(self._source)
+        return self._n
 
     def __getitem__(self, i: int) -> Pixels:  # type: ignore[override]
         """Return picture i, (H, W, 3) uint8.
@@ -75,6 +78,11 @@ class MixingPictures(Sequence[Pixels]):
         height, width = resized_shape(picture.shape[0], picture.shape[1], self._size)
         if (height, width) == picture.shape[:2]:
             return picture
+        if height * width > MOST_PIXELS:
+            raise PipelineError(
+                f"{self._source.name(i)}: {width}x{height} are more than {MOST_PIXELS:,} pixels "
+                "once resized; cut it"
+            )
         resized = np.empty((height, width, 3), np.uint8)
         whole = (0, 0, picture.shape[0], picture.shape[1])
         resize_part(picture, *whole, height, width, 0, 0, resized)

@@ -119,10 +119,12 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(text: str, path: Path) -> None:
-    """Write a page whole or not at all; its folder is made if absent.
+    r"""Write a page whole or not at all; its folder is made if absent.
+
+    A byte of a file's name that is no UTF-8 is written as \udcNN.
 
     Raises:
         OSError: if the file cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, text.encode())
+    write_file(path, text.encode(errors="backslashreplace"))

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from pipelines.errors import PipelineError
-from pipelines.report.headlines import HEADLINES, Found
-from pipelines.report.plotting import check_plotting, plot_png
+from pipelines.report.headlines import HEADLINES, Found, label_of
+from pipelines.report.plotting import check_plotting, legend_name, plot_png
 
 if TYPE_CHECKING:
     from matplotlib.projections.polar import PolarAxes
@@ -19,13 +19,17 @@ _OF_ALEXNET = {"mce", "mfr"}
 
 
 def measures_between(columns: Mapping[str, Found]) -> list[tuple[str, str, str]]:
-    """Return those of HEADLINES that all networks have and a radar plot can show."""
-    return [
-        (suite, value, what)
-        for suite, value, what in HEADLINES
-        if value not in _OF_ALEXNET
-        and all(value in found.get(suite, ()) for found in columns.values())
-    ]
+    """Return those of HEADLINES that all networks have and a radar plot can show.
+
+    Figures on a made C set are not shown beside those on the official one.
+    """
+    shown = []
+    for suite, value, what in HEADLINES:
+        labels = {label_of(suite, what, found) for found in columns.values()}
+        measured = all(value in found.get(suite, ()) for found in columns.values())
+        if value not in _OF_ALEXNET and measured and len(labels) == 1:
+            shown.append((suite, value, labels.pop()))
+    return shown
 
 
 def radar(columns: Mapping[str, Found]) -> bytes:
@@ -47,7 +51,7 @@ def radar(columns: Mapping[str, Found]) -> bytes:
     angles = [2 * math.pi * place / len(shown) for place in range(len(shown))]
     for name, found in columns.items():
         goods = [_goodness(found[suite][value], value) for suite, value, _ in shown]
-        axes.plot([*angles, angles[0]], [*goods, goods[0]], marker="o", label=name)
+        axes.plot([*angles, angles[0]], [*goods, goods[0]], marker="o", label=legend_name(name))
         axes.fill([*angles, angles[0]], [*goods, goods[0]], alpha=0.15)
     axes.set_xticks(angles, [])
     for angle, (_, _, what) in zip(angles, shown, strict=True):

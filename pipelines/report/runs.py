@@ -1,21 +1,18 @@
 """Trainings side by side: what they reached, how they got there, and what they are worth."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from pipelines.errors import PipelineError
-from pipelines.report.headlines import Found, is_found, rows_of
-from pipelines.report.json_files import is_number, parse, read_text
-from pipelines.report.page import Picture, Section, Table
-from pipelines.report.plotting import check_plotting, plot_png
-from pipelines.report.radar import measures_between, radar
-from pipelines.report.short_names import names_of
-from pipelines.text_table import aligned
+import msgspec
 
-METRICS = "metrics.jsonl"
-EVALUATION = "evaluation.json"
+from pipelines.report.headlines import notes_of, rows_of
+from pipelines.report.page import Picture, Section, Table, Text
+from pipelines.report.plotting import check_plotting, legend_name, plot_png
+from pipelines.report.radar import measures_between, radar
+from pipelines.report.run_files import Run
+from pipelines.report.run_settings import differing_rows
+from pipelines.shards.progress import in_words
+from pipelines.text_table import aligned
 
 _LAST = (
     ("epoch", "epochs"),
@@ -25,81 +22,6 @@ _LAST = (
     ("validation_error", "validation error"),
     ("test_error", "test error"),
 )
-_NEEDED = {"epoch", "step", "train_loss"}
-_NUMBERS = (*(name for name, _ in _LAST), "validation_loss", "test_loss")
-_AGAIN = "make it again"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training.
-
-    name: tells it from the others; history: a record an epoch, as pixmix-train writes them;
-    found: what pixmix-eval found, suite -> value -> number, or empty.
-    """
-
-    name: str
-    history: tuple[Mapping[str, Any], ...]
-    found: Found
-
-
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read the metrics of trainings and, where there is one, what an evaluation of each found.
-
-    Args:
-        folders: each an --out of pixmix-train: FOLDER/metrics.jsonl, and FOLDER/evaluation.json as
-            `pixmix-eval --json` prints it (of its networks the first).
-
-    Raises:
-        PipelineError: if a folder holds no metrics, or a file is not what it should be.
-        OSError: if a file cannot be read.
-    """
-    whole = [folder.resolve() for folder in folders]
-    doubled = [folders[place] for place, each in enumerate(whole) if each in whole[:place]]
-    if doubled:
-        raise PipelineError(f"{doubled[0]} is given twice; give each training once")
-    names = names_of(folders)
-    return [
-        Run(name=name, history=_history(folder / METRICS), found=_found(folder / EVALUATION))
-        for name, folder in zip(names, folders, strict=True)
-    ]
-
-
-def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
-    if not path.is_file():
-        raise PipelineError(
-            f"{path} is not there: {path.parent} is no folder of pixmix-train, or its first epoch "
-            "has not ended"
-        )
-    records = []
-    for number, line in enumerate(read_text(path, _AGAIN).splitlines(), 1):
-        record = parse(line, f"{path}, line {number}", _AGAIN)
-        if not isinstance(record, dict) or not set(record) >= _NEEDED:
-            raise PipelineError(
-                f"{path}, line {number} is no record of an epoch; let pixmix-train write it again"
-            )
-        for name in _NUMBERS:
-            value = record.get(name)
-            if not is_number(value) and not (value is None and name not in _NEEDED):
-                raise PipelineError(
-                    f"{path}, line {number} has {name} {value!r}, which is no number; let "
-                    "pixmix-train write it again"
-                )
-        records.append(record)
-    if not records:
-        raise PipelineError(f"{path} is empty; its first epoch has not ended")
-    return tuple(records)
-
-
-def _found(path: Path) -> Found:
-    if not path.is_file():
-        return {}
-    content = parse(read_text(path, _AGAIN), str(path), _AGAIN)
-    networks = content.get("networks") if isinstance(content, dict) else None
-    first = next(iter(networks.values()), None) if isinstance(networks, dict) else None
-    if not is_found(first):
-        raise PipelineError(f"{path} is not what pixmix-eval --json prints; {_AGAIN}")
-    return first
 
 
 def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -109,6 +31,10 @@ def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
         cells = [_cell(name, run.history[-1].get(name)) for run in runs]
         if any(cell != "-" for cell in cells):
             rows.append((what, *cells))
+    records = [run.record for run in runs]
+    if any(records):
+        times = (in_words(each.seconds) if each else "-" for each in records)
+        rows += [("time", *times), ("status", *(each.status if each else "-" for each in records))]
     return rows
 
 
@@ -121,21 +47,44 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return the trainings, and what they are worth, as lines of aligned text."""
+    """Return the trainings, how they differ and what they are worth, as lines of aligned text."""
     blocks = [aligned(last_rows(runs))]
+    if len(runs) > 1:
+        rows, note = _differences(runs)
+        shown = ["Settings that differ:", *aligned(rows)] if rows else []
+        blocks.append([*shown, *([note] if note else [])])
     found = {run.name: run.found for run in runs if run.found}
     if found:
-        blocks.append(aligned(rows_of(found)))
+        blocks.append([*aligned(rows_of(found)), *notes_of(found)])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
+def _differences(runs: Sequence[Run]) -> tuple[list[tuple[str, ...]], str]:
+    """Return the rows of the settings that differ, header first, and what is to say of them.
+
+    There are no rows where none differs.
+    """
+    silent = [run.name for run in runs if run.record is None]
+    rows = differing_rows(runs) if len(silent) < len(runs) else []
+    rows = rows if len(rows) > 1 else []
+    if silent:
+        return rows, f"The settings of {', '.join(silent)} are not known: there is no run.json."
+    return rows, "" if rows else "No setting differs."
+
+
 def document(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the runs as plain JSON values."""
+    """Return the runs, and the settings that differ between them, as plain JSON values."""
+    (_, *names), *rows = differing_rows(runs)
     return {
         "runs": {
-            run.name: {"history": [dict(record) for record in run.history], "found": run.found}
+            run.name: {
+                "history": [dict(record) for record in run.history],
+                "found": run.found,
+                "record": msgspec.to_builtins(run.record),
+            }
             for run in runs
-        }
+        },
+        "differences": {name: dict(zip(names, cells, strict=True)) for name, *cells in rows},
     }
 
 
@@ -182,9 +131,10 @@ def curves(runs: Sequence[Run]) -> bytes:
             axis.legend(frameon=False, fontsize="small")
         else:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
-    for place, run in enumerate(runs):
-        axes[0].plot([], [], color=f"C{place % 10}", label=run.name)
-    names = [line for line in axes[0].lines if line.get_label() in {run.name for run in runs}]
+    names = [
+        axes[0].plot([], [], color=f"C{place % 10}", label=legend_name(run.name))[0]
+        for place, run in enumerate(runs)
+    ]
     figure.legend(handles=names, loc="outside upper center", ncols=3, frameon=False)
     return plot_png(figure, dpi=120)
 
@@ -210,6 +160,13 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             ),
         )
     ]
+    if len(runs) > 1:
+        rows_and_header, note = _differences(runs)
+        told: list[Table | Text] = [Text(text=note)] if note else []
+        if rows_and_header:
+            header, *rows = rows_and_header
+            told.insert(0, Table(header=header, rows=tuple(rows)))
+        parts.append(Section(title="Settings that differ", parts=tuple(told)))
     found = {run.name: run.found for run in runs if run.found}
     if found:
         header, *rows = rows_of(found)
@@ -217,7 +174,9 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             Table(
                 header=header,
                 rows=tuple(rows),
-                caption="Smaller is better, but for AUROC and AUPR.",
+                caption=". ".join(
+                    ["Smaller is better, but for AUROC and AUPR", *notes_of(found), ""]
+                ).rstrip(),
             )
         ]
         if len(measures_between(found)) >= 3:

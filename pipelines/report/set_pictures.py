@@ -87,7 +87,8 @@ def set_pictures(where: Path) -> Sequence[SetPicture]:
     """Return the pictures of a set, in its order.
 
     Args:
-        where: a folder of pictures, finished or not, a set of shards, or a tar of pictures.
+        where: a folder of pictures, finished or not, a set of shards, or a tar, zip or .npy of
+            pictures.
 
     Raises:
         PipelineError: if it holds no picture, or is none of these.

@@ -12,7 +12,7 @@ from pipelines.generate.plan import spread
 from pipelines.report import set_table
 from pipelines.report.histograms import histograms
 from pipelines.report.page import Picture, Section, Table, Text
-from pipelines.report.set_pictures import SetPicture, set_pictures
+from pipelines.report.set_pictures import SetPicture
 from pipelines.report.set_statistics import SetStatistics, measure_set
 from pipelines.report.sheet import contact_sheet
 from pipelines.shards.progress import Progress
@@ -44,12 +44,15 @@ class MeasuredSet:
         return f"{self.where}: {self.statistics.n} of {self.total} pictures"
 
 
-def read_set(name: str, where: Path, n: int, *, progress: Progress) -> MeasuredSet:
+def read_set(
+    name: str, where: Path, pictures: Sequence[SetPicture], n: int, *, progress: Progress
+) -> MeasuredSet:
     """Measure the first n pictures of a set.
 
     Args:
         name: what to call it.
-        where: as for `set_pictures`.
+        where: its place.
+        pictures: all of it, as `set_pictures` returns them.
         n: 1 or more; a smaller set is measured whole.
         progress: called with pictures done and to do.
 
@@ -57,7 +60,6 @@ def read_set(name: str, where: Path, n: int, *, progress: Progress) -> MeasuredS
         PipelineError: if there are none, or none can be read.
         OSError: if the set cannot be read.
     """
-    pictures = set_pictures(where)
     statistics = measure_set(pictures[:n], progress=progress)
     lost = set(statistics.unreadable)
     by_name = {each.name: each for each in pictures[:n]}

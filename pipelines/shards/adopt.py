@@ -1,5 +1,6 @@
 """Tars that were made elsewhere become a set: they are scanned and get an index and a manifest."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,23 @@ import numpy as np
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left
+from pipelines.shards.files import sha256, write_file
+from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
     INDEX_NAME,
     MANIFEST_NAME,
     SAMPLE,
+    Manifest,
     parse_manifest,
+    read_index,
     write_index,
 )
 from pipelines.shards.progress import Progress
-from pipelines.shards.verify import describe_tar, samples_of_tar
+from pipelines.shards.sources import printable
+from pipelines.shards.verify import describe_tar
+
+_MAKE_AGAIN = "copy the shards again, or give again the command that made them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +42,8 @@ class Adopted:
 
 def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) -> Adopted:
     """Scan tars of one folder and write its index and manifest; the tars stay as they are.
+
+    Of a set that was made there the index alone is written again, where it is lost or damaged.
 
     Args:
         tars: in the order that the set gets.
@@ -58,13 +67,16 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
         raise PipelineError("a tar is named twice; name each once")
     folder = tars[0].parent
     _check_place(folder, {tar.name for tar in tars})
+    made = _made_here(folder)
+    if made is not None:
+        return _restore_index(folder, made, progress)
     left = Left()
     shards, parts = [], []
     progress(0, len(tars))
     for number, tar in enumerate(tars):
         if not tar.is_file():
             raise PipelineError(f"{tar} is no file; name the tars of the set")
-        rows = samples_of_tar(tar, number, left)
+        rows, _ = samples_of_tar(tar, number, left)
         shards.append(describe_tar(tar, rows))
         parts.append(rows)
         progress(number + 1, len(tars))
@@ -76,7 +88,7 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
         )
     write_index(
         folder,
-        name=name or folder.resolve().name,
+        name=printable(name or folder.resolve().name),
         kind=ADOPTED,
         shards=shards,
         samples=samples,
@@ -104,17 +116,66 @@ def _check_place(folder: Path, names: set[str]) -> None:
             raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
         return
     manifest = parse_manifest(path.read_bytes(), str(path))
-    if manifest["kind"] != ADOPTED:
-        raise PipelineError(
-            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
-            "or move the tars to a folder of their own"
-        )
-    others = sorted({entry["file"] for entry in manifest["shards"]} - names)
+    others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
             f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "
             "a folder of its own"
         )
+
+
+def _made_here(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder's set if its tars were not made elsewhere and taken in.
+
+    Raises:
+        PipelineError: if nothing is to be done for it, for its index is whole.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.exists():
+        return None
+    manifest = parse_manifest(path.read_bytes(), str(path))
+    if manifest.kind == ADOPTED:
+        return None
+    try:
+        read_index(folder, manifest)
+    except PipelineError:
+        return manifest
+    raise PipelineError(
+        f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
+        "or move the tars to a folder of their own"
+    )
+
+
+def _restore_index(folder: Path, manifest: Manifest, progress: Progress) -> Adopted:
+    """Write the index of a set that lost it, from the tars that its manifest lists.
+
+    Raises:
+        PipelineError: if the tars are not those of which the manifest was written.
+        OSError: if one cannot be read, or the folder cannot be written.
+    """
+    left = Left()
+    parts = []
+    for number, shard in enumerate(manifest.shards):
+        tar = folder / shard.file
+        if not tar.is_file():
+            raise PipelineError(f"{tar} is missing; {_MAKE_AGAIN}")
+        rows, _ = samples_of_tar(tar, number, left)
+        parts.append(rows)
+        progress(number + 1, len(manifest.shards))
+    samples = np.concatenate(parts).astype(SAMPLE)
+    file = io.BytesIO()
+    np.save(file, samples, allow_pickle=False)
+    if sha256(file.getvalue()) != manifest.index.sha256:
+        raise PipelineError(f"the tars in {folder} are not those of {MANIFEST_NAME}; {_MAKE_AGAIN}")
+    write_file(folder / manifest.index.file, file.getvalue())
+    return Adopted(
+        folder=folder,
+        n_shards=len(parts),
+        n_samples=len(samples),
+        labels=int((samples["label"] >= 0).sum()),
+        left=left.counts,
+        examples=left.examples,
+    )
 
 
 def _is_index(path: Path) -> bool:

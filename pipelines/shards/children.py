@@ -1,15 +1,34 @@
 """Commands run as children of this process, which do not outlive what ends it."""
 
+import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+import pipelines
 
 _HANDED_ON = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
+
+
+PYTHON_MODULE = (sys.executable, "-P", "-m")
+"""Begins a command that runs a module; `-P` keeps the working folder off Python's path."""
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which a child imports the packages that this process has."""
+    root = Path(pipelines.__file__).absolute().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        # Found there anyway, and no place to put before the standard library.
+        return {**os.environ}
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextmanager

@@ -1,23 +1,31 @@
 """CIFAR-10 and CIFAR-100 from the official archive, whose pickles are read without running them."""
 
-import io
-import pickle
-import tarfile
-from collections.abc import Iterator, Sequence
+import gzip
+import posixpath
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
+from pipelines.shards.files import open_regular, read_regular
 from pipelines.shards.pictures import encode_png, encoder_version
-from pipelines.shards.sources import Item
+from pipelines.shards.plain_pickle import read_pickle
+from pipelines.shards.sources import Item, printable
+from pipelines.shards.tars import scan_tar_in_memory
 
 LARGEST_FILE = 2**28
 """Bytes: the largest file of the archives has 155 million."""
+
+LARGEST_ARCHIVE = 2**29
+"""Bytes: the archives unpack to 186 million."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -91,100 +99,44 @@ class CifarSource:
         Raises:
             PipelineError: if the archive cannot be read.
         """
-        _, labels = _load(self.place, self.dataset, self.split)
+        pictures, labels = _load(self.place, self.dataset, self.split)
         for index, label in enumerate(labels.tolist()):
-            yield Item(place=index, name=f"{self.split}/{index}", extension="png", label=label)
+            # With the sum of its pixels, for the archive may be another one when they are read.
+            place = [index, zlib.crc32(pictures[index])]
+            yield Item(place=place, name=f"{self.split}/{index}", extension="png", label=label)
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401
-        """Return a picture as PNG."""
+        """Return a picture as PNG.
+
+        Raises:
+            PipelineError: if it is another one than was listed.
+        """
         pictures, _ = _load(self.place, self.dataset, self.split)
-        return encode_png(pictures[place])
-
-
-def read_pickle(content: bytes, name: str) -> Any:  # noqa: ANN401  what the file holds
-    """Read a pickle of dicts, lists, text, numbers and arrays of numbers, running nothing.
-
-    Args:
-        content: the bytes of the pickle.
-        name: of the file, for the errors.
-
-    Raises:
-        PipelineError: if it asks for anything else, or is damaged.
-    """
-    try:
-        # latin1 as torchvision: Python 2 wrote arrays as text.
-        return _HarmlessUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        raise PipelineError(f"{name} is refused: {error}") from error
-    except (
-        # What the machine of pickle raises on damaged input, each seen.
-        EOFError,
-        ValueError,
-        TypeError,
-        IndexError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        UnicodeError,
-    ) as error:
-        raise PipelineError(f"{name} is a damaged pickle ({error}); download it again") from error
-
-
-class _Array:
-    """Stands for numpy.ndarray in a pickle: a name, and nothing that could be called."""
-
-
-def _reconstruct(kind: object, shape: object, _typecode: object) -> NDArray[Any]:
-    # As numpy writes an array: an empty one, whose state is set afterwards.
-    if kind is not _Array or shape != (0,):
-        raise pickle.UnpicklingError(f"it builds an array of {kind!r} with shape {shape!r}")
-    return np.empty(0, np.uint8)
-
-
-def _dtype(code: object, *_: object) -> np.dtype[Any]:
-    if not (isinstance(code, str) and code.lstrip("<>|=") in {"u1", "i1", "i2", "i4", "i8"}):
-        raise pickle.UnpicklingError(f"it holds an array of {code!r}")
-    return np.dtype(code)
-
-
-def _encode(text: object, encoding: object = "latin1") -> bytes:
-    # As Python 2's bytes come through protocol 2 of Python 3.
-    if not isinstance(text, str) or encoding not in {"latin1", "latin-1"}:
-        raise pickle.UnpicklingError(f"it encodes to {encoding!r}")
-    return text.encode("latin1")
-
-
-class _HarmlessUnpickler(pickle.Unpickler):
-    """Knows the four names that the official archives use, each as a function of this module."""
-
-    def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401
-        known = {
-            ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-            ("numpy", "ndarray"): _Array,
-            ("numpy", "dtype"): _dtype,
-            ("_codecs", "encode"): _encode,
-        }
-        if (module, name) not in known:
-            raise pickle.UnpicklingError(
-                f"it asks for {module}.{name}, as no file of CIFAR does; use the official archive"
+        index, expected = place
+        if index >= len(pictures) or zlib.crc32(pictures[index]) != expected:
+            raise PipelineError(
+                f"{self.place} was changed while its shards were written; give the same command "
+                "again"
             )
-        return known[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:  # noqa: ANN401
-        raise pickle.UnpicklingError(f"it refers to {pid!r} outside itself")
+        return encode_png(pictures[index])
 
 
 @lru_cache(maxsize=1)
 def _load(place: Path, dataset: Dataset, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Return (n, 32, 32, 3) uint8 and (n,) labels."""
     layout = _LAYOUTS[dataset]
-    names = layout.files[split]
-    contents = _read_files(place, layout, names)
+    return _from_where_it_is_whole(
+        place, layout, layout.files[split], partial(_batches, place, dataset)
+    )
+
+
+def _batches(
+    place: Path, dataset: Dataset, contents: Mapping[str, bytes]
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    layout = _LAYOUTS[dataset]
     pictures, labels = [], []
-    for name in names:
-        batch = read_pickle(contents[name], name)
+    for name, content in contents.items():
+        batch = read_pickle(content, name)
         data = batch.get("data") if isinstance(batch, dict) else None
         given = batch.get(layout.labels) if isinstance(batch, dict) else None
         if not (
@@ -207,60 +159,107 @@ def _load(place: Path, dataset: Dataset, split: str) -> tuple[NDArray[np.uint8],
 
 def _names(place: Path, dataset: Dataset) -> list[str]:
     layout = _LAYOUTS[dataset]
-    meta = read_pickle(_read_files(place, layout, (layout.meta,))[layout.meta], layout.meta)
-    names = meta.get(layout.names) if isinstance(meta, dict) else None
-    if (
-        not isinstance(names, list)
-        or len(names) != _n_classes(dataset)
-        or not all(isinstance(name, str) for name in names)
-    ):
-        raise PipelineError(f"{place}: {layout.meta} names no classes of {dataset}")
-    return names
+
+    def names_in(contents: Mapping[str, bytes]) -> list[str]:
+        meta = read_pickle(contents[layout.meta], layout.meta)
+        names = meta.get(layout.names) if isinstance(meta, dict) else None
+        if (
+            not isinstance(names, list)
+            or len(names) != _n_classes(dataset)
+            or not all(isinstance(name, str) for name in names)
+        ):
+            raise PipelineError(f"{place}: {layout.meta} names no classes of {dataset}")
+        return [printable(name) for name in names]
+
+    return _from_where_it_is_whole(place, layout, (layout.meta,), names_in)
 
 
 def _n_classes(dataset: Dataset) -> int:
     return 10 if dataset == "cifar10" else 100
 
 
-def _read_files(place: Path, layout: _Layout, names: Sequence[str]) -> dict[str, bytes]:
-    for folder in (place, place / layout.folder):
-        if (folder / layout.meta).is_file():
-            return {name: _read_file(folder / name) for name in names}
-    archive = place / layout.archive if place.is_dir() else place
-    if not archive.is_file():
+def _from_where_it_is_whole(
+    place: Path, layout: _Layout, names: Sequence[str], read: Callable[[Mapping[str, bytes]], T]
+) -> T:
+    """Return what is read from the unpacked files, or from the archive where these are not whole.
+
+    Args:
+        place: the archive, the folder in it, or a folder that holds either or both.
+        layout: of the data set.
+        names: of the files that are needed.
+        read: is called with the files' bytes, in the order of their names.
+
+    Raises:
+        PipelineError: if there is neither; why the last of them cannot be read.
+    """
+    known = {layout.meta, *(name for files in layout.files.values() for name in files)}
+    folder = next(
+        (
+            each
+            for each in (place / layout.folder, place)
+            if each.is_dir() and any((each / name).exists() for name in known)
+        ),
+        None,
+    )
+    archives = [place, place / layout.archive, place.parent / layout.archive]
+    archive = next((each for each in archives if each.is_file()), None)
+    if folder is not None:
+        try:
+            return read({name: _read_file(folder / name) for name in names})
+        except PipelineError:
+            # Unpacked in part, as by a full disk: the archive beside it may be whole.
+            if archive is None:
+                raise
+    if archive is None:
         raise PipelineError(
             f"{place} holds neither {layout.folder}/ nor {layout.archive}; download the python "
             "version from https://www.cs.toronto.edu/~kriz/cifar.html and name it, or the folder "
             "that torchvision downloaded to"
         )
-    return _read_members(archive, layout, names)
+    return read(_read_members(archive, layout, names))
 
 
 def _read_file(path: Path) -> bytes:
-    if not path.is_file():
-        raise PipelineError(f"{path} is missing; download the archive again")
-    if path.stat().st_size > LARGEST_FILE:
-        raise PipelineError(f"{path} is larger than any file of CIFAR; download it again")
-    return path.read_bytes()
+    try:
+        return read_regular(path, max_bytes=LARGEST_FILE)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path} is missing; unpack or download the archive again") from error
+    except OSError as error:
+        raise PipelineError(f"{path}: {error.strerror}; unpack the archive again") from error
 
 
 def _read_members(archive: Path, layout: _Layout, names: Sequence[str]) -> dict[str, bytes]:
+    content = memoryview(_unpacked(archive))
     wanted = {f"{layout.folder}/{name}": name for name in names}
-    contents = {}
+    found: dict[str, bytes] = {}
+    for member in scan_tar_in_memory(archive, content):
+        # As "tar czf FILE ./FOLDER" writes them, names begin with "./".
+        name = wanted.get(posixpath.normpath(member.name))
+        if name is not None:
+            found[name] = bytes(content[member.offset : member.offset + member.size])
+        if len(found) == len(names):
+            return {name: found[name] for name in names}
+    missing = next(path for path, name in wanted.items() if name not in found)
+    raise PipelineError(f"{archive} holds no {missing}; download it again")
+
+
+def _unpacked(archive: Path) -> bytes:
+    """Return the tar in an archive, of at most `LARGEST_ARCHIVE` bytes.
+
+    Raises:
+        PipelineError: if it is damaged or larger.
+    """
     try:
-        with tarfile.open(archive, "r|*") as tar:
-            for member in tar:
-                if member.name in wanted and member.isreg():
-                    if member.size > LARGEST_FILE:
-                        raise PipelineError(
-                            f"{archive}: {member.name} is larger than any file of CIFAR; "
-                            "download it again"
-                        )
-                    file = tar.extractfile(member)
-                    contents[wanted[member.name]] = file.read() if file else b""
-    except (tarfile.TarError, EOFError, OSError) as error:
+        with open_regular(archive, max_bytes=LARGEST_ARCHIVE) as file:
+            is_compressed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            tar = gzip.GzipFile(fileobj=file) if is_compressed else file
+            content = tar.read(LARGEST_ARCHIVE + 1)
+    except (EOFError, OSError, zlib.error) as error:
         raise PipelineError(f"{archive} is damaged ({error}); download it again") from error
-    for path, name in wanted.items():
-        if name not in contents:
-            raise PipelineError(f"{archive} holds no {path}; download it again")
-    return contents
+    if len(content) > LARGEST_ARCHIVE:
+        raise PipelineError(
+            f"{archive} unpacks to over {LARGEST_ARCHIVE:,} bytes, far more than CIFAR has; "
+            "download it again"
+        )
+    return content

@@ -13,6 +13,8 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,7 +23,7 @@ import fsspec
 
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import StoppedError
-from pipelines.shards.received import Received, WrongContentError
+from pipelines.shards.received import LEAST_RATE, Received, WrongContentError
 from pipelines.shards.shell import PIPE_PREFIX, CommandError, read_command
 
 if TYPE_CHECKING:
@@ -86,8 +88,8 @@ class RemoteAccess:
         attempts; None goes by the attempts.
     first_wait_s, longest_wait_s: seconds; before attempt n + 1 a random time passes of at most
         first_wait_s * 2**(n - 1) and longest_wait_s.
-    stall_s: seconds without a byte after which a connection is given up; of an object store, for a
-        piece of 4 MiB.
+    stall_s: seconds after which a connection is given up in which it brought less than
+        `LEAST_RATE` bytes a second; of an object store, for a piece of 4 MiB.
     allow_pipe: whether "pipe:COMMAND" may run a shell, which can do whatever the user can.
     options: of fsspec's file system, by scheme, as in {"s3": {"anon": True}}.
     """
@@ -212,6 +214,28 @@ def may_pass(error: BaseException) -> bool:
         *_of_backends(_PASSING),
     )
     return isinstance(error, passing) and not isinstance(error, final)
+
+
+def asked_pause_s(error: BaseException | None) -> float:
+    """Return the seconds that a server asks to wait before the next attempt, 0 where it does not.
+
+    So does an answer 429 or 503 with Retry-After, as seconds or as a date: RFC 9110, section
+    10.2.3.
+    """
+    import aiohttp
+
+    if not isinstance(error, aiohttp.ClientResponseError) or error.status not in {429, 503}:
+        return 0.0
+    asked = error.headers.get("Retry-After", "").strip() if error.headers else ""
+    if re.fullmatch(r"[0-9]{1,9}", asked):
+        return float(asked)
+    try:
+        until = parsedate_to_datetime(asked)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    # A date without a zone is in UTC, as all of HTTP.
+    until = until if until.tzinfo else until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 def is_absent(error: BaseException) -> bool:
@@ -371,13 +395,23 @@ async def _read_http(url: str, received: Received, access: RemoteAccess) -> None
         "timeout": aiohttp.ClientTimeout(total=None, connect=stall_s, sock_read=stall_s),
     }
     session = await files.set_session()
+    now = asyncio.get_running_loop().time
     try:
-        async with session.get(files.encode_url(url), **request) as response:
+        # So long at most for the connection, redirections and the head of the answer.
+        async with (
+            asyncio.timeout(2 * stall_s) as limit,
+            session.get(files.encode_url(url), **request) as response,
+        ):
             _take_answer(response, received)
+            counted = received.position
+            limit.reschedule(now() + stall_s)
             async for piece in response.content.iter_chunked(2**20):
                 received.write(piece)
+                if received.position - counted >= LEAST_RATE * stall_s:
+                    counted = received.position
+                    limit.reschedule(now() + stall_s)
     except TimeoutError as error:
-        raise TimeoutError(f"no byte for {stall_s} s") from error
+        raise TimeoutError(f"less than {LEAST_RATE} bytes a second for {stall_s:g} s") from error
     finally:
         await session.close()
     if received.content.n_bytes is not None and not received.whole:
@@ -391,7 +425,6 @@ def _take_answer(response: "ClientResponse", received: Received) -> None:
     if response.status == 416:
         raise WrongContentError(f"fewer than {received.position + 1} bytes")
     response.raise_for_status()
-    n_bytes = received.content.n_bytes
     if response.status == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if span is None or int(span[1]) != received.position:
@@ -401,7 +434,14 @@ def _take_answer(response: "ClientResponse", received: Received) -> None:
     else:
         received.restart()
         length = None if "Content-Encoding" in response.headers else response.content_length
-    if n_bytes is not None and length not in {None, n_bytes}:
+    if length is not None:
+        _check_length(length, received)
+
+
+def _check_length(length: int, received: Received) -> None:
+    """Refuse an answer by the length that its head says."""
+    content = received.content
+    if length != content.n_bytes if content.n_bytes is not None else length > content.limit:
         raise WrongContentError(f"{length} bytes")
 
 
@@ -419,8 +459,7 @@ async def _read_pieces(url: str, received: Received, access: RemoteAccess) -> No
     session = await (files.set_session if hasattr(files, "set_session") else files._set_session)()
     try:
         size = int((await within_stall_time(files._info(path)))["size"])
-        if received.content.n_bytes not in {None, size}:
-            raise WrongContentError(f"{size} bytes")
+        _check_length(size, received)
         while received.position < size:
             end = min(received.position + _PIECE_BYTES, size)
             piece = await within_stall_time(files._cat_file(path, start=received.position, end=end))

@@ -173,8 +173,8 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
             that a machine, and the process on it, are gone.
 
     Raises:
-        PipelineError: if another process holds the lock and `busy` is given, or if the file system
-            has no locks.
+        PipelineError: if another process holds the lock and `busy` is given, if the lock file is
+            another user's, or if the file system has no locks.
         OSError: if the lock file cannot be made.
     """
     # A soft lock, a file whose presence is the lock, would outlive a machine that dies.
@@ -183,6 +183,14 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
         lock.acquire(timeout=-1 if busy is None else patience_s)
     except Timeout as error:
         raise PipelineError(busy) from error
+    except PermissionError as error:
+        if not path.exists():
+            raise
+        raise PipelineError(
+            f"the lock file {path} belongs to another user and cannot be locked "
+            f"({error.strerror}); have it removed, or use a folder of your own (for the cache: "
+            "PIXMIX_CACHE)"
+        ) from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise

@@ -12,10 +12,15 @@ from itertools import groupby
 from json import loads
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipelines.errors import PipelineError
-from pipelines.shards.index import key_of
-from pipelines.shards.picture_files import FOLDER_EXTENSIONS
-from pipelines.shards.tars import Member
+from pipelines.shards.files import open_regular
+from pipelines.shards.index import SAMPLE
+from pipelines.shards.keys import key_of
+from pipelines.shards.picture_files import FOLDER_EXTENSIONS, is_ignored_name
+from pipelines.shards.tars import Member, scan_tar
 
 PICTURE_EXTENSIONS = frozenset({*FOLDER_EXTENSIONS, "gif"})
 
@@ -149,11 +154,47 @@ def label_of(path: Path, descriptor: int, sample: TarSample, picture: str) -> tu
     return -1, ""
 
 
+def samples_of_tar(path: Path, number: int, left: Left) -> tuple[NDArray[np.void], frozenset[str]]:
+    """Return the samples that a tar really holds, from its headers and labels.
+
+    Args:
+        path: the tar.
+        number: of the shard, for the rows.
+        left: takes what belongs to no sample, a sample without a picture too.
+
+    Returns:
+        (n,) SAMPLE, and the suffixes of the pictures.
+
+    Raises:
+        PipelineError: if the tar is damaged or cannot be read in one way only.
+        OSError: if it cannot be read.
+    """
+    rows = []
+    suffixes = set()
+    with open_regular(path) as file:
+        for sample in group_members(path, scan_tar(path), left):
+            picture = picture_of(path, sample)
+            if picture is None:
+                left.note("no sample, for it has no picture", sample.key)
+                continue
+            suffix, member = picture
+            if member.size == 0:
+                left.note("no sample, for its picture is empty", sample.key)
+                continue
+            label, _ = label_of(path, file.fileno(), sample, suffix)
+            rows.append((number, member.size, member.offset, label))
+            suffixes.add(suffix)
+    return np.array(rows, SAMPLE), frozenset(suffixes)
+
+
 def _of_samples(members: Iterable[Member], left: Left) -> Iterator[Member]:
     for member in members:
         base = member.name.rpartition("/")[2]
-        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries.
-        if base.startswith(".") or "." not in base:
+        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries;
+        # and what file managers and archivers leave, which is in no set on purpose.
+        if any(is_ignored_name(part) for part in member.name.split("/") if part != "."):
+            left.note("no sample, for the file or its folder is hidden", member.name)
+        elif "." not in base:
             left.note("no sample, for the name has no key and extension", member.name)
         elif re.match(r"__[^/]*__($|/)", member.name):
             left.note("no sample, but a note of the tar's own", member.name)

@@ -12,14 +12,27 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from tokenize import TokenError
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256, new_file, sha256, write_file
+from pipelines.shards.files import (
+    file_sha256,
+    new_file,
+    open_regular,
+    read_regular,
+    sha256,
+    write_file,
+)  # fmt: skip
+from pipelines.shards.keys import read_key
+from pipelines.shards.typed_json import Count, FileName, Label, Sha256, read_json
+from pixmix.mapped import open_map
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its picture's bytes in that tar; label, -1: none."""
@@ -36,17 +49,94 @@ MOST_SHARDS_OF_A_PATTERN = 1_000_000
 ADOPTED = "tars"
 """The kind of a set whose tars were made elsewhere."""
 
+MOST_MANIFEST_BYTES = 2**28
+"""A manifest has about 150 bytes a shard and a line for each class."""
+
+MOST_CLASSES = 2**20
+
+_AGAIN = "copy it again from where the set was made, or make the set again"
+
+_MOST_HEADER_BYTES = 2**12
+"""What numpy writes before the samples of an index is 192 bytes."""
+
+_DAMAGED_ARRAY = (
+    ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, TokenError,
+)  # fmt: skip
+"""What numpy raises for the header of a damaged array."""
+
 _BLOCK = 512
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shard:
-    """A tar. file: its name in the set's folder; n_bytes, sha256: of the whole file."""
+class Shard(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"n_samples": "num_samples", "n_bytes": "bytes"},
+):
+    """A tar, and how the manifest describes it.
 
-    file: str
-    n_samples: int
-    n_bytes: int
-    sha256: str
+    file: its name in the set's folder; n_bytes, sha256: of the whole file.
+    """
+
+    file: FileName
+    n_samples: Count
+    n_bytes: Count
+    sha256: Sha256
+
+
+class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
+    """How the manifest describes the index. file: its name in the set's folder."""
+
+    file: FileName
+    sha256: Sha256
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a set is; see `ShardSet`.
+
+    num_samples: of all shards together. sha256: of all other fields; None in those of earlier
+    versions.
+    """
+
+    name: Label
+    kind: Label
+    settings: dict[str, Any]
+    classes: Annotated[list[str], msgspec.Meta(max_length=MOST_CLASSES)]
+    extensions: list[FileName]
+    num_samples: Count
+    shards: Annotated[list[Shard], msgspec.Meta(max_length=MOST_SHARDS_OF_A_PATTERN)]
+    index: IndexFile
+    versions: dict[str, Any] = {}
+    sha256: Sha256 | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse shards that contradict each other or the set.
+
+        Raises:
+            ValueError: if a name comes twice, or a number is too small or too large.
+        """
+        seen: set[str] = {self.index.file, MANIFEST_NAME}
+        for shard in self.shards:
+            if shard.file in seen:
+                raise ValueError(f"`{shard.file}` is listed twice")
+            seen.add(shard.file)
+            # Each sample has a header of its own in the tar.
+            if shard.n_samples > shard.n_bytes // _BLOCK:
+                raise ValueError(
+                    f"`{shard.file}` of {shard.n_bytes} bytes cannot hold {shard.n_samples} samples"
+                )
+        total = sum(shard.n_samples for shard in self.shards)
+        if total != self.num_samples:
+            raise ValueError(
+                f"`num_samples` is {self.num_samples}, but the shards have {total} together"
+            )
+
+
+class _Head(msgspec.Struct):
+    """What says whether a document is a manifest of shards that can be read here."""
+
+    format: Any = None
+    version: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,16 +180,6 @@ class ShardSet:
         return read_key(self.path(int(sample["shard"])), int(sample["offset"]))
 
 
-def read_key(path: Path, offset: int) -> str:
-    """Return the key of the sample whose picture begins at an offset of a tar, or "?"."""
-    try:
-        with path.open("rb") as file:
-            file.seek(offset - _BLOCK)
-            return key_of(_header_name(file.read(_BLOCK)))
-    except (OSError, ValueError):
-        return "?"
-
-
 def open_shards(where: str | Path) -> ShardSet:
     """Open a set of local shards.
 
@@ -125,7 +205,7 @@ def open_shards(where: str | Path) -> ShardSet:
         folder = path.parent
         names = list(expand_braces(path.name))
     try:
-        content = (folder / MANIFEST_NAME).read_bytes()
+        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
             f"{folder} has no {MANIFEST_NAME}; run pixmix-shard index {folder}/*.tar to make one "
@@ -163,38 +243,29 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(f"{pattern[: match.start()]}{padded}{pattern[match.end() :]}")
 
 
-def key_of(name: str) -> str:
-    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.split(".", 1)[0]
-
-
-def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
-    """Read a manifest and see that it has all parts and names plain files.
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Read a manifest, each of whose values is held to its type and range.
 
     Args:
         content: the bytes of the file.
         where: its name, for the error.
 
     Raises:
-        PipelineError: if it is no manifest of shards, or of a newer format.
+        PipelineError: if it is not a manifest of shards, is damaged, or has a newer format.
     """
-    try:
-        manifest = json.loads(content)
-    except ValueError as error:
-        raise PipelineError(f"{where} is not JSON ({error}); make the set again") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    head = read_json(content, _Head, where, _AGAIN)
+    if head.format != FORMAT:
         raise PipelineError(
             f"{where} is not the manifest of a set of shards; name a folder made by pixmix-shard"
         )
-    if manifest.get("version") != FORMAT_VERSION:
+    if head.version != FORMAT_VERSION:
         raise PipelineError(
-            f"{where} has format version {manifest.get('version')}, this pixmix reads "
-            f"{FORMAT_VERSION}; use the pixmix that made it, or make the set again"
+            f"{where} has format version {head.version!r:.80}, this pixmix reads {FORMAT_VERSION}; "
+            "use the pixmix that made it, or make the set again"
         )
-    fault = _manifest_fault(manifest)
-    if fault:
-        raise PipelineError(f"{where} {fault}; make the set again")
+    manifest = read_json(content, Manifest, where, _AGAIN)
+    if manifest.sha256 not in {None, _own_sha256(json.loads(content))}:
+        raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
     return manifest
 
 
@@ -211,27 +282,18 @@ def build_set(location: str, content: bytes, samples: NDArray[np.void]) -> Shard
     """
     where = f"{location}/{MANIFEST_NAME}"
     manifest = parse_manifest(content, where)
-    shards = tuple(
-        Shard(
-            file=entry["file"],
-            n_samples=entry["num_samples"],
-            n_bytes=entry["bytes"],
-            sha256=entry["sha256"],
-        )
-        for entry in manifest["shards"]
-    )
-    fault = _index_fault(samples, shards, manifest)
+    fault = _index_fault(samples, manifest)
     if fault:
         raise PipelineError(f"{where}: {INDEX_NAME} {fault}; make the set again")
     return ShardSet(
         location=location,
-        name=manifest["name"],
-        kind=manifest["kind"],
-        shards=shards,
+        name=manifest.name,
+        kind=manifest.kind,
+        shards=tuple(manifest.shards),
         samples=samples,
-        classes=tuple(manifest["classes"]),
-        extensions=tuple(manifest["extensions"]),
-        settings=manifest["settings"],
+        classes=tuple(manifest.classes),
+        extensions=tuple(manifest.extensions),
+        settings=manifest.settings,
         hash=sha256(content),
     )
 
@@ -301,6 +363,7 @@ def write_index(
         versions: of the code that made them.
 
     Raises:
+        PipelineError: if a value is not one that a manifest may have.
         OSError: if the disk is full or the folder cannot be written.
     """
     with new_file(folder / INDEX_NAME) as file:
@@ -326,30 +389,73 @@ def write_index(
         "index": {"file": INDEX_NAME, "sha256": file_sha256(folder / INDEX_NAME)},
         "versions": dict(versions),
     }
-    content = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    write_file(folder / MANIFEST_NAME, content.encode())
+    manifest["sha256"] = _own_sha256(manifest)
+    where = str(folder / MANIFEST_NAME)
+    try:
+        content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(
+            f"{where} cannot be written, for a name of a file or a class is not Unicode "
+            f"({error.object[error.start - 20 : error.end + 20]!r}); rename it"
+        ) from error
+    # What is written can be read again.
+    parse_manifest(content, where)
+    write_file(folder / MANIFEST_NAME, content)
 
 
-def read_index(folder: Path, manifest: Mapping[str, Any]) -> NDArray[np.void]:
+def _own_sha256(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of all fields of a manifest but `sha256`, which holds it."""
+    fields = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256(json.dumps(fields, sort_keys=True).encode())
+
+
+def most_index_bytes(manifest: Manifest) -> int:
+    """Return how many bytes the index of a set has at most."""
+    return _MOST_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
+
+
+def read_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     """Return the index that a manifest names, memory-mapped.
 
     Raises:
         PipelineError: if it is missing, another one than the manifest names, or no array.
     """
-    path = folder / manifest["index"]["file"]
+    path = folder / manifest.index.file
     again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
     if not path.is_file():
         raise PipelineError(f"{path} is missing; {again}")
-    if file_sha256(path) != manifest["index"]["sha256"]:
+    if path.stat().st_size > most_index_bytes(manifest) or (
+        file_sha256(path) != manifest.index.sha256
+    ):
         raise PipelineError(f"{path} is not the index that {MANIFEST_NAME} names; {again}")
+    return open_index(path, str(path), again)
+
+
+def open_index(path: Path, where: str, remedy: str) -> NDArray[np.void]:
+    """Return the samples in the file of an index, memory-mapped.
+
+    Args:
+        path: the file.
+        where: its name, for errors.
+        remedy: what to do about a damaged one, for the end of the error.
+
+    Raises:
+        PipelineError: if it does not hold samples, all of them.
+        OSError: if it cannot be read.
+    """
     try:
-        # No mapping has length 0.
-        samples = np.load(
-            path, mmap_mode="r" if manifest["num_samples"] else None, allow_pickle=False
-        )
-    except ValueError as error:
-        raise PipelineError(f"{path} is no array ({error}); {again}") from error
-    return np.asarray(samples)
+        with open_regular(path) as file:
+            version = npy.read_magic(file)
+            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+            begin, size = file.tell(), file.seek(0, 2)
+    except _DAMAGED_ARRAY as error:
+        raise PipelineError(f"{where} is not an index of samples ({error}); {remedy}") from error
+    if dtype != SAMPLE or len(shape) != 1:
+        raise PipelineError(f"{where} holds {dtype} of shape {shape}, not samples; {remedy}")
+    if size != begin + shape[0] * SAMPLE.itemsize:
+        raise PipelineError(f"{where} has {size} bytes, not those of its samples; {remedy}")
+    return open_map(path, SAMPLE, "r", offset=begin, shape=shape)
 
 
 def _check_size(path: Path, shard: Shard) -> None:
@@ -366,64 +472,12 @@ def _check_size(path: Path, shard: Shard) -> None:
         )
 
 
-def _is_file_name(name: object) -> bool:
-    return isinstance(name, str) and name == PurePosixPath(name).name and name not in {"", ".."}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _manifest_fault(manifest: Mapping[str, Any]) -> str | None:
-    """Say in words that follow the manifest's name what it lacks, if anything."""
-    types = {
-        "name": str,
-        "kind": str,
-        "settings": dict,
-        "classes": list,
-        "extensions": list,
-        "shards": list,
-        "index": dict,
-    }
-    for field, type_ in types.items():
-        if not isinstance(manifest.get(field), type_):
-            return f"has no {field}"
-    if not _is_count(manifest.get("num_samples")):
-        return "has no num_samples"
-    if not all(isinstance(text, str) for text in [*manifest["classes"], *manifest["extensions"]]):
-        return "has classes or extensions that are no text"
-    if not _is_file_name(manifest["index"].get("file")):
-        return f"names the index {manifest['index'].get('file')!r}, which is no plain file name"
-    return _shard_list_fault(manifest["shards"])
-
-
-def _shard_list_fault(entries: Sequence[Any]) -> str | None:
-    files = set()
-    for entry in entries:
-        if not isinstance(entry, dict) or not _is_file_name(entry.get("file")):
-            return f"lists a shard {entry!r:.80}, which has no plain file name"
-        if not (_is_count(entry.get("num_samples")) and _is_count(entry.get("bytes"))):
-            return f"gives no num_samples and bytes for {entry['file']}"
-        if not re.fullmatch(r"[0-9a-f]{64}", str(entry.get("sha256"))):
-            return f"gives no sha256 for {entry['file']}"
-        if entry["file"] in files:
-            return f"lists {entry['file']} twice"
-        files.add(entry["file"])
-    return None
-
-
-def _index_fault(
-    samples: NDArray[np.void], shards: Sequence[Shard], manifest: Mapping[str, Any]
-) -> str | None:
+def _index_fault(samples: NDArray[np.void], manifest: Manifest) -> str | None:
     """Say in words that follow the index's name what in it contradicts the manifest."""
-    if samples.dtype != SAMPLE or samples.ndim != 1:
-        return f"holds {samples.dtype} of shape {samples.shape}, which are no samples"
+    shards = manifest.shards
     counts = [shard.n_samples for shard in shards]
-    if not len(samples) == sum(counts) == manifest["num_samples"]:
-        return (
-            f"has {len(samples)} samples, the manifest says {manifest['num_samples']} and "
-            f"{sum(counts)} in its shards"
-        )
+    if len(samples) != manifest.num_samples:
+        return f"has {len(samples)} samples, the manifest says {manifest.num_samples}"
     if not np.array_equal(samples["shard"], np.repeat(np.arange(len(shards)), counts)):
         return "does not give its shards the samples that the manifest does"
     bytes_of_shards = np.array([shard.n_bytes for shard in shards], np.uint64)
@@ -432,24 +486,8 @@ def _index_fault(
     # The offset by itself too, for the sum of a hostile one wraps around.
     if ((offsets < _BLOCK) | (offsets > n_bytes) | (offsets + samples["size"] > n_bytes)).any():
         return "has a sample that reaches beyond its shard"
-    n_classes = len(manifest["classes"])
+    n_classes = len(manifest.classes)
     labels = samples["label"]
     if (labels < -1).any() or (n_classes and (labels >= n_classes).any()):
         return f"has a label that is none of {n_classes} classes"
     return None
-
-
-def _header_name(block: bytes) -> str:
-    """Return the name in a tar header of 512 bytes.
-
-    Raises:
-        ValueError: if there are not 512 bytes.
-    """
-    if len(block) != _BLOCK:
-        raise ValueError("no header")
-    name = block[:100].split(b"\0", 1)[0]
-    # The USTAR format alone has a prefix there.
-    if block[257:265] == b"ustar\x0000":
-        prefix = block[345:500].split(b"\0", 1)[0]
-        name = prefix + b"/" + name if prefix else name
-    return name.decode("utf-8", "replace")

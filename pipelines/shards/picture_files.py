@@ -1,11 +1,14 @@
 """The pictures of a folder: which they are, in what order, and their pixels at one size."""
 
+import errno
+import io
 import os
 import re
 import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -14,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import PipelineError
+from pipelines.shards.files import read_regular
+from pipelines.shards.png_chunks import SIGNATURE, without_large_texts
 
 MEASURED_SIDE = 256
 """Pixels a side of the pictures that are measured; the references are of this size."""
@@ -32,6 +37,9 @@ MOST_PIXELS = 89_478_485
 """More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
 gibibyte of RGB."""
 
+LARGEST_FILE = 2**30
+"""Bytes of an image's file: `MOST_PIXELS` of 16 bits in four channels, uncompressed, are fewer."""
+
 DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error,
     zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
@@ -41,6 +49,22 @@ DAMAGE = (
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 """What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
 program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
+
+
+_LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
+"""Names, in lower case, that file managers and archivers leave beside images."""
+
+
+def is_ignored_name(name: str) -> bool:
+    """Return whether a file or folder is never an image or a class: hidden, or a system's litter.
+
+    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store); litter is
+    __MACOSX, Thumbs.db, desktop.ini and the like.
+
+    Args:
+        name: of one file or folder, without its parents.
+    """
+    return name.startswith(".") or name.casefold() in _LITTER
 
 
 class TooManyPixelsError(ValueError):
@@ -75,7 +99,7 @@ def open_picture(file: IO[bytes]) -> Image.Image:
             if not accepted or isinstance(accepted, str):
                 continue
             file.seek(0)
-            image = make(file, "")
+            image = make(without_large_texts(file) if beginning[:8] == SIGNATURE else file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
         if image.width * image.height > MOST_PIXELS:
@@ -84,22 +108,6 @@ def open_picture(file: IO[bytes]) -> Image.Image:
             )
         return image
     raise UnidentifiedImageError("no picture of a format that is read here")
-
-
-_LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
-"""Names, in lower case, that file managers and archivers leave beside images."""
-
-
-def is_ignored_name(name: str) -> bool:
-    """Return whether a file or folder is never an image or a class: hidden, or a system's litter.
-
-    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store); litter is
-    __MACOSX, Thumbs.db, desktop.ini and the like.
-
-    Args:
-        name: of one file or folder, without its parents.
-    """
-    return name.startswith(".") or name.casefold() in _LITTER
 
 
 Above = frozenset[tuple[int, int]]
@@ -184,7 +192,7 @@ def _walk(folder: Path, above: Above) -> Iterator[Path]:
         yield from _walk(folder / "images", above)
         return
     for name, entry in entries.items():
-        if name.startswith("."):
+        if is_ignored_name(name):
             continue
         if _is_folder(entry):
             yield from _walk(folder / name, above)
@@ -193,13 +201,15 @@ def _walk(folder: Path, above: Above) -> Iterator[Path]:
             yield folder / name
 
 
-def files_below(folder: Path, above: Above, *, hidden: bool) -> Iterator[Path]:
-    """Give the files of a folder and of those in it as they come, links to folders followed.
+def files_below(folder: Path, above: Above, *, ignored: list[Path] | None = None) -> Iterator[Path]:
+    """Yield the files of a folder and of those in it as they come, links to folders followed.
+
+    Hidden files and folders and a system's litter are skipped, see `is_ignored_name`.
 
     Args:
         folder: where to begin.
         above: the folders that were come through, to which no link leads back.
-        hidden: whether hidden files and folders count, too.
+        ignored: takes what is skipped.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -209,29 +219,41 @@ def files_below(folder: Path, above: Above, *, hidden: bool) -> Iterator[Path]:
         return
     with os.scandir(folder) as entries:
         for entry in entries:
-            if not hidden and entry.name.startswith("."):
-                continue
-            if _is_folder(entry):
-                yield from files_below(Path(folder, entry.name), above | {place}, hidden=hidden)
+            path = Path(folder, entry.name)
+            if is_ignored_name(entry.name):
+                if ignored is not None:
+                    ignored.append(path)
+            elif _is_folder(entry):
+                yield from files_below(path, above | {place}, ignored=ignored)
             else:
-                yield Path(folder, entry.name)
+                yield path
 
 
-def passed_over(folder: Path) -> dict[str, int]:
-    """Return how many files below a folder are pictures by their extension but not taken.
+@dataclass(frozen=True, kw_only=True)
+class PassedOver:
+    """What below a folder looks like images and is not taken.
 
-    Returns:
-        Extension -> files, by extension; those that are hidden or in a hidden folder not counted.
+    extensions: extension -> files, by extension; ignored: hidden files and folders and a system's
+    litter, each counted once, whatever it holds.
+    """
+
+    extensions: dict[str, int]
+    ignored: tuple[Path, ...]
+
+
+def passed_over(folder: Path) -> PassedOver:
+    """Return what below a folder is not taken.
 
     Raises:
         OSError: if a folder cannot be read.
     """
     found: Counter[str] = Counter()
-    for path in files_below(folder, frozenset(), hidden=False):
+    ignored: list[Path] = []
+    for path in files_below(folder, frozenset(), ignored=ignored):
         extension = path.suffix.lower().removeprefix(".")
         if extension in _OTHER_EXTENSIONS:
             found[extension] += 1
-    return dict(sorted(found.items()))
+    return PassedOver(extensions=dict(sorted(found.items())), ignored=tuple(sorted(ignored)))
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -239,14 +261,45 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
+def read_image_file(path: Path) -> bytes:
+    """Return the bytes of an image's file: of a regular file of at most `LARGEST_FILE`.
+
+    Raises:
+        OSError: if it cannot be read, or is a pipe, a device, a folder or larger: see
+            `unusable_file`.
+    """
+    return read_regular(path, max_bytes=LARGEST_FILE)
+
+
+def unusable_file(error: OSError) -> str | None:
+    """Return why a file is no image's, as one word or a few; None where the disk is at fault."""
+    return {
+        errno.EINVAL: "no regular file",
+        errno.ENXIO: "no regular file",
+        errno.ENODEV: "no regular file",
+        errno.EISDIR: "no regular file",
+        errno.EFBIG: f"over {LARGEST_FILE // 2**30} GiB",
+        errno.ENOENT: "a link to nothing",
+        errno.ELOOP: "a link to itself",
+    }.get(error.errno or 0)
+
+
 def read_picture(path: Path) -> NDArray[np.uint8]:
     """Return a picture's pixels, (height, width, 3) uint8; grey and palettes become RGB.
 
     Raises:
-        PipelineError: if the file is no whole picture, or one of more than `MOST_PIXELS`.
+        PipelineError: if the file is no whole picture, no regular file, larger than
+            `LARGEST_FILE`, or one of more than `MOST_PIXELS`.
     """
     try:
-        with path.open("rb") as file, open_picture(file) as image:
+        content = read_image_file(path)
+    except OSError as error:
+        raise PipelineError(
+            f"{path} is no readable picture ({unusable_file(error) or error.strerror}); remove it, "
+            "or put a whole one in its place"
+        ) from error
+    try:
+        with open_picture(io.BytesIO(content)) as image:
             return np.asarray(to_rgb(image))
     except DAMAGE as error:
         reason = "cut short or of an unknown format" if isinstance(error, OSError) else str(error)
@@ -259,6 +312,8 @@ def at_measured_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the centre 256x256 of a picture whose shorter side is scaled to 256.
 
     The filter is bilinear, as in PixMix's own resize; a picture of that size comes back as it is.
+    Of a picture that would have more than `MOST_PIXELS` then (1x30,000 would take 6 GB) only the
+    centre is scaled, which differs by rounding at most.
     """
     height, width = picture.shape[:2]
     if height == width == MEASURED_SIDE:
@@ -266,8 +321,15 @@ def at_measured_size(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     shorter = min(height, width)
     full = (MEASURED_SIDE * width // shorter, MEASURED_SIDE * height // shorter)
     left, top = ((side - MEASURED_SIDE) // 2 for side in full)
-    image = Image.fromarray(picture).resize(full, Image.Resampling.BILINEAR)
-    return np.asarray(image.crop((left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)))
+    square = (left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)
+    image = Image.fromarray(picture)
+    if full[0] * full[1] <= MOST_PIXELS:
+        return np.asarray(image.resize(full, Image.Resampling.BILINEAR).crop(square))
+    # The same square in pixels of the picture, which need not be whole.
+    scales = (width / full[0], height / full[1]) * 2
+    box = tuple(side * scale for side, scale in zip(square, scales, strict=True))
+    size = (MEASURED_SIDE, MEASURED_SIDE)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def is_picture_name(name: str) -> bool:
@@ -277,7 +339,7 @@ def is_picture_name(name: str) -> bool:
     """
     parts = PurePosixPath(name).parts
     return PurePosixPath(name).suffix.lower().removeprefix(".") in FOLDER_EXTENSIONS and not any(
-        part.startswith(".") and part != "." for part in parts
+        is_ignored_name(part) for part in parts if part != "."
     )
 
 

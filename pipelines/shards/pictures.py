@@ -23,6 +23,22 @@ COMMON = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 CONVERSION_VERSION = 2
 """Of what an odd picture is converted to: raised when the same file gives other pixels."""
 
+UPRIGHT = 1
+"""The EXIF orientation of an image that is shown as it is stored."""
+
+_EXIF_ORIENTATION = 0x0112
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes the image upright, as in PIL.ImageOps.exif_transpose."""
+
 _TOO_LARGE = f"over {MOST_PIXELS:,} pixels"
 
 _KINDS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -77,12 +93,26 @@ def oddity(content: bytes, extension: str) -> str | None:
     return None
 
 
-def convert(content: bytes, extension: str) -> tuple[bytes, str]:
+def orientation(content: bytes) -> int:
+    """Return what EXIF says of the orientation of a file that can be decoded: 1 to 8.
+
+    Returns:
+        `UPRIGHT`, too, where there is no EXIF, or none that makes sense.
+    """
+    try:
+        value = open_picture(io.BytesIO(content)).getexif().get(_EXIF_ORIENTATION)
+    except DAMAGE:
+        return UPRIGHT
+    return value if isinstance(value, int) and value in _TURNS else UPRIGHT
+
+
+def convert(content: bytes, extension: str, *, upright: bool = False) -> tuple[bytes, str]:
     """Return a picture as RGB in the format that its name promises, PNG for an uncommon one.
 
     Args:
         content: the bytes of the file.
         extension: of its name, lower-case, without the dot.
+        upright: whether it is turned as its EXIF orientation says; the new file has no EXIF.
 
     Returns:
         The bytes and their extension: JPEG at quality 95, 4:4:4; PNG and WebP without loss.
@@ -91,7 +121,9 @@ def convert(content: bytes, extension: str) -> tuple[bytes, str]:
         BrokenPictureError: if it cannot be decoded.
     """
     kind = COMMON.get(extension, "png")
-    return _write(Image.fromarray(decode_rgb(content)), kind), kind
+    image = _load(content, full=True)
+    turn = _TURNS.get(orientation(content)) if upright else None
+    return _write(image if turn is None else image.transpose(turn), kind), kind
 
 
 def encode_png(picture: NDArray[np.uint8]) -> bytes:

@@ -1,7 +1,9 @@
 """Files that are on the node before they are needed."""
 
 import queue
+import sys
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
@@ -53,6 +55,8 @@ class ReadAhead:
         self._ahead: deque[_Job] = deque()
         self._turn = threading.Lock()
         self._stop = threading.Event()
+        # Also at the end of the program, or what is fetched then is told of as a failure.
+        weakref.finalize(self, self._stop.set)
         self._submit(ahead)
         # Daemons: a program that ends without closing this does not wait for its downloads.
         self._threads = [
@@ -92,8 +96,9 @@ class ReadAhead:
         self._stop.set()
         for _ in self._threads:
             self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
+        if not sys.is_finalizing():  # Threads do not run any more then.
+            for thread in self._threads:
+                thread.join()
         while self._ahead:
             future = self._ahead.popleft().future
             if future.done() and not future.cancelled() and future.exception() is None:

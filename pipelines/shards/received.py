@@ -2,10 +2,14 @@
 
 import errno
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from pipelines.errors import PipelineError
+
+LEAST_RATE = 1000
+"""Bytes a second: slower than that is not taken for progress, as git's http.lowSpeedLimit."""
 
 _CHUNK_BYTES = 2**20
 
@@ -14,17 +18,23 @@ _CHUNK_BYTES = 2**20
 class Content:
     """What a file has to be.
 
-    sha256, n_bytes: None where not known. most_bytes: more than that is refused.
+    sha256, n_bytes: None where not known. most_bytes: more than that is refused; needed where the
+    length is not known.
     """
 
     sha256: str | None = None
     n_bytes: int | None = None
-    most_bytes: int = 2**50
+    most_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what has no bound."""
+        if self.n_bytes is None and self.most_bytes is None:
+            raise ValueError("n_bytes and most_bytes are both None; pass one of them")
 
     @property
     def limit(self) -> int:
         """How many bytes may come."""
-        return self.most_bytes if self.n_bytes is None else self.n_bytes
+        return (self.most_bytes or 0) if self.n_bytes is None else self.n_bytes
 
     def __str__(self) -> str:
         length = f"at most {self.limit} bytes" if self.n_bytes is None else f"{self.n_bytes} bytes"
@@ -53,7 +63,7 @@ class Received:
             self.position += len(chunk)
         if self.position > content.limit:
             self.restart()
-        self._furthest = self.position
+        self._furthest, self._since = self.position, time.monotonic()
 
     @property
     def whole(self) -> bool:
@@ -92,9 +102,16 @@ class Received:
         self.position = 0
 
     def went_on(self) -> bool:
-        """Return whether, since the last time this was asked, more came than ever before."""
-        before, self._furthest = self._furthest, max(self._furthest, self.position)
-        return self._furthest > before
+        """Return whether more came than ever before, and at `LEAST_RATE` or faster.
+
+        Both count from the last time that this was so.
+        """
+        now = time.monotonic()
+        new_bytes = self.position - self._furthest
+        if new_bytes <= 0 or new_bytes < LEAST_RATE * (now - self._since):
+            return False
+        self._furthest, self._since = self.position, now
+        return True
 
     def check(self) -> None:
         """See that what is there is the content.

@@ -7,6 +7,7 @@
 Each shard is downloaded once a node, into a cache where its name is its SHA-256.
 """
 
+import logging
 import shlex
 import threading
 from collections import deque
@@ -17,8 +18,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
-import numpy as np
-
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import Download, HeldFile, ShardCache
 from pipelines.shards.connections import (
@@ -28,30 +27,34 @@ from pipelines.shards.connections import (
     is_remote,
     shown,
 )
-from pipelines.shards.files import file_sha256
+from pipelines.shards.files import file_sha256, read_regular, sha256
 from pipelines.shards.index import (
     MANIFEST_NAME,
-    SAMPLE,
+    MOST_MANIFEST_BYTES,
     Shard,
     ShardSet,
     build_set,
     expand_braces,
+    most_index_bytes,
+    open_index,
     open_shards,
     parse_manifest,
-    read_key,
     select_shards,
 )
+from pipelines.shards.keys import read_key
 from pipelines.shards.received import Content
 from pipelines.shards.shell import PIPE_PREFIX
 from pipelines.shards.transfer import download
-from pipelines.shards.verified import verified_once
+from pipelines.shards.verified import is_as_hashed, remember, verified_once
 
 FILE_PLACE = "{file}"
 """Stands in a pipe's command for the name of the file that it is to write."""
 
-_MOST_MANIFEST_BYTES = 2**28
-_MOST_HEADER_BYTES = 2**16
 _N_LATEST = 2
+_MOST_LOSSES = 5
+"""So often a file may be removed from the cache while it comes, until that is told."""
+
+_log = logging.getLogger(__name__)
 
 
 def fetch(
@@ -61,7 +64,7 @@ def fetch(
     n_bytes: int | None,
     cache: ShardCache,
     access: RemoteAccess | None = None,
-    most_bytes: int = 2**50,
+    most_bytes: int | None = None,
     stop: threading.Event | None = None,
     reserved: Callable[[], None] = lambda: None,
 ) -> HeldFile:
@@ -74,10 +77,10 @@ def fetch(
         url: an address; a path or a file:// address is checked where it lies, once a node; or
             "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
         sha256: of the content.
-        n_bytes: its length; None where it is not known, for remote files only.
+        n_bytes: its length; None where only its bound is known, `most_bytes`.
         cache: where it is kept.
         access: how patiently it is read.
-        most_bytes: where the length is not known, more are refused.
+        most_bytes: that it may have, for which room is made in the cache; more are refused.
         stop: ends the call from another thread.
         reserved: called once it has its room in the cache, before it is downloaded.
 
@@ -97,12 +100,28 @@ def fetch(
     # Before the cache is asked: what is refused is refused always.
     check_address(url, access)
     content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
+    losses = 0
     while True:
-        place = cache.begin(sha256, n_bytes, stop)
-        reserved()
-        if isinstance(place, HeldFile):
-            return place
-        _fill(place, url, content, access, stop)
+        try:
+            place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
+            reserved()
+            if isinstance(place, Download):
+                _fill(place, url, content, access, stop)
+                remember(place.whole, sha256, cache)
+            elif is_as_hashed(place.path, sha256, cache):
+                return place
+            else:
+                _log.warning("%s is damaged; it is fetched again", place.path)
+                place.discard()
+        except FileNotFoundError as error:
+            losses += 1
+            if losses == _MOST_LOSSES:
+                raise PipelineError(
+                    f"{error.filename or cache.files} was removed while {shown(url)} came, "
+                    f"{losses} times; let nothing else clean that folder, or set PIXMIX_CACHE or "
+                    "--cache-dir to another one"
+                ) from error
+            _log.warning("%s was emptied; %s is fetched again", cache.files, shown(url))
 
 
 class RemoteFiles:
@@ -285,45 +304,47 @@ def _read_set(
     location: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
 ) -> tuple[ShardSet, HeldFile]:
     url = _join(location, MANIFEST_NAME)
-    if manifest_sha256 is None:
-        content = _fetch_bytes(url, access)
-    else:
-        with fetch(
-            url,
-            sha256=manifest_sha256,
-            n_bytes=None,
-            cache=cache,
-            access=access,
-            most_bytes=_MOST_MANIFEST_BYTES,
-        ) as held:
-            content = held.path.read_bytes()
+    content = _read_manifest(url, cache, access, manifest_sha256)
     manifest = parse_manifest(content, shown(url))
-    index_url = _join(location, manifest["index"]["file"])
+    index_url = _join(location, manifest.index.file)
     held = fetch(
         index_url,
-        sha256=manifest["index"]["sha256"],
+        sha256=manifest.index.sha256,
         n_bytes=None,
         cache=cache,
         access=access,
-        most_bytes=_MOST_HEADER_BYTES + SAMPLE.itemsize * manifest["num_samples"],
+        most_bytes=most_index_bytes(manifest),
     )
-    try:
-        # No mapping has length 0.
-        samples = np.load(
-            held.path, mmap_mode="r" if manifest["num_samples"] else None, allow_pickle=False
-        )
-    except ValueError as error:
-        raise PipelineError(
-            f"{shown(index_url)} is no array ({error}); make the set again"
-        ) from error
-    return build_set(shown(location).rstrip("/"), content, np.asarray(samples)), held
+    samples = open_index(held.path, shown(index_url), "make the set again")
+    return build_set(shown(location).rstrip("/"), content, samples), held
 
 
-def _fetch_bytes(url: str, access: RemoteAccess) -> bytes:
+def _read_manifest(
+    url: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
+) -> bytes:
+    """Return a manifest; one whose hash is given is kept in the cache."""
+    stop = threading.Event()
+    if manifest_sha256 is not None:
+        held = cache.hold(manifest_sha256)
+        if held is not None:
+            with held:
+                content = read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
+            if sha256(content) == manifest_sha256:
+                return content
+            held.discard()
     file = BytesIO()
-    content = Content(most_bytes=_MOST_MANIFEST_BYTES)
-    download(url, file, content, access=access, stop=threading.Event())
-    return file.getvalue()
+    wanted = Content(sha256=manifest_sha256, most_bytes=MOST_MANIFEST_BYTES)
+    download(url, file, wanted, access=access, stop=stop)
+    content = file.getvalue()
+    if manifest_sha256 is not None:
+        place = cache.begin(manifest_sha256, len(content), stop)
+        if isinstance(place, Download):
+            place.file.truncate(0)
+            place.file.write(content)
+            place.finish()
+        else:
+            place.release()
+    return content
 
 
 def local_path(where: str) -> Path:

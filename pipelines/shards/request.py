@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.files import file_sha256
+from pipelines.shards.listing import Listed
 from pipelines.shards.pictures import CONVERSION_VERSION, encoder_version
 from pipelines.shards.sources import Source
 from pipelines.shards.survey import BrokenFiles, OddFiles
@@ -28,6 +28,7 @@ class ShardRequest:
     num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
     seed: of the shuffle.
     odd_files, broken_files: what becomes of files that are not what they seem, or no pictures.
+    exif_transpose: whether images are turned as their EXIF orientation says.
     dali_index: whether to write DALI's .idx files.
     """
 
@@ -40,6 +41,7 @@ class ShardRequest:
     seed: int = 0
     odd_files: OddFiles = "keep"
     broken_files: BrokenFiles = "fail"
+    exif_transpose: bool = False
     dali_index: bool = False
     jobs: int = 1
 
@@ -84,14 +86,26 @@ def bounds(n: int, num_shards: int, shard: int) -> range:
     return range(shard * n // num_shards, (shard + 1) * n // num_shards)
 
 
+def indices_of(order: NDArray[np.int64], num_shards: int, shard: int) -> list[int]:
+    """Return which of the samples, in their order, a shard holds."""
+    within = bounds(len(order), num_shards, shard)
+    indices: list[int] = order[within.start : within.stop].tolist()
+    return indices
+
+
 def shard_name(name: str, shard: int, num_shards: int) -> str:
     """Return the file name of a shard, "imagenet1k-train-0042.tar"."""
     digits = max(2, len(str(num_shards - 1)))
     return f"{name}-{shard:0{digits}d}.tar"
 
 
-def shard_settings(request: ShardRequest, n: int) -> dict[str, Any]:
-    """Return as plain JSON values all that the shards depend on."""
+def shard_settings(request: ShardRequest, listed: Listed) -> dict[str, Any]:
+    """Return as plain JSON values all that the shards depend on.
+
+    Args:
+        request: what to make.
+        listed: the source's pictures.
+    """
     settings = {
         "name": request.name,
         "kind": request.source.kind(),
@@ -100,12 +114,15 @@ def shard_settings(request: ShardRequest, n: int) -> dict[str, Any]:
         "num_shards": request.num_shards,
         "shard_size": request.shard_size,
         "dali_index": request.dali_index,
-        "source_pictures": n,
-        "source_sha256": file_sha256(request.listing),
+        "source_pictures": listed.n,
+        "source_sha256": listed.sha256,
         "shards_version": SHARDS_VERSION,
     }
     if request.source.foreign():
         settings |= {"odd_files": request.odd_files, "broken_files": request.broken_files}
-        if request.odd_files == "convert":
+        # Only where it is asked for, so that all other sets keep their manifests.
+        if request.exif_transpose:
+            settings |= {"exif_transpose": True}
+        if request.odd_files == "convert" or request.exif_transpose:
             settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
     return settings

@@ -12,7 +12,7 @@ import threading
 import time
 
 from pipelines.shards.cache import StoppedError
-from pipelines.shards.received import Received
+from pipelines.shards.received import LEAST_RATE, Received
 
 PIPE_PREFIX = "pipe:"
 
@@ -32,8 +32,8 @@ def read_command(
     Its processes end with this call, whatever ends it.
 
     Raises:
-        CommandError: if it exits with another status than 0, or writes nothing for `stall_s`
-            seconds.
+        CommandError: if it exits with another status than 0, or writes less than `LEAST_RATE`
+            bytes a second for `stall_s` seconds.
         StoppedError: if `stop` is set.
         WrongContentError: if it writes more than may come.
     """
@@ -68,7 +68,7 @@ def _receive(
 ) -> None:
     assert process.stdout is not None
     descriptor = process.stdout.fileno()
-    heard = time.monotonic()
+    counted, since = received.position, time.monotonic()
     while True:
         if stop.is_set():
             raise StoppedError
@@ -77,9 +77,10 @@ def _receive(
             if not chunk:
                 return
             received.write(chunk)
-            heard = time.monotonic()
-        elif time.monotonic() - heard > stall_s:
-            raise CommandError(f"no byte for {stall_s} s")
+            if received.position - counted >= LEAST_RATE * stall_s:
+                counted, since = received.position, time.monotonic()
+        if time.monotonic() - since > stall_s:
+            raise CommandError(f"less than {LEAST_RATE} bytes a second for {stall_s:g} s")
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import write_file
+from pipelines.shards.files import read_regular, write_file
 from pipelines.shards.grouping import Left, group_members
-from pipelines.shards.index import Shard
+from pipelines.shards.index import Shard, ShardSet
 from pipelines.shards.tars import scan_tar
 
-TIMM_NAME = "_info.json"
+TIMM_NAME, WIDS_NAME, SIZES_NAME = "_info.json", "wids.json", "sizes.json"
+
+ODD_FILES_NAME = "odd-files.jsonl"
+"""A line for each file of the source that was odd, broken or turned."""
+
+_LARGEST_SIDE_FILE = 2**30
 DALI_VERSION = "v1.2"
 
 
@@ -33,7 +38,7 @@ def side_files(
         md5: of each, which wids asks for.
     """
     return {
-        "sizes.json": {shard.file: shard.n_samples for shard in shards},
+        SIZES_NAME: {shard.file: shard.n_samples for shard in shards},
         TIMM_NAME: {
             "splits": {
                 split: {
@@ -44,7 +49,7 @@ def side_files(
                 }
             }
         },
-        "wids.json": {
+        WIDS_NAME: {
             "__kind__": "wids-shard-index-v1",
             "wids_version": 1,
             "name": name,
@@ -95,6 +100,72 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PipelineError(f"{path} is damaged; make the set again") from error
     write_json(folder / TIMM_NAME, {"splits": joined})
+
+
+def side_file_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = None) -> list[str]:
+    """Return what is wrong with the side files of a set that was made here, a line each.
+
+    Args:
+        folder: of the set.
+        shards: the set.
+        md5: of each tar; None does not compare them, nor DALI's indices, which takes reading tars.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    found = {name: _json_of(folder / name) for name in (SIZES_NAME, TIMM_NAME, WIDS_NAME)}
+    split = next(iter(_dict(_dict(found[TIMM_NAME]).get("splits"))), "train")
+    sums = md5
+    if sums is None:
+        listed = _dict(found[WIDS_NAME]).get("shardlist")
+        entries = listed if isinstance(listed, list) else []
+        sums = [str(_dict(entry).get("md5sum")) for entry in entries]
+        sums += [""] * (len(shards.shards) - len(sums))
+    expected = side_files(shards.name, split, shards.shards, sums[: len(shards.shards)])
+    faults = [
+        f"{folder / name} is missing, or says something else than the shards"
+        for name, document in expected.items()
+        if found[name] != document
+    ]
+    if shards.settings.get("dali_index"):
+        for number in range(len(shards.shards)):
+            tar = shards.path(number)
+            index = tar.with_suffix(".idx")
+            is_right = index.is_file() and (md5 is None or index.read_bytes() == dali_index(tar))
+            if not is_right:
+                faults.append(f"{index} is missing, or is not the index of {tar.name}")
+    counted = _counts_of(folder / ODD_FILES_NAME)
+    told = {what: counts for what, counts in _dict(shards.settings.get("found")).items() if counts}
+    if counted != told:
+        faults.append(f"{folder / ODD_FILES_NAME} is missing, or is not what the manifest counts")
+    return faults
+
+
+def _dict(value: Any) -> dict[str, Any]:  # noqa: ANN401
+    return value if isinstance(value, dict) else {}
+
+
+def _json_of(path: Path) -> Any:  # noqa: ANN401
+    """Return the JSON value of a file; None where there is none."""
+    try:
+        return json.loads(read_regular(path, max_bytes=_LARGEST_SIDE_FILE))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
+
+
+def _counts_of(path: Path) -> dict[str, dict[str, int]] | None:
+    """Return how many files a list of odd files has of each kind and reason; None if damaged."""
+    counts: dict[str, dict[str, int]] = {}
+    try:
+        content = read_regular(path, max_bytes=_LARGEST_SIDE_FILE)
+        for line in map(json.loads, content.splitlines()):
+            of_kind = counts.setdefault(line["found"], {})
+            of_kind[line["reason"]] = of_kind.get(line["reason"], 0) + 1
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return counts
 
 
 def dali_index(tar: Path) -> bytes:

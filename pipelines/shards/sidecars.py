@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.shards.files import file_sha256, new_file
+from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import SAMPLE, Shard
 from pipelines.shards.tars import end_tar, write_member
 
@@ -53,6 +54,8 @@ class Joined:
 def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
     """Write a tar, which has its name when it is whole, and return its sidecar.
 
+    Whoever writes it from files adds `inputs`, a hash of what is known of them.
+
     Raises:
         OSError: if the disk is full or the folder cannot be written.
     """
@@ -66,13 +69,29 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
                     rows.append([len(content), offset, sample.label])
             extensions.add(sample.extension)
         end_tar(file)
+    return _sidecar(path, rows, sorted(extensions))
+
+
+def sidecar_of(path: Path) -> dict[str, Any]:
+    """Return the sidecar of a tar that was written by `write_tar`, from the tar alone.
+
+    Raises:
+        PipelineError: if the tar is damaged.
+        OSError: if it cannot be read.
+    """
+    rows, extensions = samples_of_tar(path, 0, Left())
+    numbers = [[int(row["size"]), int(row["offset"]), int(row["label"])] for row in rows]
+    return _sidecar(path, numbers, sorted(extensions))
+
+
+def _sidecar(path: Path, rows: list[list[int]], extensions: list[str]) -> dict[str, Any]:
     return {
         "file": path.name,
         "num_samples": len(rows),
         "bytes": path.stat().st_size,
         "sha256": file_sha256(path),
-        "md5": _md5(path),
-        "extensions": sorted(extensions),
+        "md5": file_md5(path),
+        "extensions": extensions,
         "rows": rows,
     }
 
@@ -116,7 +135,12 @@ def join_sidecars(sidecars: Iterable[Mapping[str, Any]]) -> Joined:
     )
 
 
-def _md5(path: Path) -> str:
+def file_md5(path: Path) -> str:
+    """Return the MD5 of a file as 32 hexadecimal digits.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
     with path.open("rb") as file:
         # No secret: the sum that wids asks for.
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

@@ -4,13 +4,22 @@ A source is sent to worker processes, so it is a small frozen value; what it lis
 """
 
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import FOLDER_EXTENSIONS, Above, files_below, place_of
+from pipelines.shards.picture_files import (
+    FOLDER_EXTENSIONS,
+    Above,
+    files_below,
+    is_ignored_name,
+    place_of,
+    read_image_file,
+)
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "eval", "test")
 """Names of folders that are parts of a set and no classes."""
@@ -31,6 +40,9 @@ class Item:
     extension: of its bytes, lower-case, without the dot.
     label: its class, or -1.
     record: plain JSON values for the sample's .json, or None where the sample has no .json.
+    size: bytes of its file; -1 where there is none, or none that can be read.
+    changed: when its file was last changed, as `changed_at` returns it; an interrupted run writes
+        again what another time says of. It is no part of what the shards depend on.
     """
 
     place: Any
@@ -38,6 +50,8 @@ class Item:
     extension: str
     label: int = -1
     record: dict[str, Any] | None = None
+    size: int = -1
+    changed: tuple[int, int] = (0, 0)
 
 
 class Source(Protocol):
@@ -73,14 +87,42 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122  of names in tars too
 
 
+def changed_at(status: os.stat_result) -> tuple[int, int]:
+    """Return when a file's content and its inode were last changed, nanoseconds."""
+    return status.st_mtime_ns, status.st_ctime_ns
+
+
+def size_and_change(path: Path) -> tuple[int, tuple[int, int]]:
+    """Return the size of a file in bytes and when it was changed; -1 for a link to nothing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, (0, 0)
+    return status.st_size, changed_at(status)
+
+
 def printable(name: str) -> str:
     r"""Return a file's name as text that JSON can hold: a byte that is no UTF-8 becomes \udcNN."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
+def class_name(folder: str) -> str:
+    """Return the name of the class of a folder: printable, and composed (NFC).
+
+    macOS writes accented letters as two characters (NFD), most others as one. The bytes of the
+    folder's name are UTF-8 whatever the locale is.
+    """
+    name = os.fsencode(folder).decode("utf-8", "surrogateescape")
+    return printable(unicodedata.normalize("NFC", name))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSource:
-    """A folder a class, in torchvision's order: classes by name, then files by path."""
+    """A folder a class, in torchvision's order: classes by name, then files by path.
+
+    Hidden folders and files and a system's litter are none. Names are compared as `class_name`
+    returns them, so that the splits of a set get the same classes whichever system wrote them.
+    """
 
     folder: Path
     split: str | None = None
@@ -103,12 +145,26 @@ class ImageFolderSource:
         Raises:
             PipelineError: if there are none.
         """
-        return [printable(name) for name in self._folders()]
+        return [class_name(name) for name in self._folders()]
 
     def _folders(self) -> Sequence[str]:
         if not self.folder.is_dir():
             raise PipelineError(f"{self.folder} is no folder; name one with a folder a class")
-        names = sorted(entry.name for entry in os.scandir(self.folder) if entry.is_dir())
+        names = sorted(
+            (
+                entry.name
+                for entry in os.scandir(self.folder)
+                if entry.is_dir() and not is_ignored_name(entry.name)
+            ),
+            key=lambda name: unicodedata.normalize("NFC", name),
+        )
+        for one, other in pairwise(names):
+            if class_name(one) == class_name(other):
+                raise PipelineError(
+                    f"{self.folder} holds two folders {class_name(one)!r}, whose names differ only "
+                    f"in how accents are encoded ({one!a}, {other!a}); move the files of "
+                    "one into the other"
+                )
         if not names:
             raise PipelineError(
                 f"{self.folder} has no folder a class; put the pictures of each class into a "
@@ -124,10 +180,11 @@ class ImageFolderSource:
         """
         self.check()
         for label, name in enumerate(self._folders()):
-            for path in _sorted_files(files_below(self.folder / name, self._above(), hidden=True)):
+            for path in _sorted_files(files_below(self.folder / name, self._above())):
                 relative = path.relative_to(self.folder).as_posix()
                 extension = extension_of(relative)
                 if extension in FOLDER_EXTENSIONS:
+                    size, changed = size_and_change(path)
                     yield Item(
                         place=relative,
                         name=printable(relative),
@@ -135,9 +192,11 @@ class ImageFolderSource:
                         label=label,
                         record={
                             "filename": printable(relative),
-                            "class": printable(name),
+                            "class": class_name(name),
                             "label": label,
                         },
+                        size=size,
+                        changed=changed,
                     )
 
     def check(self) -> None:
@@ -147,7 +206,7 @@ class ImageFolderSource:
             PipelineError: if there are none, or a class has none.
         """
         for name in self._folders():
-            files = files_below(self.folder / name, self._above(), hidden=True)
+            files = files_below(self.folder / name, self._above())
             if not any(extension_of(path.name) in FOLDER_EXTENSIONS for path in files):
                 raise PipelineError(
                     f"{printable(str(self.folder / name))} holds no picture, so its class would be "
@@ -159,7 +218,7 @@ class ImageFolderSource:
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401
         """Return the bytes of a file."""
-        return (self.folder / str(place)).read_bytes()
+        return read_image_file(self.folder / str(place))
 
 
 def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
@@ -178,7 +237,7 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
     names = {
         entry.name
         for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
+        if entry.is_dir() and not is_ignored_name(entry.name)
     }
     splits = [
         name
@@ -199,7 +258,7 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
 
 def has_classes(folder: Path) -> bool:
     """Return whether a folder has folders in it, each of which would be a class."""
-    return any(entry.is_dir() for entry in os.scandir(folder))
+    return any(entry.is_dir() and not is_ignored_name(entry.name) for entry in os.scandir(folder))
 
 
 def _sorted_files(files: Iterable[Path]) -> list[Path]:

@@ -2,19 +2,21 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pipelines.errors import PipelineError
 from pipelines.shards.files import write_file
 from pipelines.shards.listing import Listing
-from pipelines.shards.pictures import BrokenPictureError, oddity
+from pipelines.shards.picture_files import unusable_file
+from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, oddity, orientation
 from pipelines.shards.sources import Source
 
 OddFiles = Literal["keep", "convert", "skip", "fail"]
 BrokenFiles = Literal["fail", "skip"]
+
+_FOUND = ("odd", "broken", "turned")
 
 CHUNK = 256
 """Pictures a process looks into between two commits to the disk."""
@@ -22,10 +24,14 @@ CHUNK = 256
 
 @dataclass
 class Survey:
-    """What was found: index of the picture -> reason, ascending."""
+    """What was found: index of the picture -> reason, ascending.
+
+    turned: those whose EXIF orientation is another than upright.
+    """
 
     odd: dict[int, str] = field(default_factory=dict)
     broken: dict[int, str] = field(default_factory=dict)
+    turned: dict[int, str] = field(default_factory=dict)
 
     def left_out(self, odd_files: OddFiles) -> set[int]:
         """Return the pictures that do not go into the shards."""
@@ -33,20 +39,22 @@ class Survey:
 
     def counts(self) -> dict[str, dict[str, int]]:
         """Return how many pictures there are of each reason."""
-        return {
-            "odd": dict(sorted(Counter(self.odd.values()).items())),
-            "broken": dict(sorted(Counter(self.broken.values()).items())),
-        }
+        found = {"odd": self.odd, "broken": self.broken}
+        if self.turned:
+            found["turned"] = self.turned
+        return {what: dict(sorted(Counter(each.values()).items())) for what, each in found.items()}
 
     def lines(self, listing: Listing) -> bytes:
         """Return a line of JSON for each file that is odd or broken."""
         found = [
             *((index, "broken", reason) for index, reason in self.broken.items()),
             *((index, "odd", reason) for index, reason in self.odd.items()),
+            *((index, "turned", reason) for index, reason in self.turned.items()),
         ]
         return b"".join(
             json.dumps(
-                {"file": listing[index].name, "found": what, "reason": reason}, ensure_ascii=False
+                {"file": listing[index].name, "index": index, "found": what, "reason": reason},
+                ensure_ascii=False,
             ).encode()
             + b"\n"
             for index, what, reason in sorted(found)
@@ -67,21 +75,37 @@ def look_into(source: Source, listing_path: Path, parts: Path, pictures: range) 
     for index in pictures:
         item = listing[index]
         try:
-            reason = oddity(source.read(item.place), item.extension)
+            content = source.read(item.place)
+            reason = oddity(content, item.extension)
         except BrokenPictureError as error:
             found.broken[index] = str(error)
-        else:
-            if reason:
-                found.odd[index] = reason
-    document = {"odd": list(found.odd.items()), "broken": list(found.broken.items())}
+            continue
+        except OSError as error:
+            fault = unusable_file(error)
+            if fault is None:
+                raise
+            found.broken[index] = fault
+            continue
+        if reason:
+            found.odd[index] = reason
+        turn = orientation(content)
+        if turn != UPRIGHT:
+            found.turned[index] = f"EXIF orientation {turn}"
+    document = {
+        "inputs": listing.fingerprint(pictures),
+        **{name: list(getattr(found, name).items()) for name in _FOUND},
+    }
     write_file(_part(parts, pictures), json.dumps(document).encode())
     return pictures
 
 
-def missing_parts(parts: Path, n: int) -> list[range]:
-    """Return the ranges of pictures that nobody has looked into yet."""
-    chunks = [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
-    return [chunk for chunk in chunks if not _part(parts, chunk).exists()]
+def missing_parts(parts: Path, listing: Listing) -> list[range]:
+    """Return the chunks of pictures that were not looked into, or were changed since."""
+    return [
+        chunk
+        for chunk in _chunks(len(listing))
+        if _read_part(parts, chunk).get("inputs") != listing.fingerprint(chunk)
+    ]
 
 
 def join_parts(parts: Path, n: int) -> Survey:
@@ -92,21 +116,30 @@ def join_parts(parts: Path, n: int) -> Survey:
         OSError: if one cannot be read.
     """
     survey = Survey()
-    for start in range(0, n, CHUNK):
-        path = _part(parts, range(start, min(start + CHUNK, n)))
+    for chunk in _chunks(n):
+        document = _read_part(parts, chunk)
         try:
-            document = json.loads(path.read_bytes())
-            survey.odd.update((int(index), str(reason)) for index, reason in document["odd"])
-            survey.broken.update((int(index), str(reason)) for index, reason in document["broken"])
+            for name in _FOUND:
+                found: dict[int, str] = getattr(survey, name)
+                found.update((int(index), str(reason)) for index, reason in document[name])
         except (ValueError, KeyError, TypeError) as error:
-            raise PipelineError(f"{path} is damaged; remove it and run again") from error
+            raise PipelineError(
+                f"{_part(parts, chunk)} is damaged; remove it and run again"
+            ) from error
     return survey
 
 
-def forget_parts(parts: Path, pictures: Iterable[int], n: int) -> None:
-    """Forget what was found in the parts of some pictures, so that they are looked into again."""
-    for start in {index // CHUNK * CHUNK for index in pictures}:
-        _part(parts, range(start, min(start + CHUNK, n))).unlink(missing_ok=True)
+def _chunks(n: int) -> list[range]:
+    return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
+
+
+def _read_part(parts: Path, chunk: range) -> dict[str, Any]:
+    """Return what a part says; nothing where it is missing or no JSON object."""
+    try:
+        document = json.loads(_part(parts, chunk).read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def refuse(

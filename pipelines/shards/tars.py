@@ -8,13 +8,15 @@ any place, which the usual readers accept in silence when the cut lies between t
 
 import os
 import re
+import shlex
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from pipelines.errors import PipelineError
+from pipelines.shards.files import open_regular
 
 BLOCK = 512
 RECORD = 20 * BLOCK
@@ -27,6 +29,17 @@ LARGEST_MEMBER = 2**32 - 1
 """Bytes: an index has 32 bits for it, and no picture is larger."""
 
 _LONGEST_EXTENSION_HEADER = 2**20
+
+_LONGEST_SIZE = 20
+"""Digits of a size in a pax header; Python refuses to read some thousands."""
+
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\xfd7zXZ": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+"""How a compressed file begins, and what decompresses it and keeps it."""
 
 _UNSAFE = {
     tarfile.LNKTYPE: "a hard link",
@@ -103,19 +116,48 @@ def scan_tar(path: Path) -> Iterator[Member]:
             after its end; or if it holds a link, a device, or a name that leads out of a folder.
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise PipelineError(f"{path} is compressed; decompress it first (gunzip)")
-        reader = _Reader(path, file.fileno(), os.fstat(file.fileno()).st_size)
-        yield from reader.members()
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read ({error.strerror}); name a tar") from error
+    with file:
+        beginning = file.read(6)
+        for magic, program in _COMPRESSIONS.items():
+            if beginning.startswith(magic):
+                raise PipelineError(
+                    f"{path} is compressed; run {program} {shlex.quote(str(path))} and name the "
+                    "tar that it writes"
+                )
+        descriptor = file.fileno()
+        yield from _Reader(
+            path,
+            lambda position, size: os.pread(descriptor, size, position),
+            os.fstat(descriptor).st_size,
+        ).members()
+
+
+def scan_tar_in_memory(path: Path, content: memoryview) -> Iterator[Member]:
+    """Give the files of a tar that was decompressed to memory; see `scan_tar`.
+
+    Args:
+        path: of the compressed file, for the errors.
+        content: the tar.
+    """
+    yield from _Reader(
+        path, lambda position, size: bytes(content[position : position + size]), len(content)
+    ).members()
 
 
 class _Reader:
-    """Walks over the headers of one tar."""
+    """Walks over the headers of one tar.
 
-    def __init__(self, path: Path, descriptor: int, n_bytes: int) -> None:
+    path: of the tar, for the errors; read_at: returns the bytes at (position, size), fewer at the
+    end; n_bytes: of the tar.
+    """
+
+    def __init__(self, path: Path, read_at: Callable[[int, int], bytes], n_bytes: int) -> None:
         self.path = path
-        self.descriptor = descriptor
+        self.read_at = read_at
         self.n_bytes = n_bytes
 
     def members(self) -> Iterator[Member]:
@@ -203,8 +245,8 @@ class _Reader:
             if match[2] == b"path":
                 name = self.text(value)
             elif match[2] == b"size":
-                if not value.isdigit():
-                    raise self.refusal(f"has a pax header with a size of {value!r}")
+                if not value.isdigit() or len(value) > _LONGEST_SIZE:
+                    raise self.refusal(f"has a pax header with a size of {value[:30]!r}")
                 size = int(value)
             position = end
         return name, size
@@ -224,7 +266,7 @@ class _Reader:
             position += len(content)
 
     def read(self, position: int, size: int) -> bytes:
-        content = os.pread(self.descriptor, size, position)
+        content = self.read_at(position, size)
         if len(content) < size:
             raise self.cut_off(f"at byte {position + len(content)}")
         return content
@@ -234,7 +276,8 @@ class _Reader:
 
     def no_tar(self) -> NoTarError:
         return NoTarError(
-            f"{self.path} is no tar; name a folder of pictures, shards or an uncompressed tar"
+            f"{self.path} is no tar; name a folder of pictures, shards, or a tar, zip or .npy of "
+            "pictures"
         )
 
     def cut_off(self, where: str) -> PipelineError:

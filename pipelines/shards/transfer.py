@@ -31,6 +31,7 @@ from pipelines.shards.cache import StoppedError
 from pipelines.shards.connections import (
     NotThereError,
     RemoteAccess,
+    asked_pause_s,
     attempt,
     check_address,
     is_absent,
@@ -44,6 +45,9 @@ from pipelines.shards.received import Content, Received, WrongContentError
 
 WRONG_CONTENTS = 3
 """So often content may be wrong: a bit that flipped on the way is mended by the next transfer."""
+
+MOST_ASKED_PAUSE_S = 600.0
+"""As long a server is waited for that says how long, where there is no patience in seconds."""
 
 _log = logging.getLogger(__name__)
 
@@ -131,8 +135,15 @@ def retrying(
 ) -> Retrying:
     """Return how one kind of failure is met: random pauses, each of which is told of, and an end.
 
-    given_up: when; `after` is called after each call that failed and may count anew.
+    given_up: when; `after` is called after each call that failed and may count anew. A server that
+    says how long to wait is left alone so long, but not beyond the patience.
     """
+    at_random = wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s)
+    longest_s = MOST_ASKED_PAUSE_S if access.patience_s is None else access.patience_s
+
+    def pause(state: RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        return max(at_random(state), min(asked_pause_s(error), longest_s))
 
     def say(state: RetryCallState) -> None:
         error = state.outcome and state.outcome.exception()
@@ -144,7 +155,7 @@ def retrying(
         retry=retry,
         after=after,
         stop=stop_any(given_up, stop_when_event_set(stop)),
-        wait=wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s),
+        wait=pause,
         sleep=sleep_using_event(stop),
         before_sleep=say,
         reraise=True,

@@ -1,6 +1,5 @@
 """Is a set of shards what its manifest says? Everything is read again, nothing is trusted."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,10 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.shards.files import file_sha256
-from pipelines.shards.grouping import Left, group_members, label_of, picture_of
+from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
     MANIFEST_NAME,
-    SAMPLE,
     Shard,
     ShardSet,
     build_set,
@@ -23,7 +21,8 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb
 from pipelines.shards.progress import Progress
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.side_files import side_file_faults
+from pipelines.shards.sidecars import file_md5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +76,9 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
                 left[reason] = left.get(reason, 0) + count
             progress(end, n)
     faults += _strangers(shards)
+    # Those beside tars that were made elsewhere are not ours.
+    if shards.kind != ADOPTED:
+        faults += _side_file_faults(folder, shards, jobs, tars_are_whole=not faults)
     return Verdict(
         n_shards=len(shards.shards),
         n_samples=n,
@@ -85,6 +87,19 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
         faults=tuple(faults),
         left=left,
     )
+
+
+def _side_file_faults(
+    folder: Path, shards: ShardSet, jobs: int, *, tars_are_whole: bool
+) -> list[str]:
+    md5 = None
+    if tars_are_whole:
+        with ThreadPoolExecutor(jobs) as pool:
+            md5 = list(pool.map(file_md5, map(shards.path, range(len(shards.shards)))))
+    try:
+        return side_file_faults(folder, shards, md5)
+    except OSError as error:
+        return [f"{error.filename or folder}: {error.strerror or error}"]
 
 
 def _no_set(folder: Path) -> str:
@@ -112,8 +127,11 @@ def _check_shard(
         if file_sha256(path) != shard.sha256:
             return [f"{path} has another SHA-256 than the manifest says"], {}
         left = Left()
-        rows = samples_of_tar(path, number, left)
+        rows, extensions = samples_of_tar(path, number, left)
         faults = _compare(path, rows, np.asarray(shards.samples[first:end]))
+        unknown = sorted(extensions.difference(shards.extensions))
+        if unknown and shards.kind != ADOPTED:
+            faults.append(f"{path} holds .{unknown[0]}, which is none of the manifest's extensions")
         if not faults:
             faults = _decode(path, shards, first + np.nonzero(chosen[first:end])[0])
     except FileNotFoundError:
@@ -123,37 +141,6 @@ def _check_shard(
     except OSError as error:
         return [f"{path} cannot be read ({error.strerror})"], {}
     return faults, left.counts
-
-
-def samples_of_tar(path: Path, number: int, left: Left) -> NDArray[np.void]:
-    """Return the samples that a tar really holds, (n,) SAMPLE, from its headers and labels.
-
-    Args:
-        path: the tar.
-        number: of the shard, for the rows.
-        left: takes what belongs to no sample, a sample without a picture too.
-
-    Raises:
-        PipelineError: if the tar is damaged or cannot be read in one way only.
-        OSError: if it cannot be read.
-    """
-    rows = []
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        for sample in group_members(path, scan_tar(path), left):
-            picture = picture_of(path, sample)
-            if picture is None:
-                left.note("no sample, for it has no picture", sample.key)
-                continue
-            suffix, member = picture
-            if member.size == 0:
-                left.note("no sample, for its picture is empty", sample.key)
-                continue
-            label, _ = label_of(path, descriptor, sample, suffix)
-            rows.append((number, member.size, member.offset, label))
-    finally:
-        os.close(descriptor)
-    return np.array(rows, SAMPLE)
 
 
 def describe_tar(path: Path, rows: NDArray[np.void]) -> Shard:

@@ -105,7 +105,7 @@ def run_chunks(
         max_workers=jobs,
         # A fork would copy the threads' locks of a process that has run numba or torch.
         mp_context=multiprocessing.get_context("spawn"),
-        initializer=_prepare_worker,
+        initializer=prepare_worker,
     )
     running: set[Future[range]] = set()
     try:
@@ -129,7 +129,7 @@ def run_chunks(
 def _submit(
     pool: ProcessPoolExecutor, work: Callable[[range], range], chunks: Iterable[range]
 ) -> list[Future[range]]:
-    with _interrupts_held():
+    with interrupts_held():
         return [pool.submit(work, chunk) for chunk in chunks]
 
 
@@ -144,7 +144,7 @@ def _shut_down(pool: ProcessPoolExecutor) -> None:
 
 
 @contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Hold Ctrl-C back for a moment.
 
     Processes started meanwhile inherit the block and keep it: a Ctrl-C in the terminal reaches
@@ -157,7 +157,8 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Give this process one thread, and let it end with the one that started it."""
     os.environ.update(ONE_THREAD)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

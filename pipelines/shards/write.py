@@ -8,11 +8,14 @@
            .work/                what a set in the making needs; goes at the end
 
 A shard is the unit of work: first its tar, then its sidecar in .work/done, which says that the tar
-is whole. A run makes the shards without a sidecar, so the same command continues a killed one.
+is whole, and what its files were like. A run makes the shards without a sidecar and those whose
+files were changed since, so the same command continues a killed one; and it mends a finished set
+that lost a file, from the tars that are as its manifest says.
 """
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
@@ -33,30 +37,33 @@ from pipelines.shards.files import (
     world_errors,
     write_file,
 )
-from pipelines.shards.index import MANIFEST_NAME, parse_manifest, write_index
-from pipelines.shards.listing import Listing, write_listing
-from pipelines.shards.pictures import COMMON, convert, oddity
+from pipelines.shards.finished import check_contents, open_complete, sidecars_of_whole
+from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
+from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
+from pipelines.shards.members import sample_of
 from pipelines.shards.progress import Progress
 from pipelines.shards.request import (
     SHARDS_VERSION,
     ShardRequest,
     bounds,
+    indices_of,
     shard_name,
     shard_settings,
     shuffled,
 )
-from pipelines.shards.side_files import dali_index, side_files, write_json
-from pipelines.shards.sidecars import Sample, join_sidecars, parse_sidecar, write_tar
-from pipelines.shards.sources import Item
+from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_files, write_json
+from pipelines.shards.sidecars import join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.survey import (
     Survey,
-    forget_parts,
     join_parts,
     look_into,
     missing_parts,
     refuse,
 )
 from pipelines.shards.workers import Run
+
+_OF_FILES = frozenset({"source_pictures", "source_sha256"})
+"""Settings that tell which files the source has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,48 +106,62 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
         request.work.mkdir(parents=True, exist_ok=True)
         busy = f"another run is writing to {request.folder}; wait for it, or choose another OUT"
         with folder_lock(request.work / "lock", busy=busy):
-            n = write_listing(request.listing, request.source.items())
-            settings = shard_settings(request, n)
+            listed = write_listing(request.listing, request.source.items())
+            settings = shard_settings(request, listed)
             manifest = _earlier(request, settings)
-            if manifest is not None and _all_there(request.folder, manifest):
-                progress(n, n)
-                result = _result(request, manifest, written=0, n=n)
+            opened = None if manifest is None else open_complete(request.folder, manifest)
+            if manifest is not None and opened is not None:
+                check_contents(request, opened)
+                progress(listed.n, listed.n)
+                result = _result(request, manifest, written=0, n=listed.n)
             else:
-                result = _make(request, settings, n, run, progress)
+                result = _make(request, settings, listed, manifest, run, progress)
             # With the lock in it, and while it is held: afterwards another run may have begun.
             shutil.rmtree(request.work, ignore_errors=True)
             return result
 
 
 def _make(
-    request: ShardRequest, settings: dict[str, Any], n: int, run: Run, progress: Progress
+    request: ShardRequest,
+    settings: dict[str, Any],
+    listed: Listed,
+    manifest: Manifest | None,
+    run: Run,
+    progress: Progress,
 ) -> ShardResult:
+    """Make the shards that are missing. manifest: of a finished set that is to be mended."""
+    n = listed.n
     survey = Survey()
     steps = n
     if request.source.foreign():
         steps = 2 * n
-        survey = _survey(request, settings, n, run, lambda done: progress(done, steps))
+        survey = _survey(request, n, run, lambda done: progress(done, steps))
     listing = Listing(request.listing)
     left_out = survey.left_out(request.odd_files)
     kept = np.array([index for index in range(n) if index not in left_out], np.int64)
     if not len(kept):
         raise PipelineError(f"none of the {n} pictures is left to write; choose another SRC")
+    _check_classes(request, listing, kept, left_out)
     num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
     if not 0 < num_shards <= len(kept):
         raise PipelineError(
             f"{len(kept)} pictures cannot fill {num_shards} shards; ask for at least 1 and at most "
             f"{len(kept)} with --num-shards, or for a smaller --shard-size"
         )
-    order = request.work / "order.npy"
-    with new_file(order) as file:
-        np.save(file, kept[shuffled(len(kept), request.seed)])
+    order = kept[shuffled(len(kept), request.seed)]
+    with new_file(request.work / "order.npy") as file:
+        np.save(file, order)
     # From here on the settings bind: the shards to come are those of these.
     write_json(request.work / "request.json", settings)
     (request.work / "done").mkdir(exist_ok=True)
+    if manifest is not None:
+        for number, sidecar in sidecars_of_whole(request, manifest, listing, order):
+            write_file(_sidecar(request, number), json.dumps(sidecar).encode())
+    _remove_other_shards(request, num_shards)
     missing = [
         range(shard, shard + 1)
         for shard in range(num_shards)
-        if not _is_done(request, shard, num_shards)
+        if not _is_done(request, shard, num_shards, listing, order)
     ]
     before = steps - sum(len(bounds(len(kept), num_shards, chunk.start)) for chunk in missing)
     progress(before, steps)
@@ -154,22 +175,64 @@ def _make(
     if missing:
         work = partial(_write_shard, request, num_shards)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
+    _check_unchanged(request, listed)
     _finish(request, settings, survey, listing, num_shards)
-    manifest = json.loads((request.folder / MANIFEST_NAME).read_bytes())
+    path = request.folder / MANIFEST_NAME
+    manifest = parse_manifest(path.read_bytes(), str(path))
     return _result(request, manifest, written=len(missing), n=n)
+
+
+def _check_classes(
+    request: ShardRequest, listing: Listing, kept: NDArray[np.int64], left_out: set[int]
+) -> None:
+    """Refuse classes of which no image is left, as an empty folder is refused."""
+    emptied = {listing[index].label for index in left_out} - {-1}
+    for index in kept.tolist() if emptied else ():
+        emptied.discard(listing[index].label)
+    if emptied:
+        name = request.source.classes()[min(emptied)]
+        raise PipelineError(
+            f"no image of class {name!r} is left, for all of its files are broken or skipped, so "
+            "its class would be empty; put whole images into its folder or remove it"
+        )
+
+
+def _check_unchanged(request: ShardRequest, listed: Listed) -> None:
+    """See that the source is still what was listed at the beginning.
+
+    Raises:
+        PipelineError: if not; the same command makes the shards of the changed files again.
+    """
+    path = request.work / "listing-at-the-end.jsonl"
+    if write_listing(path, request.source.items()).dated_sha256 == listed.dated_sha256:
+        return
+    name = first_difference(Listing(request.listing), Listing(path))
+    raise PipelineError(
+        f"the source was changed while its shards were written (first {name}); give the same "
+        "command again when nothing writes to it"
+    )
+
+
+def _remove_other_shards(request: ShardRequest, num_shards: int) -> None:
+    """Remove tars of this name that an earlier run wrote when the source had other images."""
+    own = {shard_name(request.name, number, num_shards) for number in range(num_shards)}
+    numbered = re.compile(rf"{re.escape(request.name)}-\d+\.(tar|idx)")
+    for path in request.folder.iterdir():
+        if numbered.fullmatch(path.name) and path.with_suffix(".tar").name not in own:
+            path.unlink()
 
 
 def _survey(
     request: ShardRequest,
-    settings: dict[str, Any],
     n: int,
     run: Run,
     progress: Callable[[int], None],
 ) -> Survey:
     """Look into all files, or take up what an earlier run found in the same ones."""
-    parts = request.work / f"survey-{settings['source_sha256'][:16]}"
+    parts = request.work / "survey"
     parts.mkdir(exist_ok=True)
-    missing = missing_parts(parts, n)
+    listing = Listing(request.listing)
+    missing = missing_parts(parts, listing)
     done = n - sum(map(len, missing))
     progress(done)
 
@@ -182,14 +245,13 @@ def _survey(
         work = partial(look_into, request.source, request.listing, parts)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
     survey = join_parts(parts, n)
-    listing = Listing(request.listing)
+    if not request.exif_transpose:
+        survey.turned.clear()
     refusal = refuse(
         survey, listing, odd_files=request.odd_files, broken_files=request.broken_files
     )
     if refusal:
-        # They may be mended before the next run.
-        forget_parts(parts, {*survey.odd, *survey.broken}, n)
-        write_file(request.work / "odd-files.jsonl", survey.lines(listing))
+        write_file(request.work / ODD_FILES_NAME, survey.lines(listing))
         raise PipelineError(f"{refusal} (all of them: {request.work / 'odd-files.jsonl'})")
     return survey
 
@@ -200,35 +262,13 @@ def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range
     order = np.load(request.work / "order.npy", mmap_mode="r")
     for shard in shards:
         path = request.folder / shard_name(request.name, shard, num_shards)
-        positions = bounds(len(order), num_shards, shard)
-        samples = (_sample(request, listing, int(order[position])) for position in positions)
-        sidecar = write_tar(path, samples)
+        indices = indices_of(order, num_shards, shard)
+        samples = (sample_of(request, listing, index) for index in indices)
+        sidecar = write_tar(path, samples) | {"inputs": listing.fingerprint(indices)}
         if request.dali_index:
             write_file(path.with_suffix(".idx"), dali_index(path))
         write_file(_sidecar(request, shard), json.dumps(sidecar).encode())
     return shards
-
-
-def _sample(request: ShardRequest, listing: Listing, index: int) -> Sample:
-    item = listing[index]
-    extension, members = _members(request, item)
-    return Sample(key=f"{index:08d}", extension=extension, label=item.label, members=members)
-
-
-def _members(request: ShardRequest, item: Item) -> tuple[str, dict[str, bytes]]:
-    """Return the extension of a sample's picture, and all of its members."""
-    content = request.source.read(item.place)
-    extension = COMMON.get(item.extension, item.extension)
-    converts = request.source.foreign() and request.odd_files == "convert"
-    if converts and oddity(content, item.extension) is not None:
-        content, extension = convert(content, item.extension)
-    members = {extension: content}
-    if item.label >= 0:
-        members["cls"] = str(item.label).encode()
-    if item.record is not None:
-        document = json.dumps(item.record, separators=(",", ":"), ensure_ascii=False)
-        members["json"] = document.encode()
-    return extension, members
 
 
 def _finish(
@@ -245,7 +285,7 @@ def _finish(
         write_json(request.folder / file, document)
     odd = survey.lines(listing)
     if odd:
-        write_file(request.folder / "odd-files.jsonl", odd)
+        write_file(request.folder / ODD_FILES_NAME, odd)
     remove_partial_files(request.folder)
     write_index(
         request.folder,
@@ -260,19 +300,22 @@ def _finish(
     )
 
 
-def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] | None:
+def _earlier(request: ShardRequest, settings: dict[str, Any]) -> Manifest | None:
     """See that what lies in the folder is of these settings; return its manifest if it is complete.
 
     Raises:
         PipelineError: if a setting differs.
     """
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
     path = request.folder / MANIFEST_NAME
     if path.exists():
-        manifest = parse_manifest(path.read_bytes(), str(path))
-        before = manifest["settings"]
+        manifest = _finished(path)
+        before = manifest.settings
     elif any((request.work / "done").glob("*.json")):
         before = _begun_with(request.work / "request.json")
+        # A killed run's shards are held to their own files: those that were changed are written
+        # again.
+        settings = {name: value for name, value in settings.items() if name not in _OF_FILES}
     else:
         return None
     for field, now in settings.items():
@@ -283,6 +326,21 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> dict[str, Any] 
                 "another OUT"
             )
     return manifest
+
+
+def _finished(path: Path) -> Manifest:
+    """Return the manifest of a finished set.
+
+    Raises:
+        PipelineError: if it is damaged.
+    """
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except PipelineError as error:
+        raise PipelineError(
+            f"{path} is damaged, or another program's; remove {path.parent} and give the command "
+            "again, or choose another OUT"
+        ) from error
 
 
 def _begun_with(path: Path) -> dict[str, Any]:
@@ -314,29 +372,20 @@ def _check_folder(folder: Path) -> None:
     ]
     if others:
         raise PipelineError(
-            f"{folder} holds something else ({others[0]}); choose an empty or a new folder for OUT"
+            f"{folder} holds something else ({others[0]}); choose an empty or a new folder for "
+            f"OUT, or, if it is a set that lost its {MANIFEST_NAME}, remove {folder} first"
         )
 
 
-def _all_there(folder: Path, manifest: dict[str, Any]) -> bool:
-    for entry in manifest["shards"]:
-        path = folder / entry["file"]
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
-            return False
-    return True
-
-
-def _result(
-    request: ShardRequest, manifest: dict[str, Any], *, written: int, n: int
-) -> ShardResult:
+def _result(request: ShardRequest, manifest: Manifest, *, written: int, n: int) -> ShardResult:
     return ShardResult(
         folder=request.folder,
-        n_samples=manifest["num_samples"],
-        n_shards=len(manifest["shards"]),
-        n_bytes=sum(entry["bytes"] for entry in manifest["shards"]),
+        n_samples=manifest.num_samples,
+        n_shards=len(manifest.shards),
+        n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
-        left_out=n - manifest["num_samples"],
-        found=manifest["settings"]["found"],
+        left_out=n - manifest.num_samples,
+        found=manifest.settings["found"],
     )
 
 
@@ -361,7 +410,14 @@ def _whole_sidecar(request: ShardRequest, shard: int) -> dict[str, Any]:
     return sidecar
 
 
-def _is_done(request: ShardRequest, shard: int, num_shards: int) -> bool:
+def _is_done(
+    request: ShardRequest,
+    shard: int,
+    num_shards: int,
+    listing: Listing,
+    order: NDArray[np.int64],
+) -> bool:
+    """Return whether a shard is whole, and made from files that are as they were then."""
     sidecar = _read_sidecar(request, shard)
     path = request.folder / shard_name(request.name, shard, num_shards)
     return (
@@ -369,4 +425,5 @@ def _is_done(request: ShardRequest, shard: int, num_shards: int) -> bool:
         and sidecar["file"] == path.name
         and path.is_file()
         and path.stat().st_size == sidecar["bytes"]
+        and sidecar.get("inputs") == listing.fingerprint(indices_of(order, num_shards, shard))
     )

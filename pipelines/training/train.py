@@ -37,6 +37,7 @@ from pipelines.loading.processes import LostProcessError, Processes, lost_are_to
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.models.opening import begin_with, open_model
+from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
 from pipelines.training.checkpoint_content import (
@@ -58,6 +59,7 @@ from pipelines.training.history import show_in_tensorboard, write_metrics
 from pipelines.training.losses import averaged, loss_of_views
 from pipelines.training.recipes import Recipe
 from pipelines.training.rivals import RivalAugment, seed_of
+from pipelines.training.run_settings import settings_of
 from pipelines.training.stopping import Stopping
 
 _LOST_LOCK_S = 120.0
@@ -122,6 +124,9 @@ class Shown:
 
 Show = Callable[[Shown], None]
 
+ShowEpoch = Callable[[Mapping[str, Any]], None]
+"""Called with the record of an epoch: a line of metrics.jsonl."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -137,6 +142,8 @@ def train(
     training: Training,
     processes: Processes,
     show: Show = lambda _: None,
+    show_epoch: ShowEpoch = lambda _: None,
+    begun: Callable[[], None] = lambda: None,
     stopping: Stopping | None = None,
 ) -> Trained:
     """Train a network, or resume a training that was stopped.
@@ -148,6 +155,8 @@ def train(
         training: what, on what, and where to.
         processes: this process among the others; see `processes.joined`.
         show: called after each step, in the first process.
+        show_epoch: called after each epoch, in the first process.
+        begun: called when OUT/run.json is written, in the first process.
         stopping: also ends it while it waits; None to obey signals between steps alone.
 
     Returns:
@@ -165,7 +174,29 @@ def train(
         _lost_workers_are_told(),
         _in_use(training, processes),
     ):
-        return _Run(training, processes, show, stopping or Stopping()).run()
+        run = _Run(training, processes, show, show_epoch, stopping or Stopping())
+        with _recorded(run, begun):
+            return run.run()
+
+
+@contextmanager
+def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[None]:
+    """Keep OUT/run.json for the time of a run, in the first process."""
+    run.ending.step = run.step
+    if not run.processes.first:
+        yield
+        return
+    if run.history:
+        # Which a damaged folder may have lost; the checkpoint has not.
+        write_metrics(run.training.out, run.history)
+    settings = settings_of(run.training, run.loader)
+    size = run.processes.world.size
+    with recorded(run.training.out, settings, run.ending, world_size=size):
+        begun()
+        try:
+            yield
+        finally:
+            run.ending.step, run.ending.finished = run.step, run.finished
 
 
 @contextmanager
@@ -224,10 +255,13 @@ class _Run:
         training: Training,
         processes: Processes,
         show: Show,
+        show_epoch: ShowEpoch,
         stopping: Stopping,
     ) -> None:
-        self.training, self.processes, self.show = training, processes, show
+        self.training, self.processes = training, processes
+        self.show, self.show_epoch = show, show_epoch
         self.stopping = stopping
+        self.ending = Ending(0)
         self.recipe = training.recipe
         self.device = processes.device
         if training.checkpoint_every is not None and training.checkpoint_every < 1:
@@ -492,9 +526,14 @@ class _Run:
             raise KeyboardInterrupt
         return self._trained()
 
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.recipe.epochs
+
     def _trained(self) -> Trained:
         return Trained(
-            finished=len(self.history) >= self.recipe.epochs,
+            finished=self.finished,
             step=self.step,
             history=self.history,
             checkpoint=checkpoint_path(self.training.out, self.step),
@@ -738,6 +777,7 @@ class _Run:
             self.sums = dict.fromkeys(self.sums, 0.0)
         if self.processes.first:
             show_in_tensorboard(self.training.out, record)
+            self.show_epoch(record)
         error = record.get("validation_error")
         if error is not None and error < self.best:
             self.best = error
@@ -832,6 +872,8 @@ class _Run:
             for name, value in sums.items():
                 self.sums[name] += value
             self._write()
+        self.ending.step, self.ending.finished = self.step, self.finished
+        self.ending.end_now()
         return self._trained()
 
     def _write(self, path: Path | None = None) -> None:

@@ -1,0 +1,130 @@
+"""Which output of a network stands for which class folder.
+
+By the names of the network's classes where they are known, which for ImageNet's 1,000 outputs are
+the WordNet ids; by value where folders are numbers, as ImageNet-V2's 0 to 999; and by their order
+only where there are exactly as many as outputs. Whatever else would shift the labels is refused.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.evaluation.classes import imagenet_classes
+from pipelines.models.outputs import outputs_of
+
+_NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
+_WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
+_MOST_OUTPUTS = 1_000_000
+_NAMED = 3
+"""Folders that an error names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """The outputs for a set's classes.
+
+    outputs: (classes,) int64, by place in the set's names.
+    classes: names by output, or nothing where not all are known.
+    how: "names", "values" or "order".
+    """
+
+    outputs: NDArray[np.int64]
+    classes: tuple[str, ...]
+    how: str
+
+
+def match_classes(
+    names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
+) -> Matched:
+    """Return the outputs of a network for the classes of a set.
+
+    Args:
+        names: of the set's classes, at least one.
+        known: names of the network's classes by output, or nothing.
+        n_outputs: of the network; None where no network is asked, and the set's order counts.
+        where: the set, for errors.
+
+    Raises:
+        PipelineError: if a label would be wrong or guessed.
+    """
+    kinds = [_kind(name) for name in names]
+    imagenet = imagenet_classes()
+    if n_outputs == len(imagenet) and not known and any(name in set(imagenet) for name in names):
+        known = imagenet
+    by_value = set(kinds) == {"number"} and (not known or tuple(known) == imagenet)
+    if known and not by_value:
+        _refuse_mixed(names, kinds, where, only="WordNet id" if tuple(known) == imagenet else None)
+        return Matched(outputs=outputs_of(names, known, where), classes=tuple(known), how="names")
+    if by_value:
+        return _by_value(names, known, n_outputs, where)
+    if n_outputs is not None:
+        if len(set(kinds)) > 1:
+            _refuse_mixed(names, kinds, where, only=max(kinds, key=kinds.count))
+        if len(names) != n_outputs:
+            raise PipelineError(
+                f"{where} has {len(names)} classes and the network {n_outputs} outputs, and the "
+                "names of the network's classes are not known; evaluate a set with a folder for "
+                "each output, remove folders that are no classes, or name the folders 0, 1, 2, ... "
+                "by output"
+            )
+    return Matched(outputs=np.arange(len(names)), classes=tuple(names), how="order")
+
+
+def is_class_name(name: str) -> bool:
+    """Return whether a folder's name alone says that it is a class: a number or a WordNet id."""
+    return _kind(name) != "other name"
+
+
+def _kind(name: str) -> str:
+    if _NUMBER.fullmatch(name):
+        return "number"
+    return "WordNet id" if _WORDNET_ID.fullmatch(name) else "other name"
+
+
+def _refuse_mixed(
+    names: Sequence[str], kinds: Sequence[str], where: str, *, only: str | None
+) -> None:
+    """Refuse stray folders among those of a kind: numbers or WordNet ids."""
+    stray = [name for name, kind in zip(names, kinds, strict=True) if kind != only]
+    if only is None or not stray:
+        return
+    raise PipelineError(
+        f"{where} has {len(names)} classes, of which {len(names) - len(stray)} are named by "
+        f"{only}s and {len(stray)} not ({_some(stray)}); remove or rename the stray ones"
+    )
+
+
+def _by_value(
+    names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
+) -> Matched:
+    values = [int(name) for name in names]
+    most = _MOST_OUTPUTS if n_outputs is None else n_outputs
+    wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < most]
+    if wrong:
+        of = "" if n_outputs is None else f", the network's {n_outputs} outputs"
+        raise PipelineError(
+            f"{where} has {len(names)} numbered classes, of which {len(wrong)} ({_some(wrong)}) "
+            f"are not within 0 to {most - 1}{of}; rename each folder to its output, counted from 0"
+        )
+    counts = Counter(values)
+    twice = [name for name, value in zip(names, values, strict=True) if counts[value] > 1]
+    if twice:
+        raise PipelineError(
+            f"{where} has class folders of the same number ({_some(twice)}); keep one of each"
+        )
+    by_value = dict(zip(values, names, strict=True))
+    size = max(values) + 1 if n_outputs is None else n_outputs
+    classes = tuple(known)
+    if not classes and (n_outputs is None or len(names) == size):
+        classes = tuple(by_value.get(value, str(value)) for value in range(size))
+    return Matched(outputs=np.array(values, np.int64), classes=classes, how="values")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{', '.join(map(repr, names[:_NAMED]))}{more}"

@@ -1,0 +1,1 @@
+"""Where results come from: the command, the code, the machine and the data, without secrets."""

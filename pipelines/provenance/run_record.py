@@ -1,0 +1,246 @@
+"""run.json: how a run was made, session by session, beside what it made.
+
+It is written whole when a session begins and when it ends. A session that was killed says "running"
+until the next one begins, which then says "lost" of it.
+"""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from pipelines.errors import PipelineError
+from pipelines.provenance.facts import Git, Hardware, printable, provenance
+from pipelines.provenance.masking import masked_values
+from pipelines.shards.files import read_regular, write_file
+from pipelines.shards.typed_json import Count, read_json
+
+RUN_RECORD = "run.json"
+DAMAGED = "run.damaged.json"
+
+Status = Literal["running", "finished", "stopped", "failed", "lost"]
+
+_MOST_BYTES = 2**26
+
+log = logging.getLogger(__name__)
+
+
+class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A dataset. sha256: of its manifest, or of that and the names of the shards that are used."""
+
+    name: str
+    location: str
+    samples: Count
+    sha256: str
+
+
+class MixingFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A mixing set. fingerprint: of its images; locations: as they were named."""
+
+    locations: tuple[str, ...]
+    fingerprint: str
+
+
+class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """Weights that a training begins with. location: a file, or the name of published weights.
+
+    sha256: of the file; None for published weights.
+    """
+
+    location: str
+    sha256: str | None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is, and what its results depend on: the same in all its sessions.
+
+    Attributes:
+        recipe: all numbers of the training, by name.
+        data: datasets by their use: train, validation, test.
+        mixing_set: None without one.
+        weights: that the training begins with; None for random ones.
+    """
+
+    recipe: dict[str, Any]
+    data: dict[str, DataFacts]
+    mixing_set: MixingFacts | None
+    weights: WeightsFacts | None
+
+
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
+
+
+class Session(msgspec.Struct, kw_only=True):
+    """One start of the command.
+
+    Attributes:
+        status: "lost" if it was killed, or its machine was.
+        command: that was typed, without secrets.
+        started: UTC, ISO 8601.
+        seconds: how long it took; None until its end.
+        first_step, last_step: steps that were done at its beginning and at its end.
+        error: the one line that it ended with; None unless it failed.
+        versions, git, hardware: see `provenance`.
+    """
+
+    status: Status
+    command: str
+    started: str
+    seconds: Seconds | None
+    first_step: Count
+    last_step: Count | None
+    error: str | None
+    versions: dict[str, str]
+    git: Git | None
+    hardware: Hardware
+
+
+class RunRecord(msgspec.Struct, kw_only=True):
+    """All of run.json.
+
+    Attributes:
+        id: 12 random hexadecimal digits, which tell this run from others.
+        status: of the newest session.
+        seconds: of all sessions together.
+        settings: of the run.
+        sessions: the newest last.
+    """
+
+    version: Literal[1]
+    id: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{12}\Z")]
+    status: Status
+    seconds: Seconds
+    settings: Settings
+    sessions: Annotated[list[Session], msgspec.Meta(min_length=1)]
+
+
+@dataclass
+class Ending:
+    """How far a session has come, kept up to date by the session itself.
+
+    Attributes:
+        step: steps that are done.
+        finished: whether all of them are.
+        end_now: writes the outcome at once, for a process that ends without leaving the block.
+    """
+
+    step: int
+    finished: bool = False
+    end_now: Callable[[], None] = lambda: None
+
+
+@contextmanager
+def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) -> Iterator[None]:
+    """Keep OUT/run.json for the time of the block: at its begin "running", and its outcome after.
+
+    Earlier sessions of the folder stay in it. A damaged run.json is renamed, and said in the log.
+
+    Args:
+        out: the run's folder, which exists.
+        settings: of the run.
+        ending: at the steps that were done before; the block keeps it up to date.
+        world_size: processes of the run.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    begun = time.monotonic()
+    facts = provenance(world_size=world_size)
+    session = Session(
+        status="running",
+        command=facts.command,
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        seconds=None,
+        first_step=ending.step,
+        last_step=None,
+        error=None,
+        versions=facts.versions,
+        git=facts.git,
+        hardware=facts.hardware,
+    )
+    run_id, sessions = _earlier(out)
+    sessions.append(session)
+    _write(out, run_id, settings, sessions)
+
+    def end(status: Status, error: str | None = None) -> None:
+        session.status, session.error = status, error
+        session.seconds, session.last_step = round(time.monotonic() - begun, 3), ending.step
+        _write(out, run_id, settings, sessions)
+
+    def end_now() -> None:
+        end("finished" if ending.finished else "stopped")
+
+    ending.end_now = end_now
+    try:
+        yield
+    except BaseException as error:
+        # What ended the run is what is told, also where the disk is full.
+        with suppress(OSError):
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                end("stopped")
+            else:
+                end("failed", (str(error) or type(error).__name__).splitlines()[0])
+        raise
+    end_now()
+
+
+def read_run_record(folder: Path) -> RunRecord | None:
+    """Return what run.json of a folder says; None if it has none.
+
+    Raises:
+        PipelineError: if it is damaged.
+        OSError: if it cannot be read, or is not a regular file.
+    """
+    path = folder / RUN_RECORD
+    try:
+        content = read_regular(path, max_bytes=_MOST_BYTES)
+    except FileNotFoundError:
+        return None
+    remedy = "remove it, or resume the training, which writes another"
+    return read_json(content, RunRecord, str(path), remedy)
+
+
+def _earlier(out: Path) -> tuple[str, list[Session]]:
+    """Return id and sessions of a run, which have all ended: the caller holds its lock."""
+    try:
+        record = read_run_record(out)
+    except (PipelineError, OSError) as error:
+        (out / RUN_RECORD).replace(out / DAMAGED)
+        log.warning("%s; it is now %s, and the history begins anew", error, out / DAMAGED)
+        record = None
+    if record is None:
+        return secrets.token_hex(6), []
+    for session in record.sessions:
+        if session.status == "running":
+            session.status = "lost"
+    return record.id, record.sessions
+
+
+def _write(out: Path, run_id: str, settings: Settings, sessions: list[Session]) -> None:
+    seconds = sum(session.seconds or 0.0 for session in sessions)
+    record = RunRecord(
+        version=1,
+        id=run_id,
+        status=sessions[-1].status,
+        seconds=round(seconds, 3),
+        settings=settings,
+        sessions=sessions,
+    )
+    content = msgspec.json.encode(_plain(msgspec.to_builtins(record)))
+    write_file(out / RUN_RECORD, msgspec.json.format(content, indent=1) + b"\n")
+
+
+def _plain(document: Any) -> Any:  # noqa: ANN401
+    """Return a document without secrets, whose texts are UTF-8."""
+    if isinstance(document, Mapping):
+        return {printable(name): _plain(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [_plain(each) for each in document]
+    return printable(masked_values(document)) if isinstance(document, str) else document

@@ -1,0 +1,128 @@
+"""A finished set that its command meets again: is it complete, and still what its source gives?"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.shards.files import file_sha256
+from pipelines.shards.index import MANIFEST_NAME, Manifest, ShardSet, build_set, read_index
+from pipelines.shards.listing import Listing
+from pipelines.shards.members import sample_of
+from pipelines.shards.pictures import BrokenPictureError
+from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuffled
+from pipelines.shards.side_files import ODD_FILES_NAME, side_file_faults
+from pipelines.shards.sidecars import sidecar_of
+
+
+def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
+    """Open a set that has all of its files, None where one is missing or another.
+
+    Tars are held to their sizes; `pixmix-shard verify` reads them.
+
+    Args:
+        folder: of the set.
+        manifest: of the set.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    for shard in manifest.shards:
+        path = folder / shard.file
+        if not path.is_file() or path.stat().st_size != shard.n_bytes:
+            return None
+    try:
+        content = (folder / MANIFEST_NAME).read_bytes()
+        opened = build_set(str(folder), content, read_index(folder, manifest))
+    except PipelineError:
+        return None
+    return None if side_file_faults(folder, opened) else opened
+
+
+def changed_since(listing: Listing, manifest: Path) -> set[int]:
+    """Return the items whose files have a time after that of a set's manifest.
+
+    They may be the same for all that: a file that is copied or linked to has a new time, too.
+    """
+    finished = manifest.stat().st_mtime_ns
+    return {index for index in range(len(listing)) if max(listing[index].changed) > finished}
+
+
+def check_contents(request: ShardRequest, opened: ShardSet) -> None:
+    """See that files of the source that seem to be changed since are what the shards hold.
+
+    Args:
+        request: what made the set.
+        opened: the set, complete.
+
+    Raises:
+        PipelineError: naming the first file whose content is another.
+        OSError: if it cannot be read.
+    """
+    listing = Listing(request.listing)
+    changed = sorted(changed_since(listing, request.folder / MANIFEST_NAME))
+    if not changed:
+        return
+    left_out = _left_out(request)
+    kept = [index for index in range(len(listing)) if index not in left_out]
+    positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
+    for index in changed:
+        if index not in positions or not _is_in(opened, positions[index], request, listing, index):
+            raise PipelineError(
+                f"{listing[index].name} was changed after {request.folder} was made; choose "
+                f"another OUT, or remove {request.folder} and give the command again"
+            )
+
+
+def _left_out(request: ShardRequest) -> set[int]:
+    """Return the items that are not in the shards."""
+    path = request.folder / ODD_FILES_NAME
+    if not path.is_file():
+        return set()
+    skipped = {"broken", "odd"} if request.odd_files == "skip" else {"broken"}
+    lines = map(json.loads, path.read_bytes().splitlines())
+    return {line["index"] for line in lines if line["found"] in skipped}
+
+
+def _is_in(
+    opened: ShardSet, position: int, request: ShardRequest, listing: Listing, index: int
+) -> bool:
+    row = opened.samples[position]
+    with opened.path(int(row["shard"])).open("rb") as file:
+        file.seek(int(row["offset"]))
+        content = file.read(int(row["size"]))
+    try:
+        sample = sample_of(request, listing, index)
+    except BrokenPictureError:
+        return False
+    return sample.members[sample.extension] == content
+
+
+def sidecars_of_whole(
+    request: ShardRequest, manifest: Manifest, listing: Listing, order: NDArray[np.int64]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Give number and sidecar of each shard of a finished set that is as its manifest says.
+
+    Those with files that were changed since are not given: they are to be written again.
+
+    Raises:
+        OSError: if a shard cannot be read.
+    """
+    changed = changed_since(listing, request.folder / MANIFEST_NAME)
+    num_shards = len(manifest.shards)
+    for number, shard in enumerate(manifest.shards):
+        path = request.folder / shard.file
+        indices = indices_of(order, num_shards, number)
+        if (
+            path.name == shard_name(request.name, number, num_shards)
+            and path.is_file()
+            and path.stat().st_size == shard.n_bytes
+            and file_sha256(path) == shard.sha256
+            and changed.isdisjoint(indices)
+            and (path.with_suffix(".idx").is_file() or not request.dali_index)
+        ):
+            yield number, sidecar_of(path) | {"inputs": listing.fingerprint(indices)}

@@ -1,0 +1,129 @@
+"""Which output a class folder stands for, in every way that folders are named."""
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.errors import PipelineError
+from pipelines.evaluation.classes import imagenet_classes
+from pipelines.evaluation.data import find_data, locate
+from pipelines.evaluation.labels import match_classes
+from pipelines.evaluation.suites import missing_inputs
+from pipelines.evaluation.trees import Notices
+
+WNIDS = imagenet_classes()
+CAFE = "caf\u00e9"
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "n_outputs", "expected"),
+    [
+        # Numbers are labels by value, whatever the order of their names.
+        (sorted(map(str, range(12))), (), 12, sorted(range(12), key=str)),
+        (["00", "01", "02"], (), 3, [0, 1, 2]),
+        (["0", "2", "7"], (), 10, [0, 2, 7]),
+        (sorted(map(str, range(1000))), (), 1000, sorted(range(1000), key=str)),
+        (["0", "10", "2"], WNIDS, 1000, [0, 10, 2]),
+        # Names of the network's classes count before their order, and before their value.
+        (["b", "a"], ("c", "b", "a"), 3, [1, 2]),
+        (["1", "10", "2"], ("1", "10", "2"), 3, [0, 1, 2]),
+        ([unicodedata.normalize("NFD", CAFE), "b"], ("b", CAFE), 2, [1, 0]),
+        ([CAFE], (unicodedata.normalize("NFD", CAFE),), 1, [0]),
+        ([WNIDS[7], WNIDS[3]], (), 1000, [7, 3]),
+        # Other names by their order, where there are as many as outputs.
+        (["a", "b", "c"], (), 3, [0, 1, 2]),
+        (["n00000001", "n00000002"], (), 2, [0, 1]),
+        (["a", "b"], (), None, [0, 1]),
+    ],
+)
+def test_a_class_folder_stands_for_an_output(
+    names: Sequence[str], known: Sequence[str], n_outputs: int | None, expected: Sequence[int]
+) -> None:
+    found = match_classes(names, known, n_outputs, "val")
+    np.testing.assert_array_equal(found.outputs, expected)
+    if found.classes:
+        assert len(found.classes) == (n_outputs or len(names))
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "n_outputs", "said"),
+    [
+        (["0", "1", "12"], (), 12, ("3 numbered", "1 ('12')", "12 outputs")),
+        (["-1", "0", "1"], (), 3, ("'-1'", "0 to 2")),
+        (["1", "01"], (), 3, ("'1', '01'",)),
+        (["9" * 200], (), None, ("not within",)),
+        ([*map(str, range(11)), "extra"], (), 12, ("12 classes", "11", "1 not ('extra')")),
+        ([*WNIDS, "extra"], (), 1000, ("1001 classes", "1000", "1 not ('extra')")),
+        ([*WNIDS[:999], "extra"], (), 1000, ("1000 classes", "999", "1 not ('extra')")),
+        ([*WNIDS[:99], "extra"], (), 100, ("99", "1 not ('extra')")),
+        ([*WNIDS[:999], "n99999999"], (), 1000, ("'n99999999'", "1 of 1000")),
+        (["0", WNIDS[3]], (), 1000, ("'0'",)),
+        (["a", "b"], (), 3, ("2 classes", "3 outputs")),
+        (["a", "b", "c", "d"], (), 3, ("4 classes", "3 outputs")),
+        (["cat", "Dog"], ("cat", "dog"), 2, ("'Dog'", "'dog'", "lower case")),
+        (["cat", "cow"], ("cat", "dog"), 2, ("'cow'", "1 of 2")),
+        (["0", "1"], ("cat", "dog"), 2, ("'0'", "2 of 2")),
+        ([CAFE, unicodedata.normalize("NFD", CAFE)], (CAFE, "b"), 2, (repr(CAFE),)),
+        (["a"], ("a", "a"), 2, ("'a'",)),
+    ],
+)
+def test_labels_that_would_be_shifted_or_guessed_are_refused_with_the_counts(
+    names: Sequence[str], known: Sequence[str], n_outputs: int | None, said: Sequence[str]
+) -> None:
+    with pytest.raises(PipelineError) as refused:
+        match_classes(names, known, n_outputs, "val")
+    assert all(each in str(refused.value) for each in said), str(refused.value)
+
+
+def write_folders(folder: Path, names: Sequence[str]) -> None:
+    for place, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8), (place, place, place)).save(folder / name / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("named", "names", "root"),
+    [
+        ("imagenet/val", WNIDS[:2], "imagenet"),
+        ("ImageNet-V2", ["0", "1"], "ImageNet-V2"),
+        ("photos/test", ["cat", "dog"], "photos"),
+        ("pets", ["cat", "dog"], "pets"),
+    ],
+)
+def test_class_folders_that_are_named_themselves_are_taken(
+    tmp_path: Path, named: str, names: Sequence[str], root: str
+) -> None:
+    write_folders(tmp_path / named, names)
+    known = ["cat", "dog"] if "cat" in names else []
+    said = {"classes": len(known) or 1000, "class_names": known}
+    data = find_data(tmp_path / named, said)
+    assert data.root.resolve() == (tmp_path / root).resolve()
+    assert len(data.need_test().labels) == len(names)
+    assert len([line for line in data.notices.lines if "taken for the test set" in line]) == 1
+
+
+def test_folders_of_other_sets_are_no_class_folders(tmp_path: Path) -> None:
+    for name in ("outliers", "imagenet-r", "CIFAR-10-C"):
+        (tmp_path / name).mkdir()
+    assert not locate(tmp_path, Notices()).found
+
+
+@pytest.mark.parametrize("place", ["val", "test", "."])
+def test_images_without_class_folders_are_refused_with_the_folder(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / place).mkdir(exist_ok=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / place / "a.png")
+    with pytest.raises(PipelineError, match="holds images and no class folders"):
+        missing_inputs(tmp_path, None)
+    assert "holds images and no class folders" in find_data(tmp_path, {"classes": 1000}).missing
+
+
+def test_names_that_are_not_as_many_as_outputs_are_refused(tmp_path: Path) -> None:
+    write_folders(tmp_path / "val", ["a", "b"])
+    with pytest.raises(PipelineError, match="names 1 classes and its network has 2 outputs"):
+        find_data(tmp_path, {"classes": 2, "class_names": ["a"]})

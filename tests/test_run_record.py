@@ -1,0 +1,295 @@
+"""run.json: how a run was made, without secrets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import torch
+
+from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
+from pipelines.loading.processes import Processes
+from pipelines.loading.world import World
+from pipelines.provenance import facts
+from pipelines.provenance.facts import command_line, git_state, versions
+from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
+from pipelines.provenance.run_record import read_run_record
+from pipelines.shards.files import file_sha256
+from pipelines.training.data import find_data
+from pipelines.training.train import Shown
+from pipelines.training.train import train as run_training
+from training_sets import training
+
+ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn")
+    folder = tmp_path_factory.mktemp("digits")
+    find_data("digits", None, folder, lambda _done, _total: None)
+    return folder
+
+
+def record_of(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "run.json").read_text(encoding="utf-8"))
+    return found
+
+
+def stopping_at(step: int) -> Any:  # noqa: ANN401
+    def show(shown: Shown) -> None:
+        if shown.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return show
+
+
+# --- A training ----------------------------------------------------------------------------------
+
+
+def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    seen = []
+
+    def look(shown: Shown) -> None:
+        seen.append(record_of(out)["status"])
+        stopping_at(3)(shown)
+
+    changes = {"augment": "none", "epochs": 1}
+    run_training(training(digits, out, **changes), ALONE, look)
+    stopped = record_of(out)
+    assert seen == ["running"] * 3
+    assert stopped["status"] == "stopped"
+    run_training(training(digits, out, resume=True, **changes), ALONE)
+    found = record_of(out)
+    assert found["status"] == "finished"
+    assert found["settings"]["recipe"]["batch_size"] == 256
+    assert found["settings"]["recipe"]["augment"] == "none"
+    assert found["settings"]["mixing_set"] is None
+    assert found["settings"]["weights"] is None
+    assert {use: each["sha256"] for use, each in found["settings"]["data"].items()} == {
+        use: file_sha256(digits / use / "manifest.json") for use in ("train", "test")
+    }
+    first, second = found["sessions"]
+    assert first == stopped["sessions"][0]
+    assert [first["status"], second["status"]] == ["stopped", "finished"]
+    assert [first["first_step"], first["last_step"]] == [0, 3]
+    assert [second["first_step"], second["last_step"]] == [3, 5]
+    assert found["seconds"] == pytest.approx(first["seconds"] + second["seconds"], abs=0.002)
+    assert set(second["versions"]) == {
+        "python", "pixmix", "torch", "torchvision", "numpy", "numba", "Pillow",
+    }  # fmt: skip
+    assert second["hardware"]["world_size"] == 1
+    assert second["hardware"]["cores"] >= 1
+    # The machine's name is nobody's business.
+    assert set(second["hardware"]) == {"cpu", "cores", "gpus", "system", "world_size"}
+
+
+def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
+    digits: Path, tmp_path: Path
+) -> None:
+    first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
+    run_training(
+        training(
+            digits, tmp_path / "b", epochs=1, weights=first.checkpoint, mixing_set=digits / "test"
+        ),
+        ALONE,
+    )
+    settings = record_of(tmp_path / "b")["settings"]
+    assert settings["weights"] == {
+        "location": str(first.checkpoint), "sha256": file_sha256(first.checkpoint)
+    }  # fmt: skip
+    assert settings["mixing_set"]["locations"] == [str(digits / "test")]
+    assert len(settings["mixing_set"]["fingerprint"]) >= 32
+
+
+def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Exception, match="loss of step"):
+        run_training(training(digits, out, augment="none", learning_rate=1e30), ALONE)
+    found = record_of(out)
+    assert found["status"] == found["sessions"][0]["status"] == "failed"
+    assert "the loss of step" in found["sessions"][0]["error"]
+    # As SIGKILL leaves it.
+    for part in (found, found["sessions"][0]):
+        part["status"] = "running"
+    (out / "run.json").write_text(json.dumps(found))
+    run_training(training(digits, out, augment="none", epochs=1, resume=True), ALONE)
+    assert [each["status"] for each in record_of(out)["sessions"]] == ["lost", "finished"]
+
+
+def test_a_training_that_is_refused_leaves_the_record_of_another(
+    digits: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    run_training(training(digits, out, augment="none", epochs=1), ALONE)
+    before = (out / "run.json").read_bytes()
+    for changes in ({}, {"resume": True, "seed": 1}):
+        with pytest.raises(Exception, match=str(out)):
+            run_training(training(digits, out, augment="none", epochs=1, **changes), ALONE)
+    assert (out / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", [b"{", b"\xff", b'{"version": 1}', b"[" * 100_000, None])
+def test_a_resume_heals_what_was_lost_of_a_folder(
+    digits: Path, tmp_path: Path, damage: bytes | None
+) -> None:
+    out = tmp_path / "run"
+    run_training(training(digits, out, augment="none", epochs=1), ALONE)
+    metrics = (out / "metrics.jsonl").read_bytes()
+    (out / "run.json").unlink()
+    (out / "metrics.jsonl").write_text("damaged")
+    if damage is None:
+        os.mkfifo(out / "run.json")
+    else:
+        (out / "run.json").write_bytes(damage)
+    run_training(training(digits, out, augment="none", epochs=1, resume=True), ALONE)
+    record = read_run_record(out)
+    assert record is not None
+    assert [session.status for session in record.sessions] == ["finished"]
+    assert (out / "run.damaged.json").exists()
+    assert (out / "metrics.jsonl").read_bytes() == metrics
+
+
+# --- Secrets -------------------------------------------------------------------------------------
+
+SECRETS = [
+    ("https://alice:hunter2@host/a/{0..3}.tar", "https://***@host/a/{0..3}.tar"),
+    ("https://hunter2@host", "https://***@host"),
+    ("https://a:b@hunter2@host/a@2x.png", "https://***@host/a@2x.png"),
+    ("https://host/a?X-Amz-Signature=hunter2&X-Amz-Date=1", "https://host/a?***"),
+    ("s3://bucket/a?versionId=hunter2", "s3://bucket/a?***"),
+    ("https://host/a#access_token=hunter2", "https://host/a#***"),
+    ("--token=hunter2", "--token=***"),
+    ("--aws-secret-access-key=hunter2", "--aws-secret-access-key=***"),
+    ("AWS_SECRET_ACCESS_KEY=hunter2 curl x", "AWS_SECRET_ACCESS_KEY=*** curl x"),
+    ("HF_TOKEN='hunter2 and more' x", "HF_TOKEN=*** x"),
+    ("pipe:curl -H 'Authorization: Bearer hunter2' u", "pipe:curl -H 'Authorization: ***' u"),
+    ("pipe:curl -u alice:hunter2 x", "pipe:curl -u *** x"),
+    ("x hf_aaaaaaaaaaaaaaaaaaaa y", "x *** y"),
+    ("password: hunter2", "password: ***"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), SECRETS)
+def test_secrets_are_masked_and_the_rest_stays(text: str, expected: str) -> None:
+    assert masked(text) == expected
+    assert masked(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "runs/a b",
+        "https://host/a.tar",
+        "s3://bucket/a/{0000..1023}.tar",
+        "--learning-rate=0.1",
+        "module:function",
+        "tokens:network",
+        "keys/of/author=1",
+        "f" * 64,
+    ],
+)
+def test_what_is_no_secret_is_not_masked(text: str) -> None:
+    assert masked(text) == text
+
+
+def test_a_secret_may_be_a_word_of_its_own() -> None:
+    words = ["digits", "--password", "hunter2", "--out", "a", "--api-key", "--json"]
+    assert masked_arguments(words) == [*words[:2], "***", *words[3:]]
+
+
+def commands_of(command: click.Command) -> list[click.Command]:
+    parts = list(command.commands.values()) if isinstance(command, click.Group) else []
+    return [command, *parts]
+
+
+def test_no_option_of_the_commands_is_taken_for_a_secret() -> None:
+    mains = (bench, demo, evaluate, gen, shard, show, train)
+    options = {
+        name
+        for main in mains
+        for command in commands_of(main.main)
+        for param in command.params
+        for name in param.opts
+    }
+    assert len(options) > 80
+    assert {name for name in options if _SECRET_OPTION.fullmatch(name)} == set()
+
+
+def test_a_command_line_is_that_of_a_shell_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["/usr/bin/pixmix-train", "digits", "--data", "https://a:b@h/x", "--out", "a b\udce9"]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
+    assert command_line() == ("pixmix-train digits --data 'https://***@h/x' --out 'a b\\udce9'")
+
+
+def test_secrets_of_a_command_line_do_not_come_into_run_json(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "pixmix-train",
+        "--mixing-set",
+        "https://u:hunter2@h/x?sig=hunter2",
+        "--token",
+        "hunter2",
+    ]
+    monkeypatch.setattr(sys, "argv", words)
+    run_training(training(digits, tmp_path / "run", augment="none", epochs=1), ALONE)
+    assert "hunter2" not in (tmp_path / "run" / "run.json").read_text()
+
+
+# --- Versions, git -------------------------------------------------------------------------------
+
+
+def git(folder: Path, *arguments: str) -> None:
+    subprocess.run(
+        ["git", "-c", "user.name=a", "-c", "user.email=a@example.org", *arguments],
+        cwd=folder, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def test_the_commit_is_that_of_the_folder_and_dirty_where_tracked_files_differ(
+    tmp_path: Path,
+) -> None:
+    assert git_state(tmp_path) is None
+    git(tmp_path, "init")
+    assert git_state(tmp_path) is None
+    (tmp_path / "a.py").write_text("1")
+    git(tmp_path, "add", "a.py")
+    git(tmp_path, "commit", "-m", "a")
+    (tmp_path / "run.log").write_text("not tracked")
+    state = git_state(tmp_path)
+    assert state is not None
+    assert len(state.commit) == 40
+    assert state.dirty is False
+    (tmp_path / "a.py").write_text("2")
+    changed = git_state(tmp_path)
+    assert changed is not None
+    assert (changed.commit, changed.dirty) == (state.commit, True)
+
+
+def test_without_git_or_with_one_that_hangs_nothing_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "_GIT_TIMEOUT_S", 0.2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path) is None
+    hanging = tmp_path / "git"
+    hanging.write_text("#!/bin/sh\nexec /bin/sleep 60\n")
+    hanging.chmod(0o755)
+    assert git_state(tmp_path) is None
+
+
+def test_a_package_that_is_not_installed_has_no_version() -> None:
+    found = versions(("numpy", "no-such-package-here"))
+    assert list(found) == ["python", "numpy", "pixmix"]
