@@ -105,7 +105,7 @@ def parse_sidecar(content: bytes) -> dict[str, Any] | None:
             and all(isinstance(extension, str) for extension in sidecar["extensions"])
             and np.array(sidecar["rows"], np.int64).shape == (sidecar["num_samples"], 3)
         )
-    except (ValueError, KeyError, TypeError, OverflowError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     return sidecar if whole else None
 

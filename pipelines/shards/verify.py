@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256
+from pipelines.shards.files import file_sha256, read_regular
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
@@ -22,7 +22,7 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb
 from pipelines.shards.progress import Progress
-from pipelines.shards.side_files import side_file_faults
+from pipelines.shards.side_files import LARGEST_MANIFEST, side_file_faults
 from pipelines.shards.sidecars import file_md5
 
 
@@ -52,7 +52,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     """
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_regular(path, max_bytes=LARGEST_MANIFEST)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(_no_set(folder)) from error
     manifest = parse_manifest(content, str(path))

@@ -33,6 +33,7 @@ from pipelines.shards.files import (
     check_no_file,
     folder_lock,
     new_file,
+    read_regular,
     remove_partial_files,
     sha256,
     world_errors,
@@ -52,7 +53,13 @@ from pipelines.shards.request import (
     shard_settings,
     shuffled,
 )
-from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_files, write_json
+from pipelines.shards.side_files import (
+    LARGEST_MANIFEST,
+    ODD_FILES_NAME,
+    dali_index,
+    side_files,
+    write_json,
+)
 from pipelines.shards.sidecars import join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.survey import (
     Survey,
@@ -341,7 +348,7 @@ def _finished(path: Path) -> dict[str, Any]:
         "again, or choose another OUT"
     )
     try:
-        manifest = parse_manifest(path.read_bytes(), str(path))
+        manifest = parse_manifest(read_regular(path, max_bytes=LARGEST_MANIFEST), str(path))
     except PipelineError as error:
         raise PipelineError(damaged) from error
     # Manifests of earlier versions have no hash of their own.
@@ -358,7 +365,7 @@ def _begun_with(path: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise PipelineError(
