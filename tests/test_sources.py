@@ -255,6 +255,8 @@ def test_no_command_waits_for_a_file_that_is_none(tmp_path: Path, kind: str) -> 
     no_regular_file(odd, kind)
     manifest = folder_of(tmp_path / "set") / "manifest.json"
     no_regular_file(manifest, kind)
+    (tmp_path / "set out").mkdir()
+    no_regular_file(tmp_path / "set out" / "manifest.json", kind)
     out = tmp_path / "out"
     for program, arguments in (
         (command.main, ["index", odd]),
@@ -264,6 +266,9 @@ def test_no_command_waits_for_a_file_that_is_none(tmp_path: Path, kind: str) -> 
         (show, ["genome", odd, "--out", tmp_path / "g.png"]),
         (show, ["mixed", odd, "--no-mixing-set", "--out", tmp_path / "m.png"]),
         (show, ["set", tmp_path / "set"]),
+        (show, ["genome", tmp_path / "set", "--index", 0, "--out", tmp_path / "g.png"]),
+        (command.main, ["verify", tmp_path / "set"]),
+        (command.main, ["imagefolder", tmp_path / "set", tmp_path / "set out"]),
     ):
         result = CliRunner().invoke(program, [str(each) for each in arguments])
         assert result.exit_code in (1, 2), (arguments, result.output)

@@ -22,7 +22,9 @@ TIMM_NAME, WIDS_NAME, SIZES_NAME = "_info.json", "wids.json", "sizes.json"
 ODD_FILES_NAME = "odd-files.jsonl"
 """A line for each file of the source that was odd, broken or turned."""
 
-_LARGEST_SIDE_FILE = 2**30
+_LARGEST = 2**30
+"""Bytes of a side file: of a million shards it has some 200 million."""
+
 DALI_VERSION = "v1.2"
 
 
@@ -97,8 +99,10 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
             for name, info in json.loads(path.read_bytes())["splits"].items():
                 files = [f"{split}/{file}" for file in info["filenames"]]
                 joined[name] = info | {"filenames": files}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise PipelineError(f"{path} is damaged; make the set again") from error
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise PipelineError(
+                f"{path} is damaged; give the command that made it again"
+            ) from error
     write_json(folder / TIMM_NAME, {"splits": joined})
 
 
@@ -147,7 +151,7 @@ def _dict(value: Any) -> dict[str, Any]:  # noqa: ANN401
 def _json_of(path: Path) -> Any:  # noqa: ANN401
     """Return the JSON value of a file; None where there is none."""
     try:
-        return json.loads(read_regular(path, max_bytes=_LARGEST_SIDE_FILE))
+        return json.loads(read_regular(path, max_bytes=_LARGEST))
     except (FileNotFoundError, ValueError, RecursionError):
         return None
 
@@ -155,7 +159,7 @@ def _json_of(path: Path) -> Any:  # noqa: ANN401
 def _is_dali_index(path: Path, tar: Path, n_samples: int, *, read_tar: bool) -> bool:
     """Return whether a file is DALI's index of a tar, whose lines are counted at least."""
     try:
-        content = read_regular(path, max_bytes=_LARGEST_SIDE_FILE)
+        content = read_regular(path, max_bytes=_LARGEST)
     except FileNotFoundError:
         return False
     if read_tar:

@@ -33,13 +33,20 @@ from pipelines.shards.files import (
     check_no_file,
     folder_lock,
     new_file,
+    read_regular,
     remove_partial_files,
     sha256,
     world_errors,
     write_file,
 )
 from pipelines.shards.finished import check_contents, open_complete, sidecars_of_whole
-from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
+from pipelines.shards.index import (
+    MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    parse_manifest,
+    write_index,
+)
 from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
 from pipelines.shards.members import sample_of
 from pipelines.shards.progress import Progress
@@ -52,7 +59,12 @@ from pipelines.shards.request import (
     shard_settings,
     shuffled,
 )
-from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_files, write_json
+from pipelines.shards.side_files import (
+    ODD_FILES_NAME,
+    dali_index,
+    side_files,
+    write_json,
+)
 from pipelines.shards.sidecars import join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.survey import (
     Survey,
@@ -338,7 +350,7 @@ def _finished(path: Path) -> Manifest:
         PipelineError: if it is damaged.
     """
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     except PipelineError as error:
         raise PipelineError(
             f"{path} is damaged, or another program's; remove {path.parent} and give the command "
@@ -354,7 +366,7 @@ def _begun_with(path: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise PipelineError(
