@@ -166,7 +166,19 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
     game = accumulate(layer, *SHAPE, 200, 1)
     program, state, words = compile_layer(layer), random_state(1), np.zeros(16 * 24 + 1, np.uint64)
     orbits, fold = start_orbits(state), kernels._FOLDS[layer.camera.fold]
-    play(state, orbits, program, window(layer.camera, *SHAPE), fold, WARM_UP, 38, 24, 16, words, False)
+    play(
+        state,
+        orbits,
+        program,
+        window(layer.camera, *SHAPE),
+        fold,
+        WARM_UP,
+        38,
+        24,
+        16,
+        words,
+        False,
+    )
     counts = words >> np.uint64(40)
     assert counts.sum() == game.played == 38 * ORBITS
     np.testing.assert_array_equal(game.points.ravel(), counts[:-1])

@@ -132,4 +132,6 @@ def _in_set(root: Path, folder: Path) -> Iterator[Item]:
             if not inside:
                 raise PipelineError(f"{records}, line {number} leads out of the set: {path}")
             name = path.relative_to(root).as_posix()
+            # For readers of folders; in a shard it would name no file.
+            record.pop("file_name", None)
             yield Item(place=name, name=name, extension=extension_of(name), record=record)

@@ -123,8 +123,10 @@ def run_chunks(
         for worker in [*workers.values()]:
             hand_out(worker)
         while workers:
-            for connection in wait(list(workers)):
-                worker = workers[connection]
+            ready = wait([*workers])
+            for connection, worker in [*workers.items()]:
+                if connection not in ready:
+                    continue
                 try:
                     answer = worker.answer()
                 except _NotStarted as error:
