@@ -129,8 +129,8 @@ def _set_options(
                 type=click.IntRange(1, 10**8),
                 default=pictures,
                 show_default=True,
-                help="Pictures. A larger n later makes a set of files grow; a smaller one closes a set "
-                "that is not complete, with the pictures that are whole.",
+                help="Pictures. A larger n later makes a set of files grow; a smaller one closes "
+                "a set that is not complete, with the pictures that are whole.",
             ),
         ):
             command = option(command)

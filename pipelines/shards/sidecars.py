@@ -5,29 +5,35 @@ and side files need of it, so that nobody reads the tar again.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.errors import PipelineError
 from pipelines.shards.files import file_sha256, new_file
+from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left
 from pipelines.shards.index import SAMPLE, Shard
-from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.tars import end_tar, scan_tar, write_member
+from pipelines.shards.typed_json import Count, FileName, Sha256, read_json
 
-_FIELDS = {
-    "file": str,
-    "num_samples": int,
-    "bytes": int,
-    "sha256": str,
-    "md5": str,
-    "extensions": list,
-}
-"""What a sidecar has besides its rows."""
+
+class _Sidecar(TypedDict):
+    """What a sidecar has; of a row: bytes, offset and label of an image."""
+
+    file: FileName
+    num_samples: Count
+    bytes: Count
+    sha256: Sha256
+    md5: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    extensions: list[str]
+    rows: list[tuple[Count, Count, int]]
+    request: NotRequired[str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,29 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
                     rows.append([len(content), offset, sample.label])
             extensions.add(sample.extension)
         end_tar(file)
+    return _describe(path, rows, extensions)
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """Return the sidecar of a tar that is there, by reading it.
+
+    Raises:
+        PipelineError: if it is no tar, or a damaged one.
+        OSError: if it cannot be read.
+    """
+    # Imported late, for it reads images.
+    from pipelines.shards.verify import samples_of_tar
+
+    left = Left()
+    samples = samples_of_tar(path, 0, left)
+    rows = [[int(each[name]) for name in ("size", "offset", "label")] for each in samples]
+    extensions = {
+        member.name.rpartition(".")[2].lower() for member in scan_tar(path)
+    } & PICTURE_EXTENSIONS
+    return _describe(path, rows, extensions)
+
+
+def _describe(path: Path, rows: list[list[int]], extensions: Iterable[str]) -> dict[str, Any]:
     return {
         "file": path.name,
         "num_samples": len(rows),
@@ -80,15 +109,10 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
 def parse_sidecar(content: bytes) -> dict[str, Any] | None:
     """Return what a sidecar says, None if it is damaged: then its shard is to be made again."""
     try:
-        sidecar: dict[str, Any] = json.loads(content)
-        whole = (
-            all(isinstance(sidecar[name], kind) for name, kind in _FIELDS.items())
-            and all(isinstance(extension, str) for extension in sidecar["extensions"])
-            and np.array(sidecar["rows"], np.int64).shape == (sidecar["num_samples"], 3)
-        )
-    except (ValueError, KeyError, TypeError, OverflowError):
+        sidecar: dict[str, Any] = {**read_json(content, _Sidecar, "sidecar", "")}
+    except PipelineError:
         return None
-    return sidecar if whole else None
+    return sidecar if len(sidecar["rows"]) == sidecar["num_samples"] else None
 
 
 def join_sidecars(sidecars: Iterable[Mapping[str, Any]]) -> Joined:
