@@ -7,7 +7,6 @@ and works in its own process to see every operation.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from crashes import CRASHED, end_before_operation
@@ -18,18 +17,7 @@ from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tars import scan_tar
 from pipelines.shards.write import make_shards
-from shard_sets import drawn_pictures, encoded
-
-
-def run_here(
-    work: Callable[[range], range],
-    chunks: Iterable[range],
-    *,
-    jobs: int,  # noqa: ARG001  one process, whatever is asked
-    finished: Callable[[range], None],
-) -> None:
-    for chunk in chunks:
-        finished(work(chunk))
+from shard_sets import drawn_pictures, encoded, run_here
 
 
 def make(source: Path, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +78,15 @@ def write_shards(
         versions={},
     )
     return folder
+
+
+def run_here(
+    work: Callable[[range], range],
+    chunks: Iterable[range],
+    *,
+    jobs: int,  # noqa: ARG001  one process, whatever is asked
+    finished: Callable[[range], None],
+) -> None:
+    """Run chunks of work in this process, as workers.run_chunks does in others."""
+    for chunk in chunks:
+        finished(work(chunk))

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from pipelines.cli import shard as command
 from pipelines.shards import workers, write
 from pipelines.shards.index import open_shards
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_pictures, encoded, run_here
 
 PICTURES = drawn_pictures(40, 7)
 
@@ -37,6 +37,12 @@ def contents_of(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the work of all processes in this one, which begins at once."""
+    monkeypatch.setattr(workers, "run_chunks", run_here)
 
 
 @pytest.fixture
@@ -140,6 +146,14 @@ def test_a_finished_set_is_not_called_complete_when_a_file_has_another_content(
     written(kind, source, out, "--num-shards", 3)
 
 
+def test_a_changed_size_is_named(source: Path, tmp_path: Path) -> None:
+    written("imagefolder", source, tmp_path / "out", "--num-shards", 3)
+    CHANGES["another size"](source)
+    result = run("imagefolder", source, tmp_path / "out", "--num-shards", 3, "--jobs", 1)
+    assert result.exit_code == 1
+    assert "a/00.png" in result.stderr
+
+
 def test_a_copied_source_with_new_times_is_the_same(source: Path, tmp_path: Path) -> None:
     (source / "a" / "broken.png").write_bytes(b"")
     options = ["--num-shards", 3, "--broken-files", "skip"]
@@ -177,6 +191,19 @@ def test_a_source_that_changes_while_it_is_written_is_told(
     assert "b/05.png" in result.stderr
     assert not (tmp_path / "out" / "manifest.json").exists()
     written("imagefolder", source, tmp_path / "out", "--num-shards", 4)  # The remedy.
+
+
+def test_a_killed_run_that_mended_a_set_is_continued(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["imagefolder", source, tmp_path / "out", "--num-shards", 4, "--name", "s"]
+    written(*arguments)
+    before = contents_of(tmp_path / "out")
+    (tmp_path / "out" / "s-02.tar").unlink()
+    (tmp_path / "out" / "index.npy").unlink()
+    interrupted(monkeypatch, *arguments)
+    assert written(*arguments) == 0
+    assert contents_of(tmp_path / "out") == before
 
 
 # --- lost files ----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import decode_picture
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.loading.samples import ShardReader
+from pipelines.shards import workers
 from pipelines.shards.index import open_shards
 from pipelines.shards.picture_files import (
     LARGEST_FILE,
@@ -30,7 +31,7 @@ from pipelines.shards.picture_files import (
     picture_files,
     read_picture,
 )
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_pictures, encoded, run_here
 
 PICTURES = drawn_pictures(12, 3)
 LITTER = (
@@ -38,6 +39,12 @@ LITTER = (
     "a/.hidden/0.png", "@eaDir/0.png",
 )  # fmt: skip
 NOT_IMAGES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the work of all processes in this one, which begins at once."""
+    monkeypatch.setattr(workers, "run_chunks", run_here)
 
 
 def run(*arguments: object) -> Result:

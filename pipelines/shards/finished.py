@@ -46,12 +46,12 @@ def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
 
 
 def changed_since(listing: Listing, manifest: Path) -> set[int]:
-    """Return the items whose files have a time after that of a set's manifest.
+    """Return the items whose files have a time that is not before that of a set's manifest.
 
     They may be the same for all that: a file that is copied or linked to has a new time, too.
     """
     finished = manifest.stat().st_mtime_ns
-    return {index for index in range(len(listing)) if max(listing[index].changed) > finished}
+    return {index for index in range(len(listing)) if max(listing[index].changed) >= finished}
 
 
 def check_contents(request: ShardRequest, opened: ShardSet) -> None:

@@ -39,7 +39,12 @@ from pipelines.shards.files import (
     world_errors,
     write_file,
 )
-from pipelines.shards.finished import check_contents, open_complete, sidecars_of_whole
+from pipelines.shards.finished import (
+    changed_since,
+    check_contents,
+    open_complete,
+    sidecars_of_whole,
+)
 from pipelines.shards.index import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -122,7 +127,10 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
             listed = write_listing(request.listing, request.source.items())
             settings = shard_settings(request, listed)
             manifest = _earlier(request, settings)
-            opened = None if manifest is None else open_complete(request.folder, manifest)
+            opened = None
+            # Unless a run that was mending it was killed.
+            if manifest is not None and not (request.work / "done").exists():
+                opened = open_complete(request.folder, manifest)
             if manifest is not None and opened is not None:
                 check_contents(request, opened)
                 progress(listed.n, listed.n)
@@ -170,7 +178,8 @@ def _make(
     if manifest is not None:
         for number, sidecar in sidecars_of_whole(request, manifest, listing, order):
             write_file(_sidecar(request, number), json.dumps(sidecar).encode())
-    _remove_other_shards(request, num_shards)
+    else:
+        _remove_other_shards(request, num_shards)
     missing = [
         range(shard, shard + 1)
         for shard in range(num_shards)
@@ -336,6 +345,10 @@ def _earlier(request: ShardRequest, settings: dict[str, Any]) -> Manifest | None
     for field, now in settings.items():
         if before.get(field) != now:
             what = f"{before.get(field)}, this command says {now}"
+            if manifest is not None and field in _OF_FILES:
+                newer = changed_since(Listing(request.listing), path)
+                named = f"; {Listing(request.listing)[min(newer)].name} is newer" if newer else ""
+                what += f" (of the files in the source{named})"
             raise PipelineError(
                 f"{field}: {request.folder} was begun with {what}; repeat the first, or choose "
                 "another OUT"
