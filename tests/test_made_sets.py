@@ -243,6 +243,15 @@ def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_made_set_of_another_size_is_to_be_made_for_the_network(tmp_path: Path) -> None:
+    write_made(tmp_path / "TINY-C-made")
+    larger = data_of(tmp_path, *pictures_of(3, 32))
+    failed = evaluate(evaluation(tmp_path, data=larger), ["c"]).failed["c"]
+    assert failed.endswith(
+        f"remove {tmp_path / 'TINY-C-made'} and run pixmix-eval make-c --checkpoint FILE"
+    )
+
+
 @pytest.mark.parametrize("name", ["labels.npy", "classes.txt", "contrast.npy"])
 @pytest.mark.parametrize("damage", ["gone", "junk", "pipe"])
 def test_the_command_that_an_error_names_heals_a_made_set(
@@ -262,6 +271,6 @@ def test_the_command_that_an_error_names_heals_a_made_set(
     if (name, damage) != ("classes.txt", "gone"):
         found = evaluate(asked, ["c"])
         (error,) = (found.failed or found.missing).values()
-        assert error.endswith("run pixmix-eval make-c again")
+        assert error.endswith("run pixmix-eval make-c --n 3 --seed 0 again")
     make_corrupted(data, tmp_path, names=("contrast",))
     assert evaluate(asked, ["c"]).values == expected

@@ -24,7 +24,7 @@ from pipelines.evaluation.labels import match_classes
 from pipelines.evaluation.metrics import calibration_error, mean_corruption_error
 from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import IMAGENET, Data, Evaluation, MissingDataError
-from pipelines.evaluation.sets import remedy_for, set_of
+from pipelines.evaluation.sets import MADE_OF, remedy_for, set_of
 from pipelines.evaluation.trees import Notices, class_folders
 from pipelines.shards.picture_files import is_ignored_name
 
@@ -66,7 +66,7 @@ def corrupted(evaluation: Evaluation) -> dict[str, Any]:
     folder, made = set_of(evaluation.data, "c")
     missing, damaged = remedy_for(evaluation.data.name, "-C"), GET_AGAIN
     if made is not None:
-        missing = damaged = "run pixmix-eval make-c again"
+        missing = damaged = f"run pixmix-eval make-c --n {made.n} --seed {made.seed} again"
     found = _corrupted(evaluation, folder, CORRUPTIONS, missing, damaged)
     if made is not None:
         found["made"] = made.to_json()
@@ -256,6 +256,9 @@ def open_images(path: Path, ndim: int, side: int, remedy: str = GET_AGAIN) -> ND
     """
     images = open_array(path, remedy)
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-3:] != (side, side, 3):
+        of_other_size = images.dtype == np.uint8 and images.ndim == ndim and images.shape[-1] == 3
+        if of_other_size and (path.parent / MADE_OF).exists():
+            remedy = f"remove {path.parent} and run pixmix-eval make-c --checkpoint FILE"
         raise PipelineError(
             f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 pictures "
             f"of {side}x{side}x3 in {ndim} dimensions; {remedy}"
