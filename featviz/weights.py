@@ -12,6 +12,7 @@ import io
 import math
 import os
 import pathlib
+import pickletools
 import re
 import reprlib
 import stat
@@ -19,7 +20,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -104,7 +105,7 @@ def load_checkpoint(file: BinaryIO, path: Path | str) -> Any:  # noqa: ANN401
         raise ValueError(f"{path} holds {error}; {SAVE_AGAIN}") from error
     except Exception as error:
         # Damage shows as errors of many kinds: of zip archives, of pickles, of tensors' sizes.
-        raise ValueError(_unreadable(error, head, path)) from error
+        raise ValueError(_unreadable(error, file, head, path)) from error
 
 
 def _open_regular(path: Path) -> BinaryIO:
@@ -188,12 +189,13 @@ def _check_zip(file: BinaryIO, size: int, path: Path | str, *, compare: bool) ->
         ) from error
 
 
-def _unreadable(error: Exception, head: bytes, path: Path | str) -> str:
+def _unreadable(error: Exception, file: BinaryIO, head: bytes, path: Path | str) -> str:
     """Return what to say of a file that torch refuses."""
-    wanted = re.search(r"GLOBAL (\S+)", str(error))
+    refused = re.search(r"GLOBAL (\S+)", str(error))
+    wanted = refused[1] if refused else _wanted_global(file)
     if wanted is not None:
         return (
-            f"{path} is a pickle that wants to use {wanted[1]:.80}, and nothing in a file is run "
+            f"{path} is a pickle that wants to use {wanted:.80}, and nothing in a file is run "
             f"here; {SAVE_AGAIN}"
         )
     if isinstance(error, EOFError) or "unexpected EOF" in str(error):
@@ -206,6 +208,43 @@ def _unreadable(error: Exception, head: bytes, path: Path | str) -> str:
     if head.startswith((b"\x80", b"PK")):
         return f"{path} is damaged ({_first_line(error)}); {_COPY_AGAIN}"
     return f"{path} is neither a file of torch.save nor of safetensors; {SAVE_AGAIN}"
+
+
+_HARMLESS = re.compile(
+    r"torch\._utils\._rebuild\w+|torch\.\w*Storage|torch\.storage\.\w+|collections\.OrderedDict|"
+    r"_codecs\.encode|(numpy|argparse|pathlib|types)\..*"
+)
+"""Names in a pickle that are not what is wrong with it."""
+
+
+def _wanted_global(file: BinaryIO) -> str | None:
+    """Return the first name in a pickle of any protocol that is not harmless; nothing is run."""
+    file.seek(0)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            (name,) = (each for each in archive.namelist() if each.endswith("/data.pkl"))
+            content: BinaryIO = io.BytesIO(archive.read(name))
+    except (zipfile.BadZipFile, ValueError):
+        content = file
+        file.seek(0)
+    texts: list[str] = []
+    memo: list[str] = []
+    # It ends where the pickle does, or where it is damaged.
+    with suppress(ValueError, IndexError, MemoryError, OverflowError):
+        for operation, argument, _ in pickletools.genops(content):
+            if operation.name == "MEMOIZE":
+                memo.append(texts[-1] if texts else "")
+            elif operation.name in ("BINGET", "LONG_BINGET"):
+                texts.append(memo[int(argument or 0)] if memo else "")
+            elif operation.name in ("GLOBAL", "STACK_GLOBAL"):
+                name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
+                if not _HARMLESS.fullmatch(name):
+                    return name
+                texts.append("")
+            elif operation.name not in ("PROTO", "FRAME", "MARK"):
+                texts.append(argument if isinstance(argument, str) else "")
+            del texts[:-4]
+    return None
 
 
 def _first_line(error: Exception) -> str:

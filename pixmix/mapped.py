@@ -83,12 +83,15 @@ class MapName:
 def map_name(array: NDArray[Any]) -> MapName | None:
     """Return the name of the memory map that an array is all of, or None where it is none.
 
-    A map of a file without a name counts as none.
+    A map of a file without a name counts as none, and so does that of a file that was removed
+    since, as where a cache is emptied: what it held is still here.
     """
     base: Any = array
     # To the map itself: a part of one is a np.memmap, too, and has the offset of the whole.
     while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
         base = base.base
     if not isinstance(base, np.memmap) or base.filename is None or base.nbytes != array.nbytes:
+        return None
+    if not Path(base.filename).exists():
         return None
     return MapName(str(base.filename), base.offset, array.dtype, array.shape)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 _MOST_PIXELS = 2**31 - 1
 
 
-def place_of_image(sample: Sequence[object] | Mapping[object, object]) -> object:
+def image_key(sample: Sequence[object] | Mapping[object, object]) -> object:
     """Return the index or key of what looks like an image in a sample of a dataset, else 0."""
     pairs = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
     # Pillow's images have no ndim, and labels no shape of an image.
@@ -27,7 +27,7 @@ def check_picture(picture: object) -> NDArray[np.uint8]:
     if isinstance(picture, tuple | list | Mapping):
         raise TypeError(
             f"expected an (H, W, 3) uint8 array, got a {type(picture).__name__}; leave labels out: "
-            f"use [numpy.asarray(sample[{place_of_image(picture)!r}]) for sample in dataset]"
+            f"use [numpy.asarray(sample[{image_key(picture)!r}]) for sample in dataset]"
         )
     if not isinstance(picture, np.ndarray):
         raise TypeError(

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 ANNOTATIONS = ("BoundingBoxes", "KeyPoints", "Mask")
-"""Torchvision's types for what lies at places of an image."""
+"""Torchvision's types of positions in an image."""
 
 
 def _tv_tensors() -> ModuleType | None:
@@ -23,8 +23,8 @@ def _tv_tensors() -> ModuleType | None:
     return sys.modules.get("torchvision.tv_tensors")
 
 
-def places_of_images(leaves: list[Any]) -> list[int]:
-    """Return which leaves of a sample are images.
+def find_images(leaves: list[Any]) -> list[int]:
+    """Return the indices of the leaves of a sample that are images.
 
     All images of torchvision's types and of Pillow's; where there are none, the first plain tensor
     or array.
@@ -34,18 +34,18 @@ def places_of_images(leaves: list[Any]) -> list[int]:
     """
     types = _tv_tensors()
     explicit = (Image.Image,) if types is None else (Image.Image, types.Image, types.Video)
-    found = [place for place, leaf in enumerate(leaves) if isinstance(leaf, explicit)]
+    found = [i for i, leaf in enumerate(leaves) if isinstance(leaf, explicit)]
     if found:
         return found
-    for place, leaf in enumerate(leaves):
+    for i, leaf in enumerate(leaves):
         if isinstance(leaf, np.ndarray) or (
             isinstance(leaf, torch.Tensor) and not (types and isinstance(leaf, types.TVTensor))
         ):
-            return [place]
+            return [i]
     return []
 
 
-def fixed_annotations(leaves: list[Any]) -> list[str]:
+def annotation_types(leaves: list[Any]) -> list[str]:
     """Return the names of torchvision's types of annotations that are among the leaves."""
     types = _tv_tensors()
     if types is None:

@@ -16,8 +16,8 @@ from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
-from pixmix.pictures import check_picture, place_of_image
-from pixmix.sample_types import fixed_annotations, like_input, places_of_images
+from pixmix.pictures import check_picture, image_key
+from pixmix.sample_types import annotation_types, find_images, like_input
 from pixmix.settings import PixMixSettings
 
 Picture = Image.Image | torch.Tensor | NDArray[np.uint8]
@@ -26,7 +26,7 @@ DTYPES = (torch.float32, torch.uint8)
 """What a transform can return."""
 
 
-class Pictures(Protocol):
+class ImageSequence(Protocol):
     """A sequence of images, opened one at a time: a list, or a dataset without labels."""
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class PixMix(nn.Module):
 
     def __init__(
         self,
-        mixing_set: Pictures | None = None,
+        mixing_set: ImageSequence | None = None,
         *,
         k: int = 4,
         beta: float = 3.0,
@@ -219,16 +219,16 @@ class PixMix(nn.Module):
             # Most calls; looking through a sample costs a seventh of a call at 32 pixels.
             return self._mixed(sample, key)
         leaves, structure = tree_flatten(sample)
-        places = places_of_images(leaves)
-        if not places:
+        images = find_images(leaves)
+        if not images:
             raise TypeError(
                 f"found no image in {type(sample).__name__}; use an RGB PIL image, a (3, H, W) "
                 "uint8 tensor or an (H, W, 3) uint8 array"
             )
         if self.settings.geometric and not self._warned and len(leaves) > 1:
-            self._warn_of(fixed_annotations(leaves))
-        for place in places:
-            leaves[place] = like_input(self._mixed(leaves[place], key), leaves[place])
+            self._warn_of(annotation_types(leaves))
+        for i in images:
+            leaves[i] = like_input(self._mixed(leaves[i], key), leaves[i])
         return tree_unflatten(leaves, structure)
 
     def _warn_of(self, annotations: list[str]) -> None:
@@ -331,7 +331,7 @@ def _unpacked(picture: object) -> object:
     if isinstance(picture, tuple | list | Mapping):
         raise TypeError(
             f"expected an image, got a {type(picture).__name__}; a mixing set has images without "
-            f"labels: use [sample[{place_of_image(picture)!r}] for sample in dataset], or "
+            f"labels: use [sample[{image_key(picture)!r}] for sample in dataset], or "
             "open_mixing_set(folder, side)"
         )
     if isinstance(picture, Image.Image):

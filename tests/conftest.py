@@ -23,8 +23,14 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def ctrl_c_is_obeyed() -> Iterator[None]:
-    """Obey Ctrl-C also where a shell's & or nohup has the tests ignore it, and their children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def signals_are_not_ignored() -> Iterator[None]:
+    """Have the children of the tests obey what nohup or a shell's & has the tests ignore.
+
+    A child inherits what is ignored, and not what is handled.
+    """
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -254,7 +254,7 @@ def _send(
             if answer.stall_at is not None and sent + len(piece) > answer.stall_at:
                 handler.wfile.write(body[sent : answer.stall_at])
                 handler.wfile.flush()
-                ended.wait(20)
+                ended.wait(100)
                 return
             if answer.n_sent is not None and sent + len(piece) > answer.n_sent:
                 handler.wfile.write(body[sent : answer.n_sent])

@@ -58,6 +58,28 @@ def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
     assert (tmp_path / "group").read_text() == "True"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_that_is_ignored_comes_to_neither(tmp_path: Path, number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        parent = subprocess.Popen(
+            [sys.executable, "-c", PARENT, TOLD, str(tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(number, before)
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    os.kill(parent.pid, number)
+    time.sleep(0.3)
+    os.kill(parent.pid, signal.SIGTERM)
+    assert parent.wait(timeout=60) == -signal.SIGTERM
+    assert (tmp_path / "told").read_text() == str(int(signal.SIGTERM))
+
+
 def test_a_child_that_ends_by_itself_leaves_the_handlers_as_they_were() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with child([sys.executable, "-c", "print(7)"], stdout=subprocess.PIPE) as process:

@@ -40,6 +40,7 @@ from pipelines.models.opening import open_model
 from pipelines.report.headlines import table
 from pipelines.report.radar import radar
 from pipelines.report.short_names import names_of
+from pipelines.shards.files import file_sha256
 from pipelines.shards.index import open_shards
 from pipelines.training.checkpoints import save_checkpoint
 
@@ -653,6 +654,19 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     assert text.exit_code == 1
     assert "clean error" in text.stdout
     assert "anomaly could not be measured: " in text.stderr
+
+
+def test_results_tell_the_code_and_the_files_they_come_from(digits: Path, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path)
+    result = run("--checkpoint", str(path), "--data", str(digits), "--suite", "clean", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["provenance"]
+    (name,) = json.loads(result.stdout)["networks"]
+    assert found["checkpoints"] == {name: file_sha256(path)}
+    assert found["data"] == file_sha256(digits / "test" / "manifest.json")
+    assert {"torch", "pixmix"} <= found["versions"].keys()
+    assert found["hardware"]["world_size"] == 1
+    assert found["seconds"] > 0
 
 
 def test_a_suite_that_was_asked_for_and_lacks_its_data_ends_with_1(

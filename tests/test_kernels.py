@@ -166,7 +166,19 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
     game = accumulate(layer, *SHAPE, 200, 1)
     program, state, words = compile_layer(layer), random_state(1), np.zeros(16 * 24 + 1, np.uint64)
     orbits, fold = start_orbits(state), kernels._FOLDS[layer.camera.fold]
-    play(state, orbits, program, window(layer.camera, *SHAPE), fold, WARM_UP, 38, 24, 16, words)
+    play(
+        state,
+        orbits,
+        program,
+        window(layer.camera, *SHAPE),
+        fold,
+        WARM_UP,
+        38,
+        24,
+        16,
+        words,
+        False,
+    )
     counts = words >> np.uint64(40)
     assert counts.sum() == game.played == 38 * ORBITS
     np.testing.assert_array_equal(game.points.ravel(), counts[:-1])
@@ -240,8 +252,8 @@ def test_orbits_that_flee_or_are_not_numbers_start_again() -> None:
     words, same = np.zeros(2, np.uint64), random_state(3)
     start_orbits(same)
     still = np.array([0, 0, -1, 0, 0, -1], np.float32)
-    play(state, orbits, program, still, 0, 0, 1, 1, 1, words)
-    play(same, healthy, program, still, 0, 0, 1, 1, 1, words)
+    play(state, orbits, program, still, 0, 0, 1, 1, 1, words, False)
+    play(same, healthy, program, still, 0, 0, 1, 1, 1, words, False)
     changed = np.flatnonzero((orbits.x[0] != healthy.x[0]) | (orbits.y[0] != healthy.y[0]))
     assert len(changed) == len(lost)
     assert np.isfinite(orbits.x[0]).all()

@@ -115,7 +115,7 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
     document = json.loads(content)
     assert [shard.file for shard in manifest.shards] == [s["file"] for s in document["shards"]]
     assert [shard.n_bytes for shard in manifest.shards] == [s["bytes"] for s in document["shards"]]
-    assert list(document) == [
+    assert list(document)[:11] == [
         *("format", "version", "name", "kind", "settings", "classes", "extensions"),
         *("num_samples", "shards", "index", "versions"),
     ]

@@ -1,6 +1,8 @@
 """`pixmix-show mixed`: what it shows is what PixMix does, step by step."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from torchvision.transforms import v2
 from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
+from pipelines.report import mixing_steps
 from pipelines.report.mixing_figure import figure
 from pipelines.report.mixing_steps import MixingPictures, document, mix, square, to_bytes
 from pixmix import PixMix, PixMixSettings, mixing, ops
@@ -262,10 +265,51 @@ def test_a_mixing_set_that_is_a_picture_or_a_text_is_told_what_to_be(
         place = tmp_path / name
         result = run(photograph, "--mixing-set", place, "--out", tmp_path / "out.png")
         assert result.exit_code == 1
-        assert f"{place} is no tar; name a folder of pictures, shards or an unc" in result.stderr
+        assert f"{place} is no tar; name a folder of pictures, shards" in result.stderr
 
 
 def test_a_picture_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"nothing")
     with pytest.raises(PipelineError, match=r"0\.png cannot be read"):
         MixingPictures([tmp_path], 32)[0]
+
+
+def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
+    photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compiled(*_: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(mixing_steps, "resize_part", compiled)
+    (tmp_path / "empty").mkdir()
+    result = run(photograph, "--mixing-set", tmp_path / "empty", "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert "holds no pictures" in result.stderr
+
+
+def test_a_pipe_is_named_and_not_waited_for(photograph: Path, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    out = ["--out", tmp_path / "out.png"]
+    for arguments in ([pipe, "--no-mixing-set"], [photograph, "--mixing-set", pipe]):
+        result = run(*arguments, *out)
+        assert result.exit_code == 1
+        assert str(pipe) in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_names_that_are_no_utf8_come_into_figure_page_and_json(
+    folders: list[Path], photograph: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / os.fsdecode(b"ph\xe9.png")
+    shutil.copy(photograph, image)
+    mixing_set = tmp_path / os.fsdecode(b"set-\xe9")
+    mixing_set.mkdir()
+    shutil.copy(folders[0] / "0.png", mixing_set / os.fsdecode(b"caf\xe9.png"))
+    page = tmp_path / "page.html"
+    options = ["--mixing-set", mixing_set, "--size", 48, "--html", page, "--json", "--rows", 6]
+    result = run(image, *options, "--out", tmp_path / "out.png")
+    assert result.exit_code == 0, result.output
+    assert "ph\\udce9.png" in page.read_text(encoding="utf-8")
+    names = {each["mixing_picture"] for each in json.loads(result.stdout)["draws"]}
+    assert str(mixing_set / os.fsdecode(b"caf\xe9.png")) in names

@@ -481,13 +481,13 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _path: None, "is neither a folder nor a tar of pictures; make a set"),
+        (lambda _path: None, "is neither a folder nor a tar, zip or .npy of pictures; make a set"),
         (lambda path: path.mkdir(), "holds no pictures"),
         (
             lambda path: path.write_bytes(b"text" * 999),
-            r"is no tar; name a folder of pictures, shards or an uncompressed tar",
+            "is no tar; name a folder of pictures, shards, or a tar, zip or",
         ),
-        (lambda path: tarfile.open(path, "w").close(), "holds no pictures; give a tar of some"),
+        (lambda path: tarfile.open(path, "w").close(), "holds no pictures; give a tar, zip or"),
     ],
 )
 def test_what_is_no_mixing_set_is_refused(

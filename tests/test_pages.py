@@ -17,6 +17,7 @@ from fractals.escape import EscapeLayer
 from fractals.genome import ChaosLayer
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.cli import gen, show
+from pipelines.report.set_pictures import set_pictures
 from pipelines.report.set_report import read_set
 from pipelines.report.set_table import judged
 from pipelines.shards.progress import no_progress
@@ -86,7 +87,9 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
     folder: Path, tmp_path: Path
 ) -> None:
     rows = rows_of(page_of(tmp_path / "set.html", "set", folder))
-    statistics = read_set("pictures", folder, 512, progress=no_progress).statistics
+    statistics = read_set(
+        "pictures", folder, set_pictures(folder), 512, progress=no_progress
+    ).statistics
     assert rows == [list(row) for row in judged(statistics)]
     assert any("NOT MET" in cell for row in rows for cell in row)
     assert any(cell.endswith(" met") for row in rows for cell in row)

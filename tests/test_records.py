@@ -106,7 +106,7 @@ def test_forget_drops_these_records_and_no_others(
 def test_a_line_that_is_no_record_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "metadata.jsonl"
     path.write_bytes(line(0) + content)
-    with pytest.raises(PipelineError, match=r"metadata.jsonl, line 2 (is not|has no end)"):
+    with pytest.raises(PipelineError, match=r"metadata.jsonl, line 2 (is damaged|has no end)"):
         list(read_records(path))
     with pytest.raises(PipelineError, match=r"line 2 .*the command that made the set"):
         merge([Part(path, range(2))], 2, tmp_path / "other.jsonl", "png")
@@ -161,3 +161,19 @@ def test_a_record_comes_back_exactly(number: float, count: int, text: str) -> No
 def test_a_record_holds_no_number_that_json_lacks() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         to_line({"slope": float("nan")})
+
+
+def test_files_of_other_names_are_no_parts(tmp_path: Path) -> None:
+    write(tmp_path / "parts", range(3))
+    for name in ("00000000-00000003.sync-conflict.jsonl", "x.jsonl", "3-4.jsonl", "-.jsonl"):
+        (tmp_path / "parts" / name).write_text("x\n")
+    (part,) = find_parts(tmp_path / "metadata.jsonl", tmp_path / "parts")
+    assert part.pictures == range(3)
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 200_000, b'{"a":' * 100_000, b"\xff{}", b'"\\ud800"', b"NaN"]
+)
+def test_a_hostile_line_is_one_error(content: bytes) -> None:
+    with pytest.raises(PipelineError, match="line 7"):
+        from_line(content + b"\n", Path("metadata.jsonl"), 7)

@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,3 +269,55 @@ def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) ->
         PipelineError, match=r"x\.json is no text \(byte 0 is no UTF-8\); name a genome"
     ):
         read_genome(tmp_path / "x.json", None)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metadata.jsonl"])
+def test_a_pipe_in_a_set_is_named_and_not_waited_for(
+    folder: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(folder, tmp_path / "set", ignore=shutil.ignore_patterns(name))
+    os.mkfifo(tmp_path / "set" / name)
+    result = run(tmp_path / "set", "--index", 0, "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert name in result.stderr
+    assert "named pipe" in result.stderr
+
+
+def test_a_line_without_end_is_refused_before_it_fills_the_memory(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "set", ignore=shutil.ignore_patterns("metadata.jsonl"))
+    with (tmp_path / "set" / "metadata.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    result = run(tmp_path / "set", "--index", 0, "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert "metadata.jsonl, line 1 has more than" in result.stderr
+
+
+def test_a_place_beyond_the_last_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "--index", 2**60, "--out", tmp_path / "out.png")
+    assert result.exit_code == 1
+    assert f"has no picture {2**60}" in result.stderr
+
+
+def test_names_that_are_no_utf8_come_into_page_and_json(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / os.fsdecode(b"caf\xe9")
+    shutil.copytree(folder, place)
+    out, page = tmp_path / os.fsdecode(b"\xe9.png"), tmp_path / os.fsdecode(b"\xe9.html")
+    arguments = [
+        "genome",
+        place,
+        "--index",
+        0,
+        "--out",
+        out,
+        "--html",
+        page,
+        "--json",
+        "--size",
+        64,
+    ]
+    result = CliRunner().invoke(show.main, [str(each) for each in arguments])
+    assert result.exit_code == 0, result.output
+    page.read_text(encoding="utf-8")
+    assert json.loads(result.stdout)["out"] == str(out)

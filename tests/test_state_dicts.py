@@ -208,6 +208,20 @@ def test_the_number_of_classes_does_not_depend_on_the_order_of_tensors(name: str
             assert n_classes(given, lambda n: open_model(name, n)) == 13
 
 
+def test_a_function_that_takes_one_number_of_classes_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "of_five.py").write_text(
+        "from torch import nn\n\ndef strict(n):\n    assert n == 5\n    return nn.Linear(2, 5)\n"
+        "\ndef fixed(n):\n    return nn.Linear(2, 5)\n\ndef any(n):\n    return nn.Linear(2, n)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    torch.save(nn.Linear(2, 5).state_dict(), "w.pt")
+    for function in ("strict", "fixed", "any"):
+        _, said = open_checkpoint(Path("w.pt"), f"of_five:{function}")
+        assert said["classes"] == 5
+
+
 def test_a_safetensors_file_is_opened_like_a_state_dict(tmp_path: Path) -> None:
     saved = small(1, classes=13)
     safetensors.torch.save_file(saved.state_dict(), tmp_path / "w.safetensors")

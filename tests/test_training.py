@@ -53,7 +53,7 @@ from pipelines.training.recipes import (
     PRECISIONS,
     Recipe,
 )
-from pipelines.training.rivals import RivalAugment, seed_of
+from pipelines.training.rivals import RivalAugment, augmix, seed_of
 from pipelines.training.train import Shown, Trained, Training, train
 from pixmix.settings import PixMixSettings
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -97,6 +97,7 @@ def test_the_recipes_are_the_papers() -> None:
     assert (IMAGENET.model, IMAGENET.epochs, IMAGENET.batch_size) == ("resnet50", 90, 256)
     assert IMAGENET.learning_rate == 0.01
     assert IMAGENET.pixmix == PixMixSettings(k=4, beta=4, severity=1)
+    assert (CIFAR.final_learning_rate, IMAGENET.final_learning_rate) == (1e-6, 1e-6)
 
 
 def test_the_learning_rate_falls_by_a_cosine_from_step_to_step() -> None:
@@ -169,6 +170,118 @@ def test_averaged_weights_follow_slowly_and_counts_at_once() -> None:
     averaged(average, {"weight": torch.ones(2), "n": torch.tensor(7)}, 0.9)
     torch.testing.assert_close(average["weight"], torch.full((2,), 0.1))
     assert int(average["n"]) == 7
+
+
+def test_augmix_is_its_authors() -> None:
+    from PIL import Image
+
+    import pixmix.ops
+
+    rng = np.random.default_rng(5)
+    image = rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    counts = dict.fromkeys(pixmix.ops.OPERATIONS, 0)
+    for severity, all_ops in ((3.0, False), (1.0, False), (3.0, True)):
+        for key in range(40):
+            mixed = augmix(image, np.random.default_rng(key), severity=severity, all_ops=all_ops)
+            expected, drawn = augmix_of_pillow(
+                Image.fromarray(image), np.random.default_rng(key), severity, all_ops=all_ops
+            )
+            np.testing.assert_allclose(mixed, expected, rtol=0, atol=1e-3)
+            for name in drawn:
+                counts[name] += 1
+                assert all_ops or name not in ("color", "contrast", "brightness", "sharpness")
+    assert min(counts.values()) >= 5
+
+
+def augmix_of_pillow(
+    image: Any,  # noqa: ANN401 - Pillow's
+    rng: np.random.Generator,
+    severity: float,
+    *,
+    all_ops: bool,
+) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """AugMix as its authors wrote it, and the operations that it drew."""
+    from PIL import Image, ImageEnhance, ImageOps
+
+    width, height = image.size
+
+    def affine(*entries: float) -> Any:  # noqa: ANN401
+        return lambda each: each.transform(
+            each.size, Image.Transform.AFFINE, entries, Image.Resampling.BILINEAR
+        )
+
+    def signed(value: float) -> float:
+        return -value if rng.uniform() > 0.5 else value
+
+    def level() -> float:
+        return float(rng.uniform(0.1, severity))
+
+    def enhanced(kind: Any) -> Any:  # noqa: ANN401
+        factor = level() * 1.8 / 10 + 0.1
+        return lambda each: kind(each).enhance(factor)
+
+    def posterized() -> Any:  # noqa: ANN401
+        bits = 4 - int(level() * 4 / 10)
+        return lambda each: ImageOps.posterize(each, bits)
+
+    def rotated() -> Any:  # noqa: ANN401
+        degrees = signed(int(level() * 30 / 10))
+        return lambda each: each.rotate(degrees, resample=Image.Resampling.BILINEAR)
+
+    def solarized() -> Any:  # noqa: ANN401
+        threshold = 256 - int(level() * 256 / 10)
+        return lambda each: ImageOps.solarize(each, threshold)
+
+    operations = {
+        "autocontrast": lambda: ImageOps.autocontrast,
+        "equalize": lambda: ImageOps.equalize,
+        "posterize": posterized,
+        "rotate": rotated,
+        "solarize": solarized,
+        "shear_x": lambda: affine(1, signed(level() * 0.3 / 10), 0, 0, 1, 0),
+        "shear_y": lambda: affine(1, 0, 0, signed(level() * 0.3 / 10), 1, 0),
+        "translate_x": lambda: affine(1, 0, signed(int(level() * (width / 3) / 10)), 0, 1, 0),
+        "translate_y": lambda: affine(1, 0, 0, 0, 1, signed(int(level() * (height / 3) / 10))),
+        "color": lambda: enhanced(ImageEnhance.Color),
+        "contrast": lambda: enhanced(ImageEnhance.Contrast),
+        "brightness": lambda: enhanced(ImageEnhance.Brightness),
+        "sharpness": lambda: enhanced(ImageEnhance.Sharpness),
+    }
+    names = list(operations)[: 13 if all_ops else 9]
+    weights = np.float32(rng.dirichlet([1, 1, 1]))
+    share = np.float32(rng.beta(1, 1))
+    mixed = np.zeros((height, width, 3), np.float32)
+    drawn = []
+    for i in range(3):
+        chained = image.copy()
+        for _ in range(rng.integers(1, 4)):
+            drawn.append(names[rng.integers(len(names))])
+            chained = operations[drawn[-1]]()(chained)
+        mixed += weights[i] * np.asarray(chained, np.float32)
+    return (1 - share) * np.asarray(image, np.float32) + share * mixed, drawn
+
+
+@pytest.mark.parametrize(
+    ("dataset", "severity"), [("cifar10", 3), ("cifar100", 3), ("imagenet", 1), ("folder", 1)]
+)
+def test_augmix_is_trained_by_its_authors_recipe(dataset: Any, severity: float) -> None:  # noqa: ANN401
+    recipe = recipe_of(dataset, "--augment", "augmix")
+    assert (recipe.augmix_severity, recipe.augmix_all_ops) == (severity, False)
+    assert (recipe.jsd, recipe.jsd_weight) == (True, 12)
+    without = recipe_of(dataset, "--augment", "augmix", "--no-jsd", "--all-ops")
+    assert (without.jsd, without.augmix_all_ops, without.pixmix.all_ops) == (False, True, False)
+    pixmix = recipe_of(dataset, "--no-mixing-set", "--all-ops")
+    assert (pixmix.jsd, pixmix.augmix_all_ops, pixmix.pixmix.all_ops) == (False, False, True)
+
+
+def recipe_of(dataset: Any, *arguments: str) -> Recipe:  # noqa: ANN401
+    """The recipe that a command trains by."""
+    # Below the group, as it is started: click keeps the names of a command's help from then on.
+    with command.main.make_context("pixmix-train", [dataset, "--help"]) as group:
+        context = command.main.commands[dataset].make_context(
+            dataset, ["--out", "run", *arguments], parent=group
+        )
+    return command._recipe(dataset, context.params)
 
 
 @pytest.mark.parametrize("kind", ["augmix", "trivialaugment"])
@@ -379,7 +492,8 @@ def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
 ) -> None:
     def trained(name: str, *more: str) -> Result:
         return run("digits", "--data", str(digits), "--out", str(tmp_path / name), "--batch-size",
-                   "512", "--device", "cpu", "--precision", "float32", *more)  # fmt: skip
+                   "512", "--device", "cpu", "--precision", "float32", "--no-mixing-set",
+                   *more)  # fmt: skip
 
     assert trained("run", "--epochs", "1").exit_code == 0
     (checkpoint,) = find_checkpoints(tmp_path / "run")
@@ -745,12 +859,7 @@ def test_the_choices_are_those_of_the_library() -> None:
 @pytest.mark.parametrize("dataset", sorted(training_options.RECIPES))
 def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> None:  # noqa: ANN401
     told = training_options.RECIPES[dataset]
-    # Below the group, as it is started: click keeps the names of a command's help from then on.
-    with command.main.make_context("pixmix-train", [dataset, "--help"]) as group:
-        context = command.main.commands[dataset].make_context(
-            dataset, ["--out", "run"], parent=group
-        )
-    recipe = command._recipe(dataset, context.params)
+    recipe = recipe_of(dataset)
     renamed = {"warm-up": "warm_up_epochs"}
     for name, value in told.items():
         of = recipe.pixmix if name in ("k", "beta", "severity") else recipe
@@ -763,9 +872,9 @@ def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> No
         for field in fields(Recipe)
         if len({repr(getattr(each, field.name)) for each in (CIFAR, IMAGENET, DIGITS)}) > 1
     }
-    # What is another in each recipe can be read there, but for how near to 0 the rate falls.
+    # What is another in each recipe can be read there, but for the severity of a baseline.
     shown = {renamed.get(name, name.replace("-", "_")) for name in told}
-    assert differing - shown == {"pixmix", "final_learning_rate"}
+    assert differing - shown == {"pixmix", "augmix_severity"}
 
 
 def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) -> None:
@@ -793,7 +902,9 @@ def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) ->
 
 def test_making_data_shows_a_bar_of_samples_for_each_split(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    result = run("digits", "--out", str(tmp_path / "run"), "--batch-size", "5000")
+    result = run(
+        "digits", "--out", str(tmp_path / "run"), "--batch-size", "5000", "--no-mixing-set"
+    )
     assert result.exit_code == 1
     ends = re.findall(r"(\d+)/(\d+) \[[^]]* samples/s\]", result.stderr)
     assert [done for done, total in ends if done == total] == ["1438", "359"]
@@ -804,7 +915,7 @@ def test_making_data_shows_a_bar_of_samples_for_each_split(tmp_path: Path) -> No
 
 def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
     arguments = ("digits", "--data", str(digits), "--out", str(tmp_path / "run"), "--epochs", "1",
-                 "--batch-size", "256", "--precision", "float32")  # fmt: skip
+                 "--batch-size", "256", "--precision", "float32", "--no-mixing-set")  # fmt: skip
     result = run(*arguments, "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
@@ -852,6 +963,8 @@ def test_what_cannot_be_trained_ends_with_one_line(
     if arguments[0] == "digits" and "--data" not in arguments:
         arguments = (*arguments, "--data", str(digits))
     (tmp_path / "file").touch()
+    if "--no-mixing-set" not in arguments:
+        arguments = (*arguments, "--no-mixing-set")
     result = run(*arguments, *(() if "--out" in arguments else ("--out", "run")))
     assert result.exit_code == 1, result.output
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -863,22 +976,24 @@ def test_what_cannot_be_trained_ends_with_one_line(
     "arguments",
     [
         ("cifar10", "--data", "."),
+        ("digits",),
+        ("folder", "--data", "."),
         ("cifar10", "--mixing-set", ".", "--no-mixing-set"),
         ("digits", "--augment", "none", "--mixing-set", "."),
         ("digits", "--augment", "none", "--jsd"),
         ("digits", "--augment", "none", "--k", "9"),
         ("digits", "--augment", "augmix", "--no-mixing-set"),
         ("digits", "--augment", "trivialaugment", "--all-ops"),
-        ("digits", "--model", "resnext29_32x4", "--dropout", "0.3"),
-        ("digits", "--epochs", "3", "--warm-up", "3"),
-        ("digits", "--batch-size", "8", "--accumulate", "9"),
-        ("digits", "--epochs", "0"),
-        ("digits", "--learning-rate", "nan"),
-        ("digits", "--severity", "11"),
-        ("digits", "--resume", "yes"),
-        ("digits", "--pretrained", "--weights", __file__),
-        ("digits", "--bad-pictures", "skip"),
-        ("digits", "--bad-samples", "skip"),
+        ("digits", "--model", "resnext29_32x4", "--dropout", "0.3", "--no-mixing-set"),
+        ("digits", "--epochs", "3", "--warm-up", "3", "--no-mixing-set"),
+        ("digits", "--batch-size", "8", "--accumulate", "9", "--no-mixing-set"),
+        ("digits", "--epochs", "0", "--no-mixing-set"),
+        ("digits", "--learning-rate", "nan", "--no-mixing-set"),
+        ("digits", "--severity", "11", "--no-mixing-set"),
+        ("digits", "--resume", "yes", "--no-mixing-set"),
+        ("digits", "--pretrained", "--weights", __file__, "--no-mixing-set"),
+        ("digits", "--bad-pictures", "skip", "--no-mixing-set"),
+        ("digits", "--bad-samples", "skip", "--no-mixing-set"),
         ("folder", "--no-mixing-set", "--max-bad-samples", "7"),
     ],
 )
@@ -890,6 +1005,44 @@ def test_wrong_usage_is_told_and_exits_with_2(
     assert result.exit_code == 2, result.output
     assert "Error: " in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["mixing set", "images to mix with", "folder of results"])
+def test_what_is_missing_is_found_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    mixing = "nowhere" if missing == "mixing set" else "empty"
+    more = (
+        ("--no-mixing-set", "--out", "file/run")
+        if missing == "folder of results"
+        else ("--mixing-set", mixing, "--out", "run")
+    )
+    before = sorted(tmp_path.iterdir())
+    result = run("digits", *more)
+    assert result.exit_code == (2 if mixing == "nowhere" else 1)
+    assert result.stderr.splitlines()[-1].startswith("Error: ")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_pictures_are_cut_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    contents = [encoded(picture) for picture in drawn_pictures(8)]
+    write_shards(tmp_path / "data" / "train", contents, sizes=(8,))
+    arguments = ("folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--epochs", "1",
+                 "--out", f"{tmp_path}/run", "--model", "networks:classifier", "--batch-size", "4",
+                 "--workers", "0", "--device", "cpu", "--resume", "auto")  # fmt: skip
+    assert run(*arguments, "--image-size", "40").exit_code == 0
+    network = read_checkpoint(find_checkpoints(tmp_path / "run")[-1]).network
+    assert network["image_size"] == 40
+    refused = run(*arguments, "--image-size", "48")
+    assert refused.exit_code == 1
+    assert "image_size: " in refused.stderr
+    assert "was begun with 40, this command says 48" in refused.stderr
+    for dataset in ("digits", "cifar10"):
+        assert run(dataset, "--out", "run", "--image-size", "40").exit_code == 2
 
 
 def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:

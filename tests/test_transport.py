@@ -51,6 +51,11 @@ def script_of(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
+def said(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines that a script printed to stderr, but those on the compilation of kernels."""
+    return [line for line in done.stderr.splitlines() if "kernels" not in line]
+
+
 def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
     tests = Path(__file__).parent
     path = os.pathsep.join(map(str, (tests.parent, tests)))
@@ -86,7 +91,7 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
     command = script_of(tmp_path, WITHOUT_GUARD)
     done = [run([*command, str(folder / "set"), method]) for method in METHODS]
     for each in done:
-        assert (each.returncode, each.stderr) == (0, "")
+        assert (each.returncode, said(each)) == (0, [])
         assert len(each.stdout.splitlines()) == 4
         assert each.stdout == done[0].stdout
 
@@ -129,7 +134,7 @@ def test_a_script_that_ends_with_a_live_iterator_prints_nothing(
     }
     command = script_of(tmp_path, LIVE)
     done = run([*command, at[where], method, str(workers), str(tmp_path / "cache")])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, said(done)) == (0, [])
     assert done.stdout.splitlines() == ["(4, 3, 8, 8)"]
 
 

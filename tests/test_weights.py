@@ -150,6 +150,20 @@ def test_a_pickle_that_wants_more_is_refused_by_name_and_not_run(
     assert not Path("was-run").exists()
 
 
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_a_bare_pickle_is_refused_by_what_it_wants_in_any_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"state_dict": OrderedDict(lr=np.float64(0.5)), "w": Hostile(os.mkdir, "was-run")}
+    Path("evil.pkl").write_bytes(pickle.dumps(content, protocol))
+    torch.save(content, "evil.pt", pickle_protocol=max(protocol, 2))
+    for name in ("evil.pkl", "evil.pt"):
+        with pytest.raises(ValueError, match=r"wants to use posix\.mkdir"):
+            read_checkpoint_file(Path(name))
+    assert not Path("was-run").exists()
+
+
 def _pickle_of(*opcodes: bytes) -> bytes:
     """Return a torch file of old kind whose content is what some opcodes build."""
     head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {})]

@@ -18,6 +18,7 @@ import torch
 
 from pipelines.loading.processes import joined
 from pipelines.training import train as training_module
+from pipelines.training.stopping import Stopping
 from pipelines.training.train import _Run
 from training_sets import training
 
@@ -27,7 +28,9 @@ def main() -> None:
     torch.set_num_threads(1)
     folder, out, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     with joined("cpu") as processes:
-        run = _Run(training(folder, out, epochs=epochs, resume=True), processes, lambda _: None)
+        run = _Run(
+            training(folder, out, epochs=epochs, resume=True), processes, lambda _: None, Stopping()
+        )
         seen: list[list[int]] = []
         take = run._take_step
 

@@ -1,5 +1,6 @@
 """`pixmix-eval`: what a network is worth besides its accuracy."""
 
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -204,8 +205,10 @@ def run(
     its data. How images become a network's is told on stderr.
     """
     told = _told(options)
+    begun = time.monotonic()
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.inputs import add_told, in_words, input_of
+        from pipelines.evaluation.origin import origin_of
         from pipelines.evaluation.suites import missing_inputs
         from pipelines.loading.processes import joined
         from pipelines.models.opening import open_checkpoint
@@ -251,6 +254,12 @@ def run(
             }
             if not processes.first:
                 return
+            origin = origin_of(
+                dict(zip(names, paths, strict=True)),
+                evaluations[0].data,
+                world_size=processes.world.size,
+                seconds=time.monotonic() - begun,
+            )
         values = {name: each.values for name, each in found.items()}
         missing = next(iter(found.values())).missing
         # Of two networks each may fail at the same set.
@@ -261,6 +270,7 @@ def run(
             "data": str(data),
             "test": evaluations[0].data.name,
             "checkpoints": {name: str(path) for name, path in zip(names, paths, strict=True)},
+            "provenance": origin,
             "inputs": inputs,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),

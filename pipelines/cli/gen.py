@@ -132,7 +132,8 @@ def _set_options(
                 type=click.IntRange(1, 10**8),
                 default=pictures,
                 show_default=True,
-                help="Pictures. A larger n later makes a set of files grow.",
+                help="Pictures. A larger n later makes a set of files grow; a smaller one closes "
+                "a set that is not complete, with the pictures that are whole.",
             ),
         ):
             command = option(command)
@@ -473,7 +474,10 @@ def verify(
         with progress_bar("pictures") as progress:
             verdict = verify_set(folder, manifest, painter, sample=sample, progress=progress)
         if not verdict.complete:
-            text = f"{folder}: partial; the command that began it makes it complete"
+            text = (
+                f"{folder}: partial; the command that began it makes it complete, and with a "
+                "smaller --n closes it"
+            )
         elif verdict.faults:
             faults = "1 fault" if len(verdict.faults) == 1 else f"{len(verdict.faults)} faults"
             text = f"{folder}: {faults}; {verdict.faults[0]}"

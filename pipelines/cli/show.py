@@ -217,11 +217,16 @@ def show_mixed(
         from pipelines.report import mixing_figure, mixing_steps
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
+        from pipelines.shards.compiling import compile_kernels
         from pipelines.shards.picture_files import read_picture
         from pixmix.settings import PixMixSettings
+        from pixmix.warming import pending
 
-        picture = mixing_steps.square(read_picture(image), size)
+        # Both before a kernel is compiled.
+        whole = read_picture(image)
         mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
+        compile_kernels(pending)
+        picture = mixing_steps.square(whole, size)
         settings = PixMixSettings(**numbers)
         draws = [
             mixing_steps.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)
@@ -277,14 +282,17 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
+        from fractals.warming import pending
         from pipelines.report import genome_figure
         from pipelines.report.genome_files import read_genome
         from pipelines.report.genome_page import sections
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
+        from pipelines.shards.compiling import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome
+        compile_kernels(pending)
         write_sheet(genome_figure.figure(genome, size, read.shape), out)
         title = f"{genome.family}, seed {genome.seed}, picture {genome.index}"
         if html is not None:

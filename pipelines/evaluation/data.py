@@ -182,9 +182,11 @@ def find_data(root: Path, said: dict[str, Any], *, cache_dir: Path | None = None
         raise PipelineError(f"{where} holds no images; make the shards of the test set again")
     labels, classes, official = _labels(given, located, known, outputs, where, notices)
     side = view.side if view is not None else pictures.read(range(1)).shape[1]
+    sha256 = None if shards is None else shards.hash
     return Data(
         root=located.root, name=located.name, side=side, view=view, classes=classes,
-        outputs=outputs, official=official, test=TestSet(pictures=pictures, labels=labels),
+        outputs=outputs, official=official,
+        test=TestSet(pictures=pictures, labels=labels, sha256=sha256),
         notices=notices,
     )  # fmt: skip
 

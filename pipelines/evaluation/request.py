@@ -23,12 +23,17 @@ class MissingDataError(PipelineError):
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """Pictures that were not trained on. labels: (n,), outputs of the network."""
+    """Images that were not trained on.
+
+    pictures: the images. labels: (n,), outputs of the network. sha256: of the manifest of shards;
+    None for folders of images.
+    """
 
     __test__ = False
 
     pictures: Pictures
     labels: NDArray[np.int64]
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

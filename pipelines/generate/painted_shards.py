@@ -14,10 +14,12 @@ an object store. A run that makes all shards by itself closes the set; many task
 
 import json
 import math
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TypedDict
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
@@ -26,16 +28,39 @@ from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
-from pipelines.shards.files import sha256, world_errors, write_file
-from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
-from pipelines.shards.places import DONE, WORK, Place
+from pipelines.shards.files import file_sha256, sha256, world_errors, write_file
+from pipelines.shards.index import (
+    INDEX_NAME,
+    MANIFEST_NAME,
+    SAMPLE,
+    Manifest,
+    parse_manifest,
+    write_index,
+)
+from pipelines.shards.places import DONE, WORK, Folder, Place
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
 from pipelines.shards.side_files import side_files, write_json
-from pipelines.shards.sidecars import Joined, Sample, join_sidecars, parse_sidecar, write_tar
+from pipelines.shards.sidecars import (
+    Joined,
+    Sample,
+    join_sidecars,
+    parse_sidecar,
+    sidecar_of,
+    write_tar,
+)
+from pipelines.shards.typed_json import read_json
 from pipelines.shards.workers import Run, run_chunks
 
 REQUEST = f"{WORK}/request.json"
+
+
+class _Request(TypedDict):
+    """What a set in the making is to be."""
+
+    settings: dict[str, Any]
+    made_with: dict[str, Any]
+
 
 SPLIT = "train"
 
@@ -134,6 +159,8 @@ def paint_set(
         if _is_closed(place, sizes, document):
             progress(request.pictures(request.own_shards), request.pictures(request.own_shards))
             return _result(request, missing=(), painted=0, complete=True)
+        if MANIFEST_NAME in sizes:
+            sizes = place.sizes()  # Reopened.
         document = _begin(place, sizes, document)
         mark = _mark(document)
         done = _whole_shards(place, sizes, request.own_shards, document)
@@ -146,8 +173,10 @@ def paint_set(
                 request, missing=merged.missing, painted=painted, complete=merged.complete
             )
         sizes = place.sizes()
-        if MANIFEST_NAME in sizes:
-            # Merged meanwhile, for another run had made the same shards.
+        content = place.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
+        if content is not None and _is_whole(_manifest_of(place, content), sizes):
+            # Merged meanwhile, for another run had made the same shards; or it has again what it
+            # had lost.
             place.close()
             return _result(request, missing=(), painted=painted, complete=True)
         left = tuple(_unfinished(sizes, document))
@@ -168,19 +197,27 @@ def merge_shards(place: Place) -> ShardedResult:
         content = place.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
         if content is not None:
             manifest = _manifest_of(place, content)
-            if REQUEST in sizes:
-                # Whoever closed it was killed before the end.
-                place.close()
-            return ShardedResult(
-                place=place.name,
-                n=manifest.num_samples,
-                n_shards=len(manifest.shards),
-                missing=(),
-                painted=0,
-                complete=True,
-            )
+            if _is_whole(manifest, sizes):
+                if REQUEST in sizes:
+                    # Whoever closed it was killed before the end.
+                    place.close()
+                return ShardedResult(
+                    place=place.name,
+                    n=manifest.num_samples,
+                    n_shards=len(manifest.shards),
+                    missing=(),
+                    painted=0,
+                    complete=True,
+                )
+            _reopen(place, sizes, manifest)
+            sizes = place.sizes()
         document = _read_request(place)
         if document is None:
+            if any(name.endswith(".tar") for name in sizes):
+                raise PipelineError(
+                    f"{place.name} has no {MANIFEST_NAME}; if pixmix-gen made it, give again the "
+                    "command that did, which makes its shards anew"
+                )
             raise PipelineError(
                 f"{place.name} holds no shards of pixmix-gen; name what was given as --out with "
                 "--to-shards"
@@ -279,28 +316,64 @@ def _mark(document: Mapping[str, Any]) -> str:
 
 
 def _is_closed(place: Place, sizes: Mapping[str, int], document: Mapping[str, Any]) -> bool:
-    """See whether the set is complete, and the one that is asked for.
+    """See whether the set is complete, and the one that is asked for; reopen one that lost files.
 
     Raises:
-        PipelineError: if it is another one, or has lost a shard.
+        PipelineError: if it is another one.
     """
     content = place.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
     if content is None:
         return False
-    where = f"{place.name}/{MANIFEST_NAME}"
     manifest = _manifest_of(place, content)
-    _refuse(place, {"settings": manifest.settings, "made_with": manifest.versions}, document)
-    for shard in manifest.shards:
-        if sizes.get(shard.file) != shard.n_bytes:
-            raise PipelineError(
-                f"{place.name}/{shard.file} is missing or has another size than the manifest of "
-                f"this complete set says; copy it again from elsewhere, or remove {where} and give "
-                "again the commands that made the set"
-            )
+    _refuse(place, _document_of(manifest), document)
+    if not _is_whole(manifest, sizes):
+        _reopen(place, sizes, manifest)
+        return False
     if REQUEST in sizes:
         # Whoever closed it was killed before the end.
         place.close()
     return True
+
+
+def _is_whole(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
+    """See whether all files of a closed set are there, by their sizes."""
+    least = manifest.num_samples * SAMPLE.itemsize
+    return (
+        all(sizes.get(shard.file) == shard.n_bytes for shard in manifest.shards)
+        and sizes.get(manifest.index.file, 0) > least
+        and all(sizes.get(name) for name in side_files("", SPLIT, [], []))
+    )
+
+
+def _document_of(manifest: Manifest) -> dict[str, Any]:
+    """Return what a closed set was begun with."""
+    return {"settings": manifest.settings, "made_with": manifest.versions}
+
+
+def _reopen(place: Place, sizes: Mapping[str, int], manifest: Manifest) -> None:
+    """Make a closed set that lost files one in the making, of which the tars that are whole stay.
+
+    Its manifest stays until the set is closed again.
+    """
+    document = _document_of(manifest)
+    mark, name = _mark(document), document["settings"].get("name")
+    for shard, entry in enumerate(manifest.shards):
+        own = entry.file == shard_name(name, shard, len(manifest.shards))
+        if not own or sizes.get(entry.file) != entry.n_bytes or _sidecar(shard) in sizes:
+            continue
+        with place.writing() as folder, tempfile.TemporaryDirectory() as scratch:
+            path = place.path if isinstance(place, Folder) else Path(scratch)
+            tar = path / entry.file
+            if not isinstance(place, Folder):
+                tar.write_bytes(place.read(entry.file) or b"")
+            if file_sha256(tar) != entry.sha256:
+                continue
+            sidecar = sidecar_of(tar) | {"request": mark}
+            (folder / DONE).mkdir(parents=True, exist_ok=True)
+            write_file(folder / _sidecar(shard), json.dumps(sidecar).encode())
+    with place.writing() as folder:
+        (folder / WORK).mkdir(exist_ok=True)
+        write_json(folder / REQUEST, document)
 
 
 def _begin(place: Place, sizes: Mapping[str, int], document: dict[str, Any]) -> dict[str, Any]:
@@ -310,10 +383,17 @@ def _begin(place: Place, sizes: Mapping[str, int], document: dict[str, Any]) -> 
         The set's own request: it names the code that began it.
     """
     if REQUEST not in sizes:
-        if sizes:
+        # A set that lost its manifest is made anew: nothing vouches for its tars.
+        settings = document["settings"]
+        tars = {
+            shard_name(settings["name"], shard, settings["num_shards"])
+            for shard in range(settings["num_shards"])
+        }
+        own = {INDEX_NAME, *side_files("", SPLIT, [], [])}
+        if others := sizes.keys() - own - tars or (sizes.keys() if not sizes.keys() & tars else ()):
             raise PipelineError(
-                f"{place.name} holds something else ({min(sizes)}); choose an empty or a new place "
-                "for --out"
+                f"{place.name} holds something else ({min(others)}); choose an empty or a new "
+                "place for --out"
             )
         with place.writing() as folder:
             (folder / WORK).mkdir(exist_ok=True)
@@ -332,16 +412,11 @@ def _read_request(place: Place) -> dict[str, Any] | None:
     content = place.read(REQUEST)
     if content is None:
         return None
-    try:
-        document: dict[str, Any] = json.loads(content)
-        if document["settings"].keys() >= {"name", "n", "num_shards"}:
-            return document
-        fault = "it lacks settings"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = str(error)
-    raise PipelineError(
-        f"{place.name}/{REQUEST} is damaged ({fault}); remove the place, or choose another --out"
-    )
+    where, remedy = f"{place.name}/{REQUEST}", "remove the place, or choose another --out"
+    document: dict[str, Any] = {**read_json(content, _Request, where, remedy)}
+    if lacking := {"name", "n", "num_shards"} - document["settings"].keys():
+        raise PipelineError(f"{where} is damaged: it lacks {', '.join(sorted(lacking))}; {remedy}")
+    return document
 
 
 def _refuse(place: Place, earlier: Mapping[str, Any], document: Mapping[str, Any]) -> None:

@@ -106,7 +106,8 @@ def paint_chunk(painter: Painter, format: str, images: Path, parts: Path, pictur
     lines = []
     for picture in paint_files(painter, format, pictures):
         files[picture.name] = picture.content
-        lines.append(to_line(picture.record))
+        # By this name `load_dataset("imagefolder")` of Hugging Face finds the image of a line.
+        lines.append(to_line(picture.record | {"file_name": picture.record["file"]}))
     write_files(images, files)
     write_part(parts, pictures, lines)
     return pictures

@@ -6,20 +6,35 @@ two processes painted the same pictures; their lines are then the same.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.generate.plan import ranges_of, subtract
 from pipelines.shards.files import new_file, write_file
+from pipelines.shards.typed_json import Count, Sha256, read_json
 
 IMAGES = "images"
 """The folder of the pictures in that of their set."""
 
+_PART_NAME = re.compile(r"(\d{8,12})-(\d{8,12})\.jsonl", re.ASCII)
+
 _AGAIN = "give the command that made the set again, as each of its tasks, to paint it again"
+
+
+class _Fields(msgspec.Struct):
+    """What a set needs of a record."""
+
+    index: Count
+    file: str
+    file_sha256: Sha256
+    attempts: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
 
 @dataclass(frozen=True)
@@ -50,12 +65,7 @@ def from_line(line: bytes, path: Path, number: int) -> dict[str, Any]:
     Raises:
         PipelineError: if it is not a line with a JSON object.
     """
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise PipelineError(f"{path}, line {number} is not JSON ({error}); {_AGAIN}") from error
-    if not isinstance(record, dict):
-        raise PipelineError(f"{path}, line {number} is not a JSON object; {_AGAIN}")
+    record = read_json(line, dict[str, Any], f"{path}, line {number}", _AGAIN)
     if not line.endswith(b"\n"):
         raise PipelineError(f"{path}, line {number} has no end; {_AGAIN}")
     return record
@@ -81,14 +91,11 @@ def is_of(record: Mapping[str, Any], index: int, format: str) -> bool:
         index: the picture's number.
         format: of its file, a key of `encoding.ENCODERS`.
     """
-    attempts = record.get("attempts")
-    return (
-        record.get("index") == index
-        and record.get("file") == f"{IMAGES}/{picture_name(index, format)}"
-        and isinstance(record.get("file_sha256"), str)
-        and isinstance(attempts, int)
-        and attempts > 0
-    )
+    try:
+        fields = msgspec.convert(record, _Fields)
+    except msgspec.ValidationError:
+        return False
+    return fields.index == index and fields.file == f"{IMAGES}/{picture_name(index, format)}"
 
 
 def write_part(folder: Path, pictures: range, lines: Sequence[bytes]) -> None:
@@ -110,9 +117,9 @@ def find_parts(metadata: Path, folder: Path) -> list[Part]:
     if metadata.exists():
         with metadata.open("rb") as file:
             parts.append(Part(metadata, range(sum(1 for _ in file))))
-    for path in sorted(folder.glob("*.jsonl")):
-        start, stop = path.stem.split("-")
-        parts.append(Part(path, range(int(start), int(stop))))
+    # Programs that synchronize folders leave files of other names.
+    names = [(path, _PART_NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.jsonl"))]
+    parts += [Part(path, range(int(name[1]), int(name[2]))) for path, name in names if name]
     return parts
 
 

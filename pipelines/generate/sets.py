@@ -11,14 +11,16 @@ folder share nothing else. Whoever finds all records there joins them and comple
 """
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from reprlib import repr as shortened
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
+
+import msgspec
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
@@ -39,28 +41,36 @@ from pipelines.shards.files import (
     check_no_file,
     file_sha256,
     folder_lock,
+    read_regular,
     remove_partial_files,
     world_errors,
     write_file,
 )
 from pipelines.shards.index import FORMAT
 from pipelines.shards.progress import Progress, no_progress
+from pipelines.shards.typed_json import Count, Sha256, read_json
 from pipelines.shards.workers import Run, run_chunks
 
-_FIELDS: dict[str, Callable[[Any], bool]] = {
-    "kind": lambda value: isinstance(value, str),
-    "status": lambda value: value in ("partial", "complete"),
-    "pictures": lambda value: type(value) is int and value > 0,
-    "settings": lambda value: isinstance(value, dict) and value.get("format") in [*ENCODERS],
-    "made_with": lambda value: isinstance(value, dict) and {"pixmix", "encoder"} <= value.keys(),
-}
-"""What a manifest has, and when it is sound."""
 
-_FIELDS_OF_COMPLETE: dict[str, Callable[[Any], bool]] = {
-    "metadata_sha256": lambda value: isinstance(value, str),
-    "acceptance_rate": lambda value: isinstance(value, int | float),
-}
-"""What that of a complete set has, too."""
+class _Manifest(TypedDict):
+    """What the manifest of a set has; what is not required comes when the set is complete."""
+
+    kind: str
+    status: Literal["partial", "complete"]
+    pictures: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+    settings: dict[str, Any]
+    made_with: dict[str, Any]
+    licence: NotRequired[str]
+    drafts: NotRequired[Count]
+    acceptance_rate: NotRequired[Annotated[float, msgspec.Meta(ge=0, le=1)]]
+    metadata_sha256: NotRequired[Sha256]
+
+
+_COPY = "copy it from elsewhere, or remove the folder and make the set again"
+_REQUIRED = {"kind", "status", "pictures", "settings", "made_with"}
+_REQUIRED_OF_COMPLETE = {"drafts", "acceptance_rate", "metadata_sha256"}
+_MOST_BYTES = 2**20
+"""Of a manifest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +140,9 @@ class SetResult:
 def generate_set(
     request: SetRequest, *, run: Run = run_chunks, progress: Progress = no_progress
 ) -> SetResult:
-    """Make a set of pictures, or continue, grow or heal one.
+    """Make a set of pictures, or continue, grow, heal or close one.
+
+    A set that is not complete is closed by an n of at least the pictures that are whole in order.
 
     Picture i depends on the painter and i alone, and the finished folder on the painter, n and
     the format: not on jobs, tasks, interruptions or what n was in an earlier run.
@@ -181,30 +193,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
+        content = read_regular(path, max_bytes=_MOST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
             f"{folder} is not a set of pictures: it has no manifest.json; "
             "name a folder made by pixmix-gen"
         ) from error
-    except ValueError as error:
-        raise PipelineError(f"{path} is not JSON ({error}); choose another folder") from error
-    if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
+    found = read_json(content, dict[str, Any], str(path), _COPY)
+    if found.get("format") == FORMAT:
         raise PipelineError(
             f"{folder} holds shards, not files of pictures; check them with pixmix-shard verify, "
             "continue them with --to-shards, or choose another folder"
         )
-    if not isinstance(manifest, dict) or not _FIELDS.keys() <= manifest.keys():
+    if not found.keys() >= _REQUIRED:
         raise PipelineError(
             f"{path} is not the manifest of a set of pictures; choose another folder"
         )
-    expected = _FIELDS if manifest["status"] == "partial" else _FIELDS | _FIELDS_OF_COMPLETE
-    for name, expectation in expected.items():
-        if not expectation(manifest.get(name)):
-            raise PipelineError(
-                f"{path} is damaged, its {name} is {shortened(manifest.get(name))}; copy it from "
-                "elsewhere, or remove the folder and make the set again"
-            )
+    manifest: dict[str, Any] = {**read_json(content, _Manifest, str(path), _COPY)}
+    lacking = set() if manifest["status"] == "partial" else _REQUIRED_OF_COMPLETE - manifest.keys()
+    if manifest["settings"].get("format") not in [*ENCODERS]:
+        lacking.add("settings.format")
+    lacking |= {
+        f"made_with.{name}" for name in {"pixmix", "encoder"} - manifest["made_with"].keys()
+    }
+    if lacking:
+        raise PipelineError(f"{path} is damaged, it lacks {', '.join(sorted(lacking))}; {_COPY}")
     return manifest
 
 
@@ -250,23 +263,27 @@ def _begin(request: SetRequest) -> list[range]:
     """
     manifest = _partial_manifest(request)
     signed = False
+    begun = request.n
     if (request.folder / "manifest.json").exists():
         # Again, for another run may have written it meanwhile.
         earlier = _refuse_other_settings(request)
+        begun = max(begun, earlier["pictures"])
         # The code that began a set stays named: it is what made the first pictures.
         manifest["made_with"] = earlier["made_with"]
         signed = earlier["status"] == "complete" and request.metadata.exists()
         if signed and file_sha256(request.metadata) != earlier["metadata_sha256"]:
             # Any of its lines may have changed. It goes while the manifest still disowns it.
             request.metadata.unlink()
-    lost = _lost(request)
+    lost = _lost(request, begun)
     gone = {
         part: [*lost, *_damaged(request, part, signed=signed)]
         for part in find_parts(request.metadata, request.parts)
     }
     recorded = [kept for part in gone for kept in subtract(part.pictures, gone[part])]
     missing = subtract(range(request.n), recorded)
-    if missing or not request.metadata.exists():
+    if begun > request.n:
+        _check_smaller(request, begun, recorded)
+    if missing or begun > request.n or not request.metadata.exists():
         # First of all, for a folder with pictures and no manifest is somebody else's. Of records
         # that are not joined, too, for a complete manifest would have them removed.
         _write_manifest(request, manifest)
@@ -293,14 +310,42 @@ def _damaged(request: SetRequest, part: Part, *, signed: bool) -> list[range]:
     return damaged(part, _own_share(request, [part.pictures]), request.format)
 
 
-def _lost(request: SetRequest) -> list[range]:
-    """Find the pictures without a file: lost, or never painted."""
+def _check_smaller(request: SetRequest, begun: int, recorded: list[range]) -> None:
+    """See that a set that is closed before its end loses no picture, and that nobody paints it.
+
+    What was painted out of order behind its new end is removed when it is closed.
+    """
+    missing = subtract(range(begun), recorded)
+    whole = missing[0].start if missing else begun
+    if request.n < whole:
+        raise PipelineError(
+            f"n: {request.folder} was begun with {begun} pictures, {whole} of them are whole, this "
+            f"command says {request.n}; use --n {whole} to close it with those, or choose another "
+            "--out"
+        )
+    own = f"task-{request.task_index}-of-{request.num_tasks}.lock"
+    for path in request.work.glob("task-*.lock"):
+        if path.name != own:
+            busy = f"{request.folder} is being painted ({path.stem}); wait for that to close it"
+            with folder_lock(path, busy=busy):
+                pass
+
+
+def _lost(request: SetRequest, n: int) -> list[range]:
+    """Find those of n pictures without a file of some size: lost, a broken link, or not painted."""
     if not request.images.is_dir():
-        return [range(request.n)]
-    names = {entry.name for entry in request.images.iterdir()}
+        return [range(n)]
+    names = {entry.name for entry in os.scandir(request.images) if _has_content(entry)}
     return ranges_of(
-        index for index in range(request.n) if picture_name(index, request.format) not in names
+        index for index in range(n) if picture_name(index, request.format) not in names
     )
+
+
+def _has_content(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file() and entry.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def _refuse_other_split(request: SetRequest) -> None:
@@ -341,10 +386,10 @@ def _refuse_other_settings(request: SetRequest) -> dict[str, Any]:
     for field, before, now in compared:
         refuse_other(request.folder, field, before, now)
     refuse_other_versions(request.folder, earlier["made_with"], fresh["made_with"])
-    if earlier["pictures"] > request.n:
+    if earlier["status"] == "complete" and earlier["pictures"] > request.n:
         raise PipelineError(
-            f"n: {request.folder} was begun with {earlier['pictures']} pictures, this command "
-            f"says {request.n}; ask for at least {earlier['pictures']}, or choose another --out"
+            f"n: {request.folder} is complete with {earlier['pictures']} pictures, this command "
+            f"says {request.n}; use --n {earlier['pictures']} or more, or choose another --out"
         )
     return earlier
 
@@ -431,6 +476,7 @@ def _finish(request: SetRequest, painted: int) -> SetResult:
 
 def _join(request: SetRequest, manifest: dict[str, Any], parts: list[Part]) -> dict[str, Any]:
     drafts = merge(parts, request.n, request.metadata, request.format)
+    _remove_pictures_behind(request)
     remove_partial_files(request.images)
     remove_partial_files(request.folder)
     complete = manifest | {
@@ -441,6 +487,13 @@ def _join(request: SetRequest, manifest: dict[str, Any], parts: list[Part]) -> d
     }
     _write_manifest(request, complete)
     return complete
+
+
+def _remove_pictures_behind(request: SetRequest) -> None:
+    """Remove what was painted behind the end of a set that was begun larger."""
+    for path in request.images.glob(f"[0-9]*.{request.format}"):
+        if path.stem.isdecimal() and int(path.stem) >= request.n:
+            path.unlink(missing_ok=True)
 
 
 def _write_manifest(request: SetRequest, manifest: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any
 
 from pipelines.errors import PipelineError
@@ -23,6 +24,7 @@ SAME_PICTURE_DECIBELS = 40.0
 """Two encoders of one picture differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB
 between pictures of other content."""
 
+_COPY = "copy manifest.json from elsewhere"
 _AGAIN = "give the command that made the set again"
 
 
@@ -105,9 +107,27 @@ def verify_set(
             f"metadata.jsonl has {lines} lines, {own} of them the record of the picture of their "
             f"place, and the set has {n} pictures; delete it and {_AGAIN}, which paints all anew",
         )
+    verdict.faults.extend(_manifest_faults(manifest, painter, check.drafts))
     verdict.sampled = check.repainted
     verdict.faults.extend(_strangers(folder, format, n))
     return verdict
+
+
+def _manifest_faults(manifest: dict[str, Any], painter: Painter, drafts: int) -> Iterable[str]:
+    """Yield what a manifest says other than its painter and its records, of all that it says."""
+    expected = {
+        "kind": painter.kind(),
+        "licence": painter.licence(),
+        "settings": painter.settings() | {"format": manifest["settings"]["format"]},
+        "drafts": drafts,
+        "acceptance_rate": round(manifest["pictures"] / max(drafts, 1), 6),
+    }
+    for name, value in expected.items():
+        if manifest.get(name) != value:
+            yield (
+                f"manifest.json has {name} {shortened(manifest.get(name))}, expected "
+                f"{shortened(value)}; {_COPY}"
+            )
 
 
 @dataclass
@@ -116,12 +136,14 @@ class _Check:
     manifest: dict[str, Any]
     painter: Painter
     repainted: int = 0
+    drafts: int = 0
 
     def fault(self, record: dict[str, Any], *, again: bool) -> str | None:
         """Say what is wrong with one picture, in words that follow its name.
 
         again: paint it again, and count it in `repainted` if it can be.
         """
+        self.drafts += record["attempts"]
         try:
             content = (self.folder / record["file"]).read_bytes()
         except FileNotFoundError:
@@ -130,6 +152,9 @@ class _Check:
             return f"cannot be read ({error.strerror})"
         if sha256(content) != record["file_sha256"]:
             return f"is not the file that was written; delete it and {_AGAIN}, which paints it anew"
+        for name, value in self.manifest["settings"].items():
+            if record.get(name, value) != value:
+                return f"has {name} {record[name]} in its record, and {value} in manifest.json"
         return self._repainting_fault(record, content) if again else None
 
     def _repainting_fault(self, record: dict[str, Any], content: bytes) -> str | None:

@@ -40,6 +40,7 @@ from pipelines.shards.picture_files import natural_order, picture_files, read_im
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
 from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.remote import RemoteShards
+from pipelines.shards.sources import size_and_change
 from pipelines.shards.workers import available_cores
 from pixmix.packed import PackedPictures
 
@@ -256,14 +257,9 @@ class _OfFolder:
         """Names, sizes and times of all files, wherever the folder lies."""
         entries = []
         for path in self.files:
-            name = path.relative_to(self.folder).as_posix()
-            try:
-                status = path.stat()
-            except FileNotFoundError:
-                # A link to nothing; reading it says so.
-                entries.append((name, -1, -1))
-            else:
-                entries.append((name, status.st_size, status.st_mtime_ns))
+            # A link to nothing has a size of -1; reading it says so.
+            size, (modified_ns, _) = size_and_change(path)
+            entries.append((path.relative_to(self.folder).as_posix(), size, modified_ns))
         return {"kind": "folder", "files": len(entries), "list": _listed(entries)}
 
     def __len__(self) -> int:

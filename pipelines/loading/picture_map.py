@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import msgspec
 import numpy as np
 import PIL
 from numpy.typing import NDArray
@@ -33,9 +34,11 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
-from pipelines.shards.files import PARTIAL_SUFFIX, folder_lock, sha256, write_file
+from pipelines.shards.files import PARTIAL_SUFFIX, folder_lock, read_regular, sha256, write_file
 from pipelines.shards.picture_files import MOST_PIXELS
 from pipelines.shards.progress import Progress
+from pipelines.shards.typed_json import Count, Sha256, read_json
+from pixmix.mapped import open_map
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_shape
 
@@ -52,8 +55,25 @@ _BUNCH = 64
 _PIECE = 1 << 26
 """Bytes that are hashed together, so that threads can share a file; one hashes 2.8 GB in 2 s."""
 
+_MOST_RECORD_BYTES = 2**30
+
 _seen_whole: dict[Path, tuple[int, ...]] = {}
 """Files that this process has hashed, and what they were like then; a forked one knows of them."""
+
+
+class _Recorded(msgspec.Struct, frozen=True):
+    """A file of a map. sha256: of each `_PIECE`."""
+
+    bytes: Count
+    sha256: list[Sha256]
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """What is read of a map's record. n: pictures; left_out: why others are not in it."""
+
+    n: Count
+    left_out: list[str]
+    files: dict[str, _Recorded]
 
 
 class PictureSource(Protocol):
@@ -133,15 +153,15 @@ def open_picture_map(
 
 def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
     """Refuse a map that lacks pictures, or say that it does."""
-    record = json.loads((folder / _RECORD).read_bytes())
-    left_out = record["left_out"]
+    record = _read_record(folder)
+    left_out = record.left_out
     if not left_out:
         return
     if bad_pictures != "skip":
         raise PipelineError(_cannot_be_read(left_out[0], bad_pictures))
     log.warning(
         "%d of %d pictures cannot be read and are left out; the first: %s",
-        len(left_out), record["n"] + len(left_out), left_out[0],
+        len(left_out), record.n + len(left_out), left_out[0],
     )  # fmt: skip
 
 
@@ -171,13 +191,18 @@ def _disk_errors(folder: Path) -> Iterator[None]:
 def _is_whole(folder: Path, jobs: int) -> bool:
     """Return whether a map is as it was built."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
-        return isinstance(record["left_out"], list) and all(
-            _is_as_recorded(folder / name, record["files"][name], jobs)
+        record = _read_record(folder)
+        return all(
+            _is_as_recorded(folder / name, record.files[name], jobs)
             for name in (_PIXELS, _TABLE_FILE)
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError, PipelineError, KeyError):
         return False
+
+
+def _read_record(folder: Path) -> "_Record":
+    content = read_regular(folder / _RECORD, max_bytes=_MOST_RECORD_BYTES)
+    return read_json(content, _Record, str(folder / _RECORD), f"remove {folder}")
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -186,11 +211,11 @@ def _state(path: Path) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _is_as_recorded(path: Path, recorded: dict[str, Any], jobs: int) -> bool:
+def _is_as_recorded(path: Path, recorded: "_Recorded", jobs: int) -> bool:
     now = _state(path)
     if _seen_whole.get(path) == now:
         return True
-    if path.stat().st_size != recorded["bytes"] or _hashes(path, jobs) != recorded["sha256"]:
+    if path.stat().st_size != recorded.bytes or _hashes(path, jobs) != recorded.sha256:
         return False
     _seen_whole[path] = now
     return True
@@ -213,13 +238,17 @@ def _hashes(path: Path, jobs: int) -> list[str]:
 
 
 def _open(folder: Path) -> PackedPictures:
-    table = np.load(folder / _TABLE_FILE, allow_pickle=False)
+    try:
+        table = np.load(folder / _TABLE_FILE, allow_pickle=False)
+        offsets = table["offset"]
+    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+        raise PipelineError(f"{folder} is damaged ({error}); remove it") from error
     # Copy on write: kernels are compiled for arrays that may be written, and nobody writes, so
     # that all processes share the pages.
-    pixels = np.asarray(np.memmap(folder / _PIXELS, np.uint8, "c"))
+    pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=((folder / _PIXELS).stat().st_size,))
     return PackedPictures(
         pixels,
-        np.ascontiguousarray(table["offset"], np.int64),
+        np.ascontiguousarray(offsets, np.int64),
         np.ascontiguousarray(table["height"], np.int32),
         np.ascontiguousarray(table["width"], np.int32),
     )

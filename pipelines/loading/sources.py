@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from pipelines.loading.preparation import Preparation
@@ -137,7 +138,7 @@ class Workers:
         self._arguments = {name: each for name, each in locals().items() if name != "self"}
         self.shards = dataset.reader.shards
         self.mixing_set = dataset.mixing_set
-        self._start_method = start_method(multiprocessing_context)
+        self._start_method = multiprocessing_context
         self._files, self._ahead, self._downloads = files, ahead, downloads
         self._requests = _Replaceable()
         self._given = 0
@@ -176,7 +177,9 @@ class Workers:
 
     def _begin(self) -> Iterator[Prepared]:
         """Begin an epoch; the workers start the first time."""
-        with worker_errors(), without_main_module(self._start_method):
+        # Asked now: the answer keeps multiprocessing to its default from then on.
+        method = start_method(self._start_method)
+        with worker_errors(), without_main_module(method):
             return iter(self._loader)
 
     def _counted(self, batches: Iterator[Prepared]) -> Generator[Prepared]:
@@ -243,6 +246,10 @@ def _end_soon(loader: DataLoader[Prepared]) -> None:
     """End the workers, of which torch would wait 5 s for each that awaits a shard."""
     iterator = loader._iterator
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        if iterator._worker_pids_set:
+            # Or torch raises an error for a worker that ends, wherever this process is.
+            signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
+            iterator._worker_pids_set = False
         iterator._workers_done_event.set()
         for jobs in iterator._index_queues:
             jobs.put(None)

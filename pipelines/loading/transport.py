@@ -156,7 +156,8 @@ def worker_errors() -> Iterator[None]:
         if said.startswith("DataLoader worker"):
             raise PipelineError(
                 "a process that decodes images was killed, most often because memory ran out; run "
-                "the same command again, with fewer --workers if memory is short"
+                "the same command again (pixmix-train: with --resume auto), and with fewer "
+                "--workers if memory is short"
             ) from error
         raise
 

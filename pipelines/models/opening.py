@@ -4,6 +4,7 @@ import logging
 import math
 import reprlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -175,19 +176,40 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
                 f"{path} is of {name!r}, a function, and no file says what is run here; if it is "
                 f"yours, say --model {name}"
             )
-        # Without memory first: neither a name nor a number of a file is to ask for much of it.
-        device = torch.get_default_device() if ":" in name else torch.device("meta")
-        with device:
-            classes = network.get("classes") or n_classes(state, partial(open_model, name)) or 10
-            probe = open_model(name, classes)
-        fit_weights(probe, state, path)
+        classes = network.get("classes") or _classes_of(state, name)
+        if ":" not in name:
+            # Without memory first: neither a name nor a number of a file is to ask for much of it.
+            with torch.device("meta"):
+                probe = open_model(name, classes)
+            fit_weights(probe, state, path)
         module = open_model(name, classes)
         _expect_input(module, name, network.get("pretrained"))
         for note in load_weights(module, state, path):
             _log.warning("%s: %s", path, note)
+        if name in _WITH_HEADS and "pretrained" not in network:
+            _log.warning(
+                "%s: torchvision's own weights of %s have their images with --mean 0.5 0.5 0.5 "
+                "--std 0.5 0.5 0.5; pass that if these began with them",
+                path,
+                name,
+            )
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return module.eval(), {**network, "model": name, "classes": classes}
+
+
+def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
+    """Return the number of classes of a state dict, 10 where it does not show."""
+    build = partial(open_model, name)
+    if ":" not in name:
+        with torch.device("meta"):
+            return n_classes(state, build) or 10
+    # A function may take no other number than its own; the last weights are the classifier's then.
+    found = None
+    with suppress(PipelineError):
+        found = n_classes(state, build)
+    weights = [each for each in state.values() if each.ndim > 1]
+    return found or (len(weights[-1]) if weights else 10)
 
 
 def said_of_network(path: Path) -> dict[str, Any]:

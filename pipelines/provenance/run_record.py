@@ -183,7 +183,7 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
     except BaseException as error:
         # What ended the run is what is told, also where the disk is full.
         with suppress(OSError):
-            if isinstance(error, KeyboardInterrupt):
+            if isinstance(error, KeyboardInterrupt | SystemExit):
                 end("stopped")
             else:
                 end("failed", (str(error) or type(error).__name__).splitlines()[0])

@@ -13,6 +13,9 @@ from pipelines.shards.index import FORMAT
 
 SQUARE = (1, 1)
 
+_LONGEST_LINE = 2**24
+"""Bytes of a record of a set; a genome has some thousands."""
+
 _REMEDY = "name a genome, or a set of pixmix-gen fractals"
 
 
@@ -66,10 +69,12 @@ def _refuse_shards(manifest: Any, place: Path) -> None:  # noqa: ANN401
 def _manifest(folder: Path) -> dict[str, Any]:
     """Return what is known of a set, or nothing where its folder has no manifest."""
     path = folder / "manifest.json"
-    if not path.is_file():
-        return {}
     remedy = "name another set"
-    document = parse(read_text(path, remedy), str(path), remedy)
+    try:
+        text = read_text(path, remedy)
+    except FileNotFoundError:
+        return {}
+    document = parse(text, str(path), remedy)
     return document if isinstance(document, dict) else {}
 
 
@@ -83,16 +88,26 @@ def _shape(manifest: dict[str, Any]) -> tuple[int, int]:
 
 
 def _record(path: Path, index: int) -> Any:  # noqa: ANN401
-    if not path.is_file():
+    try:
+        file = open_regular(path)
+    except FileNotFoundError as error:
         raise PipelineError(
             f"{path} is not there: {path.parent} is no finished set of pixmix-gen fractals; name "
             "one, or a genome's file"
-        )
-    with open_regular(path) as lines:
-        for number, line in enumerate(lines):
-            if number == index:
-                return parse(line.decode(errors="replace"), f"{path}, line {number + 1}", _REMEDY)
-    raise PipelineError(f"{path} has no picture {index}; its pictures are counted from 0")
+        ) from error
+    with file:
+        for number in range(index + 1):
+            line = file.readline(_LONGEST_LINE + 1)
+            if not line:
+                break
+            if len(line) > _LONGEST_LINE:
+                raise PipelineError(
+                    f"{path}, line {number + 1} has more than {_LONGEST_LINE:,} bytes, which no "
+                    f"genome has; {_REMEDY}"
+                )
+    if not line:
+        raise PipelineError(f"{path} has no picture {index}; its pictures are counted from 0")
+    return parse(line.decode(errors="replace"), f"{path}, line {index + 1}", _REMEDY)
 
 
 def _of_record(document: Any, where: str, kind: object) -> Genome:  # noqa: ANN401

@@ -55,11 +55,13 @@ class MixingPictures(Sequence[Pixels]):
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
         self._source: PictureSource = JoinedSources(tuple(map(picture_source, places)))
         self._source.check()
+        # A folder is searched now: it may hold none.
+        self._n = len(self._source)
         self._size = size
 
     def __len__(self) -> int:
         """Return how many there are."""
-        return len(self._source)
+        return self._n
 
     def __getitem__(self, i: int) -> Pixels:  # type: ignore[override]
         """Return picture i, (H, W, 3) uint8.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.provenance.facts import printable
+from pipelines.shards.sources import printable
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
@@ -12,7 +12,7 @@ def names_of(paths: Sequence[Path]) -> list[str]:
     A path is named by where it leads: "." by the name of its folder. Bytes that are not UTF-8 are
     escaped: names are drawn, and written into files.
     """
-    whole = [path.resolve() for path in paths]
+    whole = [Path(printable(str(path.resolve()))) for path in paths]
     for parts in range(1, 8):
         names = [printable("/".join(path.parts[-parts:])) for path in whole]
         if len(set(names)) == len(names):

@@ -9,12 +9,13 @@ import numpy as np
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.files import sha256, write_file
+from pipelines.shards.files import read_regular, sha256, write_file
 from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
     INDEX_NAME,
     MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
     SAMPLE,
     Manifest,
     parse_manifest,
@@ -115,7 +116,7 @@ def _check_place(folder: Path, names: set[str]) -> None:
         if index.exists() and not _is_index(index):
             raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
         return
-    manifest = parse_manifest(path.read_bytes(), str(path))
+    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
@@ -133,7 +134,7 @@ def _made_here(folder: Path) -> Manifest | None:
     path = folder / MANIFEST_NAME
     if not path.exists():
         return None
-    manifest = parse_manifest(path.read_bytes(), str(path))
+    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     if manifest.kind == ADOPTED:
         return None
     try:

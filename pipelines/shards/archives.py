@@ -9,6 +9,7 @@ An image in an archive has a place, plain JSON values, by which any process read
 
 import errno
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,16 @@ from pipelines.shards.tars import scan_tar
 
 _ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_BEGINNING = b"\x93NUMPY"
+
+_NPY_HEADER = re.compile(
+    rb"(?P<prefix>\x93NUMPY(?:\x01\x00(?P<length>..)|[\x02\x03]\x00(?P<long>....)))"
+    rb"\{'descr': '\|u1', 'fortran_order': False, "
+    rb"'shape': \((?P<n>\d{1,12}), (?P<height>\d{1,9}), (?P<width>\d{1,9}), 3\), \} *\n",
+    re.DOTALL,
+)
+"""As numpy.save writes it, for images: its own reader evaluates what stands there."""
+
+_LONGEST_NPY_HEADER = 1000
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """Of a zip's member: signature, five fields, checksum, two sizes, lengths of name and extra."""
@@ -107,23 +118,28 @@ def _inflated(packed: bytes, size: int) -> bytes:
 
 
 def _of_array(path: Path) -> Iterator[ArchivedImage]:
-    remedy = "name an array of images, (N, height, width, 3) uint8"
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    # What numpy raises for a damaged header, each seen.
-    except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, MemoryError) as error:
-        raise PipelineError(f"{path} is no whole array of numbers; {remedy}") from error
-    is_of_images = array.ndim == 4 and array.dtype == np.uint8 and array.shape[3] == 3
-    if not is_of_images or array.size == 0 or not array.flags.c_contiguous:
-        raise PipelineError(f"{path} holds {array.shape} {array.dtype}; {remedy}")
-    n, height, width = array.shape[:3]
-    if height * width > MOST_PIXELS:
+    remedy = "name an array as numpy.save writes it, of images, (N, height, width, 3) uint8"
+    with open_regular(path) as file:
+        content = file.read(_LONGEST_NPY_HEADER)
+        n_bytes = os.fstat(file.fileno()).st_size
+    header = _NPY_HEADER.match(content)
+    if header is None:
+        raise PipelineError(f"{path} holds no array of images; {remedy}")
+    n, height, width = (int(header[side]) for side in ("n", "height", "width"))
+    size = 3 * height * width
+    if n * size == 0 or height * width > MOST_PIXELS:
         raise PipelineError(
-            f"{path} holds images of {width}x{height}; at most {MOST_PIXELS:,} pixels are read"
+            f"{path} holds {n} images of {width}x{height}; name an array of images of at most "
+            f"{MOST_PIXELS:,} pixels, uint8"
+        )
+    first = len(header["prefix"]) + int.from_bytes(header["length"] or header["long"], "little")
+    if first + n * size != n_bytes:
+        raise PipelineError(
+            f"{path} has {n_bytes:,} bytes, its header says {first + n * size:,} of uint8; copy it "
+            "again"
         )
     for i in range(n):
-        offset = int(array.offset) + i * 3 * height * width
-        yield ArchivedImage(name=f"{i}.png", place=(offset, height, width), size=-1)
+        yield ArchivedImage(name=f"{i}.png", place=(first + i * size, height, width), size=-1)
 
 
 def _of_zip(path: Path) -> Iterator[ArchivedImage]:
@@ -143,13 +159,15 @@ def _of_zip(path: Path) -> Iterator[ArchivedImage]:
         end = 0
         for member in sorted(members, key=lambda member: member.header_offset):
             _check_member(path, member)
+            # Members that share their bytes make much of little.
+            if member.header_offset < end:
+                raise PipelineError(f"{path} has members that overlap, as no zip tool writes them")
+            if member.header_offset > n_bytes:
+                raise PipelineError(damaged)
             header = os.pread(file.fileno(), _LOCAL_HEADER.size, member.header_offset)
             if len(header) < _LOCAL_HEADER.size or header[:4] != _ZIP_BEGINNINGS[0]:
                 raise PipelineError(damaged)
             *_, name_length, extra_length = _LOCAL_HEADER.unpack(header)
-            # Members that share their bytes make much of little.
-            if member.header_offset < end:
-                raise PipelineError(f"{path} has members that overlap, as no zip tool writes them")
             offset = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
             end = offset + member.compress_size
             if end > n_bytes:

@@ -36,7 +36,8 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
     """Start a command for the time of the block, and wait for its end.
 
     Ctrl-C, SIGTERM and SIGHUP are handed on to it, each once, so that it can leave what it makes
-    in order. They take effect here when it has ended.
+    in order. They take effect here when it has ended. Those that this process ignores, as nohup and
+    a shell's & have it, stay ignored in both.
 
     Args:
         command: program and arguments.
@@ -56,7 +57,11 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        before = {number: signal.signal(number, hand_on) for number in _HANDED_ON}
+        before = {
+            number: signal.signal(number, hand_on)
+            for number in _HANDED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
     try:
         # In a group of its own: a terminal sends Ctrl-C to all of a group, and it would come twice.
         with subprocess.Popen(command, process_group=0, **options) as process:

@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from multiprocessing.context import SpawnProcess
 
 from pipelines.shards.workers import interrupts_held, prepare_worker
@@ -56,4 +57,5 @@ def _compile(part: Callable[[], None]) -> None:
     prepare_worker()
     # A tenth of the time; the process ends before its memory matters.
     gc.disable()
-    part()
+    with suppress(Exception):
+        part()

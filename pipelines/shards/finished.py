@@ -9,14 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256
+from pipelines.shards.files import file_sha256, write_file
 from pipelines.shards.index import MANIFEST_NAME, Manifest, ShardSet, build_set, read_index
 from pipelines.shards.listing import Listing
 from pipelines.shards.members import sample_of
+from pipelines.shards.picture_files import unusable_file
 from pipelines.shards.pictures import BrokenPictureError
 from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuffled
-from pipelines.shards.side_files import ODD_FILES_NAME, side_file_faults
+from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_file_faults
 from pipelines.shards.sidecars import sidecar_of
+from pipelines.shards.survey import found_in
 
 
 def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
@@ -71,7 +73,12 @@ def check_contents(request: ShardRequest, opened: ShardSet) -> None:
     kept = [index for index in range(len(listing)) if index not in left_out]
     positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
     for index in changed:
-        if index not in positions or not _is_in(opened, positions[index], request, listing, index):
+        is_same = (
+            _is_in(opened, positions[index], request, listing, index)
+            if index in positions
+            else not _skipped(request).isdisjoint(found_in(request.source, listing[index]))
+        )
+        if not is_same:
             raise PipelineError(
                 f"{listing[index].name} was changed after {request.folder} was made; choose "
                 f"another OUT, or remove {request.folder} and give the command again"
@@ -83,9 +90,13 @@ def _left_out(request: ShardRequest) -> set[int]:
     path = request.folder / ODD_FILES_NAME
     if not path.is_file():
         return set()
-    skipped = {"broken", "odd"} if request.odd_files == "skip" else {"broken"}
     lines = map(json.loads, path.read_bytes().splitlines())
-    return {line["index"] for line in lines if line["found"] in skipped}
+    return {line["index"] for line in lines if line["found"] in _skipped(request)}
+
+
+def _skipped(request: ShardRequest) -> set[str]:
+    """Return of what is found in files that which keeps them out of the shards."""
+    return {"broken", "odd"} if request.odd_files == "skip" else {"broken"}
 
 
 def _is_in(
@@ -99,6 +110,10 @@ def _is_in(
         sample = sample_of(request, listing, index)
     except BrokenPictureError:
         return False
+    except OSError as error:
+        if unusable_file(error) is None:
+            raise
+        return False
     return sample.members[sample.extension] == content
 
 
@@ -106,6 +121,8 @@ def sidecars_of_whole(
     request: ShardRequest, manifest: Manifest, listing: Listing, order: NDArray[np.int64]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Give number and sidecar of each shard of a finished set that is as its manifest says.
+
+    DALI's index of each is written again if the set has them.
 
     Those with files that were changed since are not given: they are to be written again.
 
@@ -123,6 +140,7 @@ def sidecars_of_whole(
             and path.stat().st_size == shard.n_bytes
             and file_sha256(path) == shard.sha256
             and changed.isdisjoint(indices)
-            and (path.with_suffix(".idx").is_file() or not request.dali_index)
         ):
+            if request.dali_index:
+                write_file(path.with_suffix(".idx"), dali_index(path))
             yield number, sidecar_of(path) | {"inputs": listing.fingerprint(indices)}

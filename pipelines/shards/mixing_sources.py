@@ -157,6 +157,8 @@ def _in_set(root: Path, folder: Path) -> Iterator[Item]:
             if not inside:
                 raise PipelineError(f"{records}, line {number} leads out of the set: {path}")
             name = path.relative_to(root).as_posix()
+            # For readers of folders; in a shard it would name no file.
+            record.pop("file_name", None)
             yield _item(path, name, record)
 
 

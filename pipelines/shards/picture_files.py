@@ -196,8 +196,8 @@ def _walk(folder: Path, above: Above) -> Iterator[Path]:
             continue
         if _is_folder(entry):
             yield from _walk(folder / name, above)
-        # A link to nothing is a picture that got lost, which whoever reads it is told.
-        elif is_picture_name(name) and (entry.is_symlink() or entry.is_file()):
+        # Whatever it is: whoever reads a pipe or a link to nothing under such a name is told.
+        elif is_picture_name(name):
             yield folder / name
 
 

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,16 +20,31 @@ from pipelines.shards.files import file_sha256, new_file
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import SAMPLE, Shard
 from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.typed_json import Count, FileName, Sha256
 
-_FIELDS = {
-    "file": str,
-    "num_samples": int,
-    "bytes": int,
-    "sha256": str,
-    "md5": str,
-    "extensions": list,
-}
-"""What a sidecar has besides its rows."""
+_Number = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+_Class = Annotated[int, msgspec.Meta(ge=-1, lt=2**31)]
+
+
+class _Sidecar(msgspec.Struct):
+    """What every sidecar has. rows: size, offset and label of each sample."""
+
+    file: FileName
+    num_samples: Count
+    bytes: Count
+    sha256: Sha256
+    md5: Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{32}\Z")]
+    extensions: list[FileName]
+    rows: list[tuple[_Number, Count, _Class]]
+
+    def __post_init__(self) -> None:
+        """Refuse rows of another number of samples.
+
+        Raises:
+            ValueError: if they are.
+        """
+        if len(self.rows) != self.num_samples:
+            raise ValueError(f"{len(self.rows)} rows of {self.num_samples} samples")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +115,12 @@ def _sidecar(path: Path, rows: list[list[int]], extensions: list[str]) -> dict[s
 def parse_sidecar(content: bytes) -> dict[str, Any] | None:
     """Return what a sidecar says, None if it is damaged: then its shard is to be made again."""
     try:
-        sidecar: dict[str, Any] = json.loads(content)
-        whole = (
-            all(isinstance(sidecar[name], kind) for name, kind in _FIELDS.items())
-            and all(isinstance(extension, str) for extension in sidecar["extensions"])
-            and np.array(sidecar["rows"], np.int64).shape == (sidecar["num_samples"], 3)
-        )
-    except (ValueError, KeyError, TypeError, OverflowError):
+        msgspec.json.decode(content, type=_Sidecar)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    return sidecar if whole else None
+    # Whoever wrote it may have added fields.
+    sidecar: dict[str, Any] = json.loads(content)
+    return sidecar
 
 
 def join_sidecars(sidecars: Iterable[Mapping[str, Any]]) -> Joined:

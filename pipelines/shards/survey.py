@@ -11,7 +11,7 @@ from pipelines.shards.files import write_file
 from pipelines.shards.listing import Listing
 from pipelines.shards.picture_files import unusable_file
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, oddity, orientation
-from pipelines.shards.sources import Source
+from pipelines.shards.sources import Item, Source
 
 OddFiles = Literal["keep", "convert", "skip", "fail"]
 BrokenFiles = Literal["fail", "skip"]
@@ -61,6 +61,27 @@ class Survey:
         )
 
 
+def found_in(source: Source, item: Item) -> dict[str, str]:
+    """Return what is unusual about a picture: "broken", or "odd", "turned" or both, and why.
+
+    Raises:
+        OSError: if the disk does not let it be read.
+    """
+    try:
+        content = source.read(item.place)
+        reason = oddity(content, item.extension)
+    except BrokenPictureError as error:
+        return {"broken": str(error)}
+    except OSError as error:
+        fault = unusable_file(error)
+        if fault is None:
+            raise
+        return {"broken": fault}
+    found = {"odd": reason} if reason else {}
+    turn = orientation(content)
+    return found if turn == UPRIGHT else {**found, "turned": f"EXIF orientation {turn}"}
+
+
 def look_into(source: Source, listing_path: Path, parts: Path, pictures: range) -> range:
     """Look into a range of pictures, and commit what was found as one part.
 
@@ -73,24 +94,8 @@ def look_into(source: Source, listing_path: Path, parts: Path, pictures: range) 
     listing = Listing(listing_path)
     found = Survey()
     for index in pictures:
-        item = listing[index]
-        try:
-            content = source.read(item.place)
-            reason = oddity(content, item.extension)
-        except BrokenPictureError as error:
-            found.broken[index] = str(error)
-            continue
-        except OSError as error:
-            fault = unusable_file(error)
-            if fault is None:
-                raise
-            found.broken[index] = fault
-            continue
-        if reason:
-            found.odd[index] = reason
-        turn = orientation(content)
-        if turn != UPRIGHT:
-            found.turned[index] = f"EXIF orientation {turn}"
+        for what, reason in found_in(source, listing[index]).items():
+            getattr(found, what)[index] = reason
     document = {
         "inputs": listing.fingerprint(pictures),
         **{name: list(getattr(found, name).items()) for name in _FOUND},

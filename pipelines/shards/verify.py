@@ -8,11 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256
+from pipelines.shards.files import file_sha256, read_regular
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
     MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
     Shard,
     ShardSet,
     build_set,
@@ -51,7 +52,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     """
     path = folder / MANIFEST_NAME
     try:
-        content = path.read_bytes()
+        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(_no_set(folder)) from error
     manifest = parse_manifest(content, str(path))

@@ -3,16 +3,17 @@
 This module imports nothing heavy: a worker sets the number of its threads before numpy is loaded.
 """
 
+import errno
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from itertools import islice
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,9 @@ ONE_THREAD = {
 }
 """Variables by which a process has one thread, where they are set before numpy is loaded."""
 
+
+_GRACE_S = 5.0
+"""For a worker without work to end."""
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
@@ -85,7 +89,7 @@ def run_chunks(
     jobs: int,
     finished: Callable[[range], None],
 ) -> None:
-    """Run a function over chunks in `jobs` processes.
+    """Run a function over chunks in `jobs` processes, or in as many as the machine allows.
 
     Whatever ends it early, the chunks that have begun are let to their end first, so what they
     painted is kept.
@@ -97,50 +101,176 @@ def run_chunks(
         finished: called here, in this process, with each chunk that is done.
 
     Raises:
-        PipelineError: if a worker process is killed.
+        PipelineError: if a worker process is killed, or if none can be started.
         Exception: what `work` raises.
     """
+    # No pool of the standard library: with a limit on processes or threads, its own thread waits
+    # for ever for workers that could not be started.
     waiting = iter(chunks)
-    pool = ProcessPoolExecutor(
-        max_workers=jobs,
-        # A fork would copy the threads' locks of a process that has run numba or torch.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=prepare_worker,
-    )
-    running: set[Future[range]] = set()
+    content = pickle.dumps(work)
+    workers: dict[Connection, _Worker] = {}
+    again: list[range] = []
+
+    def hand_out(worker: _Worker) -> None:
+        chunk = again.pop() if again else next(waiting, None)
+        if chunk is None:
+            workers.pop(worker.connection).end()
+        else:
+            worker.begin(chunk)
+
     try:
-        # One more than jobs, so that no process waits for this one; no more, for an interrupted
-        # run has to finish them.
-        running.update(_submit(pool, work, islice(waiting, jobs + 1)))
-        while running:
-            done, running = wait(running, return_when=FIRST_COMPLETED)
-            for future in done:
-                finished(future.result())
-            running.update(_submit(pool, work, islice(waiting, len(done))))
-    except BrokenProcessPool as error:
-        raise PipelineError(
-            "a worker process was killed, most often because memory ran out; what is whole is "
-            "kept: run the same command again, with fewer --jobs if memory is short"
-        ) from error
+        refusal = _start_workers(workers, content, jobs)
+        for worker in [*workers.values()]:
+            hand_out(worker)
+        while workers:
+            ready = wait([*workers])
+            for connection, worker in [*workers.items()]:
+                if connection not in ready:
+                    continue
+                try:
+                    answer = worker.answer()
+                except _NotStarted as error:
+                    # Others do its work, if there are any.
+                    workers.pop(connection).end()
+                    again.append(worker.chunk)
+                    refusal = error
+                    continue
+                finished(answer)
+                hand_out(worker)
+        if again:
+            raise _too_few_processes(refusal)
     finally:
-        _shut_down(pool)
+        _shut_down(workers)
 
 
-def _submit(
-    pool: ProcessPoolExecutor, work: Callable[[range], range], chunks: Iterable[range]
-) -> list[Future[range]]:
-    with interrupts_held():
-        return [pool.submit(work, chunk) for chunk in chunks]
+class _NotStarted(Exception):
+    """A worker process that cannot have what it needs."""
 
 
-def _shut_down(pool: ProcessPoolExecutor) -> None:
+class _Worker:
+    """A process that takes chunks through a pipe, one at a time."""
+
+    def __init__(self, content: bytes) -> None:
+        # A fork would copy the threads' locks of a process that has run numba or torch.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.chunk = range(0)
+        self.busy = self.has_worked = False
+        self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
+        try:
+            with interrupts_held():
+                self.process.start()
+                self.connection.send_bytes(content)
+        finally:
+            theirs.close()
+
+    def begin(self, chunk: range) -> None:
+        """Hand out a chunk."""
+        self.chunk, self.busy = chunk, True
+        with suppress(BrokenPipeError, ConnectionResetError):  # Seen when its answer is awaited.
+            self.connection.send(chunk)
+
+    def answer(self) -> range:
+        """Return the chunk that is done, or raise what ended it."""
+        self.busy = False
+        try:
+            answer = self.connection.recv()
+        except (EOFError, ConnectionResetError) as error:
+            self.process.join(_GRACE_S)
+            if not self.has_worked and (self.process.exitcode or 0) >= 0:
+                raise _NotStarted(f"exit code {self.process.exitcode}") from error
+            raise PipelineError(
+                "a worker process was killed, most often because memory ran out; what is whole is "
+                "kept: run the same command again, with fewer --jobs if memory is short"
+            ) from error
+        self.has_worked = True
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    def end(self) -> None:
+        """Let it end, which it does when its pipe is closed."""
+        self.connection.close()
+        self.process.join(_GRACE_S)
+
+
+def _start_workers(
+    workers: dict[Connection, _Worker], content: bytes, jobs: int
+) -> Exception | None:
+    """Start as many workers as are allowed, and return why they are fewer, if they are."""
+    for _ in range(jobs):
+        try:
+            worker = _Worker(content)
+        except BrokenPipeError:
+            continue
+        except OSError as error:
+            if error.errno not in {errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE}:
+                raise
+            if not workers:
+                raise _too_few_processes(error) from error
+            return error
+        workers[worker.connection] = worker
+    return None
+
+
+def _too_few_processes(reason: Exception | None) -> PipelineError:
+    return PipelineError(
+        "no worker process can be started"
+        + (f" ({reason})" if reason else "")
+        + "; the number of processes and threads is limited here: raise the limit (ulimit -u, or "
+        "the container's pids limit), or end other processes, and run the same command again"
+    )
+
+
+def _shut_down(workers: dict[Connection, _Worker]) -> None:
     try:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for worker in workers.values():
+            # What they return is in the books on the disk.
+            with suppress(Exception):
+                if worker.busy:
+                    worker.answer()
     except KeyboardInterrupt:
         # Asked twice: then at once. Nothing half-written can stay, whenever a worker ends.
-        for worker in multiprocessing.active_children():
-            worker.kill()
+        for worker in workers.values():
+            worker.process.kill()
         raise
+    finally:
+        for worker in workers.values():
+            worker.end()
+
+
+def _serve(connection: Connection) -> None:
+    """Do the work of a worker process, until the pipe is closed."""
+    try:
+        prepare_worker()
+        work = pickle.loads(connection.recv_bytes())
+        while True:
+            chunk = connection.recv()
+            connection.send(_done(work, chunk))
+    except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
+        pass
+
+
+def _done(work: Callable[[range], range], chunk: range) -> range | BaseException:
+    """Return what comes of a chunk: the chunk, or the exception that ended it."""
+    try:
+        return work(chunk)
+    except RuntimeError as error:
+        if "can't start new thread" in str(error):
+            return _NotStarted(str(error))
+        return _picklable(error)
+    except Exception as error:  # noqa: BLE001 - raised again where the work is handed out
+        return _picklable(error)
+
+
+def _picklable(error: Exception) -> Exception:
+    text = "".join(traceback.format_exception(error))
+    try:
+        error.add_note(text)
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is pickled
+        return RuntimeError(text)
+    return error
 
 
 @contextmanager
@@ -160,11 +290,13 @@ def interrupts_held() -> Iterator[None]:
 def prepare_worker() -> None:
     """Give this process one thread, and let it end with the one that started it."""
     os.environ.update(ONE_THREAD)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # Where no thread is allowed, it ends with its piece of work, when nobody takes what it returns.
+    with suppress(RuntimeError):
+        threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A killed parent (kill -9) tells nobody, and a pool's workers would wait for work for ever.
+    # A killed parent (kill -9) tells nobody, and workers would go on with their work.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

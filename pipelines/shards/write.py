@@ -33,12 +33,20 @@ from pipelines.shards.files import (
     check_no_file,
     folder_lock,
     new_file,
+    read_regular,
     remove_partial_files,
+    sha256,
     world_errors,
     write_file,
 )
 from pipelines.shards.finished import check_contents, open_complete, sidecars_of_whole
-from pipelines.shards.index import MANIFEST_NAME, Manifest, parse_manifest, write_index
+from pipelines.shards.index import (
+    MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    parse_manifest,
+    write_index,
+)
 from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
 from pipelines.shards.members import sample_of
 from pipelines.shards.progress import Progress
@@ -51,7 +59,12 @@ from pipelines.shards.request import (
     shard_settings,
     shuffled,
 )
-from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_files, write_json
+from pipelines.shards.side_files import (
+    ODD_FILES_NAME,
+    dali_index,
+    side_files,
+    write_json,
+)
 from pipelines.shards.sidecars import join_sidecars, parse_sidecar, write_tar
 from pipelines.shards.survey import (
     Survey,
@@ -283,9 +296,11 @@ def _finish(
     documents = side_files(request.name, request.split, joined.shards, joined.md5)
     for file, document in documents.items():
         write_json(request.folder / file, document)
+    found: dict[str, Any] = {"found": survey.counts()}
     odd = survey.lines(listing)
     if odd:
         write_file(request.folder / ODD_FILES_NAME, odd)
+        found["found_sha256"] = sha256(odd)
     remove_partial_files(request.folder)
     write_index(
         request.folder,
@@ -295,7 +310,7 @@ def _finish(
         samples=joined.samples,
         classes=request.source.classes(),
         extensions=joined.extensions,
-        settings=settings | {"found": survey.counts()},
+        settings=settings | found,
         versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
     )
 
@@ -335,7 +350,7 @@ def _finished(path: Path) -> Manifest:
         PipelineError: if it is damaged.
     """
     try:
-        return parse_manifest(path.read_bytes(), str(path))
+        return parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     except PipelineError as error:
         raise PipelineError(
             f"{path} is damaged, or another program's; remove {path.parent} and give the command "
@@ -351,7 +366,7 @@ def _begun_with(path: Path) -> dict[str, Any]:
     """
     try:
         settings = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise PipelineError(

@@ -132,8 +132,11 @@ def parse_content(held: bytes) -> CheckpointContent:
         raise DamagedError("it carries no SHA-256; another program than pixmix-train wrote it")
     try:
         return msgspec.convert(content, CheckpointContent)
-    except (msgspec.ValidationError, RecursionError) as error:
-        raise DamagedError(str(error) or "it is nested too deeply") from error
+    except msgspec.ValidationError as error:
+        raise DamagedError(str(error)) from error
+    except (RecursionError, AttributeError, TypeError) as error:
+        # Of values that msgspec does not know.
+        raise DamagedError("it holds something else than numbers and text") from error
 
 
 def check_tensors(given: Mapping[str, Any], own: Mapping[str, Tensor], name: str) -> None:

@@ -340,6 +340,9 @@ class _Run:
                 weights = read_weights(training.weights)
             except ValueError as error:
                 raise PipelineError(str(error)) from error
+            except OSError as error:
+                why = error.strerror or str(error)
+                raise PipelineError(f"--weights {training.weights}: {why}") from error
             try:
                 begin_with(module, weights)
             except ValueError as error:
@@ -452,7 +455,7 @@ class _Run:
             raise PipelineError(
                 f"--pretrained: {self.training.out} was begun with "
                 f"{begun_from or 'other weights'}, this command says {self.training.pretrained}; "
-                f"leave --pretrained out, or choose another --out"
+                "leave --pretrained out, or choose another --out"
             )
         self.network["pretrained"] = begun_from if isinstance(begun_from, str) else None
         if content.mixing_set != self.loader.mixing_fingerprint:
