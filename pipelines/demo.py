@@ -21,11 +21,13 @@ from pipelines.report.page import Commands, Picture, Section, Text, page, write_
 from pipelines.report.run_files import EVALUATION, read_runs
 from pipelines.report.runs import sections
 from pipelines.shards.children import PYTHON_MODULE, child, child_environment
-from pipelines.shards.files import check_no_file, write_file
+from pipelines.shards.files import check_no_file, read_regular, write_file
+from pipelines.shards.typed_json import read_json
 from pipelines.training.checkpoints import find_checkpoints
 from pixmix.commands import MODULES
 
 RECORD = "stages.json"
+_MOST_RECORD_BYTES = 2**20
 
 FRACTALS, VISUALIZATIONS = 400, 40
 
@@ -201,13 +203,12 @@ def run_stages(
 
 
 def _read_record(path: Path) -> Mapping[str, float]:
+    """Return the seconds of finished stages by their lines; nothing where the record is damaged."""
     try:
-        content = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
+        content = read_regular(path, max_bytes=_MOST_RECORD_BYTES)
+        return read_json(content, dict[str, float], str(path), "remove it")
+    except (OSError, PipelineError):
         return {}
-    if not isinstance(content, dict):
-        return {}
-    return {line: float(value) for line, value in content.items() if isinstance(value, float)}
 
 
 def run_command(stage: Stage) -> str:

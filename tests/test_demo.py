@@ -1,6 +1,7 @@
 """`pixmix-demo`: a chain of commands that goes on where it was."""
 
 import json
+import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -100,10 +101,16 @@ def test_a_stage_of_another_command_is_run_again_and_so_is_what_follows(tmp_path
     assert again.ran == ["b2", "c"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"do a": "x"}'])
-def test_a_damaged_record_is_taken_for_none(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"do a": "x"}', b"\xff", b"[" * 100_000, b'{"do a": NaN}', None]
+)
+def test_a_damaged_record_is_taken_for_none(tmp_path: Path, content: bytes | None) -> None:
     Chain(tmp_path).run()
-    (tmp_path / "stages.json").write_text(content)
+    if content is None:
+        (tmp_path / "stages.json").unlink()
+        os.mkfifo(tmp_path / "stages.json")
+    else:
+        (tmp_path / "stages.json").write_bytes(content)
     again = Chain(tmp_path)
     again.run()
     assert again.ran == ["a", "b", "c"]

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -172,3 +173,33 @@ def test_a_folder_to_write_that_is_a_file_or_lies_in_one_is_refused(
         check_no_file(tmp_path / place, "OUT")
     check_no_file(tmp_path / "new" / "one", "OUT")
     check_no_file(tmp_path, "OUT")
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
+def test_a_file_system_that_cannot_flush_folders_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    whole = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        whole(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_files(tmp_path, {"a": b"one", "b": b"two"})
+    with new_file(tmp_path / "c") as file:
+        file.write(b"three")
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"one", b"two", b"three"}
+
+
+def test_a_folder_that_a_broken_disk_cannot_flush_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="Input/output error"):
+        write_file(tmp_path / "a", b"one")

@@ -288,10 +288,11 @@ def test_a_session_with_other_versions_is_a_difference(tmp_path: Path) -> None:
 
 def test_a_run_without_run_json_is_named_and_the_others_compared(tmp_path: Path) -> None:
     a, b = recorded_run(tmp_path / "a"), training(tmp_path / "b")
-    result = run(a, b)
+    c = recorded_run(tmp_path / "c", ema_decay=0.9)
+    result = run(a, b, c)
     assert result.exit_code == 0, result.output
     assert "The settings of b are not known" in result.stdout
-    assert ("model", "wrn_10_1", "-") in differing_rows(read_runs([a, b]))
+    assert differing_rows(read_runs([a, b, c]))[1:] == [("ema_decay", "none", "-", "0.9")]
 
 
 def test_csv_has_a_row_a_run_with_its_recipe_and_its_figures(tmp_path: Path) -> None:

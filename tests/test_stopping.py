@@ -24,8 +24,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
 TESTS = Path(__file__).parent
 N, BATCH, EPOCHS = 24, 4, 2
-IN_TIME_S = 12.0
-"""Five seconds, and what a busy machine adds."""
+IN_TIME_S = 20.0
+"""Batch systems give 30; an idle machine takes 2 to 4, and one with ten times its load these."""
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +182,7 @@ def test_a_process_that_has_not_begun_ends_in_time(
     assert find_checkpoints(tmp_path / "run") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("told", [(0,), (1,), (0, 1)])
 @pytest.mark.parametrize(("hangs", "place"), [(0, "batch"), (1, "batch"), (1, "validation")])
 def test_of_two_processes_of_which_one_waits_both_end_in_time(
@@ -197,6 +198,7 @@ def test_of_two_processes_of_which_one_waits_both_end_in_time(
     assert read_checkpoint(checkpoint).step == (BATCHES if place == "batch" else N // BATCH)
 
 
+@pytest.mark.slow
 def test_two_processes_that_were_left_resume_as_if_they_had_not_been(
     root: Path, tmp_path: Path
 ) -> None:
@@ -224,6 +226,7 @@ def test_a_process_whose_other_was_stopped_ends_in_time(root: Path, tmp_path: Pa
     assert f"stopped after step {newest.step};" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_workers_do_not_keep_a_process(

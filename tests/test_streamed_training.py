@@ -806,8 +806,9 @@ def test_hosts_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was
     since = lines[[line["size"] for line in lines].index(1) :]
     alone = [line["step"] for line in since if line["size"] == 1]
     together = [line["step"] for line in comes.lines()]
-    # Of those that were lost two steps at most are taken again; who comes costs none.
-    assert 4 <= alone[0] <= 6
+    # Two steps at most are taken again, none where the first process saved its last; who comes
+    # costs none.
+    assert 4 <= alone[0] <= 7
     assert [*alone, *together] == list(range(alone[0], STEPS))
     assert len(together) > 0
     batches: dict[int, list[int]] = {}

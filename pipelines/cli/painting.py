@@ -88,6 +88,14 @@ def _check_sheet(sheet: Path | None, out: Path) -> None:
             "put it elsewhere",
             param_hint="'--sheet'",
         )
+    if sheet is not None:
+        from pipelines.errors import PipelineError
+        from pipelines.shards.files import check_writable
+
+        try:
+            check_writable(sheet.parent, "--sheet")
+        except PipelineError as error:
+            raise click.BadParameter(str(error), param_hint="'--sheet'") from error
 
 
 def check_cluster(address: str | None, task_index: int | None, num_tasks: int | None) -> None:

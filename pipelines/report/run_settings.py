@@ -27,20 +27,23 @@ def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     """Return the settings that differ between runs, a row each, of a cell a run.
 
     The first row has the runs' names. Data and mixing sets differ by their hashes, not by where
-    they lie. Of versions, code and machine, each session's counts.
+    they lie. Of versions, code and machine, each session's counts. Runs without run.json are not
+    compared.
     """
     settings = [dict(_settings(run.record)) if run.record else {} for run in runs]
-    rows: list[tuple[str, ...]] = [("", *(run.name for run in runs))]
-    for name in dict.fromkeys(name for each in settings for name in each):
-        cells = tuple(each.get(name, UNKNOWN) for each in settings)
-        if len(set(cells)) > 1:
-            rows.append((name, *cells))
-    return rows
+    known = [each for each in settings if each]
+    names = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in names if len({each.get(name) for each in known}) > 1]
+    header = ("", *(run.name for run in runs))
+    return [
+        header,
+        *((name, *(each.get(name, UNKNOWN) for each in settings)) for name in differing),
+    ]
 
 
 def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
     """Give the settings of a run as name and text, in the order of a table."""
-    yield from ((name, _text(value)) for name, value in _flat(record.settings.recipe))
+    yield from ((name, _text(value) or "none") for name, value in _flat(record.settings.recipe))
     for use, data in record.settings.data.items():
         yield f"{use} data", f"{data.name} {data.sha256[:_HASH_DIGITS]}"
     mixing = record.settings.mixing_set

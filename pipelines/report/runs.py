@@ -65,7 +65,7 @@ def _differences(runs: Sequence[Run]) -> tuple[list[tuple[str, ...]], str]:
     There are no rows where none differs.
     """
     silent = [run.name for run in runs if run.record is None]
-    rows = differing_rows(runs) if len(silent) < len(runs) else []
+    rows = differing_rows(runs)
     rows = rows if len(rows) > 1 else []
     if silent:
         return rows, f"The settings of {', '.join(silent)} are not known: there is no run.json."

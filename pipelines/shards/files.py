@@ -156,6 +156,18 @@ def check_no_file(folder: Path, option: str) -> None:
         raise PipelineError(f"{there} is a file; choose a folder for {option}")
 
 
+def check_writable(folder: Path, option: str) -> None:
+    """Refuse a folder in which nothing can be made, before hours of work are to be put there.
+
+    Raises:
+        PipelineError: if it, or the folder that it would be made in, cannot be written.
+    """
+    check_no_file(folder, option)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PipelineError(f"{there} cannot be written; choose another folder for {option}")
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove what killed writers left in a folder that nobody is writing to now."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):

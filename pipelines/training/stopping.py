@@ -169,6 +169,11 @@ class Stopping:
             # It may hang in the exchange, which must not keep the process.
             thread.join(2 * _LOOK_S)
 
+    def hears_within(self, seconds: float) -> bool:
+        """Return whether this process is to stop, or hears of it in some seconds."""
+        self._heard.wait(seconds)
+        return self.asked
+
     def save(self) -> "Trained | None":
         """Save a checkpoint of the last whole step, and let no other step begin.
 

@@ -65,6 +65,9 @@ from pipelines.training.stopping import Stopping
 _LOST_LOCK_S = 120.0
 """NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
 
+_WORD_S = 2.0
+"""Several times what a process takes to hear that another one stops."""
+
 VIEWS = 3
 """Of each picture, for the Jensen-Shannon divergence."""
 
@@ -551,7 +554,8 @@ class _Run:
         except LostProcessError:
             # What was reached is kept; every process has the same weights.
             self.stopping.save()
-            if not self.stopping.asked:
+            # One that stops may be gone before its word is here.
+            if not self.stopping.hears_within(_WORD_S):
                 raise
             self.stopped = True
 
