@@ -364,7 +364,7 @@ HOSTILE: dict[str, bytes] = {
     "a text encoded often": opcodes(
         text("x" * 1000), b"q\0", (named("_codecs", "encode") + b"(h\0tR") * 1000
     ),
-    "much nesting": opcodes(b"(" * 200_000, b"l" * 200_000),
+    "much nesting": opcodes(b"(" * 50_000, b"l" * 50_000),
 }  # fmt: skip
 
 
