@@ -42,8 +42,8 @@ def compile_grounds() -> None:
 def compile_statistics() -> None:
     """Compile what measures pictures."""
     # Of some variety, for a flat picture is not measured in all ways.
-    picture = (np.arange(_SIZE * _SIZE * 3) ** 2 // 50 % 251).astype(np.uint8)
-    picture = picture.reshape(_SIZE, _SIZE, 3)
+    values = np.arange(_SIZE * _SIZE * 3) ** 2 // 50 % 251
+    picture = values.astype(np.uint8).reshape(_SIZE, _SIZE, 3)
     preview_statistics(picture)
     coherence(picture)
     measure(picture)

@@ -38,6 +38,10 @@ CAFE = "caf\u00e9"
         (["a", "b", "c"], (), 3, [0, 1, 2]),
         (["n00000001", "n00000002"], (), 2, [0, 1]),
         (["a", "b"], (), None, [0, 1]),
+        # Numbered names of fewer classes, where place and number agree.
+        (["c0", "c1", "c2"], (), 10, [0, 1, 2]),
+        ([f"class_{i:02}" for i in range(11)], (), 12, list(range(11))),
+        ([f"class_{i:02}" for i in range(1, 13)], (), 12, list(range(12))),
     ],
 )
 def test_a_class_folder_stands_for_an_output(
@@ -63,6 +67,10 @@ def test_a_class_folder_stands_for_an_output(
         ([*WNIDS[:999], "n99999999"], (), 1000, ("'n99999999'", "1 of 1000")),
         (["0", WNIDS[3]], (), 1000, ("'0'",)),
         (["a", "b"], (), 3, ("2 classes", "3 outputs")),
+        (["c0", "c2"], (), 3, ("2 classes", "3 outputs")),
+        (["c1", "c2"], (), 3, ("2 classes", "3 outputs")),
+        (["c0", "d1"], (), 3, ("2 classes", "3 outputs")),
+        (sorted(f"class{i}" for i in range(12)), (), 12, ("'class11'", "'class2'")),
         (["a", "b", "c", "d"], (), 3, ("4 classes", "3 outputs")),
         (["cat", "Dog"], ("cat", "dog"), 2, ("'Dog'", "'dog'", "lower case")),
         (["cat", "cow"], ("cat", "dog"), 2, ("'cow'", "1 of 2")),

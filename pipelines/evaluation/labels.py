@@ -2,13 +2,15 @@
 
 By the names of the network's classes where they are known, which for ImageNet's 1,000 outputs are
 the WordNet ids; by value where folders are numbers, as ImageNet-V2's 0 to 999; and by their order
-only where there are exactly as many as outputs. Whatever else would shift the labels is refused.
+only where there are exactly as many as outputs, or where they are counted from 0, as class0,
+class1, ... Whatever else would shift the labels is refused.
 """
 
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from pipelines.evaluation.classes import imagenet_classes
 from pipelines.models.outputs import outputs_of
 
 _NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
+_NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.ASCII)
 _WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
 _MOST_OUTPUTS = 1_000_000
 _NAMED = 3
@@ -65,14 +68,33 @@ def match_classes(
     if n_outputs is not None:
         if len(set(kinds)) > 1:
             _refuse_mixed(names, kinds, where, only=max(kinds, key=kinds.count))
-        if len(names) != n_outputs:
+        numbers = _trailing_numbers(names)
+        if numbers is not None and list(numbers) != sorted(numbers):
+            first = next(i for i, pair in enumerate(pairwise(numbers)) if pair[0] > pair[1])
+            raise PipelineError(
+                f"{where} has the class folders {names[first]!r} and {names[first + 1]!r}, whose "
+                "order by name is not that of their numbers, and the names of the network's "
+                "classes are not known; name the folders 0, 1, 2, ... by output"
+            )
+        # Counted from 0, place and number agree.
+        counted = numbers == tuple(range(len(names)))
+        if len(names) != n_outputs and not (counted and len(names) < n_outputs):
             raise PipelineError(
                 f"{where} has {len(names)} classes and the network {n_outputs} outputs, and the "
                 "names of the network's classes are not known; evaluate a set with a folder for "
                 "each output, remove folders that are no classes, or name the folders 0, 1, 2, ... "
                 "by output"
             )
-    return Matched(outputs=np.arange(len(names)), classes=tuple(names), how="order")
+    classes = tuple(names) if n_outputs in {None, len(names)} else ()
+    return Matched(outputs=np.arange(len(names)), classes=classes, how="order")
+
+
+def _trailing_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the numbers of names such as class0, class1, ...; None where they are not such."""
+    found = [_NUMBERED.fullmatch(name) for name in names]
+    if None in found or len({match[1] for match in found if match}) != 1:
+        return None
+    return tuple(int(match[2]) for match in found if match)
 
 
 def is_class_name(name: str) -> bool:
