@@ -12,6 +12,7 @@ import msgspec
 
 from pipelines import __version__
 from pipelines.provenance.masking import masked_arguments
+from pipelines.shards.sources import printable
 from pipelines.shards.workers import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")
@@ -160,8 +161,3 @@ def _git(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="replace").strip()
-
-
-def printable(text: str) -> str:
-    """Return a text that UTF-8 can hold: bytes of names that are none are escaped."""
-    return text.encode(errors="backslashreplace").decode()

@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.provenance.facts import Git, Hardware, printable, provenance
+from pipelines.provenance.facts import Git, Hardware, provenance
 from pipelines.provenance.masking import masked_values
 from pipelines.shards.files import read_regular, write_file
+from pipelines.shards.sources import printable
 from pipelines.shards.typed_json import Count, read_json
 
 RUN_RECORD = "run.json"

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
-from pipelines.provenance.facts import printable
 from pipelines.provenance.run_record import RunRecord, Session
 from pipelines.report.headlines import HEADLINES
 from pipelines.report.run_files import Run
 from pipelines.shards.files import write_file
+from pipelines.shards.sources import printable
 
 _HASH_DIGITS = 12
 """That are shown of a hash."""
