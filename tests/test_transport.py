@@ -99,6 +99,8 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
 LIVE = """
 import sys
 from pipelines import train_loader
+from pipelines.loading.remote_sets import Remote
+from pipelines.shards.connections import RemoteAccess
 
 loader = train_loader(
     sys.argv[1],
@@ -110,6 +112,8 @@ loader = train_loader(
     window=1,
     multiprocessing_context=sys.argv[2],
     cache_dir=sys.argv[4],
+    # Workers may take long to start, and are to find no line that is told meanwhile.
+    remote=Remote(access=RemoteAccess(stall_s=300)),
 )
 batches = iter(loader)
 print(tuple(next(batches)[0].shape))

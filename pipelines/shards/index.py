@@ -264,8 +264,10 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
             "use the pixmix that made it, or make the set again"
         )
     manifest = read_json(content, Manifest, where, _AGAIN)
-    if manifest.sha256 not in {None, _own_sha256(json.loads(content))}:
-        raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
+    if manifest.sha256 is not None:
+        fields = read_json(content, dict[str, Any], where, _AGAIN)
+        if manifest.sha256 != _own_sha256(fields):
+            raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
     return manifest
 
 
