@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fractals.elementary import F, exponential2, logarithm2, sine_of_turns
 from fractals.random import next_unit, next_word, random_state
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 Baseline = Literal["dead-leaves", "spectrum", "noise"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)

@@ -18,7 +18,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pixmix_kernels import fma, kernel
+from pixmix.compiling import fma, kernel
 
 F = np.float32
 

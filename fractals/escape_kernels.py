@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fractals.elementary import exponential2, floor, logarithm2
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 _F = np.float32
 LANES = 64

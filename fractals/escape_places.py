@@ -25,7 +25,7 @@ from fractals.escape import (
     window_frame,
 )
 from fractals.random import Draws
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 _F = np.float32
 # Where the descent starts in the plane of each formula's parameter: x, y, width.

@@ -19,7 +19,7 @@ from fractals.elementary import F, cosine, floor, sine
 from fractals.genome import Affine, Camera, ChaosLayer, Map
 from fractals.random import next_word, random_state
 from fractals.variations import VARIATION_NUMBER, add_variation, next_noise, noise_unit
-from pixmix_kernels import fma, kernel, merged_kernel
+from pixmix.compiling import fma, kernel, merged_kernel
 
 ORBITS = 2048
 WARM_UP = 16

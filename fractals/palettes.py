@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fractals.elementary import F, floor, power
 from fractals.random import Draws
 from fractals.single import fits_single
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 ENTRIES = 256
 

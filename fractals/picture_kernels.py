@@ -12,7 +12,7 @@ thousandths of an 8-bit level, 0..255000.
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 FULL_SCALE = 255000
 """The luma of white."""

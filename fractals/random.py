@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 Item = TypeVar("Item")
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fractals.elementary import F, exponential2, floor, logarithm2
 from fractals.genome import Tone
-from pixmix_kernels import fma, kernel
+from pixmix.compiling import fma, kernel
 
 LEVELS = 4
 """Kernels besides none: B3 splines of standard deviation 1, 2.2, 4.6 and 9.2 pixels."""

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fractals.elementary import PI, TURN, F, arctangent2, cosine, exponential, floor, power, sine
-from pixmix_kernels import kernel, merged_kernel
+from pixmix.compiling import kernel, merged_kernel
 
 _ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR = F(0), F(0.5), F(1), F(2), F(3), F(4)
 _EPSILON = F(1e-10)

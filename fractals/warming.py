@@ -20,7 +20,7 @@ from fractals.render import grade, paint
 from fractals.sampling import draft
 from fractals.statistics import coherence, measure, preview_statistics, reliability
 from fractals.tone import to_bytes
-from pixmix_kernels import is_kept
+from pixmix.compiling import is_kept
 
 _SIZE = 64
 

@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.arguments import seed_of, whole
+from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
 from pixmix.op_kernels import draw_argument
 from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
 from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
-from pixmix_kernels import inlined_kernel, kernel
 
 DRAWS_VERSION = 1
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.compiling import inlined_kernel, kernel
 from pixmix.draws import NO_OPERATION, draw_corner
 from pixmix.mixing import (
     LEVELS,
@@ -24,7 +25,6 @@ from pixmix.mixing import (
     to_unit,
 )
 from pixmix.op_kernels import SCRATCH_LENGTH, apply_operation
-from pixmix_kernels import inlined_kernel, kernel
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 """Codes of what is written."""

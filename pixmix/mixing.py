@@ -54,8 +54,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.compiling import fma, inlined_kernel, kernel
 from pixmix.philox import below, coin
-from pixmix_kernels import fma, inlined_kernel, kernel
 
 F = np.float32
 Picture = NDArray[np.float32] | NDArray[np.uint8]

@@ -17,8 +17,8 @@ import math
 import numpy as np
 from numpy import float32, float64, int32, int64, intp, uint8, uint16, uint32
 
+from pixmix.compiling import inlined_kernel, kernel
 from pixmix.words import long_word_at, set_long_word, word_at
-from pixmix_kernels import inlined_kernel, kernel
 
 OPERATIONS = (
     "autocontrast",

@@ -17,7 +17,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from pixmix_kernels import inlined_kernel
+from pixmix.compiling import inlined_kernel
 
 _U32 = np.uint32
 _U64 = np.uint64

@@ -12,9 +12,9 @@ The equality was tested against Pillow 13.0 and torchvision 0.29.
 import numpy as np
 from numpy.typing import NDArray
 
+from pixmix.compiling import inlined_kernel, kernel
 from pixmix.pictures import check_picture
 from pixmix.words import weighted_pixel
-from pixmix_kernels import inlined_kernel, kernel
 
 _ONE = np.int32(1 << 22)
 _HALF = np.int32(1 << 21)

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from pixmix.compiling import kernel
 from pixmix.philox import VIEW_LIMIT, Stream, philox
-from pixmix_kernels import kernel
 
 _ORDER = int(Stream.ORDER)
 _STREAM = VIEW_LIMIT

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pixmix.compiling import is_kept
 from pixmix.fused import mix_batch
 from pixmix.kernels import mix_samples
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part
 from pixmix.settings import PixMixSettings
-from pixmix_kernels import is_kept
 
 _SIZE = 16
 

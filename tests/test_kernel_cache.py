@@ -12,8 +12,8 @@ from numba.core import config
 from numba.core.caching import NullCache
 
 from fractals.kernels import turn
-from pixmix_kernels import disk, is_kept, kernel
-from pixmix_kernels.disk import KernelCache
+from pixmix.compiling import disk, is_kept, kernel
+from pixmix.compiling.disk import KernelCache
 
 
 def add_one(x):  # noqa: ANN001, ANN201 - numba reads no annotations
@@ -133,7 +133,7 @@ def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
     code = (
         "import os, pathlib\n"
         "os.path.expanduser = lambda path: path\n"
-        "import pixmix_kernels.disk as disk\n"
+        "import pixmix.compiling.disk as disk\n"
         "disk._can_write_beside = lambda function: False\n"
         "from fractals.kernels import turn\n"
         "print(turn._cache.cache_path)\n"

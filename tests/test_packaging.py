@@ -272,9 +272,7 @@ def test_every_name_that_is_shown_can_be_imported() -> None:
         exec(line, {})  # the project's own pages
 
 
-@pytest.mark.parametrize(
-    "package", ["fractals", "featviz", "pixmix", "pixmix_kernels", "pipelines"]
-)
+@pytest.mark.parametrize("package", ["fractals", "featviz", "pixmix", "pipelines"])
 def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][

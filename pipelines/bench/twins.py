@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fractals.genome import ChaosLayer
-from pixmix_kernels import kernel
+from pixmix.compiling import kernel
 
 WARM_UP = 24
 """Steps before the first point is counted; as in fractals.kernels."""

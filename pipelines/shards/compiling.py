@@ -30,7 +30,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
     parts = pending()
     if not parts:
         return
-    from pixmix_kernels.waiting import Timer
+    from pixmix.compiling.waiting import Timer
 
     context = multiprocessing.get_context("spawn")
     timer = Timer()

@@ -14,8 +14,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from pixmix_kernels import waiting
-from pixmix_kernels.disk import keep
+from pixmix.compiling import waiting
+from pixmix.compiling.disk import keep
 
 _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
 
