@@ -157,3 +157,14 @@ def test_an_evaluation_takes_a_runs_folder_and_records_the_file(
     assert result.exit_code == 0, result.output
     assert list(json.loads(result.stdout)["checkpoints"].values()) == [str(path)]
     assert f"using {path}" in result.stderr
+
+
+def test_weights_that_cannot_be_read_are_told_before_data_are_made(tmp_path: Path) -> None:
+    weights = tmp_path / "w.pt"
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
+    out = tmp_path / "run"
+    options = ["digits", "--no-mixing-set", "--weights", str(weights), "--out", str(out)]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 1
+    assert "git lfs pull" in result.stderr
+    assert not out.exists()

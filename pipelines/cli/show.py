@@ -315,7 +315,7 @@ def show_genome(
     epilog=example(
         "pixmix-show run runs/digits",
         "pixmix-show run runs/digits runs/plain --html report.html --plot curves.png",
-        "pixmix-show run runs/* --csv runs.csv",
+        "pixmix-show run runs/digits runs/plain --csv runs.csv",
     ),
 )
 @click.argument(

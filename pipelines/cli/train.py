@@ -119,11 +119,13 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     from pipelines.loading.processes import joined
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.watchdog import Watchdog
+    from pipelines.shards.compiling import compile_kernels
     from pipelines.shards.connections import RemoteAccess
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb
     from pipelines.training.train import Training
+    from pixmix.warming import pending
 
     try:
         recipe = _recipe(dataset, options)
@@ -163,6 +165,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
 
         stopping.tell = tell
         data = _open_data(dataset, options, remote, processes)
+        compile_kernels(pending)
         shards, validation = hold_out(data.train, options["validation_share"])
         cores, workers = processes.own_cores(), options["workers"]
         training = Training(
@@ -269,7 +272,11 @@ def _open_data(
         with processes.together():
             if processes.first:
                 check_inputs(
-                    options["out"], mixing_sets, cache_dir=options["cache_dir"], remote=remote
+                    options["out"],
+                    mixing_sets,
+                    weights=options["weights"],
+                    cache_dir=options["cache_dir"],
+                    remote=remote,
                 )
                 with progress_bar("samples") as made:
                     data = find(made)

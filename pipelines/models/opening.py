@@ -14,7 +14,14 @@ import torchvision
 from torch import Tensor, nn
 
 from featviz.networks import call_function
-from featviz.state_dicts import fit_weights, fitted, load_weights, n_classes, weights_of
+from featviz.state_dicts import (
+    fit_weights,
+    fitted,
+    load_weights,
+    n_classes,
+    read_weights,
+    weights_of,
+)
 from featviz.weights import read_checkpoint_file
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
@@ -104,6 +111,23 @@ def _expect_input(module: nn.Module, name: str, pretrained: str | None) -> None:
     """
     if name in _WITH_HEADS and pretrained is not None:
         module.transform_input = True  # type: ignore[assignment]
+
+
+def first_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that a training begins with.
+
+    Args:
+        path: what --weights names; see `read_weights`.
+
+    Raises:
+        PipelineError: if it cannot be read, or holds no weights.
+    """
+    try:
+        return read_weights(path)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    except OSError as error:
+        raise PipelineError(f"--weights {path}: {error.strerror or error}") from error
 
 
 def begin_with(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]:

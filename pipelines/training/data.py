@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.remote_sets import Remote, open_set
+from pipelines.models.opening import first_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.connections import NotThereError, shown
@@ -25,6 +26,7 @@ from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
 from pipelines.shards.workers import available_cores, run_chunks
 from pipelines.shards.write import make_shards
+from pipelines.training.checkpoints import find_checkpoints
 
 Dataset = Literal["cifar10", "cifar100", "digits", "imagenet", "folder"]
 
@@ -52,6 +54,7 @@ def check_inputs(
     out: Path,
     mixing_sets: Sequence[Path | str],
     *,
+    weights: Path | None = None,
     cache_dir: Path | None = None,
     remote: Remote | None = None,
 ) -> None:
@@ -60,17 +63,21 @@ def check_inputs(
     Args:
         out: the folder of results, which need not be there; none is made.
         mixing_sets: see `picture_source`.
+        weights: to begin with, which are not read where a checkpoint in `out` has others.
         cache_dir: of remote shards; see `open_mixing_set`.
         remote: how they are read; None for the defaults.
 
     Raises:
-        PipelineError: if a mixing set is not there or has no images, or `out` is in a file.
+        PipelineError: if a mixing set is not there or has no images, `out` is in a file, or the
+            weights cannot be read.
         OSError: if `out` cannot be written, or a mixing set cannot be read.
     """
     check_no_file(out / "checkpoints", "--out")
     there = next(each for each in (out, *out.absolute().parents) if each.exists())
     with tempfile.TemporaryFile(dir=there):
         pass
+    if weights is not None and not find_checkpoints(out):
+        first_weights(weights)
     for each in mixing_sets:
         if len(picture_source(each, cache_dir=cache_dir, remote=remote)) == 0:
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-from featviz.state_dicts import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
@@ -36,7 +35,7 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import LostProcessError, Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
-from pipelines.models.opening import begin_with, open_model
+from pipelines.models.opening import begin_with, first_weights, open_model
 from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
@@ -340,14 +339,7 @@ class _Run:
         )
         if training.weights is not None and not begun:
             try:
-                weights = read_weights(training.weights)
-            except ValueError as error:
-                raise PipelineError(str(error)) from error
-            except OSError as error:
-                why = error.strerror or str(error)
-                raise PipelineError(f"--weights {training.weights}: {why}") from error
-            try:
-                begin_with(module, weights)
+                begin_with(module, first_weights(training.weights))
             except ValueError as error:
                 raise PipelineError(f"{training.weights}: {error}") from error
         module = module.to(self.device).to(memory_format=torch.channels_last)
