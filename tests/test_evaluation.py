@@ -315,6 +315,27 @@ def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
         evaluate(evaluation(tmp_path), ["clean", "x"])
 
 
+def test_an_attack_on_some_images_is_that_on_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def remember(_classify: object, images: torch.Tensor, labels: torch.Tensor, **how: Any) -> Any:  # noqa: ANN401
+        seen.append((labels, how["start"]))
+        return images
+
+    monkeypatch.setattr("pipelines.evaluation.suites.pgd", remember)
+    whole = evaluation(tmp_path, classifier=classifier(12))
+    evaluate(whole, ["adversarial"])
+    found = evaluate(replace(whole, adversarial_images=5), ["adversarial"]).values
+    (labels, starts), (some_labels, some_starts) = seen
+    chosen = [0, 2, 4, 7, 9]
+    torch.testing.assert_close(some_labels, labels[chosen], rtol=0, atol=0)
+    torch.testing.assert_close(some_starts, starts[chosen], rtol=0, atol=0)
+    assert (found["adversarial"]["images"], found["adversarial"]["of_images"]) == (5, 12)
+    assert "5 of 12 images" in table({"a network": found}, {})
+
+
 def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Path) -> None:
     state = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     before = PICTURES.copy()

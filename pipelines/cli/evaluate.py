@@ -160,6 +160,11 @@ _DATA = click.option(
     help="Of the adversary, in levels of 255.",
 )
 @click.option(
+    "--adversarial-images",
+    type=click.IntRange(1),
+    help="Number of test images that PGD attacks, spread evenly.  [default: all]",
+)
+@click.option(
     "--pgd-reference-quirk",
     is_flag=True,
     help="Let the adversary go as far as the released code's, up to twice epsilon.",
@@ -351,6 +356,7 @@ def _evaluation(
         overlap=overlapping_operations(said),
         seed=options["seed"],
         epsilon=options["epsilon"],
+        adversarial_images=options["adversarial_images"],
         pgd_reference_quirk=options["pgd_reference_quirk"],
         tenth_perturbation=options["tenth_perturbation"],
     )

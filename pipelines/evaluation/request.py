@@ -114,6 +114,7 @@ class Evaluation:
     overlap: operations of the network's training that overlap the corruptions of C.
     meter: counts answered images; see `suites.evaluate`.
     seed: of attacks and synthetic outliers. epsilon: of PGD, in levels of 255.
+    adversarial_images: how many test images PGD attacks, spread evenly; None for all.
     pgd_reference_quirk: see `attacks.pgd`. tenth_perturbation: of CIFAR-P's ten: its authors'
     script scores spatter, their generator lists snow.
     """
@@ -124,6 +125,7 @@ class Evaluation:
     meter: Meter = field(default_factory=lambda: Meter(show=_show_nothing))
     seed: int = 0
     epsilon: float = 2.0
+    adversarial_images: int | None = None
     pgd_reference_quirk: bool = False
     tenth_perturbation: Literal["spatter", "snow"] = "spatter"
 

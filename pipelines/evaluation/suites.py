@@ -25,6 +25,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.natural import natural_adversaries, natural_outliers, renditions
 from pipelines.evaluation.perturbed import perturbed
+from pipelines.evaluation.pictures import Chosen
 from pipelines.evaluation.request import IMAGENET, Evaluation, Meter, MissingDataError
 from pipelines.evaluation.sets import WITH_FOLDERS, missing_sets
 from pipelines.evaluation.trees import Notices, class_folders, holds_images
@@ -185,30 +186,35 @@ def _adversarial(run: _Run) -> dict[str, Any]:
     """Return the error under PGD."""
     evaluation, classifier = run.evaluation, run.evaluation.classifier
     test = evaluation.data.need_test()
-    evaluation.meter.begin(len(test.pictures))
+    n = len(test.pictures)
+    wanted = min(evaluation.adversarial_images or n, n)
+    attacked = np.arange(wanted) * n // wanted
+    evaluation.meter.begin(wanted)
     device = classifier.processes.device
 
     def attack(images: torch.Tensor, numbers: range) -> torch.Tensor:
-        labels = torch.from_numpy(test.labels[numbers.start : numbers.stop]).to(device)
+        chosen = attacked[numbers.start : numbers.stop]
         return pgd(
             classifier.logits,
             images,
-            labels,
-            start=_starts(evaluation.seed, numbers, images),
+            torch.from_numpy(test.labels[chosen]).to(device),
+            start=_starts(evaluation.seed, chosen.tolist(), images),
             epsilon=evaluation.epsilon / 255,
             step=evaluation.epsilon / 4 / 255,
             reference_quirk=evaluation.pgd_reference_quirk,
         )
 
-    answers = classifier.answer(test.pictures, change=attack)
+    answers = classifier.answer(Chosen(pictures=test.pictures, numbers=attacked), change=attack)
     return {
-        "error": answers.error(test.labels),
+        "error": answers.error(test.labels[attacked]),
+        "images": wanted,
+        "of_images": n,
         "epsilon": evaluation.epsilon,
         "reference_quirk": evaluation.pgd_reference_quirk,
     }
 
 
-def _starts(seed: int, numbers: range, images: torch.Tensor) -> torch.Tensor:
+def _starts(seed: int, numbers: Sequence[int], images: torch.Tensor) -> torch.Tensor:
     """Draw random starts, each picture's from its own number: batches and processes do not show."""
     shape = images.shape[1:]
     drawn = [

@@ -33,14 +33,20 @@ Found = Mapping[str, Mapping[str, Any]]
 
 
 def label_of(suite: str, what: str, found: Found) -> str:
-    """Return what a headline is called for a network: of a made C set it says that it was made.
+    """Return what a headline is called for a network.
+
+    That of a made C set says that it was made, and that of an attack on some of the images on how
+    many.
 
     Args:
         suite: of the headline.
         what: its name for the set that its authors distribute.
         found: what an evaluation of the network found.
     """
-    made = found.get(suite, {}).get("made")
+    values = found.get(suite, {})
+    if suite == "adversarial" and values.get("images") != values.get("of_images"):
+        return what.replace("(PGD)", f"(PGD, {values['images']} of {values['of_images']} images)")
+    made = values.get("made")
     if made is None:
         return what
     told = f"C made by {made['by']}, {made['images']} images, {made['constants']} constants"
@@ -100,9 +106,10 @@ def is_found(value: object) -> TypeGuard[Found]:
     """Return whether a JSON value is what an evaluation found, wherever a table looks."""
     if not isinstance(value, dict) or not all(isinstance(each, dict) for each in value.values()):
         return False
-    of_c = value.get("c", {})
+    of_c, attacked = value.get("c", {}), value.get("adversarial", {})
     return (
         _is_made(of_c.get("made"))
+        and all(is_number(attacked.get(name, 0)) for name in ("images", "of_images"))
         and _are_names(of_c.get("overlap", []))
         and all(
             is_number(value[suite][name])
