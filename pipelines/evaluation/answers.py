@@ -14,6 +14,7 @@ from pipelines.evaluation.pictures import Pictures
 from pipelines.loading.preparation import Triple
 from pipelines.loading.processes import Processes
 from pipelines.loading.sources import ahead
+from pipelines.models.opening import shapes_are_told
 
 Part = TypeVar("Part")
 
@@ -61,7 +62,10 @@ class Classifier:
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         std = torch.tensor(self.std, device=images.device).view(shape)
         normalized = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        found: Tensor = self.module(normalized)
+        with shapes_are_told(self.module, normalized):
+            found: Tensor = self.module(normalized)
+            # Of another shape, it fails here and is told.
+            _images, _classes = found.shape
         return found.float()
 
     def answer(

@@ -3,8 +3,8 @@
 import logging
 import math
 import reprlib
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,47 @@ def _expect_input(module: nn.Module, name: str, pretrained: str | None) -> None:
     """
     if name in _WITH_HEADS and pretrained is not None:
         module.transform_input = True  # type: ignore[assignment]
+
+
+@contextmanager
+def shapes_are_told(module: nn.Module, images: Tensor, classes: object = None) -> Iterator[None]:
+    """Say in one line that a network does not take images of a size, or has other outputs.
+
+    What fails in the block is only then put down to that when one black image shows it, too.
+
+    Args:
+        module: the network.
+        images: (B, 3, H, W) float, on its device, which the block classifies.
+        classes: outputs that the block needs; None for any number.
+
+    Raises:
+        PipelineError: in place of the network's own error.
+    """
+    try:
+        yield
+    except (PipelineError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        side = "x".join(map(str, reversed(images.shape[-2:])))
+        mode = module.training
+        try:
+            with torch.no_grad():
+                found = module.eval()(torch.zeros_like(images[:1]))
+        except Exception as refusal:  # noqa: BLE001 - whatever a network raises
+            why = (str(refusal) or type(refusal).__name__).splitlines()[0]
+            raise PipelineError(
+                f"the network does not take images of {side} pixels ({why}); pass the size that it "
+                "takes as --image-size, or use another --model"
+            ) from error
+        finally:
+            module.train(mode)
+        shape = tuple(getattr(found, "shape", ()))
+        if len(shape) != 2 or classes not in {None, shape[1]}:
+            raise PipelineError(
+                f"the network returns an output of shape {shape} for one image, where logits of "
+                f"shape (1, {classes or 'classes'}) are needed; use a --model that returns them"
+            ) from error
+        raise
 
 
 def first_weights(path: Path) -> dict[str, Tensor]:

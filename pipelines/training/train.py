@@ -35,7 +35,12 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import LostProcessError, Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
-from pipelines.models.opening import begin_with, first_weights, open_model
+from pipelines.models.opening import (
+    begin_with,
+    first_weights,
+    open_model,
+    shapes_are_told,
+)
 from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
@@ -677,7 +682,8 @@ class _Run:
             with ExitStack() as meanwhile:
                 if not last and isinstance(self.running, DistributedDataParallel):
                     meanwhile.enter_context(self.running.no_sync())
-                logits, loss = self._loss(some, theirs)
+                with shapes_are_told(self.module, some.flatten(0, -4), self.network["classes"]):
+                    logits, loss = self._loss(some, theirs)
                 scaled: Tensor = self.scaler.scale(loss * (len(some) / n))
                 scaled.backward()  # type: ignore[no-untyped-call]
             sums[0] += loss.detach().double() * len(some)
