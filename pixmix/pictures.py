@@ -26,8 +26,9 @@ def check_picture(picture: object) -> NDArray[np.uint8]:
     """
     if isinstance(picture, tuple | list | Mapping):
         raise TypeError(
-            f"expected an (H, W, 3) uint8 array, got a {type(picture).__name__}; leave labels out: "
-            f"use [numpy.asarray(sample[{image_key(picture)!r}]) for sample in dataset]"
+            f"expected an (H, W, 3) uint8 array, not {type(picture).__name__}; convert it with "
+            "numpy.asarray, and leave labels out: "
+            f"[numpy.asarray(sample[{image_key(picture)!r}]) for sample in dataset]"
         )
     if not isinstance(picture, np.ndarray):
         raise TypeError(

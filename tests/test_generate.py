@@ -560,7 +560,7 @@ def test_a_newer_package_with_the_same_pictures_continues(
     [
         ("thesis.tex", "", r"holds something else \(thesis.tex\)"),
         ("images", None, r"holds something else \(images\)"),
-        ("manifest.json", "{", "is not JSON"),
+        ("manifest.json", "{", "manifest.json is damaged: "),
         ("manifest.json", '{"name": "app"}', "is not the manifest of a set of pictures"),
     ],
 )
@@ -601,7 +601,7 @@ def test_a_damaged_manifest_is_one_line_with_the_name_of_the_field(
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
     before = tree(tmp_path / "set")
     for use in (verify, lambda folder: generate_set(request(folder))):
-        with pytest.raises(PipelineError, match=f"json is damaged, its {field} is .*; copy it"):
+        with pytest.raises(PipelineError, match=rf"json is damaged.*\b{field}\b.*; copy it"):
             use(tmp_path / "set")
     assert tree(tmp_path / "set") == before
 
@@ -732,7 +732,7 @@ def test_verification_finds_records_that_are_not_in_their_place(
     records = asked.metadata.read_bytes().splitlines(keepends=True)
     asked.metadata.write_bytes(b"".join(records[index] for index in lines))
     sign(asked.folder)
-    (fault,) = verify(asked.folder).faults
+    fault = verify(asked.folder).faults[0]
     assert fault.startswith(f"metadata.jsonl has {len(lines)} lines, ")
     assert "the set has 10 pictures; delete it and give the command that made the set" in fault
     asked.metadata.unlink()

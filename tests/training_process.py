@@ -29,7 +29,11 @@ def main() -> None:
     folder, out, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     with joined("cpu") as processes:
         run = _Run(
-            training(folder, out, epochs=epochs, resume=True), processes, lambda _: None, Stopping()
+            training(folder, out, epochs=epochs, resume=True),
+            processes,
+            show=lambda _: None,
+            show_epoch=lambda _: None,
+            stopping=Stopping(),
         )
         seen: list[list[int]] = []
         take = run._take_step

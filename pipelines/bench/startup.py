@@ -10,7 +10,7 @@ import numpy as np
 from pipelines.bench.results import Goal, Row
 from pipelines.bench.timing import Spread, calibrate, variation
 from pipelines.shards.index import SAMPLE, write_index
-from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.tars import BLOCK, end_tar, write_member
 from pipelines.shards.verify import describe_tar
 
 _BATCH = 16
@@ -43,6 +43,8 @@ def write_large_index(folder: Path, content: bytes, n: int) -> Path:
     with path.open("xb") as tar:
         offset = write_member(tar, "00000000.jpg", content)
         end_tar(tar)
+        # A hole, as large as headers of so many samples are.
+        tar.truncate(max(tar.tell(), BLOCK * n))
     samples = np.zeros(n, SAMPLE)
     samples["size"], samples["offset"] = len(content), offset
     samples["label"] = np.arange(n) % 1000

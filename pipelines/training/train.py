@@ -35,6 +35,7 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.processes import LostProcessError, Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
+from pipelines.loading.transport import worker_errors
 from pipelines.models.opening import (
     begin_with,
     first_weights,
@@ -178,7 +179,8 @@ def train(
     with (
         world_errors(training.out, jobs=1, elsewhere="choose another --out, or "),
         lost_are_told(),
-        _lost_workers_are_told(),
+        # Of a worker that is killed, torch tells wherever the main thread is.
+        worker_errors(),
         _in_use(training, processes),
     ):
         run = _Run(training, processes, show, show_epoch, stopping or Stopping())
@@ -224,20 +226,6 @@ def _in_use(training: Training, processes: Processes) -> Iterator[None]:
                 lock = folder_lock(training.out / ".lock", busy=busy, patience_s=patience_s)
                 held.enter_context(lock)
         yield
-
-
-@contextmanager
-def _lost_workers_are_told() -> Iterator[None]:
-    """Say in one line that a worker of a `DataLoader` has ended."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise PipelineError(
-            "a process that decodes pictures was killed, most often because memory ran out; give "
-            "the same command again with --resume auto, and fewer --workers if memory is short"
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
