@@ -192,17 +192,20 @@ def _check_zip(file: BinaryIO, size: int, path: Path | str, *, compare: bool) ->
 def _unreadable(error: Exception, file: BinaryIO, head: bytes, path: Path | str) -> str:
     """Return what to say of a file that torch refuses."""
     refused = re.search(r"GLOBAL (\S+)", str(error))
-    wanted = refused[1] if refused else _wanted_global(file)
+    content = _pickle_in(file)
+    wanted = refused[1] if refused else _wanted_global(content)
     if wanted is not None:
         return (
-            f"{path} is a pickle that wants to use {wanted:.80}, and nothing in a file is run "
+            f"{path} is a pickle that would run {wanted:.80}, and nothing that a file names is run "
             f"here; {SAVE_AGAIN}"
         )
     if isinstance(error, EOFError) or "unexpected EOF" in str(error):
         return f"{path} is cut off; {_COPY_AGAIN}"
-    if head[:1] == b"\x80" and head[1:2] > b"\x02":
+    content.seek(0)
+    start = content.read(2)
+    if len(start) == 2 and start[0] == 0x80 and start[1] > 2:
         return (
-            f"{path} is a pickle of protocol {head[1]}, which is not read here; {SAVE_AGAIN}, "
+            f"{path} is a pickle of protocol {start[1]}, which is not read here; {SAVE_AGAIN}, "
             "which takes protocol 2"
         )
     if head.startswith((b"\x80", b"PK")):
@@ -217,16 +220,20 @@ _HARMLESS = re.compile(
 """Names in a pickle that are not what is wrong with it."""
 
 
-def _wanted_global(file: BinaryIO) -> str | None:
-    """Return the first name in a pickle of any protocol that is not harmless; nothing is run."""
+def _pickle_in(file: BinaryIO) -> BinaryIO:
+    """Return the pickle in a file of torch.save, which is the file itself where it is no zip."""
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
             (name,) = (each for each in archive.namelist() if each.endswith("/data.pkl"))
-            content: BinaryIO = io.BytesIO(archive.read(name))
+            return io.BytesIO(archive.read(name))
     except (zipfile.BadZipFile, ValueError):
-        content = file
-        file.seek(0)
+        return file
+
+
+def _wanted_global(content: BinaryIO) -> str | None:
+    """Return the first name in a pickle of any protocol that is not harmless; nothing is run."""
+    content.seek(0)
     texts: list[str] = []
     memo: list[str] = []
     # It ends where the pickle does, or where it is damaged.

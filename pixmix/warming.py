@@ -1,7 +1,6 @@
 """Compile the kernels of PixMix before they are needed.
 
-for part in pending():
-part()
+Each function of `pending()` compiles a part, and may run in a process of its own.
 """
 
 from collections.abc import Callable

@@ -70,6 +70,7 @@ def test_a_class_folder_stands_for_an_output(
         (["c0", "c2"], (), 3, ("2 classes", "3 outputs")),
         (["c1", "c2"], (), 3, ("2 classes", "3 outputs")),
         (["c0", "d1"], (), 3, ("2 classes", "3 outputs")),
+        (["fold0", "fold1", "fold2"], (), 10, ("3 classes", "10 outputs")),
         (sorted(f"class{i}" for i in range(12)), (), 12, ("'class11'", "'class2'")),
         (["a", "b", "c", "d"], (), 3, ("4 classes", "3 outputs")),
         (["cat", "Dog"], ("cat", "dog"), 2, ("'Dog'", "'dog'", "lower case")),

@@ -207,7 +207,7 @@ def run(
 
     A suite without its data is named in one line, and the others still run; one that --suite asked
     for then ends the command with exit code 1, before a network is loaded where none of them has
-    its data. How images become a network's is told on stderr.
+    its data. The preprocessing that is used is printed on stderr.
     """
     told = _told(options)
     begun = time.monotonic()
@@ -384,7 +384,7 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
 @click.option(
     "--checkpoint",
     type=WeightsPath(),
-    help="Of a network that wants pictures of another size: they become as it has them.",
+    help="Checkpoint of a network whose image size the made images get.  [default: as they are]",
 )
 @click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")
 @seed_option("Of what corruptions draw, as their noise.")

@@ -142,7 +142,7 @@ def show_set(
     "mixing_sets",
     type=LocalPath(exists=True),
     multiple=True,
-    help="Set of pixmix-gen, folder of pictures, shards or tar; may be repeated.",
+    help="Set of pixmix-gen, folder of images, shards, tar, zip or .npy; may be repeated.",
 )
 @click.option(
     "--no-mixing-set",

@@ -1,4 +1,4 @@
-"""`pixmix-train`: the paper's recipes, one command each."""
+"""`pixmix-train`: a command for each dataset, with the recipe of the released scripts."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,8 +53,9 @@ _NOT_IN_TIME = (
 def main() -> None:
     """Train classifiers with PixMix, in one process or under torchrun.
 
-    The defaults are the paper's recipes. What is trained depends on recipe, data and number of
-    processes; a stopped run goes on as if it had not been stopped.
+    The defaults are those of the released scripts; their README adds --all-ops for the paper's
+    runs. What is trained depends on recipe, data and number of processes; a stopped run resumes as
+    if it had not been stopped.
     """
 
 
@@ -96,8 +97,8 @@ _command(
     "imagenet",
     """Train on ImageNet: ResNet-50, 90 epochs.
 
-    DATA holds the shards of pixmix-shard imagefolder, in train and val. The paper's small learning
-    rate wants trained weights to begin with: --pretrained.
+    DATA holds the shards of pixmix-shard imagefolder, in train and val. The small learning rate
+    of the released script suits trained weights; pass --pretrained to start from them.
     """,
 )
 _command(

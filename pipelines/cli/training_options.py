@@ -159,8 +159,8 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             "mixing_sets",
             type=Place(files=True),
             multiple=True,
-            help="Set of pixmix-gen, folder of pictures, shards, here or at an address, or tar; "
-            "may be repeated.",
+            help="Set of pixmix-gen, folder of images, shards, here or at an address, tar, zip or "
+            ".npy; may be repeated.",
         ),
         click.option(
             "--no-mixing-set",
@@ -199,8 +199,8 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             is_flag=False,
             flag_value=PRETRAINED,
             metavar="[WEIGHTS]",
-            help="Begin with torchvision's weights of this name, such as IMAGENET1K_V2; without a "
-            f"name with {PRETRAINED}, as the paper's figures do.",
+            help="Start from torchvision's weights of this name, such as IMAGENET1K_V2; without a "
+            f"name from {PRETRAINED}, which the released script takes.",
         ),
         *map(own, ("epochs", "batch-size", "accumulate", "optimizer", "learning-rate", "warm-up")),
         *map(own, ("weight-decay", "label-smoothing", "dropout")),

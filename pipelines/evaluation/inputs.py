@@ -72,4 +72,5 @@ def in_words(found: Mapping[str, Any]) -> str:
         else f"shorter side resized to {found['resize']}, centre of {size}"
     )
     options = ", ".join(f"--{name.replace('_', '-')}" for name in found["guessed"])
-    return f"mean {mean}, std {std}, {view}" + (f"; guessed, for want of {options}" * bool(options))
+    guessed = f"; guessed, because {options} was not passed" if options else ""
+    return f"mean {mean}, std {std}, {view}{guessed}"

@@ -20,7 +20,7 @@ from pipelines.evaluation.classes import imagenet_classes
 from pipelines.models.outputs import outputs_of
 
 _NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
-_NUMBERED = re.compile(r"(.*?)([0-9]{1,9})", re.ASCII)
+_NUMBERED = re.compile(r"((?:c|cls|class|label|category)[ _-]?)([0-9]{1,9})", re.ASCII)
 _WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
 _MOST_OUTPUTS = 1_000_000
 _NAMED = 3
@@ -82,8 +82,8 @@ def match_classes(
             raise PipelineError(
                 f"{where} has {len(names)} classes and the network {n_outputs} outputs, and the "
                 "names of the network's classes are not known; evaluate a set with a folder for "
-                "each output, remove folders that are no classes, or name the folders 0, 1, 2, ... "
-                "by output"
+                "each output, remove folders that are not classes, or name the folders by output: "
+                "0, 1, 2, ..."
             )
     classes = tuple(names) if n_outputs in {None, len(names)} else ()
     return Matched(outputs=np.arange(len(names)), classes=classes, how="order")

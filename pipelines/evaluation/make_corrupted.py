@@ -201,7 +201,7 @@ def _same_or_new(folder: Path, asked: dict[str, Any]) -> None:
     """
     path = folder / MADE_OF
     if path.exists():
-        remedy = f"remove {folder}, and it is made anew"
+        remedy = f"remove {folder} and give the command again"
         made = read_json(
             read_regular(path, max_bytes=_MOST_JSON), dict[str, Any], str(path), remedy
         )

@@ -253,8 +253,8 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
             _log.warning("%s: %s", path, note)
         if name in _WITH_HEADS and "pretrained" not in network:
             _log.warning(
-                "%s: torchvision's own weights of %s have their images with --mean 0.5 0.5 0.5 "
-                "--std 0.5 0.5 0.5; pass that if these began with them",
+                "%s: torchvision's own weights of %s take images normalized by --mean 0.5 0.5 "
+                "0.5 --std 0.5 0.5 0.5; pass that if these were fine-tuned from them",
                 path,
                 name,
             )

@@ -78,7 +78,7 @@ def overlap_in_words(name: str, operations: Sequence[str]) -> str:
     """Return that a network's training used operations that overlap C."""
     return (
         f"{name} was trained with operations that overlap the corruptions of C "
-        f"({', '.join(operations)}): its error on C is not one on unseen corruptions"
+        f"({', '.join(operations)}): its error on C is not an error on unseen corruptions"
     )
 
 
