@@ -2,7 +2,6 @@
 
 import io
 import math
-import pickle
 import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featviz.checkpoint_digest import matches_digest
+from featviz.weights import load_checkpoint
 
 CHECKPOINT_VERSION = 3
 """3 carries a SHA-256; 2 carried none."""
@@ -112,11 +112,8 @@ def parse_content(held: bytes) -> CheckpointContent:
     if whole is False:
         raise DamagedError("its content does not match the SHA-256 that it carries")
     try:
-        content = torch.load(io.BytesIO(held), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise DamagedError("it holds more than numbers, text and tensors") from error
-    except Exception as error:
-        # A broken archive raises errors of many kinds.
+        content = load_checkpoint(io.BytesIO(held), "it")
+    except ValueError as error:
         raise DamagedError(
             "it is cut off or damaged, or not a checkpoint of pixmix-train"
         ) from error

@@ -1,9 +1,9 @@
 """Compiled kernels on the disk, in numba's cache, which by itself trusts all that it finds.
 
 Here a file ends with the SHA-256 of what comes before, and what does not match is compiled again
-and written over. A folder that another user may write to is not read, for reading runs its
-contents. Where no folder can be written, a temporary one of this user is used, which processes
-started later find by NUMBA_CACHE_DIR.
+and written over. A folder of another user, or one that every user may write to, is not read, for
+reading runs its contents. Where no folder can be written, a temporary one of this user is used,
+which processes started later find by NUMBA_CACHE_DIR.
 """
 
 import contextlib
@@ -140,7 +140,7 @@ def _is_whole(path: str) -> bool:
 
 
 def _is_ours(folder: Path, source: Path) -> bool:
-    """See whether nobody can write to a folder who could not change the source anyway."""
+    """See whether a folder is this user's, root's or the source's owner's, and not open to all."""
     there = folder.stat()
     trusted = {os.geteuid(), 0}
     with contextlib.suppress(OSError):
