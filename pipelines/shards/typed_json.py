@@ -15,7 +15,7 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.)[^/\\\x00-\x1f\ud800-\udfff]{1,255}\Z")]
 """The name of a file inside a known folder: no path, not hidden, no control characters."""
 
-Label = Annotated[str, msgspec.Meta(pattern=r"\A[^/\\\x00-\x1f\ud800-\udfff]{0,255}\Z")]
+Label = Annotated[str, msgspec.Meta(pattern=r"\A[^/\x00-\x1f\ud800-\udfff]{0,255}\Z")]
 """A short text that may become a part of a file's name: no path, no control characters."""
 
 _PATTERNS = {
