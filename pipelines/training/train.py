@@ -529,13 +529,15 @@ class _Run:
 
     def _train(self) -> None:
         try:
-            while not self.stopped and len(self.history) < self.recipe.epochs:
-                # The end of an epoch may be what a training was stopped in.
-                at_end = self.loader.epoch > len(self.history) or self._epoch()
-                if at_end and self._end_epoch():
+            # Gradients, too, are lost with the process that they come from.
+            with lost_are_told():
+                while not self.stopped and len(self.history) < self.recipe.epochs:
+                    # The end of an epoch may be what a training was stopped in.
+                    at_end = self.loader.epoch > len(self.history) or self._epoch()
+                    if at_end and self._end_epoch():
+                        self._save()
+                if self.stopped:
                     self._save()
-            if self.stopped:
-                self._save()
         except LostProcessError:
             # What was reached is kept; every process has the same weights.
             self.stopping.save()
