@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import SHEET_PICTURES, progress_bar
+from pipelines.shards.files import read_regular
+from pipelines.shards.picture_files import LARGEST_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -242,7 +244,10 @@ def _write_sheet(sheet: Path, request: "SetRequest") -> None:
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
     chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]
-    write_sheet(contact_sheet([decode(path.read_bytes()) for path in chosen]), sheet)
+    write_sheet(
+        contact_sheet([decode(read_regular(path, max_bytes=LARGEST_FILE)) for path in chosen]),
+        sheet,
+    )
 
 
 def _summary(request: "SetRequest", result: "SetResult", sheet: Path | None) -> str:

@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any, TypedDict
+
+import msgspec
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
@@ -32,6 +34,7 @@ from pipelines.shards.files import file_sha256, sha256, world_errors, write_file
 from pipelines.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
+    MOST_SHARDS_OF_A_PATTERN,
     SAMPLE,
     Manifest,
     parse_manifest,
@@ -49,7 +52,7 @@ from pipelines.shards.sidecars import (
     sidecar_of,
     write_tar,
 )
-from pipelines.shards.typed_json import read_json
+from pipelines.shards.typed_json import FileName, read_json
 from pipelines.shards.workers import Run, run_chunks
 
 REQUEST = f"{WORK}/request.json"
@@ -60,6 +63,22 @@ class _Request(TypedDict):
 
     settings: dict[str, Any]
     made_with: dict[str, Any]
+
+
+class _Numbers(msgspec.Struct):
+    """What every set's settings have, beside those of its generator."""
+
+    name: FileName
+    kind: str
+    n: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+    shard_size: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+    num_shards: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARDS_OF_A_PATTERN)]
+
+
+class _Checked(msgspec.Struct):
+    """A request, of which every value that is used is checked."""
+
+    settings: _Numbers
 
 
 SPLIT = "train"
@@ -298,7 +317,7 @@ def _manifest_of(place: Place, content: bytes) -> Manifest:
     """
     try:
         of_files = "status" in json.loads(content)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         of_files = False
     if of_files:
         raise PipelineError(
@@ -414,8 +433,7 @@ def _read_request(place: Place) -> dict[str, Any] | None:
         return None
     where, remedy = f"{place.name}/{REQUEST}", "remove the place, or choose another --out"
     document: dict[str, Any] = {**read_json(content, _Request, where, remedy)}
-    if lacking := {"name", "n", "num_shards"} - document["settings"].keys():
-        raise PipelineError(f"{where} is damaged: it lacks {', '.join(sorted(lacking))}; {remedy}")
+    read_json(content, _Checked, where, remedy)
     return document
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.generate.plan import ranges_of, subtract
-from pipelines.shards.files import new_file, write_file
+from pipelines.shards.files import new_file, open_regular, write_file
 from pipelines.shards.typed_json import Count, Sha256, read_json
 
 IMAGES = "images"
@@ -78,7 +78,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
         PipelineError: if a line is not a JSON object.
         OSError: if the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, start=1):
             yield from_line(line, path, number)
 
@@ -115,7 +115,7 @@ def find_parts(metadata: Path, folder: Path) -> list[Part]:
     """
     parts = []
     if metadata.exists():
-        with metadata.open("rb") as file:
+        with open_regular(metadata) as file:
             parts.append(Part(metadata, range(sum(1 for _ in file))))
     # Programs that synchronize folders leave files of other names.
     names = [(path, _PART_NAME.fullmatch(path.name)) for path in sorted(folder.glob("*.jsonl"))]
@@ -137,7 +137,7 @@ def damaged(part: Part, wanted: Sequence[range], format: str) -> list[range]:
     if not wanted:
         return []
     faulty = []
-    with part.path.open("rb") as file:
+    with open_regular(part.path) as file:
         position = part.pictures.start
         for pictures in wanted:
             lines = islice(file, pictures.start - position, pictures.stop - position)
@@ -163,7 +163,7 @@ def forget(part: Part, pictures: Sequence[range], folder: Path) -> None:
     Raises:
         OSError: if the disk is full or the folder cannot be written.
     """
-    with part.path.open("rb") as file:
+    with open_regular(part.path) as file:
         position = part.pictures.start
         for kept in subtract(part.pictures, pictures):
             lines = islice(file, kept.start - position, kept.stop - position)
@@ -194,7 +194,7 @@ def merge(parts: Iterable[Part], n: int, metadata: Path, format: str) -> int:
         for part in sorted(parts, key=lambda part: part.pictures.start):
             if part.pictures.start > following:
                 break
-            with part.path.open("rb") as lines:
+            with open_regular(part.path) as lines:
                 start, stop = part.pictures.start, min(part.pictures.stop, n)
                 for line in islice(lines, following - start, stop - start):
                     record = from_line(line, part.path, following - start + 1)

@@ -33,7 +33,7 @@ from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
-from pipelines.shards.files import read_regular, sha256
+from pipelines.shards.files import open_regular, read_regular, sha256
 from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
 from pipelines.shards.keys import read_key
 from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
@@ -229,7 +229,7 @@ def _read_part(path: Path, offset: int, size: int) -> bytearray:
     """
     content = bytearray(size)
     try:
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             there = os.preadv(file.fileno(), [content], offset)
     except OSError as error:
         raise UnreadablePictureError("unreadable file", str(error)) from error

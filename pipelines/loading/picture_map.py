@@ -34,7 +34,14 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
-from pipelines.shards.files import PARTIAL_SUFFIX, folder_lock, read_regular, sha256, write_file
+from pipelines.shards.files import (
+    PARTIAL_SUFFIX,
+    folder_lock,
+    open_regular,
+    read_regular,
+    sha256,
+    write_file,
+)
 from pipelines.shards.picture_files import MOST_PIXELS
 from pipelines.shards.progress import Progress
 from pipelines.shards.typed_json import Count, Sha256, read_json
@@ -226,7 +233,7 @@ def _hashes(path: Path, jobs: int) -> list[str]:
 
     def hashed(start: int) -> str:
         digest = hashlib.sha256()
-        with path.open("rb", buffering=0) as file:
+        with open_regular(path) as file:
             file.seek(start)
             # By and by, for a piece a thread would be much memory with many threads.
             for _ in range(_PIECE >> 20):

@@ -18,6 +18,7 @@ from pipelines.shards.index import (
     MOST_MANIFEST_BYTES,
     SAMPLE,
     Manifest,
+    open_index,
     parse_manifest,
     read_index,
     write_index,
@@ -181,6 +182,7 @@ def _restore_index(folder: Path, manifest: Manifest, progress: Progress) -> Adop
 
 def _is_index(path: Path) -> bool:
     try:
-        return bool(np.load(path, mmap_mode="r", allow_pickle=False).dtype == SAMPLE)
-    except ValueError:
+        open_index(path, str(path), "")
+    except PipelineError:
         return False
+    return True

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import secrets
 import stat
@@ -33,7 +34,7 @@ _KINDS = (
 )
 
 
-def open_regular(path: Path, *, max_bytes: int | None = None) -> BinaryIO:
+def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
     """Open a regular file for reading, and nothing else: a named pipe would block for ever.
 
     The type and the size are those of the opened file, so a file that is swapped in between is
@@ -91,7 +92,7 @@ def file_sha256(path: Path) -> str:
     Raises:
         OSError: if the file cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -9,11 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256, write_file
-from pipelines.shards.index import MANIFEST_NAME, Manifest, ShardSet, build_set, read_index
+from pipelines.shards.files import file_sha256, open_regular, read_regular, write_file
+from pipelines.shards.index import (
+    MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    ShardSet,
+    build_set,
+    read_index,
+)
 from pipelines.shards.listing import Listing
 from pipelines.shards.members import sample_of
-from pipelines.shards.picture_files import unusable_file
+from pipelines.shards.picture_files import LARGEST_FILE, unusable_file
 from pipelines.shards.pictures import BrokenPictureError
 from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuffled
 from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_file_faults
@@ -38,7 +45,7 @@ def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
         if not path.is_file() or path.stat().st_size != shard.n_bytes:
             return None
     try:
-        content = (folder / MANIFEST_NAME).read_bytes()
+        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
         opened = build_set(str(folder), content, read_index(folder, manifest))
     except PipelineError:
         return None
@@ -69,7 +76,7 @@ def check_contents(request: ShardRequest, opened: ShardSet) -> None:
     changed = sorted(changed_since(listing, request.folder / MANIFEST_NAME))
     if not changed:
         return
-    left_out = _left_out(request)
+    left_out = _left_out(request, opened)
     kept = [index for index in range(len(listing)) if index not in left_out]
     positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
     for index in changed:
@@ -85,12 +92,12 @@ def check_contents(request: ShardRequest, opened: ShardSet) -> None:
             )
 
 
-def _left_out(request: ShardRequest) -> set[int]:
-    """Return the items that are not in the shards."""
-    path = request.folder / ODD_FILES_NAME
-    if not path.is_file():
+def _left_out(request: ShardRequest, opened: ShardSet) -> set[int]:
+    """Return the items that are not in the shards, by the list that the manifest vouches for."""
+    if "found_sha256" not in opened.settings:
         return set()
-    lines = map(json.loads, path.read_bytes().splitlines())
+    content = read_regular(request.folder / ODD_FILES_NAME, max_bytes=LARGEST_FILE)
+    lines = map(json.loads, content.splitlines())
     return {line["index"] for line in lines if line["found"] in _skipped(request)}
 
 
@@ -103,7 +110,7 @@ def _is_in(
     opened: ShardSet, position: int, request: ShardRequest, listing: Listing, index: int
 ) -> bool:
     row = opened.samples[position]
-    with opened.path(int(row["shard"])).open("rb") as file:
+    with open_regular(opened.path(int(row["shard"]))) as file:
         file.seek(int(row["offset"]))
         content = file.read(int(row["size"]))
     try:

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+from pipelines.shards.files import open_regular
+
 _BLOCK = 512
 
 
 def read_key(path: Path, offset: int) -> str:
     """Return the key of the sample whose picture begins at an offset of a tar, or "?"."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             file.seek(offset - _BLOCK)
             return key_of(_header_name(file.read(_BLOCK)))
     except (OSError, ValueError):

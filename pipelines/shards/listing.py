@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.shards.files import new_file
+from pipelines.shards.files import new_file, open_regular
 from pipelines.shards.sources import Item
 
 STARTS_SUFFIX = ".starts.npy"
@@ -20,9 +20,14 @@ class Listing:
     """The items of a source by number; lines of JSON and where each begins, both memory-mapped."""
 
     def __init__(self, path: Path) -> None:
-        self._starts = np.load(path.with_name(path.name + STARTS_SUFFIX), mmap_mode="r")
-        with path.open("rb") as file:
-            self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._starts = np.load(path.with_name(path.name + STARTS_SUFFIX))
+        self._lines: mmap.mmap | bytes
+        with open_regular(path) as file:
+            try:
+                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError:
+                # A file system without shared mappings.
+                self._lines = file.read()
 
     def __len__(self) -> int:
         return len(self._starts) - 1

@@ -33,7 +33,7 @@ from pipelines.shards.connections import (
     said,
     shown,
 )
-from pipelines.shards.files import PARTIAL_SUFFIX, check_no_file, remove_partial_files
+from pipelines.shards.files import PARTIAL_SUFFIX, check_no_file, open_regular, remove_partial_files
 from pipelines.shards.index import MANIFEST_NAME
 from pipelines.shards.remote import local_path
 from pipelines.shards.transfer import patience_ends, retrying
@@ -134,13 +134,14 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """See `Place`."""
         try:
-            return (self.path / name).read_bytes()
+            with open_regular(self.path / name) as file:
+                return file.read()
         except FileNotFoundError:
             return None
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
         """See `Place`."""
-        return ((self.path / name).read_bytes() for name in names)
+        return (self.read(name) or b"" for name in names)
 
     @contextmanager
     def writing(self) -> Iterator[Path]:

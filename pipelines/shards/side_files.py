@@ -96,7 +96,7 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
         if not path.is_file():
             continue
         try:
-            for name, info in json.loads(path.read_bytes())["splits"].items():
+            for name, info in json.loads(read_regular(path, max_bytes=_LARGEST))["splits"].items():
                 files = [f"{split}/{file}" for file in info["filenames"]]
                 joined[name] = info | {"filenames": files}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.files import file_sha256, new_file
+from pipelines.shards.files import file_sha256, new_file, open_regular
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import SAMPLE, Shard
 from pipelines.shards.tars import end_tar, write_member
@@ -154,6 +154,6 @@ def file_md5(path: Path) -> str:
     Raises:
         OSError: if it cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         # No secret: the sum that wids asks for.
         return hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import write_file
+from pipelines.shards.files import read_regular, write_file
 from pipelines.shards.listing import Listing
 from pipelines.shards.picture_files import unusable_file
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, oddity, orientation
@@ -141,7 +141,7 @@ def _chunks(n: int) -> list[range]:
 def _read_part(parts: Path, chunk: range) -> dict[str, Any]:
     """Return what a part says; nothing where it is missing or no JSON object."""
     try:
-        document = json.loads(_part(parts, chunk).read_bytes())
+        document = json.loads(read_regular(_part(parts, chunk), max_bytes=2**26))
     except (FileNotFoundError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

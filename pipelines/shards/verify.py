@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256, read_regular
+from pipelines.shards.files import file_sha256, open_regular, read_regular
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
@@ -179,7 +179,7 @@ def _strangers(shards: ShardSet) -> list[str]:
 
 def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[str]:
     faults = []
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for i in indices.tolist():
             sample = shards.samples[i]
             file.seek(int(sample["offset"]))

@@ -200,7 +200,7 @@ def _make(
     _check_unchanged(request, listed)
     _finish(request, settings, survey, listing, num_shards)
     path = request.folder / MANIFEST_NAME
-    manifest = parse_manifest(path.read_bytes(), str(path))
+    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     return _result(request, manifest, written=len(missing), n=n)
 
 
@@ -310,6 +310,9 @@ def _finish(
     if odd:
         write_file(request.folder / ODD_FILES_NAME, odd)
         found["found_sha256"] = sha256(odd)
+    else:
+        # Of a run that was killed before its files were mended.
+        (request.folder / ODD_FILES_NAME).unlink(missing_ok=True)
     remove_partial_files(request.folder)
     write_index(
         request.folder,
@@ -378,7 +381,7 @@ def _begun_with(path: Path) -> dict[str, Any]:
         PipelineError: if the file is damaged.
     """
     try:
-        settings = json.loads(path.read_bytes())
+        settings = json.loads(read_regular(path, max_bytes=MOST_MANIFEST_BYTES))
     except (OSError, ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
@@ -424,7 +427,7 @@ def _sidecar(request: ShardRequest, shard: int) -> Path:
 def _read_sidecar(request: ShardRequest, shard: int) -> dict[str, Any] | None:
     """Return what a shard's sidecar says, None where there is none or it is damaged."""
     try:
-        return parse_sidecar(_sidecar(request, shard).read_bytes())
+        return parse_sidecar(read_regular(_sidecar(request, shard), max_bytes=MOST_MANIFEST_BYTES))
     except FileNotFoundError:
         return None
 
