@@ -173,8 +173,13 @@ SECRETS = [
     ("--aws-secret-access-key=hunter2", "--aws-secret-access-key=***"),
     ("AWS_SECRET_ACCESS_KEY=hunter2 curl x", "AWS_SECRET_ACCESS_KEY=*** curl x"),
     ("HF_TOKEN='hunter2 and more' x", "HF_TOKEN=*** x"),
-    ("pipe:curl -H 'Authorization: Bearer hunter2' u", "pipe:curl -H 'Authorization: ***' u"),
-    ("pipe:curl -u alice:hunter2 x", "pipe:curl -u *** x"),
+    ("pipe:curl -H 'Authorization: Bearer hunter2' u", "pipe:***"),
+    ("pipe:wget --password hunter2 x\n-y hunter2", "pipe:***"),
+    ("--train=pipe:curl --oauth2-bearer hunter2 {file}", "--train=pipe:***"),
+    ("curl -H 'Authorization: Bearer hunter2' u", "curl -H 'Authorization: ***' u"),
+    ("curl -u alice:hunter2 x", "curl -u *** x"),
+    ("curl -ualice:hunter2 x", "curl -u*** x"),
+    ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
     ("x hf_aaaaaaaaaaaaaaaaaaaa y", "x *** y"),
     ("password: hunter2", "password: ***"),
 ]
@@ -196,6 +201,8 @@ def test_secrets_are_masked_and_the_rest_stays(text: str, expected: str) -> None
         "module:function",
         "tokens:network",
         "keys/of/author=1",
+        "-unbuffered x",
+        "a pipe: with a space",
         "f" * 64,
     ],
 )
@@ -276,6 +283,60 @@ def test_the_commit_is_that_of_the_folder_and_dirty_where_tracked_files_differ(
     changed = git_state(tmp_path)
     assert changed is not None
     assert (changed.commit, changed.dirty) == (state.commit, True)
+
+
+@pytest.mark.parametrize("name", ["x", "a b.c", "a=b"])
+@pytest.mark.parametrize("kind", ["clean", "process"])
+def test_no_program_of_a_repository_is_started_to_look_at_it(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init")
+    (folder / "a.py").write_text("1")
+    (folder / "b.py").write_text("1")
+    git(folder, "add", "a.py", "b.py")
+    git(folder, "commit", "-m", "a")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\ncat\n")
+    program.chmod(0o755)
+    hooks = folder / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for hook in ("post-index-change", "fsmonitor-watchman", "reference-transaction"):
+        (hooks / hook).write_bytes(program.read_bytes())
+        (hooks / hook).chmod(0o755)
+    git(folder, "config", f"filter.{name}.{kind}", str(program))
+    git(folder, "config", f"filter.{name}.required", "true")
+    git(folder, "config", "core.fsmonitor", str(program))
+    (folder / ".git" / "info").mkdir(exist_ok=True)
+    # A name with a space cannot be named here; one that is not named must not be run either.
+    (folder / ".gitattributes").write_text(f"* filter={name}\n")
+    (folder / "a.py").write_text("2")
+    os.utime(folder / "b.py", (1, 1))
+    (tmp_path / "ran").unlink(missing_ok=True)
+    state = git_state(folder)
+    assert not (tmp_path / "ran").exists()
+    assert state is not None
+    assert state.dirty is (None if "=" in name else True)
+
+
+def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    for folder in (inner, outer):
+        folder.mkdir()
+        git(folder, "init")
+        (folder / "a.py").write_text("1")
+        git(folder, "add", "a.py")
+        git(folder, "commit", "-m", "a")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "add", str(inner), "part")
+    git(outer, "commit", "-m", "b")
+    git(outer / "part", "config", "filter.x.clean", f"touch {tmp_path}/ran; cat")
+    (outer / "part" / ".gitattributes").write_text("* filter=x\n")
+    (outer / "part" / "a.py").write_text("2")
+    state = git_state(outer)
+    assert not (tmp_path / "ran").exists()
+    assert state is not None
+    assert state.dirty is False
 
 
 def test_without_git_or_with_one_that_hangs_nothing_is_told(

@@ -307,7 +307,7 @@ class _Run:
         shards = training.train.shards
         classes = len(shards.classes) or int(shards.samples["label"].max()) + 1
         self.labels = {
-            each.shards.location: outputs_for(each.shards, shards.classes, classes)
+            each.shards.hash: outputs_for(each.shards, shards.classes, classes)
             for each in (training.validation, training.test)
             if each is not None
         }
@@ -798,7 +798,7 @@ class _Run:
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
             self.processes.share_buffers(self.module)
-            outputs = self.labels[shards.shards.location]
+            outputs = self.labels[shards.shards.hash]
             for images, labels, weights in self._watched(loader):
                 there = (labels if outputs is None else outputs[labels]).to(self.device)
                 logits = self.module(_laid_out(images.to(self.device))).float()
