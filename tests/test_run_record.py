@@ -1,5 +1,6 @@
 """run.json: how a run was made, without secrets."""
 
+import errno
 import json
 import os
 import signal
@@ -15,12 +16,13 @@ import torch
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
-from pipelines.provenance import facts
+from pipelines.provenance import facts, run_record
 from pipelines.provenance.facts import command_line, git_state, versions
 from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
-from pipelines.provenance.run_record import read_run_record
+from pipelines.provenance.run_record import WeightsFacts, read_run_record
 from pipelines.shards.files import file_sha256
 from pipelines.training.data import find_data
+from pipelines.training.run_settings import _weights
 from pipelines.training.train import Shown
 from pipelines.training.train import train as run_training
 from training_sets import training
@@ -108,6 +110,64 @@ def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
     }  # fmt: skip
     assert settings["mixing_set"]["locations"] == [str(digits / "test")]
     assert len(settings["mixing_set"]["fingerprint"]) >= 32
+
+
+def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_path: Path) -> None:
+    first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(first.checkpoint.read_bytes())
+    out = tmp_path / "b"
+    options: dict[str, Any] = {"augment": "none", "epochs": 1}
+    run_training(training(digits, out, weights=weights, **options), ALONE, stopping_at(2))
+    expected = record_of(out)["settings"]["weights"]
+    assert expected == {"location": str(weights), "sha256": file_sha256(weights)}
+    # Not read again, and no other file is taken for it.
+    weights.unlink()
+    run_training(training(digits, out, resume=True, **options), ALONE)
+    assert record_of(out)["settings"]["weights"] == expected
+    other = training(digits, out, resume=True, weights=first.checkpoint, **options)
+    run_training(other, ALONE)
+    assert record_of(out)["settings"]["weights"] == expected
+    (out / "run.json").unlink()
+    run_training(other, ALONE)
+    assert record_of(out)["settings"]["weights"] == {"location": "unknown", "sha256": None}
+
+
+def test_weights_of_torchvision_are_told_by_their_name(digits: Path, tmp_path: Path) -> None:
+    plain = training(digits, tmp_path, augment="none")
+    for resumed in (False, True):
+        found = _weights(plain, "IMAGENET1K_V2", resumed=resumed)
+        assert found == WeightsFacts(
+            location=f"torchvision {plain.recipe.model} IMAGENET1K_V2", sha256=None
+        )
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_record_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "run.json").write_text("whole")
+
+    def refused(path: Path, **_: object) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(run_record, "read_regular", refused)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        run_record._earlier(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "damaged"])
+def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run.json"
+    if what == "folder":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_text("{")
+    assert run_record._earlier(tmp_path)[1] == []
+    assert [each.name for each in tmp_path.iterdir()] == ["run.damaged.json"]
 
 
 def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(

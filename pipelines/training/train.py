@@ -198,7 +198,13 @@ def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[None]:
     if run.history:
         # Which a damaged folder may have lost; the checkpoint has not.
         write_metrics(run.training.out, run.history)
-    settings = settings_of(run.training, run.loader)
+    name = run.network["pretrained"]
+    settings = settings_of(
+        run.training,
+        run.loader,
+        pretrained=name if isinstance(name, str) else None,
+        resumed=run.resumed,
+    )
     size = run.processes.world.size
     with recorded(run.training.out, settings, run.ending, world_size=size):
         begun()
@@ -287,6 +293,7 @@ class _Run:
         # That are trained, while an evaluation has averages in their place; None else.
         self.current: dict[str, Tensor] | None = None
         self.saved: int | None = None
+        self.resumed = newest is not None
         if newest is not None:
             self._go_on(newest)
         running = self.module
