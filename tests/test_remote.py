@@ -628,7 +628,7 @@ def test_a_damaged_pinned_manifest_is_fetched_again(
     assert len(server.requests("set/manifest.json")) == 2
 
 
-def test_a_file_that_was_let_go_is_not_discarded(cache: ShardCache, tmp_path: Path) -> None:
+def test_a_file_that_was_let_go_is_not_discarded(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     descriptor = os.open(tmp_path / "a", os.O_RDONLY)
     with HeldFile(tmp_path / "a", descriptor) as held:

@@ -358,8 +358,8 @@ def _split(where: str) -> tuple[str, list[str] | None]:
     if where.startswith(PIPE_PREFIX):
         if FILE_PLACE not in where:
             raise PipelineError(
-                f"{shown(where)} cannot read the manifest of a set; put {FILE_PLACE} where the name of "
-                f"the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
+                f"{shown(where)} cannot read the manifest of a set; put {FILE_PLACE} where the "
+                f"name of the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
             )
         return where, None
     folder, slash, name = _path_of(where).rstrip("/").rpartition("/")
