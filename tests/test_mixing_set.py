@@ -244,6 +244,71 @@ def test_a_damaged_map_is_told_of_and_built_anew(
     assert f"{place} is not as it was written; it is built again" in caplog.text
 
 
+def test_a_map_with_offsets_that_lead_outside_is_built_anew(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    (place,) = maps_of(cache)
+    table = np.load(place / "table.npy")
+    table["offset"][-1] = 2**40
+    np.save(place / "table.npy", table)
+    record = json.loads((place / "record.json").read_bytes())
+    record["files"]["table.npy"]["sha256"] = picture_map._hashes(place / "table.npy", 1)
+    (place / "record.json").write_text(json.dumps(record))
+    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+
+
+@pytest.mark.parametrize("name", ["", "record.json", "pixels", "table.npy"])
+def test_a_map_of_another_user_is_not_believed(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    (place,) = maps_of(cache)
+    found = builds(monkeypatch)
+    original = Path.stat
+
+    def foreign(path: Path, **options: bool) -> os.stat_result:
+        status = original(path, **options)
+        if path == place / name:
+            fields = list(status)
+            fields[4] = os.geteuid() + 1
+            return os.stat_result(fields, {"st_mtime_ns": 0, "st_ctime_ns": 0})
+        return status
+
+    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    monkeypatch.setattr(Path, "stat", foreign)
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+    assert len(found) == 1
+    assert (cache / "maps" / f"{place.name}-{os.geteuid()}").is_dir()
+    assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
+    assert len(found) == 1
+
+
+def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cache: Path) -> None:
+    class Failing:
+        identity: dict[str, Any] = {"failing": 1}  # noqa: RUF012
+
+        def check(self) -> None:
+            pass
+
+        def __len__(self) -> int:
+            return 2
+
+        def name(self, i: int) -> str:
+            return f"image {i}"
+
+        def read(self, i: int) -> bytearray:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
+
+    with pytest.raises(PipelineError, match=r"\d\.tar: Input/output error") as refused:
+        picture_map.open_picture_map(
+            Failing(), None, cache=cache, jobs=1, bad_pictures="skip", progress=lambda *_: None
+        )
+    assert str(cache) not in str(refused.value)
+    assert "cache_dir" not in str(refused.value)
+
+
 def flip(path: Path, place: int) -> None:
     """Turn a bit, and leave the file's times as they were."""
     status = path.stat()

@@ -33,7 +33,7 @@ from faulty_server import (
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import HeldFile, ShardCache, StoppedError
 from pipelines.shards.connections import RemoteAccess, is_remote, shown
-from pipelines.shards.index import MANIFEST_NAME, open_shards
+from pipelines.shards.index import MANIFEST_NAME, MOST_MANIFEST_BYTES, open_shards
 from pipelines.shards.remote import RemoteShards, fetch, open_remote_shards
 from shard_sets import write_shards
 
@@ -609,6 +609,43 @@ def test_a_pinned_manifest_holds_the_set_to_what_it_was(
     assert open_remote_shards(str(served_set), cache=cache, manifest_sha256=pin)
     with pytest.raises(PipelineError, match="is not the manifest with SHA-256 0"):
         open_remote_shards(str(served_set), cache=cache, manifest_sha256="0" * 64)
+
+
+@pytest.mark.parametrize("damage", ["other bytes", "too long"])
+def test_a_damaged_pinned_manifest_is_fetched_again(
+    server: FaultyServer, served_set: Path, cache: ShardCache, damage: str
+) -> None:
+    pin = open_shards(served_set).hash
+    open_remote_shards(server.url("set"), cache=cache, manifest_sha256=pin)
+    kept = cache.files / pin
+    if damage == "other bytes":
+        kept.write_bytes(b"{}")
+    else:
+        os.truncate(kept, MOST_MANIFEST_BYTES + 1)
+    remote = open_remote_shards(server.url("set"), cache=cache, manifest_sha256=pin)
+    assert remote.shards.hash == pin
+    assert kept.read_bytes() == (served_set / MANIFEST_NAME).read_bytes()
+    assert len(server.requests("set/manifest.json")) == 2
+
+
+def test_a_file_that_was_let_go_is_not_discarded(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    descriptor = os.open(tmp_path / "a", os.O_RDONLY)
+    with HeldFile(tmp_path / "a", descriptor) as held:
+        pass
+    held.discard()
+    assert (tmp_path / "a").exists()
+
+
+def test_no_command_of_a_pipe_comes_into_a_message(cache: ShardCache) -> None:
+    command = "pipe:false --password hunter2 {file}"
+    for access in (RemoteAccess(), RemoteAccess(allow_pipe=True, attempts=1)):
+        with pytest.raises(PipelineError) as refused:
+            open_remote_shards(command, cache=cache, access=access)
+        assert "hunter2" not in str(refused.value)
+    with pytest.raises(PipelineError) as refused:
+        open_remote_shards(command.removesuffix(" {file}"), cache=cache, access=access)
+    assert "hunter2" not in str(refused.value)
 
 
 def test_manifest_and_index_come_through_faults(

@@ -1,5 +1,6 @@
 """run.json: how a run was made, without secrets."""
 
+import errno
 import json
 import os
 import signal
@@ -15,12 +16,13 @@ import torch
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.loading.processes import Processes
 from pipelines.loading.world import World
-from pipelines.provenance import facts
+from pipelines.provenance import facts, run_record
 from pipelines.provenance.facts import command_line, git_state, versions
 from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
-from pipelines.provenance.run_record import read_run_record
+from pipelines.provenance.run_record import WeightsFacts, read_run_record
 from pipelines.shards.files import file_sha256
 from pipelines.training.data import find_data
+from pipelines.training.run_settings import _weights
 from pipelines.training.train import Shown
 from pipelines.training.train import train as run_training
 from training_sets import training
@@ -110,6 +112,64 @@ def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
     assert len(settings["mixing_set"]["fingerprint"]) >= 32
 
 
+def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_path: Path) -> None:
+    first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
+    weights = tmp_path / "weights.pt"
+    weights.write_bytes(first.checkpoint.read_bytes())
+    out = tmp_path / "b"
+    options: dict[str, Any] = {"augment": "none", "epochs": 1}
+    run_training(training(digits, out, weights=weights, **options), ALONE, stopping_at(2))
+    expected = record_of(out)["settings"]["weights"]
+    assert expected == {"location": str(weights), "sha256": file_sha256(weights)}
+    # Not read again, and no other file is taken for it.
+    weights.unlink()
+    run_training(training(digits, out, resume=True, **options), ALONE)
+    assert record_of(out)["settings"]["weights"] == expected
+    other = training(digits, out, resume=True, weights=first.checkpoint, **options)
+    run_training(other, ALONE)
+    assert record_of(out)["settings"]["weights"] == expected
+    (out / "run.json").unlink()
+    run_training(other, ALONE)
+    assert record_of(out)["settings"]["weights"] == {"location": "unknown", "sha256": None}
+
+
+def test_weights_of_torchvision_are_told_by_their_name(digits: Path, tmp_path: Path) -> None:
+    plain = training(digits, tmp_path, augment="none")
+    for resumed in (False, True):
+        found = _weights(plain, "IMAGENET1K_V2", resumed=resumed)
+        assert found == WeightsFacts(
+            location=f"torchvision {plain.recipe.model} IMAGENET1K_V2", sha256=None
+        )
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_record_that_cannot_be_read_now_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tmp_path / "run.json").write_text("whole")
+
+    def refused(path: Path, **_: object) -> bytes:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(run_record, "read_regular", refused)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        run_record._earlier(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("what", ["folder", "fifo", "damaged"])
+def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run.json"
+    if what == "folder":
+        path.mkdir()
+    elif what == "fifo":
+        os.mkfifo(path)
+    else:
+        path.write_text("{")
+    assert run_record._earlier(tmp_path)[1] == []
+    assert [each.name for each in tmp_path.iterdir()] == ["run.damaged.json"]
+
+
 def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -173,8 +233,13 @@ SECRETS = [
     ("--aws-secret-access-key=hunter2", "--aws-secret-access-key=***"),
     ("AWS_SECRET_ACCESS_KEY=hunter2 curl x", "AWS_SECRET_ACCESS_KEY=*** curl x"),
     ("HF_TOKEN='hunter2 and more' x", "HF_TOKEN=*** x"),
-    ("pipe:curl -H 'Authorization: Bearer hunter2' u", "pipe:curl -H 'Authorization: ***' u"),
-    ("pipe:curl -u alice:hunter2 x", "pipe:curl -u *** x"),
+    ("pipe:curl -H 'Authorization: Bearer hunter2' u", "pipe:***"),
+    ("pipe:wget --password hunter2 x\n-y hunter2", "pipe:***"),
+    ("--train=pipe:curl --oauth2-bearer hunter2 {file}", "--train=pipe:***"),
+    ("curl -H 'Authorization: Bearer hunter2' u", "curl -H 'Authorization: ***' u"),
+    ("curl -u alice:hunter2 x", "curl -u *** x"),
+    ("curl -ualice:hunter2 x", "curl -u*** x"),
+    ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
     ("x hf_aaaaaaaaaaaaaaaaaaaa y", "x *** y"),
     ("password: hunter2", "password: ***"),
 ]
@@ -196,6 +261,8 @@ def test_secrets_are_masked_and_the_rest_stays(text: str, expected: str) -> None
         "module:function",
         "tokens:network",
         "keys/of/author=1",
+        "-unbuffered x",
+        "a pipe: with a space",
         "f" * 64,
     ],
 )
@@ -276,6 +343,60 @@ def test_the_commit_is_that_of_the_folder_and_dirty_where_tracked_files_differ(
     changed = git_state(tmp_path)
     assert changed is not None
     assert (changed.commit, changed.dirty) == (state.commit, True)
+
+
+@pytest.mark.parametrize("name", ["x", "a b.c", "a=b"])
+@pytest.mark.parametrize("kind", ["clean", "process"])
+def test_no_program_of_a_repository_is_started_to_look_at_it(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init")
+    (folder / "a.py").write_text("1")
+    (folder / "b.py").write_text("1")
+    git(folder, "add", "a.py", "b.py")
+    git(folder, "commit", "-m", "a")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\ncat\n")
+    program.chmod(0o755)
+    hooks = folder / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for hook in ("post-index-change", "fsmonitor-watchman", "reference-transaction"):
+        (hooks / hook).write_bytes(program.read_bytes())
+        (hooks / hook).chmod(0o755)
+    git(folder, "config", f"filter.{name}.{kind}", str(program))
+    git(folder, "config", f"filter.{name}.required", "true")
+    git(folder, "config", "core.fsmonitor", str(program))
+    (folder / ".git" / "info").mkdir(exist_ok=True)
+    # A name with a space cannot be named here; one that is not named must not be run either.
+    (folder / ".gitattributes").write_text(f"* filter={name}\n")
+    (folder / "a.py").write_text("2")
+    os.utime(folder / "b.py", (1, 1))
+    (tmp_path / "ran").unlink(missing_ok=True)
+    state = git_state(folder)
+    assert not (tmp_path / "ran").exists()
+    assert state is not None
+    assert state.dirty is (None if "=" in name else True)
+
+
+def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: Path) -> None:
+    inner, outer = tmp_path / "inner", tmp_path / "outer"
+    for folder in (inner, outer):
+        folder.mkdir()
+        git(folder, "init")
+        (folder / "a.py").write_text("1")
+        git(folder, "add", "a.py")
+        git(folder, "commit", "-m", "a")
+    git(outer, "-c", "protocol.file.allow=always", "submodule", "add", str(inner), "part")
+    git(outer, "commit", "-m", "b")
+    git(outer / "part", "config", "filter.x.clean", f"touch {tmp_path}/ran; cat")
+    (outer / "part" / ".gitattributes").write_text("* filter=x\n")
+    (outer / "part" / "a.py").write_text("2")
+    state = git_state(outer)
+    assert not (tmp_path / "ran").exists()
+    assert state is not None
+    assert state.dirty is False
 
 
 def test_without_git_or_with_one_that_hangs_nothing_is_told(

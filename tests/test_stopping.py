@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ import torch
 from hanging_train import BATCHES
 from hosts import free_port
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
-from pipelines.training.stopping import INTERRUPTED, STOPPED
+from pipelines.training.stopping import INTERRUPTED, STOPPED, Stopping
 from shard_sets import drawn_pictures, encoded, write_shards
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
@@ -275,3 +276,51 @@ def test_a_training_in_the_background_ignores_ctrl_c_and_obeys_sigterm(
     finally:
         signal.signal(signal.SIGINT, before)
     assert code == STOPPED
+
+
+def test_a_signal_that_comes_while_another_one_is_obeyed_waits_for_no_lock() -> None:
+    stopping = Stopping()
+    stopping.rescue = lambda: None  # type: ignore[assignment, return-value]
+    # As the main thread holds it where a signal comes while it waits for one, or sets the event.
+    with stopping._heard._cond:  # type: ignore[attr-defined]
+        handlers = [
+            threading.Thread(target=stopping._handle, args=(number, None), daemon=True)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        ]
+        for each in handlers:
+            each.start()
+        for each in handlers:
+            each.join(5)
+        assert not any(each.is_alive() for each in handlers)
+    assert stopping.asked
+    assert stopping.interrupted
+
+
+def test_a_signal_ends_a_wait_for_it_with_and_without_a_listener() -> None:
+    for obeying in (Stopping.by_signals, Stopping.in_time):
+        stopping = Stopping()
+        stopping.rescue = lambda: None  # type: ignore[assignment, return-value]
+        with obeying(stopping):
+            sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+            sender.start()
+            begun = time.monotonic()
+            assert stopping.hears_within(30)
+            assert time.monotonic() - begun < 5
+            assert not stopping.interrupted
+            stopping.left = True
+
+
+def test_two_signals_at_once_end_a_process_that_waits_with_its_code() -> None:
+    code = (
+        "import os, signal, threading, time\n"
+        "from pipelines.training.stopping import Stopping\n"
+        "stopping = Stopping()\n"
+        "stopping.rescue = lambda: None\n"
+        "with stopping.in_time():\n"
+        "    for _ in range(20):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "    threading.Event().wait()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert done.returncode == STOPPED

@@ -181,6 +181,26 @@ def test_a_module_of_the_working_folder_is_found_and_found_later(
     assert isinstance(open_model("of_this_folder:make", 2), nn.Linear)
 
 
+def test_a_module_that_imports_its_own_package_of_the_name_of_ours_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fractals").mkdir()
+    (tmp_path / "fractals" / "__init__.py").write_text("")
+    (tmp_path / "hiding_ours.py").write_text(
+        "from torch import nn\nimport fractals\n\ndef make(n):\n    return nn.Linear(5, n)\n"
+    )
+    ours = [name for name in sys.modules if name.partition(".")[0] == "fractals"]
+    for name in ours:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    try:
+        with pytest.raises(PipelineError, match=r"hides the package 'fractals'"):
+            open_model("hiding_ours:make", 2)
+    finally:
+        sys.modules.pop("fractals", None)
+
+
 @pytest.mark.slow
 def test_an_installed_command_finds_a_network_of_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "of_this_folder.py").write_text(

@@ -8,7 +8,8 @@
 KEY is a hash of what the sources are, of the size, of Pillow's version and of the format's: a map
 of pictures that have changed since is another map, and the old one is not opened. Nor is it
 removed, for workers of a run that uses it may yet open it by its name. A process that opens a map
-for the first time hashes it; one that is not as it was built is built anew. Whole maps are opened
+for the first time hashes it; one that is not as it was built is built anew. One of another user is
+not used, for its hashes are his own, too: KEY-UID is built beside it. Whole maps are opened
 without the lock, so a cache may be one that can only be read.
 """
 
@@ -142,20 +143,27 @@ def open_picture_map(
     }
     key = sha256(json.dumps(identity, sort_keys=True).encode())[:32]
     maps = cache / "maps"
+    if _is_of_another_user(maps / key):
+        own = f"{key}-{os.geteuid()}"
+        log.warning("%s belongs to another user; %s is used instead", maps / key, maps / own)
+        key = own
     folder = maps / key
     with _disk_errors(maps):
-        if not _is_whole(folder, jobs):
+        pictures = _open_whole(folder, jobs)
+        if pictures is None:
             maps.mkdir(parents=True, exist_ok=True)
             with folder_lock(maps / f"{key}.lock"):
                 # Another process may have built it meanwhile.
-                if not _is_whole(folder, jobs):
+                pictures = _open_whole(folder, jobs)
+                if pictures is None:
                     if folder.exists():
                         log.warning("%s is not as it was written; it is built again", folder)
                     for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
                         shutil.rmtree(old, ignore_errors=True)
                     _build(source, size, folder, jobs, bad_pictures, progress)
+                    pictures = _open(folder)
         _heed_left_out(folder, bad_pictures)
-        return _open(folder)
+        return pictures
 
 
 def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
@@ -189,21 +197,57 @@ def _disk_errors(folder: Path) -> Iterator[None]:
             remedy = "free some space, or name another folder as cache_dir or in PIXMIX_CACHE"
         else:
             remedy = "name a folder that can be written as cache_dir or in PIXMIX_CACHE"
-        raise PipelineError(f"{folder}: {error.strerror or error}; {remedy}") from error
+        where = error.filename or folder
+        raise PipelineError(f"{where}: {error.strerror or error}; {remedy}") from error
+
+
+@contextmanager
+def _source_errors(name: str) -> Iterator[None]:
+    """Tell errors of the images' own disk from those of the cache, which `_disk_errors` takes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Reading needs no room, but for what is downloaded into a cache.
+            raise
+        raise PipelineError(
+            f"{error.filename or name}: {error.strerror or error}; check its disk and its "
+            "permissions, or copy it again"
+        ) from error
 
 
 # --- opening -------------------------------------------------------------------------------------
 
 
-def _is_whole(folder: Path, jobs: int) -> bool:
-    """Return whether a map is as it was built."""
+def _open_whole(folder: Path, jobs: int) -> PackedPictures | None:
+    """Return the images of a map; None if it is not as it was built, or another user's."""
+    if _is_of_another_user(folder):
+        return None
     try:
         record = _read_record(folder)
-        return all(
+        if not all(
             _is_as_recorded(folder / name, record.files[name], jobs)
             for name in (_PIXELS, _TABLE_FILE)
-        )
+        ):
+            return None
+        return _open(folder)
     except (FileNotFoundError, NotADirectoryError, PipelineError, KeyError):
+        return None
+
+
+def _is_of_another_user(folder: Path) -> bool:
+    """Return whether somebody else, who is not root, could have chosen what a map holds."""
+    pixels = folder / _PIXELS
+    try:
+        # A file system may give what this process has written to another owner.
+        if pixels in _seen_whole and _seen_whole[pixels] == _state(pixels):
+            return False
+        return any(
+            path.stat().st_uid not in {os.geteuid(), 0}
+            for path in (folder, folder / _RECORD, pixels, folder / _TABLE_FILE)
+        )
+    except OSError:
+        # What is missing makes it no map.
         return False
 
 
@@ -247,18 +291,18 @@ def _hashes(path: Path, jobs: int) -> list[str]:
 def _open(folder: Path) -> PackedPictures:
     try:
         table = np.load(folder / _TABLE_FILE, allow_pickle=False)
-        offsets = table["offset"]
+        # Copy on write: kernels are compiled for arrays that may be written, and nobody writes, so
+        # that all processes share the pages.
+        n_bytes = (folder / _PIXELS).stat().st_size
+        pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=(n_bytes,))
+        return PackedPictures(
+            pixels,
+            np.ascontiguousarray(table["offset"], np.int64),
+            np.ascontiguousarray(table["height"], np.int32),
+            np.ascontiguousarray(table["width"], np.int32),
+        )
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
         raise PipelineError(f"{folder} is damaged ({error}); remove it") from error
-    # Copy on write: kernels are compiled for arrays that may be written, and nobody writes, so
-    # that all processes share the pages.
-    pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=((folder / _PIXELS).stat().st_size,))
-    return PackedPictures(
-        pixels,
-        np.ascontiguousarray(offsets, np.int64),
-        np.ascontiguousarray(table["height"], np.int32),
-        np.ascontiguousarray(table["width"], np.int32),
-    )
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -273,7 +317,8 @@ def _build(
     progress: Progress,
 ) -> None:
     """Write a map under a temporary name, flush it, and give it its name."""
-    source.check()
+    with _source_errors("the mixing set"):
+        source.check()
     log.info("building %s from %d pictures", folder, len(source))
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     partial.mkdir()
@@ -371,6 +416,11 @@ def _in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _read(source: PictureSource, i: int) -> bytearray:
+    with _source_errors(source.name(i)):
+        return source.read(i)
+
+
 def _planned(
     source: PictureSource, size: int | None, jobs: int, bad: _BadPictures
 ) -> tuple[NDArray[np.void], int]:
@@ -379,7 +429,7 @@ def _planned(
 
     def measure(i: int) -> None:
         try:
-            height, width = read_size(source.read(i))
+            height, width = read_size(_read(source, i))
             if size is not None:
                 height, width = resized_shape(height, width, size)
             if height * width > MOST_PIXELS:
@@ -412,7 +462,7 @@ def _fill(
         if not bad.kept[i]:
             return
         try:
-            picture = decode_picture(source.read(i))
+            picture = decode_picture(_read(source, i))
         except UnreadablePictureError as error:
             bad.add(i, error)
             return

@@ -25,6 +25,7 @@ from featviz.state_dicts import (
 from featviz.weights import read_checkpoint_file
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
+from pixmix.shadowing import check_packages
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +63,12 @@ def open_model(
                 return _open_torchvision(name, classes, pretrained)
             if is_cifar_network(name):
                 return build_cifar_network(name, classes, dropout=dropout)
-            return call_function(name, classes)
+            made = call_function(name, classes)
+            # That function's own modules may have the names of ours, and be taken for them later.
+            check_packages()
+            return made
+    except ImportError as error:
+        raise PipelineError(f"{name}: {error}") from error
     except ValueError as error:
         raise PipelineError(str(error)) from error
 

@@ -19,8 +19,22 @@ PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")
 """Distributions whose versions are recorded, besides Python's and ours."""
 
 _GIT_TIMEOUT_S = 5.0
-_GIT = ("git", "--no-optional-locks", "-c", "core.fsmonitor=false")
-"""It reads and writes nothing, and starts no program that the repository names."""
+_GIT = (
+    "git",
+    "--no-optional-locks",
+    *("-c", "core.fsmonitor=false"),
+    *("-c", f"core.hooksPath={os.devnull}"),
+)
+"""It reads and writes nothing, and starts no program that the repository names, but for filters:
+see `_without_filters`."""
+
+_GIT_ENVIRONMENT = {
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+    # Of a partial clone: what it lacks is not fetched, by which programs would be started.
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+}
 
 
 class Git(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,7 +42,8 @@ class Git(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         commit: hexadecimal name of the commit that is checked out.
-        dirty: whether tracked files differ from it; None if git did not answer in time.
+        dirty: whether tracked files differ from it, as they are without the filters that the
+            repository's config names; None if git cannot tell, or not in time.
     """
 
     commit: str
@@ -142,8 +157,46 @@ def git_state(folder: Path) -> Git | None:
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
         return None
-    changes = _git(folder, "status", "--porcelain", "--untracked-files=no")
-    return Git(commit=commit, dirty=None if changes is None else bool(changes))
+    return Git(commit=commit, dirty=_is_dirty(folder))
+
+
+def _is_dirty(folder: Path) -> bool | None:
+    options = _without_filters(folder)
+    if options is None:
+        return None
+    # In a submodule, git would start another one, which obeys the config of that.
+    changes = _git(
+        folder,
+        *options,
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--ignore-submodules=dirty",
+    )
+    return None if changes is None else bool(changes)
+
+
+def _without_filters(folder: Path) -> list[str] | None:
+    """Return options by which git runs no filter that its config names; None if there are none.
+
+    A filter is a command, by which git reads a file that has changed; .git/config names it.
+    """
+    # It prints nothing, and fails, where no name matches: the first one always does.
+    listed = _git(
+        folder,
+        *("-c", "filter.none.clean="),
+        *("config", "--null", "--name-only", "--get-regexp", r"^filter\."),
+    )
+    if listed is None:
+        return None
+    filters = {name.rpartition(".")[0] for name in listed.split("\0")} - {"", "filter"}
+    if any("=" in name or "\ufffd" in name for name in filters):
+        # An option -c takes its name to end at the first of these; the other is no UTF-8.
+        return None
+    settings = ("clean=", "smudge=", "process=", "required=false")
+    return [
+        word for name in sorted(filters) for each in settings for word in ("-c", f"{name}.{each}")
+    ]
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
@@ -152,7 +205,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
         done = subprocess.run(
             [*_GIT, *arguments],
             cwd=folder,
-            env={**os.environ, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+            env={**os.environ, **_GIT_ENVIRONMENT},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_GIT_TIMEOUT_S,

@@ -8,10 +8,13 @@ MASK = "***"
 """Stands in the place of a secret."""
 
 _WORDS = (
-    r"(?:pass(?:word|wd|phrase)?|pwd|secrets?|tokens?|credentials?|signature|sig|auth|bearer"
+    r"(?:\w*pass(?:word|wd|phrase)|pass|pwd|secrets?|tokens?|credentials?|signature|sig|auth|bearer"
     r"|(?:[\w.]*[-_])?key(?:[-_]id)?|apikey|accesskey(?:id)?)"
 )
 _NAME = rf"(?:[\w.]*[-_.])?{_WORDS}(?:[-_.][\w.-]*)?"
+
+_PIPE = re.compile(r"(?<![\w.-])pipe:(?!\s|\*\*\*).*", re.DOTALL)
+"""A command of a shell, to its end: any of its words may be a secret."""
 
 _URL = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<rest>[^\s'\"]*)")
 _ASSIGNED = re.compile(
@@ -21,7 +24,9 @@ _HEADER = re.compile(
     r"(?P<name>\b(?:proxy-)?authorization\s*[:=]\s*)(?P<value>[^'\"]*[^'\"\s])", re.IGNORECASE
 )
 _SECRET_OPTION = re.compile(rf"--?{_NAME}", re.IGNORECASE)
-_USER_OPTION = re.compile(r"(?<!\S)(?P<name>-u|--user|--proxy-user)(?P<sign>[ =])(?P<value>\S+)")
+_USER_OPTION = re.compile(
+    r"(?<!\S)(?P<name>-u|--user|--proxy-user)(?P<sign>[ =]|(?<=-u)(?=[^\s:]+:))(?P<value>\S+)"
+)
 _SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|sk-[\w-]{16,}"
@@ -35,8 +40,9 @@ def masked(text: str) -> str:
 
     Masked are the user of an address and all of its query and fragment, what an option or a
     variable with a name such as --token or AWS_SECRET_ACCESS_KEY is set to, Authorization headers,
-    and tokens that are known by their shape.
+    tokens that are known by their shape, and all of a command after "pipe:".
     """
+    text = _PIPE.sub(f"pipe:{MASK}", text)
     text = _URL.sub(_masked_address, text)
     text = _HEADER.sub(rf"\g<name>{MASK}", text)
     text = _ASSIGNED.sub(_masked_value, text)

@@ -4,6 +4,7 @@ It is written whole when a session begins and when it ends. A session that was k
 until the next one begins, which then says "lost" of it.
 """
 
+import errno
 import logging
 import secrets
 import time
@@ -30,6 +31,9 @@ Status = Literal["running", "finished", "stopped", "failed", "lost"]
 
 _MOST_BYTES = 2**26
 
+_NO_RECORD = (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.ELOOP)
+"""Errors of reading what is no regular file, or too large: no record of ours."""
+
 log = logging.getLogger(__name__)
 
 
@@ -50,9 +54,11 @@ class MixingFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights that a training begins with. location: a file, or the name of published weights.
+    """Weights that a training begins with.
 
-    sha256: of the file; None for published weights.
+    location: a file; the name of published weights, as "torchvision resnet50 IMAGENET1K_V1"; or
+        "unknown" where the run.json of a run that was resumed had been lost.
+    sha256: of the file; None without one.
     """
 
     location: str
@@ -150,7 +156,7 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
         world_size: processes of the run.
 
     Raises:
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written, or an earlier one cannot be read.
     """
     begun = time.monotonic()
     facts = provenance(world_size=world_size)
@@ -213,6 +219,9 @@ def _earlier(out: Path) -> tuple[str, list[Session]]:
     try:
         record = read_run_record(out)
     except (PipelineError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_RECORD:
+            # It may be whole, and is not to be lost because it cannot be read now.
+            raise
         (out / RUN_RECORD).replace(out / DAMAGED)
         log.warning("%s; it is now %s, and the history begins anew", error, out / DAMAGED)
         record = None

@@ -52,7 +52,8 @@ def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
     if weights is None:
         yield "initial weights", "random"
     else:
-        yield "initial weights", (weights.sha256 or weights.location)[:_HASH_DIGITS]
+        digits = weights.sha256 and weights.sha256[:_HASH_DIGITS]
+        yield "initial weights", digits or weights.location
     for name in dict.fromkeys(name for each in record.sessions for name in each.versions):
         yield name, _of_sessions(record, partial(_version, name))
     yield "git commit", _of_sessions(record, _commit)

@@ -88,8 +88,8 @@ class HeldFile:
             self._let_go()
 
     def discard(self) -> None:
-        """Remove the file, whose content is damaged, and let it go."""
-        if self._descriptor is not None:
+        """Remove the file, whose content is damaged, and let it go; once let go, do nothing."""
+        if self._descriptor is not None and self._let_go is not None and self._let_go.alive:
             if _is_at(self._descriptor, self.path):
                 self.path.unlink(missing_ok=True)
             self.release()

@@ -37,6 +37,8 @@ _PIECE_BYTES = 4 * 2**20
 
 _POLL_S = 0.05
 
+_SHOWN_PIPE = f"{PIPE_PREFIX}***"
+
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Answers after which the same question may find another: RFC 9110 sections 15.5 and 15.6, RFC 6585
 section 4, RFC 8470 section 5.2."""
@@ -124,9 +126,11 @@ def is_remote(where: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """Return an address for messages: without password and query, where secrets stand."""
+    """Return an address for messages: without password, query and command, where secrets stand."""
+    if url.startswith(PIPE_PREFIX):
+        return _SHOWN_PIPE
     # A key of an object store may hold ? and #, which mean nothing there.
-    if EXTRAS.get(_scheme(url)) in {"s3", "gcs"} or url.startswith(PIPE_PREFIX):
+    if EXTRAS.get(_scheme(url)) in {"s3", "gcs"}:
         return url
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
@@ -138,10 +142,15 @@ def check_address(url: str, access: RemoteAccess) -> None:
     Raises:
         PipelineError: for a scheme that is not read, and for a pipe unless the caller allows it.
     """
+    if url == _SHOWN_PIPE:
+        raise PipelineError(
+            f"{url} is only what messages call a command; pass what open_remote_shards returned, "
+            "and not its shards"
+        )
     if url.startswith(PIPE_PREFIX):
         if not access.allow_pipe:
             raise PipelineError(
-                f"{url} would run a shell command, which can do whatever you can; give an "
+                f"{shown(url)} would run a shell command, which can do whatever you can; give an "
                 "address, or allow_pipe=True if you trust whoever wrote the command"
             )
     elif _scheme(url) not in EXTRAS or "::" in url or not urlsplit(url).netloc:

@@ -27,7 +27,7 @@ from pipelines.shards.connections import (
     is_remote,
     shown,
 )
-from pipelines.shards.files import file_sha256, read_regular, sha256
+from pipelines.shards.files import file_sha256, read_regular
 from pipelines.shards.index import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -323,28 +323,20 @@ def _read_manifest(
     url: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
 ) -> bytes:
     """Return a manifest; one whose hash is given is kept in the cache."""
-    stop = threading.Event()
-    if manifest_sha256 is not None:
-        held = cache.hold(manifest_sha256)
-        if held is not None:
-            with held:
-                content = read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
-            if sha256(content) == manifest_sha256:
-                return content
-            held.discard()
-    file = BytesIO()
-    wanted = Content(sha256=manifest_sha256, most_bytes=MOST_MANIFEST_BYTES)
-    download(url, file, wanted, access=access, stop=stop)
-    content = file.getvalue()
-    if manifest_sha256 is not None:
-        place = cache.begin(manifest_sha256, len(content), stop)
-        if isinstance(place, Download):
-            place.file.truncate(0)
-            place.file.write(content)
-            place.finish()
-        else:
-            place.release()
-    return content
+    if manifest_sha256 is None:
+        file = BytesIO()
+        wanted = Content(most_bytes=MOST_MANIFEST_BYTES)
+        download(url, file, wanted, access=access, stop=threading.Event())
+        return file.getvalue()
+    with fetch(
+        url,
+        sha256=manifest_sha256,
+        n_bytes=None,
+        cache=cache,
+        access=access,
+        most_bytes=MOST_MANIFEST_BYTES,
+    ) as held:
+        return read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
 
 
 def local_path(where: str) -> Path:
@@ -366,8 +358,8 @@ def _split(where: str) -> tuple[str, list[str] | None]:
     if where.startswith(PIPE_PREFIX):
         if FILE_PLACE not in where:
             raise PipelineError(
-                f"{where} cannot read the manifest of a set; put {FILE_PLACE} where the name of "
-                f"the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
+                f"{shown(where)} cannot read the manifest of a set; put {FILE_PLACE} where the "
+                f"name of the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
             )
         return where, None
     folder, slash, name = _path_of(where).rstrip("/").rpartition("/")

@@ -41,6 +41,9 @@ _GRACE_BEFORE_S = 3.0
 _LOOK_S = 0.5
 """Between two looks at whether another process stops."""
 
+_POLL_S = 0.05
+"""Between two looks at whether this process was signalled, while it waits for that."""
+
 _SAVING_S = 20.0
 """For the checkpoint; a device that waits for another process might never answer."""
 
@@ -101,6 +104,8 @@ class Stopping:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
+        # It takes no lock: the next signal may come between any two of its instructions, and an
+        # event's lock, once held by this thread, would hold it up for ever. `_listen` sets it.
         self._note(number)
         if self.rescue is None:
             # Nothing is lost: what is open is closed on the way out.
@@ -109,7 +114,6 @@ class Stopping:
     def _note(self, number: int | None) -> None:
         self.interrupted = self.interrupted or number == signal.SIGINT
         self.asked = True
-        self._heard.set()
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
@@ -149,9 +153,11 @@ class Stopping:
                     elif not self.asked and processes.is_told_of_stop():
                         told = True
                         self._note(None)
+                        self._heard.set()
                 except LostProcessError:
                     # The first process has ended, and the training with it.
                     self._note(None)
+                    self._heard.set()
                     return
                 except ValueError:
                     # The processes have parted while this one was asking.
@@ -171,7 +177,11 @@ class Stopping:
 
     def hears_within(self, seconds: float) -> bool:
         """Return whether this process is to stop, or hears of it in some seconds."""
-        self._heard.wait(seconds)
+        end = time.monotonic() + seconds
+        # By short waits: outside `in_time` no thread wakes this one after a signal.
+        while not self.asked and (left := end - time.monotonic()) > 0:
+            if self._heard.wait(min(left, _POLL_S)):
+                break
         return self.asked
 
     def save(self) -> "Trained | None":
@@ -201,6 +211,7 @@ class Stopping:
                 for number in numbers:
                     if number in _NUMBERS:
                         self._note(number)
+                        self._heard.set()
 
     def _leave_in_time(self) -> None:
         self._heard.wait()

@@ -198,7 +198,13 @@ def _recorded(run: "_Run", begun: Callable[[], None]) -> Iterator[None]:
     if run.history:
         # Which a damaged folder may have lost; the checkpoint has not.
         write_metrics(run.training.out, run.history)
-    settings = settings_of(run.training, run.loader)
+    name = run.network["pretrained"]
+    settings = settings_of(
+        run.training,
+        run.loader,
+        pretrained=name if isinstance(name, str) else None,
+        resumed=run.resumed,
+    )
     size = run.processes.world.size
     with recorded(run.training.out, settings, run.ending, world_size=size):
         begun()
@@ -287,6 +293,7 @@ class _Run:
         # That are trained, while an evaluation has averages in their place; None else.
         self.current: dict[str, Tensor] | None = None
         self.saved: int | None = None
+        self.resumed = newest is not None
         if newest is not None:
             self._go_on(newest)
         running = self.module
@@ -307,7 +314,7 @@ class _Run:
         shards = training.train.shards
         classes = len(shards.classes) or int(shards.samples["label"].max()) + 1
         self.labels = {
-            each.shards.location: outputs_for(each.shards, shards.classes, classes)
+            each.shards.hash: outputs_for(each.shards, shards.classes, classes)
             for each in (training.validation, training.test)
             if each is not None
         }
@@ -800,7 +807,7 @@ class _Run:
         with self._averaged_weights(), torch.no_grad(), self._precision():
             self.module.eval()
             self.processes.share_buffers(self.module)
-            outputs = self.labels[shards.shards.location]
+            outputs = self.labels[shards.shards.hash]
             for images, labels, weights in self._watched(loader):
                 there = (labels if outputs is None else outputs[labels]).to(self.device)
                 logits = self.module(_laid_out(images.to(self.device))).float()
