@@ -37,6 +37,7 @@ from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.launcher import local_gpu
 from pipelines.models.cifar import build_cifar_network, is_cifar_network
 from pipelines.shards.workers import available_memory
+from pixmix.shadowing import check_packages
 
 KIND = "feature visualizations"
 
@@ -266,7 +267,10 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
     """
     try:
         if not is_cifar_network(model):
-            return open_network(model, weights=weights, allow_random=allow_random)
+            network = open_network(model, weights=weights, allow_random=allow_random)
+            # A module of the user's may have brought a package of the name of one of ours.
+            check_packages()
+            return network
         if weights is None and not allow_random:
             raise PipelineError(
                 f"{model} comes without trained weights; name a file of them with --weights"
