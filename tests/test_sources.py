@@ -382,3 +382,13 @@ def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
     assert bytes(ShardReader(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip
+
+
+def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "src" / name).mkdir(parents=True)
+        (tmp_path / "src" / name / "0.png").write_bytes(encoded(PICTURES[0]))
+    (tmp_path / "src" / "loop").symlink_to("loop")
+    made("imagefolder", tmp_path / "src", tmp_path / "out")
+    assert run("verify", tmp_path / "out").exit_code == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == ["a", "b"]

@@ -13,6 +13,7 @@ from pipelines.shards.picture_files import (
     FOLDER_EXTENSIONS,
     Above,
     files_below,
+    is_folder,
     is_ignored_name,
     picture_files,
     place_of,
@@ -78,7 +79,7 @@ def class_folders(folder: Path, notices: Notices) -> list[str]:
         for entry in entries:
             if is_ignored_name(entry.name):
                 notices.ignored.add(entry.path)
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 names.append(entry.name)
     return sorted(names)
 
@@ -90,7 +91,7 @@ def holds_images(folder: Path) -> bool:
         OSError: if the folder cannot be read.
     """
     with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) and not _is_folder(entry) for entry in entries)
+        return any(_is_image(entry.name) and not is_folder(entry) for entry in entries)
 
 
 def list_tree(folder: Path, notices: Notices) -> Tree:
@@ -168,11 +169,6 @@ def _files_below(folder: Path, above: Above, notices: Notices) -> Iterator[Path]
     ignored: list[Path] = []
     yield from files_below(folder, above, ignored=ignored)
     notices.ignored.update(map(str, ignored))
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # An entry raises for a link to itself, which is no folder.
-    return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 
 
 def _is_image(name: str) -> bool:

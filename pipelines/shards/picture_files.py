@@ -194,7 +194,7 @@ def _walk(folder: Path, above: Above) -> Iterator[Path]:
     for name, entry in entries.items():
         if is_ignored_name(name):
             continue
-        if _is_folder(entry):
+        if is_folder(entry):
             yield from _walk(folder / name, above)
         # Whatever it is: whoever reads a pipe or a link to nothing under such a name is told.
         elif is_picture_name(name):
@@ -223,7 +223,7 @@ def files_below(folder: Path, above: Above, *, ignored: list[Path] | None = None
             if is_ignored_name(entry.name):
                 if ignored is not None:
                     ignored.append(path)
-            elif _is_folder(entry):
+            elif is_folder(entry):
                 yield from files_below(path, above | {place}, ignored=ignored)
             else:
                 yield path
@@ -256,7 +256,8 @@ def passed_over(folder: Path) -> PassedOver:
     return PassedOver(extensions=dict(sorted(found.items())), ignored=tuple(sorted(ignored)))
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or a link to one; a link to itself is not."""
     # An entry raises for a link to itself, which is no folder.
     return Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir()
 

@@ -16,6 +16,7 @@ from pipelines.shards.picture_files import (
     FOLDER_EXTENSIONS,
     Above,
     files_below,
+    is_folder,
     is_ignored_name,
     place_of,
     read_image_file,
@@ -154,7 +155,7 @@ class ImageFolderSource:
             (
                 entry.name
                 for entry in os.scandir(self.folder)
-                if entry.is_dir() and not is_ignored_name(entry.name)
+                if is_folder(entry) and not is_ignored_name(entry.name)
             ),
             key=lambda name: unicodedata.normalize("NFC", name),
         )
@@ -237,7 +238,7 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
     names = {
         entry.name
         for entry in os.scandir(folder)
-        if entry.is_dir() and not is_ignored_name(entry.name)
+        if is_folder(entry) and not is_ignored_name(entry.name)
     }
     splits = [
         name
@@ -258,7 +259,7 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
 
 def has_classes(folder: Path) -> bool:
     """Return whether a folder has folders in it, each of which would be a class."""
-    return any(entry.is_dir() and not is_ignored_name(entry.name) for entry in os.scandir(folder))
+    return any(is_folder(entry) and not is_ignored_name(entry.name) for entry in os.scandir(folder))
 
 
 def _sorted_files(files: Iterable[Path]) -> list[Path]:
