@@ -276,7 +276,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         (
             {"mixing_set": [(np.zeros((4, 4, 3), np.uint8), 1)]},
             TypeError,
-            "got a tuple; leave labels out",
+            "not tuple; .* leave labels out",
         ),
         ({"mixing_set": [np.zeros((4, 4))]}, TypeError, "not float64"),
     ],

@@ -737,8 +737,8 @@ TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
         (
             (),
             ([0.5] * 3, [0.5] * 3, 32, None, ["mean", "std", "image_size", "resize"]),
-            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, pictures of 32x32 as they are; guessed, for want "
-            "of --mean, --std, --image-size, --resize",
+            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, pictures of 32x32 as they are; guessed "
+            "without --mean, --std, --image-size, --resize",
         ),
         (
             (*TELL, "--image-size", "24", "--resize", "28"),

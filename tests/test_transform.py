@@ -310,7 +310,7 @@ def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_work
 
 def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
     dataset = [(3, Image.fromarray(IMAGE))] * 2
-    with pytest.raises(TypeError, match="got a tuple; leave labels out") as caught:
+    with pytest.raises(TypeError, match=r"not tuple; .* leave labels out") as caught:
         BatchPixMix(dataset)  # type: ignore[arg-type]
     remedy = re.search(r"\[numpy.* in dataset\]", str(caught.value))
     assert remedy is not None

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import SHEET_PICTURES, progress_bar
-from pipelines.shards.files import read_regular
-from pipelines.shards.picture_files import LARGEST_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -241,13 +239,11 @@ def _write_sheet(sheet: Path, request: "SetRequest") -> None:
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
     from pipelines.report.sheet import contact_sheet, write_sheet
+    from pipelines.shards.picture_files import read_image_file
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
     chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]
-    write_sheet(
-        contact_sheet([decode(read_regular(path, max_bytes=LARGEST_FILE)) for path in chosen]),
-        sheet,
-    )
+    write_sheet(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
 
 
 def _summary(request: "SetRequest", result: "SetResult", sheet: Path | None) -> str:

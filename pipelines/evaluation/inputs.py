@@ -72,5 +72,5 @@ def in_words(found: Mapping[str, Any]) -> str:
         else f"shorter side resized to {found['resize']}, centre of {size}"
     )
     options = ", ".join(f"--{name.replace('_', '-')}" for name in found["guessed"])
-    guessed = f"; guessed, because {options} was not passed" if options else ""
+    guessed = f"; guessed without {options}" if options else ""
     return f"mean {mean}, std {std}, {view}{guessed}"

@@ -17,8 +17,8 @@ from pipelines.generate.encoding import (
 from pipelines.generate.painting import Painter, pixel_sha256
 from pipelines.generate.plan import spread
 from pipelines.generate.records import is_of, picture_name, read_records
-from pipelines.shards.files import file_sha256, read_regular, sha256
-from pipelines.shards.picture_files import LARGEST_FILE
+from pipelines.shards.files import file_sha256, sha256
+from pipelines.shards.picture_files import read_image_file
 from pipelines.shards.progress import Progress, no_progress
 
 SAME_PICTURE_DECIBELS = 40.0
@@ -146,7 +146,7 @@ class _Check:
         """
         self.drafts += record["attempts"]
         try:
-            content = read_regular(self.folder / record["file"], max_bytes=LARGEST_FILE)
+            content = read_image_file(self.folder / record["file"])
         except FileNotFoundError:
             return f"is missing; {_AGAIN}, which paints it anew"
         except OSError as error:
