@@ -251,13 +251,16 @@ def _end_soon(loader: DataLoader[Prepared]) -> None:
             signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
             iterator._worker_pids_set = False
         iterator._workers_done_event.set()
-        for jobs in iterator._index_queues:
-            jobs.put(None)
-        deadline = time.monotonic() + _LAST_WORD_S
-        for worker in iterator._workers:
-            worker.join(max(0.0, deadline - time.monotonic()))
+        if loader.pin_memory:
             # A thread that pins memory waits for the rest of what a worker had begun to hand over.
-            if not loader.pin_memory:
+            for jobs in iterator._index_queues:
+                jobs.put(None)
+            deadline = time.monotonic() + _LAST_WORD_S
+            for worker in iterator._workers:
+                worker.join(max(0.0, deadline - time.monotonic()))
+        else:
+            # Nobody waits for what they have begun, and their own way out may fail or take long.
+            for worker in iterator._workers:
                 worker.kill()
     _end_workers(loader)
 
