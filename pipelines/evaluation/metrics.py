@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
-CALIBRATION_BIN = 100
-"""Samples in a bin of the calibration errors."""
-
 ALEXNET_ERRORS: Mapping[str, float] = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
