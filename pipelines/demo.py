@@ -20,9 +20,8 @@ from pipelines.errors import PipelineError
 from pipelines.report.page import Commands, Picture, Section, Text, page, write_page
 from pipelines.report.run_files import EVALUATION, read_runs
 from pipelines.report.runs import sections
-from pipelines.shards.children import PYTHON_MODULE, child, child_environment
-from pipelines.shards.files import check_no_file, read_regular, write_file
-from pipelines.shards.typed_json import read_json
+from pipelines.system.files import check_no_file, read_json, read_regular, write_file
+from pipelines.system.processes import PYTHON_MODULE, child, child_environment
 from pipelines.training.checkpoints import find_checkpoints
 from pixmix.commands import MODULES
 

@@ -10,8 +10,7 @@ import sys
 import time
 
 from pipelines.errors import PipelineError
-from pipelines.loading.processes import joined
-from pipelines.loading.watchdog import Watchdog
+from pipelines.system.process_group import Watchdog, joined
 
 
 def main(what: str) -> None:

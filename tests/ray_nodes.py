@@ -23,7 +23,7 @@ from pipelines.generate.painted_shards import paint_set
 from pipelines.generate.ray_runs import joined_cluster, versions_here
 from pipelines.generate.sets import generate_set
 from pipelines.shards.places import Folder
-from pipelines.shards.workers import Run
+from pipelines.system.processes import Run
 
 N = 16
 # A node counts as lost after a few seconds, not after a quarter of a minute.

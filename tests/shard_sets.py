@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.shards.files import file_sha256
 from pipelines.shards.index import SAMPLE, Shard, write_index
+from pipelines.system.files import file_sha256
 
 
 def encoded(picture: NDArray[np.uint8], extension: str = "png") -> bytes:

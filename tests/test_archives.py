@@ -28,12 +28,13 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import open_mixing_set, picture_source
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import archives, cifar, workers
+from pipelines.shards import archives, cifar
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.index import open_shards
-from pipelines.shards.plain_pickle import read_pickle
 from pipelines.shards.tars import scan_tar
+from pipelines.system import processes
+from pipelines.system.plain_pickle import read_pickle
 from shard_sets import drawn_pictures, encoded, run_here
 
 PICTURES = drawn_pictures(6, 5, (20, 30))
@@ -42,7 +43,7 @@ PICTURES = drawn_pictures(6, 5, (20, 30))
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the work of all processes in this one, which begins at once."""
-    monkeypatch.setattr(workers, "run_chunks", run_here)
+    monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
 def run(*arguments: object) -> Result:

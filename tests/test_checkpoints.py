@@ -20,8 +20,8 @@ from featviz.checkpoint_digest import matches_digest, with_digest
 from featviz.state_dicts import read_weights
 from pipelines.errors import PipelineError
 from pipelines.loading.preparation import CIFAR
-from pipelines.loading.processes import Processes
-from pipelines.loading.world import World
+from pipelines.system.process_group import Processes
+from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
 from pipelines.training.data import find_data
 from pipelines.training.train import Trained, train

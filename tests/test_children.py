@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.shards.children import child
+from pipelines.system.processes import child
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,7 +29,7 @@ Path(sys.argv[1], "group").write_text(f"{os.getpgrp() == os.getpid()}")
 """
 PARENT = """
 import sys
-from pipelines.shards.children import child
+from pipelines.system.processes import child
 with child([sys.executable, "-c", sys.argv[1], sys.argv[2]]) as process:
     process.wait()
 """

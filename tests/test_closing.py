@@ -11,8 +11,8 @@ from painters import Stripes, request, tree
 from pipelines.errors import PipelineError
 from pipelines.generate.sets import generate_set, read_manifest
 from pipelines.generate.verify import verify_set
-from pipelines.shards.files import folder_lock
-from pipelines.shards.workers import run_chunks
+from pipelines.system.files import folder_lock
+from pipelines.system.processes import run_chunks
 
 
 def interrupted(folder: Path, *, after: int, n: int = 10) -> None:
@@ -101,7 +101,7 @@ def test_sets_without_that_key_are_read_and_grow(tmp_path: Path) -> None:
         del record["file_name"]
     lines = [json.dumps(record, separators=(",", ":")) + "\n" for record in records]
     metadata.write_text("".join(lines))
-    from pipelines.shards.files import file_sha256
+    from pipelines.system.files import file_sha256
 
     content = json.loads(manifest.read_text()) | {"metadata_sha256": file_sha256(metadata)}
     manifest.write_text(json.dumps(content))

@@ -61,7 +61,7 @@ exit "$status"
 TRAINING = f"""#!/bin/bash
 # Says its GPU of eight and its options. A training that ends by itself, or after the step in hand
 # when it is asked to.
-gpu=$({sys.executable} -c 'from pipelines.launcher import local_gpu; print(local_gpu(8))')
+gpu=$({sys.executable} -c 'from pipelines.system.ranks import local_gpu; print(local_gpu(8))')
 echo "$gpu $MASTER_ADDR $*" >> "$LOG"
 trap 'echo "$gpu checkpoint" >> "$LOG"; exit 143' USR1
 for _ in $(seq "$STEPS"); do sleep 0.05; done

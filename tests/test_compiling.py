@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.shards.compiling import compile_kernels
+from pipelines.system.processes import compile_kernels
 
 COMMAND = [sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "2", "--size", "32"]
 

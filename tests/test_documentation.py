@@ -17,9 +17,9 @@ from click.testing import CliRunner
 
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.loading.processes import Processes
-from pipelines.loading.world import World
 from pipelines.shards.index import SAMPLE, open_shards
+from pipelines.system.process_group import Processes
+from pipelines.system.ranks import World
 from pipelines.training.data import find_data
 from pipelines.training.train import train
 from pixmix.draws import draw_plan

@@ -320,7 +320,7 @@ def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path
 
 
 def painting_sha256(path: Path) -> str:
-    from pipelines.shards.files import file_sha256
+    from pipelines.system.files import file_sha256
 
     return file_sha256(path)
 

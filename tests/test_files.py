@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import (
+from pipelines.system.files import (
     check_no_file,
     file_sha256,
     folder_lock,

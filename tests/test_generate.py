@@ -30,7 +30,7 @@ from pipelines.generate.encoding import (
 from pipelines.generate.painting import pixel_sha256
 from pipelines.generate.sets import SetRequest, generate_set, read_manifest
 from pipelines.generate.verify import Verdict, verify_set
-from pipelines.shards.files import file_sha256, folder_lock
+from pipelines.system.files import file_sha256, folder_lock
 
 
 @pytest.fixture(scope="session")

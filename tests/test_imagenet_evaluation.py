@@ -32,13 +32,13 @@ from pipelines.evaluation.request import Evaluation, find_folder
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate, suites_for
 from pipelines.evaluation.trees import Notices, list_videos
 from pipelines.evaluation.videos import answer_videos, read_frames
-from pipelines.loading.processes import Processes
-from pipelines.loading.world import World
 from pipelines.models.outputs import outputs_of
-from pipelines.shards.progress import no_progress
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.workers import run_chunks
 from pipelines.shards.write import ShardRequest, make_shards
+from pipelines.system.process_group import Processes
+from pipelines.system.processes import run_chunks
+from pipelines.system.progress import no_progress
+from pipelines.system.ranks import World
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 SIDE = 8

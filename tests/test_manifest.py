@@ -11,7 +11,6 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.shards import index
-from pipelines.shards.files import file_sha256
 from pipelines.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -22,6 +21,7 @@ from pipelines.shards.index import (
     parse_manifest,
     write_index,
 )
+from pipelines.system.files import file_sha256
 from pixmix import mapped
 from shard_sets import drawn_pictures, encoded, write_shards
 

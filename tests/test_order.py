@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 import reference
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import find_device
-from pipelines.launcher import local_gpu
 from pipelines.loading.order import (
     EpochOrder,
     batch_places,
@@ -26,8 +25,8 @@ from pipelines.loading.order import (
     shards_ahead,
     training_batches,
 )
-from pipelines.loading.processes import joined
-from pipelines.loading.world import World, find_world
+from pipelines.system.process_group import joined
+from pipelines.system.ranks import World, find_world, local_gpu
 
 
 @given(st.integers(0, 300), st.integers(-(2**70), 2**70), st.integers(0, 2**32 - 1))

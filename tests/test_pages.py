@@ -20,7 +20,7 @@ from pipelines.cli import gen, show
 from pipelines.report.set_pictures import set_pictures
 from pipelines.report.set_report import read_set
 from pipelines.report.set_table import judged
-from pipelines.shards.progress import no_progress
+from pipelines.system.progress import no_progress
 from test_runs import evaluated, training
 
 pytest.importorskip("matplotlib")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.shards.workers import run_chunks
+from pipelines.system.processes import run_chunks
 
 CHUNKS = [range(i, i + 1) for i in range(6)]
 

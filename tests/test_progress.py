@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.cli.training_progress import TrainingProgress
-from pipelines.shards.progress import PlainLines, in_words, progress_bar
+from pipelines.system.progress import PlainLines, in_words, progress_bar
 from pipelines.training.recipes import DIGITS
 from pipelines.training.train import Shown
 

@@ -11,8 +11,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import shard as command
-from pipelines.shards import workers, write
+from pipelines.shards import write
 from pipelines.shards.index import open_shards
+from pipelines.system import processes
 from shard_sets import drawn_pictures, encoded, run_here
 
 PICTURES = drawn_pictures(40, 7)
@@ -42,7 +43,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the work of all processes in this one, which begins at once."""
-    monkeypatch.setattr(workers, "run_chunks", run_here)
+    monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
 @pytest.fixture
@@ -178,14 +179,14 @@ def test_an_archive_that_was_replaced_is_not_taken_for_the_old_one(
 def test_a_source_that_changes_while_it_is_written_is_told(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = workers.run_chunks
+    real = processes.run_chunks
 
     def run_chunks(work: object, chunks: object, **options: object) -> None:
         real(work, chunks, **options)  # type: ignore[arg-type]
         (source / "b" / "05.png").write_bytes(encoded(PICTURES[24]))
 
     with monkeypatch.context() as patched:
-        patched.setattr(workers, "run_chunks", run_chunks)
+        patched.setattr(processes, "run_chunks", run_chunks)
         result = run("imagefolder", source, tmp_path / "out", "--num-shards", 4, "--jobs", 1)
     assert result.exit_code == 1
     assert "b/05.png" in result.stderr

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
-from pipelines.loading.processes import Processes
-from pipelines.loading.world import World
 from pipelines.provenance import facts, run_record
 from pipelines.provenance.facts import command_line, git_state, versions
 from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.provenance.run_record import WeightsFacts, read_run_record
-from pipelines.shards.files import file_sha256
+from pipelines.system.files import file_sha256
+from pipelines.system.process_group import Processes
+from pipelines.system.ranks import World
 from pipelines.training.data import find_data
 from pipelines.training.run_settings import _weights
 from pipelines.training.train import Shown

@@ -34,10 +34,10 @@ from pipelines.loading.samples import ShardReader
 from pipelines.shards import picture_files, sidecars, write
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
-from pipelines.shards.plain_pickle import read_pickle
 from pipelines.shards.request import bounds, shard_name, shuffled
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tars import scan_tar
+from pipelines.system.plain_pickle import read_pickle
 from shard_sets import drawn_pictures, encoded
 
 ROOT = Path(__file__).parents[1]
@@ -366,7 +366,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_set(
             work(chunk)
 
     monkeypatch.setattr(sidecars, "write_member", full)
-    monkeypatch.setattr("pipelines.shards.workers.run_chunks", here)
+    monkeypatch.setattr("pipelines.system.processes.run_chunks", here)
     result = run("imagefolder", image_folder, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert f"the disk of {tmp_path / 'out'} is full; what is whole is kept" in result.stderr

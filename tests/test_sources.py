@@ -23,7 +23,6 @@ from pipelines.loading.decode import decode_picture
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.loading.samples import ShardReader
 from pipelines.shards import picture_files as picture_files_module
-from pipelines.shards import workers
 from pipelines.shards.index import open_shards
 from pipelines.shards.picture_files import (
     LARGEST_FILE,
@@ -32,6 +31,7 @@ from pipelines.shards.picture_files import (
     picture_files,
     read_picture,
 )
+from pipelines.system import processes
 from shard_sets import drawn_pictures, encoded, run_here
 
 PICTURES = drawn_pictures(12, 3)
@@ -45,7 +45,7 @@ NOT_IMAGES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the work of all processes in this one, which begins at once."""
-    monkeypatch.setattr(workers, "run_chunks", run_here)
+    monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
 def run(*arguments: object) -> Result:

@@ -28,14 +28,13 @@ from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
-from pipelines.loading.watchdog import Watchdog
-from pipelines.loading.world import World
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
-from pipelines.shards.workers import available_cores
+from pipelines.system.process_group import Processes, Watchdog
+from pipelines.system.processes import available_cores
+from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
 from pipelines.training.data import find_data, hold_out
 from pipelines.training.recipes import IMAGENET as RECIPE

@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from painters import tree
 from pipelines.cli import gen
-from pipelines.loading.world import Task, find_task
+from pipelines.system.ranks import Task, find_task
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK",

@@ -29,12 +29,12 @@ from pipelines.cli import training_options
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
-from pipelines.loading.processes import Processes
 from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
-from pipelines.loading.world import World
 from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
+from pipelines.system.process_group import Processes
+from pipelines.system.ranks import World
 from pipelines.training.checkpoints import (
     find_checkpoints,
     keep_newest,

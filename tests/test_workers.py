@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.shards import workers
-from pipelines.shards.workers import available_cores, available_memory
+from pipelines.system import processes
+from pipelines.system.processes import available_cores, available_memory
 
 CORES = 64
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -15,7 +15,7 @@ MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 @pytest.fixture
 def group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of this process's control group."""
-    monkeypatch.setattr(workers, "_CONTROL_GROUP", tmp_path)
+    monkeypatch.setattr(processes, "_CONTROL_GROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)), raising=False)
     return tmp_path
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from pipelines.loading.processes import joined
+from pipelines.system.process_group import joined
 from pipelines.training import train as training_module
 from pipelines.training.stopping import Stopping
 from pipelines.training.train import _Run

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from pipelines.errors import PipelineError
-from pipelines.shards.children import PYTHON_MODULE, child, child_environment
+from pipelines.system.processes import PYTHON_MODULE, child, child_environment
 
 _POLL_SECONDS = 0.01
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.timing import Clock, Contender, Measurement, Spread, alternate
-from pipelines.shards.progress import Progress
+from pipelines.system.progress import Progress
 
 OURS = "ours"
 

@@ -34,7 +34,7 @@ from pipelines.bench.plain_featviz import PlainVisualization
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.progress import Progress, no_progress
 
 PACKAGES = ("numpy", "torch", "torchvision")
 PLAIN = "the plain way"

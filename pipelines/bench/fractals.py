@@ -39,7 +39,7 @@ from pipelines.bench.twins import (
     system,
 )
 from pipelines.generate.encoding import encode
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.progress import Progress, no_progress
 
 TWIN = "plain numba twin"
 GENERATOR_TWIN = "fractal-pretraining's way"

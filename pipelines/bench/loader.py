@@ -31,9 +31,9 @@ from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.shards.index import SAMPLE, write_index
-from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.tars import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
+from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resized_crop

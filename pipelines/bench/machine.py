@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.provenance.facts import processor, system, versions
-from pipelines.shards.workers import available_cores
+from pipelines.system.processes import available_cores
 
 
 def machine(packages: tuple[str, ...]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.bench.machine import in_words
 from pipelines.bench.results import number
-from pipelines.shards.files import write_file
+from pipelines.system.files import write_file
 
 BEGIN, END = "<!-- figures of pixmix-bench -->", "<!-- end of figures -->"
 

@@ -21,7 +21,7 @@ from pipelines.bench.plain_pixmix import plain_add, plain_multiply, plain_pixmix
 from pipelines.bench.results import Goal, Rival, Row
 from pipelines.bench.threads import one_thread
 from pipelines.bench.timing import Clock, Contender, Spread
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.progress import Progress, no_progress
 from pixmix.batch import BatchPixMix
 from pixmix.fused import mix_batch
 from pixmix.mixing import add, multiply

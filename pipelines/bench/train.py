@@ -27,7 +27,7 @@ from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR
 from pipelines.models.opening import open_model
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
 
 PACKAGES = ("numpy", "numba", "torch")

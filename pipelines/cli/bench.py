@@ -98,7 +98,7 @@ def _fractals(
         FractalBenchSettings,
         bench_fractals,
     )
-    from pipelines.shards.workers import available_cores
+    from pipelines.system.processes import available_cores
 
     settings = FractalBenchSettings(
         rounds=rounds, pictures=pictures, jobs=jobs or available_cores()

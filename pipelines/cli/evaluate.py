@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pipelines.evaluation.request import Evaluation
     from pipelines.evaluation.suites import Findings
-    from pipelines.loading.processes import Processes
+    from pipelines.system.process_group import Processes
 
 # As in evaluation.suites, which would take seconds to import for the help; a test holds them equal.
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
@@ -215,13 +215,13 @@ def run(
         from pipelines.evaluation.inputs import add_told, in_words, input_of
         from pipelines.evaluation.origin import origin_of
         from pipelines.evaluation.suites import missing_inputs
-        from pipelines.loading.processes import joined
         from pipelines.models.opening import open_checkpoint
         from pipelines.report.headlines import notes_of, table
         from pipelines.report.plotting import check_plotting
         from pipelines.report.radar import radar
         from pipelines.report.sheet import write_picture
         from pipelines.report.short_names import names_of
+        from pipelines.system.process_group import joined
 
         if plot is not None:
             # Before what takes long, and would be lost.

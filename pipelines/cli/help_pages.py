@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from pipelines.shards.files import write_file
+from pipelines.system.files import write_file
 from pixmix.commands import MODULES
 
 _WIDTH = 88

@@ -14,7 +14,7 @@ import click
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.progress import progress_bar as progress_bar
+from pipelines.system.progress import progress_bar as progress_bar
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -214,7 +214,7 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
         return task_index, num_tasks
     if num_tasks == 1:
         return 0, 1
-    from pipelines.loading.world import find_task
+    from pipelines.system.ranks import find_task
 
     try:
         task = find_task(num_tasks)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipelines.generate.painting import Painter
     from pipelines.generate.ray_runs import RayCluster
     from pipelines.generate.sets import SetRequest, SetResult
-    from pipelines.shards.workers import Run
+    from pipelines.system.processes import Run
 
 SHARD_SIZE = 1000
 
@@ -90,7 +90,7 @@ def _check_sheet(sheet: Path | None, out: Path) -> None:
         )
     if sheet is not None:
         from pipelines.errors import PipelineError
-        from pipelines.shards.files import check_writable
+        from pipelines.system.files import check_writable
 
         try:
             check_writable(sheet.parent, "--sheet")
@@ -126,14 +126,14 @@ def joined(
 
 def jobs_at_once(jobs: int | None, cluster: "RayCluster | None") -> int:
     """Return how many processes paint at once where the user does not say."""
-    from pipelines.shards.workers import available_cores
+    from pipelines.system.processes import available_cores
 
     return jobs or (available_cores() if cluster is None else _ALL_OF_A_CLUSTER)
 
 
 def jobs_that_share(cluster: "RayCluster") -> int:
     """Return how many tasks share the memory of a machine, or of a GPU."""
-    from pipelines.shards.workers import available_cores
+    from pipelines.system.processes import available_cores
 
     return max(1, int(1 / cluster.num_gpus)) if cluster.num_gpus else available_cores()
 
@@ -224,8 +224,7 @@ def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN4
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
     from fractals import BASELINES
     from fractals.warming import pending, pending_of_baselines
-    from pipelines.shards.compiling import compile_kernels
-    from pipelines.shards.workers import run_chunks
+    from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":
         compile_kernels(pending)

@@ -350,7 +350,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         )
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.verify import verify_shards
-        from pipelines.shards.workers import available_cores
+        from pipelines.system.processes import available_cores
 
         with progress_bar("samples") as progress:
             verdict = verify_shards(
@@ -433,8 +433,8 @@ def _make(
 ) -> "ShardResult":
     """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
     from pipelines.shards.request import ShardRequest
-    from pipelines.shards.workers import available_cores, run_chunks
     from pipelines.shards.write import make_shards
+    from pipelines.system.processes import available_cores, run_chunks
 
     num_shards, shard_size, default = sizes
     if num_shards is not None and shard_size is not None:

@@ -217,8 +217,8 @@ def show_mixed(
         from pipelines.report import mixing_figure, mixing_steps
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
-        from pipelines.shards.compiling import compile_kernels
         from pipelines.shards.picture_files import read_picture
+        from pipelines.system.processes import compile_kernels
         from pixmix.settings import PixMixSettings
         from pixmix.warming import pending
 
@@ -288,7 +288,7 @@ def show_genome(
         from pipelines.report.genome_page import sections
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
-        from pipelines.shards.compiling import compile_kernels
+        from pipelines.system.processes import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome

@@ -23,9 +23,9 @@ from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipelines.loading.preparation import Preparation
-    from pipelines.loading.processes import Processes
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.samples import Policy
+    from pipelines.system.process_group import Processes
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
     from pipelines.training.stopping import Stopping
@@ -117,11 +117,10 @@ _command(
 def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.processes import joined
     from pipelines.loading.remote_sets import Remote
-    from pipelines.loading.watchdog import Watchdog
-    from pipelines.shards.compiling import compile_kernels
     from pipelines.shards.connections import RemoteAccess
+    from pipelines.system.process_group import Watchdog, joined
+    from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.shards.progress import ShowProgress, in_words
+from pipelines.system.progress import ShowProgress, in_words
 
 if TYPE_CHECKING:
     from pipelines.training.recipes import Recipe

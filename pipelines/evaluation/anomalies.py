@@ -34,9 +34,9 @@ from pipelines.evaluation.pictures import (
 from pipelines.evaluation.request import Evaluation
 from pipelines.evaluation.trees import Notices
 from pipelines.shards.cifar import CifarSource, Dataset
-from pipelines.shards.files import open_regular
 from pipelines.shards.index import MANIFEST_NAME, open_shards
 from pipelines.shards.picture_files import is_ignored_name
+from pipelines.system.files import open_regular
 
 FOLDER = "outliers"
 

@@ -12,9 +12,9 @@ from torch import Tensor, distributed, nn
 from pipelines.errors import PipelineError
 from pipelines.evaluation.pictures import Pictures
 from pipelines.loading.preparation import Triple
-from pipelines.loading.processes import Processes
 from pipelines.loading.sources import ahead
 from pipelines.models.opening import shapes_are_told
+from pipelines.system.process_group import Processes
 
 Part = TypeVar("Part")
 

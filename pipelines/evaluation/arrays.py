@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import open_regular, read_regular
+from pipelines.system.files import open_regular, read_regular
 
 GET_AGAIN = "get it again"
 """What to do about a damaged file that others distribute."""

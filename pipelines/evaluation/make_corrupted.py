@@ -20,17 +20,17 @@ from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES
 from pipelines.evaluation.pictures import Pictures
 from pipelines.evaluation.request import Data
 from pipelines.evaluation.sets import MADE_OF, MADE_SUFFIX
-from pipelines.shards.files import (
+from pipelines.system.files import (
     check_no_file,
     folder_lock,
     new_file,
+    read_json,
     read_regular,
     remove_partial_files,
     sha256,
     write_file,
 )
-from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.typed_json import read_json
+from pipelines.system.progress import Progress, no_progress
 
 _PACKAGE = "imagecorruptions-imaug"
 

@@ -9,7 +9,7 @@ import msgspec
 from pipelines.evaluation.request import Data
 from pipelines.provenance.facts import provenance
 from pipelines.provenance.masking import masked_values
-from pipelines.shards.files import file_sha256
+from pipelines.system.files import file_sha256
 
 
 def origin_of(

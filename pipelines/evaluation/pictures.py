@@ -16,7 +16,7 @@ from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.index import ShardSet
 from pipelines.shards.picture_files import read_image_file
 from pipelines.shards.sources import Source, printable
-from pipelines.shards.workers import available_cores
+from pipelines.system.processes import available_cores
 from pixmix.resizing import resized_centre
 
 

@@ -13,8 +13,7 @@ import msgspec
 from pipelines.errors import PipelineError
 from pipelines.evaluation.request import IMAGENET, Data, MissingDataError, find_folder
 from pipelines.evaluation.trees import Notices
-from pipelines.shards.files import read_regular
-from pipelines.shards.typed_json import Count, read_json
+from pipelines.system.files import Count, read_json, read_regular
 
 MADE_SUFFIX = "-C-made"
 """Ends the name of a folder that make-c makes."""

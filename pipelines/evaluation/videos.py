@@ -12,9 +12,9 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
 from pipelines.loading.sources import ahead
-from pipelines.shards.files import open_regular
 from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS
-from pipelines.shards.workers import available_cores
+from pipelines.system.files import open_regular
+from pipelines.system.processes import available_cores
 
 USUAL_FRAMES = 31
 """Of a video of ImageNet-P; so many videos are read at once that their frames make a batch."""

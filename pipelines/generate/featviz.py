@@ -34,9 +34,9 @@ from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
-from pipelines.launcher import local_gpu
 from pipelines.models.cifar import build_cifar_network, is_cifar_network
-from pipelines.shards.workers import available_memory
+from pipelines.system.processes import available_memory
+from pipelines.system.ranks import local_gpu
 from pixmix.shadowing import check_packages
 
 KIND = "feature visualizations"

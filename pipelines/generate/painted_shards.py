@@ -30,7 +30,6 @@ from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
-from pipelines.shards.files import file_sha256, sha256, world_errors, write_file
 from pipelines.shards.index import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -41,7 +40,6 @@ from pipelines.shards.index import (
     write_index,
 )
 from pipelines.shards.places import DONE, WORK, Folder, Place
-from pipelines.shards.progress import Progress, no_progress
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
 from pipelines.shards.side_files import side_files, write_json
 from pipelines.shards.sidecars import (
@@ -52,8 +50,16 @@ from pipelines.shards.sidecars import (
     sidecar_of,
     write_tar,
 )
-from pipelines.shards.typed_json import FileName, read_json
-from pipelines.shards.workers import Run, run_chunks
+from pipelines.system.files import (
+    FileName,
+    file_sha256,
+    read_json,
+    sha256,
+    world_errors,
+    write_file,
+)
+from pipelines.system.processes import Run, run_chunks
+from pipelines.system.progress import Progress, no_progress
 
 REQUEST = f"{WORK}/request.json"
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipelines.generate.encoding import Picture, encode
 from pipelines.generate.records import IMAGES, picture_name, to_line, write_part
-from pipelines.shards.files import sha256, write_files
+from pipelines.system.files import sha256, write_files
 
 
 class Painted(NamedTuple):

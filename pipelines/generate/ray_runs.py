@@ -26,7 +26,7 @@ from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import encoder_version
 from pipelines.generate.painting import Painter
-from pipelines.shards.workers import ONE_THREAD, Run
+from pipelines.system.processes import ONE_THREAD, Run
 
 _MOST_LOSSES = 16
 """So often a task may lose its process or its machine: one that kills them itself has an end."""

@@ -17,8 +17,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.generate.plan import ranges_of, subtract
-from pipelines.shards.files import new_file, open_regular, write_file
-from pipelines.shards.typed_json import Count, Sha256, read_json
+from pipelines.system.files import Count, Sha256, new_file, open_regular, read_json, write_file
 
 IMAGES = "images"
 """The folder of the pictures in that of their set."""

@@ -36,20 +36,22 @@ from pipelines.generate.records import (
     merge,
     picture_name,
 )
-from pipelines.shards.files import (
+from pipelines.shards.index import FORMAT
+from pipelines.system.files import (
     PARTIAL_SUFFIX,
+    Count,
+    Sha256,
     check_no_file,
     file_sha256,
     folder_lock,
+    read_json,
     read_regular,
     remove_partial_files,
     world_errors,
     write_file,
 )
-from pipelines.shards.index import FORMAT
-from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.typed_json import Count, Sha256, read_json
-from pipelines.shards.workers import Run, run_chunks
+from pipelines.system.processes import Run, run_chunks
+from pipelines.system.progress import Progress, no_progress
 
 
 class _Manifest(TypedDict):

@@ -17,9 +17,9 @@ from pipelines.generate.encoding import (
 from pipelines.generate.painting import Painter, pixel_sha256
 from pipelines.generate.plan import spread
 from pipelines.generate.records import is_of, picture_name, read_records
-from pipelines.shards.files import file_sha256, sha256
 from pipelines.shards.picture_files import read_image_file
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.files import file_sha256, sha256
+from pipelines.system.progress import Progress, no_progress
 
 SAME_PICTURE_DECIBELS = 40.0
 """Two encoders of one picture differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB

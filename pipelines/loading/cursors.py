@@ -32,7 +32,7 @@ from pipelines.loading.order import (
 )
 from pipelines.loading.samples import BadSample, Prepared, Request, Requests
 from pipelines.loading.sources import Source
-from pipelines.loading.world import World
+from pipelines.system.ranks import World
 
 log = logging.getLogger(__name__)
 

@@ -35,17 +35,19 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
-from pipelines.shards.files import (
+from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.system.files import (
     PARTIAL_SUFFIX,
+    Count,
+    Sha256,
     folder_lock,
     open_regular,
+    read_json,
     read_regular,
     sha256,
     write_file,
 )
-from pipelines.shards.picture_files import MOST_PIXELS
-from pipelines.shards.progress import Progress
-from pipelines.shards.typed_json import Count, Sha256, read_json
+from pipelines.system.progress import Progress
 from pixmix.mapped import open_map
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_shape

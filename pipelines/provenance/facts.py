@@ -13,7 +13,7 @@ import msgspec
 from pipelines import __version__
 from pipelines.provenance.masking import masked_arguments
 from pipelines.shards.sources import printable
-from pipelines.shards.workers import available_cores
+from pipelines.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")
 """Distributions whose versions are recorded, besides Python's and ours."""

@@ -20,9 +20,8 @@ import msgspec
 from pipelines.errors import PipelineError
 from pipelines.provenance.facts import Git, Hardware, provenance
 from pipelines.provenance.masking import masked_values
-from pipelines.shards.files import read_regular, write_file
 from pipelines.shards.sources import printable
-from pipelines.shards.typed_json import Count, read_json
+from pipelines.system.files import Count, read_json, read_regular, write_file
 
 RUN_RECORD = "run.json"
 DAMAGED = "run.damaged.json"

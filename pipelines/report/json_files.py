@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import read_regular
+from pipelines.system.files import read_regular
 
 LARGEST_FILE = 2**28
 """Bytes of a file that is read whole."""

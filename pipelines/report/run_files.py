@@ -11,8 +11,7 @@ from pipelines.errors import PipelineError
 from pipelines.provenance.run_record import RunRecord, read_run_record
 from pipelines.report.headlines import HEADLINES, Found, is_found
 from pipelines.report.short_names import names_of
-from pipelines.shards.files import read_regular
-from pipelines.shards.typed_json import read_json
+from pipelines.system.files import read_json, read_regular
 
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"

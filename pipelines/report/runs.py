@@ -11,7 +11,7 @@ from pipelines.report.plotting import check_plotting, legend_name, plot_png
 from pipelines.report.radar import measures_between, radar
 from pipelines.report.run_files import Run
 from pipelines.report.run_settings import differing_rows
-from pipelines.shards.progress import in_words
+from pipelines.system.progress import in_words
 from pipelines.text_table import aligned
 
 _LAST = (

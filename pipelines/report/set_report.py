@@ -15,7 +15,7 @@ from pipelines.report.page import Picture, Section, Table, Text
 from pipelines.report.set_pictures import SetPicture
 from pipelines.report.set_statistics import SetStatistics, measure_set
 from pipelines.report.sheet import contact_sheet
-from pipelines.shards.progress import Progress
+from pipelines.system.progress import Progress
 from pipelines.text_table import aligned
 
 SHEET_PICTURES = 64

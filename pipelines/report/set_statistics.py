@@ -15,7 +15,7 @@ from pipelines.generate.plan import spread
 from pipelines.report.near_duplicates import difference_hash, near_duplicates
 from pipelines.report.set_pictures import SetPicture, UnreadableError
 from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size
-from pipelines.shards.progress import Progress, no_progress
+from pipelines.system.progress import Progress, no_progress
 
 N_OF_DIVERSITY = 64
 """Pictures whose Vendi scores are taken; a score is comparable only for the same number."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.shards.files import write_file
+from pipelines.system.files import write_file
 
 Picture = NDArray[np.uint8]
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.files import read_regular, sha256, write_file
 from pipelines.shards.grouping import PICTURE_EXTENSIONS, Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
@@ -23,9 +22,10 @@ from pipelines.shards.index import (
     read_index,
     write_index,
 )
-from pipelines.shards.progress import Progress
 from pipelines.shards.sources import printable
 from pipelines.shards.verify import describe_tar
+from pipelines.system.files import read_regular, sha256, write_file
+from pipelines.system.progress import Progress
 
 _MAKE_AGAIN = "copy the shards again, or give again the command that made them"
 

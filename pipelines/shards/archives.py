@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import open_regular
 from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS, is_picture_name
 from pipelines.shards.pictures import BrokenPictureError, encode_png
 from pipelines.shards.tars import scan_tar
+from pipelines.system.files import open_regular
 
 _ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_BEGINNING = b"\x93NUMPY"

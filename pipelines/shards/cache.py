@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import PARTIAL_SUFFIX, flush_folder, flush_to_disk, folder_lock
+from pipelines.system.files import PARTIAL_SUFFIX, flush_folder, flush_to_disk, folder_lock
 
 _POLL_S = 0.05
 """Between two looks at a lock: a lock that is waited for in the system cannot be given up."""

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import open_regular, read_regular
 from pipelines.shards.pictures import encode_png, encoder_version
-from pipelines.shards.plain_pickle import read_pickle
 from pipelines.shards.sources import Item, printable
 from pipelines.shards.tars import scan_tar_in_memory
+from pipelines.system.files import open_regular, read_regular
+from pipelines.system.plain_pickle import read_pickle
 
 LARGEST_FILE = 2**28
 """Bytes: the largest file of the archives has 155 million."""

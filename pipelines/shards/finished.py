@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256, open_regular, read_regular, write_file
 from pipelines.shards.index import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -26,6 +25,7 @@ from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuff
 from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_file_faults
 from pipelines.shards.sidecars import sidecar_of
 from pipelines.shards.survey import found_in
+from pipelines.system.files import file_sha256, open_regular, read_regular, write_file
 
 
 def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:

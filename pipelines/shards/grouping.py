@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import open_regular
 from pipelines.shards.index import SAMPLE
 from pipelines.shards.keys import key_of
 from pipelines.shards.picture_files import FOLDER_EXTENSIONS, is_ignored_name
 from pipelines.shards.tars import Member, scan_tar
+from pipelines.system.files import open_regular
 
 PICTURE_EXTENSIONS = frozenset({*FOLDER_EXTENSIONS, "gif"})
 

@@ -22,16 +22,20 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import (
+from pipelines.shards.keys import read_key
+from pipelines.system.files import (
+    Count,
+    FileName,
+    Label,
+    Sha256,
     file_sha256,
     new_file,
     open_regular,
+    read_json,
     read_regular,
     sha256,
     write_file,
 )  # fmt: skip
-from pipelines.shards.keys import read_key
-from pipelines.shards.typed_json import Count, FileName, Label, Sha256, read_json
 from pixmix.mapped import open_map
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.shards.files import open_regular
+from pipelines.system.files import open_regular
 
 _BLOCK = 512
 

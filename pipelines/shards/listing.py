@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.shards.files import new_file, open_regular
 from pipelines.shards.sources import Item
+from pipelines.system.files import new_file, open_regular
 
 STARTS_SUFFIX = ".starts.npy"
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.shards.archives import archived_images, read_archived
-from pipelines.shards.files import open_regular, read_regular
 from pipelines.shards.picture_files import (
     Above,
     is_ignored_name,
@@ -18,6 +17,7 @@ from pipelines.shards.picture_files import (
 )
 from pipelines.shards.pictures import encoder_version
 from pipelines.shards.sources import Item, extension_of, printable, size_and_change
+from pipelines.system.files import open_regular, read_regular
 
 _LARGEST_MANIFEST = 2**24
 """Bytes of the manifest of a set of pictures, which has some hundred."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import read_regular
 from pipelines.shards.png_chunks import SIGNATURE, without_large_texts
+from pipelines.system.files import read_regular
 
 MEASURED_SIDE = 256
 """Pixels a side of the pictures that are measured; the references are of this size."""

@@ -33,10 +33,10 @@ from pipelines.shards.connections import (
     said,
     shown,
 )
-from pipelines.shards.files import PARTIAL_SUFFIX, check_no_file, open_regular, remove_partial_files
 from pipelines.shards.index import MANIFEST_NAME
 from pipelines.shards.remote import local_path
 from pipelines.shards.transfer import patience_ends, retrying
+from pipelines.system.files import PARTIAL_SUFFIX, check_no_file, open_regular, remove_partial_files
 
 WORK = ".work"
 """The folder of what a set in the making needs."""

@@ -27,7 +27,6 @@ from pipelines.shards.connections import (
     is_remote,
     shown,
 )
-from pipelines.shards.files import file_sha256, read_regular
 from pipelines.shards.index import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -46,6 +45,7 @@ from pipelines.shards.received import Content
 from pipelines.shards.shell import PIPE_PREFIX
 from pipelines.shards.transfer import download
 from pipelines.shards.verified import is_as_hashed, remember, verified_once
+from pipelines.system.files import file_sha256, read_regular
 
 FILE_PLACE = "{file}"
 """Stands in a pipe's command for the name of the file that it is to write."""

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import read_regular, write_file
 from pipelines.shards.listing import Listing
 from pipelines.shards.picture_files import unusable_file
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, oddity, orientation
 from pipelines.shards.sources import Item, Source
+from pipelines.system.files import read_regular, write_file
 
 OddFiles = Literal["keep", "convert", "skip", "fail"]
 BrokenFiles = Literal["fail", "skip"]

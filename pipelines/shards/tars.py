@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import open_regular
+from pipelines.system.files import open_regular
 
 BLOCK = 512
 RECORD = 20 * BLOCK

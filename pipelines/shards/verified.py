@@ -20,10 +20,16 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import ShardCache
-from pipelines.shards.files import file_sha256, folder_lock, read_regular, sha256, write_file
 from pipelines.shards.index import ShardSet
-from pipelines.shards.progress import Progress, no_progress
-from pipelines.shards.typed_json import Sha256
+from pipelines.system.files import (
+    Sha256,
+    file_sha256,
+    folder_lock,
+    read_regular,
+    sha256,
+    write_file,
+)
+from pipelines.system.progress import Progress, no_progress
 
 _MOST_STAMP_BYTES = 2**16
 

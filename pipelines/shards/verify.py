@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.files import file_sha256, open_regular, read_regular
 from pipelines.shards.grouping import Left, samples_of_tar
 from pipelines.shards.index import (
     ADOPTED,
@@ -21,9 +20,10 @@ from pipelines.shards.index import (
     read_index,
 )
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb
-from pipelines.shards.progress import Progress
 from pipelines.shards.side_files import side_file_faults
 from pipelines.shards.sidecars import file_md5
+from pipelines.system.files import file_sha256, open_regular, read_regular
+from pipelines.system.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,17 +28,6 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.files import (
-    PARTIAL_SUFFIX,
-    check_no_file,
-    folder_lock,
-    new_file,
-    read_regular,
-    remove_partial_files,
-    sha256,
-    world_errors,
-    write_file,
-)
 from pipelines.shards.finished import (
     changed_since,
     check_contents,
@@ -54,7 +43,6 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
 from pipelines.shards.members import sample_of
-from pipelines.shards.progress import Progress
 from pipelines.shards.request import (
     SHARDS_VERSION,
     ShardRequest,
@@ -78,7 +66,19 @@ from pipelines.shards.survey import (
     missing_parts,
     refuse,
 )
-from pipelines.shards.workers import Run
+from pipelines.system.files import (
+    PARTIAL_SUFFIX,
+    check_no_file,
+    folder_lock,
+    new_file,
+    read_regular,
+    remove_partial_files,
+    sha256,
+    world_errors,
+    write_file,
+)
+from pipelines.system.processes import Run
+from pipelines.system.progress import Progress
 
 _OF_FILES = frozenset({"source_pictures", "source_sha256"})
 """Settings that tell which files the source has."""

@@ -21,8 +21,8 @@ import torch
 
 from featviz.checkpoint_digest import with_digest
 from pipelines.errors import PipelineError
-from pipelines.loading.processes import Processes
-from pipelines.shards.files import open_regular, remove_partial_files, write_file
+from pipelines.system.files import open_regular, remove_partial_files, write_file
+from pipelines.system.process_group import Processes
 from pipelines.training.checkpoint_content import (
     CHECKPOINT_VERSION,
     CheckpointContent,

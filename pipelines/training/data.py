@@ -18,14 +18,14 @@ from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.connections import NotThereError, shown
 from pipelines.shards.digits import DigitsSource
-from pipelines.shards.files import check_no_file
 from pipelines.shards.index import MANIFEST_NAME, ShardSet
-from pipelines.shards.progress import Progress
 from pipelines.shards.remote import RemoteShards, address_inside, names_shards
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
-from pipelines.shards.workers import available_cores, run_chunks
 from pipelines.shards.write import make_shards
+from pipelines.system.files import check_no_file
+from pipelines.system.processes import available_cores, run_chunks
+from pipelines.system.progress import Progress
 from pipelines.training.checkpoints import find_checkpoints
 
 Dataset = Literal["cifar10", "cifar100", "digits", "imagenet", "folder"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.shards.files import write_file
+from pipelines.system.files import write_file
 
 
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:

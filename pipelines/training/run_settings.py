@@ -12,8 +12,8 @@ from pipelines.provenance.run_record import (
     WeightsFacts,
     read_run_record,
 )
-from pipelines.shards.files import file_sha256
 from pipelines.shards.index import ShardSet
+from pipelines.system.files import file_sha256
 
 if TYPE_CHECKING:
     from pipelines.training.train import Training

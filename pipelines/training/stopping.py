@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from pipelines.loading.processes import LostProcessError, Processes
+from pipelines.system.process_group import LostProcessError, Processes
 
 if TYPE_CHECKING:
     from pipelines.training.train import Trained

@@ -32,7 +32,6 @@ from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import Preparation
-from pipelines.loading.processes import LostProcessError, Processes, lost_are_told
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.loading.transport import worker_errors
@@ -43,8 +42,9 @@ from pipelines.models.opening import (
     shapes_are_told,
 )
 from pipelines.provenance.run_record import Ending, recorded
-from pipelines.shards.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.shards.remote import RemoteShards
+from pipelines.system.files import check_no_file, folder_lock, world_errors, write_file
+from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
 from pipelines.training.checkpoint_content import (
     check_tensors,
     optimizer_state,

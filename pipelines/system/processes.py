@@ -1,22 +1,32 @@
-"""One process a job, each with one thread, none of which outlives the command.
+"""Worker pools, child processes and compiling processes, none of which outlives the command.
 
-This module imports nothing heavy: a worker sets the number of its threads before numpy is loaded.
+A pool has one process per job, and each process has one thread. This module imports nothing heavy,
+because a worker sets the number of its threads before numpy is loaded.
+
+A worker finishes its piece of work when a run is interrupted, and the compiler delays Python's
+signals. So kernels are compiled in processes of their own, which Ctrl-C ends at once.
 """
 
 import errno
+import gc
 import math
 import multiprocessing
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import pipelines
 from pipelines.errors import PipelineError
 
 ONE_THREAD = {
@@ -301,3 +311,115 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
+
+
+_HANDED_ON = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+
+
+PYTHON_MODULE = (sys.executable, "-P", "-m")
+"""Begins a command that runs a module; `-P` keeps the working folder off Python's path."""
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment in which a child imports the packages that this process has."""
+    root = Path(pipelines.__file__).absolute().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        # Found there anyway, and no place to put before the standard library.
+        return {**os.environ}
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
+def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:  # noqa: ANN401
+    """Start a command for the time of the block, and wait for its end.
+
+    Ctrl-C, SIGTERM and SIGHUP are handed on to it, each once, so that it can leave what it makes
+    in order. They take effect here when it has ended. Those that this process ignores, as nohup and
+    a shell's & have it, stay ignored in both.
+
+    Args:
+        command: program and arguments.
+        options: as those of `subprocess.Popen`.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C.
+        OSError: if the program cannot be started.
+    """
+    received: list[int] = []
+    started: list[subprocess.Popen[Any]] = []
+
+    def hand_on(number: int, _frame: object) -> None:
+        received.append(number)
+        for process in started:
+            process.send_signal(number)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {
+            number: signal.signal(number, hand_on)
+            for number in _HANDED_ON
+            if signal.getsignal(number) is not signal.SIG_IGN
+        }
+    try:
+        # In a group of its own: a terminal sends Ctrl-C to all of a group, and it would come twice.
+        with subprocess.Popen(command, process_group=0, **options) as process:
+            started.append(process)
+            for number in received:
+                process.send_signal(number)
+            yield process
+            process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        signal.raise_signal(received[0])
+
+
+def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None:
+    """Compile the kernels that have not been compiled on this machine; show the time on stderr.
+
+    What fails here is no error: the kernels are compiled where they are needed, which says what is
+    wrong.
+
+    Args:
+        pending: says which parts have not been compiled, as `fractals.warming.pending` and
+            `pixmix.warming.pending` do.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, at once; what is compiled so far is kept.
+    """
+    parts = pending()
+    if not parts:
+        return
+    from pixmix.compiling.waiting import Timer
+
+    context = multiprocessing.get_context("spawn")
+    timer = Timer()
+    started: list[SpawnProcess] = []
+    try:
+        for part in parts:
+            process = context.Process(target=_compile, args=(part,), daemon=True)
+            try:
+                with interrupts_held():
+                    process.start()
+            except (OSError, RuntimeError):
+                break  # No more processes are allowed.
+            started.append(process)
+        while any(process.is_alive() for process in started):
+            timer.show()
+            time.sleep(0.05)
+        timer.end(time.monotonic())
+    finally:
+        for process in started:
+            process.kill()
+
+
+def _compile(part: Callable[[], None]) -> None:
+    prepare_worker()
+    # A tenth of the time; the process ends before its memory matters.
+    gc.disable()
+    with suppress(Exception):
+        part()

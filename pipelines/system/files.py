@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, their hashes, and locks between processes."""
+"""Atomic writes, hashes, locks between processes, and JSON that is read into typed structures."""
 
 import errno
 import hashlib
@@ -9,8 +9,9 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO, TypeVar, get_args
 
+import msgspec
 from filelock import FileLock, Timeout
 
 from pipelines.errors import PipelineError
@@ -279,3 +280,52 @@ def _partial_path(path: Path) -> Path:
     # A random part, for two processes may write the same file at once; hidden, and with an
     # extension of its own, so that a folder of pictures stays one while it is written.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+
+
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+"""64 hexadecimal digits, lower-case."""
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+"""A number of samples or of bytes."""
+
+FileName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.)[^/\\\x00-\x1f\ud800-\udfff]{1,255}\Z")]
+"""The name of a file inside a known folder: no path, not hidden, no control characters."""
+
+Label = Annotated[str, msgspec.Meta(pattern=r"\A[^/\x00-\x1f\ud800-\udfff]{0,255}\Z")]
+"""A short text that may become a part of a file's name: no path, no control characters."""
+
+_PATTERNS = {
+    Sha256: "64 hexadecimal digits",
+    FileName: "the name of a file in the folder, without a path",
+    Label: "a short name without slashes and control characters",
+}
+"""What msgspec tells by the pattern, in words."""
+
+T = TypeVar("T")
+
+
+def read_json(content: bytes, kind: type[T], where: str, remedy: str) -> T:
+    """Decode JSON into a type, or say which field is wrong.
+
+    Args:
+        content: JSON in UTF-8.
+        kind: a msgspec.Struct, a dataclass, or another type that msgspec knows.
+        where: the name of the file, for the error.
+        remedy: what to do about a damaged one, for the end of the error.
+
+    Raises:
+        PipelineError: if it is not JSON, or a field is missing, of another type or out of range.
+    """
+    try:
+        return msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # ValidationError is a DecodeError; its message names the field.
+        raise PipelineError(f"{where} is damaged: {_in_words(error)}; {remedy}") from error
+
+
+def _in_words(error: Exception) -> str:
+    said = str(error)
+    for kind, words in _PATTERNS.items():
+        (rule,) = get_args(kind)[1:]
+        said = said.replace(f"`str` matching regex {rule.pattern!r}", words)
+    return said

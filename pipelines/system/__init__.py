@@ -1,0 +1,1 @@
+"""What every part of the pipeline stands on: files, processes, ranks and object stores."""
