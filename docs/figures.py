@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from pipelines.generate.encoding import decode
+from pipelines.generate.generator import decode
 from pipelines.report.mixing_steps import MixingPictures, mix, square
 from pipelines.report.sheet import contact_sheet, write_sheet
 from pixmix import PixMixSettings

@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import fractals
-from painters import tree
 from pipelines.cli import gen
-from pipelines.generate.encoding import ENCODERS, decode
-from pipelines.generate.sets import read_manifest
+from pipelines.generate.generator import ENCODERS, decode
+from pipelines.generate.output import read_manifest
 from pipelines.shards.index import open_shards
+from stripes import tree
 
 SMALL = ("--size", "48x32", "--samples-per-pixel", "4", "--jobs", "1")
 

@@ -531,7 +531,7 @@ def test_names_are_of_where_paths_lead(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_radar_plot_is_drawn() -> None:
     pytest.importorskip("matplotlib")
-    from pipelines.generate.encoding import decode
+    from pipelines.generate.generator import decode
 
     assert decode(radar({"ours": FOUND, "theirs": FOUND})).std() > 1
     with pytest.raises(PipelineError, match="1 measures make no radar plot"):

@@ -18,11 +18,9 @@ from featviz import PRECISIONS, Recipe, draw_recipe, open_network
 from featviz.sampling import GROUP, canvas, objective, target
 from featviz.spectrum import COLOURS
 from fractals import measure
-from painters import tree
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
 from pipelines.generate import featviz as painting
-from pipelines.generate.encoding import decode
 from pipelines.generate.featviz import (
     FeatvizPainter,
     chunk_size,
@@ -31,8 +29,9 @@ from pipelines.generate.featviz import (
     picture_bytes,
     plan_painter,
 )
-from pipelines.generate.painting import pixel_sha256
-from pipelines.generate.sets import read_manifest
+from pipelines.generate.generator import decode, pixel_sha256
+from pipelines.generate.output import read_manifest
+from stripes import tree
 
 LAYERS = {"a": 5, "b": 20, "c": 3}
 

@@ -33,8 +33,8 @@ from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate, suites_for
 from pipelines.evaluation.trees import Notices, list_videos
 from pipelines.evaluation.videos import answer_videos, read_frames
 from pipelines.models.outputs import outputs_of
+from pipelines.shards.sharding import ShardRequest, make_shards
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.write import ShardRequest, make_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.processes import run_chunks
 from pipelines.system.progress import no_progress

@@ -23,15 +23,14 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Resize
 
-from painters import request
 from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
-from pipelines.generate.sets import generate_set
 from pipelines.loading import picture_map
 from pipelines.loading.mixing_set import open_pictures, uniform_view
 from pipelines.shards.index import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
+from stripes import image_set, make
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
@@ -683,7 +682,7 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     tmp_path: Path, cache: Path, above: bool
 ) -> None:
     place = tmp_path / "sets" / "stripes"
-    generate_set(request(place))
+    make(image_set(place))
     asked = place.parent if above else place
     assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
     manifest = json.loads((place / "manifest.json").read_text())

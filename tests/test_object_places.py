@@ -18,21 +18,20 @@ pytest.importorskip("s3fs")
 pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("gcsfs")
 
-from crashes import paint_here
 from object_store import AmazonStore, GoogleStore, ObjectStore
-from painters import Stripes, sharded, tree
 from pipelines import Remote, open_mixing_set
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
+from pipelines.generate.output import Asked, Made, merge_shards
 from pipelines.shards import places
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.places import Bucket, Folder, Place, open_place
 from pipelines.shards.remote import open_remote_shards
+from stripes import Asked, Made, Stripes, make, run_here, sharded, tree
 
 
-def paint(asked: ShardedRequest) -> ShardedResult:
-    return paint_set(asked, run=paint_here)
+def paint(asked: Asked) -> Made:
+    return make(asked, run=run_here)
 
 
 @pytest.fixture(scope="session")
@@ -98,7 +97,7 @@ def test_tasks_and_duplicates_do_not_show(
 def test_worker_processes_write_to_a_store(
     store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
 ) -> None:
-    assert paint_set(sharded(place, jobs=2)).complete
+    assert make(sharded(place, jobs=2)).complete
     assert contents(store) == in_a_folder
 
 
@@ -110,7 +109,7 @@ def test_a_finished_set_is_read_back_from_the_store(
     mixing_set = open_mixing_set(url, 20, cache_dir=tmp_path / "cache", remote=remote)
     assert len(mixing_set) == 10
     for i in range(10):
-        np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
+        np.testing.assert_array_equal(mixing_set[i], Stripes().image(i))
     assert len(open_remote_shards(url, access=access).shards) == 10
 
 
@@ -152,7 +151,7 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     )
     assert "\n" not in str(caught.value)
     store.busy = 0
-    assert paint(sharded(place)).painted == 5
+    assert paint(sharded(place)).generated == 5
     assert contents(store) == in_a_folder
 
 
@@ -242,7 +241,7 @@ def test_a_kill_between_two_objects_is_continued(
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert "manifest.json" not in contents(store)
-    assert paint(sharded(place)).painted == painted
+    assert paint(sharded(place)).generated == painted
     assert contents(store) == in_a_folder
 
 
@@ -254,7 +253,7 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     place: Place,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
-    mend: Callable[[Place], ShardedResult],
+    mend: Callable[[Place], Made],
 ) -> None:
     def end(_: Bucket) -> None:
         raise KeyboardInterrupt
@@ -264,7 +263,7 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
         with pytest.raises(KeyboardInterrupt):
             paint(sharded(place))
     assert len(contents(store)) > len(in_a_folder)
-    assert mend(place).painted == 0
+    assert mend(place).generated == 0
     assert contents(store) == in_a_folder
 
 

@@ -14,11 +14,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from painters import Stripes, request, tree
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.ray_runs import _checked, _witness, joined_cluster, versions_here
-from pipelines.generate.sets import generate_set
+from pipelines.generate.ray import _checked, _witness, joined_cluster, versions_here
+from stripes import Stripes, image_set, make, tree
 
 SMALL = ("--size", "24x16", "--samples-per-pixel", "4")
 ENVIRONMENT = {
@@ -173,7 +172,7 @@ def test_a_node_that_is_killed_while_it_paints_does_not_show(
     [
         ("disk", "PipelineError: the disk of .* is full; what is whole is kept"),
         ("memory", "PipelineError: the memory of a machine of the cluster ran out; .* --jobs"),
-        ("mistake", "ValueError: a mistake in the painter"),
+        ("mistake", "ValueError: a mistake in the generator"),
         ("killed", "PipelineError: the cluster could not do a task .* run the same command again"),
     ],
 )
@@ -257,7 +256,7 @@ def test_a_set_is_begun_here_and_continued_with_other_runners(tmp_path: Path) ->
         for chunk in list(chunks)[::2]:
             finished(work(chunk))
 
-    assert not generate_set(request(tmp_path / "set", chunk=2), run=half).complete
-    assert generate_set(request(tmp_path / "set", chunk=2)).painted == 4
-    generate_set(request(tmp_path / "alone"))
+    assert not make(image_set(tmp_path / "set", chunk=2), run=half).complete
+    assert make(image_set(tmp_path / "set", chunk=2)).generated == 4
+    make(image_set(tmp_path / "alone"))
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")

@@ -34,7 +34,7 @@ from pipelines.loading.samples import ShardReader
 from pipelines.shards import picture_files, sidecars, write
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
-from pipelines.shards.request import bounds, shard_name, shuffled
+from pipelines.shards.sharding import bounds, shard_name, shuffled
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tars import scan_tar
 from pipelines.system.plain_pickle import read_pickle

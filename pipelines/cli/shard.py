@@ -24,9 +24,9 @@ from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
     from pipelines.shards.survey import BrokenFiles, OddFiles
-    from pipelines.shards.write import ShardResult
 
 TRAIN_SHARD, TEST_SHARD, SMALL_SHARD = 1252, 782, 1000
 """Samples: ImageNet becomes 1,024 and 64 shards, as timm has them; CIFAR 50 and 10."""
@@ -432,8 +432,7 @@ def _make(
     exif_transpose: bool = False,
 ) -> "ShardResult":
     """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
-    from pipelines.shards.request import ShardRequest
-    from pipelines.shards.write import make_shards
+    from pipelines.shards.sharding import ShardRequest, make_shards
     from pipelines.system.processes import available_cores, run_chunks
 
     num_shards, shard_size, default = sizes

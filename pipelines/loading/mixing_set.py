@@ -34,6 +34,7 @@ from pipelines.shards.archives import ArchivedImage, archived_images, read_archi
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
 from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
+from pipelines.shards.job import REQUEST, is_unfinished
 from pipelines.shards.keys import read_key
 from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
 from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
@@ -204,10 +205,10 @@ def _refuse_unfinished(where: Where) -> None:
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return
     folder = Path(where)
-    for path in [folder / MANIFEST_NAME, *sorted(folder.glob(f"*/{MANIFEST_NAME}"))]:
-        if _manifest(path).get("status") == "partial":
+    for place in [folder, *sorted(path.parent.parent for path in folder.glob(f"*/{REQUEST}"))]:
+        if is_unfinished(place):
             raise PipelineError(
-                f"{path.parent} is not finished; give again the command that began it, then this "
+                f"{place} is not finished; give again the command that began it, then this "
                 "one, or name its folder images"
             )
 

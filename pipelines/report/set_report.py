@@ -8,7 +8,6 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.generate.plan import spread
 from pipelines.report import set_table
 from pipelines.report.histograms import histograms
 from pipelines.report.page import Picture, Section, Table, Text
@@ -16,6 +15,7 @@ from pipelines.report.set_pictures import SetPicture
 from pipelines.report.set_statistics import SetStatistics, measure_set
 from pipelines.report.sheet import contact_sheet
 from pipelines.system.progress import Progress
+from pipelines.system.ranges import spread
 from pipelines.text_table import aligned
 
 SHEET_PICTURES = 64

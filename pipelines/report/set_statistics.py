@@ -11,11 +11,11 @@ from PIL import Image
 
 from fractals.statistics import colour_features, hog_features, is_dead, measure, vendi_score
 from pipelines.errors import PipelineError
-from pipelines.generate.plan import spread
 from pipelines.report.near_duplicates import difference_hash, near_duplicates
 from pipelines.report.set_pictures import SetPicture, UnreadableError
 from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size
 from pipelines.system.progress import Progress, no_progress
+from pipelines.system.ranges import spread
 
 N_OF_DIVERSITY = 64
 """Pictures whose Vendi scores are taken; a score is comparable only for the same number."""

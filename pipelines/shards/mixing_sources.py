@@ -8,6 +8,7 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.shards.archives import archived_images, read_archived
+from pipelines.shards.job import is_unfinished
 from pipelines.shards.picture_files import (
     Above,
     is_ignored_name,
@@ -116,14 +117,14 @@ def _in_folder(root: Path, folder: Path, above: Above) -> Iterator[Item]:
     place = place_of(folder)
     if place in above:  # A link leads back to a folder that it lies in.
         return
+    if is_unfinished(folder):
+        raise PipelineError(
+            f"{folder} is not finished; give again the command that began it, then this one"
+        )
     if (folder / "metadata.jsonl").exists() and (folder / "manifest.json").exists():
         yield from _in_set(root, folder)
         return
     entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-    if (folder / "manifest.json").exists() and (folder / ".work").exists():
-        raise PipelineError(
-            f"{folder} is not finished; give again the command that began it, then this one"
-        )
     for entry in entries:
         if is_ignored_name(entry.name):
             continue

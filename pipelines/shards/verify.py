@@ -21,7 +21,7 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb
 from pipelines.shards.side_files import side_file_faults
-from pipelines.shards.sidecars import file_md5
+from pipelines.shards.writer import file_md5
 from pipelines.system.files import file_sha256, open_regular, read_regular
 from pipelines.system.progress import Progress
 

@@ -20,9 +20,8 @@ from pipelines.shards.connections import NotThereError, shown
 from pipelines.shards.digits import DigitsSource
 from pipelines.shards.index import MANIFEST_NAME, ShardSet
 from pipelines.shards.remote import RemoteShards, address_inside, names_shards
-from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import ShardRequest, make_shards
 from pipelines.shards.sources import Source
-from pipelines.shards.write import make_shards
 from pipelines.system.files import check_no_file
 from pipelines.system.processes import available_cores, run_chunks
 from pipelines.system.progress import Progress
