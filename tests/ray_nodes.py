@@ -16,8 +16,8 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from pipelines.errors import PipelineError
-from pipelines.generate import ray_runs
-from pipelines.generate.ray import joined_cluster, versions_here
+from pipelines.generate import ray
+from pipelines.generate.ray import joined_cluster, versions_of
 from pipelines.shards.places import Folder
 from pipelines.system.processes import Run
 from stripes import Stripes, image_set, make, run_here, sharded, tree
@@ -74,7 +74,7 @@ def with_a_killed_node(
     with joined_cluster(cluster.address) as joined:
         killer = threading.Thread(target=kill_when_it_paints, args=(cluster, node, journal, killed))
         killer.start()
-        paint(folder, generator, joined.runner(partial(versions_here, generator, "png"), folder))
+        paint(folder, generator, joined.runner(partial(versions_of, generator, "png"), folder))
         killer.join()
     notes = [note.read_text().split() for note in journal.iterdir()]
     return {
@@ -87,7 +87,7 @@ def with_a_killed_node(
 
 def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
     """What is told of trouble in a task: its kind -> the error."""
-    ray_runs._MOST_LOSSES = 1
+    ray._MOST_LOSSES = 1
     told = {}
     with joined_cluster(cluster.address) as joined:
         for trouble in ("disk", "memory", "mistake", "killed"):
@@ -97,7 +97,7 @@ def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
                 paint_files(
                     folder,
                     generator,
-                    joined.runner(partial(versions_here, generator, "png"), folder),
+                    joined.runner(partial(versions_of, generator, "png"), folder),
                 )
             except (PipelineError, ValueError) as error:
                 told[trouble] = f"{type(error).__name__}: {error}"

@@ -30,7 +30,7 @@ from pipelines.loading.mixing_set import open_pictures, uniform_view
 from pipelines.shards.index import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
-from stripes import image_set, make
+from stripes import image_set, make as generate_images
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
@@ -682,11 +682,11 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     tmp_path: Path, cache: Path, above: bool
 ) -> None:
     place = tmp_path / "sets" / "stripes"
-    make(image_set(place))
+    generate_images(image_set(place))
     asked = place.parent if above else place
     assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
-    manifest = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps(manifest | {"status": "partial"}))
+    (place / ".work").mkdir()
+    (place / ".work" / "request.json").touch()
     with pytest.raises(PipelineError, match=r"stripes is not finished; give again the command"):
         open_mixing_set(asked, 24, cache_dir=cache)
     assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10

@@ -16,7 +16,8 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.ray import _checked, _witness, joined_cluster, versions_here
+from pipelines.generate.generator import versions_of
+from pipelines.generate.ray import _checked, _witness, joined_cluster
 from stripes import Stripes, image_set, make, tree
 
 SMALL = ("--size", "24x16", "--samples-per-pixel", "4")
@@ -45,8 +46,8 @@ def identity(chunk: range) -> range:
 
 
 def test_a_machine_with_other_code_is_told_by_name_and_does_no_work() -> None:
-    versions = partial(versions_here, Stripes(version=2), "png")
-    expected = versions_here(Stripes(), "png")
+    versions = partial(versions_of, Stripes(version=2), "png")
+    expected = versions_of(Stripes(), "png")
     assert expected.keys() == {"pixmix", "stripes_version", "encoder"}
     with pytest.raises(PipelineError) as caught:
         _checked(identity, versions, expected, None, range(3))
@@ -76,7 +77,7 @@ def test_a_machine_that_does_not_see_the_folder_is_told_and_does_no_work(tmp_pat
     [
         (("fractals", "--ray", "--task-index", "0", "--num-tasks", "2"), "leave out --task-index"),
         (("fractals", "--ray", "host:1", "--num-tasks", "2"), "leave out --task-index"),
-        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster; give --ray too"),
+        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster"),
         (
             ("featviz", "--ray", "--gpus-per-task", "0.5", "--device", "cpu"),
             "another --device than cpu",
@@ -201,7 +202,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
             stderr=errors,
             process_group=0,
         )
-    parts = tmp_path / "set" / ".work" / "parts"
+    parts = tmp_path / "set" / ".work" / "done"
     while not list(parts.glob("*.jsonl")):
         assert interrupted.poll() is None, (tmp_path / "errors").read_text()
         time.sleep(0.05)
@@ -210,7 +211,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     assert interrupted.returncode == 130
     assert output.decode() == ""
     told = (tmp_path / "errors").read_text()
-    assert told.splitlines()[-1] == "Error: interrupted; the same command continues this set"
+    assert told.splitlines()[-1] == "Error: interrupted; the same command resumes this dataset"
     assert "Traceback" not in told
     recorded = sum(len(part.read_bytes().splitlines()) for part in parts.glob("*.jsonl"))
     assert 0 < recorded < 300

@@ -180,7 +180,7 @@ def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.M
     result = make(tmp_path / "set", "--task-index", "0", "--num-tasks", "1")
     assert result.exit_code == 0
     assert "task" not in result.stderr
-    assert "5 pictures" in result.stdout
+    assert "5 images" in result.stdout
 
 
 @pytest.mark.parametrize(
