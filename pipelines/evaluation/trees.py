@@ -18,7 +18,8 @@ from pipelines.shards.picture_files import (
     picture_files,
     place_of,
 )
-from pipelines.shards.sources import class_name, extension_of, printable
+from pipelines.shards.sources import class_name, extension_of
+from pipelines.system.files import printable
 
 
 @dataclass

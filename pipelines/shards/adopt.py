@@ -22,9 +22,8 @@ from pipelines.shards.index import (
     read_index,
     write_index,
 )
-from pipelines.shards.sources import printable
 from pipelines.shards.verify import describe_tar
-from pipelines.system.files import read_regular, sha256, write_file
+from pipelines.system.files import printable, read_regular, sha256, write_file
 from pipelines.system.progress import Progress
 
 _MAKE_AGAIN = "copy the shards again, or give again the command that made them"

@@ -16,8 +16,8 @@ from pipelines.shards.picture_files import (
     read_image_file,
 )
 from pipelines.shards.pictures import encoder_version
-from pipelines.shards.sources import Item, extension_of, printable, size_and_change
-from pipelines.system.files import open_regular, read_regular
+from pipelines.shards.sources import Item, extension_of, size_and_change
+from pipelines.system.files import open_regular, printable, read_regular
 
 _LARGEST_MANIFEST = 2**24
 """Bytes of the manifest of a set of pictures, which has some hundred."""

@@ -5,6 +5,7 @@ A source is sent to worker processes, so it is a small frozen value; what it lis
 
 import os
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
+from pipelines.shards.archives import Arrays, Split, read_split
 from pipelines.shards.picture_files import (
     FOLDER_EXTENSIONS,
     Above,
@@ -21,6 +23,8 @@ from pipelines.shards.picture_files import (
     place_of,
     read_image_file,
 )
+from pipelines.shards.pictures import encode_png, encoder_version
+from pipelines.system.files import printable
 
 SPLITS = ("train", "val", "valid", "validation", "dev", "eval", "test")
 """Names of folders that are parts of a set and no classes."""
@@ -102,11 +106,6 @@ def size_and_change(path: Path) -> tuple[int, tuple[int, int]]:
     return status.st_size, changed_at(status)
 
 
-def printable(name: str) -> str:
-    r"""Return a file's name as text that JSON can hold: a byte that is no UTF-8 becomes \udcNN."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def class_name(folder: str) -> str:
     """Return the name of the class of a folder: printable, and composed (NFC).
 
@@ -115,6 +114,60 @@ def class_name(folder: str) -> str:
     """
     name = os.fsencode(folder).decode("utf-8", "surrogateescape")
     return printable(unicodedata.normalize("NFC", name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSource:
+    """A split of a small dataset in its official order, as PNG.
+
+    dataset: its name; place: see `read_split`.
+    """
+
+    dataset: str
+    split: Split
+    place: Path | None = None
+
+    def kind(self) -> str:
+        """Name what it is."""
+        return self.dataset
+
+    def settings(self) -> dict[str, Any]:
+        """Return the split, and what decides the bytes of a PNG."""
+        return {"split": self.split, "encoder": encoder_version()}
+
+    def foreign(self) -> bool:
+        """Encoded here."""
+        return False
+
+    def classes(self) -> Sequence[str]:
+        """Return the names of the classes; see `read_split`."""
+        return self._arrays().classes
+
+    def items(self) -> Iterator[Item]:
+        """Give the images; see `read_split`."""
+        arrays = self._arrays()
+        for index, label in enumerate(arrays.labels.tolist()):
+            # With the sum of its pixels, for the file may be another one when they are read.
+            place = [index, zlib.crc32(arrays.images[index])]
+            yield Item(place=place, name=f"{self.split}/{index}", extension="png", label=label)
+
+    def read(self, place: Any) -> bytes:  # noqa: ANN401
+        """Return an image as PNG.
+
+        Raises:
+            PipelineError: if it is another one than was listed.
+        """
+        images = self._arrays().images
+        index, expected = place
+        if index >= len(images) or zlib.crc32(images[index]) != expected:
+            raise PipelineError(
+                f"{self.place} was changed while its shards were written; run the same command "
+                "again"
+            )
+        return encode_png(images[index])
+
+    def _arrays(self) -> Arrays:
+        return read_split(self.dataset, self.place, self.split)
 
 
 @dataclass(frozen=True, kw_only=True)
