@@ -30,8 +30,8 @@ from pipelines.loading.mixing_set import open_mixing_set, picture_source
 from pipelines.loading.samples import ShardReader
 from pipelines.shards import archives
 from pipelines.shards.archives import archived_images, read_archived, read_split
-from pipelines.shards.index import open_shards
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.format import open_shards
+from pipelines.shards.tar import scan_tar
 from pipelines.system import processes
 from pipelines.system.plain_pickle import read_pickle
 from shard_sets import drawn_pictures, encoded, run_here

@@ -38,7 +38,7 @@ from pipelines.models.opening import open_model
 from pipelines.report.headlines import table
 from pipelines.report.radar import radar
 from pipelines.report.short_names import names_of
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World

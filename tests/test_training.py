@@ -33,7 +33,7 @@ from pipelines.loading.loaders import eval_loader
 from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
 from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
-from pipelines.shards.index import ShardSet, open_shards
+from pipelines.shards.format import ShardSet, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import (

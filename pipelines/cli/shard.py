@@ -25,8 +25,8 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.adopt import BrokenFiles, OddFiles
     from pipelines.shards.sources import Source
-    from pipelines.shards.survey import BrokenFiles, OddFiles
     from pipelines.shards.write import ShardResult
 
 TRAIN_SHARD, TEST_SHARD = 1252, 782
@@ -135,7 +135,7 @@ def imagefolder(
     The bytes of the files stay as they are; class names go into the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.side_files import join_splits
+        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits, has_classes
 
         if out.resolve().is_relative_to(src.resolve()):
@@ -216,7 +216,7 @@ def _shard_dataset(
     as_json: bool,
 ) -> None:
     from pipelines.shards.archives import SPLITS
-    from pipelines.shards.side_files import join_splits
+    from pipelines.shards.exports import join_splits
     from pipelines.shards.sources import DatasetSource
 
     results = [
@@ -273,7 +273,7 @@ def mixing(
     as the 300K random images. Nothing is unpacked.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.mixing_sources import MixingSource
+        from pipelines.shards.sources import MixingSource
 
         for place in src:
             if place.is_dir():
@@ -362,7 +362,7 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.adopt import adopt_tars
-        from pipelines.shards.index import expand_braces
+        from pipelines.shards.format import expand_braces
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:

@@ -34,8 +34,8 @@ from pipelines.evaluation.pictures import (
 )
 from pipelines.evaluation.request import Evaluation
 from pipelines.evaluation.trees import Notices
-from pipelines.shards.index import MANIFEST_NAME, open_shards
-from pipelines.shards.picture_files import is_ignored_name
+from pipelines.shards.format import MANIFEST_NAME, open_shards
+from pipelines.shards.images import is_ignored_name
 from pipelines.shards.sources import DatasetSource
 from pipelines.system.files import open_regular
 

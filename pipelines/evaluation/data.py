@@ -28,8 +28,8 @@ from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.picture_files import read_image_file
+from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.images import read_image_file
 from pipelines.shards.sources import class_name
 from pipelines.system.files import printable
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import (
+from pipelines.shards.images import (
     FOLDER_EXTENSIONS,
     Above,
     files_below,

@@ -32,7 +32,7 @@ from pipelines.loading.samples import (
 from pipelines.loading.sources import InMemory, Source, Workers
 from pipelines.loading.transport import fits_shared_memory
 from pipelines.shards.connections import is_remote
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import RemoteShards
 from pipelines.system.ranks import World, find_world
 from pixmix.packed import PackedPictures

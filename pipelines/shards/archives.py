@@ -29,9 +29,14 @@ from PIL import Image
 
 from pipelines.datasets import Dataset, dataset_named
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS, is_picture_name
-from pipelines.shards.pictures import BrokenPictureError, encode_png
-from pipelines.shards.tars import scan_tar, scan_tar_in_memory
+from pipelines.shards.images import (
+    LARGEST_FILE,
+    MOST_PIXELS,
+    BrokenPictureError,
+    encode_png,
+    is_picture_name,
+)
+from pipelines.shards.tar import scan_tar, scan_tar_in_memory
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.plain_pickle import read_pickle
 

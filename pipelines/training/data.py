@@ -17,7 +17,7 @@ from pipelines.models.opening import first_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.connections import NotThereError, shown
-from pipelines.shards.index import MANIFEST_NAME, ShardSet
+from pipelines.shards.format import MANIFEST_NAME, ShardSet
 from pipelines.shards.remote import RemoteShards, address_inside, names_shards
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import DatasetSource
