@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.provenance.facts import processor, system, versions
+from pipelines.provenance.run_record import processor, system, versions
 from pipelines.system.processes import available_cores
 
 

@@ -26,7 +26,7 @@ from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
 

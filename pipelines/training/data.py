@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.models.opening import first_weights
+from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.cifar import CifarSource
 from pipelines.shards.connections import NotThereError, shown
@@ -77,7 +77,7 @@ def check_inputs(
     with tempfile.TemporaryFile(dir=there):
         pass
     if weights is not None and not find_checkpoints(out):
-        first_weights(weights)
+        read_initial_weights(weights)
     for each in mixing_sets:
         if len(picture_source(each, cache_dir=cache_dir, remote=remote)) == 0:
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
