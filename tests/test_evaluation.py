@@ -34,7 +34,7 @@ from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import Data, Evaluation, TestSet
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
 from pipelines.loading.mixing_set import open_pictures
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 from pipelines.report.headlines import table
 from pipelines.report.radar import radar
 from pipelines.report.short_names import names_of

@@ -525,7 +525,7 @@ def run_command(root: Path, *arguments: str, ends_with: int = 0) -> Mapping[str,
 def test_the_command_finds_what_there_is_of_imagenet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.models.opening._classes_of", lambda *_: 1000)
+    monkeypatch.setattr("pipelines.models.checkpoints._classes_of", lambda *_: 1000)
     write_tree(tmp_path / "val", [7])
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
     said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)

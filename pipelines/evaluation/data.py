@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
 
 from pipelines.datasets import dataset_of_kind
@@ -28,6 +27,7 @@ from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
+from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.images import read_image_file
 from pipelines.shards.sources import class_name
@@ -204,19 +204,16 @@ def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
 def _usual(said: dict[str, Any]) -> Preparation:
     """Return how a network of a name has pictures of any size, unless something else is said.
 
-    As torchvision's first weights of that name: later ones of a ResNet want 232 pixels before the
-    crop, and its usual recipe, the paper's too, 256.
+    See `pipelines.models.registry.InputSpec`.
     """
-    name = said.get("model")
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    wanted = default_input(said.get("model"))
+    if wanted is None:
         return RECIPE
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    wanted = weights.transforms()
     return Preparation(
-        image_size=wanted.crop_size[0],
-        evaluation_resize=wanted.resize_size[0],
-        mean=tuple(wanted.mean),
-        std=tuple(wanted.std),
+        image_size=wanted.image_size,
+        evaluation_resize=wanted.resize,
+        mean=wanted.mean,
+        std=wanted.std,
     )
 
 
