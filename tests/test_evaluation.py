@@ -35,7 +35,7 @@ from pipelines.loading.mixing_set import open_pictures
 from pipelines.models.opening import open_model
 from pipelines.report.evaluations import radar, table
 from pipelines.report.page import names_of
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.shards import index
-from pipelines.shards.index import (
+from pipelines.shards.format import (
     INDEX_NAME,
     MANIFEST_NAME,
     SAMPLE,

@@ -256,7 +256,7 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
 
 def tell_passed_over(folder: Path) -> None:
     """Print in one line on stderr which images below a folder are ignored, if any."""
-    from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
+    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
 
     found = passed_over(folder)
     told = []

@@ -228,7 +228,7 @@ def show_mixed(
         from pipelines.report import mixing
         from pipelines.report.figures import write_image
         from pipelines.report.page import page, write_page
-        from pipelines.shards.picture_files import read_picture
+        from pipelines.shards.images import read_picture
         from pipelines.system.processes import compile_kernels
         from pixmix.settings import PixMixSettings
         from pixmix.warming import pending

@@ -46,7 +46,7 @@ from pipelines.evaluation.metrics import (
     measure,
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
-from pipelines.shards.picture_files import is_ignored_name
+from pipelines.shards.images import is_ignored_name
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",

@@ -9,6 +9,7 @@ import numpy as np
 import torchvision
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import (
     IMAGENET,
@@ -40,14 +41,10 @@ from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.picture_files import read_image_file
-from pipelines.shards.sources import class_name, printable
-
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
-
-OFFICIAL = frozenset({"cifar10", "cifar100"})
-"""Kinds of shards for which others distribute corrupted sets, with the same labels."""
+from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.images import read_image_file
+from pipelines.shards.sources import class_name
+from pipelines.system.files import printable
 
 PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
@@ -151,7 +148,8 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
     for place in (root / each for each in PLACES):
         if (place / MANIFEST_NAME).exists():
             shards = open_shards(place)
-            name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
+            dataset = dataset_of_kind(shards.kind)
+            name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
             return Located(
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
@@ -336,7 +334,7 @@ def _small_side(shards: ShardSet) -> int | None:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
     except UnreadablePictureError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
-    return side if side <= _SMALL or shards.kind in NAMES else None
+    return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
 
 def _first_side(tree: Tree) -> int:
@@ -395,7 +393,9 @@ def _labels(
             f"{where}: classes are numbers, and each is taken for the output of that number"
         )
     shards = located.shards
-    official = matched.outputs if shards is not None and shards.kind in OFFICIAL else None
+    dataset = None if shards is None else dataset_of_kind(shards.kind)
+    # Those who published the corrupted sets beside it wrote labels in its own order.
+    official = matched.outputs if dataset and dataset.related else None
     return matched.outputs[given], matched.classes, official
 
 

@@ -14,8 +14,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_named, dataset_titled
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import (
+from pipelines.shards.images import (
     FOLDER_EXTENSIONS,
     Above,
     files_below,
@@ -24,10 +25,10 @@ from pipelines.shards.picture_files import (
     picture_files,
     place_of,
 )
-from pipelines.shards.sources import class_name, extension_of, printable
-from pipelines.system.files import Count, read_json, read_regular
+from pipelines.shards.sources import class_name, extension_of
+from pipelines.system.files import Count, printable, read_json, read_regular
 
-IMAGENET = "ImageNet"
+IMAGENET = dataset_named("imagenet").title
 """What data with ImageNet-1k's classes are called."""
 
 
@@ -195,31 +196,13 @@ MADE_SUFFIX = "-C-made"
 
 MADE_OF = "made-of.json"
 
-_PAPERS = {
-    "r": ("ImageNet-R", "https://github.com/hendrycks/imagenet-r"),
-    "a": ("ImageNet-A", "https://github.com/hendrycks/natural-adv-examples"),
-    "o": ("ImageNet-O", "https://github.com/hendrycks/natural-adv-examples"),
-}
-"""The natural datasets by suite, and where to get them."""
-
 _SUFFIXES = {"c": "-C", "c-bar": "-C-Bar", "p": "-P"}
 
-WITH_FOLDERS = (*_SUFFIXES, *_PAPERS)
-"""Suites that have a folder of their own beside the test set."""
+_NATURAL = dataset_named("imagenet").related
+"""The sets beside ImageNet's test set, some of which no other dataset has."""
 
-_AUTHORS = {
-    ("CIFAR-10", "-C"): "https://zenodo.org/record/2535967",
-    ("CIFAR-10", "-P"): "https://zenodo.org/record/2535967",
-    ("CIFAR-100", "-C"): "https://zenodo.org/record/3555552",
-    ("CIFAR-100", "-P"): "https://zenodo.org/record/2535967",
-    (IMAGENET, "-C"): "https://zenodo.org/record/2235448",
-    (IMAGENET, "-P"): "https://zenodo.org/record/3565846",
-    **dict.fromkeys(
-        ((name, "-C-Bar") for name in ("CIFAR-10", "CIFAR-100", IMAGENET)),
-        "https://github.com/facebookresearch/augmentation-corruption",
-    ),
-}
-"""Where to get the sets that their authors distribute, by test set and suffix."""
+WITH_FOLDERS = tuple(_NATURAL)
+"""Suites that have a folder of their own beside the test set."""
 
 
 class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,7 +245,9 @@ def read_made_of(folder: Path, remedy: str) -> MadeOf | None:
 
 def remedy_for(name: str, suffix: str) -> str:
     """Return how to get a set that is missing or damaged, for the end of an error."""
-    ways = [f"get it from {_AUTHORS[name, suffix]}"] if (name, suffix) in _AUTHORS else []
+    dataset = dataset_titled(name)
+    related = dataset.related.values() if dataset else ()
+    ways = [f"get it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
     if suffix == "-C" and name != IMAGENET:
         ways.append("make one by pixmix-eval make-c")
     return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
@@ -282,11 +267,13 @@ def find_set(root: Path, name: str, suite: str, notices: Notices) -> tuple[Path,
         PipelineError: if there are several, or it is damaged.
         OSError: if the folder cannot be read.
     """
-    if suite in _PAPERS:
-        wanted, address = _PAPERS[suite]
-        folder = find_folder(root, wanted)
+    if suite not in _SUFFIXES:
+        natural = _NATURAL[suite]
+        folder = find_folder(root, natural.folder)
         if folder is None:
-            raise MissingDataError(f"{root} has no folder {wanted.lower()}; get it from {address}")
+            raise MissingDataError(
+                f"{root} has no folder {natural.folder.lower()}; get it from {natural.page}"
+            )
         return folder, None
     suffix = _SUFFIXES[suite]
     folder = find_folder(root, f"{name}{suffix}")

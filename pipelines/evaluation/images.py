@@ -19,10 +19,10 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, list_images
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.samples import BadSampleError, ShardReader
-from pipelines.shards.index import ShardSet
-from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS, read_image_file
-from pipelines.shards.sources import Source, printable
-from pipelines.system.files import open_regular, read_regular
+from pipelines.shards.format import ShardSet
+from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, read_image_file
+from pipelines.shards.sources import Source
+from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
 from pixmix.resizing import resized_centre
 

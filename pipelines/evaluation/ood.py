@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.evaluation.data import open_tree
 from pipelines.evaluation.folders import MissingDataError, Notices
@@ -40,9 +41,9 @@ from pipelines.evaluation.images import (
 )
 from pipelines.evaluation.metrics import measure
 from pipelines.evaluation.predictions import Evaluation
-from pipelines.shards.cifar import CifarSource, Dataset
-from pipelines.shards.index import MANIFEST_NAME, open_shards
-from pipelines.shards.picture_files import is_ignored_name
+from pipelines.shards.format import MANIFEST_NAME, open_shards
+from pipelines.shards.images import is_ignored_name
+from pipelines.shards.sources import DatasetSource
 from pipelines.system.files import open_regular
 
 FOLDER = "outliers"
@@ -56,7 +57,6 @@ _LARGE = 64
 _SVHN = "test_32x32.mat"
 _MOST_MAT = 1 << 32
 """Bytes of SVHN's file, and of its images: extra_32x32.mat, the largest, has 1.6 billion."""
-_CIFAR: dict[str, Dataset] = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 
 RESTRICTED_CLASSES = 200
 """Of ImageNet-R, -A and -O."""
@@ -138,9 +138,10 @@ def open_ood(folder: Path, view: View, notices: Notices | None = None) -> Images
         if images.shape[1:3] != (view.side, view.side):
             images = np.stack([view(image) for image in images])
         return ArrayImages(images)
-    dataset = _CIFAR.get(folder.name)
-    if dataset is not None:
-        return images_of_source(CifarSource(place=folder, dataset=dataset, split="test"), view)
+    for row in DATASETS.values():
+        if row.folder == folder.name:
+            source = DatasetSource(dataset=row.name, place=folder, split="test")
+            return images_of_source(source, view)
     return images_of_folder(folder, view, notices)
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from pipelines import __version__
 from pipelines.provenance.masking import masked_arguments
-from pipelines.shards.sources import printable
+from pipelines.system.files import printable
 from pipelines.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")

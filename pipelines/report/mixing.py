@@ -26,7 +26,7 @@ from pipelines.report.figures import (
     shortened,
 )
 from pipelines.report.page import PageImage, Section, Table, Text
-from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.images import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
 from pixmix.op_kernels import OPERATIONS

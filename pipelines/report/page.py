@@ -9,8 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from pipelines.shards.sources import printable
-from pipelines.system.files import write_file
+from pipelines.system.files import printable, write_file
 
 _SHORT = 14
 

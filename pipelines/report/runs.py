@@ -24,8 +24,7 @@ from pipelines.report.evaluations import (
 )
 from pipelines.report.figures import check_plotting, legend_name, plot_png
 from pipelines.report.page import PageImage, Section, Table, Text, names_of
-from pipelines.shards.sources import printable
-from pipelines.system.files import read_json, read_regular, write_file
+from pipelines.system.files import printable, read_json, read_regular, write_file
 from pipelines.system.progress import in_words
 from pipelines.text_table import aligned
 

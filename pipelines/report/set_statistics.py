@@ -21,7 +21,7 @@ from pipelines.generate.plan import spread
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import PictureSource
-from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size
+from pipelines.shards.images import MEASURED_SIDE, at_measured_size
 from pipelines.system.progress import Progress, no_progress
 
 N_OF_DIVERSITY = 64

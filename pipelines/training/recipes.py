@@ -146,3 +146,6 @@ Of AugMix, too, the severity is 1 here and 3 for CIFAR: the defaults of its auth
 
 DIGITS = replace(CIFAR, model="wrn_10_1", epochs=40, batch_size=64, dropout=0.0)
 """For scikit-learn's digits: a minute on a laptop."""
+
+RECIPES = {"cifar": CIFAR, "imagenet": IMAGENET, "digits": DIGITS}
+"""By the name that the table of datasets has."""
