@@ -17,12 +17,12 @@ import numpy as np
 from fake_job import fake_job
 from pipelines.errors import PipelineError
 from pipelines.generate.generator import decode
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.job import Task, merge, run_job
 from pipelines.shards.places import Folder
 from pipelines.shards.sharding import ShardRequest, make_shards
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.tar import scan_tar
 from shard_sets import drawn_pictures, encoded
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 

@@ -17,7 +17,7 @@ import fractals
 from pipelines.cli import gen, generating
 from pipelines.generate.generator import ENCODERS, decode
 from pipelines.generate.output import read_manifest
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from stripes import tree
 
 SMALL = ("--size", "48x32", "--samples-per-pixel", "4", "--jobs", "1")

@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from pipelines.cli import gen, train
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from stripes import tree
 
 ROOT = Path(__file__).parent.parent

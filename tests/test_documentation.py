@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.shards.index import SAMPLE, open_shards
+from pipelines.shards.format import SAMPLE, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data

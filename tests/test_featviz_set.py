@@ -23,7 +23,6 @@ from pipelines.errors import PipelineError
 from pipelines.generate import featviz as painting
 from pipelines.generate.featviz import (
     FeatvizGenerator,
-    chunk_size,
     describe_device,
     find_device,
     picture_bytes,

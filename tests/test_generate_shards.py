@@ -26,9 +26,12 @@ from pipelines.cli.generating import told_of_shards
 from pipelines.errors import PipelineError
 from pipelines.generate import generator, output
 from pipelines.generate.generator import decode
-from pipelines.generate.output import begun_shards, earlier_settings
+from pipelines.generate.output import (
+    begun_shards,
+    earlier_settings,
+)
 from pipelines.shards import job
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.job import JobResult, make_chunk
 from pipelines.shards.places import Folder, open_place
 from pipelines.shards.sharding import ShardRequest, make_shards
@@ -85,7 +88,7 @@ def members(folder: Path) -> dict[str, bytes]:
 def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
     tmp_path: Path, place: Folder
 ) -> None:
-    from pipelines.shards.mixing_sources import MixingSource
+    from pipelines.shards.sources import MixingSource
 
     make(image_set(tmp_path / "files"), run=run_here)
     source: Source = MixingSource(places=(tmp_path / "files",))

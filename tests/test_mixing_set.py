@@ -27,10 +27,11 @@ from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
 from pipelines.loading import picture_map
 from pipelines.loading.mixing_set import open_pictures, uniform_view
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
-from stripes import image_set, make as generate_images
+from stripes import image_set
+from stripes import make as generate_images
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"

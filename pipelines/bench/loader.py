@@ -33,8 +33,8 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR, IMAGENET
-from pipelines.shards.index import SAMPLE, write_index
-from pipelines.shards.tars import BLOCK, NoTarError, end_tar, scan_tar, write_member
+from pipelines.shards.format import BLOCK, SAMPLE, write_index
+from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop

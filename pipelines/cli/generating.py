@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
-    SHEET_PICTURES,
+    SHEET_IMAGES,
     Size,
     chosen_task,
     command_options,
+    image_path,
     jobs_option,
     one_line_errors,
-    picture_path,
     progress_bar,
     say,
     seed_option,
@@ -199,9 +199,9 @@ def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
         click.option(
             "--sheet",
             type=click.Path(path_type=Path, dir_okay=False),
-            callback=picture_path,
+            callback=image_path,
             metavar="SHEET.png",
-            help=f"Also write a contact sheet of {SHEET_PICTURES} images.",
+            help=f"Also write a contact sheet of {SHEET_IMAGES} images.",
         ),
     ]
 
@@ -333,13 +333,13 @@ def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN4
 def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     """Write a contact sheet of images spread over those that are whole."""
     from pipelines.generate.generator import decode
-    from pipelines.report.sheet import contact_sheet, write_sheet
-    from pipelines.shards.picture_files import read_image_file
+    from pipelines.report.figures import contact_sheet, write_image
+    from pipelines.shards.images import read_image_file
     from pipelines.system.ranges import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
-    chosen = [paths[place] for place in spread(SHEET_PICTURES, len(paths))]
-    write_sheet(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
+    chosen = [paths[place] for place in spread(SHEET_IMAGES, len(paths))]
+    write_image(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
 
 
 def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:

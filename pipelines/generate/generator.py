@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from pipelines import __version__
-from pipelines.shards.picture_files import READABLE_FORMATS
+from pipelines.shards.images import READABLE_FORMATS
 from pipelines.system.files import sha256
 from pipelines.system.ranges import cut
 

@@ -28,7 +28,8 @@ from pipelines.generate.generator import (
     image_name,
     versions_of,
 )
-from pipelines.shards.index import (
+from pipelines.shards.exports import side_files
+from pipelines.shards.format import (
     FORMAT,
     INDEX_NAME,
     MANIFEST_NAME,
@@ -38,7 +39,6 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.job import REQUEST, Job, Request, read_request, store_errors
 from pipelines.shards.places import Folder, Place
-from pipelines.shards.side_files import side_files
 from pipelines.shards.writer import (
     SHARDS_VERSION,
     Sample,
@@ -287,7 +287,7 @@ class _ImageFiles:
     def _has_its_metadata(self, manifest: bytes) -> bool:
         named = _parse_manifest(manifest, self.folder / MANIFEST_NAME)["metadata_sha256"]
         with suppress(FileNotFoundError):
-            return file_sha256(self.folder / METADATA) == named
+            return bool(file_sha256(self.folder / METADATA) == named)
         return False
 
 

@@ -33,7 +33,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.shards.index import MANIFEST_NAME
+from pipelines.shards.format import MANIFEST_NAME
 from pipelines.shards.places import DONE, WORK, Place
 from pipelines.system.files import folder_lock, read_json, sha256, world_errors, write_file
 from pipelines.system.processes import Run, run_chunks

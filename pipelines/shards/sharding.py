@@ -25,32 +25,7 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.index import (
-    MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
-    Manifest,
-    ShardSet,
-    build_set,
-    parse_manifest,
-    read_index,
-)
-from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
-from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
-from pipelines.shards.picture_files import LARGEST_FILE, unusable_file
-from pipelines.shards.pictures import (
-    COMMON,
-    CONVERSION_VERSION,
-    UPRIGHT,
-    BrokenPictureError,
-    convert,
-    encoder_version,
-    oddity,
-    orientation,
-)
-from pipelines.shards.places import DONE, WORK, Folder
-from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_file_faults
-from pipelines.shards.sources import Item, Source
-from pipelines.shards.survey import (
+from pipelines.shards.adopt import (
     BrokenFiles,
     OddFiles,
     Survey,
@@ -60,6 +35,32 @@ from pipelines.shards.survey import (
     missing_parts,
     refuse,
 )
+from pipelines.shards.exports import ODD_FILES_NAME, dali_index, side_file_faults
+from pipelines.shards.format import (
+    MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
+    Manifest,
+    ShardSet,
+    build_set,
+    parse_manifest,
+    read_index,
+)
+from pipelines.shards.images import (
+    COMMON,
+    CONVERSION_VERSION,
+    LARGEST_FILE,
+    UPRIGHT,
+    BrokenPictureError,
+    convert,
+    encoder_version,
+    oddity,
+    orientation,
+    unusable_file,
+)
+from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
+from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
+from pipelines.shards.places import DONE, WORK, Folder
+from pipelines.shards.sources import Item, Source
 from pipelines.shards.writer import (
     SHARDS_VERSION,
     Sample,

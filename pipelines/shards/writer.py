@@ -17,11 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.grouping import Left, samples_of_tar
-from pipelines.shards.index import SAMPLE, Manifest, Shard, write_index
+from pipelines.shards.exports import side_files, write_json
+from pipelines.shards.format import SAMPLE, Manifest, Shard, write_index
 from pipelines.shards.places import Folder, Place
-from pipelines.shards.side_files import side_files, write_json
-from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.tar import Left, end_tar, samples_of_tar, write_member
 from pipelines.system.files import Count, FileName, Sha256, file_sha256, new_file, open_regular
 
 SHARDS_VERSION = 1
