@@ -160,7 +160,7 @@ def test_elements_of_an_array_job_make_the_set_and_say_which_they_are(
     for element in (5, 4):
         set_variables(monkeypatch, array(element, first=4, last=5))
         result = make(tmp_path / "set", "--json")
-        told = f"task {element - 4} of 2, by {ARRAY}; for a set of its own give --num-tasks 1\n"
+        told = f"task {element - 4} of 2, by {ARRAY}; "
         assert told in result.stderr
         assert json.loads(result.stdout)["complete"] == (element == 4)
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
@@ -186,8 +186,8 @@ def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task-index", "1"), "--task-index 1 of how many"),
-        (("--num-tasks", "4"), "--num-tasks 4, and neither"),
+        (("--task-index", "1"), "--task-index 1 needs --num-tasks"),
+        (("--num-tasks", "4"), "--num-tasks 4 without --task-index"),
     ],
 )
 def test_half_a_task_is_wrong_usage(
