@@ -10,7 +10,16 @@ import pytest
 from PIL import Image
 
 from browser import CHROMIUM, probe
-from pipelines.report.page import Commands, Picture, Section, Table, Text, page, write_page
+from pipelines.report.page import (
+    Commands,
+    PageImage,
+    Section,
+    Table,
+    Text,
+    names_of,
+    page,
+    write_page,
+)
 
 
 def png(width: int = 40, height: int = 30, colour: tuple[int, int, int] = (200, 30, 60)) -> bytes:
@@ -32,8 +41,8 @@ def report() -> str:
             Section(
                 title="Pictures",
                 parts=(
-                    Picture(data=png(1200, 400), description='a "wide" one', caption="wide"),
-                    Picture(data=png(), description="a small one"),
+                    PageImage(data=png(1200, 400), description='a "wide" one', caption="wide"),
+                    PageImage(data=png(), description="a small one"),
                 ),
             ),
             Section(
@@ -144,3 +153,13 @@ def test_a_screenshot_of_a_page_has_the_colour_of_its_picture(tmp_path: Path) ->
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
     of_picture = (abs(pixels - (200, 30, 60)).max(axis=2) < 6).mean()
     assert of_picture > 0.2
+
+
+def test_names_are_the_last_parts_of_where_paths_lead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert names_of([Path()]) == ["b"]
+    assert names_of([Path(), Path("..")]) == ["b", "a"]
+    assert names_of([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]

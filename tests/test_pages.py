@@ -98,12 +98,10 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
 def test_near_duplicates_are_shown_beside_their_number(folder: Path, tmp_path: Path) -> None:
     text = page_of(tmp_path / "set.html", "set", folder)
     part = text.partition("Near-duplicates of pictures</h2>")[2].partition("</section>")[0]
-    assert (
-        "3 of 7 pictures could be left out, for another is nearly the same; they are in 2" in part
-    )
+    assert "3 of 7 images could be removed" in part
     names = [[str(folder / f"{place}.png") for place in group] for group in ((1, 5), (2, 3, 6))]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", part)
-    assert captions == [" and ".join(names[0]), f"3 pictures, {', '.join(names[1])}"]
+    assert captions == [" and ".join(names[0]), f"3 images, {', '.join(names[1])}"]
     # 2 and 3 pictures beside each other, 128 pixels each with a gap of 2.
     assert re.findall(r'width="(\d+)" height="(\d+)"', part) == [("258", "128"), ("388", "128")]
 

@@ -19,16 +19,17 @@ from fractals import draw_genome, render
 from fractals.statistics import measure
 from pipelines.cli import options, show
 from pipelines.errors import PipelineError
-from pipelines.report import near_duplicates as near
+from pipelines.report import set_statistics as near
 from pipelines.report import set_table
 from pipelines.report.figures import GAP, contact_sheet, write_image
 from pipelines.report.set_statistics import (
-    FilePicture,
     Percentiles,
+    SetImage,
     SetStatistics,
     is_dead,
     jpeg_bits_per_pixel,
     measure_set,
+    set_images,
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.shards.images import (
@@ -66,8 +67,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "pictures"
 
 
-def of_files(paths: Sequence[Path]) -> list[FilePicture]:
-    return [FilePicture(path) for path in paths]
+def of_files(paths: Sequence[Path]) -> list[SetImage]:
+    return [image for path in paths for image in set_images(path.parent) if image.name == str(path)]
 
 
 def perfect() -> SetStatistics:
@@ -262,12 +263,12 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     assert (found.n, found.n_of_diversity) == (5, 5)
     assert found.per_image == expected.per_image
     assert (found.colour_vendi, found.hog_vendi) == (expected.colour_vendi, expected.hog_vendi)
-    told = f"4 unreadable pictures were left out: {', '.join(lost[:3])}, ..."
+    told = f"4 unreadable images were skipped: {', '.join(lost[:3])}, ..."
     sheet = tmp_path / "sheet.png"
     result = run(folder, "--sheet", sheet)
     assert result.exit_code == 0, result.output
     assert told in result.stdout
-    assert f"{folder}: 5 of 9 pictures" in result.stdout
+    assert f"{folder}: 5 of 9 images" in result.stdout
     drawn = contact_sheet([noise(index) for index in range(5)])
     assert np.array_equal(read_picture(sheet), np.asarray(drawn))
     assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
@@ -282,11 +283,11 @@ def test_a_picture_of_a_tar_that_cannot_be_read_is_left_out_too(
             file.add(path, path.name)
     result = run(tmp_path / "set.tar")
     assert result.exit_code == 0, result.output
-    assert f"1 unreadable picture was left out: 9.png in {tmp_path / 'set.tar'}" in result.stdout
+    assert f"1 unreadable image was skipped: 9.png in {tmp_path / 'set.tar'}" in result.stdout
 
 
 def test_a_set_of_nothing_has_no_statistics() -> None:
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         measure_set([])
 
 
@@ -350,9 +351,9 @@ def test_many_equal_pictures_are_one_group_and_few_words() -> None:
     assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
     names = tuple(f"{number}.png" for number in range(n))
     told = set_table.summary(replace(perfect(), near_duplicates=(names, ("a", "b"))))
-    assert "nearly the same: 20000 pictures, 0.png, 1.png, 2.png, ...; a and b" in told
+    assert "nearly the same: 20000 images, 0.png, 1.png, 2.png, ...; a and b" in told
     assert dict(set_table._counts(replace(perfect(), near_duplicates=(names, ("a", "b"))))) == {
-        "dead pictures": 0,
+        "dead images": 0,
         "near-duplicates": n,
     }
 
@@ -377,7 +378,7 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
             file.add(path, path.name)
     found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
     for each in found:
-        assert each["n"] == each["pictures"] == 5
+        assert each["n"] == each["images"] == 5
     for name, values in found[0]["per_image"].items():
         for each in found[1:]:
             assert each["per_image"][name] == pytest.approx(values), name
@@ -407,9 +408,9 @@ def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "--against", other)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert lines[:2] == [f"{folder}: 5 of 5 pictures", f"{other}: 4 of 4 pictures"]
+    assert lines[:2] == [f"{folder}: 5 of 5 images", f"{other}: 4 of 4 images"]
     assert lines[3].split()[:2] == ["pictures", "other"]
-    dead = next(line for line in lines if line.startswith("dead pictures"))
+    dead = next(line for line in lines if line.startswith("dead images"))
     assert dead.split()[2:] == ["0", "1"]
     document = json.loads(run(folder, "--against", other, "--json").stdout)
     assert document["n"] == 5
@@ -441,7 +442,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
 def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
     from pipelines.report import set_report
 
-    assert options.SHEET_PICTURES == set_report.SHEET_PICTURES
+    assert options.SHEET_IMAGES == set_report.SHEET_IMAGES
 
 
 # --- bars ----------------------------------------------------------------------------------------
@@ -475,7 +476,7 @@ def test_a_bar_holds_its_own_ends_and_nothing_beyond() -> None:
 )
 def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str) -> None:
     good = perfect()
-    if statistic == "dead_pictures":
+    if statistic == "dead_images":
         worse = replace(good, dead=("black.png",))
     elif statistic == "near_duplicates":
         worse = replace(good, near_duplicates=(("a.png", "b.png"),))
@@ -498,7 +499,7 @@ def test_fewer_than_64_pictures_are_not_judged_by_their_diversity() -> None:
     unjudged = [verdict.statistic for verdict in verdicts(few) if verdict.met is None]
     assert unjudged == ["colour_vendi", "hog_vendi"]
     assert "19 of 19 bars met" in table(few)
-    assert table(few).count("needs 64 pictures") == 2
+    assert table(few).count("needs 64 images") == 2
 
 
 def test_the_table_is_aligned_and_fits_a_wide_terminal() -> None:
@@ -557,7 +558,7 @@ def test_a_sheet_without_size_is_refused(columns: int, cell: int) -> None:
 
 
 def test_a_sheet_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="at least one"):
         contact_sheet([])
 
 
@@ -567,7 +568,7 @@ def test_a_sheet_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
         write_image(sheet, tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert (image.format, image.size) == (format, sheet.size)
-    with pytest.raises(ValueError, match=r"\.txt names no picture format"):
+    with pytest.raises(ValueError, match=r"\.txt has no image extension"):
         write_image(sheet, tmp_path / "sheet.txt")
 
 
@@ -580,7 +581,7 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     expected = measure_set(of_files(picture_files(folder)[:4]))
-    assert (document["pictures"], document["n"]) == (5, 4)
+    assert (document["images"], document["n"]) == (5, 4)
     for name, figures in expected.per_image.items():
         assert document["per_image"][name] == vars(figures)
     assert len(document["bars"]) == 21
@@ -592,13 +593,13 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
 def test_the_command_prints_the_table_for_people(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0
-    assert f"{folder}: 5 of 5 pictures" in result.stdout
+    assert f"{folder}: 5 of 5 images" in result.stdout
     assert table(measure_set(of_files(picture_files(folder)))) in result.stdout
 
 
 def test_pictures_of_other_sizes_are_told(tmp_path: Path) -> None:
     save(noise(0, (300, 400)), tmp_path / "0.png")
-    assert "1 pictures were brought to 256x256" in run(tmp_path).stdout
+    assert "1 images were resized to 256x256" in run(tmp_path).stdout
 
 
 def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
@@ -614,8 +615,8 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     out = tmp_path / "one.png"
     cases: list[tuple[int, str, list[object]]] = [
         (1, "holds no pictures", [empty]),
-        (1, "none of 1 pictures can be read: ", [broken]),
-        (1, "0.jpg is no readable picture", [broken]),
+        (1, "none of 1 images can be read: ", [broken]),
+        (1, "0.jpg cannot be read", [broken]),
         (1, "photo.jpg is no tar; name a folder of pictures, shards, or", [tmp_path / "photo.jpg"]),
         (1, "text.sh is no tar; name a folder of pictures, shards, or", [tmp_path / "text.sh"]),
         (2, "is also what --sheet writes", [folder, *("--sheet", out), *("--plot", out)]),
@@ -623,11 +624,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (2, "does not exist", [tmp_path / "absent"]),
         (1, "file is no tar; name a folder of pictures, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
-        (2, "does not end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
+        (2, "must end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
         (2, "lies inside", [folder, "--plot", folder / "plot.png"]),
         (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
-        (2, "does not end in .html", [folder, "--html", tmp_path / "report.txt"]),
+        (2, "must end in .html", [folder, "--html", tmp_path / "report.txt"]),
         (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
         (1, "other holds no pictures", [folder, "--against", tmp_path / "other"]),
     ]
@@ -653,7 +654,7 @@ def test_what_was_written_before_ctrl_c_is_not_denied(
     sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
     result = run(folder, "--sheet", sheet, "--plot", plot)
     assert result.exit_code == 130
-    assert "interrupted; what was written is whole, and stays" in result.stderr
+    assert "interrupted; files that were written are whole" in result.stderr
     assert sheet.exists()
     assert not plot.exists()
 
@@ -666,7 +667,7 @@ def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: s
     made = CliRunner().invoke(gen.main, [*words, "--out", str(tmp_path / kind)])
     assert made.exit_code == 0, made.output
     document = json.loads(run(tmp_path / kind, "--json").stdout)
-    assert document["n"] == document["pictures"] == 3
+    assert document["n"] == document["images"] == 3
     assert document["dead"] == document["unreadable"] == document["near_duplicates"] == []
 
 

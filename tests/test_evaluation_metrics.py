@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,9 @@ from torch.nn import functional
 from pipelines.evaluation.metrics import (
     ALEXNET_ERRORS,
     ALEXNET_FLIPS,
+    INPUTS,
+    METRICS,
+    Metric,
     aupr,
     auroc,
     aurra,
@@ -17,91 +22,97 @@ from pipelines.evaluation.metrics import (
     fpr_at_tpr,
     mean_corruption_error,
     mean_flip_rate,
+    measure,
     scaled_confidence,
     soft_f1,
     tune_temperature,
 )
+from pipelines.evaluation.suites import SUITES
 
 # Few values, so that ties are frequent.
 SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=30)
 
 
-def labelled(usual: list[float], odd: list[float]) -> tuple[list[int], list[float]]:
-    return [0] * len(usual) + [1] * len(odd), usual + odd
+def labelled(inside: list[float], outside: list[float]) -> tuple[list[int], list[float]]:
+    return [0] * len(inside) + [1] * len(outside), inside + outside
 
 
-@given(usual=SCORES, odd=SCORES)
-def test_auroc_is_that_of_scikit_learn(usual: list[float], odd: list[float]) -> None:
-    found = auroc(np.array(usual), np.array(odd))
-    assert found == pytest.approx(roc_auc_score(*labelled(usual, odd)), abs=1e-12)
+@given(inside=SCORES, outside=SCORES)
+def test_auroc_is_that_of_scikit_learn(inside: list[float], outside: list[float]) -> None:
+    found = auroc(np.array(inside), np.array(outside))
+    assert found == pytest.approx(roc_auc_score(*labelled(inside, outside)), abs=1e-12)
 
 
-@given(usual=SCORES, odd=SCORES)
-def test_auroc_is_how_often_an_odd_one_scores_higher(usual: list[float], odd: list[float]) -> None:
-    wins = [(o > u) + (o == u) / 2 for o in odd for u in usual]
-    assert auroc(np.array(usual), np.array(odd)) == pytest.approx(np.mean(wins), abs=1e-12)
+@given(inside=SCORES, outside=SCORES)
+def test_auroc_is_how_often_an_ood_one_scores_higher(
+    inside: list[float], outside: list[float]
+) -> None:
+    wins = [(o > u) + (o == u) / 2 for o in outside for u in inside]
+    assert auroc(np.array(inside), np.array(outside)) == pytest.approx(np.mean(wins), abs=1e-12)
 
 
-@given(usual=SCORES, odd=SCORES)
+@given(inside=SCORES, outside=SCORES)
 def test_aupr_is_the_average_precision_of_scikit_learn(
-    usual: list[float], odd: list[float]
+    inside: list[float], outside: list[float]
 ) -> None:
-    found = aupr(np.array(usual), np.array(odd))
-    assert found == pytest.approx(average_precision_score(*labelled(usual, odd)), abs=1e-12)
+    found = aupr(np.array(inside), np.array(outside))
+    assert found == pytest.approx(average_precision_score(*labelled(inside, outside)), abs=1e-12)
 
 
-@given(usual=SCORES, odd=SCORES, recall=st.floats(0.01, 1))
+@given(inside=SCORES, outside=SCORES, recall=st.floats(0.01, 1))
 def test_false_positives_are_those_of_the_first_threshold_with_enough_recall(
-    usual: list[float], odd: list[float], recall: float
+    inside: list[float], outside: list[float], recall: float
 ) -> None:
-    false, true, _ = roc_curve(*labelled(usual, odd), drop_intermediate=False)
+    false, true, _ = roc_curve(*labelled(inside, outside), drop_intermediate=False)
     # Not where rounding decides.
     assume(all(abs(each - recall) > 1e-9 for each in true))
     expected = false[np.argmax(true >= recall)]
-    found = fpr_at_tpr(np.array(usual), np.array(odd), recall)
+    found = fpr_at_tpr(np.array(inside), np.array(outside), recall)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-@given(usual=SCORES, odd=SCORES, recall=st.floats(0.01, 1))
+@given(inside=SCORES, outside=SCORES, recall=st.floats(0.01, 1))
 def test_false_positives_with_ties_are_those_of_a_slow_twin(
-    usual: list[float], odd: list[float], recall: float
+    inside: list[float], outside: list[float], recall: float
 ) -> None:
-    for score in sorted({*usual, *odd}, reverse=True):
-        found = sum(each >= score for each in odd)
-        if found >= recall * len(odd):
-            expected = sum(each >= score for each in usual) / len(usual)
+    for score in sorted({*inside, *outside}, reverse=True):
+        found = sum(each >= score for each in outside)
+        if found >= recall * len(outside):
+            expected = sum(each >= score for each in inside) / len(inside)
             break
-    assert fpr_at_tpr(np.array(usual), np.array(odd), recall) == pytest.approx(expected)
+    assert fpr_at_tpr(np.array(inside), np.array(outside), recall) == pytest.approx(expected)
 
 
-def nearest_recall(usual: list[float], odd: list[float], recall: float) -> float:
+def nearest_recall(inside: list[float], outside: list[float], recall: float) -> float:
     """The released code's convention: the nearest recall, and of equal ones the lowest score."""
     best, share = 2.0, 0.0
-    for score in sorted({*usual, *odd}):
-        distance = abs(sum(each >= score for each in odd) / len(odd) - recall)
+    for score in sorted({*inside, *outside}):
+        distance = abs(sum(each >= score for each in outside) / len(outside) - recall)
         if distance < best - 1e-12:
-            best, share = distance, sum(each >= score for each in usual) / len(usual)
+            best, share = distance, sum(each >= score for each in inside) / len(inside)
     return share
 
 
 def test_conventions_on_ties_differ_as_they_are_said_to() -> None:
-    odd = [3.0] * 9 + [1.0]
+    outside = [3.0] * 9 + [1.0]
     # Nine of ten are nearest to 92 %, and too few here.
-    assert nearest_recall([0.0, 1.0, 4.0, 5.0], odd, 0.92) == 0.5
-    assert fpr_at_tpr(np.array([0.0, 1.0, 4.0, 5.0]), np.array(odd), 0.92) == 0.75
+    assert nearest_recall([0.0, 1.0, 4.0, 5.0], outside, 0.92) == 0.5
+    assert fpr_at_tpr(np.array([0.0, 1.0, 4.0, 5.0]), np.array(outside), 0.92) == 0.75
     # Of two scores with that recall the lower one alarms more often.
-    assert nearest_recall([0.0, 2.0, 4.0, 5.0], odd, 0.9) == 0.75
-    assert fpr_at_tpr(np.array([0.0, 2.0, 4.0, 5.0]), np.array(odd), 0.9) == 0.5
-    # They agree where no usual sample lies between.
-    usual = [0.0, 0.5, 4.0, 5.0]
-    assert nearest_recall(usual, odd, 0.9) == fpr_at_tpr(np.array(usual), np.array(odd), 0.9)
+    assert nearest_recall([0.0, 2.0, 4.0, 5.0], outside, 0.9) == 0.75
+    assert fpr_at_tpr(np.array([0.0, 2.0, 4.0, 5.0]), np.array(outside), 0.9) == 0.5
+    # They agree where no inside sample lies between.
+    inside = [0.0, 0.5, 4.0, 5.0]
+    assert nearest_recall(inside, outside, 0.9) == fpr_at_tpr(
+        np.array(inside), np.array(outside), 0.9
+    )
 
 
 def test_detection_by_hand() -> None:
-    usual, odd = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
-    assert auroc(usual, odd) == pytest.approx(7 / 8)
-    assert aupr(usual, odd) == pytest.approx((1 + 2 / 3) / 2)
-    assert fpr_at_tpr(usual, odd) == 0.25
+    inside, outside = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
+    assert auroc(inside, outside) == pytest.approx(7 / 8)
+    assert aupr(inside, outside) == pytest.approx((1 + 2 / 3) / 2)
+    assert fpr_at_tpr(inside, outside) == 0.25
 
 
 # --- Calibration ---------------------------------------------------------------------------------
@@ -199,7 +210,7 @@ def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> 
     [
         (lambda: auroc(np.array([]), np.array([1.0])), "samples of both kinds"),
         (lambda: aupr(np.array([1.0]), np.zeros((2, 2))), r"shapes \(1,\) and \(2, 2\)"),
-        (lambda: fpr_at_tpr(np.ones(2), np.ones(2), 0), "recall is 0; give"),
+        (lambda: fpr_at_tpr(np.ones(2), np.ones(2), 0), "tpr is 0"),
         (lambda: calibration_error(np.ones(2), np.ones(3, bool)), r"shape \(2,\) and correct"),
         (lambda: calibration_error(np.ones(2), np.ones(2, bool), norm="l2"), "norm is 'l2'"),
         (lambda: calibration_error(np.ones(2), np.ones(2, bool), bin_size=0), "bin_size is 0"),
@@ -249,3 +260,55 @@ def test_a_temperature_stays_within_its_limits() -> None:
     assert tune_temperature(sure, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
     with pytest.raises(ValueError, match="give one label for each row"):
         tune_temperature(sure, np.array([0]))
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def test_each_metric_has_a_suite_and_a_key_of_its_own() -> None:
+    assert {metric.suite for metric in METRICS} <= set(SUITES)
+    assert len({(metric.suite, metric.key) for metric in METRICS}) == len(METRICS)
+    assert len({metric.name for metric in METRICS}) == len(METRICS)
+
+
+def test_an_unknown_input_of_a_metric_is_refused() -> None:
+    with pytest.raises(ValueError, match="'confidences'"):
+        Metric(suite="clean", key="x", name="x", compute=np.mean, inputs=("confidences",))
+
+
+def test_a_suite_computes_its_rows_and_leaves_out_what_has_no_input_here() -> None:
+    correct = np.array([True, False, False, False])
+    assert measure("clean", correct=correct) == {"error": 0.75}
+    flips = dict.fromkeys(ALEXNET_FLIPS, 0.5)
+    assert measure("p", flips=flips, imagenet_p_flips=None) == {"mean_flip_probability": 0.5}
+    assert "mfr" in measure("p", flips=flips, imagenet_p_flips=flips)
+    with pytest.raises(KeyError, match="flips"):
+        measure("p")
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=lambda metric: f"{metric.suite}.{metric.key}")
+def test_a_metrics_direction_is_that_of_its_function(metric: Metric) -> None:
+    """A perfect network scores better than one that is wrong about everything."""
+    n = 300
+    perfect: dict[str, Any] = {
+        "correct": np.ones(n, bool), "confidence": np.ones(n), "scaled_confidence": np.ones(n),
+        "errors": {"fog": 0.0}, "rms": {"fog": 0.0}, "flips": {"tilt": 0.0},
+        "imagenet_c_errors": dict.fromkeys(ALEXNET_ERRORS, 0.0),
+        "imagenet_p_flips": dict.fromkeys(ALEXNET_FLIPS, 0.0),
+        "id_scores": np.zeros(n), "ood_scores": np.ones(n),
+    }  # fmt: skip
+    wrong: dict[str, Any] = {
+        **perfect, "correct": np.zeros(n, bool), "errors": {"fog": 1.0}, "rms": {"fog": 1.0},
+        "flips": {"tilt": 1.0}, "imagenet_c_errors": dict.fromkeys(ALEXNET_ERRORS, 1.0),
+        "imagenet_p_flips": dict.fromkeys(ALEXNET_FLIPS, 1.0),
+        "id_scores": np.ones(n), "ood_scores": np.zeros(n),
+    }  # fmt: skip
+    assert set(INPUTS) == set(perfect)
+    best, worst = (
+        metric.compute(*(each[name] for name in metric.inputs)) for each in (perfect, wrong)
+    )
+    if metric.key == "soft_f1":
+        # It is 0 where nothing is wrong; all doubt in what is wrong is the best.
+        half = np.arange(n) < n // 2
+        best, worst = metric.compute(half.astype(float), half), metric.compute(1.0 - half, half)
+    assert metric.goodness(best) > metric.goodness(worst)
