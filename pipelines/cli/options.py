@@ -272,6 +272,10 @@ def tell_passed_over(folder: Path) -> None:
         click.echo(f"{folder}: {'; '.join(told)}", err=True)
 
 
+_OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")
+"""Dependencies that an installation by `--no-deps` may lack, see docs/how-to.md."""
+
+
 class _Interrupted(click.ClickException):
     """Ends the command with one line and the exit code of Ctrl-C, 128 + SIGINT."""
 
@@ -292,6 +296,12 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        raise click.ClickException(
+            f"this command needs {error.name}, which is not installed; run pip install pixmix"
+        ) from error
     except KeyboardInterrupt as error:
         raise _Interrupted(interrupted) from error
 
