@@ -25,8 +25,8 @@ from pipelines.evaluation.data import find_data
 from pipelines.evaluation.predictions import Evaluation
 from pipelines.evaluation.suites import SUITES
 from pipelines.loading.mixing_set import open_pictures
-from pipelines.models import opening
-from pipelines.models.opening import open_model
+from pipelines.models import checkpoints
+from pipelines.models.registry import open_model
 from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from pipelines.training.checkpoints import save_checkpoint
@@ -391,7 +391,7 @@ def run_command(root: Path, *arguments: str, ends_with: int = 0) -> Mapping[str,
 def test_the_command_finds_what_there_is_of_imagenet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.models.opening._classes_of", lambda *_: 1000)
+    monkeypatch.setattr("pipelines.models.checkpoints._classes_of", lambda *_: 1000)
     write_tree(tmp_path / "val", [7])
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
     said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)
@@ -489,7 +489,7 @@ def test_what_is_missing_is_told_before_a_network_is_opened(
     def opened(*_: object) -> None:
         raise AssertionError("a network was opened")
 
-    monkeypatch.setattr(opening, "open_checkpoint", opened)
+    monkeypatch.setattr(checkpoints, "open_checkpoint", opened)
     write(tmp_path / "pets")  # type: ignore[operator]
     (tmp_path / "a.pt").touch()
     result = run("--checkpoint", tmp_path / "a.pt", "--data", tmp_path / "pets", "--suite", suites)

@@ -104,8 +104,8 @@ _DATA = click.option(
     "--checkpoint",
     type=WeightsPath(),
     required=True,
-    help="Checkpoint of pixmix-train (or the folder of a run: its best or latest one), of the PixMix "
-    "reference implementation, or any other state dict.",
+    help="Checkpoint of pixmix-train (or the folder of a run: its best or latest one), of the "
+    "PixMix reference implementation, or any other state dict.",
 )
 @click.option(
     "--against",
@@ -221,7 +221,7 @@ def run(
             with_overrides,
         )
         from pipelines.evaluation.suites import missing_inputs, origin_of
-        from pipelines.models.opening import open_checkpoint
+        from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, notes_of, radar, table
         from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import names_of
@@ -416,9 +416,9 @@ def make_c(
     with one_line_errors("interrupted; run the same command again to resume"):
         from pipelines.evaluation.data import find_data
         from pipelines.evaluation.make_corrupted import make_corrupted
-        from pipelines.models.opening import said_of_network
+        from pipelines.models.checkpoints import read_metadata
 
-        found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))
+        found = find_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
 
 from pipelines.datasets import dataset_of_kind
@@ -41,6 +40,7 @@ from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
+from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.images import read_image_file
 from pipelines.shards.sources import class_name
@@ -279,18 +279,16 @@ def normalization(metadata: dict[str, Any], data: Data) -> tuple[Triple, Triple]
 def _default_preprocessing(metadata: dict[str, Any]) -> Preparation:
     """Return the default preprocessing for a network's name: of torchvision's first weights.
 
-    Later weights of a ResNet resize to 232 pixels; its usual recipe, and the paper's, to 256.
+    See `pipelines.models.registry.InputSpec`.
     """
-    name = metadata.get("model")
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    wanted = default_input(metadata.get("model"))
+    if wanted is None:
         return RECIPE
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    wanted = weights.transforms()
     return Preparation(
-        image_size=wanted.crop_size[0],
-        evaluation_resize=wanted.resize_size[0],
-        mean=tuple(wanted.mean),
-        std=tuple(wanted.std),
+        image_size=wanted.image_size,
+        evaluation_resize=wanted.resize,
+        mean=wanted.mean,
+        std=wanted.std,
     )
 
 

@@ -16,7 +16,7 @@ from pipelines.evaluation.data import Data
 from pipelines.evaluation.images import Images, View, read_frames
 from pipelines.loading.preparation import Triple
 from pipelines.loading.sources import ahead
-from pipelines.models.opening import shapes_are_told
+from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
 from pipelines.system.processes import available_cores
 
@@ -61,7 +61,7 @@ class Classifier:
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         std = torch.tensor(self.std, device=images.device).view(shape)
         normalized = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        with shapes_are_told(self.module, normalized):
+        with explain_shape_errors(self.module, normalized):
             found: Tensor = self.module(normalized)
             # An output of another shape fails here, and the error says so.
             _images, _classes = found.shape
