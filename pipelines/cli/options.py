@@ -322,43 +322,39 @@ def finite(context: click.Context, param: click.Parameter, value: NumberOrNone) 
     return value
 
 
-def image_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name without an image extension; a click callback.
-
-    Raises:
-        click.BadParameter: if the extension is not .png, .jpg, .jpeg or .webp.
-    """
-    return _with_extension(context, param, value, ".png", ".jpg", ".webp", ".jpeg")
+_EXTENSIONS = {
+    "png": (".png", ".jpg", ".webp", ".jpeg"),
+    "csv": (".csv",),
+    "html": (".html", ".htm"),
+}
 
 
-def _with_extension(
-    context: click.Context, param: click.Parameter, value: Path | None, *extensions: str
-) -> Path | None:
-    if value is not None and value.suffix.lower() not in extensions:
-        accepted = " or ".join(extensions[:3])
-        raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
-    return value
+def file_option(
+    *names: str, metavar: str, text: str, required: bool = False
+) -> Callable[[Command], Command]:
+    """Return an option for a file to write; its extension is checked by that of the metavar."""
+    extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
 
+    def check(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None and value.suffix.lower() not in extensions:
+            accepted = " or ".join(extensions[:3])
+            raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
+        return value
 
-def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name that does not end in .csv; a click callback.
-
-    Raises:
-        click.BadParameter: if it does not.
-    """
-    return _with_extension(context, param, value, ".csv")
-
-
-def _html_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    return _with_extension(context, param, value, ".html", ".htm")
+    return click.option(
+        *names,
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=check,
+        metavar=metavar,
+        required=required,
+        help=text,
+    )
 
 
 def html_option(command: Command) -> Command:
     """Add --html."""
-    return click.option(
+    return file_option(
         "--html",
-        type=click.Path(dir_okay=False, path_type=Path),
-        callback=_html_path,
         metavar="REPORT.html",
-        help="Also write the report as one self-contained HTML file.",
+        text="Also write the report as one self-contained HTML file.",
     )(command)
