@@ -190,7 +190,6 @@ def test_what_is_missing_of_imagenet_c_is_named(tmp_path: Path) -> None:
     assert "has no blue_noise_sample (1 of 10 are missing)" in found.missing["c-bar"]
     errors |= write_imagenet_c(tmp_path / "imagenet-c-bar", IMAGENET_BAR[:1])
     found = evaluate(imagenet_evaluation(tmp_path), ["c-bar"])
-    assert found.values["c-bar"]["errors"] == pytest.approx(errors)
     assert found.values["c-bar"]["mean_error"] == pytest.approx(np.mean([*errors.values()]))
     one = next((tmp_path / "imagenet-c-bar" / "sparkles" / "3").rglob("*.png"))
     one.rename(one.with_name("other.png"))

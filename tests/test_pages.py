@@ -21,7 +21,7 @@ from pipelines.report.set_report import read_set
 from pipelines.report.set_statistics import set_images
 from pipelines.report.set_table import judged
 from pipelines.system.progress import no_progress
-from test_runs import evaluated, training
+from test_report_runs import evaluated, training
 
 pytest.importorskip("matplotlib")
 

@@ -265,9 +265,7 @@ def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
 
 def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\x00")
-    with pytest.raises(
-        PipelineError, match=r"x\.json is damaged"
-    ):
+    with pytest.raises(PipelineError, match=r"x\.json is damaged"):
         read_genome(tmp_path / "x.json", None)
 
 

@@ -1,6 +1,7 @@
 """A set's statistics beside those of flames and photographs, and what a good set should reach."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 from pipelines.report.set_statistics import N_OF_DIVERSITY, Percentiles, SetStatistics
@@ -186,9 +187,11 @@ def _counts(statistics: SetStatistics) -> list[tuple[str, int]]:
 
 
 def document(statistics: SetStatistics) -> dict[str, Any]:
-    """Return the statistics and the verdicts as plain JSON values."""
+    """Return the statistics, without those of each image, and the verdicts as plain JSON values."""
+    whole = asdict(statistics)
+    del whole["values"]
     return {
-        **statistics.document(),
+        **whole,
         "bars": [
             {
                 "statistic": each.statistic,
