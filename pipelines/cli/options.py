@@ -254,22 +254,22 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell_passed_over(folder: Path) -> None:
+def report_ignored(folder: Path) -> None:
     """Print in one line on stderr which images below a folder are ignored, if any."""
     from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
 
     found = passed_over(folder)
-    told = []
+    lines = []
     if found.extensions:
         counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
         taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        told.append(f"ignored {counts}; only {taken} are used")
+        lines.append(f"ignored {counts}; only {taken} are used")
     if found.ignored:
         n = len(found.ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
-    if told:
-        click.echo(f"{folder}: {'; '.join(told)}", err=True)
+        lines.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
+    if lines:
+        click.echo(f"{folder}: {'; '.join(lines)}", err=True)
 
 
 _OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")

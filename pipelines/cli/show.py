@@ -17,9 +17,9 @@ from pipelines.cli.options import (
     html_option,
     one_line_errors,
     progress_bar,
+    report_ignored,
     say,
     seed_option,
-    tell_passed_over,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 
@@ -99,7 +99,7 @@ def show_set(
             check_plotting()
         for place in places:
             if place.is_dir():
-                tell_passed_over(place)
+                report_ignored(place)
         # All are opened before the first is measured, which may take minutes.
         images_of = [set_images(place) for place in places]
         sets = []

@@ -396,7 +396,7 @@ def sections(image: Pixels, draws: Sequence[Draw]) -> list[Section]:
 
 
 def table(draw: Draw) -> Table:
-    """Return what was drawn as a table, a row a round; the first tells what the rounds begin with.
+    """Return what was drawn as a table, a row a round; first what the rounds begin with.
 
     A round mixes in what an operation makes of the image itself, or the mixing image.
     """
