@@ -128,7 +128,7 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(records)
 
 
-# --- Tables ---
+# --- Tables --------------------------------------------------------------------------------------
 
 
 def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -195,7 +195,7 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-# --- Settings ---
+# --- Settings ------------------------------------------------------------------------------------
 
 
 def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -317,7 +317,7 @@ def _columns(run: Run) -> Iterator[tuple[str, str]]:
     yield from ((name, _text(value)) for name, value in _flat(facts) if value is not None)
 
 
-# --- Plots and pages ---
+# --- Plots and pages -----------------------------------------------------------------------------
 
 
 def curves(runs: Sequence[Run]) -> bytes:

@@ -193,7 +193,7 @@ def _percentiles(values: NDArray[np.float64]) -> Percentiles:
     return Percentiles(median=median, p10=p10, p90=p90)
 
 
-# --- Near-duplicates ---
+# --- Near-duplicates -----------------------------------------------------------------------------
 
 SIDE = 16
 """Rows of the small image, and pairs of neighbours in each: 256 bits."""
