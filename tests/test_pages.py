@@ -21,7 +21,7 @@ from pipelines.report.set_report import read_set
 from pipelines.report.set_statistics import set_images
 from pipelines.report.set_table import judged
 from pipelines.system.progress import no_progress
-from test_runs import evaluated, training
+from test_report_runs import evaluated, training
 
 pytest.importorskip("matplotlib")
 
@@ -117,7 +117,7 @@ def test_the_page_of_mixed_tells_each_round(folder: Path, tmp_path: Path) -> Non
     for row in range(5):
         draw = mix(square(noise(0), 64), mixing_set, PixMixSettings(), (0, 0, row))
         expected.append(["round", "mixed in", "how", "a", "b"])
-        expected.append(["start", draw.start or "as it is", "-", "-", "-"])
+        expected.append(["start", draw.start or "unchanged", "-", "-", "-"])
         for number, each in enumerate(draw.rounds, 1):
             other = each.operation or Path(draw.mixing_image or "").name
             weights = [f"{each.a:.2f}", f"{each.b:.2f}"]

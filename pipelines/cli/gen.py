@@ -13,8 +13,8 @@ from pipelines.cli.options import (
     chosen_task,
     command_options,
     example,
+    file_option,
     finite,
-    image_path,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -75,12 +75,10 @@ def _set_options(
     def add(command: "Callable[..., None]") -> "Callable[..., None]":
         # The last is shown first.
         for option in (
-            click.option(
+            file_option(
                 "--sheet",
-                type=click.Path(path_type=Path, dir_okay=False),
-                callback=image_path,
                 metavar="SHEET.png",
-                help=f"Also write a sheet of {SHEET_IMAGES} pictures.",
+                text=f"Also write a sheet of {SHEET_IMAGES} pictures.",
             ),
             click.option(
                 "--ray",
