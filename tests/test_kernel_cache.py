@@ -11,7 +11,7 @@ import pytest
 from numba.core import config
 from numba.core.caching import NullCache
 
-from fractals.kernels import turn
+from fractals.chaos_kernels import turn
 from pixmix.compiling import disk, is_kept, kernel
 from pixmix.compiling.disk import KernelCache
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.genome import ChaosLayer
+from fractals.chaos import ChaosLayer
 from pixmix.compiling import kernel
 
 WARM_UP = 24
