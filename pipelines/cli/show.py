@@ -268,7 +268,7 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
-        from fractals.warming import pending
+        from fractals.sampling import pending
         from pipelines.report import genome_figure
         from pipelines.report.figures import write_image
         from pipelines.report.genome_files import read_genome

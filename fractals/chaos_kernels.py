@@ -1,4 +1,4 @@
-"""The chaos game: maps and a window -> points and colour a pixel.
+"""Compiled loops of the chaos game: maps and a window -> points a pixel -> light.
 
 2,048 orbits are kept as arrays. A step permutes them by i -> a i + b mod 2,048 (a odd, both
 random), cuts the array into one segment a map, as long as the map's weight says, and applies each
@@ -8,17 +8,18 @@ at every step, as in the one-orbit game (tests/reference.py), to the rounding of
 
 One accumulator word a pixel: points << 40 | sum of 16-bit colour coordinates, so that a point costs
 one 64-bit addition. A word holds 2^24 points; `play` is called again before that many are plotted.
-"""
 
-from typing import NamedTuple
+Light follows Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6 (gamma,
+vibrancy) and 8 (density estimation). Their kernel's radius falls with the count, one kernel a
+pixel; here a pixel's points are shared between the two of a few fixed kernels whose radii enclose
+the wanted one.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, cosine, floor, sine
-from fractals.genome import Affine, Camera, ChaosLayer, Map
-from fractals.random import next_word, random_state
-from fractals.variations import VARIATION_NUMBER, add_variation, next_noise, noise_unit
+from fractals.numerics import F, cosine, exponential2, floor, logarithm2, next_word, sine
+from fractals.variations import add_variation, next_noise, noise_unit
 from pixmix.compiling import fma, kernel, merged_kernel
 
 ORBITS = 2048
@@ -27,9 +28,13 @@ WARM_UP = 16
 
 A map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel. The maps of a symmetry
 forget nothing: there up to 0.4 % of the points, and 0.8 % of the colour, of the first 24 steps are
-still the start's (tests/test_kernels.py).
+still the start's (tests/test_chaos_kernels.py).
 """
 MOST_STEPS = (1 << 24) // ORBITS - 1
+FOLDS = ("none", "mirror", "wrap")
+"""What becomes of points outside the window, by the number that `play` takes."""
+LEVELS = 4
+"""Kernels besides none: B3 splines of standard deviation 1, 2.2, 4.6 and 9.2 pixels."""
 
 _COUNT_SHIFT = np.uint64(40)
 _COLOUR_BITS = np.uint64((1 << 40) - 1)
@@ -41,37 +46,10 @@ _ZERO, _HALF, _ONE, _TWO = F(0), F(0.5), F(1), F(2)
 _FAR = F(1e6)
 _UNIT_24 = F(2.0**-24)
 _LOW_24 = np.uint64(0xFFFFFF)
-_FOLDS = {"none": 0, "mirror": 1, "wrap": 2}
-
-
-class Program(NamedTuple):
-    """A system as arrays: n maps (those of the symmetry last), then the final map if there is one.
-
-    affine, post: (m, 6) float32; has_post: (m,) bool; pull, keep: (m,) float32, colour' = keep
-    colour + pull; bounds: (n + 1,) int64, segment borders among the orbits; first: (m + 1,) int64,
-    into the terms numbers (t,) int64, weights (t,) float32, parameters (t, 4) float32.
-    """
-
-    affine: NDArray[np.float32]
-    post: NDArray[np.float32]
-    has_post: NDArray[np.bool_]
-    pull: NDArray[np.float32]
-    keep: NDArray[np.float32]
-    bounds: NDArray[np.int64]
-    first: NDArray[np.int64]
-    numbers: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    parameters: NDArray[np.float32]
-    has_final: bool
-
-
-class Orbits(NamedTuple):
-    """The state of a game: x, y, colour, all (2, ORBITS) float32, and noise (ORBITS,) uint32."""
-
-    x: NDArray[np.float32]
-    y: NDArray[np.float32]
-    colour: NDArray[np.float32]
-    noise: NDArray[np.uint32]
+_CENTRE, _NEAR, _OUTER = F(0.375), F(0.25), F(0.0625)
+_ENTRIES = 256
+_BLEED = F(0.35)
+_LAST_ENTRY = np.int32(_ENTRIES - 1)
 
 
 @kernel
@@ -83,100 +61,9 @@ def turn(angle, out):
     out[0], out[1] = cosine(F(angle)), sine(F(angle))
 
 
-def _rotation(angle: float) -> tuple[float, float]:
-    out = np.empty(2, np.float32)
-    turn(angle, out)
-    return float(out[0]), float(out[1])
-
-
-def _symmetry_maps(symmetry: int, weight: float) -> list[Map]:
-    """Return the maps that give a system its symmetry.
-
-    Each is as heavy as all the layer's own maps together and keeps colours.
-    """
-    n = abs(symmetry)
-    turns: list[Affine] = []
-    for i in range(1, n):
-        c, s = _rotation(2 * np.pi * i / n)
-        turns.append((c, -s, 0.0, s, c, 0.0))
-    if symmetry < 0:
-        turns.append((-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
-    return [Map(affine=matrix, weight=weight, speed=0.0) for matrix in turns]
-
-
-def segment_bounds(weights: list[float]) -> NDArray[np.int64]:
-    """Return borders, (n + 1,) int64, that cut the orbits in proportion to the weights.
-
-    None left empty.
-    """
-    total = sum(weights)
-    borders, so_far = [0], 0.0
-    for i, weight in enumerate(weights):
-        so_far += weight
-        rest = len(weights) - 1 - i
-        borders.append(min(max(round(ORBITS * so_far / total), borders[-1] + 1), ORBITS - rest))
-    return np.array(borders, np.int64)
-
-
-def compile_layer(layer: ChaosLayer) -> Program:
-    """Return the layer's system as the arrays that `play` takes."""
-    weight = sum(each.weight for each in layer.maps)
-    maps = [*layer.maps, *_symmetry_maps(layer.symmetry, weight)]
-    bounds = segment_bounds([each.weight for each in maps])
-    if layer.final is not None:
-        maps.append(layer.final)
-    identity = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
-    terms = [term for each in maps for term in each.variations]
-    first = np.zeros(len(maps) + 1, np.int64)
-    parameters = np.zeros((len(terms), 4), np.float32)
-    for k, each in enumerate(maps):
-        first[k + 1] = first[k] + len(each.variations)
-    for j, term in enumerate(terms):
-        parameters[j, : len(term.parameters)] = term.parameters
-    return Program(
-        affine=np.array([each.affine for each in maps], np.float32),
-        post=np.array([each.post or identity for each in maps], np.float32),
-        has_post=np.array([each.post is not None for each in maps], np.bool_),
-        pull=np.array([each.colour * each.speed for each in maps], np.float32),
-        keep=np.array([1.0 - each.speed for each in maps], np.float32),
-        bounds=bounds,
-        first=first,
-        numbers=np.array([VARIATION_NUMBER[term.name] for term in terms], np.int64),
-        weights=np.array([term.weight for term in terms], np.float32),
-        parameters=parameters,
-        has_final=layer.final is not None,
-    )
-
-
-def window(camera: Camera, height: int, width: int) -> NDArray[np.float32]:
-    """Return the affine map, (6,) float32, from the plane to pixels: x to the right, y down."""
-    scale = min(height, width) / camera.width
-    c, s = _rotation(camera.rotation)
-    a, b = scale * c, -scale * s
-    x, y = camera.centre
-    return np.array(
-        [a, b, width / 2 - (a * x + b * y), -b, a, height / 2 - (-b * x + a * y)],
-        np.float32,
-    )
-
-
-def start_orbits(state: NDArray[np.uint64]) -> Orbits:
-    """Return orbits at random points of [-1, 1]^2 with random colours.
-
-    Advances state, (4,) uint64.
-    """
-    orbits = Orbits(
-        np.empty((2, ORBITS), np.float32),
-        np.empty((2, ORBITS), np.float32),
-        np.empty((2, ORBITS), np.float32),
-        np.empty(ORBITS, np.uint32),
-    )
-    _scatter_orbits(state, orbits)
-    return orbits
-
-
 @kernel
-def _scatter_orbits(state, orbits):
+def scatter_orbits(state, orbits):
+    """Put orbits at random points of [-1, 1]^2 with random colours; advances state, (4,) uint64."""
     x, y, colour, noise = orbits.x[0], orbits.y[0], orbits.colour[0], orbits.noise
     for i in range(len(noise)):
         word = next_word(state)
@@ -324,6 +211,8 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
     more at the end, into row 1 of the orbits. It is a part of this function because a second one
     would have all variations compiled twice.
     """
+    if not 0 <= fold <= 2:
+        raise ValueError("no fold has this number")
     n = len(program.bounds) - 1
     x, y, c = orbits.x, orbits.y, orbits.colour
     work_x, work_y = np.empty((2, ORBITS), F), np.empty((2, ORBITS), F)
@@ -375,76 +264,161 @@ def flush_words(words, points, colours):
         words[i] = np.uint64(0)
 
 
-def sample_points(
-    program: Program, steps: int, *key: int
+@kernel
+def _weigh_rows(a, b, c, d, e, out):
+    for i in range(len(out)):
+        out[i] = _OUTER * (a[i] + e[i]) + (_NEAR * (b[i] + d[i]) + _CENTRE * c[i])
+
+
+@kernel
+def smooth(plane, gap, work, out):
+    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart.
+
+    Edges repeated.
+
+    plane, work, out: (H, W) float32, three different arrays.
+    """
+    height, width = plane.shape
+    for y in range(height):
+        _weigh_rows(
+            plane[max(y - 2 * gap, 0)], plane[max(y - gap, 0)], plane[y],
+            plane[min(y + gap, height - 1)], plane[min(y + 2 * gap, height - 1)], work[y],
+        )  # fmt: skip
+    last = width - 1
+    border = min(2 * gap, width)
+    for y in range(height):
+        row, to = work[y], out[y]
+        for x in range(width):
+            if x >= border and x < width - border:
+                continue
+            to[x] = _OUTER * (row[max(x - 2 * gap, 0)] + row[min(x + 2 * gap, last)]) + (
+                _NEAR * (row[max(x - gap, 0)] + row[min(x + gap, last)]) + _CENTRE * row[x]
+            )
+        inner = width - 2 * border
+        if inner > 0:
+            _weigh_rows(
+                row[:inner], row[gap : gap + inner], row[2 * gap : 2 * gap + inner],
+                row[3 * gap : 3 * gap + inner], row[4 * gap : 4 * gap + inner],
+                to[border : border + inner],
+            )  # fmt: skip
+
+
+@kernel
+def _choose_levels(softness, points, nearby, levels):
+    """Write the level, a float in [0, LEVELS], that each pixel's density asks for.
+
+    All (n,) float32.
+    """
+    log_softness, top = logarithm2(softness), F(LEVELS)
+    for i in range(len(points)):
+        level = _HALF * (log_softness - logarithm2(max(_HALF * points[i], nearby[i])))
+        levels[i] = min(max(level, _ZERO), top)
+
+
+@kernel
+def _take_share(level, levels, plane, out):
+    """Write the part of a plane that belongs to one level: linear between the two nearest."""
+    for i in range(len(plane)):
+        out[i] = plane[i] * max(_ONE - abs(levels[i] - level), _ZERO)
+
+
+@kernel
+def _take_less(plane, out):
+    for i in range(len(out)):
+        out[i] = min(out[i], plane[i])
+
+
+@kernel
+def _add_into(plane, out):
+    for i in range(len(out)):
+        out[i] += plane[i]
+
+
+def estimate_density(
+    points: NDArray[np.float32], colours: NDArray[np.float32], softness: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, (ORBITS * steps,) float32 each.
+    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp.
 
-    Points of the attractor, for placing a camera.
+    Keeps the sums.
 
-    key: integers of the game's random stream.
+    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread;
+    pixels with a quarter of them are spread by the first level's kernel, and so on. 0: no
+    smoothing. Returns two (H, W) float32 arrays.
     """
-    state = random_state(*key)
-    orbits = start_orbits(state)
-    camera, words = np.array([0, 0, -1, 0, 0, -1], np.float32), np.zeros(2, np.uint64)
-    x, y = np.empty((steps, ORBITS), np.float32), np.empty((steps, ORBITS), np.float32)
-    for step in range(steps):
-        warm_up = WARM_UP if step == 0 else 3
-        play(state, orbits, program, camera, 0, warm_up, 1, 1, 1, words, program.has_final)
-        row = int(program.has_final)
-        x[step], y[step] = orbits.x[row], orbits.y[row]
-    return x.ravel(), y.ravel()
+    if softness <= 0:
+        return points, colours
+    shape = points.shape
+    nearby, work = np.empty(shape, np.float32), np.empty(shape, np.float32)
+    coarse = np.empty(shape, np.float32)
+    smooth(points, 1, work, coarse)
+    smooth(coarse, 2, work, nearby)
+    _take_less(coarse.reshape(-1), nearby.reshape(-1))
+    levels = np.empty(points.size, np.float32)
+    _choose_levels(F(softness), points.reshape(-1), nearby.reshape(-1), levels)
+    spread = []
+    for plane in (points, colours):
+        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level
+        # does.
+        out, share = np.empty(shape, np.float32), np.empty(shape, np.float32)
+        _take_share(F(LEVELS), levels, plane.reshape(-1), out.reshape(-1))
+        for level in range(LEVELS - 1, -1, -1):
+            smooth(out, 1 << level, work, share)
+            _take_share(F(level), levels, plane.reshape(-1), out.reshape(-1))
+            _add_into(share.reshape(-1), out.reshape(-1))
+        spread.append(out)
+    return spread[0], spread[1]
 
 
-class Game(NamedTuple):
-    """What a game left.
+@kernel
+def divide(part, whole, out):
+    """Write part / whole, (n,) float32 each; 0 where both are."""
+    for i in range(len(out)):
+        out[i] = part[i] / max(whole[i], F(1e-9))
 
-    Points a pixel and the sums of their colours, (H, W) float32, and all points played.
+
+@kernel
+def shine(points, scale, contrast, per_light, gamma, light, value, cover):
+    """Write light = log(1 + contrast d) / log(1 + contrast exposure).
+
+    Value = light^gamma and cover.
     """
-
-    points: NDArray[np.float32]
-    colours: NDArray[np.float32]
-    played: int
-
-
-def play_program(
-    program: Program, camera: Camera, height: int, width: int, samples_per_pixel: float, *key: int
-) -> Game:
-    """Play a compiled system onto a grid of pixels; arguments and result as for `accumulate`."""
-    state = random_state(*key)
-    orbits = start_orbits(state)
-    to_pixels, fold = window(camera, height, width), _FOLDS[camera.fold]
-    words = np.zeros(height * width + 1, np.uint64)
-    points, colours = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
-    steps = max(1, -int(-samples_per_pixel * height * width // ORBITS))
-    played = 0
-    while played < steps:
-        batch = min(steps - played, MOST_STEPS)
-        play(
-            state,
-            orbits,
-            program,
-            to_pixels,
-            fold,
-            WARM_UP if played == 0 else 0,
-            batch,
-            width,
-            height,
-            words,
-            False,
-        )
-        flush_words(words, points, colours)
-        played += batch
-    return Game(points.reshape(height, width), colours.reshape(height, width), steps * ORBITS)
+    for i in range(len(points)):
+        here = logarithm2(fma(contrast, points[i] * scale, _ONE)) * per_light
+        light[i] = here
+        value[i] = exponential2(gamma * logarithm2(here))
+        cover[i] = min(value[i], _ONE)
 
 
-def accumulate(
-    layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int
-) -> Game:
-    """Play a layer's game onto a grid of pixels.
+@kernel
+def look_up(shares, start, stretch, table, out):
+    """Write one channel's ink, (n,) float32.
 
-    samples_per_pixel: points played a pixel, wherever they fall; rounded up to whole steps of
-    ORBITS. key: integers of the game's random stream. Returns points (height, width) float32, the
-    sums of their colour coordinates (height, width) float32, and the number of points played.
+    Table: (257,) float32, the palette's ring, its first entry again.
+
+    A loop of its own: the look-up cannot be vectorised, and would keep `develop` from it (5 times
+    slower).
     """
-    return play_program(compile_layer(layer), layer.camera, height, width, samples_per_pixel, *key)
+    for i in range(len(out)):
+        place = fma(stretch, shares[i], start)
+        place = (place - floor(place)) * F(_ENTRIES)
+        left = np.int32(place) & _LAST_ENTRY
+        low = table[np.uint32(left)]
+        out[i] = fma(place - floor(place), table[np.uint32(left + np.int32(1))] - low, low)
+
+
+@kernel
+def ink_to_light(light, value, gamma, vibrancy, out):
+    """Turn one channel's ink, (n,) float32, into its light, in place."""
+    for i in range(len(out)):
+        ink = out[i]
+        kept = value[i] * ink
+        flat = exponential2(gamma * logarithm2(light[i] * ink))
+        # What is brighter than white bleeds into the other channels, so that cores glow.
+        over = max(value[i] - _ONE, _ZERO) * _BLEED
+        out[i] = min(fma(vibrancy, kept - flat, flat) + over, _ONE)
+
+
+@kernel
+def light_of(contrast, density, out):
+    """Write log2(1 + contrast density) into out, (1,) float32."""
+    out[0] = logarithm2(_ONE + contrast * density)

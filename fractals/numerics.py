@@ -1,22 +1,31 @@
-"""Elementary functions in float32 that give the same bits on every processor.
+"""Numbers that are the same on every processor: elementary functions in float32, random streams.
 
-A chaos game magnifies the last bit of every step, so a picture is reproducible on another machine
+A chaos game magnifies the last bit of every step, so an image is reproducible on another machine
 only if each operation is. Additions, products, quotients, square roots and fused multiply-adds are
 exact by IEEE 754; sines, logarithms and powers from a maths library are not, and a compiler that
 may contract or reorder sums is not either. Hence: these polynomials, explicit `fma`, and no fast-
 math flag anywhere in this package. They also vectorise, which calls into a library do not.
 
-All functions take and return float32 scalars, and are inlined into the loops that call them. Errors
-stated below are the largest seen on a dense grid against float64; tests/test_elementary.py holds
-them.
+The elementary functions take and return float32 scalars, and are inlined into the loops that call
+them. Errors stated below are the largest seen on a dense grid against float64;
+tests/test_numerics.py holds them.
+
+Randomness is an argument: a key of integers gives a state, and a state gives a stream. The streams
+are public interface: blake2b of the key seeds xoshiro256++ (Blackman & Vigna 2021,
+https://prng.di.unimi.it/xoshiro256plusplus.c, public domain). No numpy distribution is used,
+because numpy may change those between versions.
 """
 
-from typing import Any
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numpy.typing import NDArray
 
 from pixmix.compiling import fma, kernel
 
@@ -219,12 +228,120 @@ def logarithm2(x):
 
 
 @kernel
-def logarithm(x):
-    """Return ln(x), float32; absolute error under 1e-6 near 1; x <= 0 gives about -87.3."""
-    return logarithm2(x) * _LN_2
-
-
-@kernel
 def power(base, exponent):
     """Return base^exponent for base >= 0, float32; relative error under 1e-5; 0 gives nearly 0."""
     return exponential2(logarithm2(base) * exponent)
+
+
+LARGEST_SINGLE = (2 - 2**-23) * 2.0**127
+
+
+def fits_single(value: float) -> bool:
+    """Return whether a number is finite in float32; NaN is not."""
+    return abs(value) <= LARGEST_SINGLE
+
+
+Item = TypeVar("Item")
+
+_WORD = np.uint64
+_TO_UNIT = 1.0 / 9007199254740992.0  # 2^-53
+
+
+def random_state(*key: int) -> NDArray[np.uint64]:
+    """Return the generator state of a key; different keys give independent streams.
+
+    key: integers of any size and sign; (1, 2) and (12,) differ.
+    Returns (4,) uint64, never all zero.
+    """
+    text = ",".join(str(int(part)) for part in key).encode()
+    words = struct.unpack(
+        "<4Q", hashlib.blake2b(text, digest_size=32, person=b"pixmix-fractals").digest()
+    )
+    return np.array(words, dtype=np.uint64)
+
+
+@kernel
+def _rotate_left(x, k):
+    return (x << _WORD(k)) | (x >> _WORD(64 - k))
+
+
+@kernel
+def next_word(state):
+    """Advance the state and return 64 random bits (xoshiro256++).
+
+    state: (4,) uint64, changed in place. Returns uint64.
+    """
+    result = _rotate_left(state[0] + state[3], 23) + state[0]
+    t = state[1] << _WORD(17)
+    state[2] ^= state[0]
+    state[3] ^= state[1]
+    state[1] ^= state[2]
+    state[0] ^= state[3]
+    state[2] ^= t
+    state[3] = _rotate_left(state[3], 45)
+    return result
+
+
+@kernel
+def next_unit(state):
+    """Return a float64 uniform in [0, 1), a multiple of 2^-53; advances the state in place."""
+    return (next_word(state) >> _WORD(11)) * _TO_UNIT
+
+
+@kernel
+def fill_units(state, out):
+    """Fill out, (n,) float64, with uniforms in [0, 1); advances the state in place."""
+    for i in range(len(out)):
+        out[i] = next_unit(state)
+
+
+class Draws:
+    """A stream of numbers for drawing a genome: plain Python values, one stream a key.
+
+    key: integers, as for `random_state`.
+    """
+
+    def __init__(self, *key: int) -> None:
+        """Start the stream of a key."""
+        self._state = random_state(*key)
+        self._buffer = np.empty(128)
+        self._units: list[float] = []
+
+    def unit(self) -> float:
+        """Return a uniform in [0, 1)."""
+        if not self._units:
+            fill_units(self._state, self._buffer)
+            self._units = self._buffer[::-1].tolist()
+        return self._units.pop()
+
+    def uniform(self, low: float, high: float) -> float:
+        """Return a uniform in [low, high)."""
+        return low + (high - low) * self.unit()
+
+    def whole(self, low: int, high: int) -> int:
+        """Return a uniform integer from low to high, both included."""
+        return low + int((high - low + 1) * self.unit())
+
+    def chance(self, probability: float) -> bool:
+        """Return True with the given probability."""
+        return self.unit() < probability
+
+    def choice(self, items: Sequence[Item]) -> Item:
+        """Return one of the items, uniformly."""
+        return items[int(len(items) * self.unit())]
+
+    def weighted(self, items: Sequence[Item], weights: Sequence[float]) -> Item:
+        """Return one of the items, with probability proportional to its weight (>= 0.
+
+        Not all 0).
+        """
+        mark = self.unit() * sum(weights)
+        for item, weight in zip(items, weights, strict=True):
+            mark -= weight
+            if mark < 0:
+                return item
+        return items[-1]
+
+    def sign(self) -> float:
+        """Return -1.0 or 1.0, evenly."""
+        return -1.0 if self.unit() < 0.5 else 1.0

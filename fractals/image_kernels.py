@@ -1,9 +1,9 @@
-"""Compiled passes over a finished picture: luma, edges, blocks, histograms and a small resize.
+"""Compiled passes over an image: layers laid over each other, and what its statistics count.
 
-Everything is counted and summed in whole numbers, or in float64 that stays whole below 2^53, so the
-results are the same bits on every processor and in every order of summation. The acceptance of a
-draft rests on them, and must not depend on the machine. Luma is Rec. 601 (299, 587, 114) in
-thousandths of an 8-bit level, 0..255000.
+For the statistics everything is counted and summed in whole numbers, or in float64 that stays whole
+below 2^53, so the results are the same bits on every processor and in every order of summation. The
+acceptance of a draft rests on them, and must not depend on the machine. Luma is Rec. 601 (299, 587,
+114) in thousandths of an 8-bit level, 0..255000.
 """
 
 # Compiled numbers have types of their own, which annotations of plain Python cannot tell apart.
@@ -12,6 +12,7 @@ thousandths of an 8-bit level, 0..255000.
 import numpy as np
 from numpy.typing import NDArray
 
+from fractals.numerics import F
 from pixmix.compiling import kernel
 
 FULL_SCALE = 255000
@@ -30,18 +31,19 @@ _TEXTURE_LIMIT = (BLOCK * BLOCK * FULL_SCALE * 3 // 100) ** 2
 _ONE_TWICE = 1.0 / float(1 << (2 * FRACTION_BITS))
 _LOG2_E = 1.4426950408889634
 _SQRT_2 = 1.4142135623730951
+_ZERO, _HALF, _ONE = F(0), F(0.5), F(1)
 
 
 @kernel
-def padded_luma(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Return the luma of a picture inside a border that repeats its outermost pixels.
+def padded_luma(image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    """Return the luma of an image inside a border that repeats its outermost pixels.
 
-    picture: (H, W, 3) uint8. Returns (H + 2, W + 2) int32, thousandths of a level, 0..255000.
+    image: (H, W, 3) uint8. Returns (H + 2, W + 2) int32, thousandths of a level, 0..255000.
     """
-    height, width = picture.shape[0], picture.shape[1]
+    height, width = image.shape[0], image.shape[1]
     luma = np.empty((height + 2, width + 2), np.int32)
     for i in range(height):
-        source, row = picture[i], luma[i + 1]
+        source, row = image[i], luma[i + 1]
         for j in range(width):
             red, green = np.int32(source[j, 0]), np.int32(source[j, 1])
             blue = np.int32(source[j, 2])
@@ -119,16 +121,16 @@ def count_textured_blocks(luma: NDArray[np.int32]) -> int:
 
 
 @kernel
-def colour_counts(picture: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def colour_counts(image: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the colour histogram and the sums that colourfulness needs, in one pass.
 
-    picture: (H, W, 3) uint8. Returns (512,) int64 counts, red bin slowest, 32 levels a bin, and
+    image: (H, W, 3) uint8. Returns (512,) int64 counts, red bin slowest, 32 levels a bin, and
     (4,) int64: sum and sum of squares of R - G, then of R + G - 2 B.
     """
     counts = np.zeros(COLOUR_BINS**3, np.int64)
     sums = np.zeros(4, np.int64)
-    for i in range(picture.shape[0]):
-        row = picture[i]
+    for i in range(image.shape[0]):
+        row = image[i]
         for j in range(row.shape[0]):
             red, green, blue = np.int64(row[j, 0]), np.int64(row[j, 1]), np.int64(row[j, 2])
             counts[((red >> 5) << 6) | ((green >> 5) << 3) | (blue >> 5)] += 1
@@ -260,7 +262,7 @@ def gradient_coherence(luma: NDArray[np.int32]) -> float:
 
     luma: (H + 2, W + 2) int32, padded. Structure tensor J of central differences, summed over each
     window; returns sum of (l1 - l2) over sum of (l1 + l2), l1 >= l2 the eigenvalues of J; 0..1,
-    0 for a flat picture. Plain loops in float64, sequential, so alike on every machine.
+    0 for a flat image. Plain loops in float64, sequential, so alike on every machine.
     """
     height, width = luma.shape[0] - 2, luma.shape[1] - 2
     rows = np.zeros((3, height, width))
@@ -327,3 +329,53 @@ def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
         aa += a[i] * a[i]
         bb += b[i] * b[i]
     return ab / np.sqrt(aa * bb) if aa > 0.0 and bb > 0.0 else 0.0
+
+
+@kernel
+def lay_over(below, light, cover, blend, opacity):
+    """Lay a layer on what is below, in place; display values throughout.
+
+    below: (n, 3), light: (3, n) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: a place in
+    `genome.BLENDS`; opacity: float32 in [0, 1].
+    """
+    if not 0 <= blend <= 3:
+        raise ValueError("no blend mode has this number")
+    for i in range(len(cover)):
+        hidden = opacity * cover[i]
+        for channel in range(3):
+            base, ink = below[i, channel], opacity * light[channel, i]
+            if blend == 0:
+                value = base * (_ONE - hidden) + ink
+            elif blend == 1:
+                value = _ONE - (_ONE - base) * (_ONE - ink)
+            elif blend == 2:
+                value = max(base, ink)
+            else:
+                value = base * (_ONE - hidden + ink)
+            below[i, channel] = min(value, _ONE)
+
+
+@kernel
+def shade_ground(first, second, out):
+    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`.
+
+    (3,) float32 each.
+    """
+    height, width, _ = out.shape
+    for y in range(height):
+        t = (F(y) + _HALF) / F(height)
+        for x in range(width):
+            for channel in range(3):
+                out[y, x, channel] = first[channel] + t * (second[channel] - first[channel])
+
+
+@kernel
+def to_bytes(values, black, white, out):
+    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out.
+
+    (n,) uint8.
+    """
+    scale = F(255) / (white - black)
+    for i in range(len(out)):
+        value = min(max((values[i] - black) * scale, _ZERO), F(255))
+        out[i] = np.uint8(np.int32(value + _HALF))

@@ -18,21 +18,23 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from fractals import kernels
-from fractals.genome import Affine, Camera, ChaosLayer, Fold, Map, Tone, VariationTerm
-from fractals.kernels import (
-    MOST_STEPS,
-    ORBITS,
-    WARM_UP,
+from fractals import chaos
+from fractals.chaos import (
+    Affine,
+    Camera,
+    ChaosLayer,
+    Map,
+    Tone,
+    VariationTerm,
     accumulate,
     compile_layer,
-    play,
     sample_points,
     segment_bounds,
     start_orbits,
     window,
 )
-from fractals.random import random_state
+from fractals.chaos_kernels import FOLDS, MOST_STEPS, ORBITS, WARM_UP, play
+from fractals.numerics import random_state
 
 TONE = Tone(exposure=1.0)
 IDENTITY: Affine = (1, 0, 0, 0, 1, 0)
@@ -149,7 +151,7 @@ def test_the_density_and_its_colours_are_the_one_orbit_games(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Past every transient, so that nothing but chance is left.
-    monkeypatch.setattr(kernels, "WARM_UP", 100)
+    monkeypatch.setattr(chaos, "WARM_UP", 100)
     layer = SYSTEMS[name]
     shares = (np.diff(compile_layer(layer).bounds) / ORBITS).tolist()
     found, exact = games(layer, 24, 300), twin_games(layer, shares)
@@ -165,7 +167,7 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
     layer = SYSTEMS[name]
     game = accumulate(layer, *SHAPE, 200, 1)
     program, state, words = compile_layer(layer), random_state(1), np.zeros(16 * 24 + 1, np.uint64)
-    orbits, fold = start_orbits(state), kernels._FOLDS[layer.camera.fold]
+    orbits, fold = start_orbits(state), FOLDS.index(layer.camera.fold)
     play(
         state,
         orbits,
@@ -200,7 +202,7 @@ def test_the_split_of_a_game_into_calls_does_not_show(
 ) -> None:
     whole = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert whole.played == 37 * ORBITS
-    monkeypatch.setattr(kernels, "MOST_STEPS", most)
+    monkeypatch.setattr(chaos, "MOST_STEPS", most)
     parts = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert parts.played == whole.played
     np.testing.assert_array_equal(parts.points, whole.points)
@@ -275,7 +277,7 @@ def test_a_system_that_throws_every_orbit_out_still_ends_and_counts() -> None:
 
 
 @pytest.mark.parametrize("fold", ["none", "mirror", "wrap"])
-def test_a_final_map_that_leaves_the_numbers_shows_nothing(fold: Fold) -> None:
+def test_a_final_map_that_leaves_the_numbers_shows_nothing(fold: str) -> None:
     # 2e38 + 2e38 is beyond float32; a fold of infinity is not a number, and no place in a picture.
     final = Map(affine=(2e38, 2e38, 3e38, 2e38, 2e38, 3e38), speed=0.0)
     infinite = system(

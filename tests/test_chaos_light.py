@@ -7,17 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from fractals.genome import BLENDS, Tone
-from fractals.tone import (
-    BLEND_NUMBERS,
-    LEVELS,
-    develop,
-    estimate_density,
-    lay_over,
-    shade_ground,
-    smooth,
-    to_bytes,
-)
+from fractals.chaos import Tone, develop
+from fractals.chaos_kernels import LEVELS, estimate_density, smooth
+from fractals.genome import BLENDS
+from fractals.image_kernels import lay_over, shade_ground, to_bytes
 
 Plane = NDArray[np.float32]
 REACH = sum(2 * 2**level for level in range(LEVELS))
@@ -237,13 +230,15 @@ def laid(
     below: Plane, light: Plane, cover: Plane, blend: str, opacity: float | np.float32
 ) -> Plane:
     out = below.copy()
-    lay_over(out, light, cover, BLEND_NUMBERS[blend], np.float32(opacity))
+    lay_over(out, light, cover, BLENDS.index(blend), np.float32(opacity))
     return out
 
 
-def test_every_blend_of_a_genome_has_a_number() -> None:
-    assert set(BLEND_NUMBERS) == set(BLENDS)
-    assert len(set(BLEND_NUMBERS.values())) == len(BLENDS) == 4
+@pytest.mark.parametrize("number", [-1, len(BLENDS)])
+def test_an_unknown_blend_is_refused_by_the_kernel(number: int) -> None:
+    layer = np.zeros((3, 4), np.float32), np.zeros(4, np.float32)
+    with pytest.raises(ValueError, match="blend"):
+        lay_over(np.zeros((4, 3), np.float32), *layer, number, np.float32(1))
 
 
 @pytest.mark.parametrize("blend", BLENDS)
