@@ -16,7 +16,7 @@ import torch
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.provenance import facts, run_record
 from pipelines.provenance.facts import command_line, git_state, versions
-from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
+from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.provenance.run_record import WeightsFacts, read_run_record
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes

@@ -8,7 +8,7 @@ import msgspec
 
 from pipelines.evaluation.request import Data
 from pipelines.provenance.facts import provenance
-from pipelines.provenance.masking import masked_values
+from pipelines.system.masking import masked_values
 from pipelines.system.files import file_sha256
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from pipelines import __version__
-from pipelines.provenance.masking import masked_arguments
+from pipelines.system.masking import masked_arguments
 from pipelines.shards.sources import printable
 from pipelines.system.processes import available_cores
 

@@ -19,7 +19,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.provenance.facts import Git, Hardware, provenance
-from pipelines.provenance.masking import masked_values
+from pipelines.system.masking import masked_values
 from pipelines.shards.sources import printable
 from pipelines.system.files import Count, read_json, read_regular, write_file
 
