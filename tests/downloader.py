@@ -8,8 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from pipelines.shards.cache import ShardCache
 from pipelines.shards.connections import RemoteAccess
+
+from pipelines.shards.cache import ShardCache
 from pipelines.shards.remote import fetch
 
 

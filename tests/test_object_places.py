@@ -18,6 +18,8 @@ pytest.importorskip("s3fs")
 pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("gcsfs")
 
+from pipelines.shards.connections import RemoteAccess
+
 from crashes import paint_here
 from object_store import AmazonStore, GoogleStore, ObjectStore
 from painters import Stripes, sharded, tree
@@ -26,7 +28,6 @@ from pipelines.cli import gen
 from pipelines.errors import PipelineError
 from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
 from pipelines.shards import places
-from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.places import Bucket, Folder, Place, open_place
 from pipelines.shards.remote import open_remote_shards
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pipelines.shards.connections import NotThereError, RemoteAccess
 
 from faulty_server import Fault, FaultyServer, cut, flip, stall, status
 from pipelines.errors import PipelineError
 from pipelines.shards import connections
 from pipelines.shards.cache import HeldFile, ShardCache
-from pipelines.shards.connections import NotThereError, RemoteAccess
 from pipelines.shards.remote import fetch
 from test_remote import CONTENT, sha256
 

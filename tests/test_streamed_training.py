@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from pipelines.shards.connections import RemoteAccess
 
 from faulty_server import Fault, FaultyServer, cut, flip, replaced, slowly, stall, status
 from file_server import downloads, served
@@ -30,8 +31,7 @@ from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
-from pipelines.shards.connections import RemoteAccess
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World

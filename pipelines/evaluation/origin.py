@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from pipelines.evaluation.request import Data
-from pipelines.provenance.facts import provenance
-from pipelines.system.masking import masked_values
+from pipelines.provenance.run_record import provenance
 from pipelines.system.files import file_sha256
+from pipelines.system.masking import masked_values
 
 
 def origin_of(
