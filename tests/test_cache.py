@@ -13,14 +13,8 @@ import pytest
 
 from pipelines.errors import PipelineError
 from pipelines.shards import cache as cache_module
-from pipelines.shards.cache import (
-    CacheFullError,
-    Download,
-    HeldFile,
-    ShardCache,
-    StoppedError,
-    cache_folder,
-)
+from pipelines.shards.cache import CacheFullError, Download, HeldFile, ShardCache, cache_folder
+from pipelines.system.attempts import StoppedError
 
 NEVER = threading.Event()
 

@@ -18,8 +18,6 @@ pytest.importorskip("s3fs")
 pytest.importorskip("gcp_storage_emulator")
 pytest.importorskip("gcsfs")
 
-from pipelines.shards.connections import RemoteAccess
-
 from crashes import paint_here
 from object_store import AmazonStore, GoogleStore, ObjectStore
 from painters import Stripes, sharded, tree
@@ -28,8 +26,8 @@ from pipelines.cli import gen
 from pipelines.errors import PipelineError
 from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
 from pipelines.shards import places
-from pipelines.shards.places import Bucket, Folder, Place, open_place
-from pipelines.shards.remote import open_remote_shards
+from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
+from pipelines.system.objects import RemoteAccess
 
 
 def paint(asked: ShardedRequest) -> ShardedResult:
@@ -60,8 +58,8 @@ def access(store: ObjectStore) -> RemoteAccess:
 
 
 @pytest.fixture
-def place(url: str, access: RemoteAccess) -> Place:
-    return open_place(url, access)
+def place(url: str, access: RemoteAccess) -> OutputStore:
+    return open_output(url, access)
 
 
 def contents(store: ObjectStore) -> dict[str, bytes]:
@@ -70,7 +68,7 @@ def contents(store: ObjectStore) -> dict[str, bytes]:
 
 
 def test_the_objects_are_the_files_of_a_folder(
-    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+    store: ObjectStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
     assert paint(sharded(place)).complete
     assert contents(store) == in_a_folder
@@ -84,7 +82,7 @@ def test_the_objects_are_the_files_of_a_folder(
 
 
 def test_tasks_and_duplicates_do_not_show(
-    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+    store: ObjectStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
     for task in (2, 0, 2, 1):
         paint(sharded(place, task_index=task, num_tasks=3))
@@ -97,14 +95,14 @@ def test_tasks_and_duplicates_do_not_show(
 
 
 def test_worker_processes_write_to_a_store(
-    store: ObjectStore, place: Place, in_a_folder: dict[str, bytes]
+    store: ObjectStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
     assert paint_set(sharded(place, jobs=2)).complete
     assert contents(store) == in_a_folder
 
 
 def test_a_finished_set_is_read_back_from_the_store(
-    url: str, place: Place, access: RemoteAccess, tmp_path: Path
+    url: str, place: OutputStore, access: RemoteAccess, tmp_path: Path
 ) -> None:
     paint(sharded(place))
     remote = Remote(access=access)
@@ -112,10 +110,10 @@ def test_a_finished_set_is_read_back_from_the_store(
     assert len(mixing_set) == 10
     for i in range(10):
         np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
-    assert len(open_remote_shards(url, access=access).shards) == 10
+    assert len(open_remote(url, access=access).shards) == 10
 
 
-def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: Place) -> None:
+def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: OutputStore) -> None:
     paint(sharded(place, task_index=1, num_tasks=4))
     assert merge_shards(place).missing == (0, 2, 3)
     assert not [key for key in store.written if key.endswith("manifest.json")]
@@ -124,7 +122,7 @@ def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: Place)
 @pytest.mark.parametrize("n_busy", [1, 3])
 def test_a_store_that_is_busy_is_asked_again(
     store: ObjectStore,
-    place: Place,
+    place: OutputStore,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     n_busy: int,
@@ -138,7 +136,7 @@ def test_a_store_that_is_busy_is_asked_again(
 
 def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     store: ObjectStore,
-    place: Place,
+    place: OutputStore,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -167,11 +165,11 @@ def test_a_store_that_does_not_answer_is_one_line(
     }
     nobody = RemoteAccess(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, options=options)
     with pytest.raises(PipelineError, match=f"^{url}/: given up after 2 attempts"):
-        paint(sharded(open_place(url, nobody)))
+        paint(sharded(open_output(url, nobody)))
 
 
 def test_a_store_that_may_not_be_written_is_one_line_at_once(
-    store: ObjectStore, place: Place
+    store: ObjectStore, place: OutputStore
 ) -> None:
     store.busy, store.answer = 1000, 403
     with pytest.raises(PipelineError) as caught:
@@ -183,7 +181,7 @@ def test_a_store_that_may_not_be_written_is_one_line_at_once(
 
 @pytest.mark.parametrize("store", [GoogleStore], indirect=True)
 def test_what_the_client_takes_for_a_wrong_value_is_the_stores_refusal(
-    store: ObjectStore, place: Place
+    store: ObjectStore, place: OutputStore
 ) -> None:
     store.busy, store.answer = 1000, 400
     with pytest.raises(PipelineError, match=r"cannot be written \(.* an invalid word\); check"):
@@ -193,7 +191,7 @@ def test_what_the_client_takes_for_a_wrong_value_is_the_stores_refusal(
 
 # So aiohttp says of what gcsfs gives it.
 @pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")
-def test_a_large_file_is_put_in_pieces(store: ObjectStore, place: Place) -> None:
+def test_a_large_file_is_put_in_pieces(store: ObjectStore, place: OutputStore) -> None:
     content = np.random.default_rng(0).bytes(6 * 2**20)
     with place.writing() as folder:
         (folder / "large.tar").write_bytes(content)
@@ -208,7 +206,7 @@ def _without_its_own_patience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
 
 
-def _die_before(name: str, place: Place) -> None:
+def _die_before(name: str, place: OutputStore) -> None:
     """Paint the set in this process, which is killed when a file of that name is to be put."""
     put = Bucket._put
 
@@ -233,7 +231,7 @@ def _die_before(name: str, place: Place) -> None:
 )
 def test_a_kill_between_two_objects_is_continued(
     store: ObjectStore,
-    place: Place,
+    place: OutputStore,
     in_a_folder: dict[str, bytes],
     name: str,
     painted: int,
@@ -252,10 +250,10 @@ def test_a_kill_between_two_objects_is_continued(
 )
 def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     store: ObjectStore,
-    place: Place,
+    place: OutputStore,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
-    mend: Callable[[Place], ShardedResult],
+    mend: Callable[[OutputStore], ShardedResult],
 ) -> None:
     def end(_: Bucket) -> None:
         raise KeyboardInterrupt
@@ -272,19 +270,19 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
 def test_a_bucket_that_is_not_there_is_one_line(store: ObjectStore, access: RemoteAccess) -> None:
     url = f"{store.scheme}://none/set"
     with pytest.raises(PipelineError, match=rf"^{url}/.*: there is no such bucket .* make"):
-        paint(sharded(open_place(url, access)))
+        paint(sharded(open_output(url, access)))
 
 
 def test_other_objects_are_left_alone(store: ObjectStore, url: str, access: RemoteAccess) -> None:
-    paint(sharded(open_place(f"{url}2", access), n=2))
-    paint(sharded(open_place(f"{url}/", access), n=2))
+    paint(sharded(open_output(f"{url}2", access), n=2))
+    paint(sharded(open_output(f"{url}/", access), n=2))
     before = store.objects()
     with pytest.raises(PipelineError, match=r"sets holds something else \(stripes/_info.json\)"):
-        paint(sharded(open_place(f"{store.url}/sets", access), n=2))
+        paint(sharded(open_output(f"{store.url}/sets", access), n=2))
     assert store.objects() == before
 
 
-def test_other_settings_are_refused_in_a_store(place: Place) -> None:
+def test_other_settings_are_refused_in_a_store(place: OutputStore) -> None:
     paint(sharded(place, num_tasks=2))
     with pytest.raises(
         PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
@@ -302,11 +300,11 @@ def test_without_its_client_a_store_names_the_extra(
     monkeypatch.setattr("fsspec.get_filesystem_class", missing)
     remedy = rf"needs pixmix\[{extra}\]; run pip install 'pixmix\[{extra}\]'"
     with pytest.raises(PipelineError, match=remedy):
-        paint(sharded(open_place(f"{scheme}://bucket/set")))
+        paint(sharded(open_output(f"{scheme}://bucket/set")))
 
 
 def test_many_sidecars_are_listed_once_and_read_in_batches(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(places, "_READ_AHEAD", 2)
     for task in range(2):

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines.shards.connections import NotThereError, RemoteAccess
 
 from faulty_server import Fault, FaultyServer, cut, flip, stall, status
 from pipelines.errors import PipelineError
 from pipelines.shards import connections
 from pipelines.shards.cache import HeldFile, ShardCache
 from pipelines.shards.remote import fetch
+from pipelines.system.objects import NotFoundError, RemoteAccess
 from test_remote import CONTENT, sha256
 
 # How the clients lay out addresses; in Google's store a file beside the content tells of it.
@@ -126,7 +126,7 @@ def test_an_object_that_may_not_be_read_is_told_at_once(tmp_path: Path, code: in
         asked = ("storage/v1/b/bucket/o/set/a.tar", "storage/v1/b/bucket/o")
         server.always.update(dict.fromkeys(asked, status(code)))
         store = Store("gs", server, ShardCache(folder=tmp_path / "cache"))
-        with pytest.raises(NotThereError, match=r"a\.tar: access denied \(.*\); give credentials"):
+        with pytest.raises(NotFoundError, match=r"a\.tar: access denied \(.*\); give credentials"):
             store.fetch()
         assert len(server.requests(asked[0])) == 1
 

@@ -21,7 +21,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pipelines.shards.connections import RemoteAccess
 from torch import Tensor
 
 from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
@@ -30,6 +29,7 @@ from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.loading.samples import Request, Requests
 from pipelines.loading.sources import Uses
+from pipelines.system.objects import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 from streaming_model import shard_uses

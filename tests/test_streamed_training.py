@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from pipelines.shards.connections import RemoteAccess
 
 from faulty_server import Fault, FaultyServer, cut, flip, replaced, slowly, stall, status
 from file_server import downloads, served
@@ -29,9 +28,10 @@ from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
 from pipelines.shards.format import open_shards
+from pipelines.shards.remote import Remote, open_set
+from pipelines.system.objects import RemoteAccess
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World

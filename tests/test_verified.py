@@ -3,11 +3,11 @@ import threading
 from pathlib import Path
 
 import pytest
-from pipelines.shards.verified import verified_once, verify_shards_once
+from pipelines.shards.verified import verify_shards_once
 
 from pipelines.errors import PipelineError
 from pipelines.shards import verified
-from pipelines.shards.cache import ShardCache
+from pipelines.shards.cache import ShardCache, verified_once
 from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from shard_sets import write_shards

@@ -10,13 +10,14 @@ anew, and refused when it is wrong again.
 
 import logging
 import re
+import shlex
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from tenacity import (
     RetryCallState,
@@ -50,6 +51,9 @@ from pipelines.system.stores import Failure, FailureKind
 SCHEMES = ("http", "https", *stores.SCHEMES)
 
 PIPE_PREFIX = "pipe:"
+
+FILE_PLACE = "{file}"
+"""Stands in a pipe's command for the name of the file that it is to write."""
 
 WRONG_CONTENTS = 3
 """Attempts until wrong content is refused: a bit that flipped on the way is mended by the next."""
@@ -161,7 +165,7 @@ def check_address(url: str, access: RemoteAccess) -> None:
     """
     if url == f"{PIPE_PREFIX}{MASK}":
         raise PipelineError(
-            f"{url} is only what messages show of a command; pass what open_remote_shards "
+            f"{url} is only what messages show of a command; pass what open_set "
             "returned, and not its shards"
         )
     if url.startswith(PIPE_PREFIX):
@@ -189,6 +193,33 @@ def local_path(where: str) -> Path:
     if parts.netloc not in {"", "localhost"}:
         raise PipelineError(f"{where} names another machine; use file:///PATH, or a path")
     return Path(unquote(parts.path))
+
+
+def path_of(url: str) -> str:
+    """Return the path of an http address, and all of another one."""
+    return urlsplit(url).path if is_http(url) else url
+
+
+def with_path(url: str, path: str) -> str:
+    """Return an address with another path in place of `path_of`; the query stays."""
+    return urlunsplit(urlsplit(url)._replace(path=path)) if is_http(url) else path
+
+
+def address_inside(folder: str, name: str) -> str:
+    """Return where a file of a folder is.
+
+    Args:
+        folder: an address, with or without a slash at its end, a pipe's command with {file} in it,
+            or a path.
+        name: of the file.
+    """
+    if folder.startswith(PIPE_PREFIX):
+        # Quoted: the name comes from a manifest, and no manifest may write commands.
+        return folder.replace(FILE_PLACE, shlex.quote(name))
+    if not is_remote(folder):
+        return str(Path(folder) / name)
+    path = path_of(folder).rstrip("/")
+    return with_path(folder, f"{path}/{quote(name) if is_http(folder) else name}")
 
 
 # --- transfers -----------------------------------------------------------------------------------

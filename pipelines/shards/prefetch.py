@@ -1,4 +1,4 @@
-"""Files that are on the node before they are needed."""
+"""Shards that are on the node before they are needed."""
 
 import queue
 import sys
@@ -10,10 +10,11 @@ from concurrent.futures import CancelledError, Future
 from itertools import islice
 from typing import Protocol, Self
 
-from pipelines.shards.cache import CacheFullError, HeldFile, StoppedError
+from pipelines.shards.cache import CacheFullError, HeldFile
+from pipelines.system.attempts import StoppedError
 
 _POLL_S = 0.1
-"""Between two looks for room: what is let go in other processes is not told here."""
+"""Between two tries for room in the cache: what other processes release is not announced."""
 
 
 class Hold(Protocol):
@@ -25,7 +26,7 @@ class Hold(Protocol):
         """Return the file; see `pipelines.shards.remote.fetch`."""
 
 
-class ReadAhead:
+class Prefetch:
     """Gives shards in their order as held files, while threads fetch the next ones.
 
     A shard is held from its fetching until whoever takes it lets it go, so that what is fetched is
@@ -33,7 +34,7 @@ class ReadAhead:
     finds none waits for an earlier one to be let go, and is refused only when all before it were
     taken, the taker waits for it, and there is still none.
 
-        with ReadAhead(remote.files.hold, order, ahead=4) as shards:
+        with Prefetch(remote.files.hold, order, ahead=4) as shards:
             for shard, held in zip(order, shards):
                 with held: ...
 
@@ -60,7 +61,7 @@ class ReadAhead:
         self._submit(ahead)
         # Daemons: a program that ends without closing this does not wait for its downloads.
         self._threads = [
-            threading.Thread(target=self._work, name=f"read-ahead-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"prefetch-{number}", daemon=True)
             for number in range(min(threads, ahead))
         ]
         for thread in self._threads:
@@ -75,7 +76,7 @@ class ReadAhead:
             RuntimeError: if this is closed.
         """
         if self._stop.is_set():
-            raise RuntimeError("this read-ahead is closed")
+            raise RuntimeError("this prefetch is closed")
         if not self._ahead:
             raise StopIteration
         job = self._ahead.popleft()
@@ -84,7 +85,7 @@ class ReadAhead:
         try:
             return job.future.result()
         except CancelledError as error:
-            raise RuntimeError("this read-ahead was closed meanwhile") from error
+            raise RuntimeError("this prefetch was closed meanwhile") from error
 
     def __iter__(self) -> Iterator[HeldFile]:
         return self
