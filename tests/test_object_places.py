@@ -27,6 +27,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
 from pipelines.shards import places
 from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
+from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 
 
@@ -110,7 +111,7 @@ def test_a_finished_set_is_read_back_from_the_store(
     assert len(mixing_set) == 10
     for i in range(10):
         np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
-    assert len(open_remote(url, access=access).shards) == 10
+    assert len(open_set(url, cache_dir=tmp_path, remote=remote).shards) == 10
 
 
 def test_merge_says_what_is_missing_in_a_store(store: ObjectStore, place: OutputStore) -> None:

@@ -37,7 +37,11 @@ _HTTP_ERRORS = {
 }
 """obstore's kind of an error below HTTP -> words for it."""
 
-_METADATA_SERVERS = ("169.254.", "metadata.google", "token request")
+_CREDENTIAL_REQUESTS = (
+    *("/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity"),
+    "token request",
+)
+"""Parts of what obstore asks a cloud's machine for where the environment has no credentials."""
 
 _CHUNK_BYTES = 2**14
 """Small: what comes is counted as progress, and kept, chunk by chunk."""
@@ -110,7 +114,7 @@ def store_failure(error: Exception) -> Failure:
     """Return what an error of obstore means; its own words may hold credentials."""
     words = str(error)
     first = words.partition("\n")[0]
-    if any(server in first for server in _METADATA_SERVERS):
+    if any(request in first for request in _CREDENTIAL_REQUESTS):
         remedy = "" if find_spec("boto3") else "; profiles of ~/.aws need pip install 'pixmix[s3]'"
         return Failure(f"no credentials in the environment{remedy}", "denied")
     if "configured region" in first:
