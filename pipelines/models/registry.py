@@ -110,6 +110,11 @@ def is_cifar_network(name: str) -> bool:
     return any(family.for_cifar and re.fullmatch(family.pattern, name) for family in FAMILIES)
 
 
+def has_dropout(name: str) -> bool:
+    """Return whether a network of a name has dropout that a recipe can set."""
+    return any(family.has_dropout and re.fullmatch(family.pattern, name) for family in FAMILIES)
+
+
 def build_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module:
     """Return a network with random weights, drawn from torch's generator.
 
