@@ -6,17 +6,13 @@
           verified/KEY.json             what was found of one path, and what the file was like then
                    XX.lock              who computes a hash; of the keys that begin with XX
 
-No two files share a name unless they share their content. Whoever uses a file holds a shared lock
-on it, whoever downloads one an exclusive lock on the partial file; the system frees both when a
-process ends, however it ends, so nothing that a killed process used or began stays locked.
+Whoever uses a file holds a shared lock on it, whoever downloads one an exclusive lock on the
+partial file; the system frees both when a process ends. Other users may be able to write to the
+folder, so no link is ever followed here, and only regular files are opened.
 
-Other users may be able to write to the folder, and the names in it can be foreseen, so no link is
-ever followed here, and only regular files are opened.
-
-Local shards and the files in the cache are hashed once a node, and again only when a file changes.
-The time of the last change of the inode is part of that: a copy that restores the modification
-time, or a flipped bit with both restored, differs. What the disk itself returns wrong, with the
-status as it was, shows only where the file is hashed again: `pixmix-shard verify`.
+Local shards and the files in the cache are hashed once a node, and again only when a file changes,
+of which the time of the last change of its inode tells. What the disk itself returns wrong shows
+only where the file is hashed again: `pixmix-shard verify`.
 """
 
 import errno
@@ -119,7 +115,8 @@ class HeldFile:
 
     def discard(self) -> None:
         """Remove the file, whose content is damaged, and release it; once released, do nothing."""
-        if self._descriptor is not None and self._release is not None and self._release.alive:
+        if self._release is not None and self._release.alive:
+            assert self._descriptor is not None
             if has_name(self._descriptor, self.path):
                 self.path.unlink(missing_ok=True)
             self.release()
@@ -226,9 +223,8 @@ class ShardCache:
 
         Raises:
             CacheFullError: if there is no room for it beside the files that are in use.
-            PipelineError: if the file system has no locks.
+            PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
-            OSError: if the folder cannot be written.
         """
         room = most_bytes or 0 if n_bytes is None else n_bytes
         whole = self.files / sha256
@@ -261,11 +257,7 @@ class ShardCache:
             return download
 
     def _open_partial(self, path: Path) -> int:
-        """Open or create the file of a download, and never what a link names.
-
-        Raises:
-            PipelineError: if it belongs to somebody else, or the folder cannot be written.
-        """
+        """Open or create the file of a download; refuse one that belongs to somebody else."""
         try:
             descriptor = None
             while descriptor is None:
@@ -289,11 +281,7 @@ class ShardCache:
         return descriptor
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove what was used longest ago until a file of `n_bytes`, which is listed, has room.
-
-        Raises:
-            CacheFullError: if those in use leave no room.
-        """
+        """Remove what was used longest ago until a file of `n_bytes`, which is listed, has room."""
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
                 f"{self.folder} may hold {self.limit_bytes} bytes, too few for a file of {n_bytes} "
@@ -301,8 +289,16 @@ class ShardCache:
             )
         with folder_lock(self.files / "room.lock"):
             entries = sorted(_entries(self.files), key=lambda entry: entry.used_ns)
-            excess, reserve = self._excess(entries)
             in_use = sum(entry.size for entry in entries)
+            # The reserve is kept free, but used before a file is refused.
+            reserve = 0
+            if self.limit_bytes is not None:
+                excess = in_use - self.limit_bytes
+            else:
+                disk = shutil.disk_usage(self.files)
+                reserve = min(int(_RESERVE_SHARE * disk.total), _MOST_RESERVE_BYTES)
+                to_come = sum(entry.size - entry.there for entry in entries)
+                excess = to_come - (disk.free - reserve)
             for entry in entries:
                 if excess <= 0:
                     return
@@ -321,15 +317,6 @@ class ShardCache:
             f"the disk of {self.folder} has no room for {n_bytes} bytes; make room, or set "
             "PIXMIX_CACHE to a folder on a larger disk"
         )
-
-    def _excess(self, entries: list["_Entry"]) -> tuple[int, int]:
-        """Return how many bytes are too many, and how many of those may be borne."""
-        if self.limit_bytes is not None:
-            return sum(entry.size for entry in entries) - self.limit_bytes, 0
-        disk = shutil.disk_usage(self.files)
-        reserve = min(int(_RESERVE_SHARE * disk.total), _MOST_RESERVE_BYTES)
-        to_come = sum(entry.size - entry.there for entry in entries)
-        return to_come - (disk.free - reserve), reserve
 
 
 def verified_once(path: Path, expected_sha256: str, n_bytes: int, cache: ShardCache) -> None:
@@ -390,11 +377,7 @@ def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
 
 
 def remember(path: Path, its_sha256: str, cache: ShardCache) -> None:
-    """Remember the hash of a file that was hashed as it was written.
-
-    Raises:
-        OSError: if it is gone.
-    """
+    """Remember the hash of a file that was hashed as it was written."""
     look = _look_of(path)
     _found[look] = its_sha256
     _write_stamp(_stamp_path(path.resolve(), cache), look, its_sha256)
@@ -490,12 +473,12 @@ def _checked_look(path: Path, n_bytes: int) -> _Look:
         look = _look_of(path)
     except FileNotFoundError as error:
         raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
-    if look[2] != n_bytes:
-        raise PipelineError(
-            f"{path} has {look[2]} bytes, the manifest says {n_bytes}; copy it again, or make the "
-            "set again"
-        )
-    return look
+    if look[2] == n_bytes:
+        return look
+    raise PipelineError(
+        f"{path} has {look[2]} bytes, the manifest says {n_bytes}; copy it again, or make the set "
+        "again"
+    )
 
 
 def _stamp_path(path: Path, cache: ShardCache) -> Path:

@@ -27,16 +27,15 @@ class Hold(Protocol):
 
 
 class Prefetch:
-    """Gives shards in their order as held files, while threads fetch the next ones.
-
-    A shard is held from its fetching until whoever takes it lets it go, so that what is fetched is
-    not removed before it is used. Room in the cache is taken in the order of the shards: one that
-    finds none waits for an earlier one to be let go, and is refused only when all before it were
-    taken, the taker waits for it, and there is still none.
+    """Returns shards in their order as held files, while threads fetch the next ones.
 
         with Prefetch(remote.files.hold, order, ahead=4) as shards:
             for shard, held in zip(order, shards):
                 with held: ...
+
+    A shard is held from its fetching until whoever takes it releases it. Room in the cache is taken
+    in the order of the shards: one that finds none waits for an earlier one to be released, and is
+    refused only when all before it were taken, the taker waits for it, and there is still none.
 
     hold: fetches a shard.
     order: shard numbers as they will be needed; may be endless, and name a shard again.
@@ -49,7 +48,7 @@ class Prefetch:
     ) -> None:
         for name, value in (("ahead", ahead), ("threads", threads)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+                raise ValueError(f"{name} is {value}; use at least 1")
         self._hold = hold
         self._order = iter(order)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -68,7 +67,7 @@ class Prefetch:
             thread.start()
 
     def take(self) -> HeldFile:
-        """Return the next shard, which is the caller's to let go; waits until it is there.
+        """Return the next shard, which is the caller's to release; wait until it is there.
 
         Raises:
             StopIteration: if the order has ended.
@@ -93,7 +92,7 @@ class Prefetch:
     __next__ = take
 
     def close(self) -> None:
-        """End the threads, with their downloads, and let go what was not taken."""
+        """End the threads, with their downloads, and release what was not taken."""
         self._stop.set()
         for _ in self._threads:
             self._jobs.put(None)
@@ -143,7 +142,7 @@ class Prefetch:
             try:
                 return self._hold(job.shard, stop=self._stop, reserved=turn.end)
             except CacheFullError:
-                # Only if it was awaited before: then nothing that was ahead of it is let go by it.
+                # Only if it was awaited before: then its taker has released all that it will.
                 if awaited:
                     raise
             job.awaited.wait(_POLL_S)
