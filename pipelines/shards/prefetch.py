@@ -1,4 +1,4 @@
-"""Files that are on the node before they are needed."""
+"""Shards that are on the node before they are needed."""
 
 import queue
 import sys
@@ -10,10 +10,11 @@ from concurrent.futures import CancelledError, Future
 from itertools import islice
 from typing import Protocol, Self
 
-from pipelines.shards.cache import CacheFullError, HeldFile, StoppedError
+from pipelines.shards.cache import CacheFullError, HeldFile
+from pipelines.system.attempts import StoppedError
 
 _POLL_S = 0.1
-"""Between two looks for room: what is let go in other processes is not told here."""
+"""Between two tries for room in the cache: what other processes release is not announced."""
 
 
 class Hold(Protocol):
@@ -25,17 +26,16 @@ class Hold(Protocol):
         """Return the file; see `pipelines.shards.remote.fetch`."""
 
 
-class ReadAhead:
-    """Gives shards in their order as held files, while threads fetch the next ones.
+class Prefetch:
+    """Returns shards in their order as held files, while threads fetch the next ones.
 
-    A shard is held from its fetching until whoever takes it lets it go, so that what is fetched is
-    not removed before it is used. Room in the cache is taken in the order of the shards: one that
-    finds none waits for an earlier one to be let go, and is refused only when all before it were
-    taken, the taker waits for it, and there is still none.
-
-        with ReadAhead(remote.files.hold, order, ahead=4) as shards:
+        with Prefetch(remote.files.hold, order, ahead=4) as shards:
             for shard, held in zip(order, shards):
                 with held: ...
+
+    A shard is held from its fetching until whoever takes it releases it. Room in the cache is taken
+    in the order of the shards: one that finds none waits for an earlier one to be released, and is
+    refused only when all before it were taken, the taker waits for it, and there is still none.
 
     hold: fetches a shard.
     order: shard numbers as they will be needed; may be endless, and name a shard again.
@@ -48,7 +48,7 @@ class ReadAhead:
     ) -> None:
         for name, value in (("ahead", ahead), ("threads", threads)):
             if value < 1:
-                raise ValueError(f"{name} is {value}; give at least 1")
+                raise ValueError(f"{name} is {value}; use at least 1")
         self._hold = hold
         self._order = iter(order)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -60,14 +60,14 @@ class ReadAhead:
         self._submit(ahead)
         # Daemons: a program that ends without closing this does not wait for its downloads.
         self._threads = [
-            threading.Thread(target=self._work, name=f"read-ahead-{number}", daemon=True)
+            threading.Thread(target=self._work, name=f"prefetch-{number}", daemon=True)
             for number in range(min(threads, ahead))
         ]
         for thread in self._threads:
             thread.start()
 
     def take(self) -> HeldFile:
-        """Return the next shard, which is the caller's to let go; waits until it is there.
+        """Return the next shard, which is the caller's to release; wait until it is there.
 
         Raises:
             StopIteration: if the order has ended.
@@ -75,7 +75,7 @@ class ReadAhead:
             RuntimeError: if this is closed.
         """
         if self._stop.is_set():
-            raise RuntimeError("this read-ahead is closed")
+            raise RuntimeError("this prefetch is closed")
         if not self._ahead:
             raise StopIteration
         job = self._ahead.popleft()
@@ -84,7 +84,7 @@ class ReadAhead:
         try:
             return job.future.result()
         except CancelledError as error:
-            raise RuntimeError("this read-ahead was closed meanwhile") from error
+            raise RuntimeError("this prefetch was closed meanwhile") from error
 
     def __iter__(self) -> Iterator[HeldFile]:
         return self
@@ -92,7 +92,7 @@ class ReadAhead:
     __next__ = take
 
     def close(self) -> None:
-        """End the threads, with their downloads, and let go what was not taken."""
+        """End the threads, with their downloads, and release what was not taken."""
         self._stop.set()
         for _ in self._threads:
             self._jobs.put(None)
@@ -142,7 +142,7 @@ class ReadAhead:
             try:
                 return self._hold(job.shard, stop=self._stop, reserved=turn.end)
             except CacheFullError:
-                # Only if it was awaited before: then nothing that was ahead of it is let go by it.
+                # Only if it was awaited before: then its taker has released all that it will.
                 if awaited:
                     raise
             job.awaited.wait(_POLL_S)

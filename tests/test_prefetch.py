@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.shards.cache import CacheFullError, HeldFile, ShardCache, StoppedError
-from pipelines.shards.read_ahead import ReadAhead
+from pipelines.shards.cache import CacheFullError, HeldFile, ShardCache
+from pipelines.shards.prefetch import Prefetch
+from pipelines.system.attempts import StoppedError
 from test_cache import NEVER, numbers_in, put
 
 
@@ -52,7 +53,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
     order = [3, 1, 2, 3, 3, 0]
-    with ReadAhead(shelf.hold, order, ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, order, ahead=3, threads=2) as shards:
         taken = []
         for shard, held in zip(order, shards, strict=True):
             with held:
@@ -64,7 +65,7 @@ def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) -> None:
-    with ReadAhead(shelf.hold, itertools.count(), ahead=3, threads=threads) as shards:
+    with Prefetch(shelf.hold, itertools.count(), ahead=3, threads=threads) as shards:
         wait_until(lambda: len(shelf.asked) == 3)
         time.sleep(0.1)
         assert sorted(shelf.asked) == [0, 1, 2]
@@ -76,7 +77,7 @@ def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) ->
 
 def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
     shelf.gates = {number: threading.Event() for number in range(3)}
-    with ReadAhead(shelf.hold, range(3), ahead=3, threads=3) as shards:
+    with Prefetch(shelf.hold, range(3), ahead=3, threads=3) as shards:
         wait_until(lambda: shelf.asked == [0, 1, 2])
         for number in (2, 1, 0):
             shelf.gates[number].set()
@@ -86,7 +87,7 @@ def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
 
 def test_what_is_fetched_ahead_is_held_until_its_taker_lets_it_go(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=3000))
-    with ReadAhead(shelf.hold, [0, 1, 2], ahead=2) as shards:
+    with Prefetch(shelf.hold, [0, 1, 2], ahead=2) as shards:
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
         first = shards.take()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1, 2])
@@ -106,7 +107,7 @@ def test_a_cache_smaller_than_what_is_ahead_serves_one_after_the_other(
 ) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=limit))
     order = list(range(12))
-    with ReadAhead(shelf.hold, order, ahead=6, threads=4) as shards:
+    with Prefetch(shelf.hold, order, ahead=6, threads=4) as shards:
         for shard, held in zip(order, shards, strict=True):
             with held:
                 assert held.path.exists(), shard
@@ -115,7 +116,7 @@ def test_a_cache_smaller_than_what_is_ahead_serves_one_after_the_other(
 
 def test_a_taker_that_holds_the_whole_cache_is_told(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
-    with ReadAhead(shelf.hold, range(5), ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, range(5), ahead=3, threads=2) as shards:
         held = [shards.take(), shards.take()]
         with pytest.raises(CacheFullError, match="raise the cache's limit, or read fewer shards"):
             shards.take()
@@ -126,7 +127,7 @@ def test_a_taker_that_holds_the_whole_cache_is_told(tmp_path: Path) -> None:
 def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     other = put(shelf.cache, 99, 2000)
-    with ReadAhead(shelf.hold, range(5), ahead=3) as shards:
+    with Prefetch(shelf.hold, range(5), ahead=3) as shards:
         time.sleep(0.2)
         other.release()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
@@ -135,7 +136,7 @@ def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
 
 def test_an_error_is_raised_where_its_shard_is_taken(shelf: Shelf) -> None:
     shelf.errors[1] = PipelineError("http://host/set-0001.tar: not found")
-    with ReadAhead(shelf.hold, range(4), ahead=4) as shards:
+    with Prefetch(shelf.hold, range(4), ahead=4) as shards:
         shards.take().release()
         with pytest.raises(PipelineError, match=r"set-0001\.tar: not found"):
             shards.take()
@@ -144,7 +145,7 @@ def test_an_error_is_raised_where_its_shard_is_taken(shelf: Shelf) -> None:
 
 def test_any_error_reaches_the_taker(shelf: Shelf) -> None:
     shelf.errors[0] = ZeroDivisionError("a slip of the program")
-    with ReadAhead(shelf.hold, [0], ahead=4) as shards, pytest.raises(ZeroDivisionError):
+    with Prefetch(shelf.hold, [0], ahead=4) as shards, pytest.raises(ZeroDivisionError):
         shards.take()
 
 
@@ -153,7 +154,7 @@ def test_no_thread_and_no_held_file_outlives_close(tmp_path: Path, threads: int)
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=5000))
     before = threading.active_count()
     shelf.gates = {2: NEVER}
-    shards = ReadAhead(shelf.hold, range(100), ahead=5, threads=threads)
+    shards = Prefetch(shelf.hold, range(100), ahead=5, threads=threads)
     shards.take().release()
     wait_until(lambda: 2 in shelf.asked)
     shards.close()
@@ -169,7 +170,7 @@ def test_close_ends_threads_that_wait_for_room(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     before = threading.active_count()
     with put(shelf.cache, 99, 2000):
-        shards = ReadAhead(shelf.hold, range(5), ahead=3, threads=3)
+        shards = Prefetch(shelf.hold, range(5), ahead=3, threads=3)
         wait_until(lambda: len(shelf.asked) > 1)
         shards.close()
     assert threading.active_count() == before
@@ -177,7 +178,7 @@ def test_close_ends_threads_that_wait_for_room(tmp_path: Path) -> None:
 
 def test_a_taker_that_waits_is_told_of_a_close(shelf: Shelf) -> None:
     shelf.gates = {0: NEVER}
-    shards = ReadAhead(shelf.hold, range(3))
+    shards = Prefetch(shelf.hold, range(3))
     timer = threading.Timer(0.2, shards.close)
     timer.start()
     with pytest.raises(RuntimeError, match="closed meanwhile"):
@@ -188,10 +189,10 @@ def test_a_taker_that_waits_is_told_of_a_close(shelf: Shelf) -> None:
 def test_a_program_that_does_not_close_ends() -> None:
     code = """
 import threading
-from pipelines.shards.read_ahead import ReadAhead
+from pipelines.shards.prefetch import Prefetch
 def hold(shard, /, *, stop, reserved):
     threading.Event().wait(60)
-shards = ReadAhead(hold, range(10))
+shards = Prefetch(hold, range(10))
 """
     tests = Path(__file__).parent
     subprocess.run([sys.executable, "-c", code], cwd=tests.parent, check=True, timeout=20)
@@ -200,4 +201,4 @@ shards = ReadAhead(hold, range(10))
 @pytest.mark.parametrize("settings", [{"ahead": 0}, {"threads": 0}])
 def test_nonsense_is_refused(shelf: Shelf, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is 0; give at least 1"):
-        ReadAhead(shelf.hold, [], **settings)
+        Prefetch(shelf.hold, [], **settings)

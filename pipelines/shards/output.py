@@ -1,42 +1,40 @@
 """Where a set of shards is written by many tasks: a folder that they share, or an object store.
 
-    place = open_place("s3://bucket/fractals")
-    with place.writing() as folder: ...      what is written there is in the place afterwards
+    store = open_output("s3://bucket/fractals")
+    with store.writing() as folder: ...     what is written there is in the store afterwards
 
-In both a file appears whole or not at all. A store has no locks, so nothing here needs any.
+In both a file appears whole or not at all. An object store has no locks, so nothing here needs any.
 """
 
 import errno
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from tenacity import retry_if_exception
+import obstore
+from obstore.exceptions import BaseError
 
 from pipelines.errors import PipelineError
-from pipelines.shards.connections import (
-    EXTRAS,
-    RemoteAccess,
-    borne,
-    is_denied,
-    is_remote,
-    may_pass,
-    open_store,
-    refusals,
-    remote_errors,
-    said,
-    shown,
-)
 from pipelines.shards.format import MANIFEST_NAME
-from pipelines.shards.remote import local_path
-from pipelines.shards.transfer import patience_ends, retrying
+from pipelines.system import stores
+from pipelines.system.attempts import run_coroutine
 from pipelines.system.files import PARTIAL_SUFFIX, check_no_file, open_regular, remove_partial_files
+from pipelines.system.masking import masked
+from pipelines.system.objects import (
+    RemoteAccess,
+    is_remote,
+    local_path,
+    scheme_of,
+    shown,
+    while_busy,
+)
+from pipelines.system.stores import Failure, FailureKind, open_store, store_failure
 
 WORK = ".work"
 """The folder of what a set in the making needs."""
@@ -44,15 +42,22 @@ WORK = ".work"
 DONE = f"{WORK}/done"
 """The folder of the sidecars."""
 
-_WRITTEN = ("s3", "gcs")
 _READERS = 16
-_READ_AHEAD = 512
+_PREFETCH = 512
 """Files: sidecars of a thousand samples have about 20 kB each."""
 
-_Answer = TypeVar("_Answer")
+_REASONS: dict[FailureKind, str] = {
+    "busy": "given up after {tries}, the last: {said}; what is whole is kept: check the store and "
+    "run the same command again",
+    "absent": "the bucket was not found ({said}); make it, or check the address",
+    "denied": "access denied ({said}); set credentials that may write there",
+}
+_REFUSED = "it cannot be written ({said}); check the address and the credentials"
+
+_Result = TypeVar("_Result")
 
 
-class Place(Protocol):
+class OutputStore(Protocol):
     """Where a set is written. It can be pickled for other processes and machines."""
 
     @property
@@ -63,7 +68,7 @@ class Place(Protocol):
     def sizes(self) -> Mapping[str, int]:
         """Return the bytes of each file of the set, and of its sidecars as ".work/done/NAME".
 
-        Of folders that do not belong to a set of shards the name is given, and 0.
+        Of folders that do not belong to a set of shards the name is returned, and 0.
         """
         ...
 
@@ -76,9 +81,9 @@ class Place(Protocol):
         ...
 
     def writing(self) -> AbstractContextManager[Path]:
-        """Give a local folder; what is written to it is in the place when the block has ended.
+        """Give a local folder; what is written to it is in the store when the block has ended.
 
-        An error in the block may leave files of it in the place or not, each of them whole; the
+        An error in the block may leave files of it in the store or not, each of them whole; the
         manifest comes last.
         """
         ...
@@ -88,12 +93,12 @@ class Place(Protocol):
         ...
 
 
-def open_place(where: str, access: RemoteAccess | None = None) -> Place:
-    """Return the place of a path or an address; nothing is read or made yet.
+def open_output(where: str, access: RemoteAccess | None = None) -> OutputStore:
+    """Return the output store of a path or an address; nothing is read or made yet.
 
     Args:
-        where: a path, or an address that begins with s3:// or gs://.
-        access: how patiently a store is borne with, and the options of its client.
+        where: a path, or an address that begins with s3://, gs:// or az://.
+        access: how patiently an object store is tried, and its configuration.
 
     Raises:
         PipelineError: for another address, and for a file in the place of a folder.
@@ -102,14 +107,13 @@ def open_place(where: str, access: RemoteAccess | None = None) -> Place:
         folder = local_path(where)
         check_no_file(folder, "--out")
         return Folder(path=folder)
-    scheme, _, path = where.partition("://")
-    if EXTRAS.get(scheme.lower()) not in _WRITTEN or "::" in where or not path.strip("/"):
+    path = where.partition("://")[2].strip("/")
+    if scheme_of(where) not in stores.SCHEMES or "::" in where or not path:
         raise PipelineError(
-            f"{shown(where)} cannot be written; give a folder, or an address that begins with "
-            "s3://BUCKET or gs://BUCKET"
+            f"{shown(where)} cannot be written; use a folder, or an address that begins with "
+            f"{', '.join(f'{scheme}://BUCKET' for scheme in stores.SCHEMES)}"
         )
-    url = f"{scheme.lower()}://{path.strip('/')}/"
-    return Bucket(url=url, access=access or RemoteAccess())
+    return Bucket(url=f"{scheme_of(where)}://{path}/", access=access or RemoteAccess())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +128,7 @@ class Folder:
         return str(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """See `Place`."""
+        """See `OutputStore`."""
         return {
             **_sizes_in(self.path, ""),
             **_sizes_in(self.path / WORK, f"{WORK}/"),
@@ -132,7 +136,7 @@ class Folder:
         }
 
     def read(self, name: str) -> bytes | None:
-        """See `Place`."""
+        """See `OutputStore`."""
         try:
             with open_regular(self.path / name) as file:
                 return file.read()
@@ -140,7 +144,7 @@ class Folder:
             return None
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """See `Place`."""
+        """See `OutputStore`."""
         return (self.read(name) or b"" for name in names)
 
     @contextmanager
@@ -150,14 +154,14 @@ class Folder:
         yield self.path
 
     def close(self) -> None:
-        """See `Place`."""
+        """See `OutputStore`."""
         remove_partial_files(self.path)
         shutil.rmtree(self.path / WORK, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """A place in an object store. url: it, with a slash at its end; access: how it is reached.
+    """A folder of an object store. url: it, with a slash at its end; access: how it is reached.
 
     A file is written here first, and put there when it is whole. A store shows an object when it
     has all of it.
@@ -172,46 +176,41 @@ class Bucket:
         return shown(self.url).rstrip("/")
 
     def sizes(self) -> dict[str, int]:
-        """See `Place`; one walk over all objects, a thousand an answer."""
-        store = self._store()
-        root = store._strip_protocol(self.url).rstrip("/") + "/"
+        """See `OutputStore`; one walk over all objects, a thousand a request."""
 
-        def walk() -> dict[str, int]:
-            try:
-                found: dict[str, dict[str, Any]] = store.find(root, detail=True)
-            except FileNotFoundError:
-                return {}
-            return {path.removeprefix(root): int(each["size"]) for path, each in found.items()}
+        async def walk(store: Any, key: str) -> dict[str, int]:  # noqa: ANN401
+            # A prefix of obstore is one of whole names; it has no slash at its end.
+            found = await obstore.list(store, key.rstrip("/") or None).collect_async()
+            return {each["path"].removeprefix(key): each["size"] for each in found}
 
         return self._patiently("", walk)
 
     def read(self, name: str) -> bytes | None:
-        """See `Place`."""
-        store = self._store()
+        """See `OutputStore`."""
 
-        def cat() -> bytes | None:
+        async def get(store: Any, key: str) -> bytes | None:  # noqa: ANN401
             try:
-                content: bytes = store.cat_file(self.url + name)
+                found = await obstore.get_async(store, key)
+                return bytes(await found.bytes_async())
             except FileNotFoundError:
                 return None
-            return content
 
-        return self._patiently(name, cat)
+        return self._patiently(name, get)
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """See `Place`; several at a time."""
+        """See `OutputStore`; several at a time."""
         with ThreadPoolExecutor(_READERS) as pool:
             for some in _in_batches(names):
                 for name, content in zip(some, pool.map(self.read, some), strict=True):
                     if content is None:
                         raise PipelineError(
-                            f"{self.name}/{name} went while it was wanted; give the command again"
+                            f"{self.name}/{name} was removed meanwhile; run the same command again"
                         )
                     yield content
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """See `Place`."""
+        """See `OutputStore`."""
         with _scratch() as folder:
             yield folder
             written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -219,57 +218,51 @@ class Bucket:
                 self._put(path, path.relative_to(folder).as_posix())
 
     def close(self) -> None:
-        """See `Place`."""
-        left = [self.url + name for name in self.sizes() if name.startswith(f"{WORK}/")]
-        store = self._store()
+        """See `OutputStore`."""
+        left = [name for name in self.sizes() if name.startswith(f"{WORK}/")]
 
-        def remove() -> None:
+        async def remove(store: Any, key: str) -> None:  # noqa: ANN401
             # Another may have removed them meanwhile.
             with suppress(FileNotFoundError):
-                store.rm(left)
+                await obstore.delete_async(store, [key + name for name in left])
 
         if left:
-            self._patiently(WORK, remove)
+            self._patiently("", remove)
 
     def _put(self, path: Path, name: str) -> None:
-        store = self._store()
-        self._patiently(name, lambda: store.put_file(str(path), self.url + name))
+        async def put(store: Any, key: str) -> None:  # noqa: ANN401
+            await obstore.put_async(store, key, path)
 
-    def _store(self) -> Any:  # noqa: ANN401, fsspec has no types
-        return open_store(self.url, self.access, use_listings_cache=False)
+        self._patiently(name, put)
 
-    def _patiently(self, name: str, ask: Callable[[], _Answer]) -> _Answer:
-        """Ask the store, again and again while it is busy.
+    def _patiently(
+        self, name: str, ask: Callable[[Any, str], Coroutine[Any, Any, _Result]]
+    ) -> _Result:
+        """Ask the store for what has a name in it, again and again while it is busy.
+
+        In an event loop, and not by obstore's own waiting, which no Ctrl-C ends.
 
         Raises:
             PipelineError: if it refuses, or is given up.
         """
-        url = self.url + name
-        attempts = retrying(
-            url,
-            self.access,
-            threading.Event(),
-            retry=retry_if_exception(may_pass),
-            given_up=patience_ends(self.access),
-        )
+        url, access, never = self.url + name, self.access, threading.Event()
+        options = access.options.get(scheme_of(url), {})
+
+        def attempt() -> _Result:
+            store, key = open_store(url, options, access.stall_s)
+            try:
+                return run_coroutine(lambda: ask(store, key), never)
+            except (BaseError, FileNotFoundError) as error:
+                raise store_failure(error) from error
+
         try:
-            return attempts(refusals()(ask))
-        except remote_errors() as error:
-            raise PipelineError(f"{shown(url)}: {_refusal(error, self.access)}") from error
-
-
-def _refusal(error: Exception, access: RemoteAccess) -> str:
-    """Return why a store did not take something and what to do, to follow its name."""
-    if is_denied(error) and not may_pass(error):
-        return f"access denied ({said(error)}); give credentials that may write there"
-    if isinstance(error, FileNotFoundError):
-        return f"there is no such bucket ({said(error)}); make it, or check the address"
-    if may_pass(error):
-        return (
-            f"given up after {borne(access)}, the last: {said(error)}; what is whole is kept: see "
-            "to the store and run the same command again"
-        )
-    return f"it cannot be written ({said(error)}); check the address and the credentials"
+            return while_busy(url, access, never)(attempt)
+        except Failure as failure:
+            reason = _REASONS.get(failure.kind, _REFUSED)
+            said = masked(str(failure))
+            raise PipelineError(
+                f"{shown(url)}: {reason.format(tries=access.tries, said=said)}"
+            ) from failure
 
 
 @contextmanager
@@ -304,5 +297,5 @@ def _sizes_in(folder: Path, prefix: str) -> dict[str, int]:
 
 
 def _in_batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), _READ_AHEAD):
-        yield names[start : start + _READ_AHEAD]
+    for start in range(0, len(names), _PREFETCH):
+        yield names[start : start + _PREFETCH]

@@ -43,11 +43,17 @@ def masked(text: str) -> str:
     tokens that are known by their shape, and all of a command after "pipe:".
     """
     text = _PIPE.sub(f"pipe:{MASK}", text)
-    text = _URL.sub(_masked_address, text)
+    text = _URL.sub(lambda match: match["scheme"] + _masked_rest(match["rest"]), text)
     text = _HEADER.sub(rf"\g<name>{MASK}", text)
     text = _ASSIGNED.sub(_masked_value, text)
     text = _USER_OPTION.sub(rf"\g<name>\g<sign>{MASK}", text)
     return _SHAPES.sub(MASK, text)
+
+
+def masked_address(url: str) -> str:
+    """Return an address of the web without its user, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{_masked_rest(rest)}"
 
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
@@ -71,8 +77,7 @@ def masked_values(document: Any) -> Any:  # noqa: ANN401
     return document
 
 
-def _masked_address(match: re.Match[str]) -> str:
-    rest = match["rest"]
+def _masked_rest(rest: str) -> str:
     # As a browser reads it: the host ends at the first of these.
     end = min((rest.find(sign) for sign in "/?#" if sign in rest), default=len(rest))
     host, path = rest[:end], rest[end:]
@@ -81,7 +86,7 @@ def _masked_address(match: re.Match[str]) -> str:
     cut = re.search(r"[?#]", path)
     if cut is not None and cut.end() < len(path):
         path = f"{path[: cut.end()]}{MASK}"
-    return f"{match['scheme']}{host}{path}"
+    return host + path
 
 
 def _masked_value(match: re.Match[str]) -> str:
