@@ -19,7 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.generator import decode
 from pipelines.shards.format import open_shards
 from pipelines.shards.job import Task, merge, run_job
-from pipelines.shards.places import Folder
+from pipelines.shards.output import Folder
 from pipelines.shards.sharding import ShardRequest, make_shards
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tar import scan_tar

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.shards.job import Job, Request
-from pipelines.shards.places import Folder, Place
+from pipelines.shards.output import Folder, OutputStore
 from pipelines.system.files import write_file
 
 
@@ -15,7 +15,7 @@ from pipelines.system.files import write_file
 class Numbers:
     """Writes item i to the file i.txt."""
 
-    store: Place
+    store: OutputStore
 
     def weight(self, items: range) -> int:
         return len(items)

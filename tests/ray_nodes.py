@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from pipelines.errors import PipelineError
 from pipelines.generate import ray
 from pipelines.generate.ray import joined_cluster, versions_of
-from pipelines.shards.places import Folder
+from pipelines.shards.output import Folder
 from pipelines.system.processes import Run
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.generate.generator import Generated
-from pipelines.generate.output import image_job, shard_job
+from pipelines.generate.products import image_job, shard_job
 from pipelines.shards.job import Job, Task, run_job
-from pipelines.shards.places import Place
+from pipelines.shards.output import OutputStore
 from pipelines.system.processes import Run, run_chunks
 
 
@@ -104,7 +104,7 @@ class Asked:
     where: a folder for image files, or the store of shards.
     """
 
-    where: Path | Place
+    where: Path | OutputStore
     generator: Stripes = field(default_factory=Stripes)
     n: int = 10
     chunk: int = 4
@@ -163,7 +163,7 @@ def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) ->
     return Asked(where=folder, generator=generator or Stripes(), **changes)
 
 
-def sharded(store: Place, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
+def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
     """Ask for a sharded dataset."""
     return Asked(where=store, generator=generator or Stripes(), **changes)
 

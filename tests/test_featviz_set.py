@@ -29,7 +29,7 @@ from pipelines.generate.featviz import (
     plan_generator,
 )
 from pipelines.generate.generator import decode, pixel_sha256
-from pipelines.generate.output import read_manifest
+from pipelines.generate.products import read_manifest
 from stripes import tree
 
 LAYERS = {"a": 5, "b": 20, "c": 3}

@@ -24,16 +24,16 @@ from pipelines import open_mixing_set
 from pipelines.cli import gen, shard
 from pipelines.cli.generating import told_of_shards
 from pipelines.errors import PipelineError
-from pipelines.generate import generator, output
+from pipelines.generate import generator, products
 from pipelines.generate.generator import decode
-from pipelines.generate.output import (
+from pipelines.generate.products import (
     begun_shards,
     earlier_settings,
 )
 from pipelines.shards import job
 from pipelines.shards.format import open_shards
 from pipelines.shards.job import JobResult, make_chunk
-from pipelines.shards.places import Folder, open_place
+from pipelines.shards.output import Folder, open_output
 from pipelines.shards.sharding import ShardRequest, make_shards
 from pipelines.shards.sources import Source
 from stripes import Asked, Made, Stripes, image_set, make, run_here, sharded, tree
@@ -275,7 +275,7 @@ def test_a_duplicate_under_whose_hands_the_set_is_closed_ends_in_peace(
     place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Another run makes all shards and closes the set while this one is at one of its own."""
-    module, name = {"tar": (output, "write_tar"), "sidecar": (job, "_write_done")}[at]
+    module, name = {"tar": (products, "write_tar"), "sidecar": (job, "_write_done")}[at]
     write, closed = getattr(module, name), []
 
     def write_while_another_closes(*arguments: Any) -> Any:  # noqa: ANN401
@@ -456,7 +456,7 @@ def test_a_damaged_request_is_told(place: Folder) -> None:
 )
 def test_an_address_that_cannot_be_written_is_refused(where: str) -> None:
     with pytest.raises(PipelineError, match=r"cannot be written; give a folder, or .* s3://BUCKET"):
-        open_place(where)
+        open_output(where)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pipelines.generate.generator import (
     encoder_version,
     peak_signal_to_noise,
 )
-from pipelines.generate.output import read_manifest
+from pipelines.generate.products import read_manifest
 from pipelines.generate.verify import Verdict, verify_images
 from pipelines.system.files import file_sha256
 from stripes import Stripes, image_set, make, tree

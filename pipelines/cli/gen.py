@@ -200,7 +200,7 @@ def featviz(
 
     def find_generator(site: Site) -> "Generator":
         from pipelines.generate.featviz import find_device, plan_generator
-        from pipelines.generate.output import earlier_settings
+        from pipelines.generate.products import earlier_settings
 
         if not site.cluster and output.jobs is None and find_device(device).type != "cpu":
             # Processes share a CPU well, and a GPU badly.
@@ -237,11 +237,11 @@ def merge(*, place: str, as_json: bool) -> None:
     Exit code 0 says that the dataset is complete, 1 that shards are missing, and which.
     """
     with one_line_errors("interrupted; the same command closes the dataset"):
-        from pipelines.generate.output import begun_shards
+        from pipelines.generate.products import begun_shards
         from pipelines.shards.job import merge
-        from pipelines.shards.places import open_place
+        from pipelines.shards.output import open_output
 
-        job = begun_shards(open_place(place))
+        job = begun_shards(open_output(place))
         result = merge(job)
         text, document = told_of_shards(job, result, closing=True)
         say(text, document, as_json=as_json)

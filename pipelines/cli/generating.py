@@ -14,7 +14,7 @@ from pipelines.cli.options import (
     Size,
     chosen_task,
     command_options,
-    image_path,
+    file_option,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipelines.generate.generator import Generator
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
-    from pipelines.shards.places import Place
+    from pipelines.shards.output import OutputStore
     from pipelines.system.processes import Run
 
 # As in encoding.ENCODERS, which would take half a second to import for the help; a test holds them
@@ -63,7 +63,7 @@ class Output:
 class Site:
     """Where images are generated. cluster: of --ray; jobs: processes, or tasks of the cluster."""
 
-    store: "Place"
+    store: "OutputStore"
     cluster: "RayCluster | None"
     jobs: int
 
@@ -196,12 +196,10 @@ def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
             "of RAY_ADDRESS or of this machine, or one that is started here. --jobs is then the "
             "number of tasks at once.  [default: no cluster; all tasks that it can run]",
         ),
-        click.option(
+        file_option(
             "--sheet",
-            type=click.Path(path_type=Path, dir_okay=False),
-            callback=image_path,
             metavar="SHEET.png",
-            help=f"Also write a contact sheet of {SHEET_IMAGES} images.",
+            text=f"Also write a contact sheet of {SHEET_IMAGES} images.",
         ),
     ]
 
@@ -210,7 +208,7 @@ def _check_files(
     name: str, out: str | None, shard_size: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
     """Return the folder of image files, absolute where other processes are to find it, too."""
-    from pipelines.shards.connections import is_remote, shown
+    from pipelines.system.objects import is_remote, shown
 
     if shard_size is not None:
         raise click.UsageError("--shard-size applies to shards; use --to-shards too")
@@ -240,8 +238,7 @@ def _check_shards(
     name: str, out: str | None, _: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
     """Return the folder or address of shards, absolute as above."""
-    from pipelines.shards.connections import is_remote
-    from pipelines.shards.remote import local_path
+    from pipelines.system.objects import is_remote, local_path
 
     if sheet is not None:
         raise click.UsageError(
@@ -265,14 +262,14 @@ def generate(
     with one_line_errors("interrupted; the same command resumes this dataset"):
         with _joined(output, gpus_per_task) as cluster:
             from pipelines.shards.job import ALONE, Task, run_job
-            from pipelines.shards.places import Folder, open_place
+            from pipelines.shards.output import Folder, open_output
             from pipelines.system.processes import available_cores
 
             task = ALONE
             if cluster is None:
                 task = Task(*chosen_task(output.task_index, output.num_tasks))
             jobs = available_cores() if cluster is None else _ALL_OF_A_CLUSTER
-            store = open_place(output.out)
+            store = open_output(output.out)
             site = Site(store=store, cluster=cluster, jobs=output.jobs or jobs)
             generator = find_generator(site)
             job = _job(output, store, generator)
@@ -300,8 +297,8 @@ def _joined(output: Output, gpus: float) -> "AbstractContextManager[RayCluster |
     return joined_cluster(output.address or None, gpus_per_task=gpus, jobs=output.jobs)
 
 
-def _job(output: Output, store: "Place", generator: "Generator") -> "Job":
-    from pipelines.generate.output import image_job, shard_job
+def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
+    from pipelines.generate.products import image_job, shard_job
 
     chunk = generator.chunk_size()
     if output.shard_size is None:
@@ -320,7 +317,7 @@ def _job(output: Output, store: "Place", generator: "Generator") -> "Job":
 def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
     from fractals import BASELINES
-    from fractals.warming import pending, pending_of_baselines
+    from fractals.sampling import pending, pending_of_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":
@@ -345,7 +342,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
 def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:
     """Write the sheet; return how a dataset of image files stands, as text and for machines."""
     from pipelines.generate.generator import IMAGES
-    from pipelines.generate.output import read_manifest
+    from pipelines.generate.products import read_manifest
 
     folder = Path(output.out)
     images, sheet = folder / IMAGES, output.sheet

@@ -21,10 +21,10 @@ from pipelines.generate.generator import (
     peak_signal_to_noise,
     pixel_sha256,
 )
-from pipelines.generate.output import METADATA, Record, read_manifest
+from pipelines.generate.products import METADATA, Record, read_manifest
 from pipelines.shards.images import read_image_file
 from pipelines.shards.job import read_request
-from pipelines.shards.places import Folder
+from pipelines.shards.output import Folder
 from pipelines.system.files import file_sha256, open_regular, sha256
 from pipelines.system.progress import Progress, no_progress
 from pipelines.system.ranges import spread

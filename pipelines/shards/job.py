@@ -34,7 +34,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.shards.format import MANIFEST_NAME
-from pipelines.shards.places import DONE, WORK, Place
+from pipelines.shards.output import DONE, WORK, OutputStore
 from pipelines.system.files import folder_lock, read_json, sha256, world_errors, write_file
 from pipelines.system.processes import Run, run_chunks
 from pipelines.system.progress import Progress, no_progress
@@ -121,7 +121,7 @@ class Job:
     resizable: whether n may grow later, or become smaller while the job is not closed.
     """
 
-    store: Place
+    store: OutputStore
     request: Request
     product: Product
     chunk: int = 1
@@ -264,7 +264,7 @@ def make_chunk(job: Job, mark: str, items: range) -> range:
     return items
 
 
-def read_request(store: Place) -> Request | None:
+def read_request(store: OutputStore) -> Request | None:
     """Return what a job in the making was begun with, None where there is none.
 
     Raises:
@@ -282,7 +282,7 @@ def is_unfinished(folder: Path) -> bool:
     return (folder / REQUEST).exists()
 
 
-def store_errors(store: Place, jobs: int) -> AbstractContextManager[None]:
+def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
     """Translate disk and memory errors of a job into one-line messages; see `world_errors`."""
     elsewhere, smaller = "choose another output folder, or ", ", or smaller images"
     return world_errors(store.name, jobs=jobs, elsewhere=elsewhere, smaller=smaller)
@@ -462,7 +462,7 @@ def _missing(job: Job, request: Request, sizes: Mapping[str, int], task: Task) -
     return task.share(subtract(range(request.n), ranges_of(sorted(whole))), job.chunk)
 
 
-def _write_done(store: Place, mark: str, items: range, lines: Iterable[bytes]) -> None:
+def _write_done(store: OutputStore, mark: str, items: range, lines: Iterable[bytes]) -> None:
     with store.writing() as folder:
         (folder / DONE).mkdir(parents=True, exist_ok=True)
         name = f"{items.start:08d}-{items.stop:08d}.{mark}.jsonl"
@@ -535,7 +535,7 @@ def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]
 
 
 @contextmanager
-def task_lock(store: Place, task: Task) -> Iterator[None]:
+def task_lock(store: OutputStore, task: Task) -> Iterator[None]:
     """Hold the lock of a task of a job in a folder.
 
     Raises:

@@ -59,7 +59,7 @@ from pipelines.shards.images import (
 )
 from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
 from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
-from pipelines.shards.places import DONE, WORK, Folder
+from pipelines.shards.output import DONE, WORK, Folder
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.writer import (
     SHARDS_VERSION,

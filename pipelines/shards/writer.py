@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipelines.shards.exports import side_files, write_json
 from pipelines.shards.format import SAMPLE, Manifest, Shard, write_index
-from pipelines.shards.places import Folder, Place
+from pipelines.shards.output import Folder, OutputStore
 from pipelines.shards.tar import Left, end_tar, samples_of_tar, write_member
 from pipelines.system.files import Count, FileName, Sha256, file_sha256, new_file, open_regular
 
@@ -92,7 +92,7 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
 
 
 def whole_sidecars(
-    store: Place, manifest: Manifest, name: str, sizes: Mapping[str, int]
+    store: OutputStore, manifest: Manifest, name: str, sizes: Mapping[str, int]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield number and sidecar of each tar of a finished set that is as its manifest says.
 
