@@ -18,11 +18,13 @@ from fake_job import fake_job
 from pipelines.errors import PipelineError
 from pipelines.generate.generator import decode
 from pipelines.shards.format import open_shards
-from pipelines.shards.job import Task, merge, run_job
+from pipelines.shards.job import merge, run_job
 from pipelines.shards.output import Folder
-from pipelines.shards.sharding import ShardRequest, make_shards
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tar import scan_tar
+from pipelines.system.ranks import Task
 from shard_sets import drawn_pictures, encoded
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 

@@ -13,9 +13,10 @@ import numpy as np
 
 from pipelines.generate.generator import Generated
 from pipelines.generate.products import image_job, shard_job
-from pipelines.shards.job import Job, Task, run_job
+from pipelines.shards.job import Job, run_job
 from pipelines.shards.output import OutputStore
 from pipelines.system.processes import Run, run_chunks
+from pipelines.system.ranks import Task
 
 
 @dataclass(frozen=True, kw_only=True)

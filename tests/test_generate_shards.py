@@ -34,7 +34,8 @@ from pipelines.shards import job
 from pipelines.shards.format import open_shards
 from pipelines.shards.job import JobResult, make_chunk
 from pipelines.shards.output import Folder, open_output
-from pipelines.shards.sharding import ShardRequest, make_shards
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import Source
 from stripes import Asked, Made, Stripes, image_set, make, run_here, sharded, tree
 

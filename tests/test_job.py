@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from crashes import JOBS
 from fake_job import fake_job
 from pipelines.errors import PipelineError
-from pipelines.shards.job import JobResult, Task, make_chunk, merge, read_request, run_job
+from pipelines.shards.job import JobResult, make_chunk, merge, read_request, run_job
 from pipelines.shards.output import Folder
 from pipelines.system.files import folder_lock
 from pipelines.system.ranges import subtract
+from pipelines.system.ranks import Task
 from stripes import run_here, tree
 
 

@@ -34,7 +34,7 @@ from pipelines.loading.samples import ShardReader
 from pipelines.shards import images, writer
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import BrokenPictureError, decode_rgb, oddity
-from pipelines.shards.sharding import shuffled
+from pipelines.shards.request import shuffled
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tar import scan_tar
 from pipelines.shards.writer import bounds, shard_name

@@ -21,7 +21,7 @@ from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from featviz import Precision
-    from fractals import Baseline, Family
+    from fractals import Baseline
     from pipelines.generate.generator import Generator
 
 # As in fractals.FAMILIES and BASELINES, which would take half a second to import for the help; a
@@ -67,7 +67,7 @@ def main() -> None:
     show_default=True,
     help="Points for each pixel: more are smoother and slower.",
 )
-def fractals(output: Output, *, family: "Family", samples_per_pixel: float) -> None:
+def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
     """Generate a dataset of fractals.
 
     Image i depends on seed, family, size and samples alone: any number of jobs or tasks and any

@@ -261,9 +261,10 @@ def generate(
     """
     with one_line_errors("interrupted; the same command resumes this dataset"):
         with _joined(output, gpus_per_task) as cluster:
-            from pipelines.shards.job import ALONE, Task, run_job
+            from pipelines.shards.job import ALONE, run_job
             from pipelines.shards.output import Folder, open_output
             from pipelines.system.processes import available_cores
+            from pipelines.system.ranks import Task
 
             task = ALONE
             if cluster is None:

@@ -25,7 +25,7 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.shards.adopt import BrokenFiles, OddFiles
+    from pipelines.shards.request import BrokenFiles, OddFiles
     from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
 
@@ -399,7 +399,8 @@ def _make(
     exif_transpose: bool = False,
 ) -> "ShardResult":
     """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
-    from pipelines.shards.sharding import ShardRequest, make_shards
+    from pipelines.shards.request import ShardRequest
+    from pipelines.shards.sharding import make_shards
     from pipelines.system.processes import available_cores, run_chunks
 
     num_shards, shard_size, default = sizes

@@ -8,7 +8,6 @@ from fractals import (
     BASELINE_VERSION,
     GENOME_VERSION,
     Baseline,
-    Family,
     Genome,
     draw_genome,
     measure,
@@ -27,7 +26,7 @@ class FractalGenerator:
     """
 
     seed: int = 0
-    family: Family = "mixed"
+    family: str = "mixed"
     height: int = 256
     width: int = 256
     samples_per_pixel: float = 50.0

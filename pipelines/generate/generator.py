@@ -51,31 +51,24 @@ class Generator(Protocol):
 
     def generate(self, numbers: range) -> Iterable[Generated]:
         """Yield images in order; each is the same whatever range it is generated in."""
-        ...
 
     def generate_again(self, record: Mapping[str, Any]) -> Pixels | None:
         """Return the image of a record, None if it need not be alike on this machine."""
-        ...
 
     def kind(self) -> str:
         """Return what the images are, as the manifest says it."""
-        ...
 
     def settings(self) -> dict[str, Any]:
         """Return as plain JSON values all that the images depend on, besides their number."""
-        ...
 
     def licence(self) -> str:
         """Return the licence of the images, as the manifest says it."""
-        ...
 
     def versions(self) -> dict[str, Any]:
         """Return as plain JSON values the versions of code that the images depend on."""
-        ...
 
     def chunk_size(self) -> int:
         """Return how many images a process generates between two commits to the disk."""
-        ...
 
 
 class ImageFile(NamedTuple):

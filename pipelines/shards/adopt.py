@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from pipelines.shards.format import (
     write_index,
 )
 from pipelines.shards.images import UPRIGHT, BrokenPictureError, oddity, orientation, unusable_file
-from pipelines.shards.listing import Listing
+from pipelines.shards.request import BrokenFiles, Listing, OddFiles
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.tar import PICTURE_EXTENSIONS, Left, samples_of_tar
 from pipelines.shards.verify import describe_tar
@@ -195,9 +195,6 @@ def _is_index(path: Path) -> bool:
         return False
     return True
 
-
-OddFiles = Literal["keep", "convert", "skip", "fail"]
-BrokenFiles = Literal["fail", "skip"]
 
 _FOUND = ("odd", "broken", "turned")
 

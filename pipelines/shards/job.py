@@ -1,29 +1,24 @@
 """A job: numbered items, made by any number of processes, tasks and machines, whole or not at all.
 
-    STORE/.work/request.json     what is asked: settings, versions and number of items
-          .work/done/00000032-00000064.MARK.jsonl
-                                 items 32 to 63 are whole: a line of JSON each
-          manifest.json          last, when the job is closed
+    STORE/.work/request.json     what is asked: settings, versions, number of items; first
+          .work/done/00000032-00000064.MARK.jsonl    items 32 to 63 are whole: a line of JSON each
+          manifest.json          last, when the job is closed; then .work is removed
 
-1. The request is written first. A later run with other settings is refused, naming the field.
-2. Items are cut into chunks; task t of T makes every T-th, from the t-th on. A process writes the
-   files of a chunk, then its done record, whose name also says (MARK) for which request.
-3. A run makes the items of its share for which no record vouches together with their files. So the
-   same command resumes a killed run, and tasks share nothing but the store.
-4. When all items are recorded, their records are joined into the files that close the job, the
-   manifest last; then .work is removed. Locks let the last task of an exclusive job do this. The
-   tasks of others cannot tell which of them is last: a run of the whole job closes it, or `merge`.
-5. A closed job that lost files is opened again by the same command: what its manifest still
-   vouches for becomes done records, and the run continues from there.
-
-A kill may leave files without their record, never a record without its files: the same command
-makes those again, with the same bytes.
+A run with other settings than the request is refused, naming the field. Items are cut into chunks,
+of which task t of T makes each T-th. A process writes the files of a chunk, then its done record,
+whose name tells (MARK) for which request. A run makes the items of its share for which no record
+vouches together with their files: so the same command resumes a killed run, and tasks share nothing
+but the store. When all items are recorded, the records are joined into the files that close the
+job. Locks let the last task of an exclusive job do this; others are closed by a run of the whole
+job, or by `merge`. A closed job that lost files is opened again by the same command: what its
+manifest still vouches for becomes done records. A kill may leave files without their record, never
+a record without its files: the same command makes those again, with the same bytes.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -35,10 +30,18 @@ import msgspec
 from pipelines.errors import PipelineError
 from pipelines.shards.format import MANIFEST_NAME
 from pipelines.shards.output import DONE, WORK, OutputStore
-from pipelines.system.files import folder_lock, read_json, sha256, world_errors, write_file
+from pipelines.system.files import (
+    folder_lock,
+    read_json,
+    removable_lock,
+    sha256,
+    world_errors,
+    write_file,
+)
 from pipelines.system.processes import Run, run_chunks
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import cut, ranges_of, subtract
+from pipelines.system.ranges import ranges_of, subtract
+from pipelines.system.ranks import Task
 
 REQUEST = f"{WORK}/request.json"
 
@@ -73,40 +76,30 @@ class Product(Protocol):
 
     def weight(self, items: range) -> int:
         """Return how many images the items are, for the progress."""
-        ...
 
     def make(self, items: range, folder: Path) -> Iterable[bytes]:
         """Write the files of items to a folder, each whole, and return their records as lines."""
-        ...
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> Any:  # noqa: ANN401
         """Return a record, None if it is damaged, not this item's, or its files are not there."""
-        ...
 
     def takes_over(self, names: set[str]) -> bool:
         """Return whether files without request and manifest may be this job's own."""
-        ...
 
     def read_manifest(self, manifest: bytes) -> Request:
         """Return what a closed job was begun with; raise PipelineError for another manifest."""
-        ...
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         """Return whether a closed job has all of its files."""
-        ...
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
         """Yield items and records, ascending, for which the manifest vouches."""
-        ...
 
     def close(self, request: Request, records: Iterable[Any]) -> None:
         """Write what describes all items, the manifest last.
 
-        Args:
-            request: what the job was begun with.
-            records: as `parse` returned them, of all items in order.
+        request: what the job was begun with. records: of `parse`, of all items in order.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,11 +121,6 @@ class Job:
     exclusive: bool = False
     resizable: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse nonsense."""
-        if self.chunk < 1:
-            raise ValueError(f"chunk is {self.chunk}; use at least 1")
-
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
@@ -150,26 +138,6 @@ class JobResult:
     def whole(self) -> int:
         """The number of items that are whole."""
         return self.n - sum(map(len, self.missing))
-
-
-@dataclass(frozen=True)
-class Task:
-    """Which task of how many a run is.
-
-    What it makes depends neither on the number of items nor on what is made already, so tasks agree
-    without talking to each other.
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def has(self, item: int, chunk: int) -> bool:
-        """Return whether an item is of this task's share."""
-        return item // chunk % self.count == self.index
-
-    def share(self, ranges: Iterable[range], chunk: int) -> list[range]:
-        """Return the parts of ranges that are of this task's share, cut into chunks."""
-        return [piece for piece in cut(ranges, chunk) if self.has(piece.start, chunk)]
 
 
 ALONE = Task()
@@ -199,8 +167,8 @@ def run_job(
             written, is in use by another run of the same task, or if disk or memory run out.
         KeyboardInterrupt: on Ctrl-C, after the chunks in hand are whole.
     """
-    if jobs < 1 or not 0 <= task.index < task.count:
-        raise ValueError(f"jobs is {jobs}, task {task.index} of {task.count}; count from 1 and 0")
+    if min(jobs, job.chunk) < 1:
+        raise ValueError(f"jobs is {jobs} and chunk is {job.chunk}; use at least 1")
     with store_errors(job.store, jobs):
         look(job)  # A refusal leaves no trace.
         with task_lock(job.store, task) if job.exclusive else nullcontext():
@@ -248,10 +216,7 @@ def merge(job: Job) -> JobResult:
 def make_chunk(job: Job, mark: str, items: range) -> range:
     """Make items and commit their record; the work of one process.
 
-    Args:
-        job: what to make.
-        mark: of the request that the job was begun with.
-        items: a chunk, or a part of one.
+    mark: of the request that the job was begun with. items: a chunk, or a part of one.
     """
     try:
         with job.store.writing() as folder:
@@ -265,11 +230,7 @@ def make_chunk(job: Job, mark: str, items: range) -> range:
 
 
 def read_request(store: OutputStore) -> Request | None:
-    """Return what a job in the making was begun with, None where there is none.
-
-    Raises:
-        PipelineError: if it is damaged.
-    """
+    """Return what a job in the making was begun with, None where there is none."""
     content = store.read(REQUEST)
     if content is None:
         return None
@@ -284,8 +245,8 @@ def is_unfinished(folder: Path) -> bool:
 
 def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
     """Translate disk and memory errors of a job into one-line messages; see `world_errors`."""
-    elsewhere, smaller = "choose another output folder, or ", ", or smaller images"
-    return world_errors(store.name, jobs=jobs, elsewhere=elsewhere, smaller=smaller)
+    remedies = {"elsewhere": "choose another output folder, or ", "smaller": ", or smaller images"}
+    return world_errors(store.name, jobs=jobs, **remedies)
 
 
 # --- what is there -------------------------------------------------------------------------------
@@ -301,11 +262,7 @@ class _Found(NamedTuple):
 
 
 def look(job: Job) -> _Found:
-    """Return what is in the store.
-
-    Raises:
-        PipelineError: if it is something else, or a job with other settings.
-    """
+    """Return what is in the store; refuse something else, and a job with other settings."""
     store = job.store
     sizes = store.sizes()
     manifest = store.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
@@ -327,11 +284,7 @@ def look(job: Job) -> _Found:
 
 
 def refuse_other(name: str, earlier: Request, asked: Request) -> None:
-    """Refuse to resume a job with other settings, or with code that gives other files.
-
-    Raises:
-        PipelineError: if one differs, naming it.
-    """
+    """Refuse to resume a job with other settings, or with code that gives other files."""
     for field, now in asked.settings.items():
         before = earlier.settings.get(field)
         if before != now:
@@ -364,10 +317,8 @@ def _is_complete(job: Job, found: _Found) -> bool:
 
 
 def _parts(sizes: Mapping[str, int], mark: str) -> list[tuple[range, str]]:
-    """Return items and name of each done record of a request, in order of the items.
-
-    Programs that synchronize folders leave files of other names.
-    """
+    """Return items and name of each done record of a request, in order of the items."""
+    # Programs that synchronize folders leave files of other names.
     named = filter(None, map(_DONE_NAME.fullmatch, sizes))
     parts = [(range(int(each[1]), int(each[2])), each[0]) for each in named if each[3] == mark]
     return sorted(parts, key=lambda part: (part[0].start, part[0].stop))
@@ -384,11 +335,7 @@ def _lines(job: Job, parts: Sequence[tuple[range, str]]) -> Iterator[Iterable[tu
 
 
 def _begin(job: Job, task: Task) -> _Found | None:
-    """Begin the job, resume it, or open it again if it lost files.
-
-    Returns:
-        What is in the store, with a request; None if the job is complete.
-    """
+    """Begin the job, resume it, or open it again if it lost files; return None if complete."""
     store, asked = job.store, job.request
     found = look(job)
     if _is_complete(job, found):
@@ -409,10 +356,7 @@ def _begin(job: Job, task: Task) -> _Found | None:
 
 
 def _check_smaller(job: Job, found: _Found, earlier: Request, task: Task) -> None:
-    """Refuse a smaller n that would lose whole items, or under the hands of another task.
-
-    What was made out of order behind the new end is removed when the job is closed.
-    """
+    """Refuse a smaller n that would lose items whole in order, or while another task runs."""
     n, name = job.request.n, job.store.name
     if found.closed is not None and n < found.closed.n:
         raise PipelineError(
@@ -473,11 +417,7 @@ def _write_done(store: OutputStore, mark: str, items: range, lines: Iterable[byt
 
 
 class _FaultyError(Exception):
-    """Items have no record, or a damaged one."""
-
-    def __init__(self, items: list[int]) -> None:
-        super().__init__()
-        self.items = items
+    """Raised with the list of items that have no record, or a damaged one."""
 
 
 def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) -> JobResult:
@@ -499,17 +439,13 @@ def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) ->
     try:
         job.product.close(found.request, _join(job, parts, found.sizes))
     except _FaultyError as error:
-        return result(missing=tuple(ranges_of(error.items)), complete=False)
+        return result(missing=tuple(ranges_of(error.args[0])), complete=False)
     job.store.close()
     return result(complete=True)
 
 
 def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]) -> Iterator[Any]:
-    """Yield the records of all items in order; where several vouch for an item, one of them.
-
-    Raises:
-        _FaultyError: at the end, if there are items without a record.
-    """
+    """Yield the records of all items in order, then raise _FaultyError if some have none."""
     following = 0
     records: dict[int, Any] = {}
     faulty: list[int] = []
@@ -536,14 +472,10 @@ def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]
 
 @contextmanager
 def task_lock(store: OutputStore, task: Task) -> Iterator[None]:
-    """Hold the lock of a task of a job in a folder.
-
-    Raises:
-        PipelineError: if another run is doing the same task, or with another number of tasks.
-    """
+    """Hold the lock of a task; refuse a run of the same task or with another number of tasks."""
     remedy = "wait for it, or choose another output folder"
     busy = f"another run is writing task {task.index} of {task.count} of {store.name}; {remedy}"
-    with _work_lock(store.name, _lock_name(task), busy):
+    with removable_lock(Path(store.name, WORK, _lock_name(task)), busy=busy):
         own = f"-of-{task.count}.lock"
         _refuse_running(store.name, lambda lock: not lock.endswith(own), "use its --num-tasks")
         yield
@@ -563,19 +495,5 @@ def _refuse_running(folder: str, is_other: Callable[[str], bool], remedy: str) -
 
 def _books(job: Job) -> AbstractContextManager[None]:
     """Hold the lock that tasks need to begin and to close a job."""
-    return _work_lock(job.store.name, "books.lock", None) if job.exclusive else nullcontext()
-
-
-@contextmanager
-def _work_lock(folder: str, name: str, busy: str | None) -> Iterator[None]:
-    """Hold a lock in the work folder, which whoever closes the job removes with its locks."""
-    path = Path(folder, WORK, name)
-    with ExitStack() as held:
-        locked = False
-        while not locked:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Removed since: the job is closed, which this task is yet to see.
-            with suppress(FileNotFoundError):
-                held.enter_context(folder_lock(path, busy=busy))
-                locked = True
-        yield
+    path = Path(job.store.name, WORK, "books.lock")
+    return removable_lock(path) if job.exclusive else nullcontext()

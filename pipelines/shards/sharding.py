@@ -26,8 +26,6 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.shards.adopt import (
-    BrokenFiles,
-    OddFiles,
     Survey,
     found_in,
     join_parts,
@@ -46,24 +44,23 @@ from pipelines.shards.format import (
     read_index,
 )
 from pipelines.shards.images import (
-    COMMON,
-    CONVERSION_VERSION,
     LARGEST_FILE,
-    UPRIGHT,
     BrokenPictureError,
-    convert,
-    encoder_version,
-    oddity,
-    orientation,
     unusable_file,
 )
 from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
-from pipelines.shards.listing import Listed, Listing, first_difference, write_listing
 from pipelines.shards.output import DONE, WORK, Folder
-from pipelines.shards.sources import Item, Source
+from pipelines.shards.request import (
+    Listed,
+    Listing,
+    ShardRequest,
+    first_difference,
+    sample_of,
+    shuffled,
+    write_listing,
+)
 from pipelines.shards.writer import (
     SHARDS_VERSION,
-    Sample,
     bounds,
     parse_sidecar,
     shard_name,
@@ -83,96 +80,7 @@ from pipelines.system.processes import Run
 from pipelines.system.progress import Progress
 from pixmix.mapped import open_map
 
-_SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
-
 _ORDER_TYPE = np.dtype("<i8")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRequest:
-    """What to make.
-
-    folder: where; made if absent.
-    name: of the set and its tars, as in "imagenet1k-train".
-    split: what timm calls it.
-    num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
-    seed: of the shuffle.
-    odd_files, broken_files: what becomes of files that are not what they seem, or no images.
-    exif_transpose: whether images are turned as their EXIF orientation says.
-    dali_index: whether to write DALI's .idx files.
-    """
-
-    folder: Path
-    source: Source
-    name: str
-    split: str = "train"
-    num_shards: int | None = None
-    shard_size: int | None = None
-    seed: int = 0
-    odd_files: OddFiles = "keep"
-    broken_files: BrokenFiles = "fail"
-    exif_transpose: bool = False
-    dali_index: bool = False
-    jobs: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense."""
-        if (self.num_shards is None) == (self.shard_size is None):
-            raise ValueError("set num_shards or shard_size, and not both")
-        for field in ("num_shards", "shard_size", "jobs"):
-            value = getattr(self, field)
-            if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}; use at least 1")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}; use 0 to 2**64 - 1")
-        letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
-        if not 0 < len(self.name) <= 64 or letters:
-            raise ValueError(
-                f"name is {self.name!r}; use at most 64 of the letters a-z, 0-9, - and _"
-            )
-
-    @property
-    def listing(self) -> Path:
-        """The file of the source's images."""
-        return self.folder / WORK / "listing.jsonl"
-
-    @property
-    def order(self) -> Path:
-        """The file of the order of the samples."""
-        return self.folder / WORK / "order"
-
-    @property
-    def skipped(self) -> set[str]:
-        """What is found in files that keeps them out of the shards."""
-        return {"broken", "odd"} if self.odd_files == "skip" else {"broken"}
-
-    def settings(self, listed: Listed | None = None) -> dict[str, Any]:
-        """Return as plain JSON values what the shards depend on.
-
-        listed: the files of the source, None to leave them out.
-        """
-        of_files = {}
-        if listed is not None:
-            of_files = {"source_pictures": listed.n, "source_sha256": listed.sha256}
-        settings = {
-            "name": self.name,
-            "kind": self.source.kind(),
-            **self.source.settings(),
-            "seed": self.seed,
-            "num_shards": self.num_shards,
-            "shard_size": self.shard_size,
-            "dali_index": self.dali_index,
-            **of_files,
-            "shards_version": SHARDS_VERSION,
-        }
-        if self.source.foreign():
-            settings |= {"odd_files": self.odd_files, "broken_files": self.broken_files}
-            # Only where it is asked for, so that all other sets keep their manifests.
-            if self.exif_transpose:
-                settings |= {"exif_transpose": True}
-            if self.odd_files == "convert" or self.exif_transpose:
-                settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
-        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -493,50 +401,6 @@ class _SourceShards:
             )
 
 
-def shuffled(n: int, seed: int) -> NDArray[np.int64]:
-    """Return 0..n-1 in an order that is a function of n and seed alone.
-
-    By sorting raw bits of Philox, which numpy holds fixed, as it does not `Generator.permutation`.
-    """
-    bits = np.random.Philox(key=np.array([seed, _SHUFFLE_STREAM], np.uint64)).random_raw(n)
-    return np.argsort(bits, kind="stable")
-
-
-def sample_of(request: ShardRequest, listing: Listing, index: int) -> Sample:
-    """Return a sample of a shard: the bytes of an image, its label, its record.
-
-    Raises:
-        PipelineError: if the file has another size than when it was listed.
-        OSError: if it cannot be read.
-    """
-    item = listing[index]
-    extension, content = _image_of(request, item)
-    members = {extension: content}
-    if item.label >= 0:
-        members["cls"] = str(item.label).encode()
-    if item.record is not None:
-        document = json.dumps(item.record, separators=(",", ":"), ensure_ascii=False)
-        members["json"] = document.encode()
-    return Sample(key=f"{index:08d}", extension=extension, label=item.label, members=members)
-
-
-def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
-    content = request.source.read(item.place)
-    if item.size not in (-1, len(content)):
-        raise PipelineError(
-            f"{item.name} was changed while its shard was written; run the same command again "
-            "when nothing writes to the source"
-        )
-    if request.source.foreign():
-        turned = request.exif_transpose and orientation(content) != UPRIGHT
-        if turned or (
-            request.odd_files == "convert" and oddity(content, item.extension) is not None
-        ):
-            content, extension = convert(content, item.extension, upright=turned)
-            return extension, content
-    return COMMON.get(item.extension, item.extension), content
-
-
 # --- a finished set that its command meets again -------------------------------------------------
 
 
@@ -564,10 +428,8 @@ def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: List
 
 
 def _open_complete(folder: Path, content: bytes) -> ShardSet | None:
-    """Open a set that has all of its files, None where one is missing or another.
-
-    Tars are held to their sizes; `pixmix-shard verify` reads them.
-    """
+    """Open a set that has all of its files, None where one is missing or another."""
+    # Tars are held to their sizes; `pixmix-shard verify` reads them.
     manifest = parse_manifest(content, str(folder / MANIFEST_NAME))
     for shard in manifest.shards:
         path = folder / shard.file
@@ -581,10 +443,8 @@ def _open_complete(folder: Path, content: bytes) -> ShardSet | None:
 
 
 def _changed_since(listing: Listing, manifest: Path) -> set[int]:
-    """Return the items whose files have a time that is not before that of a set's manifest.
-
-    They may be the same for all that: a file that is copied or linked to has a new time, too.
-    """
+    """Return the items whose files have a time not before that of a set's manifest."""
+    # They may be the same for all that: a file that is copied or linked to has a new time, too.
     finished = manifest.stat().st_mtime_ns
     return {index for index in range(len(listing)) if max(listing[index].changed) >= finished}
 

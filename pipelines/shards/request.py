@@ -1,0 +1,254 @@
+"""What `pixmix-shard` is asked for: of a source's images, listed on disk, those in an order."""
+
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.shards.images import (
+    COMMON,
+    CONVERSION_VERSION,
+    UPRIGHT,
+    convert,
+    encoder_version,
+    oddity,
+    orientation,
+)
+from pipelines.shards.output import WORK
+from pipelines.shards.sources import Item, Source
+from pipelines.shards.writer import SHARDS_VERSION, Sample
+from pipelines.system.files import new_file, open_regular
+
+OddFiles = Literal["keep", "convert", "skip", "fail"]
+BrokenFiles = Literal["fail", "skip"]
+
+STARTS_SUFFIX = ".starts.npy"
+
+_SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
+
+
+class Listing:
+    """The items of a source by number; lines of JSON and where each begins, both memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._starts = np.load(path.with_name(path.name + STARTS_SUFFIX))
+        self._lines: mmap.mmap | bytes
+        with open_regular(path) as file:
+            try:
+                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError:
+                # A file system without shared mappings.
+                self._lines = file.read()
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Item:
+        return Item(**json.loads(self._line(index)))
+
+    def _line(self, index: int) -> bytes:
+        return self._lines[int(self._starts[index]) : int(self._starts[index + 1])]
+
+    def fingerprint(self, indices: Iterable[int]) -> str:
+        """Return a hash of some items: their numbers, names, sizes and when they were changed.
+
+        What was made from them is to be made again when it differs.
+        """
+        digest = hashlib.sha256()
+        for index in indices:
+            digest.update(b"%d " % index + self._line(index))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What was listed.
+
+    n: how many items there are.
+    sha256: of all that the shards depend on but the files' contents: names, sizes, labels.
+    dated_sha256: of that and the times when contents were changed.
+    """
+
+    n: int
+    sha256: str
+    dated_sha256: str
+
+
+def write_listing(path: Path, items: Iterable[Item]) -> Listed:
+    """Write the items of a source, at least one.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    lengths: list[int] = []
+    undated, dated = hashlib.sha256(), hashlib.sha256()
+
+    def lines() -> Iterator[bytes]:
+        for item in items:
+            document = asdict(item)
+            changed = document.pop("changed")
+            same = json.dumps(document, separators=(",", ":")).encode()
+            undated.update(same + b"\n")
+            dated.update(same + b" %d\n" % changed[0])
+            line = b'%s,"changed":[%d,%d]}\n' % (same[:-1], *changed)
+            lengths.append(len(line))
+            yield line
+
+    with new_file(path) as file:
+        file.writelines(lines())
+    starts = np.fromiter(accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
+    with new_file(path.with_name(path.name + STARTS_SUFFIX)) as file:
+        np.save(file, starts)
+    return Listed(len(lengths), undated.hexdigest(), dated.hexdigest())
+
+
+def first_difference(before: Listing, now: Listing) -> str | None:
+    """Return the name of the first item that was changed, added or removed, or None."""
+    for index in range(min(len(before), len(now))):
+        one, other = before[index], now[index]
+        # Of the times only that of the content: another link to a file changes the other, too.
+        if (one.name, one.size, one.changed[0]) != (other.name, other.size, other.changed[0]):
+            return one.name
+    if len(before) == len(now):
+        return None
+    longer = max(before, now, key=len)
+    return longer[min(len(before), len(now))].name
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRequest:
+    """What to make.
+
+    folder: where; made if absent.
+    name: of the set and its tars, as in "imagenet1k-train".
+    split: what timm calls it.
+    num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
+    seed: of the shuffle.
+    odd_files, broken_files: what becomes of files that are not what they seem, or no images.
+    exif_transpose: whether images are turned as their EXIF orientation says.
+    dali_index: whether to write DALI's .idx files.
+    """
+
+    folder: Path
+    source: Source
+    name: str
+    split: str = "train"
+    num_shards: int | None = None
+    shard_size: int | None = None
+    seed: int = 0
+    odd_files: OddFiles = "keep"
+    broken_files: BrokenFiles = "fail"
+    exif_transpose: bool = False
+    dali_index: bool = False
+    jobs: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        if (self.num_shards is None) == (self.shard_size is None):
+            raise ValueError("set num_shards or shard_size, and not both")
+        for field in ("num_shards", "shard_size", "jobs"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ValueError(f"{field} is {value}; use at least 1")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed is {self.seed}; use 0 to 2**64 - 1")
+        letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
+        if not 0 < len(self.name) <= 64 or letters:
+            raise ValueError(
+                f"name is {self.name!r}; use at most 64 of the letters a-z, 0-9, - and _"
+            )
+
+    @property
+    def listing(self) -> Path:
+        """The file of the source's images."""
+        return self.folder / WORK / "listing.jsonl"
+
+    @property
+    def order(self) -> Path:
+        """The file of the order of the samples."""
+        return self.folder / WORK / "order"
+
+    @property
+    def skipped(self) -> set[str]:
+        """What is found in files that keeps them out of the shards."""
+        return {"broken", "odd"} if self.odd_files == "skip" else {"broken"}
+
+    def settings(self, listed: Listed | None = None) -> dict[str, Any]:
+        """Return as plain JSON values what the shards depend on.
+
+        listed: the files of the source, None to leave them out.
+        """
+        of_files = {}
+        if listed is not None:
+            of_files = {"source_pictures": listed.n, "source_sha256": listed.sha256}
+        settings = {
+            "name": self.name,
+            "kind": self.source.kind(),
+            **self.source.settings(),
+            "seed": self.seed,
+            "num_shards": self.num_shards,
+            "shard_size": self.shard_size,
+            "dali_index": self.dali_index,
+            **of_files,
+            "shards_version": SHARDS_VERSION,
+        }
+        if self.source.foreign():
+            settings |= {"odd_files": self.odd_files, "broken_files": self.broken_files}
+            # Only where it is asked for, so that all other sets keep their manifests.
+            if self.exif_transpose:
+                settings |= {"exif_transpose": True}
+            if self.odd_files == "convert" or self.exif_transpose:
+                settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
+        return settings
+
+
+def shuffled(n: int, seed: int) -> NDArray[np.int64]:
+    """Return 0..n-1 in an order that is a function of n and seed alone.
+
+    By sorting raw bits of Philox, which numpy holds fixed, as it does not `Generator.permutation`.
+    """
+    bits = np.random.Philox(key=np.array([seed, _SHUFFLE_STREAM], np.uint64)).random_raw(n)
+    return np.argsort(bits, kind="stable")
+
+
+def sample_of(request: ShardRequest, listing: Listing, index: int) -> Sample:
+    """Return a sample of a shard: the bytes of an image, its label, its record.
+
+    Raises:
+        PipelineError: if the file has another size than when it was listed.
+        OSError: if it cannot be read.
+    """
+    item = listing[index]
+    extension, content = _image_of(request, item)
+    members = {extension: content}
+    if item.label >= 0:
+        members["cls"] = str(item.label).encode()
+    if item.record is not None:
+        document = json.dumps(item.record, separators=(",", ":"), ensure_ascii=False)
+        members["json"] = document.encode()
+    return Sample(key=f"{index:08d}", extension=extension, label=item.label, members=members)
+
+
+def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
+    content = request.source.read(item.place)
+    if item.size not in (-1, len(content)):
+        raise PipelineError(
+            f"{item.name} was changed while its shard was written; run the same command again "
+            "when nothing writes to the source"
+        )
+    if request.source.foreign():
+        turned = request.exif_transpose and orientation(content) != UPRIGHT
+        if turned or (
+            request.odd_files == "convert" and oddity(content, item.extension) is not None
+        ):
+            content, extension = convert(content, item.extension, upright=turned)
+            return extension, content
+    return COMMON.get(item.extension, item.extension), content
