@@ -25,7 +25,7 @@ from pipelines.generate.featviz import (
     FeatvizGenerator,
     describe_device,
     find_device,
-    picture_bytes,
+    image_bytes,
     plan_generator,
 )
 from pipelines.generate.generator import decode, pixel_sha256
@@ -467,7 +467,7 @@ def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatc
 
 def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
     # Measured by the peak of resident memory: 60 MB a picture of 256 pixels with a window of 128.
-    estimate = picture_bytes(open_network(), (256, 256), 128 * 128)
+    estimate = image_bytes(open_network(), (256, 256), 128 * 128)
     assert 20e6 < estimate < 200e6
 
 

@@ -79,6 +79,10 @@ def verify_images(
             by other versions of the code.
     """
     request = read_request(Folder(path=folder))
+    if request is not None and "num_shards" in request.settings:
+        raise PipelineError(
+            f"{folder} holds shards in the making; check them when they are complete"
+        )
     if request is not None:
         return Verdict(n=request.n, complete=False)
     manifest = read_manifest(folder)

@@ -170,7 +170,8 @@ def run_job(
     if min(jobs, job.chunk) < 1:
         raise ValueError(f"jobs is {jobs} and chunk is {job.chunk}; use at least 1")
     with store_errors(job.store, jobs):
-        look(job)  # A refusal leaves no trace.
+        if job.exclusive:
+            look(job)  # A refusal leaves no trace, as a lock would.
         with task_lock(job.store, task) if job.exclusive else nullcontext():
             return run_locked(job, task, jobs=jobs, run=run, progress=progress)
 
@@ -272,6 +273,11 @@ def look(job: Job) -> _Found:
         return look(job)  # It was closed at this moment.
     if (earlier := request or closed) is not None:
         refuse_other(store.name, earlier, job.request)
+    if job.resizable and closed is not None and job.request.n < closed.n:
+        raise PipelineError(
+            f"n: {store.name} is complete with {closed.n} images, this command says "
+            f"{job.request.n}; use --n {closed.n} or more, or choose another output folder"
+        )
     others = {name for name in sizes if not name.startswith(f"{WORK}/")}
     if earlier is None and others and not job.product.takes_over(others):
         if store.read(MANIFEST_NAME) is not None or store.read(REQUEST) is not None:
@@ -358,11 +364,6 @@ def _begin(job: Job, task: Task) -> _Found | None:
 def _check_smaller(job: Job, found: _Found, earlier: Request, task: Task) -> None:
     """Refuse a smaller n that would lose items whole in order, or while another task runs."""
     n, name = job.request.n, job.store.name
-    if found.closed is not None and n < found.closed.n:
-        raise PipelineError(
-            f"n: {name} is complete with {found.closed.n} images, this command says {n}; use --n "
-            f"{found.closed.n} or more, or choose another output folder"
-        )
     if n >= earlier.n:
         return
     missing = _missing(job, earlier, found.sizes, ALONE)
