@@ -587,7 +587,7 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
             ("--checkpoint", "3.pt"),
             "has 10 numbered classes, of which 7 ('3', '4', '5' and 4 more) are not within",
         ),
-        (("--checkpoint", "bare.pt"), "does not say what network it is of; name it with --model"),
+        (("--checkpoint", "bare.pt"), "does not name its network; pass --model"),
         (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
         (("--checkpoint", "junk.pt"), "neither a file of torch.save nor of safetensors"),
         (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),

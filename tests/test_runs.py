@@ -20,8 +20,10 @@ from pipelines.report.page import Picture, Table, Text
 from pipelines.report.run_files import read_runs
 from pipelines.report.run_settings import differing_rows
 from pipelines.report.runs import curves, last_rows, sections
-from pipelines.training.history import write_metrics
-from pipelines.training.recipes import DIGITS
+from pipelines.training.recipes import named_recipe
+from pipelines.training.tracking import write_metrics
+
+DIGITS = named_recipe("digits")
 
 pytest.importorskip("matplotlib")
 
