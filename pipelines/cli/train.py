@@ -12,16 +12,17 @@ import click
 
 from pipelines.cli.options import command_options, example, one_line_errors, progress_bar, say
 from pipelines.cli.suggestions import SuggestingGroup
-from pipelines.cli.training_options import RECIPES, SMALL, training_options
+from pipelines.cli.training_options import training_options
+from pipelines.datasets import DATASETS, Dataset
 from pipelines.errors import PipelineError
 from pipelines.system.progress import ShowProgress, in_words
-from pipelines.training.recipes import Recipe, TrainConfig, named_recipe
+from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recipe
 
 if TYPE_CHECKING:
     from pipelines.loading.preparation import Preparation
     from pipelines.loading.remote_sets import Remote
     from pipelines.system.process_group import Processes
-    from pipelines.training.data import Data, Dataset
+    from pipelines.training.data import Data
     from pipelines.training.recipes import Progress, TrainResult
     from pipelines.training.stopping import Stopping
 
@@ -33,24 +34,6 @@ _NOT_IN_TIME = (
     "stopped; no checkpoint could be saved in time: the same command with --resume auto resumes "
     "from the last one"
 )
-
-_ARCHIVE = """DATA holds shards of pixmix-shard, or the official archive or what torchvision made of
-it, which is then sharded into OUT."""
-
-_COMMANDS: "dict[Dataset, str]" = {
-    "cifar10": f"Train on CIFAR-10: WRN-40-4, 100 epochs.\n\n{_ARCHIVE}",
-    "cifar100": f"Train on CIFAR-100: WRN-40-4, 100 epochs.\n\n{_ARCHIVE}",
-    "imagenet": """Train on ImageNet: ResNet-50, 90 epochs.
-
-    DATA holds the shards of pixmix-shard imagefolder, in train and val. The small learning rate
-    of the released script suits pretrained weights; pass --pretrained to start from them.
-    """,
-    "digits": "Train on scikit-learn's digits, which need no download: a small network, a minute.",
-    "folder": """Train on your own images: ResNet-50 and the recipe of ImageNet by default.
-
-    DATA holds the shards of pixmix-shard imagefolder.
-    """,
-}
 
 
 @click.group(
@@ -71,27 +54,44 @@ def main() -> None:
     """
 
 
-def _add_command(dataset: "Dataset", text: str) -> None:
+def _add_command(dataset: Dataset) -> None:
     def command(**options: Any) -> None:  # noqa: ANN401
         with one_line_errors(_INTERRUPTED):
             _train(dataset, options)
 
-    command.__doc__ = text
+    command.__doc__ = _help_of(dataset)
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "images" if dataset == "folder" else dataset
-    data = "" if dataset == "digits" else f" --data shards/{shards}"
-    line = f"pixmix-train {dataset}{data} --mixing-set mixing-set --out runs/{dataset}"
+    shards = "images" if dataset.name == "folder" else dataset.name
+    data = "" if dataset.bundled else f" --data shards/{shards}"
+    line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
     many = f"torchrun --nproc-per-node 4 --no-python {line}"
-    main.command(dataset, epilog=example(line, many))(decorated)
+    main.command(dataset.name, epilog=example(line, many))(decorated)
 
 
-for _dataset, _text in _COMMANDS.items():
-    _add_command(_dataset, _text)
+def _help_of(dataset: Dataset) -> str:
+    recipe = figures(dataset.recipe)
+    text = f"Train on {dataset.title}: {recipe['model']}, {recipe['epochs']} epochs."
+    if dataset.bundled:
+        return f"{text}\n\nThe data need no download; without --data they are sharded into OUT."
+    if dataset.reader:
+        return (
+            f"{text}\n\nDATA holds shards of pixmix-shard, or the official archive or what "
+            "torchvision made of it, which is then sharded into OUT."
+        )
+    return (
+        f"{text}\n\nDATA holds the shards of pixmix-shard imagefolder, in train and val. The small "
+        "learning rate of the released script suits pretrained weights; pass --pretrained to start "
+        "from them."
+    )
 
 
-def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
+for _dataset in DATASETS.values():
+    _add_command(_dataset)
+
+
+def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
     from pipelines.loading.remote_sets import Remote
@@ -152,7 +152,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             "test": data.test,
             "mixing_set": options["mixing_sets"] or None,
             "resume": options["resume"] == "auto",
-            "num_workers": (0 if dataset in SMALL else min(4, cores))
+            "num_workers": (0 if dataset.images == "small" else min(4, cores))
             if workers is None
             else workers,
             "remote": remote,
@@ -277,13 +277,13 @@ def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
 
 
 def _open_data(
-    dataset: "Dataset", options: dict[str, Any], remote: "Remote", processes: "Processes"
+    dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
 ) -> "Data":
     """Open the data, made first where they have to be, once nothing else is missing."""
     from pipelines.training.data import check_inputs, find_data
 
     out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
-    find = partial(find_data, dataset, options["data"], out / "data", **reading)
+    find = partial(find_data, dataset.name, options["data"], out / "data", **reading)
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:
@@ -296,22 +296,21 @@ def _open_data(
     return data
 
 
-def _preparation(dataset: "Dataset", options: dict[str, Any]) -> "Preparation":
+def _preparation(dataset: Dataset, options: dict[str, Any]) -> "Preparation":
     from pipelines.loading import preparation as preparations
 
-    if dataset not in SMALL:
-        return replace(preparations.IMAGENET, image_size=options["image_size"])
-    # A mirrored digit is not a digit.
-    return replace(preparations.CIFAR, flip=dataset != "digits")
+    if dataset.images == "large":
+        return replace(preparations.IMAGENET, flip=dataset.flip, image_size=options["image_size"])
+    return replace(preparations.CIFAR, flip=dataset.flip)
 
 
-def _recipe(dataset: "Dataset", options: dict[str, Any]) -> Recipe:
+def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
     """Return the recipe of a dataset with what the user passes in its place."""
     import torch
 
     from pipelines.models.registry import has_dropout
 
-    base = named_recipe(RECIPES[dataset])
+    base = named_recipe(dataset.recipe)
 
     def passed(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
         names = [each.name for each in fields(settings)]

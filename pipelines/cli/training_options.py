@@ -7,7 +7,7 @@ An option's parameter has the name of the field that it sets, of `Recipe`, `PixM
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,34 +21,21 @@ from pipelines.cli.options import (
     finite,
     seed_option,
 )
+from pipelines.datasets import Dataset
 from pipelines.training.recipes import AUGMENTS, OPTIMIZERS, PRECISIONS, PRETRAINED, figures
-
-if TYPE_CHECKING:
-    from pipelines.training.data import Dataset
 
 # As in loading.samples, which would take seconds to import for the help; a test holds them equal.
 POLICIES = ("raise", "substitute", "skip")
 
-RECIPES: "dict[Dataset, str]" = {
-    "cifar10": "cifar",
-    "cifar100": "cifar",
-    "digits": "digits",
-    "imagenet": "imagenet",
-    "folder": "imagenet",
-}
-"""The recipe of each dataset."""
 
-_CIFAR_DATA = "the folder of the official archive, or what torchvision downloaded."
-_DATA: "dict[Dataset, str]" = {
-    "cifar10": f"Shards of pixmix-shard cifar10, local or remote; or {_CIFAR_DATA}",
-    "cifar100": f"Shards of pixmix-shard cifar100, local or remote; or {_CIFAR_DATA}",
-    "imagenet": "Shards of pixmix-shard imagefolder, local or remote.",
-    "digits": "Shards of pixmix-shard digits, local or remote.  [default: made in OUT/data]",
-    "folder": "Shards of pixmix-shard imagefolder, local or remote.",
-}
-
-SMALL: "tuple[Dataset, ...]" = ("cifar10", "cifar100", "digits")
-"""Datasets whose images are held in memory, and read before the first batch."""
+def _data_help(dataset: Dataset) -> str:
+    command = dataset.name if dataset.reader else "imagefolder"
+    shards = f"Shards of pixmix-shard {command}, local or remote"
+    if dataset.bundled:
+        return f"{shards}.  [default: made in OUT/data]"
+    if dataset.reader:
+        return f"{shards}; or the folder of the official archive, or what torchvision downloaded."
+    return f"{shards}."
 
 
 def _number(
@@ -62,12 +49,12 @@ def _count(least: int = 1, most: int | None = None) -> dict[str, Any]:
     return {"type": click.IntRange(least, most)}
 
 
-def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
+def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ...]:
     """Return the options of a dataset's command, in the order of its help."""
-    option, defaults = click.option, figures(RECIPES[dataset])
+    option, defaults = click.option, figures(dataset.recipe)
     shown = partial(click.option, show_default=True)
     folder = click.Path(path_type=Path, file_okay=False)
-    large = dataset not in SMALL
+    large = dataset.images == "large"
 
     def recipe(name: str, text: str, **more: Any) -> Callable[[Command], Command]:  # noqa: ANN401
         """Return an option whose default, None, stands for the recipe's value."""
@@ -77,7 +64,7 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
         return option(name, field, help=f"{text}  [default: {default}]", **more)
 
     return (
-        option("--data", type=Place(), help=_DATA[dataset]),
+        option("--data", type=Place(), help=_data_help(dataset)),
         option("--out", type=folder, required=True, help="Folder of checkpoints and metrics."),
         option(
             "--mixing-set",

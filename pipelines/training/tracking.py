@@ -21,7 +21,7 @@ from pipelines.provenance.run_record import (
     read_run_record,
     recorded,
 )
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.system.files import file_sha256, write_file
 from pipelines.system.process_group import Processes
 from pipelines.training.recipes import TrainConfig
