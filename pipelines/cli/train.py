@@ -283,16 +283,16 @@ def _open_data(
     from pipelines.training.data import check_inputs, find_data
 
     out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
-    find = partial(find_data, dataset.name, options["data"], out / "data", **reading)
+    find = partial(find_data, dataset.name, options["data"], out / "data")
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:
                 check_inputs(out, options["mixing_sets"], weights=options["weights"], **reading)
                 with progress_bar("samples") as made:
-                    data = find(made)
+                    data = find(made, **reading)
         with processes.together():
             if not processes.first:
-                data = find(lambda _done, _total: None, maker=False)
+                data = find(lambda _done, _total: None, maker=False, **reading)
     return data
 
 

@@ -137,7 +137,7 @@ _IMAGENET = {
     "augmix_severity": 1.0, "pixmix": {"k": 4, "beta": 4, "severity": 1},
 }  # fmt: skip
 
-_RECIPES: Mapping[str, Mapping[str, Any]] = {
+RECIPES: Mapping[str, Mapping[str, Any]] = {
     # The paper's, for CIFAR-10 and CIFAR-100.
     "cifar": _CIFAR,
     # The paper's, for ImageNet; its small rate points to starting from trained weights. The
@@ -151,7 +151,7 @@ _RECIPES: Mapping[str, Mapping[str, Any]] = {
 
 def figures(name: str) -> dict[str, Any]:
     """Return the plain numbers of a recipe by field, those of PixMix among them; for the help."""
-    changes = {**_RECIPES[name]}
+    changes = {**RECIPES[name]}
     pixmix = changes.pop("pixmix")
     return {**{each.name: each.default for each in fields(Recipe)}, **changes, **pixmix}
 
@@ -160,7 +160,7 @@ def named_recipe(name: str) -> Recipe:
     """Return the recipe "cifar", "imagenet" or "digits"."""
     from pixmix.settings import PixMixSettings
 
-    changes = _RECIPES[name]
+    changes = RECIPES[name]
     return Recipe(**{**changes, "pixmix": PixMixSettings(**changes["pixmix"])})
 
 
