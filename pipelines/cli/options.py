@@ -110,10 +110,10 @@ class WeightsPath(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_dir():
             return path
-        from pipelines.training.run_checkpoints import checkpoint_of
+        from pipelines.training.checkpoints import choose_checkpoint
 
         try:
-            chosen = checkpoint_of(path)
+            chosen = choose_checkpoint(path)
         except PipelineError as error:
             self.fail(str(error), param, ctx)
         if os.environ.get("RANK", "0") == "0":

@@ -1,4 +1,4 @@
-"""Other augmentations in PixMix's place, each by the recipe of its authors.
+"""Baseline augmentations in place of PixMix, each by the recipe of its authors.
 
 AugMix (Hendrycks et al., ICLR 2020, github.com/google-research/augmix): three chains of one to
 three of nine operations, mixed by Dirichlet(1, 1, 1), and with the image by Beta(1, 1). A severity
@@ -7,10 +7,12 @@ is on another scale, and it draws operations that overlap the corruptions of Ima
 
 TrivialAugment (Mueller and Hutter, ICCV 2021): torchvision's TrivialAugmentWide is the authors'. It
 draws brightness, color, contrast and sharpness, which overlap those corruptions.
+
+To add one, add a row to `BASELINES` and its name to `recipes.Augment`.
 """
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +27,7 @@ from pixmix.settings import MINIMAL_LEVEL
 _CHAINS = 3
 _LONGEST_CHAIN = 3
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
 def seed_of(*key: int) -> int:
@@ -34,7 +36,7 @@ def seed_of(*key: int) -> int:
 
 
 def augmix(
-    image: Picture, rng: np.random.Generator, *, severity: float, all_ops: bool
+    image: Image, rng: np.random.Generator, *, severity: float, all_ops: bool
 ) -> NDArray[np.float32]:
     """Mix an image with chains of operations on it, in the order of the authors' draws.
 
@@ -59,10 +61,10 @@ def augmix(
     return (1 - share) * image + share * mixed
 
 
-def _operated(image: Picture, code: int, rng: np.random.Generator, severity: float) -> Picture:
+def _operated(image: Image, code: int, rng: np.random.Generator, severity: float) -> Image:
     """Return an image after an operation at a level that is drawn."""
     name = ops.OPERATIONS[code]
-    operation: Callable[..., Picture] = getattr(ops, name)
+    operation: Callable[..., Image] = getattr(ops, name)
     if name in ("autocontrast", "equalize"):
         return operation(image)
     level = rng.uniform(MINIMAL_LEVEL, severity)
@@ -72,24 +74,53 @@ def _operated(image: Picture, code: int, rng: np.random.Generator, severity: flo
     return operation(image, int(argument) if whole else argument)
 
 
-class RivalAugment:
-    """Applies another augmentation to each image of a batch, then normalizes.
+@dataclass(frozen=True, kw_only=True)
+class _Draw:
+    """What an augmentation of one image depends on.
 
-    What is drawn for an image depends on (seed, step, place in the global batch) alone.
+    key: (seed, step, place in the global batch, view), of all random numbers.
+    severity, all_ops: see `augmix`.
+    """
+
+    key: tuple[int, int, int, int]
+    severity: float
+    all_ops: bool
+
+
+def _augmix(image: Tensor, draw: _Draw) -> Tensor:
+    mixed = augmix(
+        np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
+        np.random.default_rng(draw.key),
+        severity=draw.severity,
+        all_ops=draw.all_ops,
+    )
+    return torch.from_numpy(mixed).permute(2, 0, 1)
+
+
+def _trivialaugment(image: Tensor, draw: _Draw) -> Tensor:
+    torch.manual_seed(seed_of(*draw.key))
+    augmented: Tensor = v2.TrivialAugmentWide()(image)
+    return augmented.float()
+
+
+BASELINES: Mapping[str, Callable[[Tensor, _Draw], Tensor]] = {
+    "augmix": _augmix,
+    "trivialaugment": _trivialaugment,
+}
+"""By name, the augmentation of a (3, H, W) uint8 image; returns float32 in 0..255."""
+
+
+class BaselineAugment:
+    """Applies a baseline augmentation to each image of a batch, then normalizes.
+
+    What is drawn for an image depends on (seed, step, place in the global batch, view) alone.
     """
 
     def __init__(
-        self,
-        kind: Literal["augmix", "trivialaugment"],
-        mean: Triple,
-        std: Triple,
-        *,
-        severity: float = 3.0,
-        all_ops: bool = False,
+        self, name: str, mean: Triple, std: Triple, *, severity: float = 3.0, all_ops: bool = False
     ) -> None:
-        self._kind = kind
+        self._augment = BASELINES[name]
         self._severity, self._all_ops = severity, all_ops
-        self._trivial = v2.TrivialAugmentWide()
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
 
@@ -98,33 +129,34 @@ class RivalAugment:
     ) -> Tensor:
         """Augment.
 
-        images: (B, 3, H, W) float32 in 0..1; first: the place of the first of them.
-        views: None for one of each; or how many, of which the first is the image as it is.
-        Returns (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
+        Args:
+            images: (B, 3, H, W) float32 in 0..1.
+            seed: of the training.
+            step: its number.
+            first: place of the first image in the global batch.
+            views: None for one of each; or how many, of which the first is the plain image.
+
+        Returns:
+            (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
         """
         whole = (images * 255).round().to(torch.uint8)
-        if views is None:
-            augmented = self._augmented(whole, seed, step, first, 0)
-        else:
-            others = [self._augmented(whole, seed, step, first, view) for view in range(1, views)]
-            augmented = torch.stack([whole.float(), *others], 1)
-        return (augmented / 255 - self._mean) / self._std
 
-    def _augmented(self, images: Tensor, seed: int, step: int, first: int, view: int) -> Tensor:
-        """Return (B, 3, H, W) float32 in 0..255."""
-        augmented = []
-        with torch.random.fork_rng(devices=[]):
-            for place, image in enumerate(images):
-                key = (seed, step, first + place, view)
-                if self._kind == "augmix":
-                    mixed = augmix(
-                        np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
-                        np.random.default_rng(key),
-                        severity=self._severity,
-                        all_ops=self._all_ops,
-                    )
-                    augmented.append(torch.from_numpy(mixed).permute(2, 0, 1))
-                else:
-                    torch.manual_seed(seed_of(*key))
-                    augmented.append(self._trivial(image).float())
-        return torch.stack(augmented)
+        def augmented(view: int) -> Tensor:
+            draws = (
+                _Draw(
+                    key=(seed, step, first + place, view),
+                    severity=self._severity,
+                    all_ops=self._all_ops,
+                )
+                for place in range(len(whole))
+            )
+            with torch.random.fork_rng(devices=[]):
+                return torch.stack(
+                    [self._augment(image, draw) for image, draw in zip(whole, draws, strict=True)]
+                )
+
+        if views is None:
+            result = augmented(0)
+        else:
+            result = torch.stack([whole.float(), *map(augmented, range(1, views))], 1)
+        return (result / 255 - self._mean) / self._std
