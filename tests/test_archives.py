@@ -167,7 +167,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lying.zip").write_bytes(lying)
     (image,) = archived_images(tmp_path / "lying.zip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(archives.BrokenPictureError):
+    with pytest.raises(archives.DecodeError):
         read_archived(tmp_path / "lying.zip", image.place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
     monkeypatch.setattr(archives, "LARGEST_FILE", 10_000_000)
@@ -194,7 +194,7 @@ def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
     result = run("mixing", path, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert "5.png" in result.stderr
-    assert run("mixing", path, tmp_path / "out", "--broken-files", "skip").exit_code == 0
+    assert run("mixing", path, tmp_path / "out", "--on-decode-error", "skip").exit_code == 0
     assert len(open_shards(tmp_path / "out")) == 5
     with pytest.raises(UnreadablePictureError):
         picture_source(path).read(5)
@@ -432,7 +432,7 @@ def read_all(path: Path) -> None:
     for image in archived_images(path):
         try:
             read_archived(path, image.place)
-        except (OSError, archives.BrokenPictureError):
+        except (OSError, archives.DecodeError):
             continue
 
 

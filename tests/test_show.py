@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import resource
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,24 +20,21 @@ from fractals import draw_genome, render
 from fractals.statistics import measure
 from pipelines.cli import options, show
 from pipelines.errors import PipelineError
+from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import near_duplicates as near
-from pipelines.report import set_table
+from pipelines.report import set_statistics, set_table
 from pipelines.report.set_pictures import FilePicture
 from pipelines.report.set_statistics import (
     Percentiles,
     SetStatistics,
+    at_measured_size,
     is_dead,
     jpeg_bits_per_pixel,
     measure_set,
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.report.sheet import GAP, contact_sheet, write_sheet
-from pipelines.shards.images import (
-    at_measured_size,
-    natural_order,
-    picture_files,
-    read_picture,
-)
+from pipelines.shards.images import image_files, natural_order, read_image
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -98,7 +96,7 @@ def test_pictures_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_
     names = ["b/1.PNG", "10.png", "9.png", "a/x2.webp", "a/x10.bmp", "a/x2b.jpg", "09.png"]
     for name in names:
         save(noise(0, (20, 30)), tmp_path / name)
-    found = [path.relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
     assert found == ["09.png", "9.png", "10.png", "a/x2.webp", "a/x2b.jpg", "a/x10.bmp", "b/1.PNG"]
 
 
@@ -115,7 +113,7 @@ def test_names_of_equal_numbers_have_an_order_of_their_own(
 
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", listed)
-    assert [path.name for path in picture_files(tmp_path)] == ["009.png", "09.png", "9.png"]
+    assert [path.name for path in image_files(tmp_path)] == ["009.png", "09.png", "9.png"]
     assert len(paths) == 3
 
 
@@ -125,14 +123,14 @@ def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
     save(noise(0), tmp_path / ".hidden.png")
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "folder.png").mkdir()
-    assert picture_files(tmp_path) == [tmp_path / "seen.png"]
+    assert image_files(tmp_path) == [tmp_path / "seen.png"]
 
 
 def test_of_a_mixing_set_only_its_images_are_taken(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     save(noise(0), tmp_path / "sheet.png")
     image = save(noise(1), tmp_path / "images" / "00000000.jpg")
-    assert picture_files(tmp_path) == [image]
+    assert image_files(tmp_path) == [image]
 
 
 def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path: Path) -> None:
@@ -141,7 +139,7 @@ def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path:
     save(noise(0), tmp_path / "fractals" / "sheet.png")
     image = save(noise(1), tmp_path / "fractals" / "images" / "00000000.jpg")
     other = save(noise(2), tmp_path / "photographs" / "1.png")
-    assert picture_files(tmp_path) == [image, other]
+    assert image_files(tmp_path) == [image, other]
 
 
 def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: Path) -> None:
@@ -150,18 +148,18 @@ def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: 
     save(noise(0), tmp_path / "elsewhere" / "2.png")
     save(noise(1), root / "a" / "1.png")
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    taken = [str(path) for path in picture_files(root)]
+    taken = [str(path) for path in image_files(root)]
     assert taken == [path for path, _ in datasets.ImageFolder(root).samples]
     assert len(taken) == 2
     (root / "a" / "back").symlink_to(root)
-    assert [str(path) for path in picture_files(root)] == taken
+    assert [str(path) for path in image_files(root)] == taken
 
 
 def test_a_link_to_nothing_is_not_lost_in_silence(tmp_path: Path) -> None:
     kept = save(noise(0), tmp_path / "1.png")
     lost = tmp_path / "2.png"
     lost.symlink_to(tmp_path / "nothing.png")
-    assert picture_files(tmp_path) == [kept, lost]
+    assert image_files(tmp_path) == [kept, lost]
 
 
 def test_numbers_in_names_may_have_any_length() -> None:
@@ -173,7 +171,7 @@ def test_numbers_in_names_may_have_any_length() -> None:
 def test_grey_palette_and_alpha_become_colour(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1"):
         Image.fromarray(noise(3, (40, 60))).convert(mode).save(tmp_path / f"{mode}.png")
-    pictures = [read_picture(path) for path in picture_files(tmp_path)]
+    pictures = [read_image(path) for path in image_files(tmp_path)]
     assert [(picture.shape, picture.dtype) for picture in pictures] == [((40, 60, 3), np.uint8)] * 4
 
 
@@ -184,8 +182,31 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
     whole = path.read_bytes()
     damaged = {"cut": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}
     path.write_bytes(damaged[damage])
-    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable picture.*remove it"):
-        read_picture(path)
+    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable image.*remove it"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
+def test_a_thin_image_is_measured_in_little_memory(shape: tuple[int, int], tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert at_measured_size(picture).shape == (256, 256, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    save(picture, tmp_path / "set" / "thin.png")
+    with pytest.raises(PipelineError, match=r"thin\.png"):
+        open_mixing_set(tmp_path / "set", 256, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("shape", [(700, 40), (33, 500), (300, 301), (1, 9)])
+def test_a_thin_image_is_cut_as_others_are(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The centre alone is scaled where all of it would be too much: the same but for rounding."""
+    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    whole = at_measured_size(picture).astype(int)
+    monkeypatch.setattr(set_statistics, "MOST_PIXELS", 0)
+    # Pillow rounds after each of two passes.
+    assert np.abs(at_measured_size(picture) - whole).max() <= 1
 
 
 def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
@@ -204,7 +225,7 @@ def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> N
 
 def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = measure_set(of_files(picture_files(folder)), progress=lambda *step: steps.append(step))
+    found = measure_set(of_files(image_files(folder)), progress=lambda *step: steps.append(step))
     assert (found.n, found.n_resized, found.n_of_diversity) == (5, 0, 5)
     assert steps == [(done, 5) for done in range(1, 6)]
     measured = [measure(noise(index)) for index in range(5)]
@@ -246,17 +267,17 @@ def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
 def test_a_dead_picture_is_named(folder: Path) -> None:
     black = save(np.zeros((256, 256, 3), np.uint8), folder / "black.png")
     grey = save(np.full((256, 256, 3), 128, np.uint8), folder / "grey.png")
-    assert measure_set(of_files(picture_files(folder))).dead == (str(black), str(grey))
+    assert measure_set(of_files(image_files(folder))).dead == (str(black), str(grey))
     assert not is_dead(measure(noise(0)))
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     folder: Path, tmp_path: Path
 ) -> None:
-    expected = measure_set(of_files(picture_files(folder)))
+    expected = measure_set(of_files(image_files(folder)))
     for place in (1, 3, 5, 7):
         (folder / f"{place}x.png").write_bytes(b"nothing")
-    found = measure_set(of_files(picture_files(folder)))
+    found = measure_set(of_files(image_files(folder)))
     lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
     assert found.unreadable == lost
     assert (found.n, found.n_of_diversity) == (5, 5)
@@ -269,7 +290,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     assert told in result.stdout
     assert f"{folder}: 5 of 9 pictures" in result.stdout
     drawn = contact_sheet([noise(index) for index in range(5)])
-    assert np.array_equal(read_picture(sheet), np.asarray(drawn))
+    assert np.array_equal(read_image(sheet), np.asarray(drawn))
     assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
 
 
@@ -278,7 +299,7 @@ def test_a_picture_of_a_tar_that_cannot_be_read_is_left_out_too(
 ) -> None:
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes()[:200])
     with tarfile.open(tmp_path / "set.tar", "w") as file:
-        for path in picture_files(folder):
+        for path in image_files(folder):
             file.add(path, path.name)
     result = run(tmp_path / "set.tar")
     assert result.exit_code == 0, result.output
@@ -373,7 +394,7 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
     result = CliRunner().invoke(shard.main, ["mixing", str(folder), str(shards), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     with tarfile.open(tar, "w") as file:
-        for path in picture_files(folder):
+        for path in image_files(folder):
             file.add(path, path.name)
     found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
     for each in found:
@@ -433,7 +454,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
     assert text.count("<table") == 1
     for row in set_table.ROWS:
         assert f'<th scope="row">{row.label}</th>' in text
-    pixels = read_picture(plot).astype(int)
+    pixels = read_image(plot).astype(int)
     for blended in ((143, 187, 217), (255, 191, 134)):  # C0 and C1, half seen through
         assert (np.abs(pixels - blended).max(axis=2) < 12).sum() > 100
 
@@ -449,7 +470,7 @@ def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(of_files(picture_files(folder))).per_picture
+        measure_set(of_files(image_files(folder))).per_picture
     )
     found = verdicts(perfect())
     assert len(found) == 21
@@ -579,12 +600,12 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     result = run(folder, "--n", 4, "--sheet", sheet, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    expected = measure_set(of_files(picture_files(folder)[:4]))
+    expected = measure_set(of_files(image_files(folder)[:4]))
     assert (document["pictures"], document["n"]) == (5, 4)
     for name, figures in expected.per_picture.items():
         assert document["per_picture"][name] == vars(figures)
     assert len(document["bars"]) == 21
-    pixels = read_picture(sheet)
+    pixels = read_image(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
     assert np.array_equal(pixels, np.asarray(drawn))
 
@@ -593,7 +614,7 @@ def test_the_command_prints_the_table_for_people(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0
     assert f"{folder}: 5 of 5 pictures" in result.stdout
-    assert table(measure_set(of_files(picture_files(folder)))) in result.stdout
+    assert table(measure_set(of_files(image_files(folder)))) in result.stdout
 
 
 def test_pictures_of_other_sizes_are_told(tmp_path: Path) -> None:
@@ -613,15 +634,15 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     (tmp_path / "text.sh").write_text("echo\n" * 300)
     out = tmp_path / "one.png"
     cases: list[tuple[int, str, list[object]]] = [
-        (1, "holds no pictures", [empty]),
+        (1, "holds no images", [empty]),
         (1, "none of 1 pictures can be read: ", [broken]),
         (1, "0.jpg is no readable picture", [broken]),
-        (1, "photo.jpg is no tar; name a folder of pictures, shards, or", [tmp_path / "photo.jpg"]),
-        (1, "text.sh is no tar; name a folder of pictures, shards, or", [tmp_path / "text.sh"]),
+        (1, "photo.jpg is no tar; name a folder of images, shards, or", [tmp_path / "photo.jpg"]),
+        (1, "text.sh is no tar; name a folder of images, shards, or", [tmp_path / "text.sh"]),
         (2, "is also what --sheet writes", [folder, *("--sheet", out), *("--plot", out)]),
         (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is no tar; name a folder of pictures, shards, or", [tmp_path / "file"]),
+        (1, "file is no tar; name a folder of images, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "does not end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
@@ -629,7 +650,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
         (2, "does not end in .html", [folder, "--html", tmp_path / "report.txt"]),
         (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
-        (1, "other holds no pictures", [folder, "--against", tmp_path / "other"]),
+        (1, "other holds no images", [folder, "--against", tmp_path / "other"]),
     ]
     for code, message, arguments in cases:
         result = run(*arguments)

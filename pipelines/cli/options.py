@@ -257,20 +257,20 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell_passed_over(folder: Path) -> None:
-    """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
-    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
+def tell_skipped(folder: Path) -> None:
+    """Say in one line on stderr which images below a folder are skipped, if there are any."""
+    from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
-    found = passed_over(folder)
+    extensions, ignored = skipped_files(folder)
     told = []
-    if found.extensions:
-        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
-        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        told.append(f"passed over {counts}; only {taken} are taken")
-    if found.ignored:
-        n = len(found.ignored)
+    if extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
+        taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        told.append(f"skipped {counts}; only {taken} are read")
+    if ignored:
+        n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
+        told.append(f"ignored {n:,} hidden {files} ({ignored[0].relative_to(folder)})")
     if told:
         click.echo(f"{folder}: {'; '.join(told)}", err=True)
 

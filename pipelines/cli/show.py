@@ -20,7 +20,7 @@ from pipelines.cli.options import (
     progress_bar,
     say,
     seed_option,
-    tell_passed_over,
+    tell_skipped,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 
@@ -105,7 +105,7 @@ def show_set(
             check_plotting()
         for place in places:
             if place.is_dir():
-                tell_passed_over(place)
+                tell_skipped(place)
         # All of them before the first is measured, which may take minutes.
         pictures_of = [set_pictures(place) for place in places]
         sets = []
@@ -217,13 +217,13 @@ def show_mixed(
         from pipelines.report import mixing_figure, mixing_steps
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
-        from pipelines.shards.images import read_picture
+        from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
         from pixmix.settings import PixMixSettings
         from pixmix.warming import pending
 
         # Both before a kernel is compiled.
-        whole = read_picture(image)
+        whole = read_image(image)
         mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
         picture = mixing_steps.square(whole, size)

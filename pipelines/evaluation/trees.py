@@ -1,6 +1,5 @@
 """Folders of images to evaluate on: what in them is a class, what is an image, what is neither."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,15 +9,13 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.shards.images import (
-    FOLDER_EXTENSIONS,
-    Above,
+    extension_of,
     files_below,
-    is_folder,
-    is_ignored_name,
-    picture_files,
-    place_of,
+    image_files,
+    is_image_name,
+    walk,
 )
-from pipelines.shards.sources import class_name, extension_of
+from pipelines.shards.sources import class_images, class_name
 from pipelines.system.files import printable
 
 
@@ -75,14 +72,10 @@ def class_folders(folder: Path, notices: Notices) -> list[str]:
     Raises:
         OSError: if the folder cannot be read.
     """
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_ignored_name(entry.name):
-                notices.ignored.add(entry.path)
-            elif is_folder(entry):
-                names.append(entry.name)
-    return sorted(names)
+    ignored: list[Path] = []
+    _, names, _ = next(walk(folder, ignored=ignored))
+    notices.ignored.update(map(str, ignored))
+    return names
 
 
 def holds_images(folder: Path) -> bool:
@@ -91,8 +84,8 @@ def holds_images(folder: Path) -> bool:
     Raises:
         OSError: if the folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) and not is_folder(entry) for entry in entries)
+    _, _, files = next(walk(folder))
+    return any(map(is_image_name, files))
 
 
 def list_tree(folder: Path, notices: Notices) -> Tree:
@@ -114,16 +107,9 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        below = _files_below(folder / name, frozenset({place_of(folder)}), notices)
-        found = sorted(
-            (path for path in below if _is_image(path.name)),
-            key=lambda path: (str(path.parent), path.name),
-        )
-        if not found:
-            raise PipelineError(
-                f"{printable(str(folder / name))} holds no readable image, so its class would be "
-                "empty; fill the folder or remove it"
-            )
+        ignored: list[Path] = []
+        found = class_images(folder, name, ignored=ignored)
+        notices.ignored.update(map(str, ignored))
         files += found
         labels += [label] * len(found)
     return Tree(
@@ -146,9 +132,9 @@ def list_images(folder: Path, notices: Notices) -> list[Path]:
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    for _ in _files_below(folder, frozenset(), notices):
+    for _ in _files_below(folder, notices):
         pass
-    return picture_files(folder)
+    return image_files(folder)
 
 
 def list_videos(folder: Path, notices: Notices) -> list[Path]:
@@ -158,19 +144,15 @@ def list_videos(folder: Path, notices: Notices) -> list[Path]:
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    below = _files_below(folder, frozenset(), notices)
+    below = _files_below(folder, notices)
     found = sorted(path for path in below if extension_of(path.name) == "mp4")
     if not found:
         raise PipelineError(f"{folder} holds no .mp4 files; unpack the set again")
     return found
 
 
-def _files_below(folder: Path, above: Above, notices: Notices) -> Iterator[Path]:
+def _files_below(folder: Path, notices: Notices) -> Iterator[Path]:
     """Give the files of a folder and of those in it, links followed, without what is ignored."""
     ignored: list[Path] = []
-    yield from files_below(folder, above, ignored=ignored)
+    yield from files_below(folder, ignored=ignored)
     notices.ignored.update(map(str, ignored))
-
-
-def _is_image(name: str) -> bool:
-    return extension_of(name) in FOLDER_EXTENSIONS and not is_ignored_name(name)

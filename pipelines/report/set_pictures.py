@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import is_of_shards, picture_source
 from pipelines.loading.picture_map import PictureSource
-from pipelines.shards.images import picture_files, read_picture
+from pipelines.shards.images import image_files, read_image
 
 
 class UnreadableError(PipelineError):
@@ -53,7 +53,7 @@ class FilePicture:
             UnreadableError: if it is no whole picture.
         """
         try:
-            return read_picture(self.path)
+            return read_image(self.path)
         except PipelineError as error:
             raise UnreadableError(str(error)) from error
 
@@ -95,7 +95,7 @@ def set_pictures(where: Path) -> Sequence[SetPicture]:
         OSError: if it cannot be read.
     """
     if where.is_dir() and not is_of_shards(where):
-        return [FilePicture(path) for path in picture_files(where)]
+        return [FilePicture(path) for path in image_files(where)]
     source = picture_source(where)
     # A shard is held to its hash, as whenever one is opened.
     source.check()
