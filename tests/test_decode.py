@@ -198,9 +198,9 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
         decode_picture(content)
-    with pytest.raises(DecodeError, match="over [0-9,]+ pixels"):
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
         decode_rgb(content)
-    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
+    with pytest.raises(PipelineError, match=r"a\.png .*over 1,886 pixels"):
         read_image(path)
 
 

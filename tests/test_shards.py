@@ -486,7 +486,7 @@ def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
     source = folders_of_pictures(tmp_path / "set", "train/a", "val/a", "test")
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 0, result.output
-    assert f"{source / 'test'} is left out: it has no folder a class" in result.stderr
+    assert f"{source / 'test'} is skipped: it has no folder a class" in result.stderr
     splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
     assert set(splits) == {"train", "validation"}
     result = run("imagefolder", source, tmp_path / "out", "--split", "test")
@@ -591,7 +591,7 @@ def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "none of the 1  to write" in result.stderr
+    assert "none of the 1 pictures" in result.stderr
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])
@@ -612,7 +612,7 @@ def test_a_decompression_bomb_is_broken_and_not_decoded() -> None:
 
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
-    with pytest.raises(DecodeError, match="over [0-9,]+ pixels"):
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
         why_nonstandard(content, "png")
 
 
@@ -648,7 +648,7 @@ def test_a_program_that_is_called_a_picture_is_not_run(
     (folder / "0.jpg").write_bytes(eps)
     result = run("imagefolder", folder.parent, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "1 of 1 pictures are broken" in result.stderr
+    assert "1 of 1 images are undecodable" in result.stderr
     with pytest.raises(DecodeError):
         decode_rgb(eps)
 
@@ -659,7 +659,7 @@ def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
     content = encoded(PICTURES[0], "jpg")
     monkeypatch.setattr(images, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
-    with pytest.raises(DecodeError, match="over [0-9,]+ pixels"):
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
         decode_rgb(content)
 
 

@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import resource
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,11 +19,11 @@ from fractals import draw_genome, render
 from fractals.statistics import measure
 from pipelines.cli import options, show
 from pipelines.errors import PipelineError
-from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import near_duplicates as near
-from pipelines.report import set_statistics, set_table
-from pipelines.report.set_pictures import FilePicture
+from pipelines.report import set_table
+from pipelines.report.figures import GAP, contact_sheet, write_image
 from pipelines.report.set_statistics import (
+    FilePicture,
     Percentiles,
     SetStatistics,
     at_measured_size,
@@ -33,7 +32,6 @@ from pipelines.report.set_statistics import (
     measure_set,
 )
 from pipelines.report.set_table import Bar, table, verdicts
-from pipelines.report.sheet import GAP, contact_sheet, write_sheet
 from pipelines.shards.images import image_files, natural_order, read_image
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
@@ -70,21 +68,21 @@ def of_files(paths: Sequence[Path]) -> list[FilePicture]:
 
 def perfect() -> SetStatistics:
     """Statistics that meet every bar."""
-    per_picture = {}
+    per_image = {}
     for row in set_table.ROWS:
         bar = row.median_bar or Bar(at_least=1)
         low = row.p10_bar.at_least if row.p10_bar else bar.at_least
-        per_picture[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
+        per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
     return SetStatistics(
         n=512,
         unreadable=(),
         n_resized=0,
-        per_picture=per_picture,
+        per_image=per_image,
         n_of_diversity=64,
         colour_vendi=9.0,
         hog_vendi=7.4,
         dead=(),
-        doubled=(),
+        near_duplicates=(),
         values={},
     )
 
@@ -186,29 +184,6 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
         read_image(path)
 
 
-@pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
-def test_a_thin_image_is_measured_in_little_memory(shape: tuple[int, int], tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert at_measured_size(picture).shape == (256, 256, 3)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
-    save(picture, tmp_path / "set" / "thin.png")
-    with pytest.raises(PipelineError, match=r"thin\.png"):
-        open_mixing_set(tmp_path / "set", 256, cache_dir=tmp_path / "cache")
-
-
-@pytest.mark.parametrize("shape", [(700, 40), (33, 500), (300, 301), (1, 9)])
-def test_a_thin_image_is_cut_as_others_are(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The centre alone is scaled where all of it would be too much: the same but for rounding."""
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    whole = at_measured_size(picture).astype(int)
-    monkeypatch.setattr(set_statistics, "MOST_PIXELS", 0)
-    # Pillow rounds after each of two passes.
-    assert np.abs(at_measured_size(picture) - whole).max() <= 1
-
-
 def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
     picture = noise(0)
     assert at_measured_size(picture) is picture
@@ -232,10 +207,10 @@ def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
     for name in measured[0]:
         values = [statistics[name] for statistics in measured]
         expected = np.percentile(values, [50, 10, 90])
-        figures = found.per_picture[name]
+        figures = found.per_image[name]
         assert (figures.median, figures.p10, figures.p90) == pytest.approx(tuple(expected))
     bits = [jpeg_bits_per_pixel(noise(index)) for index in range(5)]
-    assert found.per_picture["jpeg_bits_per_pixel"].median == float(np.median(bits))
+    assert found.per_image["jpeg_bits_per_pixel"].median == float(np.median(bits))
 
 
 def test_jpeg_bits_are_those_of_a_file_of_quality_75(tmp_path: Path) -> None:
@@ -281,7 +256,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
     assert found.unreadable == lost
     assert (found.n, found.n_of_diversity) == (5, 5)
-    assert found.per_picture == expected.per_picture
+    assert found.per_image == expected.per_image
     assert (found.colour_vendi, found.hog_vendi) == (expected.colour_vendi, expected.hog_vendi)
     told = f"4 unreadable pictures were left out: {', '.join(lost[:3])}, ..."
     sheet = tmp_path / "sheet.png"
@@ -329,7 +304,7 @@ def test_a_copy_is_found_and_other_pictures_are_not(tmp_path: Path) -> None:
     pictures.insert(4, copy_of(pictures[9]))
     paths = [save(each, tmp_path / f"{place}.png") for place, each in enumerate(pictures)]
     found = measure_set(of_files(paths))
-    assert found.doubled == ((str(paths[4]), str(paths[10])),)
+    assert found.near_duplicates == ((str(paths[4]), str(paths[10])),)
     assert "nearly the same: " in table(found)
 
 
@@ -338,7 +313,7 @@ def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
     paths = [save(flat, tmp_path / f"{place}.png") for place in range(3)]
     found = measure_set(of_files(paths))
     assert len(found.dead) == 3
-    assert found.doubled == ()
+    assert found.near_duplicates == ()
 
 
 def test_near_duplicates_are_what_all_pairs_that_are_close_join() -> None:
@@ -370,9 +345,9 @@ def test_many_equal_pictures_are_one_group_and_few_words() -> None:
     n = 20_000
     assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
     names = tuple(f"{number}.png" for number in range(n))
-    told = set_table.summary(replace(perfect(), doubled=(names, ("a", "b"))))
+    told = set_table.summary(replace(perfect(), near_duplicates=(names, ("a", "b"))))
     assert "nearly the same: 20000 pictures, 0.png, 1.png, 2.png, ...; a and b" in told
-    assert dict(set_table._counts(replace(perfect(), doubled=(names, ("a", "b"))))) == {
+    assert dict(set_table._counts(replace(perfect(), near_duplicates=(names, ("a", "b"))))) == {
         "dead pictures": 0,
         "near-duplicates": n,
     }
@@ -399,9 +374,9 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
     found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
     for each in found:
         assert each["n"] == each["pictures"] == 5
-    for name, values in found[0]["per_picture"].items():
+    for name, values in found[0]["per_image"].items():
         for each in found[1:]:
-            assert each["per_picture"][name] == pytest.approx(values), name
+            assert each["per_image"][name] == pytest.approx(values), name
 
 
 def test_a_shard_that_is_not_what_its_manifest_says_is_named(folder: Path, tmp_path: Path) -> None:
@@ -437,7 +412,7 @@ def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert document["against"]["n"] == 4
     assert document["against"]["dead"] == [str(other / "3.png")]
     rows = {line.split("  ")[0]: line for line in lines[3:]}
-    median = document["against"]["per_picture"]["coverage"]["median"]
+    median = document["against"]["per_image"]["coverage"]["median"]
     assert f"{median:.3f} [" in rows["coverage"]
 
 
@@ -470,7 +445,7 @@ def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(of_files(image_files(folder))).per_picture
+        measure_set(of_files(image_files(folder))).per_image
     )
     found = verdicts(perfect())
     assert len(found) == 21
@@ -499,13 +474,13 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
     if statistic == "dead_pictures":
         worse = replace(good, dead=("black.png",))
     elif statistic == "near_duplicates":
-        worse = replace(good, doubled=(("a.png", "b.png"),))
+        worse = replace(good, near_duplicates=(("a.png", "b.png"),))
     elif figure == "score":
         scores = {"colour_vendi": good.colour_vendi, "hog_vendi": good.hog_vendi, statistic: 1.0}
         worse = replace(good, **scores)
     else:
-        lowered = replace(good.per_picture[statistic], **{figure: -1.0})
-        worse = replace(good, per_picture={**good.per_picture, statistic: lowered})
+        lowered = replace(good.per_image[statistic], **{figure: -1.0})
+        worse = replace(good, per_image={**good.per_image, statistic: lowered})
     failed = [verdict for verdict in verdicts(worse) if verdict.met is not True]
     assert [(verdict.statistic, verdict.figure, verdict.met) for verdict in failed] == [
         (statistic, figure, False)
@@ -585,11 +560,11 @@ def test_a_sheet_of_nothing_is_refused() -> None:
 def test_a_sheet_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
     sheet = contact_sheet([noise(0)])
     for name, format in (("a/b/sheet.png", "PNG"), ("sheet.JPG", "JPEG"), ("sheet.webp", "WEBP")):
-        write_sheet(sheet, tmp_path / name)
+        write_image(sheet, tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert (image.format, image.size) == (format, sheet.size)
     with pytest.raises(ValueError, match=r"\.txt names no picture format"):
-        write_sheet(sheet, tmp_path / "sheet.txt")
+        write_image(sheet, tmp_path / "sheet.txt")
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -602,8 +577,8 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     document = json.loads(result.stdout)
     expected = measure_set(of_files(image_files(folder)[:4]))
     assert (document["pictures"], document["n"]) == (5, 4)
-    for name, figures in expected.per_picture.items():
-        assert document["per_picture"][name] == vars(figures)
+    for name, figures in expected.per_image.items():
+        assert document["per_image"][name] == vars(figures)
     assert len(document["bars"]) == 21
     pixels = read_image(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
@@ -634,7 +609,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     (tmp_path / "text.sh").write_text("echo\n" * 300)
     out = tmp_path / "one.png"
     cases: list[tuple[int, str, list[object]]] = [
-        (1, "holds no images", [empty]),
+        (1, "holds no pictures", [empty]),
         (1, "none of 1 pictures can be read: ", [broken]),
         (1, "0.jpg is no readable picture", [broken]),
         (1, "photo.jpg is no tar; name a folder of images, shards, or", [tmp_path / "photo.jpg"]),
@@ -650,7 +625,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
         (2, "does not end in .html", [folder, "--html", tmp_path / "report.txt"]),
         (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
-        (1, "other holds no images", [folder, "--against", tmp_path / "other"]),
+        (1, "other holds no pictures", [folder, "--against", tmp_path / "other"]),
     ]
     for code, message, arguments in cases:
         result = run(*arguments)
@@ -688,7 +663,7 @@ def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: s
     assert made.exit_code == 0, made.output
     document = json.loads(run(tmp_path / kind, "--json").stdout)
     assert document["n"] == document["pictures"] == 3
-    assert document["dead"] == document["unreadable"] == document["doubled"] == []
+    assert document["dead"] == document["unreadable"] == document["near_duplicates"] == []
 
 
 def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
@@ -700,7 +675,7 @@ def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
     for row in set_table.ROWS:
         if row.flames is None:
             continue
-        median = document["per_picture"][row.name]["median"]
+        median = document["per_image"][row.name]["median"]
         # 0.006: the two at 32 pixels and the box dimension differ by up to that or by 4 %.
         assert median == pytest.approx(row.flames.median, rel=0.045, abs=0.006), row.name
     # Five of the two hundred are black, one is a flat brown.

@@ -32,7 +32,8 @@ from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
-from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
+from pipelines.models.checkpoints import open_checkpoint
+from pipelines.models.registry import PRETRAINED, initialize_from, open_model
 from pipelines.shards.format import ShardSet, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
@@ -722,13 +723,13 @@ def test_a_training_goes_on_from_the_newest_checkpoint_that_any_process_has(
 def test_weights_to_begin_with_may_have_another_last_layer() -> None:
     module = open_model("wrn_10_2", 10, seed=1)
     other = open_model("wrn_10_2", 7, seed=2)
-    left = begin_with(module, other.state_dict())
+    left = initialize_from(module, other.state_dict())
     assert left == ["fc.weight", "fc.bias"]
     assert torch.equal(module.conv1.weight, other.conv1.weight)
     with pytest.raises(ValueError, match="tensors do not fit, such as"):
-        begin_with(module, open_model("wrn_10_3", 10).state_dict())
+        initialize_from(module, open_model("wrn_10_3", 10).state_dict())
     with pytest.raises(ValueError, match=r"are not its own, such as block1\.layer\.1"):
-        begin_with(module, open_model("wrn_16_2", 10).state_dict())
+        initialize_from(module, open_model("wrn_16_2", 10).state_dict())
 
 
 def test_first_weights_follow_from_the_seed_alone() -> None:

@@ -16,7 +16,7 @@ from pipelines.bench.timing import OURS, Comparison, Contender, Row, Target, run
 from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import train_loader
 from pipelines.loading.preparation import CIFAR
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
 

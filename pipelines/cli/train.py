@@ -283,7 +283,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> "Recipe":
     """Return the recipe of a data set with what the user says in its place."""
     import torch
 
-    from pipelines.models.cifar import takes_dropout
+    from pipelines.models.registry import has_dropout
     from pipelines.training import recipes
 
     base = recipes.RECIPES[dataset.recipe]
@@ -308,7 +308,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> "Recipe":
     said = {field: options[name] for name, field in named.items() if options[name] is not None}
     augment = said.get("augment", base.augment)
     _refuse_ignored(augment, said.get("model", base.model), options)
-    if not takes_dropout(said.get("model", base.model)):
+    if not has_dropout(said.get("model", base.model)):
         said["dropout"] = 0.0
     if "precision" not in said and options["device"] in ("auto", "cpu"):
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
@@ -326,7 +326,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> "Recipe":
 
 def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
     """Refuse options of what is not in use: they would be taken and change nothing."""
-    from pipelines.models.cifar import takes_dropout
+    from pipelines.models.registry import has_dropout
 
     of_pixmix = ("k", "beta", "severity", "all_ops", "no_mixing_set")
     given = [name for name in of_pixmix if options[name] not in (None, False)]
@@ -337,7 +337,7 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
         raise click.UsageError(
             f"--{option} is of PixMix, and --augment is {augment}; leave one out"
         )
-    if options["dropout"] and not takes_dropout(model):
+    if options["dropout"] and not has_dropout(model):
         raise click.UsageError(f"{model} has no dropout that could be set; leave --dropout out")
 
 

@@ -144,7 +144,7 @@ def walk(
     folder: Path,
     *,
     inside: Path | None = None,
-    ignored: list[Path] | None = None,
+    ignored: set[str] | None = None,
     _above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
     """Walk over a folder and those in it, top down, links to folders followed.
@@ -173,7 +173,7 @@ def walk(
         for entry in entries:
             if is_ignored_name(entry.name):
                 if ignored is not None:
-                    ignored.append(Path(folder, entry.name))
+                    ignored.add(entry.path)
             # An entry raises for a link to itself, which is no folder.
             elif Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
                 folders.append(entry.name)
@@ -191,14 +191,14 @@ def _identity(folder: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def class_folders(folder: Path, *, ignored: list[Path] | None = None) -> list[str]:
+def class_folders(folder: Path, *, ignored: set[str] | None = None) -> list[str]:
     """Return the names of the folders in a folder, sorted; see `walk`."""
     _, folders, _ = next(walk(folder, ignored=ignored))
     return folders
 
 
 def files_below(
-    folder: Path, *, inside: Path | None = None, ignored: list[Path] | None = None
+    folder: Path, *, inside: Path | None = None, ignored: set[str] | None = None
 ) -> Iterator[Path]:
     """Yield the files of a folder and of those in it; see `walk`."""
     for path, _, files in walk(folder, inside=inside, ignored=ignored):
@@ -206,7 +206,7 @@ def files_below(
             yield path / name
 
 
-def image_files(folder: Path) -> list[Path]:
+def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
     """Return the images of a mixing set, or of any folder and the folders in it, in natural order.
 
     Links are followed, as by torchvision's ImageFolder. Of a mixing set (manifest.json beside
@@ -217,7 +217,7 @@ def image_files(folder: Path) -> list[Path]:
         OSError: if a folder cannot be read.
     """
     found = []
-    for path, folders, files in walk(folder):
+    for path, folders, files in walk(folder, ignored=ignored):
         if "manifest.json" in files and "images" in folders:
             folders[:] = ["images"]
             continue
@@ -231,19 +231,19 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: natural_order(path.relative_to(folder).as_posix()))
 
 
-def skipped_files(folder: Path) -> tuple[dict[str, int], list[Path]]:
+def skipped_files(folder: Path) -> tuple[dict[str, int], set[str]]:
     """Return what below a folder looks like images and is skipped.
 
     Returns:
-        Extension -> files, by extension; and hidden files and folders and a system's litter, each
-        once, whatever it holds, sorted.
+        Extension -> files, by extension; and the paths of hidden files and folders and a system's
+        litter, each once, whatever it holds.
 
     Raises:
         OSError: if a folder cannot be read.
     """
-    ignored: list[Path] = []
+    ignored: set[str] = set()
     found = Counter(extension_of(path.name) for path in files_below(folder, ignored=ignored))
-    return {name: found[name] for name in sorted(_OTHER_EXTENSIONS & {*found})}, sorted(ignored)
+    return {name: found[name] for name in sorted(_OTHER_EXTENSIONS & {*found})}, ignored
 
 
 # --- reading and decoding ------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def class_name(folder: str) -> str:
     return printable(unicodedata.normalize("NFC", name))
 
 
-def class_images(folder: Path, name: str, *, ignored: list[Path] | None = None) -> list[Path]:
+def class_images(folder: Path, name: str, *, ignored: set[str] | None = None) -> list[Path]:
     """Return the images of a class folder in torchvision's order: by folder, then by name.
 
     Args:

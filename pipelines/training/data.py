@@ -13,7 +13,7 @@ from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.models.opening import first_weights
+from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.connections import NotThereError, shown
@@ -65,7 +65,7 @@ def check_inputs(
     with tempfile.TemporaryFile(dir=there):
         pass
     if weights is not None and not find_checkpoints(out):
-        first_weights(weights)
+        read_initial_weights(weights)
     for each in mixing_sets:
         if len(picture_source(each, cache_dir=cache_dir, remote=remote)) == 0:
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
