@@ -24,8 +24,8 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import table
 from pipelines.shards.images import (
-    picture_files,
-    read_picture,
+    image_files,
+    read_image,
 )
 
 
@@ -37,7 +37,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = measure_set(of_files(picture_files(folder)), progress=lambda *step: steps.append(step))
+    found = measure_set(of_files(image_files(folder)), progress=lambda *step: steps.append(step))
     assert (found.n, found.n_resized, found.n_of_diversity) == (5, 0, 5)
     assert steps == [(done, 5) for done in range(1, 6)]
     measured = [measure(noise(index)) for index in range(5)]
@@ -79,17 +79,17 @@ def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
 def test_a_dead_picture_is_named(folder: Path) -> None:
     black = save(np.zeros((256, 256, 3), np.uint8), folder / "black.png")
     grey = save(np.full((256, 256, 3), 128, np.uint8), folder / "grey.png")
-    assert measure_set(of_files(picture_files(folder))).dead == (str(black), str(grey))
+    assert measure_set(of_files(image_files(folder))).dead == (str(black), str(grey))
     assert not is_dead(measure(noise(0)))
 
 
 def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     folder: Path, tmp_path: Path
 ) -> None:
-    expected = measure_set(of_files(picture_files(folder)))
+    expected = measure_set(of_files(image_files(folder)))
     for place in (1, 3, 5, 7):
         (folder / f"{place}x.png").write_bytes(b"nothing")
-    found = measure_set(of_files(picture_files(folder)))
+    found = measure_set(of_files(image_files(folder)))
     lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
     assert found.unreadable == lost
     assert (found.n, found.n_of_diversity) == (5, 5)
@@ -102,7 +102,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     assert told in result.stdout
     assert f"{folder}: 5 of 9 images" in result.stdout
     drawn = contact_sheet([noise(index) for index in range(5)])
-    assert np.array_equal(read_picture(sheet), np.asarray(drawn))
+    assert np.array_equal(read_image(sheet), np.asarray(drawn))
     assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
 
 
@@ -111,7 +111,7 @@ def test_a_picture_of_a_tar_that_cannot_be_read_is_left_out_too(
 ) -> None:
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes()[:200])
     with tarfile.open(tmp_path / "set.tar", "w") as file:
-        for path in picture_files(folder):
+        for path in image_files(folder):
             file.add(path, path.name)
     result = run(tmp_path / "set.tar")
     assert result.exit_code == 0, result.output

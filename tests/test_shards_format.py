@@ -180,9 +180,6 @@ def test_a_damaged_index_is_refused_in_one_line(folder: Path, content: bytes) ->
     assert "\n" not in str(error.value)
 
 
-# --- file systems that map no files --------------------------------------------------------------
-
-
 @pytest.fixture
 def no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
