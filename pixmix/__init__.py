@@ -1,4 +1,4 @@
-"""PixMix: mixing pictures with fractals, on one picture, on a batch and on any torch device.
+"""PixMix: mixing images with fractals, on one image, on a batch and on any torch device.
 
 All that a program needs is here. Loaders and mixing sets come from `pipelines`, fractals from
 `fractals`; each name is imported when it is first used.
@@ -51,7 +51,7 @@ else:
             raise AttributeError(f"module 'pixmix' has no attribute {name!r}")
         from importlib import import_module
 
-        from pixmix.shadowing import import_beside
+        from pixmix.commands import import_beside
 
         module = _MODULES[name]
         load = import_module if module.startswith("pixmix.") else import_beside

@@ -1,6 +1,9 @@
-"""What users give as numbers, taken as the kernels need them, or refused with value and remedy."""
+"""What users give as numbers, taken as the kernels need them, or refused with value and remedy.
 
-from collections.abc import Sequence
+What this package takes for an image, and the errors where it is something else.
+"""
+
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from operator import index
 
@@ -98,3 +101,52 @@ def names_of_mixings(mixings: object) -> tuple[str, ...]:
     if not isinstance(mixings, Sequence):
         raise TypeError(f"mixings is {mixings!r}; give names, as ('add', 'multiply')")
     return tuple(mixings)
+
+
+_MOST_PIXELS = 2**31 - 1
+
+
+def image_key(sample: Sequence[object] | Mapping[object, object]) -> object:
+    """Return the index or key of what looks like an image in a sample of a dataset, else 0."""
+    pairs = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+    # Pillow's images have no ndim, and labels no shape of an image.
+    looks = (
+        key for key, value in pairs if getattr(value, "ndim", 0) == 3 or hasattr(value, "mode")
+    )
+    return next(looks, 0)
+
+
+def check_image(image: object) -> NDArray[np.uint8]:
+    """Return an image as a C-contiguous, writeable array, copied where it was not.
+
+    image: (H, W, 3) uint8, H and W at least 1, up to 2^31 - 1 pixels. Raises TypeError for what
+    is not an array or not uint8, ValueError for another shape.
+    """
+    if isinstance(image, tuple | list | Mapping):
+        raise TypeError(
+            f"expected an (H, W, 3) uint8 array, not {type(image).__name__}; convert it with "
+            "numpy.asarray, and leave labels out: "
+            f"[numpy.asarray(sample[{image_key(image)!r}]) for sample in dataset]"
+        )
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"an image is an (H, W, 3) uint8 array, not {type(image).__name__}; "
+            "convert it with numpy.asarray(image)"
+        )
+    if image.dtype != np.uint8:
+        raise TypeError(
+            f"an image holds uint8, 0..255, not {image.dtype}; "
+            "round it and convert it with .astype(numpy.uint8)"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"an image has shape (H, W, 3) with H and W at least 1, not {image.shape}; "
+            "put the channels last, and make three of them (Pillow: .convert('RGB'))"
+        )
+    if image.shape[0] * image.shape[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"an image has at most {_MOST_PIXELS} pixels, not {image.shape[:2]}; cut it in parts"
+        )
+    image = np.ascontiguousarray(image)
+    # A kernel is compiled anew, for seconds, for the type of arrays that cannot be written.
+    return image if image.flags.writeable else image.copy()

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from pixmix import mixing, ops
+from pixmix import mixing
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
-from pixmix.fused import NO_PICTURES, mix_batch, mix_planned
-from pixmix.kernels import bfloat16_bits, float16_bits
-from pixmix.op_kernels import SCRATCH_LENGTH, apply_operation
+from pixmix.fused import NO_IMAGES, bfloat16_bits, float16_bits, mix_batch, mix_planned
+from pixmix.mixing import MIXINGS
+from pixmix.op_kernels import SCRATCH_LENGTH
+from pixmix.operations import OPERATIONS, apply_operation
 from pixmix.packed import PackedPictures
-from pixmix.philox import below, coin
-from pixmix.settings import MIXINGS, PixMixSettings
+from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
-ALL = PixMixSettings(all_ops=True, mixings=MIXINGS)
+ALL = PixMixSettings(all_ops=True)
 ZEROS, ONES = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
@@ -52,7 +52,7 @@ def packed(seed: int, n: int, least_height: int, least_width: int) -> PackedPict
 def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
     arguments: dict[str, object] = {
         "seed": 5, "epoch": 2, "settings": ALL, "size": (20, 13), "source_size": (20, 13),
-        "flip": False, "views": 1, "n_pictures": len(pictures),
+        "flip": False, "views": 1, "n_mixing_images": len(pictures),
     }  # fmt: skip
     return draw_plan(np.arange(n), **(arguments | changes))  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
 def composed(
     plan: Plan, row: int, image: NDArray[np.uint8], pictures: PackedPictures
 ) -> NDArray[np.float32]:
-    """A row of a plan by the functions of `pixmix.ops` and `pixmix.mixing`, one after another."""
+    """A row of a plan by its operations and the functions of `pixmix.mixing`, one by one."""
     sample = plan.samples[row]
 
     def made(item: np.void) -> NDArray[np.uint8]:
@@ -72,25 +72,14 @@ def composed(
     x = (image if sample["operation"] == NO_OPERATION else made(sample)) / np.float32(255)
     for item in plan.rounds[row, : sample["rounds"]]:
         if item["operation"] == NO_OPERATION:
-            picture = pictures[int(sample["picture"])]
+            picture = pictures[int(sample["mixing_image"])]
             top = draw_corner(sample["top_word"], picture.shape[0], 20)
             left = draw_corner(sample["left_word"], picture.shape[1], 13)
             y = np.ascontiguousarray(picture[top : top + 20, left : left + 13])
         else:
             y = made(item)
         a, b = float(item["a"]), float(item["b"])
-        name, choice = MIXINGS[item["mixing"]], item["choice"]
-        if name == "overlay":
-            x = mixing.overlay(
-                x, y, a, b, second_a=float(item["second_a"]), second_b=float(item["second_b"]),
-                multiply_dark=bool(coin(choice)),
-            )  # fmt: skip
-        elif name == "darken_or_lighten":
-            x = mixing.darken_or_lighten(x, y, darken=bool(coin(choice)))
-        elif name == "swap_channel":
-            x = mixing.swap_channel(x, y, int(below(choice, 3)))
-        else:
-            x = getattr(mixing, name)(x, y, a, b)
+        x = getattr(mixing, MIXINGS[item["mixing"]])(x, y, a, b)
     return x.transpose(2, 0, 1)
 
 
@@ -114,12 +103,12 @@ def test_a_row_has_the_bits_of_its_operations_and_mixings_one_by_one() -> None:
 def test_pictures_larger_than_a_block_are_mixed_whole() -> None:
     images = drawn(3, 40, 67, 101, 3)
     plan = draw_plan(
-        np.arange(40), seed=1, epoch=0, settings=PixMixSettings(mixings=MIXINGS), size=(67, 101),
-        source_size=(67, 101), flip=False, views=1, n_pictures=0,
+        np.arange(40), seed=1, epoch=0, settings=PixMixSettings(), size=(67, 101),
+        source_size=(67, 101), flip=False, views=1, n_mixing_images=0,
     )  # fmt: skip
-    results = run(images, NO_PICTURES, plan)
+    results = run(images, NO_IMAGES, plan)
     for row in range(40):
-        assert np.array_equal(results[row], composed(plan, row, images[row], NO_PICTURES)), row
+        assert np.array_equal(results[row], composed(plan, row, images[row], NO_IMAGES)), row
 
 
 def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
@@ -135,14 +124,14 @@ def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
     far = 0
     for row in range(n):
         sample = plan.samples[row]
-        picture = pictures[int(sample["picture"])]
+        picture = pictures[int(sample["mixing_image"])]
         top = int(draw_corner(sample["top_word"], picture.shape[0], 20))
         left = int(draw_corner(sample["left_word"], picture.shape[1], 13))
 
         def named(item: np.void) -> tuple[str, float] | None:
             if item["operation"] == NO_OPERATION:
                 return None
-            return ops.OPERATIONS[item["operation"]], float(item["argument"])
+            return OPERATIONS[item["operation"]].name, float(item["argument"])
 
         expected = reference.mixed(
             images[row],
@@ -205,7 +194,7 @@ def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:
     cut = {"seed": 3, "epoch": 1, "flip": True, "padding": 4, "crop": (20, 13)}
     plan = draw_plan(
         np.arange(60), seed=3, epoch=1, settings=ALL, size=(20, 13), source_size=(23, 26),
-        flip=True, views=2, n_pictures=9,
+        flip=True, views=2, n_mixing_images=9,
     )  # fmt: skip
     crops = np.stack([
         reference.crop_and_flip(
@@ -235,7 +224,7 @@ def test_any_padding_and_crop_that_fit_are_cut_right(padding: int, crop: tuple[i
         return
     plan = draw_plan(
         np.arange(20), seed=0, epoch=0, settings=None, size=crop,
-        source_size=(9 + 2 * padding, 11 + 2 * padding), flip=True, views=1, n_pictures=0,
+        source_size=(9 + 2 * padding, 11 + 2 * padding), flip=True, views=1, n_mixing_images=0,
     )  # fmt: skip
     result = mix_batch(
         images, None, range(20), seed=0, epoch=0, settings=None, padding=padding, crop=crop,
@@ -415,7 +404,7 @@ TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 
         ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; give torch.float32"),
         ({"out": torch.empty(4, 3, 20, 12)}, ValueError, r"give a contiguous tensor of shape"),
         ({"out": torch.empty(1).half()}, TypeError, "out is torch.float16 on cpu; give"),
-        ({"mixing_set": TOO_SMALL}, ValueError, "mixing picture 1 is 30x12 .* crop 20x13; resize"),
+        ({"mixing_set": TOO_SMALL}, ValueError, "mixing image 1 is 30x12 .* crop 20x13; resize"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(

@@ -18,7 +18,8 @@ from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import mixing_steps
 from pipelines.report.mixing_figure import figure
 from pipelines.report.mixing_steps import MixingPictures, document, mix, square, to_bytes
-from pixmix import PixMix, PixMixSettings, mixing, ops
+from pixmix import PixMix, PixMixSettings, mixing
+from pixmix.operations import apply
 
 KEYS = [(seed, epoch, index) for seed, epoch in ((0, 0), (7, 3)) for index in range(12)]
 
@@ -89,20 +90,19 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
                 continue
             name, _, argument = each.operation.partition(" ")
             if name in ("autocontrast", "equalize"):
-                assert np.array_equal(each.other, getattr(ops, name)(image))
-            elif name in ("posterize", "solarize"):
+                assert np.array_equal(each.other, apply(name, image))
+            elif name in ("posterize", "solarize", "rotate"):
                 value = int(argument.split()[0])
-                assert np.array_equal(each.other, getattr(ops, name)(image, value))
+                assert np.array_equal(each.other, apply(name, image, value))
             elif name == "translate":
                 axis, pixels, _ = argument.split()
-                operation = {"x": ops.translate_x, "y": ops.translate_y}[axis]
-                assert np.array_equal(each.other, operation(image, int(pixels)))
+                assert np.array_equal(each.other, apply(f"translate_{axis}", image, int(pixels)))
             else:
                 continue
             seen.add(name)
         if all(each.operation for each in draw.rounds):
             assert draw.mixing_picture is None
-    assert seen == {"autocontrast", "equalize", "posterize", "solarize", "translate"}
+    assert seen == {"autocontrast", "equalize", "posterize", "rotate", "solarize", "translate"}
 
 
 def test_each_round_is_the_named_mixing_of_the_one_before_with_the_picture_shown(

@@ -151,7 +151,7 @@ def test_a_memory_map_holds_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("i", [2, -3, 99])
 def test_a_picture_that_is_not_there_is_an_index_error(i: int) -> None:
-    with pytest.raises(IndexError, match=f"picture {i} of a set of 2; count from 0"):
+    with pytest.raises(IndexError, match=f"image {i} of a set of 2; count from 0"):
         PackedPictures.pack(pictures((6, 4), (3, 2)))[i]
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_picture_is_not_packed(
 def test_a_picture_outside_the_pixels_is_refused(
     n_bytes: int, offset: int, height: int, width: int
 ) -> None:
-    message = f"picture 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
+    message = f"image 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
     with pytest.raises(ValueError, match=message):
         of(n_bytes, offset, height, width)
 
@@ -212,7 +212,7 @@ def test_a_picture_that_ends_with_the_pixels_is_inside() -> None:
 
 
 def test_the_first_picture_outside_is_named() -> None:
-    with pytest.raises(ValueError, match=r"picture 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
+    with pytest.raises(ValueError, match=r"image 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
         PackedPictures(
             np.zeros(30, np.uint8),
             np.zeros(4, np.int64),
@@ -263,7 +263,7 @@ def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
 ) -> None:
     heights, widths = np.array([20, 33, 1], np.int32), np.array([40, 13, 1], np.int32)
     size = f"{heights[first]}x{widths[first]}"
-    with pytest.raises(ValueError, match=f"mixing picture {first} is {size} ") as caught:
+    with pytest.raises(ValueError, match=f"mixing image {first} is {size} ") as caught:
         check_crops(heights, widths, *crop)
     assert str(caught.value) == too_small(first, heights[first], widths[first], *crop)
     assert f"crop {crop[0]}x{crop[1]}; resize" in str(caught.value)

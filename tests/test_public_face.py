@@ -12,8 +12,7 @@ import pytest
 
 import pipelines
 import pixmix
-from pixmix.commands import MODULES
-from pixmix.shadowing import PACKAGES, import_beside
+from pixmix.commands import MODULES, PACKAGES, import_beside
 
 ROOT = Path(__file__).parent.parent
 

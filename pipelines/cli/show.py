@@ -219,8 +219,8 @@ def show_mixed(
         from pipelines.report.sheet import write_sheet
         from pipelines.shards.picture_files import read_picture
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
         # Both before a kernel is compiled.
         whole = read_picture(image)

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-OPERATIONS = ("color", "contrast", "brightness", "sharpness")
+from pixmix import operations
+
+OPERATIONS = tuple(row.name for row in operations.OPERATIONS if row.overlaps_c)
 """Drawn by PixMix and AugMix where all operations are asked for, and always by TrivialAugment."""
 
 

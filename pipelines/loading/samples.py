@@ -30,8 +30,7 @@ from pipelines.shards.index import SAMPLE, ShardSet
 from pipelines.shards.keys import read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.mapped import map_name
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedPictures, map_name
 from pixmix.resizing import resize_part, resized_centre
 
 Policy = Literal["raise", "substitute", "skip"]

@@ -25,7 +25,7 @@ from featviz.state_dicts import (
 from featviz.weights import read_checkpoint_file
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 _log = logging.getLogger(__name__)
 
