@@ -12,10 +12,10 @@ from pathlib import Path
 from crashes import CRASHED, end_before_operation
 from painters import tree
 from pipelines.errors import PipelineError
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.tar import scan_tar
 from pipelines.shards.write import make_shards
 from shard_sets import drawn_pictures, encoded, run_here
 

@@ -28,11 +28,10 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import open_mixing_set, picture_source
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import archives, cifar
-from pipelines.shards.archives import archived_images, read_archived
-from pipelines.shards.cifar import CifarSource
-from pipelines.shards.index import open_shards
-from pipelines.shards.tars import scan_tar
+from pipelines.shards import archives
+from pipelines.shards.archives import archived_images, read_archived, read_split
+from pipelines.shards.format import open_shards
+from pipelines.shards.tar import scan_tar
 from pipelines.system import processes
 from pipelines.system.plain_pickle import read_pickle
 from shard_sets import drawn_pictures, encoded, run_here
@@ -264,13 +263,13 @@ def test_a_folder_that_is_unpacked_in_part_gives_way_to_the_archive(
     assert result.exit_code == 1
     assert damaged.name in result.stderr
     archive = cifar_archive(tmp_path / "root" / "cifar-10-python.tar.gz", files)
-    cifar._load.cache_clear()
+    read_split.cache_clear()
     for place in (tmp_path / "root", folder):
         out = tmp_path / f"out of {place.name}"
         assert run("cifar10", place, out, "--jobs", 1).exit_code == 0
         assert len(open_shards(out / "train")) == 20
     archive.write_bytes(archive.read_bytes()[:-100])
-    cifar._load.cache_clear()
+    read_split.cache_clear()
     result = run("cifar10", tmp_path / "root", tmp_path / "other", "--jobs", 1)
     assert result.exit_code == 1
     assert archive.name in result.stderr
@@ -280,7 +279,7 @@ def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None
     archive = cifar_archive(tmp_path / "cifar-10-python.tar.gz", cifar_files(0))
     assert run("cifar10", archive, tmp_path / "out", "--jobs", 1).exit_code == 0
     cifar_archive(archive, cifar_files(1))
-    cifar._load.cache_clear()
+    read_split.cache_clear()
     result = run("cifar10", archive, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert "source_sha256" in result.stderr
@@ -289,11 +288,11 @@ def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cifar, "LARGEST_ARCHIVE", 1_000_000)
+    monkeypatch.setattr(archives, "LARGEST_CIFAR_ARCHIVE", 1_000_000)
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(gzip.compress(bytes(2_000_000)))
     with pytest.raises(PipelineError, match="1,000,000"):
-        CifarSource(place=path, dataset="cifar10", split="train").classes()
+        read_split("cifar10", path, "train")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from painters import tree
 from pipelines.cli import gen
 from pipelines.generate.encoding import ENCODERS, decode
 from pipelines.generate.sets import read_manifest
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 
 SMALL = ("--size", "48x32", "--samples-per-pixel", "4", "--jobs", "1")
 

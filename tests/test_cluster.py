@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from painters import tree
 from pipelines.cli import gen, train
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

@@ -15,9 +15,8 @@ from PIL import EpsImagePlugin, Image
 from pipelines.errors import PipelineError
 from pipelines.loading import decode
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.shards import picture_files
-from pipelines.shards.picture_files import read_picture
-from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
+from pipelines.shards import images
+from pipelines.shards.images import BrokenPictureError, decode_rgb, oddity, read_picture
 from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
@@ -165,7 +164,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
         decode_picture(encoded(PICTURE, extension))
@@ -196,7 +195,7 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     # Warnings are errors here.
     for pixels in (decode_picture(content), decode_rgb(content), read_picture(path)):
         assert np.array_equal(pixels, PICTURE)
-    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
         decode_picture(content)
     with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):

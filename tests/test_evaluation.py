@@ -34,11 +34,11 @@ from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import Data, Evaluation, TestSet
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
 from pipelines.loading.mixing_set import open_pictures
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 from pipelines.report.headlines import table
 from pipelines.report.radar import radar
 from pipelines.report.short_names import names_of
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World

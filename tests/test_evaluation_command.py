@@ -15,8 +15,8 @@ from torch import nn
 
 from pipelines.cli.evaluate import main
 from pipelines.evaluation.corrupted import CORRUPTIONS
-from pipelines.models import opening
-from pipelines.models.opening import open_model
+from pipelines.models import checkpoints
+from pipelines.models.registry import open_model
 from pipelines.training.checkpoints import save_checkpoint
 
 NAMES = ("caf\u00e9", "b")
@@ -106,7 +106,7 @@ def test_what_is_missing_is_told_before_a_network_is_opened(
     def opened(*_: object) -> None:
         raise AssertionError("a network was opened")
 
-    monkeypatch.setattr(opening, "open_checkpoint", opened)
+    monkeypatch.setattr(checkpoints, "open_checkpoint", opened)
     write(tmp_path / "pets")  # type: ignore[operator]
     (tmp_path / "a.pt").touch()
     result = run("--checkpoint", tmp_path / "a.pt", "--data", tmp_path / "pets", "--suite", suites)

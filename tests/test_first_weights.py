@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 from pipelines.cli import evaluate, train
 from pipelines.cli.options import WeightsPath
 from pipelines.errors import PipelineError
-from pipelines.models.opening import PRETRAINED, open_checkpoint, open_model
+from pipelines.models.checkpoints import open_checkpoint
+from pipelines.models.registry import PRETRAINED, open_model
 from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.data import find_data
 from pipelines.training.run_checkpoints import checkpoint_of

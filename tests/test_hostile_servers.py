@@ -18,7 +18,7 @@ from faulty_server import FaultyServer, dripping, endless, of, replaced, status
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import Download, ShardCache
 from pipelines.shards.connections import RemoteAccess, asked_pause_s
-from pipelines.shards.index import INDEX_NAME, MANIFEST_NAME
+from pipelines.shards.format import INDEX_NAME, MANIFEST_NAME
 from pipelines.shards.remote import fetch, open_remote_shards
 from shard_sets import drawn_pictures, encoded, write_shards
 

@@ -478,7 +478,8 @@ def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
     folder.mkdir()
     data = np.random.default_rng(0).integers(0, 256, (4, 3072), np.uint8)
     content = {"data": data, "fine_labels": [0, 1, 2, 99]}
-    (folder / "meta").write_bytes(pickle.dumps({}, protocol=2))
+    names = [f"class {i}" for i in range(100)]
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
     (folder / "test").write_bytes(pickle.dumps(content, protocol=2))
     found = open_outliers(folder, View(32, 32)).read(range(4))
     np.testing.assert_array_equal(found, data.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
@@ -524,7 +525,7 @@ def run_command(root: Path, *arguments: str, ends_with: int = 0) -> Mapping[str,
 def test_the_command_finds_what_there_is_of_imagenet(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.models.opening._classes_of", lambda *_: 1000)
+    monkeypatch.setattr("pipelines.models.checkpoints._classes_of", lambda *_: 1000)
     write_tree(tmp_path / "val", [7])
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
     said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)

@@ -24,7 +24,7 @@ from pipelines.loading.loaders import eval_loader, train_loader
 from pipelines.loading.order import EpochOrder
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
 from pipelines.loading.samples import BadSampleError, Policy, ShardReader
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.shards import index
-from pipelines.shards.index import (
+from pipelines.shards.format import (
     INDEX_NAME,
     MANIFEST_NAME,
     SAMPLE,
     Manifest,
     Shard,
+    most_index_bytes,
     open_shards,
     parse_manifest,
     write_index,
@@ -204,4 +204,4 @@ def test_what_cannot_be_mapped_is_read(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_most_index_bytes_bound_every_index(folder: Path) -> None:
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), "")
-    assert (folder / INDEX_NAME).stat().st_size <= index.most_index_bytes(manifest)
+    assert (folder / INDEX_NAME).stat().st_size <= most_index_bytes(manifest)

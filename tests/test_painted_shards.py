@@ -36,7 +36,7 @@ from pipelines.generate.painted_shards import (
     settings_so_far,
 )
 from pipelines.generate.sets import generate_set
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.places import Folder, open_place
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
@@ -79,7 +79,7 @@ def members(folder: Path) -> dict[str, bytes]:
 def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
     tmp_path: Path, place: Folder
 ) -> None:
-    from pipelines.shards.mixing_sources import MixingSource
+    from pipelines.shards.sources import MixingSource
 
     generate_set(request(tmp_path / "files"), run=paint_here)
     source: Source = MixingSource(places=(tmp_path / "files",))

@@ -33,7 +33,7 @@ from faulty_server import (
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import HeldFile, ShardCache, StoppedError
 from pipelines.shards.connections import RemoteAccess, is_remote, shown
-from pipelines.shards.index import MANIFEST_NAME, MOST_MANIFEST_BYTES, open_shards
+from pipelines.shards.format import MANIFEST_NAME, MOST_MANIFEST_BYTES, open_shards
 from pipelines.shards.remote import RemoteShards, fetch, open_remote_shards
 from shard_sets import write_shards
 

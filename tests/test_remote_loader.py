@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
-from pipelines.bench.plan_measures import shard_uses
 from pipelines.errors import PipelineError
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import CIFAR, IMAGENET
@@ -33,6 +32,7 @@ from pipelines.loading.sources import Uses
 from pipelines.shards.connections import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
+from streaming_model import shard_uses
 
 SMALL = replace(IMAGENET, image_size=14)
 MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))

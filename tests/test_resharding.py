@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import shard as command
 from pipelines.shards import write
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system import processes
 from shard_sets import drawn_pictures, encoded, run_here
 

@@ -14,10 +14,15 @@ import pytest
 import torch
 
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
-from pipelines.provenance import facts, run_record
-from pipelines.provenance.facts import command_line, git_state, versions
+from pipelines.provenance import run_record
 from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
-from pipelines.provenance.run_record import WeightsFacts, read_run_record
+from pipelines.provenance.run_record import (
+    WeightsFacts,
+    command_line,
+    git_state,
+    read_run_record,
+    versions,
+)
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
@@ -402,7 +407,7 @@ def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: 
 def test_without_git_or_with_one_that_hangs_nothing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "_GIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(run_record, "_GIT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path) is None
     hanging = tmp_path / "git"

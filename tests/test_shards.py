@@ -31,12 +31,12 @@ from PIL import EpsImagePlugin, Image
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import picture_files, sidecars, write
-from pipelines.shards.index import open_shards
-from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
+from pipelines.shards import images, sidecars, write
+from pipelines.shards.format import open_shards
+from pipelines.shards.images import BrokenPictureError, decode_rgb, oddity
 from pipelines.shards.request import bounds, shard_name, shuffled
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.tar import scan_tar
 from pipelines.system.plain_pickle import read_pickle
 from shard_sets import drawn_pictures, encoded
 
@@ -657,7 +657,7 @@ def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     content = encoded(PICTURES[0], "jpg")
-    monkeypatch.setattr(picture_files, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
         decode_rgb(content)

@@ -31,7 +31,7 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.report.sheet import GAP, contact_sheet, write_sheet
-from pipelines.shards.picture_files import (
+from pipelines.shards.images import (
     at_measured_size,
     natural_order,
     picture_files,

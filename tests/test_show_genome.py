@@ -20,7 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms
 from pipelines.report.genome_files import ReadGenome, read_genome
 from pipelines.report.genome_tables import described
-from pipelines.shards.index import FORMAT
+from pipelines.shards.format import FORMAT
 
 
 def run(*arguments: object) -> Result:

@@ -22,9 +22,9 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import decode_picture
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import picture_files as picture_files_module
-from pipelines.shards.index import open_shards
-from pipelines.shards.picture_files import (
+from pipelines.shards import images
+from pipelines.shards.format import open_shards
+from pipelines.shards.images import (
     LARGEST_FILE,
     at_measured_size,
     is_ignored_name,
@@ -306,7 +306,7 @@ def test_a_thin_image_is_cut_as_others_are(
     """The centre alone is scaled where all of it would be too much: the same but for rounding."""
     picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     whole = at_measured_size(picture).astype(int)
-    monkeypatch.setattr(picture_files_module, "MOST_PIXELS", 0)
+    monkeypatch.setattr(images, "MOST_PIXELS", 0)
     # Pillow rounds after each of two passes.
     assert np.abs(at_measured_size(picture) - whole).max() <= 1
 

@@ -31,7 +31,7 @@ from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
 from pipelines.shards.connections import RemoteAccess
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World

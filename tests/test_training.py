@@ -26,13 +26,15 @@ import networks
 from hosts import ADDRESSES, free_port, two_hosts
 from pipelines.cli import train as command
 from pipelines.cli import training_options
+from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
 from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
-from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
-from pipelines.shards.index import ShardSet, open_shards
+from pipelines.models.checkpoints import open_checkpoint
+from pipelines.models.registry import PRETRAINED, initialize_from, open_model
+from pipelines.shards.format import ShardSet, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import (
@@ -274,14 +276,14 @@ def test_augmix_is_trained_by_its_authors_recipe(dataset: Any, severity: float) 
     assert (pixmix.jsd, pixmix.augmix_all_ops, pixmix.pixmix.all_ops) == (False, False, True)
 
 
-def recipe_of(dataset: Any, *arguments: str) -> Recipe:  # noqa: ANN401
+def recipe_of(dataset: str, *arguments: str) -> Recipe:
     """The recipe that a command trains by."""
     # Below the group, as it is started: click keeps the names of a command's help from then on.
     with command.main.make_context("pixmix-train", [dataset, "--help"]) as group:
         context = command.main.commands[dataset].make_context(
             dataset, ["--out", "run", *arguments], parent=group
         )
-    return command._recipe(dataset, context.params)
+    return command._recipe(DATASETS[dataset], context.params)
 
 
 @pytest.mark.parametrize("kind", ["augmix", "trivialaugment"])
@@ -721,13 +723,13 @@ def test_a_training_goes_on_from_the_newest_checkpoint_that_any_process_has(
 def test_weights_to_begin_with_may_have_another_last_layer() -> None:
     module = open_model("wrn_10_2", 10, seed=1)
     other = open_model("wrn_10_2", 7, seed=2)
-    left = begin_with(module, other.state_dict())
+    left = initialize_from(module, other.state_dict())
     assert left == ["fc.weight", "fc.bias"]
     assert torch.equal(module.conv1.weight, other.conv1.weight)
     with pytest.raises(ValueError, match="tensors do not fit, such as"):
-        begin_with(module, open_model("wrn_10_3", 10).state_dict())
+        initialize_from(module, open_model("wrn_10_3", 10).state_dict())
     with pytest.raises(ValueError, match=r"are not its own, such as block1\.layer\.1"):
-        begin_with(module, open_model("wrn_16_2", 10).state_dict())
+        initialize_from(module, open_model("wrn_16_2", 10).state_dict())
 
 
 def test_first_weights_follow_from_the_seed_alone() -> None:
@@ -831,7 +833,7 @@ def test_a_test_set_without_names_has_no_more_classes_than_are_trained(digits: P
 def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_path: Path) -> None:
     def nothing(_done: int, _total: int) -> None: ...
 
-    with pytest.raises(PipelineError, match="is digits and not cifar10; say pixmix-train digits"):
+    with pytest.raises(PipelineError, match="is digits and not cifar10"):
         find_data("cifar10", digits, tmp_path, nothing)
     assert find_data("folder", digits, tmp_path, nothing).test is not None
     from PIL import Image
@@ -856,9 +858,9 @@ def test_the_choices_are_those_of_the_library() -> None:
     assert training_options.POLICIES == POLICIES
 
 
-@pytest.mark.parametrize("dataset", sorted(training_options.RECIPES))
-def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: Any) -> None:  # noqa: ANN401
-    told = training_options.RECIPES[dataset]
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: str) -> None:
+    told = training_options.RECIPES[DATASETS[dataset].recipe]
     recipe = recipe_of(dataset)
     renamed = {"warm-up": "warm_up_epochs"}
     for name, value in told.items():

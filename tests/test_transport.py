@@ -20,7 +20,7 @@ from pipelines.loading.loaders import eval_loader, train_loader
 from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.samples import ShardReader
 from pipelines.loading.transport import ByValue, fits_shared_memory, worker_errors
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from shard_sets import drawn_pictures, encoded, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")

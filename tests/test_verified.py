@@ -7,7 +7,7 @@ import pytest
 from pipelines.errors import PipelineError
 from pipelines.shards import verified
 from pipelines.shards.cache import ShardCache
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.verified import verified_once, verify_shards_once
 from pipelines.system.files import file_sha256
 from shard_sets import write_shards

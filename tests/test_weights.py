@@ -17,7 +17,7 @@ from torch import nn
 
 from featviz.state_dicts import read_weights
 from featviz.weights import load_checkpoint, read_checkpoint_file
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 
 
 def reference_checkpoint(module: nn.Module, *, steps: int = 3) -> dict[str, object]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pipelines.loading.preparation import CIFAR
 from pipelines.loading.remote_sets import open_set
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.training.recipes import DIGITS
 from pipelines.training.train import Training
 

@@ -215,7 +215,7 @@ def run(
         from pipelines.evaluation.inputs import add_told, in_words, input_of
         from pipelines.evaluation.origin import origin_of
         from pipelines.evaluation.suites import missing_inputs
-        from pipelines.models.opening import open_checkpoint
+        from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.headlines import notes_of, table
         from pipelines.report.plotting import check_plotting
         from pipelines.report.radar import radar
@@ -407,9 +407,9 @@ def make_c(
     with one_line_errors("interrupted; the same command continues it"):
         from pipelines.evaluation.data import find_data
         from pipelines.evaluation.make_corrupted import make_corrupted
-        from pipelines.models.opening import said_of_network
+        from pipelines.models.checkpoints import read_metadata
 
-        found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))
+        found = find_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()

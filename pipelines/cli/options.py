@@ -259,7 +259,7 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
 
 def tell_passed_over(folder: Path) -> None:
     """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
-    from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
+    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
 
     found = passed_over(folder)
     told = []

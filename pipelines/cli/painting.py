@@ -238,7 +238,7 @@ def _write_sheet(sheet: Path, request: "SetRequest") -> None:
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
     from pipelines.report.sheet import contact_sheet, write_sheet
-    from pipelines.shards.picture_files import read_image_file
+    from pipelines.shards.images import read_image_file
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
     chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,15 +21,16 @@ from pipelines.cli.options import (
     tell_passed_over,
 )
 from pipelines.cli.suggestions import SuggestingGroup
+from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.adopt import BrokenFiles, OddFiles
     from pipelines.shards.sources import Source
-    from pipelines.shards.survey import BrokenFiles, OddFiles
     from pipelines.shards.write import ShardResult
 
-TRAIN_SHARD, TEST_SHARD, SMALL_SHARD = 1252, 782, 1000
-"""Samples: ImageNet becomes 1,024 and 64 shards, as timm has them; CIFAR 50 and 10."""
+TRAIN_SHARD, TEST_SHARD = 1252, 782
+"""Samples a shard: ImageNet becomes 1,024 and 64 shards, as timm has them."""
 
 _INTERRUPTED = "interrupted; the same command continues this set"
 _FAULTS_SHOWN = 20
@@ -134,7 +135,7 @@ def imagefolder(
     The bytes of the files stay as they are; class names go into the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.side_files import join_splits
+        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits, has_classes
 
         if out.resolve().is_relative_to(src.resolve()):
@@ -184,63 +185,29 @@ def imagefolder(
         _say_made(results, as_json=as_json)
 
 
-def _cifar(dataset: Literal["cifar10", "cifar100"]) -> Callable[..., None]:
-    """Return the command of one of the two sets."""
+def _command(dataset: Dataset) -> None:
+    """Add the command of a dataset that has a reader."""
+    out = f"shards/{dataset.name}"
 
-    @main.command(dataset, epilog=example(f"pixmix-shard {dataset} downloads shards/{dataset}"))
-    @click.argument("src", type=LocalPath())
-    @click.argument("out", type=LocalPath())
-    @_set_options
-    def command(
-        *,
-        src: Path,
-        out: Path,
-        num_shards: int | None,
-        shard_size: int | None,
-        seed: int,
-        dali_index: bool,
-        jobs: int | None,
-        as_json: bool,
-    ) -> None:
+    def command(*, out: Path, src: Path | None = None, **options: Any) -> None:  # noqa: ANN401
         with one_line_errors(_INTERRUPTED):
-            from pipelines.shards.cifar import CifarSource
-            from pipelines.shards.side_files import join_splits
+            _shard_dataset(dataset, src, out, **options)
 
-            splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-            results = [
-                _make(
-                    CifarSource(place=src, dataset=dataset, split=split),
-                    out / split,
-                    name=f"{dataset}-{split}",
-                    split=split,
-                    sizes=(num_shards, shard_size, SMALL_SHARD),
-                    seed=seed,
-                    dali_index=dali_index,
-                    jobs=jobs,
-                )
-                for split in splits
-            ]
-            join_splits(out, splits)
-            _say_made(results, as_json=as_json)
-
-    command.help = (
-        f"Shard {dataset.upper()[:5]}-{dataset[5:]} into OUT/train and OUT/test, as PNG.\n\n"
-        "SRC is the official python archive, the folder in it, or what torchvision downloaded. "
-        "Its pickles are read without running anything."
+    command.__doc__ = (
+        f"Shard {dataset.title} into OUT/train and OUT/test, as PNG.\n\n{dataset.about}"
     )
-    return command
+    decorated: Callable[..., Any] = click.argument("out", type=LocalPath())(_set_options(command))
+    if not dataset.bundled:
+        decorated = click.argument("src", type=LocalPath())(decorated)
+    words = (dataset.name, out) if dataset.bundled else (dataset.name, "downloads", out)
+    main.command(dataset.name, epilog=example(f"pixmix-shard {' '.join(words)}"))(decorated)
 
 
-_cifar("cifar10")
-_cifar("cifar100")
-
-
-@main.command(epilog=example("pixmix-shard digits shards/digits"))
-@click.argument("out", type=LocalPath())
-@_set_options
-def digits(
-    *,
+def _shard_dataset(
+    dataset: Dataset,
+    src: Path | None,
     out: Path,
+    *,
     num_shards: int | None,
     shard_size: int | None,
     seed: int,
@@ -248,30 +215,30 @@ def digits(
     jobs: int | None,
     as_json: bool,
 ) -> None:
-    """Shard scikit-learn's handwritten digits, which need no download.
+    from pipelines.shards.archives import SPLITS
+    from pipelines.shards.exports import join_splits
+    from pipelines.shards.sources import DatasetSource
 
-    1,438 pictures go into OUT/train and 359 into OUT/test, enlarged to 32x32.
-    """
-    with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.digits import DigitsSource
-        from pipelines.shards.side_files import join_splits
+    results = [
+        _make(
+            DatasetSource(dataset=dataset.name, place=src, split=split),
+            out / split,
+            name=f"{dataset.name}-{split}",
+            split=split,
+            sizes=(num_shards, shard_size, SMALL_SHARD),
+            seed=seed,
+            dali_index=dali_index,
+            jobs=jobs,
+        )
+        for split in SPLITS
+    ]
+    join_splits(out, SPLITS)
+    _say_made(results, as_json=as_json)
 
-        splits: tuple[Literal["train", "test"], ...] = ("train", "test")
-        results = [
-            _make(
-                DigitsSource(split=split),
-                out / split,
-                name=f"digits-{split}",
-                split=split,
-                sizes=(num_shards, shard_size, SMALL_SHARD),
-                seed=seed,
-                dali_index=dali_index,
-                jobs=jobs,
-            )
-            for split in splits
-        ]
-        join_splits(out, splits)
-        _say_made(results, as_json=as_json)
+
+for _dataset in DATASETS.values():
+    if _dataset.reader is not None:
+        _command(_dataset)
 
 
 @main.command(
@@ -306,7 +273,7 @@ def mixing(
     as the 300K random images. Nothing is unpacked.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.mixing_sources import MixingSource
+        from pipelines.shards.sources import MixingSource
 
         for place in src:
             if place.is_dir():
@@ -395,7 +362,7 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.adopt import adopt_tars
-        from pipelines.shards.index import expand_braces
+        from pipelines.shards.format import expand_braces
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:

@@ -217,7 +217,7 @@ def show_mixed(
         from pipelines.report import mixing_figure, mixing_steps
         from pipelines.report.page import page, write_page
         from pipelines.report.sheet import write_sheet
-        from pipelines.shards.picture_files import read_picture
+        from pipelines.shards.images import read_picture
         from pipelines.system.processes import compile_kernels
         from pixmix.fused import pending
         from pixmix.settings import PixMixSettings

@@ -17,8 +17,9 @@ from pipelines.cli.options import (
     say,
 )
 from pipelines.cli.suggestions import SuggestingGroup
-from pipelines.cli.training_options import SMALL, training_options
+from pipelines.cli.training_options import RECIPES, training_options
 from pipelines.cli.training_progress import TrainingProgress
+from pipelines.datasets import DATASETS, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.loading.remote_sets import Remote
     from pipelines.loading.samples import Policy
     from pipelines.system.process_group import Processes
-    from pipelines.training.data import Data, Dataset
+    from pipelines.training.data import Data
     from pipelines.training.recipes import Recipe
     from pipelines.training.stopping import Stopping
     from pipelines.training.train import Trained, Training
@@ -59,62 +60,46 @@ def main() -> None:
     """
 
 
-def _command(dataset: "Dataset", text: str) -> None:
-    """Add the command of a data set."""
+def _command(dataset: Dataset) -> None:
+    """Add the command of a dataset."""
 
     def command(**options: Any) -> None:  # noqa: ANN401
         with one_line_errors(_INTERRUPTED):
             _train(dataset, options)
 
-    command.__doc__ = text
+    command.__doc__ = _help_of(dataset)
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "pictures" if dataset == "folder" else dataset
-    data = "" if dataset == "digits" else f" --data shards/{shards}"
-    line = f"pixmix-train {dataset}{data} --mixing-set mixing-set --out runs/{dataset}"
+    shards = "pictures" if dataset.name == "folder" else dataset.name
+    data = "" if dataset.bundled else f" --data shards/{shards}"
+    line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
     many = f"torchrun --nproc-per-node 4 -m -- pipelines.cli.{line.removeprefix('pixmix-')}"
-    main.command(dataset, epilog=example(line, many))(decorated)
+    main.command(dataset.name, epilog=example(line, many))(decorated)
 
 
-_command(
-    "cifar10",
-    """Train on CIFAR-10: WRN-40-4, 100 epochs.
-
-    DATA holds shards of pixmix-shard, or the official archive or what torchvision made of it, which
-    is then sharded into OUT.
-    """,
-)
-_command(
-    "cifar100",
-    """Train on CIFAR-100: WRN-40-4, 100 epochs.
-
-    DATA holds shards of pixmix-shard, or the official archive or what torchvision made of it, which
-    is then sharded into OUT.
-    """,
-)
-_command(
-    "imagenet",
-    """Train on ImageNet: ResNet-50, 90 epochs.
-
-    DATA holds the shards of pixmix-shard imagefolder, in train and val. The small learning rate
-    of the released script suits trained weights; pass --pretrained to start from them.
-    """,
-)
-_command(
-    "digits",
-    """Train on scikit-learn's digits, which need no download: a small network, a minute.""",
-)
-_command(
-    "folder",
-    """Train on pictures of your own: ResNet-50 and the recipe of ImageNet, unless told otherwise.
-
-    DATA holds the shards of pixmix-shard imagefolder.
-    """,
-)
+def _help_of(dataset: Dataset) -> str:
+    recipe = RECIPES[dataset.recipe]
+    text = f"Train on {dataset.title}: {recipe['model']}, {recipe['epochs']} epochs."
+    if dataset.bundled:
+        return f"{text}\n\nThe data need no download; without --data they are sharded into OUT."
+    if dataset.reader:
+        return (
+            f"{text}\n\nDATA holds shards of pixmix-shard, or the official archive or what "
+            "torchvision made of it, which is then sharded into OUT."
+        )
+    return (
+        f"{text}\n\nDATA holds the shards of pixmix-shard imagefolder, in train and val. The small "
+        "learning rate of the released script suits trained weights; pass --pretrained to start "
+        "from them."
+    )
 
 
-def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
+for _dataset in DATASETS.values():
+    _command(_dataset)
+
+
+def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
     from pipelines.loading.remote_sets import Remote
@@ -131,7 +116,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         recipe = _recipe(dataset, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    small = dataset in SMALL
+    small = dataset.images == "small"
     policy, max_bad_samples = _of_bad_samples(options)
     mixing_set = _mixing_set(options, recipe)
     if options["wandb"]:
@@ -254,7 +239,7 @@ def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
 
 
 def _open_data(
-    dataset: "Dataset", options: dict[str, Any], remote: "Remote", processes: "Processes"
+    dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
 ) -> "Data":
     """Open the data, made first where they have to be, when nothing else is missing."""
     from pipelines.training.data import check_inputs, find_data
@@ -262,7 +247,7 @@ def _open_data(
     mixing_sets: tuple[Path | str, ...] = options["mixing_sets"]
     find = partial(
         find_data,
-        dataset,
+        dataset.name,
         options["data"],
         options["out"] / "data",
         cache_dir=options["cache_dir"],
@@ -286,27 +271,22 @@ def _open_data(
     return data
 
 
-def _preparation(dataset: "Dataset", options: dict[str, Any]) -> "Preparation":
+def _preparation(dataset: Dataset, options: dict[str, Any]) -> "Preparation":
     from pipelines.loading import preparation as preparations
 
-    if dataset not in SMALL:
-        return replace(preparations.IMAGENET, image_size=options["image_size"])
-    # None of the digits is another digit in a mirror.
-    return replace(preparations.CIFAR, flip=dataset != "digits")
+    if dataset.images == "large":
+        return replace(preparations.IMAGENET, flip=dataset.flip, image_size=options["image_size"])
+    return replace(preparations.CIFAR, flip=dataset.flip)
 
 
-def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
+def _recipe(dataset: Dataset, options: dict[str, Any]) -> "Recipe":
     """Return the recipe of a data set with what the user says in its place."""
     import torch
 
-    from pipelines.models.cifar import takes_dropout
+    from pipelines.models.registry import has_dropout
     from pipelines.training import recipes
 
-    base = {
-        "cifar10": recipes.CIFAR,
-        "cifar100": recipes.CIFAR,
-        "digits": recipes.DIGITS,
-    }.get(dataset, recipes.IMAGENET)
+    base = recipes.RECIPES[dataset.recipe]
     pixmix = {
         name: options[name] for name in ("k", "beta", "severity") if options[name] is not None
     }
@@ -328,7 +308,7 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
     said = {field: options[name] for name, field in named.items() if options[name] is not None}
     augment = said.get("augment", base.augment)
     _refuse_ignored(augment, said.get("model", base.model), options)
-    if not takes_dropout(said.get("model", base.model)):
+    if not has_dropout(said.get("model", base.model)):
         said["dropout"] = 0.0
     if "precision" not in said and options["device"] in ("auto", "cpu"):
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
@@ -346,7 +326,7 @@ def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
 
 def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
     """Refuse options of what is not in use: they would be taken and change nothing."""
-    from pipelines.models.cifar import takes_dropout
+    from pipelines.models.registry import has_dropout
 
     of_pixmix = ("k", "beta", "severity", "all_ops", "no_mixing_set")
     given = [name for name in of_pixmix if options[name] not in (None, False)]
@@ -357,7 +337,7 @@ def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
         raise click.UsageError(
             f"--{option} is of PixMix, and --augment is {augment}; leave one out"
         )
-    if options["dropout"] and not takes_dropout(model):
+    if options["dropout"] and not has_dropout(model):
         raise click.UsageError(f"{model} has no dropout that could be set; leave --dropout out")
 
 

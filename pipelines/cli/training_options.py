@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -17,9 +17,7 @@ from pipelines.cli.options import (
     finite,
     seed_option,
 )
-
-if TYPE_CHECKING:
-    from pipelines.training.data import Dataset
+from pipelines.datasets import Dataset
 
 # As in training.recipes, models.opening and loading.samples, which would take seconds to import for
 # the help; a test holds them equal.
@@ -40,12 +38,10 @@ _IMAGENET: Figures = {
     **_CIFAR, "model": "resnet50", "epochs": 90, "batch-size": 256, "learning-rate": 0.01,
     "dropout": 0, "beta": 4, "severity": 1,
 }  # fmt: skip
-RECIPES: "dict[Dataset, Figures]" = {
-    "cifar10": _CIFAR,
-    "cifar100": _CIFAR,
+RECIPES: dict[str, Figures] = {
+    "cifar": _CIFAR,
     "digits": {**_CIFAR, "model": "wrn_10_1", "epochs": 40, "batch-size": 64, "dropout": 0},
     "imagenet": _IMAGENET,
-    "folder": _IMAGENET,
 }
 """What the helps say of the recipes, by option: a test holds it equal to them, too."""
 
@@ -94,27 +90,23 @@ _OF_RECIPE: dict[str, dict[str, Any]] = {
 """Options that have another default in each recipe: None stands for it."""
 
 
-def _of_recipe(dataset: "Dataset", name: str) -> Callable[[Command], Command]:
+def _of_recipe(recipe: str, name: str) -> Callable[[Command], Command]:
     """Return an option, with the recipe's own value in its help."""
     option = _OF_RECIPE[name]
     return click.option(
-        f"--{name}", **{**option, "help": f"{option['help']}  [default: {RECIPES[dataset][name]}]"}
+        f"--{name}", **{**option, "help": f"{option['help']}  [default: {RECIPES[recipe][name]}]"}
     )
 
 
-_CIFAR_DATA = "the folder of the official archive, or what torchvision downloaded."
-_DATA: "dict[Dataset, str]" = {
-    "cifar10": f"Shards of pixmix-shard cifar10, in a folder or at an address; or {_CIFAR_DATA}",
-    "cifar100": f"Shards of pixmix-shard cifar100, in a folder or at an address; or {_CIFAR_DATA}",
-    "imagenet": "Shards of pixmix-shard imagefolder, in a folder or at an address.",
-    "digits": "Shards of pixmix-shard digits, in a folder or at an address.  [default: made in "
-    "OUT/data]",
-    "folder": "Shards of pixmix-shard imagefolder, in a folder or at an address.",
-}
+def _data_help(dataset: Dataset) -> str:
+    command = dataset.name if dataset.reader else "imagefolder"
+    shards = f"Shards of pixmix-shard {command}, in a folder or at an address"
+    if dataset.bundled:
+        return f"{shards}.  [default: made in OUT/data]"
+    if dataset.reader:
+        return f"{shards}; or the folder of the official archive, or what torchvision downloaded."
+    return f"{shards}."
 
-
-SMALL: "tuple[Dataset, ...]" = ("cifar10", "cifar100", "digits")
-"""Whose pictures are held in memory, and read before the first batch."""
 
 _BAD_SAMPLES = (
     click.option(
@@ -143,11 +135,12 @@ _IMAGE_SIZE = click.option(
 )
 
 
-def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], ...]:
+def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ...]:
     """Return the options of a data set's command, in the order of its help."""
-    own = partial(_of_recipe, dataset)
+    own = partial(_of_recipe, dataset.recipe)
+    small = dataset.images == "small"
     return (
-        click.option("--data", type=Place(), help=_DATA[dataset]),
+        click.option("--data", type=Place(), help=_data_help(dataset)),
         click.option(
             "--out",
             type=click.Path(path_type=Path, file_okay=False),
@@ -188,7 +181,7 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             "[default: on for augmix, else off]",
         ),
         own("model"),
-        *(() if dataset in SMALL else (_IMAGE_SIZE,)),
+        *(() if small else (_IMAGE_SIZE,)),
         click.option(
             "--weights",
             type=WeightsPath(),
@@ -265,7 +258,7 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             help="Parts of the shards of which each batch takes equally many samples: as many as "
             "nodes, and each node needs its part alone. Divides the batch size.",
         ),
-        *(() if dataset in SMALL else _BAD_SAMPLES),
+        *(() if small else _BAD_SAMPLES),
         click.option(
             "--bad-pictures",
             type=click.Choice(["raise", "skip"]),

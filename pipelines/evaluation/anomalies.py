@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.evaluation.metrics import aupr, auroc, false_positives_at
 from pipelines.evaluation.outliers import SYNTHETIC
@@ -33,9 +34,9 @@ from pipelines.evaluation.pictures import (
 )
 from pipelines.evaluation.request import Evaluation
 from pipelines.evaluation.trees import Notices
-from pipelines.shards.cifar import CifarSource, Dataset
-from pipelines.shards.index import MANIFEST_NAME, open_shards
-from pipelines.shards.picture_files import is_ignored_name
+from pipelines.shards.format import MANIFEST_NAME, open_shards
+from pipelines.shards.images import is_ignored_name
+from pipelines.shards.sources import DatasetSource
 from pipelines.system.files import open_regular
 
 FOLDER = "outliers"
@@ -49,7 +50,6 @@ _LARGE = 64
 _SVHN = "test_32x32.mat"
 _MOST_MAT = 1 << 32
 """Bytes of SVHN's file, and of its images: extra_32x32.mat, the largest, has 1.6 billion."""
-_CIFAR: dict[str, Dataset] = {"cifar-10-batches-py": "cifar10", "cifar-100-python": "cifar100"}
 
 
 def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str, Any]:
@@ -125,9 +125,9 @@ def open_outliers(folder: Path, view: View, notices: Notices | None = None) -> P
             return of_shards(open_shards(place), view)
     if (folder / _SVHN).exists():
         return Stored(_view_all(_read_svhn(folder / _SVHN), view))
-    dataset = _CIFAR.get(folder.name)
-    if dataset is not None:
-        return of_source(CifarSource(place=folder, dataset=dataset, split="test"), view)
+    for row in DATASETS.values():
+        if row.folder == folder.name:
+            return of_source(DatasetSource(dataset=row.name, place=folder, split="test"), view)
     return of_folder(folder, view, notices)
 
 

@@ -13,7 +13,7 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.pictures import Pictures
 from pipelines.loading.preparation import Triple
 from pipelines.loading.sources import ahead
-from pipelines.models.opening import shapes_are_told
+from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
 
 Part = TypeVar("Part")
@@ -62,7 +62,7 @@ class Classifier:
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         std = torch.tensor(self.std, device=images.device).view(shape)
         normalized = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-        with shapes_are_told(self.module, normalized):
+        with explain_shape_errors(self.module, normalized):
             found: Tensor = self.module(normalized)
             # Of another shape, it fails here and is told.
             _images, _classes = found.shape

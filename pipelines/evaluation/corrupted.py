@@ -26,7 +26,7 @@ from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import IMAGENET, Data, Evaluation, MissingDataError
 from pipelines.evaluation.sets import MADE_OF, remedy_for, set_of
 from pipelines.evaluation.trees import Notices, class_folders
-from pipelines.shards.picture_files import is_ignored_name
+from pipelines.shards.images import is_ignored_name
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
 from pipelines.evaluation.labels import is_class_name, match_classes
@@ -27,14 +27,11 @@ from pipelines.loading.preparation import CIFAR, Preparation, Triple
 from pipelines.loading.preparation import IMAGENET as RECIPE
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.models.outputs import composed
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.picture_files import read_image_file
-from pipelines.shards.sources import class_name, printable
-
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
-
-OFFICIAL = frozenset({"cifar10", "cifar100"})
-"""Kinds of shards for which others distribute corrupted sets, with the same labels."""
+from pipelines.models.registry import default_input
+from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.images import read_image_file
+from pipelines.shards.sources import class_name
+from pipelines.system.files import printable
 
 PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
@@ -77,7 +74,8 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
     for place in (root / each for each in PLACES):
         if (place / MANIFEST_NAME).exists():
             shards = open_shards(place)
-            name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
+            dataset = dataset_of_kind(shards.kind)
+            name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
             return Located(
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
@@ -206,19 +204,16 @@ def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
 def _usual(said: dict[str, Any]) -> Preparation:
     """Return how a network of a name has pictures of any size, unless something else is said.
 
-    As torchvision's first weights of that name: later ones of a ResNet want 232 pixels before the
-    crop, and its usual recipe, the paper's too, 256.
+    See `pipelines.models.registry.InputSpec`.
     """
-    name = said.get("model")
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    wanted = default_input(said.get("model"))
+    if wanted is None:
         return RECIPE
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    wanted = weights.transforms()
     return Preparation(
-        image_size=wanted.crop_size[0],
-        evaluation_resize=wanted.resize_size[0],
-        mean=tuple(wanted.mean),
-        std=tuple(wanted.std),
+        image_size=wanted.image_size,
+        evaluation_resize=wanted.resize,
+        mean=wanted.mean,
+        std=wanted.std,
     )
 
 
@@ -262,7 +257,7 @@ def _small_side(shards: ShardSet) -> int | None:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
     except UnreadablePictureError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
-    return side if side <= _SMALL or shards.kind in NAMES else None
+    return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
 
 def _first_side(tree: Tree) -> int:
@@ -321,7 +316,9 @@ def _labels(
             f"{where}: classes are numbers, and each is taken for the output of that number"
         )
     shards = located.shards
-    official = matched.outputs if shards is not None and shards.kind in OFFICIAL else None
+    dataset = None if shards is None else dataset_of_kind(shards.kind)
+    # Those who published the corrupted sets beside it wrote labels in its own order.
+    official = matched.outputs if dataset and dataset.related else None
     return matched.outputs[given], matched.classes, official
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import msgspec
 
 from pipelines.evaluation.request import Data
-from pipelines.provenance.facts import provenance
 from pipelines.provenance.masking import masked_values
+from pipelines.provenance.run_record import provenance
 from pipelines.system.files import file_sha256
 
 

@@ -13,9 +13,10 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.trees import Notices, list_images
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.samples import BadSampleError, ShardReader
-from pipelines.shards.index import ShardSet
-from pipelines.shards.picture_files import read_image_file
-from pipelines.shards.sources import Source, printable
+from pipelines.shards.format import ShardSet
+from pipelines.shards.images import read_image_file
+from pipelines.shards.sources import Source
+from pipelines.system.files import printable
 from pipelines.system.processes import available_cores
 from pixmix.resizing import resized_centre
 

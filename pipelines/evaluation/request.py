@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_named
 from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier
 from pipelines.evaluation.pictures import Pictures, View
 from pipelines.evaluation.trees import Notices
 
-IMAGENET = "ImageNet"
+IMAGENET = dataset_named("imagenet").title
 """What data with ImageNet-1k's classes are called."""
 
 

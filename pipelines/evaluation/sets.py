@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from pipelines.datasets import dataset_named, dataset_titled
 from pipelines.errors import PipelineError
 from pipelines.evaluation.request import IMAGENET, Data, MissingDataError, find_folder
 from pipelines.evaluation.trees import Notices
@@ -22,31 +23,13 @@ MADE_OF = "made-of.json"
 
 _MOST_JSON = 1 << 20
 
-_PAPERS = {
-    "r": ("ImageNet-R", "https://github.com/hendrycks/imagenet-r"),
-    "a": ("ImageNet-A", "https://github.com/hendrycks/natural-adv-examples"),
-    "o": ("ImageNet-O", "https://github.com/hendrycks/natural-adv-examples"),
-}
-"""The natural sets by suite, and where they are."""
-
 _SUFFIXES = {"c": "-C", "c-bar": "-C-Bar", "p": "-P"}
 
-WITH_FOLDERS = (*_SUFFIXES, *_PAPERS)
-"""Suites that have a folder of their own beside the test set."""
+_NATURAL = dataset_named("imagenet").related
+"""The sets that only ImageNet has, and others."""
 
-_AUTHORS = {
-    ("CIFAR-10", "-C"): "https://zenodo.org/record/2535967",
-    ("CIFAR-10", "-P"): "https://zenodo.org/record/2535967",
-    ("CIFAR-100", "-C"): "https://zenodo.org/record/3555552",
-    ("CIFAR-100", "-P"): "https://zenodo.org/record/2535967",
-    (IMAGENET, "-C"): "https://zenodo.org/record/2235448",
-    (IMAGENET, "-P"): "https://zenodo.org/record/3565846",
-    **dict.fromkeys(
-        ((name, "-C-Bar") for name in ("CIFAR-10", "CIFAR-100", IMAGENET)),
-        "https://github.com/facebookresearch/augmentation-corruption",
-    ),
-}
-"""Where the sets are that their authors distribute, by test set and suffix."""
+WITH_FOLDERS = tuple(_NATURAL)
+"""Suites that have a folder of their own beside the test set."""
 
 
 class MadeOf(msgspec.Struct, frozen=True):
@@ -66,7 +49,9 @@ class MadeOf(msgspec.Struct, frozen=True):
 
 def remedy_for(name: str, suffix: str) -> str:
     """Return how a set that is missing or damaged can be had, for the end of an error."""
-    ways = [f"get it from {_AUTHORS[name, suffix]}"] if (name, suffix) in _AUTHORS else []
+    dataset = dataset_titled(name)
+    related = dataset.related.values() if dataset else ()
+    ways = [f"get it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
     if suffix == "-C" and name != IMAGENET:
         ways.append("make one by pixmix-eval make-c")
     return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
@@ -86,11 +71,13 @@ def find_set(root: Path, name: str, suite: str, notices: Notices) -> tuple[Path,
         PipelineError: if there are several, or it is not what it should be.
         OSError: if the folder cannot be read.
     """
-    if suite in _PAPERS:
-        wanted, address = _PAPERS[suite]
-        folder = find_folder(root, wanted)
+    if suite not in _SUFFIXES:
+        natural = _NATURAL[suite]
+        folder = find_folder(root, natural.folder)
         if folder is None:
-            raise MissingDataError(f"{root} has no folder {wanted.lower()}; get it from {address}")
+            raise MissingDataError(
+                f"{root} has no folder {natural.folder.lower()}; get it from {natural.page}"
+            )
         return folder, None
     suffix = _SUFFIXES[suite]
     folder = find_folder(root, f"{name}{suffix}")

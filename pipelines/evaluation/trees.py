@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import (
+from pipelines.shards.images import (
     FOLDER_EXTENSIONS,
     Above,
     files_below,
@@ -18,7 +18,8 @@ from pipelines.shards.picture_files import (
     picture_files,
     place_of,
 )
-from pipelines.shards.sources import class_name, extension_of, printable
+from pipelines.shards.sources import class_name, extension_of
+from pipelines.system.files import printable
 
 
 @dataclass

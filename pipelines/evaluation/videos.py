@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
 from pipelines.loading.sources import ahead
-from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS
+from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS
 from pipelines.system.files import open_regular
 from pipelines.system.processes import available_cores
 

@@ -30,7 +30,8 @@ from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
-from pipelines.shards.index import (
+from pipelines.shards.exports import side_files, write_json
+from pipelines.shards.format import (
     INDEX_NAME,
     MANIFEST_NAME,
     MOST_SHARDS_OF_A_PATTERN,
@@ -41,7 +42,6 @@ from pipelines.shards.index import (
 )
 from pipelines.shards.places import DONE, WORK, Folder, Place
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
-from pipelines.shards.side_files import side_files, write_json
 from pipelines.shards.sidecars import (
     Joined,
     Sample,

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipelines.shards.picture_files import (
+from pipelines.shards.images import (
     DAMAGE,
     TooManyPixelsError,
     UnknownRangeError,

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import BadSamples, EvalLoader, TrainLoader
 from pipelines.loading.mixing_set import open_mixing_set, open_pictures, uniform_view
@@ -31,15 +32,12 @@ from pipelines.loading.samples import (
 from pipelines.loading.sources import InMemory, Source, Workers
 from pipelines.loading.transport import fits_shared_memory
 from pipelines.shards.connections import is_remote
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import RemoteShards
 from pipelines.system.ranks import World, find_world
 from pixmix.packed import PackedPictures
 
 MixingSet = PackedPictures | str | Path | Sequence[str | Path]
-
-SMALL_KINDS = frozenset({"cifar10", "cifar100", "digits"})
-"""Kinds of sets whose pictures are small and of one size: held in memory, padded and cropped."""
 
 
 def train_loader(
@@ -226,7 +224,8 @@ def _opened(
     if len(opened.shards) == 0:
         raise PipelineError(f"{opened.shards.location} has no samples; there is nothing to load")
     if preparation is None:
-        preparation = CIFAR if opened.shards.kind in SMALL_KINDS else IMAGENET
+        dataset = dataset_of_kind(opened.shards.kind)
+        preparation = CIFAR if dataset and dataset.images == "small" else IMAGENET
     if image_size is not None:
         preparation = replace(preparation, image_size=image_size)
     file = None if bad_samples_file is None else Path(bad_samples_file)

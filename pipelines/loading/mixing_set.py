@@ -33,10 +33,16 @@ from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.connections import is_remote
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
-from pipelines.shards.keys import read_key
-from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
-from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
+from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.images import (
+    UPRIGHT,
+    BrokenPictureError,
+    convert,
+    natural_order,
+    orientation,
+    picture_files,
+    read_image_file,
+)
 from pipelines.shards.remote import RemoteShards
 from pipelines.shards.sources import size_and_change
 from pipelines.system.files import open_regular, read_regular, sha256

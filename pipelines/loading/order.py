@@ -258,7 +258,7 @@ def shards_ahead(window: int | None, lanes: int, parties: int) -> int:
 
     A window's are needed nearly all at once, so those of the next one come meanwhile. Simulated for
     one GPU of ImageNet with a window of 64, an epoch loses 504 s with 4 ahead and 37 s with 64
-    (`pixmix-bench streaming`). Without windows all are needed at the beginning.
+    (docs/streaming-plan.md). Without windows all are needed at the beginning.
 
     Args:
         window: see `EpochOrder`.

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
-from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,

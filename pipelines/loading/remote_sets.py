@@ -6,7 +6,7 @@ from pathlib import Path
 from pipelines.loading.samples import ShardReader
 from pipelines.shards.cache import ShardCache, cache_folder
 from pipelines.shards.connections import RemoteAccess
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import RemoteFiles, RemoteShards, open_remote_shards
 
 

@@ -26,8 +26,7 @@ from pipelines.loading.transport import (
     to_send,
     too_many_files,
 )  # fmt: skip
-from pipelines.shards.index import SAMPLE, ShardSet
-from pipelines.shards.keys import read_key
+from pipelines.shards.format import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures, map_name

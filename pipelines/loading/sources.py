@@ -25,7 +25,7 @@ from pipelines.loading.samples import PictureDataset, Prepared, Request, Request
 from pipelines.loading.transport import start_method, without_main_module, worker_errors
 from pipelines.shards.cache import HeldFile
 from pipelines.shards.connections import shown
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.shards.read_ahead import ReadAhead
 from pipelines.shards.remote import RemoteFiles
 from pixmix.fused import mix_batch

@@ -18,7 +18,7 @@ from pipelines.loading.order import EpochOrder, batch_places, count_batches, tra
 from pipelines.loading.preparation import IMAGENET, Preparation
 from pipelines.loading.remote_sets import Remote, open_reader
 from pipelines.loading.samples import BadSampleError, ShardReader
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.system.ranks import World, find_world
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch

@@ -8,7 +8,7 @@ from typing import Any
 from fractals import Genome
 from pipelines.errors import PipelineError
 from pipelines.report.json_files import parse, read_text
-from pipelines.shards.index import FORMAT
+from pipelines.shards.format import FORMAT
 from pipelines.system.files import open_regular
 
 SQUARE = (1, 1)

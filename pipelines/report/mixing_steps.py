@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import JoinedSources, PictureSource
-from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.images import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
 from pixmix.mixing import MIXINGS

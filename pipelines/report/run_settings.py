@@ -13,8 +13,7 @@ import msgspec
 from pipelines.provenance.run_record import RunRecord, Session
 from pipelines.report.headlines import HEADLINES
 from pipelines.report.run_files import Run
-from pipelines.shards.sources import printable
-from pipelines.system.files import write_file
+from pipelines.system.files import printable, write_file
 
 _HASH_DIGITS = 12
 """That are shown of a hash."""

@@ -12,7 +12,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import is_of_shards, picture_source
 from pipelines.loading.picture_map import PictureSource
-from pipelines.shards.picture_files import picture_files, read_picture
+from pipelines.shards.images import picture_files, read_picture
 
 
 class UnreadableError(PipelineError):

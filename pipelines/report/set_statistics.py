@@ -14,7 +14,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.plan import spread
 from pipelines.report.near_duplicates import difference_hash, near_duplicates
 from pipelines.report.set_pictures import SetPicture, UnreadableError
-from pipelines.shards.picture_files import MEASURED_SIDE, at_measured_size
+from pipelines.shards.images import MEASURED_SIDE, at_measured_size
 from pipelines.system.progress import Progress, no_progress
 
 N_OF_DIVERSITY = 64

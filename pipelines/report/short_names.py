@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.shards.sources import printable
+from pipelines.system.files import printable
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:

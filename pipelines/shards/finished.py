@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.index import (
+from pipelines.shards.adopt import found_in
+from pipelines.shards.exports import ODD_FILES_NAME, dali_index, side_file_faults
+from pipelines.shards.format import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
     Manifest,
@@ -17,14 +19,11 @@ from pipelines.shards.index import (
     build_set,
     read_index,
 )
+from pipelines.shards.images import LARGEST_FILE, BrokenPictureError, unusable_file
 from pipelines.shards.listing import Listing
 from pipelines.shards.members import sample_of
-from pipelines.shards.picture_files import LARGEST_FILE, unusable_file
-from pipelines.shards.pictures import BrokenPictureError
 from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuffled
-from pipelines.shards.side_files import ODD_FILES_NAME, dali_index, side_file_faults
 from pipelines.shards.sidecars import sidecar_of
-from pipelines.shards.survey import found_in
 from pipelines.system.files import file_sha256, open_regular, read_regular, write_file
 
 

@@ -3,8 +3,8 @@
 import json
 
 from pipelines.errors import PipelineError
+from pipelines.shards.images import COMMON, UPRIGHT, convert, oddity, orientation
 from pipelines.shards.listing import Listing
-from pipelines.shards.pictures import COMMON, UPRIGHT, convert, oddity, orientation
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sidecars import Sample
 from pipelines.shards.sources import Item

@@ -33,7 +33,7 @@ from pipelines.shards.connections import (
     said,
     shown,
 )
-from pipelines.shards.index import MANIFEST_NAME
+from pipelines.shards.format import MANIFEST_NAME
 from pipelines.shards.remote import local_path
 from pipelines.shards.transfer import patience_ends, retrying
 from pipelines.system.files import PARTIAL_SUFFIX, check_no_file, open_regular, remove_partial_files

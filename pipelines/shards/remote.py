@@ -27,7 +27,7 @@ from pipelines.shards.connections import (
     is_remote,
     shown,
 )
-from pipelines.shards.index import (
+from pipelines.shards.format import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
     Shard,
@@ -38,9 +38,9 @@ from pipelines.shards.index import (
     open_index,
     open_shards,
     parse_manifest,
+    read_key,
     select_shards,
 )
-from pipelines.shards.keys import read_key
 from pipelines.shards.received import Content
 from pipelines.shards.shell import PIPE_PREFIX
 from pipelines.shards.transfer import download

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.shards.adopt import BrokenFiles, OddFiles
+from pipelines.shards.images import CONVERSION_VERSION, encoder_version
 from pipelines.shards.listing import Listed
-from pipelines.shards.pictures import CONVERSION_VERSION, encoder_version
 from pipelines.shards.sources import Source
-from pipelines.shards.survey import BrokenFiles, OddFiles
 
 SHARDS_VERSION = 1
 """Of the order and the bytes of the tars: raised when the same source and settings give others."""

@@ -16,9 +16,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.grouping import Left, samples_of_tar
-from pipelines.shards.index import SAMPLE, Shard
-from pipelines.shards.tars import end_tar, write_member
+from pipelines.shards.format import SAMPLE, Shard
+from pipelines.shards.tar import Left, end_tar, samples_of_tar, write_member
 from pipelines.system.files import Count, FileName, Sha256, file_sha256, new_file, open_regular
 
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]

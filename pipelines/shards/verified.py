@@ -20,7 +20,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import ShardCache
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.system.files import (
     Sha256,
     file_sha256,

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.grouping import Left, samples_of_tar
-from pipelines.shards.index import (
+from pipelines.shards.exports import side_file_faults
+from pipelines.shards.format import (
     ADOPTED,
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -19,9 +19,9 @@ from pipelines.shards.index import (
     parse_manifest,
     read_index,
 )
-from pipelines.shards.pictures import BrokenPictureError, decode_rgb
-from pipelines.shards.side_files import side_file_faults
+from pipelines.shards.images import BrokenPictureError, decode_rgb
 from pipelines.shards.sidecars import file_md5
+from pipelines.shards.tar import Left, samples_of_tar
 from pipelines.system.files import file_sha256, open_regular, read_regular
 from pipelines.system.progress import Progress
 

@@ -28,13 +28,26 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
+from pipelines.shards.adopt import (
+    Survey,
+    join_parts,
+    look_into,
+    missing_parts,
+    refuse,
+)
+from pipelines.shards.exports import (
+    ODD_FILES_NAME,
+    dali_index,
+    side_files,
+    write_json,
+)
 from pipelines.shards.finished import (
     changed_since,
     check_contents,
     open_complete,
     sidecars_of_whole,
 )
-from pipelines.shards.index import (
+from pipelines.shards.format import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
     Manifest,
@@ -52,20 +65,7 @@ from pipelines.shards.request import (
     shard_settings,
     shuffled,
 )
-from pipelines.shards.side_files import (
-    ODD_FILES_NAME,
-    dali_index,
-    side_files,
-    write_json,
-)
 from pipelines.shards.sidecars import join_sidecars, parse_sidecar, write_tar
-from pipelines.shards.survey import (
-    Survey,
-    join_parts,
-    look_into,
-    missing_parts,
-    refuse,
-)
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     check_no_file,

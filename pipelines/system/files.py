@@ -82,6 +82,11 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     return content
 
 
+def printable(name: str) -> str:
+    r"""Return a file's name as text that JSON can hold: a byte that is no UTF-8 becomes \udcNN."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def sha256(content: bytes | memoryview) -> str:
     """Return the SHA-256 of the content as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()

@@ -50,7 +50,7 @@ class CheckpointContent(msgspec.Struct, kw_only=True, forbid_unknown_fields=True
     """A checkpoint.
 
     Attributes:
-        network: metadata for evaluation; see `pipelines.models.opening`.
+        network: metadata for evaluation; see `pipelines.models.checkpoints`.
         recipe: see `Recipe.to_json`.
         mixing_set: its fingerprint; None for a training without one.
         state_dict: the weights that are evaluated.

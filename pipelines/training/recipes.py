@@ -26,7 +26,7 @@ _MOST = 1e30
 class Recipe:
     """All that a training depends on, besides its data and the machine.
 
-    model: see `pipelines.models.opening.open_model`. epochs; batch_size: of all processes together.
+    model: see `pipelines.models.registry.open_model`. epochs; batch_size: of all processes.
     learning_rate: falls by a cosine a step to `final_learning_rate`, after `warm_up_epochs` of
     rising. accumulate: parts that a batch is computed in, on each process.
     augment: "pixmix", or a baseline in its place. augmix_severity, augmix_all_ops: of AugMix's
@@ -146,3 +146,6 @@ Of AugMix, too, the severity is 1 here and 3 for CIFAR: the defaults of its auth
 
 DIGITS = replace(CIFAR, model="wrn_10_1", epochs=40, batch_size=64, dropout=0.0)
 """For scikit-learn's digits: a minute on a laptop."""
+
+RECIPES = {"cifar": CIFAR, "imagenet": IMAGENET, "digits": DIGITS}
+"""By the name that the table of datasets has."""

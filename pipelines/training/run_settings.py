@@ -12,7 +12,7 @@ from pipelines.provenance.run_record import (
     WeightsFacts,
     read_run_record,
 )
-from pipelines.shards.index import ShardSet
+from pipelines.shards.format import ShardSet
 from pipelines.system.files import file_sha256
 
 if TYPE_CHECKING:

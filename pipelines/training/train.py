@@ -35,12 +35,8 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.loading.transport import worker_errors
-from pipelines.models.opening import (
-    begin_with,
-    first_weights,
-    open_model,
-    shapes_are_told,
-)
+from pipelines.models.checkpoints import read_initial_weights
+from pipelines.models.registry import explain_shape_errors, initialize_from, open_model
 from pipelines.provenance.run_record import Ending, recorded
 from pipelines.shards.remote import RemoteShards
 from pipelines.system.files import check_no_file, folder_lock, world_errors, write_file
@@ -339,7 +335,7 @@ class _Run:
         )
         if training.weights is not None and not begun:
             try:
-                begin_with(module, first_weights(training.weights))
+                initialize_from(module, read_initial_weights(training.weights))
             except ValueError as error:
                 raise PipelineError(f"{training.weights}: {error}") from error
         module = module.to(self.device).to(memory_format=torch.channels_last)
@@ -679,7 +675,9 @@ class _Run:
             with ExitStack() as meanwhile:
                 if not last and isinstance(self.running, DistributedDataParallel):
                     meanwhile.enter_context(self.running.no_sync())
-                with shapes_are_told(self.module, some.flatten(0, -4), self.network["classes"]):
+                with explain_shape_errors(
+                    self.module, some.flatten(0, -4), self.network["classes"]
+                ):
                     logits, loss = self._loss(some, theirs)
                 scaled: Tensor = self.scaler.scale(loss * (len(some) / n))
                 scaled.backward()  # type: ignore[no-untyped-call]

@@ -6,6 +6,8 @@
 
 The index is memory-mapped, so the workers of a node share one copy of it, and a sample is read
 with one `os.pread(descriptor_of_its_shard, size, offset)`.
+
+The key of a sample, by which webdataset groups the members of a tar.
 """
 
 import json
@@ -22,7 +24,6 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.keys import read_key
 from pipelines.system.files import (
     Count,
     FileName,
@@ -37,6 +38,39 @@ from pipelines.system.files import (
     write_file,
 )  # fmt: skip
 from pixmix.packed import open_map
+
+
+def read_key(path: Path, offset: int) -> str:
+    """Return the key of the sample whose picture begins at an offset of a tar, or "?"."""
+    try:
+        with open_regular(path) as file:
+            file.seek(offset - BLOCK)
+            return key_of(_header_name(file.read(BLOCK)))
+    except (OSError, ValueError):
+        return "?"
+
+
+def key_of(name: str) -> str:
+    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]
+
+
+def _header_name(block: bytes) -> str:
+    """Return the name in a tar header of 512 bytes.
+
+    Raises:
+        ValueError: if there are not 512 bytes.
+    """
+    if len(block) != BLOCK:
+        raise ValueError("no header")
+    name = block[:100].split(b"\0", 1)[0]
+    # The USTAR format alone has a prefix there.
+    if block[257:265] == b"ustar\x0000":
+        prefix = block[345:500].split(b"\0", 1)[0]
+        name = prefix + b"/" + name if prefix else name
+    return name.decode("utf-8", "replace")
+
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its picture's bytes in that tar; label, -1: none."""
@@ -68,7 +102,7 @@ _DAMAGED_ARRAY = (
 )  # fmt: skip
 """What numpy raises for the header of a damaged array."""
 
-_BLOCK = 512
+BLOCK = 512
 
 
 class Shard(
@@ -125,7 +159,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"`{shard.file}` is listed twice")
             seen.add(shard.file)
             # Each sample has a header of its own in the tar.
-            if shard.n_samples > shard.n_bytes // _BLOCK:
+            if shard.n_samples > shard.n_bytes // BLOCK:
                 raise ValueError(
                     f"`{shard.file}` of {shard.n_bytes} bytes cannot hold {shard.n_samples} samples"
                 )
@@ -490,7 +524,7 @@ def _index_fault(samples: NDArray[np.void], manifest: Manifest) -> str | None:
     n_bytes = bytes_of_shards[samples["shard"]]
     offsets = samples["offset"]
     # The offset by itself too, for the sum of a hostile one wraps around.
-    if ((offsets < _BLOCK) | (offsets > n_bytes) | (offsets + samples["size"] > n_bytes)).any():
+    if ((offsets < BLOCK) | (offsets > n_bytes) | (offsets + samples["size"] > n_bytes)).any():
         return "has a sample that reaches beyond its shard"
     n_classes = len(manifest.classes)
     labels = samples["label"]

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import PipelineError
-from pipelines.shards.grouping import Left, group_members
-from pipelines.shards.index import Shard, ShardSet
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.format import Shard, ShardSet
+from pipelines.shards.tar import Left, group_members, scan_tar
 from pipelines.system.files import file_sha256, read_regular, write_file
 
 TIMM_NAME, WIDS_NAME, SIZES_NAME = "_info.json", "wids.json", "sizes.json"

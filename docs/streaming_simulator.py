@@ -1,29 +1,57 @@
-"""An epoch of training from shards at an address, simulated: the loaders' plans, without data."""
+"""Simulate training from shards at an address, without data: what to download, keep and wait for.
 
-from collections.abc import Callable, Sequence
+    python docs/streaming_simulator.py --nodes 8 --window 16
+
+The loaders' full shuffle, windows and lanes stand beside what webdataset's own stages do. Of all
+nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
+
+    python docs/streaming_simulator.py --page docs/streaming-plan.md
+
+writes the output of the page's commands anew.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+import click
 import numpy as np
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from pipelines.bench.plan_measures import (
+from pipelines.bench.timing import number
+from pipelines.cli.options import ByteSize
+from pipelines.loading.order import (
+    EpochOrder,
+    batch_places,
+    count_batches,
+    order_bytes,
+    shards_ahead,
+)
+from pipelines.shards.format import SAMPLE
+from pipelines.text_table import aligned
+from streaming_model import (
+    Link,
     Uses,
     cached_downloads,
     class_entropy,
     meetings,
     most_at_once,
+    run_epoch,
     shard_uses,
     travel,
+    webdataset_batches,
 )
-from pipelines.bench.plan_time import Link, run_epoch
-from pipelines.bench.webdataset_order import webdataset_batches
-from pipelines.loading.order import EpochOrder, batch_places, count_batches, shards_ahead
 
 BUFFERS = (1000, 5000)
 """Of samples, that webdataset's documentation and open_clip shuffle at a time."""
 
 _PREFETCHED = 2
-"""Batches that a `DataLoader` has each worker make ahead, its prefetch_factor."""
+"""Batches that a `DataLoader` has each worker make prefetch, its prefetch_factor."""
 
 _GB = 1e9
 
@@ -37,7 +65,7 @@ class StreamingSettings:
 
     shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
     processes. window, lanes: see `EpochOrder`. cache_bytes: that a node keeps, or None.
-    bandwidth: of a node, bytes a second. step_seconds: of the training alone. ahead: shards
+    bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch: shards
     downloaded before they are needed; None: as many as the loaders take. slow: how many times
     slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
     epochs: for caches.
@@ -56,7 +84,7 @@ class StreamingSettings:
     cache_bytes: float | None = None
     bandwidth: float = 1.25e9
     step_seconds: float = 0.1
-    ahead: int | None = None
+    prefetch: int | None = None
     slow: float = 4.0
     outage_seconds: float = 30.0
     epochs: int = 10
@@ -109,7 +137,7 @@ class Need:
 
     epoch: downloaded in the first epoch; kept: in all epochs where nothing is removed; cached:
     where the cache keeps its limit, None without one or where what is in use does not fit.
-    shards: in use or downloaded ahead at once, None where nothing is kept on disk; disk: their
+    shards: in use or downloaded prefetch at once, None where nothing is kept on disk; disk: their
     bytes; memory: of a shuffle buffer.
     """
 
@@ -162,12 +190,7 @@ class PlanRow:
     remark: str = ""
 
 
-Progress = Callable[[int, int], None]
-
-
-def simulate(
-    settings: StreamingSettings, progress: Progress = lambda _done, _total: None
-) -> list[PlanRow]:
+def simulate(settings: StreamingSettings) -> list[PlanRow]:
     """Return what comes of a full shuffle, of windows, of lanes, and of webdataset's buffers."""
     orders: list[tuple[str, int | None, int]] = [
         ("full shuffle", None, 1),
@@ -178,16 +201,10 @@ def simulate(
             (f"{settings.lanes} lanes", None, settings.lanes),
             (f"{settings.lanes} lanes, window {settings.window}", settings.window, settings.lanes),
         ]
-    total = len(orders) + len(BUFFERS)
-    rows: list[PlanRow] = []
-    for name, window, lanes in orders:
-        progress(len(rows), total)
-        rows.append(_ours(settings, name, window, lanes))
-    for buffer in BUFFERS:
-        progress(len(rows), total)
-        rows.append(_webdataset(settings, buffer))
-    progress(total, total)
-    return rows
+    return [
+        *(_ours(settings, name, window, lanes) for name, window, lanes in orders),
+        *(_webdataset(settings, buffer) for buffer in BUFFERS),
+    ]
 
 
 def plan_batches(
@@ -217,8 +234,8 @@ def _ours(settings: StreamingSettings, name: str, window: int | None, lanes: int
         uses.append(shard_uses(later, shard_of, settings.shards, settings.nodes))
     steps = len(batches)
     needed = (uses[0][0] >= 0).sum(axis=1)
-    ahead = settings.ahead or shards_ahead(window, lanes, settings.nodes)
-    at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + ahead, needed)
+    prefetch = settings.prefetch or shards_ahead(window, lanes, settings.nodes)
+    at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + prefetch, needed)
     shards = int(at_once.max())
     kept = np.logical_or.reduce([first >= 0 for first, _ in uses]).sum(axis=1)
     return PlanRow(
@@ -233,7 +250,7 @@ def _ours(settings: StreamingSettings, name: str, window: int | None, lanes: int
             memory=0.0,
         ),
         quality=_quality(settings, batches, shard_of),
-        lost=_lost(settings, uses[0], steps, ahead),
+        lost=_lost(settings, uses[0], steps, prefetch),
     )
 
 
@@ -312,7 +329,7 @@ def _quality(
     )
 
 
-def _lost(settings: StreamingSettings, uses: Uses, steps: int, ahead: int) -> Lost:
+def _lost(settings: StreamingSettings, uses: Uses, steps: int, prefetch: int) -> Lost:
     first, _ = uses
     needs = [np.sort(node[node >= 0]) for node in first]
     trained = steps * settings.step_seconds
@@ -328,7 +345,7 @@ def _lost(settings: StreamingSettings, uses: Uses, steps: int, ahead: int) -> Lo
             [of_first, *[link] * (settings.nodes - 1)],
             steps=steps,
             step_seconds=settings.step_seconds,
-            ahead=ahead,
+            prefetch=prefetch,
             early=settings.early,
         )
         for of_first in (link, slow, outage)
@@ -339,3 +356,188 @@ def _lost(settings: StreamingSettings, uses: Uses, steps: int, ahead: int) -> Lo
         slow=slowed.end - trained,
         outage=broken.end - trained,
     )
+
+
+def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> dict[str, Any]:
+    """Return everything as plain JSON values."""
+    return {
+        "settings": asdict(settings),
+        "steps": count_batches(settings.n_samples, settings.batch_size),
+        "memory": index_memory(settings, settings.n_samples),
+        "rows": [_plain(asdict(row)) for row in rows],
+    }
+
+
+def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
+    """Return bytes a node: the index, mapped once, and the order, which each process has.
+
+    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in lanes
+    where there are several.
+    """
+    full = order_bytes(n_samples, settings.samples_per_shard, window=None)
+    windows = order_bytes(
+        n_samples,
+        settings.samples_per_shard,
+        window=settings.window,
+        lanes=settings.lanes,
+        world_size=settings.world_size,
+    )
+    return {
+        "index": n_samples * SAMPLE.itemsize,
+        "order": full * settings.ranks,
+        "windows": windows * settings.ranks,
+    }
+
+
+def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
+    """Return everything as lines of aligned text."""
+    lines: list[tuple[str, ...]] = [
+        ("a node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
+         "lost at", "1 link", "1 link", "samples"),
+        ("", "epoch", "all kept", "cache", "at once", "at once", "lost", "start",
+         f"{settings.slow:g}x slower", f"out {settings.outage_seconds:g} s", "left out"),
+    ]  # fmt: skip
+    lines += [_need_line(settings, row) for row in rows]
+    quality: list[tuple[str, ...]] = [
+        ("shuffled", "meetings,", "meetings,", "entropy,", "entropy,", "travel"),
+        ("", "batch", "process", "mixed", "sorted", ""),
+    ]
+    quality += [
+        (row.name, *("-" if np.isnan(value) else number(value) for value in (
+            row.quality.meetings, row.quality.share_meetings, row.quality.mixed_entropy,
+            row.quality.sorted_entropy, row.quality.travel,
+        )))
+        for row in rows
+    ]  # fmt: skip
+    remarks = [f"{row.name}: {row.remark}" for row in rows if row.remark]
+    parts = [aligned(lines), aligned(quality), [*remarks, *_notes(settings)]]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
+    need, lost = row.need, row.lost
+    cached = "-" if settings.cache_bytes is None or lost is None else "no room"
+    on_disk = ("0", "0") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
+    times: tuple[str, ...] = ("-",) * 4
+    if lost is not None:
+        times = tuple(number(value) for value in (lost.all, lost.begin, lost.slow, lost.outage))
+    return (
+        row.name,
+        number(need.epoch / _GB),
+        number(need.kept / _GB),
+        cached if need.cached is None else number(need.cached / _GB),
+        *on_disk,
+        *times,
+        f"{row.left_out:,}",
+    )
+
+
+def _notes(settings: StreamingSettings) -> list[str]:
+    steps = count_batches(settings.n_samples, settings.batch_size)
+    told = []
+    for n in (settings.n_samples, 10**9):
+        memory = index_memory(settings, n)
+        told.append(
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
+            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
+            f"{memory['windows'] / _GB:.3g} GB with windows"
+        )
+    return [
+        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
+        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
+        f"{steps * settings.step_seconds:,.1f} s without waiting",
+        *told,
+    ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what is no finite number, which JSON has not, by None."""
+    return {
+        key: _plain(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not np.isfinite(value)
+        else value
+        for key, value in row.items()
+    }
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+_PIECE = re.compile(
+    r"^    python docs/streaming_simulator.py (.*)\n\n```text\n(?:.*\n)*?```$", re.MULTILINE
+)
+
+
+def renewed(text: str) -> str:
+    """Return a page with the present output of its simulations.
+
+    Raises:
+        RuntimeError: if a command fails.
+    """
+
+    def piece(found: re.Match[str]) -> str:
+        result = CliRunner().invoke(main, shlex.split(found[1]))
+        if result.exit_code != 0:
+            raise RuntimeError(f"{found[1]}: {result.output}")
+        command = f"    python docs/streaming_simulator.py {found[1]}"
+        return f"{command}\n\n```text\n{result.stdout.rstrip()}\n```"
+
+    return _PIECE.sub(piece, text)
+
+
+def _count(name: str, default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=int, default=default, show_default=True, help=text)
+
+
+def _measure(name: str, default: float, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=float, default=default, show_default=True, help=text)
+
+
+@click.command()
+@_count("--shards", 1024, "Shards of the training set.")
+@_count("--samples-per-shard", 1251, "Samples per shard.")
+@_measure("--shard-mb", 144.0, "Size of a shard, in MB.")
+@_count("--classes", 1000, "Classes of the training set.")
+@_count("--nodes", 1, "Nodes that train together.")
+@_count("--ranks", 8, "Ranks per node.")
+@_count("--workers", 8, "Worker processes per rank.")
+@_count("--batch-size", 1024, "Global batch size, summed over all ranks.")
+@_count("--window", 64, "Shards of a lane that are mixed at a time.")
+@click.option("--lanes", type=int, help="Lanes.  [default: number of nodes]")
+@click.option("--cache-limit", type=ByteSize(), help="Cache per node, for example 200GB.")
+@_measure("--bandwidth", 1250.0, "Download rate of a node, in MB per second.")
+@_measure("--step-seconds", 0.1, "Duration of a training step without waiting for data.")
+@click.option("--prefetch", type=int, help="Shards to prefetch.  [default: one window]")
+@_measure("--slow", 4.0, "Factor by which the link of one node is slower, for one column.")
+@_measure("--outage", 30.0, "Seconds for which that link fails instead, for another column.")
+@_count("--epochs", 10, "Epochs, for what the cache keeps from one to the next.")
+@_count("--seed", 0, "Seed of the order.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--page", type=click.Path(path_type=Path), help="Renew the outputs in a page.")
+def main(*, as_json: bool, page: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Simulate training from shards at an address, without data."""
+    if page is not None:
+        page.write_text(renewed(page.read_text()))
+        return
+    lanes = options.pop("lanes")
+    try:
+        settings = StreamingSettings(
+            lanes=options["nodes"] if lanes is None else lanes,
+            shard_bytes=options.pop("shard_mb") * 1e6,
+            bandwidth=options.pop("bandwidth") * 1e6,
+            outage_seconds=options.pop("outage"),
+            cache_bytes=options.pop("cache_limit"),
+            **options,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    rows = simulate(settings)
+    if as_json:
+        click.echo(json.dumps(streaming_document(settings, rows), indent=2))
+    else:
+        click.echo(streaming_table(settings, rows))
+
+
+if __name__ == "__main__":
+    main()
