@@ -1,7 +1,4 @@
-"""What users give as numbers, taken as the kernels need them, or refused with value and remedy.
-
-What this package takes for an image, and the errors where it is something else.
-"""
+"""What users pass, numbers and images, as the kernels take it, or refused with value and remedy."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -23,14 +20,14 @@ def whole(name: str, value: object, least: int, most: int | None = None) -> int:
         ValueError: if it is outside least .. most.
     """
     if isinstance(value, bool):
-        raise TypeError(f"{name} is {value}; give a whole number")
+        raise TypeError(f"{name} is {value}; pass a whole number")
     try:
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; give a whole number") from None
+        raise TypeError(f"{name} is {value!r}; pass a whole number") from None
     if number < least or (most is not None and number > most):
         reach = f"from {least} to {most}" if most is not None else f"of {least} or more"
-        raise ValueError(f"{name} is {number}; give a whole number {reach}")
+        raise ValueError(f"{name} is {number}; pass a whole number {reach}")
     return number
 
 
@@ -43,7 +40,7 @@ def seed_of(seed: object) -> int:
     try:
         return index(seed) % SEED_MODULUS  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"seed is {seed!r}; give a whole number") from None
+        raise TypeError(f"seed is {seed!r}; pass a whole number") from None
 
 
 def real(name: str, value: object) -> float:
@@ -53,7 +50,7 @@ def real(name: str, value: object) -> float:
         TypeError: if it is none.
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"{name} is {value!r}; give a number")
+        raise TypeError(f"{name} is {value!r}; pass a number")
     return float(value)
 
 
@@ -66,9 +63,9 @@ def sample_indices(indices: object, n: int) -> NDArray[np.int64]:
     """
     numbers = np.asarray(indices)
     if numbers.dtype.kind not in "iu" and numbers.size > 0:
-        raise TypeError(f"indices are {numbers.dtype}; give whole numbers, one an image")
+        raise TypeError(f"indices are {numbers.dtype}; pass whole numbers, one an image")
     if numbers.shape != (n,):
-        raise ValueError(f"indices has shape {numbers.shape} for {n} images; give one an image")
+        raise ValueError(f"indices has shape {numbers.shape} for {n} images; pass one an image")
     outside = (numbers < 0) | (numbers >= INDEX_LIMIT)
     if outside.any():
         place = int(np.argmax(outside))
@@ -86,7 +83,7 @@ def count_of_views(views: object) -> int | None:
     if views is None:
         return None
     if isinstance(views, bool):
-        raise TypeError(f"views is {views}; give 1 or more, or None for one without an axis")
+        raise TypeError(f"views is {views}; pass 1 or more, or None for one without an axis")
     return whole("views", views, 1)
 
 
@@ -99,7 +96,7 @@ def names_of_mixings(mixings: object) -> tuple[str, ...]:
     if isinstance(mixings, str):
         return (mixings,)
     if not isinstance(mixings, Sequence):
-        raise TypeError(f"mixings is {mixings!r}; give names, as ('add', 'multiply')")
+        raise TypeError(f"mixings is {mixings!r}; pass names, as ('add', 'multiply')")
     return tuple(mixings)
 
 

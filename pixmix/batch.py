@@ -5,7 +5,7 @@ device is never waited for. There is no loop over samples: all that get the same
 together, and so do all that mix the same way in the same round.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from pixmix.arguments import count_of_views, names_of_mixings, sample_indices
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.mixing import ADD, MULTIPLY
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedPictures, check_crops
+from pixmix.packed import PackedPictures, check_crops, pack_mixing_set
 from pixmix.settings import PixMixSettings
 
 _NUMPY = {torch.int64: np.int64, torch.float64: np.float64, torch.float32: np.float32}
@@ -43,7 +43,7 @@ class BatchPixMix(nn.Module):
         all_ops: draw the operations that overlap ImageNet-C's corruptions, too.
         geometric: draw rotations, shears and translations; without them boxes and masks hold.
         mixings: names from `pixmix.mixing.MIXINGS`.
-        views: how many independent views to give; None for one, without an axis of views.
+        views: how many independent views to return; None for one, without an axis of views.
 
     Raises:
         TypeError: for a mixing image that is no uint8 array, or a number that is none.
@@ -74,7 +74,7 @@ class BatchPixMix(nn.Module):
             mixings=names_of_mixings(mixings),
         )
         self.views = count_of_views(views)
-        packed = _packed(mixing_set)
+        packed = pack_mixing_set(mixing_set)
         # Without their pixels, which the buffer holds.
         self._offsets, self._heights, self._widths = packed.offsets, packed.heights, packed.widths
         pixels = packed.pixels if packed.pixels.flags.writeable else packed.pixels.copy()
@@ -152,11 +152,11 @@ class BatchPixMix(nn.Module):
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(
-                f"images is {kind}; give a tensor of uint8, 0..255, before it is made float"
+                f"images is {kind}; pass a tensor of uint8, 0..255, before it is made float"
             )
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(
-                f"images has shape {tuple(images.shape)}; give (N, 3, H, W), three channels"
+                f"images has shape {tuple(images.shape)}; pass (N, 3, H, W), three channels"
             )
         if images.device != self.pixels.device:
             raise ValueError(
@@ -227,19 +227,6 @@ def _incomplete_key(**given: object) -> str:
         "draws; pass seed, epoch and indices (the numbers of the samples in their dataset), or "
         "none of the three"
     )
-
-
-def _packed(mixing_set: object) -> PackedPictures:
-    if isinstance(mixing_set, PackedPictures):
-        return mixing_set
-    if mixing_set is None:
-        return PackedPictures.pack([])
-    if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
-        raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; give uint8 images (a list, a "
-            "PackedPictures), or None"
-        )
-    return PackedPictures.pack(mixing_set)
 
 
 class _Work(NamedTuple):

@@ -6,7 +6,7 @@ image is ever made: a block stays in a core's nearest memory until it is written
 channel by channel.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.mixing import LEVELS, MULTIPLY, fill_powers, look_up, mix_values, to_unit
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import apply_operation
-from pixmix.packed import Layout, PackedPictures, check_crops
+from pixmix.packed import Layout, PackedPictures, check_crops, pack_mixing_set
 from pixmix.resizing import resize_part
 from pixmix.settings import PixMixSettings
 
@@ -248,7 +248,7 @@ NO_HALVES = np.empty((1, 3, 0, 0), np.uint16)
 
 def mix_batch(
     images: NDArray[np.uint8],
-    mixing_set: PackedPictures | None,
+    mixing_set: PackedPictures | Iterable[NDArray[np.uint8]] | None,
     indices: NDArray[np.int64] | Sequence[int],
     *,
     seed: int,
@@ -271,8 +271,9 @@ def mix_batch(
 
     Args:
         images: (N, H, W, 3) uint8, C-contiguous.
-        mixing_set: each image at least as large as the crop; None or an empty one lets every
-            round mix with what an operation makes of the image.
+        mixing_set: each image at least as large as the crop. What `open_mixing_set` returns is
+            used as it is; a list of (H, W, 3) uint8 arrays is copied by each call. None or an empty
+            one lets every round mix with what an operation makes of the image.
         indices: (N,) numbers of the samples in their set, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
@@ -301,7 +302,11 @@ def mix_batch(
     """
     images = _check_images(images)
     indices = sample_indices(indices, len(images))
-    _check_kinds(mixing_set, settings)
+    if not (settings is None or isinstance(settings, PixMixSettings)):
+        raise TypeError(
+            f"settings is {type(settings).__name__}; pass PixMixSettings(k=4, ...), or None for "
+            "flip and crop alone"
+        )
     padding = whole("padding", padding, 0)
     views = count_of_views(views)
     source_size = (images.shape[1] + 2 * padding, images.shape[2] + 2 * padding)
@@ -313,7 +318,7 @@ def mix_batch(
         )
     n_threads = whole("n_threads", n_threads, 1)
     means, deviations = _normalisation(mean, std)
-    packed = NO_IMAGES if mixing_set is None else mixing_set
+    packed = pack_mixing_set(mixing_set)
     check_crops(packed.heights, packed.widths, height, width)
     n_views = 1 if views is None else views
     plan = draw_plan(
@@ -329,7 +334,7 @@ def mix_batch(
     )
     if plain_first:
         if views is None:
-            raise ValueError("plain_first is for several views; give views, as 3")
+            raise ValueError("plain_first is for several views; pass views, as 3")
         plain = plan.samples[::n_views]
         plain["operation"], plain["rounds"] = NO_OPERATION, 0
     shape = (len(images), *(() if views is None else (views,)), 3, height, width)
@@ -403,34 +408,21 @@ def mix_planned(
             done.result()
 
 
-def _check_kinds(mixing_set: object, settings: object) -> None:
-    if not (mixing_set is None or isinstance(mixing_set, PackedPictures)):
-        raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; give what open_mixing_set returns, or "
-            "PackedPictures.pack(images), or None"
-        )
-    if not (settings is None or isinstance(settings, PixMixSettings)):
-        raise TypeError(
-            f"settings is {type(settings).__name__}; give PixMixSettings(k=4, ...), or None for "
-            "flip and crop alone"
-        )
-
-
 def _check_crop(crop: object) -> tuple[int, int] | None:
     if crop is None:
         return None
     if not (isinstance(crop, Sequence) and len(crop) == 2):
-        raise TypeError(f"crop is {crop!r}; give (height, width) in pixels, or None for no crop")
+        raise TypeError(f"crop is {crop!r}; pass (height, width) in pixels, or None for no crop")
     return whole("crop's height", crop[0], 1), whole("crop's width", crop[1], 1)
 
 
 def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        raise TypeError(f"images is {kind}; give an (N, H, W, 3) array of uint8")
+        raise TypeError(f"images is {kind}; pass an (N, H, W, 3) array of uint8")
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
         raise ValueError(
-            f"images has shape {images.shape}; give (N, H, W, 3), channels last "
+            f"images has shape {images.shape}; pass (N, H, W, 3), channels last "
             "(a tensor: images.permute(0, 2, 3, 1).contiguous().numpy())"
         )
     images = np.ascontiguousarray(images)
@@ -443,25 +435,25 @@ def _normalisation(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     means, deviations = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if means.shape != (3,) or not np.isfinite(means).all():
-        raise ValueError(f"mean is {mean}; give three numbers: of red, green and blue")
+        raise ValueError(f"mean is {mean}; pass three numbers: of red, green and blue")
     if deviations.shape != (3,) or not (np.isfinite(deviations) & (deviations > 0)).all():
-        raise ValueError(f"std is {std}; give three numbers above 0: of red, green and blue")
+        raise ValueError(f"std is {std}; pass three numbers above 0: of red, green and blue")
     return means, deviations
 
 
 def _output(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if dtype not in _CODES:
-        raise TypeError(f"dtype is {dtype}; give torch.float32, torch.float16 or torch.bfloat16")
+        raise TypeError(f"dtype is {dtype}; pass torch.float32, torch.float16 or torch.bfloat16")
     if out is None:
         return torch.empty(shape, dtype=dtype)
     if not isinstance(out, torch.Tensor) or out.requires_grad:
         kind = "a tensor that requires a gradient" if isinstance(out, torch.Tensor) else type(out)
-        raise TypeError(f"out is {kind}; give a plain tensor of {dtype} on the CPU")
+        raise TypeError(f"out is {kind}; pass a plain tensor of {dtype} on the CPU")
     if out.dtype != dtype or out.device.type != "cpu":
-        raise TypeError(f"out is {out.dtype} on {out.device}; give a tensor of {dtype} on the CPU")
+        raise TypeError(f"out is {out.dtype} on {out.device}; pass a tensor of {dtype} on the CPU")
     if tuple(out.shape) != shape or not out.is_contiguous():
         raise ValueError(
-            f"out has shape {tuple(out.shape)} (contiguous: {out.is_contiguous()}); give a "
+            f"out has shape {tuple(out.shape)} (contiguous: {out.is_contiguous()}); pass a "
             f"contiguous tensor of shape {shape}"
         )
     return out

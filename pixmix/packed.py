@@ -1,13 +1,13 @@
 """Images of any sizes side by side in one flat array, which kernels and memory maps can hold.
 
-Arrays in memory maps, sent to other processes as the name of their file.
+An array in a memory map is sent to other processes as the name of its file.
 """
 
 import errno
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,92 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.arguments import check_image
-
-_NO_MAPS = frozenset({errno.EINVAL, errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
-"""What mmap raises on file systems that cannot do it, as some FUSE, 9p and network shares."""
-
-MOST_BYTES_READ = 2**30
-"""A larger file that cannot be mapped is refused: each process would have a copy of its own."""
-
-
-def open_map(
-    path: str | Path,
-    dtype: np.dtype[Any] | type[np.generic],
-    mode: Literal["r", "c"],
-    *,
-    offset: int = 0,
-    shape: tuple[int, ...],
-) -> NDArray[Any]:
-    """Return an array in a file, memory-mapped, or read where the file system maps no files.
-
-    Args:
-        path: the file.
-        dtype: of the array.
-        mode: "r", read-only, or "c", with writes that nobody else sees.
-        offset: bytes before the array.
-        shape: of the array.
-
-    Raises:
-        OSError: if the file cannot be read, or can neither be mapped nor is small enough to be
-            read; `filename` and `strerror` say which and why.
-        ValueError: if the file is shorter.
-    """
-    dtype = np.dtype(dtype)
-    n_bytes = math.prod(shape) * dtype.itemsize
-    if n_bytes == 0:  # No mapping has length 0.
-        return np.empty(shape, dtype)
-    try:
-        return np.asarray(np.memmap(path, dtype, mode, offset, shape))
-    except OSError as error:
-        # An open file is there and may be read, so what failed is the mapping.
-        if error.errno not in _NO_MAPS or not os.access(path, os.R_OK):
-            raise
-        if n_bytes > MOST_BYTES_READ:
-            raise OSError(
-                error.errno,
-                f"its file system cannot map files into memory ({error.strerror}), and its "
-                f"{n_bytes:,} bytes are too many to be read by every process; copy it to a local "
-                "disk",
-                str(path),
-            ) from error
-    array = np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
-    array.flags.writeable = mode == "c"
-    return array
-
-
-@dataclass(frozen=True)
-class MapName:
-    """What another process needs to map an array again; small to pickle."""
-
-    filename: str
-    offset: int
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    def open(self, mode: Literal["r", "c"]) -> NDArray[Any]:
-        """Map the file again; see `open_map`.
-
-        Raises:
-            OSError: if the file cannot be read any more.
-        """
-        return open_map(self.filename, self.dtype, mode, offset=self.offset, shape=self.shape)
-
-
-def map_name(array: NDArray[Any]) -> MapName | None:
-    """Return the name of the memory map that an array is all of, or None where it is none.
-
-    A map of a file without a name counts as none, and so does that of a file that was removed
-    since, as where a cache is emptied: what it held is still here.
-    """
-    base: Any = array
-    # To the map itself: a part of one is a np.memmap, too, and has the offset of the whole.
-    while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
-        base = base.base
-    if not isinstance(base, np.memmap) or base.filename is None or base.nbytes != array.nbytes:
-        return None
-    if not Path(base.filename).exists():
-        return None
-    return MapName(str(base.filename), base.offset, array.dtype, array.shape)
 
 
 class Layout(NamedTuple):
@@ -148,13 +62,13 @@ class PackedPictures:
             ("widths", self.widths, np.int32),
         ):
             if array.dtype != dtype:
-                raise TypeError(f"{name} is {array.dtype}; give {np.dtype(dtype)}")
+                raise TypeError(f"{name} is {array.dtype}; pass {np.dtype(dtype)}")
             if array.ndim != 1 or not array.flags.c_contiguous:
-                raise ValueError(f"{name} has shape {array.shape}; give a flat, contiguous array")
+                raise ValueError(f"{name} has shape {array.shape}; pass a flat, contiguous array")
         if not len(self.offsets) == len(self.heights) == len(self.widths):
             raise ValueError(
                 f"{len(self.offsets)} offsets, {len(self.heights)} heights and {len(self.widths)} "
-                "widths; give one of each for an image"
+                "widths; pass one of each for an image"
             )
         # Of whole pixels, and from the end: three times a product of sides, or its sum with an
         # offset, might leave 64 bits and come out small.
@@ -244,7 +158,7 @@ class PackedPictures:
 
 
 def _made_again(
-    pixels: MapName | NDArray[np.uint8],
+    pixels: "MapName | NDArray[np.uint8]",
     offsets: NDArray[np.int64],
     heights: NDArray[np.int32],
     widths: NDArray[np.int32],
@@ -252,6 +166,25 @@ def _made_again(
     # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
     mapped = pixels.open("c") if isinstance(pixels, MapName) else pixels
     return PackedPictures(mapped, offsets, heights, widths)
+
+
+def pack_mixing_set(mixing_set: object) -> PackedPictures:
+    """Return a mixing set packed; one that is packed as it is, None as an empty one.
+
+    Raises:
+        TypeError: for what is no sequence of uint8 arrays.
+        ValueError: for an image of another shape.
+    """
+    if isinstance(mixing_set, PackedPictures):
+        return mixing_set
+    if mixing_set is None:
+        return PackedPictures.pack([])
+    if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
+        raise TypeError(
+            f"mixing_set is {type(mixing_set).__name__}; pass what open_mixing_set returns, a list "
+            "of uint8 images, or None"
+        )
+    return PackedPictures.pack(mixing_set)
 
 
 def check_crops(
@@ -275,3 +208,92 @@ def too_small(i: int, image_height: int, image_width: int, height: int, width: i
         f"{height}x{width}; resize the mixing set so that each shorter side is at least "
         f"{max(height, width)}"
     )
+
+
+# --- Memory maps ---------------------------------------------------------------------------------
+
+_NO_MAPS = frozenset({errno.EINVAL, errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
+"""What mmap raises on file systems that cannot do it, as some FUSE, 9p and network shares."""
+
+MOST_BYTES_READ = 2**30
+"""A larger file that cannot be mapped is refused: each process would have a copy of its own."""
+
+
+def open_map(
+    path: str | Path,
+    dtype: np.dtype[Any] | type[np.generic],
+    mode: Literal["r", "c"],
+    *,
+    offset: int = 0,
+    shape: tuple[int, ...],
+) -> NDArray[Any]:
+    """Return an array in a file, memory-mapped, or read where the file system maps no files.
+
+    Args:
+        path: the file.
+        dtype: of the array.
+        mode: "r", read-only, or "c", with writes that nobody else sees.
+        offset: bytes before the array.
+        shape: of the array.
+
+    Raises:
+        OSError: if the file cannot be read, or can neither be mapped nor is small enough to be
+            read; `filename` and `strerror` say which and why.
+        ValueError: if the file is shorter.
+    """
+    dtype = np.dtype(dtype)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    if n_bytes == 0:  # No mapping has length 0.
+        return np.empty(shape, dtype)
+    try:
+        return np.asarray(np.memmap(path, dtype, mode, offset, shape))
+    except OSError as error:
+        # An open file is there and may be read, so what failed is the mapping.
+        if error.errno not in _NO_MAPS or not os.access(path, os.R_OK):
+            raise
+        if n_bytes > MOST_BYTES_READ:
+            raise OSError(
+                error.errno,
+                f"its file system cannot map files into memory ({error.strerror}), and its "
+                f"{n_bytes:,} bytes are too many to be read by every process; copy it to a local "
+                "disk",
+                str(path),
+            ) from error
+    array = np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
+    array.flags.writeable = mode == "c"
+    return array
+
+
+@dataclass(frozen=True)
+class MapName:
+    """What another process needs to map an array again; small to pickle."""
+
+    filename: str
+    offset: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    def open(self, mode: Literal["r", "c"]) -> NDArray[Any]:
+        """Map the file again; see `open_map`.
+
+        Raises:
+            OSError: if the file cannot be read any more.
+        """
+        return open_map(self.filename, self.dtype, mode, offset=self.offset, shape=self.shape)
+
+
+def map_name(array: NDArray[Any]) -> MapName | None:
+    """Return the name of the memory map that an array is all of, or None where it is none.
+
+    A map of a file without a name counts as none, and so does that of a file that was removed
+    since, as where a cache is emptied: what it held is still here.
+    """
+    base: Any = array
+    # To the map itself: a part of one is a np.memmap, too, and has the offset of the whole.
+    while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
+        base = base.base
+    if not isinstance(base, np.memmap) or base.filename is None or base.nbytes != array.nbytes:
+        return None
+    if not Path(base.filename).exists():
+        return None
+    return MapName(str(base.filename), base.offset, array.dtype, array.shape)

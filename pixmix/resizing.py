@@ -159,7 +159,7 @@ def resized_crop(
             f"{image.shape[0]}x{image.shape[1]} (height x width); cut a smaller one"
         )
     if min(size) < 1:
-        raise ValueError(f"size is {size}; give a height and a width of at least 1 pixel")
+        raise ValueError(f"size is {size}; pass a height and a width of at least 1 pixel")
     out = np.empty((*size, 3), np.uint8)
     resize_part(image, top, left, height, width, *size, 0, 0, out)
     return out

@@ -56,20 +56,20 @@ class PixMixSettings:
         object.__setattr__(self, "severity", real("severity", self.severity))
         for name in ("all_ops", "geometric"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; give True or False")
+                raise TypeError(f"{name} is {getattr(self, name)!r}; pass True or False")
         if not (math.isfinite(self.beta) and self.beta >= MINIMAL_BETA):
             raise ValueError(
-                f"beta is {self.beta:g}; give a number above 0, {MINIMAL_BETA:g} or more "
+                f"beta is {self.beta:g}; pass a number above 0, {MINIMAL_BETA:g} or more "
                 "(the paper: 3 and 4)"
             )
         if not MINIMAL_LEVEL <= self.severity <= MAXIMAL_SEVERITY:
             raise ValueError(
-                f"severity is {self.severity:g}; give a number from {MINIMAL_LEVEL} to "
+                f"severity is {self.severity:g}; pass a number from {MINIMAL_LEVEL} to "
                 f"{MAXIMAL_SEVERITY:g} (the paper: 3 for CIFAR, 1 for ImageNet)"
             )
         if not (isinstance(self.mixings, tuple) and self.mixings):
             raise ValueError(
-                f"mixings is {self.mixings!r}; give a tuple of one or more of {', '.join(MIXINGS)}"
+                f"mixings is {self.mixings!r}; pass a tuple of one or more of {', '.join(MIXINGS)}"
             )
         for name in self.mixings:
             if name not in MIXINGS:

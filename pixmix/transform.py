@@ -1,9 +1,4 @@
-"""PixMix as a transform of one image, for `torchvision.transforms.v2` pipelines and workers.
-
-Which parts of a sample are images, by the rules of torchvision's v2 transforms.
-
-Source: `Transform._needs_transform_list`, torchvision/transforms/v2/_transform.py, 0.29.
-"""
+"""PixMix as a transform of one image, for `torchvision.transforms.v2` pipelines and workers."""
 
 import sys
 import warnings
@@ -30,59 +25,6 @@ if TYPE_CHECKING:
     _Label = TypeVar("_Label")
     _Key = TypeVar("_Key")
     _Rest = TypeVarTuple("_Rest")
-
-
-ANNOTATIONS = ("BoundingBoxes", "KeyPoints", "Mask")
-"""Torchvision's types of positions in an image."""
-
-
-def _tv_tensors() -> ModuleType | None:
-    """Return torchvision's module of tensor types, or None where no such tensor can exist.
-
-    This package does not need torchvision, and does not import it.
-    """
-    return sys.modules.get("torchvision.tv_tensors")
-
-
-def find_images(leaves: list[Any]) -> list[int]:
-    """Return the indices of the leaves of a sample that are images.
-
-    All images of torchvision's types and of Pillow's; where there are none, the first plain tensor
-    or array.
-
-    Args:
-        leaves: the values of a sample, depth first.
-    """
-    types = _tv_tensors()
-    explicit = (Image.Image,) if types is None else (Image.Image, types.Image, types.Video)
-    found = [i for i, leaf in enumerate(leaves) if isinstance(leaf, explicit)]
-    if found:
-        return found
-    for i, leaf in enumerate(leaves):
-        if isinstance(leaf, np.ndarray) or (
-            isinstance(leaf, torch.Tensor) and not (types and isinstance(leaf, types.TVTensor))
-        ):
-            return [i]
-    return []
-
-
-def annotation_types(leaves: list[Any]) -> list[str]:
-    """Return the names of torchvision's types of annotations that are among the leaves."""
-    types = _tv_tensors()
-    if types is None:
-        return []
-    # Older versions have no KeyPoints.
-    known = {name: getattr(types, name) for name in ANNOTATIONS if hasattr(types, name)}
-    return [name for name, kind in known.items() if any(isinstance(leaf, kind) for leaf in leaves)]
-
-
-def like_input(mixed: torch.Tensor, image: object) -> torch.Tensor:
-    """Return a tensor as torchvision's type where the image it was made of has such a type."""
-    types = _tv_tensors()
-    if types is not None and isinstance(image, types.TVTensor):
-        wrapped: torch.Tensor = types.wrap(mixed, like=image)
-        return wrapped
-    return mixed
 
 
 AnyImage = Image.Image | torch.Tensor | NDArray[np.uint8]
@@ -138,7 +80,7 @@ class PixMix(nn.Module):
         geometric: draw rotations, shears and translations; without them boxes and masks hold. With
             them, boxes, masks and keypoints in a sample (torchvision's types) cause one warning.
         mixings: names from `pixmix.mixing.MIXINGS`.
-        views: how many independent views to give, (views, 3, H, W); None for one, (3, H, W).
+        views: how many independent views to return, (views, 3, H, W); None for one, (3, H, W).
         dtype: torch.float32, in [0, 1]; or torch.uint8, 0..255, each value rounded to the nearest
             level, so at most half a level off the float one. Use uint8 where a loader expects it:
             timm's prefetcher casts floats in [0, 1] to 0 and 1.
@@ -175,7 +117,7 @@ class PixMix(nn.Module):
             or not (hasattr(mixing_set, "__len__") and hasattr(mixing_set, "__getitem__"))
         ):
             raise TypeError(
-                f"mixing_set is {type(mixing_set).__name__}; give a sequence of uint8 images "
+                f"mixing_set is {type(mixing_set).__name__}; pass a sequence of uint8 images "
                 "(a list, a dataset of images without labels, a PackedPictures), or None"
             )
         if dtype not in DTYPES:
@@ -270,7 +212,7 @@ class PixMix(nn.Module):
             ValueError: for another mode or shape, or a mixing image that is smaller.
         """
         if not (key is None or (isinstance(key, Sequence) and len(key) == 3)):
-            raise TypeError(f"key is {key!r}; give (seed, epoch, index), three whole numbers")
+            raise TypeError(f"key is {key!r}; pass (seed, epoch, index), three whole numbers")
         if key is None:
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
         sample = inputs[0] if len(inputs) == 1 else inputs
@@ -278,16 +220,16 @@ class PixMix(nn.Module):
             # Most calls; looking through a sample costs a seventh of a call at 32 pixels.
             return self._mixed(sample, key)
         leaves, structure = tree_flatten(sample)
-        images = find_images(leaves)
+        images = _find_images(leaves)
         if not images:
             raise TypeError(
                 f"found no image in {type(sample).__name__}; use an RGB PIL image, a (3, H, W) "
                 "uint8 tensor or an (H, W, 3) uint8 array"
             )
         if self.settings.geometric and not self._warned and len(leaves) > 1:
-            self._warn_of(annotation_types(leaves))
+            self._warn_of(_annotation_types(leaves))
         for i in images:
-            leaves[i] = like_input(self._mixed(leaves[i], key), leaves[i])
+            leaves[i] = _like_input(self._mixed(leaves[i], key), leaves[i])
         return tree_unflatten(leaves, structure)
 
     def _warn_of(self, annotations: list[str]) -> None:
@@ -411,7 +353,7 @@ def _unpacked(image: object) -> object:
             )
         if image.ndim == 4 and image.shape[1] == 3:
             raise ValueError(
-                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; give one "
+                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; pass one "
                 "image at a time, or a batch to BatchPixMix"
             )
         if image.ndim == 3 and 0 in image.shape:
@@ -426,3 +368,60 @@ def _unpacked(image: object) -> object:
             )
         return image.detach().permute(1, 2, 0).contiguous().numpy()
     return image
+
+
+# --- Which parts of a sample are images ---------------------------------------------------------
+# By the rules of torchvision's v2 transforms: `Transform._needs_transform_list` in
+# torchvision/transforms/v2/_transform.py, 0.29.
+
+_ANNOTATIONS = ("BoundingBoxes", "KeyPoints", "Mask")
+"""Torchvision's types of positions in an image."""
+
+
+def _tv_tensors() -> ModuleType | None:
+    """Return torchvision's module of tensor types, or None where no such tensor can exist.
+
+    This package does not need torchvision, and does not import it.
+    """
+    return sys.modules.get("torchvision.tv_tensors")
+
+
+def _find_images(leaves: list[Any]) -> list[int]:
+    """Return the indices of the leaves of a sample that are images.
+
+    All images of torchvision's types and of Pillow's; where there are none, the first plain tensor
+    or array.
+
+    Args:
+        leaves: the values of a sample, depth first.
+    """
+    types = _tv_tensors()
+    explicit = (Image.Image,) if types is None else (Image.Image, types.Image, types.Video)
+    found = [i for i, leaf in enumerate(leaves) if isinstance(leaf, explicit)]
+    if found:
+        return found
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, np.ndarray) or (
+            isinstance(leaf, torch.Tensor) and not (types and isinstance(leaf, types.TVTensor))
+        ):
+            return [i]
+    return []
+
+
+def _annotation_types(leaves: list[Any]) -> list[str]:
+    """Return the names of torchvision's types of annotations that are among the leaves."""
+    types = _tv_tensors()
+    if types is None:
+        return []
+    # Older versions have no KeyPoints.
+    known = {name: getattr(types, name) for name in _ANNOTATIONS if hasattr(types, name)}
+    return [name for name, kind in known.items() if any(isinstance(leaf, kind) for leaf in leaves)]
+
+
+def _like_input(mixed: torch.Tensor, image: object) -> torch.Tensor:
+    """Return a tensor as torchvision's type where the image it was made of has such a type."""
+    types = _tv_tensors()
+    if types is not None and isinstance(image, types.TVTensor):
+        wrapped: torch.Tensor = types.wrap(mixed, like=image)
+        return wrapped
+    return mixed

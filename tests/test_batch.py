@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixmix import BatchPixMix, PackedPictures, PixMixSettings, mix_batch, torch_ops
+from pixmix import BatchPixMix, PixMixSettings, mix_batch, torch_ops
 from pixmix.draws import draw_plan
 from pixmix.mixing import MIXINGS
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import CODES, OPERATIONS, apply_operation, draw_argument
+from pixmix.packed import PackedPictures
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_CUDA)]
@@ -236,20 +237,20 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("images", "arguments", "error", "message"),
     [
-        (IMAGES.float(), {}, TypeError, "images is torch.float32; give a tensor of uint8"),
-        (IMAGES.numpy(), {}, TypeError, "images is ndarray; give a tensor"),
-        (IMAGES[0], {}, ValueError, r"shape \(3, 20, 13\); give \(N, 3, H, W\)"),
+        (IMAGES.float(), {}, TypeError, "images is torch.float32; pass a tensor of uint8"),
+        (IMAGES.numpy(), {}, TypeError, "images is ndarray; pass a tensor"),
+        (IMAGES[0], {}, ValueError, r"shape \(3, 20, 13\); pass \(N, 3, H, W\)"),
         (IMAGES[:, :1], {}, ValueError, "three channels"),
         (torch.zeros((4, 3, 21, 13), dtype=torch.uint8), {}, ValueError,
          "mixing image 0 is 20x13 .* crop 21x13; resize"),
         (IMAGES, {"indices": [0, 1], "seed": 1, "epoch": 0}, ValueError,
-         r"shape \(2,\) for 4 images; give one"),
+         r"shape \(2,\) for 4 images; pass one"),
         (IMAGES, {"indices": [0.5] * 4, "seed": 1, "epoch": 0}, TypeError,
-         "indices are float64; give whole"),
+         "indices are float64; pass whole"),
         (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1, "epoch": 0},
-         ValueError, "index 3 of the batch is 18446744073709551615; give"),
+         ValueError, "index 3 of the batch is 18446744073709551615; pass"),
         (IMAGES, {"seed": 1, "epoch": -1, "indices": range(4)}, ValueError,
-         "epoch is -1; give"),
+         "epoch is -1; pass"),
         (torch.zeros((4, 3, 20, 13), dtype=torch.uint8, device="meta"), {}, ValueError,
          r"on meta and the mixing set on cpu; move this module with .to\('meta'\)"),
     ],
@@ -264,10 +265,10 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": -1}, ValueError, "k is -1; give"),
-        ({"beta": 0}, ValueError, "beta is 0; give"),
+        ({"k": -1}, ValueError, "k is -1; pass"),
+        ({"beta": 0}, ValueError, "beta is 0; pass"),
         ({"mixings": ("blend",)}, ValueError, "no mixing 'blend'; choose"),
-        ({"views": 0}, ValueError, "views is 0; give"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
         ({"mixing_set": ["cat.jpg"]}, TypeError, "not str; convert"),
         (
             {"mixing_set": [(np.zeros((4, 4, 3), np.uint8), 1)]},

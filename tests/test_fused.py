@@ -271,6 +271,16 @@ def test_half_floats_are_rounded_as_hardware_rounds_them() -> None:
         assert bfloat16_bits(value) == brain, value
 
 
+def test_a_mixing_set_may_be_a_list_or_an_array() -> None:
+    images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
+    arrays = drawn(23, 4, 25, 17, 3)
+    key: dict[str, Any] = {"seed": 1, "epoch": 0, "settings": ALL}
+    for plain, same in ((list(pictures), pictures), (arrays, PackedPictures.pack(arrays))):
+        assert torch.equal(
+            mix_batch(images, plain, range(30), **key), mix_batch(images, same, range(30), **key)
+        )
+
+
 def test_what_is_given_is_not_written() -> None:
     images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
     before, pixels = images.copy(), pictures.pixels.copy()
@@ -386,24 +396,24 @@ TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": IMAGES.astype(np.float32)}, TypeError, "images is float32; give .* uint8"),
-        ({"images": torch.zeros(4, 3, 20, 13)}, TypeError, "images is Tensor; give"),
-        ({"images": IMAGES[..., :1]}, ValueError, r"shape \(4, 20, 13, 1\); give \(N, H, W, 3\)"),
+        ({"images": IMAGES.astype(np.float32)}, TypeError, "images is float32; pass .* uint8"),
+        ({"images": torch.zeros(4, 3, 20, 13)}, TypeError, "images is Tensor; pass"),
+        ({"images": IMAGES[..., :1]}, ValueError, r"shape \(4, 20, 13, 1\); pass \(N, H, W, 3\)"),
         ({"images": IMAGES[0]}, ValueError, r"give \(N, H, W, 3\)"),
-        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; give one an image"),
-        ({"indices": [0.5] * 4}, TypeError, "indices are float64; give whole numbers"),
-        ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; give .* from 0 to"),
-        ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; give"),
-        ({"epoch": -1}, ValueError, "epoch is -1; give"),
-        ({"views": 0}, ValueError, "views is 0; give"),
-        ({"padding": -1}, ValueError, "padding is -1; give"),
+        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; pass one an image"),
+        ({"indices": [0.5] * 4}, TypeError, "indices are float64; pass whole numbers"),
+        ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; pass .* from 0 to"),
+        ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; pass"),
+        ({"epoch": -1}, ValueError, "epoch is -1; pass"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
+        ({"padding": -1}, ValueError, "padding is -1; pass"),
         ({"crop": (21, 13)}, ValueError, "crop of 21x13 .* does not fit"),
-        ({"n_threads": 0}, ValueError, "n_threads is 0; give a whole number of 1 or more"),
-        ({"mean": (0.5,)}, ValueError, "mean is .*; give three"),
-        ({"std": (1, 0, 1)}, ValueError, "std is .*; give three numbers above 0"),
-        ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; give torch.float32"),
-        ({"out": torch.empty(4, 3, 20, 12)}, ValueError, r"give a contiguous tensor of shape"),
-        ({"out": torch.empty(1).half()}, TypeError, "out is torch.float16 on cpu; give"),
+        ({"n_threads": 0}, ValueError, "n_threads is 0; pass a whole number of 1 or more"),
+        ({"mean": (0.5,)}, ValueError, "mean is .*; pass three"),
+        ({"std": (1, 0, 1)}, ValueError, "std is .*; pass three numbers above 0"),
+        ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; pass torch.float32"),
+        ({"out": torch.empty(4, 3, 20, 12)}, ValueError, r"pass a contiguous tensor of shape"),
+        ({"out": torch.empty(1).half()}, TypeError, "out is torch.float16 on cpu; pass"),
         ({"mixing_set": TOO_SMALL}, ValueError, "mixing image 1 is 30x12 .* crop 20x13; resize"),
     ],
 )
@@ -421,19 +431,19 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
-        ({"epoch": 1.5}, "epoch is 1.5; give a whole number"),
-        ({"views": 1.5}, "views is 1.5; give"),
-        ({"views": True}, "views is True; give 1 or more"),
-        ({"padding": 1.5}, "padding is 1.5; give"),
-        ({"n_threads": 1.5}, "n_threads is 1.5; give"),
-        ({"crop": 20}, r"crop is 20; give \(height, width\)"),
-        ({"crop": (20.0, 13)}, "crop's height is 20.0; give"),
-        ({"mixing_set": [IMAGES[0]]}, r"mixing_set is list; give .*PackedPictures\.pack"),
-        ({"mixing_set": IMAGES}, "mixing_set is ndarray; give"),
-        ({"settings": {"k": 4}}, "settings is dict; give PixMixSettings"),
-        ({"out": np.empty((4, 3, 20, 13), np.float32)}, "give a plain tensor of torch.float32"),
-        ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; give"),
+        ({"seed": 1.5}, "seed is 1.5; pass a whole number"),
+        ({"epoch": 1.5}, "epoch is 1.5; pass a whole number"),
+        ({"views": 1.5}, "views is 1.5; pass"),
+        ({"views": True}, "views is True; pass 1 or more"),
+        ({"padding": 1.5}, "padding is 1.5; pass"),
+        ({"n_threads": 1.5}, "n_threads is 1.5; pass"),
+        ({"crop": 20}, r"crop is 20; pass \(height, width\)"),
+        ({"crop": (20.0, 13)}, "crop's height is 20.0; pass"),
+        ({"mixing_set": {"a": IMAGES[0]}}, "mixing_set is dict; pass what open_mixing_set returns"),
+        ({"mixing_set": 5}, "mixing_set is int; pass"),
+        ({"settings": {"k": 4}}, "settings is dict; pass PixMixSettings"),
+        ({"out": np.empty((4, 3, 20, 13), np.float32)}, "pass a plain tensor of torch.float32"),
+        ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; pass"),
     ],
 )
 def test_numbers_and_things_of_another_kind_are_refused(
@@ -463,5 +473,5 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(kind: Callable[[int]
 
 def test_an_unsigned_index_out_of_range_is_named_as_it_is() -> None:
     indices = np.array([0, 1, 2**64 - 1, 2], np.uint64)
-    with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; give"):
+    with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; pass"):
         mix_batch(IMAGES, None, indices, seed=0, epoch=0, settings=ALL)

@@ -142,11 +142,8 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
     if words[0] != "torchrun":
         return words[0], words[1:]
     get_args_parser().parse_args(words[1:])
-    if "--no-python" in words:
-        place = next(place for place, word in enumerate(words) if word in MODULES)
-        return words[place], words[place + 1 :]
-    place = words.index("--")
-    return SCRIPTS[words[place + 1]], words[place + 2 :]
+    place = words.index("--no-python") + 1
+    return words[place], words[place + 1 :]
 
 
 def check_taken(line: str) -> None:

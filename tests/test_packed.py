@@ -232,15 +232,15 @@ ARRAYS: dict[str, NDArray[Any]] = {
 @pytest.mark.parametrize(
     ("name", "array", "error", "message"),
     [
-        ("pixels", np.zeros(30, np.int8), TypeError, "pixels is int8; give uint8"),
-        ("offsets", np.zeros(2, np.int32), TypeError, "offsets is int32; give int64"),
-        ("heights", np.full(2, 2, np.int64), TypeError, "heights is int64; give int32"),
-        ("widths", np.full(2, 3, np.float32), TypeError, "widths is float32; give int32"),
-        ("pixels", np.zeros((3, 10), np.uint8), ValueError, r"shape \(3, 10\); give a flat"),
-        ("pixels", np.zeros(60, np.uint8)[::2], ValueError, r"pixels has .* give .* contiguous"),
-        ("offsets", np.zeros((), np.int64), ValueError, r"offsets has shape \(\); give a flat"),
-        ("widths", np.ones(1, np.int32), ValueError, "2 offsets, 2 heights and 1 widths; give one"),
-        ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; give"),
+        ("pixels", np.zeros(30, np.int8), TypeError, "pixels is int8; pass uint8"),
+        ("offsets", np.zeros(2, np.int32), TypeError, "offsets is int32; pass int64"),
+        ("heights", np.full(2, 2, np.int64), TypeError, "heights is int64; pass int32"),
+        ("widths", np.full(2, 3, np.float32), TypeError, "widths is float32; pass int32"),
+        ("pixels", np.zeros((3, 10), np.uint8), ValueError, r"shape \(3, 10\); pass a flat"),
+        ("pixels", np.zeros(60, np.uint8)[::2], ValueError, r"pixels has .* pass .* contiguous"),
+        ("offsets", np.zeros((), np.int64), ValueError, r"offsets has shape \(\); pass a flat"),
+        ("widths", np.ones(1, np.int32), ValueError, "2 offsets, 2 heights and 1 widths; pass one"),
+        ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; pass"),
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(

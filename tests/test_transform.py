@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pixmix import BatchPixMix, PackedPictures, PixMix, PixMixSettings, mix_batch
+from pixmix import BatchPixMix, PixMix, PixMixSettings, mix_batch
 from pixmix.mixing import MIXINGS
+from pixmix.packed import PackedPictures
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (17, 23, 3), dtype=np.uint8)
@@ -335,14 +336,14 @@ def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": -1}, ValueError, "k is -1; give"),
-        ({"k": 2.5}, TypeError, "k is 2.5; give"),
-        ({"beta": 0}, ValueError, "beta is 0; give a number above 0"),
-        ({"severity": 11}, ValueError, "severity is 11; give"),
+        ({"k": -1}, ValueError, "k is -1; pass"),
+        ({"k": 2.5}, TypeError, "k is 2.5; pass"),
+        ({"beta": 0}, ValueError, "beta is 0; pass a number above 0"),
+        ({"severity": 11}, ValueError, "severity is 11; pass"),
         ({"mixings": ("blend",)}, ValueError, "no mixing 'blend'; choose from add"),
-        ({"mixings": ()}, ValueError, "give a tuple of one or more"),
-        ({"views": 0}, ValueError, "views is 0; give"),
-        ({"mixing_set": 5}, TypeError, "mixing_set is int; give a sequence"),
+        ({"mixings": ()}, ValueError, "pass a tuple of one or more"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
+        ({"mixing_set": 5}, TypeError, "mixing_set is int; pass a sequence"),
         ({"dtype": torch.float16}, TypeError, "dtype is torch.float16; use torch.float32 or"),
         ({"dtype": "uint8"}, TypeError, "dtype is 'uint8'; use"),
     ],
@@ -356,13 +357,13 @@ def test_nonsense_is_refused_when_it_is_made(
 
 @pytest.mark.parametrize("key", [(1, 2), 5, (1.5, 0, 0), (0, 1.5, 0), (0, 0, 1.5)])
 def test_a_key_that_is_not_three_whole_numbers_is_refused(key: Any) -> None:  # noqa: ANN401
-    with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; give"):
+    with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; pass"):
         PixMix(MIXING_SET)(IMAGE, key=key)
 
 
 @pytest.mark.parametrize("index", [-1, 2**32, 2**63])
 def test_an_index_out_of_range_is_refused(index: int) -> None:
-    with pytest.raises(ValueError, match=f"index is {index}; give a whole number from 0 to"):
+    with pytest.raises(ValueError, match=f"index is {index}; pass a whole number from 0 to"):
         PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
 
 
@@ -370,11 +371,11 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; give"),
-        ({"mixing_set": 5}, "mixing_set is int; give"),
-        ({"mixings": None}, "mixings is None; give names"),
-        ({"views": "2"}, "views is '2'; give a whole number"),
-        ({"views": True}, "views is True; give 1 or more"),
+        ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; pass"),
+        ({"mixing_set": 5}, "mixing_set is int; pass"),
+        ({"mixings": None}, "mixings is None; pass names"),
+        ({"views": "2"}, "views is '2'; pass a whole number"),
+        ({"views": True}, "views is True; pass 1 or more"),
     ],
 )
 def test_things_of_another_kind_are_refused_when_it_is_made(
@@ -387,7 +388,7 @@ def test_things_of_another_kind_are_refused_when_it_is_made(
 
 
 def test_a_batch_and_an_empty_picture_are_told_what_they_are() -> None:
-    with pytest.raises(ValueError, match="give one image at a time, or a batch to BatchPixMix"):
+    with pytest.raises(ValueError, match="pass one image at a time, or a batch to BatchPixMix"):
         PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
     with pytest.raises(ValueError, match="height and width of at least 1"):
         PixMix()(torch.zeros((3, 0, 8), dtype=torch.uint8))
@@ -467,7 +468,7 @@ def test_a_sample_without_an_image_is_refused(nothing: Any) -> None:  # noqa: AN
 
 
 def test_a_video_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ValueError, match="give one image at a time"):
+    with pytest.raises(ValueError, match="pass one image at a time"):
         PixMix(MIXING_SET)(tv_tensors.Video(TENSOR[None]), 5)
 
 

@@ -74,7 +74,7 @@ def _command(dataset: Dataset) -> None:
     shards = "pictures" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
-    many = f"torchrun --nproc-per-node 4 -m -- pipelines.cli.{line.removeprefix('pixmix-')}"
+    many = f"torchrun --nproc-per-node 4 --no-python {line}"
     main.command(dataset.name, epilog=example(line, many))(decorated)
 
 

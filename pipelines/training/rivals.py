@@ -41,7 +41,7 @@ def augmix(
         image: (H, W, 3) uint8, which stays as it is.
         rng: of all draws.
         severity: the highest level of an operation, 0.1 to 10.
-        all_ops: whether to draw color, contrast, brightness and sharpness, too.
+        all_ops: whether to draw the operations that overlap the corruptions of ImageNet-C, too.
 
     Returns:
         (H, W, 3) float32 in 0..255, not rounded.
