@@ -263,7 +263,7 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
 
 
 def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
-    lines = re.findall(r"^ +torchrun .* --no-python pixmix-gen (.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"^ +torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:
         assert parsed(gen.main, line)

@@ -18,26 +18,23 @@ from torch.nn import functional
 
 from pipelines.cli import evaluate as command
 from pipelines.errors import PipelineError
-from pipelines.evaluation.answers import Answers, Classifier, as_images
 from pipelines.evaluation.attacks import pgd
-from pipelines.evaluation.corrupted import CIFAR_BAR, CORRUPTIONS
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.corruptions import CIFAR_BAR, CIFAR_PERTURBATIONS, CORRUPTIONS
+from pipelines.evaluation.data import Data, TestSet, find_data
+from pipelines.evaluation.images import ArrayImages
 from pipelines.evaluation.make_corrupted import make_corrupted
 from pipelines.evaluation.metrics import (
     calibration_error,
-    tempered_confidence,
+    scaled_confidence,
     tune_temperature,
 )
-from pipelines.evaluation.outliers import blobs, gaussian, rademacher
-from pipelines.evaluation.perturbed import CIFAR_PERTURBATIONS
-from pipelines.evaluation.pictures import Stored
-from pipelines.evaluation.request import Data, Evaluation, TestSet
+from pipelines.evaluation.ood import blobs, gaussian, rademacher
+from pipelines.evaluation.predictions import Classifier, Evaluation, Predictions, as_tensor
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
 from pipelines.loading.mixing_set import open_pictures
 from pipelines.models.registry import open_model
-from pipelines.report.headlines import table
-from pipelines.report.radar import radar
-from pipelines.report.short_names import names_of
+from pipelines.report.evaluations import radar, table
+from pipelines.report.page import names_of
 from pipelines.shards.format import open_shards
 from pipelines.system.files import file_sha256
 from pipelines.system.process_group import Processes
@@ -77,7 +74,7 @@ PICTURES, LABELS = pictures_of()
 
 
 def data_of(root: Path, pictures: np.ndarray = PICTURES, labels: np.ndarray = LABELS) -> Data:
-    test = TestSet(pictures=Stored(pictures), labels=labels)
+    test = TestSet(images=ArrayImages(pictures), labels=labels)
     return Data(root=root, name="TINY", side=pictures.shape[1], view=None, test=test)
 
 
@@ -100,27 +97,27 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
     return written
 
 
-def plain_answers(pictures: np.ndarray) -> Answers:
-    """Answers one by one."""
-    images = as_images(pictures, torch.device("cpu"))
+def plain_answers(pictures: np.ndarray) -> Predictions:
+    """Predictions one by one."""
+    images = as_tensor(pictures, torch.device("cpu"))
     soft = torch.stack([classifier().logits(each[None])[0] for each in images]).softmax(1)
-    return Answers(predicted=soft.argmax(1).numpy(), confidence=soft.max(1).values.numpy())
+    return Predictions(predicted=soft.argmax(1).numpy(), confidence=soft.max(1).values.numpy())
 
 
-# --- Answers -------------------------------------------------------------------------------------
+# --- Predictions ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
 def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
     asked: list[range] = []
 
-    class Asked(Stored):
+    class Asked(ArrayImages):
         def read(self, numbers: Sequence[int]) -> np.ndarray:
             assert isinstance(numbers, range)
             asked.append(numbers)
             return super().read(numbers)
 
-    found = classifier(batch_size).answer(Asked(PICTURES))
+    found = classifier(batch_size).predict(Asked(PICTURES))
     expected = plain_answers(PICTURES)
     np.testing.assert_array_equal(found.predicted, expected.predicted)
     np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
@@ -129,10 +126,10 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
 
 
 def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = classifier().answer(Stored(PICTURES))
-    parts: dict[int, Answers] = {}
+    whole = classifier().predict(ArrayImages(PICTURES))
+    parts: dict[int, Predictions] = {}
 
-    def gather(out: list[Answers], mine: Answers) -> None:
+    def gather(out: list[Predictions], mine: Predictions) -> None:
         parts[rank] = mine
         out[:] = [parts.get(each, mine) for each in range(5)]
 
@@ -141,7 +138,7 @@ def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.Monke
         apart = replace(
             classifier(), processes=Processes(world=World(rank=rank, size=5), device=ALONE.device)
         )
-        found = apart.answer(Stored(PICTURES))
+        found = apart.predict(ArrayImages(PICTURES))
     np.testing.assert_array_equal(found.predicted, whole.predicted)
     np.testing.assert_allclose(found.confidence, whole.confidence, rtol=1e-6)
     assert sum(len(each.predicted) for each in parts.values()) == N
@@ -228,11 +225,11 @@ def test_outputs_that_are_not_finite_are_refused_in_every_process(
     assert len(set(found.failed.values())) == 1
     assert f"NaN or infinite for {bad} of {N} pictures; look" in found.failed["clean"]
     # The bad part is another process's.
-    other = classifier().answer(Stored(PICTURES))
+    other = classifier().predict(ArrayImages(PICTURES))
     nan = replace(other, confidence=np.full(N, np.nan, np.float32))
     monkeypatch.setattr(Classifier, "gather", lambda _self, mine: [mine, nan])
     with pytest.raises(PipelineError, match=f"infinite for {N} of {2 * N} pictures"):
-        classifier().answer(Stored(PICTURES))
+        classifier().predict(ArrayImages(PICTURES))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +321,7 @@ def test_an_attack_on_some_images_is_that_on_all_of_them(
         seen.append((labels, how["start"]))
         return images
 
-    monkeypatch.setattr("pipelines.evaluation.suites.pgd", remember)
+    monkeypatch.setattr("pipelines.evaluation.attacks.pgd", remember)
     whole = evaluation(tmp_path, classifier=classifier(12))
     evaluate(whole, ["adversarial"])
     found = evaluate(replace(whole, adversarial_images=5), ["adversarial"]).values
@@ -344,7 +341,9 @@ def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Pat
         for size in (3, 12)
     )
     assert first["adversarial"] == second["adversarial"]
-    assert first["anomaly"]["kinds"]["blobs"] == pytest.approx(second["anomaly"]["kinds"]["blobs"])
+    assert first["anomaly"]["datasets"]["blobs"] == pytest.approx(
+        second["anomaly"]["datasets"]["blobs"]
+    )
     np.testing.assert_array_equal(PICTURES, before)
     assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
@@ -352,14 +351,14 @@ def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Pat
 
 def test_each_half_is_tempered_by_what_the_other_half_wants(tmp_path: Path) -> None:
     found = evaluate(evaluation(tmp_path), ["calibration"]).values["calibration"]
-    logits = classifier().logits(as_images(PICTURES, ALONE.device)).numpy()
+    logits = classifier().logits(as_tensor(PICTURES, ALONE.device)).numpy()
     of_even, of_odd = (tune_temperature(logits[k::2], LABELS[k::2]) for k in range(2))
     assert found["temperature"] == pytest.approx((of_even + of_odd) / 2)
     confidence = np.empty(N, np.float32)
-    confidence[::2] = tempered_confidence(logits[::2], of_odd)
-    confidence[1::2] = tempered_confidence(logits[1::2], of_even)
+    confidence[::2] = scaled_confidence(logits[::2], of_odd)
+    confidence[1::2] = scaled_confidence(logits[1::2], of_even)
     right = logits.argmax(1) == LABELS
-    assert found["rms_tempered"] == pytest.approx(calibration_error(confidence, right))
+    assert found["rms_temperature_scaled"] == pytest.approx(calibration_error(confidence, right))
 
 
 # --- Attacks -------------------------------------------------------------------------------------
@@ -775,14 +774,14 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
     arguments = (*bare(tmp_path), "--data", str(digits), "--suite", "clean", "--json")
     result = run(*arguments, *told)
     assert result.exit_code == 0, result.output
-    (found,) = json.loads(result.stdout)["inputs"].values()
+    (found,) = json.loads(result.stdout)["preprocessing"].values()
     assert tuple(found.values()) == expected
     assert list(found) == ["mean", "std", "image_size", "resize", "guessed"]
     (line,) = [each for each in result.stderr.splitlines() if each.startswith("bare.pt: ")]
     assert line.endswith(words)
     ((classifier, data),) = [(each.classifier, each.data) for each in used]
     assert ([*classifier.mean], [*classifier.std], data.side) == expected[:3]
-    assert data.need_test().pictures.read(range(2)).shape == (2, data.side, data.side, 3)
+    assert data.need_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
 
 
 def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path) -> None:
@@ -799,7 +798,7 @@ def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path
     _, theirs, *_ = bare(tmp_path)
     result = run(*ours, "--against", theirs, "--model", "wrn_10_1", *TELL)
     assert result.exit_code == 0, result.output
-    found = json.loads(result.stdout)["inputs"]
+    found = json.loads(result.stdout)["preprocessing"]
     assert [found[name]["mean"] for name in ("10.pt", "bare.pt")] == [[0.5] * 3, CIFAR_MEAN]
 
 
@@ -890,6 +889,6 @@ def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: 
     found = find_data(digits, {"classes": 10})
     assert (found.name, found.side, found.view) == ("DIGITS", 32, None)
     assert found.classes == tuple("0123456789")
-    assert len(found.need_test().labels) == len(found.need_test().pictures) == 359
+    assert len(found.need_test().labels) == len(found.need_test().images) == 359
     (tmp_path / "data").symlink_to(digits)
     assert find_data(tmp_path, {}).name == "DIGITS"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.arrays import open_array, read_labels, read_names
+from pipelines.evaluation.images import open_array, read_labels, read_names
 from pipelines.evaluation.suites import evaluate
 from test_evaluation import CORRUPTIONS, LABELS, PERTURBATIONS, evaluation, write_corrupted
 
@@ -181,4 +181,4 @@ def test_sequences_of_less_than_two_frames_are_refused(
     (tmp_path / "TINY-P").mkdir()
     for name in PERTURBATIONS:
         np.save(tmp_path / "TINY-P" / f"{name}.npy", np.zeros(shape, np.uint8))
-    assert "frames; get it again" in evaluate(evaluation(tmp_path), ["p"]).failed["p"]
+    assert "frames; download it again" in evaluate(evaluation(tmp_path), ["p"]).failed["p"]

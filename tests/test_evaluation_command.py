@@ -14,7 +14,7 @@ from PIL import Image
 from torch import nn
 
 from pipelines.cli.evaluate import main
-from pipelines.evaluation.corrupted import CORRUPTIONS
+from pipelines.evaluation.corruptions import CORRUPTIONS
 from pipelines.models import checkpoints
 from pipelines.models.registry import open_model
 from pipelines.training.checkpoints import save_checkpoint

@@ -9,11 +9,10 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.classes import imagenet_classes
 from pipelines.evaluation.data import find_data, locate
-from pipelines.evaluation.labels import match_classes
+from pipelines.evaluation.folders import Notices
+from pipelines.evaluation.labels import imagenet_classes, match_classes
 from pipelines.evaluation.suites import missing_inputs
-from pipelines.evaluation.trees import Notices
 
 WNIDS = imagenet_classes()
 CAFE = "caf\u00e9"

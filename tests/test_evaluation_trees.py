@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.anomalies import open_outliers
-from pipelines.evaluation.corrupted import CORRUPTIONS, IMAGENET_BAR
+from pipelines.evaluation.corruptions import CORRUPTIONS, IMAGENET_BAR
 from pipelines.evaluation.data import find_data
+from pipelines.evaluation.folders import Notices, list_tree, list_videos
+from pipelines.evaluation.images import View
 from pipelines.evaluation.metrics import ALEXNET_FLIPS
-from pipelines.evaluation.pictures import View
+from pipelines.evaluation.ood import open_ood
 from pipelines.evaluation.suites import evaluate
-from pipelines.evaluation.trees import Notices, list_tree, list_videos
 from test_imagenet_evaluation import (
     CODES,
     WNIDS,
@@ -168,7 +168,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path: Path, kind: str
 @pytest.mark.parametrize("kind", ["pipe", "huge"])
 def test_videos_and_svhn_are_read_from_regular_files_alone(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("av")
-    from pipelines.evaluation.videos import read_frames
+    from pipelines.evaluation.images import read_frames
 
     for name in ("a.mp4", "test_32x32.mat"):
         if kind == "pipe":
@@ -179,20 +179,20 @@ def test_videos_and_svhn_are_read_from_regular_files_alone(tmp_path: Path, kind:
     with pytest.raises(PipelineError, match=r"a\.mp4 cannot be read"):
         read_frames(tmp_path / "a.mp4", View(8, None))
     with pytest.raises(PipelineError, match=r"test_32x32\.mat cannot be read"):
-        open_outliers(tmp_path, View(8, 8))
+        open_ood(tmp_path, View(8, 8))
 
 
 def test_an_svhn_that_claims_too_much_is_refused_before_it_is_read(tmp_path: Path) -> None:
     scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "test_32x32.mat"
     scipy_io.savemat(path, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.zeros(2)})
-    assert len(open_outliers(tmp_path, View(32, 32))) == 2
+    assert len(open_ood(tmp_path, View(32, 32))) == 2
     content = bytearray(path.read_bytes())
     place = content.index(np.array([32, 32, 3, 2], np.int32).tobytes())
     content[place : place + 16] = np.array([32, 32, 3, 1 << 30], np.int32).tobytes()
     path.write_bytes(content)
     with pytest.raises(PipelineError, match=r"is no \.mat of SVHN \(X is of shape"):
-        open_outliers(tmp_path, View(32, 32))
+        open_ood(tmp_path, View(32, 32))
 
 
 def test_a_link_back_is_walked_once(tmp_path: Path) -> None:

@@ -20,18 +20,22 @@ from torchvision.transforms import v2
 from featviz.networks import open_network
 from pipelines.cli import evaluate as command
 from pipelines.errors import PipelineError
-from pipelines.evaluation import natural
-from pipelines.evaluation.anomalies import _rounds, open_outliers
-from pipelines.evaluation.answers import Classifier
-from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
-from pipelines.evaluation.corrupted import CORRUPTIONS, IMAGENET_BAR
+from pipelines.evaluation.corruptions import CORRUPTIONS, IMAGENET_BAR
 from pipelines.evaluation.data import find_data, normalization
+from pipelines.evaluation.folders import Notices, find_folder, list_videos
+from pipelines.evaluation.images import (
+    ArrayImages,
+    DecodedImages,
+    Subset,
+    View,
+    images_of_folder,
+    read_frames,
+)
+from pipelines.evaluation.labels import are_of_imagenet, imagenet_classes
 from pipelines.evaluation.metrics import ALEXNET_ERRORS, ALEXNET_FLIPS, aupr, auroc
-from pipelines.evaluation.pictures import Chosen, Decoded, Stored, View, of_folder
-from pipelines.evaluation.request import Evaluation, find_folder
+from pipelines.evaluation.ood import _open_restricted, _rounds, open_ood
+from pipelines.evaluation.predictions import Classifier, Evaluation
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate, suites_for
-from pipelines.evaluation.trees import Notices, list_videos
-from pipelines.evaluation.videos import answer_videos, read_frames
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.write import ShardRequest, make_shards
@@ -185,25 +189,25 @@ def test_the_suites_of_a_set_are_those_of_its_kind(tmp_path: Path) -> None:
 def test_a_view_is_torchvisions_resize_and_centre(tmp_path: Path, height: int, width: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "0.png")
-    (found,) = of_folder(tmp_path, View(16, 18)).read(range(1))
+    (found,) = images_of_folder(tmp_path, View(16, 18)).read(range(1))
     expected = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])(Image.fromarray(noise))
     np.testing.assert_array_equal(found, np.asarray(expected))
-    (whole,) = of_folder(tmp_path, View(16, 18).as_it_is()).read(range(1))
+    (whole,) = images_of_folder(tmp_path, View(16, 18).without_resize()).read(range(1))
     np.testing.assert_array_equal(whole, np.asarray(v2.CenterCrop(16)(Image.fromarray(noise))))
 
 
 def test_pictures_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
     write_picture(tmp_path / "small.png", (1, 2, 3), (5, 9))
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: 5x9 pixels"):
-        of_folder(tmp_path, View(8, None)).read(range(1))
+        images_of_folder(tmp_path, View(8, None)).read(range(1))
     (tmp_path / "small.png").write_bytes(b"junk")
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: no picture"):
-        of_folder(tmp_path, View(8, 8)).read(range(1))
+        images_of_folder(tmp_path, View(8, 8)).read(range(1))
 
 
 def test_chosen_pictures_are_the_chosen_ones() -> None:
     array = np.arange(10 * 12).reshape(10, 2, 2, 3).astype(np.uint8)
-    chosen = Chosen(Stored(array), np.array([7, 2, 9]))
+    chosen = Subset(ArrayImages(array), np.array([7, 2, 9]))
     assert len(chosen) == 3
     np.testing.assert_array_equal(chosen.read(range(1, 3)), array[[2, 9]])
 
@@ -314,7 +318,7 @@ def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.M
     for number in range(5):
         write_video(tmp_path / f"{number}.mp4", [100 * number, 555, 555])
     videos = list_videos(tmp_path, Notices())
-    whole = answer_videos(classifier(), videos, View(32, None))
+    whole = classifier().predict_videos(videos, View(32, None))
     assert [each[0] for each in whole] == [0, 100, 200, 300, 400]
     parts: list[list[np.ndarray]] = []
     for rank in range(3):
@@ -322,7 +326,7 @@ def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.M
             classifier(), processes=Processes(world=World(rank=rank, size=3), device=ALONE.device)
         )
         monkeypatch.setattr(Classifier, "gather", lambda _, mine: [mine])
-        parts.append(answer_videos(some, videos, View(32, None)))
+        parts.append(some.predict_videos(videos, View(32, None)))
     assert [len(part) for part in parts] == [1, 2, 2]
     np.testing.assert_array_equal(
         np.concatenate([each for part in parts for each in part]), np.concatenate(whole)
@@ -364,8 +368,8 @@ def test_answers_are_restricted_to_the_200_classes(tmp_path: Path, suite: str) -
 def test_the_softmax_is_over_the_200_classes_alone(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
     data = find_data(tmp_path, SAID)
-    pictures, labels, outputs = natural._open(evaluation(tmp_path), "r")
-    answers = classifier(favour=9.0).answer(pictures, outputs=outputs)
+    pictures, labels, outputs = _open_restricted(evaluation(tmp_path), "r")
+    answers = classifier(favour=9.0).predict(pictures, outputs=outputs)
     for number in (0, 57, 199):
         colour = torch.from_numpy(CODES[labels[number]] / 255).float()
         logits = Colours(favour=9.0)(colour.view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE))[0]
@@ -391,11 +395,11 @@ def test_outliers_are_told_from_the_test_pictures_of_their_classes(tmp_path: Pat
     assert (found["n"], found["n_usual"]) == (200, 20)
     outputs = np.array(EVERY_FIFTH)
     test = asked.data.need_test()
-    inside = asked.classifier.answer(
-        Chosen(test.pictures, np.arange(3, 100, 5)), outputs=outputs
+    inside = asked.classifier.predict(
+        Subset(test.pictures, np.arange(3, 100, 5)), outputs=outputs
     ).confidence
-    outside = asked.classifier.answer(
-        of_folder(tmp_path / "imagenet-o", View(SIDE, 10)), outputs=outputs
+    outside = asked.classifier.predict(
+        images_of_folder(tmp_path / "imagenet-o", View(SIDE, 10)), outputs=outputs
     ).confidence
     assert found["auroc"] == pytest.approx(auroc(-inside, -outside))
     assert found["aupr"] == pytest.approx(aupr(-inside, -outside))
@@ -435,9 +439,9 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
     folder = tmp_path / "outliers" / "colours"
     for number in range(50):
         write_picture(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
-    found = evaluate(asked, ["anomaly"]).values["anomaly"]["kinds"]["colours"]
-    usual = asked.classifier.answer(asked.data.need_test().pictures).confidence
-    odd = asked.classifier.answer(of_folder(folder, View(SIDE, 10))).confidence
+    found = evaluate(asked, ["anomaly"]).values["anomaly"]["datasets"]["colours"]
+    usual = asked.classifier.predict(asked.data.need_test().images).confidence
+    odd = asked.classifier.predict(images_of_folder(folder, View(SIDE, 10))).confidence
     expected = [auroc(-usual, -odd[numbers]) for numbers in _rounds(0, 3, 50, 20)]
     assert len(set(expected)) > 2
     assert found["auroc"] == pytest.approx(np.mean(expected))
@@ -462,15 +466,15 @@ def test_svhn_is_read_as_it_is_distributed(tmp_path: Path) -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     path = tmp_path / "test_32x32.mat"
     io.savemat(path, {"X": pictures.transpose(1, 2, 3, 0), "y": np.zeros((5, 1))})
-    found = open_outliers(tmp_path, View(32, 32))
+    found = open_ood(tmp_path, View(32, 32))
     np.testing.assert_array_equal(found.read(range(5)), pictures)
-    assert open_outliers(tmp_path, View(16, 18)).read(range(2)).shape == (2, 16, 16, 3)
+    assert open_ood(tmp_path, View(16, 18)).read(range(2)).shape == (2, 16, 16, 3)
     io.savemat(path, {"X": np.zeros((3, 3))})
     with pytest.raises(PipelineError, match=r"and not pictures of SVHN"):
-        open_outliers(tmp_path, View(32, 32))
+        open_ood(tmp_path, View(32, 32))
     path.write_bytes(b"junk")
     with pytest.raises(PipelineError, match=r"is no \.mat of SVHN"):
-        open_outliers(tmp_path, View(32, 32))
+        open_ood(tmp_path, View(32, 32))
 
 
 def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
@@ -481,7 +485,7 @@ def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
     (folder / "test").write_bytes(pickle.dumps(content, protocol=2))
-    found = open_outliers(folder, View(32, 32)).read(range(4))
+    found = open_ood(folder, View(32, 32)).read(range(4))
     np.testing.assert_array_equal(found, data.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -494,8 +498,8 @@ def test_shards_are_a_set_of_outliers(tmp_path: Path) -> None:
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip
-    found = open_outliers(tmp_path / "set", View(SIDE, 10))
-    assert isinstance(found, Decoded)
+    found = open_ood(tmp_path / "set", View(SIDE, 10))
+    assert isinstance(found, DecodedImages)
     assert found.read([1, 0]).shape == (2, SIDE, SIDE, 3)
 
 
@@ -557,7 +561,7 @@ def test_a_network_that_is_not_finite_is_refused_on_videos(tmp_path: Path) -> No
     spoilt = classifier()
     spoilt.module.codes[7] = torch.nan
     with pytest.raises(PipelineError, match="NaN or infinite for 3 of 3 pictures"):
-        answer_videos(spoilt, list_videos(tmp_path, Notices()), View(SIDE, 10))
+        spoilt.predict_videos(list_videos(tmp_path, Notices()), View(SIDE, 10))
 
 
 @pytest.mark.skipif(

@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation import corrupted
+from pipelines.evaluation import corruptions
+from pipelines.evaluation.corruptions import OVERLAPPING_OPERATIONS, overlapping_operations
 from pipelines.evaluation.make_corrupted import make_corrupted
-from pipelines.evaluation.overlap import OPERATIONS, overlapping_operations
 from pipelines.evaluation.suites import evaluate
-from pipelines.report.headlines import is_found, rows_of, table
+from pipelines.report.evaluations import metrics_of_all, read_evaluation, rows_of, table
 from pipelines.report.page import Table
-from pipelines.report.radar import measures_between
 from pipelines.report.runs import Run, sections
 from pipelines.report.runs import table as table_of_runs
 from test_evaluation import CORRUPTIONS, data_of, evaluation, pictures_of, write_corrupted
@@ -90,12 +89,12 @@ def of_c(error: float, made: bool = False, overlap: bool = False) -> dict[str, A
     made_of = {"by": "pixmix-eval make-c", "images": 200, "constants": "ImageNet", "seed": 0}
     return {
         "clean": {"error": 0.1},
-        "calibration": {"rms": 0.1, "rms_tempered": 0.1},
+        "calibration": {"rms": 0.1, "rms_temperature_scaled": 0.1},
         "c": {
             "mean_error": error,
             "mean_rms": 0.2,
             **({"made": made_of} if made else {}),
-            **({"overlap": list(OPERATIONS)} if overlap else {}),
+            **({"overlap": list(OVERLAPPING_OPERATIONS)} if overlap else {}),
         },
     }
 
@@ -105,16 +104,16 @@ def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
     rows = {row[0]: row[1:] for row in rows_of(columns)}
     assert rows["corruption error (C)"] == ("25.00 %", "-")
     assert rows[f"corruption error ({SAID})"] == ("-", "50.00 %")
-    assert not any(suite == "c" for suite, _, _ in measures_between(columns))
-    both = measures_between({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
-    assert [what for suite, _, what in both if suite == "c"] == [
+    assert not any(metric.suite == "c" for metric, _ in metrics_of_all(columns))
+    both = metrics_of_all({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
+    assert [label for metric, label in both if metric.suite == "c"] == [
         f"corruption error ({SAID})", f"RMS calibration error ({SAID})",
     ]  # fmt: skip
 
 
 def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
     history = ({"epoch": 1, "step": 1, "train_loss": 1.0},)
-    runs = [Run(name="a", history=history, found=of_c(0.5, made=True, overlap=True))]
+    runs = [Run(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
     shown = table_of_runs(runs)
     assert SAID in shown
     assert "a was trained with operations that overlap the corruptions of C" in shown
@@ -135,10 +134,17 @@ def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
         {"overlap": [1]},
     ],
 )
-def test_an_evaluation_that_says_nonsense_of_c_is_none(change: dict[str, Any]) -> None:
+def test_an_evaluation_with_damaged_results_on_c_is_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
     found = of_c(0.5, made=True, overlap=True)
-    assert is_found(found)
-    assert not is_found({**found, "c": {**found["c"], **change}})
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"version": 2, "networks": {"a": found}}))
+    assert read_evaluation(path) == found
+    damaged = {**found, "c": {**found["c"], **change}}
+    path.write_text(json.dumps({"version": 2, "networks": {"a": damaged}}))
+    with pytest.raises(PipelineError, match=str(path)):
+        read_evaluation(path)
 
 
 # --- Overlap -------------------------------------------------------------------------------------
@@ -159,13 +165,15 @@ def test_an_evaluation_that_says_nonsense_of_c_is_none(change: dict[str, Any]) -
 def test_operations_of_the_training_that_overlap_c_are_known(
     recipe: object, overlaps: bool
 ) -> None:
-    assert overlapping_operations({"recipe": recipe}) == (OPERATIONS if overlaps else ())
+    assert overlapping_operations({"recipe": recipe}) == (
+        OVERLAPPING_OPERATIONS if overlaps else ()
+    )
 
 
 def test_figures_on_c_say_that_the_training_overlaps_it(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
-    found = evaluate(evaluation(tmp_path, overlap=OPERATIONS), ["c", "clean"]).values
-    assert found["c"]["overlap"] == list(OPERATIONS)
+    found = evaluate(evaluation(tmp_path, overlap=OVERLAPPING_OPERATIONS), ["c", "clean"]).values
+    assert found["c"]["overlap"] == list(OVERLAPPING_OPERATIONS)
     shown = table({"a.pt": found, "b.pt": of_c(0.5)}, {})
     (line,) = [line for line in shown.splitlines() if "overlap the corruptions" in line]
     assert line.startswith("a.pt was trained with")
@@ -258,7 +266,7 @@ def test_the_command_that_an_error_names_heals_a_made_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
 ) -> None:
     pytest.importorskip("imagecorruptions")
-    monkeypatch.setattr(corrupted, "CORRUPTIONS", ("contrast",))
+    monkeypatch.setattr(corruptions, "CORRUPTIONS", ("contrast",))
     data = replace(data_of(tmp_path, *pictures_of(3, 32)), classes=("a", "b", "c"), outputs=3)
     path = make_corrupted(data, tmp_path, names=("contrast",)) / name
     asked = evaluation(tmp_path, data=data)

@@ -13,12 +13,12 @@ from pipelines.evaluation.metrics import (
     auroc,
     aurra,
     calibration_error,
-    false_positives_at,
     flip_probability,
+    fpr_at_tpr,
     mean_corruption_error,
     mean_flip_rate,
+    scaled_confidence,
     soft_f1,
-    tempered_confidence,
     tune_temperature,
 )
 
@@ -58,7 +58,7 @@ def test_false_positives_are_those_of_the_first_threshold_with_enough_recall(
     # Not where rounding decides.
     assume(all(abs(each - recall) > 1e-9 for each in true))
     expected = false[np.argmax(true >= recall)]
-    found = false_positives_at(np.array(usual), np.array(odd), recall)
+    found = fpr_at_tpr(np.array(usual), np.array(odd), recall)
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -71,7 +71,7 @@ def test_false_positives_with_ties_are_those_of_a_slow_twin(
         if found >= recall * len(odd):
             expected = sum(each >= score for each in usual) / len(usual)
             break
-    assert false_positives_at(np.array(usual), np.array(odd), recall) == pytest.approx(expected)
+    assert fpr_at_tpr(np.array(usual), np.array(odd), recall) == pytest.approx(expected)
 
 
 def nearest_recall(usual: list[float], odd: list[float], recall: float) -> float:
@@ -88,22 +88,20 @@ def test_conventions_on_ties_differ_as_they_are_said_to() -> None:
     odd = [3.0] * 9 + [1.0]
     # Nine of ten are nearest to 92 %, and too few here.
     assert nearest_recall([0.0, 1.0, 4.0, 5.0], odd, 0.92) == 0.5
-    assert false_positives_at(np.array([0.0, 1.0, 4.0, 5.0]), np.array(odd), 0.92) == 0.75
+    assert fpr_at_tpr(np.array([0.0, 1.0, 4.0, 5.0]), np.array(odd), 0.92) == 0.75
     # Of two scores with that recall the lower one alarms more often.
     assert nearest_recall([0.0, 2.0, 4.0, 5.0], odd, 0.9) == 0.75
-    assert false_positives_at(np.array([0.0, 2.0, 4.0, 5.0]), np.array(odd), 0.9) == 0.5
+    assert fpr_at_tpr(np.array([0.0, 2.0, 4.0, 5.0]), np.array(odd), 0.9) == 0.5
     # They agree where no usual sample lies between.
     usual = [0.0, 0.5, 4.0, 5.0]
-    assert nearest_recall(usual, odd, 0.9) == false_positives_at(
-        np.array(usual), np.array(odd), 0.9
-    )
+    assert nearest_recall(usual, odd, 0.9) == fpr_at_tpr(np.array(usual), np.array(odd), 0.9)
 
 
 def test_detection_by_hand() -> None:
     usual, odd = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
     assert auroc(usual, odd) == pytest.approx(7 / 8)
     assert aupr(usual, odd) == pytest.approx((1 + 2 / 3) / 2)
-    assert false_positives_at(usual, odd) == 0.25
+    assert fpr_at_tpr(usual, odd) == 0.25
 
 
 # --- Calibration ---------------------------------------------------------------------------------
@@ -201,7 +199,7 @@ def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> 
     [
         (lambda: auroc(np.array([]), np.array([1.0])), "samples of both kinds"),
         (lambda: aupr(np.array([1.0]), np.zeros((2, 2))), r"shapes \(1,\) and \(2, 2\)"),
-        (lambda: false_positives_at(np.ones(2), np.ones(2), 0), "recall is 0; give"),
+        (lambda: fpr_at_tpr(np.ones(2), np.ones(2), 0), "recall is 0; give"),
         (lambda: calibration_error(np.ones(2), np.ones(3, bool)), r"shape \(2,\) and correct"),
         (lambda: calibration_error(np.ones(2), np.ones(2, bool), norm="l2"), "norm is 'l2'"),
         (lambda: calibration_error(np.ones(2), np.ones(2, bool), bin_size=0), "bin_size is 0"),
@@ -240,7 +238,7 @@ def test_the_temperature_is_that_by_which_labels_were_drawn(temperature: float) 
         return float(functional.cross_entropy(given, torch.from_numpy(labels)))
 
     assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
-    confidence = tempered_confidence(logits, found)
+    confidence = scaled_confidence(logits, found)
     expected = torch.from_numpy(logits / np.float32(found)).softmax(1).max(1).values
     np.testing.assert_allclose(confidence, expected.numpy(), rtol=1e-5)
 

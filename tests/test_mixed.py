@@ -15,9 +15,8 @@ from torchvision.transforms import v2
 from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.report import mixing_steps
-from pipelines.report.mixing_figure import figure
-from pipelines.report.mixing_steps import MixingPictures, document, mix, square, to_bytes
+from pipelines.report import mixing as mixing_report
+from pipelines.report.mixing import MixingImages, document, figure, mix, square, to_bytes
 from pixmix import PixMix, PixMixSettings, mixing
 from pixmix.operations import apply
 
@@ -48,7 +47,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_the_pictures_are_those_of_the_opened_set_and_have_their_names(
     folders: list[Path], tmp_path: Path
 ) -> None:
-    lazy = MixingPictures(folders, 48)
+    lazy = MixingImages(folders, 48)
     opened = open_mixing_set(folders, 48, cache_dir=tmp_path)
     assert len(lazy) == len(opened) == 5
     for place in range(5):
@@ -60,7 +59,7 @@ def test_the_pictures_are_those_of_the_opened_set_and_have_their_names(
 @pytest.mark.parametrize("with_set", [True, False])
 def test_the_result_is_that_of_pixmix_for_the_same_key(folders: list[Path], with_set: bool) -> None:
     image = picture(99, 48, 48)
-    mixing_set = MixingPictures(folders, 48) if with_set else None
+    mixing_set = MixingImages(folders, 48) if with_set else None
     for all_ops in (False, True):
         settings = PixMixSettings(k=3, beta=2.0, severity=6.0, all_ops=all_ops)
         transform = PixMix(mixing_set, k=3, beta=2.0, severity=6.0, all_ops=all_ops)
@@ -74,7 +73,7 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
     folders: list[Path],
 ) -> None:
     image = picture(98, 48, 48)
-    mixing_set = MixingPictures(folders, 48)
+    mixing_set = MixingImages(folders, 48)
     names = [mixing_set.name(place) for place in range(5)]
     seen = set()
     for key in KEYS:
@@ -82,8 +81,8 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
         assert draw.start or np.array_equal(draw.first, image)
         for each in draw.rounds:
             if each.operation is None:
-                assert draw.mixing_picture is not None
-                whole = mixing_set[names.index(draw.mixing_picture)]
+                assert draw.mixing_image is not None
+                whole = mixing_set[names.index(draw.mixing_image)]
                 windows = np.lib.stride_tricks.sliding_window_view(whole, (48, 48), axis=(0, 1))
                 parts = windows.transpose(0, 1, 3, 4, 2).reshape(-1, 48, 48, 3)
                 assert (parts == each.other).all(axis=(1, 2, 3)).any()
@@ -101,7 +100,7 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
                 continue
             seen.add(name)
         if all(each.operation for each in draw.rounds):
-            assert draw.mixing_picture is None
+            assert draw.mixing_image is None
     assert seen == {"autocontrast", "equalize", "posterize", "solarize", "translate"}
 
 
@@ -109,7 +108,7 @@ def test_each_round_is_the_named_mixing_of_the_one_before_with_the_picture_shown
     folders: list[Path],
 ) -> None:
     image = picture(97, 48, 48)
-    mixing_set = MixingPictures(folders, 48)
+    mixing_set = MixingImages(folders, 48)
     n_rounds = 0
     for key in KEYS:
         draw = mix(image, mixing_set, PixMixSettings(), key)
@@ -129,7 +128,7 @@ def test_each_round_is_the_named_mixing_of_the_one_before_with_the_picture_shown
 def test_the_plan_is_told_without_pixels(folders: list[Path]) -> None:
     image = picture(96, 48, 48)
     settings = PixMixSettings()
-    draws = [mix(image, MixingPictures(folders, 48), settings, (0, 0, i)) for i in range(6)]
+    draws = [mix(image, MixingImages(folders, 48), settings, (0, 0, i)) for i in range(6)]
     told = json.loads(json.dumps(document(draws)))["draws"]
     assert [each["key"] for each in told] == [[0, 0, i] for i in range(6)]
     assert [len(each["rounds"]) for each in told] == [len(draw.rounds) for draw in draws]
@@ -154,7 +153,7 @@ def test_the_square_is_the_centre_as_torchvision_cuts_it() -> None:
 
 def test_the_figure_has_a_row_a_draw_and_frames_what_a_network_gets(folders: list[Path]) -> None:
     image = picture(95, 48, 48)
-    mixing_set = MixingPictures(folders, 48)
+    mixing_set = MixingImages(folders, 48)
     draws = [mix(image, mixing_set, PixMixSettings(), (0, 0, i)) for i in range(5)]
     drawn = figure(image, draws)
     one = figure(image, draws[:1])
@@ -198,7 +197,7 @@ def test_the_command_draws_a_figure_and_tells_the_plan(
     told = json.loads(result.stdout)
     assert [each["key"] for each in told["draws"]] == [[5, 0, row] for row in range(3)]
     image = square(np.asarray(Image.open(photograph)), 64)
-    mixing_set = MixingPictures(folders, 64)
+    mixing_set = MixingImages(folders, 64)
     draws = [mix(image, mixing_set, PixMixSettings(), (5, 0, row)) for row in range(3)]
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(image, draws)))
     assert html.read_text().count("<img ") == html.read_text().count("<table") == 3
@@ -271,7 +270,7 @@ def test_a_mixing_set_that_is_a_picture_or_a_text_is_told_what_to_be(
 def test_a_picture_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"nothing")
     with pytest.raises(PipelineError, match=r"0\.png cannot be read"):
-        MixingPictures([tmp_path], 32)[0]
+        MixingImages([tmp_path], 32)[0]
 
 
 def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
@@ -280,7 +279,7 @@ def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
     def compiled(*_: object) -> None:
         raise AssertionError("compiled")
 
-    monkeypatch.setattr(mixing_steps, "resize_part", compiled)
+    monkeypatch.setattr(mixing_report, "resize_part", compiled)
     (tmp_path / "empty").mkdir()
     result = run(photograph, "--mixing-set", tmp_path / "empty", "--out", tmp_path / "out.png")
     assert result.exit_code == 1
@@ -311,5 +310,5 @@ def test_names_that_are_no_utf8_come_into_figure_page_and_json(
     result = run(image, *options, "--out", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
     assert "ph\\udce9.png" in page.read_text(encoding="utf-8")
-    names = {each["mixing_picture"] for each in json.loads(result.stdout)["draws"]}
+    names = {each["mixing_image"] for each in json.loads(result.stdout)["draws"]}
     assert str(mixing_set / os.fsdecode(b"caf\xe9.png")) in names

@@ -91,7 +91,6 @@ LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
 """As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-SCRIPTS = {module: script for script, module in MODULES.items()}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
@@ -142,7 +141,8 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
     if words[0] != "torchrun":
         return words[0], words[1:]
     get_args_parser().parse_args(words[1:])
-    place = words.index("--no-python") + 1
+    place = next(place for place, word in enumerate(words) if word in MODULES)
+    assert "--no-python" in words[:place]
     return words[place], words[place + 1 :]
 
 

@@ -17,8 +17,8 @@ from fractals.escape import EscapeLayer
 from fractals.genome import ChaosLayer
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.cli import gen, show
-from pipelines.report.set_pictures import set_pictures
 from pipelines.report.set_report import read_set
+from pipelines.report.set_statistics import set_images
 from pipelines.report.set_table import judged
 from pipelines.system.progress import no_progress
 from test_runs import evaluated, training
@@ -88,7 +88,7 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
 ) -> None:
     rows = rows_of(page_of(tmp_path / "set.html", "set", folder))
     statistics = read_set(
-        "pictures", folder, set_pictures(folder), 512, progress=no_progress
+        "pictures", folder, set_images(folder), 512, progress=no_progress
     ).statistics
     assert rows == [list(row) for row in judged(statistics)]
     assert any("NOT MET" in cell for row in rows for cell in row)
@@ -109,19 +109,19 @@ def test_near_duplicates_are_shown_beside_their_number(folder: Path, tmp_path: P
 
 
 def test_the_page_of_mixed_tells_each_round(folder: Path, tmp_path: Path) -> None:
-    from pipelines.report.mixing_steps import MixingPictures, mix, square
+    from pipelines.report.mixing import MixingImages, mix, square
     from pixmix import PixMixSettings
 
     words = ["--mixing-set", folder, "--size", 64, "--rows", 5, "--out", tmp_path / "mixed.png"]
     rows = rows_of(page_of(tmp_path / "mixed.html", "mixed", folder / "0.png", *words))
-    mixing_set = MixingPictures([folder], 64)
+    mixing_set = MixingImages([folder], 64)
     expected = []
     for row in range(5):
         draw = mix(square(noise(0), 64), mixing_set, PixMixSettings(), (0, 0, row))
         expected.append(["round", "mixed in", "how", "a", "b"])
         expected.append(["start", draw.start or "as it is", "-", "-", "-"])
         for number, each in enumerate(draw.rounds, 1):
-            other = each.operation or Path(draw.mixing_picture or "").name
+            other = each.operation or Path(draw.mixing_image or "").name
             weights = [f"{each.a:.2f}", f"{each.b:.2f}"]
             expected.append([str(number), other, each.mixing, *weights])
     assert rows == expected

@@ -17,9 +17,7 @@ from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
 from pipelines.report.page import Picture, Table, Text
-from pipelines.report.run_files import read_runs
-from pipelines.report.run_settings import differing_rows
-from pipelines.report.runs import curves, last_rows, sections
+from pipelines.report.runs import curves, differing_rows, last_rows, read_runs, sections
 from pipelines.training.history import write_metrics
 from pipelines.training.recipes import DIGITS
 
@@ -27,7 +25,7 @@ pytest.importorskip("matplotlib")
 
 FOUND = {
     "clean": {"error": 0.25},
-    "calibration": {"rms": 0.125, "rms_tempered": 0.0625},
+    "calibration": {"rms": 0.125, "rms_temperature_scaled": 0.0625},
     "anomaly": {"mean_auroc": 0.75, "kinds": ["gaussian"]},
 }
 

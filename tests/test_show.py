@@ -21,8 +21,9 @@ from pipelines.cli import options, show
 from pipelines.errors import PipelineError
 from pipelines.report import near_duplicates as near
 from pipelines.report import set_table
-from pipelines.report.set_pictures import FilePicture
+from pipelines.report.figures import GAP, contact_sheet, write_image
 from pipelines.report.set_statistics import (
+    FilePicture,
     Percentiles,
     SetStatistics,
     is_dead,
@@ -30,7 +31,6 @@ from pipelines.report.set_statistics import (
     measure_set,
 )
 from pipelines.report.set_table import Bar, table, verdicts
-from pipelines.report.sheet import GAP, contact_sheet, write_sheet
 from pipelines.shards.images import (
     at_measured_size,
     natural_order,
@@ -72,21 +72,21 @@ def of_files(paths: Sequence[Path]) -> list[FilePicture]:
 
 def perfect() -> SetStatistics:
     """Statistics that meet every bar."""
-    per_picture = {}
+    per_image = {}
     for row in set_table.ROWS:
         bar = row.median_bar or Bar(at_least=1)
         low = row.p10_bar.at_least if row.p10_bar else bar.at_least
-        per_picture[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
+        per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
     return SetStatistics(
         n=512,
         unreadable=(),
         n_resized=0,
-        per_picture=per_picture,
+        per_image=per_image,
         n_of_diversity=64,
         colour_vendi=9.0,
         hog_vendi=7.4,
         dead=(),
-        doubled=(),
+        near_duplicates=(),
         values={},
     )
 
@@ -211,10 +211,10 @@ def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
     for name in measured[0]:
         values = [statistics[name] for statistics in measured]
         expected = np.percentile(values, [50, 10, 90])
-        figures = found.per_picture[name]
+        figures = found.per_image[name]
         assert (figures.median, figures.p10, figures.p90) == pytest.approx(tuple(expected))
     bits = [jpeg_bits_per_pixel(noise(index)) for index in range(5)]
-    assert found.per_picture["jpeg_bits_per_pixel"].median == float(np.median(bits))
+    assert found.per_image["jpeg_bits_per_pixel"].median == float(np.median(bits))
 
 
 def test_jpeg_bits_are_those_of_a_file_of_quality_75(tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
     assert found.unreadable == lost
     assert (found.n, found.n_of_diversity) == (5, 5)
-    assert found.per_picture == expected.per_picture
+    assert found.per_image == expected.per_image
     assert (found.colour_vendi, found.hog_vendi) == (expected.colour_vendi, expected.hog_vendi)
     told = f"4 unreadable pictures were left out: {', '.join(lost[:3])}, ..."
     sheet = tmp_path / "sheet.png"
@@ -308,7 +308,7 @@ def test_a_copy_is_found_and_other_pictures_are_not(tmp_path: Path) -> None:
     pictures.insert(4, copy_of(pictures[9]))
     paths = [save(each, tmp_path / f"{place}.png") for place, each in enumerate(pictures)]
     found = measure_set(of_files(paths))
-    assert found.doubled == ((str(paths[4]), str(paths[10])),)
+    assert found.near_duplicates == ((str(paths[4]), str(paths[10])),)
     assert "nearly the same: " in table(found)
 
 
@@ -317,7 +317,7 @@ def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
     paths = [save(flat, tmp_path / f"{place}.png") for place in range(3)]
     found = measure_set(of_files(paths))
     assert len(found.dead) == 3
-    assert found.doubled == ()
+    assert found.near_duplicates == ()
 
 
 def test_near_duplicates_are_what_all_pairs_that_are_close_join() -> None:
@@ -349,9 +349,9 @@ def test_many_equal_pictures_are_one_group_and_few_words() -> None:
     n = 20_000
     assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
     names = tuple(f"{number}.png" for number in range(n))
-    told = set_table.summary(replace(perfect(), doubled=(names, ("a", "b"))))
+    told = set_table.summary(replace(perfect(), near_duplicates=(names, ("a", "b"))))
     assert "nearly the same: 20000 pictures, 0.png, 1.png, 2.png, ...; a and b" in told
-    assert dict(set_table._counts(replace(perfect(), doubled=(names, ("a", "b"))))) == {
+    assert dict(set_table._counts(replace(perfect(), near_duplicates=(names, ("a", "b"))))) == {
         "dead pictures": 0,
         "near-duplicates": n,
     }
@@ -378,9 +378,9 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
     found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
     for each in found:
         assert each["n"] == each["pictures"] == 5
-    for name, values in found[0]["per_picture"].items():
+    for name, values in found[0]["per_image"].items():
         for each in found[1:]:
-            assert each["per_picture"][name] == pytest.approx(values), name
+            assert each["per_image"][name] == pytest.approx(values), name
 
 
 def test_a_shard_that_is_not_what_its_manifest_says_is_named(folder: Path, tmp_path: Path) -> None:
@@ -416,7 +416,7 @@ def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert document["against"]["n"] == 4
     assert document["against"]["dead"] == [str(other / "3.png")]
     rows = {line.split("  ")[0]: line for line in lines[3:]}
-    median = document["against"]["per_picture"]["coverage"]["median"]
+    median = document["against"]["per_image"]["coverage"]["median"]
     assert f"{median:.3f} [" in rows["coverage"]
 
 
@@ -449,7 +449,7 @@ def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(of_files(picture_files(folder))).per_picture
+        measure_set(of_files(picture_files(folder))).per_image
     )
     found = verdicts(perfect())
     assert len(found) == 21
@@ -478,13 +478,13 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
     if statistic == "dead_pictures":
         worse = replace(good, dead=("black.png",))
     elif statistic == "near_duplicates":
-        worse = replace(good, doubled=(("a.png", "b.png"),))
+        worse = replace(good, near_duplicates=(("a.png", "b.png"),))
     elif figure == "score":
         scores = {"colour_vendi": good.colour_vendi, "hog_vendi": good.hog_vendi, statistic: 1.0}
         worse = replace(good, **scores)
     else:
-        lowered = replace(good.per_picture[statistic], **{figure: -1.0})
-        worse = replace(good, per_picture={**good.per_picture, statistic: lowered})
+        lowered = replace(good.per_image[statistic], **{figure: -1.0})
+        worse = replace(good, per_image={**good.per_image, statistic: lowered})
     failed = [verdict for verdict in verdicts(worse) if verdict.met is not True]
     assert [(verdict.statistic, verdict.figure, verdict.met) for verdict in failed] == [
         (statistic, figure, False)
@@ -564,11 +564,11 @@ def test_a_sheet_of_nothing_is_refused() -> None:
 def test_a_sheet_is_written_in_the_format_of_its_name(tmp_path: Path) -> None:
     sheet = contact_sheet([noise(0)])
     for name, format in (("a/b/sheet.png", "PNG"), ("sheet.JPG", "JPEG"), ("sheet.webp", "WEBP")):
-        write_sheet(sheet, tmp_path / name)
+        write_image(sheet, tmp_path / name)
         with Image.open(tmp_path / name) as image:
             assert (image.format, image.size) == (format, sheet.size)
     with pytest.raises(ValueError, match=r"\.txt names no picture format"):
-        write_sheet(sheet, tmp_path / "sheet.txt")
+        write_image(sheet, tmp_path / "sheet.txt")
 
 
 # --- the command ---------------------------------------------------------------------------------
@@ -581,8 +581,8 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     document = json.loads(result.stdout)
     expected = measure_set(of_files(picture_files(folder)[:4]))
     assert (document["pictures"], document["n"]) == (5, 4)
-    for name, figures in expected.per_picture.items():
-        assert document["per_picture"][name] == vars(figures)
+    for name, figures in expected.per_image.items():
+        assert document["per_image"][name] == vars(figures)
     assert len(document["bars"]) == 21
     pixels = read_picture(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
@@ -667,7 +667,7 @@ def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: s
     assert made.exit_code == 0, made.output
     document = json.loads(run(tmp_path / kind, "--json").stdout)
     assert document["n"] == document["pictures"] == 3
-    assert document["dead"] == document["unreadable"] == document["doubled"] == []
+    assert document["dead"] == document["unreadable"] == document["near_duplicates"] == []
 
 
 def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
@@ -679,7 +679,7 @@ def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
     for row in set_table.ROWS:
         if row.flames is None:
             continue
-        median = document["per_picture"][row.name]["median"]
+        median = document["per_image"][row.name]["median"]
         # 0.006: the two at 32 pixels and the box dimension differ by up to that or by 4 %.
         assert median == pytest.approx(row.flames.median, rel=0.045, abs=0.006), row.name
     # Five of the two hundred are black, one is a flat brown.

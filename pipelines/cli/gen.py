@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipelines.cli.options import (
-    SHEET_PICTURES,
+    SHEET_IMAGES,
     Size,
     WeightsPath,
     chosen_task,
     command_options,
     example,
     finite,
+    image_path,
     jobs_option,
     one_line_errors,
-    picture_path,
     progress_bar,
     say,
     seed_option,
@@ -78,9 +78,9 @@ def _set_options(
             click.option(
                 "--sheet",
                 type=click.Path(path_type=Path, dir_okay=False),
-                callback=picture_path,
+                callback=image_path,
                 metavar="SHEET.png",
-                help=f"Also write a sheet of {SHEET_PICTURES} pictures.",
+                help=f"Also write a sheet of {SHEET_IMAGES} pictures.",
             ),
             click.option(
                 "--ray",
@@ -279,7 +279,7 @@ def baseline(
     epilog=example(
         "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
-        "torchrun --nproc-per-node 4 --no-python pixmix-gen featviz --n 4700",
+        "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
 )
 @_set_options(4_700, "featviz")

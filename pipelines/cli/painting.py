@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import SHEET_PICTURES, progress_bar
+from pipelines.cli.options import SHEET_IMAGES, progress_bar
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,12 +237,12 @@ def _write_sheet(sheet: Path, request: "SetRequest") -> None:
     """Write a contact sheet of pictures spread over those that are whole."""
     from pipelines.generate.encoding import decode
     from pipelines.generate.plan import spread
-    from pipelines.report.sheet import contact_sheet, write_sheet
+    from pipelines.report.figures import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
 
     names = sorted(path for path in request.images.glob(f"[0-9]*.{request.format}"))
-    chosen = [names[position] for position in spread(SHEET_PICTURES, len(names))]
-    write_sheet(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
+    chosen = [names[position] for position in spread(SHEET_IMAGES, len(names))]
+    write_image(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
 
 
 def _summary(request: "SetRequest", result: "SetResult", sheet: Path | None) -> str:

@@ -19,8 +19,8 @@ from pipelines.cli.options import (
 )
 from pipelines.datasets import Dataset
 
-# As in training.recipes, models.opening and loading.samples, which would take seconds to import for
-# the help; a test holds them equal.
+# As in training.recipes, models.registry and loading.samples, which would take seconds to import
+# for the help; a test holds them equal.
 POLICIES = ("raise", "substitute", "skip")
 AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")

@@ -11,7 +11,7 @@ from fractals import Genome, render
 from fractals.genome import ChaosLayer, Layer, Map
 from fractals.palettes import palette_table
 from fractals.render import SMALLEST
-from pipelines.report.drawing import FRAME, INK, LINE, PAPER, SOFT, TEXT, shortened
+from pipelines.report.figures import FRAME, INK, LINE, PAPER, SOFT, TEXT, shortened
 from pipelines.report.genome_files import SQUARE
 from pipelines.report.genome_tables import described
 

@@ -1,10 +1,12 @@
-"""Robustness: images that were corrupted.
+"""Robustness and consistency: images that were corrupted, and sequences perturbed more and more.
 
     ROOT/CIFAR-10-C/fog.npy, labels.npy     five severities, each in the test's order
          CIFAR-10-C-made/...                the same, made by pixmix-eval make-c
          CIFAR-10-C-Bar/...                 the same
          ImageNet-C/fog/3/n01440764/*.JPEG  five severities, a folder a class
          ImageNet-C-Bar/...                 the same, or with severities such as 0.80 for 1
+         CIFAR-10-P/gaussian_noise.npy      (n, frames, 32, 32, 3)
+         ImageNet-P/tilt/n01440764/*.mp4    a video a sequence
 
 Layouts: github.com/hendrycks/robustness and github.com/facebookresearch/augmentation-corruption.
 """
@@ -18,15 +20,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.arrays import GET_AGAIN, open_array, read_labels, read_names
-from pipelines.evaluation.data import open_tree
+from pipelines.evaluation.data import Data, open_tree
+from pipelines.evaluation.folders import (
+    IMAGENET,
+    MADE_OF,
+    MissingDataError,
+    Notices,
+    class_folders,
+    list_videos,
+    remedy_for,
+)
+from pipelines.evaluation.images import (
+    DOWNLOAD_AGAIN,
+    ArrayImages,
+    open_array,
+    read_labels,
+    read_names,
+)
 from pipelines.evaluation.labels import match_classes
-from pipelines.evaluation.metrics import calibration_error, mean_corruption_error
-from pipelines.evaluation.pictures import Stored
-from pipelines.evaluation.request import IMAGENET, Data, Evaluation, MissingDataError
-from pipelines.evaluation.sets import MADE_OF, remedy_for, set_of
-from pipelines.evaluation.trees import Notices, class_folders
+from pipelines.evaluation.metrics import (
+    ALEXNET_FLIPS,
+    NOISES,
+    calibration_error,
+    flip_probability,
+    measure,
+)
+from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
 from pipelines.shards.images import is_ignored_name
+from pixmix.operations import OPERATIONS
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -51,28 +72,46 @@ IMAGENET_BAR = (
 
 SEVERITIES = 5
 
+CIFAR_PERTURBATIONS = (
+    "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "brightness", "translate",
+    "rotate", "tilt", "scale",
+)  # fmt: skip
+"""Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
+
+
+OVERLAPPING_OPERATIONS = tuple(row.name for row in OPERATIONS if row.overlaps_c)
+"""Drawn by PixMix and AugMix where all operations are asked for, and always by TrivialAugment."""
+
+
 CLASSES_FILE = "classes.txt"
 
 _SEVERITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
+# --- Corruptions ---------------------------------------------------------------------------------
+
+
 def corrupted(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE.
 
-    "made" says what the set is made of where make-c made it, and "overlap" which operations of the
+    "made" says what the set is made of if make-c made it, and "overlap" which operations of the
     network's training overlap C's corruptions. There is no mCE of a made set, for AlexNet's errors,
-    over which it is, are those on the official one.
+    by which it divides, are those on the official one.
     """
-    folder, made = set_of(evaluation.data, "c")
-    missing, damaged = remedy_for(evaluation.data.name, "-C"), GET_AGAIN
+    folder, made = evaluation.data.find_set("c")
+    missing, damaged = remedy_for(evaluation.data.name, "-C"), DOWNLOAD_AGAIN
     if made is not None:
         missing = damaged = f"run pixmix-eval make-c --n {made.n} --seed {made.seed} again"
-    found = _corrupted(evaluation, folder, CORRUPTIONS, missing, damaged)
+    errors, rms = _score(evaluation, folder, CORRUPTIONS, missing, damaged)
+    means = {name: float(np.mean(each)) for name, each in errors.items()}
+    official = evaluation.data.name == IMAGENET and made is None
+    found = {
+        **measure("c", errors=means, rms=rms, imagenet_c_errors=means if official else None),
+        "errors": errors,
+        "rms": rms,
+    }
     if made is not None:
-        found["made"] = made.to_json()
-    elif evaluation.data.name == IMAGENET:
-        errors = {name: float(np.mean(each)) for name, each in found["errors"].items()}
-        found["mce"] = mean_corruption_error(errors)
+        found["made"] = made.summary()
     if evaluation.overlap:
         found["overlap"] = list(evaluation.overlap)
     return found
@@ -81,15 +120,21 @@ def corrupted(evaluation: Evaluation) -> dict[str, Any]:
 def corrupted_bar(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C-Bar, and their mean."""
     data = evaluation.data
-    folder, _ = set_of(data, "c-bar")
+    folder, _ = data.find_set("c-bar")
     names = IMAGENET_BAR if data.name == IMAGENET else CIFAR_BAR
-    return _corrupted(evaluation, folder, names, remedy_for(data.name, "-C-Bar"), GET_AGAIN)
+    remedy = remedy_for(data.name, "-C-Bar")
+    errors, rms = _score(evaluation, folder, names, remedy, DOWNLOAD_AGAIN)
+    means = {name: float(np.mean(each)) for name, each in errors.items()}
+    return {**measure("c-bar", errors=means, rms=rms), "errors": errors, "rms": rms}
 
 
-def _corrupted(
+_Scores = tuple[dict[str, list[float]], dict[str, float]]
+
+
+def _score(
     evaluation: Evaluation, folder: Path, names: Sequence[str], missing: str, damaged: str
-) -> dict[str, Any]:
-    """Return mean error and mean RMS calibration error over corruptions and severities.
+) -> _Scores:
+    """Return by corruption the errors by severity, and the RMS calibration error.
 
     missing, damaged: what to do about a set without all corruptions, and about a damaged array.
     """
@@ -100,48 +145,43 @@ def _corrupted(
         name: folder / f"{name}.npy" if arrays else corruption_folder(folder, name)
         for name in names
     }
+    _refuse_missing(folder, places, f"and the mean is over all; {missing}")
+    if arrays:
+        return _score_arrays(evaluation, places, damaged)
+    return _score_trees(evaluation, places)
+
+
+def _refuse_missing(folder: Path, places: Mapping[str, Path], remedy: str) -> None:
     absent = [place for place in places.values() if not place.exists()]
     if absent:
         raise MissingDataError(
-            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(names)} are "
-            f"missing), and the mean is over all; {missing}"
+            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(places)} are "
+            f"missing), {remedy}"
         )
-    errors, rms = (
-        _answer_arrays(evaluation, places, damaged) if arrays else _answer_trees(evaluation, places)
-    )
-    return {
-        "mean_error": float(np.mean(list(errors.values()))),
-        "mean_rms": float(np.mean(list(rms.values()))),
-        "errors": errors,
-        "rms": rms,
-    }
 
 
-_Figures = tuple[dict[str, list[float]], dict[str, float]]
-
-
-def _answer_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: str) -> _Figures:
+def _score_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: str) -> _Scores:
     """Return by corruption the errors by severity, and the RMS calibration error of all images."""
     labels = _labels(next(iter(places.values())).parent, evaluation.data, remedy)
-    # Before the first is answered, which may take long: each is what it should be.
+    # All are checked before the first is predicted, which may take long.
     side = evaluation.data.side
     arrays = {name: open_images(path, 4, side, remedy) for name, path in places.items()}
     for name, path in places.items():
         if len(arrays[name]) != len(labels):
             raise PipelineError(
-                f"{path} has {len(arrays[name])} pictures for {len(labels)} labels; {remedy}"
+                f"{path} has {len(arrays[name])} images for {len(labels)} labels; {remedy}"
             )
     evaluation.meter.begin(len(arrays) * len(labels))
     errors, rms = {}, {}
     for name, images in arrays.items():
-        answers = evaluation.classifier.answer(Stored(images))
-        right = answers.predicted == labels
+        found = evaluation.classifier.predict(ArrayImages(images))
+        right = found.predicted == labels
         errors[name] = [float((~severity).mean()) for severity in np.split(right, SEVERITIES)]
-        rms[name] = calibration_error(answers.confidence, right)
+        rms[name] = calibration_error(found.confidence, right)
     return errors, rms
 
 
-def _answer_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Figures:
+def _score_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Scores:
     """Return by corruption the errors by severity, and the mean of their RMS calibration errors."""
     data = evaluation.data
     folders = {name: _severities(place, data.notices) for name, place in places.items()}
@@ -151,19 +191,19 @@ def _answer_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Figure
         errors[name], sure = [], []
         n = 0
         for folder in severities:
-            pictures, labels, _ = open_tree(folder, data.resized.as_it_is(), data)
-            if n and len(pictures) != n:
+            images, labels, _ = open_tree(folder, data.resized.without_resize(), data)
+            if n and len(images) != n:
                 raise PipelineError(
-                    f"{folder} has {len(pictures)} pictures and {severities[0]} {n}; unpack the "
+                    f"{folder} has {len(images)} images and {severities[0]} {n}; unpack the "
                     "set again"
                 )
             if not errors[name] and len(errors) == 1:
-                evaluation.meter.begin(len(places) * SEVERITIES * len(pictures))
-            n = len(pictures)
-            answers = evaluation.classifier.answer(pictures)
-            right = answers.predicted == labels
+                evaluation.meter.begin(len(places) * SEVERITIES * len(images))
+            n = len(images)
+            found = evaluation.classifier.predict(images)
+            right = found.predicted == labels
             errors[name].append(float((~right).mean()))
-            sure.append(calibration_error(answers.confidence, right))
+            sure.append(calibration_error(found.confidence, right))
         rms[name] = float(np.mean(sure))
     return errors, rms
 
@@ -242,7 +282,9 @@ def _check_range(labels: NDArray[np.int64], n: int, path: Path, why: str) -> Non
         )
 
 
-def open_images(path: Path, ndim: int, side: int, remedy: str = GET_AGAIN) -> NDArray[np.uint8]:
+def open_images(
+    path: Path, ndim: int, side: int, remedy: str = DOWNLOAD_AGAIN
+) -> NDArray[np.uint8]:
     """Open an array of uint8 images, (..., side, side, 3), without reading it.
 
     Args:
@@ -260,7 +302,78 @@ def open_images(path: Path, ndim: int, side: int, remedy: str = GET_AGAIN) -> ND
         if of_other_size and (path.parent / MADE_OF).exists():
             remedy = f"remove {path.parent} and run pixmix-eval make-c --checkpoint FILE"
         raise PipelineError(
-            f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 pictures "
+            f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 images "
             f"of {side}x{side}x3 in {ndim} dimensions; {remedy}"
         )
     return images.view(np.uint8)
+
+
+# --- Perturbations -------------------------------------------------------------------------------
+
+
+def perturbed(evaluation: Evaluation) -> dict[str, Any]:
+    """Return how often predictions flip in NAME-P: the mean and, of ImageNet-P, mFR."""
+    data = evaluation.data
+    large = data.name == IMAGENET
+    names = tuple(ALEXNET_FLIPS) if large else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
+    folder, _ = data.find_set("p")
+    places = {
+        name: corruption_folder(folder, name) if large else folder / f"{name}.npy" for name in names
+    }
+    _refuse_missing(folder, places, f"and the mean is over all; {remedy_for(data.name, '-P')}")
+    flips = (_flips_of_videos if large else _flips_of_arrays)(evaluation, places)
+    return {**measure("p", flips=flips, imagenet_p_flips=flips if large else None), "flips": flips}
+
+
+def _flips_of_arrays(evaluation: Evaluation, places: Mapping[str, Path]) -> dict[str, float]:
+    arrays = {name: open_images(path, 5, evaluation.data.side) for name, path in places.items()}
+    evaluation.meter.begin(sum(each.shape[0] * each.shape[1] for each in arrays.values()))
+    flips = {}
+    for name, sequences in arrays.items():
+        n, frames = sequences.shape[:2]
+        if n == 0 or frames < 2:
+            raise PipelineError(
+                f"{places[name]} has {n} sequences of {frames} frames; download it again"
+            )
+        flat = sequences.reshape(n * frames, *sequences.shape[2:])
+        found = evaluation.classifier.predict(ArrayImages(flat))
+        flips[name] = flip_probability(found.predicted.reshape(n, frames), noise=name in NOISES)
+    return flips
+
+
+def _flips_of_videos(evaluation: Evaluation, places: Mapping[str, Path]) -> dict[str, float]:
+    """Return by perturbation the mean over videos of each one's flip probability."""
+    data = evaluation.data
+    videos = {name: list_videos(place, data.notices) for name, place in places.items()}
+    evaluation.meter.begin(VIDEO_FRAMES * sum(map(len, videos.values())))
+    flips = {}
+    for name, files in videos.items():
+        predicted = evaluation.classifier.predict_videos(files, data.resized.without_resize())
+        each = [flip_probability(frames[None], noise=name in NOISES) for frames in predicted]
+        flips[name] = float(np.mean(each))
+    return flips
+
+
+def overlapping_operations(metadata: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the operations of a network's training that overlap C's corruptions.
+
+    Args:
+        metadata: of the checkpoint; "recipe" is its training's.
+
+    Returns:
+        `OVERLAPPING_OPERATIONS`, or nothing where the training did not draw them or is not known.
+    """
+    recipe = metadata.get("recipe")
+    if not isinstance(recipe, Mapping):
+        return ()
+    augment = recipe.get("augment")
+    pixmix = recipe.get("pixmix")
+    all_ops = {
+        "pixmix": isinstance(pixmix, Mapping) and pixmix.get("all_ops") is True,
+        # Recipes without this field are of versions that always drew them.
+        "augmix": recipe.get("augmix_all_ops", True) is True,
+        "trivialaugment": True,
+    }
+    return (
+        OVERLAPPING_OPERATIONS if isinstance(augment, str) and all_ops.get(augment, False) else ()
+    )
