@@ -277,7 +277,7 @@ def baseline(
     epilog=example(
         "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
-        "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
+        "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
 )
 @_set_options(4_700, "featviz")

@@ -214,8 +214,8 @@ def show_mixed(
         from pipelines.report.page import page, write_page
         from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
         # Both are read before kernels are compiled.
         whole = read_image(image)

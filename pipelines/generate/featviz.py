@@ -37,7 +37,7 @@ from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.models.registry import build_network, is_cifar_network
 from pipelines.system.processes import available_memory
 from pipelines.system.ranks import local_gpu
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 KIND = "feature visualizations"
 

@@ -36,7 +36,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )  # fmt: skip
-from pixmix.mapped import open_map
+from pixmix.packed import open_map
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
