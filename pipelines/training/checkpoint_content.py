@@ -10,8 +10,8 @@ import msgspec
 import torch
 from torch import Tensor
 
-from featviz.checkpoint_digest import matches_digest
-from featviz.weights import load_checkpoint
+from featviz.state_dicts import is_plain
+from featviz.weights import load_checkpoint, matches_digest
 
 CHECKPOINT_VERSION = 3
 """3 carries a SHA-256; 2 carried none."""
@@ -203,8 +203,7 @@ def scaler_state(given: Mapping[str, float], scaler: torch.amp.GradScaler) -> di
 def _check_tensor(value: object, like: Tensor, name: str) -> None:
     if not isinstance(value, Tensor):
         raise DamagedError(f"{name} is {reprlib.repr(value)}, not a tensor")
-    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.dtype != like.dtype or value.shape != like.shape:
+    if not is_plain(value) or value.dtype != like.dtype or value.shape != like.shape:
         raise DamagedError(
             f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected {like.dtype} of "
             f"shape {tuple(like.shape)}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from featviz.checkpoint_digest import with_digest
+from featviz.weights import with_digest
 from pipelines.errors import PipelineError
 from pipelines.system.files import open_regular, remove_partial_files, write_file
 from pipelines.system.process_group import Processes
