@@ -279,9 +279,9 @@ def test_an_interrupt_ends_the_parts_at_once() -> None:
 def test_what_is_compiled_beforehand_is_all_that_a_fractal_needs(tmp_path: Path) -> None:
     code = (
         "from numba.core import event\n"
-        "from fractals import draw_genome, measure, render, warming\n"
-        "for part in warming.pending(): part()\n"
-        "assert not warming.pending(), warming.pending()\n"
+        "from fractals import draw_genome, measure, render, sampling\n"
+        "for part in sampling.pending(): part()\n"
+        "assert not sampling.pending(), sampling.pending()\n"
         "with event.install_recorder('numba:compile') as recorder:\n"
         "    for index in range(3): measure(render(draw_genome(0, index), 32))\n"
         "names = {each.data['dispatcher'].py_func.__name__ for _, each in recorder.buffer}\n"
