@@ -121,7 +121,7 @@ def _set_options(
             click.option(
                 "--out",
                 metavar="DIR|URL",
-                help="Folder of the set; with --to-shards also s3://... or gs://... The same "
+                help="Folder of the set; with --to-shards also s3://, gs:// or az://. The same "
                 f"command continues what is there.  [default: mixing-set/{name}, or shards/{name}]",
             ),
             click.option(
