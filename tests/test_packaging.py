@@ -190,7 +190,7 @@ def documented_lines() -> set[str]:
         line
         for text in texts
         for line in joined(text)
-        if re.match(r"(srun |torchrun |pixmix-)", line)
+        if re.match(r"(srun |torchrun --|pixmix-)", line)
     }
 
 
