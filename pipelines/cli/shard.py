@@ -17,9 +17,9 @@ from pipelines.cli.options import (
     jobs_option,
     one_line_errors,
     progress_bar,
+    report_ignored,
     say,
     seed_option,
-    tell_skipped,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
@@ -166,7 +166,7 @@ def imagefolder(
         # All of them before the first is written, which may take hours.
         for source in sources:
             if source.folder.is_dir():
-                tell_skipped(source.folder)
+                report_ignored(source.folder)
             source.check()
         results = []
         for each, source in zip(chosen, sources, strict=True):
@@ -272,7 +272,7 @@ def mixing(
 
         for place in src:
             if place.is_dir():
-                tell_skipped(place)
+                report_ignored(place)
         source = MixingSource(places=src)
         result = _make(
             source, out, name=name, split="train", default_size=SMALL_SHARD, options=options

@@ -24,8 +24,8 @@ from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from pipelines.loading.preparation import Preparation
-    from pipelines.loading.remote_sets import Remote
     from pipelines.loading.samples import Policy
+    from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import Data
     from pipelines.training.recipes import Recipe
@@ -102,8 +102,8 @@ for _dataset in DATASETS.values():
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.remote_sets import Remote
-    from pipelines.shards.connections import RemoteAccess
+    from pipelines.shards.remote import Remote
+    from pipelines.system.objects import RemoteAccess
     from pipelines.system.process_group import Watchdog, joined
     from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
@@ -129,7 +129,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         limit_bytes=options["cache_limit"],
         ahead=options["read_ahead"],
         downloads=options["downloads"],
-        access=RemoteAccess(patience_s=options["patience"]),
+        access=RemoteAccess(download_timeout_s=options["patience"]),
     )
     watchdog = Watchdog(limit_s=options["stall_limit"])
     stopping = Stopping()

@@ -32,13 +32,12 @@ from pipelines.loading.cursors import EvalLoader, TrainLoader
 from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
 from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import Preparation
-from pipelines.loading.remote_sets import Remote
 from pipelines.loading.samples import Policy
 from pipelines.loading.transport import worker_errors
 from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.registry import explain_shape_errors, initialize_from, open_model
 from pipelines.provenance.run_record import Ending, recorded
-from pipelines.shards.remote import RemoteShards
+from pipelines.shards.remote import Remote, RemoteShards
 from pipelines.system.files import check_no_file, folder_lock, world_errors, write_file
 from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
 from pipelines.training.checkpoint_content import (
@@ -78,7 +77,7 @@ class Training:
     """What to train, on what, and where results go.
 
     out: folder of checkpoints and metrics. train: shards, here or at an address; validation, test:
-    others, or None; see `pipelines.loading.remote_sets.open_set`.
+    others, or None; see `pipelines.shards.remote.open_set`.
     preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
     checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
     after which there is one within an epoch, too; None for one at its end alone.
