@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fractals.chaos_kernels import turn
 from numba.core import config
 from numba.core.caching import NullCache
 
+from fractals.chaos_kernels import turn
 from pipelines.system.processes import compile_kernels
 from pixmix import compiling
 from pixmix.compiling import KernelCache, is_kept, kernel
