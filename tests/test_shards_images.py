@@ -25,7 +25,7 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)
 
 
-def test_pictures_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_path: Path) -> None:
     names = ["b/1.PNG", "10.png", "9.png", "a/x2.webp", "a/x10.bmp", "a/x2b.jpg", "09.png"]
     for name in names:
         save(noise(0, (20, 30)), tmp_path / name)
@@ -50,7 +50,7 @@ def test_names_of_equal_numbers_have_an_order_of_their_own(
     assert len(paths) == 3
 
 
-def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "seen.png")
     save(noise(0), tmp_path / ".work" / "hidden.png")
     save(noise(0), tmp_path / ".hidden.png")
@@ -119,7 +119,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
         read_picture(path)
 
 
-def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
+def test_an_image_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
     picture = noise(0)
     assert at_measured_size(picture) is picture
     wide = np.zeros((128, 512, 3), np.uint8)
