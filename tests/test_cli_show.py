@@ -51,7 +51,7 @@ def test_the_command_prints_the_table_for_people(folder: Path) -> None:
     assert table(measure_set(of_files(image_files(folder)))) in result.stdout
 
 
-def test_pictures_of_other_sizes_are_told(tmp_path: Path) -> None:
+def test_images_of_other_sizes_are_told(tmp_path: Path) -> None:
     save(noise(0, (300, 400)), tmp_path / "0.png")
     assert "1 images were resized to 256x256" in run(tmp_path).stdout
 
@@ -215,7 +215,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
         assert (np.abs(pixels - blended).max(axis=2) < 12).sum() > 100
 
 
-def test_a_sheet_has_as_many_pictures_as_its_help_says() -> None:
+def test_a_sheet_has_as_many_images_as_its_help_says() -> None:
     from pipelines.report import set_report
 
     assert options.SHEET_IMAGES == set_report.SHEET_IMAGES

@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)
 
 
-def test_a_set_is_measured_picture_by_picture(folder: Path) -> None:
+def test_a_set_is_measured_image_by_image(folder: Path) -> None:
     steps: list[tuple[int, int]] = []
     found = measure_set(of_files(image_files(folder)), progress=lambda *step: steps.append(step))
     assert (found.n, found.n_resized, found.n_of_diversity) == (5, 0, 5)
@@ -61,14 +61,14 @@ def test_jpeg_bits_are_those_of_a_file_of_quality_75(tmp_path: Path) -> None:
     assert jpeg_bits_per_pixel(picture) == path.stat().st_size * 8 / (120 * 200)
 
 
-def test_equal_pictures_have_no_diversity(tmp_path: Path) -> None:
+def test_equal_images_have_no_diversity(tmp_path: Path) -> None:
     paths = [save(noise(7), tmp_path / f"{index}.png") for index in range(3)]
     found = measure_set(of_files(paths))
     assert found.colour_vendi == pytest.approx(1.0)
     assert found.hog_vendi == pytest.approx(1.0)
 
 
-def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
+def test_diversity_is_that_of_64_images_spread_evenly(tmp_path: Path) -> None:
     # Of 128 pictures every second is taken: those are all alike, the others are not.
     alike = save(noise(0, (32, 48)), tmp_path / "alike.png")
     paths = [
@@ -80,14 +80,14 @@ def test_diversity_is_that_of_64_pictures_spread_evenly(tmp_path: Path) -> None:
     assert found.colour_vendi == pytest.approx(1.0)
 
 
-def test_a_dead_picture_is_named(folder: Path) -> None:
+def test_a_dead_image_is_named(folder: Path) -> None:
     black = save(np.zeros((256, 256, 3), np.uint8), folder / "black.png")
     grey = save(np.full((256, 256, 3), 128, np.uint8), folder / "grey.png")
     assert measure_set(of_files(image_files(folder))).dead == (str(black), str(grey))
     assert not is_dead(measure(noise(0)))
 
 
-def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
+def test_images_that_cannot_be_read_are_counted_and_the_others_measured(
     folder: Path, tmp_path: Path
 ) -> None:
     expected = measure_set(of_files(image_files(folder)))
@@ -110,7 +110,7 @@ def test_pictures_that_cannot_be_read_are_counted_and_the_others_measured(
     assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
 
 
-def test_a_picture_of_a_tar_that_cannot_be_read_is_left_out_too(
+def test_an_image_of_a_tar_that_cannot_be_read_is_left_out_too(
     folder: Path, tmp_path: Path
 ) -> None:
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes()[:200])
@@ -137,7 +137,7 @@ def copy_of(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(Image.open(file))
 
 
-def test_a_copy_is_found_and_other_pictures_are_not(tmp_path: Path) -> None:
+def test_a_copy_is_found_and_other_images_are_not(tmp_path: Path) -> None:
     pictures = [render(draw_genome(seed=5, index=index), size=(96, 128)) for index in range(12)]
     pictures.insert(4, copy_of(pictures[9]))
     paths = [save(each, tmp_path / f"{place}.png") for place, each in enumerate(pictures)]
@@ -146,7 +146,7 @@ def test_a_copy_is_found_and_other_pictures_are_not(tmp_path: Path) -> None:
     assert "nearly the same: " in table(found)
 
 
-def test_flat_pictures_are_dead_and_not_doubled(tmp_path: Path) -> None:
+def test_flat_images_are_dead_and_not_doubled(tmp_path: Path) -> None:
     flat = np.full((64, 64, 3), 7, np.uint8)
     paths = [save(flat, tmp_path / f"{place}.png") for place in range(3)]
     found = measure_set(of_files(paths))
@@ -179,7 +179,7 @@ def test_near_duplicates_are_what_all_pairs_that_are_close_join() -> None:
     assert np.array_equal(hashes, before)
 
 
-def test_many_equal_pictures_are_one_group_and_few_words() -> None:
+def test_many_equal_images_are_one_group_and_few_words() -> None:
     n = 20_000
     assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
     names = tuple(f"{number}.png" for number in range(n))

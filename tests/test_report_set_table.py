@@ -68,7 +68,7 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
     assert table(worse).count("NOT MET") == 1
 
 
-def test_fewer_than_64_pictures_are_not_judged_by_their_diversity() -> None:
+def test_fewer_than_64_images_are_not_judged_by_their_diversity() -> None:
     few = replace(perfect(), n=63, n_of_diversity=63, colour_vendi=2.0)
     unjudged = [verdict.statistic for verdict in verdicts(few) if verdict.met is None]
     assert unjudged == ["colour_vendi", "hog_vendi"]

@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return write_folder(tmp_path)
 
 
-def test_pictures_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_path: Path) -> None:
+def test_images_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_path: Path) -> None:
     names = ["b/1.PNG", "10.png", "9.png", "a/x2.webp", "a/x10.bmp", "a/x2b.jpg", "09.png"]
     for name in names:
         save(noise(0, (20, 30)), tmp_path / name)
@@ -59,7 +59,7 @@ def test_names_of_equal_numbers_have_an_order_of_their_own(
     assert len(paths) == 3
 
 
-def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "seen.png")
     save(noise(0), tmp_path / ".work" / "hidden.png")
     save(noise(0), tmp_path / ".hidden.png")

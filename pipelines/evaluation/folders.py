@@ -28,6 +28,11 @@ class MissingDataError(PipelineError):
     """A suite lacks its data; the message says which and where to get them."""
 
 
+def unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
+    """Return the error for a file that the disk or its kind keeps from being read."""
+    return PipelineError(f"{path} cannot be read: {error.strerror or error}; {remedy}")
+
+
 @dataclass
 class Notices:
     """Messages of an evaluation beside the metrics.
@@ -196,9 +201,7 @@ def read_made_of(folder: Path, remedy: str) -> MadeOf | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise PipelineError(
-            f"{path} cannot be read: {error.strerror or error}; {remedy}"
-        ) from error
+        raise unreadable(path, error, remedy) from error
     return read_json(content, MadeOf, str(path), remedy)
 
 
