@@ -456,7 +456,7 @@ def test_a_damaged_request_is_told(place: Folder) -> None:
     ["http://host/set", "https://host/set", "memory://set", "s3://", "a::s3://b"],
 )
 def test_an_address_that_cannot_be_written_is_refused(where: str) -> None:
-    with pytest.raises(PipelineError, match="cannot be written; .* s3://BUCKET"):
+    with pytest.raises(PipelineError, match=r"cannot be written; .* s3://BUCKET"):
         open_output(where)
 
 

@@ -7,7 +7,6 @@ from typing import Any, Self
 from fractals import (
     BASELINE_VERSION,
     GENOME_VERSION,
-    Baseline,
     Genome,
     draw_genome,
     measure,
@@ -91,7 +90,7 @@ class BaselineGenerator:
     process: one of `fractals.BASELINES`, the kind of the dataset; height, width: pixels.
     """
 
-    process: Baseline
+    process: str
     seed: int = 0
     height: int = 256
     width: int = 256
@@ -133,7 +132,7 @@ class BaselineGenerator:
         return max(1, min(256, 2**24 // (self.height * self.width)))
 
     @classmethod
-    def from_settings(cls, kind: Baseline, settings: Mapping[str, Any]) -> Self:
+    def from_settings(cls, kind: str, settings: Mapping[str, Any]) -> Self:
         """Return the generator of a dataset from the kind and the settings in its manifest."""
         sizes = {name: settings[name] for name in ("seed", "height", "width")}
         return cls(process=kind, **sizes)

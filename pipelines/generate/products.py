@@ -28,7 +28,7 @@ from pipelines.generate.generator import (
     image_name,
     versions_of,
 )
-from pipelines.shards.exports import side_files
+from pipelines.shards.exports import export_documents
 from pipelines.shards.format import (
     FORMAT,
     INDEX_NAME,
@@ -419,7 +419,10 @@ class _Shards:
     def takes_over(self, names: set[str]) -> bool:
         # A dataset that lost its manifest is made anew: nothing vouches for its tars.
         tars = {self._name(shard) for shard in range(self.settings["num_shards"])}
-        return bool(names & tars) and names <= tars | {INDEX_NAME, *side_files("", SPLIT, [], [])}
+        return bool(names & tars) and names <= tars | {
+            INDEX_NAME,
+            *export_documents("", SPLIT, [], []),
+        }
 
     def read_manifest(self, manifest: bytes) -> Request:
         return _request_of(manifest, self.store)
@@ -430,7 +433,7 @@ class _Shards:
         return bool(
             all(sizes.get(shard.file) == shard.n_bytes for shard in found.shards)
             and sizes.get(found.index.file, 0) > least
-            and all(sizes.get(name) for name in side_files("", SPLIT, [], []))
+            and all(sizes.get(name) for name in export_documents("", SPLIT, [], []))
         )
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:

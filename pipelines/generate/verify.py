@@ -79,10 +79,6 @@ def verify_images(
             by other versions of the code.
     """
     request = read_request(Folder(path=folder))
-    if request is not None and "num_shards" in request.settings:
-        raise PipelineError(
-            f"{folder} holds shards in the making; check them when they are complete"
-        )
     if request is not None:
         return Verdict(n=request.n, complete=False)
     manifest = read_manifest(folder)
@@ -126,13 +122,7 @@ def verify_images(
         )
     verdict.faults.extend(_manifest_faults(manifest, generator, check.drafts))
     verdict.sampled = check.generated
-    own_names = {image_name(number, manifest["settings"]["format"]) for number in range(n)}
-    names = sorted(path.name for path in (folder / IMAGES).iterdir())
-    verdict.faults.extend(
-        f"{IMAGES}/{name} does not belong to the dataset; remove it"
-        for name in names
-        if name not in own_names
-    )
+    verdict.faults.extend(_strangers(folder, manifest["settings"]["format"], n))
     return verdict
 
 
@@ -141,6 +131,13 @@ def _is_of(line: bytes, number: int, format: str) -> bool:
         return msgspec.json.decode(line, type=Record).is_of(number, format)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
+
+
+def _strangers(folder: Path, format: str, n: int) -> Iterator[str]:
+    own = {image_name(number, format) for number in range(n)}
+    for path in sorted((folder / IMAGES).iterdir()):
+        if path.name not in own:
+            yield f"{IMAGES}/{path.name} does not belong to the dataset; remove it"
 
 
 def _manifest_faults(manifest: dict[str, Any], generator: Generator, drafts: int) -> Iterator[str]:

@@ -14,21 +14,21 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.shards.images import (
-    COMMON,
     CONVERSION_VERSION,
+    STANDARD,
     UPRIGHT,
     convert,
     encoder_version,
-    oddity,
     orientation,
+    why_nonstandard,
 )
 from pipelines.shards.output import WORK
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.writer import SHARDS_VERSION, Sample
 from pipelines.system.files import new_file, open_regular
 
-OddFiles = Literal["keep", "convert", "skip", "fail"]
-BrokenFiles = Literal["fail", "skip"]
+OnNonstandard = Literal["keep", "convert", "skip", "raise"]
+OnDecodeError = Literal["raise", "skip"]
 
 STARTS_SUFFIX = ".starts.npy"
 
@@ -132,7 +132,8 @@ class ShardRequest:
     split: what timm calls it.
     num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
     seed: of the shuffle.
-    odd_files, broken_files: what becomes of files that are not what they seem, or no images.
+    on_nonstandard, on_decode_error: what becomes of images that are not what their names say, or
+        cannot be decoded.
     exif_transpose: whether images are turned as their EXIF orientation says.
     dali_index: whether to write DALI's .idx files.
     """
@@ -144,8 +145,8 @@ class ShardRequest:
     num_shards: int | None = None
     shard_size: int | None = None
     seed: int = 0
-    odd_files: OddFiles = "keep"
-    broken_files: BrokenFiles = "fail"
+    on_nonstandard: OnNonstandard = "keep"
+    on_decode_error: OnDecodeError = "raise"
     exif_transpose: bool = False
     dali_index: bool = False
     jobs: int = 1
@@ -179,7 +180,7 @@ class ShardRequest:
     @property
     def skipped(self) -> set[str]:
         """What is found in files that keeps them out of the shards."""
-        return {"broken", "odd"} if self.odd_files == "skip" else {"broken"}
+        return {"undecodable", "nonstandard"} if self.on_nonstandard == "skip" else {"undecodable"}
 
     def settings(self, listed: Listed | None = None) -> dict[str, Any]:
         """Return as plain JSON values what the shards depend on.
@@ -201,11 +202,14 @@ class ShardRequest:
             "shards_version": SHARDS_VERSION,
         }
         if self.source.foreign():
-            settings |= {"odd_files": self.odd_files, "broken_files": self.broken_files}
+            settings |= {
+                "on_nonstandard": self.on_nonstandard,
+                "on_decode_error": self.on_decode_error,
+            }
             # Only where it is asked for, so that all other sets keep their manifests.
             if self.exif_transpose:
                 settings |= {"exif_transpose": True}
-            if self.odd_files == "convert" or self.exif_transpose:
+            if self.on_nonstandard == "convert" or self.exif_transpose:
                 settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
         return settings
 
@@ -247,8 +251,9 @@ def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
     if request.source.foreign():
         turned = request.exif_transpose and orientation(content) != UPRIGHT
         if turned or (
-            request.odd_files == "convert" and oddity(content, item.extension) is not None
+            request.on_nonstandard == "convert"
+            and why_nonstandard(content, item.extension) is not None
         ):
             content, extension = convert(content, item.extension, upright=turned)
             return extension, content
-    return COMMON.get(item.extension, item.extension), content
+    return STANDARD.get(item.extension, item.extension), content

@@ -2,7 +2,7 @@
 
     FOLDER/NAME-00.tar ...       the shards, and DALI's NAME-00.idx if asked for
            sizes.json, _info.json, wids.json
-           odd-files.jsonl       files of the source that were odd or broken, if any
+           scan.jsonl            files of the source that were odd or broken, if any
            index.npy
            manifest.json         last of all
 
@@ -26,14 +26,13 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.shards.adopt import (
-    Survey,
-    found_in,
+    Scan,
     join_parts,
-    look_into,
     missing_parts,
-    refuse,
+    scan_image,
+    scan_range,
 )
-from pipelines.shards.exports import ODD_FILES_NAME, dali_index, side_file_faults
+from pipelines.shards.exports import SCAN_NAME, dali_index, export_faults
 from pipelines.shards.format import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -45,7 +44,7 @@ from pipelines.shards.format import (
 )
 from pipelines.shards.images import (
     LARGEST_FILE,
-    BrokenPictureError,
+    DecodeError,
     unusable_file,
 )
 from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
@@ -78,7 +77,7 @@ from pipelines.system.files import (
 )
 from pipelines.system.processes import Run
 from pipelines.system.progress import Progress
-from pixmix.mapped import open_map
+from pixmix.packed import open_map
 
 _ORDER_TYPE = np.dtype("<i8")
 
@@ -92,7 +91,7 @@ class ShardResult:
     n_shards: int
     n_bytes: int
     written: int
-    left_out: int
+    skipped: int
     found: dict[str, dict[str, int]]
 
 
@@ -124,12 +123,12 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
             found = look(asked)
             listed = write_listing(request.listing, request.source.items())
             if found.manifest is not None:
-                manifest = parse_manifest(found.manifest, str(request.folder / MANIFEST_NAME))
+                manifest = _parsed(request, found.manifest)
                 _refuse_other_source(request, manifest, listed)
                 # Unless a run that was mending it was killed.
                 opened = None
                 if not _has_records(found.sizes):
-                    opened = _open_complete(request.folder, found.manifest)
+                    opened = _open_complete(request.folder, manifest)
                 if opened is not None:
                     _check_contents(request, opened)
                     progress(listed.n, listed.n)
@@ -144,7 +143,7 @@ def _make(request: ShardRequest, listed: Listed, run: Run, progress: Progress) -
     if request.source.foreign():
         steps = 2 * n
         _scan(request, n, run, lambda done: progress(done, steps))
-        left_out = _scanned(request, n).left_out(request.odd_files)
+        left_out = _scanned(request, n).skipped(request.on_nonstandard)
     listing = Listing(request.listing)
     kept = np.array([index for index in range(n) if index not in left_out], np.int64)
     if not len(kept):
@@ -196,7 +195,7 @@ def _result(request: ShardRequest, *, written: int, n: int) -> ShardResult:
         n_shards=len(manifest.shards),
         n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
-        left_out=n - manifest.num_samples,
+        skipped=n - manifest.num_samples,
         found=manifest.settings["found"],
     )
 
@@ -223,30 +222,28 @@ def _scan(request: ShardRequest, n: int, run: Run, progress: Callable[[int], Non
         progress(done)
 
     if missing:
-        work = partial(look_into, request.source, request.listing, parts)
+        work = partial(scan_range, request.source, request.listing, parts)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
-    survey = _scanned(request, n)
-    refusal = refuse(
-        survey, listing, odd_files=request.odd_files, broken_files=request.broken_files
-    )
+    scan = _scanned(request, n)
+    refusal = scan.refusal(listing, request.on_nonstandard, request.on_decode_error)
     if refusal:
-        path = request.folder / WORK / ODD_FILES_NAME
-        write_file(path, survey.lines(listing))
+        path = request.folder / WORK / SCAN_NAME
+        write_file(path, scan.lines(listing))
         raise PipelineError(f"{refusal} (all of them: {path})")
 
 
-def _scanned(request: ShardRequest, n: int) -> Survey:
+def _scanned(request: ShardRequest, n: int) -> Scan:
     """Return what the scan has found."""
     if not request.source.foreign():
-        return Survey()
-    survey = join_parts(_parts(request), n)
+        return Scan()
+    scan = join_parts(_parts(request), n)
     if not request.exif_transpose:
-        survey.turned.clear()
-    return survey
+        scan.rotated.clear()
+    return scan
 
 
 def _parts(request: ShardRequest) -> Path:
-    return request.folder / WORK / "survey"
+    return request.folder / WORK / "scan"
 
 
 def _check_classes(
@@ -303,25 +300,18 @@ class _SourceShards:
         return not names
 
     def read_manifest(self, manifest: bytes) -> Request:
-        path = self.request.folder / MANIFEST_NAME
-        try:
-            found = parse_manifest(manifest, str(path))
-        except PipelineError as error:
-            raise PipelineError(
-                f"{path} is damaged, or another program's; remove {path.parent} and run the "
-                "command again, or choose another output folder"
-            ) from error
+        found = _parsed(self.request, manifest)
         return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         # While there are records of a set that is mended, its manifest is the old one.
         return not _has_records(sizes) and (
-            _open_complete(self.request.folder, manifest) is not None
+            _open_complete(self.request.folder, _parsed(self.request, manifest)) is not None
         )
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
         folder = self.request.folder
-        found = parse_manifest(manifest, str(folder))
+        found = _parsed(self.request, manifest)
         changed = _changed_since(self._listing, folder / MANIFEST_NAME)
         for shard, sidecar in whole_sidecars(Folder(path=folder), found, self.request.name, sizes):
             indices = self._indices(shard)
@@ -335,16 +325,16 @@ class _SourceShards:
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:
         asked, folder = self.request, self.request.folder
         self._check_unchanged()
-        survey = _scanned(asked, self.listed.n)
-        found: dict[str, Any] = {"found": survey.counts()}
+        scan = _scanned(asked, self.listed.n)
+        found: dict[str, Any] = {"found": scan.counts()}
         sidecars = [*records]
-        odd = survey.lines(self._listing)
+        odd = scan.lines(self._listing)
         if odd:
-            write_file(folder / ODD_FILES_NAME, odd)
+            write_file(folder / SCAN_NAME, odd)
             found["found_sha256"] = sha256(odd)
         else:
             # Of a run that was killed before its files were mended.
-            (folder / ODD_FILES_NAME).unlink(missing_ok=True)
+            (folder / SCAN_NAME).unlink(missing_ok=True)
         # Tars of this name that a killed run wrote when the source had other images.
         own = {self._name(shard) for shard in range(self.num_shards)}
         numbered = re.compile(rf"{re.escape(asked.name)}-\d+\.(tar|idx)")
@@ -404,6 +394,18 @@ class _SourceShards:
 # --- a finished set that its command meets again -------------------------------------------------
 
 
+def _parsed(request: ShardRequest, content: bytes) -> Manifest:
+    """Return the manifest of a finished set; refuse a damaged one, or another program's."""
+    path = request.folder / MANIFEST_NAME
+    try:
+        return parse_manifest(content, str(path))
+    except PipelineError as error:
+        raise PipelineError(
+            f"{path} is damaged, or another program's; remove {path.parent} and run the command "
+            "again, or choose another output folder"
+        ) from error
+
+
 def _has_records(sizes: Mapping[str, int]) -> bool:
     return any(name.startswith(f"{DONE}/") for name in sizes)
 
@@ -427,19 +429,18 @@ def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: List
             )
 
 
-def _open_complete(folder: Path, content: bytes) -> ShardSet | None:
+def _open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
     """Open a set that has all of its files, None where one is missing or another."""
     # Tars are held to their sizes; `pixmix-shard verify` reads them.
-    manifest = parse_manifest(content, str(folder / MANIFEST_NAME))
     for shard in manifest.shards:
         path = folder / shard.file
         if not path.is_file() or path.stat().st_size != shard.n_bytes:
             return None
     try:
-        opened = build_set(str(folder), content, read_index(folder, manifest))
+        opened = build_set(str(folder), manifest, read_index(folder, manifest))
     except PipelineError:
         return None
-    return None if side_file_faults(folder, opened) else opened
+    return None if export_faults(folder, opened) else opened
 
 
 def _changed_since(listing: Listing, manifest: Path) -> set[int]:
@@ -462,7 +463,7 @@ def _check_contents(request: ShardRequest, opened: ShardSet) -> None:
         return
     left_out: set[int] = set()
     if "found_sha256" in opened.settings:
-        content = read_regular(request.folder / ODD_FILES_NAME, max_bytes=LARGEST_FILE)
+        content = read_regular(request.folder / SCAN_NAME, max_bytes=LARGEST_FILE)
         lines = map(json.loads, content.splitlines())
         left_out = {line["index"] for line in lines if line["found"] in request.skipped}
     kept = [index for index in range(len(listing)) if index not in left_out]
@@ -471,7 +472,7 @@ def _check_contents(request: ShardRequest, opened: ShardSet) -> None:
         is_same = (
             _is_in(opened, positions[index], request, listing, index)
             if index in positions
-            else not request.skipped.isdisjoint(found_in(request.source, listing[index]))
+            else not request.skipped.isdisjoint(scan_image(request.source, listing[index]))
         )
         if not is_same:
             raise PipelineError(
@@ -489,7 +490,7 @@ def _is_in(
         content = file.read(int(row["size"]))
     try:
         sample = sample_of(request, listing, index)
-    except BrokenPictureError:
+    except DecodeError:
         return False
     except OSError as error:
         if unusable_file(error) is None:

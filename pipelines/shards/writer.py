@@ -17,10 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.exports import side_files, write_json
+from pipelines.shards.exports import export_documents, write_json
 from pipelines.shards.format import SAMPLE, Manifest, Shard, write_index
 from pipelines.shards.output import Folder, OutputStore
-from pipelines.shards.tar import Left, end_tar, samples_of_tar, write_member
+from pipelines.shards.tar import Ignored, end_tar, samples_of_tar, write_member
 from pipelines.system.files import Count, FileName, Sha256, file_sha256, new_file, open_regular
 
 SHARDS_VERSION = 1
@@ -114,7 +114,7 @@ def whole_sidecars(
             if not isinstance(store, Folder):
                 path.write_bytes(store.read(own) or b"")
             if file_sha256(path) == entry.sha256:
-                rows, extensions = samples_of_tar(path, 0, Left())
+                rows, extensions = samples_of_tar(path, 0, Ignored())
                 numbers = [
                     [int(row["size"]), int(row["offset"]), int(row["label"])] for row in rows
                 ]
@@ -198,7 +198,7 @@ def write_closing_files(
         part["shard"] = number
         part["size"], part["offset"], part["label"] = rows.T
         parts.append(part)
-    for file, document in side_files(name, split, shards, md5).items():
+    for file, document in export_documents(name, split, shards, md5).items():
         write_json(folder / file, document)
     write_index(
         folder,
