@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError
-from pipelines.loading.picture_map import (
-    BadPictures,
+from pipelines.loading.dataset import UnreadableImageError
+from pipelines.loading.image_map import (
+    ImageSource,
     JoinedSources,
-    PictureSource,
-    open_picture_map,
+    OnMixingDecodeError,
+    open_image_map,
 )
 from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
@@ -56,7 +56,7 @@ def open_mixing_set(
     *,
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
-    bad_pictures: BadPictures = "raise",
+    bad_pictures: OnMixingDecodeError = "raise",
     exif_transpose: bool = False,
     remote: Remote | None = None,
     progress: Progress = no_progress,
@@ -99,19 +99,19 @@ def open_mixing_set(
         raise ValueError("where names no mixing set; give a folder, shards or a tar of pictures")
     for each in several:
         _refuse_unfinished(each)
-    sources = tuple(picture_source(each, cache_dir=cache_dir, remote=remote) for each in several)
+    sources = tuple(image_source(each, cache_dir=cache_dir, remote=remote) for each in several)
     source = sources[0] if len(sources) == 1 else JoinedSources(sources)
-    return open_picture_map(
+    return open_image_map(
         _Upright(source) if exif_transpose else source,
         size,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
         jobs=jobs or available_cores(),
-        bad_pictures=bad_pictures,
+        on_decode_error=bad_pictures,
         progress=progress,
     )
 
 
-def open_pictures(
+def open_images(
     shards: ShardSet | RemoteShards,
     *,
     cache_dir: str | Path | None = None,
@@ -128,7 +128,7 @@ def open_pictures(
         ValueError: for jobs below 1.
     """
     _check_jobs(jobs)
-    return open_picture_map(
+    return open_image_map(
         _OfShards(
             shards
             if isinstance(shards, RemoteShards)
@@ -137,7 +137,7 @@ def open_pictures(
         None,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
         jobs=jobs or available_cores(),
-        bad_pictures="refuse",
+        on_decode_error="refuse",
         progress=progress,
     )
 
@@ -163,9 +163,9 @@ def _check_jobs(jobs: int | None) -> None:
 # --- sources -------------------------------------------------------------------------------------
 
 
-def picture_source(
+def image_source(
     where: Where, *, cache_dir: str | Path | None = None, remote: Remote | None = None
-) -> PictureSource:
+) -> ImageSource:
     """Return the files of a mixing set, wherever they are; of a folder also of an unfinished set.
 
     Args:
@@ -225,16 +225,16 @@ def _read_part(path: Path, offset: int, size: int) -> bytearray:
     """Return a part of a file, which is opened for it alone: threads share no descriptor.
 
     Raises:
-        UnreadablePictureError: if it cannot be read, or ends before.
+        UnreadableImageError: if it cannot be read, or ends before.
     """
     content = bytearray(size)
     try:
         with open_regular(path) as file:
             there = os.preadv(file.fileno(), [content], offset)
     except OSError as error:
-        raise UnreadablePictureError("unreadable file", str(error)) from error
+        raise UnreadableImageError("unreadable file", str(error)) from error
     if there != size:
-        raise UnreadablePictureError("cut short", f"{size - there} of {size} bytes are missing")
+        raise UnreadableImageError("cut short", f"{size - there} of {size} bytes are missing")
     return content
 
 
@@ -275,7 +275,7 @@ class _OfFolder:
         try:
             return bytearray(read_image_file(self.files[i]))
         except OSError as error:
-            raise UnreadablePictureError("unreadable file", str(error)) from error
+            raise UnreadableImageError("unreadable file", str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -346,16 +346,16 @@ class _OfArchive:
         try:
             return bytearray(read_archived(self.path, self._images[i].place))
         except BrokenPictureError as error:
-            raise UnreadablePictureError("damaged", str(error)) from error
+            raise UnreadableImageError("damaged", str(error)) from error
         except OSError as error:
-            raise UnreadablePictureError("unreadable file", str(error)) from error
+            raise UnreadableImageError("unreadable file", str(error)) from error
 
 
 @dataclass(frozen=True)
 class _Upright:
     """The pictures of a source, turned as their EXIF orientation says."""
 
-    source: PictureSource
+    source: ImageSource
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -378,4 +378,4 @@ class _Upright:
             # As a PNG, for its pixels are to stay what they are.
             return bytearray(convert(content, "png", upright=True)[0])
         except BrokenPictureError as error:
-            raise UnreadablePictureError("damaged", str(error)) from error
+            raise UnreadableImageError("damaged", str(error)) from error

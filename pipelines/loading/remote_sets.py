@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.cache import ShardCache, cache_folder
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import ShardSet
@@ -76,7 +76,7 @@ def open_set(
 
 def open_reader(
     where: str | Path | ShardSet, *, cache_dir: str | Path | None, remote: Remote | None
-) -> ShardReader:
+) -> ShardDataset:
     """Return a reader of a set, which downloads shards or checks local ones when it opens them."""
     opened = open_set(where, cache_dir=cache_dir, remote=remote)
-    return ShardReader(opened.shards, opened.files.path)
+    return ShardDataset(opened.shards, opened.files.path)

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture, read_size
+from pipelines.loading.dataset import UnreadableImageError, decode_image, read_size
 from pipelines.shards.picture_files import MOST_PIXELS
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
@@ -54,7 +54,7 @@ from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
 
-BadPictures = Literal["raise", "skip", "refuse"]
+OnMixingDecodeError = Literal["raise", "skip", "refuse"]
 """As a map's user chose; "refuse" raises without naming a choice that its user does not have."""
 
 FORMAT_VERSION = 3
@@ -86,7 +86,7 @@ class _Record(msgspec.Struct, frozen=True):
     files: dict[str, _Recorded]
 
 
-class PictureSource(Protocol):
+class ImageSource(Protocol):
     """Pictures as files' bytes, in an order that depends on names alone."""
 
     @property
@@ -110,17 +110,17 @@ class PictureSource(Protocol):
         """Return the bytes of a picture's file.
 
         Raises:
-            UnreadablePictureError: if they cannot be read.
+            UnreadableImageError: if they cannot be read.
         """
 
 
-def open_picture_map(
-    source: PictureSource,
+def open_image_map(
+    source: ImageSource,
     size: int | None,
     *,
     cache: Path,
     jobs: int,
-    bad_pictures: BadPictures,
+    bad_pictures: OnMixingDecodeError,
     progress: Progress,
 ) -> PackedPictures:
     """Return decoded pictures, building their map if this node has none.
@@ -168,7 +168,7 @@ def open_picture_map(
         return pictures
 
 
-def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
+def _heed_left_out(folder: Path, bad_pictures: OnMixingDecodeError) -> None:
     """Refuse a map that lacks pictures, or say that it does."""
     record = _read_record(folder)
     left_out = record.left_out
@@ -182,8 +182,8 @@ def _heed_left_out(folder: Path, bad_pictures: BadPictures) -> None:
     )  # fmt: skip
 
 
-def _cannot_be_read(message: str, bad_pictures: BadPictures) -> str:
-    choice = ", or leave such out by bad_pictures='skip' (pixmix-train: --bad-pictures skip)"
+def _cannot_be_read(message: str, bad_pictures: OnMixingDecodeError) -> str:
+    choice = ", or leave such out by on_decode_error='skip' (pixmix-train: --bad-pictures skip)"
     return (
         f"{message}; remove it or put a whole picture in its place"
         f"{choice if bad_pictures == 'raise' else ''}"
@@ -311,11 +311,11 @@ def _open(folder: Path) -> PackedPictures:
 
 
 def _build(
-    source: PictureSource,
+    source: ImageSource,
     size: int | None,
     folder: Path,
     jobs: int,
-    bad_pictures: BadPictures,
+    bad_pictures: OnMixingDecodeError,
     progress: Progress,
 ) -> None:
     """Write a map under a temporary name, flush it, and give it its name."""
@@ -377,12 +377,12 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
 class _BadPictures:
     """Raises for a picture that cannot be read, or leaves it out and remembers why."""
 
-    def __init__(self, source: PictureSource, policy: BadPictures) -> None:
+    def __init__(self, source: ImageSource, policy: OnMixingDecodeError) -> None:
         self.kept = np.ones(len(source), np.bool_)
         self._reasons: dict[int, str] = {}
         self._source, self._policy = source, policy
 
-    def add(self, i: int, error: UnreadablePictureError) -> None:
+    def add(self, i: int, error: UnreadableImageError) -> None:
         message = f"{self._source.name(i)}: {error}"
         if self._policy != "skip":
             raise PipelineError(_cannot_be_read(message, self._policy)) from error
@@ -418,13 +418,13 @@ def _in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(source: PictureSource, i: int) -> bytearray:
+def _read(source: ImageSource, i: int) -> bytearray:
     with _source_errors(source.name(i)):
         return source.read(i)
 
 
 def _planned(
-    source: PictureSource, size: int | None, jobs: int, bad: _BadPictures
+    source: ImageSource, size: int | None, jobs: int, bad: _BadPictures
 ) -> tuple[NDArray[np.void], int]:
     """Return where each picture will lie, from the headers of the files, and all their bytes."""
     table = np.zeros(len(source), _TABLE)
@@ -435,12 +435,12 @@ def _planned(
             if size is not None:
                 height, width = resized_shape(height, width, size)
             if height * width > MOST_PIXELS:
-                raise UnreadablePictureError(
+                raise UnreadableImageError(
                     "too large",
                     f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; cut it",
                 )
             table["height"][i], table["width"][i] = height, width
-        except UnreadablePictureError as error:
+        except UnreadableImageError as error:
             bad.add(i, error)
 
     _in_threads(len(source), jobs, measure)
@@ -451,7 +451,7 @@ def _planned(
 
 
 def _fill(
-    source: PictureSource,
+    source: ImageSource,
     table: NDArray[np.void],
     descriptor: int,
     jobs: int,
@@ -464,8 +464,8 @@ def _fill(
         if not bad.kept[i]:
             return
         try:
-            picture = decode_picture(_read(source, i))
-        except UnreadablePictureError as error:
+            picture = decode_image(_read(source, i))
+        except UnreadableImageError as error:
             bad.add(i, error)
             return
         height, width = int(table["height"][i]), int(table["width"][i])
@@ -491,7 +491,7 @@ def _write_all(descriptor: int, picture: NDArray[np.uint8], offset: int) -> None
 class JoinedSources:
     """Several sources, one after another."""
 
-    sources: tuple[PictureSource, ...]
+    sources: tuple[ImageSource, ...]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -507,7 +507,7 @@ class JoinedSources:
         """Return the number of pictures."""
         return sum(len(source) for source in self.sources)
 
-    def _place(self, i: int) -> tuple[PictureSource, int]:
+    def _place(self, i: int) -> tuple[ImageSource, int]:
         for source in self.sources:
             if i < len(source):
                 return source, i
