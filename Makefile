@@ -24,7 +24,7 @@ help-pages: $(INSTALLED)
 	$(BIN)/python -m pipelines.cli.help_pages docs/commands.md
 
 streaming-plan: $(INSTALLED)
-	$(BIN)/python docs/streaming_plan.py docs/streaming-plan.md
+	$(BIN)/python docs/streaming_simulator.py --page docs/streaming-plan.md
 
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -15,7 +15,7 @@ import torch
 
 from pipelines.cli.train import main
 from pipelines.loading import loaders
-from pipelines.loading.cursors import EvalLoader, TrainLoader
+from pipelines.loading.loader import EvalLoader, TrainLoader
 from pipelines.training import data
 
 BATCHES = 3

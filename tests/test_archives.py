@@ -25,9 +25,8 @@ from numpy.typing import NDArray
 from pipelines.cli import shard as command
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import open_mixing_set, picture_source
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.mixing_set import image_source, open_mixing_set
 from pipelines.shards import archives, cifar
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cifar import CifarSource
@@ -55,9 +54,9 @@ def run(*arguments: object) -> Result:
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
     """The pictures of a set of shards, by their keys."""
     opened = open_shards(folder)
-    reader = ShardReader(opened)
+    reader = ShardDataset(opened)
     order = sorted(range(len(opened)), key=opened.key)
-    return [decode_picture(bytes(reader.read(i))) for i in order]
+    return [decode_image(bytes(reader.read(i))) for i in order]
 
 
 def zipped(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, prefix: str = "set/") -> Path:
@@ -197,8 +196,8 @@ def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
     assert "5.png" in result.stderr
     assert run("mixing", path, tmp_path / "out", "--broken-files", "skip").exit_code == 0
     assert len(open_shards(tmp_path / "out")) == 5
-    with pytest.raises(UnreadablePictureError):
-        picture_source(path).read(5)
+    with pytest.raises(UnreadableImageError):
+        image_source(path).read(5)
 
 
 # --- CIFAR ---------------------------------------------------------------------------------------

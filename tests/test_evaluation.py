@@ -33,7 +33,7 @@ from pipelines.evaluation.perturbed import CIFAR_PERTURBATIONS
 from pipelines.evaluation.pictures import Stored
 from pipelines.evaluation.request import Data, Evaluation, TestSet
 from pipelines.evaluation.suites import OF_ANY, SUITES, evaluate
-from pipelines.loading.mixing_set import open_pictures
+from pipelines.loading.mixing_set import open_images
 from pipelines.models.opening import open_model
 from pipelines.report.headlines import table
 from pipelines.report.radar import radar
@@ -617,7 +617,7 @@ def test_folders_of_small_pictures_are_seen_as_their_shards_are(
     digits: Path, tmp_path: Path
 ) -> None:
     test = open_shards(digits / "test")
-    pictures = open_pictures(test, cache_dir=tmp_path / "cache")
+    pictures = open_images(test, cache_dir=tmp_path / "cache")
     for i in range(len(test)):
         folder = tmp_path / "folders" / "test" / test.classes[int(test.samples["label"][i])]
         folder.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
 from pipelines.generate.sets import generate_set
 from pipelines.loading import picture_map
-from pipelines.loading.mixing_set import open_pictures, uniform_view
+from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.index import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -159,7 +159,7 @@ def test_pictures_of_one_size_are_one_array_and_others_are_none(
     for name, pictures in (("same", same), ("several", PICTURES[:6])):
         contents = [encoded(picture) for picture in pictures]
         shards = open_shards(write_shards(tmp_path / name, contents, sizes=(4, 2)))
-        packed = open_pictures(shards, cache_dir=cache)
+        packed = open_images(shards, cache_dir=cache)
         assert equal(packed, pictures)
         view = uniform_view(packed)
         if name == "same":
@@ -302,8 +302,13 @@ def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cach
             raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
 
     with pytest.raises(PipelineError, match=r"\d\.tar: Input/output error") as refused:
-        picture_map.open_picture_map(
-            Failing(), None, cache=cache, jobs=1, bad_pictures="skip", progress=lambda *_: None
+        picture_map.open_image_map(
+            Failing(),
+            None,
+            cache=cache,
+            jobs=1,
+            on_mixing_decode_error="skip",
+            progress=lambda *_: None,
         )
     assert str(cache) not in str(refused.value)
     assert "cache_dir" not in str(refused.value)
@@ -508,20 +513,24 @@ def test_a_bad_picture_is_named_or_left_out(
     bad = folder / "fractals" / "3.png"
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
     bad.write_bytes(content)
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+    with pytest.raises(
+        PipelineError, match=r"3\.png: .*; remove it .* on_mixing_decode_error='skip'"
+    ):
         open_mixing_set(folder, 24, cache_dir=cache)
     with caplog.at_level(logging.WARNING):
-        pictures = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+        pictures = open_mixing_set(folder, 24, cache_dir=cache, on_mixing_decode_error="skip")
     assert equal(pictures, expected[:3] + expected[4:])
     said = "1 of 12 pictures cannot be read and are left out; the first: "
     assert f"{said}{bad}: " in caplog.text
     caplog.clear()
     # Of a map that is there, whoever asks is told again, and who wants all pictures is refused.
     found = builds(monkeypatch)
-    again = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+    again = open_mixing_set(folder, 24, cache_dir=cache, on_mixing_decode_error="skip")
     assert equal(again, list(pictures))
     assert said in caplog.text
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+    with pytest.raises(
+        PipelineError, match=r"3\.png: .*; remove it .* on_mixing_decode_error='skip'"
+    ):
         open_mixing_set(folder, 24, cache_dir=cache)
     assert not found
     bad.write_bytes(encoded(PICTURES[3]))
@@ -534,7 +543,7 @@ def test_a_bad_picture_is_named_or_left_out(
 def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(PipelineError, match="no picture is left"):
-        open_mixing_set(tmp_path, 24, cache_dir=cache, bad_pictures="skip")
+        open_mixing_set(tmp_path, 24, cache_dir=cache, on_mixing_decode_error="skip")
 
 
 def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -572,7 +581,7 @@ def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
     monkeypatch.setattr(picture_map, "_BUNCH", 1)
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(PICTURES[0]))
-    open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, bad_pictures="skip")
+    open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, on_mixing_decode_error="skip")
     (place,) = maps_of(cache)
     left_out = json.loads((place / "record.json").read_text())["left_out"]
     names = [Path(message.split(": ")[0]).name for message in left_out]
@@ -647,7 +656,7 @@ def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, c
     with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
         open_mixing_set(place, 32, cache_dir=cache)
     with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
-        open_pictures(shards, cache_dir=cache)
+        open_images(shards, cache_dir=cache)
     first = open_mixing_set(str(place / "set-0000.tar"), 32, cache_dir=cache)
     assert len(first) == 2
 

@@ -30,7 +30,7 @@ from PIL import EpsImagePlugin, Image
 
 from pipelines.cli import shard as command
 from pipelines.errors import PipelineError
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards import picture_files, sidecars, write
 from pipelines.shards.index import open_shards
 from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
@@ -111,7 +111,7 @@ def test_bytes_labels_and_class_names_are_the_source_s(shards: Path, image_folde
     opened = open_shards(shards)
     assert opened.classes == ("n01", "n02 cats", "n03")
     files = files_of(image_folder)
-    reader = ShardReader(opened)
+    reader = ShardDataset(opened)
     seen = set()
     for i in range(len(opened)):
         number = int(opened.key(i))
@@ -550,7 +550,7 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
         assert "2 of 3 pictures are odd" in result.stderr
         return
     assert result.exit_code == 0, result.output
-    opened, reader = open_shards(out), ShardReader(open_shards(out))
+    opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(len(opened))}
     originals = [path.read_bytes() for path in sorted((odd_source / "a").iterdir())]
     if policy == "keep":
@@ -700,7 +700,7 @@ def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> No
         opened = open_shards(out / split)
         assert (len(opened), opened.kind) == (n, "cifar10")
         assert opened.classes[3] == "class 3"
-        reader = ShardReader(opened)
+        reader = ShardDataset(opened)
         for i in range(n):
             number = int(opened.key(i))
             image = np.asarray(Image.open(io.BytesIO(reader.read(i))))
@@ -740,7 +740,7 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
     out = tmp_path / "out"
     result = run("mixing", ours, folder, archive, out, "--num-shards", 2, "--jobs", 1)
     assert result.exit_code == 0, result.output
-    opened, reader = open_shards(out), ShardReader(open_shards(out))
+    opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(5)}
     fractals = [(ours / "images" / f"{i:08}.jpg").read_bytes() for i in range(3)]
     picture = encoded(PICTURES[0])
@@ -894,7 +894,7 @@ def test_tars_of_webdataset_are_taken_in(tmp_path: Path) -> None:
     opened = open_shards(tmp_path)
     assert opened.samples["label"].tolist() == [0, 1, 2, 10, 11, 12, 13]
     assert opened.key(1) == "a/b c1"
-    assert ShardReader(opened).read(5) == PNG
+    assert ShardDataset(opened).read(5) == PNG
     assert run("verify", tmp_path, "--decode", "all").exit_code == 0
 
 
@@ -969,7 +969,7 @@ def test_stray_pickles_are_never_read_and_told_of(
     assert result.exit_code == 0
     assert "2 members: never read, for it could run code (as a.pkl)" in result.stdout
     opened = open_shards(tar.parent)
-    assert [ShardReader(opened).read(i) for i in range(2)] == [PNG, PNG]
+    assert [ShardDataset(opened).read(i) for i in range(2)] == [PNG, PNG]
     assert not (tmp_path / "pickle-was-run").exists()
 
 

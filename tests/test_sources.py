@@ -19,9 +19,8 @@ from PIL import Image, ImageOps, PngImagePlugin
 from pipelines.cli import shard as command
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import decode_picture
+from pipelines.loading.dataset import ShardDataset, decode_image
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.loading.samples import ShardReader
 from pipelines.shards import picture_files as picture_files_module
 from pipelines.shards.index import open_shards
 from pipelines.shards.picture_files import (
@@ -252,7 +251,7 @@ def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: 
     cache = tmp_path / "cache"
     with pytest.raises(PipelineError, match=r"x\.png"):
         open_mixing_set(source, 16, cache_dir=cache)
-    assert len(open_mixing_set(source, 16, cache_dir=cache, bad_pictures="skip")) == 6
+    assert len(open_mixing_set(source, 16, cache_dir=cache, on_mixing_decode_error="skip")) == 6
     result = CliRunner().invoke(show, ["set", str(source), "--json"])
     assert result.exit_code == 0
     assert str(odd) in result.stdout
@@ -330,7 +329,7 @@ def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
     content = encoded(picture)
     at = 33 if place == "before" else len(content) - 12
     content = content[:at] + chunk + content[at:]
-    assert np.array_equal(decode_picture(content), picture)
+    assert np.array_equal(decode_image(content), picture)
 
 
 def oriented(picture: np.ndarray, value: int, format: str = "JPEG") -> bytes:
@@ -348,12 +347,12 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     for command_name in ("imagefolder", "mixing"):
         plain = made(command_name, source, tmp_path / f"plain {command_name}")
-        assert bytes(ShardReader(open_shards(plain)).read(0)) == content
+        assert bytes(ShardDataset(open_shards(plain)).read(0)) == content
         assert "exif_transpose" not in open_shards(plain).settings
         opened = open_shards(
             made(command_name, source, tmp_path / command_name, "--exif-transpose")
         )
-        turned = bytes(ShardReader(opened).read(0))
+        turned = bytes(ShardDataset(opened).read(0))
         assert opened.settings["exif_transpose"] is True
         assert (turned == content) == (value == 1)
         assert Image.open(io.BytesIO(turned)).getexif().get(0x0112, 1) == 1
@@ -379,7 +378,7 @@ def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
     write(tmp_path / "source" / "a" / "1.jpg", oriented(PICTURES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
     assert "turned" not in opened.settings["found"]
-    assert bytes(ShardReader(opened).read(0)) in (
+    assert bytes(ShardDataset(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip
 

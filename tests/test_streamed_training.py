@@ -26,10 +26,10 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
+from pipelines.loading.batches import IMAGENET
+from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
-from pipelines.loading.preparation import IMAGENET
 from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.loading.samples import ShardReader
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import open_shards
 from pipelines.system.process_group import Processes, Watchdog
@@ -179,9 +179,9 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa:
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preparation": replace(IMAGENET, image_size=32),
+        "preprocess": replace(IMAGENET, image_size=32),
         "train": open_set(where, cache_dir=cache, remote=remote),
-        "window": 2,
+        "shuffle_window": 2,
         "cache_dir": cache,
         "remote": remote,
     }
@@ -272,7 +272,7 @@ def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> 
         again = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
         assert len(server.requests("train/index.npy")) == 1
     assert again.shards.hash == opened.shards.hash
-    copied = pickle.loads(pickle.dumps(ShardReader(opened.shards, opened.files.path)))
+    copied = pickle.loads(pickle.dumps(ShardDataset(opened.shards, opened.files.path)))
     assert copied.shards.samples.tolist() == opened.shards.samples.tolist()
 
 
@@ -459,20 +459,29 @@ def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> lis
     return [
         "folder", "--data", data, "--out", out, "--cache-dir", cache, "--no-mixing-set",
         "--model", "networks:classifier", "--epochs", EPOCHS, "--batch-size", BATCH,
-        "--window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
+        "--shuffle_window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
         "--checkpoint-every", 2, "--resume", "auto", *more,
     ]  # fmt: skip
 
 
-def plan(epochs: int = EPOCHS, window: int = 1, lanes: int = 1) -> list[list[int]]:
+def plan(
+    epochs: int = EPOCHS, shuffle_window: int = 1, shard_partitions: int = 1
+) -> list[list[int]]:
     """The batches of a whole training, at any number of processes."""
     batches = []
     sizes = [A_SHARD] * N_SHARDS
     for epoch in range(epochs):
         order = EpochOrder(
-            N, seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+            N,
+            seed=0,
+            epoch=epoch,
+            shard_sizes=sizes,
+            shuffle_window=shuffle_window,
+            shard_partitions=lanes,
         ).whole()
-        found = training_batches(order, batch_size=BATCH, rank=0, world_size=1, lanes=lanes)
+        found = training_batches(
+            order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=shard_partitions
+        )
         batches += [indices.tolist() for _, indices in found]
     return batches
 
@@ -570,11 +579,23 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             needed = shards_of(host.lines())
             assert len(needed) < N_SHARDS
             assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
-        # In lanes, a host needs its part of the shards alone, whatever is mixed with each other.
+        # In shard_partitions, a host needs its part of the shards alone, whatever is mixed with each other.
         before = log.read_text()
-        in_lanes = begin("lanes", "lanes", [0, 1], "--epochs", 1, "--window", 3, "--lanes", 2)
+        in_lanes = begin(
+            "shard_partitions",
+            "shard_partitions",
+            [0, 1],
+            "--epochs",
+            1,
+            "--shuffle_window",
+            3,
+            "--shard_partitions",
+            2,
+        )
         end(in_lanes)
-        assert joined_batches(in_lanes) == dict(enumerate(plan(epochs=1, window=3, lanes=2)))
+        assert joined_batches(in_lanes) == dict(
+            enumerate(plan(epochs=1, shuffle_window=3, shard_partitions=2))
+        )
         log.write_text(log.read_text().removeprefix(before))
         halves = [downloads(log, where).keys() for where in ADDRESSES]
         assert [len(half) for half in halves] == [N_SHARDS // 2] * 2

@@ -28,9 +28,8 @@ from pipelines.cli import train as command
 from pipelines.cli import training_options
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.loading.loaders import eval_loader
+from pipelines.loading.loader import eval_loader
 from pipelines.loading.remote_sets import open_set
-from pipelines.loading.samples import POLICIES
 from pipelines.models.opening import PRETRAINED, begin_with, open_checkpoint, open_model
 from pipelines.shards.index import ShardSet, open_shards
 from pipelines.system.process_group import Processes
@@ -1089,7 +1088,7 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
     refused = told("few", "--bad-pictures", "skip", "--bad-samples", "skip",
                    "--max-bad-samples", "1")  # fmt: skip
     assert refused.exit_code == 1
-    assert "more than the 1 of max_bad_samples (pixmix-train: --max-bad" in refused.stderr
+    assert "more than the 1 of max_decode_errors (pixmix-train: --max-bad" in refused.stderr
     for policy in ("substitute", "skip"):
         # Also where a training was begun that ended so.
         done = told("run" if policy == "skip" else policy, "--bad-pictures", "skip",

@@ -15,11 +15,10 @@ import torch
 from faulty_server import FaultyServer, stall
 from pipelines.errors import PipelineError
 from pipelines.loading import samples, transport
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.loaders import eval_loader, train_loader
-from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.samples import ShardReader
-from pipelines.loading.transport import ByValue, fits_shared_memory, worker_errors
+from pipelines.loading.batches import IMAGENET
+from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.loader import eval_loader, train_loader
+from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
 from pipelines.shards.index import open_shards
 from shard_sets import drawn_pictures, encoded, write_shards
 
@@ -109,7 +108,7 @@ loader = train_loader(
     seed=0,
     image_size=8,
     num_workers=int(sys.argv[3]),
-    window=1,
+    shuffle_window=1,
     multiprocessing_context=sys.argv[2],
     cache_dir=sys.argv[4],
     # Workers may take long to start, and are to find no line that is told meanwhile.
@@ -159,13 +158,13 @@ def test_batches_through_pipes_are_the_same(
 ) -> None:
     from dataclasses import replace
 
-    preparation = replace(IMAGENET, image_size=64, dtype=dtype)
-    wanted = list(train_loader(folder / "set", None, batch_size=8, preparation=preparation))
+    preprocess = replace(IMAGENET, image_size=64, dtype=dtype)
+    wanted = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
     monkeypatch.setattr(transport, "_SMALL_BYTES", 0)
-    monkeypatch.setattr("pipelines.loading.loaders.fits_shared_memory", lambda *_: False)
+    monkeypatch.setattr("pipelines.loading.loader.fits_shared_memory", lambda *_: False)
     monkeypatch.setattr(samples, "shared_tensor", lambda *_: pytest.fail("it is not to be used"))
     loader = train_loader(
-        folder / "set", None, batch_size=8, preparation=preparation, num_workers=1,
+        folder / "set", None, batch_size=8, preprocess=preprocess, num_workers=1,
         multiprocessing_context="fork",
     )  # fmt: skip
     for (images, labels), (others, their_labels) in zip(wanted, loader, strict=True):
@@ -214,7 +213,7 @@ def test_no_more_shards_are_open_than_the_limit_allows(
         monkeypatch.setattr(
             transport.resource, "getrlimit", lambda _which, limit=limit: (limit, before[1])
         )
-        reader = ShardReader(open_shards(folder))
+        reader = ShardDataset(open_shards(folder))
         for i in (*range(30), 0):
             assert reader.read(i) == b"picture %d" % i
         assert len(reader._open) <= most + 1
@@ -225,7 +224,7 @@ def test_a_shard_finds_a_place_where_others_took_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_shards(tmp_path / "set", [b"picture %d" % i for i in range(9)], sizes=[1] * 9)
-    reader = ShardReader(open_shards(folder))
+    reader = ShardDataset(open_shards(folder))
     really_open = os.open
 
     def limited(path: object, flags: int, *rest: int) -> int:
@@ -305,6 +304,6 @@ def test_a_thin_image_takes_no_more_memory_than_its_pixels() -> None:
     import numpy as np
 
     thin = encoded(np.zeros((1, 30_000, 3), np.uint8))
-    assert decode_picture(thin).shape == (1, 30_000, 3)
-    with pytest.raises(UnreadablePictureError):
-        decode_picture(thin[:100])
+    assert decode_image(thin).shape == (1, 30_000, 3)
+    with pytest.raises(UnreadableImageError):
+        decode_image(thin[:100])

@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.loading.preparation import CIFAR
+from pipelines.loading.batches import CIFAR
 from pipelines.loading.remote_sets import open_set
 from pipelines.shards.index import ShardSet
 from pipelines.training.recipes import DIGITS
@@ -26,7 +26,7 @@ def training(folder: Path, out: Path, **changes: Any) -> Training:  # noqa: ANN4
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preparation": replace(CIFAR, flip=False),
+        "preprocess": replace(CIFAR, flip=False),
         "train": open_set(folder / "train", cache_dir=None, remote=None),
         "test": open_set(folder / "test", cache_dir=None, remote=None),
     }

@@ -1,1 +1,1 @@
-"""Our code beside plain twins and rivals, run in turn in the same minute, as ratios."""
+"""Benchmarks: our code beside reference implementations and rivals, as ratios within one run."""

@@ -1,9 +1,8 @@
-"""Feature visualization: milliseconds a step, and seconds a picture of the default network."""
+"""Feature visualization beside the common way to write it, on one thread of the CPU."""
 
 import copy
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -11,7 +10,6 @@ from featviz import (
     COLOURS,
     Canvas,
     Network,
-    Precision,
     Stage,
     best_precision,
     channel,
@@ -22,184 +20,142 @@ from featviz import (
     visualize,
 )
 from featviz.sampling import GROUP, canvas, objective
-from pipelines.bench.comparison import (
+from pipelines.bench.references import PlainVisualization
+from pipelines.bench.timing import (
     OURS,
     Comparison,
-    Findings,
-    Ticks,
-    count_runs,
+    Contender,
+    Row,
+    Target,
+    one_thread,
     run_comparisons,
 )
-from pipelines.bench.plain_featviz import PlainVisualization
-from pipelines.bench.results import Goal, Rival, Row
-from pipelines.bench.threads import one_thread
-from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.system.progress import Progress, no_progress
 
 PACKAGES = ("numpy", "torch", "torchvision")
-PLAIN = "the plain way"
 
-_TIMING_NETWORK, _TIMING_LAYER, _TIMING_SIDE = "resnet50", "layer3", 224
+_PLAIN = "the common way"
+_NETWORK, _LAYER, _SIDE = "resnet50", "layer3", 224
 _STEPS = 128
-"""Of a default picture."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatvizBenchSettings:
-    """How much is run.
-
-    rounds: that count, of each comparison. batch: pictures at once. plain_steps: that the plain
-    twin takes a round. steps: ours, of a step's timing. sides: pixels of the default pictures.
-    """
-
-    rounds: int = 5
-    batch: int = 8
-    plain_steps: int = 3
-    steps: int = 4
-    sides: tuple[int, ...] = (256, 128)
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense."""
-        for name in ("rounds", "batch", "plain_steps", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
+"""Of a default image."""
+_SECONDS = {256: (3.0, 1.5), 128: (1.2, 1.2)}
+"""Bar and aim per image, by side."""
+_CPU = torch.device("cpu")
 
 
 def bench_featviz(
-    settings: FeatvizBenchSettings,
-    *,
+    rounds: int,
     progress: Progress = no_progress,
-    clock: Clock = time.perf_counter,
+    *,
+    batch: int = 8,
+    plain_steps: int = 3,
+    steps: int = 4,
+    sides: tuple[int, ...] = (256, 128),
 ) -> list[Row]:
-    """Run all benchmarks of feature visualization on one thread of the CPU, a row for each.
+    """Time optimization steps of a ResNet-50 and whole images of the default network.
 
     Args:
-        settings: how much is run.
-        progress: called with how many runs of a contender are done and how many there are.
-        clock: what the comparisons are timed with.
+        rounds: rounds that count, of each comparison.
+        progress: called with the number of finished runs and of all runs.
+        batch: images at once.
+        plain_steps: steps of the plain code per round.
+        steps: of ours, where single steps are timed.
+        sides: of the whole images, in pixels.
     """
     with one_thread():
-        deep = open_network(_TIMING_NETWORK, allow_random=True)
-        default = open_network()
-        whole = (_TIMING_SIDE, _TIMING_SIDE)
+        deep, default = open_network(_NETWORK, allow_random=True), open_network()
+        whole = (_SIDE, _SIDE)
+        single = [Stage(size=whole, window=whole, steps=steps)]
         comparisons = [
+            _step_comparison(deep, batch, plain_steps, single, "whole"),
             _step_comparison(
-                deep, settings, [Stage(size=whole, window=whole, steps=settings.steps)], "whole"
+                deep, batch, plain_steps, plan_stages(whole, _STEPS // 4), "as scheduled"
             ),
-            _step_comparison(deep, settings, plan_stages(whole, _STEPS // 4), "as scheduled"),
-            *(_picture_comparison(default, settings, side) for side in settings.sides),
+            *(_image_comparison(default, plain_steps, side) for side in sides),
         ]
-        ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
-        return run_comparisons(comparisons, settings.rounds, clock, ticks)
+        return run_comparisons(comparisons, rounds, progress)
 
 
 def _step_comparison(
-    network: Network, settings: FeatvizBenchSettings, stages: list[Stage], name: str
+    network: Network, n: int, plain_steps: int, stages: list[Stage], name: str
 ) -> Comparison:
-    """Compare steps of a picture of 224 pixels, of ours `batch` pictures at once."""
-    precision = best_precision(network, torch.device("cpu"))
-    prepared = prepare(network, [_TIMING_LAYER], device=torch.device("cpu"), precision=precision)
-    n = settings.batch
-    aim = channel(_TIMING_LAYER, list(range(n)))
-    plain_colours = Canvas(
+    """Compare steps on images of 224 pixels, of ours n images at once."""
+    precision = best_precision(network, _CPU)
+    prepared = prepare(network, [_LAYER], device=_CPU, precision=precision)
+    aim = channel(_LAYER, list(range(n)))
+    colours = Canvas(
         size=stages[-1].size,
         decay=torch.ones(n),
         colours=COLOURS.repeat(n, 1, 1),
         tint=torch.zeros((n, 3)),
     )
-
     keys = [(0, index) for index in range(n)]
-    last = stages[-1]
 
-    def ours(_number: int) -> float:
-        visualize(prepared, aim, plain_colours, stages, keys)
+    def ours(_place: int) -> float:
+        visualize(prepared, aim, colours, stages, keys)
         return float(n * (sum(stage.steps for stage in stages) - 1))
 
-    def start(_number: int) -> None:
-        visualize(prepared, aim, plain_colours, [replace(last, steps=1)], keys)
-
-    def finish(rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
-        milliseconds, plain = 1000 / rate.median, 1000 / rivals[0].rate.median
-        return Findings(
-            goals=(
-                Goal(
-                    figure="ratio", unit="x", value=rivals[0].ratio.median, rule="at least", bar=6,
-                    aim=8.5,
-                ),
-            ),
-            details={"milliseconds": milliseconds},
-            remarks=(
-                f"{milliseconds:.1f} ms a step and picture in {precision}, plain {plain:.0f} ms",
-            ),
-        )  # fmt: skip
+    def start(_place: int) -> None:
+        visualize(prepared, aim, colours, [replace(stages[-1], steps=1)], keys)
 
     return Comparison(
-        name=f"visualization, {_TIMING_NETWORK} {_TIMING_LAYER}, {_TIMING_SIDE} px, {name}",
+        name=f"visualization, {_NETWORK} {_LAYER}, {_SIDE} px, {name}",
         unit="steps/s",
-        scale=1.0,
         contenders=(
             Contender(name=OURS, run=ours, start=start),
-            Contender(name=PLAIN, run=_plain(network, _TIMING_LAYER, _TIMING_SIDE, settings)),
+            Contender(name=_PLAIN, run=_plain(network, _LAYER, _SIDE, plain_steps)),
         ),
-        finish=finish,
-    )
+        targets=(
+            Target(figure="ratio", unit="x", rule="at least", bar=6, aim=8.5,
+                   value=lambda row: row.rivals[0].ratio.median),
+        ),
+    )  # fmt: skip
 
 
-def _picture_comparison(network: Network, settings: FeatvizBenchSettings, side: int) -> Comparison:
-    """Compare default pictures, round by round of another layer, with steps of the plain way."""
-    precision: Precision = best_precision(network, torch.device("cpu"))
+def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparison:
+    """Compare default images, of another layer in each round, with steps of the common way."""
     layers = {each.name: each.channels for each in network.default_layers()}
-    prepared = prepare(network, list(layers), device=torch.device("cpu"), precision=precision)
+    precision = best_precision(network, _CPU)
+    prepared = prepare(network, list(layers), device=_CPU, precision=precision)
     stages = plan_stages((side, side), _STEPS)
+    plain_run = _plain(network, list(layers)[len(layers) // 2], side, plain_steps)
 
-    def ours(number: int) -> float:
-        first = number * GROUP
+    def ours(place: int) -> float:
+        first = place * GROUP
         together = [draw_recipe(0, index, layers) for index in range(first, first + GROUP)]
         visualize(
             prepared,
             objective(together, layers[together[0].layer]),
-            canvas(together, (side, side), torch.device("cpu")),
+            canvas(together, (side, side), _CPU),
             stages,
             [each.key for each in together],
             scales=[each.scale for each in together],
         )
         return float(len(together))
 
-    plain_steps = _plain(network, list(layers)[len(layers) // 2], side, settings)
-
-    def plain(number: int) -> float:
-        return plain_steps(number) / _STEPS
-
-    def finish(rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
-        seconds, others = 1 / rate.median, 1 / rivals[0].rate.median
-        bar, aim = {256: (3.0, 1.5), 128: (1.2, 1.2)}.get(side, (3.0, 3.0))
-        goal = Goal(figure="a picture", unit="s", value=seconds, rule="at most", bar=bar, aim=aim)
-        return Findings(
-            goals=(goal,),
-            details={"seconds": seconds},
-            remarks=(f"{seconds:.2f} s a picture in {precision}, plain {others:.1f} s",),
-        )
-
+    bar, aim = _SECONDS.get(side, (3.0, 3.0))
     return Comparison(
         name=f"visualization, {network.name}, {side} px, {_STEPS} steps",
-        unit="pictures/s",
-        scale=1.0,
-        contenders=(Contender(name=OURS, run=ours), Contender(name=PLAIN, run=plain)),
-        finish=finish,
-    )
+        unit="images/s",
+        contenders=(
+            Contender(name=OURS, run=ours),
+            Contender(name=_PLAIN, run=lambda place: plain_run(place) / _STEPS),
+        ),
+        targets=(
+            Target(figure="an image", unit="s", rule="at most", bar=bar, aim=aim,
+                   value=lambda row: 1 / row.rate.median),
+        ),
+    )  # fmt: skip
 
 
-def _plain(
-    network: Network, layer: str, side: int, settings: FeatvizBenchSettings
-) -> Callable[[int], float]:
-    """Return a run of some steps of the plain twin, on a network of its own."""
-    twin = PlainVisualization(
-        copy.deepcopy(network.module), layer, 5, side, network.mean, network.std
-    )
+def _plain(network: Network, layer: str, side: int, steps: int) -> Callable[[int], float]:
+    """Return a run of some steps of the common way, on a copy of the network."""
+    module = copy.deepcopy(network.module)
+    plain = PlainVisualization(module, layer, 5, side, network.mean, network.std)
 
-    def run(_number: int) -> float:
-        for _ in range(settings.plain_steps):
-            twin.step()
-        return float(settings.plain_steps)
+    def run(_place: int) -> float:
+        for _ in range(steps):
+            plain.step()
+        return float(steps)
 
     return run

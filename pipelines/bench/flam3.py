@@ -1,6 +1,6 @@
-"""flam3, the renderer of fractal flames, as a rival: its programs run, its file format written.
+"""flam3, the renderer of fractal flames, as a rival: run its programs and write its file format.
 
-Settings go through the environment, as flam3's README says; a quality is samples a pixel.
+Settings go through the environment, as flam3's README says; a quality is samples per pixel.
 """
 
 import os
@@ -11,11 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from fractals.genome import ChaosLayer
-from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.errors import PipelineError
-
-_PARAMETERS = {"julian": ("julian_power", "julian_dist")}
-"""What flam3 calls a variation's parameters, in our order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +29,12 @@ def find_flam3() -> Flam3 | None:
 
 
 def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
-    """Return a layer as flam3's XML, at quality 1; its palette is flam3's first.
+    """Return a layer of affine maps and variations as flam3's XML, at quality 1.
 
-    Raises:
-        ValueError: if the layer has a post or final map, a symmetry, a turned or folded camera, or
-            parameters whose names in flam3 are not known here.
+    Of variations with parameters, flam3's names are known for julian alone. The palette is flam3's
+    first.
     """
     camera = layer.camera
-    plain = (
-        layer.final is None and layer.symmetry == 1 and not any(each.post for each in layer.maps)
-    )
-    if not plain or camera.rotation != 0 or camera.fold != "none":
-        raise ValueError(
-            "no post map, final map, symmetry, rotation or fold is written; leave them out"
-        )
     flame = ElementTree.Element(
         "flame",
         size=f"{width} {height}",
@@ -67,31 +55,18 @@ def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
         }
         for term in each.variations:
             written[term.name] = f"{term.weight}"
-            if VARIATIONS[VARIATION_NUMBER[term.name]].parameters:
-                names = _names(term.name)
-                written |= {
-                    name: f"{value:g}" for name, value in zip(names, term.parameters, strict=True)
-                }
-        if not each.variations:
-            written["linear"] = "1"
+            if term.name == "julian":
+                power, distance = term.parameters
+                written |= {"julian_power": f"{power:g}", "julian_dist": f"{distance:g}"}
         ElementTree.SubElement(flame, "xform", written)
     return ElementTree.tostring(flame, encoding="unicode")
 
 
-def _names(variation: str) -> tuple[str, ...]:
-    if variation not in _PARAMETERS:
-        raise ValueError(f"{variation!r}: flam3's names of its parameters are not known here")
-    return _PARAMETERS[variation]
-
-
 def resized(xml: str, side: int) -> str:
-    """Return a random genome of flam3-genome as a square picture of another side, at quality 1."""
+    """Return a random genome of flam3-genome as a square image of another side, at quality 1."""
     flame = ElementTree.fromstring(xml)
     if flame.tag != "flame":
-        found = flame.find("flame")
-        if found is None:
-            raise PipelineError("flam3-genome wrote no flame; is flam3-utils installed whole?")
-        flame = found
+        flame = next(flame.iter("flame"))
     width, height = (int(number) for number in flame.attrib["size"].split())
     flame.set("scale", f"{float(flame.attrib['scale']) * side / min(width, height)}")
     flame.set("size", f"{side} {side}")
@@ -111,7 +86,7 @@ def render_flames(flam3: Flam3, flames: list[str], quality: float, folder: Path)
         flam3: the programs.
         flames: XML of `flame_xml` or `resized`.
         quality: samples a pixel.
-        folder: where the pictures go.
+        folder: where the images go.
 
     Raises:
         PipelineError: if flam3 fails.

@@ -1,117 +1,62 @@
-"""The loaders: pictures a second from shards to batches, beside a plain data set of torchvision."""
+"""The loaders from shards to batches, beside plain torchvision datasets."""
 
 import io
+import json
+import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipelines.bench.comparison import (
+from pipelines.bench.references import PlainCifar, PlainImageNet
+from pipelines.bench.timing import (
     OURS,
     Comparison,
-    Findings,
-    Ticks,
-    count_runs,
+    Contender,
+    Row,
+    Spread,
+    Target,
+    calibrate,
+    judged,
+    one_thread,
     run_comparisons,
+    variation,
 )
-from pipelines.bench.plain_loader import PlainCifar, PlainImageNet
-from pipelines.bench.results import Goal, Rival, Row
-from pipelines.bench.startup import measure_startup
-from pipelines.bench.threads import one_thread
-from pipelines.bench.timing import Clock, Contender, Spread
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.loaders import train_loader
-from pipelines.loading.preparation import CIFAR, IMAGENET
+from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.loader import train_loader
 from pipelines.shards.index import SAMPLE, write_index
-from pipelines.shards.tars import NoTarError, end_tar, scan_tar, write_member
+from pipelines.shards.tars import BLOCK, NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resized_crop
 
-PLAIN = "plain torchvision + Pillow"
-PLAIN_IN_MEMORY = "plain torchvision + Pillow, mixing set in memory"
-DECODE = "decoding alone"
-ONE_WORKER = "one worker"
 PACKAGES = ("numpy", "numba", "pillow", "torch", "torchvision", "simplejpeg")
 
+_PLAIN = "plain torchvision + Pillow"
+_PLAIN_IN_MEMORY = "plain torchvision + Pillow, mixing set in memory"
 _BATCH = 50
 _CIFAR_BATCH = 500
-_TIMES_FOR_WORKERS = 6
 _PLAIN_CIFAR_SAMPLES = 1000
-_MILLION = 1e6
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderBenchSettings:
-    """How much is run.
-
-    rounds: that count, of each comparison. pictures: a tar of JPEGs to load; None to draw some.
-    n_drawn: how many are drawn. n_small: samples of the CIFAR-like set. n_index: samples of the
-    set whose start is timed.
-    """
-
-    rounds: int = 7
-    pictures: Path | None = None
-    n_drawn: int = 100
-    n_small: int = 50_000
-    n_index: int = 1_281_167
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense."""
-        for name in ("rounds", "n_drawn", "n_small", "n_index"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-
-
-def bench_loader(
-    settings: LoaderBenchSettings,
-    *,
-    progress: Progress = no_progress,
-    clock: Clock = time.perf_counter,
-) -> list[Row]:
-    """Run all benchmarks of the loaders, one thread each, and return a row for each.
-
-    Args:
-        settings: how much is run.
-        progress: called with how many runs of a contender are done and how many there are.
-        clock: what the comparisons are timed with.
-
-    Raises:
-        PipelineError: if the pictures cannot be read.
-    """
-    with (
-        one_thread(),
-        tempfile.TemporaryDirectory(prefix="pixmix-bench-") as folder,
-        _case(settings, Path(folder)) as case,
-    ):
-        comparisons = [
-            _decode_comparison(case),
-            _crop_comparison(case),
-            _whole_comparison(case),
-            _workers_comparison(case),
-            _small_comparison(case, settings.n_small),
-        ]
-        ticks = Ticks(total=count_runs(comparisons, settings.rounds), progress=progress)
-        rows = run_comparisons(comparisons, settings.rounds, clock, ticks)
-        return [*rows, measure_startup(case.contents[0], settings.n_index, Path(folder))]
-
-
-# --- what is loaded ------------------------------------------------------------------------------
+_EPOCHS_FOR_WORKERS = 6
+"""A longer epoch, because workers are idle at the end of each."""
+_STARTS = 3
+_START_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """JPEGs, the same as shards, and a mixing set as files and in memory."""
+    """JPEGs, a set of shards of them, and a mixing set as files and in memory."""
 
     contents: list[bytes]
     shards: Path
@@ -121,6 +66,7 @@ class _Case:
 
     @property
     def n(self) -> int:
+        """Samples of whole batches."""
         return len(self.contents) // _BATCH * _BATCH or len(self.contents)
 
     @property
@@ -128,39 +74,66 @@ class _Case:
         return min(_BATCH, len(self.contents))
 
 
-@contextmanager
-def _case(settings: LoaderBenchSettings, folder: Path) -> Iterator[_Case]:
-    contents = (
-        _drawn_jpegs(settings.n_drawn, (375, 500), 0)
-        if settings.pictures is None
-        else _jpegs_of(settings.pictures)
-    )
-    mixing_files = _drawn_jpegs(40, (512, 512), 1)
-    resized = [
-        np.asarray(Image.open(io.BytesIO(content)).resize((256, 256), Image.Resampling.BILINEAR))
-        for content in mixing_files
-    ]
-    yield _Case(
-        contents=contents,
-        shards=write_plain_shards(folder / "shards", contents),
-        mixing_files=mixing_files,
-        mixing_set=PackedPictures.pack(resized),
-        cache=folder / "cache",
-    )
+def bench_loader(
+    rounds: int,
+    progress: Progress = no_progress,
+    *,
+    images: Path | None = None,
+    n_drawn: int = 100,
+    n_small: int = 50_000,
+    n_index: int = 1_281_167,
+) -> list[Row]:
+    """Time the loaders, one thread each.
+
+    Args:
+        rounds: rounds that count, of each comparison.
+        progress: called with the number of finished runs and of all runs.
+        images: a tar of JPEGs to load, or None to draw some.
+        n_drawn: how many JPEGs are drawn.
+        n_small: samples of the CIFAR-like set.
+        n_index: samples of the set whose start is timed.
+
+    Raises:
+        PipelineError: if the tar cannot be used.
+    """
+    with one_thread(), tempfile.TemporaryDirectory(prefix="pixmix-bench-") as name:
+        folder = Path(name)
+        contents = _drawn_jpegs(n_drawn, (375, 500), 0) if images is None else _jpegs_of(images)
+        mixing_files = _drawn_jpegs(40, (512, 512), 1)
+        small = [
+            np.asarray(Image.open(io.BytesIO(each)).resize((256, 256), Image.Resampling.BILINEAR))
+            for each in mixing_files
+        ]
+        case = _Case(
+            contents=contents,
+            shards=write_plain_shards(folder / "shards", contents),
+            mixing_files=mixing_files,
+            mixing_set=PackedPictures.pack(small),
+            cache=folder / "cache",
+        )
+        comparisons = [
+            _decode_comparison(case),
+            _crop_comparison(case),
+            _whole_comparison(case),
+            _workers_comparison(case),
+            _small_comparison(case, n_small),
+        ]
+        rows = run_comparisons(comparisons, rounds, progress, more=1)
+        return [*rows, _measure_start(case.contents[0], n_index, folder)]
 
 
 def _jpegs_of(tar_file: Path) -> list[bytes]:
     """Return the JPEGs of a tar, each of them whole.
 
     Raises:
-        PipelineError: if it is no tar, holds none, or one is damaged.
+        PipelineError: if it is not a tar, contains no JPEG, or one is damaged.
         OSError: if it cannot be read.
     """
     jpegs = []
     try:
         members = list(scan_tar(tar_file))
     except NoTarError as error:
-        raise PipelineError(f"{tar_file} is no tar of pictures; give one") from error
+        raise PipelineError(f"{tar_file} is not a tar; pass a tar of JPEGs") from error
     with tar_file.open("rb") as file:
         for member in members:
             file.seek(member.offset)
@@ -168,15 +141,15 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
             if not content.startswith(b"\xff\xd8"):
                 continue
             try:
-                decode_picture(content)
-            except UnreadablePictureError as error:
+                decode_image(content)
+            except UnreadableImageError as error:
                 raise PipelineError(
-                    f"{member.name} in {tar_file} is no readable picture ({error}); write the tar "
-                    "again without it, or name another"
+                    f"{member.name} in {tar_file} cannot be decoded ({error}); remove it from "
+                    "the tar or pass another tar"
                 ) from error
             jpegs.append(content)
     if not jpegs:
-        raise PipelineError(f"{tar_file} holds no JPEG; give a tar of some")
+        raise PipelineError(f"{tar_file} contains no JPEG; pass a tar of JPEGs")
     return jpegs
 
 
@@ -189,23 +162,23 @@ def _drawn_jpegs(n: int, size: tuple[int, int], seed: int) -> list[bytes]:
         smooth = np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC), np.int16)
         grain = generator.integers(-16, 17, (*size, 3))
         file = io.BytesIO()
-        picture = np.clip(smooth + grain, 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(file, "JPEG", quality=90)
+        image = np.clip(smooth + grain, 0, 255).astype(np.uint8)
+        Image.fromarray(image).save(file, "JPEG", quality=90)
         contents.append(file.getvalue())
     return contents
 
 
-def quick_png(picture: NDArray[np.uint8]) -> bytes:
-    """Return a picture as a PNG file, quickly packed, as benchmarks need it by the thousand."""
+def quick_png(image: NDArray[np.uint8]) -> bytes:
+    """Return an image as a quickly compressed PNG file."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG", compress_level=1)
+    Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
 def write_plain_shards(
     folder: Path, contents: Sequence[bytes], *, extension: str = "jpg", kind: str = "imagefolder"
 ) -> Path:
-    """Write pictures as a set of one shard, their numbers as labels, and return its folder."""
+    """Write images as a set of one shard, with their numbers as labels, and return its folder."""
     folder.mkdir(parents=True)
     rows = []
     path = folder / "bench-0000.tar"
@@ -226,181 +199,136 @@ def write_plain_shards(
 
 
 def _decode_comparison(case: _Case) -> Comparison:
-    """Compare decoding by the loader's way with Pillow."""
+    """Compare decoding as the loader does it with Pillow."""
 
-    def ours(_number: int) -> float:
-        for content in case.contents[: case.n]:
-            decode_picture(content)
-        return case.n
-
-    def pillow(_number: int) -> float:
+    def pillow(_place: int) -> float:
         for content in case.contents[: case.n]:
             with Image.open(io.BytesIO(content)) as image:
                 np.asarray(image.convert("RGB"))
         return case.n
 
-    return _stage("decode a JPEG", ours, Contender(name="Pillow", run=pillow))
+    return Comparison(
+        name="decode a JPEG",
+        unit="images/s",
+        contenders=(
+            Contender(name=OURS, run=_decoding(case)),
+            Contender(name="Pillow", run=pillow),
+        ),
+    )
+
+
+def _decoding(case: _Case) -> Callable[[int], float]:
+    def decode(_place: int) -> float:
+        for content in case.contents[: case.n]:
+            decode_image(content)
+        return case.n
+
+    return decode
 
 
 def _crop_comparison(case: _Case) -> Comparison:
-    """Compare the random resized crop of pictures in memory with Pillow's."""
-    pictures = [decode_picture(content) for content in case.contents[:_BATCH]]
-    images = [Image.fromarray(picture) for picture in pictures]
+    """Compare the random resized crop of images in memory with Pillow's."""
+    arrays = [decode_image(content) for content in case.contents[:_BATCH]]
+    images = [Image.fromarray(array) for array in arrays]
 
-    def part(number: int, i: int) -> tuple[int, int, int, int]:
+    def part(place: int, i: int) -> tuple[int, int, int, int]:
         return draw_resized_crop(
-            i, seed=0, epoch=number, size=(pictures[i].shape[0], pictures[i].shape[1]),
+            i, seed=0, epoch=place, size=(arrays[i].shape[0], arrays[i].shape[1]),
             scale=IMAGENET.scale, ratio=IMAGENET.ratio,
         )  # fmt: skip
 
-    def ours(number: int) -> float:
-        for i, picture in enumerate(pictures):
-            resized_crop(picture, *part(number, i), (224, 224))
-        return len(pictures)
+    def ours(place: int) -> float:
+        for i, array in enumerate(arrays):
+            resized_crop(array, *part(place, i), (224, 224))
+        return len(arrays)
 
-    def pillow(number: int) -> float:
+    def pillow(place: int) -> float:
         for i, image in enumerate(images):
-            top, left, height, width = part(number, i)
+            top, left, height, width = part(place, i)
             cut = image.crop((left, top, left + width, top + height))
             np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
         return len(images)
 
-    return _stage("random resized crop to 224x224", ours, Contender(name="Pillow", run=pillow))
-
-
-def _stage(name: str, ours: Callable[[int], float], rival: Contender) -> Comparison:
-    def finish(rate: Spread, _rivals: tuple[Rival, ...]) -> Findings:
-        milliseconds = 1000 / rate.median
-        return Findings(
-            goals=(), details={"milliseconds": milliseconds},
-            remarks=(f"{milliseconds:.2f} ms a picture",),
-        )  # fmt: skip
-
     return Comparison(
-        name=name,
-        unit="pictures/s",
-        scale=1.0,
-        contenders=(Contender(name=OURS, run=ours), rival),
-        finish=finish,
+        name="random resized crop to 224x224",
+        unit="images/s",
+        contenders=(Contender(name=OURS, run=ours), Contender(name="Pillow", run=pillow)),
     )
 
 
+def _epoch(loader: Iterable[Any]) -> Callable[[int], float]:
+    """Return a run of an epoch of a loader, ours or torch's."""
+
+    def run(_place: int) -> float:
+        return sum(len(images) for images, _ in loader)
+
+    return run
+
+
 def _whole_comparison(case: _Case) -> Comparison:
-    """Compare a whole epoch, from shards to batches, with decoding alone and plain data sets."""
+    """Compare a whole epoch, from shards to batches, with decoding alone and plain datasets."""
+    settings = IMAGENET.pixmix
+    assert settings is not None
     loader = train_loader(
-        case.shards, case.mixing_set, batch_size=case.batch, preparation=IMAGENET,
+        case.shards, case.mixing_set, batch_size=case.batch, preprocess=IMAGENET,
         cache_dir=case.cache,
     )  # fmt: skip
 
-    def ours(_number: int) -> float:
-        return sum(len(images) for images, _ in loader)
-
-    def decode(_number: int) -> float:
-        for content in case.contents[: case.n]:
-            decode_picture(content)
-        return case.n
-
-    def finish(rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
-        alone, plain = rivals[0], rivals[1]
-        times = 1 / alone.ratio.median
-        return Findings(
-            goals=(
-                Goal(
-                    figure="of decoding alone", unit="x", value=times, rule="at most", bar=2.2,
-                    aim=2.2,
-                ),
-                Goal(
-                    figure="plain", unit="x", value=plain.ratio.median, rule="at least", bar=4,
-                    aim=4,
-                ),
-            ),
-            details={"milliseconds": 1000 / rate.median},
-            remarks=(
-                f"{1000 / rate.median:.2f} ms a sample; decoding alone "
-                f"{1000 / alone.rate.median:.2f}, plain {1000 / plain.rate.median:.2f}",
-            ),
+    def plain(mixing_set: list[NDArray[np.uint8]] | None) -> Callable[[int], float]:
+        dataset = PlainImageNet(
+            case.contents[: case.batch], case.mixing_files, mixing_set, settings, size=224,
+            mean=IMAGENET.mean, std=IMAGENET.std,
         )  # fmt: skip
+        return _epoch(DataLoader(dataset, batch_size=case.batch, shuffle=True))
 
     return Comparison(
         name="ImageNet, shards to batches of 224x224",
         unit="samples/s",
-        scale=1.0,
         contenders=(
-            Contender(name=OURS, run=ours),
-            Contender(name=DECODE, run=decode),
-            Contender(name=PLAIN, run=_plain_imagenet(case, in_memory=False)),
-            Contender(name=PLAIN_IN_MEMORY, run=_plain_imagenet(case, in_memory=True)),
+            Contender(name=OURS, run=_epoch(loader)),
+            Contender(name="decoding alone", run=_decoding(case)),
+            Contender(name=_PLAIN, run=plain(None)),
+            Contender(name=_PLAIN_IN_MEMORY, run=plain(list(case.mixing_set))),
         ),
-        finish=finish,
-    )
-
-
-def _plain_imagenet(case: _Case, *, in_memory: bool) -> "_PlainRun":
-    assert IMAGENET.pixmix is not None
-    return _PlainRun(
-        PlainImageNet(
-            case.contents[: case.batch],
-            case.mixing_files,
-            list(case.mixing_set) if in_memory else None,
-            IMAGENET.pixmix,
-            size=224,
-            mean=IMAGENET.mean,
-            std=IMAGENET.std,
+        targets=(
+            Target(figure="of decoding alone", unit="x", rule="at most", bar=2.2,
+                   value=lambda row: 1 / row.rivals[0].ratio.median),
+            Target(figure="plain", unit="x", rule="at least", bar=4,
+                   value=lambda row: row.rivals[1].ratio.median),
         ),
-        case.batch,
-    )
-
-
-class _PlainRun:
-    """An epoch of a plain data set by torch's own loader, in this process."""
-
-    def __init__(self, dataset: PlainImageNet | PlainCifar, batch_size: int) -> None:
-        self._loader = DataLoader(dataset, batch_size=batch_size, shuffle=True)
-        self._n = len(dataset)
-
-    def __call__(self, _number: int) -> float:
-        for _ in self._loader:
-            pass
-        return self._n
+    )  # fmt: skip
 
 
 def _workers_comparison(case: _Case) -> Comparison:
     """Compare two worker processes with one."""
-    # Long epochs, for workers stand still at the end of each.
-    contents = case.contents * _TIMES_FOR_WORKERS
-    shards = write_plain_shards(case.shards.parent / "longer", contents)
+    shards = write_plain_shards(case.shards.parent / "longer", case.contents * _EPOCHS_FOR_WORKERS)
 
     def epochs(num_workers: int) -> Callable[[int], float]:
-        loader = train_loader(
-            shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
-            num_workers=num_workers,
-            cache_dir=case.cache,
+        return _epoch(
+            train_loader(
+                shards, case.mixing_set, batch_size=case.batch // 2 or 1, preprocess=IMAGENET,
+                num_workers=num_workers, cache_dir=case.cache,
+            )
         )  # fmt: skip
-
-        def run(_number: int) -> float:
-            return sum(len(images) for images, _ in loader)
-
-        return run
-
-    def finish(_rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
-        value = rivals[0].ratio.median
-        goal = Goal(figure="scaling", unit="x", value=value, rule="at least", bar=1.6, aim=1.6)
-        return Findings(goals=(goal,))
 
     return Comparison(
         name="ImageNet, two workers",
         unit="samples/s",
-        scale=1.0,
         contenders=(
             Contender(name=OURS, run=epochs(2)),
-            Contender(name=ONE_WORKER, run=epochs(1)),
+            Contender(name="one worker", run=epochs(1)),
         ),
-        finish=finish,
-    )
+        targets=(
+            Target(figure="scaling", unit="x", rule="at least", bar=1.6,
+                   value=lambda row: row.rivals[0].ratio.median),
+        ),
+    )  # fmt: skip
 
 
 def _small_comparison(case: _Case, n: int) -> Comparison:
-    """Compare an epoch of a CIFAR-like set with a plain data set, all pictures in memory."""
+    """Compare an epoch of a CIFAR-like set with a plain dataset, all images in memory."""
+    settings = CIFAR.pixmix
+    assert settings is not None
     generator = np.random.default_rng(2)
     coarse = generator.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     grain = generator.integers(0, 16, (n, 32, 32, 3), dtype=np.uint8)
@@ -414,39 +342,99 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
         kind="cifar10",
     )  # fmt: skip
     loader = train_loader(
-        shards, mixing_set, batch_size=batch, preparation=CIFAR, cache_dir=case.cache
+        shards, mixing_set, batch_size=batch, preprocess=CIFAR, cache_dir=case.cache
     )
-    assert CIFAR.pixmix is not None
-    plain = PlainCifar(images[:_PLAIN_CIFAR_SAMPLES], list(mixing_set), CIFAR.pixmix)
-
-    def ours(_number: int) -> float:
-        return sum(len(images) for images, _ in loader)
-
-    def finish(rate: Spread, rivals: tuple[Rival, ...]) -> Findings:
-        microseconds = _MILLION / rate.median
-        plain_microseconds = _MILLION / rivals[0].rate.median
-        return Findings(
-            goals=(
-                Goal(
-                    figure="a sample", unit="us", value=microseconds, rule="at most", bar=45,
-                    aim=45,
-                ),
-                Goal(
-                    figure="50,000 samples", unit="s", value=microseconds / 20, rule="at most",
-                    bar=2.3, aim=2.3,
-                ),
-            ),
-            details={"microseconds": microseconds},
-            remarks=(f"{microseconds:.1f} us a sample, plain {plain_microseconds:.0f} us",),
-        )  # fmt: skip
-
+    plain = PlainCifar(images[:_PLAIN_CIFAR_SAMPLES], list(mixing_set), settings)
     return Comparison(
         name="CIFAR, flip, padded crop, PixMix, in batches",
         unit="samples/s",
-        scale=1.0,
         contenders=(
-            Contender(name=OURS, run=ours),
-            Contender(name=PLAIN_IN_MEMORY, run=_PlainRun(plain, batch)),
+            Contender(name=OURS, run=_epoch(loader)),
+            Contender(
+                name=_PLAIN_IN_MEMORY,
+                run=_epoch(DataLoader(plain, batch_size=batch, shuffle=True)),
+            ),
         ),
-        finish=finish,
+        targets=(
+            Target(figure="a sample", unit="us", rule="at most", bar=45,
+                   value=lambda row: 1e6 / row.rate.median),
+        ),
+    )  # fmt: skip
+
+
+# --- the first batch of a large set --------------------------------------------------------------
+
+# Run in a new process; it prints one line of JSON.
+_PROGRAM = """
+import json, os, sys, time
+start = time.perf_counter()
+import torch
+torch.set_num_threads(1)
+imported = time.perf_counter()
+def private():
+    with open("/proc/self/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
+before = private() if sys.platform == "linux" else 0.0
+from pipelines.loading.loader import train_loader
+loader = train_loader(sys.argv[1], batch_size=int(sys.argv[2]), cache_dir=sys.argv[3])
+images, labels = next(iter(loader))
+first = time.perf_counter()
+after = private() if sys.platform == "linux" else 0.0
+print(json.dumps({"torch": imported - start, "first": first - imported, "memory": after - before}))
+"""
+
+
+def _write_large_index(folder: Path, content: bytes, n: int) -> Path:
+    """Write a set of n samples that all are one image in one small shard; return its folder."""
+    folder.mkdir(parents=True)
+    path = folder / "large-0000.tar"
+    with path.open("xb") as tar:
+        offset = write_member(tar, "00000000.jpg", content)
+        end_tar(tar)
+        # A hole, as large as headers of so many samples are.
+        tar.truncate(max(tar.tell(), BLOCK * n))
+    samples = np.zeros(n, SAMPLE)
+    samples["size"], samples["offset"] = len(content), offset
+    samples["label"] = np.arange(n) % 1000
+    write_index(
+        folder, name="large", kind="imagefolder", shards=[describe_tar(path, samples)],
+        samples=samples, classes=[], extensions=["jpg"], settings={}, versions={},
+    )  # fmt: skip
+    return folder
+
+
+def _measure_start(content: bytes, n: int, folder: Path) -> Row:
+    """Return a row on the start of a loader of n samples, with kernels compiled and files cached.
+
+    The rate is of starts, from the end of `import torch` to the first batch of 16.
+    """
+    where = _write_large_index(folder / "large", content, n)
+    calibrations, found = [calibrate()], []
+    for _ in range(_STARTS + 1):
+        done = subprocess.run(
+            [sys.executable, "-c", _PROGRAM, where, str(_START_BATCH), folder / "cache"],
+            check=True,
+            capture_output=True,
+        )
+        found.append(json.loads(done.stdout))
+        calibrations.append(calibrate())
+    # The first run warms up.
+    median = {key: Spread.of([run[key] for run in found[1:]]).median for key in found[0]}
+    row = Row(
+        name=f"first batch of {n:,} samples",
+        unit="starts/s",
+        rate=Spread.of([1 / run["first"] for run in found[1:]]),
+        calibration_variation=variation(calibrations),
+        details={
+            "seconds": median["first"],
+            "megabytes": median["memory"],
+            "import_torch_seconds": median["torch"],
+        },
     )
+    targets = (
+        Target(figure="first batch", unit="s", rule="at most", bar=3,
+               value=lambda row: row.details["seconds"]),
+        Target(figure="memory above torch", unit="MB", rule="at most", bar=200,
+               value=lambda row: row.details["megabytes"]),
+    )  # fmt: skip
+    return judged(row, targets)

@@ -22,9 +22,8 @@ from pipelines.cli.training_progress import TrainingProgress
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.loading.preparation import Preparation
+    from pipelines.loading.batches import OnDecodeError, PreprocessConfig
     from pipelines.loading.remote_sets import Remote
-    from pipelines.loading.samples import Policy
     from pipelines.system.process_group import Processes
     from pipelines.training.data import Data, Dataset
     from pipelines.training.recipes import Recipe
@@ -132,7 +131,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     small = dataset in SMALL
-    policy, max_bad_samples = _of_bad_samples(options)
+    policy, max_decode_errors = _decode_errors(options)
     mixing_set = _mixing_set(options, recipe)
     if options["wandb"]:
         # Before what takes long.
@@ -142,7 +141,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
     out: Path = options["out"]
     remote = Remote(
         limit_bytes=options["cache_limit"],
-        ahead=options["read_ahead"],
+        ahead=options["prefetch"],
         downloads=options["downloads"],
         access=RemoteAccess(patience_s=options["patience"]),
     )
@@ -171,7 +170,7 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
         training = Training(
             out=out,
             recipe=recipe,
-            preparation=_preparation(dataset, options),
+            preprocess=_preprocess(dataset, options),
             train=shards,
             validation=validation,
             test=data.test,
@@ -182,11 +181,11 @@ def _train(dataset: "Dataset", options: dict[str, Any]) -> None:
             keep=options["keep"],
             checkpoint_every=options["checkpoint_every"],
             num_workers=(0 if small else min(4, cores)) if workers is None else workers,
-            window=options["window"],
-            lanes=options["lanes"],
-            bad_samples=policy,
-            max_bad_samples=max_bad_samples,
-            bad_pictures=options["bad_pictures"] or "raise",
+            shuffle_window=options["shuffle_window"],
+            shard_partitions=options["shard_partitions"],
+            on_decode_error=policy,
+            max_decode_errors=max_decode_errors,
+            on_mixing_decode_error=options["on_mixing_decode_error"] or "raise",
             cache_dir=options["cache_dir"],
             remote=remote,
             compile=options["compile"],
@@ -286,13 +285,13 @@ def _open_data(
     return data
 
 
-def _preparation(dataset: "Dataset", options: dict[str, Any]) -> "Preparation":
-    from pipelines.loading import preparation as preparations
+def _preprocess(dataset: "Dataset", options: dict[str, Any]) -> "PreprocessConfig":
+    from pipelines.loading.batches import CIFAR, IMAGENET
 
     if dataset not in SMALL:
-        return replace(preparations.IMAGENET, image_size=options["image_size"])
+        return replace(IMAGENET, image_size=options["image_size"])
     # None of the digits is another digit in a mirror.
-    return replace(preparations.CIFAR, flip=dataset != "digits")
+    return replace(CIFAR, flip=dataset != "digits")
 
 
 def _recipe(dataset: "Dataset", options: dict[str, Any]) -> "Recipe":
@@ -367,8 +366,10 @@ def _mixing_set(options: dict[str, Any], recipe: "Recipe") -> tuple[Path | str, 
         raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
     if given and recipe.augment != "pixmix":
         raise click.UsageError(f"--augment {recipe.augment} mixes nothing; leave --mixing-set out")
-    if not given and options["bad_pictures"] is not None:
-        raise click.UsageError("--bad-pictures is of a --mixing-set; name one, or leave it out")
+    if not given and options["on_mixing_decode_error"] is not None:
+        raise click.UsageError(
+            "--on-mixing-decode-error needs a --mixing-set; pass one, or leave it out"
+        )
     if not given and not options["no_mixing_set"] and recipe.augment == "pixmix":
         raise click.UsageError(
             "PixMix needs --mixing-set or --no-mixing-set: pass a set of images to mix with "
@@ -378,12 +379,12 @@ def _mixing_set(options: dict[str, Any], recipe: "Recipe") -> tuple[Path | str, 
     return given or None
 
 
-def _of_bad_samples(options: dict[str, Any]) -> "tuple[Policy, int]":
-    policy, most = options.get("bad_samples", "raise"), options.get("max_bad_samples")
+def _decode_errors(options: dict[str, Any]) -> "tuple[OnDecodeError, int]":
+    policy, most = options.get("on_decode_error", "raise"), options.get("max_decode_errors")
     if policy == "raise" and most is not None:
         raise click.UsageError(
-            "--max-bad-samples counts those that are passed over; give --bad-samples substitute or "
-            "skip, too, or leave it out"
+            "--max-decode-errors counts samples that are substituted or skipped; pass "
+            "--on-decode-error substitute or skip, too, or leave it out"
         )
     return policy, 100 if most is None else most
 

@@ -21,9 +21,9 @@ from pipelines.cli.options import (
 if TYPE_CHECKING:
     from pipelines.training.data import Dataset
 
-# As in training.recipes, models.opening and loading.samples, which would take seconds to import for
+# As in training.recipes, models.opening and loading.batches, which would take seconds to import for
 # the help; a test holds them equal.
-POLICIES = ("raise", "substitute", "skip")
+ON_DECODE_ERROR = ("raise", "substitute", "skip")
 AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
 PRECISIONS = ("float32", "bfloat16", "float16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -116,19 +116,20 @@ _DATA: "dict[Dataset, str]" = {
 SMALL: "tuple[Dataset, ...]" = ("cifar10", "cifar100", "digits")
 """Whose pictures are held in memory, and read before the first batch."""
 
-_BAD_SAMPLES = (
+_DECODE_ERRORS = (
     click.option(
-        "--bad-samples",
-        type=click.Choice(POLICIES),
+        "--on-decode-error",
+        type=click.Choice(ON_DECODE_ERROR),
         default="raise",
         show_default=True,
-        help="What becomes of samples that cannot be read: they end the training, the next one of "
-        "the order takes their place, or batches are smaller. Evaluations skip them in both cases.",
+        help="What to do about samples that cannot be decoded: raise an error, substitute the next "
+        "sample of the order, or skip them, so that batches are smaller. Evaluations skip them in "
+        "both cases.",
     ),
     click.option(
-        "--max-bad-samples",
+        "--max-decode-errors",
         type=click.IntRange(0),
-        help="More than that in a process end the training all the same.  [default: 100]",
+        help="Abort after more than this many such samples in a process.  [default: 100]",
     ),
 )
 
@@ -252,24 +253,24 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             "memory, else 4, or its share of the cores where that is less]",
         ),
         click.option(
-            "--window",
+            "--shuffle-window",
             type=click.IntRange(1),
-            help="Shards of each lane that are mixed with each other at a time, and so that a node "
-            "needs at once.  [default: all]",
+            help="Number of shards of each partition that are shuffled together, which is about "
+            "what a node needs at a time.  [default: all]",
         ),
         click.option(
-            "--lanes",
+            "--shard-partitions",
             type=click.IntRange(1),
             default=1,
             show_default=True,
-            help="Parts of the shards of which each batch takes equally many samples: as many as "
-            "nodes, and each node needs its part alone. Divides the batch size.",
+            help="Number of parts of the shards of which each batch takes equally many samples: "
+            "with as many as nodes, each node needs its part alone. Must divide the batch size.",
         ),
-        *(() if dataset in SMALL else _BAD_SAMPLES),
+        *(() if dataset in SMALL else _DECODE_ERRORS),
         click.option(
-            "--bad-pictures",
+            "--on-mixing-decode-error",
             type=click.Choice(["raise", "skip"]),
-            help="What becomes of pictures of the mixing set that cannot be read.  "
+            help="What to do about images of the mixing set that cannot be decoded.  "
             "[default: raise]",
         ),
         click.option(
@@ -284,10 +285,10 @@ def training_options(dataset: "Dataset") -> tuple[Callable[[Command], Command], 
             help="Of the shards in it, as 200GB.  [default: what the disk has]",
         ),
         click.option(
-            "--read-ahead",
+            "--prefetch",
             type=click.IntRange(1),
-            help="Shards of an address that are downloaded before they are needed.  [default: a "
-            "window's, or 4]",
+            help="Number of remote shards that are downloaded before they are needed.  [default: "
+            "those of a shuffle window, or 4]",
         ),
         click.option(
             "--downloads",

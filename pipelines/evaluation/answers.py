@@ -11,8 +11,8 @@ from torch import Tensor, distributed, nn
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.pictures import Pictures
-from pipelines.loading.preparation import Triple
-from pipelines.loading.sources import ahead
+from pipelines.loading.batches import Triple
+from pipelines.loading.workers import prefetch
 from pipelines.models.opening import shapes_are_told
 from pipelines.system.process_group import Processes
 
@@ -97,7 +97,7 @@ class Classifier:
         predicted, confidence = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         kept: list[NDArray[np.float32]] = []
         for numbers, read in zip(
-            batches, ahead(iter(batches), pictures.read, pictures.ahead), strict=True
+            batches, prefetch(iter(batches), pictures.read, pictures.ahead), strict=True
         ):
             images = as_images(read, self.processes.device)
             if change is not None:

@@ -21,11 +21,10 @@ from pipelines.evaluation.trees import (
     holds_images,
     list_tree,
 )
-from pipelines.loading.decode import UnreadablePictureError, read_size
-from pipelines.loading.mixing_set import open_pictures, uniform_view
-from pipelines.loading.preparation import CIFAR, Preparation, Triple
-from pipelines.loading.preparation import IMAGENET as RECIPE
-from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
+from pipelines.loading.batches import IMAGENET as RECIPE
+from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, read_size
+from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
 from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.picture_files import read_image_file
@@ -203,7 +202,7 @@ def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _usual(said: dict[str, Any]) -> Preparation:
+def _usual(said: dict[str, Any]) -> PreprocessConfig:
     """Return how a network of a name has pictures of any size, unless something else is said.
 
     As torchvision's first weights of that name: later ones of a ResNet want 232 pixels before the
@@ -214,7 +213,7 @@ def _usual(said: dict[str, Any]) -> Preparation:
         return RECIPE
     weights = next(iter(torchvision.models.get_model_weights(name)))
     wanted = weights.transforms()
-    return Preparation(
+    return PreprocessConfig(
         image_size=wanted.crop_size[0],
         evaluation_resize=wanted.resize_size[0],
         mean=tuple(wanted.mean),
@@ -246,7 +245,7 @@ def _view_of(said: dict[str, Any], small: int | None) -> View | None:
     if not resize and small is not None:
         return None if side == small else View(side, side)
     try:
-        prepared = Preparation(image_size=side, evaluation_resize=resize or None)
+        prepared = PreprocessConfig(image_size=side, evaluation_resize=resize or None)
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return View(side, prepared.resized_side)
@@ -257,10 +256,10 @@ def _small_side(shards: ShardSet) -> int | None:
     if len(shards) == 0:
         return None
     try:
-        side = max(read_size(ShardReader(shards).read(0)))
-    except BadSampleError as error:
+        side = max(read_size(ShardDataset(shards).read(0)))
+    except SampleError as error:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
     return side if side <= _SMALL or shards.kind in NAMES else None
 
@@ -275,14 +274,14 @@ def _first_side(tree: Tree) -> int:
             f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "
             "remove it"
         ) from error
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         raise PipelineError(
             f"{path} {error}; replace it with a whole file, or remove it"
         ) from error
 
 
 def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:
-    pictures = uniform_view(open_pictures(shards, cache_dir=cache_dir))
+    pictures = uniform_view(open_images(shards, cache_dir=cache_dir))
     if pictures is None:
         raise PipelineError(
             f"the pictures of {shards.location} are of several sizes, and the network was trained "

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.trees import Notices, list_images
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
 from pipelines.shards.index import ShardSet
 from pipelines.shards.picture_files import read_image_file
 from pipelines.shards.sources import Source, printable
@@ -150,14 +149,14 @@ class Decoded:
         def fill(row: int) -> None:
             number = numbers[row]
             try:
-                out[row] = self.view(decode_picture(self.content(number)))
-            except BadSampleError as error:
+                out[row] = self.view(decode_image(self.content(number)))
+            except SampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be read: {error.strerror or error}; {self.remedy}"
                 ) from error
-            except (UnreadablePictureError, ValueError) as error:
+            except (UnreadableImageError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
@@ -170,7 +169,7 @@ class Decoded:
 
 def of_shards(shards: ShardSet, view: View) -> Decoded:
     """Return the pictures of a set of shards, in its order."""
-    reader = ShardReader(shards)
+    reader = ShardDataset(shards)
     return Decoded(n=len(shards), content=reader.read, name=shards.key, view=view)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError
 from pipelines.evaluation.answers import Classifier, as_images, check_outputs
 from pipelines.evaluation.pictures import View
-from pipelines.loading.sources import ahead
+from pipelines.loading.workers import prefetch
 from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS
 from pipelines.system.files import open_regular
 from pipelines.system.processes import available_cores
@@ -80,7 +80,7 @@ def answer_videos(
             return list(pool.map(lambda path: read_frames(path, view), group))
 
     mine: list[NDArray[np.int64]] = []
-    for sequences in ahead(iter(groups), read, 1):
+    for sequences in prefetch(iter(groups), read, 1):
         found = []
         frames = np.concatenate(sequences)
         for begin in range(0, len(frames), classifier.batch_size):

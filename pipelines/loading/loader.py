@@ -16,7 +16,7 @@ from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -49,6 +49,7 @@ from pipelines.loading.order import (
 )
 from pipelines.loading.remote_sets import Remote
 from pipelines.loading.workers import open_source
+from pipelines.system.files import Count, Label
 from pipelines.system.ranks import World, find_world
 
 STATE_VERSION = 2
@@ -155,12 +156,12 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     version: int
     order_version: int
     seed: int
-    epoch: int
-    consumed: int
-    num_samples: int
-    shuffle_window: int | None
-    shard_partitions: int
-    hash: str
+    epoch: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    consumed: Count
+    num_samples: Count
+    shuffle_window: Count | None
+    shard_partitions: Count
+    hash: Label
 
 
 class TrainLoader:
@@ -310,15 +311,14 @@ class TrainLoader:
                     "so the order would be another one; open the loader with the same settings, or "
                     "start again without the state"
                 )
-        epoch, consumed = loaded.epoch, loaded.consumed
-        if not 0 <= consumed < self.n_samples or epoch < 0:
+        if loaded.consumed >= self.n_samples:
             raise ValueError(
-                f"the state's epoch {epoch} and consumed {consumed} are not a position in an order "
+                f"the state's consumed is {loaded.consumed}, which is not a position in an order "
                 f"of {self.n_samples} samples; pass what state_dict returned"
             )
-        self._check_positions(consumed)
+        self._check_positions(loaded.consumed)
         # With a larger batch than before, the rest may not make one.
-        self._advance(epoch, consumed)
+        self._advance(loaded.epoch, loaded.consumed)
 
 
 def _batches_from(

@@ -271,7 +271,7 @@ def default_prefetch(shuffle_window: int | None, shard_partitions: int, parties:
 
     Those of a window are needed nearly all at once, so those of the next one come meanwhile.
     Simulated for one GPU of ImageNet with a window of 64, an epoch loses 504 s with 4 prefetched
-    and 37 s with 64 (`pixmix-bench streaming`). Without windows all are needed at the beginning.
+    and 37 s with 64 (docs/streaming-plan.md). Without windows all are needed at the beginning.
 
     Args:
         shuffle_window: see `EpochOrder`.

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.cache import ShardCache, cache_folder
 from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.index import ShardSet
@@ -72,11 +71,3 @@ def open_set(
     return open_remote_shards(
         str(where), cache=cache, access=remote.access, manifest_sha256=remote.manifest_sha256
     )
-
-
-def open_reader(
-    where: str | Path | ShardSet, *, cache_dir: str | Path | None, remote: Remote | None
-) -> ShardDataset:
-    """Return a reader of a set, which downloads shards or checks local ones when it opens them."""
-    opened = open_set(where, cache_dir=cache_dir, remote=remote)
-    return ShardDataset(opened.shards, opened.files.path)

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import picture_source
-from pipelines.loading.picture_map import JoinedSources, PictureSource
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.image_map import ImageSource, JoinedSources
+from pipelines.loading.mixing_set import image_source
 from pipelines.shards.picture_files import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_PICTURES, mix_planned
@@ -53,7 +53,7 @@ class MixingPictures(Sequence[Pixels]):
     """
 
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
-        self._source: PictureSource = JoinedSources(tuple(map(picture_source, places)))
+        self._source: ImageSource = JoinedSources(tuple(map(image_source, places)))
         self._source.check()
         # A folder is searched now: it may hold none.
         self._n = len(self._source)
@@ -70,8 +70,8 @@ class MixingPictures(Sequence[Pixels]):
             PipelineError: if it cannot be read.
         """
         try:
-            picture = decode_picture(self._source.read(i))
-        except UnreadablePictureError as error:
+            picture = decode_image(self._source.read(i))
+        except UnreadableImageError as error:
             raise PipelineError(
                 f"{self._source.name(i)} cannot be read ({error}); mend or remove it"
             ) from error

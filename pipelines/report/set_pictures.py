@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import is_of_shards, picture_source
-from pipelines.loading.picture_map import PictureSource
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.image_map import ImageSource
+from pipelines.loading.mixing_set import image_source, is_of_shards
 from pipelines.shards.picture_files import picture_files, read_picture
 
 
@@ -62,7 +62,7 @@ class FilePicture:
 class TarPicture:
     """A picture of shards or of a tar."""
 
-    source: PictureSource
+    source: ImageSource
     place: int
 
     @property
@@ -78,8 +78,8 @@ class TarPicture:
             PipelineError: if its set cannot be read.
         """
         try:
-            return decode_picture(self.source.read(self.place))
-        except UnreadablePictureError as error:
+            return decode_image(self.source.read(self.place))
+        except UnreadableImageError as error:
             raise UnreadableError(f"{self.name} is no readable picture ({error})") from error
 
 
@@ -96,7 +96,7 @@ def set_pictures(where: Path) -> Sequence[SetPicture]:
     """
     if where.is_dir() and not is_of_shards(where):
         return [FilePicture(path) for path in picture_files(where)]
-    source = picture_source(where)
+    source = image_source(where)
     # A shard is held to its hash, as whenever one is opened.
     source.check()
     return [TarPicture(source, place) for place in range(len(source))]

@@ -12,30 +12,16 @@ from torch import Tensor
 
 from featviz.checkpoint_digest import matches_digest
 from featviz.weights import load_checkpoint
+from pipelines.loading.loader import LoaderState
 
-CHECKPOINT_VERSION = 3
-"""3 carries a SHA-256; 2 carried none."""
+CHECKPOINT_VERSION = 4
+"""4 renames fields of the loader's state; 3 carries a SHA-256; 2 carried none."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-_Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _Sum = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
 _Plain = bool | int | float | str | None
 
 _IN_RECORDS = ("epoch", "step", "train_loss", "train_error")
-
-
-class LoaderState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The position of a `TrainLoader`; see its `state_dict`."""
-
-    version: int
-    order_version: int
-    seed: int
-    epoch: _Epoch
-    consumed: _Count
-    num_samples: _Count
-    window: _Count | None
-    lanes: _Count
-    hash: Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class Sums(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import PipelineError
-from pipelines.loading.cursors import TrainLoader
+from pipelines.loading.loader import TrainLoader
 from pipelines.provenance.run_record import (
     DataFacts,
     MixingFacts,

@@ -28,13 +28,11 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.errors import PipelineError
-from pipelines.loading.cursors import EvalLoader, TrainLoader
-from pipelines.loading.loaders import MixingSet, eval_loader, train_loader
-from pipelines.loading.picture_map import BadPictures
-from pipelines.loading.preparation import Preparation
+from pipelines.loading.batches import MixingSet, OnDecodeError, PreprocessConfig
+from pipelines.loading.image_map import OnMixingDecodeError
+from pipelines.loading.loader import EvalLoader, TrainLoader, eval_loader, train_loader
 from pipelines.loading.remote_sets import Remote
-from pipelines.loading.samples import Policy
-from pipelines.loading.transport import worker_errors
+from pipelines.loading.workers import worker_errors
 from pipelines.models.opening import (
     begin_with,
     first_weights,
@@ -83,19 +81,18 @@ class Training:
 
     out: folder of checkpoints and metrics. train: shards, here or at an address; validation, test:
     others, or None; see `pipelines.loading.remote_sets.open_set`.
-    preparation: of the pictures; its PixMix is the recipe's. resume: go on from the newest
+    preprocess: of the pictures; its PixMix is the recipe's. resume: go on from the newest
     checkpoint of `out`, if there is one. keep: how many checkpoints stay. checkpoint_every: steps
     after which there is one within an epoch, too; None for one at its end alone.
     weights: of the network to begin with; pretrained: the name of torchvision's, such as
     IMAGENET1K_V1.
-    bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
-    `train_loader`. An evaluation skips samples where training may go on without them.
+    on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An evaluation skips samples where training may go on without them.
     cache_dir, remote: where shards of addresses are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
-    preparation: Preparation
+    preprocess: PreprocessConfig
     train: RemoteShards
     validation: RemoteShards | None = None
     test: RemoteShards | None = None
@@ -107,11 +104,11 @@ class Training:
     checkpoint_every: int | None = None
     num_workers: int = 0
     n_threads: int = 1
-    window: int | None = None
-    lanes: int = 1
-    bad_samples: Policy = "raise"
-    max_bad_samples: int = 100
-    bad_pictures: BadPictures = "raise"
+    shuffle_window: int | None = None
+    shard_partitions: int = 1
+    on_decode_error: OnDecodeError = "raise"
+    max_decode_errors: int = 100
+    on_mixing_decode_error: OnMixingDecodeError = "raise"
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None
@@ -322,12 +319,12 @@ class _Run:
             "model": recipe.model,
             "pretrained": training.pretrained,
             "classes": classes,
-            "mean": list(training.preparation.mean),
-            "std": list(training.preparation.std),
+            "mean": list(training.preprocess.mean),
+            "std": list(training.preprocess.std),
             "class_names": list(shards.classes),
-            "crop": training.preparation.crop,
-            "image_size": training.preparation.image_size,
-            "evaluation_resize": training.preparation.resized_side,
+            "crop": training.preprocess.crop,
+            "image_size": training.preprocess.image_size,
+            "evaluation_resize": training.preprocess.resized_side,
         }
         module = open_model(
             recipe.model,
@@ -360,8 +357,8 @@ class _Run:
         self.rival = (
             RivalAugment(
                 recipe.augment,
-                training.preparation.mean,
-                training.preparation.std,
+                training.preprocess.mean,
+                training.preprocess.std,
                 severity=recipe.augmix_severity,
                 all_ops=recipe.augmix_all_ops,
             )
@@ -374,7 +371,7 @@ class _Run:
         check = self.processes.check_same
         # Which the command chooses by the processor, where it is not told.
         check("--precision", self.recipe.precision)
-        check("--bad-samples", self.training.bad_samples)
+        check("--on-decode-error", self.training.on_decode_error)
         check("recipe", json.dumps(self.recipe.to_json(), sort_keys=True))
         check("--data", json.dumps(self.loader.state_dict(), sort_keys=True))
         check("--mixing-set", str(self.loader.mixing_fingerprint))
@@ -404,29 +401,29 @@ class _Run:
 
     def _train_loader(self) -> TrainLoader:
         training, recipe = self.training, self.recipe
-        preparation = replace(
-            training.preparation,
+        preprocess = replace(
+            training.preprocess,
             pixmix=recipe.pixmix if recipe.augment == "pixmix" else None,
             plain_first=recipe.jsd and recipe.augment == "pixmix",
         )
         if recipe.augment in ("augmix", "trivialaugment"):
-            preparation = replace(preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+            preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         return train_loader(
             training.train,
             training.mixing_set if recipe.augment == "pixmix" else None,
             batch_size=recipe.batch_size,
             seed=recipe.seed,
-            preparation=preparation,
+            preprocess=preprocess,
             views=VIEWS if recipe.jsd and recipe.augment == "pixmix" else None,
             rank=self.processes.world.rank,
             world_size=self.processes.world.size,
             num_workers=training.num_workers,
             n_threads=training.n_threads,
-            window=training.window,
-            lanes=training.lanes,
-            bad_samples=training.bad_samples,
-            max_bad_samples=training.max_bad_samples,
-            bad_pictures=training.bad_pictures,
+            shuffle_window=training.shuffle_window,
+            shard_partitions=training.shard_partitions,
+            on_decode_error=training.on_decode_error,
+            max_decode_errors=training.max_decode_errors,
+            on_mixing_decode_error=training.on_mixing_decode_error,
             cache_dir=training.cache_dir,
             remote=training.remote,
         )
@@ -469,7 +466,8 @@ class _Run:
             self.loader.load_state_dict(msgspec.to_builtins(content.loader))
         except ValueError as error:
             raise PipelineError(
-                f"{newest.path}: {error}; the data, --validation-share, --window and --lanes are "
+                f"{newest.path}: {error}; the data, --validation-share, --shuffle-window and "
+                "--shard-partitions are "
                 "to be those it was begun with"
             ) from error
         self.module.load_state_dict(content.current or content.state_dict)
@@ -570,7 +568,7 @@ class _Run:
         watchdog = self.processes.watchdog
         while True:
             asked = time.perf_counter()
-            with watchdog.awaiting(self.loader.awaited):
+            with watchdog.awaiting(self.loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return True
@@ -792,14 +790,14 @@ class _Run:
         loader: EvalLoader = eval_loader(
             shards,
             batch_size=-(-self.recipe.batch_size // world.size) * world.size,
-            preparation=self.training.preparation,
+            preprocess=self.training.preprocess,
             rank=world.rank,
             world_size=world.size,
             num_workers=self.training.num_workers,
             n_threads=self.training.n_threads,
             # A substitute would count twice.
-            bad_samples="raise" if self.training.bad_samples == "raise" else "skip",
-            max_bad_samples=self.training.max_bad_samples,
+            on_decode_error="raise" if self.training.on_decode_error == "raise" else "skip",
+            max_decode_errors=self.training.max_decode_errors,
             cache_dir=self.training.cache_dir,
             remote=self.training.remote,
         )
@@ -825,7 +823,7 @@ class _Run:
         """Give the batches of an evaluation, each of which counts as a move."""
         batches = iter(loader)
         while True:
-            with self.processes.watchdog.awaiting(loader.awaited):
+            with self.processes.watchdog.awaiting(loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return

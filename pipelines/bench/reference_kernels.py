@@ -1,4 +1,4 @@
-"""Plain twins of our kernels: what a good programmer writes at the first attempt.
+"""Reference implementations of our kernels: what a good programmer writes at the first attempt.
 
 One orbit, float64, the maths library's functions, numba's own random numbers, a scan of cumulative
 weights, and counts in arrays of float64: the flame algorithm as S. Draves and E. Reckase describe
@@ -10,7 +10,7 @@ https://github.com/catalys1/fractal-pretraining, fractals/ifs.py): every point i
 is found, then they are counted, without colour. A step takes its map as a flat view there, and the
 counting of references to it is two thirds of the time: 15 instead of 45 M points/s.
 
-Tests hold that all of them paint what our kernels paint, so that the comparison is fair.
+Tests hold that all of them render what our kernels render, so that the comparison is fair.
 """
 
 import math
@@ -48,17 +48,8 @@ class System(NamedTuple):
 
 
 def system(layer: ChaosLayer) -> System:
-    """Return a layer's maps as the arrays that the twins take.
-
-    Raises:
-        ValueError: if the layer has a post or final map, a symmetry, or a variation not known here.
-    """
-    if layer.final is not None or layer.symmetry != 1 or any(each.post for each in layer.maps):
-        raise ValueError("the twins know no post map, final map or symmetry; leave them out")
+    """Return a layer's maps as arrays: without post and final maps and without symmetry."""
     terms = [term for each in layer.maps for term in each.variations]
-    for term in terms:
-        if term.name not in _NUMBERS:
-            raise ValueError(f"{term.name!r}: no twin knows it; use one of {', '.join(_NUMBERS)}")
     weights = np.array([each.weight for each in layer.maps])
     parameters = np.zeros((len(terms), 2))
     for row, term in zip(parameters, terms, strict=True):
@@ -76,13 +67,7 @@ def system(layer: ChaosLayer) -> System:
 
 
 def box(layer: ChaosLayer, height: int, width: int) -> NDArray[np.float64]:
-    """Return the window of a layer: (4,) float64, x0 y0 x1 y1.
-
-    Raises:
-        ValueError: if the camera is turned or folds.
-    """
-    if layer.camera.rotation != 0 or layer.camera.fold != "none":
-        raise ValueError("the twins know no rotation or fold of the camera; leave them out")
+    """Return the window of a layer whose camera has no rotation: (4,) float64, x0 y0 x1 y1."""
     per_pixel = layer.camera.width / min(height, width)
     x, y = layer.camera.centre
     half_x, half_y = per_pixel * width / 2, per_pixel * height / 2

@@ -1,0 +1,563 @@
+"""Simulate training from shards at an address, without data: what to download, keep and wait for.
+
+    python docs/streaming_simulator.py --nodes 8 --shuffle-window 16
+
+The loaders' full shuffle, windows and partitions stand beside what webdataset's own stages do. Of all
+nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
+
+    python docs/streaming_simulator.py --page docs/streaming-plan.md
+
+writes the output of the page's commands anew.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from click.testing import CliRunner
+from numpy.typing import NDArray
+
+from pipelines.bench.timing import number
+from pipelines.cli.options import ByteSize
+from pipelines.loading.order import (
+    EpochOrder,
+    batch_positions,
+    count_batches,
+    default_prefetch,
+    order_bytes,
+)
+from pipelines.shards.index import SAMPLE
+from pipelines.text_table import aligned
+from streaming_model import (
+    Link,
+    Uses,
+    cached_downloads,
+    class_entropy,
+    meetings,
+    most_at_once,
+    run_epoch,
+    shard_uses,
+    travel,
+    webdataset_batches,
+)
+
+BUFFERS = (1000, 5000)
+"""Of samples, that webdataset's documentation and open_clip shuffle at a time."""
+
+_PREFETCHED = 2
+"""Batches that a `DataLoader` has each worker make prefetch, its prefetch_factor."""
+
+_GB = 1e9
+
+# What is held in memory: some 50 bytes a sample and 16 a use.
+_MOST_SAMPLES, _MOST_USES = 10**8, 10**8
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamingSettings:
+    """A set of shards, the nodes that train on it, and the order.
+
+    shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
+    processes. shuffle_window, shard_partitions: see `EpochOrder`. cache_bytes: that a node keeps, or None.
+    bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch: shards
+    downloaded before they are needed; None: as many as the loaders take. slow: how many times
+    slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
+    epochs: for caches.
+    """
+
+    shards: int = 1024
+    samples_per_shard: int = 1251
+    shard_bytes: float = 144e6
+    classes: int = 1000
+    nodes: int = 1
+    ranks: int = 8
+    workers: int = 8
+    batch_size: int = 1024
+    shuffle_window: int = 64
+    shard_partitions: int = 1
+    cache_bytes: float | None = None
+    bandwidth: float = 1.25e9
+    step_seconds: float = 0.1
+    prefetch: int | None = None
+    slow: float = 4.0
+    outage_seconds: float = 30.0
+    epochs: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is no training.
+
+        Raises:
+            ValueError: if a number is not above 0, a batch cannot be shared equally, or there are
+                too few samples for one.
+        """
+        for name, value in asdict(self).items():
+            least = 0 if name in ("workers", "outage_seconds", "seed") else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name} is {value}; give {least} or more")
+            if isinstance(value, float) and not (value > 0 or value >= least):
+                raise ValueError(f"{name} is {value}; give more than 0")
+        batch_positions(
+            self.batch_size,
+            rank=0,
+            world_size=self.world_size,
+            shard_partitions=self.shard_partitions,
+        )
+        if not self.batch_size <= self.n_samples <= _MOST_SAMPLES:
+            raise ValueError(
+                f"{self.shards} shards of {self.samples_per_shard} are {self.n_samples:,} samples; "
+                f"give a batch, {self.batch_size}, or more, and at most {_MOST_SAMPLES:,}"
+            )
+        if self.nodes * self.shards * self.epochs > _MOST_USES:
+            raise ValueError(
+                f"{self.shards} shards on {self.nodes} nodes in {self.epochs} epochs are more than "
+                f"{_MOST_USES:,} uses; give fewer"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """The processes of all nodes."""
+        return self.nodes * self.ranks
+
+    @property
+    def n_samples(self) -> int:
+        """The samples of all shards."""
+        return self.shards * self.samples_per_shard
+
+    @property
+    def early(self) -> int:
+        """How many batches before its turn a batch is begun."""
+        return _PREFETCHED * self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Need:
+    """What a node needs, the one that needs most. All bytes.
+
+    epoch: downloaded in the first epoch; kept: in all epochs where nothing is removed; cached:
+    where the cache keeps its limit, None without one or where what is in use does not fit.
+    shards: in use or downloaded prefetch at once, None where nothing is kept on disk; disk: their
+    bytes; memory: of a shuffle buffer.
+    """
+
+    epoch: float
+    kept: float
+    cached: float | None
+    shards: int | None
+    disk: float
+    memory: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """How well an epoch is shuffled; see `plan_measures`.
+
+    meetings: in a batch; share_meetings: in a process's part of it. mixed_entropy, sorted_entropy:
+    of a batch, of shards whose classes are mixed, and of shards a class after the other.
+    """
+
+    travel: float
+    meetings: float
+    share_meetings: float
+    mixed_entropy: float
+    sorted_entropy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """Seconds that an epoch with an empty cache is longer than its steps.
+
+    begin: before the first step, alone; slow, outage: all of it, with one node's link slower, or
+    broken for a while.
+    """
+
+    begin: float
+    all: float
+    slow: float
+    outage: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRow:
+    """An order and what comes of it. left_out: samples; remark: what else is to be said."""
+
+    name: str
+    left_out: int
+    need: Need
+    quality: Quality
+    lost: Lost | None
+    remark: str = ""
+
+
+def simulate(settings: StreamingSettings) -> list[PlanRow]:
+    """Return what comes of a full shuffle, of windows, of partitions, and of webdataset's buffers."""
+    orders: list[tuple[str, int | None, int]] = [
+        ("full shuffle", None, 1),
+        (f"window {settings.shuffle_window}", settings.shuffle_window, 1),
+    ]
+    if settings.shard_partitions > 1:
+        orders += [
+            (f"{settings.shard_partitions} partitions", None, settings.shard_partitions),
+            (
+                f"{settings.shard_partitions} partitions, window {settings.shuffle_window}",
+                settings.shuffle_window,
+                settings.shard_partitions,
+            ),
+        ]
+    return [
+        *(
+            _ours(settings, name, shuffle_window, shard_partitions)
+            for name, shuffle_window, shard_partitions in orders
+        ),
+        *(_webdataset(settings, buffer) for buffer in BUFFERS),
+    ]
+
+
+def plan_batches(
+    settings: StreamingSettings, *, epoch: int, shuffle_window: int | None, shard_partitions: int
+) -> NDArray[np.int64]:
+    """Return the batches of an epoch as the loaders of all ranks together give them."""
+    order = EpochOrder(
+        settings.n_samples,
+        seed=settings.seed,
+        epoch=epoch,
+        shard_sizes=[settings.samples_per_shard] * settings.shards,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
+    ).whole()
+    size = settings.batch_size
+    steps = count_batches(len(order), size)
+    places = batch_positions(size, rank=0, world_size=1, shard_partitions=shard_partitions)
+    return order[: steps * size].reshape(steps, size)[:, places]
+
+
+def _ours(
+    settings: StreamingSettings, name: str, shuffle_window: int | None, shard_partitions: int
+) -> PlanRow:
+    shard_of = _shard_of(settings)
+    batches = plan_batches(
+        settings, epoch=0, shuffle_window=shuffle_window, shard_partitions=shard_partitions
+    )
+    uses = [shard_uses(batches, shard_of, settings.shards, settings.nodes)]
+    for epoch in range(1, settings.epochs):
+        later = plan_batches(
+            settings, epoch=epoch, shuffle_window=shuffle_window, shard_partitions=shard_partitions
+        )
+        uses.append(shard_uses(later, shard_of, settings.shards, settings.nodes))
+    steps = len(batches)
+    needed = (uses[0][0] >= 0).sum(axis=1)
+    prefetch = settings.prefetch or default_prefetch(
+        shuffle_window, shard_partitions, settings.nodes
+    )
+    at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + prefetch, needed)
+    shards = int(at_once.max())
+    kept = np.logical_or.reduce([first >= 0 for first, _ in uses]).sum(axis=1)
+    return PlanRow(
+        name=name,
+        left_out=settings.n_samples - batches.size,
+        need=Need(
+            epoch=float(needed.max()) * settings.shard_bytes,
+            kept=float(kept.max()) * settings.shard_bytes,
+            cached=_cached(settings, uses, shards),
+            shards=shards,
+            disk=shards * settings.shard_bytes,
+            memory=0.0,
+        ),
+        quality=_quality(settings, batches, shard_of),
+        lost=_lost(settings, uses[0], steps, prefetch),
+    )
+
+
+def _webdataset(settings: StreamingSettings, buffer: int) -> PlanRow:
+    batches = webdataset_batches(
+        settings.shards,
+        settings.samples_per_shard,
+        batch_size=settings.batch_size,
+        world_size=settings.world_size,
+        workers=settings.workers,
+        buffer=buffer,
+        seed=settings.seed,
+        epoch=0,
+    )
+    # Rank r reads the shards r, r + W, ...: the same ones in each epoch.
+    of_rank = -(-settings.shards // settings.world_size)
+    epoch_bytes = min(of_rank * settings.ranks, settings.shards) * settings.shard_bytes
+    streams = settings.ranks * max(settings.workers, 1)
+    sample_bytes = settings.shard_bytes / settings.samples_per_shard
+    of_worker = -(-of_rank // max(settings.workers, 1)) * settings.samples_per_shard
+    idle = max(settings.world_size * max(settings.workers, 1) - settings.shards, 0)
+    memory = min(buffer, of_worker) * sample_bytes * min(streams, of_rank * settings.ranks)
+    remark = f"its buffers hold {memory / _GB:.3g} GB of samples in the memory of a node"
+    if idle:
+        remark += (
+            f"; {idle} of {settings.world_size * settings.workers} workers have no shard, which "
+            "WebDataset refuses unless empty_check=False"
+        )
+    return PlanRow(
+        name=f"webdataset, buffer {buffer}",
+        left_out=settings.n_samples - batches.size,
+        need=Need(
+            epoch=epoch_bytes,
+            kept=epoch_bytes,
+            cached=None,
+            shards=None,
+            disk=0.0,
+            memory=memory,
+        ),
+        quality=_quality(settings, batches, _shard_of(settings)),
+        lost=None,
+        remark=remark,
+    )
+
+
+def _shard_of(settings: StreamingSettings) -> NDArray[np.int64]:
+    return np.repeat(np.arange(settings.shards), settings.samples_per_shard)
+
+
+def _cached(settings: StreamingSettings, uses: Sequence[Uses], at_once: int) -> float | None:
+    """Return what the node that downloads most downloads in all epochs, within its cache."""
+    if settings.cache_bytes is None:
+        return None
+    room = int(min(settings.cache_bytes // settings.shard_bytes, settings.shards))
+    if at_once > room:
+        return None
+    counts = [cached_downloads(uses, n, settings.early, room) for n in range(settings.nodes)]
+    fitting = [sum(count) for count in counts if count is not None]
+    return max(fitting) * settings.shard_bytes if len(fitting) == len(counts) else None
+
+
+def _quality(
+    settings: StreamingSettings, batches: NDArray[np.int64], shard_of: NDArray[np.int64]
+) -> Quality:
+    n, classes = settings.n_samples, settings.classes
+    by_class = np.arange(n) * classes // n
+    mixed = np.random.default_rng(settings.seed).permutation(by_class)
+    return Quality(
+        travel=travel(batches),
+        meetings=meetings(batches, shard_of),
+        share_meetings=meetings(
+            batches.reshape(-1, settings.batch_size // settings.world_size), shard_of
+        ),
+        mixed_entropy=class_entropy(batches, mixed),
+        sorted_entropy=class_entropy(batches, by_class),
+    )
+
+
+def _lost(settings: StreamingSettings, uses: Uses, steps: int, prefetch: int) -> Lost:
+    first, _ = uses
+    needs = [np.sort(node[node >= 0]) for node in first]
+    trained = steps * settings.step_seconds
+    seconds = settings.shard_bytes / settings.bandwidth
+    link = Link(shard_seconds=seconds)
+    slow = Link(shard_seconds=seconds * settings.slow)
+    outage = Link(
+        shard_seconds=seconds, outage_begin=trained / 2, outage_seconds=settings.outage_seconds
+    )
+    plain, slowed, broken = (
+        run_epoch(
+            needs,
+            [of_first, *[link] * (settings.nodes - 1)],
+            steps=steps,
+            step_seconds=settings.step_seconds,
+            prefetch=prefetch,
+            early=settings.early,
+        )
+        for of_first in (link, slow, outage)
+    )
+    return Lost(
+        begin=plain.begin,
+        all=plain.end - trained,
+        slow=slowed.end - trained,
+        outage=broken.end - trained,
+    )
+
+
+def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> dict[str, Any]:
+    """Return everything as plain JSON values."""
+    return {
+        "settings": asdict(settings),
+        "steps": count_batches(settings.n_samples, settings.batch_size),
+        "memory": index_memory(settings, settings.n_samples),
+        "rows": [_plain(asdict(row)) for row in rows],
+    }
+
+
+def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
+    """Return bytes a node: the index, mapped once, and the order, which each process has.
+
+    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in partitions
+    where there are several.
+    """
+    full = order_bytes(n_samples, settings.samples_per_shard, shuffle_window=None)
+    windows = order_bytes(
+        n_samples,
+        settings.samples_per_shard,
+        shuffle_window=settings.shuffle_window,
+        shard_partitions=settings.shard_partitions,
+        world_size=settings.world_size,
+    )
+    return {
+        "index": n_samples * SAMPLE.itemsize,
+        "order": full * settings.ranks,
+        "windows": windows * settings.ranks,
+    }
+
+
+def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
+    """Return everything as lines of aligned text."""
+    lines: list[tuple[str, ...]] = [
+        ("a node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
+         "lost at", "1 link", "1 link", "samples"),
+        ("", "epoch", "all kept", "cache", "at once", "at once", "lost", "start",
+         f"{settings.slow:g}x slower", f"out {settings.outage_seconds:g} s", "left out"),
+    ]  # fmt: skip
+    lines += [_need_line(settings, row) for row in rows]
+    quality: list[tuple[str, ...]] = [
+        ("shuffled", "meetings,", "meetings,", "entropy,", "entropy,", "travel"),
+        ("", "batch", "process", "mixed", "sorted", ""),
+    ]
+    quality += [
+        (row.name, *("-" if np.isnan(value) else number(value) for value in (
+            row.quality.meetings, row.quality.share_meetings, row.quality.mixed_entropy,
+            row.quality.sorted_entropy, row.quality.travel,
+        )))
+        for row in rows
+    ]  # fmt: skip
+    remarks = [f"{row.name}: {row.remark}" for row in rows if row.remark]
+    parts = [aligned(lines), aligned(quality), [*remarks, *_notes(settings)]]
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
+    need, lost = row.need, row.lost
+    cached = "-" if settings.cache_bytes is None or lost is None else "no room"
+    on_disk = ("0", "0") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
+    times: tuple[str, ...] = ("-",) * 4
+    if lost is not None:
+        times = tuple(number(value) for value in (lost.all, lost.begin, lost.slow, lost.outage))
+    return (
+        row.name,
+        number(need.epoch / _GB),
+        number(need.kept / _GB),
+        cached if need.cached is None else number(need.cached / _GB),
+        *on_disk,
+        *times,
+        f"{row.left_out:,}",
+    )
+
+
+def _notes(settings: StreamingSettings) -> list[str]:
+    steps = count_batches(settings.n_samples, settings.batch_size)
+    told = []
+    for n in (settings.n_samples, 10**9):
+        memory = index_memory(settings, n)
+        told.append(
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
+            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
+            f"{memory['windows'] / _GB:.3g} GB with windows"
+        )
+    return [
+        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
+        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
+        f"{steps * settings.step_seconds:,.1f} s without waiting",
+        *told,
+    ]
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what is no finite number, which JSON has not, by None."""
+    return {
+        key: _plain(value)
+        if isinstance(value, Mapping)
+        else None
+        if isinstance(value, float) and not np.isfinite(value)
+        else value
+        for key, value in row.items()
+    }
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+_PIECE = re.compile(
+    r"^    python docs/streaming_simulator.py (.*)\n\n```text\n(?:.*\n)*?```$", re.MULTILINE
+)
+
+
+def renewed(text: str) -> str:
+    """Return a page with the present output of its simulations.
+
+    Raises:
+        RuntimeError: if a command fails.
+    """
+
+    def piece(found: re.Match[str]) -> str:
+        result = CliRunner().invoke(main, shlex.split(found[1]))
+        if result.exit_code != 0:
+            raise RuntimeError(f"{found[1]}: {result.output}")
+        command = f"    python docs/streaming_simulator.py {found[1]}"
+        return f"{command}\n\n```text\n{result.stdout.rstrip()}\n```"
+
+    return _PIECE.sub(piece, text)
+
+
+def _count(name: str, default: int, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=int, default=default, show_default=True, help=text)
+
+
+def _measure(name: str, default: float, text: str) -> Callable[[Any], Any]:
+    return click.option(name, type=float, default=default, show_default=True, help=text)
+
+
+@click.command()
+@_count("--shards", 1024, "Shards of the training set.")
+@_count("--samples-per-shard", 1251, "Samples per shard.")
+@_measure("--shard-mb", 144.0, "Size of a shard, in MB.")
+@_count("--classes", 1000, "Classes of the training set.")
+@_count("--nodes", 1, "Nodes that train together.")
+@_count("--ranks", 8, "Ranks per node.")
+@_count("--workers", 8, "Worker processes per rank.")
+@_count("--batch-size", 1024, "Global batch size, summed over all ranks.")
+@_count("--shuffle-window", 64, "Shards of a partition that are shuffled together.")
+@click.option("--shard-partitions", type=int, help="Shard partitions.  [default: number of nodes]")
+@click.option("--cache-limit", type=ByteSize(), help="Cache per node, for example 200GB.")
+@_measure("--bandwidth", 1250.0, "Download rate of a node, in MB per second.")
+@_measure("--step-seconds", 0.1, "Duration of a training step without waiting for data.")
+@click.option("--prefetch", type=int, help="Shards to prefetch.  [default: one window]")
+@_measure("--slow", 4.0, "Factor by which the link of one node is slower, for one column.")
+@_measure("--outage", 30.0, "Seconds for which that link fails instead, for another column.")
+@_count("--epochs", 10, "Epochs, for what the cache keeps from one to the next.")
+@_count("--seed", 0, "Seed of the order.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--page", type=click.Path(path_type=Path), help="Renew the outputs in a page.")
+def main(*, as_json: bool, page: Path | None, **options: Any) -> None:  # noqa: ANN401
+    """Simulate training from shards at an address, without data."""
+    if page is not None:
+        page.write_text(renewed(page.read_text()))
+        return
+    shard_partitions = options.pop("shard_partitions")
+    try:
+        settings = StreamingSettings(
+            shard_partitions=options["nodes"] if shard_partitions is None else shard_partitions,
+            shard_bytes=options.pop("shard_mb") * 1e6,
+            bandwidth=options.pop("bandwidth") * 1e6,
+            outage_seconds=options.pop("outage"),
+            cache_bytes=options.pop("cache_limit"),
+            **options,
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    rows = simulate(settings)
+    if as_json:
+        click.echo(json.dumps(streaming_document(settings, rows), indent=2))
+    else:
+        click.echo(streaming_table(settings, rows))
+
+
+if __name__ == "__main__":
+    main()
