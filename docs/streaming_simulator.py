@@ -2,8 +2,8 @@
 
     python docs/streaming_simulator.py --nodes 8 --shuffle-window 16
 
-The loaders' full shuffle, windows and partitions stand beside what webdataset's own stages do. Of all
-nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
+The loaders' full shuffle, windows and partitions stand beside what webdataset's own stages do. Of
+all nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
 
     python docs/streaming_simulator.py --page docs/streaming-plan.md
 
@@ -64,11 +64,11 @@ class StreamingSettings:
     """A set of shards, the nodes that train on it, and the order.
 
     shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
-    processes. shuffle_window, shard_partitions: see `EpochOrder`. cache_bytes: that a node keeps, or None.
-    bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch: shards
-    downloaded before they are needed; None: as many as the loaders take. slow: how many times
-    slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
-    epochs: for caches.
+    processes. shuffle_window, shard_partitions: see `EpochOrder`. cache_bytes: that a node keeps,
+    or None. bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch:
+    shards downloaded before they are needed; None: as many as the loaders take. slow: how many
+    times slower one node's link is; outage_seconds: how long it is broken, in the middle of
+    the epoch. epochs: for caches.
     """
 
     shards: int = 1024
@@ -196,7 +196,7 @@ class PlanRow:
 
 
 def simulate(settings: StreamingSettings) -> list[PlanRow]:
-    """Return what comes of a full shuffle, of windows, of partitions, and of webdataset's buffers."""
+    """Return the rows of a full shuffle, of windows, partitions, and webdataset's buffers."""
     orders: list[tuple[str, int | None, int]] = [
         ("full shuffle", None, 1),
         (f"window {settings.shuffle_window}", settings.shuffle_window, 1),
@@ -391,8 +391,8 @@ def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> 
 def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
     """Return bytes a node: the index, mapped once, and the order, which each process has.
 
-    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in partitions
-    where there are several.
+    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in
+    partitions where there are several.
     """
     full = order_bytes(n_samples, settings.samples_per_shard, shuffle_window=None)
     windows = order_bytes(

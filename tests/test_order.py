@@ -119,7 +119,7 @@ def test_ranks_partition_the_batches(
         assert places.tolist() == list(range(start, start + batch_size))
 
 
-# --- shard_partitions ---------------------------------------------------------------------------------------
+# --- shard partitions ----------------------------------------------------------------------------
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 WINDOWS = st.none() | st.integers(1, 14)
@@ -199,7 +199,7 @@ def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
         order[np.arange(start, start + 1000)]
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # 80 MB were the whole. What is beside: of 10,000 shards, and a shuffle_window while it is mixed.
+    # 80 MB were the whole. What is beside: of 10,000 shards, and a window that is shuffled.
     assert (
         most < order_bytes(n, 1000, shuffle_window=16, shard_partitions=2) + 1_000_000 < 2_000_000
     )
@@ -240,10 +240,10 @@ def test_an_order_of_partitions_is_what_it_was() -> None:
     order = EpochOrder(
         11, seed=7, epoch=3, shard_sizes=[2, 3, 6], shuffle_window=1, shard_partitions=2
     ).whole()
-    assert order.tolist() == GOLDEN_LANES
+    assert order.tolist() == GOLDEN_PARTITIONS
 
 
-GOLDEN_LANES = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
+GOLDEN_PARTITIONS = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
 
 
 @given(SIZES, st.integers(0, 99), WINDOWS)
@@ -309,7 +309,7 @@ def test_a_rank_needs_the_shards_of_its_partition_alone(
         shuffle_window=shuffle_window,
         shard_partitions=shard_partitions,
     ).whole()
-    parts, _ = reference.lanes_of_shards(sizes, 3, epoch, shuffle_window, shard_partitions)
+    parts, _ = reference.partitions_of_shards(sizes, 3, epoch, shuffle_window, shard_partitions)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     needed = []
     for rank, part in enumerate(parts):
@@ -392,8 +392,8 @@ def test_what_comes_after_a_place_is_its_partition_then_all_others(
 
 @pytest.mark.parametrize(
     ("batch_size", "shard_partitions", "message"),
-    [(6, 4, "a batch of 6 .* 4 shard_partitions; give shard_partitions that divide it, or .* a multiple of 4"),
-     (6, 0, "shard_partitions is 0; give"), (6, -2, "shard_partitions is -2; give")],
+    [(6, 4, "batch_size is 6, .* a multiple of 4"),
+     (6, 0, "shard_partitions is 0"), (6, -2, "shard_partitions is -2")],
 )  # fmt: skip
 def test_partitions_that_cannot_share_a_batch_are_refused(
     batch_size: int, shard_partitions: int, message: str
@@ -403,7 +403,7 @@ def test_partitions_that_cannot_share_a_batch_are_refused(
 
 
 def test_partitions_without_shards_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shard_partitions is 2, .*; give shard_sizes"):
+    with pytest.raises(ValueError, match=r"shard_partitions 2, .* no shards"):
         EpochOrder(9, seed=0, epoch=0, shard_partitions=2).whole()
 
 
@@ -430,7 +430,7 @@ def test_evaluation_has_each_sample_once_and_equal_steps(
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 2), (0, 1), (3, 4), (-4, 2)])
 def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=f"a batch of {batch_size} .*give a multiple of"):
+    with pytest.raises(ValueError, match=f"a batch of {batch_size} .*use a multiple of"):
         rank_positions(batch_size, 0, world_size)
 
 

@@ -23,10 +23,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
+from pipelines import (
+    LoaderConfig,
+    Remote,
+    eval_loader,
+    open_mixing_set,
+    pixmix_stream,
+    train_loader,
+)
 from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET
-from pipelines.loading.order import EpochOrder, Request, Requests, training_batches
+from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.shards.connections import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -97,8 +104,8 @@ def test_remote_shards_give_the_batches_of_local_ones(
     address, sent = server
     local, remote = (
         train_loader(
-            where, MIXING, preprocess=SMALL, batch_size=4, seed=2, shuffle_window=2, cache_dir=cache,
-            num_workers=num_workers,
+            where, MIXING, preprocess=SMALL, batch_size=4, seed=2, shuffle_window=2,
+            cache_dir=cache, num_workers=num_workers,
         )
         for where, cache in (
             (root / "large", tmp_path / "a"),
@@ -119,8 +126,9 @@ def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_tha
     address, sent = server
     ranks = [
         train_loader(
-            f"{address}/large", MIXING, preprocess=SMALL, batch_size=4, shuffle_window=shuffle_window, shard_partitions=2,
-            cache_dir=tmp_path / str(rank), rank=rank, world_size=2,
+            f"{address}/large", MIXING, preprocess=SMALL, batch_size=4,
+            shuffle_window=shuffle_window, shard_partitions=2, cache_dir=tmp_path / str(rank),
+            rank=rank, world_size=2,
         )
         for rank in range(2)
     ]  # fmt: skip
@@ -246,7 +254,7 @@ def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
         sizes, shuffle_window, shard_partitions, shard_partitions * rows * ranks, ranks, epoch
     )
     needed = [np.unique(shard_of[request.indices]).tolist() for request in requests]
-    uses = Uses(shard_of, requests)
+    uses = ShardUses(shard_of, requests)
     first = {shard: t for t in reversed(range(len(needed))) for shard in needed[t]}
     last = {shard: t for t in range(len(needed)) for shard in needed[t]}
     order = []
@@ -268,7 +276,7 @@ def test_the_first_batch_of_a_large_set_waits_for_a_look_at_two_windows_alone() 
             looked.append(request)
             yield request
 
-    uses = Uses(shard_of, Requests(make, requests.ends))
+    uses = ShardUses(shard_of, Requests(make, requests.ends))
     found = list(islice(uses.in_order(), 5))
     assert not any(uses.are_over(shard, 0) for shard in found[:4])
     # A shuffle_window has 20 batches.
@@ -317,9 +325,8 @@ def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
             cache_dir=cache,
         )  # fmt: skip
         evaluation = eval_loader(f"{place}/large", preprocess=SMALL, batch_size=7, cache_dir=cache)
-        stream = pixmix_stream(
-            f"{place}/large", MIXING, preprocess=SMALL, batch_size=5, cache_dir=cache
-        )
+        config = LoaderConfig(preprocess=SMALL, batch_size=5, cache_dir=cache)
+        stream = pixmix_stream(f"{place}/large", MIXING, config=config)
         results.append([*small, *evaluation, *stream])
     assert len(results[0]) == 2 + 5 + 6
     assert equal(results[0], results[1])

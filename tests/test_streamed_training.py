@@ -146,7 +146,7 @@ def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
         ("--cache-limit", "0"),
         ("--cache-limit", "many"),
         ("--cache-limit", "5PB"),
-        ("--read-ahead", "0"),
+        ("--prefetch", "0"),
         ("--patience", "0"),
         ("--patience", "nan"),
         ("--stall-limit", "-1"),
@@ -459,7 +459,7 @@ def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> lis
     return [
         "folder", "--data", data, "--out", out, "--cache-dir", cache, "--no-mixing-set",
         "--model", "networks:classifier", "--epochs", EPOCHS, "--batch-size", BATCH,
-        "--shuffle_window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
+        "--shuffle-window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
         "--checkpoint-every", 2, "--resume", "auto", *more,
     ]  # fmt: skip
 
@@ -477,7 +477,7 @@ def plan(
             epoch=epoch,
             shard_sizes=sizes,
             shuffle_window=shuffle_window,
-            shard_partitions=lanes,
+            shard_partitions=shard_partitions,
         ).whole()
         found = training_batches(
             order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=shard_partitions
@@ -579,7 +579,7 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             needed = shards_of(host.lines())
             assert len(needed) < N_SHARDS
             assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
-        # In shard_partitions, a host needs its part of the shards alone, whatever is mixed with each other.
+        # A host needs the shards of its partitions alone, whatever is shuffled together.
         before = log.read_text()
         in_lanes = begin(
             "shard_partitions",
@@ -587,9 +587,9 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             [0, 1],
             "--epochs",
             1,
-            "--shuffle_window",
+            "--shuffle-window",
             3,
-            "--shard_partitions",
+            "--shard-partitions",
             2,
         )
         end(in_lanes)

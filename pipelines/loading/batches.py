@@ -53,6 +53,12 @@ _SMALL_SIDE = 64
 _IMAGENET_PIXMIX = PixMixSettings(k=4, beta=4, severity=1)
 
 
+def _check_least(config: object, name: str, least: int, what: str) -> None:
+    value = getattr(config, name)
+    if value is not None and value < least:
+        raise ValueError(f"{name} is {value}; use {what}, {least} or more")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
     """How images are cropped, mixed and normalized; sizes in pixels.
@@ -227,12 +233,6 @@ class LoaderConfig:
                 f"multiprocessing_context is {self.multiprocessing_context!r}; use 'fork', "
                 "'spawn' or 'forkserver'"
             )
-
-
-def _check_least(config: PreprocessConfig | LoaderConfig, name: str, least: int, what: str) -> None:
-    value = getattr(config, name)
-    if value is not None and value < least:
-        raise ValueError(f"{name} is {value}; use {what}, {least} or more")
 
 
 class Batch(NamedTuple):

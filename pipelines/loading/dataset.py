@@ -291,11 +291,12 @@ class MapSamples:
                 raise SampleError(i, error.reason, f"{self.name}[{i}]: {error}") from error
         elif isinstance(image, Tensor):
             image = image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
-        shape, dtype = getattr(image, "shape", ()), getattr(image, "dtype", None)
+        shape: tuple[int, ...] = tuple(getattr(image, "shape", ()))
+        dtype = getattr(image, "dtype", None)
         if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
             raise PipelineError(
                 f"the image of {self.name}[{i}] is a {type(image).__qualname__} of {dtype}, shape "
-                f"{tuple(shape)}; expected a PIL image, an (H, W, 3) uint8 array or a (3, H, W) "
+                f"{shape}; expected a PIL image, an (H, W, 3) uint8 array or a (3, H, W) "
                 "uint8 tensor: remove ToTensor, Normalize and the like from its transform"
             )
         try:

@@ -1,16 +1,16 @@
-"""Decoded pictures in one memory map a node: built once, whole or absent, shared by all processes.
+"""Decoded images in one memory map a node: built once, whole or absent, shared by all processes.
 
     CACHE/maps/KEY/record.json    what it is, counts, hashes; written last
-                   pixels         all pictures, rows of RGB, one after another
+                   pixels         all images, rows of RGB, one after another
                    table.npy      offset, height and width of each
     CACHE/maps/KEY.lock
 
-KEY is a hash of what the sources are, of the size, of Pillow's version and of the format's: a map
-of pictures that have changed since is another map, and the old one is not opened. Nor is it
-removed, for workers of a run that uses it may yet open it by its name. A process that opens a map
-for the first time hashes it; one that is not as it was built is built anew. One of another user is
-not used, for its hashes are his own, too: KEY-UID is built beside it. Whole maps are opened
-without the lock, so a cache may be one that can only be read.
+KEY is a hash of the sources, of the size, of Pillow's version and of the format's: a map of images
+that have changed since is another map, and the old one is not opened. It is not removed either, for
+workers of a run that uses it may still open it by its name. A process that opens a map for the
+first time hashes it; one that is damaged is built again. The map of another user is not used, for
+its hashes are his own, too: KEY-UID is built beside it. Whole maps are opened without the lock, so
+a cache may be read-only.
 """
 
 import errno
@@ -20,12 +20,12 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -36,6 +36,7 @@ from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import UnreadableImageError, decode_image, read_size
 from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,
@@ -54,24 +55,23 @@ from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
 
-OnMixingDecodeError = Literal["raise", "skip", "refuse"]
-"""As a map's user chose; "refuse" raises without naming a choice that its user does not have."""
+OnMixingDecodeError = Literal["raise", "skip"]
 
 FORMAT_VERSION = 3
 _TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _RECORD, _PIXELS, _TABLE_FILE = "record.json", "pixels", "table.npy"
 _BUNCH = 64
-"""Pictures that a thread is given at a time."""
+"""Images that a thread gets at a time."""
 _PIECE = 1 << 26
 """Bytes that are hashed together, so that threads can share a file; one hashes 2.8 GB in 2 s."""
 
 _MOST_RECORD_BYTES = 2**30
 
 _seen_whole: dict[Path, tuple[int, ...]] = {}
-"""Files that this process has hashed, and what they were like then; a forked one knows of them."""
+"""Files that this process has hashed, and their state then; a forked one inherits it."""
 
 
-class _Recorded(msgspec.Struct, frozen=True):
+class _RecordedFile(msgspec.Struct, frozen=True):
     """A file of a map. sha256: of each `_PIECE`."""
 
     bytes: Count
@@ -79,39 +79,64 @@ class _Recorded(msgspec.Struct, frozen=True):
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """What is read of a map's record. n: pictures; left_out: why others are not in it."""
+    """What is read of a map's record. n: images; left_out: why others are not in it."""
 
     n: Count
     left_out: list[str]
-    files: dict[str, _Recorded]
+    files: dict[str, _RecordedFile]
 
 
-class ImageSource(Protocol):
-    """Pictures as files' bytes, in an order that depends on names alone."""
+@dataclass(frozen=True, kw_only=True)
+class ImageSource:
+    """Image files, in an order that depends on their names alone.
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells these pictures from others, as plain JSON values."""
+    Attributes:
+        n: number of images.
+        name: returns what to call image i in messages.
+        read: returns the bytes of image i; raises UnreadableImageError.
+        identity: returns what tells these images from others, as plain JSON values.
+        check: compares the files with the identity before a map is built; raises PipelineError.
+    """
 
-    def check(self) -> None:
-        """Read what it can be held to; called before a map is built.
-
-        Raises:
-            PipelineError: if the files are not those that the identity names.
-        """
+    n: int
+    name: Callable[[int], str]
+    read: Callable[[int], bytearray]
+    identity: Callable[[], dict[str, Any]]
+    check: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        return self.n
 
-    def name(self, i: int) -> str:
-        """Return what to call a picture in messages."""
 
-    def read(self, i: int) -> bytearray:
-        """Return the bytes of a picture's file.
+def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
+    """Return several sources as one, one after another."""
+    if len(sources) == 1:
+        return sources[0]
+    ends = np.cumsum([source.n for source in sources])
 
-        Raises:
-            UnreadableImageError: if they cannot be read.
-        """
+    def place(i: int) -> tuple[ImageSource, int]:
+        number = int(np.searchsorted(ends, i, side="right"))
+        return sources[number], i - int(ends[number]) + sources[number].n
+
+    def name(i: int) -> str:
+        source, k = place(i)
+        return source.name(k)
+
+    def read(i: int) -> bytearray:
+        source, k = place(i)
+        return source.read(k)
+
+    def check() -> None:
+        for source in sources:
+            source.check()
+
+    return ImageSource(
+        n=int(ends[-1]),
+        name=name,
+        read=read,
+        identity=lambda: {"joined": [source.identity() for source in sources]},
+        check=check,
+    )
 
 
 def open_image_map(
@@ -120,28 +145,29 @@ def open_image_map(
     *,
     cache: Path,
     jobs: int,
-    bad_pictures: OnMixingDecodeError,
+    on_decode_error: OnMixingDecodeError | None,
     progress: Progress,
 ) -> PackedPictures:
-    """Return decoded pictures, building their map if this node has none.
+    """Return decoded images; build their map if this node has none.
 
     Args:
-        source: the pictures.
-        size: of the shorter side, pixels, as torchvision's Resize(size) has it; None leaves sizes.
+        source: the images.
+        size: of the shorter side, pixels, as torchvision's Resize(size) has it; None keeps sizes.
         cache: the node's cache folder, made if absent.
         jobs: threads that build.
-        bad_pictures: "raise" or "refuse", or "skip" with a line in the log.
-        progress: called with pictures done and pictures in all, while building.
+        on_decode_error: "raise", or "skip" with a line in the log; None raises where no image can
+            be left out.
+        progress: called with images done and images in all, while building.
 
     Raises:
-        PipelineError: if a picture cannot be read, no picture is left, or the disk is full or not
+        PipelineError: if an image cannot be decoded, no image is left, or the disk is full or not
             writable.
     """
     identity = {
         "format": FORMAT_VERSION,
         "size": size,
         "pillow": PIL.__version__,
-        "source": source.identity,
+        "source": source.identity(),
     }
     key = sha256(json.dumps(identity, sort_keys=True).encode())[:32]
     maps = cache / "maps"
@@ -151,42 +177,43 @@ def open_image_map(
         key = own
     folder = maps / key
     with _disk_errors(maps):
-        pictures = _open_whole(folder, jobs)
-        if pictures is None:
+        images = _open_whole(folder, jobs)
+        if images is None:
             maps.mkdir(parents=True, exist_ok=True)
             with folder_lock(maps / f"{key}.lock"):
                 # Another process may have built it meanwhile.
-                pictures = _open_whole(folder, jobs)
-                if pictures is None:
+                images = _open_whole(folder, jobs)
+                if images is None:
                     if folder.exists():
-                        log.warning("%s is not as it was written; it is built again", folder)
+                        log.warning("%s is damaged; it is built again", folder)
                     for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
                         shutil.rmtree(old, ignore_errors=True)
-                    _build(source, size, folder, jobs, bad_pictures, progress)
-                    pictures = _open(folder)
-        _heed_left_out(folder, bad_pictures)
-        return pictures
+                    _build(source, identity, folder, jobs, on_decode_error, progress)
+                    images = _open(folder)
+        _check_left_out(_read_record(folder), on_decode_error)
+        return images
 
 
-def _heed_left_out(folder: Path, bad_pictures: OnMixingDecodeError) -> None:
-    """Refuse a map that lacks pictures, or say that it does."""
-    record = _read_record(folder)
+def _check_left_out(record: "_Record", on_decode_error: OnMixingDecodeError | None) -> None:
+    """Refuse a map that lacks images, or log that it does."""
     left_out = record.left_out
-    if not left_out:
-        return
-    if bad_pictures != "skip":
-        raise PipelineError(_cannot_be_read(left_out[0], bad_pictures))
-    log.warning(
-        "%d of %d pictures cannot be read and are left out; the first: %s",
-        len(left_out), record.n + len(left_out), left_out[0],
-    )  # fmt: skip
+    if left_out and on_decode_error != "skip":
+        raise PipelineError(_cannot_be_decoded(left_out[0], on_decode_error))
+    if left_out:
+        log.warning(
+            "%d of %d images cannot be decoded and are skipped; the first: %s",
+            len(left_out), record.n + len(left_out), left_out[0],
+        )  # fmt: skip
 
 
-def _cannot_be_read(message: str, bad_pictures: OnMixingDecodeError) -> str:
-    choice = ", or leave such out by on_decode_error='skip' (pixmix-train: --bad-pictures skip)"
+def _cannot_be_decoded(message: str, on_decode_error: OnMixingDecodeError | None) -> str:
+    choice = (
+        ", or skip such images by on_mixing_decode_error='skip' (pixmix-train: "
+        "--on-mixing-decode-error skip)"
+    )
     return (
-        f"{message}; remove it or put a whole picture in its place"
-        f"{choice if bad_pictures == 'raise' else ''}"
+        f"{message}; remove it or put a whole image in its place"
+        f"{choice if on_decode_error == 'raise' else ''}"
     )
 
 
@@ -196,9 +223,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            remedy = "free some space, or name another folder as cache_dir or in PIXMIX_CACHE"
+            remedy = "free some space, or set cache_dir or PIXMIX_CACHE to another folder"
         else:
-            remedy = "name a folder that can be written as cache_dir or in PIXMIX_CACHE"
+            remedy = "set cache_dir or PIXMIX_CACHE to a folder that can be written"
         where = error.filename or folder
         raise PipelineError(f"{where}: {error.strerror or error}; {remedy}") from error
 
@@ -238,7 +265,7 @@ def _open_whole(folder: Path, jobs: int) -> PackedPictures | None:
 
 
 def _is_of_another_user(folder: Path) -> bool:
-    """Return whether somebody else, who is not root, could have chosen what a map holds."""
+    """Return whether somebody else, who is not root, could have chosen the content of a map."""
     pixels = folder / _PIXELS
     try:
         # A file system may give what this process has written to another owner.
@@ -249,7 +276,7 @@ def _is_of_another_user(folder: Path) -> bool:
             for path in (folder, folder / _RECORD, pixels, folder / _TABLE_FILE)
         )
     except OSError:
-        # What is missing makes it no map.
+        # Without one of its files it is not a map.
         return False
 
 
@@ -264,7 +291,7 @@ def _state(path: Path) -> tuple[int, ...]:
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def _is_as_recorded(path: Path, recorded: "_Recorded", jobs: int) -> bool:
+def _is_as_recorded(path: Path, recorded: "_RecordedFile", jobs: int) -> bool:
     now = _state(path)
     if _seen_whole.get(path) == now:
         return True
@@ -291,10 +318,11 @@ def _hashes(path: Path, jobs: int) -> list[str]:
 
 
 def _open(folder: Path) -> PackedPictures:
+    remedy = f"remove {folder}"
+    table = open_array(folder / _TABLE_FILE, remedy)
     try:
-        table = np.load(folder / _TABLE_FILE, allow_pickle=False)
-        # Copy on write: kernels are compiled for arrays that may be written, and nobody writes, so
-        # that all processes share the pages.
+        # Copy on write: kernels are compiled for writeable arrays, and nobody writes, so that all
+        # processes share the pages.
         n_bytes = (folder / _PIXELS).stat().st_size
         pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=(n_bytes,))
         return PackedPictures(
@@ -304,7 +332,7 @@ def _open(folder: Path) -> PackedPictures:
             np.ascontiguousarray(table["width"], np.int32),
         )
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-        raise PipelineError(f"{folder} is damaged ({error}); remove it") from error
+        raise PipelineError(f"{folder} is damaged ({error}); {remedy}") from error
 
 
 # --- building ------------------------------------------------------------------------------------
@@ -312,46 +340,45 @@ def _open(folder: Path) -> PackedPictures:
 
 def _build(
     source: ImageSource,
-    size: int | None,
+    identity: dict[str, Any],
     folder: Path,
     jobs: int,
-    bad_pictures: OnMixingDecodeError,
+    on_decode_error: OnMixingDecodeError | None,
     progress: Progress,
 ) -> None:
-    """Write a map under a temporary name, flush it, and give it its name."""
+    """Write a map under a temporary name, flush it, and rename it."""
     with _source_errors("the mixing set"):
         source.check()
-    log.info("building %s from %d pictures", folder, len(source))
+    log.info("building %s from %d images", folder, len(source))
     partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
     partial.mkdir()
     try:
-        bad = _BadPictures(source, bad_pictures)
-        table, n_bytes = _planned(source, size, jobs, bad)
+        build = _Build(source, on_decode_error, jobs)
+        n_bytes = build.plan(identity["size"])
         with (partial / _PIXELS).open("xb") as file:
             _reserve(file.fileno(), n_bytes)
-            _fill(source, table, file.fileno(), jobs, bad, progress)
+            build.fill(file.fileno(), progress)
             os.fsync(file.fileno())
-        kept = table[bad.kept]
-        if len(kept) == 0:
-            raise PipelineError("no picture is left of the mixing set; give whole pictures")
+        table = build.table[build.kept]
+        if len(table) == 0:
+            raise PipelineError("no image of the mixing set can be decoded; use whole images")
         with (partial / _TABLE_FILE).open("xb") as file:
-            np.save(file, kept, allow_pickle=False)
+            np.save(file, table, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-        files = {
-            name: {
-                "bytes": (partial / name).stat().st_size,
-                "sha256": _hashes(partial / name, jobs),
-            }
-            for name in (_PIXELS, _TABLE_FILE)
-        }
         record = {
-            "n": len(kept),
-            "size": size,
-            "source": source.identity,
+            "n": len(table),
+            "size": identity["size"],
+            "source": identity["source"],
             "versions": {"pixmix": __version__, "pillow": PIL.__version__},
-            "left_out": bad.messages,
-            "files": files,
+            "left_out": build.messages(),
+            "files": {
+                name: {
+                    "bytes": (partial / name).stat().st_size,
+                    "sha256": _hashes(partial / name, jobs),
+                }
+                for name in (_PIXELS, _TABLE_FILE)
+            },
         }
         write_file(partial / _RECORD, json.dumps(record, indent=1).encode())
         partial.rename(folder)
@@ -363,7 +390,7 @@ def _build(
 
 
 def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Take the room on the disk: a full one is told of now, not after minutes of decoding."""
+    """Take the room on the disk: a full one is reported now, not after minutes of decoding."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
@@ -374,152 +401,98 @@ def _reserve(descriptor: int, n_bytes: int) -> None:
             raise
 
 
-class _BadPictures:
-    """Raises for a picture that cannot be read, or leaves it out and remembers why."""
+class _Build:
+    """The work on each image: first its size, for its place in the map; then its pixels.
 
-    def __init__(self, source: ImageSource, policy: OnMixingDecodeError) -> None:
+    table: (n,) where each image will be; kept: (n,) bool, which ones can be decoded.
+    """
+
+    def __init__(
+        self, source: ImageSource, on_decode_error: OnMixingDecodeError | None, jobs: int
+    ) -> None:
+        self.table = np.zeros(len(source), _TABLE)
         self.kept = np.ones(len(source), np.bool_)
+        self._source, self._on_decode_error, self._jobs = source, on_decode_error, jobs
         self._reasons: dict[int, str] = {}
-        self._source, self._policy = source, policy
 
-    def add(self, i: int, error: UnreadableImageError) -> None:
-        message = f"{self._source.name(i)}: {error}"
-        if self._policy != "skip":
-            raise PipelineError(_cannot_be_read(message, self._policy)) from error
-        self._reasons[i] = message
-        self.kept[i] = False
-
-    @property
     def messages(self) -> list[str]:
-        """Of the pictures, in order, whichever thread came first."""
+        """Return why images are left out, in their order, whichever thread came first."""
         return [message for _, message in sorted(self._reasons.items())]
 
+    def plan(self, size: int | None) -> int:
+        """Plan where each image will be, from the headers of the files; return all their bytes."""
 
-def _in_threads(
-    n: int, jobs: int, work: Callable[[int], None], progress: Progress | None = None
-) -> None:
-    """Call work(0) .. work(n - 1) in threads; decoding and resizing release the lock."""
-
-    def bunch(start: int) -> int:
-        stop = min(n, start + _BUNCH)
-        for i in range(start, stop):
-            work(i)
-        return stop - start
-
-    done = 0
-    pool = ThreadPoolExecutor(jobs)
-    try:
-        for count in pool.map(bunch, range(0, n, _BUNCH)):
-            done += count
-            if progress is not None:
-                progress(done, n)
-    finally:
-        # After an error the rest is not begun.
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _read(source: ImageSource, i: int) -> bytearray:
-    with _source_errors(source.name(i)):
-        return source.read(i)
-
-
-def _planned(
-    source: ImageSource, size: int | None, jobs: int, bad: _BadPictures
-) -> tuple[NDArray[np.void], int]:
-    """Return where each picture will lie, from the headers of the files, and all their bytes."""
-    table = np.zeros(len(source), _TABLE)
-
-    def measure(i: int) -> None:
-        try:
-            height, width = read_size(_read(source, i))
+        def measure(i: int) -> None:
+            height, width = read_size(self._read(i))
             if size is not None:
                 height, width = resized_shape(height, width, size)
             if height * width > MOST_PIXELS:
                 raise UnreadableImageError(
                     "too large",
-                    f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; cut it",
+                    f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; crop it",
                 )
-            table["height"][i], table["width"][i] = height, width
-        except UnreadableImageError as error:
-            bad.add(i, error)
+            self.table["height"][i], self.table["width"][i] = height, width
 
-    _in_threads(len(source), jobs, measure)
-    lengths = 3 * table["height"].astype(np.int64) * table["width"]
-    ends = np.cumsum(lengths)
-    table["offset"] = ends - lengths
-    return table, max(1, int(ends[-1])) if len(ends) else 1
+        self._for_each(measure)
+        lengths = 3 * self.table["height"].astype(np.int64) * self.table["width"]
+        ends = np.cumsum(lengths)
+        self.table["offset"] = ends - lengths
+        return max(1, int(ends[-1])) if len(ends) else 1
 
+    def fill(self, descriptor: int, progress: Progress) -> None:
+        """Decode and resize each image and write it to its place."""
 
-def _fill(
-    source: ImageSource,
-    table: NDArray[np.void],
-    descriptor: int,
-    jobs: int,
-    bad: _BadPictures,
-    progress: Progress,
-) -> None:
-    """Decode and resize each picture and write it to its place."""
+        def write(i: int) -> None:
+            image = decode_image(self._read(i))
+            height, width = int(self.table["height"][i]), int(self.table["width"][i])
+            if image.shape[:2] != (height, width):
+                resized = np.empty((height, width, 3), np.uint8)
+                whole = (0, 0, image.shape[0], image.shape[1])
+                resize_part(image, *whole, height, width, 0, 0, resized)
+                image = resized
+            _write_all(descriptor, image, int(self.table["offset"][i]))
 
-    def paint(i: int) -> None:
-        if not bad.kept[i]:
-            return
+        progress(0, len(self._source))
+        self._for_each(write, progress)
+
+    def _read(self, i: int) -> bytearray:
+        with _source_errors(self._source.name(i)):
+            return self._source.read(i)
+
+    def _for_each(self, work: Callable[[int], None], progress: Progress | None = None) -> None:
+        """Call work of each image in threads; decoding and resizing release the lock."""
+        n = len(self._source)
+
+        def bunch(start: int) -> int:
+            stop = min(n, start + _BUNCH)
+            for i in range(start, stop):
+                try:
+                    if self.kept[i]:
+                        work(i)
+                except UnreadableImageError as error:
+                    message = f"{self._source.name(i)}: {error}"
+                    if self._on_decode_error != "skip":
+                        raise PipelineError(
+                            _cannot_be_decoded(message, self._on_decode_error)
+                        ) from error
+                    self._reasons[i] = message
+                    self.kept[i] = False
+            return stop - start
+
+        done = 0
+        pool = ThreadPoolExecutor(self._jobs)
         try:
-            picture = decode_image(_read(source, i))
-        except UnreadableImageError as error:
-            bad.add(i, error)
-            return
-        height, width = int(table["height"][i]), int(table["width"][i])
-        if picture.shape[:2] != (height, width):
-            resized = np.empty((height, width, 3), np.uint8)
-            whole = (0, 0, picture.shape[0], picture.shape[1])
-            resize_part(picture, *whole, height, width, 0, 0, resized)
-            picture = resized
-        _write_all(descriptor, picture, int(table["offset"][i]))
-
-    progress(0, len(source))
-    _in_threads(len(source), jobs, paint, progress)
+            for count in pool.map(bunch, range(0, n, _BUNCH)):
+                done += count
+                if progress is not None:
+                    progress(done, n)
+        finally:
+            # After an error the rest is not begun.
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_all(descriptor: int, picture: NDArray[np.uint8], offset: int) -> None:
-    content = memoryview(picture.reshape(-1).data)
+def _write_all(descriptor: int, image: NDArray[np.uint8], offset: int) -> None:
+    content = memoryview(image.reshape(-1).data)
     while content:
         written = os.pwrite(descriptor, content, offset)
         content, offset = content[written:], offset + written
-
-
-@dataclass(frozen=True)
-class JoinedSources:
-    """Several sources, one after another."""
-
-    sources: tuple[ImageSource, ...]
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What tells these pictures from others."""
-        return {"joined": [source.identity for source in self.sources]}
-
-    def check(self) -> None:
-        """Check each."""
-        for source in self.sources:
-            source.check()
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-        return sum(len(source) for source in self.sources)
-
-    def _place(self, i: int) -> tuple[ImageSource, int]:
-        for source in self.sources:
-            if i < len(source):
-                return source, i
-            i -= len(source)
-        raise IndexError(i)
-
-    def name(self, i: int) -> str:
-        """Return what to call a picture in messages."""
-        source, place = self._place(i)
-        return source.name(place)
-
-    def read(self, i: int) -> bytearray:
-        """Return the bytes of a picture's file."""
-        source, place = self._place(i)
-        return source.read(place)

@@ -31,11 +31,11 @@ from pipelines.loading.batches import (
     LoaderConfig,
     MixingSet,
     OnDecodeError,
-    OnMixingDecodeError,
     PreprocessConfig,
     open_maker,
 )
 from pipelines.loading.dataset import SampleError
+from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.order import (
     ORDER_VERSION,
     EpochOrder,
@@ -236,7 +236,7 @@ class TrainLoader:
         epoch, begin, size = self._epoch, self._consumed, self.config.batch_size
         order = self._maker.order(epoch)
         # Without this loader itself: it would live as long as its workers, who end with it.
-        batches = partial(_batches_from, order, size, self.world, begin)
+        batches = partial(_batches_from, order, self.config, self.world, begin)
         requests = Requests(
             lambda first: (Request(epoch, *batch) for batch in batches(first)),
             order.ends_of_shards(),
@@ -322,14 +322,15 @@ class TrainLoader:
 
 
 def _batches_from(
-    order: EpochOrder, batch_size: int, world: World, consumed: int, first: int
+    order: EpochOrder, config: LoaderConfig, world: World, consumed: int, first: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     return training_batches(
         order,
-        batch_size=batch_size,
+        batch_size=config.batch_size,
         rank=world.rank,
         world_size=world.size,
-        consumed=consumed + first * batch_size,
+        shard_partitions=config.shard_partitions,
+        consumed=consumed + first * config.batch_size,
     )
 
 

@@ -93,8 +93,7 @@ class EpochOrder:
                 f"shuffle_window is {shuffle_window} and shard_partitions {shard_partitions}, and "
                 "the dataset has no shards; leave both out"
             )
-        self.shard_partitions = shard_partitions
-        self._n_samples, self._by_shards = n_samples, by_shards
+        self._n_samples, self._partitions, self._by_shards = n_samples, shard_partitions, by_shards
         # Without, it is as if one shard had all.
         sizes = shard_sizes if shard_sizes is not None and by_shards else [n_samples]
         parts = _parts(n_samples, shard_partitions)
@@ -146,15 +145,15 @@ class EpochOrder:
 
     def _end_to_end(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return where positions of the order are when its partitions are laid end to end."""
-        length = self._n_samples // self.shard_partitions
-        there = positions % self.shard_partitions * length + positions // self.shard_partitions
-        return np.where(positions < length * self.shard_partitions, there, positions)
+        length = self._n_samples // self._partitions
+        there = positions % self._partitions * length + positions // self._partitions
+        return np.where(positions < length * self._partitions, there, positions)
 
     def _positions(self, ends: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return which positions of the order are there when its partitions are laid end to end."""
-        length = self._n_samples // self.shard_partitions
-        positions = ends % max(length, 1) * self.shard_partitions + ends // max(length, 1)
-        return np.where(ends < length * self.shard_partitions, positions, ends)
+        length = self._n_samples // self._partitions
+        positions = ends % max(length, 1) * self._partitions + ends // max(length, 1)
+        return np.where(ends < length * self._partitions, positions, ends)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -338,6 +337,7 @@ def training_batches(
     batch_size: int,
     rank: int,
     world_size: int,
+    shard_partitions: int = 1,
     consumed: int = 0,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Give what a rank trains on, from a position of the order on.
@@ -347,7 +347,8 @@ def training_batches(
         batch_size: over all ranks.
         rank: of 0 .. world_size - 1.
         world_size: number of processes.
-        consumed: samples of the order that all ranks together have seen; a multiple of its
+        shard_partitions: of the order.
+        consumed: samples of the order that all ranks together have seen; a multiple of
             shard_partitions.
 
     Yields:
@@ -362,7 +363,7 @@ def training_batches(
         batch_size,
         rank=rank,
         world_size=world_size,
-        shard_partitions=order.shard_partitions,
+        shard_partitions=shard_partitions,
         consumed=consumed,
     )
     for t in range(count_batches(len(order), batch_size, consumed)):

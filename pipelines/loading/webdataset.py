@@ -102,6 +102,7 @@ class PlannedSamples(IterableDataset[Sample]):
             batch_size=self._maker.config.batch_size,
             rank=self._world.rank,
             world_size=self._world.size,
+            shard_partitions=self._maker.config.shard_partitions,
             consumed=self._consumed,
         )
         worker = get_worker_info()

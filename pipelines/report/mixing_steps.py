@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import UnreadableImageError, decode_image
-from pipelines.loading.image_map import ImageSource, JoinedSources
+from pipelines.loading.image_map import ImageSource, join_sources
 from pipelines.loading.mixing_set import image_source
 from pipelines.shards.picture_files import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
@@ -53,7 +53,7 @@ class MixingPictures(Sequence[Pixels]):
     """
 
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
-        self._source: ImageSource = JoinedSources(tuple(map(image_source, places)))
+        self._source: ImageSource = join_sources([image_source(place) for place in places])
         self._source.check()
         # A folder is searched now: it may hold none.
         self._n = len(self._source)

@@ -86,7 +86,8 @@ class Training:
     after which there is one within an epoch, too; None for one at its end alone.
     weights: of the network to begin with; pretrained: the name of torchvision's, such as
     IMAGENET1K_V1.
-    on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An evaluation skips samples where training may go on without them.
+    on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An
+    evaluation skips samples where training does not raise an error for them.
     cache_dir, remote: where shards of addresses are kept, and how they are read.
     """
 
