@@ -13,7 +13,7 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from pipelines.errors import PipelineError
-from pipelines.loading import decode
+from pipelines.loading import dataset
 from pipelines.loading.dataset import UnreadableImageError, decode_image
 from pipelines.shards import picture_files
 from pipelines.shards.picture_files import read_picture
@@ -22,8 +22,8 @@ from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
 DECODERS = {
-    "simplejpeg": decode._by_simplejpeg(),
-    "torchvision": decode._by_torchvision(),
+    "simplejpeg": dataset._by_simplejpeg(),
+    "torchvision": dataset._by_torchvision(),
     "pillow": None,
 }
 
@@ -32,7 +32,7 @@ DECODERS = {
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "pillow" and DECODERS[request.param] is None:
         pytest.skip(f"{request.param} decodes no JPEG here")
-    monkeypatch.setattr(decode, "JPEG_DECODER", DECODERS[request.param])
+    monkeypatch.setattr(dataset, "JPEG_DECODER", DECODERS[request.param])
 
 
 PICTURE = drawn_pictures(1, 3, (37, 51))[0]
@@ -166,7 +166,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
-    monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(PICTURE, extension))
     assert caught.value.reason == "too large"
@@ -177,7 +177,7 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     started: list[object] = []
     monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
     content = saved("RGB", "EPS")
-    with pytest.raises(UnreadableImageError, match="no picture that Pillow knows"):
+    with pytest.raises(UnreadableImageError, match="not an image that Pillow knows"):
         decode_image(content)
     assert not started
     # As it is where the formats are not told; the program that is none wrote no picture.

@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -213,7 +214,13 @@ class WorkerSource:
         # A dataset of the user's may be of a class of the main module.
         hides = method != "fork" and isinstance(self._maker.samples, ShardDataset)
         try:
-            with worker_errors(), without_main_module() if hides else nullcontext():
+            with (
+                worker_errors(),
+                without_main_module() if hides else nullcontext(),
+                warnings.catch_warnings(),
+            ):
+                # The error below says more.
+                warnings.filterwarnings("ignore", "Got pickle error")
                 return iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             raise PipelineError(
