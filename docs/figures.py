@@ -20,8 +20,8 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 
 from pipelines.generate.encoding import decode
-from pipelines.report.mixing_steps import MixingPictures, mix, square
-from pipelines.report.sheet import contact_sheet, write_sheet
+from pipelines.report.figures import contact_sheet, write_image
+from pipelines.report.mixing import MixingImages, mix, square
 from pixmix import PixMixSettings
 from pixmix.draws import draw_plan
 from pixmix.mixing import add, multiply
@@ -43,7 +43,7 @@ def sheet(folder: Path, each: int) -> Image.Image:
 def overview(sets: Path) -> Image.Image:
     """Return 8 fractals above 4 feature visualizations and 4 photographs mixed twice or more."""
     places = sets / "fractals", sets / "featviz"
-    mixing_set = MixingPictures(places, SIDE)
+    mixing_set = MixingImages(places, SIDE)
     pictures = [square(mixing_set[i], SIDE) for i in range(len(mixing_set))]
     photographs = ("china.jpg", "flower.jpg")
     for key in itertools.count():
@@ -60,7 +60,7 @@ def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Return the first n draws of (a, b) towards the other picture, and the first n away."""
     plan = draw_plan(
         np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
-        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+        source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
     )  # fmt: skip
     a, b = plan.rounds["a"][:, 0], plan.rounds["b"][:, 0]
     return [(a[each][:n], b[each][:n]) for each in (a <= 1, a > 1)]
@@ -98,7 +98,7 @@ def mixing() -> Figure:
 
 if __name__ == "__main__":
     sets, folder = map(Path, sys.argv[1:])
-    write_sheet(overview(sets / "overview"), folder / "overview.jpg")
+    write_image(overview(sets / "overview"), folder / "overview.jpg")
     sheet(sets / "fractals", each=1).save(folder / "fractals.jpg", quality=QUALITY)
     sheet(sets / "featviz", each=8).save(folder / "featviz.jpg", quality=QUALITY)
     mixing().savefig(folder / "mixing.png", dpi=90)

@@ -32,7 +32,7 @@ from pipelines.loading.order import (
     default_prefetch,
     order_bytes,
 )
-from pipelines.shards.index import SAMPLE
+from pipelines.shards.format import SAMPLE
 from pipelines.text_table import aligned
 from streaming_model import (
     Link,

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
     from pipelines.loading.loader import EvalLoader, TrainLoader, eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
-    from pipelines.loading.remote_sets import Remote
     from pipelines.loading.webdataset import pixmix_stream
+    from pipelines.shards.remote import Remote
 
 __all__ = [
     "CIFAR",
@@ -33,7 +33,7 @@ if not TYPE_CHECKING:
         "EvalLoader": "pipelines.loading.loader",
         "LoaderConfig": "pipelines.loading.batches",
         "PreprocessConfig": "pipelines.loading.batches",
-        "Remote": "pipelines.loading.remote_sets",
+        "Remote": "pipelines.shards.remote",
         "TrainLoader": "pipelines.loading.loader",
         "eval_loader": "pipelines.loading.loader",
         "open_mixing_set": "pipelines.loading.mixing_set",

@@ -1,9 +1,9 @@
-"""The whole chain on data that needs no download: each stage a command that a user would type.
+"""The whole chain on data that need no download: each stage a command that a user would type.
 
-DIR/mixing-set, shards, runs    what the commands make
-stages.json                 which stages are finished, with their commands and times
-pictures/*.png              the pictures of the report
-report.html                 what came of it
+DIR/mixing-set, shards, runs    output of the commands
+    stages.json                 finished stages, with their commands and times
+    images/*.png                the images of the report
+    report.html                 the report
 """
 
 import json
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
-from pipelines.report.page import Commands, Picture, Section, Text, page, write_page
-from pipelines.report.run_files import EVALUATION, read_runs
-from pipelines.report.runs import sections
+from pipelines.report.page import Commands, PageImage, Section, Text, page, write_page
+from pipelines.report.runs import EVALUATION, read_runs, sections
 from pipelines.system.files import check_no_file, read_json, read_regular, write_file
 from pipelines.system.processes import PYTHON_MODULE, child, child_environment
 from pipelines.training.checkpoints import find_checkpoints
@@ -43,8 +42,8 @@ _NEEDED = {
 class Stage:
     """One command of the chain.
 
-    name: tells it from the others. command: its words, once the stages before are done.
-    result: what is there when it is done; output: the file that its standard output becomes.
+    name: tells it from the others. command: returns its words, once the stages before are done.
+    result: a path that exists when it is done; output: the file for its standard output.
     """
 
     name: str
@@ -59,21 +58,21 @@ class Stage:
 
 
 class ShowStage(Protocol):
-    """Shows how the chain gets on."""
+    """Shows the progress of the chain."""
 
     def __call__(self, line: str, *, known: bool, printed: str | None) -> None:
-        """Show a command before it runs, and again when it has.
+        """Show a command before it runs, and again when it has ended.
 
-        line: the command. known: it has been run before, and is not again. printed: what it had
-        to say; None before it has.
+        line: the command. known: whether it was finished before. printed: its output; None before
+        it has ended.
         """
 
 
 def check_extras() -> None:
-    """See that all is installed that the chain needs.
+    """Check that the extras that the chain needs are installed.
 
     Raises:
-        PipelineError: if not; it names what is missing.
+        PipelineError: if not, naming those that are missing.
     """
     missing = [extra for module, extra in _NEEDED.items() if find_spec(module) is None]
     if missing:
@@ -83,12 +82,12 @@ def check_extras() -> None:
 
 
 def stages(out: Path) -> list[Stage]:
-    """Return the chain whose results go into a folder.
+    """Return the stages, whose output goes into a folder.
 
     400 fractals and 40 feature visualizations, shards of them and of scikit-learn's digits, a
-    training without and one with PixMix, and what both are worth.
+    training without and one with PixMix, and the evaluation of both.
     """
-    sets, shards, pictures = out / "mixing-set", out / "shards", out / "pictures"
+    sets, shards, images = out / "mixing-set", out / "shards", out / "images"
     digits, mixing = shards / "digits", shards / "mixing"
 
     def fixed(name: str, result: Path, *words: object) -> Stage:
@@ -107,7 +106,9 @@ def stages(out: Path) -> list[Stage]:
         def command() -> list[str]:
             checkpoints = find_checkpoints(run)
             if not checkpoints:
-                raise PipelineError(f"{run} holds no checkpoint; remove it, and it is made again")
+                raise PipelineError(
+                    f"{run} holds no checkpoint; remove it, and run the command again"
+                )
             words = ("pixmix-eval", "--checkpoint", checkpoints[-1], "--data", digits)
             return [*map(str, words), "--json"]
 
@@ -116,14 +117,14 @@ def stages(out: Path) -> list[Stage]:
 
     return [
         fixed(
-            "fractals", pictures / "fractals.png",
+            "fractals", images / "fractals.png",
             "pixmix-gen", "fractals", "--n", FRACTALS, "--out", sets / "fractals",
-            "--sheet", pictures / "fractals.png",
+            "--sheet", images / "fractals.png",
         ),
         fixed(
-            "feature visualizations", pictures / "featviz.png",
+            "feature visualizations", images / "featviz.png",
             "pixmix-gen", "featviz", "--n", VISUALIZATIONS, "--out", sets / "featviz",
-            "--sheet", pictures / "featviz.png",
+            "--sheet", images / "featviz.png",
         ),
         fixed(
             "shards of the mixing set", mixing / "manifest.json",
@@ -134,9 +135,9 @@ def stages(out: Path) -> list[Stage]:
             "pixmix-shard", "digits", digits,
         ),
         fixed(
-            "what PixMix does", pictures / "mixed.png",
+            "what PixMix does", images / "mixed.png",
             "pixmix-show", "mixed", _photograph(), "--mixing-set", mixing,
-            "--out", pictures / "mixed.png",
+            "--out", images / "mixed.png",
         ),
         training("plain", "--augment", "none"),
         training("pixmix", "--mixing-set", mixing),
@@ -160,19 +161,19 @@ def _photograph() -> Path:
 def run_stages(
     out: Path, chain: Sequence[Stage], *, run: Callable[[Stage], str], show: ShowStage
 ) -> dict[str, float]:
-    """Run what has not been run, in order; return the seconds that each stage took, by its line.
+    """Run the unfinished stages in order; return the seconds that each stage took, by its line.
 
-    A stage is known by its command: where that is another, or its result is gone, it is run again,
-    and so is all that follows. A stage that was stopped goes on where it was.
+    A stage is known by its command: if that has changed, or its result is gone, it runs again, and
+    so do all that follow. A stopped stage is resumed.
 
     Args:
-        out: the folder of the record of what is finished; made if absent.
-        chain: the stages; what one reads, those before it have made.
-        run: runs one, such as `run_command`, and returns what it printed.
-        show: told of each stage before and after it.
+        out: the folder of the record of finished stages; created if absent.
+        chain: the stages; each reads only the output of those before it.
+        run: runs one, such as `run_command`, and returns its output.
+        show: called before and after each stage.
 
     Raises:
-        PipelineError: if a command fails, or leaves nothing; what it said was shown.
+        PipelineError: if a command fails, or leaves no result.
         OSError: if the folder cannot be written.
     """
     check_no_file(out, "--out")
@@ -186,7 +187,7 @@ def run_stages(
             seconds[line] = before
             show(line, known=True, printed=None)
             continue
-        # What follows was made of what is now made anew.
+        # The results of later stages came from the one that runs again.
         known = {}
         show(line, known=False, printed=None)
         begun = time.perf_counter()
@@ -194,7 +195,7 @@ def run_stages(
         seconds[line] = time.perf_counter() - begun
         show(line, known=False, printed=printed)
         if not stage.result.exists():
-            # Or it would be run again each time, and all that follows.
+            # Otherwise it and all that follow would run again each time.
             raise PipelineError(f"{line} ended and left no {stage.result}; report this")
         out.mkdir(parents=True, exist_ok=True)
         write_file(record, (json.dumps(seconds, indent=1) + "\n").encode())
@@ -211,9 +212,9 @@ def _read_record(path: Path) -> Mapping[str, float]:
 
 
 def run_command(stage: Stage) -> str:
-    """Run a stage's command to its end, its progress shown on stderr; return what else it printed.
+    """Run a stage's command, its progress shown on stderr; return its standard output.
 
-    Ctrl-C and SIGTERM are handed on to it, and end this when it has ended.
+    Ctrl-C and SIGTERM are passed on to it, and end this when it has ended.
 
     Raises:
         PipelineError: if it fails.
@@ -225,8 +226,8 @@ def run_command(stage: Stage) -> str:
         printed, _ = process.communicate()
     if process.returncode != 0:
         raise PipelineError(
-            f"{stage.line()} ended with exit code {process.returncode}, for the reason above; mend "
-            "it, and the same command goes on here"
+            f"{stage.line()} ended with exit code {process.returncode}, for the reason above; fix "
+            "it, and run the same command again to resume"
         )
     if stage.output is None:
         return str(printed, errors="replace").rstrip()
@@ -236,7 +237,7 @@ def run_command(stage: Stage) -> str:
 
 
 def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
-    """Write DIR/report.html, and its pictures into DIR/pictures; return its path.
+    """Write DIR/report.html, and its images into DIR/images; return its path.
 
     Args:
         out: where all stages are finished.
@@ -246,34 +247,33 @@ def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
         PipelineError: if a result is not what it should be.
         OSError: if one cannot be read, or the folder cannot be written.
     """
-    pictures = out / "pictures"
+    images = out / "images"
     of_runs = sections(read_runs([out / "runs" / "plain", out / "runs" / "pixmix"]))
     for section in of_runs:
         for part in section.parts:
-            if isinstance(part, Picture):
-                write_file(pictures / f"{section.title.lower()}.png", part.data)
+            if isinstance(part, PageImage):
+                write_file(images / f"{section.title.lower()}.png", part.data)
     shown = [
         Section(
             title="What PixMix does",
             parts=(
                 Text(
-                    text="A training picture is mixed, up to four times, with a picture of the "
-                    "mixing set or with what an operation makes of itself. Each row is another "
-                    "draw."
+                    text="A training image is mixed, up to four times, with an image of the "
+                    "mixing set or with an augmented copy of itself. Each row is another draw."
                 ),
-                _picture(pictures / "mixed.png", "A photograph through the rounds of PixMix"),
+                _image(images / "mixed.png", "A photograph through the rounds of PixMix"),
             ),
         ),
         Section(
             title="The mixing set",
             parts=(
-                _picture(
-                    pictures / "fractals.png",
+                _image(
+                    images / "fractals.png",
                     "A sheet of fractals",
                     f"Some of the {FRACTALS} fractals. Nobody has chosen them.",
                 ),
-                _picture(
-                    pictures / "featviz.png",
+                _image(
+                    images / "featviz.png",
                     "A sheet of feature visualizations",
                     f"The {VISUALIZATIONS} feature visualizations of EfficientNet-Lite0.",
                 ),
@@ -283,7 +283,7 @@ def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
         Section(
             title="How it was made",
             parts=(
-                Text(text="Each of these commands stands on those above it."),
+                Text(text="Each of these commands uses the output of those above it."),
                 Commands(
                     lines=tuple(f"{line}  # {taken:.0f} s" for line, taken in seconds.items())
                 ),
@@ -293,23 +293,23 @@ def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
     path = out / "report.html"
     lead = (
         "A mixing set, a network trained on scikit-learn's digits without and with PixMix, and "
-        "what both are worth. A small set and a small network: it shows what is measured, and "
-        "proves nothing."
+        "the evaluation of both. The set and the network are small: the report shows what is "
+        "measured, and proves nothing."
     )
     write_page(page("PixMix in ten minutes", lead, shown), path)
     return path
 
 
-def _picture(path: Path, description: str, caption: str = "") -> Picture:
-    return Picture(data=path.read_bytes(), description=description, caption=caption)
+def _image(path: Path, description: str, caption: str = "") -> PageImage:
+    return PageImage(data=path.read_bytes(), description=description, caption=caption)
 
 
 def document(out: Path, report: Path, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """Return what was made, as plain JSON values."""
+    """Return the results, as plain JSON values."""
     runs = read_runs([out / "runs" / "plain", out / "runs" / "pixmix"])
     return {
         "report": str(report),
-        "pictures": sorted(str(path) for path in (out / "pictures").glob("*.png")),
+        "images": sorted(str(path) for path in (out / "images").glob("*.png")),
         "seconds": dict(seconds),
-        "found": {run.name: run.found for run in runs},
+        "evaluations": {run.name: run.evaluation for run in runs},
     }

@@ -12,10 +12,10 @@ from pathlib import Path
 from crashes import CRASHED, end_before_operation
 from painters import tree
 from pipelines.errors import PipelineError
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.tars import scan_tar
+from pipelines.shards.tar import scan_tar
 from pipelines.shards.write import make_shards
 from shard_sets import drawn_pictures, encoded, run_here
 
@@ -26,7 +26,7 @@ def make(source: Path, folder: Path) -> None:
         source=ImageFolderSource(folder=source),
         name="small",
         num_shards=3,
-        broken_files="skip",
+        on_decode_error="skip",
         dali_index=True,
     )
     make_shards(request, run=run_here, progress=lambda _done, _total: None)

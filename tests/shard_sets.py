@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.shards.index import SAMPLE, Shard, write_index
+from pipelines.shards.format import SAMPLE, Shard, write_index
 from pipelines.system.files import file_sha256
 
 

@@ -15,9 +15,8 @@ from PIL import EpsImagePlugin, Image
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset
 from pipelines.loading.dataset import UnreadableImageError, decode_image
-from pipelines.shards import picture_files
-from pipelines.shards.picture_files import read_picture
-from pipelines.shards.pictures import BrokenPictureError, decode_rgb, oddity
+from pipelines.shards import image_files
+from pipelines.shards.images import DecodeError, decode_rgb, oddity, read_picture
 from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
@@ -130,9 +129,9 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
     with pytest.raises(UnreadableImageError, match=r"mode [FI].*save it with") as caught:
         decode_image(content)
     assert caught.value.reason == "unknown range"
-    with pytest.raises(BrokenPictureError, match=r"mode [FI]"):
+    with pytest.raises(DecodeError, match=r"mode [FI]"):
         decode_rgb(content)
-    with pytest.raises(BrokenPictureError, match=r"mode [FI]"):
+    with pytest.raises(DecodeError, match=r"mode [FI]"):
         oddity(content, "tif")
     with pytest.raises(PipelineError, match=r"mode [FI]"):
         read_picture(path)
@@ -165,7 +164,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(PICTURE, extension))
@@ -196,10 +195,10 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     # Warnings are errors here.
     for pixels in (decode_image(content), decode_rgb(content), read_picture(path)):
         assert np.array_equal(pixels, PICTURE)
-    monkeypatch.setattr(picture_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
-    with pytest.raises(BrokenPictureError, match="over 89,478,485 pixels"):
+    with pytest.raises(DecodeError, match="over 89,478,485 pixels"):
         decode_rgb(content)
     with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
         read_picture(path)

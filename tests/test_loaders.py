@@ -23,7 +23,7 @@ from pipelines.loading.batches import CIFAR, IMAGENET, OnDecodeError, Preprocess
 from pipelines.loading.dataset import SampleError, ShardDataset
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.order import EpochOrder
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
@@ -598,7 +598,7 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
         ({"shard_partitions": 3}, ValueError, "batch_size is 4, .* 3 shard_partitions"),
         ({"on_decode_error": "ignore"}, ValueError, "on_decode_error is 'ignore'"),
         ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
-         "mixing picture 0 is 5x40"),
+         "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_a_remedy(

@@ -29,7 +29,7 @@ from pipelines.errors import PipelineError
 from pipelines.generate.sets import generate_set
 from pipelines.loading import image_map
 from pipelines.loading.mixing_set import open_images, uniform_view
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 

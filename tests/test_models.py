@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,8 +7,16 @@ from torch import nn
 
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.models.cifar import EXAMPLES, build_cifar_network, is_cifar_network
-from pipelines.models.wide_resnet import WideResNet
+from pipelines.models.cifar import WideResNet
+from pipelines.models.registry import (
+    EXAMPLES,
+    FAMILIES,
+    build_network,
+    default_input,
+    family_of,
+    is_cifar_network,
+    open_model,
+)
 
 
 def parameters(module: nn.Module) -> int:
@@ -30,13 +39,13 @@ def parameters(module: nn.Module) -> int:
     ],
 )
 def test_networks_are_as_large_as_their_papers_say(name: str, classes: int, expected: int) -> None:
-    module = build_cifar_network(name, classes)
+    module = build_network(name, classes)
     assert parameters(module) == expected
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_networks_classify_pictures_of_several_sizes(name: str) -> None:
-    module = build_cifar_network(name, 7)
+    module = build_network(name, 7)
     module.eval()
     with torch.no_grad():
         for side in (32, 64):
@@ -80,7 +89,7 @@ def test_dropout_acts_in_training_alone() -> None:
 
 
 def test_weights_begin_as_he_says() -> None:
-    module = build_cifar_network("wrn_16_4", 10)
+    module = build_network("wrn_16_4", 10)
     assert isinstance(module, WideResNet)
     for each in module.modules():
         if isinstance(each, nn.Conv2d) and each.weight.numel() > 5000:
@@ -101,14 +110,32 @@ def test_weights_begin_as_he_says() -> None:
 )
 def test_depths_that_are_none_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_cifar_network(name, 10)
+        build_network(name, 10)
 
 
-def test_other_names_are_none() -> None:
-    for name in ("resnet50", "wrn_40", "wrn_0_4", "xwrn_40_4"):
+def test_a_name_belongs_to_one_family_or_is_refused() -> None:
+    names = [*EXAMPLES, "resnet50", "networks:classifier", "timm/resnet18"]
+    for name in names:
+        assert len([each for each in FAMILIES if re.fullmatch(each.pattern, name)]) == 1, name
+    assert len({family_of(name).spelling for name in names}) == len(FAMILIES)
+    assert not is_cifar_network("resnet50")
+    for name in ("wrn_40", "wrn_0_4", "xwrn_40_4", "resnet999", "timm"):
         assert not is_cifar_network(name)
         with pytest.raises(ValueError, match=name):
-            build_cifar_network(name, 10)
+            build_network(name, 10)
+
+
+def test_timms_networks_are_built_by_name() -> None:
+    pytest.importorskip("timm")
+    module = open_model("timm/resnet18", 7, seed=3)
+    assert module.fc.weight.shape == (7, 512)
+    assert torch.equal(open_model("timm/resnet18", 7, seed=3).fc.weight, module.fc.weight)
+    spec = default_input("timm/resnet18")
+    assert spec is not None
+    assert (spec.image_size, spec.resize, spec.mean) == (224, 236, (0.485, 0.456, 0.406))
+    for more in ({"name": "timm/nothing"}, {"name": "timm/resnet18", "pretrained": "a1_in1k"}):
+        with pytest.raises(PipelineError, match=more["name"].removeprefix("timm/")):
+            open_model(more.pop("name"), 7, **more)
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])

@@ -36,8 +36,8 @@ from pipelines.generate.painted_shards import (
     settings_so_far,
 )
 from pipelines.generate.sets import generate_set
-from pipelines.shards.index import open_shards
-from pipelines.shards.places import Folder, open_place
+from pipelines.shards.format import open_shards
+from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
 from pipelines.shards.write import make_shards
@@ -79,7 +79,7 @@ def members(folder: Path) -> dict[str, bytes]:
 def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
     tmp_path: Path, place: Folder
 ) -> None:
-    from pipelines.shards.mixing_sources import MixingSource
+    from pipelines.shards.sources import MixingSource
 
     generate_set(request(tmp_path / "files"), run=paint_here)
     source: Source = MixingSource(places=(tmp_path / "files",))
@@ -455,7 +455,7 @@ def test_a_damaged_request_is_told(place: Folder) -> None:
 )
 def test_an_address_that_cannot_be_written_is_refused(where: str) -> None:
     with pytest.raises(PipelineError, match=r"cannot be written; give a folder, or .* s3://BUCKET"):
-        open_place(where)
+        open_output(where)
 
 
 @pytest.mark.parametrize(

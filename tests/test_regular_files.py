@@ -15,7 +15,7 @@ SMALL = ("--n", "4", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1
 
 ALLOWED = {
     "demo.py", "evaluation/classes.py", "generate/ray_runs.py",
-    "provenance/facts.py", "system/process_group.py", "system/processes.py",
+    "provenance/run_record.py", "system/process_group.py", "system/processes.py",
 }  # fmt: skip
 """Modules that read files of the system, of the package or of their own making by name."""
 

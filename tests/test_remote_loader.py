@@ -34,7 +34,7 @@ from pipelines import (
 from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET
 from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
-from pipelines.shards.connections import RemoteAccess
+from pipelines.system.objects import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 from streaming_model import shard_uses
@@ -182,7 +182,7 @@ def test_as_many_shards_come_at_a_time_as_downloads_says(
     with serving(root, Slow) as address:
         loader = train_loader(
             f"{address}/large", MIXING, preprocess=SMALL, batch_size=4, shuffle_window=1,
-            cache_dir=tmp_path / "cache", remote=Remote(ahead=5, **settings),
+            cache_dir=tmp_path / "cache", remote=Remote(prefetch=5, **settings),
         )  # fmt: skip
         assert len(list(loader)) == N // 4
     assert seen == [most]
@@ -217,7 +217,7 @@ def test_no_worker_is_forked_while_threads_download(
     )
     forks = ast.literal_eval(ended.stdout)
     assert len(forks) >= 2
-    assert not [name for names in forks for name in names if "read-ahead" in name]
+    assert not [name for names in forks for name in names if "prefetch" in name]
 
 
 def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
@@ -226,7 +226,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
     loader = train_loader(
         f"{server[0]}/large", MIXING, preprocess=SMALL, batch_size=4, shuffle_window=1,
         cache_dir=tmp_path / "cache",
-        remote=Remote(access=RemoteAccess(attempts=1), ahead=1),
+        remote=Remote(access=RemoteAccess(attempts=1), prefetch=1),
     )  # fmt: skip
     for tar in (root / "large").glob("set-*.tar"):
         tar.write_bytes(tar.read_bytes()[:-1])
@@ -234,7 +234,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
         list(loader)
     # The error's own frames would hold what is not ended by name.
     assert kept.tb is not None
-    assert not [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
+    assert not [each for each in threading.enumerate() if each.name.startswith("prefetch")]
 
 
 @settings(deadline=None)
@@ -339,7 +339,7 @@ def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
     largest = max(path.stat().st_size for path in (root / "large").glob("*.tar"))
     loader = train_loader(
         f"{address}/large", MIXING, preprocess=SMALL, batch_size=2, shuffle_window=1,
-        cache_dir=tmp_path / "cache", remote=Remote(limit_bytes=5 * largest, ahead=1),
+        cache_dir=tmp_path / "cache", remote=Remote(limit_bytes=5 * largest, prefetch=1),
     )  # fmt: skip
     assert len(list(loader)) == N // 2
     kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").iterdir())

@@ -14,17 +14,22 @@ import pytest
 import torch
 
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
-from pipelines.provenance import facts, run_record
-from pipelines.provenance.facts import command_line, git_state, versions
-from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
-from pipelines.provenance.run_record import WeightsFacts, read_run_record
+from pipelines.provenance import run_record
+from pipelines.provenance.run_record import (
+    WeightsFacts,
+    command_line,
+    git_state,
+    read_run_record,
+    versions,
+)
 from pipelines.system.files import file_sha256
+from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data
-from pipelines.training.run_settings import _weights
-from pipelines.training.train import Shown
-from pipelines.training.train import train as run_training
+from pipelines.training.loop import train as run_training
+from pipelines.training.recipes import Progress
+from pipelines.training.tracking import _weights
 from training_sets import training
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -44,7 +49,7 @@ def record_of(out: Path) -> dict[str, Any]:
 
 
 def stopping_at(step: int) -> Any:  # noqa: ANN401
-    def show(shown: Shown) -> None:
+    def show(shown: Progress) -> None:
         if shown.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -60,7 +65,7 @@ def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     out = tmp_path / "run"
     seen = []
 
-    def look(shown: Shown) -> None:
+    def look(shown: Progress) -> None:
         seen.append(record_of(out)["status"])
         stopping_at(3)(shown)
 
@@ -402,7 +407,7 @@ def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: 
 def test_without_git_or_with_one_that_hangs_nothing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(facts, "_GIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(run_record, "_GIT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path) is None
     hanging = tmp_path / "git"

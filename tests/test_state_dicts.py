@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from featviz.state_dicts import fitted, load_weights, n_classes, read_weights
 from pipelines.errors import PipelineError
-from pipelines.models.cifar import build_cifar_network
-from pipelines.models.opening import begin_with, open_checkpoint, open_model
-from pipelines.models.resnext import ResNeXt
+from pipelines.models.checkpoints import open_checkpoint
+from pipelines.models.cifar import ResNeXt
+from pipelines.models.registry import build_network, initialize_from, open_model
 from test_weights import reference_checkpoint
 
 PATH = Path("file.pt")
@@ -67,10 +67,10 @@ def references_names(n: int) -> dict[str, str]:
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_the_references_resnext_is_read_under_its_own_names(n: int, prefix: str) -> None:
-    saved = build_cifar_network(f"resnext{9 * n + 2}_4x2", 10)
+    saved = build_network(f"resnext{9 * n + 2}_4x2", 10)
     names = {own: prefix + old for own, old in references_names(n).items()}
     state = {names[own]: value for own, value in saved.state_dict().items()}
-    module = build_cifar_network(f"resnext{9 * n + 2}_4x2", 10)
+    module = build_network(f"resnext{9 * n + 2}_4x2", 10)
     assert load_weights(module, state, PATH) == []
     assert_loaded(module, state, names)
 
@@ -167,10 +167,10 @@ def test_tensors_that_are_not_of_the_network_are_refused_even_under_a_prefix() -
 def test_weights_to_begin_with_are_fitted_as_those_to_evaluate() -> None:
     state = {f"model.{name}": value for name, value in small(1).state_dict().items()}
     module = small(2)
-    assert begin_with(module, state) == []
+    assert initialize_from(module, state) == []
     assert torch.equal(module.conv1.weight, state["model.conv1.weight"])
     other = small(2, classes=4)
-    assert begin_with(other, state) == ["fc.weight", "fc.bias"]
+    assert initialize_from(other, state) == ["fc.weight", "fc.bias"]
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_auxiliary_heads_of_torchvision_are_left_out(
     own = opened.state_dict()
     assert torch.equal(own["fc.weight"], saved.state_dict()["fc.weight"])
     assert not any(key.startswith(("aux", "Aux")) for key in own)
-    assert begin_with(open_model(name, 5), state) == []
+    assert initialize_from(open_model(name, 5), state) == []
     with pytest.raises(ValueError, match="not its own"):
         load_weights(small(), {"aux1.w": torch.ones(1), **small().state_dict()}, PATH)
 

@@ -29,17 +29,20 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import IMAGENET
 from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
-from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.shards.connections import RemoteAccess
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
+from pipelines.shards.remote import Remote, open_set
+from pipelines.system.objects import RemoteAccess
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World
-from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
+from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.data import find_data, hold_out
-from pipelines.training.recipes import IMAGENET as RECIPE
-from pipelines.training.train import Shown, Trained, Training, train
+from pipelines.training.loop import train
+from pipelines.training.recipes import Progress, TrainConfig, TrainResult, named_recipe
 from shard_sets import drawn_pictures, encoded, write_shards
+from training_sets import read_checkpoint
+
+RECIPE = named_recipe("imagenet")
 
 TESTS = Path(__file__).parent
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -147,9 +150,9 @@ def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
         ("--cache-limit", "many"),
         ("--cache-limit", "5PB"),
         ("--prefetch", "0"),
-        ("--patience", "0"),
-        ("--patience", "nan"),
-        ("--stall-limit", "-1"),
+        ("--download-timeout", "0"),
+        ("--download-timeout", "nan"),
+        ("--watchdog-timeout", "-1"),
         ("--checkpoint-every", "0"),
         ("--data", "no-such-folder"),
     ],
@@ -166,12 +169,12 @@ def test_wrong_usage_of_streams_exits_with_2(tmp_path: Path, arguments: tuple[st
 
 # --- Server faults -------------------------------------------------------------------------------
 
-ACCESS = RemoteAccess(patience_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
+ACCESS = RemoteAccess(download_timeout_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
 
 
-def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa: ANN401
+def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
     """Return a small training on shards wherever they lie; a cache of its own."""
-    remote = Remote(access=changes.pop("access", ACCESS), ahead=2)
+    remote = Remote(access=changes.pop("access", ACCESS), prefetch=2)
     cache = out.parent / f"cache of {out.name}"
     recipe = replace(
         RECIPE, model="networks:linear", epochs=EPOCHS, batch_size=BATCH, learning_rate=0.01
@@ -185,10 +188,10 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa:
         "cache_dir": cache,
         "remote": remote,
     }
-    return Training(**arguments | changes)
+    return TrainConfig(**arguments | changes)
 
 
-def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
+def weights_of(trained: TrainResult) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint).state_dict
     return state
 
@@ -253,7 +256,7 @@ def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: 
 
 def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
     (shard, *_) = open_shards(root / "train").shards
-    access = RemoteAccess(patience_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
+    access = RemoteAccess(download_timeout_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
     with FaultyServer(root) as server:
         opened = open_set(server.url("train"), cache_dir=tmp_path, remote=Remote(access=access))
         server.faults[f"train/{shard.file}"] = [cut(1000)] * 12
@@ -284,7 +287,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         names = [f"train/set-{number:04}.tar" for number in range(N_SHARDS)]
         over = threading.Timer(1.0, server.always.clear)
 
-        def show(shown: Shown) -> None:
+        def show(shown: Progress) -> None:
             if shown.step == 2:
                 server.always.update(dict.fromkeys(names, cut(0)))
                 over.start()
@@ -309,7 +312,7 @@ def test_an_outage_in_the_middle_is_outlasted(
 def test_what_does_not_pass_ends_the_training_and_names_the_shard(
     root: Path, tmp_path: Path, fault: Fault, message: str, num_workers: int
 ) -> None:
-    access = replace(ACCESS, patience_s=1.5)
+    access = replace(ACCESS, download_timeout_s=1.5)
     with FaultyServer(root) as server:
         server.always["train/set-0005.tar"] = fault
         address = server.url("train")
@@ -326,7 +329,7 @@ def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path:
         recipe = replace(training.recipe, learning_rate=1e30)
         with pytest.raises(PipelineError, match="the samples of its batch are in"):
             train(replace(training, recipe=recipe), ALONE)
-    (path,) = (tmp_path / "run").glob("no-number-*.json")
+    (path,) = (tmp_path / "run").glob("nonfinite-loss-*.json")
     said = json.loads(path.read_text())
     assert said["keys"] == [f"{i:08}" for i in said["samples"]]
     assert len(set(said["samples"])) == BATCH
@@ -379,8 +382,8 @@ def test_checkpoints_within_an_epoch_lose_no_more_steps_than_are_asked_for(
     class Ended(Exception):
         """As a power cut: nothing is written after it."""
 
-    def ending_at(step: int) -> Callable[[Shown], None]:
-        def show(shown: Shown) -> None:
+    def ending_at(step: int) -> Callable[[Progress], None]:
+        def show(shown: Progress) -> None:
             if shown.step == step:
                 raise Ended
 
@@ -464,9 +467,7 @@ def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> lis
     ]  # fmt: skip
 
 
-def plan(
-    epochs: int = EPOCHS, shuffle_window: int = 1, shard_partitions: int = 1
-) -> list[list[int]]:
+def plan(epochs: int = EPOCHS, window: int = 1, partitions: int = 1) -> list[list[int]]:
     """The batches of a whole training, at any number of processes."""
     batches = []
     sizes = [A_SHARD] * N_SHARDS
@@ -476,11 +477,11 @@ def plan(
             seed=0,
             epoch=epoch,
             shard_sizes=sizes,
-            shuffle_window=shuffle_window,
-            shard_partitions=shard_partitions,
+            shuffle_window=window,
+            shard_partitions=partitions,
         ).whole()
         found = training_batches(
-            order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=shard_partitions
+            order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=partitions
         )
         batches += [indices.tolist() for _, indices in found]
     return batches
@@ -581,9 +582,9 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
         # A host needs the shards of its partitions alone, whatever is shuffled together.
         before = log.read_text()
-        in_lanes = begin(
-            "shard_partitions",
-            "shard_partitions",
+        in_partitions = begin(
+            "partitions",
+            "partitions",
             [0, 1],
             "--epochs",
             1,
@@ -592,9 +593,9 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             "--shard-partitions",
             2,
         )
-        end(in_lanes)
-        assert joined_batches(in_lanes) == dict(
-            enumerate(plan(epochs=1, shuffle_window=3, shard_partitions=2))
+        end(in_partitions)
+        assert joined_batches(in_partitions) == dict(
+            enumerate(plan(epochs=1, window=3, partitions=2))
         )
         log.write_text(log.read_text().removeprefix(before))
         halves = [downloads(log, where).keys() for where in ADDRESSES]
@@ -730,14 +731,14 @@ def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_pat
 
 
 def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_path: Path) -> None:
-    with two_processes(root, tmp_path, "--stall-limit", 8) as (first, second):
+    with two_processes(root, tmp_path, "--watchdog-timeout", 8) as (first, second):
         first.wait_for_step(3)
         second.running.send_signal(signal.SIGSTOP)
         assert first.running.wait(timeout=60) == 1
         (line,) = errors_of(first)
     assert "waiting for" in line
     assert "the other processes" in line
-    assert "--stall-limit" in line
+    assert "--watchdog-timeout" in line
 
 
 def test_a_failure_in_one_process_ends_the_other_with_one_line_too(

@@ -19,7 +19,7 @@ from pipelines.loading.batches import IMAGENET
 from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
 from pipelines.loading.loader import eval_loader, train_loader
 from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
-from pipelines.shards.index import open_shards
+from pipelines.shards.format import open_shards
 from shard_sets import drawn_pictures, encoded, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -98,8 +98,8 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
 LIVE = """
 import sys
 from pipelines import train_loader
-from pipelines.loading.remote_sets import Remote
-from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.remote import Remote
+from pipelines.system.objects import RemoteAccess
 
 loader = train_loader(
     sys.argv[1],

@@ -16,7 +16,7 @@ from featviz.capture import find_nonfinite, survey
 from featviz.networks import IMAGENET_MEAN, IMAGENET_STD, Network, call_function, network_of
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained, plan_painter
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 
 
 def opened(module: nn.Module) -> Network:

@@ -15,7 +15,7 @@ from pipelines.bench.loader import quick_png, write_plain_shards
 from pipelines.bench.timing import OURS, Comparison, Contender, Row, Target, run_comparisons
 from pipelines.loading.batches import CIFAR
 from pipelines.loading.loader import TrainLoader, train_loader
-from pipelines.models.opening import open_model
+from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
 

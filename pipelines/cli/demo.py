@@ -1,4 +1,4 @@
-"""`pixmix-demo`: the whole chain, on data that needs no download, to one report."""
+"""`pixmix-demo`: the whole chain on data that need no download, to one report."""
 
 from pathlib import Path
 
@@ -18,17 +18,16 @@ from pipelines.cli.suggestions import SuggestingCommand
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Folder of all that is made; the same command continues what is there.",
+    help="Output folder; the same command resumes a stopped run.",
 )
 @command_options
 def main(*, out: Path, as_json: bool) -> None:
-    """Make a mixing set, train with and without it, and report what it bought.
+    """Make a mixing set, train with and without it, and report the difference.
 
     Needs no download and no GPU, some minutes on two cores, and pip install 'pixmix[demo]'. Each
-    stage shows the command that a user would type for it. A stopped run is continued by the same
-    command.
+    stage shows its command. The same command resumes a stopped run.
     """
-    with one_line_errors("interrupted; the same command goes on"):
+    with one_line_errors("interrupted; run the same command again to resume"):
         from pipelines import demo
 
         demo.check_extras()

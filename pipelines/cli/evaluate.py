@@ -1,4 +1,4 @@
-"""`pixmix-eval`: what a network is worth besides its accuracy."""
+"""`pixmix-eval`: metrics of a network besides its accuracy."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -13,9 +13,9 @@ from pipelines.cli.options import (
     WeightsPath,
     command_options,
     example,
+    file_option,
     finite,
     one_line_errors,
-    picture_path,
     progress_bar,
     say,
     seed_option,
@@ -26,7 +26,7 @@ from pipelines.errors import PipelineError
 if TYPE_CHECKING:
     from torch import nn
 
-    from pipelines.evaluation.request import Evaluation
+    from pipelines.evaluation.predictions import Evaluation
     from pipelines.evaluation.suites import Findings
     from pipelines.system.process_group import Processes
 
@@ -35,10 +35,10 @@ SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "
 
 
 class _RunUnlessNamed(SuggestingGroup):
-    """Takes options without a command as those of `run`."""
+    """Runs `run` if options come without a command."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Put `run` before them."""
+        """Put `run` before the options."""
         if args and args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
             args = ["run", *args]
         return super().parse_args(context, args)
@@ -58,7 +58,7 @@ def main() -> None:
 
     Without a command, `pixmix-eval --checkpoint F --data ROOT` is `pixmix-eval run`.
 
-    For CIFAR, ImageNet, digits and sets of your own.
+    Supports CIFAR, ImageNet, digits and your own datasets.
     """
 
 
@@ -71,7 +71,7 @@ def _suites(
     unknown = [name for name in names if name not in SUITES]
     if unknown:
         raise click.BadParameter(
-            f"{unknown[0]!r} is no suite; give of {','.join(SUITES)}", ctx=context, param=param
+            f"unknown suite {unknown[0]!r}; use {','.join(SUITES)}", ctx=context, param=param
         )
     return names
 
@@ -88,7 +88,7 @@ _DATA = click.option(
     "--data",
     type=LocalPath(exists=True, file_okay=False),
     required=True,
-    help="Folder with the test set and what lies beside it: CIFAR-10-C, imagenet-r, outliers.",
+    help="Folder with the test set and the datasets beside it: CIFAR-10-C, imagenet-r, outliers.",
 )
 
 
@@ -104,13 +104,13 @@ _DATA = click.option(
     "--checkpoint",
     type=WeightsPath(),
     required=True,
-    help="Checkpoint of pixmix-train (or the folder of a run: its best, else its newest), of the "
-    "PixMix reference, or another file of a state dict.",
+    help="Checkpoint of pixmix-train (or the folder of a run: its best or latest one), of the "
+    "PixMix reference implementation, or any other state dict.",
 )
 @click.option(
     "--against",
     type=WeightsPath(),
-    help="A second one, to be shown beside it.",
+    help="A second checkpoint, to compare with the first.",
 )
 @_DATA
 @click.option(
@@ -118,18 +118,18 @@ _DATA = click.option(
     "suites",
     callback=_suites,
     metavar="NAMES",
-    help=f"What to measure, of {','.join(SUITES)}.  [default: all; r, a and o of ImageNet]",
+    help=f"Suites to run: {','.join(SUITES)}.  [default: all; r, a and o for ImageNet]",
 )
-@click.option("--model", metavar="NAME", help="Network, where a checkpoint does not say it.")
+@click.option("--model", metavar="NAME", help="Network, if the checkpoint has no metadata.")
 @click.option(
     "--mean",
     type=click.FloatRange(0, 1),
     nargs=3,
     callback=_all_finite,
     metavar="R G B",
-    help="Of the network's input, for pictures in 0..1, where its checkpoint does not say it; to "
-    "contradict one that does is refused. 0 0 0 if the network normalises by itself.  [default: "
-    "0.5 0.5 0.5 for pictures as they are; else as torchvision's weights want, or ImageNet's]",
+    help="Mean of the network's input, for images in 0..1, if its checkpoint has no metadata; a "
+    "contradiction is refused. Use 0 0 0 if the network normalizes by itself.  [default: 0.5 0.5 "
+    "0.5 for images that are not resized; else of torchvision's weights, or ImageNet's]",
 )
 @click.option(
     "--std",
@@ -137,19 +137,19 @@ _DATA = click.option(
     nargs=3,
     callback=_all_finite,
     metavar="R G B",
-    help="As --mean; 1 1 1 if the network normalises by itself.",
+    help="Standard deviation, as --mean; use 1 1 1 if the network normalizes by itself.",
 )
 @click.option(
     "--image-size",
     type=click.IntRange(1, LARGEST_SIDE),
-    help="Side of the network's pictures, where its checkpoint does not say it, as --mean.  "
-    "[default: pictures of up to 64 pixels as they are; else as torchvision's weights, or 224]",
+    help="Side of the network's images in pixels, if its checkpoint has no metadata, as --mean.  "
+    "[default: images of up to 64 pixels are not resized; else of torchvision's weights, or 224]",
 )
 @click.option(
     "--resize",
     type=click.IntRange(1, LARGEST_SIDE),
-    help="Shorter side, before the centre of --image-size is cut out.  [default: 8/7 of that; "
-    "for pictures of up to 64 pixels the same]",
+    help="Shorter side before the centre crop of --image-size.  [default: 8/7 of that, or the same "
+    "for images of up to 64 pixels]",
 )
 @click.option(
     "--epsilon",
@@ -157,7 +157,7 @@ _DATA = click.option(
     callback=finite,
     default=2.0,
     show_default=True,
-    help="Of the adversary, in levels of 255.",
+    help="Largest change by the adversary, in levels of 255.",
 )
 @click.option(
     "--adversarial-images",
@@ -167,29 +167,26 @@ _DATA = click.option(
 @click.option(
     "--pgd-reference-quirk",
     is_flag=True,
-    help="Let the adversary go as far as the released code's, up to twice epsilon.",
+    help="Let the adversary reach up to twice epsilon, as the released code does.",
 )
 @click.option(
     "--tenth-perturbation",
     type=click.Choice(["spatter", "snow"]),
     default="spatter",
     show_default=True,
-    help="Of CIFAR-P's ten: its authors' script scores spatter, their generator lists snow.",
+    help="Tenth perturbation of CIFAR-P: its authors' script scores spatter, their generator lists "
+    "snow.",
 )
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
-    help="Pictures at once in a process.  [default: 500 of CIFAR's size, 100 of larger ones]",
+    help="Batch size per process.  [default: 500 for CIFAR's size, 100 for larger images]",
 )
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1.")
-@seed_option("Of the adversary's starts and of the outliers that are drawn.")
 @click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=picture_path,
-    metavar="RADAR.png",
-    help="Also draw a radar plot.",
+    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
 )
+@seed_option("Seed of the adversary's starts and of the synthetic OOD datasets.")
+@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot.")
 @command_options
 def run(
     *,
@@ -203,55 +200,59 @@ def run(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Evaluate a network on all there is under DATA.
+    """Evaluate a network on the datasets under DATA.
 
-    A suite without its data is named in one line, and the others still run; one that --suite asked
-    for then ends the command with exit code 1, before a network is loaded where none of them has
-    its data. The preprocessing that is used is printed on stderr.
+    A suite without its data is reported in one line, and the others still run. If --suite requested
+    it, the command ends with exit code 1, and before a network is loaded if no requested suite has
+    its data. The preprocessing is printed on stderr.
     """
-    told = _told(options)
+    overrides = _overrides(options)
     begun = time.monotonic()
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.evaluation.inputs import add_told, in_words, input_of
-        from pipelines.evaluation.origin import origin_of
-        from pipelines.evaluation.suites import missing_inputs
-        from pipelines.models.opening import open_checkpoint
-        from pipelines.report.headlines import notes_of, table
-        from pipelines.report.plotting import check_plotting
-        from pipelines.report.radar import radar
-        from pipelines.report.sheet import write_picture
-        from pipelines.report.short_names import names_of
+        from pipelines.evaluation.predictions import (
+            describe_preprocessing,
+            preprocessing_of,
+            with_overrides,
+        )
+        from pipelines.evaluation.suites import missing_inputs, origin_of
+        from pipelines.models.checkpoints import open_checkpoint
+        from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
+        from pipelines.report.figures import check_plotting, write_image
+        from pipelines.report.page import names_of
         from pipelines.system.process_group import joined
 
         if plot is not None:
-            # Before what takes long, and would be lost.
+            # A missing library is reported before the long work.
             check_plotting()
         paths = [checkpoint] if against is None else [checkpoint, against]
         with joined(device) as processes:
-            # Before a network is loaded: what is not there.
+            # Missing data are reported before a network is loaded.
             absent = missing_inputs(data, suites)
             if suites and absent.keys() == set(suites):
                 raise PipelineError("; ".join(_by_reason(absent)))
             if processes.first:
                 _tell(_by_reason(absent))
-            # Before the first is evaluated, which may take long.
+            # All are opened before the first is evaluated, which may take long.
             opened = [open_checkpoint(path, model) for path in paths]
-            said = add_told(
-                {str(path): each for path, (_, each) in zip(paths, opened, strict=True)}, told
+            metadata = with_overrides(
+                {str(path): each for path, (_, each) in zip(paths, opened, strict=True)}, overrides
             )
             evaluations = [
-                _evaluation(path, module, said[str(path)], data, processes, options)
+                _evaluation(path, module, metadata[str(path)], data, processes, options)
                 for path, (module, _) in zip(paths, opened, strict=True)
             ]
             names = names_of(paths)
-            inputs = {
-                name: input_of(evaluation, said[str(path)])
+            preprocessing = {
+                name: preprocessing_of(evaluation, metadata[str(path)])
                 for name, path, evaluation in zip(names, paths, evaluations, strict=True)
             }
             notices = evaluations[0].data.notices
             if processes.first:
-                # Before what takes long, so that a wrong guess is seen.
-                _tell(f"{name}: {in_words(each)}" for name, each in inputs.items())
+                # A wrong guess is seen before the long work.
+                _tell(
+                    f"{name}: {describe_preprocessing(each)}"
+                    for name, each in preprocessing.items()
+                )
                 _tell(notices.take())
             found = {
                 name: _evaluate(evaluation, suites)
@@ -267,26 +268,27 @@ def run(
             )
         values = {name: each.values for name, each in found.items()}
         missing = next(iter(found.values())).missing
-        # Of two networks each may fail at the same set.
+        # Each of two networks may fail on the same dataset.
         failed = {suite: why for each in found.values() for suite, why in each.failed.items()}
-        # What nobody asked for by name may be absent, but not everything.
+        # Suites that were not requested by name may lack their data, but not all of them.
         unmeasured = {**missing, **failed} if suites or not any(values.values()) else failed
         document: dict[str, Any] = {
+            "version": VERSION,
             "data": str(data),
             "test": evaluations[0].data.name,
             "checkpoints": {name: str(path) for name, path in zip(names, paths, strict=True)},
             "provenance": origin,
-            "inputs": inputs,
+            "preprocessing": preprocessing,
             "networks": {name: {**each} for name, each in values.items()},
             "missing": dict(missing),
             "failed": failed,
         }
         ignored = notices.ignored_line()
-        _tell([*notices.take(), *notes_of(values), *([ignored] if ignored else [])])
-        # Before what may fail: nothing that was measured is to be lost.
+        _tell([*notices.take(), *overlaps_of(values), *([ignored] if ignored else [])])
+        # Printed before what may fail, so that no result is lost.
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:
-            write_picture(radar(values), plot)
+            write_image(radar(values), plot)
         if unmeasured:
             raise PipelineError("; ".join(_by_reason(unmeasured)))
 
@@ -297,26 +299,26 @@ def _tell(lines: Iterable[str]) -> None:
         click.echo(line, err=True)
 
 
-def _told(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what options tell of a network's input, by the names that checkpoints have for it."""
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options on preprocessing, by their keys in the metadata of checkpoints."""
     side, resize = options["image_size"], options["resize"]
     if resize is not None and side is None:
-        raise click.UsageError(f"--resize {resize} before what is cut out? Give --image-size too")
+        raise click.UsageError(f"--resize {resize} needs --image-size; set both")
     if resize is not None and resize < side:
         raise click.UsageError(
-            f"--image-size {side} is cut out of --resize {resize}; give --resize {side} or more"
+            f"--resize {resize} is below --image-size {side}; use --resize {side} or more"
         )
-    told = {
+    overrides = {
         "mean": options["mean"] and list(options["mean"]),
         "std": options["std"] and list(options["std"]),
         "image_size": side,
         "evaluation_resize": resize,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in overrides.items() if value is not None}
 
 
 def _by_reason(unmeasured: Mapping[str, str]) -> list[str]:
-    """Return a clause for each reason, and what could not be measured for it."""
+    """Return a clause for each reason, with the suites that could not be measured."""
     suites: dict[str, list[str]] = {}
     for suite, why in unmeasured.items():
         suites.setdefault(why, []).append(suite)
@@ -326,23 +328,22 @@ def _by_reason(unmeasured: Mapping[str, str]) -> list[str]:
 def _evaluation(
     path: Path,
     module: "nn.Module",
-    said: dict[str, Any],
+    metadata: dict[str, Any],
     root: Path,
     processes: "Processes",
     options: dict[str, Any],
 ) -> "Evaluation":
     import torch
 
-    from pipelines.evaluation.answers import Classifier
+    from pipelines.evaluation.corruptions import overlapping_operations
     from pipelines.evaluation.data import find_data, normalization
-    from pipelines.evaluation.overlap import overlapping_operations
-    from pipelines.evaluation.request import Evaluation
+    from pipelines.evaluation.predictions import Classifier, Evaluation
 
     try:
-        data = find_data(root, said)
+        data = find_data(root, metadata)
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from error
-    mean, std = normalization(said, data)
+    mean, std = normalization(metadata, data)
     classifier = Classifier(
         module=module.to(processes.device).to(memory_format=torch.channels_last),
         mean=mean,
@@ -353,7 +354,7 @@ def _evaluation(
     return Evaluation(
         classifier=classifier,
         data=data,
-        overlap=overlapping_operations(said),
+        overlap=overlapping_operations(metadata),
         seed=options["seed"],
         epsilon=options["epsilon"],
         adversarial_images=options["adversarial_images"],
@@ -379,15 +380,17 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Find
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Where the set's folder goes.  [default: DATA, where pixmix-eval run finds it]",
+    help="Parent folder of the set.  [default: DATA, where pixmix-eval run finds it]",
 )
 @click.option(
     "--checkpoint",
     type=WeightsPath(),
-    help="Checkpoint of a network whose image size the made images get.  [default: as they are]",
+    help="Checkpoint of a network whose image size the images get.  [default: unchanged]",
 )
-@click.option("--n", type=click.IntRange(1), help="Only the first pictures.  [default: all]")
-@seed_option("Of what corruptions draw, as their noise.")
+@click.option(
+    "--n", type=click.IntRange(1), help="Number of images, from the first on.  [default: all]"
+)
+@seed_option("Seed of the corruptions.")
 @command_options
 def make_c(
     *,
@@ -401,15 +404,15 @@ def make_c(
     """Make a set like CIFAR-10-C of test images, with the constants of ImageNet-C.
 
     The set is written to a folder such as DIGITS-C-made. It compares networks with each other, and
-    not with published figures, and every table says that it was made. Needs the extra
-    `corruptions`. The same command resumes a stopped run.
+    not with published results, and every table says so. Needs the extra `corruptions`. The same
+    command resumes a stopped run.
     """
-    with one_line_errors("interrupted; the same command continues it"):
+    with one_line_errors("interrupted; run the same command again to resume"):
         from pipelines.evaluation.data import find_data
         from pipelines.evaluation.make_corrupted import make_corrupted
-        from pipelines.models.opening import said_of_network
+        from pipelines.models.checkpoints import read_metadata
 
-        found = find_data(data, {} if checkpoint is None else said_of_network(checkpoint))
+        found = find_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()

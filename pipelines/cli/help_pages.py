@@ -1,4 +1,4 @@
-"""Writes what `--help` says of every command as one Markdown page.
+"""Write the `--help` of every command as one Markdown page.
 
 python -m pipelines.cli.help_pages docs/commands.md
 """
@@ -17,10 +17,10 @@ _WIDTH = 88
 
 
 def help_pages() -> str:
-    """Return the help of each command and its parts, as Markdown; the terminal does not show."""
+    """Return the help of each command and subcommand as Markdown, independent of the terminal."""
     parts = [
         "# Commands",
-        "What `--help` says of each, written by `make help-pages`.",
+        "The `--help` of each command, written by `make help-pages`.",
     ]
     for name, module in sorted(MODULES.items()):
         for title, text in _helps(name, import_module(module).main, None):

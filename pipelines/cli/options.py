@@ -1,4 +1,4 @@
-"""Options and endings that commands share; nothing heavy is imported here."""
+"""Options and error handling that commands share; nothing heavy is imported here."""
 
 import json
 import math
@@ -19,16 +19,16 @@ from pipelines.system.progress import progress_bar as progress_bar
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
-"""Pixels. Below, a picture has no structure left to measure; above, WebP has no such picture."""
+"""Pixels. Smaller images have no structure left to measure; WebP allows no larger ones."""
 
 
 # As in report.set_report, which would take seconds to import for the help; a test holds them equal.
-SHEET_PICTURES = 64
-"""Of a contact sheet."""
+SHEET_IMAGES = 64
+"""On a contact sheet."""
 
 
 class Size(click.ParamType[tuple[int, int]]):
-    """A picture's size, "256" or "WIDTHxHEIGHT", as (height, width)."""
+    """An image size, "256" or "WIDTHxHEIGHT", as (height, width)."""
 
     name = "size"
 
@@ -38,38 +38,38 @@ class Size(click.ParamType[tuple[int, int]]):
         """Read the text of an option."""
         match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", str(value))
         if match is None:
-            self.fail(f"{value!r} is no size; give pixels as 256 or WIDTHxHEIGHT", param, ctx)
+            self.fail(f"invalid size {value!r}; use pixels as 256 or WIDTHxHEIGHT", param, ctx)
         width, height = int(match[1]), int(match[2] or match[1])
         for side in (width, height):
             if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
                 self.fail(
-                    f"a side of {side} pixels; give {SMALLEST_SIDE} to {LARGEST_SIDE}", param, ctx
+                    f"a side of {side} pixels; use {SMALLEST_SIDE} to {LARGEST_SIDE}", param, ctx
                 )
         return height, width
 
 
 class Place(click.ParamType["Path | str"]):
-    """A folder (files: or a file) as a path; or an address of http, https, s3 or gs as text."""
+    """A folder (files: or a file) as a path; or a URL as text."""
 
-    name = "folder or address"
+    name = "folder or URL"
 
     def __init__(self, *, files: bool = False) -> None:
         self._path = click.Path(exists=True, file_okay=files, path_type=Path)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
-        """Return what the help says of the value."""
+        """Return the value's name in the help."""
         return "PATH|URL"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | str:
-        """Read the text of an option; whether there is something at an address is seen later."""
+        """Read the text of an option; whether a URL exists is checked later."""
         text = str(value)
         return text if "://" in text else Path(self._path.convert(text, param, ctx))
 
 
 class LocalPath(click.Path):
-    """A file or folder of this machine, as click.Path has it; an address is refused."""
+    """A local file or folder; a URL is refused."""
 
     def __init__(self, *, exists: bool = False, file_okay: bool = True) -> None:
         super().__init__(exists=exists, file_okay=file_okay, path_type=Path)
@@ -83,9 +83,8 @@ class LocalPath(click.Path):
         """Read the text of an option."""
         if "://" in str(value):
             self.fail(
-                f"{str(value)!r} is an address, which this command neither reads nor writes; name "
-                "a folder, and copy it from there or to there (aws s3 sync, gsutil rsync, rclone); "
-                "pixmix-gen --to-shards and pixmix-train --data know addresses",
+                f"{str(value)!r} is a URL, which this command does not support; use a folder, and "
+                "copy it from or to the URL (aws s3 sync, gsutil rsync, rclone)",
                 param,
                 ctx,
             )
@@ -93,9 +92,9 @@ class LocalPath(click.Path):
 
 
 class WeightsPath(click.Path):
-    """A file of weights, or the folder of a run, which stands for its best or newest checkpoint.
+    """A file of weights, or the folder of a run, of which the best or latest checkpoint is used.
 
-    Which one is taken of a folder is told in one line on stderr.
+    Which checkpoint of a folder is used is printed on stderr.
     """
 
     def __init__(self) -> None:
@@ -111,10 +110,10 @@ class WeightsPath(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_dir():
             return path
-        from pipelines.training.run_checkpoints import checkpoint_of
+        from pipelines.training.checkpoints import choose_checkpoint
 
         try:
-            chosen = checkpoint_of(path)
+            chosen = choose_checkpoint(path)
         except PipelineError as error:
             self.fail(str(error), param, ctx)
         if os.environ.get("RANK", "0") == "0":
@@ -132,7 +131,7 @@ class ByteSize(click.ParamType[int]):
     name = "bytes"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
-        """Return what the help says of the value."""
+        """Return the value's name in the help."""
         return "BYTES"
 
     def convert(
@@ -144,7 +143,7 @@ class ByteSize(click.ParamType[int]):
             0 if match is None else int(float(match[1]) * (_UNITS | _BINARY_UNITS)[match[2] or ""])
         )
         if size < 1:
-            self.fail(f"{value!r} is no size; give bytes as 200GB, 512MiB or 1000000", param, ctx)
+            self.fail(f"invalid size {value!r}; use bytes as 200GB, 512MiB or 1000000", param, ctx)
         return size
 
 
@@ -154,7 +153,7 @@ def example(*lines: str) -> str:
 
 
 def command_options(command: Command) -> Command:
-    """Add what every command has: --json and --version."""
+    """Add --json and --version."""
     command = click.option(
         "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
     )(command)
@@ -162,7 +161,7 @@ def command_options(command: Command) -> Command:
 
 
 def seed_option(text: str) -> Callable[[Command], Command]:
-    """Return the option --seed; text: what is drawn by it."""
+    """Return the option --seed; text: its help."""
     return click.option(
         "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=text
     )
@@ -173,7 +172,7 @@ def jobs_option(command: Command) -> Command:
     return click.option(
         "--jobs",
         type=click.IntRange(1),
-        help="Processes, one thread each.  [default: all cores]",
+        help="Number of processes, one thread each.  [default: all cores]",
     )(command)
 
 
@@ -182,33 +181,31 @@ def task_options(command: Command) -> Command:
     command = click.option(
         "--num-tasks",
         type=click.IntRange(1),
-        help="Runs that share the work, as in an array job; 1 makes all in this one.  "
+        help="Number of tasks that share the work, as in an array job; 1 for all of it.  "
         "[default: by Slurm, torchrun or mpirun, or 1]",
     )(command)
     return click.option(
         "--task-index",
         type=click.IntRange(0),
-        help="Which of them this is, from 0.  [default: by Slurm, Kubernetes, torchrun or mpirun, "
-        "or 0]",
+        help="Index of this task.  [default: by Slurm, Kubernetes, torchrun or mpirun, or 0]",
     )(command)
 
 
 def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int]:
-    """Return which task this run is, and of how many: by the options, or by the environment.
+    """Return the index of this task and the number of tasks, by the options or the environment.
 
-    The only one, whatever the environment says, where num_tasks is 1.
-    A task that was found in the environment is told in one line on stderr.
+    num_tasks 1 overrides the environment. A task of the environment is reported on stderr.
 
     Raises:
-        click.UsageError: if the options do not make a task.
-        PipelineError: if what the environment says makes none.
+        click.UsageError: if the options contradict each other.
+        PipelineError: if the environment contradicts itself.
     """
     if task_index is not None:
         if num_tasks is None:
-            raise click.UsageError(f"--task-index {task_index} of how many? Give --num-tasks too")
+            raise click.UsageError(f"--task-index {task_index} needs --num-tasks; set both")
         if task_index >= num_tasks:
             raise click.BadParameter(
-                f"{task_index} is not below --num-tasks {num_tasks}; give 0 to {num_tasks - 1}",
+                f"{task_index} is not below --num-tasks {num_tasks}; use 0 to {num_tasks - 1}",
                 param_hint="'--task-index'",
             )
         return task_index, num_tasks
@@ -223,14 +220,14 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
     if task is None:
         if num_tasks is not None:
             raise click.UsageError(
-                f"--num-tasks {num_tasks}, and neither --task-index nor a batch system says which "
-                f"of them this is; give --task-index 0 to {num_tasks - 1}"
+                f"--num-tasks {num_tasks} without --task-index, and no batch system sets it; use "
+                f"--task-index 0 to {num_tasks - 1}"
             )
         return 0, 1
     if task.count > 1:
         click.echo(
-            f"task {task.index} of {task.count}, by {' and '.join(task.by)}; for a set of its own "
-            "give --num-tasks 1",
+            f"task {task.index} of {task.count}, by {' and '.join(task.by)}; to do all the work in "
+            "this one, use --num-tasks 1",
             err=True,
         )
     return task.index, task.count
@@ -239,7 +236,7 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
     """Print a command's result on stdout: the text, or the JSON document, null for NaN.
 
-    What the terminal's encoding lacks is printed as an escape: names of files may have any bytes.
+    Characters that the terminal's encoding lacks are escaped: names of files may have any bytes.
     """
     if as_json:
         click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False))
@@ -257,22 +254,26 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell_passed_over(folder: Path) -> None:
-    """Say in one line on stderr which pictures below a folder are not taken, if there are any."""
-    from pipelines.shards.picture_files import FOLDER_EXTENSIONS, passed_over
+def report_ignored(folder: Path) -> None:
+    """Print in one line on stderr which images below a folder are ignored, if any."""
+    from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
-    found = passed_over(folder)
-    told = []
-    if found.extensions:
-        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
-        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        told.append(f"passed over {counts}; only {taken} are taken")
-    if found.ignored:
-        n = len(found.ignored)
+    extensions, ignored = skipped_files(folder)
+    lines = []
+    if extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
+        taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        lines.append(f"ignored {counts}; only {taken} are used")
+    if ignored:
+        n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
-    if told:
-        click.echo(f"{folder}: {'; '.join(told)}", err=True)
+        lines.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
+    if lines:
+        click.echo(f"{folder}: {'; '.join(lines)}", err=True)
+
+
+_OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")
+"""Dependencies that an installation by `--no-deps` may lack, see docs/how-to.md."""
 
 
 class _Interrupted(click.ClickException):
@@ -283,10 +284,10 @@ class _Interrupted(click.ClickException):
 
 @contextmanager
 def one_line_errors(interrupted: str) -> Iterator[None]:
-    """Turn what the world refused into one line and exit code 1, Ctrl-C into one and 130.
+    """Turn errors of data and disk into one line and exit code 1, Ctrl-C into one and 130.
 
     Args:
-        interrupted: what to tell after Ctrl-C.
+        interrupted: the line after Ctrl-C.
     """
     try:
         yield
@@ -295,6 +296,12 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        raise click.ClickException(
+            f"this command needs {error.name}, which is not installed; run pip install pixmix"
+        ) from error
     except KeyboardInterrupt as error:
         raise _Interrupted(interrupted) from error
 
@@ -303,52 +310,51 @@ NumberOrNone = TypeVar("NumberOrNone", float, float | None)
 
 
 def finite(context: click.Context, param: click.Parameter, value: NumberOrNone) -> NumberOrNone:
-    """Refuse NaN and infinity, which every range lets pass, and let None pass; a click callback.
+    """Refuse NaN and infinity, which click's ranges allow; a click callback.
 
     Raises:
         click.BadParameter: if the value is not finite.
     """
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no finite number", ctx=context, param=param)
-    return value
-
-
-def picture_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name to which no picture can be written; a click callback.
-
-    Raises:
-        click.BadParameter: if the extension is none of .png .jpg .jpeg .webp.
-    """
-    if value is not None and value.suffix.lower() not in {".png", ".jpg", ".jpeg", ".webp"}:
         raise click.BadParameter(
-            f"{value} does not end in .png, .jpg or .webp", ctx=context, param=param
+            f"{value} is not finite; use a finite number", ctx=context, param=param
         )
     return value
 
 
-def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name that does not end in .csv; a click callback.
-
-    Raises:
-        click.BadParameter: if it does not.
-    """
-    if value is not None and value.suffix.lower() != ".csv":
-        raise click.BadParameter(f"{value} does not end in .csv", ctx=context, param=param)
-    return value
+_EXTENSIONS = {
+    "png": (".png", ".jpg", ".webp", ".jpeg"),
+    "csv": (".csv",),
+    "html": (".html", ".htm"),
+}
 
 
-def _html_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    if value is not None and value.suffix.lower() not in {".html", ".htm"}:
-        raise click.BadParameter(f"{value} does not end in .html", ctx=context, param=param)
-    return value
+def file_option(
+    *names: str, metavar: str, text: str, required: bool = False
+) -> Callable[[Command], Command]:
+    """Return an option for a file to write; its extension is checked by that of the metavar."""
+    extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
+
+    def check(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None and value.suffix.lower() not in extensions:
+            accepted = " or ".join(extensions[:3])
+            raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
+        return value
+
+    return click.option(
+        *names,
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=check,
+        metavar=metavar,
+        required=required,
+        help=text,
+    )
 
 
 def html_option(command: Command) -> Command:
     """Add --html."""
-    return click.option(
+    return file_option(
         "--html",
-        type=click.Path(dir_okay=False, path_type=Path),
-        callback=_html_path,
         metavar="REPORT.html",
-        help="Also write all of it as one HTML file, which needs no other.",
+        text="Also write the report as one self-contained HTML file.",
     )(command)

@@ -1,4 +1,4 @@
-"""`pixmix-show`: look at sets of pictures, at mixings, fractals and trainings."""
+"""`pixmix-show`: sets of images, PixMix, fractals and trainings, as tables, figures and HTML."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,24 +7,23 @@ from typing import Any
 import click
 
 from pipelines.cli.options import (
-    SHEET_PICTURES,
+    SHEET_IMAGES,
     SMALLEST_SIDE,
     LocalPath,
     command_options,
-    csv_path,
     example,
+    file_option,
     finite,
     html_option,
     one_line_errors,
-    picture_path,
     progress_bar,
+    report_ignored,
     say,
     seed_option,
-    tell_passed_over,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 
-_INTERRUPTED = "interrupted; what was written is whole, and stays"
+_INTERRUPTED = "interrupted; files that were written are whole"
 
 _SET = LocalPath(exists=True)
 
@@ -36,7 +35,7 @@ _SET = LocalPath(exists=True)
 )
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Look at sets of pictures, at what PixMix does, at fractals and at trainings."""
+    """Show sets of images, the rounds of PixMix, fractals and trainings."""
 
 
 @main.command(
@@ -46,34 +45,31 @@ def main() -> None:
         "pixmix-show set mixing-set/fractals --against mixing-set/featviz --html report.html",
     ),
 )
-@click.argument("pictures", metavar="DIR|SHARDS|FILE", type=_SET)
-@click.option("--against", type=_SET, metavar="DIR|SHARDS|FILE", help="A second set, beside it.")
+@click.argument("images", metavar="DIR|SHARDS|FILE", type=_SET)
+@click.option(
+    "--against",
+    type=_SET,
+    metavar="DIR|SHARDS|FILE",
+    help="A second set, to compare with the first.",
+)
 @click.option(
     "--n",
     type=click.IntRange(1),
     default=512,
     show_default=True,
-    help="Measure the first N pictures, in the order of their names.",
+    help="Measure the first N images, in the order of their names.",
 )
-@click.option(
+@file_option(
     "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture_path,
     metavar="SHEET.png",
-    help=f"Draw {SHEET_PICTURES} of them, spread evenly.",
+    text=f"Draw a contact sheet of {SHEET_IMAGES} of them, spread evenly.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture_path,
-    metavar="HISTOGRAMS.png",
-    help="Draw how each statistic is spread over the pictures.",
-)
+@file_option("--plot", metavar="HISTOGRAMS.png", text="Draw a histogram of each statistic.")
 @html_option
 @command_options
 def show_set(
     *,
-    pictures: Path,
+    images: Path,
     against: Path | None,
     n: int,
     sheet: Path | None,
@@ -81,41 +77,39 @@ def show_set(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the pictures of a mixing set, or of any folder, shards, tar, zip or .npy.
+    """Measure the images of a mixing set, or of any folder, shards, tar, zip or .npy.
 
     Prints medians and percentiles beside those of fractals chosen by people and of photographs,
-    what a good mixing set should reach, and which pictures are dead or nearly the same.
+    what a good mixing set should reach, and which images are dead or near-duplicates.
     """
-    if against is not None and against.resolve() == pictures.resolve():
+    if against is not None and against.resolve() == images.resolve():
         raise click.BadParameter(
-            f"{against} is the same set as {pictures}; name another", param_hint="'--against'"
+            f"{against} is the same set as {images}; name another", param_hint="'--against'"
         )
-    places = [pictures] if against is None else [pictures, against]
+    places = [images] if against is None else [images, against]
     _check_outputs({"--sheet": sheet, "--plot": plot, "--html": html}, places)
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import set_report
-        from pipelines.report.page import page, write_page
-        from pipelines.report.plotting import check_plotting
-        from pipelines.report.set_pictures import set_pictures
-        from pipelines.report.sheet import write_picture, write_sheet
-        from pipelines.report.short_names import names_of
+        from pipelines.report.figures import check_plotting, write_image
+        from pipelines.report.page import names_of, page, write_page
+        from pipelines.report.set_statistics import set_images
 
         if plot is not None or html is not None:
-            # Before what takes long, and would be lost.
+            # A missing library is reported before the long work.
             check_plotting()
         for place in places:
             if place.is_dir():
-                tell_passed_over(place)
-        # All of them before the first is measured, which may take minutes.
-        pictures_of = [set_pictures(place) for place in places]
+                report_ignored(place)
+        # All are opened before the first is measured, which may take minutes.
+        images_of = [set_images(place) for place in places]
         sets = []
-        for name, place, found in zip(names_of(places), places, pictures_of, strict=True):
-            with progress_bar("pictures") as progress:
+        for name, place, found in zip(names_of(places), places, images_of, strict=True):
+            with progress_bar("images") as progress:
                 sets.append(set_report.read_set(name, place, found, n, progress=progress))
         if sheet is not None:
-            write_sheet(set_report.sheet_of(sets[0]), sheet)
+            write_image(set_report.sheet_of(sets[0]), sheet)
         if plot is not None:
-            write_picture(set_report.histograms_of(sets), plot)
+            write_image(set_report.histograms_of(sets), plot)
         if html is not None:
             titles = "; ".join(each.title for each in sets)
             write_page(page("Mixing sets", titles, set_report.sections_of(sets)), html)
@@ -147,28 +141,29 @@ def show_set(
 @click.option(
     "--no-mixing-set",
     is_flag=True,
-    help="Mix the picture with what operations make of itself.",
+    help="Mix the image only with augmented copies of itself.",
 )
+@file_option("--out", metavar="MIXED.png", text="File of the figure.", required=True)
 @click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture_path,
-    metavar="MIXED.png",
-    required=True,
-    help="Where to draw it.",
-)
-@click.option(
-    "--rows", type=click.IntRange(1, 64), default=4, show_default=True, help="Draws, a row each."
+    "--rows",
+    type=click.IntRange(1, 64),
+    default=4,
+    show_default=True,
+    help="Number of draws, a row each.",
 )
 @click.option(
     "--size",
     type=click.IntRange(SMALLEST_SIDE, 1024),
     default=224,
     show_default=True,
-    help="Of the square that is mixed, pixels: operations depend on it.",
+    help="Side of the mixed square in pixels; operations depend on it.",
 )
 @click.option(
-    "--k", type=click.IntRange(0, 8), default=4, show_default=True, help="The most rounds."
+    "--k",
+    type=click.IntRange(0, 8),
+    default=4,
+    show_default=True,
+    help="Maximum number of mixing rounds.",
 )
 @click.option(
     "--beta",
@@ -176,7 +171,7 @@ def show_set(
     callback=finite,
     default=3.0,
     show_default=True,
-    help="How much is kept of a picture.",
+    help="Concentration of the mixing weights; larger keeps more of the image.",
 )
 @click.option(
     "--severity",
@@ -184,12 +179,12 @@ def show_set(
     callback=finite,
     default=3.0,
     show_default=True,
-    help="Of the operations.",
+    help="Severity of the operations.",
 )
 @click.option(
-    "--all-ops", is_flag=True, help="Also operations that overlap ImageNet-C's corruptions."
+    "--all-ops", is_flag=True, help="Also draw operations that overlap ImageNet-C's corruptions."
 )
-@seed_option("Another seed draws other numbers.")
+@seed_option("Seed of the draws.")
 @html_option
 @command_options
 def show_mixed(
@@ -205,39 +200,37 @@ def show_mixed(
     as_json: bool,
     **numbers: Any,  # noqa: ANN401
 ) -> None:
-    """Show what PixMix makes of an image, round by round.
+    """Show an image under PixMix, round by round.
 
-    Each row is another draw. Below each round stand the picture that was mixed in, the operation
-    that made it, and how much of the two was taken (a and b); the framed one is the result.
+    Each row is another draw. Below each round stand the image that was mixed in, the operation that
+    made it, and the weights of the two (a and b); the framed image is the result.
     """
     if bool(mixing_sets) == no_mixing_set:
-        raise click.UsageError("give --mixing-set, once or more, or --no-mixing-set")
+        raise click.UsageError("use --mixing-set, once or more, or --no-mixing-set")
     _check_outputs({"--out": out, "--html": html}, [image, *mixing_sets])
     with one_line_errors(_INTERRUPTED):
-        from pipelines.report import mixing_figure, mixing_steps
+        from pipelines.report import mixing
+        from pipelines.report.figures import write_image
         from pipelines.report.page import page, write_page
-        from pipelines.report.sheet import write_sheet
-        from pipelines.shards.picture_files import read_picture
+        from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
-        # Both before a kernel is compiled.
-        whole = read_picture(image)
-        mixing_set = mixing_steps.MixingPictures(mixing_sets, size) if mixing_sets else None
+        # Both are read before kernels are compiled.
+        whole = read_image(image)
+        mixing_set = mixing.MixingImages(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
-        picture = mixing_steps.square(whole, size)
+        pixels = mixing.square(whole, size)
         settings = PixMixSettings(**numbers)
-        draws = [
-            mixing_steps.mix(picture, mixing_set, settings, (seed, 0, row)) for row in range(rows)
-        ]
-        write_sheet(mixing_figure.figure(picture, draws), out)
+        draws = [mixing.mix(pixels, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
+        write_image(mixing.figure(pixels, draws), out)
         if html is not None:
-            lead = f"{image.name} under PixMix, round by round; each draw is another."
-            sections = mixing_figure.sections(picture, draws)
+            lead = f"{image.name} under PixMix, round by round, in several draws."
+            sections = mixing.sections(pixels, draws)
             write_page(page("What PixMix does", lead, sections), html)
         document = {
-            **mixing_steps.document(draws),
+            **mixing.document(draws),
             "out": str(out),
             "html": None if html is None else str(html),
         }
@@ -253,22 +246,15 @@ def show_mixed(
 )
 @click.argument("place", metavar="SET|FILE", type=_SET)
 @click.option(
-    "--index", type=click.IntRange(0), help="Which picture of a set.  [default: the file's]"
+    "--index", type=click.IntRange(0), help="Index of the image in a set.  [default: the file's]"
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture_path,
-    metavar="GENOME.png",
-    required=True,
-    help="Where to draw it.",
-)
+@file_option("--out", metavar="GENOME.png", text="File of the figure.", required=True)
 @click.option(
     "--size",
     type=click.IntRange(64, 4096),
     default=640,
     show_default=True,
-    help="Of the picture, pixels of its longer side.",
+    help="Longer side of the image in pixels.",
 )
 @html_option
 @command_options
@@ -282,19 +268,17 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
-        from fractals.warming import pending
-        from pipelines.report import genome_figure
-        from pipelines.report.genome_files import read_genome
-        from pipelines.report.genome_page import sections
+        from fractals.sampling import pending
+        from pipelines.report.figures import write_image
+        from pipelines.report.genome_report import figure, read_genome, sections
         from pipelines.report.page import page, write_page
-        from pipelines.report.sheet import write_sheet
         from pipelines.system.processes import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome
         compile_kernels(pending)
-        write_sheet(genome_figure.figure(genome, size, read.shape), out)
-        title = f"{genome.family}, seed {genome.seed}, picture {genome.index}"
+        write_image(figure(genome, size, read.shape), out)
+        title = f"{genome.family}, seed {genome.seed}, image {genome.index}"
         if html is not None:
             lead = (
                 "Grey is the window; each map takes it to a parallelogram of its own, before "
@@ -325,20 +309,12 @@ def show_genome(
     required=True,
     type=LocalPath(exists=True, file_okay=False),
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=picture_path,
-    metavar="CURVES.png",
-    help="Draw loss and errors over the epochs.",
-)
-@click.option(
+@file_option("--plot", metavar="CURVES.png", text="Draw loss and errors over the epochs.")
+@file_option(
     "--csv",
     "csv_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=csv_path,
     metavar="RUNS.csv",
-    help="Write a row for each run: its last epoch, its settings and its evaluation.",
+    text="Write a row for each run: its last epoch, its settings and its evaluation.",
 )
 @html_option
 @command_options
@@ -350,28 +326,25 @@ def show_run(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Show trainings side by side: what they reached, and which settings differ between them.
+    """Show trainings side by side: their results, and the settings that differ between them.
 
-    DIR is an --out of pixmix-train. An evaluation is shown, too, where DIR/evaluation.json has what
-    `pixmix-eval --json` printed.
+    DIR is an --out of pixmix-train. An evaluation is shown, too, if DIR/evaluation.json holds the
+    output of `pixmix-eval --json`. A star marks the best value of a row.
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
+        from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import page, write_page
-        from pipelines.report.plotting import check_plotting
-        from pipelines.report.run_files import files_read, read_runs
-        from pipelines.report.run_settings import write_csv
-        from pipelines.report.sheet import write_picture
 
-        read = [path for folder in folders for path in files_read(folder)]
+        read = [path for folder in folders for path in runs.files_read(folder)]
         _check_outputs({"--plot": plot, "--csv": csv_file, "--html": html}, read)
         if plot is not None or html is not None:
             check_plotting()
-        shown = read_runs(folders)
+        shown = runs.read_runs(folders)
         if csv_file is not None:
-            write_csv(shown, csv_file)
+            runs.write_csv(shown, csv_file)
         if plot is not None:
-            write_picture(runs.curves(shown), plot)
+            write_image(runs.curves(shown), plot)
         if html is not None:
             names = ", ".join(run.name for run in shown)
             write_page(page("Trainings", names, runs.sections(shown)), html)
@@ -385,11 +358,11 @@ def show_run(
 
 
 def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path]) -> None:
-    """Refuse to write over what is read, over another output, or a picture into a set of pictures.
+    """Refuse to overwrite an input or another output, or to write an image into a set of images.
 
     Args:
-        outputs: option -> file, or None where it is not given.
-        inputs: files, and folders of pictures.
+        outputs: option -> file, or None if it is not set.
+        inputs: files, and folders of images.
     """
     taken: dict[Path, str] = {each.resolve(): f"is read as {each}" for each in inputs}
     for option, written in outputs.items():
@@ -399,13 +372,13 @@ def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path]) -
         for folder in inputs:
             if option != "--html" and folder.is_dir() and whole.is_relative_to(folder.resolve()):
                 raise click.BadParameter(
-                    f"{written} lies inside {folder}, where it would be taken for one of its "
-                    "pictures; put it elsewhere",
+                    f"{written} lies inside {folder}, where it would become one of its "
+                    "images; choose another folder",
                     param_hint=f"'{option}'",
                 )
         if whole in taken:
             raise click.BadParameter(
-                f"{written} {taken[whole]} and would be overwritten; put it elsewhere",
+                f"{written} {taken[whole]} and would be overwritten; choose another path",
                 param_hint=f"'{option}'",
             )
         taken[whole] = f"is also what {option} writes"

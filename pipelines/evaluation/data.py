@@ -1,52 +1,125 @@
-"""Finds what lies under a folder: the test set, and trees of pictures beside it."""
+"""Finds what lies under a folder: the test set, and the datasets beside it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torchvision
 from numpy.typing import NDArray
 
+from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
-from pipelines.evaluation.classes import are_of_imagenet, imagenet_classes
-from pipelines.evaluation.labels import is_class_name, match_classes
-from pipelines.evaluation.pictures import Pictures, Stored, View, of_files, of_shards
-from pipelines.evaluation.request import IMAGENET, Data, TestSet
-from pipelines.evaluation.trees import (
+from pipelines.evaluation.folders import (
+    IMAGENET,
+    MadeOf,
+    MissingDataError,
     Notices,
     Tree,
     class_folders,
+    find_set,
     holds_images,
     list_tree,
+    unreadable,
+)
+from pipelines.evaluation.images import (
+    ArrayImages,
+    DecodedImages,
+    Images,
+    View,
+    images_of_files,
+    images_of_shards,
+)
+from pipelines.evaluation.labels import (
+    are_of_imagenet,
+    imagenet_classes,
+    is_class_name,
+    match_classes,
 )
 from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
 from pipelines.loading.batches import IMAGENET as RECIPE
 from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, read_size
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
-from pipelines.shards.index import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.picture_files import read_image_file
-from pipelines.shards.sources import class_name, printable
-
-NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "digits": "DIGITS"}
-
-OFFICIAL = frozenset({"cifar10", "cifar100"})
-"""Kinds of shards for which others distribute corrupted sets, with the same labels."""
+from pipelines.models.registry import default_input
+from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
+from pipelines.shards.images import read_image_file
+from pipelines.shards.sources import class_name
+from pipelines.system.files import printable
 
 PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
 _SMALL = 64
-"""Pixels. Pictures of one size up to this are a network's as they are, unless it says otherwise."""
+"""Pixels. Images of one size up to this are not resized, unless the metadata say so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestSet:
+    """Images that were not trained on.
+
+    images: the images. labels: (n,), outputs of the network. sha256: of the manifest of shards;
+    None for folders of images.
+    """
+
+    __test__ = False
+
+    images: Images
+    labels: NDArray[np.int64]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """What lies under a folder, as a network sees it.
+
+    root: the folder.
+    name: as "CIFAR-10": how folders beside the test set begin.
+    side: of the network's images, pixels.
+    view: the resize and crop; None where all images have the network's size, as CIFAR's.
+    classes: names by output, or nothing where they are not known.
+    outputs: of the network, or None without a network.
+    official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
+    test: the test set, or None where there is none; missing: why not, then.
+    notices: messages beside the metrics.
+    """
+
+    root: Path
+    name: str
+    side: int
+    view: View | None
+    classes: tuple[str, ...] = ()
+    outputs: int | None = None
+    official: NDArray[np.int64] | None = None
+    test: TestSet | None = None
+    missing: str = ""
+    notices: Notices = field(default_factory=Notices)
+
+    @property
+    def resized(self) -> View:
+        """The view of images from elsewhere, which are resized to CIFAR's size, too."""
+        return self.view or View(self.side, self.side)
+
+    def need_test(self) -> TestSet:
+        """Return the test set.
+
+        Raises:
+            MissingDataError: if there is none.
+        """
+        if self.test is None:
+            raise MissingDataError(self.missing)
+        return self.test
+
+    def find_set(self, suite: str) -> tuple[Path, MadeOf | None]:
+        """Return the folder of a suite's dataset; see `folders.find_set`."""
+        return find_set(self.root, self.name, suite, self.notices)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Located:
     """Where a test set is, found without a network and without listing its images.
 
-    root: the folder that the other suites are searched in; name: how their folders begin.
-    names: of the classes. shards, or folder: the test set; neither where there is none.
+    root: the folder in which the other suites are searched; name: how their folders begin.
+    names: of the classes. shards, or folder: the test set; both None where there is none.
     """
 
     root: Path
@@ -66,7 +139,7 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
 
     Args:
         root: the folder.
-        notices: is told of what was ignored, and where the folder itself is the test set.
+        notices: takes what is ignored, and whether the folder itself is the test set.
         known: names of the network's classes, by which class folders are recognized.
 
     Raises:
@@ -76,7 +149,8 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
     for place in (root / each for each in PLACES):
         if (place / MANIFEST_NAME).exists():
             shards = open_shards(place)
-            name = NAMES.get(shards.kind, shards.name.removesuffix("-test").upper())
+            dataset = dataset_of_kind(shards.kind)
+            name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
             return Located(
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
@@ -113,7 +187,7 @@ def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> boo
 
 
 def why_no_test_set(root: Path) -> str:
-    """Return what to tell where a folder has no test set, with the remedy.
+    """Return why a folder has no test set, with the remedy.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -130,7 +204,7 @@ def why_no_test_set(root: Path) -> str:
     )
 
 
-def find_data(root: Path, said: dict[str, Any], *, cache_dir: Path | None = None) -> Data:
+def find_data(root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = None) -> Data:
     """Find what a network can be evaluated on.
 
     The test set: shards in "test", "val", "validation", "data/test" or the folder itself, or there
@@ -138,16 +212,16 @@ def find_data(root: Path, said: dict[str, Any], *, cache_dir: Path | None = None
 
     Args:
         root: the folder; or the class folders themselves.
-        said: what a checkpoint says of the network, as far as it does: "classes", how many outputs
-            it has; "model", "class_names", "crop", "image_size", "evaluation_resize".
+        metadata: of the network: "classes", its number of outputs; "model", "class_names", "crop",
+            "image_size", "evaluation_resize"; each may be absent.
         cache_dir: for the decoded images of small sets.
 
     Raises:
         PipelineError: if there is a test set that does not fit the network, or it cannot be read,
-            or what is said of the network does not go together.
+            or the metadata contradict themselves.
     """
-    outputs = said.get("classes")
-    known = tuple(said.get("class_names", ()))
+    outputs = metadata.get("classes")
+    known = tuple(metadata.get("class_names", ()))
     if known and outputs is not None and len(known) != outputs:
         raise PipelineError(
             f"the checkpoint names {len(known)} classes and its network has {outputs} outputs; "
@@ -159,88 +233,86 @@ def find_data(root: Path, said: dict[str, Any], *, cache_dir: Path | None = None
         missing = why_no_test_set(root)
         if outputs != len(imagenet_classes()) and not are_of_imagenet(known):
             raise PipelineError(missing)
-        large = _view_of(said, None) or _usual_view(said)
+        large = _view_of(metadata, None) or _default_view(metadata)
         return Data(
             root=root, name=IMAGENET, side=large.side, view=large, outputs=outputs,
             classes=known or imagenet_classes(), missing=missing, notices=notices,
         )  # fmt: skip
     shards = located.shards
-    pictures: Pictures
+    images: Images
     if shards is not None:
         given, where = shards.samples["label"].astype(np.int64), str(shards.location)
-        view = _view_of(said, _small_side(shards))
-        pictures = _stored(shards, cache_dir) if view is None else of_shards(shards, view)
+        view = _view_of(metadata, _small_side(shards))
+        images = (
+            _array_images(shards, cache_dir) if view is None else images_of_shards(shards, view)
+        )
     else:
         assert located.folder is not None
         tree = list_tree(located.folder, notices)
         given, where = tree.labels, str(tree.folder)
         first = _first_side(tree)
-        view = _view_of(said, first if first <= _SMALL else None)
-        pictures = of_files(tree.files, view or View(first, first))
+        view = _view_of(metadata, first if first <= _SMALL else None)
+        images = images_of_files(tree.files, view or View(first, first))
     if len(given) == 0:
         raise PipelineError(f"{where} holds no images; make the shards of the test set again")
     labels, classes, official = _labels(given, located, known, outputs, where, notices)
-    side = view.side if view is not None else pictures.read(range(1)).shape[1]
+    side = view.side if view is not None else images.read(range(1)).shape[1]
     sha256 = None if shards is None else shards.hash
     return Data(
         root=located.root, name=located.name, side=side, view=view, classes=classes,
         outputs=outputs, official=official,
-        test=TestSet(pictures=pictures, labels=labels, sha256=sha256),
+        test=TestSet(images=images, labels=labels, sha256=sha256),
         notices=notices,
     )  # fmt: skip
 
 
-def normalization(said: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
-    """Return the mean and the standard deviation of a network's input, for pictures in 0..1.
+def normalization(metadata: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
+    """Return the mean and the standard deviation of a network's input, for images in 0..1.
 
-    said: what is said of the network, as of `find_data`; without "mean" and "std" they are those of
-    the recipe for CIFAR where pictures are as they are, and else of torchvision's weights of its
-    name, or of the recipe for ImageNet.
+    Without "mean" and "std" in the metadata they are those of the CIFAR recipe if images are not
+    resized, otherwise those of torchvision's weights of that name, or of the ImageNet recipe.
     """
-    usual = CIFAR if data.view is None else _usual(said)
-    mean, std = said.get("mean", usual.mean), said.get("std", usual.std)
+    default = CIFAR if data.view is None else _default_preprocessing(metadata)
+    mean, std = metadata.get("mean", default.mean), metadata.get("std", default.std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _usual(said: dict[str, Any]) -> PreprocessConfig:
-    """Return how a network of a name has pictures of any size, unless something else is said.
+def _default_preprocessing(metadata: dict[str, Any]) -> PreprocessConfig:
+    """Return the default preprocessing for a network's name: of torchvision's first weights.
 
-    As torchvision's first weights of that name: later ones of a ResNet want 232 pixels before the
-    crop, and its usual recipe, the paper's too, 256.
+    See `pipelines.models.registry.InputSpec`.
     """
-    name = said.get("model")
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    wanted = default_input(metadata.get("model"))
+    if wanted is None:
         return RECIPE
-    weights = next(iter(torchvision.models.get_model_weights(name)))
-    wanted = weights.transforms()
     return PreprocessConfig(
-        image_size=wanted.crop_size[0],
-        evaluation_resize=wanted.resize_size[0],
-        mean=tuple(wanted.mean),
-        std=tuple(wanted.std),
+        image_size=wanted.image_size,
+        evaluation_resize=wanted.resize,
+        mean=wanted.mean,
+        std=wanted.std,
     )
 
 
-def _usual_view(said: dict[str, Any]) -> View:
-    usual = _usual(said)
-    return View(usual.image_size or 0, usual.resized_side)
+def _default_view(metadata: dict[str, Any]) -> View:
+    default = _default_preprocessing(metadata)
+    return View(default.image_size or 0, default.resized_side)
 
 
-def _view_of(said: dict[str, Any], small: int | None) -> View | None:
-    """Return the view of a network, or None: pictures as they are.
+def _view_of(metadata: dict[str, Any], small: int | None) -> View | None:
+    """Return the view of a network, or None: images are not resized.
 
-    small: the side of pictures that are a network's as they are unless something else is said, or
-    None; of such, nothing is cut off where "image_size" is said without "evaluation_resize".
+    small: the side of images that are small enough not to be resized by default, or None; nothing
+    of them is cropped where the metadata have "image_size" without "evaluation_resize".
     """
-    crop = said.get("crop", "resized" if small is None else "padded")
+    crop = metadata.get("crop", "resized" if small is None else "padded")
     if crop == "padded":
         return None
-    if crop != "resized" or "crop" not in said:
-        return _usual_view(said)
-    side, resize = said.get("image_size"), said.get("evaluation_resize")
+    if crop != "resized" or "crop" not in metadata:
+        return _default_view(metadata)
+    side, resize = metadata.get("image_size"), metadata.get("evaluation_resize")
     if not side:
         raise PipelineError(
-            "the checkpoint says that crop is 'resized', and no image_size; name another file"
+            "the checkpoint has the crop 'resized' and no image_size; use another file"
         )
     if not resize and small is not None:
         return None if side == small else View(side, side)
@@ -252,7 +324,7 @@ def _view_of(said: dict[str, Any], small: int | None) -> View | None:
 
 
 def _small_side(shards: ShardSet) -> int | None:
-    """Return the side of a set's pictures if they are small, or None."""
+    """Return the side of a set's images if they are small, or None."""
     if len(shards) == 0:
         return None
     try:
@@ -261,33 +333,28 @@ def _small_side(shards: ShardSet) -> int | None:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
     except UnreadableImageError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
-    return side if side <= _SMALL or shards.kind in NAMES else None
+    return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
 
 def _first_side(tree: Tree) -> int:
     """Return the longer side of a tree's first image."""
-    path = tree.files[0]
+    path, remedy = tree.files[0], DecodedImages.remedy
     try:
         return max(read_size(read_image_file(path)))
     except OSError as error:
-        raise PipelineError(
-            f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "
-            "remove it"
-        ) from error
+        raise unreadable(path, error, remedy) from error
     except UnreadableImageError as error:
-        raise PipelineError(
-            f"{path} {error}; replace it with a whole file, or remove it"
-        ) from error
+        raise PipelineError(f"{path} {error}; {remedy}") from error
 
 
-def _stored(shards: ShardSet, cache_dir: Path | None) -> Stored:
-    pictures = uniform_view(open_images(shards, cache_dir=cache_dir))
-    if pictures is None:
+def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
+    images = uniform_view(open_images(shards, cache_dir=cache_dir))
+    if images is None:
         raise PipelineError(
-            f"the pictures of {shards.location} are of several sizes, and the network was trained "
+            f"the images of {shards.location} are of several sizes, and the network was trained "
             "on those of one; name the data that it was trained on"
         )
-    return Stored(pictures)
+    return ArrayImages(images)
 
 
 def _labels(
@@ -320,13 +387,15 @@ def _labels(
             f"{where}: classes are numbers, and each is taken for the output of that number"
         )
     shards = located.shards
-    official = matched.outputs if shards is not None and shards.kind in OFFICIAL else None
+    dataset = None if shards is None else dataset_of_kind(shards.kind)
+    # Those who published the corrupted sets beside it wrote labels in its own order.
+    official = matched.outputs if dataset and dataset.related else None
     return matched.outputs[given], matched.classes, official
 
 
 def open_tree(
     folder: Path, view: View, data: Data, *, remedy: str = "unpack the set again"
-) -> tuple[Pictures, NDArray[np.int64], NDArray[np.int64]]:
+) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
     """Open a folder with a folder of images for each class.
 
     Args:
@@ -339,8 +408,8 @@ def open_tree(
         The images; the output for each; and the outputs for the folders, sorted by their names.
 
     Raises:
-        PipelineError: if there are none, or of classes that are none of the network's.
+        PipelineError: if there are none, or the network lacks one of their classes.
     """
     tree = list_tree(folder, data.notices)
     outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs
-    return of_files(tree.files, view, remedy=remedy), outputs[tree.labels], outputs
+    return images_of_files(tree.files, view, remedy=remedy), outputs[tree.labels], outputs

@@ -10,13 +10,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.classes import imagenet_classes
 from pipelines.models.outputs import outputs_of
 
 _NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
@@ -27,11 +28,23 @@ _NAMED = 3
 """Folders that an error names."""
 
 
+@cache
+def imagenet_classes() -> tuple[str, ...]:
+    """Return the WordNet ids of ImageNet-1k's 1,000 classes, sorted: the order of its outputs."""
+    text = (files("pipelines.evaluation") / "imagenet_classes.txt").read_text(encoding="ascii")
+    return tuple(text.split())
+
+
+def are_of_imagenet(names: Sequence[str]) -> bool:
+    """Return whether there are names, and all are WordNet ids of ImageNet-1k."""
+    return len(names) > 0 and set(names) <= set(imagenet_classes())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """The outputs for a set's classes.
+    """The outputs for a dataset's classes.
 
-    outputs: (classes,) int64, by place in the set's names.
+    outputs: (classes,) int64, by position in the dataset's names.
     classes: names by output, or nothing where not all are known.
     how: "names", "values" or "order".
     """
@@ -44,13 +57,13 @@ class Matched:
 def match_classes(
     names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
 ) -> Matched:
-    """Return the outputs of a network for the classes of a set.
+    """Return the outputs of a network for the classes of a dataset.
 
     Args:
-        names: of the set's classes, at least one.
+        names: of the dataset's classes, at least one.
         known: names of the network's classes by output, or nothing.
-        n_outputs: of the network; None where no network is asked, and the set's order counts.
-        where: the set, for errors.
+        n_outputs: of the network; None without a network; then the order of the names counts.
+        where: the dataset, for errors.
 
     Raises:
         PipelineError: if a label would be wrong or guessed.

@@ -1,31 +1,27 @@
 """Sets like CIFAR-10-C for images that have no official one, in a folder such as DIGITS-C-made.
 
-By the extra `corruptions` (imagecorruptions-imaug), whose constants are ImageNet-C's: figures on
-such a set compare networks with each other, and not with what is printed of CIFAR-10-C.
+By the extra `corruptions` (imagecorruptions-imaug), whose constants are ImageNet-C's: results on
+such a set compare networks with each other, and not with published results on CIFAR-10-C.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.arrays import open_array
-from pipelines.evaluation.corrupted import CLASSES_FILE, CORRUPTIONS, SEVERITIES
-from pipelines.evaluation.pictures import Pictures
-from pipelines.evaluation.request import Data
-from pipelines.evaluation.sets import MADE_OF, MADE_SUFFIX
+from pipelines.evaluation.corruptions import CLASSES_FILE, CORRUPTIONS, SEVERITIES
+from pipelines.evaluation.data import Data
+from pipelines.evaluation.folders import MADE_OF, MADE_SUFFIX, MadeOf, read_made_of
+from pipelines.evaluation.images import Images, open_array
 from pipelines.system.files import (
     check_no_file,
     folder_lock,
     new_file,
-    read_json,
-    read_regular,
     remove_partial_files,
     sha256,
     write_file,
@@ -36,8 +32,6 @@ _PACKAGE = "imagecorruptions-imaug"
 
 _SEEDED = frozenset({"glass_blur", "impulse_noise"})
 """Corruptions that draw from a generator of their own, whose seed is an argument."""
-
-_MOST_JSON = 1 << 24
 
 _SMALLEST = 32
 """Pixels of a side, which the package asks for."""
@@ -52,15 +46,15 @@ def make_corrupted(
     names: Sequence[str] = CORRUPTIONS,
     progress: Progress = no_progress,
 ) -> Path:
-    """Write a folder of corrupted pictures in CIFAR-10-C's layout, or what of it is missing.
+    """Write a folder of corrupted images in CIFAR-10-C's layout, or what of it is missing.
 
     Args:
-        data: the pictures, as a network of theirs would see them.
+        data: the images, as a network of theirs would see them.
         out: folder for "NAME-C-made".
-        n: only the first n pictures; None for all.
-        seed: of the noise: picture i of a corruption and severity depends on it and on i alone.
+        n: only the first n images; None for all.
+        seed: of the noise: image i of a corruption and severity depends on it and on i alone.
         names: of corruptions.
-        progress: called with pictures done, and all.
+        progress: called with images done, and all.
 
     Returns:
         The folder.
@@ -81,7 +75,7 @@ def make_corrupted(
     if data.side < _SMALLEST:
         raise PipelineError(
             f"the images have {data.side}x{data.side} pixels, and the corruptions need at least "
-            f"{_SMALLEST}x{_SMALLEST}; name by --checkpoint a network of larger images"
+            f"{_SMALLEST}x{_SMALLEST}; use --checkpoint with a network of larger images"
         )
     unwritable = [name for name in data.classes if len(name.splitlines()) != 1]
     if unwritable:
@@ -109,10 +103,10 @@ def _write(
     progress: Progress,
 ) -> None:
     """Write what of a set is missing; see `make_corrupted`."""
-    pictures = data.need_test().pictures
+    images = data.need_test().images
     repeated = np.tile(labels, SEVERITIES)
     shape = (len(repeated), data.side, data.side, 3)
-    _same_or_new(folder, _asked_for(data, labels, seed))
+    _same_or_new(folder, _made_of(data, labels, seed))
     with new_file(folder / "labels.npy") as file:
         np.save(file, repeated, allow_pickle=False)
     if data.classes:
@@ -131,9 +125,9 @@ def _write(
             np.lib.format.write_array_header_1_0(file, header)
             for severity in range(1, SEVERITIES + 1):
                 for index in range(len(labels)):
-                    picture = _image(pictures, index)
+                    image = _image(images, index)
                     key = (seed, CORRUPTIONS.index(name), severity, index)
-                    file.write(_corrupted(corrupt, picture, name, severity, _seed(*key)).tobytes())
+                    file.write(_corrupted(corrupt, image, name, severity, _seed(*key)).tobytes())
                     done += 1
                     if done % 100 == 0:
                         progress(done, total)
@@ -151,13 +145,13 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     return there.shape == shape and there.dtype == np.uint8
 
 
-def _image(pictures: Pictures, index: int) -> NDArray[np.generic]:
-    return np.ascontiguousarray(pictures.read(range(index, index + 1))[0])
+def _image(images: Images, index: int) -> NDArray[np.generic]:
+    return np.ascontiguousarray(images.read(range(index, index + 1))[0])
 
 
 def _corrupted(
     corrupt: Callable[..., NDArray[np.uint8]],
-    picture: NDArray[np.generic],
+    image: NDArray[np.generic],
     name: str,
     severity: int,
     seed: int,
@@ -173,7 +167,7 @@ def _corrupted(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.asarray(corrupt(picture, severity, corruption_name=name, **own), np.uint8)
+            return np.asarray(corrupt(image, severity, corruption_name=name, **own), np.uint8)
     finally:
         np.random.set_state(state)  # noqa: NPY002
 
@@ -182,40 +176,33 @@ def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def _asked_for(data: Data, labels: NDArray[np.int64], seed: int) -> dict[str, Any]:
-    """Return what decides a set, as plain JSON values."""
-    pictures = data.need_test().pictures
-    images = sha256(
-        "".join(sha256(_image(pictures, i).tobytes()) for i in range(len(labels))).encode()
-    )
-    return {"seed": seed, "n": len(labels), "labels": sha256(labels.tobytes()),
-            "classes": list(data.classes), "side": data.side, "images": images,
-            "made_by": f"pixmix-eval make-c, {_PACKAGE} {version(_PACKAGE)}"}  # fmt: skip
+def _made_of(data: Data, labels: NDArray[np.int64], seed: int) -> MadeOf:
+    """Return what decides a set."""
+    images = data.need_test().images
+    hashes = (sha256(_image(images, i).tobytes()) for i in range(len(labels)))
+    return MadeOf(
+        seed=seed, n=len(labels), labels=sha256(labels.tobytes()), classes=data.classes,
+        side=data.side, images=sha256("".join(hashes).encode()),
+        made_by=f"pixmix-eval make-c, {_PACKAGE} {version(_PACKAGE)}",
+    )  # fmt: skip
 
 
-def _same_or_new(folder: Path, asked: dict[str, Any]) -> None:
-    """Write down what a set is made of, or see that it is the same.
+def _same_or_new(folder: Path, asked: MadeOf) -> None:
+    """Write down what a set is made of, or check that it is the same.
 
     Raises:
         PipelineError: if the folder holds another set, or one that this command did not make.
     """
-    path = folder / MADE_OF
-    if path.exists():
-        remedy = f"remove {folder} and give the command again"
-        made = read_json(
-            read_regular(path, max_bytes=_MOST_JSON), dict[str, Any], str(path), remedy
-        )
-        for name, value in asked.items():
-            if made.get(name) != value:
+    made = read_made_of(folder, f"remove {folder} and run the command again")
+    if made is not None:
+        for name in asked.__struct_fields__:
+            there, value = getattr(made, name), getattr(asked, name)
+            if there != value:
                 raise PipelineError(
-                    f"{folder} was made with {name} {_short(made.get(name))}, and this is "
-                    f"{_short(value)}; choose another folder by --out, or remove it"
+                    f"{folder} was made with {name} {there!s:.80}, and this is {value!s:.80}; "
+                    "choose another folder by --out, or remove it"
                 )
     elif any(folder.glob("*.npy")):
         raise PipelineError(f"{folder} was not made by this command; choose another by --out")
     else:
-        write_file(path, (json.dumps(asked, indent=1) + "\n").encode())
-
-
-def _short(value: object) -> str:
-    return f"{value!s:.80}"
+        write_file(folder / MADE_OF, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")

@@ -1,18 +1,36 @@
-"""The measures of the PixMix paper, as functions of arrays.
+"""The metrics of the PixMix paper: functions of arrays, and the table of what each suite measures.
+
+To add a metric, write a function and a row of `METRICS`: its suite computes it, and the JSON, the
+tables, the reports and the radar plot show it.
 
 Formulas: Hendrycks et al., "PixMix", CVPR 2022, section 4; Hendrycks & Dietterich, ICLR 2019, for
 corruptions and perturbations; the released code, github.com/andyzoujm/pixmix at f867e87, except
-where it is wrong, which is said.
+where docstrings name an error in it.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
+
+
+def error(correct: NDArray[np.bool_]) -> float:
+    """Return the share of wrong predictions. correct: (n,)."""
+    return float((~correct).mean())
+
+
+def mean(values: Mapping[str, float]) -> float:
+    """Return the unweighted mean over corruptions or perturbations."""
+    return float(np.mean(list(values.values())))
+
+
+# --- Corruptions and perturbations ---------------------------------------------------------------
 
 ALEXNET_ERRORS: Mapping[str, float] = {
     "gaussian_noise": 0.886428,
@@ -90,7 +108,7 @@ def flip_probability(predictions: Integers, *, noise: bool) -> float:
         ValueError: if there are fewer than two frames.
     """
     if predictions.ndim != 2 or predictions.shape[1] < 2:
-        raise ValueError(f"predictions of shape {predictions.shape}; give two frames or more")
+        raise ValueError(f"predictions of shape {predictions.shape}; pass two frames or more")
     before = predictions[:, :1] if noise else predictions[:, :-1]
     return float((predictions[:, 1:] != before).mean())
 
@@ -111,11 +129,11 @@ def calibration_error(
     norm: "rms", "mad" (mean absolute) or "max", over bins weighted by their sizes.
 
     Raises:
-        ValueError: if there are no samples, shapes differ or the norm is none.
+        ValueError: if there are no samples, shapes differ or the norm is unknown.
     """
     confidence, correct = _paired(confidence, correct)
     if bin_size < 1:
-        raise ValueError(f"bin_size is {bin_size}; give at least 1")
+        raise ValueError(f"bin_size is {bin_size}; use at least 1")
     order = np.argsort(confidence, kind="stable")
     sure, right = confidence[order].astype(np.float64), correct[order].astype(np.float64)
     n = len(order)
@@ -128,13 +146,13 @@ def calibration_error(
         return float((sizes / n * np.abs(gaps)).sum())
     if norm == "max":
         return float(np.abs(gaps).max())
-    raise ValueError(f"norm is {norm!r}; give rms, mad or max")
+    raise ValueError(f"norm is {norm!r}; use rms, mad or max")
 
 
 def aurra(confidence: Floats, correct: NDArray[np.bool_]) -> float:
     """Return the area under the response rate accuracy curve, 0..1.
 
-    The mean over all response rates of the accuracy among the most confident answers.
+    The mean over all response rates of the accuracy among the most confident predictions.
 
     confidence: (n,); correct: (n,).
 
@@ -148,10 +166,10 @@ def aurra(confidence: Floats, correct: NDArray[np.bool_]) -> float:
 
 
 def soft_f1(confidence: Floats, correct: NDArray[np.bool_]) -> float:
-    """Return the soft F1 score of finding wrong answers by their doubt, 1 - confidence, 0..1.
+    """Return the soft F1 score of detecting wrong predictions by their doubt, 1 - confidence, 0..1.
 
-    Twice the doubt in wrong answers, over that and the doubt in right answers and the confidence in
-    wrong ones; 0 where no answer is wrong.
+    Twice the doubt in wrong predictions, over that plus the doubt in right ones plus the confidence
+    in wrong ones; 0 where no prediction is wrong.
 
     confidence: (n,) 0..1; correct: (n,).
 
@@ -182,7 +200,7 @@ def tune_temperature(logits: Floats, labels: Integers) -> float:
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(
-            f"logits of shape {logits.shape} and labels of shape {labels.shape}; give one label "
+            f"logits of shape {logits.shape} and labels of shape {labels.shape}; pass one label "
             "for each row, and at least one"
         )
     low, high = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
@@ -205,7 +223,7 @@ def _slope(logits: Floats, labels: Integers, inverse: float) -> float:
     return total
 
 
-def tempered_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
+def scaled_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
     """Return the largest softmax value of logits over a temperature, (n,) float32.
 
     logits: (n, classes); temperature: above 0.
@@ -227,82 +245,237 @@ def _paired(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[NDArray[Any
     confidence, correct = np.asarray(confidence), np.asarray(correct)
     if confidence.shape != correct.shape or confidence.ndim != 1 or len(confidence) == 0:
         raise ValueError(
-            f"confidence of shape {confidence.shape} and correct of shape {correct.shape}; give "
+            f"confidence of shape {confidence.shape} and correct of shape {correct.shape}; pass "
             "one of each for every sample, and at least one sample"
         )
     return confidence, correct
 
 
-# --- Anomaly detection ---------------------------------------------------------------------------
+# --- Out-of-distribution detection ---------------------------------------------------------------
 
 
-def auroc(usual: Floats, odd: Floats) -> float:
-    """Return how often an odd sample scores above a usual one, ties as half: the area under ROC.
+def auroc(id_scores: Floats, ood_scores: Floats) -> float:
+    """Return how often an OOD sample scores above an ID one, ties as half: the area under the ROC.
 
-    usual, odd: (n,), (m,) anomaly scores.
+    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
 
     Raises:
-        ValueError: if there are none of a kind.
+        ValueError: if either is empty.
     """
-    scores, is_odd = _scored(usual, odd)
+    scores, is_ood = _scored(id_scores, ood_scores)
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     ranks = (ends - (counts - 1) / 2)[inverse]
-    m, n = int(is_odd.sum()), int((~is_odd).sum())
-    return float((ranks[is_odd].sum() - m * (m + 1) / 2) / (m * n))
+    m, n = int(is_ood.sum()), int((~is_ood).sum())
+    return float((ranks[is_ood].sum() - m * (m + 1) / 2) / (m * n))
 
 
-def aupr(usual: Floats, odd: Floats) -> float:
-    """Return the average precision at finding odd samples, with all ties at once.
+def aupr(id_scores: Floats, ood_scores: Floats) -> float:
+    """Return the average precision at detecting OOD samples, all samples of a tie at once.
 
-    usual, odd: (n,), (m,) anomaly scores.
+    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
 
     Raises:
-        ValueError: if there are none of a kind.
+        ValueError: if either is empty.
     """
-    hits, alarms = _curve(*_scored(usual, odd))
-    precision = hits / (hits + alarms)
-    gained = np.diff(hits, prepend=0) / hits[-1]
+    true, false = _curve(*_scored(id_scores, ood_scores))
+    precision = true / (true + false)
+    gained = np.diff(true, prepend=0) / true[-1]
     return float((precision * gained).sum())
 
 
-def false_positives_at(usual: Floats, odd: Floats, recall: float = 0.95) -> float:
-    """Return the share of usual samples that alarm where `recall` of the odd ones do.
+def fpr_at_tpr(id_scores: Floats, ood_scores: Floats, tpr: float = 0.95) -> float:
+    """Return the false positive rate at a true positive rate: FPR95.
 
-    All samples of one score alarm together, and the highest score at which at least `recall` of the
-    odd samples alarm is taken. The released code takes the score whose recall is nearest to 95 %,
-    which may be less than that, and of several scores with that recall the lowest. So the two
-    differ where samples tie, and by the usual samples that lie between two odd ones.
+    All samples of one score are detected together, and the highest score at which at least `tpr` of
+    the OOD samples are detected is taken. The released code takes the score whose recall is nearest
+    to 95 %, which may be less than that, and of several scores with that recall the lowest. So the
+    two differ where samples tie, and by the ID samples between two OOD ones.
 
-    usual, odd: (n,), (m,) anomaly scores.
+    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
 
     Raises:
-        ValueError: if there are none of a kind, or recall is not above 0 and at most 1.
+        ValueError: if either is empty, or tpr is not above 0 and at most 1.
     """
-    if not 0 < recall <= 1:
-        raise ValueError(f"recall is {recall}; give a number above 0 and at most 1")
-    hits, alarms = _curve(*_scored(usual, odd))
-    enough = int(np.argmax(hits >= recall * hits[-1]))
-    return float(alarms[enough] / alarms[-1])
+    if not 0 < tpr <= 1:
+        raise ValueError(f"tpr is {tpr}; use a number above 0 and at most 1")
+    true, false = _curve(*_scored(id_scores, ood_scores))
+    enough = int(np.argmax(true >= tpr * true[-1]))
+    return float(false[enough] / false[-1])
 
 
-def _scored(usual: Floats, odd: Floats) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    usual, odd = np.asarray(usual, np.float64), np.asarray(odd, np.float64)
-    if usual.ndim != 1 or odd.ndim != 1 or len(usual) == 0 or len(odd) == 0:
+def _scored(id_scores: Floats, ood_scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    inside, outside = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
+    if inside.ndim != 1 or outside.ndim != 1 or len(inside) == 0 or len(outside) == 0:
         raise ValueError(
-            f"scores of shapes {usual.shape} and {odd.shape}; give one for each sample, and "
-            "samples of both kinds"
+            f"scores of shapes {inside.shape} and {outside.shape}; pass one score for each sample, "
+            "and samples of both kinds"
         )
-    is_odd = np.repeat([False, True], [len(usual), len(odd)])
-    return np.concatenate([usual, odd]), is_odd
+    is_ood = np.repeat([False, True], [len(inside), len(outside)])
+    return np.concatenate([inside, outside]), is_ood
 
 
 def _curve(
-    scores: NDArray[np.float64], is_odd: NDArray[np.bool_]
+    scores: NDArray[np.float64], is_ood: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the odd and the usual samples at or above each score, from the highest down."""
+    """Return the OOD and the ID samples at or above each score, from the highest score down."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
-    hits = np.cumsum(is_odd[order])[last]
-    return hits, last + 1 - hits
+    true = np.cumsum(is_ood[order])[last]
+    return true, last + 1 - true
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+INPUTS: Mapping[str, str] = {
+    "correct": "(n,) bool, whether each prediction is right",
+    "confidence": "(n,) float32, the largest softmax value of each prediction",
+    "scaled_confidence": "(n,) float32, the same after temperature scaling",
+    "errors": "corruption -> mean error over its severities",
+    "imagenet_c_errors": "the same of the official ImageNet-C",
+    "rms": "corruption -> RMS calibration error",
+    "flips": "perturbation -> flip probability",
+    "imagenet_p_flips": "the same of ImageNet-P",
+    "id_scores": "(n,) float32, doubt about each in-distribution image",
+    "ood_scores": "(m,) float32, doubt about each out-of-distribution image",
+}
+"""What suites hand to metrics, by name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metric:
+    """One number that a suite measures.
+
+    Attributes:
+        suite: the suite; key: the metric's key in the suite's JSON.
+        name: what tables and plots call it.
+        compute: returns it from the `inputs`, which are names of `INPUTS`.
+        better: which direction is better.
+        unit: "%" of a share in 0..1; "% of AlexNet" of a ratio, which may be above 1; "" of others.
+        headline: whether tables, reports and CSV show it.
+    """
+
+    suite: str
+    key: str
+    name: str
+    compute: Callable[..., float]
+    inputs: tuple[str, ...]
+    better: Literal["smaller", "larger"] = "smaller"
+    unit: Literal["%", "% of AlexNet", ""] = "%"
+    headline: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse an input that no suite has.
+
+        Raises:
+            ValueError: if there is one.
+        """
+        unknown = [name for name in self.inputs if name not in INPUTS]
+        if unknown:
+            raise ValueError(
+                f"{self.suite}.{self.key} has an input {unknown[0]!r}; use {', '.join(INPUTS)}"
+            )
+
+    def format(self, value: float) -> str:
+        """Return a value as tables show it."""
+        return f"{100 * value:.2f} %" if self.unit else f"{value:.4g}"
+
+    def goodness(self, value: float) -> float:
+        """Return a number that is larger for a better value; of a share, 1 is the best."""
+        return value if self.better == "larger" else 1 - value
+
+
+def _calibration(suite: str, of: str) -> tuple[Metric, ...]:
+    """Return the calibration metrics that a set of labelled images has."""
+    both = ("confidence", "correct")
+    return (
+        Metric(suite=suite, key="rms", name=f"RMS calibration error{of}", inputs=both,
+               compute=calibration_error),
+        Metric(suite=suite, key="aurra", name=f"AURRA{of}", inputs=both, compute=aurra,
+               better="larger", headline=False),
+    )  # fmt: skip
+
+
+def _detection(suite: str, of: str) -> tuple[Metric, ...]:
+    """Return the metrics of out-of-distribution detection."""
+    both = ("id_scores", "ood_scores")
+    return (
+        Metric(suite=suite, key="auroc", name=f"{of}, AUROC", inputs=both, compute=auroc,
+               better="larger"),
+        Metric(suite=suite, key="aupr", name=f"{of}, AUPR", inputs=both, compute=aupr,
+               better="larger"),
+        Metric(suite=suite, key="fpr95", name=f"{of}, FPR95", inputs=both, compute=fpr_at_tpr),
+    )  # fmt: skip
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(suite="clean", key="error", name="clean error", compute=error, inputs=("correct",)),
+    Metric(
+        suite="c", key="mce", name="mean corruption error (C, AlexNet 100 %)",
+        compute=mean_corruption_error, inputs=("imagenet_c_errors",), unit="% of AlexNet",
+    ),
+    Metric(suite="c", key="mean_error", name="corruption error (C)", compute=mean,
+           inputs=("errors",)),
+    Metric(suite="c-bar", key="mean_error", name="corruption error (C-bar)", compute=mean,
+           inputs=("errors",)),
+    Metric(suite="r", key="error", name="error on ImageNet-R", compute=error, inputs=("correct",)),
+    Metric(suite="a", key="error", name="error on ImageNet-A", compute=error, inputs=("correct",)),
+    Metric(
+        suite="p", key="mfr", name="mean flip rate (P, AlexNet 100 %)", compute=mean_flip_rate,
+        inputs=("imagenet_p_flips",), unit="% of AlexNet",
+    ),
+    Metric(suite="p", key="mean_flip_probability", name="flip probability (P)", compute=mean,
+           inputs=("flips",)),
+    Metric(suite="adversarial", key="error", name="adversarial error (PGD)", compute=error,
+           inputs=("correct",)),
+    *_calibration("calibration", ""),
+    Metric(
+        suite="calibration", key="mad", name="MAD calibration error", headline=False,
+        compute=partial(calibration_error, norm="mad"), inputs=("confidence", "correct"),
+    ),
+    Metric(
+        suite="calibration", key="max", name="maximum calibration error", headline=False,
+        compute=partial(calibration_error, norm="max"), inputs=("confidence", "correct"),
+    ),
+    Metric(
+        suite="calibration", key="soft_f1", name="soft F1", headline=False, better="larger",
+        compute=soft_f1, inputs=("confidence", "correct"),
+    ),
+    Metric(
+        suite="calibration", key="rms_temperature_scaled",
+        name="RMS calibration error after temperature scaling",
+        compute=calibration_error, inputs=("scaled_confidence", "correct"),
+    ),
+    Metric(suite="c", key="mean_rms", name="RMS calibration error (C)", compute=mean,
+           inputs=("rms",)),
+    Metric(suite="c-bar", key="mean_rms", name="RMS calibration error (C-bar)", compute=mean,
+           inputs=("rms",), headline=False),
+    *_calibration("r", " (R)"),
+    *_calibration("a", " (A)"),
+    *_detection("anomaly", "anomaly detection"),
+    *_detection("o", "anomaly detection (O)"),
+)  # fmt: skip
+"""All metrics, in the order of the tables."""
+
+HEADLINES = tuple(metric for metric in METRICS if metric.headline)
+"""Those that tables, reports, CSV and the radar plot show."""
+
+
+def measure(suite: str, **inputs: object) -> dict[str, float]:
+    """Compute the metrics of a suite, by their keys.
+
+    Args:
+        suite: the suite.
+        inputs: by the names of `INPUTS`; metrics with an input that is None are left out.
+
+    Raises:
+        KeyError: if a row needs an input that the suite never has.
+    """
+    found = {}
+    for metric in METRICS:
+        if metric.suite == suite:
+            arguments = [inputs[name] for name in metric.inputs]
+            if all(each is not None for each in arguments):
+                found[metric.key] = metric.compute(*arguments)
+    return found

@@ -1,4 +1,4 @@
-"""The safety measures of the paper, suite by suite."""
+"""The safety metrics of the paper, suite by suite."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,32 +6,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.anomalies import anomaly
-from pipelines.evaluation.answers import Answers
-from pipelines.evaluation.attacks import pgd
-from pipelines.evaluation.corrupted import corrupted, corrupted_bar
-from pipelines.evaluation.data import PLACES, locate, why_no_test_set
-from pipelines.evaluation.metrics import (
-    aurra,
-    calibration_error,
-    soft_f1,
-    tempered_confidence,
-    tune_temperature,
+from pipelines.evaluation.attacks import adversarial
+from pipelines.evaluation.corruptions import corrupted, corrupted_bar, perturbed
+from pipelines.evaluation.data import PLACES, Data, locate, why_no_test_set
+from pipelines.evaluation.folders import (
+    IMAGENET,
+    WITH_FOLDERS,
+    MissingDataError,
+    Notices,
+    class_folders,
+    holds_images,
+    missing_sets,
 )
-from pipelines.evaluation.natural import natural_adversaries, natural_outliers, renditions
-from pipelines.evaluation.perturbed import perturbed
-from pipelines.evaluation.pictures import Chosen
-from pipelines.evaluation.request import IMAGENET, Evaluation, Meter, MissingDataError
-from pipelines.evaluation.sets import WITH_FOLDERS, missing_sets
-from pipelines.evaluation.trees import Notices, class_folders, holds_images
+from pipelines.evaluation.metrics import measure, scaled_confidence, tune_temperature
+from pipelines.evaluation.ood import anomaly, imagenet_o, restricted
+from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
+from pipelines.provenance.run_record import provenance
+from pipelines.system.files import file_sha256
+from pipelines.system.masking import masked_values
 
 OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
-"""Suites for pictures of any kind."""
+"""Suites for images of any kind."""
 
 OF_IMAGENET = ("r", "a", "o")
 """Suites for ImageNet's classes alone."""
@@ -41,10 +41,10 @@ SUITES = OF_ANY + OF_IMAGENET
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What came of the suites.
+    """The results of an evaluation.
 
-    values: numbers by name, by suite. missing: a line for each suite that lacks its data; failed:
-    one for each whose data are there and are not what they should be.
+    values: results by name, by suite. missing: a line for each suite that lacks its data; failed:
+    one for each whose data are damaged.
     """
 
     values: Mapping[str, Mapping[str, Any]]
@@ -53,19 +53,19 @@ class Findings:
 
 
 def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
-    """Return the suites that the data's kind has."""
+    """Return the suites for the evaluation's data."""
     return SUITES if evaluation.data.name == IMAGENET else OF_ANY
 
 
 def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
-    """Return for each suite that is asked for and lacks its folder what to do, by a look at names.
+    """Return for each requested suite that lacks its folder what to do, judged by names alone.
 
     Args:
         root: the folder.
-        suites: those that are asked for by name, or None.
+        suites: those that are requested by name, or None.
 
     Raises:
-        PipelineError: if there is nothing at all that a network can be evaluated on.
+        PipelineError: if there is nothing at all to evaluate a network on.
         OSError: if a folder cannot be read.
     """
     located = locate(root, Notices())
@@ -87,25 +87,26 @@ def evaluate(
     *,
     progress: Callable[[str, int, int], None] = lambda _suite, _done, _total: None,
 ) -> Findings:
-    """Run suites and return what was found.
+    """Run suites and return their results.
 
-    One without its data, or with damaged data, is named, and the others are run all the same: of
-    several processes, which might not see the same damage, all end with it.
+    One whose data are missing or damaged is reported, and the others still run. Several processes
+    might not see the same damage, so it ends all of them.
 
     Args:
-        evaluation: what, and on what.
+        evaluation: the network, its data and the settings.
         suites: of `SUITES`; None for those of `suites_for`.
-        progress: called with a suite's name, how many of its images are answered, and all of them.
+        progress: called with a suite's name, its images predicted so far, and all of them.
 
     Raises:
-        PipelineError: in one of several processes, if data are not what they should be.
-        ValueError: for a suite that is none.
+        PipelineError: in one of several processes, if data are damaged.
+        ValueError: for an unknown suite.
     """
     chosen = suites_for(evaluation) if suites is None else suites
     unknown = [name for name in chosen if name not in SUITES]
     if unknown:
-        raise ValueError(f"no suite is named {unknown[0]!r}; give of {', '.join(SUITES)}")
+        raise ValueError(f"unknown suite {unknown[0]!r}; use {', '.join(SUITES)}")
     classifier = evaluation.classifier
+    several = classifier.processes.world.size > 1
     meter = Meter(show=progress, processes=classifier.processes.world.size)
     evaluation = replace(evaluation, meter=meter, classifier=replace(classifier, count=meter.add))
     run = _Run(evaluation, keep_logits="calibration" in chosen)
@@ -118,110 +119,72 @@ def evaluate(
             values[name] = _SUITES[name](run)
         except MissingDataError as error:
             missing[name] = str(error)
-        except PipelineError as error:
-            if classifier.processes.world.size > 1:
+        except (PipelineError, OSError) as error:
+            if several:
                 raise
             failed[name] = str(error)
-        except OSError as error:
-            if classifier.processes.world.size > 1:
-                raise
-            where = f"{error.filename}: " if error.filename else ""
-            failed[name] = f"{where}{error.strerror or error}"
+            if isinstance(error, OSError):
+                where = f"{error.filename}: " if error.filename else ""
+                failed[name] = f"{where}{error.strerror or error}"
     return Findings(values=values, missing=missing, failed=failed)
 
 
 @dataclass(frozen=True)
 class _Run:
-    """An evaluation, and the answers to the test set, which several suites want."""
+    """An evaluation, and the predictions for the test set, which several suites need."""
 
     evaluation: Evaluation
     keep_logits: bool
 
     @cached_property
-    def clean(self) -> Answers:
-        """Answer the test set."""
+    def clean(self) -> Predictions:
+        """Predict the test set."""
         test = self.evaluation.data.need_test()
-        self.evaluation.meter.begin(len(test.pictures))
-        return self.evaluation.classifier.answer(test.pictures, logits=self.keep_logits)
+        self.evaluation.meter.begin(len(test.images))
+        return self.evaluation.classifier.predict(test.images, logits=self.keep_logits)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The outputs that would be right."""
+        """The outputs that are right."""
         return self.evaluation.data.need_test().labels
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        """Which predictions are right."""
+        correct: NDArray[np.bool_] = self.clean.predicted == self.labels
+        return correct
 
 
 def _clean(run: _Run) -> dict[str, Any]:
-    return {"error": run.clean.error(run.labels), "n": len(run.labels)}
+    return {**measure("clean", correct=run.correct), "n": len(run.labels)}
 
 
 def _calibration(run: _Run) -> dict[str, float]:
-    """Return calibration errors, AURRA and soft F1; and RMS by temperatures of the other half.
+    """Return the calibration metrics, each half scaled by the temperature tuned on the other half.
 
-    The halves are the even and the odd places of the test set as it is stored: of shards whose
-    images were shuffled, another shuffling has other halves and a slightly other temperature.
+    The halves are the even and the odd positions of the test set as it is stored: another shuffling
+    of its shards has other halves and a slightly different temperature.
     """
-    answers, labels = run.clean, run.labels
-    right = answers.predicted == labels
-    found = {
-        "rms": calibration_error(answers.confidence, right),
-        "mad": calibration_error(answers.confidence, right, norm="mad"),
-        "max": calibration_error(answers.confidence, right, norm="max"),
-        "aurra": aurra(answers.confidence, right),
-        "soft_f1": soft_f1(answers.confidence, right),
-    }
-    if answers.logits is not None and len(labels) > 1:
+    found, labels = run.clean, run.labels
+    scaled = temperature = None
+    if found.logits is not None and len(labels) > 1:
         halves = np.arange(len(labels)) % 2
-        tempered = np.empty_like(answers.confidence)
+        scaled = np.empty_like(found.confidence)
         temperatures = []
         for half in range(2):
-            there, other = halves == half, halves != half
-            temperatures.append(tune_temperature(answers.logits[other], labels[other]))
-            tempered[there] = tempered_confidence(answers.logits[there], temperatures[-1])
-        found["temperature"] = float(np.mean(temperatures))
-        found["rms_tempered"] = calibration_error(tempered, right)
-    return found
-
-
-def _adversarial(run: _Run) -> dict[str, Any]:
-    """Return the error under PGD."""
-    evaluation, classifier = run.evaluation, run.evaluation.classifier
-    test = evaluation.data.need_test()
-    n = len(test.pictures)
-    wanted = min(evaluation.adversarial_images or n, n)
-    attacked = np.arange(wanted) * n // wanted
-    evaluation.meter.begin(wanted)
-    device = classifier.processes.device
-
-    def attack(images: torch.Tensor, numbers: range) -> torch.Tensor:
-        chosen = attacked[numbers.start : numbers.stop]
-        return pgd(
-            classifier.logits,
-            images,
-            torch.from_numpy(test.labels[chosen]).to(device),
-            start=_starts(evaluation.seed, chosen.tolist(), images),
-            epsilon=evaluation.epsilon / 255,
-            step=evaluation.epsilon / 4 / 255,
-            reference_quirk=evaluation.pgd_reference_quirk,
-        )
-
-    answers = classifier.answer(Chosen(pictures=test.pictures, numbers=attacked), change=attack)
+            here, other = halves == half, halves != half
+            temperatures.append(tune_temperature(found.logits[other], labels[other]))
+            scaled[here] = scaled_confidence(found.logits[here], temperatures[-1])
+        temperature = float(np.mean(temperatures))
     return {
-        "error": answers.error(test.labels[attacked]),
-        "images": wanted,
-        "of_images": n,
-        "epsilon": evaluation.epsilon,
-        "reference_quirk": evaluation.pgd_reference_quirk,
+        **measure(
+            "calibration",
+            confidence=found.confidence,
+            correct=run.correct,
+            scaled_confidence=scaled,
+        ),
+        **({} if temperature is None else {"temperature": temperature}),
     }
-
-
-def _starts(seed: int, numbers: Sequence[int], images: torch.Tensor) -> torch.Tensor:
-    """Draw random starts, each picture's from its own number: batches and processes do not show."""
-    shape = images.shape[1:]
-    drawn = [
-        np.random.Generator(np.random.Philox(key=[seed, number])).random(shape, np.float32)
-        for number in numbers
-    ]
-    return torch.from_numpy(np.stack(drawn)).to(images.device)
 
 
 _SUITES: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
@@ -230,9 +193,34 @@ _SUITES: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
     "c": lambda run: corrupted(run.evaluation),
     "c-bar": lambda run: corrupted_bar(run.evaluation),
     "p": lambda run: perturbed(run.evaluation),
-    "adversarial": _adversarial,
+    "adversarial": lambda run: adversarial(run.evaluation),
     "anomaly": lambda run: anomaly(run.evaluation, run.clean.confidence),
-    "r": lambda run: renditions(run.evaluation),
-    "a": lambda run: natural_adversaries(run.evaluation),
-    "o": lambda run: natural_outliers(run.evaluation),
+    "r": lambda run: restricted(run.evaluation, "r"),
+    "a": lambda run: restricted(run.evaluation, "a"),
+    "o": lambda run: imagenet_o(run.evaluation),
 }
+
+
+def origin_of(
+    checkpoints: Mapping[str, Path], data: Data, *, world_size: int, seconds: float
+) -> dict[str, Any]:
+    """Return the provenance of results, as plain JSON values without secrets.
+
+    Args:
+        checkpoints: file of each network, by its name.
+        data: that the networks were evaluated on.
+        world_size: processes of the evaluation.
+        seconds: that it took.
+
+    Raises:
+        OSError: if a checkpoint cannot be read.
+    """
+    found: dict[str, Any] = masked_values(
+        {
+            **msgspec.to_builtins(provenance(world_size=world_size)),
+            "seconds": round(seconds, 3),
+            "checkpoints": {name: file_sha256(path) for name, path in checkpoints.items()},
+            "data": None if data.test is None else data.test.sha256,
+        }
+    )
+    return found

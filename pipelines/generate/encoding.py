@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, features
 
-from pipelines.shards.picture_files import READABLE_FORMATS
+from pipelines.shards.images import READABLE_FORMATS
 
 Picture = NDArray[np.uint8]
 """(height, width, 3) uint8, sRGB."""

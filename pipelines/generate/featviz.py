@@ -25,7 +25,7 @@ from featviz import (
     prepare,
     visualize,
 )
-from featviz.networks import DEFAULT, RANDOM, file_sha256, network_of
+from featviz.networks import DEFAULT, RANDOM, network_of
 from featviz.sampling import GROUP, canvas, objective
 from featviz.state_dicts import load_weights, n_classes, read_weights
 from featviz.visualize import explain_nonfinite
@@ -34,10 +34,11 @@ from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
-from pipelines.models.cifar import build_cifar_network, is_cifar_network
+from pipelines.models.registry import build_network, is_cifar_network
+from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory
 from pipelines.system.ranks import local_gpu
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 KIND = "feature visualizations"
 
@@ -276,10 +277,10 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
                 f"{model} comes without trained weights; name a file of them with --weights"
             )
         state = None if weights is None else read_weights(weights)
-        classes = None if state is None else n_classes(state, partial(build_cifar_network, model))
+        classes = None if state is None else n_classes(state, partial(build_network, model))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            module = build_cifar_network(model, classes or 10)
+            module = build_network(model, classes or 10)
         sha256 = RANDOM
         notes: tuple[str, ...] = ()
         if weights is not None and state is not None:

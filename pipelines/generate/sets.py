@@ -36,7 +36,7 @@ from pipelines.generate.records import (
     merge,
     picture_name,
 )
-from pipelines.shards.index import FORMAT
+from pipelines.shards.format import FORMAT
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,

@@ -17,7 +17,7 @@ from pipelines.generate.encoding import (
 from pipelines.generate.painting import Painter, pixel_sha256
 from pipelines.generate.plan import spread
 from pipelines.generate.records import is_of, picture_name, read_records
-from pipelines.shards.picture_files import read_image_file
+from pipelines.shards.images import read_image_file
 from pipelines.system.files import file_sha256, sha256
 from pipelines.system.progress import Progress, no_progress
 

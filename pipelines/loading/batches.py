@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import (
     MapSamples,
@@ -22,9 +23,8 @@ from pipelines.loading.dataset import (
 from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.mixing_set import open_images, open_mixing_set, uniform_view
 from pipelines.loading.order import EpochOrder, Request, batch_positions, positions_after
-from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.shards.index import ShardSet
-from pipelines.shards.remote import RemoteFiles, RemoteShards
+from pipelines.shards.format import ShardSet
+from pipelines.shards.remote import Remote, RemoteFiles, RemoteShards, open_set
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
@@ -45,7 +45,6 @@ a map-style dataset."""
 OnDecodeError = Literal["raise", "substitute", "skip"]
 ON_DECODE_ERROR: tuple[OnDecodeError, ...] = ("raise", "substitute", "skip")
 
-_SMALL_KINDS = frozenset({"cifar10", "cifar100", "digits"})
 _SMALL_SIDE = 64
 """Pixels. Images up to this size are cropped as CIFAR's, if no preprocessing is passed."""
 
@@ -481,7 +480,8 @@ def _open_mixing_set(
 def _default_preprocess(samples: Samples) -> PreprocessConfig:
     """Return the paper's recipe for small images, or for those of any size."""
     if isinstance(samples, ShardDataset):
-        return CIFAR if samples.shards.kind in _SMALL_KINDS else IMAGENET
+        dataset = dataset_of_kind(samples.shards.kind)
+        return CIFAR if dataset is not None and dataset.images == "small" else IMAGENET
     return CIFAR if max(_first_size(samples)) <= _SMALL_SIDE else IMAGENET
 
 

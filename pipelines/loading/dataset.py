@@ -27,17 +27,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.shards.index import SAMPLE, ShardSet
-from pipelines.shards.keys import read_key
-from pipelines.shards.picture_files import (
+from pipelines.shards.format import SAMPLE, ShardSet, read_key
+from pipelines.shards.images import (
     DAMAGE,
     TooManyPixelsError,
     UnknownRangeError,
-    open_picture,
+    open_image,
     to_rgb,
 )
 from pipelines.system.files import sha256
-from pixmix.mapped import map_name
+from pixmix.packed import map_name
 
 Pixels = NDArray[np.uint8]
 
@@ -89,7 +88,7 @@ def read_size(content: bytes | bytearray) -> tuple[int, int]:
     Raises:
         UnreadableImageError: as `decode_image`, but damage after the header is not seen.
     """
-    with _decode_errors(), open_picture(io.BytesIO(content)) as image:
+    with _decode_errors(), open_image(io.BytesIO(content)) as image:
         return image.height, image.width
 
 
@@ -107,7 +106,7 @@ def decode_image(content: bytes | bytearray) -> Pixels:
         UnreadableImageError: if it is cut short, damaged, of an unknown format, larger than
             `MOST_PIXELS`, or of numbers whose white is not known.
     """
-    with _decode_errors(), open_picture(io.BytesIO(content)) as image:
+    with _decode_errors(), open_image(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
             pixels = _decode_jpeg(content)
             if pixels is not None:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import UnreadableImageError, decode_image, read_size
-from pipelines.shards.picture_files import MOST_PIXELS
+from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
@@ -49,8 +49,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
-from pixmix.mapped import open_map
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedPictures, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)

@@ -47,8 +47,8 @@ from pipelines.loading.order import (
     rank_positions,
     training_batches,
 )
-from pipelines.loading.remote_sets import Remote
 from pipelines.loading.workers import open_source
+from pipelines.shards.remote import Remote
 from pipelines.system.files import Count, Label
 from pipelines.system.ranks import World, find_world
 

@@ -28,17 +28,22 @@ from pipelines.loading.image_map import (
     join_sources,
     open_image_map,
 )
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.connections import is_remote
-from pipelines.shards.index import FORMAT, MANIFEST_NAME, ShardSet
-from pipelines.shards.keys import read_key
-from pipelines.shards.picture_files import natural_order, picture_files, read_image_file
-from pipelines.shards.pictures import UPRIGHT, BrokenPictureError, convert, orientation
-from pipelines.shards.remote import RemoteShards
+from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.images import (
+    UPRIGHT,
+    DecodeError,
+    convert,
+    image_files,
+    natural_order,
+    orientation,
+    read_image_file,
+)
+from pipelines.shards.remote import Remote, RemoteShards, open_set
 from pipelines.shards.sources import size_and_change
 from pipelines.system.files import open_regular, read_regular, sha256
+from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
@@ -223,7 +228,7 @@ def _listing(entries: Iterable[tuple[str | int, ...]]) -> str:
 
 def _of_folder(folder: Path) -> ImageSource:
     """Return the images of a folder and the folders in it."""
-    files = picture_files(folder)
+    files = image_files(folder)
 
     def identity() -> dict[str, Any]:
         """Return names, sizes and times of all files, wherever the folder is."""
@@ -300,7 +305,7 @@ def _of_archive(path: Path) -> ImageSource:
     def read(i: int) -> bytearray:
         try:
             return bytearray(read_archived(path, images[i].place))
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadableImageError("damaged", str(error)) from error
         except OSError as error:
             raise UnreadableImageError("unreadable file", str(error)) from error
@@ -328,7 +333,7 @@ def _upright(source: ImageSource) -> ImageSource:
         try:
             # As a PNG, for its pixels are to stay what they are.
             return bytearray(convert(content, "png", upright=True)[0])
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadableImageError("damaged", str(error)) from error
 
     return replace(

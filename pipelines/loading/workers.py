@@ -39,11 +39,10 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import Batch, BatchMaker
 from pipelines.loading.dataset import SampleError, ShardDataset, too_many_files
 from pipelines.loading.order import Request, Requests, ShardUses, default_prefetch
-from pipelines.loading.remote_sets import Remote
 from pipelines.shards.cache import HeldFile
-from pipelines.shards.connections import is_remote, shown
-from pipelines.shards.read_ahead import ReadAhead
-from pipelines.shards.remote import RemoteFiles
+from pipelines.shards.prefetch import Prefetch
+from pipelines.shards.remote import Remote, RemoteFiles
+from pipelines.system.objects import is_remote, shown
 
 SHARED_MEMORY = Path("/dev/shm")
 """Where the system keeps shared memory."""
@@ -140,7 +139,7 @@ class WorkerSource:
         self._maker, self._files = maker, files
         config = maker.config
         self._remote = config.remote or Remote()
-        self._prefetch = self._remote.ahead or default_prefetch(
+        self._prefetch = self._remote.prefetch or default_prefetch(
             config.shuffle_window, config.shard_partitions, world_size
         )
         self._requests = _Replaceable()
@@ -247,7 +246,7 @@ class WorkerSource:
         # Workers first: one that is forked while a thread writes, be it a line of a log, would
         # wait forever for the lock of that file.
         batches = self._begin()
-        with ReadAhead(
+        with Prefetch(
             self._files.hold, order, ahead=self._prefetch, threads=self._remote.downloads
         ) as shards:
             try:

@@ -1,63 +1,335 @@
-"""Networks for pictures of CIFAR's size, by name."""
+"""Networks for images of 32 pixels: wide residual networks, ResNeXt, DenseNet and DenseNet-BC.
 
+Tensors of the wide networks and of DenseNet 40-12 have the names of the PixMix reference, whose
+checkpoints load; `ResNeXt.own_name` maps those of its ResNeXt.
+"""
+
+import math
 import re
 
-from torch import nn
-
-from pipelines.models.densenet import DenseNet, DenseNetBC
-from pipelines.models.resnext import ResNeXt
-from pipelines.models.wide_resnet import WideResNet
-
-EXAMPLES = (
-    "wrn_40_4",
-    "wrn_28_10",
-    "wrn_16_2",
-    "resnext29_32x4",
-    "densenet_bc_100_12",
-    "densenet_40_12",
-)
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
 
 
-_SIZE = r"([1-9]\d{0,3})"
-_PATTERNS = (
-    rf"wrn_{_SIZE}_{_SIZE}",
-    rf"resnext{_SIZE}_{_SIZE}x{_SIZE}",
-    rf"densenet_bc_{_SIZE}_{_SIZE}",
-    rf"densenet_{_SIZE}_{_SIZE}",
-)
+def initialize(module: nn.Module) -> None:
+    """Draw the weights of a network anew, as CIFAR networks are (He et al., ICCV 2015, fan out).
+
+    Convolutions normal with variance 2 / (k k out); biases of linear layers 0; norms stay.
+    """
+    for each in module.modules():
+        if isinstance(each, nn.Conv2d):
+            fan_out = each.kernel_size[0] * each.kernel_size[1] * each.out_channels
+            nn.init.normal_(each.weight, 0, math.sqrt(2 / fan_out))
+        elif isinstance(each, nn.Linear):
+            nn.init.zeros_(each.bias)
 
 
-def is_cifar_network(name: str) -> bool:
-    """Return whether a name is one of `build_cifar_network`."""
-    return any(re.fullmatch(pattern, name) for pattern in _PATTERNS)
+class BasicBlock(nn.Module):
+    """bn, relu, conv, bn, relu, dropout, conv, and the input added.
+
+    Where the channels change, the shortcut is a convolution of the activated input.
+    """
+
+    def __init__(self, channels: int, out: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.dropout = dropout
+        self.conv_shortcut = (
+            nn.Conv2d(channels, out, 1, stride, bias=False) if channels != out else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, out, h / stride, w / stride)."""
+        activated = functional.relu(self.bn1(x))
+        y = functional.relu(self.bn2(self.conv1(activated)))
+        if self.dropout:
+            y = functional.dropout(y, self.dropout, self.training)
+        y = self.conv2(y)
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(activated)
+        summed: Tensor = shortcut + y
+        return summed
 
 
-def build_cifar_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module:
-    """Return a network with drawn weights.
+class NetworkBlock(nn.Module):
+    """Blocks in a row, the first with a stride."""
 
-        wrn_DEPTH_WIDTH             resnextDEPTH_WIDTHxGROUPS
-        densenet_bc_DEPTH_GROWTH    densenet_DEPTH_GROWTH
+    def __init__(self, n: int, channels: int, out: int, *, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.layer = nn.Sequential(
+            *(
+                BasicBlock(
+                    channels if position == 0 else out,
+                    out,
+                    stride=stride if position == 0 else 1,
+                    dropout=dropout,
+                )
+                for position in range(n)
+            )
+        )
 
-    Args:
-        name: one of those.
-        classes: number of classes, 2 or more.
-        dropout: of the blocks of wide networks, 0..1; the others have none.
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, out, h / stride, w / stride)."""
+        y: Tensor = self.layer(x)
+        return y
+
+
+class WideResNet(nn.Module):
+    """(B, 3, h, w), normalized -> (B, classes) logits; h and w are multiples of 4, 32 in CIFAR.
+
+    depth: 6 n + 4, of convolutions; width: times 16, 32, 64 channels; dropout: 0..1, in blocks.
+    WRN-40-4 has 8,949,210 parameters with 10 classes.
 
     Raises:
-        ValueError: if there is no such name, or no such depth.
+        ValueError: if the depth is no 6 n + 4.
     """
-    wide, resnext, bottlenecked, dense = (re.fullmatch(each, name) for each in _PATTERNS)
-    if wide is not None:
-        return WideResNet(int(wide[1]), int(wide[2]), classes, dropout)
-    if resnext is not None:
-        return ResNeXt(int(resnext[1]), int(resnext[3]), int(resnext[2]), classes)
-    if bottlenecked is not None:
-        return DenseNetBC(int(bottlenecked[1]), int(bottlenecked[2]), classes)
-    if dense is not None:
-        return DenseNet(int(dense[1]), int(dense[2]), classes)
-    raise ValueError(f"{name!r} does not name a network for CIFAR; use one such as {EXAMPLES[0]}")
+
+    def __init__(
+        self, depth: int = 40, width: int = 4, classes: int = 10, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        n, rest = divmod(depth - 4, 6)
+        if rest or n < 1:
+            raise ValueError(f"depth is {depth}; give 6 n + 4, such as 16, 28 or 40")
+        channels = [16, 16 * width, 32 * width, 64 * width]
+        self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
+        self.block1 = NetworkBlock(n, channels[0], channels[1], stride=1, dropout=dropout)
+        self.block2 = NetworkBlock(n, channels[1], channels[2], stride=2, dropout=dropout)
+        self.block3 = NetworkBlock(n, channels[2], channels[3], stride=2, dropout=dropout)
+        self.bn1 = nn.BatchNorm2d(channels[3])
+        self.fc = nn.Linear(channels[3], classes)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        logits: Tensor = self.fc(functional.relu(self.bn1(x)).mean((2, 3)))
+        return logits
 
 
-def takes_dropout(name: str) -> bool:
-    """Return whether a network of a name has dropout that a recipe can set."""
-    return name.startswith("wrn_")
+_EXPANSION = 4
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3, 1x1, each with a norm, and the input added."""
+
+    def __init__(
+        self, channels: int, planes: int, *, stride: int, cardinality: int, base_width: int
+    ) -> None:
+        super().__init__()
+        width = planes * base_width // 64 * cardinality
+        out = planes * _EXPANSION
+        self.reduce = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv = nn.Conv2d(width, width, 3, stride, padding=1, groups=cardinality, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.expand = nn.Conv2d(width, out, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            if stride != 1 or channels != out
+            else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, 4 planes, h / stride, w / stride)."""
+        y = functional.relu(self.bn1(self.reduce(x)))
+        y = functional.relu(self.bn2(self.conv(y)))
+        return functional.relu(self.bn3(self.expand(y)) + self.shortcut(x))
+
+
+class ResNeXt(nn.Module):
+    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR.
+
+    depth: 9 n + 2, of convolutions and the last layer. cardinality: groups; base_width: channels of
+    a group in the first stage. AugMix and PixMix call 4 groups of 32 "ResNeXt-29 (32x4)".
+
+    Raises:
+        ValueError: if the depth is no 9 n + 2.
+    """
+
+    def __init__(
+        self, depth: int = 29, cardinality: int = 4, base_width: int = 32, classes: int = 10
+    ) -> None:
+        super().__init__()
+        n, rest = divmod(depth - 2, 9)
+        if rest or n < 1:
+            raise ValueError(f"depth is {depth}; give 9 n + 2, such as 29")
+        self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        blocks: list[nn.Module] = []
+        channels = 64
+        for stage in range(3):
+            planes = 64 * 2**stage
+            for position in range(n):
+                stride = 2 if stage > 0 and position == 0 else 1
+                blocks.append(
+                    Bottleneck(
+                        channels, planes, stride=stride, cardinality=cardinality,
+                        base_width=base_width,
+                    )
+                )  # fmt: skip
+                channels = planes * _EXPANSION
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(channels, classes)
+        self._per_stage = n
+        initialize(self)
+        # As the reference draws it, which is 2.4 times wider than the default of torch.
+        nn.init.kaiming_normal_(self.fc.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = self.blocks(functional.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+    def own_name(self, name: str) -> str:
+        """Return the name here of a tensor of the PixMix reference's ResNeXt."""
+        match = re.fullmatch(r"stage_([123])\.(\d{1,4})\.(\w+)\.(.+)", name)
+        if match is not None and match[3] in _BLOCK_NAMES:
+            position = (int(match[1]) - 1) * self._per_stage + int(match[2])
+            return f"blocks.{position}.{_BLOCK_NAMES[match[3]]}.{match[4]}"
+        first, dot, rest = name.partition(".")
+        return _OUTER_NAMES.get(first, first) + dot + rest
+
+
+_BLOCK_NAMES = {
+    "conv_reduce": "reduce", "bn_reduce": "bn1", "conv_conv": "conv", "bn": "bn2",
+    "conv_expand": "expand", "bn_expand": "bn3", "downsample": "shortcut",
+}  # fmt: skip
+_OUTER_NAMES = {"conv_1_3x3": "conv1", "bn_1": "bn1", "classifier": "fc"}
+"""The reference's names for parts of a block and of the network, and ours."""
+
+
+class BottleneckLayer(nn.Module):
+    """bn, relu, 1x1 to 4 growths, bn, relu, 3x3 to the growth; put beside the input."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.reduce = nn.Conv2d(channels, 4 * growth, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(4 * growth)
+        self.conv = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, channels + growth, h, w)."""
+        y = self.reduce(functional.relu(self.bn1(x)))
+        return torch.cat([x, self.conv(functional.relu(self.bn2(y)))], 1)
+
+
+class Transition(nn.Module):
+    """bn, relu, 1x1 to half the channels, and an average over 2x2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm2d(channels)
+        self.conv = nn.Conv2d(channels, channels // 2, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, channels / 2, h / 2, w / 2)."""
+        return functional.avg_pool2d(self.conv(functional.relu(self.bn(x))), 2)
+
+
+class DenseNetBC(nn.Module):
+    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR.
+
+    depth: 6 n + 4, of convolutions and the last layer; growth: channels that each layer adds.
+
+    Raises:
+        ValueError: if the depth is no 6 n + 4.
+    """
+
+    def __init__(self, depth: int = 100, growth: int = 12, classes: int = 10) -> None:
+        super().__init__()
+        n, rest = divmod(depth - 4, 6)
+        if rest or n < 1:
+            raise ValueError(f"depth is {depth}; give 6 n + 4, such as 100")
+        channels = 2 * growth
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        for stage in range(3):
+            for _ in range(n):
+                blocks.append(BottleneckLayer(channels, growth))
+                channels += growth
+            if stage < 2:
+                blocks.append(Transition(channels))
+                channels //= 2
+        self.blocks = nn.Sequential(*blocks)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.fc = nn.Linear(channels, classes)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = functional.relu(self.bn1(self.blocks(self.conv1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+
+class PlainLayer(nn.Module):
+    """bn, relu, 3x3 to the growth; put beside the input."""
+
+    def __init__(self, channels: int, growth: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, channels + growth, h, w)."""
+        return torch.cat([x, self.conv1(functional.relu(self.bn1(x)))], 1)
+
+
+class PlainTransition(nn.Module):
+    """bn, relu, 1x1 to as many channels, and an average over 2x2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv1 = nn.Conv2d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform (B, channels, h, w) -> (B, channels, h / 2, w / 2)."""
+        return functional.avg_pool2d(self.conv1(functional.relu(self.bn1(x))), 2)
+
+
+class DenseNet(nn.Module):
+    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR; without bottlenecks.
+
+    depth: 3 n + 4, of convolutions and the last layer; growth: channels that each layer adds. The
+    40-12 of the PixMix reference has 1,059,298 parameters with 10 classes, and tensors of these
+    names.
+
+    Raises:
+        ValueError: if the depth is not 3 n + 4.
+    """
+
+    def __init__(self, depth: int = 40, growth: int = 12, classes: int = 10) -> None:
+        super().__init__()
+        n, rest = divmod(depth - 4, 3)
+        if rest or n < 1:
+            raise ValueError(f"depth is {depth}; use 3 n + 4, such as 40")
+
+        def dense(channels: int) -> nn.Sequential:
+            return nn.Sequential(*(PlainLayer(channels + i * growth, growth) for i in range(n)))
+
+        added = n * growth
+        channels = 2 * growth
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.dense1 = dense(channels)
+        self.trans1 = PlainTransition(channels + added)
+        self.dense2 = dense(channels + added)
+        self.trans2 = PlainTransition(channels + 2 * added)
+        self.dense3 = dense(channels + 2 * added)
+        self.bn1 = nn.BatchNorm2d(channels + 3 * added)
+        self.fc = nn.Linear(channels + 3 * added, classes)
+        initialize(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify."""
+        x = self.trans1(self.dense1(self.conv1(x)))
+        x = self.dense3(self.trans2(self.dense2(x)))
+        logits: Tensor = self.fc(functional.relu(self.bn1(x)).mean((2, 3)))
+        return logits

@@ -1,4 +1,4 @@
-"""A report as one HTML file: nothing is loaded from elsewhere, and it reads on a phone."""
+"""A report as one HTML file that loads nothing from elsewhere and reads well on a phone."""
 
 import base64
 import io
@@ -9,17 +9,30 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from pipelines.system.files import write_file
+from pipelines.system.files import printable, write_file
 
 _SHORT = 14
 
 
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture of a report.
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return the last parts of paths, as few of them as tell the paths apart.
 
-    data: a whole PNG, JPEG or WebP file. description: what it shows, for who does not see it;
-    caption: stands below it.
+    A path is named by where it leads: "." by the name of its folder. Bytes that are not UTF-8 are
+    escaped: names are drawn, and written into files.
+    """
+    whole = [Path(printable(str(path.resolve()))) for path in paths]
+    for parts in range(1, 8):
+        names = [printable("/".join(path.parts[-parts:])) for path in whole]
+        if len(set(names)) == len(names):
+            return names
+    return [printable(str(path)) for path in paths]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageImage:
+    """An image of a report.
+
+    data: a whole PNG, JPEG or WebP file. description: its alternative text; caption: stands below.
     """
 
     data: bytes
@@ -28,7 +41,7 @@ class Picture:
 
     @property
     def source(self) -> str:
-        """The picture as a data: URL."""
+        """The image as a data: URL."""
         kind = Image.open(io.BytesIO(self.data)).get_format_mimetype()
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
@@ -43,7 +56,7 @@ class Table:
     """A table of a report.
 
     header: a cell a column; rows: as many cells each, the first of which names the row.
-    caption: stands above it, and does not move with a table that is wider than the window.
+    caption: stands above it, and does not scroll with a table wider than the window.
     """
 
     header: tuple[str, ...]
@@ -65,7 +78,7 @@ class Table:
             if len(row) != len(self.header):
                 raise ValueError(
                     f"row {row[:1]} has {len(row)} cells under a header of {len(self.header)}; "
-                    "give each row one cell a column"
+                    "pass one cell a column"
                 )
 
 
@@ -83,7 +96,7 @@ class Text:
     text: str
 
 
-Part = Picture | Table | Commands | Text
+Part = PageImage | Table | Commands | Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +122,7 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    kinds = {kind: kind.__name__ for kind in (Picture, Table, Commands, Text)}
+    kinds = {kind: kind.__name__ for kind in (PageImage, Table, Commands, Text)}
     shown = [
         {"title": section.title, "parts": [(kinds[type(part)], part) for part in section.parts]}
         for section in sections
@@ -119,9 +132,9 @@ def page(title: str, lead: str, sections: Sequence[Section]) -> str:
 
 
 def write_page(text: str, path: Path) -> None:
-    r"""Write a page whole or not at all; its folder is made if absent.
+    r"""Write a page whole or not at all; its folder is created if absent.
 
-    A byte of a file's name that is no UTF-8 is written as \udcNN.
+    A byte of a file's name that is not UTF-8 is written as \udcNN.
 
     Raises:
         OSError: if the file cannot be written.

@@ -1,18 +1,51 @@
-"""Trainings side by side: what they reached, how they got there, and what they are worth."""
+"""Trainings side by side: results, learning curves, settings that differ, evaluations, and CSV."""
 
-from collections.abc import Sequence
-from typing import Any
+import csv
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Any
 
 import msgspec
 
-from pipelines.report.headlines import notes_of, rows_of
-from pipelines.report.page import Picture, Section, Table, Text
-from pipelines.report.plotting import check_plotting, legend_name, plot_png
-from pipelines.report.radar import measures_between, radar
-from pipelines.report.run_files import Run
-from pipelines.report.run_settings import differing_rows
+from pipelines.errors import PipelineError
+from pipelines.evaluation.metrics import HEADLINES
+from pipelines.provenance.run_record import RunRecord, Session, read_run_record
+from pipelines.report.evaluations import (
+    Results,
+    metrics_of_all,
+    notes_of,
+    radar,
+    read_evaluation,
+    rows_of,
+)
+from pipelines.report.figures import check_plotting, legend_name, plot_png
+from pipelines.report.page import PageImage, Section, Table, Text, names_of
+from pipelines.system.files import printable, read_json, read_regular, write_file
 from pipelines.system.progress import in_words
 from pipelines.text_table import aligned
+
+METRICS = "metrics.jsonl"
+EVALUATION = "evaluation.json"
+
+_MOST_BYTES = 2**28
+
+_Number = (
+    Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+    | Annotated[float, msgspec.Meta(ge=-1e30, le=1e30)]
+    | None
+)
+
+_TRAIN_AGAIN = "run the training's command again with --resume auto, which writes it again"
+
+_HASH_DIGITS = 12
+"""Shown of a hash."""
+
+UNKNOWN = "-"
+"""Stands for an unknown setting."""
 
 _LAST = (
     ("epoch", "epochs"),
@@ -24,8 +57,82 @@ _LAST = (
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: tells it from the others.
+        history: a record for each epoch, as in metrics.jsonl.
+        evaluation: results of pixmix-eval, or empty.
+        record: run.json; None for a run of an earlier release.
+    """
+
+    name: str
+    history: tuple[Mapping[str, Any], ...]
+    evaluation: Results
+    record: RunRecord | None = None
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read metrics and run.json of trainings and, where there is one, an evaluation of each.
+
+    Args:
+        folders: each an --out of pixmix-train: FOLDER/metrics.jsonl, and FOLDER/evaluation.json as
+            `pixmix-eval --json` prints it (of its networks the first).
+
+    Raises:
+        PipelineError: if a folder holds no metrics, or a file is damaged.
+        OSError: if a file cannot be read, or is not a regular file.
+    """
+    whole = [folder.resolve() for folder in folders]
+    doubled = [folders[i] for i, each in enumerate(whole) if each in whole[:i]]
+    if doubled:
+        raise PipelineError(f"{doubled[0]} is passed twice; pass each training once")
+    return [
+        Run(
+            name=name,
+            history=_history(folder / METRICS),
+            evaluation=read_evaluation(folder / EVALUATION),
+            record=read_run_record(folder),
+        )
+        for name, folder in zip(names_of(folders), folders, strict=True)
+    ]
+
+
+def files_read(folder: Path) -> list[Path]:
+    """Return the files of a training's folder that a report must not write over."""
+    names = (METRICS, EVALUATION, "run.json", "metrics.csv")
+    return [folder / name for name in names]
+
+
+def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
+    try:
+        content = read_regular(path, max_bytes=_MOST_BYTES)
+    except FileNotFoundError as error:
+        raise PipelineError(
+            f"{path} is not there: {path.parent} is no folder of pixmix-train, or its first epoch "
+            "has not ended"
+        ) from error
+    records = []
+    for number, line in enumerate(content.splitlines(), 1):
+        where = f"{path}, line {number}"
+        record = read_json(line, dict[str, _Number], where, _TRAIN_AGAIN)
+        wrong = [name for name in ("epoch", "step") if not isinstance(record.get(name), int)]
+        wrong += [] if record.get("train_loss") is not None else ["train_loss"]
+        if wrong:
+            raise PipelineError(f"{where} is damaged: it has no {wrong[0]}; {_TRAIN_AGAIN}")
+        records.append(record)
+    if not records:
+        raise PipelineError(f"{path} is empty; its first epoch has not ended")
+    return tuple(records)
+
+
+# --- Tables --------------------------------------------------------------------------------------
+
+
 def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return what each training came to, a row a measure and a cell a run; first the names."""
+    """Return the last epoch of each training, a row a metric and a cell a run; first the names."""
     rows = [("", *(run.name for run in runs))]
     for name, what in _LAST:
         cells = [_cell(name, run.history[-1].get(name)) for run in runs]
@@ -47,22 +154,22 @@ def _cell(name: str, value: float | None) -> str:
 
 
 def table(runs: Sequence[Run]) -> str:
-    """Return the trainings, how they differ and what they are worth, as lines of aligned text."""
+    """Return the trainings, how they differ and their evaluations, as lines of aligned text."""
     blocks = [aligned(last_rows(runs))]
     if len(runs) > 1:
         rows, note = _differences(runs)
         shown = ["Settings that differ:", *aligned(rows)] if rows else []
         blocks.append([*shown, *([note] if note else [])])
-    found = {run.name: run.found for run in runs if run.found}
-    if found:
-        blocks.append([*aligned(rows_of(found)), *notes_of(found)])
+    evaluated = {run.name: run.evaluation for run in runs if run.evaluation}
+    if evaluated:
+        blocks.append([*aligned(rows_of(evaluated)), *notes_of(evaluated)])
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
 def _differences(runs: Sequence[Run]) -> tuple[list[tuple[str, ...]], str]:
-    """Return the rows of the settings that differ, header first, and what is to say of them.
+    """Return the rows of the settings that differ, header first, and a note.
 
-    There are no rows where none differs.
+    There are no rows if none differs.
     """
     silent = [run.name for run in runs if run.record is None]
     rows = differing_rows(runs)
@@ -79,7 +186,7 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
         "runs": {
             run.name: {
                 "history": [dict(record) for record in run.history],
-                "found": run.found,
+                "evaluation": run.evaluation,
                 "record": msgspec.to_builtins(run.record),
             }
             for run in runs
@@ -88,10 +195,135 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+# --- Settings ------------------------------------------------------------------------------------
+
+
+def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
+    """Return the settings that differ between runs, a row each, of a cell a run.
+
+    The first row has the runs' names. Data and mixing sets differ by their hashes, not by their
+    folders. Versions, code and machine are those of every session. Runs without run.json are not
+    compared.
+    """
+    settings = [dict(_settings(run.record)) if run.record else {} for run in runs]
+    known = [each for each in settings if each]
+    names = dict.fromkeys(name for each in settings for name in each)
+    differing = [name for name in names if len({each.get(name) for each in known}) > 1]
+    header = ("", *(run.name for run in runs))
+    return [
+        header,
+        *((name, *(each.get(name, UNKNOWN) for each in settings)) for name in differing),
+    ]
+
+
+def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
+    """Yield the settings of a run as name and text, in the order of a table."""
+    yield from ((name, _text(value) or "none") for name, value in _flat(record.settings.recipe))
+    for use, data in record.settings.data.items():
+        yield f"{use} data", f"{data.name} {data.sha256[:_HASH_DIGITS]}"
+    mixing = record.settings.mixing_set
+    yield "mixing set", "none" if mixing is None else mixing.fingerprint[:_HASH_DIGITS]
+    weights = record.settings.weights
+    if weights is None:
+        yield "initial weights", "random"
+    else:
+        digits = weights.sha256 and weights.sha256[:_HASH_DIGITS]
+        yield "initial weights", digits or weights.location
+    for name in dict.fromkeys(name for each in record.sessions for name in each.versions):
+        yield name, _of_sessions(record, partial(_version, name))
+    yield "git commit", _of_sessions(record, _commit)
+    yield "CPU", _of_sessions(record, lambda session: session.hardware.cpu)
+    yield "cores", _of_sessions(record, lambda session: str(session.hardware.cores))
+    yield "GPUs", _of_sessions(record, lambda session: _gpus(session.hardware.gpus))
+    yield "processes", _of_sessions(record, lambda session: str(session.hardware.world_size))
+
+
+def _of_sessions(record: RunRecord, of: Callable[[Session], str]) -> str:
+    """Return a fact of the sessions of a run, each change once."""
+    return ", then ".join(text for text, _ in groupby(map(of, record.sessions)))
+
+
+def _version(package: str, session: Session) -> str:
+    return session.versions.get(package, UNKNOWN)
+
+
+def _commit(session: Session) -> str:
+    if session.git is None:
+        return "none"
+    changed = {True: " with changes", False: "", None: " (changes unknown)"}[session.git.dirty]
+    return f"{session.git.commit[:_HASH_DIGITS]}{changed}"
+
+
+def _gpus(names: Sequence[str]) -> str:
+    return ", ".join(f"{len(list(same))} x {name}" for name, same in groupby(names)) or "none"
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested mappings, by names such as "pixmix.k"."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+def _text(value: object) -> str:
+    """Return a plain JSON value as a cell: nothing for null."""
+    if isinstance(value, list | tuple):
+        return "; ".join(map(_text, value))
+    return "" if value is None else str(value)
+
+
+def write_csv(runs: Sequence[Run], path: Path) -> None:
+    """Write a row for each run: its last epoch, all its settings, and its evaluation.
+
+    Columns are named by their keys in metrics.jsonl, run.json and evaluation.json, such as
+    `test_error`, `recipe.pixmix.k`, `git.commit` and `evaluation.c.mean_error`.
+
+    Args:
+        runs: the runs.
+        path: the file, whole or absent at any moment; its folder is created if absent.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    rows = [dict(_columns(run)) for run in runs]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, printable(text.getvalue()).encode())
+
+
+def _columns(run: Run) -> Iterator[tuple[str, str]]:
+    yield "run", run.name
+    yield from ((name, _text(value)) for name, value in run.history[-1].items())
+    for metric in HEADLINES:
+        value = run.evaluation.get(metric.suite, {}).get(metric.key)
+        if value is not None:
+            yield f"evaluation.{metric.suite}.{metric.key}", _text(value)
+    if run.record is None:
+        return
+    record = msgspec.to_builtins(run.record)
+    last = record["sessions"][-1]
+    facts = {
+        "status": record["status"],
+        "seconds": record["seconds"],
+        **record["settings"],
+        **{name: last[name] for name in ("git", "versions", "hardware", "command")},
+    }
+    yield from ((name, _text(value)) for name, value in _flat(facts) if value is not None)
+
+
+# --- Plots and pages -----------------------------------------------------------------------------
+
+
 def curves(runs: Sequence[Run]) -> bytes:
     """Draw the loss and the errors of trainings over their epochs, as a PNG.
 
-    Training is dotted, validation dashed and the test set drawn through; a run has one colour.
+    Training is dotted, validation dashed and the test set solid; a run has one colour.
 
     Raises:
         PipelineError: if the extra `viz` is not installed.
@@ -140,7 +372,7 @@ def curves(runs: Sequence[Run]) -> bytes:
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the trainings as sections of a page: curves, what they came to, what they are worth.
+    """Return the trainings as sections of a page: curves, last epochs, settings, evaluations.
 
     Raises:
         PipelineError: if the extra `viz` is not installed.
@@ -151,10 +383,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         Section(
             title="Training",
             parts=(
-                Picture(
+                PageImage(
                     data=curves(runs),
                     description=f"Loss and error over the epochs of {names}",
-                    caption="Training dotted, validation dashed, test set drawn through.",
+                    caption="Training dotted, validation dashed, test set solid.",
                 ),
                 Table(header=header, rows=tuple(rows)),
             ),
@@ -162,28 +394,26 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     ]
     if len(runs) > 1:
         rows_and_header, note = _differences(runs)
-        told: list[Table | Text] = [Text(text=note)] if note else []
+        compared: list[Table | Text] = [Text(text=note)] if note else []
         if rows_and_header:
             header, *rows = rows_and_header
-            told.insert(0, Table(header=header, rows=tuple(rows)))
-        parts.append(Section(title="Settings that differ", parts=tuple(told)))
-    found = {run.name: run.found for run in runs if run.found}
-    if found:
-        header, *rows = rows_of(found)
-        shown: list[Picture | Table] = [
+            compared.insert(0, Table(header=header, rows=tuple(rows)))
+        parts.append(Section(title="Settings that differ", parts=tuple(compared)))
+    evaluated = {run.name: run.evaluation for run in runs if run.evaluation}
+    if evaluated:
+        header, *rows = rows_of(evaluated)
+        shown: list[PageImage | Table] = [
             Table(
                 header=header,
                 rows=tuple(rows),
-                caption=". ".join(
-                    ["Smaller is better, but for AUROC and AUPR", *notes_of(found), ""]
-                ).rstrip(),
+                caption="; ".join(notes_of(evaluated)),
             )
         ]
-        if len(measures_between(found)) >= 3:
-            picture = Picture(
-                data=radar(found),
-                description=f"Radar plot of the measures of {', '.join(found)}",
+        if len(metrics_of_all(evaluated)) >= 3:
+            plot = PageImage(
+                data=radar(evaluated),
+                description=f"Radar plot of the metrics of {', '.join(evaluated)}",
             )
-            shown.insert(0, picture)
+            shown.insert(0, plot)
         parts.append(Section(title="Evaluation", parts=tuple(shown)))
     return parts

@@ -1,25 +1,23 @@
-"""A set's statistics beside what people chose, photographs, and what a good set should reach."""
+"""A set's statistics beside those of flames and photographs, and what a good set should reach."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
-from pipelines.report.set_statistics import N_OF_DIVERSITY, Percentiles, SetStatistics
+from pipelines.report.set_statistics import N_OF_DIVERSITY, SetStatistics
 from pipelines.text_table import aligned
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A published figure: a median, and where known the 10th and 90th percentile."""
+class Reference(NamedTuple):
+    """A published statistic: a median, and where known the 10th and 90th percentile."""
 
     median: float
     p10: float | None = None
     p90: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bar:
-    """What a figure should reach: `at_least` and, where more is not better, `at_most`."""
+class Bar(NamedTuple):
+    """What a statistic should reach: `at_least` and, where more is not better, `at_most`."""
 
     at_least: float
     at_most: float | None = None
@@ -29,9 +27,8 @@ class Bar:
         return self.at_least <= value and (self.at_most is None or value <= self.at_most)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One statistic of the table: how it is called and written, its references and bars."""
+class Row(NamedTuple):
+    """One statistic of the table: its label and decimals, its references, its bars."""
 
     name: str
     label: str
@@ -42,8 +39,7 @@ class Row:
     p10_bar: Bar | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Verdict(NamedTuple):
     """Whether one figure of a set meets its bar; None where the set is too small to tell."""
 
     statistic: str
@@ -55,157 +51,79 @@ class Verdict:
 
 _MOST_NAMED = 3
 
-NONE = Bar(at_least=0, at_most=0)
-"""Of what there should be none."""
-
 # Flames: 200 fractal flames designed or bred by people (Electric Sheep), 256x256, and the first 64
 # of them for the Vendi scores. Photographs: at 256x256. Medians, 10th and 90th percentiles. The
 # bars are ours: what a set needs that is to mix better than noise does.
 ROWS = (
-    Row(
-        name="coverage",
-        label="coverage",
-        decimals=3,
-        flames=Reference(median=0.985, p10=0.57, p90=1.0),
-        photographs=Reference(median=1.0, p10=0.97, p90=1.0),
-        median_bar=Bar(at_least=0.99),
-        p10_bar=Bar(at_least=0.75),
-    ),
-    Row(
-        name="edge_density",
-        label="edge density",
-        decimals=3,
-        flames=Reference(median=0.43, p10=0.15, p90=0.67),
-        photographs=Reference(median=0.401, p10=0.21, p90=0.85),
-        median_bar=Bar(at_least=0.38, at_most=0.60),
-        p10_bar=Bar(at_least=0.20),
-    ),
-    Row(
-        name="textured_blocks",
-        label="textured blocks",
-        decimals=3,
-        flames=Reference(median=0.67, p10=0.28, p90=0.92),
-        photographs=Reference(median=0.60, p10=0.36, p90=1.0),
-        median_bar=Bar(at_least=0.65),
-        p10_bar=Bar(at_least=0.40),
-    ),
-    Row(
-        name="edges_at_32",
-        label="edges at 32 px",
-        decimals=3,
-        flames=Reference(median=0.70, p10=0.35, p90=0.86),
-        photographs=Reference(median=0.69, p10=0.29, p90=0.81),
-        median_bar=Bar(at_least=0.70),
-        p10_bar=Bar(at_least=0.48),
-    ),
-    Row(
-        name="luma_std_at_32",
-        label="luma std at 32 px",
-        decimals=3,
-        flames=Reference(median=0.144, p10=0.07, p90=0.21),
-        photographs=Reference(median=0.117),
-        median_bar=Bar(at_least=0.13),
-        p10_bar=Bar(at_least=0.08),
-    ),
-    Row(
-        name="spectral_slope",
-        label="spectral slope",
-        decimals=2,
-        flames=Reference(median=2.57, p10=1.86, p90=3.02),
-        photographs=Reference(median=2.33),
-        median_bar=Bar(at_least=1.9, at_most=2.7),
-    ),
-    Row(name="spectral_r2", label="its R2", decimals=3, median_bar=Bar(at_least=0.96)),
-    Row(
-        name="rgb_entropy",
-        label="RGB entropy, bits",
-        decimals=2,
-        flames=Reference(median=4.23, p10=2.48, p90=5.80),
-        photographs=Reference(median=4.28),
-        median_bar=Bar(at_least=4.5),
-        p10_bar=Bar(at_least=3.2),
-    ),
-    Row(
-        name="luma_entropy",
-        label="luma entropy, bits",
-        decimals=2,
-        flames=Reference(median=7.0, p10=5.5, p90=7.6),
-        photographs=Reference(median=6.94),
-    ),
-    Row(
-        name="colourfulness",
-        label="colourfulness",
-        decimals=1,
-        flames=Reference(median=43, p10=19, p90=77),
-        photographs=Reference(median=40),
-        median_bar=Bar(at_least=55),
-        p10_bar=Bar(at_least=25),
-    ),
-    Row(
-        name="jpeg_bits_per_pixel",
-        label="JPEG q75, bits/pixel",
-        decimals=2,
-        flames=Reference(median=1.67, p10=1.00, p90=2.28),
-        photographs=Reference(median=1.57),
-        median_bar=Bar(at_least=1.3, at_most=2.3),
-    ),
-    Row(
-        name="edge_box_dimension",
-        label="edge box dimension",
-        decimals=2,
-        flames=Reference(median=1.83),
-        photographs=Reference(median=1.81),
-    ),
+    # name, label, decimals, flames, photographs, bar of the median, bar of the 10th percentile
+    Row("coverage", "coverage", 3,
+        Reference(0.985, 0.57, 1.0), Reference(1.0, 0.97, 1.0), Bar(0.99), Bar(0.75)),
+    Row("edge_density", "edge density", 3,
+        Reference(0.43, 0.15, 0.67), Reference(0.401, 0.21, 0.85), Bar(0.38, 0.60), Bar(0.20)),
+    Row("textured_blocks", "textured blocks", 3,
+        Reference(0.67, 0.28, 0.92), Reference(0.60, 0.36, 1.0), Bar(0.65), Bar(0.40)),
+    Row("edges_at_32", "edges at 32 px", 3,
+        Reference(0.70, 0.35, 0.86), Reference(0.69, 0.29, 0.81), Bar(0.70), Bar(0.48)),
+    Row("luma_std_at_32", "luma std at 32 px", 3,
+        Reference(0.144, 0.07, 0.21), Reference(0.117), Bar(0.13), Bar(0.08)),
+    Row("spectral_slope", "spectral slope", 2,
+        Reference(2.57, 1.86, 3.02), Reference(2.33), Bar(1.9, 2.7)),
+    Row("spectral_r2", "its R2", 3, None, None, Bar(0.96)),
+    Row("rgb_entropy", "RGB entropy, bits", 2,
+        Reference(4.23, 2.48, 5.80), Reference(4.28), Bar(4.5), Bar(3.2)),
+    Row("luma_entropy", "luma entropy, bits", 2, Reference(7.0, 5.5, 7.6), Reference(6.94)),
+    Row("colourfulness", "colourfulness", 1,
+        Reference(43, 19, 77), Reference(40), Bar(55), Bar(25)),
+    Row("jpeg_bits_per_pixel", "JPEG q75, bits/pixel", 2,
+        Reference(1.67, 1.00, 2.28), Reference(1.57), Bar(1.3, 2.3)),
+    Row("edge_box_dimension", "edge box dimension", 2, Reference(1.83), Reference(1.81)),
+)  # fmt: skip
+_DIVERSITY_ROWS = (
+    Row("colour_vendi", "colour Vendi of 64", 1, Reference(4.7), Reference(4.3), Bar(9)),
+    Row("hog_vendi", "HOG Vendi of 64", 1, Reference(7.4), Reference(7.6), Bar(7.4)),
 )
-DIVERSITY_ROWS = (
-    Row(
-        name="colour_vendi",
-        label="colour Vendi of 64",
-        decimals=1,
-        flames=Reference(median=4.7),
-        photographs=Reference(median=4.3),
-        median_bar=Bar(at_least=9),
-    ),
-    Row(
-        name="hog_vendi",
-        label="HOG Vendi of 64",
-        decimals=1,
-        flames=Reference(median=7.4),
-        photographs=Reference(median=7.6),
-        median_bar=Bar(at_least=7.4),
-    ),
+_COUNT_ROWS = (
+    Row("dead_images", "dead images", 0, None, None, Bar(0, 0)),
+    Row("near_duplicates", "near-duplicates", 0, None, None, Bar(0, 0)),
 )
+_ALL_ROWS = (*ROWS, *_DIVERSITY_ROWS, *_COUNT_ROWS)
+
+
+def _values(row: Row, statistics: SetStatistics) -> tuple[float, ...]:
+    """Return median, 10th and 90th percentile of a statistic of each image; else one value."""
+    if row in ROWS:
+        values = statistics.per_image[row.name]
+        return values.median, values.p10, values.p90
+    if row in _DIVERSITY_ROWS:
+        return (getattr(statistics, row.name),)
+    counts = {"dead_images": len(statistics.dead), "near_duplicates": statistics.n_superfluous}
+    return (counts[row.name],)
+
+
+def _is_comparable(row: Row, statistics: SetStatistics) -> bool:
+    return row not in _DIVERSITY_ROWS or statistics.n_of_diversity == N_OF_DIVERSITY
+
+
+_TOO_FEW = f"needs {N_OF_DIVERSITY} images"
 
 
 def verdicts(statistics: SetStatistics) -> list[Verdict]:
     """Judge every figure that has a bar, in the order of the table.
 
-    Dead pictures and near-duplicates come last.
-
-    The bars are what a mixing set needs that is to train better than noise: full of light, edges
-    left at 32 pixels, many colours, a spectrum like nature's, no two pictures alike.
+    The bars are what a mixing set needs to train better than noise does: light everywhere, edges
+    left at 32 pixels, many colours, a spectrum like nature's, no two images alike.
     """
     found = []
-    for row in ROWS:
-        values = statistics.per_picture[row.name]
-        for figure, bar, value in (
-            ("median", row.median_bar, values.median),
-            ("p10", row.p10_bar, values.p10),
-        ):
+    for row in _ALL_ROWS:
+        names = ("median", "p10") if row in ROWS else ("count",)
+        names = ("score",) if row in _DIVERSITY_ROWS else names
+        known = _is_comparable(row, statistics)
+        bars = (row.median_bar, row.p10_bar)
+        for name, bar, value in zip(names, bars, _values(row, statistics), strict=False):
             if bar is not None:
-                found.append(_verdict(row.name, figure, value, bar))
-    enough = statistics.n_of_diversity == N_OF_DIVERSITY
-    for row in DIVERSITY_ROWS:
-        if row.median_bar is not None:
-            value = _score(statistics, row)
-            met = row.median_bar.is_met_by(value) if enough else None
-            bar = row.median_bar
-            found.append(Verdict(statistic=row.name, figure="score", value=value, bar=bar, met=met))
-    return [
-        *found,
-        _verdict("dead_pictures", "count", len(statistics.dead), NONE),
-        _verdict("near_duplicates", "count", statistics.n_superfluous, NONE),
-    ]
+                met = bar.is_met_by(value) if known else None
+                found.append(Verdict(row.name, name, value, bar, met))
+    return found
 
 
 def table(statistics: SetStatistics) -> str:
@@ -221,26 +139,20 @@ def judged(statistics: SetStatistics) -> list[tuple[str, ...]]:
     """
     header = ("", "median", "10th", "90th", "median bar", "10th bar", "people's flames", "photos")
     lines: list[tuple[str, ...]] = [header]
-    for row in ROWS:
-        values = statistics.per_picture[row.name]
+    for row in _ALL_ROWS:
+        values = _values(row, statistics)
+        cells = [f"{value:.{row.decimals}f}" for value in values]
+        known = _is_comparable(row, statistics)
         lines.append(
             (
                 row.label,
-                *(f"{value:.{row.decimals}f}" for value in (values.median, values.p10, values.p90)),
-                _judged(row.median_bar, values.median),
-                _judged(row.p10_bar, values.p10),
+                *(cells if len(cells) == 3 else [*cells, "", ""]),
+                _judged(row.median_bar, values[0]) if known else _TOO_FEW,
+                _judged(row.p10_bar, values[1]) if len(cells) == 3 else "",
                 _reference(row.flames),
                 _reference(row.photographs),
             )
         )
-    enough = statistics.n_of_diversity == N_OF_DIVERSITY
-    for row in DIVERSITY_ROWS:
-        value = _score(statistics, row)
-        judged = _judged(row.median_bar, value) if enough else f"needs {N_OF_DIVERSITY} pictures"
-        references = (_reference(row.flames), _reference(row.photographs))
-        lines.append((row.label, f"{value:.{row.decimals}f}", "", "", judged, "", *references))
-    for label, count in _counts(statistics):
-        lines.append((label, f"{count}", "", "", _judged(NONE, count), "", "", ""))
     return lines
 
 
@@ -251,62 +163,37 @@ def comparison(sets: Mapping[str, SetStatistics]) -> list[tuple[str, ...]]:
         sets: name -> statistics; the first row holds the names.
     """
     rows: list[tuple[str, ...]] = [("", *sets, "people's flames", "photos")]
-    for row in ROWS:
-        cells = [_three(row, each.per_picture[row.name]) for each in sets.values()]
-        rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
-    for row in DIVERSITY_ROWS:
+    for row in _ALL_ROWS:
         cells = [
-            f"{_score(each, row):.{row.decimals}f}"
-            if each.n_of_diversity == N_OF_DIVERSITY
-            else f"needs {N_OF_DIVERSITY} pictures"
+            _with_percentiles(row, _values(row, each)) if _is_comparable(row, each) else _TOO_FEW
             for each in sets.values()
         ]
         rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
-    counts = [_counts(each) for each in sets.values()]
-    for place, (label, _) in enumerate(counts[0]):
-        rows.append((label, *(str(each[place][1]) for each in counts), "", ""))
     return rows
 
 
-def _three(row: Row, values: Percentiles) -> str:
-    median, p10, p90 = (
-        f"{value:.{row.decimals}f}" for value in (values.median, values.p10, values.p90)
-    )
-    return f"{median} [{p10}, {p90}]"
-
-
-def _counts(statistics: SetStatistics) -> list[tuple[str, int]]:
-    return [
-        ("dead pictures", len(statistics.dead)),
-        ("near-duplicates", statistics.n_superfluous),
-    ]
+def _with_percentiles(row: Row, values: tuple[float, ...]) -> str:
+    first, *percentiles = (f"{value:.{row.decimals}f}" for value in values)
+    return f"{first} [{', '.join(percentiles)}]" if percentiles else first
 
 
 def document(statistics: SetStatistics) -> dict[str, Any]:
-    """Return the statistics and the verdicts as plain JSON values."""
+    """Return the statistics, without those of each image, and the verdicts as plain JSON values."""
+    whole = asdict(statistics)
+    del whole["values"]
     return {
-        **statistics.document(),
+        **whole,
         "bars": [
             {
-                "statistic": verdict.statistic,
-                "figure": verdict.figure,
-                "value": verdict.value,
-                "at_least": verdict.bar.at_least,
-                "at_most": verdict.bar.at_most,
-                "met": verdict.met,
+                "statistic": each.statistic,
+                "figure": each.figure,
+                "value": each.value,
+                **each.bar._asdict(),
+                "met": each.met,
             }
-            for verdict in verdicts(statistics)
+            for each in verdicts(statistics)
         ],
     }
-
-
-def _score(statistics: SetStatistics, row: Row) -> float:
-    return statistics.colour_vendi if row.name == "colour_vendi" else statistics.hog_vendi
-
-
-def _verdict(statistic: str, figure: str, value: float, bar: Bar) -> Verdict:
-    met = bar.is_met_by(value)
-    return Verdict(statistic=statistic, figure=figure, value=value, bar=bar, met=met)
 
 
 def _judged(bar: Bar | None, value: float) -> str:
@@ -330,28 +217,29 @@ def _reference(reference: Reference | None) -> str:
 
 
 def summary(statistics: SetStatistics) -> str:
-    """Return a sentence: how many bars are met, and which pictures fail."""
+    """Return a sentence: how many bars are met, and which images fail."""
     judged = [verdict for verdict in verdicts(statistics) if verdict.met is not None]
     met = sum(verdict.met is True for verdict in judged)
     text = f"{met} of {len(judged)} bars met"
     if statistics.n_resized:
-        text += f"; {statistics.n_resized} pictures were brought to 256x256 before measuring"
+        text += f"; {statistics.n_resized} images were resized to 256x256 before measuring"
     if statistics.unreadable:
         n = len(statistics.unreadable)
-        left_out = "1 unreadable picture was" if n == 1 else f"{n} unreadable pictures were"
-        text += f"; {left_out} left out: {_some(statistics.unreadable)}"
+        skipped = "1 unreadable image was" if n == 1 else f"{n} unreadable images were"
+        text += f"; {skipped} skipped: {_some(statistics.unreadable)}"
     if statistics.dead:
         text += f"; dead: {_some(statistics.dead)}"
-    if statistics.doubled:
-        text += f"; nearly the same: {_some([alike(group) for group in statistics.doubled], '; ')}"
+    if statistics.near_duplicates:
+        groups = [alike(group) for group in statistics.near_duplicates]
+        text += f"; nearly the same: {_some(groups, '; ')}"
     return text
 
 
 def alike(group: Sequence[str]) -> str:
-    """Return the names of pictures that are nearly the same, of many the first, as words."""
+    """Return the names of images that are nearly the same, of many the first, as words."""
     if len(group) == 2:
         return " and ".join(group)
-    return f"{len(group)} pictures, {_some(group)}"
+    return f"{len(group)} images, {_some(group)}"
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:

@@ -1,4 +1,6 @@
-"""Images in one file: a tar, a zip, or an array of numpy; read where they lie, nothing unpacked.
+"""Images in one file: a tar, a zip, an array of numpy; and the small datasets as published.
+
+Nothing is unpacked to disk, and no pickle is run.
 
 An image in an archive has a place, plain JSON values, by which any process reads it again:
 
@@ -8,22 +10,35 @@ An image in an archive has a place, plain JSON values, by which any process read
 """
 
 import errno
+import gzip
 import os
+import posixpath
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
+from pipelines.datasets import Dataset, dataset_named
 from pipelines.errors import PipelineError
-from pipelines.shards.picture_files import LARGEST_FILE, MOST_PIXELS, is_picture_name
-from pipelines.shards.pictures import BrokenPictureError, encode_png
-from pipelines.shards.tars import scan_tar
-from pipelines.system.files import open_regular
+from pipelines.shards.images import (
+    LARGEST_FILE,
+    MOST_PIXELS,
+    DecodeError,
+    encode_png,
+    is_image_name,
+)
+from pipelines.shards.tar import scan_tar, scan_tar_in_memory
+from pipelines.system.files import open_regular, printable, read_regular
+from pipelines.system.plain_pickle import read_pickle
 
 _ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_BEGINNING = b"\x93NUMPY"
@@ -42,6 +57,12 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 """Of a zip's member: signature, five fields, checksum, two sizes, lengths of name and extra."""
 
 _ENCRYPTED = 0x1
+
+LARGEST_CIFAR_FILE = 2**28
+"""Bytes: the largest file of the archives has 155 million."""
+
+LARGEST_CIFAR_ARCHIVE = 2**29
+"""Bytes: the archives unpack to 186 million."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +93,7 @@ def archived_images(path: Path) -> Iterator[ArchivedImage]:
         yield from _of_zip(path)
     else:
         for member in scan_tar(path):
-            if is_picture_name(member.name):
+            if is_image_name(member.name):
                 place = (member.offset, member.size)
                 yield ArchivedImage(name=member.name, place=place, size=member.size)
 
@@ -85,7 +106,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         place: of the image, as `archived_images` gives it.
 
     Raises:
-        BrokenPictureError: if a zip's checksum is of other bytes.
+        DecodeError: if a zip's checksum is of other bytes.
         OSError: if it cannot be read, or the archive was cut off since.
     """
     with open_regular(path) as file:
@@ -98,7 +119,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         offset, packed, size, checksum = place
         content = _inflated(_read(file.fileno(), path, offset, packed), size)
         if len(content) != size or zlib.crc32(content) != checksum:
-            raise BrokenPictureError("damaged in its zip")
+            raise DecodeError("damaged in its zip")
         return content
 
 
@@ -172,7 +193,7 @@ def _of_zip(path: Path) -> Iterator[ArchivedImage]:
             end = offset + member.compress_size
             if end > n_bytes:
                 raise PipelineError(damaged)
-            if is_picture_name(member.filename) and not member.is_dir():
+            if is_image_name(member.filename) and not member.is_dir():
                 found.append((offset, member))
     for offset, member in found:
         place: tuple[int, ...] = (offset, member.file_size)
@@ -187,7 +208,7 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise PipelineError(
             f"{path} holds {name!r}, a name that leads out of its folder; write the zip again"
         )
-    if not is_picture_name(name) or member.is_dir():
+    if not is_image_name(name) or member.is_dir():
         return
     unpack = f"unpack it and name the folder: python -m zipfile -e {path} FOLDER"
     if member.flag_bits & _ENCRYPTED:
@@ -201,3 +222,214 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise PipelineError(
             f"{path}: {name!r} has {size:,} bytes; at most {LARGEST_FILE:,} are read"
         )
+
+
+# --- the small datasets: all of a split is arrays in memory ---------------------------------------
+
+Split = Literal["train", "test"]
+
+SPLITS: tuple[Split, ...] = ("train", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """A split of a small dataset, in its official order.
+
+    images: (n, height, width, 3) or (n, height, width) uint8; labels: (n,) int64; classes: names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    classes: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)
+def read_split(name: str, place: Path | None, split: Split) -> Arrays:
+    """Read a split of a dataset that has a reader.
+
+    Args:
+        name: of the dataset.
+        place: its archive, the unpacked folder, or a folder that holds either; None where a
+            library has it.
+        split: "train" or "test".
+
+    Raises:
+        PipelineError: if the dataset is not known or cannot be read.
+    """
+    dataset = dataset_named(name)
+    if dataset.reader is None:
+        raise PipelineError(f"{name} is a folder of images; run pixmix-shard imagefolder on it")
+    return READERS[dataset.reader](dataset, place, split)
+
+
+@dataclass(frozen=True)
+class _CifarLayout:
+    """files: of each split, in torchvision's order; meta, labels, names: where classes are."""
+
+    files: dict[Split, tuple[str, ...]]
+    meta: str
+    labels: str
+    names: str
+
+
+_CIFAR_LAYOUTS = {
+    "cifar10": _CifarLayout(
+        {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)},
+        "batches.meta",
+        "labels",
+        "label_names",
+    ),
+    "cifar100": _CifarLayout(
+        {"train": ("train",), "test": ("test",)}, "meta", "fine_labels", "fine_label_names"
+    ),
+}
+
+
+def _read_cifar(dataset: Dataset, place: Path | None, split: Split) -> Arrays:
+    """Read CIFAR's pickles, unpacked or in the official archive, without running them."""
+    assert place is not None
+    layout = _CIFAR_LAYOUTS[dataset.name]
+    wanted = (*layout.files[split], layout.meta)
+    folders = [
+        folder
+        for folder in (place / dataset.folder, place)
+        if folder.is_dir() and any((folder / name).exists() for name in _names_of(layout))
+    ]
+    archives = [place, place / dataset.archive, place.parent / dataset.archive]
+    archive = next((each for each in archives if each.is_file()), None)
+    if folders:
+        try:
+            files = {name: _read_unpacked(folders[0] / name) for name in wanted}
+            return _cifar_arrays(place, dataset, layout, files)
+        except PipelineError:
+            # Unpacked in part, as by a full disk: the archive beside it may be whole.
+            if archive is None:
+                raise
+    if archive is None:
+        raise PipelineError(
+            f"{place} holds neither {dataset.folder}/ nor {dataset.archive}; download the python "
+            f"version from {dataset.page} and name it, or the folder that torchvision downloaded to"
+        )
+    files = _read_members(archive, dataset.folder, wanted)
+    return _cifar_arrays(place, dataset, layout, files)
+
+
+def _names_of(layout: _CifarLayout) -> set[str]:
+    return {layout.meta, *(name for files in layout.files.values() for name in files)}
+
+
+def _cifar_arrays(
+    place: Path, dataset: Dataset, layout: _CifarLayout, files: Mapping[str, bytes]
+) -> Arrays:
+    n_classes = dataset.n_classes
+    assert n_classes is not None
+    meta = read_pickle(files[layout.meta], layout.meta)
+    names = meta.get(layout.names) if isinstance(meta, dict) else None
+    if (
+        not isinstance(names, list)
+        or len(names) != n_classes
+        or not all(isinstance(name, str) for name in names)
+    ):
+        raise PipelineError(f"{place}: {layout.meta} names no classes of {dataset.title}")
+    images, labels = [], []
+    for name, content in files.items():
+        if name == layout.meta:
+            continue
+        batch = read_pickle(content, name)
+        data = batch.get("data") if isinstance(batch, dict) else None
+        found = batch.get(layout.labels) if isinstance(batch, dict) else None
+        if not (
+            isinstance(data, np.ndarray)
+            and data.dtype == np.uint8
+            and data.shape[1:] == (3 * 32 * 32,)
+            and isinstance(found, list)
+            and len(found) == len(data)
+        ):
+            raise PipelineError(
+                f"{place}: {name} is no batch of {dataset.title} (data of (n, 3072) uint8 and "
+                f"{layout.labels}); use the official archive"
+            )
+        if not all(type(label) is int and 0 <= label < n_classes for label in found):
+            raise PipelineError(f"{place}: {name} has labels that are none of {dataset.title}'s")
+        images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        labels.append(found)
+    return Arrays(
+        images=np.ascontiguousarray(np.concatenate(images)),
+        labels=np.concatenate(labels).astype(np.int64),
+        classes=tuple(map(printable, names)),
+    )
+
+
+def _read_unpacked(path: Path) -> bytes:
+    try:
+        return read_regular(path, max_bytes=LARGEST_CIFAR_FILE)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path} is missing; unpack or download the archive again") from error
+    except OSError as error:
+        raise PipelineError(f"{path}: {error.strerror}; unpack the archive again") from error
+
+
+def _read_members(archive: Path, folder: str, names: Sequence[str]) -> dict[str, bytes]:
+    content = memoryview(_unpack(archive))
+    wanted = {f"{folder}/{name}": name for name in names}
+    found: dict[str, bytes] = {}
+    for member in scan_tar_in_memory(archive, content):
+        # As "tar czf FILE ./FOLDER" writes them, names begin with "./".
+        name = wanted.get(posixpath.normpath(member.name))
+        if name is not None:
+            found[name] = bytes(content[member.offset : member.offset + member.size])
+        if len(found) == len(names):
+            return {name: found[name] for name in names}
+    missing = next(path for path, name in wanted.items() if name not in found)
+    raise PipelineError(f"{archive} holds no {missing}; download it again")
+
+
+def _unpack(archive: Path) -> bytes:
+    """Return the tar in an archive, of at most `LARGEST_CIFAR_ARCHIVE` bytes."""
+    limit = LARGEST_CIFAR_ARCHIVE
+    try:
+        with open_regular(archive, max_bytes=limit) as file:
+            is_compressed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            tar = gzip.GzipFile(fileobj=file) if is_compressed else file
+            content = tar.read(limit + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise PipelineError(f"{archive} is damaged ({error}); download it again") from error
+    if len(content) > limit:
+        raise PipelineError(
+            f"{archive} unpacks to over {limit:,} bytes, far more than CIFAR has; download it again"
+        )
+    return content
+
+
+def _read_digits(dataset: Dataset, _place: Path | None, split: Split) -> Arrays:
+    """Return scikit-learn's digits, 0..16 spread over 0..255, enlarged to 32x32.
+
+    Every fifth image is for testing: the writers follow each other, so both parts have all.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise PipelineError(
+            f"{dataset.name} come with scikit-learn, which is not installed; run "
+            "pip install 'pixmix[digits]'"
+        ) from error
+    digits = load_digits()
+    chosen = (np.arange(len(digits.target)) % 5 == 4) == (split == "test")
+    pixels = np.round(digits.images[chosen] * (255 / 16)).astype(np.uint8)
+    enlarged = [
+        np.asarray(Image.fromarray(each).resize((32, 32), Image.Resampling.BICUBIC))
+        for each in pixels
+    ]
+    return Arrays(
+        images=np.stack(enlarged),
+        labels=digits.target[chosen].astype(np.int64),
+        classes=tuple(map(str, range(10))),
+    )
+
+
+READERS: dict[str, Callable[[Dataset, Path | None, Split], Arrays]] = {
+    "cifar": _read_cifar,
+    "digits": _read_digits,
+}
+"""What reads the files of a dataset, by the `reader` of its row."""

@@ -5,41 +5,28 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import image_source
-from pipelines.loading.remote_sets import Remote, open_set
-from pipelines.models.opening import first_weights
+from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
-from pipelines.shards.cifar import CifarSource
-from pipelines.shards.connections import NotThereError, shown
-from pipelines.shards.digits import DigitsSource
-from pipelines.shards.index import MANIFEST_NAME, ShardSet
-from pipelines.shards.remote import RemoteShards, address_inside, names_shards
+from pipelines.shards.archives import SPLITS
+from pipelines.shards.format import MANIFEST_NAME, ShardSet
+from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
-from pipelines.shards.sources import Source
+from pipelines.shards.sources import DatasetSource
 from pipelines.shards.write import make_shards
 from pipelines.system.files import check_no_file
+from pipelines.system.objects import NotFoundError, address_inside, shown
 from pipelines.system.processes import available_cores, run_chunks
 from pipelines.system.progress import Progress
 from pipelines.training.checkpoints import find_checkpoints
 
-Dataset = Literal["cifar10", "cifar100", "digits", "imagenet", "folder"]
-
-Split = Literal["train", "test"]
-
 _TEST_NAMES = ("test", "val", "valid", "validation", "dev", "eval")
-_SMALL_SHARD = 1000
-_OFFICIAL = ("cifar10", "cifar100", "digits")
-
-_WHERE = {
-    "cifar10": "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    "cifar100": "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,14 +64,14 @@ def check_inputs(
     with tempfile.TemporaryFile(dir=there):
         pass
     if weights is not None and not find_checkpoints(out):
-        first_weights(weights)
+        read_initial_weights(weights)
     for each in mixing_sets:
         if len(image_source(each, cache_dir=cache_dir, remote=remote)) == 0:
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
 
 
 def find_data(
-    dataset: Dataset,
+    name: str,
     place: Path | str | None,
     made: Path,
     progress: Progress,
@@ -96,10 +83,10 @@ def find_data(
     """Open the data of a training.
 
     Args:
-        dataset: which.
+        name: of a dataset of the table.
         place: shards as pixmix-shard makes them, with their splits in folders, in a folder or, as
             text, at an address; of CIFAR also the official archive or what torchvision made of it.
-            None is for the digits alone.
+            None is for the datasets that come with a library.
         made: folder where shards are made, if they have to be.
         progress: of making them, a split after the other.
         maker: whether this process makes them; others open what it made.
@@ -107,11 +94,12 @@ def find_data(
         remote: how they are read; None for the defaults.
 
     Raises:
-        PipelineError: if there is nothing to train on.
+        PipelineError: if the dataset is not known, or there is nothing to train on.
         OSError: if it cannot be read.
     """
-    if place is None and dataset != "digits":
-        raise PipelineError(f"{dataset} is not said to be anywhere; name its folder with --data")
+    dataset = dataset_named(name)
+    if place is None and not dataset.bundled:
+        raise PipelineError(f"{name} is not said to be anywhere; name its folder with --data")
     opened = partial(open_set, cache_dir=cache_dir, remote=remote)
     if isinstance(place, str):
         return _fitting(dataset, _open_address(place, opened))
@@ -119,15 +107,14 @@ def find_data(
         return _fitting(dataset, _open(place, opened))
     if place is not None and (place / MANIFEST_NAME).exists():
         return _fitting(dataset, Data(train=opened(place), test=None))
-    source = _source_of(dataset, place)
-    if source is None:
+    if dataset.reader is None or (dataset.bundled and place is not None):
         raise _no_shards(dataset, place)
     if maker:
-        _make(source, dataset, place, made, progress)
+        _make(dataset, place, made, progress)
     elif not (made / "train" / MANIFEST_NAME).exists():
         raise PipelineError(
             f"{made} has no shards: process 0 made them on its own host; make them once by "
-            f"pixmix-shard {dataset} and give every host --data, or an --out that all share"
+            f"pixmix-shard {name} and give every host --data, or an --out that all share"
         )
     return _open(made, opened)
 
@@ -137,8 +124,11 @@ def _no_shards(dataset: Dataset, place: Path | None) -> PipelineError:
     inside = _set_inside(dataset, place)
     if inside is not None:
         remedy = f"and {inside} has; give --data {inside}"
-    elif dataset == "digits":
-        remedy = "leave --data out, and they are made; or make them first: pixmix-shard digits OUT"
+    elif dataset.bundled:
+        remedy = (
+            "leave --data out, and they are made; or make them first: "
+            f"pixmix-shard {dataset.name} OUT"
+        )
     else:
         remedy = (
             "make shards of your pictures first: pixmix-shard imagefolder SRC OUT, and give "
@@ -152,33 +142,19 @@ def _set_inside(dataset: Dataset, place: Path | None) -> Path | None:
     if place is None or not place.is_dir():
         return None
     found = sorted(each.parent.parent for each in place.glob(f"*/train/{MANIFEST_NAME}"))
-    named = [each for each in found if each.name == dataset]
+    named = [each for each in found if each.name == dataset.name]
     chosen = named or found
     return chosen[0] if len(chosen) == 1 else None
-
-
-def _source_of(dataset: Dataset, place: Path | None) -> Callable[[Split], Source] | None:
-    """Return what shards are to be made of, where they are to be made."""
-    if dataset in ("cifar10", "cifar100") and place is not None:
-        return partial(_cifar_source, place, dataset)
-    if dataset == "digits" and place is None:
-        return lambda split: DigitsSource(split=split)
-    return None
-
-
-def _cifar_source(
-    place: Path, dataset: Literal["cifar10", "cifar100"], split: Split
-) -> CifarSource:
-    return CifarSource(place=place, dataset=dataset, split=split)
 
 
 def _fitting(dataset: Dataset, data: Data) -> Data:
     """Return data that can be of a data set, and refuse others."""
     train = data.train.shards
-    if train.kind in _OFFICIAL and train.kind != dataset and dataset != "folder":
+    is_other = dataset_of_kind(train.kind) not in (None, dataset)
+    if is_other and dataset.n_classes is not None:
         raise PipelineError(
-            f"{train.location} is {train.kind} and not {dataset}; say pixmix-train {train.kind}, "
-            "or name other --data"
+            f"{train.location} is {train.kind} and not {dataset.name}; use pixmix-train "
+            f"{train.kind}, or name other --data"
         )
     if len(train) and int(train.samples["label"].min()) < 0:
         raise PipelineError(
@@ -202,10 +178,10 @@ def _open_address(address: str, opened: Opened) -> Data:
         return Data(train=opened(address), test=None)
     try:
         train = opened(address_inside(address, "train"))
-    except NotThereError:
+    except NotFoundError:
         try:
             return Data(train=opened(address), test=None)
-        except NotThereError as error:
+        except NotFoundError as error:
             raise PipelineError(
                 f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME} to be "
                 f"read; check the address and the credentials ({error})"
@@ -213,27 +189,25 @@ def _open_address(address: str, opened: Opened) -> Data:
     for name in _TEST_NAMES:
         try:
             return Data(train=train, test=opened(address_inside(address, name)))
-        except NotThereError:
+        except NotFoundError:
             continue
     return Data(train=train, test=None)
 
 
 def _make(
-    source: Callable[[Split], Source],
     dataset: Dataset,
     place: Path | None,
     made: Path,
     progress: Progress,
 ) -> None:
     """Make shards, or find them made."""
-    splits: tuple[Split, ...] = ("train", "test")
-    for split in splits:
+    for split in SPLITS:
         request = ShardRequest(
             folder=made / split,
-            source=source(split),
-            name=f"{dataset}-{split}",
+            source=DatasetSource(dataset=dataset.name, place=place, split=split),
+            name=f"{dataset.name}-{split}",
             split=split,
-            shard_size=_SMALL_SHARD if dataset != "digits" else 144,
+            shard_size=dataset.shard_size,
             jobs=available_cores(),
         )
         try:
@@ -241,8 +215,6 @@ def _make(
         except PipelineError as error:
             if _set_inside(dataset, place) is not None and not made.exists():
                 raise _no_shards(dataset, place) from error
-            if dataset in _WHERE and not made.exists():
-                raise PipelineError(f"{error}; it is at {_WHERE[dataset]}") from error
             raise
 
 

@@ -1,0 +1,181 @@
+"""Checkpoints of trained networks: their metadata, and the networks they hold, for evaluation."""
+
+import logging
+import re
+import reprlib
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from featviz.state_dicts import fit_weights, load_weights, n_classes, read_weights, weights_of
+from featviz.weights import read_checkpoint_file
+from pipelines.errors import PipelineError
+from pipelines.models.registry import (
+    family_of,
+    needs_half_normalization,
+    normalize_as_pretrained,
+    open_model,
+)
+
+log = logging.getLogger(__name__)
+
+_MOST = 1_000_000
+"""Classes, or pixels of a side: more is damage."""
+
+_Finite = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
+_Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
+_THREE = msgspec.Meta(min_length=3, max_length=3)
+_Side = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+
+
+class NetworkMetadata(msgspec.Struct, kw_only=True):
+    """What a checkpoint says of its network; None where it does not say.
+
+    Attributes:
+        model: its name, see `pipelines.models.registry`.
+        pretrained: name of the published weights that training started from.
+        classes: number of logits.
+        class_names: by output.
+        mean, std: of the input's channels, for values in 0..1.
+        crop: how images are cropped: "padded" or "resized".
+        image_size, evaluation_resize: side in pixels of the crop, and of the shorter side before
+            it; 0 or None where images keep their size.
+    """
+
+    model: str | None = None
+    pretrained: str | None = None
+    classes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    class_names: list[str] | None = None
+    mean: Annotated[list[_Finite], _THREE] | None = None
+    std: Annotated[list[_Positive], _THREE] | None = None
+    crop: str | None = None
+    image_size: _Side | None = None
+    evaluation_resize: _Side | None = None
+
+
+def read_initial_weights(path: Path) -> dict[str, Tensor]:
+    """Return the weights that a training starts from.
+
+    Args:
+        path: what --weights names; see `read_weights`.
+
+    Raises:
+        PipelineError: if it cannot be read, or holds no weights.
+    """
+    try:
+        return read_weights(path)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    except OSError as error:
+        raise PipelineError(f"--weights {path}: {error.strerror or error}") from error
+
+
+def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str, Any]]:
+    """Open a trained network to evaluate it.
+
+    Nothing that the file names is run: a user's function is called only if `model` names it.
+
+    Args:
+        path: a checkpoint of pixmix-train, of the PixMix reference, or a state dict.
+        model: its name; None to use the checkpoint's metadata.
+
+    Returns:
+        The network in evaluation mode, and the metadata: "model", "classes", "mean", "std" and more
+        of `NetworkMetadata`, as far as the checkpoint has them.
+
+    Raises:
+        PipelineError: if the name is not known, the metadata is invalid, or the weights do not fit.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = read_checkpoint_file(path)
+        state = weights_of(content, path)
+        metadata = _metadata(content, path)
+        name = model or metadata.get("model")
+        if name is None:
+            raise ValueError(f"{path} does not name its network; pass --model")
+        safe = family_of(name).safe
+        if model is None and not safe:
+            raise ValueError(
+                f"{path} is of {name!r}, a function, and no file decides what is run here; if it "
+                f"is yours, pass --model {name}"
+            )
+        classes = metadata.get("classes") or _classes_of(state, name)
+        if safe:
+            # Without memory first: neither a name nor a number of a file is to ask for much of it.
+            with torch.device("meta"):
+                probe = open_model(name, classes)
+            fit_weights(probe, state, path)
+        module = open_model(name, classes)
+        normalize_as_pretrained(module, name, metadata.get("pretrained"))
+        for note in load_weights(module, state, path):
+            log.warning("%s: %s", path, note)
+        if needs_half_normalization(name) and "pretrained" not in metadata:
+            log.warning(
+                "%s: torchvision's own weights of %s take images normalized by --mean 0.5 0.5 "
+                "0.5 --std 0.5 0.5 0.5; pass that if these were fine-tuned from them",
+                path,
+                name,
+            )
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    return module.eval(), {**metadata, "model": name, "classes": classes}
+
+
+def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
+    """Return the number of classes of a state dict, 10 where it does not show."""
+    build = partial(open_model, name)
+    if family_of(name).safe:
+        with torch.device("meta"):
+            return n_classes(state, build) or 10
+    # A function may take no other number than its own; the last weights are the classifier's then.
+    found = None
+    with suppress(PipelineError):
+        found = n_classes(state, build)
+    weights = [each for each in state.values() if each.ndim > 1]
+    return found or (len(weights[-1]) if weights else 10)
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint: what it has of `NetworkMetadata`, and "recipe".
+
+    Raises:
+        PipelineError: if it is no checkpoint, or its metadata is invalid.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = read_checkpoint_file(path)
+        weights_of(content, path)
+    except ValueError as error:
+        raise PipelineError(str(error)) from error
+    return _metadata(content, path)
+
+
+def _metadata(content: object, path: Path) -> dict[str, Any]:
+    network = content.get("network", {}) if isinstance(content, dict) else {}
+    if isinstance(network, Tensor):  # A state dict with a tensor of that name.
+        network = {}
+    try:
+        msgspec.convert(network, NetworkMetadata)
+    except (msgspec.ValidationError, TypeError) as error:
+        place = re.search(r"\$\.(\w+)", str(error))
+        value = network[place[1]] if place else network
+        raise PipelineError(
+            f"{path}: network{'.' + place[1] if place else ''} is {reprlib.repr(value)} "
+            f"({error}); use another checkpoint"
+        ) from error
+    found = {
+        name: network[name]
+        for name in NetworkMetadata.__struct_fields__
+        # That there was none is metadata, too.
+        if network.get(name) is not None or (name == "pretrained" and name in network)
+    }
+    # How it was trained; evaluation warns where that overlaps what it measures.
+    recipe = content.get("recipe") if isinstance(content, dict) else None
+    return {**found, "recipe": recipe} if isinstance(recipe, dict) else found

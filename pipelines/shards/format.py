@@ -1,0 +1,498 @@
+"""A set of shards as its readers see it: a manifest, and 20 bytes a sample.
+
+    FOLDER/manifest.json     what the set is: its shards with size, count and SHA-256, its classes
+           index.npy         where each sample's image lies, and its label: an array of SAMPLE
+           NAME-0000.tar ...
+
+The index is memory-mapped, so the workers of a node share one copy of it, and a sample is read
+with one `os.pread(descriptor_of_its_shard, size, offset)`.
+"""
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tokenize import TokenError
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.system.files import (
+    Count,
+    FileName,
+    Label,
+    Sha256,
+    file_sha256,
+    new_file,
+    open_regular,
+    read_json,
+    read_regular,
+    sha256,
+    write_file,
+)  # fmt: skip
+from pixmix.packed import open_map
+
+SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
+"""A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
+
+FORMAT = "pixmix-shards"
+FORMAT_VERSION = 1
+
+MANIFEST_NAME = "manifest.json"
+INDEX_NAME = "index.npy"
+
+MOST_SHARDS_OF_A_PATTERN = 1_000_000
+"""A slip such as {0..99999999} is told at once and does not fill the memory first."""
+
+ADOPTED = "tars"
+"""The kind of a set whose tars were made elsewhere."""
+
+MOST_MANIFEST_BYTES = 2**28
+"""Of any manifest.json. That of shards has about 150 bytes a shard and a line for each class."""
+
+_AGAIN = "copy it again from where the set was made, or make the set again"
+
+_MOST_HEADER_BYTES = 2**12
+"""What numpy writes before the samples of an index is 192 bytes."""
+
+_DAMAGED_ARRAY = (
+    ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, TokenError,
+)  # fmt: skip
+"""What numpy raises for the header of a damaged array."""
+
+BLOCK = 512
+"""Bytes of a tar's header. What a member holds begins at a multiple of it."""
+
+
+class Shard(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    rename={"n_samples": "num_samples", "n_bytes": "bytes"},
+):
+    """A tar, and how the manifest describes it.
+
+    file: its name in the set's folder; n_bytes, sha256: of the whole file.
+    """
+
+    file: FileName
+    n_samples: Count
+    n_bytes: Count
+    sha256: Sha256
+
+
+class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
+    """How the manifest describes the index. file: its name in the set's folder."""
+
+    file: FileName
+    sha256: Sha256
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a set is; see `ShardSet`.
+
+    num_samples: of all shards together. sha256: of all other fields; None in those of earlier
+    versions. hash: the SHA-256 of the manifest's bytes, which is not in it.
+    """
+
+    name: Label
+    kind: Label
+    settings: dict[str, Any]
+    classes: Annotated[list[str], msgspec.Meta(max_length=2**20)]
+    extensions: list[FileName]
+    num_samples: Count
+    shards: Annotated[list[Shard], msgspec.Meta(max_length=MOST_SHARDS_OF_A_PATTERN)]
+    index: IndexFile
+    versions: dict[str, Any] = {}
+    sha256: Sha256 | None = None
+    hash: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse shards that contradict each other or the set.
+
+        Raises:
+            ValueError: if a name comes twice, or a number is too small or too large.
+        """
+        seen: set[str] = {self.index.file, MANIFEST_NAME}
+        for shard in self.shards:
+            if shard.file in seen:
+                raise ValueError(f"`{shard.file}` is listed twice")
+            seen.add(shard.file)
+            # Each sample has a header of its own in the tar.
+            if shard.n_samples > shard.n_bytes // BLOCK:
+                raise ValueError(
+                    f"`{shard.file}` of {shard.n_bytes} bytes cannot hold {shard.n_samples} samples"
+                )
+        total = sum(shard.n_samples for shard in self.shards)
+        if total != self.num_samples:
+            raise ValueError(
+                f"`num_samples` is {self.num_samples}, but the shards have {total} together"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ShardSet:
+    """The shards of a set, and where each sample lies in them.
+
+    location: the folder that holds the shards, or the URL before their names.
+    name: as in "imagenet1k-train".
+    samples: (n,) SAMPLE in shard order, read-only and memory-mapped.
+    classes: names by label, or empty.
+    extensions: of the images, as in ("jpg",), lower-case and without a dot.
+    settings: what the set was made with, as the manifest says it.
+    hash: identifies the set: the SHA-256 of the manifest's bytes, or of that and the names of the
+        shards where these are only some of the set's.
+    """
+
+    location: str
+    name: str
+    kind: str
+    shards: tuple[Shard, ...]
+    samples: NDArray[np.void]
+    classes: tuple[str, ...]
+    extensions: tuple[str, ...]
+    settings: Mapping[str, Any]
+    hash: str
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def path(self, shard: int) -> Path:
+        """Return the path of a local shard."""
+        return Path(self.location) / self.shards[shard].file
+
+    def key(self, i: int) -> str:
+        """Return a sample's key as its tar has it, for messages: one that cannot be read is "?".
+
+        It is read from the header before the image. Of a name over 100 bytes in a tar that was
+        made elsewhere it may be the beginning.
+        """
+        sample = self.samples[i]
+        return read_key(self.path(int(sample["shard"])), int(sample["offset"]))
+
+
+def open_shards(where: str | Path) -> ShardSet:
+    """Open a set of local shards.
+
+    Args:
+        where: a folder with a manifest.json, that manifest, a tar, or tars as a brace pattern such
+            as "shards/train-{0000..1023}.tar", whose folder holds a manifest that lists them.
+
+    Returns:
+        The set, or that part of it which the tars are.
+
+    Raises:
+        PipelineError: if there is no manifest, a shard is missing or has another size than the
+            manifest says, or the index is another one than it names.
+        OSError: if a file cannot be read.
+    """
+    path = Path(where)
+    whole = path.is_dir() or path.name == MANIFEST_NAME
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise PipelineError(
+            f"{folder} has no {MANIFEST_NAME}; run pixmix-shard index {folder}/*.tar to make one "
+            "for tars that are there, or name a folder made by pixmix-shard"
+        )
+    shards = build_set(str(folder), manifest, read_index(folder, manifest))
+    if not whole:
+        shards = select_shards(shards, list(expand_braces(path.name)))
+    for number, shard in enumerate(shards.shards):
+        _check_size(shards.path(number), shard)
+    return shards
+
+
+def expand_braces(pattern: str) -> Iterator[str]:
+    """Give the names that a pattern with {first..last} stands for, in order.
+
+    expand_braces("a-{08..10}.tar") -> "a-08.tar", "a-09.tar", "a-10.tar"
+
+    Raises:
+        PipelineError: for a range that runs backwards or names over a million shards.
+    """
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    first, last = int(match[1]), int(match[2])
+    if not first <= last < first + MOST_SHARDS_OF_A_PATTERN:
+        raise PipelineError(
+            f"{match[0]} in {pattern} is no range of shards; give the first and the last number, "
+            f"at most {MOST_SHARDS_OF_A_PATTERN:,} apart"
+        )
+    for number in range(first, last + 1):
+        padded = str(number).zfill(len(match[1]))
+        yield from expand_braces(f"{pattern[: match.start()]}{padded}{pattern[match.end() :]}")
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder of shards, None where there is none; see `parse_manifest`.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return parse_manifest(content, str(path))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Decode a manifest, each of whose values is held to its type and range.
+
+    Args:
+        content: the bytes of the file.
+        where: its name, for the error.
+
+    Raises:
+        PipelineError: if it is not a manifest of shards, is damaged, or has a newer format.
+    """
+    fields = read_json(content, dict[str, Any], where, _AGAIN)
+    if fields.get("format") != FORMAT:
+        raise PipelineError(
+            f"{where} is not the manifest of a set of shards; name a folder made by pixmix-shard"
+        )
+    version = fields.get("version")
+    if version != FORMAT_VERSION:
+        raise PipelineError(
+            f"{where} has format version {version!r:.80}, this pixmix reads {FORMAT_VERSION}; "
+            "use the pixmix that made it, or make the set again"
+        )
+    manifest = read_json({**fields, "hash": sha256(content)}, Manifest, where, _AGAIN)
+    if manifest.sha256 not in (None, _own_sha256(fields)):
+        raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
+    return manifest
+
+
+def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> ShardSet:
+    """Build a set from its manifest and its index, wherever these were read.
+
+    Args:
+        location: the folder of the shards, or the URL before their names.
+        manifest: as `parse_manifest` returns it.
+        samples: (n,) SAMPLE, the index that the manifest names; its hash is the caller's to check.
+
+    Raises:
+        PipelineError: if the index does not fit the manifest.
+    """
+    fault = _index_fault(samples, manifest)
+    if fault:
+        raise PipelineError(f"{location}/{MANIFEST_NAME}: {INDEX_NAME} {fault}; make the set again")
+    return ShardSet(
+        location=location,
+        name=manifest.name,
+        kind=manifest.kind,
+        shards=tuple(manifest.shards),
+        samples=samples,
+        classes=tuple(manifest.classes),
+        extensions=tuple(manifest.extensions),
+        settings=manifest.settings,
+        hash=manifest.hash,
+    )
+
+
+def select_shards(shards: ShardSet, names: Sequence[str]) -> ShardSet:
+    """Return the part of a set that some of its shards hold, in the order of the names.
+
+    Raises:
+        PipelineError: if the set has no shard of a name, or a name comes twice.
+    """
+    if list(names) == [shard.file for shard in shards.shards]:
+        return shards
+    numbers = {shard.file: number for number, shard in enumerate(shards.shards)}
+    if len(set(names)) != len(names):
+        raise PipelineError(f"{shards.location}: a shard is named twice; name each once")
+    parts = []
+    ends = np.cumsum([shard.n_samples for shard in shards.shards])
+    for position, name in enumerate(names):
+        if name not in numbers:
+            raise PipelineError(
+                f"{shards.location}/{MANIFEST_NAME} lists no {name}; name shards that it lists, or "
+                "run pixmix-shard index on the tars"
+            )
+        number = numbers[name]
+        end = int(ends[number])
+        part = shards.samples[end - shards.shards[number].n_samples : end].copy()
+        part["shard"] = position
+        parts.append(part)
+    samples = np.concatenate(parts)
+    samples.flags.writeable = False
+    return replace(
+        shards,
+        shards=tuple(shards.shards[numbers[name]] for name in names),
+        samples=samples,
+        hash=sha256("\n".join([shards.hash, *names]).encode()),
+    )
+
+
+def write_index(
+    folder: Path,
+    *,
+    name: str,
+    kind: str,
+    shards: Sequence[Shard],
+    samples: NDArray[np.void],
+    classes: Sequence[str],
+    extensions: Sequence[str],
+    settings: Mapping[str, Any],
+    versions: Mapping[str, Any],
+) -> None:
+    """Write the index of a folder of shards, then, last of all, its manifest.
+
+    Args:
+        folder: the folder of the shards.
+        name: of the set.
+        kind: what it was made from, as in "imagefolder".
+        shards: the tars, in order.
+        samples: (n,) SAMPLE, in shard order.
+        classes: names by label, or empty.
+        extensions: of the images.
+        settings: plain JSON values that the shards depend on.
+        versions: of the code that made them.
+
+    Raises:
+        PipelineError: if a value is not one that a manifest may have.
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    with new_file(folder / INDEX_NAME) as file:
+        np.save(file, samples.astype(SAMPLE, copy=False), allow_pickle=False)
+    manifest = {
+        "format": FORMAT,
+        "version": FORMAT_VERSION,
+        "name": name,
+        "kind": kind,
+        "settings": dict(settings),
+        "classes": list(classes),
+        "extensions": list(extensions),
+        "num_samples": len(samples),
+        "shards": [msgspec.to_builtins(shard) for shard in shards],
+        "index": {"file": INDEX_NAME, "sha256": file_sha256(folder / INDEX_NAME)},
+        "versions": dict(versions),
+    }
+    manifest["sha256"] = _own_sha256(manifest)
+    where = str(folder / MANIFEST_NAME)
+    try:
+        content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise PipelineError(
+            f"{where} cannot be written, for a name of a file or a class is not Unicode "
+            f"({error.object[error.start - 20 : error.end + 20]!r}); rename it"
+        ) from error
+    # What is written can be read again.
+    parse_manifest(content, where)
+    write_file(folder / MANIFEST_NAME, content)
+
+
+def _own_sha256(manifest: Mapping[str, Any]) -> str:
+    """Return the hash of all fields of a manifest but `sha256`, which holds it."""
+    fields = {name: value for name, value in manifest.items() if name != "sha256"}
+    return sha256(json.dumps(fields, sort_keys=True).encode())
+
+
+def most_index_bytes(manifest: Manifest) -> int:
+    """Return how many bytes the index of a set has at most."""
+    return _MOST_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
+
+
+def read_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
+    """Return the index that a manifest names, memory-mapped.
+
+    Raises:
+        PipelineError: if it is missing, another one than the manifest names, or no array.
+    """
+    path = folder / manifest.index.file
+    again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
+    if not path.is_file():
+        raise PipelineError(f"{path} is missing; {again}")
+    if path.stat().st_size > most_index_bytes(manifest) or (
+        file_sha256(path) != manifest.index.sha256
+    ):
+        raise PipelineError(f"{path} is not the index that {MANIFEST_NAME} names; {again}")
+    return open_index(path, str(path), again)
+
+
+def open_index(path: Path, where: str, remedy: str) -> NDArray[np.void]:
+    """Return the samples in the file of an index, memory-mapped.
+
+    Args:
+        path: the file.
+        where: its name, for errors.
+        remedy: what to do about a damaged one, for the end of the error.
+
+    Raises:
+        PipelineError: if it does not hold samples, all of them.
+        OSError: if it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            version = npy.read_magic(file)
+            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+            shape, _, dtype = read_header[version](file)
+            begin, size = file.tell(), file.seek(0, 2)
+    except _DAMAGED_ARRAY as error:
+        raise PipelineError(f"{where} is not an index of samples ({error}); {remedy}") from error
+    if dtype != SAMPLE or len(shape) != 1:
+        raise PipelineError(f"{where} holds {dtype} of shape {shape}, not samples; {remedy}")
+    if size != begin + shape[0] * SAMPLE.itemsize:
+        raise PipelineError(f"{where} has {size} bytes, not those of its samples; {remedy}")
+    return open_map(path, SAMPLE, "r", offset=begin, shape=shape)
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        raise PipelineError(
+            f"{path} is missing, and {MANIFEST_NAME} lists it; copy it again, or make the set again"
+        ) from error
+    if size != shard.n_bytes:
+        raise PipelineError(
+            f"{path} has {size} bytes, {MANIFEST_NAME} says {shard.n_bytes}; copy it again, or "
+            "make the set again"
+        )
+
+
+def _index_fault(samples: NDArray[np.void], manifest: Manifest) -> str | None:
+    """Say in words that follow the index's name what in it contradicts the manifest."""
+    shards = manifest.shards
+    counts = [shard.n_samples for shard in shards]
+    if len(samples) != manifest.num_samples:
+        return f"has {len(samples)} samples, the manifest says {manifest.num_samples}"
+    if not np.array_equal(samples["shard"], np.repeat(np.arange(len(shards)), counts)):
+        return "does not give its shards the samples that the manifest does"
+    bytes_of_shards = np.array([shard.n_bytes for shard in shards], np.uint64)
+    n_bytes = bytes_of_shards[samples["shard"]]
+    offsets = samples["offset"]
+    # The offset by itself too, for the sum of a hostile one wraps around.
+    if ((offsets < BLOCK) | (offsets > n_bytes) | (offsets + samples["size"] > n_bytes)).any():
+        return "has a sample that reaches beyond its shard"
+    n_classes = len(manifest.classes)
+    labels = samples["label"]
+    if (labels < -1).any() or (n_classes and (labels >= n_classes).any()):
+        return f"has a label that is none of {n_classes} classes"
+    return None
+
+
+def read_key(path: Path, offset: int) -> str:
+    """Return the key of the sample whose image begins at an offset of a tar, or "?"."""
+    try:
+        with open_regular(path) as file:
+            file.seek(offset - BLOCK)
+            return key_of(tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "replace").name)
+    except (OSError, ValueError, tarfile.TarError):
+        return "?"
+
+
+def key_of(name: str) -> str:
+    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]

@@ -1,0 +1,494 @@
+"""Tars whose bytes depend on their content alone, and a strict reading of tars made elsewhere.
+
+Written are plain USTAR members with mode, owner and time fixed, which every reader takes. Read are
+headers only, and nothing is ever unpacked, so that no name can lead anywhere; a name, link or
+device that is there to mislead an unpacker is refused all the same, as is a tar that is cut off at
+any place, which the usual readers accept in silence when the cut lies between two members.
+
+A sample is the members of one key that follow each other, by webdataset's rule: a key is a path up
+to the first dot of its base name. Where that rule would merge or part what belongs apart or
+together, the tar is refused.
+"""
+
+import json
+import os
+import re
+import shlex
+import tarfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.errors import PipelineError
+from pipelines.shards.format import BLOCK, SAMPLE, key_of
+from pipelines.shards.images import IMAGE_EXTENSIONS, is_ignored_name
+from pipelines.system.files import open_regular
+
+RECORD = 20 * BLOCK
+"""Bytes. A tar is filled up to a multiple of the second: POSIX.1-1988 (pax), as GNU tar does."""
+
+LONGEST_NAME = 100
+"""Bytes of a member's name, the first name field of a header: older readers know no other."""
+
+LARGEST_MEMBER = 2**32 - 1
+"""Bytes: an index has 32 bits for it, and no image is larger."""
+
+TAR_IMAGE_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "gif"})
+
+_EXECUTABLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
+"""Of members that the usual readers run as code when they decode a sample. They are never read."""
+
+_LARGEST_LABEL_MEMBER = 2**20
+_LARGEST_LABEL = 2**31 - 1
+
+_LONGEST_EXTENSION_HEADER = 2**20
+
+_LONGEST_SIZE = 20
+"""Digits of a size in a pax header; Python refuses to read some thousands."""
+
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gunzip -k",
+    b"BZh": "bunzip2 -k",
+    b"\xfd7zXZ": "unxz -k",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+"""How a compressed file begins, and what decompresses it and keeps it."""
+
+_UNSAFE = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
+
+
+class NoTarError(PipelineError):
+    """A file that does not begin as a tar does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in a tar. offset, size: of its bytes in the tar."""
+
+    name: str
+    offset: int
+    size: int
+
+
+def write_member(file: BinaryIO, name: str, content: bytes) -> int:
+    """Append a file to a tar that is being written.
+
+    Args:
+        file: where; its position is a multiple of 512.
+        name: at most 100 bytes of ASCII.
+        content: the file.
+
+    Returns:
+        The offset of the content in the tar.
+
+    Raises:
+        ValueError: if the name is too long or the content larger than 4 GiB.
+        OSError: if the disk is full.
+    """
+    if not (name.isascii() and 0 < len(name) <= LONGEST_NAME):
+        raise ValueError(f"{name!r} is no name of at most {LONGEST_NAME} ASCII letters")
+    if len(content) > LARGEST_MEMBER:
+        raise ValueError(f"{name} has {len(content)} bytes; a member has at most {LARGEST_MEMBER}")
+    header = tarfile.TarInfo(name)
+    header.size = len(content)
+    header.mode = 0o444
+    file.write(header.tobuf(tarfile.USTAR_FORMAT))
+    offset = file.tell()
+    file.write(content)
+    file.write(bytes(-len(content) % BLOCK))
+    return offset
+
+
+def end_tar(file: BinaryIO) -> None:
+    """Write the end of a tar: two empty blocks, and empty ones up to a whole record.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    file.write(bytes(2 * BLOCK))
+    file.write(bytes(-file.tell() % RECORD))
+
+
+def scan_tar(path: Path) -> Iterator[Member]:
+    """Yield the files of a tar in order, from its headers alone.
+
+    Args:
+        path: a tar of any dialect (USTAR, GNU, pax, V7), not compressed.
+
+    Raises:
+        NoTarError: if the file does not begin as a tar does.
+        PipelineError: if it is damaged: cut off anywhere, even between two members
+            or in the empty blocks at its end; with a header whose checksum is wrong; with anything
+            after its end; or if it holds a link, a device, or a name that leads out of a folder.
+        OSError: if it cannot be read.
+    """
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise PipelineError(f"{path} cannot be read ({error.strerror}); name a tar") from error
+    with file:
+        beginning = file.read(6)
+        for magic, program in _COMPRESSIONS.items():
+            if beginning.startswith(magic):
+                raise PipelineError(
+                    f"{path} is compressed; run {program} {shlex.quote(str(path))} and name the "
+                    "tar that it writes"
+                )
+        descriptor = file.fileno()
+        yield from _Reader(
+            path,
+            lambda position, size: os.pread(descriptor, size, position),
+            os.fstat(descriptor).st_size,
+        ).members()
+
+
+def scan_tar_in_memory(path: Path, content: memoryview) -> Iterator[Member]:
+    """Yield the files of a tar that was decompressed to memory; see `scan_tar`.
+
+    Args:
+        path: of the compressed file, for the errors.
+        content: the tar.
+    """
+    yield from _Reader(
+        path, lambda position, size: bytes(content[position : position + size]), len(content)
+    ).members()
+
+
+class _Reader:
+    """Walks over the headers of one tar.
+
+    path: of the tar, for the errors; read_at: returns the bytes at (position, size), fewer at the
+    end; n_bytes: of the tar.
+    """
+
+    def __init__(self, path: Path, read_at: Callable[[int, int], bytes], n_bytes: int) -> None:
+        self.path = path
+        self.read_at = read_at
+        self.n_bytes = n_bytes
+
+    def members(self) -> Iterator[Member]:
+        position = 0
+        if self.n_bytes < BLOCK:
+            raise self.no_tar()
+        # From headers that extend the next one: GNU's long names, and those of pax.
+        name: str | None = None
+        size: int | None = None
+        while (block := self.read(position, BLOCK)) != bytes(BLOCK):
+            header = self.header(block, position)
+            extends = header.type in {
+                tarfile.GNUTYPE_LONGNAME,
+                tarfile.GNUTYPE_LONGLINK,
+                tarfile.XHDTYPE,
+                tarfile.SOLARIS_XHDTYPE,
+                tarfile.XGLTYPE,
+            }
+            content = position + BLOCK
+            length = header.size if size is None or extends else size
+            position = content + length + -length % BLOCK
+            if position > self.n_bytes:
+                raise self.cut_off(f"in {name or header.name!r}")
+            if not extends:
+                if header.type != tarfile.DIRTYPE:
+                    yield self.member(header, name or header.name, content, length)
+                name = size = None
+            elif header.type == tarfile.GNUTYPE_LONGNAME:
+                name = self.text(self.extension(content, length).rstrip(b"\0"))
+            elif header.type != tarfile.GNUTYPE_LONGLINK:
+                path, length_ = self.pax(self.extension(content, length))
+                if header.type == tarfile.XGLTYPE and (path, length_) != (None, None):
+                    raise self.refusal("gives one name or size to all its files")
+                name, size = path or name, length_ if length_ is not None else size
+        if name is not None or size is not None:
+            raise self.cut_off("after a header that extends another")
+        self.check_end(position)
+
+    def header(self, block: bytes, position: int) -> tarfile.TarInfo:
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.HeaderError as error:
+            if position == 0 and block[257:262] != b"ustar":
+                raise self.no_tar() from error
+            raise self.refusal(
+                f"has no valid header at byte {position} ({error})",
+                "copy it again, or name a tar, uncompressed",
+            ) from error
+        if header.size < 0:
+            raise self.refusal(f"has a header at byte {position} with a size of {header.size}")
+        return header
+
+    def member(self, header: tarfile.TarInfo, name: str, offset: int, size: int) -> Member:
+        if header.type in _UNSAFE or not header.isreg():
+            what = _UNSAFE.get(header.type, f"of type {header.type!r}")
+            raise self.refusal(f"holds {name!r}, which is {what} and no plain file")
+        if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
+            raise self.refusal(f"holds {name!r}, a name that leads out of its folder")
+        if size > LARGEST_MEMBER:
+            raise self.refusal(f"holds {name!r} of {size} bytes; at most {LARGEST_MEMBER} are read")
+        return Member(name, offset, size)
+
+    def extension(self, offset: int, size: int) -> bytes:
+        if size > _LONGEST_EXTENSION_HEADER:
+            raise self.refusal(f"has a header of {size} bytes at byte {offset}")
+        return self.read(offset, size)
+
+    def pax(self, content: bytes) -> tuple[str | None, int | None]:
+        """Return name and size from the records of a pax header: "LENGTH KEY=VALUE", newline."""
+        name: str | None = None
+        size: int | None = None
+        position = 0
+        while position < len(content):
+            match = re.compile(rb"(\d{1,7}) ([^=]+)=").match(content, position)
+            end = position + int(match[1]) if match else 0
+            if (
+                not match
+                or not match.end() < end <= len(content)
+                or content[end - 1 : end] != b"\n"
+            ):
+                raise self.refusal("has a pax header that is no list of records")
+            value = content[match.end() : end - 1]
+            if match[2].startswith(b"GNU.sparse"):
+                raise self.refusal("holds a sparse file, which is no plain file")
+            if match[2] == b"path":
+                name = self.text(value)
+            elif match[2] == b"size":
+                if not value.isdigit() or len(value) > _LONGEST_SIZE:
+                    raise self.refusal(f"has a pax header with a size of {value[:30]!r}")
+                size = int(value)
+            position = end
+        return name, size
+
+    def check_end(self, position: int) -> None:
+        """See that the tar ends with two empty blocks, and that nothing follows them."""
+        if position + 2 * BLOCK > self.n_bytes:
+            raise self.cut_off("in the empty blocks at its end")
+        while position < self.n_bytes:
+            content = self.read(position, min(2**20, self.n_bytes - position))
+            if content.count(0) != len(content):
+                raise self.refusal(
+                    f"goes on after its end at byte {position}, as tars that were joined with cat "
+                    "do",
+                    "name the tars one by one, or write it again",
+                )
+            position += len(content)
+
+    def read(self, position: int, size: int) -> bytes:
+        content = self.read_at(position, size)
+        if len(content) < size:
+            raise self.cut_off(f"at byte {position + len(content)}")
+        return content
+
+    def text(self, content: bytes) -> str:
+        return content.decode("utf-8", "backslashreplace")
+
+    def no_tar(self) -> NoTarError:
+        return NoTarError(
+            f"{self.path} is no tar; name a folder of images, shards, or a tar, zip or .npy of "
+            "images"
+        )
+
+    def cut_off(self, where: str) -> PipelineError:
+        return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")
+
+    def refusal(
+        self, fault: str, remedy: str = "write the tar again, of plain files"
+    ) -> PipelineError:
+        return PipelineError(f"{self.path} {fault}; {remedy}")
+
+
+@dataclass(frozen=True)
+class TarSample:
+    """A sample of a tar. members: suffix, lower-case and without its first dot -> member."""
+
+    key: str
+    members: dict[str, Member]
+
+
+@dataclass
+class Ignored:
+    """What of a tar is in no sample, or is never read, by reason: how often, and one name."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def note(self, reason: str, name: str) -> None:
+        """Count something that is ignored."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples.setdefault(reason, name)
+
+
+def samples_of_tar(
+    path: Path, number: int, ignored: Ignored
+) -> tuple[NDArray[np.void], frozenset[str]]:
+    """Return the samples that a tar really holds, from its headers and labels.
+
+    Args:
+        path: the tar.
+        number: of the shard, for the rows.
+        ignored: takes what belongs to no sample, a sample without an image too.
+
+    Returns:
+        (n,) SAMPLE, and the suffixes of the images.
+
+    Raises:
+        PipelineError: if the tar is damaged or cannot be read in one way only.
+        OSError: if it cannot be read.
+    """
+    rows = []
+    suffixes = set()
+    with open_regular(path) as file:
+        for sample in group_members(path, scan_tar(path), ignored):
+            suffix = _image_suffix(path, sample)
+            if suffix is None:
+                ignored.note("no sample, for it has no image", sample.key)
+                continue
+            image = sample.members[suffix]
+            if image.size == 0:
+                ignored.note("no sample, for its image is empty", sample.key)
+                continue
+            label = _label_of(path, file.fileno(), sample, suffix)
+            rows.append((number, image.size, image.offset, label))
+            suffixes.add(suffix)
+    return np.array(rows, SAMPLE), frozenset(suffixes)
+
+
+def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> Iterator[TarSample]:
+    """Yield the samples of a tar.
+
+    Args:
+        path: the tar, for the errors.
+        members: as `scan_tar` yields them.
+        ignored: takes what belongs to no sample, and what is never read.
+
+    Raises:
+        PipelineError: if a name comes twice in a sample, or the members of a sample do not follow
+            each other.
+    """
+    seen: set[str] = set()
+    for key, run in groupby(_of_samples(members, ignored), key=lambda member: key_of(member.name)):
+        if key in seen:
+            raise PipelineError(
+                f"{path}: the members of sample {key!r} do not lie together, so readers make two "
+                "samples of them; write the tar again, sorted by name"
+            )
+        seen.add(key)
+        by_suffix: dict[str, Member] = {}
+        for member in run:
+            suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
+            if suffix in by_suffix:
+                raise PipelineError(f"{path} holds {member.name!r} twice; write the tar again")
+            if suffix.rpartition(".")[2] in _EXECUTABLE_EXTENSIONS:
+                ignored.note("never read, for it could run code", member.name)
+            by_suffix[suffix] = member
+        yield TarSample(key, by_suffix)
+
+
+def _of_samples(members: Iterable[Member], ignored: Ignored) -> Iterator[Member]:
+    for member in members:
+        base = member.name.rpartition("/")[2]
+        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries;
+        # and what file managers and archivers leave, which is in no set on purpose.
+        if any(is_ignored_name(part) for part in member.name.split("/") if part != "."):
+            ignored.note("no sample, for the file or its folder is hidden", member.name)
+        elif "." not in base:
+            ignored.note("no sample, for the name has no key and extension", member.name)
+        elif re.match(r"__[^/]*__($|/)", member.name):
+            ignored.note("no sample, but a note of the tar's own", member.name)
+        else:
+            yield member
+
+
+def _image_suffix(path: Path, sample: TarSample) -> str | None:
+    """Return the suffix of a sample's image; None where it has none.
+
+    It is the one suffix that is an image's extension, or, where there is none, the one that ends
+    in it ("a.v1.jpg", a key with a dot).
+
+    Raises:
+        PipelineError: if there are several.
+    """
+    for pattern in (r"[^.]+", r".+\.[^.]+"):
+        found = [
+            suffix
+            for suffix in sample.members
+            if re.fullmatch(pattern, suffix) and suffix.rpartition(".")[2] in TAR_IMAGE_EXTENSIONS
+        ]
+        if len(found) > 1:
+            names = " and ".join(sample.members[suffix].name for suffix in found[:2])
+            raise PipelineError(
+                f"{path}: {names} are one sample, {sample.key!r}, for a key ends at the first dot; "
+                "write the tar again with keys without dots and one image each"
+            )
+        if found:
+            return found[0]
+    return None
+
+
+def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> int:
+    """Return a sample's label, -1 without one.
+
+    Asked are, in this order, .cls; "label" or "cls" in .json; .txt if it is a number and nothing
+    else. Beside an image "a.v1.jpg" these may be called "a.v1.cls" and so on.
+
+    Args:
+        path: the tar, for the errors.
+        descriptor: of the open tar.
+        sample: the sample.
+        suffix: of its image.
+
+    Raises:
+        PipelineError: if .cls is no number, or .json no JSON.
+    """
+    stem = suffix.rpartition(".")[0]
+    for extension, read in (("cls", _of_cls), ("json", _of_json), ("txt", _of_text)):
+        suffixes = [f"{stem}.{extension}", extension] if stem else [extension]
+        member = next((sample.members[s] for s in suffixes if s in sample.members), None)
+        if member is None:
+            continue
+        if member.size > _LARGEST_LABEL_MEMBER:
+            raise PipelineError(
+                f"{path}: {member.name!r} has {member.size} bytes, too many for a label; at most "
+                f"{_LARGEST_LABEL_MEMBER} are read"
+            )
+        try:
+            label = read(os.pread(descriptor, member.size, member.offset))
+        # The second for JSON that is nested beyond reason.
+        except (ValueError, RecursionError) as error:
+            raise PipelineError(f"{path}: {member.name!r} holds no label ({error})") from error
+        if label is not None:
+            if not 0 <= label <= _LARGEST_LABEL:
+                raise PipelineError(
+                    f"{path}: {member.name!r} has label {label}; labels are 0 to {_LARGEST_LABEL}"
+                )
+            return label
+    return -1
+
+
+def _of_cls(content: bytes) -> int:
+    return int(content.decode())
+
+
+def _of_json(content: bytes) -> int | None:
+    document = json.loads(content)
+    if isinstance(document, dict):
+        for name in ("label", "cls"):
+            value = document.get(name)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return value
+    return None
+
+
+def _of_text(content: bytes) -> int | None:
+    match = re.fullmatch(rb"\s*(\d{1,10})\s*", content)
+    return int(match[1]) if match else None

@@ -1,0 +1,54 @@
+"""The table of datasets, and that everything that knows datasets by name reads it."""
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import shard, train
+from pipelines.datasets import DATASETS, dataset_named, dataset_of_kind, dataset_titled
+from pipelines.errors import PipelineError
+from pipelines.shards.archives import READERS, SPLITS, read_split
+from pipelines.training.recipes import RECIPES
+
+
+def test_what_the_rows_name_exists() -> None:
+    assert {row.recipe for row in DATASETS.values()} == set(RECIPES)
+    assert {row.reader for row in DATASETS.values()} - {None} == set(READERS)
+
+
+def test_each_dataset_has_its_commands() -> None:
+    assert list(train.main.commands) == list(DATASETS)
+    made = {name for name, row in DATASETS.items() if row.reader is not None}
+    assert made == set(shard.main.commands) & set(DATASETS)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(PipelineError, match=r"'cifar11'.*cifar10, cifar100, imagenet"):
+        dataset_named("cifar11")
+    with pytest.raises(PipelineError, match="'cifar11'"):
+        read_split("cifar11", None, "test")
+    result = CliRunner().invoke(train.main, ["cifar11"])
+    assert result.exit_code == 2
+
+
+def test_datasets_are_found_by_the_kind_of_their_shards_and_by_their_title() -> None:
+    for name, row in DATASETS.items():
+        assert dataset_of_kind(name) == (row if row.reader else None)
+        assert dataset_titled(row.title) is row
+    for kind in ("imagefolder", "mixing", "tars"):
+        assert dataset_of_kind(kind) is None
+
+
+def test_rows_of_one_kind_or_title_or_folder_cannot_hide_each_other() -> None:
+    for of in ("name", "title"):
+        assert len({getattr(row, of) for row in DATASETS.values()}) == len(DATASETS)
+    folders = [row.folder for row in DATASETS.values() if row.folder]
+    assert len(set(folders)) == len(folders)
+
+
+def test_the_digits_have_as_many_classes_as_the_table_says() -> None:
+    pytest.importorskip("sklearn")
+    for split, n in zip(SPLITS, (1438, 359), strict=True):
+        arrays = read_split("digits", None, split)
+        assert arrays.images.shape == (n, 32, 32)
+        assert set(arrays.labels.tolist()) == set(range(10))
+        assert len(arrays.classes) == DATASETS["digits"].n_classes
