@@ -121,7 +121,7 @@ def _set_options(
             click.option(
                 "--out",
                 metavar="DIR|URL",
-                help="Folder of the set; with --to-shards also s3://... or gs://... The same "
+                help="Folder of the set; with --to-shards also s3://, gs:// or az://. The same "
                 f"command continues what is there.  [default: mixing-set/{name}, or shards/{name}]",
             ),
             click.option(
@@ -276,7 +276,7 @@ def baseline(
     epilog=example(
         "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
-        "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
+        "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
 )
 @_set_options(4_700, "featviz")

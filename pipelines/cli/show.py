@@ -212,13 +212,13 @@ def show_mixed(
         from pipelines.report import mixing
         from pipelines.report.figures import write_image
         from pipelines.report.page import page, write_page
-        from pipelines.shards.images import read_picture
+        from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
         # Both are read before kernels are compiled.
-        whole = read_picture(image)
+        whole = read_image(image)
         mixing_set = mixing.MixingImages(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
         pixels = mixing.square(whole, size)

@@ -63,7 +63,7 @@ def _add_command(dataset: Dataset) -> None:
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "images" if dataset.name == "folder" else dataset.name
+    shards = "pictures" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
     many = f"torchrun --nproc-per-node 4 --no-python {line}"
@@ -101,7 +101,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb
-    from pixmix.warming import pending
+    from pixmix.fused import pending
 
     try:
         recipe = _recipe(dataset, options)

@@ -38,7 +38,7 @@ from pipelines.models.registry import build_network, is_cifar_network
 from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory
 from pipelines.system.ranks import local_gpu
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 KIND = "feature visualizations"
 
