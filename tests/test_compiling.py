@@ -14,7 +14,7 @@ import pytest
 from numba.core import config
 from numba.core.caching import NullCache
 
-from fractals.kernels import turn
+from fractals.chaos_kernels import turn
 from pipelines.system.processes import compile_kernels
 from pixmix import compiling
 from pixmix.compiling import KernelCache, is_kept, kernel
@@ -139,7 +139,7 @@ def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
         "os.path.expanduser = lambda path: path\n"
         "from pixmix import compiling\n"
         "compiling._can_write_beside = lambda function: False\n"
-        "from fractals.kernels import turn\n"
+        "from fractals.chaos_kernels import turn\n"
         "print(turn._cache.cache_path)\n"
     )
     environment = {name: each for name, each in os.environ.items() if name != "NUMBA_CACHE_DIR"}
@@ -279,9 +279,9 @@ def test_an_interrupt_ends_the_parts_at_once() -> None:
 def test_what_is_compiled_beforehand_is_all_that_a_fractal_needs(tmp_path: Path) -> None:
     code = (
         "from numba.core import event\n"
-        "from fractals import draw_genome, measure, render, warming\n"
-        "for part in warming.pending(): part()\n"
-        "assert not warming.pending(), warming.pending()\n"
+        "from fractals import draw_genome, measure, render, sampling\n"
+        "for part in sampling.pending(): part()\n"
+        "assert not sampling.pending(), sampling.pending()\n"
         "with event.install_recorder('numba:compile') as recorder:\n"
         "    for index in range(3): measure(render(draw_genome(0, index), 32))\n"
         "names = {each.data['dispatcher'].py_func.__name__ for _, each in recorder.buffer}\n"

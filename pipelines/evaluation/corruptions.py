@@ -333,7 +333,7 @@ def _flips_of_arrays(evaluation: Evaluation, places: Mapping[str, Path]) -> dict
         n, frames = sequences.shape[:2]
         if n == 0 or frames < 2:
             raise PipelineError(
-                f"{places[name]} has {n} sequences of {frames} frames; download it again"
+                f"{places[name]} has {n} sequences of {frames} frames; {DOWNLOAD_AGAIN}"
             )
         flat = sequences.reshape(n * frames, *sequences.shape[2:])
         found = evaluation.classifier.predict(ArrayImages(flat))
