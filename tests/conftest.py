@@ -34,3 +34,14 @@ def signals_are_not_ignored() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make shards of scikit-learn's digits."""
+    pytest.importorskip("sklearn")
+    from pipelines.training.data import find_data
+
+    folder = tmp_path_factory.mktemp("digits")
+    find_data("digits", None, folder, lambda _done, _total: None)
+    return folder

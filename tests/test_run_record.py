@@ -15,7 +15,6 @@ import torch
 
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.provenance import run_record
-from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.provenance.run_record import (
     WeightsFacts,
     command_line,
@@ -24,6 +23,7 @@ from pipelines.provenance.run_record import (
     versions,
 )
 from pipelines.system.files import file_sha256
+from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data

@@ -28,10 +28,10 @@ from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
-from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.format import open_shards
+from pipelines.shards.remote import Remote, open_set
+from pipelines.system.objects import RemoteAccess
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World
@@ -169,7 +169,7 @@ def test_wrong_usage_of_streams_exits_with_2(tmp_path: Path, arguments: tuple[st
 
 # --- Server faults -------------------------------------------------------------------------------
 
-ACCESS = RemoteAccess(patience_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
+ACCESS = RemoteAccess(download_timeout_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
 
 
 def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
@@ -256,7 +256,7 @@ def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: 
 
 def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
     (shard, *_) = open_shards(root / "train").shards
-    access = RemoteAccess(patience_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
+    access = RemoteAccess(download_timeout_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
     with FaultyServer(root) as server:
         opened = open_set(server.url("train"), cache_dir=tmp_path, remote=Remote(access=access))
         server.faults[f"train/{shard.file}"] = [cut(1000)] * 12
@@ -312,7 +312,7 @@ def test_an_outage_in_the_middle_is_outlasted(
 def test_what_does_not_pass_ends_the_training_and_names_the_shard(
     root: Path, tmp_path: Path, fault: Fault, message: str, num_workers: int
 ) -> None:
-    access = replace(ACCESS, patience_s=1.5)
+    access = replace(ACCESS, download_timeout_s=1.5)
     with FaultyServer(root) as server:
         server.always["train/set-0005.tar"] = fault
         address = server.url("train")

@@ -28,11 +28,11 @@ from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
 from pipelines.loading.loaders import eval_loader
-from pipelines.loading.remote_sets import open_set
 from pipelines.loading.samples import POLICIES
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.shards.format import ShardSet, open_shards
+from pipelines.shards.remote import open_set
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.baselines import BASELINES, BaselineAugment, augmix, seed_of

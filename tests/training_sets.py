@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.loading.preparation import CIFAR
-from pipelines.loading.remote_sets import open_set
 from pipelines.shards.format import ShardSet
+from pipelines.shards.remote import open_set
 from pipelines.training.checkpoints import Checkpoint, parse_checkpoint
 from pipelines.training.recipes import TrainConfig, named_recipe
 

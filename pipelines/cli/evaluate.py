@@ -13,8 +13,8 @@ from pipelines.cli.options import (
     WeightsPath,
     command_options,
     example,
+    file_option,
     finite,
-    image_path,
     one_line_errors,
     progress_bar,
     say,
@@ -186,13 +186,7 @@ _DATA = click.option(
     "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
 )
 @seed_option("Seed of the adversary's starts and of the synthetic OOD datasets.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=image_path,
-    metavar="RADAR.png",
-    help="Also draw a radar plot.",
-)
+@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot.")
 @command_options
 def run(
     *,

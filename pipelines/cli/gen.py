@@ -13,8 +13,8 @@ from pipelines.cli.options import (
     chosen_task,
     command_options,
     example,
+    file_option,
     finite,
-    image_path,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -75,12 +75,10 @@ def _set_options(
     def add(command: "Callable[..., None]") -> "Callable[..., None]":
         # The last is shown first.
         for option in (
-            click.option(
+            file_option(
                 "--sheet",
-                type=click.Path(path_type=Path, dir_okay=False),
-                callback=image_path,
                 metavar="SHEET.png",
-                help=f"Also write a sheet of {SHEET_IMAGES} pictures.",
+                text=f"Also write a sheet of {SHEET_IMAGES} pictures.",
             ),
             click.option(
                 "--ray",
@@ -429,9 +427,9 @@ def merge(*, place: str, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; the same command closes the set"):
         from pipelines.generate.painted_shards import merge_shards
-        from pipelines.shards.places import open_place
+        from pipelines.shards.output import open_output
 
-        result = merge_shards(open_place(place))
+        result = merge_shards(open_output(place))
         say(sharded_summary(result, closing=True), sharded_document(result), as_json=as_json)
     if not result.complete:
         raise click.exceptions.Exit(1)

@@ -16,9 +16,9 @@ from pipelines.cli.options import (
     jobs_option,
     one_line_errors,
     progress_bar,
+    report_ignored,
     say,
     seed_option,
-    tell_passed_over,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
@@ -159,7 +159,7 @@ def imagefolder(
         # All of them before the first is written, which may take hours.
         for source in sources:
             if source.folder.is_dir():
-                tell_passed_over(source.folder)
+                report_ignored(source.folder)
             source.check()
         results = []
         for each, source in zip(chosen, sources, strict=True):
@@ -277,7 +277,7 @@ def mixing(
 
         for place in src:
             if place.is_dir():
-                tell_passed_over(place)
+                report_ignored(place)
         result = _make(
             MixingSource(places=src),
             out,

@@ -20,7 +20,7 @@ from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recip
 
 if TYPE_CHECKING:
     from pipelines.loading.preparation import Preparation
-    from pipelines.loading.remote_sets import Remote
+    from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import Data
     from pipelines.training.recipes import Progress, TrainResult
@@ -94,8 +94,8 @@ for _dataset in DATASETS.values():
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.remote_sets import Remote
-    from pipelines.shards.connections import RemoteAccess
+    from pipelines.shards.remote import Remote
+    from pipelines.system.objects import RemoteAccess
     from pipelines.system.process_group import Watchdog, joined
     from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
@@ -115,7 +115,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         limit_bytes=options["cache_limit"],
         ahead=options["read_ahead"],
         downloads=options["downloads"],
-        access=RemoteAccess(patience_s=options["download_timeout"]),
+        access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
     watchdog = Watchdog(limit_s=options["watchdog_timeout"])
     stopping = Stopping()

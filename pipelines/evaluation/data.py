@@ -79,7 +79,7 @@ class Data:
     outputs: of the network, or None without a network.
     official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
     test: the test set, or None where there is none; missing: why not, then.
-    notices: what is told beside the metrics.
+    notices: messages beside the metrics.
     """
 
     root: Path
@@ -412,7 +412,7 @@ def open_tree(
         The images; the output for each; and the outputs for the folders, sorted by their names.
 
     Raises:
-        PipelineError: if there are none, or of classes that are none of the network's.
+        PipelineError: if there are none, or the network lacks one of their classes.
     """
     tree = list_tree(folder, data.notices)
     outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs

@@ -38,7 +38,7 @@ class MissingDataError(PipelineError):
 
 @dataclass
 class Notices:
-    """What an evaluation tells its user beside the metrics.
+    """Messages of an evaluation beside the metrics.
 
     ignored: paths of hidden names and litter in the folders. lines: everything else, one sentence
     each, in the order found; taken: how many of them have been printed.
@@ -226,7 +226,7 @@ class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_made_of(folder: Path, remedy: str) -> MadeOf | None:
-    """Return what made-of.json of a set says; None where there is none.
+    """Return the content of made-of.json of a set; None without the file.
 
     Raises:
         PipelineError: if it is damaged.

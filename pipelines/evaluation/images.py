@@ -32,7 +32,7 @@ class Images(Protocol):
 
     @property
     def prefetch(self) -> int:
-        """Batches that are worth reading ahead."""
+        """Number of batches to prefetch."""
         ...
 
     def __len__(self) -> int:

@@ -29,10 +29,8 @@ from pipelines.loading.picture_map import (
     PictureSource,
     open_picture_map,
 )
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.connections import is_remote
 from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.images import (
     UPRIGHT,
@@ -43,9 +41,10 @@ from pipelines.shards.images import (
     picture_files,
     read_image_file,
 )
-from pipelines.shards.remote import RemoteShards
+from pipelines.shards.remote import Remote, RemoteShards, open_set
 from pipelines.shards.sources import size_and_change
 from pipelines.system.files import open_regular, read_regular, sha256
+from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures

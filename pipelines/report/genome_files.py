@@ -7,12 +7,12 @@ from typing import Any
 
 from fractals import Genome
 from pipelines.errors import PipelineError
-from pipelines.report.json_files import parse, read_text
 from pipelines.shards.format import FORMAT
-from pipelines.system.files import open_regular
+from pipelines.system.files import open_regular, read_json, read_regular
 
 SQUARE = (1, 1)
 
+_LARGEST_FILE = 2**28
 _LONGEST_LINE = 2**24
 """Bytes of a record of a set; a genome has some thousands."""
 
@@ -46,7 +46,7 @@ def read_genome(place: Path, index: int | None) -> ReadGenome:
         record = _record(place / "metadata.jsonl", index)
         genome = _of_record(record, f"picture {index} of {place}", manifest.get("kind"))
         return ReadGenome(genome=genome, shape=_shape(manifest))
-    document = parse(read_text(place, _REMEDY), str(place), _REMEDY)
+    document = read_json(read_regular(place, max_bytes=_LARGEST_FILE), Any, str(place), _REMEDY)
     _refuse_shards(document, place)
     if isinstance(document, dict) and {"kind", "status", "settings"} <= document.keys():
         raise PipelineError(
@@ -71,10 +71,10 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     remedy = "name another set"
     try:
-        text = read_text(path, remedy)
+        content = read_regular(path, max_bytes=_LARGEST_FILE)
     except FileNotFoundError:
         return {}
-    document = parse(text, str(path), remedy)
+    document = read_json(content, Any, str(path), remedy)
     return document if isinstance(document, dict) else {}
 
 
@@ -107,7 +107,7 @@ def _record(path: Path, index: int) -> Any:  # noqa: ANN401
                 )
     if not line:
         raise PipelineError(f"{path} has no picture {index}; its pictures are counted from 0")
-    return parse(line.decode(errors="replace"), f"{path}, line {index + 1}", _REMEDY)
+    return read_json(line, Any, f"{path}, line {index + 1}", _REMEDY)
 
 
 def _of_record(document: Any, where: str, kind: object) -> Genome:  # noqa: ANN401

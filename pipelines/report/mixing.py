@@ -291,7 +291,7 @@ def document(draws: Sequence[Draw]) -> dict[str, Any]:
     }
 
 
-# --- The figure ---
+# --- The figure ----------------------------------------------------------------------------------
 
 _CELL, _GAP, _MARGIN = 208, 18, 20
 _THUMB = 3 * LINE
@@ -323,7 +323,7 @@ def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
         count = len(draw.rounds)
         lines = [f"index {draw.key[2]}", "1 round" if count == 1 else f"{count} rounds"]
         _cell(canvas, pen, font, (0, top), image, lines)
-        _cell(canvas, pen, font, (1, top), draw.first, [draw.start or "as it is"])
+        _cell(canvas, pen, font, (1, top), draw.first, [draw.start or "unchanged"])
         for column, each in enumerate(draw.rounds, 2):
             lines = [
                 each.operation or "mixing image",
@@ -396,14 +396,14 @@ def sections(image: Pixels, draws: Sequence[Draw]) -> list[Section]:
 
 
 def table(draw: Draw) -> Table:
-    """Return what was drawn as a table, a row a round; the first tells what the rounds begin with.
+    """Return what was drawn as a table, a row a round; first what the rounds begin with.
 
     A round mixes in what an operation makes of the image itself, or the mixing image.
     """
     return Table(
         header=("round", "mixed in", "how", "a", "b"),
         rows=(
-            ("start", draw.start or "as it is", "-", "-", "-"),
+            ("start", draw.start or "unchanged", "-", "-", "-"),
             *(
                 (
                     f"{number}",

@@ -7,9 +7,8 @@ compression or brightness, and it does change with a turn or a flip.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,12 +111,6 @@ class SetStatistics:
         """How many near-duplicates could be left out: all but one of each group."""
         return sum(len(group) - 1 for group in self.near_duplicates)
 
-    def document(self) -> dict[str, Any]:
-        """Return the statistics as plain JSON values, without those of each image."""
-        whole = asdict(self)
-        del whole["values"]
-        return whole
-
 
 def jpeg_bits_per_pixel(image: NDArray[np.uint8]) -> float:
     """Return the size of an image as JPEG of quality 75, in bits a pixel.
@@ -200,7 +193,7 @@ def _percentiles(values: NDArray[np.float64]) -> Percentiles:
     return Percentiles(median=median, p10=p10, p90=p90)
 
 
-# --- Near-duplicates ---
+# --- Near-duplicates -----------------------------------------------------------------------------
 
 SIDE = 16
 """Rows of the small image, and pairs of neighbours in each: 256 bits."""

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from pipelines.loading.loaders import MixingSet
     from pipelines.loading.picture_map import BadPictures
     from pipelines.loading.preparation import Preparation
-    from pipelines.loading.remote_sets import Remote
     from pipelines.loading.samples import Policy
-    from pipelines.shards.remote import RemoteShards
+    from pipelines.shards.remote import Remote, RemoteShards
     from pixmix.settings import PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
@@ -171,7 +170,7 @@ class TrainConfig:
     Attributes:
         out: folder of checkpoints and metrics.
         preparation: of the images; its PixMix is the recipe's.
-        train: shards, local or remote; see `pipelines.loading.remote_sets.open_set`.
+        train: shards, local or remote; see `pipelines.shards.remote.open_set`.
         validation, test: others, or None.
         weights: file of weights to fine-tune.
         pretrained: name of published weights to fine-tune, such as `PRETRAINED`.
