@@ -35,7 +35,7 @@ CODES = np.array([[i % 10, i // 10 % 10, i // 100] for i in range(1000)]) * 25
 
 
 class Colours(nn.Module):
-    """Tells classes by a picture's mean colour; output 0 is `favour` likelier than it should be."""
+    """Tells classes by an image's mean colour; output 0 is `favour` likelier than it should be."""
 
     def __init__(self, favour: float = 0.0, sharpness: float = 2.0) -> None:
         super().__init__()
@@ -56,17 +56,17 @@ def colour_classifier(favour: float = 0.0, sharpness: float = 2.0) -> Classifier
     )  # fmt: skip
 
 
-def write_picture(path: Path, colour: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> None:
+def write_image(path: Path, colour: Sequence[int], size: tuple[int, int] = (SIDE, SIDE)) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size, tuple(int(each) for each in colour)).save(path)
 
 
 def write_tree(folder: Path, classes: Sequence[int], n: int = 1, wrong: Sequence[int] = ()) -> None:
-    """Write pictures of classes; those of the `wrong` ones have the colour of the next class."""
+    """Write images of classes; those of the `wrong` ones have the colour of the next class."""
     for output in classes:
         for number in range(n):
             colour = CODES[(output + 1) % 1000 if output in wrong else output]
-            write_picture(folder / WNIDS[output] / f"{number}.png", colour, (12 + number, 10))
+            write_image(folder / WNIDS[output] / f"{number}.png", colour, (12 + number, 10))
 
 
 def imagenet_evaluation(root: Path, favour: float = 0.0, sharpness: float = 2.0) -> Evaluation:
@@ -125,7 +125,7 @@ def write_p(root: Path) -> None:
 def write_outliers(root: Path) -> None:
     write_clean(root)
     for number in range(3):
-        write_picture(root / "outliers" / "dtd" / "banded" / f"{number}.png", CODES[number])
+        write_image(root / "outliers" / "dtd" / "banded" / f"{number}.png", CODES[number])
 
 
 SEVERITIES = ("1", "2", "3", "4", "5")

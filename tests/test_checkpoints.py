@@ -16,8 +16,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featviz.checkpoint_digest import matches_digest, with_digest
 from featviz.state_dicts import read_weights
+from featviz.weights import matches_digest, with_digest
 from pipelines.errors import PipelineError
 from pipelines.loading.preparation import CIFAR
 from pipelines.system.process_group import Processes

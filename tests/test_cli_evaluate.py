@@ -93,15 +93,13 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
     assert result.stderr.count("Error: ") == 1
 
 
-def test_folders_of_small_pictures_are_seen_as_their_shards_are(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_path: Path) -> None:
     test = open_shards(digits / "test")
-    pictures = open_pictures(test, cache_dir=tmp_path / "cache")
+    images = open_pictures(test, cache_dir=tmp_path / "cache")
     for i in range(len(test)):
         folder = tmp_path / "folders" / "test" / test.classes[int(test.samples["label"][i])]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pictures[i]).save(folder / f"{i}.png")
+        Image.fromarray(images[i]).save(folder / f"{i}.png")
     path = checkpoint(tmp_path)
     found = []
     for root in (digits, tmp_path / "folders"):
@@ -109,17 +107,15 @@ def test_folders_of_small_pictures_are_seen_as_their_shards_are(
         assert result.exit_code == 0, result.output
         found += json.loads(result.stdout)["networks"].values()
     assert found[0] == found[1]
-    # And so they are where a checkpoint says nothing of how it has its pictures.
+    # And so they are where a checkpoint says nothing of how it has its images.
     bare = find_data(tmp_path / "folders", {"classes": 10})
     assert (bare.side, bare.view) == (32, None)
-    # A network of larger pictures has them larger.
+    # A network of larger images has them larger.
     larger = {"classes": 10, "crop": "resized", "image_size": 64, "evaluation_resize": 72}
     assert find_data(tmp_path / "folders", larger).side == 64
 
 
-def test_a_corrupted_set_is_made_as_a_network_has_its_pictures(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_a_corrupted_set_is_made_as_a_network_has_its_images(digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     module = open_model("wrn_10_1", 10)
     network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", "image_size": 48,
@@ -228,7 +224,7 @@ TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
             "mean 0.4914 0.4822 0.4465, std 0.247 0.2435 0.2616, shorter side resized to 28, "
             "centre crop of 24x24",
         ),
-        # Of small pictures nothing is cut off unless that is told.
+        # Of small images nothing is cut off unless that is told.
         (
             (*TELL, "--image-size", "48"),
             (CIFAR_MEAN, CIFAR_STD, 48, 48, []),

@@ -39,7 +39,6 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert tuple(fractals.FAMILIES) == gen.FAMILIES
     assert tuple(fractals.BASELINES) == gen.BASELINES
     assert tuple(ENCODERS) == gen.FORMATS
 

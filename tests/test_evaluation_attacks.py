@@ -67,7 +67,7 @@ def test_the_quirk_is_the_released_codes_step_by_step() -> None:
     start = torch.rand(images.shape, generator=generator)
     labels = torch.arange(9) % 4
     module = linear()
-    # There the picture and the start share their memory, and so the box moves with the noise.
+    # There the image and the start share their memory, and so the box moves with the noise.
     noised = images + 2 / 255 * (2 * start - 1)
     attacked = noised
     for _ in range(20):

@@ -13,8 +13,8 @@ from imagenet_folders import (
     SEVERITIES,
     WNIDS,
     imagenet_evaluation,
+    write_image,
     write_imagenet_c,
-    write_picture,
     write_severities,
     write_tree,
     write_video,
@@ -51,8 +51,8 @@ def test_corruption_errors_are_means_over_corruptions_and_severities(tmp_path: P
     written = write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     found = evaluate(evaluation(tmp_path), ["c"]).values["c"]
     errors, rms = [], []
-    for name, pictures in written.items():
-        answers = plain_answers(pictures)
+    for name, images in written.items():
+        answers = plain_answers(images)
         wrong = (answers.predicted != np.tile(LABELS, 5)).reshape(5, N).mean(1)
         assert found["errors"][name] == pytest.approx(list(wrong))
         errors.append(wrong.mean())
@@ -129,7 +129,7 @@ def test_the_labels_of_a_set_count_in_its_own_names(tmp_path: Path) -> None:
     asked = evaluation(tmp_path)
     asked = replace(asked, data=replace(asked.data, classes=tuple(names)))
     assert evaluate(asked, ["c"]).values["c"] == expected
-    # The same pictures, counted backwards.
+    # The same images, counted backwards.
     labels = np.load(tmp_path / "TINY-C" / "labels.npy")
     np.save(tmp_path / "TINY-C" / "labels.npy", 9 - labels)
     (tmp_path / "TINY-C" / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
@@ -170,11 +170,11 @@ def test_imagenet_c_is_scored_relative_to_alexnet(tmp_path: Path) -> None:
         assert sure["rms"][name] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
-def test_pictures_of_imagenet_c_are_not_resized(tmp_path: Path) -> None:
+def test_images_of_imagenet_c_are_not_resized(tmp_path: Path) -> None:
     for name in CORRUPTIONS:
         for severity in range(1, 6):
             path = tmp_path / "ImageNet-C" / name / str(severity) / WNIDS[555] / "0.png"
-            write_picture(path, CODES[111], (16, 16))
+            write_image(path, CODES[111], (16, 16))
             with Image.open(path) as image:
                 image.paste(tuple(CODES[555].tolist()), (4, 4, 12, 12))
                 image.save(path)

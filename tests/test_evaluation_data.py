@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagenet_folders import METADATA, SIDE, WNIDS, imagenet_evaluation, write_picture, write_tree
+from imagenet_folders import METADATA, SIDE, WNIDS, imagenet_evaluation, write_image, write_tree
 from pipelines.errors import PipelineError
 from pipelines.evaluation.data import find_data, locate, normalization
 from pipelines.evaluation.folders import Notices
@@ -41,11 +41,11 @@ def test_folders_of_classes_get_the_outputs_of_their_wordnet_ids(tmp_path: Path)
 
 
 def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None:
-    write_tree(tmp_path / "pictures", [7, 402, 999])
+    write_tree(tmp_path / "images", [7, 402, 999])
     make_shards(
         ShardRequest(
             folder=tmp_path / "shards" / "val", name="imagenet-val", split="val", shard_size=9,
-            source=ImageFolderSource(folder=tmp_path / "pictures"), jobs=1,
+            source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None
 
 def test_a_networks_own_classes_come_before_the_order_of_names(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
-        write_picture(tmp_path / "test" / name / "0.png", (1, 2, 3))
+        write_image(tmp_path / "test" / name / "0.png", (1, 2, 3))
     said = {**METADATA, "classes": 2, "class_names": ["dog", "cat"]}
     np.testing.assert_array_equal(find_data(tmp_path, said).need_test().labels, [1, 0])
     del said["class_names"]
@@ -73,7 +73,7 @@ def test_a_networks_own_classes_come_before_the_order_of_names(tmp_path: Path) -
         find_data(tmp_path, {**said, "classes": 1})
 
 
-def test_networks_of_torchvisions_names_have_pictures_as_its_weights_want(tmp_path: Path) -> None:
+def test_networks_of_torchvisions_names_have_images_as_its_weights_want(tmp_path: Path) -> None:
     for name, view, mean in (
         ("resnet50", View(224, 256), 0.485),
         ("inception_v3", View(299, 342), 0.485),
@@ -91,7 +91,7 @@ def test_networks_of_torchvisions_names_have_pictures_as_its_weights_want(tmp_pa
 
 def test_hidden_folders_beside_the_classes_of_the_test_set_are_none(tmp_path: Path) -> None:
     for name in ("a", "b", ".ipynb_checkpoints", "__MACOSX"):
-        write_picture(tmp_path / "val" / name / "a.png", (1, 2, 3))
+        write_image(tmp_path / "val" / name / "a.png", (1, 2, 3))
     data = find_data(tmp_path, {"classes": 2})
     np.testing.assert_array_equal(data.need_test().labels, [0, 1])
     assert "ignored 2 hidden" in str(data.notices.ignored_line())

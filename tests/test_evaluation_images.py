@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from imagenet_folders import CODES, write_picture, write_video
+from imagenet_folders import CODES, write_image, write_video
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, list_videos
 from pipelines.evaluation.images import (
@@ -37,16 +37,16 @@ def test_a_view_is_torchvisions_resize_and_centre(tmp_path: Path, height: int, w
     np.testing.assert_array_equal(whole, np.asarray(v2.CenterCrop(16)(Image.fromarray(noise))))
 
 
-def test_pictures_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
-    write_picture(tmp_path / "small.png", (1, 2, 3), (5, 9))
+def test_images_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
+    write_image(tmp_path / "small.png", (1, 2, 3), (5, 9))
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: 5x9 pixels"):
         images_of_folder(tmp_path, View(8, None)).read(range(1))
     (tmp_path / "small.png").write_bytes(b"junk")
-    with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: no picture"):
+    with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated"):
         images_of_folder(tmp_path, View(8, 8)).read(range(1))
 
 
-def test_chosen_pictures_are_the_chosen_ones() -> None:
+def test_chosen_images_are_the_chosen_ones() -> None:
     array = np.arange(10 * 12).reshape(10, 2, 2, 3).astype(np.uint8)
     chosen = Subset(ArrayImages(array), np.array([7, 2, 9]))
     assert len(chosen) == 3

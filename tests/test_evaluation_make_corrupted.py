@@ -13,13 +13,13 @@ from pipelines.evaluation import corruptions
 from pipelines.evaluation.corruptions import CORRUPTIONS
 from pipelines.evaluation.make_corrupted import make_corrupted
 from pipelines.evaluation.suites import evaluate
-from tiny_evaluation import data_of, evaluation, pictures_of, write_corrupted, write_made
+from tiny_evaluation import data_of, evaluation, images_of, write_corrupted, write_made
 
 
 def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    pictures, labels = pictures_of(3, 32)
-    test = data_of(tmp_path, pictures, labels)
+    images, labels = images_of(3, 32)
+    test = data_of(tmp_path, images, labels)
     names = ("gaussian_noise", "fog", "contrast")
     state = np.random.get_state()[1].tolist()  # noqa: NPY002
     folder = make_corrupted(test, tmp_path, names=names)
@@ -29,12 +29,12 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     assert all(each.shape == (15, 32, 32, 3) for each in made.values())
     np.testing.assert_array_equal(np.load(folder / "labels.npy"), np.tile(labels, 5))
     noise = made["gaussian_noise"].reshape(5, 3, 32, 32, 3).astype(float)
-    strength = [np.abs(each - pictures).mean() for each in noise]
+    strength = [np.abs(each - images).mean() for each in noise]
     assert strength == sorted(strength)
     (folder / "fog.npy").unlink()
     make_corrupted(test, tmp_path, names=names)
     np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
-    # A picture does not depend on how many others there are.
+    # An image does not depend on how many others there are.
     alone = make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
     few = np.load(alone / "gaussian_noise.npy").reshape(5, 2, 32, 32, 3)
     np.testing.assert_array_equal(few, noise[:, :2])
@@ -44,7 +44,7 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     ):
         with pytest.raises(PipelineError, match=message):
             make_corrupted(test, tmp_path, names=names, **change)
-    others = data_of(tmp_path, pictures[::-1].copy(), labels)
+    others = data_of(tmp_path, images[::-1].copy(), labels)
     with pytest.raises(PipelineError, match="was made with images "):
         make_corrupted(others, tmp_path, names=names)
     np.save(folder / "fog.npy", made["fog"][:3])
@@ -57,14 +57,14 @@ def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C-made", CORRUPTIONS)
     before = sorted((tmp_path / "TINY-C-made").glob("*"))
     with pytest.raises(PipelineError, match="was not made by this command"):
-        make_corrupted(data_of(tmp_path, *pictures_of(3, 32)), tmp_path)
+        make_corrupted(data_of(tmp_path, *images_of(3, 32)), tmp_path)
     assert sorted((tmp_path / "TINY-C-made").glob("[!.]*")) == before
 
 
 def test_a_made_set_says_the_names_of_its_classes(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    pictures, labels = pictures_of(3, 32)
-    test = replace(data_of(tmp_path, pictures, labels), classes=("a", "b"))
+    images, labels = images_of(3, 32)
+    test = replace(data_of(tmp_path, images, labels), classes=("a", "b"))
     folder = make_corrupted(test, tmp_path, names=("contrast",))
     assert (folder / "classes.txt").read_text() == "a\nb\n"
 
@@ -80,7 +80,7 @@ def hashes(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_the_same_seed_makes_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    data = data_of(tmp_path, *pictures_of(2, 32))
+    data = data_of(tmp_path, *images_of(2, 32))
     first = hashes(make_corrupted(data, tmp_path / "a"))
     assert len(first) == 17
     other = make_corrupted(data, tmp_path / "b", names=CORRUPTIONS[::-1])
@@ -96,7 +96,7 @@ def test_the_same_seed_makes_the_same_bytes_in_any_order(tmp_path: Path) -> None
 
 def test_what_a_killed_run_left_is_removed_and_the_set_completed(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    data = data_of(tmp_path, *pictures_of(2, 32))
+    data = data_of(tmp_path, *images_of(2, 32))
     names = ("glass_blur", "impulse_noise")
     whole = hashes(make_corrupted(data, tmp_path / "a", names=names))
     folder = make_corrupted(data, tmp_path / "b", names=names[:1])
@@ -109,7 +109,7 @@ def test_what_a_killed_run_left_is_removed_and_the_set_completed(tmp_path: Path)
 
 def test_another_image_in_the_middle_is_another_set(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    images, labels = pictures_of(3, 32)
+    images, labels = images_of(3, 32)
     make_corrupted(data_of(tmp_path, images, labels), tmp_path, names=("contrast",))
     others = images.copy()
     others[1, 0, 0, 0] ^= 1
@@ -129,14 +129,14 @@ def test_images_that_are_too_small_to_corrupt_are_refused(tmp_path: Path) -> Non
 
 def test_a_class_name_of_two_lines_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    data = replace(data_of(tmp_path, *pictures_of(3, 32)), classes=("a\nb",))
+    data = replace(data_of(tmp_path, *images_of(3, 32)), classes=("a\nb",))
     with pytest.raises(PipelineError, match="is not one line of text"):
         make_corrupted(data, tmp_path)
 
 
 def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
-    data = data_of(tmp_path, *pictures_of(3, 32))
+    data = data_of(tmp_path, *images_of(3, 32))
     folder = make_corrupted(data, tmp_path, names=("contrast",))
     for name in CORRUPTIONS:
         np.save(folder / f"{name}.npy", np.load(folder / "contrast.npy"))
@@ -148,7 +148,7 @@ def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
 
 def test_a_made_set_of_another_size_is_to_be_made_for_the_network(tmp_path: Path) -> None:
     write_made(tmp_path / "TINY-C-made")
-    larger = data_of(tmp_path, *pictures_of(3, 32))
+    larger = data_of(tmp_path, *images_of(3, 32))
     failed = evaluate(evaluation(tmp_path, data=larger), ["c"]).failed["c"]
     assert failed.endswith(
         f"remove {tmp_path / 'TINY-C-made'} and run pixmix-eval make-c --checkpoint FILE"
@@ -162,7 +162,7 @@ def test_the_command_that_an_error_names_heals_a_made_set(
 ) -> None:
     pytest.importorskip("imagecorruptions")
     monkeypatch.setattr(corruptions, "CORRUPTIONS", ("contrast",))
-    data = replace(data_of(tmp_path, *pictures_of(3, 32)), classes=("a", "b", "c"), outputs=3)
+    data = replace(data_of(tmp_path, *images_of(3, 32)), classes=("a", "b", "c"), outputs=3)
     path = make_corrupted(data, tmp_path, names=("contrast",)) / name
     asked = evaluation(tmp_path, data=data)
     expected = evaluate(asked, ["c"]).values

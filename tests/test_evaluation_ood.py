@@ -18,8 +18,8 @@ from imagenet_folders import (
     Colours,
     colour_classifier,
     imagenet_evaluation,
+    write_image,
     write_outliers,
-    write_picture,
     write_tree,
 )
 from pipelines.errors import PipelineError
@@ -90,8 +90,8 @@ def test_answers_are_restricted_to_the_200_classes(tmp_path: Path, suite: str) -
 def test_the_softmax_is_over_the_200_classes_alone(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
     data = find_data(tmp_path, METADATA)
-    pictures, labels, outputs = _open_restricted(imagenet_evaluation(tmp_path), "r")
-    answers = colour_classifier(favour=9.0).predict(pictures, outputs=outputs)
+    images, labels, outputs = _open_restricted(imagenet_evaluation(tmp_path), "r")
+    answers = colour_classifier(favour=9.0).predict(images, outputs=outputs)
     for number in (0, 57, 199):
         colour = torch.from_numpy(CODES[labels[number]] / 255).float()
         logits = Colours(favour=9.0)(colour.view(1, 3, 1, 1).expand(1, 3, SIDE, SIDE))[0]
@@ -106,12 +106,12 @@ def test_a_set_of_fewer_classes_is_refused(tmp_path: Path) -> None:
     assert "has 199 classes" in failed
 
 
-def test_outliers_are_told_from_the_test_pictures_of_their_classes(tmp_path: Path) -> None:
+def test_outliers_are_told_from_the_test_images_of_their_classes(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", range(100))
     for place, output in enumerate(EVERY_FIFTH):
         # Between the colours of classes, so that the network is unsure; some are as a class's.
         colour = CODES[output] + (12 if place % 4 else 0)
-        write_picture(tmp_path / "imagenet-o" / WNIDS[output] / "0.png", colour)
+        write_image(tmp_path / "imagenet-o" / WNIDS[output] / "0.png", colour)
     asked = imagenet_evaluation(tmp_path)
     found = evaluate(asked, ["o"]).values["o"]
     assert (found["n"], found["n_id"]) == (200, 20)
@@ -128,19 +128,19 @@ def test_outliers_are_told_from_the_test_pictures_of_their_classes(tmp_path: Pat
 
 
 def small(root: Path, n: int = 100) -> Evaluation:
-    """An evaluation of pictures of one size, of which a tenth of the network's classes are."""
+    """An evaluation of images of one size, of which a tenth of the network's classes are."""
     for output in range(n):
-        write_picture(root / "test" / WNIDS[output] / "0.png", CODES[output])
+        write_image(root / "test" / WNIDS[output] / "0.png", CODES[output])
     return imagenet_evaluation(root)
 
 
-def test_folders_of_outliers_are_scored_beside_pictures_of_nothing(tmp_path: Path) -> None:
+def test_folders_of_outliers_are_scored_beside_synthetic_ones(tmp_path: Path) -> None:
     asked = small(tmp_path)
     for number in range(30):
-        write_picture(tmp_path / "outliers" / "unsure" / "a" / f"{number}.png", [12, 12, 12])
+        write_image(tmp_path / "outliers" / "unsure" / "a" / f"{number}.png", [12, 12, 12])
     for number in range(7):
         path = tmp_path / "outliers" / "alike" / f"{number}.png"
-        write_picture(path, CODES[13 * number + 2], (30, 20))
+        write_image(path, CODES[13 * number + 2], (30, 20))
     found = evaluate(asked, ["anomaly"]).values["anomaly"]
     kinds = found["datasets"]
     assert list(kinds) == ["gaussian", "rademacher", "blobs", "alike", "unsure"]
@@ -156,7 +156,7 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
     asked = small(tmp_path)
     folder = tmp_path / "outliers" / "colours"
     for number in range(50):
-        write_picture(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
+        write_image(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
     found = evaluate(asked, ["anomaly"]).values["anomaly"]["datasets"]["colours"]
     usual = asked.classifier.predict(asked.data.need_test().images).confidence
     odd = asked.classifier.predict(images_of_folder(folder, View(SIDE, 10))).confidence
@@ -167,7 +167,7 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("n", "rounds", "size"), [(5, 1, 5), (20, 1, 20), (50, 10, 20),
                                                    (200, 10, 20), (5000, 10, 20)])  # fmt: skip
-def test_a_round_takes_no_picture_twice(n: int, rounds: int, size: int) -> None:
+def test_a_round_takes_no_image_twice(n: int, rounds: int, size: int) -> None:
     drawn = _rounds(0, 1, n, 20)
     assert len(drawn) == rounds
     for numbers in drawn:
@@ -181,11 +181,11 @@ def test_a_round_takes_no_picture_twice(n: int, rounds: int, size: int) -> None:
 
 def test_svhn_is_read_as_it_is_distributed(tmp_path: Path) -> None:
     io = pytest.importorskip("scipy.io")
-    pictures = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     path = tmp_path / "test_32x32.mat"
-    io.savemat(path, {"X": pictures.transpose(1, 2, 3, 0), "y": np.zeros((5, 1))})
+    io.savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": np.zeros((5, 1))})
     found = open_ood(tmp_path, View(32, 32))
-    np.testing.assert_array_equal(found.read(range(5)), pictures)
+    np.testing.assert_array_equal(found.read(range(5)), images)
     assert open_ood(tmp_path, View(16, 18)).read(range(2)).shape == (2, 16, 16, 3)
     io.savemat(path, {"X": np.zeros((3, 3))})
     with pytest.raises(PipelineError, match=r"and not images of SVHN"):
@@ -208,11 +208,11 @@ def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
 
 
 def test_shards_are_a_set_of_outliers(tmp_path: Path) -> None:
-    write_tree(tmp_path / "pictures", [7, 402])
+    write_tree(tmp_path / "images", [7, 402])
     make_shards(
         ShardRequest(
             folder=tmp_path / "set" / "test", name="x", split="test", shard_size=9,
-            source=ImageFolderSource(folder=tmp_path / "pictures"), jobs=1,
+            source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from pipelines.evaluation.predictions import Classifier, Predictions
 from pipelines.evaluation.suites import evaluate
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from tiny_evaluation import ALONE, PICTURES, Brightness, N, classifier, evaluation, plain_answers
+from tiny_evaluation import ALONE, IMAGES, Brightness, N, classifier, evaluation, plain_answers
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -30,8 +30,8 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
             asked.append(numbers)
             return super().read(numbers)
 
-    found = classifier(batch_size).predict(Asked(PICTURES))
-    expected = plain_answers(PICTURES)
+    found = classifier(batch_size).predict(Asked(IMAGES))
+    expected = plain_answers(IMAGES)
     np.testing.assert_array_equal(found.predicted, expected.predicted)
     np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
     assert max(map(len, asked)) == min(batch_size, N)
@@ -39,7 +39,7 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
 
 
 def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = classifier().predict(ArrayImages(PICTURES))
+    whole = classifier().predict(ArrayImages(IMAGES))
     parts: dict[int, Predictions] = {}
 
     def gather(out: list[Predictions], mine: Predictions) -> None:
@@ -51,7 +51,7 @@ def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.Monke
         apart = replace(
             classifier(), processes=Processes(world=World(rank=rank, size=5), device=ALONE.device)
         )
-        found = apart.predict(ArrayImages(PICTURES))
+        found = apart.predict(ArrayImages(IMAGES))
     np.testing.assert_array_equal(found.predicted, whole.predicted)
     np.testing.assert_allclose(found.confidence, whole.confidence, rtol=1e-6)
     assert sum(len(each.predicted) for each in parts.values()) == N
@@ -69,17 +69,17 @@ def test_outputs_that_are_not_finite_are_refused_in_every_process(
 
     spoilt = replace(classifier(), module=Spoilt().eval())
     found = evaluate(evaluation(tmp_path, classifier=spoilt), ["clean", "calibration"])
-    bad = int((PICTURES.mean((1, 2, 3)) > 0.75 * 255).sum())
+    bad = int((IMAGES.mean((1, 2, 3)) > 0.75 * 255).sum())
     assert 0 < bad < N
     assert found.values == {}
     assert len(set(found.failed.values())) == 1
     assert f"NaN or infinite for {bad} of {N} images; look" in found.failed["clean"]
     # The bad part is another process's.
-    other = classifier().predict(ArrayImages(PICTURES))
+    other = classifier().predict(ArrayImages(IMAGES))
     nan = replace(other, confidence=np.full(N, np.nan, np.float32))
     monkeypatch.setattr(Classifier, "gather", lambda _self, mine: [mine, nan])
     with pytest.raises(PipelineError, match=f"infinite for {N} of {2 * N} images"):
-        classifier().predict(ArrayImages(PICTURES))
+        classifier().predict(ArrayImages(IMAGES))
 
 
 def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,9 +27,9 @@ from pipelines.evaluation.predictions import as_tensor
 from pipelines.evaluation.suites import OF_ANY, OF_IMAGENET, SUITES, evaluate, suites_for
 from tiny_evaluation import (
     ALONE,
+    IMAGES,
     LABELS,
     PERTURBATIONS,
-    PICTURES,
     N,
     classifier,
     evaluation,
@@ -54,7 +54,7 @@ def test_an_unknown_suite_is_refused(tmp_path: Path) -> None:
 
 def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Path) -> None:
     state = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
-    before = PICTURES.copy()
+    before = IMAGES.copy()
     first, second = (
         evaluate(evaluation(tmp_path, classifier=classifier(size)), OF_ANY).values
         for size in (3, 12)
@@ -63,14 +63,14 @@ def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Pat
     assert first["anomaly"]["datasets"]["blobs"] == pytest.approx(
         second["anomaly"]["datasets"]["blobs"]
     )
-    np.testing.assert_array_equal(PICTURES, before)
+    np.testing.assert_array_equal(IMAGES, before)
     assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
 
 
 def test_each_half_is_tempered_by_what_the_other_half_wants(tmp_path: Path) -> None:
     found = evaluate(evaluation(tmp_path), ["calibration"]).values["calibration"]
-    logits = classifier().logits(as_tensor(PICTURES, ALONE.device)).numpy()
+    logits = classifier().logits(as_tensor(IMAGES, ALONE.device)).numpy()
     of_even, of_odd = (tune_temperature(logits[k::2], LABELS[k::2]) for k in range(2))
     assert found["temperature"] == pytest.approx((of_even + of_odd) / 2)
     confidence = np.empty(N, np.float32)

@@ -20,7 +20,7 @@ def test_a_sheet_is_a_near_square_grid(n: int, columns: int | None, grid: tuple[
     assert sheet.size == (grid[0] * (20 + GAP) - GAP, grid[1] * (20 + GAP) - GAP)
 
 
-def test_pictures_are_in_reading_order_and_keep_their_aspect() -> None:
+def test_images_are_in_reading_order_and_keep_their_aspect() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     shapes = [(40, 80), (80, 40), (5, 5)]
     pictures = [
@@ -34,7 +34,7 @@ def test_pictures_are_in_reading_order_and_keep_their_aspect() -> None:
     assert boxes == [(5, 0, 15, 20), (0, pitch + 5, 20, pitch + 15), (pitch, 0, pitch + 20, 20)]
 
 
-def test_a_picture_of_the_cells_size_comes_out_as_it_is_and_is_not_changed() -> None:
+def test_an_image_of_the_cells_size_comes_out_as_it_is_and_is_not_changed() -> None:
     picture = noise(0, (20, 20))
     before = picture.copy()
     assert np.array_equal(np.asarray(contact_sheet([picture], cell=20)), before)

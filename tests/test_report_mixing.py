@@ -17,7 +17,8 @@ from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import mixing as report_mixing
 from pipelines.report.mixing import MixingImages, document, figure, mix, square, to_bytes
-from pixmix import PixMix, PixMixSettings, mixing, ops
+from pixmix import PixMix, PixMixSettings, mixing
+from pixmix.operations import apply
 
 KEYS = [(seed, epoch, index) for seed, epoch in ((0, 0), (7, 3)) for index in range(12)]
 
@@ -43,7 +44,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return found
 
 
-def test_the_pictures_are_those_of_the_opened_set_and_have_their_names(
+def test_the_images_are_those_of_the_opened_set_and_have_their_names(
     folders: list[Path], tmp_path: Path
 ) -> None:
     lazy = MixingImages(folders, 48)
@@ -68,7 +69,7 @@ def test_the_result_is_that_of_pixmix_for_the_same_key(folders: list[Path], with
             assert np.array_equal(draw.result, to_bytes(expected.numpy()))
 
 
-def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_one(
+def test_what_is_mixed_in_is_an_operation_of_the_image_or_a_part_of_the_named_one(
     folders: list[Path],
 ) -> None:
     image = picture(98, 48, 48)
@@ -88,14 +89,13 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
                 continue
             name, _, argument = each.operation.partition(" ")
             if name in ("autocontrast", "equalize"):
-                assert np.array_equal(each.other, getattr(ops, name)(image))
+                assert np.array_equal(each.other, apply(name, image))
             elif name in ("posterize", "solarize"):
                 value = int(argument.split()[0])
-                assert np.array_equal(each.other, getattr(ops, name)(image, value))
+                assert np.array_equal(each.other, apply(name, image, value))
             elif name == "translate":
                 axis, pixels, _ = argument.split()
-                operation = {"x": ops.translate_x, "y": ops.translate_y}[axis]
-                assert np.array_equal(each.other, operation(image, int(pixels)))
+                assert np.array_equal(each.other, apply(f"translate_{axis}", image, int(pixels)))
             else:
                 continue
             seen.add(name)
@@ -104,7 +104,7 @@ def test_what_is_mixed_in_is_an_operation_of_the_picture_or_a_part_of_the_named_
     assert seen == {"autocontrast", "equalize", "posterize", "solarize", "translate"}
 
 
-def test_each_round_is_the_named_mixing_of_the_one_before_with_the_picture_shown(
+def test_each_round_is_the_named_mixing_of_the_one_before_with_the_image_shown(
     folders: list[Path],
 ) -> None:
     image = picture(97, 48, 48)
@@ -256,7 +256,7 @@ def test_neither_the_photograph_nor_a_set_is_written_into(
         assert not out.exists()
 
 
-def test_a_mixing_set_that_is_a_picture_or_a_text_is_told_what_to_be(
+def test_a_mixing_set_that_is_an_image_or_a_text_is_told_what_to_be(
     photograph: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.sh").write_text("echo\n" * 300)
@@ -267,7 +267,7 @@ def test_a_mixing_set_that_is_a_picture_or_a_text_is_told_what_to_be(
         assert f"{place} is no tar; name a folder of pictures" in result.stderr
 
 
-def test_a_picture_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_an_image_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(b"nothing")
     with pytest.raises(PipelineError, match=r"0\.png cannot be read"):
         MixingImages([tmp_path], 32)[0]

@@ -124,9 +124,7 @@ def test_a_page_is_written_into_a_new_folder_and_over_an_old_one(tmp_path: Path)
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("width", [500, 1200])
-def test_a_browser_shows_each_picture_and_table_within_its_window(
-    tmp_path: Path, width: int
-) -> None:
+def test_a_browser_shows_each_image_and_table_within_its_window(tmp_path: Path, width: int) -> None:
     found = probe(report(), tmp_path, width)
     pictures, tables = found["pictures"], found["tables"]
     assert isinstance(pictures, list)
@@ -140,7 +138,7 @@ def test_a_browser_shows_each_picture_and_table_within_its_window(
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
-def test_a_screenshot_of_a_page_has_the_colour_of_its_picture(tmp_path: Path) -> None:
+def test_a_screenshot_of_a_page_has_the_colour_of_its_image(tmp_path: Path) -> None:
     write_page(report(), tmp_path / "report.html")
     shot = tmp_path / "shot.png"
     assert CHROMIUM is not None

@@ -100,7 +100,7 @@ def test_json_has_each_epoch_and_what_was_found(tmp_path: Path) -> None:
 
 # JPEG halves the resolution of colours, in which lines are thin.
 @pytest.mark.parametrize(("ending", "within"), [(".png", 40), (".jpg", 90)])
-def test_curves_are_a_picture_in_which_each_run_has_its_colour(
+def test_curves_are_an_image_in_which_each_run_has_its_colour(
     tmp_path: Path, ending: str, within: int
 ) -> None:
     folders = [training(tmp_path / "a"), training(tmp_path / "b", 9, more=1.0)]
@@ -400,7 +400,7 @@ def test_a_training_is_named_by_its_folder_however_it_is_spelled(
     assert [each.name for each in read_runs([Path(), b])] == ["a", "b"]
 
 
-def test_two_pictures_do_not_take_one_file(tmp_path: Path) -> None:
+def test_two_images_do_not_take_one_file(tmp_path: Path) -> None:
     folder = training(tmp_path / "a")
     page = tmp_path / "a.htm"
     result = run(folder, "--plot", folder / "x.png", "--html", page)

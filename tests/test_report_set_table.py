@@ -12,7 +12,7 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.shards.images import (
-    picture_files,
+    image_files,
 )
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(of_files(picture_files(folder))).per_image
+        measure_set(of_files(image_files(folder))).per_image
     )
     found = verdicts(perfect())
     assert len(found) == 21
@@ -68,7 +68,7 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
     assert table(worse).count("NOT MET") == 1
 
 
-def test_fewer_than_64_pictures_are_not_judged_by_their_diversity() -> None:
+def test_fewer_than_64_images_are_not_judged_by_their_diversity() -> None:
     few = replace(perfect(), n=63, n_of_diversity=63, colour_vendi=2.0)
     unjudged = [verdict.statistic for verdict in verdicts(few) if verdict.met is None]
     assert unjudged == ["colour_vendi", "hog_vendi"]

@@ -30,7 +30,7 @@ N = 12
 
 
 class Brightness(nn.Module):
-    """Tells dark, middling and bright pictures apart, as sure as they are so."""
+    """Tells dark, middling and bright images apart, as sure as they are so."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean((1, 2, 3))
@@ -44,20 +44,20 @@ def classifier(batch_size: int = 5) -> Classifier:
     )  # fmt: skip
 
 
-def pictures_of(n: int = N, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
+def images_of(n: int = N, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, n)
     base = np.array([30, 128, 220])[labels][:, None, None, None]
-    pictures = (base + rng.integers(-25, 26, (n, side, side, 3))).astype(np.uint8)
-    return pictures, labels.astype(np.int64)
+    images = (base + rng.integers(-25, 26, (n, side, side, 3))).astype(np.uint8)
+    return images, labels.astype(np.int64)
 
 
-PICTURES, LABELS = pictures_of()
+IMAGES, LABELS = images_of()
 
 
-def data_of(root: Path, pictures: np.ndarray = PICTURES, labels: np.ndarray = LABELS) -> Data:
-    test = TestSet(images=ArrayImages(pictures), labels=labels)
-    return Data(root=root, name="TINY", side=pictures.shape[1], view=None, test=test)
+def data_of(root: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS) -> Data:
+    test = TestSet(images=ArrayImages(images), labels=labels)
+    return Data(root=root, name="TINY", side=images.shape[1], view=None, test=test)
 
 
 def evaluation(root: Path, **changes: Any) -> Evaluation:  # noqa: ANN401
@@ -70,7 +70,7 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
     written = {}
     for place, name in enumerate(names):
         severities = [
-            (PICTURES * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
+            (IMAGES * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
             for severity in range(1, 6)
         ]
         written[name] = np.concatenate(severities)
@@ -79,9 +79,9 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
     return written
 
 
-def plain_answers(pictures: np.ndarray) -> Predictions:
+def plain_answers(images: np.ndarray) -> Predictions:
     """Predictions one by one."""
-    images = as_tensor(pictures, torch.device("cpu"))
+    images = as_tensor(images, torch.device("cpu"))
     soft = torch.stack([classifier().logits(each[None])[0] for each in images]).softmax(1)
     return Predictions(predicted=soft.argmax(1).numpy(), confidence=soft.max(1).values.numpy())
 

@@ -216,7 +216,7 @@ def run(
         )
         from pipelines.evaluation.suites import missing_inputs, origin_of
         from pipelines.models.checkpoints import open_checkpoint
-        from pipelines.report.evaluations import VERSION, notes_of, radar, table
+        from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import names_of
         from pipelines.system.process_group import joined
@@ -284,7 +284,7 @@ def run(
             "failed": failed,
         }
         ignored = notices.ignored_line()
-        _tell([*notices.take(), *notes_of(values), *([ignored] if ignored else [])])
+        _tell([*notices.take(), *overlaps_of(values), *([ignored] if ignored else [])])
         # Printed before what may fail, so that no result is lost.
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:

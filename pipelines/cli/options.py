@@ -256,18 +256,18 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
 
 def report_ignored(folder: Path) -> None:
     """Print in one line on stderr which images below a folder are ignored, if any."""
-    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
+    from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
-    found = passed_over(folder)
+    extensions, ignored = skipped_files(folder)
     lines = []
-    if found.extensions:
-        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
-        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
+    if extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
+        taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
         lines.append(f"ignored {counts}; only {taken} are used")
-    if found.ignored:
-        n = len(found.ignored)
+    if ignored:
+        n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        lines.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
+        lines.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
     if lines:
         click.echo(f"{folder}: {'; '.join(lines)}", err=True)
 

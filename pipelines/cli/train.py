@@ -101,7 +101,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb
-    from pixmix.warming import pending
+    from pixmix.fused import pending
 
     try:
         recipe = _recipe(dataset, options)

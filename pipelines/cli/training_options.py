@@ -91,9 +91,9 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
         option(
             "--all-ops",
             is_flag=True,
-            help="Also draw color, contrast, brightness and sharpness, which overlap the "
-            "corruptions of ImageNet-C. The authors' README passes --all-ops in the recipes of the "
-            "PixMix paper; the default of their script is off, as here.",
+            help="Also draw the operations that overlap the corruptions of ImageNet-C (listed in "
+            "docs/mixing.md). The authors' README passes --all-ops in the recipes of the PixMix "
+            "paper; the default of their script is off, as here.",
         ),
         option(
             "--jsd/--no-jsd",

@@ -20,7 +20,7 @@ from featviz.networks import call_function
 from featviz.state_dicts import fitted
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import DenseNet, DenseNetBC, ResNeXt, WideResNet
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 Triple = tuple[float, float, float]
 

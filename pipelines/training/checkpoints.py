@@ -22,8 +22,7 @@ from typing import Annotated, Any
 import msgspec
 import torch
 
-from featviz.checkpoint_digest import matches_digest, with_digest
-from featviz.weights import load_checkpoint
+from featviz.weights import load_checkpoint, matches_digest, with_digest
 from pipelines.errors import PipelineError
 from pipelines.models.checkpoints import NetworkMetadata
 from pipelines.system.files import (

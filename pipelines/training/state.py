@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featviz.state_dicts import is_plain
 from pipelines.errors import PipelineError
 from pipelines.loading.cursors import TrainLoader
 from pipelines.loading.loaders import train_loader
@@ -449,8 +450,7 @@ def scaler_state(given: Mapping[str, float], scaler: torch.amp.GradScaler) -> di
 def _check_tensor(value: object, like: Tensor, name: str) -> None:
     if not isinstance(value, Tensor):
         raise DamagedError(f"{name} is {reprlib.repr(value)}, not a tensor")
-    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.dtype != like.dtype or value.shape != like.shape:
+    if not is_plain(value) or value.dtype != like.dtype or value.shape != like.shape:
         raise DamagedError(
             f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected {like.dtype} of "
             f"shape {tuple(like.shape)}"

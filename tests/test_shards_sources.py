@@ -1,9 +1,8 @@
-"""What goes into shards and mixing sets: which files are images, which folders classes."""
+"""What goes into shards and mixing sets: classes, splits, names, and what is no regular file."""
 
 import io
 import json
 import os
-import resource
 import socket
 import subprocess
 import sys
@@ -13,76 +12,57 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
-from PIL import Image, ImageOps, PngImagePlugin
+from click.testing import CliRunner
+from PIL import Image, ImageOps
 
 from pipelines.cli import shard as command
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import decode_picture
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.loading.samples import ShardReader
-from pipelines.shards import images
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import (
     LARGEST_FILE,
-    at_measured_size,
-    is_ignored_name,
-    picture_files,
-    read_picture,
+    image_files,
+    read_image,
 )
-from pipelines.system import processes
-from shard_sets import drawn_pictures, encoded, run_here
+from pipelines.shards.sources import ImageFolderSource
+from shard_commands import (
+    PICTURES,
+    PNG,
+    folders_of_images,
+    made,
+    run,
+    write_file,
+)
+from shard_sets import encoded
 
-PICTURES = drawn_pictures(12, 3)
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
+
 LITTER = (
     ".ipynb_checkpoints/0-checkpoint.png", ".git/x.png", "__MACOSX/a/._0.png", "a/._0.png",
     "a/.hidden/0.png", "@eaDir/0.png",
 )  # fmt: skip
+
+
 NOT_IMAGES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do the work of all processes in this one, which begins at once."""
-    monkeypatch.setattr(processes, "run_chunks", run_here)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(command.main, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
-
-
-def made(*arguments: object) -> Path:
-    result = run(*arguments, "--jobs", 1)
-    assert result.exit_code == 0, result.output
-    return Path(str(arguments[2]))
-
-
-def write(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    return path
 
 
 def folder_of(root: Path, classes: str = "ab", n: int = 3) -> Path:
     for i in range(n):
         for name in classes:
-            write(root / name / f"{i}.png", encoded(PICTURES[i]))
+            write_file(root / name / f"{i}.png", encoded(PICTURES[i]))
     return root
 
 
 def with_litter(root: Path) -> Path:
     folder_of(root)
     for name in LITTER:
-        write(root / name, encoded(PICTURES[9]))
+        write_file(root / name, encoded(PICTURES[9]))
     for name in NOT_IMAGES:
-        write(root / name, b"not an image")
+        write_file(root / name, b"not an image")
     return root
-
-
-# --- hidden files and a system's litter ----------------------------------------------------------
 
 
 def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
@@ -102,14 +82,14 @@ def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -
 def test_hidden_splits_are_none(tmp_path: Path) -> None:
     for split in ("train", "val"):
         folder_of(tmp_path / "source" / split)
-    write(tmp_path / "source" / "__MACOSX" / "train" / "a" / "._0.png", b"x")
+    write_file(tmp_path / "source" / "__MACOSX" / "train" / "a" / "._0.png", b"x")
     made("imagefolder", tmp_path / "source", tmp_path / "out")
     assert open_shards(tmp_path / "out" / "val").classes == ("a", "b")
 
 
 def test_mixing_sets_have_no_hidden_images(tmp_path: Path) -> None:
     source = with_litter(tmp_path / "source")
-    assert len(picture_files(source)) == 6
+    assert len(image_files(source)) == 6
     assert len(open_mixing_set(source, 16, cache_dir=tmp_path / "cache")) == 6
     assert len(open_shards(made("mixing", source, tmp_path / "out"))) == 6
     archive = tmp_path / "x.tar"
@@ -118,7 +98,7 @@ def test_mixing_sets_have_no_hidden_images(tmp_path: Path) -> None:
     assert len(open_mixing_set(archive, 16, cache_dir=tmp_path / "cache")) == 6
     assert len(open_shards(made("mixing", archive, tmp_path / "of-tar"))) == 6
     result = CliRunner().invoke(show, ["set", str(source), "--json"])
-    assert json.loads(result.stdout)["pictures"] == 6
+    assert json.loads(result.stdout)["images"] == 6
 
 
 def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) -> None:
@@ -130,27 +110,19 @@ def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) ->
     result = run("index", tmp_path / "x.tar", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["n_samples"] == 2
-    assert sum(json.loads(result.stdout)["left"].values()) == 3
+    assert sum(json.loads(result.stdout)["ignored"].values()) == 3
 
 
-@pytest.mark.parametrize("name", ["a", "a.b", "DS_Store", "macosx", "thumbs.png", "n01440764"])
-def test_other_names_are_not_ignored(name: str) -> None:
-    assert not is_ignored_name(name)
-
-
-@pytest.mark.parametrize("option", ["--broken-files", "--odd-files"])
+@pytest.mark.parametrize("option", ["--on-decode-error", "--on-nonstandard"])
 def test_a_class_of_which_no_image_is_left_is_refused(tmp_path: Path, option: str) -> None:
     source = folder_of(tmp_path / "source")
-    content = b"no image" if option == "--broken-files" else encoded(PICTURES[0], "jpg")
-    write(source / "c" / "0.png", content)
+    content = b"no image" if option == "--on-decode-error" else encoded(PICTURES[0], "jpg")
+    write_file(source / "c" / "0.png", content)
     result = run("imagefolder", source, tmp_path / "out", option, "skip", "--jobs", 1)
     assert result.exit_code == 1
     assert "'c'" in result.stderr
-    write(source / "c" / "1.png", encoded(PICTURES[1]))
+    write_file(source / "c" / "1.png", encoded(PICTURES[1]))
     made("imagefolder", source, tmp_path / "out", option, "skip")
-
-
-# --- names ---------------------------------------------------------------------------------------
 
 
 def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
@@ -158,7 +130,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
     for split, form in (("train", "NFC"), ("val", "NFD")):
         for name in ("z", "\u00e9t\u00e9", "a"):
             folder = tmp_path / "source" / split / unicodedata.normalize(form, name)
-            write(folder / "0.png", encoded(PICTURES[0]))
+            write_file(folder / "0.png", encoded(PICTURES[0]))
     out = made("imagefolder", tmp_path / "source", tmp_path / "out")
     train, val = (open_shards(out / split) for split in ("train", "val"))
     assert train.classes == val.classes == ("a", "z", "\u00e9t\u00e9")
@@ -169,7 +141,7 @@ def test_two_folders_that_are_one_class_are_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source")
     for form in ("NFC", "NFD"):
         folder = source / unicodedata.normalize(form, "\u00e9t\u00e9")
-        write(folder / "0.png", encoded(PICTURES[0]))
+        write_file(folder / "0.png", encoded(PICTURES[0]))
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert "\u00e9t\u00e9" in result.stderr
@@ -203,10 +175,7 @@ def test_names_of_any_bytes_are_written_everywhere(tmp_path: Path) -> None:
         tar.addfile(info, io.BytesIO(encoded(PICTURES[0])))
     assert run("index", folder / "x.tar").exit_code == 0
     (folder / "x.tar").unlink()
-    made("mixing", folder, tmp_path / "out", "--broken-files", "skip")
-
-
-# --- what is no regular file ---------------------------------------------------------------------
+    made("mixing", folder, tmp_path / "out", "--on-decode-error", "skip")
 
 
 def no_regular_file(path: Path, kind: str) -> None:
@@ -244,11 +213,11 @@ def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: 
         result = run(command_name, source, tmp_path / command_name, "--jobs", 1)
         assert result.exit_code == 1
         assert "a/x.png" in result.stderr
-        options = ["--broken-files", "skip"]
+        options = ["--on-decode-error", "skip"]
         out = made(command_name, source, tmp_path / f"{command_name} 2", *options)
         assert len(open_shards(out)) == 6
     with pytest.raises(PipelineError, match=r"x\.png"):
-        read_picture(odd)
+        read_image(odd)
     cache = tmp_path / "cache"
     with pytest.raises(PipelineError, match=r"x\.png"):
         open_mixing_set(source, 16, cache_dir=cache)
@@ -285,54 +254,6 @@ def test_no_command_waits_for_a_file_that_is_none(tmp_path: Path, kind: str) -> 
     assert not out.exists()
 
 
-# --- shapes, texts, orientations -----------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
-def test_a_thin_image_is_measured_in_little_memory(shape: tuple[int, int], tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert at_measured_size(picture).shape == (256, 256, 3)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
-    write(tmp_path / "set" / "thin.png", encoded(picture))
-    with pytest.raises(PipelineError, match=r"thin\.png"):
-        open_mixing_set(tmp_path / "set", 256, cache_dir=tmp_path / "cache")
-
-
-@pytest.mark.parametrize("shape", [(700, 40), (33, 500), (300, 301), (1, 9)])
-def test_a_thin_image_is_cut_as_others_are(
-    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The centre alone is scaled where all of it would be too much: the same but for rounding."""
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    whole = at_measured_size(picture).astype(int)
-    monkeypatch.setattr(images, "MOST_PIXELS", 0)
-    # Pillow rounds after each of two passes.
-    assert np.abs(at_measured_size(picture) - whole).max() <= 1
-
-
-@pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
-def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
-    import struct
-    import zlib
-
-    picture = PICTURES[0]
-    packed = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1000))
-    value = {
-        b"zTXt": b"key\0\0" + packed,
-        b"iTXt": b"key\0\1\0\0\0" + packed,
-        b"iCCP": b"key\0\0" + packed,
-        b"tEXt": b"key\0" + b"x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1000),
-    }[kind]
-    chunk = struct.pack(">I", len(value)) + kind + value
-    chunk += struct.pack(">I", zlib.crc32(kind + value))
-    content = encoded(picture)
-    at = 33 if place == "before" else len(content) - 12
-    content = content[:at] + chunk + content[at:]
-    assert np.array_equal(decode_picture(content), picture)
-
-
 def oriented(picture: np.ndarray, value: int, format: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = value
@@ -344,7 +265,7 @@ def oriented(picture: np.ndarray, value: int, format: str = "JPEG") -> bytes:
 @pytest.mark.parametrize("value", range(1, 9))
 def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) -> None:
     content = oriented(PICTURES[0], value)
-    source = write(tmp_path / "source" / "a" / "0.jpg", content).parents[1]
+    source = write_file(tmp_path / "source" / "a" / "0.jpg", content).parents[1]
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     for command_name in ("imagefolder", "mixing"):
         plain = made(command_name, source, tmp_path / f"plain {command_name}")
@@ -361,7 +282,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
         assert found.shape == upright.shape
         assert np.abs(found - upright).mean() < 3
         counts = {} if value == 1 else {f"EXIF orientation {value}": 1}
-        assert opened.settings["found"].get("turned", {}) == counts
+        assert opened.settings["found"].get("rotated", {}) == counts
         assert run("verify", opened.location).exit_code == 0
     cache = tmp_path / "cache"
     side = min(upright.shape[:2])
@@ -373,17 +294,6 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
     )
 
 
-def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
-    content = oriented(PICTURES[0], 6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
-    write(tmp_path / "source" / "a" / "0.jpg", content)
-    write(tmp_path / "source" / "a" / "1.jpg", oriented(PICTURES[1], 99))
-    opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
-    assert "turned" not in opened.settings["found"]
-    assert bytes(ShardReader(opened).read(0)) in (
-        content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
-    )  # fmt: skip
-
-
 def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "src" / name).mkdir(parents=True)
@@ -392,3 +302,145 @@ def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
     made("imagefolder", tmp_path / "src", tmp_path / "out")
     assert run("verify", tmp_path / "out").exit_code == 0
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["classes"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["valid", "dev", "eval"])
+def test_a_split_of_any_usual_name_is_made(tmp_path: Path, name: str) -> None:
+    source = folders_of_images(tmp_path / "set", "train/a", f"{name}/a")
+    out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert len(open_shards(out / name)) == 1
+    files = json.loads((out / "_info.json").read_text())["splits"]
+    assert set(files) == {"train", "validation" if name == "valid" else name}
+
+
+def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
+    source = folders_of_images(tmp_path / "set", "invalid", "valid")
+    out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert open_shards(out).classes == ("invalid", "valid")
+
+
+def test_a_split_that_is_named_is_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+    source = folders_of_images(tmp_path / "set", "valid/a", "cat")
+    out = made("imagefolder", source, tmp_path / "out", "--split", "valid", "--jobs", 1)
+    assert open_shards(out / "valid").classes == ("a",)
+
+
+def test_splits_beside_other_folders_are_refused_naming_both(tmp_path: Path) -> None:
+    source = folders_of_images(tmp_path / "set", "cat", "dog/test", "test/a", ".cache/a")
+    result = run("imagefolder", source, tmp_path / "out")
+    assert result.exit_code == 1
+    assert "holds splits (test) beside other folders (cat, dog); if all" in result.stderr
+    assert not (tmp_path / "out").exists()
+    assert len(
+        open_shards(made("imagefolder", source, tmp_path / "out", "--split", "test") / "test")
+    )
+
+
+def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
+    source = folders_of_images(tmp_path / "set", "train/a", "val/a", "test")
+    result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    assert f"{source / 'test'} is skipped: it has no folder a class" in result.stderr
+    splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
+    assert set(splits) == {"train", "validation"}
+    result = run("imagefolder", source, tmp_path / "out", "--split", "test")
+    assert result.exit_code == 1
+    assert "has no folder a class" in result.stderr
+
+
+def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
+    source = folders_of_images(tmp_path / "set", "train/a", "val/a")
+    (source / "val" / "b").mkdir()
+    result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 1
+    assert "holds no image, so its class would be empty" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
+def test_a_link_that_leads_back_adds_no_picture(tmp_path: Path, kind: str) -> None:
+    source = folders_of_images(tmp_path / "set", "a/deeper", "b")
+    (source / "a" / "self").symlink_to(source / "a")
+    (source / "a" / "deeper" / "set").symlink_to(source)
+    (source / "b" / "other").symlink_to(tmp_path / "other")
+    (source / "b" / "circle").symlink_to("circle")
+    folders_of_images(tmp_path / "other", "c")
+    assert len(open_shards(made(kind, source, tmp_path / "out", "--jobs", 1))) == 3
+
+
+def test_an_image_folder_s_order_is_torchvision_s(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("torchvision.datasets")
+    names = ("a", "a/b", "a/b/c", "a/b-c", "a/B", "a/b.d/e", "b/10", "b/9")
+    root = tmp_path / "set"
+    for name in names:
+        folders_of_images(root, name)
+    expected = [
+        (Path(path).relative_to(root).as_posix(), label)
+        for path, label in datasets.ImageFolder(root).samples
+    ]
+    assert [(item.name, item.label) for item in ImageFolderSource(folder=root).items()] == expected
+    assert len(expected) == 8
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+@pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
+def test_names_of_any_bytes_are_taken(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / "source" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "a b\n\N{CAT}.png").write_bytes(PNG)
+    (folder / os.fsdecode(b"b\xff.png")).write_bytes(PNG)
+    opened = open_shards(made(kind, tmp_path / "source", tmp_path / "out"))
+    assert len(opened) == 2
+    assert opened.classes == (() if kind == "mixing" else ("caf\\udce9",))
+    names = set()
+    for sample in opened.shards:
+        with tarfile.open(tmp_path / "out" / sample.file) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    names.add(json.loads(file.read())["filename"])
+    assert names == {"caf\\udce9/a b\n\N{CAT}.png", "caf\\udce9/b\\udcff.png"}
+
+
+def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) -> None:
+    from pipelines.cli.gen import main as gen
+
+    ours = tmp_path / "fractals"
+    arguments = ["fractals", "--n", "3", "--size", "32", "--out", str(ours), "--jobs", "1"]
+    assert CliRunner().invoke(gen, arguments).exit_code == 0
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "deeper" / "1.png").write_bytes(encoded(PICTURES[0]))
+    archive = tmp_path / "fractals_and_fvis.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(folder / "deeper" / "1.png", "fractals_and_fvis/fractals/images/1.png")
+    out = tmp_path / "out"
+    result = run("mixing", ours, folder, archive, out, "--num-shards", 2, "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    opened, reader = open_shards(out), ShardReader(open_shards(out))
+    contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(5)}
+    fractals = [(ours / "images" / f"{i:08}.jpg").read_bytes() for i in range(3)]
+    picture = encoded(PICTURES[0])
+    assert contents == dict(enumerate([*fractals, picture, picture]))
+    assert (opened.samples["label"] == -1).all()
+    records = {}
+    for path in out.glob("*.tar"):
+        with tarfile.open(path) as tar:
+            for member in tar:
+                if member.name.endswith(".json"):
+                    file = tar.extractfile(member)
+                    assert file is not None
+                    records[int(member.name.split(".")[0])] = json.loads(file.read())
+    assert all("genome" in records[i] for i in range(3))
+
+
+def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
+    content = oriented(PICTURES[0], 6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
+    write_file(tmp_path / "source" / "a" / "0.jpg", content)
+    write_file(tmp_path / "source" / "a" / "1.jpg", oriented(PICTURES[1], 99))
+    opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
+    assert "rotated" not in opened.settings["found"]
+    assert bytes(ShardReader(opened).read(0)) in (
+        content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
+    )  # fmt: skip

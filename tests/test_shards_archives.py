@@ -1,4 +1,4 @@
-"""Archives of images: zips, arrays, compressed tars, CIFAR's pickles; damaged ones and hostile."""
+"""Archives of images and datasets as they are published: damaged ones and hostile."""
 
 import gzip
 import io
@@ -19,10 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 from numpy.typing import NDArray
+from PIL import Image
 
-from pipelines.cli import shard as command
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
@@ -32,23 +32,14 @@ from pipelines.shards import archives
 from pipelines.shards.archives import archived_images, read_archived, read_split
 from pipelines.shards.format import open_shards
 from pipelines.shards.tar import scan_tar
-from pipelines.system import processes
 from pipelines.system.plain_pickle import read_pickle
-from shard_sets import drawn_pictures, encoded, run_here
+from shard_commands import Evil, made, run
+from shard_sets import drawn_pictures, encoded
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
+
 
 PICTURES = drawn_pictures(6, 5, (20, 30))
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do the work of all processes in this one, which begins at once."""
-    monkeypatch.setattr(processes, "run_chunks", run_here)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(command.main, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
@@ -81,7 +72,7 @@ def test_a_zip_is_read_as_it_lies(tmp_path: Path, compression: int, prefix: str)
     for found, picture in zip(pixels_of(tmp_path / "out"), PICTURES, strict=True):
         assert np.array_equal(found, picture)
     result = CliRunner().invoke(show, ["set", str(archive), "--json"])
-    assert json.loads(result.stdout)["pictures"] == 6
+    assert json.loads(result.stdout)["images"] == 6
 
 
 def test_an_array_of_images_is_read_as_it_lies(tmp_path: Path) -> None:
@@ -132,9 +123,6 @@ def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
     assert len(open_mixing_set(folder / "x.tar", 20, cache_dir=tmp_path / "cache")) == 1
 
 
-# --- hostile zips --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["../0.png", "/etc/0.png", "a/../../0.png", "a\\..\\0.png"])
 def test_a_name_that_leads_out_of_a_zip_is_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
@@ -167,7 +155,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lying.zip").write_bytes(lying)
     (image,) = archived_images(tmp_path / "lying.zip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(archives.BrokenPictureError):
+    with pytest.raises(archives.DecodeError):
         read_archived(tmp_path / "lying.zip", image.place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
     monkeypatch.setattr(archives, "LARGEST_FILE", 10_000_000)
@@ -194,13 +182,11 @@ def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
     result = run("mixing", path, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert "5.png" in result.stderr
-    assert run("mixing", path, tmp_path / "out", "--broken-files", "skip").exit_code == 0
+    assert run("mixing", path, tmp_path / "out", "--on-decode-error", "skip").exit_code == 0
     assert len(open_shards(tmp_path / "out")) == 5
     with pytest.raises(UnreadablePictureError):
         picture_source(path).read(5)
 
-
-# --- CIFAR ---------------------------------------------------------------------------------------
 
 FILES = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
 
@@ -319,7 +305,11 @@ def number(value: int) -> bytes:
 
 
 RECONSTRUCT = named("numpy.core.multiarray", "_reconstruct") + b"("
+
+
 ARRAY = RECONSTRUCT + named("numpy", "ndarray") + b"(" + number(0) + b"t" + text("b") + b"tR"
+
+
 INTEGERS = named("numpy", "dtype") + b"(" + text("i8") + number(0) + number(1) + b"tR"
 
 
@@ -332,7 +322,10 @@ def remembered(k: int) -> bytes:
 
 
 DOUBLED = b"(lq\0" + b"".join(b"(" + remembered(k) * 2 + b"lq" + bytes([k + 1]) for k in range(40))
+
+
 TUPLES = b")q\0" + b"".join(remembered(k) * 2 + b"\x86q" + bytes([k + 1]) for k in range(60))
+
 
 HOSTILE: dict[str, bytes] = {
     "flags of objects": opcodes(
@@ -391,9 +384,6 @@ def test_values_of_a_pickle_that_repeat_themselves_are_no_batch(tmp_path: Path) 
     assert "data_batch_1" in result.stderr
 
 
-# --- any byte changed ----------------------------------------------------------------------------
-
-
 def plain_tar() -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -432,7 +422,7 @@ def read_all(path: Path) -> None:
     for image in archived_images(path):
         try:
             read_archived(path, image.place)
-        except (OSError, archives.BrokenPictureError):
+        except (OSError, archives.DecodeError):
             continue
 
 
@@ -504,11 +494,66 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path: Path, what: 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
-def test_a_size_of_many_digits_is_refused(tmp_path: Path) -> None:
-    for digits in (19, 21, 5000, 100_000):
-        with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as tar:
-            info = tarfile.TarInfo("k.jpg")
-            info.size, info.pax_headers = 3, {"size": "9" * digits}
-            tar.addfile(info, io.BytesIO(b"abc"))
-        with pytest.raises(PipelineError, match=r"x\.tar"):
-            list(scan_tar(tmp_path / "x.tar"))
+def cifar_folder(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:
+    """Write a python archive of CIFAR-10's form, five pictures a batch; return the pictures."""
+    generator = np.random.default_rng(0)
+    data = generator.integers(0, 256, (30, 3072), dtype=np.uint8)
+    folder = root / "cifar-10-batches-py"
+    folder.mkdir(parents=True)
+    for i, name in enumerate([*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]):
+        batch: dict[str, Any] = {
+            "data": data[5 * i : 5 * i + 5],
+            "labels": [(5 * i + j) % 10 for j in range(5)],
+        }
+        if evil and i == 2:
+            batch["labels"] = Evil()
+        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
+    names = [f"class {i}" for i in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}, protocol=2))
+    return data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> None:
+    pictures = cifar_folder(tmp_path / "root")
+    source = tmp_path / "root"
+    if packed:
+        source = tmp_path / "cifar-10-python.tar.gz"
+        with tarfile.open(source, "w:gz") as tar:
+            tar.add(tmp_path / "root" / "cifar-10-batches-py", "cifar-10-batches-py")
+    out = made("cifar10", source, tmp_path / "out", "--num-shards", 3)
+    for split, first, n in (("train", 0, 25), ("test", 25, 5)):
+        opened = open_shards(out / split)
+        assert (len(opened), opened.kind) == (n, "cifar10")
+        assert opened.classes[3] == "class 3"
+        reader = ShardReader(opened)
+        for i in range(n):
+            number = int(opened.key(i))
+            image = np.asarray(Image.open(io.BytesIO(reader.read(i))))
+            assert np.array_equal(image, pictures[first + number])
+            assert opened.samples["label"][i] == (first + number) % 10
+
+
+def test_a_pickle_that_would_run_something_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cifar_folder(tmp_path / "root", evil=True)
+    result = run("cifar10", tmp_path / "root", tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 1
+    assert "data_batch_3 is refused: it asks for " in result.stderr
+    assert not (tmp_path / "pickle-was-run").exists()
+    for content in (pickle.dumps(Evil()), pickle.dumps(print), b"cos\nsystem\n(S'ls'\ntR."):
+        with pytest.raises(PipelineError, match="is refused: it asks for"):
+            read_pickle(content, "file")
+    for content in (b"", b"\x80\x02", b"no pickle", pickle.dumps([1, 2])[:-1]):
+        with pytest.raises(PipelineError, match=r"is a damaged pickle|is refused"):
+            read_pickle(content, "file")
+
+
+def test_the_digits_need_no_download(tmp_path: Path) -> None:
+    result = run("digits", tmp_path, "--jobs", 1, "--json")
+    assert result.exit_code == 0, result.output
+    assert [each["n_samples"] for each in json.loads(result.stdout)["sets"]] == [1438, 359]
+    labels = open_shards(tmp_path / "test").samples["label"]
+    assert set(labels.tolist()) == set(range(10))
