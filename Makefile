@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+INSTALLED_DEMO := .venv/.installed-demo
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: test test-all lint demo help-pages streaming-plan reference figures clean
 
@@ -17,7 +19,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-demo: $(INSTALLED)
+demo: $(INSTALLED_DEMO)
 	$(BIN)/pixmix-demo --out demo
 
 help-pages: $(INSTALLED)
@@ -27,8 +29,11 @@ streaming-plan: $(INSTALLED)
 	$(BIN)/python docs/streaming_simulator.py --page docs/streaming-plan.md
 
 $(INSTALLED): pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+$(INSTALLED_DEMO): pyproject.toml
+	$(INSTALL) --editable '.[demo]'
 	touch $@
 
 reference: $(INSTALLED)

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.arguments import real, whole
-from pixmix.op_kernels import GEOMETRIC_OPERATIONS, OPERATIONS, STANDARD_OPERATIONS
-
-MIXINGS = ("add", "multiply", "screen", "overlay", "darken_or_lighten", "swap_channel")
-"""All ways to mix two pictures; the paper uses the first two."""
+from pixmix.mixing import MIXINGS
+from pixmix.operations import OPERATIONS
 
 MAXIMAL_SEVERITY = 10.0
 MINIMAL_LEVEL = 0.1
@@ -26,12 +24,12 @@ class PixMixSettings:
 
     Attributes:
         k: the most rounds of mixing; their number is drawn uniformly from 0 to k.
-        beta: above 0; the larger, the more a mixing keeps of the picture (see `pixmix.mixing`).
+        beta: above 0; the larger, the more a mixing keeps of the image (see `pixmix.mixing`).
         severity: of the operations, 0.1 to 10; a level is drawn uniformly from 0.1 to severity.
-        all_ops: whether color, contrast, brightness and sharpness are drawn too. They overlap
-            ImageNet-C's test corruptions, so results with and without are not to be compared.
+        all_ops: whether the operations that overlap ImageNet-C's test corruptions are drawn too
+            (see `pixmix.operations`). Results with and without are not to be compared.
         geometric: whether rotations, shears and translations are drawn. Without them all that is in
-            a picture stays in its place: for boxes and masks.
+            an image stays in its place: for boxes and masks.
         mixings: names from `MIXINGS`, each drawn with the same probability.
 
     The paper's recipes: CIFAR k=4, beta=3, severity=3; ImageNet k=4, beta=4, severity=1.
@@ -58,20 +56,20 @@ class PixMixSettings:
         object.__setattr__(self, "severity", real("severity", self.severity))
         for name in ("all_ops", "geometric"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is {getattr(self, name)!r}; give True or False")
+                raise TypeError(f"{name} is {getattr(self, name)!r}; pass True or False")
         if not (math.isfinite(self.beta) and self.beta >= MINIMAL_BETA):
             raise ValueError(
-                f"beta is {self.beta:g}; give a number above 0, {MINIMAL_BETA:g} or more "
+                f"beta is {self.beta:g}; pass a number above 0, {MINIMAL_BETA:g} or more "
                 "(the paper: 3 and 4)"
             )
         if not MINIMAL_LEVEL <= self.severity <= MAXIMAL_SEVERITY:
             raise ValueError(
-                f"severity is {self.severity:g}; give a number from {MINIMAL_LEVEL} to "
+                f"severity is {self.severity:g}; pass a number from {MINIMAL_LEVEL} to "
                 f"{MAXIMAL_SEVERITY:g} (the paper: 3 for CIFAR, 1 for ImageNet)"
             )
         if not (isinstance(self.mixings, tuple) and self.mixings):
             raise ValueError(
-                f"mixings is {self.mixings!r}; give a tuple of one or more of {', '.join(MIXINGS)}"
+                f"mixings is {self.mixings!r}; pass a tuple of one or more of {', '.join(MIXINGS)}"
             )
         for name in self.mixings:
             if name not in MIXINGS:
@@ -80,15 +78,12 @@ class PixMixSettings:
     @cached_property
     def operation_codes(self) -> NDArray[np.int32]:
         """The places in `OPERATIONS` of those that are drawn, as the kernels take them."""
-        names = OPERATIONS if self.all_ops else OPERATIONS[:STANDARD_OPERATIONS]
-        return np.array(
-            [
-                code
-                for code, name in enumerate(names)
-                if self.geometric or name not in GEOMETRIC_OPERATIONS
-            ],
-            np.int32,
-        )
+        codes = [
+            code
+            for code, row in enumerate(OPERATIONS)
+            if (row.standard or self.all_ops) and (self.geometric or not row.geometric)
+        ]
+        return np.array(codes, np.int32)
 
     @cached_property
     def mixing_codes(self) -> NDArray[np.int32]:

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals import elementary
+from fractals import numerics
 
 ROOT = Path(__file__).resolve().parent.parent
 Floats = NDArray[np.float32]
@@ -52,7 +52,7 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Floats]:
 
 ONE_ARGUMENT = (
     "floor", "nearest", "sine_of_turns", "sine", "cosine", "exponential2", "exponential",
-    "logarithm2", "logarithm",
+    "logarithm2",
 )  # fmt: skip
 TWO_ARGUMENTS = ("arctangent2", "power")
 
@@ -77,9 +77,9 @@ def elementary_fingerprints() -> dict[str, str]:
     """Return the hash of each elementary function's values over all scales."""
     x = every_scale()
     y, z = np.roll(x, 7919), np.roll(x, 104_729 % len(x))
-    found = {name: _sha256(mapped(getattr(elementary, name))(x)) for name in ONE_ARGUMENT}
-    found |= {name: _sha256(mapped(getattr(elementary, name))(x, y)) for name in TWO_ARGUMENTS}
-    return found | {"fma": _sha256(mapped(elementary.fma)(x, y, z))}
+    found = {name: _sha256(mapped(getattr(numerics, name))(x)) for name in ONE_ARGUMENT}
+    found |= {name: _sha256(mapped(getattr(numerics, name))(x, y)) for name in TWO_ARGUMENTS}
+    return found | {"fma": _sha256(mapped(numerics.fma)(x, y, z))}
 
 
 def picture_fingerprints() -> dict[str, Any]:
@@ -111,7 +111,7 @@ def mixing_fingerprints() -> dict[str, Any]:
     from pixmix.fused import mix_batch
     from pixmix.packed import PackedPictures
     from pixmix.resizing import resized_crop
-    from pixmix.settings import MIXINGS, PixMixSettings
+    from pixmix.settings import PixMixSettings
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
@@ -128,11 +128,11 @@ def mixing_fingerprints() -> dict[str, Any]:
     found["resized"] = _sha256(np.stack([resized_crop(large, *crop, (16, 15)) for crop in crops]))
     for name, settings in {
         "paper": PixMixSettings(),
-        "all": PixMixSettings(all_ops=True, mixings=MIXINGS, beta=0.5, severity=10),
+        "all": PixMixSettings(all_ops=True, beta=0.5, severity=10),
     }.items():
         plan = draw_plan(
             np.arange(200), seed=7, epoch=3, settings=settings, size=(20, 13),
-            source_size=(28, 21), flip=True, views=2, n_pictures=9,
+            source_size=(28, 21), flip=True, views=2, n_mixing_images=9,
         )  # fmt: skip
         for part, rows in (("samples", plan.samples), ("rounds", plan.rounds)):
             for field in rows.dtype.names or ():

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
-from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone
 
-# --- fractals/picture_kernels.py -----------------------------------------------------------------
+# --- fractals/image_kernels.py --------------------------------------------------------------------
 
 
 def luma(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -98,7 +98,7 @@ def resized(
     return (rows @ luma @ columns.T + (1 << 27)) >> 28
 
 
-# --- fractals/elementary.py ----------------------------------------------------------------------
+# --- fractals/numerics.py -------------------------------------------------------------------------
 
 
 def nearest_float32(exact: Fraction) -> np.float32:
@@ -116,7 +116,7 @@ def nearest_float32(exact: Fraction) -> np.float32:
     return min(candidates, key=distance)
 
 
-# --- fractals/random.py --------------------------------------------------------------------------
+# --- fractals/numerics.py -------------------------------------------------------------------------
 
 _64_BITS = (1 << 64) - 1
 
@@ -141,7 +141,7 @@ def xorshift32(state: int) -> int:
     return state ^ (state << 5 & 0xFFFFFFFF)
 
 
-# --- fractals/baselines.py -----------------------------------------------------------------------
+# --- fractals/baselines.py ------------------------------------------------------------------------
 
 
 def units(words: Iterator[int]) -> Iterator[float]:
@@ -205,7 +205,7 @@ def spectrum(words: Iterator[int], height: int, width: int) -> NDArray[np.float6
     return levels.clip(0, 255)
 
 
-# --- fractals/variations.py ----------------------------------------------------------------------
+# --- fractals/variations.py -----------------------------------------------------------------------
 
 Points = NDArray[np.float64]
 
@@ -316,7 +316,7 @@ def vary(  # noqa: C901 - a list of formulas
     raise ValueError(name)
 
 
-# --- fractals/kernels.py -------------------------------------------------------------------------
+# --- fractals/chaos_kernels.py: the game ----------------------------------------------------------
 
 
 def symmetry_affines(symmetry: int) -> list[Affine]:
@@ -410,7 +410,7 @@ def chaos_game(
     return planes.reshape(2, games, height, width)
 
 
-# --- fractals/escape_kernels.py ------------------------------------------------------------------
+# --- fractals/escape_kernels.py -------------------------------------------------------------------
 
 
 def escape_step(
@@ -518,7 +518,7 @@ def painted(
     return by_pixel(np.clip(colour + (1 - colour) * bright, 0, 1))
 
 
-# --- fractals/tone.py ----------------------------------------------------------------------------
+# --- fractals/chaos_kernels.py: light -------------------------------------------------------------
 
 
 def b3_matrix(side: int, gap: int) -> NDArray[np.float64]:
@@ -617,7 +617,7 @@ def shaded_ground(
     return np.repeat(ground, width, axis=1)
 
 
-# --- fractals/palettes.py ------------------------------------------------------------------------
+# --- fractals/palettes.py -------------------------------------------------------------------------
 
 # The two matrices of https://bottosson.github.io/posts/oklab/, rows as printed there.
 _LMS_OF_LAB = np.array(
@@ -1023,30 +1023,13 @@ def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
     return np.exp(np.minimum(exponent, 700.0)) / 2
 
 
-def mix(
-    name: str, x: Reals, y: Reals, a: float, b: float, second: tuple[float, float, bool]
-) -> Reals:
-    """A mixing as `pixmix.mixing` explains it, in float64; second: overlay's screen, and its coin.
-
-    darken_or_lighten takes the coin too; swap_channel is told by a, 0 to 2.
-    """
-    second_a, second_b, coin = second
-    if name == "add":
-        mixed = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
-    elif name == "multiply":
-        mixed = multiply_unclipped(x, y, a, b)
-    elif name == "screen":
-        mixed = 1 - multiply_unclipped(1 - x, 1 - y, a, b)
-    elif name == "overlay":
-        multiplied = multiply_unclipped(x, y, a, b)
-        screened = 1 - multiply_unclipped(1 - x, 1 - y, second_a, second_b)
-        mixed = np.where(x < 0.5 if coin else x > 0.5, multiplied, screened)
-    elif name == "darken_or_lighten":
-        mixed = np.minimum(x, y) if coin else np.maximum(x, y)
-    else:
-        mixed = x.copy()
-        mixed[..., int(a)] = y[..., int(a)]
-    return np.clip(mixed, 0, 1)
+def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
+    """A mixing as `pixmix.mixing` explains it, in float64."""
+    formula = {
+        "add": lambda: (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2,
+        "multiply": lambda: multiply_unclipped(x, y, a, b),
+    }[name]
+    return np.clip(formula(), 0, 1)
 
 
 # --- pixmix/draws.py -----------------------------------------------------------------------------
@@ -1079,7 +1062,7 @@ def drawn(
     severity: float,
     operations: list[int],
     n_mixings: int,
-    n_pictures: int,
+    n_mixing_images: int,
     crop_range: tuple[int, int],
 ) -> dict[str, Any]:
     """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
@@ -1097,16 +1080,13 @@ def drawn(
     rounds = []
     for r in range(k):
         item = _operation(block(2 + 3 * r), operations, severity)
-        item["operates"] |= n_pictures == 0
+        item["operates"] |= n_mixing_images == 0
         mixing, *weights = block(3 + 3 * r)
-        *second_weights, choice = block(4 + 3 * r)
         rounds.append(
             item
             | {
                 "mixing": mixing * n_mixings >> 32,
                 "weights": _weights(*weights, beta),
-                "second_weights": _weights(*second_weights, beta),
-                "choice": choice,
             }
         )
     return {
@@ -1114,7 +1094,7 @@ def drawn(
         "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
         "start": _operation(block(0), operations, severity),
         "n_rounds": n_rounds * (k + 1) >> 32,
-        "picture": picture * n_pictures >> 32,
+        "mixing_image": picture * n_mixing_images >> 32,
         "picture_words": (picture_top, picture_left),
         "rounds": rounds,
     }

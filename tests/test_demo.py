@@ -16,7 +16,7 @@ from pipelines import demo
 from pipelines.cli.demo import main
 from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
 from pipelines.errors import PipelineError
-from pipelines.training.history import write_metrics
+from pipelines.training.tracking import write_metrics
 from pixmix.commands import MODULES
 
 
@@ -167,15 +167,15 @@ def test_a_run_without_checkpoints_is_named_in_a_line(tmp_path: Path) -> None:
 
 def test_the_report_has_the_commands_as_lines_to_copy(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    found = {"networks": {"a.pt": {"clean": {"error": 0.5}}}}
+    found = {"version": 2, "networks": {"a.pt": {"clean": {"error": 0.5}}}}
     for name in ("plain", "pixmix"):
         run = tmp_path / "runs" / name
         run.mkdir(parents=True)
         write_metrics(run, [{"epoch": 1, "step": 2, "train_loss": 1.0, "test_error": 0.5}])
         (run / "evaluation.json").write_text(json.dumps(found))
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for name in ("mixed", "fractals", "featviz"):
-        Image.new("RGB", (30, 20)).save(tmp_path / "pictures" / f"{name}.png")
+        Image.new("RGB", (30, 20)).save(tmp_path / "images" / f"{name}.png")
     lines = {"pixmix-gen fractals --n 400": 12.4, "pixmix-eval --json > 'a b'": 3.0}
     text = demo.write_report(tmp_path, lines).read_text()
     commands = text.partition("<pre>")[2].partition("</pre>")[0]

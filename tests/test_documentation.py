@@ -21,7 +21,7 @@ from pipelines.shards.format import SAMPLE, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data
-from pipelines.training.train import train
+from pipelines.training.loop import train
 from pixmix.draws import draw_plan
 from pixmix.settings import PixMixSettings
 from training_sets import training
@@ -102,7 +102,7 @@ def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> N
     with pytest.raises(PipelineError, match="the loss of step"):
         train(training(out / "data", out, learning_rate=1e30), alone)
     assert made.test is not None
-    (path,) = out.glob("no-number-*.json")
+    (path,) = out.glob("nonfinite-loss-*.json")
     assert set(json.loads(path.read_text())) - NAMED == set()
     tree = FORMATS.partition("## A training")[2].partition("```text")[2].partition("```")[0]
     for place in out.iterdir():
@@ -130,7 +130,7 @@ def test_the_figure_of_the_weights_shows_what_is_drawn(monkeypatch: pytest.Monke
     assert [len(each) for each in (a, b, more, less)] == [500] * 4
     plan = draw_plan(
         np.arange(1500), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=3), size=(1, 1),
-        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+        source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
     )  # fmt: skip
     drawn = list(zip(plan.rounds["a"][:, 0].tolist(), plan.rounds["b"][:, 0].tolist(), strict=True))
     for weights in (zip(a, b, strict=True), zip(more, less, strict=True)):

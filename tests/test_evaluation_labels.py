@@ -2,19 +2,31 @@
 
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from imagenet_folders import WNIDS
 from pipelines.errors import PipelineError
-from pipelines.evaluation.data import find_data, locate
-from pipelines.evaluation.folders import Notices
-from pipelines.evaluation.labels import imagenet_classes, match_classes
-from pipelines.evaluation.suites import missing_inputs
+from pipelines.evaluation.labels import are_of_imagenet, match_classes
+from pipelines.models.outputs import outputs_of
 
-WNIDS = imagenet_classes()
+
+def test_imagenets_classes_are_a_thousand_sorted_wordnet_ids() -> None:
+    assert len(set(WNIDS)) == 1000
+    assert list(WNIDS) == sorted(WNIDS)
+    assert (WNIDS[0], WNIDS[281], WNIDS[999]) == ("n01440764", "n02123045", "n15075141")
+    assert are_of_imagenet(WNIDS[3:5])
+    assert not are_of_imagenet(("cat", WNIDS[3]))
+    assert not are_of_imagenet(())
+
+
+def test_classes_that_a_network_does_not_have_are_named() -> None:
+    np.testing.assert_array_equal(outputs_of(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
+    with pytest.raises(PipelineError, match="set has a class 'd', which is none of the network's"):
+        outputs_of(["a", "d"], ["a", "b", "c"], "set")
+
+
 CAFE = "caf\u00e9"
 
 
@@ -85,53 +97,3 @@ def test_labels_that_would_be_shifted_or_guessed_are_refused_with_the_counts(
     with pytest.raises(PipelineError) as refused:
         match_classes(names, known, n_outputs, "val")
     assert all(each in str(refused.value) for each in said), str(refused.value)
-
-
-def write_folders(folder: Path, names: Sequence[str]) -> None:
-    for place, name in enumerate(names):
-        (folder / name).mkdir(parents=True)
-        Image.new("RGB", (8, 8), (place, place, place)).save(folder / name / "a.png")
-
-
-@pytest.mark.parametrize(
-    ("named", "names", "root"),
-    [
-        ("imagenet/val", WNIDS[:2], "imagenet"),
-        ("ImageNet-V2", ["0", "1"], "ImageNet-V2"),
-        ("photos/test", ["cat", "dog"], "photos"),
-        ("pets", ["cat", "dog"], "pets"),
-    ],
-)
-def test_class_folders_that_are_named_themselves_are_taken(
-    tmp_path: Path, named: str, names: Sequence[str], root: str
-) -> None:
-    write_folders(tmp_path / named, names)
-    known = ["cat", "dog"] if "cat" in names else []
-    said = {"classes": len(known) or 1000, "class_names": known}
-    data = find_data(tmp_path / named, said)
-    assert data.root.resolve() == (tmp_path / root).resolve()
-    assert len(data.need_test().labels) == len(names)
-    assert len([line for line in data.notices.lines if "taken for the test set" in line]) == 1
-
-
-def test_folders_of_other_sets_are_no_class_folders(tmp_path: Path) -> None:
-    for name in ("outliers", "imagenet-r", "CIFAR-10-C"):
-        (tmp_path / name).mkdir()
-    assert not locate(tmp_path, Notices()).found
-
-
-@pytest.mark.parametrize("place", ["val", "test", "."])
-def test_images_without_class_folders_are_refused_with_the_folder(
-    tmp_path: Path, place: str
-) -> None:
-    (tmp_path / place).mkdir(exist_ok=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / place / "a.png")
-    with pytest.raises(PipelineError, match="holds images and no class folders"):
-        missing_inputs(tmp_path, None)
-    assert "holds images and no class folders" in find_data(tmp_path, {"classes": 1000}).missing
-
-
-def test_names_that_are_not_as_many_as_outputs_are_refused(tmp_path: Path) -> None:
-    write_folders(tmp_path / "val", ["a", "b"])
-    with pytest.raises(PipelineError, match="names 1 classes and its network has 2 outputs"):
-        find_data(tmp_path, {"classes": 2, "class_names": ["a"]})

@@ -599,7 +599,7 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
         ({"lanes": 3}, ValueError, "a batch of 4 .* 3 lanes; give lanes that divide it"),
         ({"bad_samples": "ignore"}, ValueError, "bad_samples is 'ignore'; give one of raise"),
         ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
-         "mixing picture 0 is 5x40"),
+         "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_a_remedy(

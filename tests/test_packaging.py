@@ -1,13 +1,15 @@
 import ast
+import os
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -70,6 +72,75 @@ def test_painting_fractals_loads_neither_torch_nor_plots() -> None:
     assert not loaded & {"torch", "torchvision", "matplotlib", "webdataset"}
 
 
+WITHOUT_TORCH = {"torch", "torchvision", "safetensors", "webdataset"}
+
+
+@pytest.fixture(scope="module")
+def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """Run commands as where torch, and what only it needs, are not installed."""
+    folder = tmp_path_factory.mktemp("without-torch")
+    for name in WITHOUT_TORCH:
+        absent = f"raise ModuleNotFoundError({f'No module named {name!r}'!r}, name={name!r})\n"
+        (folder / f"{name}.py").write_text(absent)
+    paths = os.pathsep.join([str(folder), str(ROOT)])
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", MODULES[script], *map(str, arguments)],
+            env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    return run
+
+
+def test_fractals_are_rendered_verified_and_sharded_without_torch(
+    tmp_path: Path, without_torch: Callable[..., Any]
+) -> None:
+    fractals, shards = tmp_path / "fractals", tmp_path / "shards"
+    for command in (
+        ("pixmix-gen", "fractals", "--n", 3, "--size", 64, "--jobs", 1, "--out", fractals),
+        ("pixmix-gen", "verify", fractals, "--sample", 1),
+        ("pixmix-shard", "mixing", fractals, shards),
+        ("pixmix-shard", "verify", shards),
+    ):
+        done = without_torch(*command)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("pixmix-show", "set", "."), ("pixmix-eval", "--checkpoint", "x", "--data", ".")]
+)
+def test_a_command_that_needs_torch_says_so_in_one_line(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...],
+    without_torch: Callable[..., Any],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x").touch()
+    done = without_torch(*command)
+    assert done.returncode == 1
+    assert "needs torch" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_pages_name_all_dependencies_that_are_needed_without_torch() -> None:
+    names = {re.split(r"[<>=\[ ]", each)[0] for each in PROJECT["dependencies"]} - WITHOUT_TORCH
+    lines = (ROOT / "docs" / "how-to.md").read_text().splitlines()
+    after = lines[lines.index("    pip install --no-deps pixmix") + 1]
+    assert set(after.split()) == {"pip", "install", *names}
+
+
+def test_the_demo_installs_no_tools_of_development(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    for target, extra in (("demo", "demo"), ("test", "dev")):
+        done = subprocess.run(
+            ["make", "--dry-run", target], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        assert re.findall(r"--editable '\.\[(\w+)\]'", done.stdout) == [extra]
+
+
 def test_fractals_does_not_load_pillow() -> None:
     assert "PIL" not in modules_after("import fractals")
 
@@ -91,7 +162,6 @@ LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
 """As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-SCRIPTS = {module: script for script, module in MODULES.items()}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
@@ -120,7 +190,7 @@ def documented_lines() -> set[str]:
         line
         for text in texts
         for line in joined(text)
-        if re.match(r"(srun |torchrun |pixmix-)", line)
+        if re.match(r"(srun |torchrun --|pixmix-)", line)
     }
 
 
@@ -142,11 +212,9 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
     if words[0] != "torchrun":
         return words[0], words[1:]
     get_args_parser().parse_args(words[1:])
-    if "--no-python" in words:
-        place = next(place for place, word in enumerate(words) if word in MODULES)
-        return words[place], words[place + 1 :]
-    place = words.index("--")
-    return SCRIPTS[words[place + 1]], words[place + 2 :]
+    place = next(place for place, word in enumerate(words) if word in MODULES)
+    assert "--no-python" in words[:place]
+    return words[place], words[place + 1 :]
 
 
 def check_taken(line: str) -> None:

@@ -13,15 +13,15 @@ from PIL import Image
 
 from browser import CHROMIUM, probe
 from fractals import Genome, draw_genome
+from fractals.chaos import ChaosLayer
 from fractals.escape import EscapeLayer
-from fractals.genome import ChaosLayer
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.cli import gen, show
 from pipelines.report.set_report import read_set
 from pipelines.report.set_statistics import set_images
 from pipelines.report.set_table import judged
 from pipelines.system.progress import no_progress
-from test_runs import evaluated, training
+from test_report_runs import evaluated, training
 
 pytest.importorskip("matplotlib")
 
@@ -98,12 +98,10 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
 def test_near_duplicates_are_shown_beside_their_number(folder: Path, tmp_path: Path) -> None:
     text = page_of(tmp_path / "set.html", "set", folder)
     part = text.partition("Near-duplicates of pictures</h2>")[2].partition("</section>")[0]
-    assert (
-        "3 of 7 pictures could be left out, for another is nearly the same; they are in 2" in part
-    )
+    assert "3 of 7 images could be removed" in part
     names = [[str(folder / f"{place}.png") for place in group] for group in ((1, 5), (2, 3, 6))]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", part)
-    assert captions == [" and ".join(names[0]), f"3 pictures, {', '.join(names[1])}"]
+    assert captions == [" and ".join(names[0]), f"3 images, {', '.join(names[1])}"]
     # 2 and 3 pictures beside each other, 128 pixels each with a gap of 2.
     assert re.findall(r'width="(\d+)" height="(\d+)"', part) == [("258", "128"), ("388", "128")]
 
@@ -119,7 +117,7 @@ def test_the_page_of_mixed_tells_each_round(folder: Path, tmp_path: Path) -> Non
     for row in range(5):
         draw = mix(square(noise(0), 64), mixing_set, PixMixSettings(), (0, 0, row))
         expected.append(["round", "mixed in", "how", "a", "b"])
-        expected.append(["start", draw.start or "as it is", "-", "-", "-"])
+        expected.append(["start", draw.start or "unchanged", "-", "-", "-"])
         for number, each in enumerate(draw.rounds, 1):
             other = each.operation or Path(draw.mixing_image or "").name
             weights = [f"{each.a:.2f}", f"{each.b:.2f}"]
@@ -153,7 +151,7 @@ def test_the_page_of_a_fractal_has_all_its_numbers(fractals: Path, tmp_path: Pat
                 named = VARIATIONS[VARIATION_NUMBER[term.name]].parameters
                 told = [
                     f"{name} {value:.4g}"
-                    for (name, _, _), value in zip(named, term.parameters, strict=True)
+                    for (name, *_), value in zip(named, term.parameters, strict=True)
                 ]
                 row = [str(number), term.name, f"{term.weight:.4g}", ", ".join(told) or "-"]
                 assert row in rows

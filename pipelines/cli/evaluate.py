@@ -13,8 +13,8 @@ from pipelines.cli.options import (
     WeightsPath,
     command_options,
     example,
+    file_option,
     finite,
-    image_path,
     one_line_errors,
     progress_bar,
     say,
@@ -186,13 +186,7 @@ _DATA = click.option(
     "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
 )
 @seed_option("Seed of the adversary's starts and of the synthetic OOD datasets.")
-@click.option(
-    "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
-    callback=image_path,
-    metavar="RADAR.png",
-    help="Also draw a radar plot.",
-)
+@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot.")
 @command_options
 def run(
     *,
@@ -222,7 +216,7 @@ def run(
         )
         from pipelines.evaluation.suites import missing_inputs, origin_of
         from pipelines.models.checkpoints import open_checkpoint
-        from pipelines.report.evaluations import VERSION, notes_of, radar, table
+        from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import names_of
         from pipelines.system.process_group import joined
@@ -290,7 +284,7 @@ def run(
             "failed": failed,
         }
         ignored = notices.ignored_line()
-        _tell([*notices.take(), *notes_of(values), *([ignored] if ignored else [])])
+        _tell([*notices.take(), *overlaps_of(values), *([ignored] if ignored else [])])
         # Printed before what may fail, so that no result is lost.
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:

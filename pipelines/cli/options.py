@@ -110,10 +110,10 @@ class WeightsPath(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_dir():
             return path
-        from pipelines.training.run_checkpoints import checkpoint_of
+        from pipelines.training.checkpoints import choose_checkpoint
 
         try:
-            chosen = checkpoint_of(path)
+            chosen = choose_checkpoint(path)
         except PipelineError as error:
             self.fail(str(error), param, ctx)
         if os.environ.get("RANK", "0") == "0":
@@ -254,22 +254,26 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def tell_passed_over(folder: Path) -> None:
+def report_ignored(folder: Path) -> None:
     """Print in one line on stderr which images below a folder are ignored, if any."""
-    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
+    from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
-    found = passed_over(folder)
-    told = []
-    if found.extensions:
-        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
-        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        told.append(f"ignored {counts}; only {taken} are used")
-    if found.ignored:
-        n = len(found.ignored)
+    extensions, ignored = skipped_files(folder)
+    lines = []
+    if extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
+        taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        lines.append(f"ignored {counts}; only {taken} are used")
+    if ignored:
+        n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        told.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
-    if told:
-        click.echo(f"{folder}: {'; '.join(told)}", err=True)
+        lines.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
+    if lines:
+        click.echo(f"{folder}: {'; '.join(lines)}", err=True)
+
+
+_OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")
+"""Dependencies that an installation by `--no-deps` may lack, see docs/how-to.md."""
 
 
 class _Interrupted(click.ClickException):
@@ -292,6 +296,12 @@ def one_line_errors(interrupted: str) -> Iterator[None]:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         raise click.ClickException(f"{where}{error.strerror or error}") from error
+    except ModuleNotFoundError as error:
+        if error.name not in _OPTIONAL:
+            raise
+        raise click.ClickException(
+            f"this command needs {error.name}, which is not installed; run pip install pixmix"
+        ) from error
     except KeyboardInterrupt as error:
         raise _Interrupted(interrupted) from error
 
@@ -312,43 +322,39 @@ def finite(context: click.Context, param: click.Parameter, value: NumberOrNone) 
     return value
 
 
-def image_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name without an image extension; a click callback.
-
-    Raises:
-        click.BadParameter: if the extension is not .png, .jpg, .jpeg or .webp.
-    """
-    return _with_extension(context, param, value, ".png", ".jpg", ".webp", ".jpeg")
+_EXTENSIONS = {
+    "png": (".png", ".jpg", ".webp", ".jpeg"),
+    "csv": (".csv",),
+    "html": (".html", ".htm"),
+}
 
 
-def _with_extension(
-    context: click.Context, param: click.Parameter, value: Path | None, *extensions: str
-) -> Path | None:
-    if value is not None and value.suffix.lower() not in extensions:
-        accepted = " or ".join(extensions[:3])
-        raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
-    return value
+def file_option(
+    *names: str, metavar: str, text: str, required: bool = False
+) -> Callable[[Command], Command]:
+    """Return an option for a file to write; its extension is checked by that of the metavar."""
+    extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
 
+    def check(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+        if value is not None and value.suffix.lower() not in extensions:
+            accepted = " or ".join(extensions[:3])
+            raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
+        return value
 
-def csv_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file name that does not end in .csv; a click callback.
-
-    Raises:
-        click.BadParameter: if it does not.
-    """
-    return _with_extension(context, param, value, ".csv")
-
-
-def _html_path(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    return _with_extension(context, param, value, ".html", ".htm")
+    return click.option(
+        *names,
+        type=click.Path(dir_okay=False, path_type=Path),
+        callback=check,
+        metavar=metavar,
+        required=required,
+        help=text,
+    )
 
 
 def html_option(command: Command) -> Command:
     """Add --html."""
-    return click.option(
+    return file_option(
         "--html",
-        type=click.Path(dir_okay=False, path_type=Path),
-        callback=_html_path,
         metavar="REPORT.html",
-        help="Also write the report as one self-contained HTML file.",
+        text="Also write the report as one self-contained HTML file.",
     )(command)

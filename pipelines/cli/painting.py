@@ -222,7 +222,7 @@ def _run_on(
 def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
     from fractals import BASELINES
-    from fractals.warming import pending, pending_of_baselines
+    from fractals.sampling import pending, pending_of_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":

@@ -11,16 +11,15 @@ from pipelines.cli.options import (
     SMALLEST_SIDE,
     LocalPath,
     command_options,
-    csv_path,
     example,
+    file_option,
     finite,
     html_option,
-    image_path,
     one_line_errors,
     progress_bar,
+    report_ignored,
     say,
     seed_option,
-    tell_passed_over,
 )
 from pipelines.cli.suggestions import SuggestingGroup
 
@@ -60,20 +59,12 @@ def main() -> None:
     show_default=True,
     help="Measure the first N images, in the order of their names.",
 )
-@click.option(
+@file_option(
     "--sheet",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=image_path,
     metavar="SHEET.png",
-    help=f"Draw a contact sheet of {SHEET_IMAGES} of them, spread evenly.",
+    text=f"Draw a contact sheet of {SHEET_IMAGES} of them, spread evenly.",
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=image_path,
-    metavar="HISTOGRAMS.png",
-    help="Draw a histogram of each statistic.",
-)
+@file_option("--plot", metavar="HISTOGRAMS.png", text="Draw a histogram of each statistic.")
 @html_option
 @command_options
 def show_set(
@@ -108,7 +99,7 @@ def show_set(
             check_plotting()
         for place in places:
             if place.is_dir():
-                tell_passed_over(place)
+                report_ignored(place)
         # All are opened before the first is measured, which may take minutes.
         images_of = [set_images(place) for place in places]
         sets = []
@@ -152,14 +143,7 @@ def show_set(
     is_flag=True,
     help="Mix the image only with augmented copies of itself.",
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=image_path,
-    metavar="MIXED.png",
-    required=True,
-    help="File of the figure.",
-)
+@file_option("--out", metavar="MIXED.png", text="File of the figure.", required=True)
 @click.option(
     "--rows",
     type=click.IntRange(1, 64),
@@ -228,13 +212,13 @@ def show_mixed(
         from pipelines.report import mixing
         from pipelines.report.figures import write_image
         from pipelines.report.page import page, write_page
-        from pipelines.shards.images import read_picture
+        from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
         # Both are read before kernels are compiled.
-        whole = read_picture(image)
+        whole = read_image(image)
         mixing_set = mixing.MixingImages(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
         pixels = mixing.square(whole, size)
@@ -264,14 +248,7 @@ def show_mixed(
 @click.option(
     "--index", type=click.IntRange(0), help="Index of the image in a set.  [default: the file's]"
 )
-@click.option(
-    "--out",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=image_path,
-    metavar="GENOME.png",
-    required=True,
-    help="File of the figure.",
-)
+@file_option("--out", metavar="GENOME.png", text="File of the figure.", required=True)
 @click.option(
     "--size",
     type=click.IntRange(64, 4096),
@@ -291,18 +268,16 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
-        from fractals.warming import pending
-        from pipelines.report import genome_figure
+        from fractals.sampling import pending
         from pipelines.report.figures import write_image
-        from pipelines.report.genome_files import read_genome
-        from pipelines.report.genome_page import sections
+        from pipelines.report.genome_report import figure, read_genome, sections
         from pipelines.report.page import page, write_page
         from pipelines.system.processes import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome
         compile_kernels(pending)
-        write_image(genome_figure.figure(genome, size, read.shape), out)
+        write_image(figure(genome, size, read.shape), out)
         title = f"{genome.family}, seed {genome.seed}, image {genome.index}"
         if html is not None:
             lead = (
@@ -334,20 +309,12 @@ def show_genome(
     required=True,
     type=LocalPath(exists=True, file_okay=False),
 )
-@click.option(
-    "--plot",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=image_path,
-    metavar="CURVES.png",
-    help="Draw loss and errors over the epochs.",
-)
-@click.option(
+@file_option("--plot", metavar="CURVES.png", text="Draw loss and errors over the epochs.")
+@file_option(
     "--csv",
     "csv_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=csv_path,
     metavar="RUNS.csv",
-    help="Write a row for each run: its last epoch, its settings and its evaluation.",
+    text="Write a row for each run: its last epoch, its settings and its evaluation.",
 )
 @html_option
 @command_options

@@ -1,1 +1,1 @@
-"""What a network is worth besides its accuracy: robustness, consistency, calibration, anomalies."""
+"""Evaluation: robustness, consistency, adversaries, calibration, anomaly detection."""

@@ -47,6 +47,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
 from pipelines.shards.images import is_ignored_name
+from pixmix.operations import OPERATIONS
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -78,7 +79,7 @@ CIFAR_PERTURBATIONS = (
 """Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
 
 
-OVERLAPPING_OPERATIONS = ("color", "contrast", "brightness", "sharpness")
+OVERLAPPING_OPERATIONS = tuple(row.name for row in OPERATIONS if row.overlaps_c)
 """Drawn by PixMix and AugMix where all operations are asked for, and always by TrivialAugment."""
 
 
@@ -332,7 +333,7 @@ def _flips_of_arrays(evaluation: Evaluation, places: Mapping[str, Path]) -> dict
         n, frames = sequences.shape[:2]
         if n == 0 or frames < 2:
             raise PipelineError(
-                f"{places[name]} has {n} sequences of {frames} frames; download it again"
+                f"{places[name]} has {n} sequences of {frames} frames; {DOWNLOAD_AGAIN}"
             )
         flat = sequences.reshape(n * frames, *sequences.shape[2:])
         found = evaluation.classifier.predict(ArrayImages(flat))

@@ -20,9 +20,11 @@ from pipelines.evaluation.folders import (
     find_set,
     holds_images,
     list_tree,
+    unreadable,
 )
 from pipelines.evaluation.images import (
     ArrayImages,
+    DecodedImages,
     Images,
     View,
     images_of_files,
@@ -79,7 +81,7 @@ class Data:
     outputs: of the network, or None without a network.
     official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
     test: the test set, or None where there is none; missing: why not, then.
-    notices: what is told beside the metrics.
+    notices: messages beside the metrics.
     """
 
     root: Path
@@ -337,18 +339,13 @@ def _small_side(shards: ShardSet) -> int | None:
 
 def _first_side(tree: Tree) -> int:
     """Return the longer side of a tree's first image."""
-    path = tree.files[0]
+    path, remedy = tree.files[0], DecodedImages.remedy
     try:
         return max(read_size(read_image_file(path)))
     except OSError as error:
-        raise PipelineError(
-            f"{path} cannot be read: {error.strerror or error}; replace it with a whole file, or "
-            "remove it"
-        ) from error
+        raise unreadable(path, error, remedy) from error
     except UnreadablePictureError as error:
-        raise PipelineError(
-            f"{path} {error}; replace it with a whole file, or remove it"
-        ) from error
+        raise PipelineError(f"{path} {error}; {remedy}") from error
 
 
 def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
@@ -412,7 +409,7 @@ def open_tree(
         The images; the output for each; and the outputs for the folders, sorted by their names.
 
     Raises:
-        PipelineError: if there are none, or of classes that are none of the network's.
+        PipelineError: if there are none, or the network lacks one of their classes.
     """
     tree = list_tree(folder, data.notices)
     outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.folders import Notices, list_images
+from pipelines.evaluation.folders import Notices, list_images, unreadable
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.format import ShardSet
@@ -32,7 +32,7 @@ class Images(Protocol):
 
     @property
     def prefetch(self) -> int:
-        """Batches that are worth reading ahead."""
+        """Number of batches to prefetch."""
         ...
 
     def __len__(self) -> int:
@@ -161,7 +161,7 @@ class DecodedImages:
             except BadSampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
-                raise _unreadable(self.name(number), error, self.remedy) from error
+                raise unreadable(self.name(number), error, self.remedy) from error
             except (UnreadablePictureError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
@@ -218,10 +218,6 @@ def images_of_source(source: Source, view: View) -> DecodedImages:
     )
 
 
-def _unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
-    return PipelineError(f"{path} cannot be read: {error.strerror or error}; {remedy}")
-
-
 # --- Videos --------------------------------------------------------------------------------------
 
 _MOST_FRAMES = 10_000
@@ -255,7 +251,7 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise PipelineError(f"{path} is no whole video ({error}); unpack the set again") from error
     except OSError as error:
-        raise _unreadable(path, error, "unpack the set again") from error
+        raise unreadable(path, error, "unpack the set again") from error
     if len(frames) < 2:
         raise PipelineError(f"{path} has {len(frames)} frame; unpack the set again")
     return np.stack(frames)
@@ -303,7 +299,7 @@ def open_array(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.generic]:
                 order="F" if header.fortran else "C",
             )  # fmt: skip
     except OSError as error:
-        raise _unreadable(path, error, remedy) from error
+        raise unreadable(path, error, remedy) from error
 
 
 def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
@@ -332,7 +328,7 @@ def read_names(path: Path, remedy: str) -> list[str]:
     try:
         return read_regular(path, max_bytes=_MOST_TEXT).decode("utf-8-sig").splitlines()
     except OSError as error:
-        raise _unreadable(path, error, remedy) from error
+        raise unreadable(path, error, remedy) from error
     except UnicodeDecodeError as error:
         raise PipelineError(
             f"{path} is not text in UTF-8 (byte {error.start}); {remedy}"

@@ -5,7 +5,7 @@ tables, the reports and the radar plot show it.
 
 Formulas: Hendrycks et al., "PixMix", CVPR 2022, section 4; Hendrycks & Dietterich, ICLR 2019, for
 corruptions and perturbations; the released code, github.com/andyzoujm/pixmix at f867e87, except
-where it is wrong, which is said.
+where docstrings name an error in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -108,7 +108,7 @@ def flip_probability(predictions: Integers, *, noise: bool) -> float:
         ValueError: if there are fewer than two frames.
     """
     if predictions.ndim != 2 or predictions.shape[1] < 2:
-        raise ValueError(f"predictions of shape {predictions.shape}; give two frames or more")
+        raise ValueError(f"predictions of shape {predictions.shape}; pass two frames or more")
     before = predictions[:, :1] if noise else predictions[:, :-1]
     return float((predictions[:, 1:] != before).mean())
 
@@ -129,11 +129,11 @@ def calibration_error(
     norm: "rms", "mad" (mean absolute) or "max", over bins weighted by their sizes.
 
     Raises:
-        ValueError: if there are no samples, shapes differ or the norm is none.
+        ValueError: if there are no samples, shapes differ or the norm is unknown.
     """
     confidence, correct = _paired(confidence, correct)
     if bin_size < 1:
-        raise ValueError(f"bin_size is {bin_size}; give at least 1")
+        raise ValueError(f"bin_size is {bin_size}; use at least 1")
     order = np.argsort(confidence, kind="stable")
     sure, right = confidence[order].astype(np.float64), correct[order].astype(np.float64)
     n = len(order)
@@ -146,7 +146,7 @@ def calibration_error(
         return float((sizes / n * np.abs(gaps)).sum())
     if norm == "max":
         return float(np.abs(gaps).max())
-    raise ValueError(f"norm is {norm!r}; give rms, mad or max")
+    raise ValueError(f"norm is {norm!r}; use rms, mad or max")
 
 
 def aurra(confidence: Floats, correct: NDArray[np.bool_]) -> float:
@@ -200,7 +200,7 @@ def tune_temperature(logits: Floats, labels: Integers) -> float:
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(
-            f"logits of shape {logits.shape} and labels of shape {labels.shape}; give one label "
+            f"logits of shape {logits.shape} and labels of shape {labels.shape}; pass one label "
             "for each row, and at least one"
         )
     low, high = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
@@ -245,7 +245,7 @@ def _paired(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[NDArray[Any
     confidence, correct = np.asarray(confidence), np.asarray(correct)
     if confidence.shape != correct.shape or confidence.ndim != 1 or len(confidence) == 0:
         raise ValueError(
-            f"confidence of shape {confidence.shape} and correct of shape {correct.shape}; give "
+            f"confidence of shape {confidence.shape} and correct of shape {correct.shape}; pass "
             "one of each for every sample, and at least one sample"
         )
     return confidence, correct
@@ -467,7 +467,7 @@ def measure(suite: str, **inputs: object) -> dict[str, float]:
 
     Args:
         suite: the suite.
-        inputs: by the names of `INPUTS`; None where there is none here: what needs it is left out.
+        inputs: by the names of `INPUTS`; metrics with an input that is None are left out.
 
     Raises:
         KeyError: if a row needs an input that the suite never has.

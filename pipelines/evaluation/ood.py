@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.evaluation.data import open_tree
-from pipelines.evaluation.folders import MissingDataError, Notices
+from pipelines.evaluation.folders import MissingDataError, Notices, unreadable
 from pipelines.evaluation.images import (
+    DOWNLOAD_AGAIN,
     ArrayImages,
     DrawnImages,
     Images,
@@ -163,19 +164,17 @@ def _read_svhn(path: Path) -> NDArray[np.uint8]:
             # (32, 32, 3, n); a .mat holds arrays and nothing that is run.
             images = np.asarray(loadmat(file, variable_names=["X"])["X"])
     except OSError as error:
-        raise PipelineError(
-            f"{path} cannot be read: {error.strerror or error}; download it again"
-        ) from error
+        raise unreadable(path, error, DOWNLOAD_AGAIN) from error
     except Exception as error:
         # scipy's parser fails in many ways.
         reason = str(error) or type(error).__name__
         raise PipelineError(
-            f"{path} is not a .mat of SVHN ({reason:.200}); download it again"
+            f"{path} is not a .mat of SVHN ({reason:.200}); {DOWNLOAD_AGAIN}"
         ) from error
     if images.dtype != np.uint8 or images.shape[:3] != (32, 32, 3):
         raise PipelineError(
             f"{path} holds {images.dtype} of shape {images.shape} and not images of SVHN, "
-            "(32, 32, 3, n) uint8; download it again"
+            f"(32, 32, 3, n) uint8; {DOWNLOAD_AGAIN}"
         )
     return np.ascontiguousarray(images.transpose(3, 0, 1, 2))
 

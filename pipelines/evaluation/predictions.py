@@ -95,16 +95,9 @@ class Classifier:
             batch = as_tensor(read, self.processes.device)
             if change is not None:
                 batch = change(batch, numbers)
-            with torch.no_grad():
-                found = self.logits(batch)
-                if outputs is not None:
-                    found = found[:, torch.from_numpy(outputs).to(found.device)]
-                largest = found.softmax(1).max(1)
-            places = largest.indices.cpu().numpy()
+            found, places, sure = self._forward(batch, outputs)
             predicted.append(places if outputs is None else outputs[places])
-            # The softmax may hide an infinite output, and all processes must see it.
-            finite = found.isfinite().all(1)
-            confidence.append(largest.values.where(finite, torch.nan).cpu().numpy())
+            confidence.append(sure)
             if logits:
                 kept.append(found.cpu().numpy())
             self.count(len(numbers))
@@ -146,11 +139,9 @@ class Classifier:
             frames = np.concatenate(sequences)
             for batch in _batches(range(len(frames)), self.batch_size):
                 images = as_tensor(frames[batch.start : batch.stop], self.processes.device)
-                with torch.no_grad():
-                    outputs = self.logits(images)
+                _, places, sure = self._forward(images)
                 # -1: outputs that are not finite, which all processes must see.
-                finite = outputs.isfinite().all(1)
-                found.append(outputs.argmax(1).where(finite, -1).cpu().numpy())
+                found.append(np.where(np.isnan(sure), -1, places))
                 self.count(len(batch))
             ends = np.cumsum([len(each) for each in sequences])[:-1]
             mine.extend(np.split(np.concatenate(found), ends))
@@ -158,6 +149,21 @@ class Classifier:
         if whole:
             _check_finite(np.concatenate(whole) >= 0)
         return whole
+
+    def _forward(
+        self, images: Tensor, outputs: NDArray[np.int64] | None = None
+    ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.float32]]:
+        """Return a batch's logits, the positions of the largest, and the confidence.
+
+        The confidence is NaN where an output is not finite, which the softmax might hide.
+        """
+        with torch.no_grad():
+            found = self.logits(images)
+            if outputs is not None:
+                found = found[:, torch.from_numpy(outputs).to(found.device)]
+            largest = found.softmax(1).max(1)
+            sure = largest.values.where(found.isfinite().all(1), torch.nan)
+        return found, largest.indices.cpu().numpy(), sure.cpu().numpy()
 
     def _own(self, n: int) -> range:
         """Return which of n items this process takes."""

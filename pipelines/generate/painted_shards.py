@@ -30,7 +30,7 @@ from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
-from pipelines.shards.exports import side_files, write_json
+from pipelines.shards.exports import export_documents, write_json
 from pipelines.shards.format import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -366,7 +366,7 @@ def _is_whole(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
     return (
         all(sizes.get(shard.file) == shard.n_bytes for shard in manifest.shards)
         and sizes.get(manifest.index.file, 0) > least
-        and all(sizes.get(name) for name in side_files("", SPLIT, [], []))
+        and all(sizes.get(name) for name in export_documents("", SPLIT, [], []))
     )
 
 
@@ -416,7 +416,7 @@ def _begin(
             shard_name(settings["name"], shard, settings["num_shards"])
             for shard in range(settings["num_shards"])
         }
-        own = {INDEX_NAME, *side_files("", SPLIT, [], [])}
+        own = {INDEX_NAME, *export_documents("", SPLIT, [], [])}
         if others := sizes.keys() - own - tars or (sizes.keys() if not sizes.keys() & tars else ()):
             raise PipelineError(
                 f"{place.name} holds something else ({min(others)}); choose an empty or a new "
@@ -583,7 +583,7 @@ def _samples(request: ShardedRequest, shard: int) -> Iterator[Sample]:
 def _close(place: OutputStore, document: Mapping[str, Any], joined: Joined) -> None:
     """Write what speaks of all shards, the manifest last, and remove what the making needed."""
     settings = document["settings"]
-    documents = side_files(settings["name"], SPLIT, joined.shards, joined.md5)
+    documents = export_documents(settings["name"], SPLIT, joined.shards, joined.md5)
     with place.writing() as folder:
         for file, each in documents.items():
             write_json(folder / file, each)

@@ -34,11 +34,11 @@ from pipelines.shards.cache import cache_folder
 from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.images import (
     UPRIGHT,
-    BrokenPictureError,
+    DecodeError,
     convert,
+    image_files,
     natural_order,
     orientation,
-    picture_files,
     read_image_file,
 )
 from pipelines.shards.remote import Remote, RemoteShards, open_set
@@ -255,7 +255,7 @@ class _OfFolder:
 
     @cached_property
     def files(self) -> list[Path]:
-        return picture_files(self.folder)
+        return image_files(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -350,7 +350,7 @@ class _OfArchive:
     def read(self, i: int) -> bytearray:
         try:
             return bytearray(read_archived(self.path, self._images[i].place))
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadablePictureError("damaged", str(error)) from error
         except OSError as error:
             raise UnreadablePictureError("unreadable file", str(error)) from error
@@ -382,5 +382,5 @@ class _Upright:
         try:
             # As a PNG, for its pixels are to stay what they are.
             return bytearray(convert(content, "png", upright=True)[0])
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadablePictureError("damaged", str(error)) from error

@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.arguments import seed_of
-from pixmix.shuffling import shuffle
+from pixmix.philox import shuffle
 
 ORDER_VERSION = 1
 

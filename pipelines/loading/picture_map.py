@@ -48,8 +48,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
-from pixmix.mapped import open_map
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedPictures, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)

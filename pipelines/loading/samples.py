@@ -29,8 +29,7 @@ from pipelines.loading.transport import (
 from pipelines.shards.format import SAMPLE, ShardSet, read_key
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.mapped import map_name
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedPictures, map_name
 from pixmix.resizing import resize_part, resized_centre
 
 Policy = Literal["raise", "substitute", "skip"]

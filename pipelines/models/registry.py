@@ -20,14 +20,11 @@ from featviz.networks import call_function
 from featviz.state_dicts import fitted
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import DenseNet, DenseNetBC, ResNeXt, WideResNet
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 Triple = tuple[float, float, float]
 
 log = logging.getLogger(__name__)
-
-PRETRAINED = "IMAGENET1K_V1"
-"""torchvision's first weights: the released code starts from them, and the paper's figures do."""
 
 EXAMPLES = (
     "wrn_40_4",
@@ -142,7 +139,7 @@ def open_model(
         classes: number of logits.
         dropout: of networks that have it, 0..1.
         seed: of the initial weights.
-        pretrained: name of published weights to start from, such as `PRETRAINED`, which are
+        pretrained: name of published weights to start from, such as IMAGENET1K_V1, which are
             downloaded; for another number of classes the last layer keeps its random weights.
 
     Raises:

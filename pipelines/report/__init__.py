@@ -1,1 +1,1 @@
-"""What a set is worth, as numbers, sheets and tables."""
+"""Reports on sets of images, PixMix, fractals, trainings and evaluations."""

@@ -152,15 +152,17 @@ def table(columns: Mapping[str, Results], missing: Mapping[str, str]) -> str:
 def notes_of(columns: Mapping[str, Results]) -> list[str]:
     """Return the sentences below a table: what a star means, and whose training overlaps C."""
     stars = any(cell.endswith(BEST) for row in rows_of(columns)[1:] for cell in row[1:])
+    return [*(["* the best of its row"] if stars else []), *overlaps_of(columns)]
+
+
+def overlaps_of(columns: Mapping[str, Results]) -> list[str]:
+    """Return a sentence for each network whose training overlaps the corruptions of C."""
     return [
-        *(["* the best of its row"] if stars else []),
-        *(
-            f"{name} was trained with operations that overlap the corruptions of C "
-            f"({', '.join(results['c']['overlap'])}): its error on C is not an error on unseen "
-            "corruptions"
-            for name, results in columns.items()
-            if results.get("c", {}).get("overlap")
-        ),
+        f"{name} was trained with operations that overlap the corruptions of C "
+        f"({', '.join(results['c']['overlap'])}): its error on C is not an error on unseen "
+        "corruptions"
+        for name, results in columns.items()
+        if results.get("c", {}).get("overlap")
     ]
 
 

@@ -78,7 +78,7 @@ class Table:
             if len(row) != len(self.header):
                 raise ValueError(
                     f"row {row[:1]} has {len(row)} cells under a header of {len(self.header)}; "
-                    "give each row one cell a column"
+                    "pass one cell a column"
                 )
 
 

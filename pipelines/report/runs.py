@@ -128,7 +128,7 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
     return tuple(records)
 
 
-# --- Tables ---
+# --- Tables --------------------------------------------------------------------------------------
 
 
 def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -195,7 +195,7 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-# --- Settings ---
+# --- Settings ------------------------------------------------------------------------------------
 
 
 def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
@@ -317,7 +317,7 @@ def _columns(run: Run) -> Iterator[tuple[str, str]]:
     yield from ((name, _text(value)) for name, value in _flat(facts) if value is not None)
 
 
-# --- Plots and pages ---
+# --- Plots and pages -----------------------------------------------------------------------------
 
 
 def curves(runs: Sequence[Run]) -> bytes:
@@ -394,11 +394,11 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     ]
     if len(runs) > 1:
         rows_and_header, note = _differences(runs)
-        told: list[Table | Text] = [Text(text=note)] if note else []
+        compared: list[Table | Text] = [Text(text=note)] if note else []
         if rows_and_header:
             header, *rows = rows_and_header
-            told.insert(0, Table(header=header, rows=tuple(rows)))
-        parts.append(Section(title="Settings that differ", parts=tuple(told)))
+            compared.insert(0, Table(header=header, rows=tuple(rows)))
+        parts.append(Section(title="Settings that differ", parts=tuple(compared)))
     evaluated = {run.name: run.evaluation for run in runs if run.evaluation}
     if evaluated:
         header, *rows = rows_of(evaluated)
@@ -410,10 +410,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             )
         ]
         if len(metrics_of_all(evaluated)) >= 3:
-            picture = PageImage(
+            plot = PageImage(
                 data=radar(evaluated),
                 description=f"Radar plot of the metrics of {', '.join(evaluated)}",
             )
-            shown.insert(0, picture)
+            shown.insert(0, plot)
         parts.append(Section(title="Evaluation", parts=tuple(shown)))
     return parts

@@ -7,9 +7,8 @@ compression or brightness, and it does change with a turn or a flip.
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,11 @@ from pipelines.generate.plan import spread
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import PictureSource
-from pipelines.shards.images import MEASURED_SIDE, at_measured_size
+from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.progress import Progress, no_progress
+
+MEASURED_SIDE = 256
+"""Pixels a side of the images that are measured; the references are of this size."""
 
 N_OF_DIVERSITY = 64
 """Images whose Vendi scores are computed; a score is comparable only for the same number."""
@@ -112,12 +114,6 @@ class SetStatistics:
         """How many near-duplicates could be left out: all but one of each group."""
         return sum(len(group) - 1 for group in self.near_duplicates)
 
-    def document(self) -> dict[str, Any]:
-        """Return the statistics as plain JSON values, without those of each image."""
-        whole = asdict(self)
-        del whole["values"]
-        return whole
-
 
 def jpeg_bits_per_pixel(image: NDArray[np.uint8]) -> float:
     """Return the size of an image as JPEG of quality 75, in bits a pixel.
@@ -132,6 +128,30 @@ def jpeg_bits_per_pixel(image: NDArray[np.uint8]) -> float:
     Image.fromarray(image).save(file, "JPEG", quality=75, subsampling="4:2:0")
     height, width = image.shape[:2]
     return file.tell() * 8 / int(height * width)
+
+
+def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the centre 256x256 of an image whose shorter side is scaled to 256.
+
+    The filter is bilinear, as in PixMix's own resize; an image of that size comes back as it is.
+    Of an image which would have more than `MOST_PIXELS` then (1x30,000 would take 6 GB) only the
+    centre is scaled, which differs by rounding at most.
+    """
+    height, width = image.shape[:2]
+    if height == width == MEASURED_SIDE:
+        return image
+    shorter = min(height, width)
+    full = (MEASURED_SIDE * width // shorter, MEASURED_SIDE * height // shorter)
+    left, top = ((side - MEASURED_SIDE) // 2 for side in full)
+    square = (left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)
+    scaled = Image.fromarray(image)
+    if full[0] * full[1] <= MOST_PIXELS:
+        return np.asarray(scaled.resize(full, Image.Resampling.BILINEAR).crop(square))
+    # The same square in pixels of the image, which need not be whole.
+    scales = (width / full[0], height / full[1]) * 2
+    box = tuple(side * scale for side, scale in zip(square, scales, strict=True))
+    size = (MEASURED_SIDE, MEASURED_SIDE)
+    return np.asarray(scaled.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def measure_set(images: Sequence[SetImage], *, progress: Progress = no_progress) -> SetStatistics:
@@ -200,7 +220,7 @@ def _percentiles(values: NDArray[np.float64]) -> Percentiles:
     return Percentiles(median=median, p10=p10, p90=p90)
 
 
-# --- Near-duplicates ---
+# --- Near-duplicates -----------------------------------------------------------------------------
 
 SIDE = 16
 """Rows of the small image, and pairs of neighbours in each: 256 bits."""

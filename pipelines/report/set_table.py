@@ -1,9 +1,10 @@
 """A set's statistics beside those of flames and photographs, and what a good set should reach."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from pipelines.report.set_statistics import N_OF_DIVERSITY, Percentiles, SetStatistics
+from pipelines.report.set_statistics import N_OF_DIVERSITY, SetStatistics
 from pipelines.text_table import aligned
 
 
@@ -50,9 +51,6 @@ class Verdict(NamedTuple):
 
 _MOST_NAMED = 3
 
-NONE = Bar(at_least=0, at_most=0)
-"""Of what there should be none."""
-
 # Flames: 200 fractal flames designed or bred by people (Electric Sheep), 256x256, and the first 64
 # of them for the Vendi scores. Photographs: at 256x256. Medians, 10th and 90th percentiles. The
 # bars are ours: what a set needs that is to mix better than noise does.
@@ -80,35 +78,52 @@ ROWS = (
         Reference(1.67, 1.00, 2.28), Reference(1.57), Bar(1.3, 2.3)),
     Row("edge_box_dimension", "edge box dimension", 2, Reference(1.83), Reference(1.81)),
 )  # fmt: skip
-DIVERSITY_ROWS = (
+_DIVERSITY_ROWS = (
     Row("colour_vendi", "colour Vendi of 64", 1, Reference(4.7), Reference(4.3), Bar(9)),
     Row("hog_vendi", "HOG Vendi of 64", 1, Reference(7.4), Reference(7.6), Bar(7.4)),
 )
+_COUNT_ROWS = (
+    Row("dead_images", "dead images", 0, None, None, Bar(0, 0)),
+    Row("near_duplicates", "near-duplicates", 0, None, None, Bar(0, 0)),
+)
+_ALL_ROWS = (*ROWS, *_DIVERSITY_ROWS, *_COUNT_ROWS)
+
+
+def _values(row: Row, statistics: SetStatistics) -> tuple[float, ...]:
+    """Return median, 10th and 90th percentile of a statistic of each image; else one value."""
+    if row in ROWS:
+        values = statistics.per_image[row.name]
+        return values.median, values.p10, values.p90
+    if row in _DIVERSITY_ROWS:
+        return (getattr(statistics, row.name),)
+    counts = {"dead_images": len(statistics.dead), "near_duplicates": statistics.n_superfluous}
+    return (counts[row.name],)
+
+
+def _is_comparable(row: Row, statistics: SetStatistics) -> bool:
+    return row not in _DIVERSITY_ROWS or statistics.n_of_diversity == N_OF_DIVERSITY
+
+
+_TOO_FEW = f"needs {N_OF_DIVERSITY} images"
 
 
 def verdicts(statistics: SetStatistics) -> list[Verdict]:
     """Judge every figure that has a bar, in the order of the table.
 
-    Dead images and near-duplicates come last. The bars are what a mixing set needs to train better
-    than noise does: light everywhere, edges left at 32 pixels, many colours, a spectrum like
-    nature's, no two images alike.
+    The bars are what a mixing set needs to train better than noise does: light everywhere, edges
+    left at 32 pixels, many colours, a spectrum like nature's, no two images alike.
     """
-    enough = statistics.n_of_diversity == N_OF_DIVERSITY
-    figures: list[tuple[str, str, float, Bar | None]] = []
-    for row in ROWS:
-        values = statistics.per_image[row.name]
-        figures.append((row.name, "median", values.median, row.median_bar))
-        figures.append((row.name, "p10", values.p10, row.p10_bar))
-    figures += [(row.name, "score", _score(statistics, row), row.median_bar)
-                for row in DIVERSITY_ROWS]  # fmt: skip
-    figures.append(("dead_images", "count", len(statistics.dead), NONE))
-    figures.append(("near_duplicates", "count", statistics.n_superfluous, NONE))
-    return [
-        Verdict(name, figure, value, bar, bar.is_met_by(value) if known else None)
-        for name, figure, value, bar in figures
-        for known in [enough or figure != "score"]
-        if bar is not None
-    ]
+    found = []
+    for row in _ALL_ROWS:
+        names = ("median", "p10") if row in ROWS else ("count",)
+        names = ("score",) if row in _DIVERSITY_ROWS else names
+        known = _is_comparable(row, statistics)
+        bars = (row.median_bar, row.p10_bar)
+        for name, bar, value in zip(names, bars, _values(row, statistics), strict=False):
+            if bar is not None:
+                met = bar.is_met_by(value) if known else None
+                found.append(Verdict(row.name, name, value, bar, met))
+    return found
 
 
 def table(statistics: SetStatistics) -> str:
@@ -124,26 +139,20 @@ def judged(statistics: SetStatistics) -> list[tuple[str, ...]]:
     """
     header = ("", "median", "10th", "90th", "median bar", "10th bar", "people's flames", "photos")
     lines: list[tuple[str, ...]] = [header]
-    for row in ROWS:
-        values = statistics.per_image[row.name]
+    for row in _ALL_ROWS:
+        values = _values(row, statistics)
+        cells = [f"{value:.{row.decimals}f}" for value in values]
+        known = _is_comparable(row, statistics)
         lines.append(
             (
                 row.label,
-                *(f"{value:.{row.decimals}f}" for value in (values.median, values.p10, values.p90)),
-                _judged(row.median_bar, values.median),
-                _judged(row.p10_bar, values.p10),
+                *(cells if len(cells) == 3 else [*cells, "", ""]),
+                _judged(row.median_bar, values[0]) if known else _TOO_FEW,
+                _judged(row.p10_bar, values[1]) if len(cells) == 3 else "",
                 _reference(row.flames),
                 _reference(row.photographs),
             )
         )
-    enough = statistics.n_of_diversity == N_OF_DIVERSITY
-    for row in DIVERSITY_ROWS:
-        value = _score(statistics, row)
-        judged = _judged(row.median_bar, value) if enough else f"needs {N_OF_DIVERSITY} images"
-        references = (_reference(row.flames), _reference(row.photographs))
-        lines.append((row.label, f"{value:.{row.decimals}f}", "", "", judged, "", *references))
-    for label, count in _counts(statistics):
-        lines.append((label, f"{count}", "", "", _judged(NONE, count), "", "", ""))
     return lines
 
 
@@ -154,41 +163,26 @@ def comparison(sets: Mapping[str, SetStatistics]) -> list[tuple[str, ...]]:
         sets: name -> statistics; the first row holds the names.
     """
     rows: list[tuple[str, ...]] = [("", *sets, "people's flames", "photos")]
-    for row in ROWS:
-        cells = [_three(row, each.per_image[row.name]) for each in sets.values()]
-        rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
-    for row in DIVERSITY_ROWS:
+    for row in _ALL_ROWS:
         cells = [
-            f"{_score(each, row):.{row.decimals}f}"
-            if each.n_of_diversity == N_OF_DIVERSITY
-            else f"needs {N_OF_DIVERSITY} images"
+            _with_percentiles(row, _values(row, each)) if _is_comparable(row, each) else _TOO_FEW
             for each in sets.values()
         ]
         rows.append((row.label, *cells, _reference(row.flames), _reference(row.photographs)))
-    counts = [_counts(each) for each in sets.values()]
-    for place, (label, _) in enumerate(counts[0]):
-        rows.append((label, *(str(each[place][1]) for each in counts), "", ""))
     return rows
 
 
-def _three(row: Row, values: Percentiles) -> str:
-    median, p10, p90 = (
-        f"{value:.{row.decimals}f}" for value in (values.median, values.p10, values.p90)
-    )
-    return f"{median} [{p10}, {p90}]"
-
-
-def _counts(statistics: SetStatistics) -> list[tuple[str, int]]:
-    return [
-        ("dead images", len(statistics.dead)),
-        ("near-duplicates", statistics.n_superfluous),
-    ]
+def _with_percentiles(row: Row, values: tuple[float, ...]) -> str:
+    first, *percentiles = (f"{value:.{row.decimals}f}" for value in values)
+    return f"{first} [{', '.join(percentiles)}]" if percentiles else first
 
 
 def document(statistics: SetStatistics) -> dict[str, Any]:
-    """Return the statistics and the verdicts as plain JSON values."""
+    """Return the statistics, without those of each image, and the verdicts as plain JSON values."""
+    whole = asdict(statistics)
+    del whole["values"]
     return {
-        **statistics.document(),
+        **whole,
         "bars": [
             {
                 "statistic": each.statistic,
@@ -200,10 +194,6 @@ def document(statistics: SetStatistics) -> dict[str, Any]:
             for each in verdicts(statistics)
         ],
     }
-
-
-def _score(statistics: SetStatistics, row: Row) -> float:
-    return statistics.colour_vendi if row.name == "colour_vendi" else statistics.hog_vendi
 
 
 def _judged(bar: Bar | None, value: float) -> str:

@@ -358,7 +358,7 @@ def _read_set(
         most_bytes=most_index_bytes(manifest),
     )
     samples = open_index(held.path, shown(index_url), "make the set again")
-    return build_set(shown(location).rstrip("/"), content, samples), held
+    return build_set(shown(location).rstrip("/"), manifest, samples), held
 
 
 def _read_manifest(

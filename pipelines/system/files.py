@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar, get_args
+from typing import Annotated, Any, BinaryIO, TypeVar, get_args
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -383,11 +383,11 @@ _PATTERNS = {
 T = TypeVar("T")
 
 
-def read_json(content: bytes, kind: type[T], where: str, remedy: str) -> T:
+def read_json(content: bytes | dict[str, Any], kind: type[T], where: str, remedy: str) -> T:
     """Decode JSON into a type, or say which field is wrong.
 
     Args:
-        content: JSON in UTF-8.
+        content: JSON in UTF-8, or an object of it that is decoded already.
         kind: a msgspec.Struct, a dataclass, or another type that msgspec knows.
         where: the name of the file, for the error.
         remedy: what to do about a damaged one, for the end of the error.
@@ -396,6 +396,8 @@ def read_json(content: bytes, kind: type[T], where: str, remedy: str) -> T:
         PipelineError: if it is not JSON, or a field is missing, of another type or out of range.
     """
     try:
+        if isinstance(content, dict):
+            return msgspec.convert(content, kind)
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # ValidationError is a DecodeError; its message names the field.

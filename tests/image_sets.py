@@ -1,0 +1,70 @@
+"""Images of noise, and folders of them, which the tests of sets of images share."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from click.testing import CliRunner, Result
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.cli import show
+from pipelines.report import set_table
+from pipelines.report.set_statistics import (
+    Percentiles,
+    SetImage,
+    SetStatistics,
+    set_images,
+)
+from pipelines.report.set_table import Bar
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(show.main, ["set", *map(str, arguments)])
+
+
+def noise(seed: int, shape: tuple[int, int] = (256, 256)) -> NDArray[np.uint8]:
+    """Blocks of random colours, each 16 pixels a side."""
+    rows, columns = -(-shape[0] // 16), -(-shape[1] // 16)
+    colours = np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
+    return colours.repeat(16, 0).repeat(16, 1)[: shape[0], : shape[1]]
+
+
+def save(picture: NDArray[np.uint8], path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+def write_folder(tmp_path: Path) -> Path:
+    """Five pictures of noise, of 256x256."""
+    for index in range(5):
+        save(noise(index), tmp_path / "pictures" / f"{index}.png")
+    return tmp_path / "pictures"
+
+
+def of_files(paths: Sequence[Path]) -> list[SetImage]:
+    return [image for path in paths for image in set_images(path.parent) if image.name == str(path)]
+
+
+def perfect() -> SetStatistics:
+    """Statistics that meet every bar."""
+    per_image = {}
+    for row in set_table.ROWS:
+        bar = row.median_bar or Bar(at_least=1)
+        low = row.p10_bar.at_least if row.p10_bar else bar.at_least
+        per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
+    return SetStatistics(
+        n=512,
+        unreadable=(),
+        n_resized=0,
+        per_image=per_image,
+        n_of_diversity=64,
+        colour_vendi=9.0,
+        hog_vendi=7.4,
+        dead=(),
+        near_duplicates=(),
+        values={},
+    )

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import PipelineError
+from pipelines.report.evaluations import metrics_of_all, radar, read_evaluation, rows_of, table
+from pipelines.report.page import Table
+from pipelines.report.runs import Run, sections
+from pipelines.report.runs import table as table_of_runs
+from tiny_evaluation import MADE_WORDS, of_c
+
+FOUND = {
+    "clean": {"error": 0.05},
+    "calibration": {"rms": 0.02},
+    "anomaly": {"auroc": 0.9, "aupr": 0.7, "fpr95": 0.2, "datasets": {"blobs": {}}},
+}
+
+
+def test_the_table_shows_networks_side_by_side_and_what_is_not_measured() -> None:
+    shown = table({"ours.pt": FOUND, "theirs.pt": {"clean": {"error": 0.5}}}, {"p": "no data"})
+    lines = shown.splitlines()
+    assert lines[0].split() == ["ours.pt", "theirs.pt"]
+    assert any(line.split() == ["clean", "error", "5.00", "%", "*", "50.00", "%"] for line in lines)
+    assert any(line.startswith("RMS calibration error") and line.endswith("-") for line in lines)
+    assert lines[-1] == "not measured: p: no data"
+
+
+def test_the_best_value_of_a_row_is_marked_by_its_metrics_direction() -> None:
+    columns = {
+        "a": {"clean": {"error": 0.1}, "anomaly": {"auroc": 0.9, "aupr": 0.5}},
+        "b": {"clean": {"error": 0.2}, "anomaly": {"auroc": 0.8, "aupr": 0.500001}},
+        "c": {"clean": {"error": 0.1}, "anomaly": {"auroc": 0.95}},
+    }
+    rows = {row[0]: row[1:] for row in rows_of(columns)}
+    assert rows["clean error"] == ("10.00 % *", "20.00 %", "10.00 % *")
+    assert rows["anomaly detection, AUROC"] == ("90.00 %", "80.00 %", "95.00 % *")
+    # Equal as they are shown.
+    assert rows["anomaly detection, AUPR"] == ("50.00 %", "50.00 %", "-")
+    assert rows_of({"a": columns["a"]})[1] == ("clean error", "10.00 %")
+
+
+def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"networks": {"a": FOUND}}))
+    with pytest.raises(PipelineError, match="version 1"):
+        read_evaluation(path)
+
+
+def test_a_radar_plot_is_drawn() -> None:
+    pytest.importorskip("matplotlib")
+    from pipelines.generate.encoding import decode
+
+    assert decode(radar({"ours": FOUND, "theirs": FOUND})).std() > 1
+    with pytest.raises(PipelineError, match="not 1"):
+        radar({"ours": {"clean": {"error": 0.1}}})
+
+
+def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
+    columns = {"a": of_c(0.25), "b": of_c(0.5, made=True)}
+    rows = {row[0]: row[1:] for row in rows_of(columns)}
+    assert rows["corruption error (C)"] == ("25.00 %", "-")
+    assert rows[f"corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
+    assert not any(metric.suite == "c" for metric, _ in metrics_of_all(columns))
+    both = metrics_of_all({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
+    assert [label for metric, label in both if metric.suite == "c"] == [
+        f"corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
+    ]  # fmt: skip
+
+
+def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
+    history = ({"epoch": 1, "step": 1, "train_loss": 1.0},)
+    runs = [Run(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
+    shown = table_of_runs(runs)
+    assert MADE_WORDS in shown
+    assert "a was trained with operations that overlap the corruptions of C" in shown
+    pytest.importorskip("matplotlib")
+    (page,) = [each for each in sections(runs) if each.title == "Evaluation"]
+    (found,) = [part for part in page.parts if isinstance(part, Table)]
+    assert any(MADE_WORDS in row[0] for row in found.rows)
+    assert "overlap the corruptions of C" in found.caption
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"made": 5},
+        {"made": {"by": 5, "images": 1, "constants": "x"}},
+        {"made": {"by": "x", "images": "many", "constants": "x"}},
+        {"overlap": "color"},
+        {"overlap": [1]},
+    ],
+)
+def test_an_evaluation_with_damaged_results_on_c_is_refused(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    found = of_c(0.5, made=True, overlap=True)
+    path = tmp_path / "evaluation.json"
+    path.write_text(json.dumps({"version": 2, "networks": {"a": found}}))
+    assert read_evaluation(path) == found
+    damaged = {**found, "c": {**found["c"], **change}}
+    path.write_text(json.dumps({"version": 2, "networks": {"a": damaged}}))
+    with pytest.raises(PipelineError, match=str(path)):
+        read_evaluation(path)
