@@ -216,12 +216,12 @@ def _compare(path: Path, found: NDArray[np.void], listed: NDArray[np.void]) -> l
 
 def _strangers(shards: ShardSet) -> list[str]:
     """Find tars that other readers would take for the set's, as those of an earlier, larger one."""
-    own = {shard.file for shard in shards.shards}
-    others = [path for path in Path(shards.location).glob("*.tar") if path.name not in own]
     # Beside tars made elsewhere there may lie those of another set.
     if shards.kind == ADOPTED:
         return []
-    return [f"{path} does not belong to the set" for path in sorted(others)]
+    own = {shard.file for shard in shards.shards}
+    others = sorted(path for path in Path(shards.location).glob("*.tar") if path.name not in own)
+    return [f"{path} does not belong to the set" for path in others]
 
 
 def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[str]:
