@@ -8,7 +8,7 @@
 
 The first two are processes of Baradad et al. 2021, "Learning to See by Looking at Noise" (section
 3), which the PixMix paper mixes with for comparison; sizes and colours here are our own.
-All arithmetic is exact by IEEE 754, or of `elementary`, so a picture is the same on every machine.
+All arithmetic is exact by IEEE 754, or of `numerics`, so an image is the same on every machine.
 """
 
 from typing import Literal, get_args
@@ -16,8 +16,15 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, exponential2, logarithm2, sine_of_turns
-from fractals.random import next_unit, next_word, random_state
+from fractals.numerics import (
+    F,
+    exponential2,
+    logarithm2,
+    next_unit,
+    next_word,
+    random_state,
+    sine_of_turns,
+)
 from pixmix.compiling import kernel
 
 Baseline = Literal["dead-leaves", "spectrum", "noise"]

@@ -1,6 +1,6 @@
-"""Escape-time pictures: Julia, Mandelbrot, burning ship, Newton and their relatives.
+"""Escape-time layers: Julia, Mandelbrot, burning ship, Newton and their relatives.
 
-A sample of the picture is a point of the plane; its orbit is followed until it escapes (Newton:
+A sample of the image is a point of the plane; its orbit is followed until it escapes (Newton:
 settles), is caught in a cycle, or `max_iterations` is reached. Three features of an orbit are kept:
 
 * the smooth count of iterations (Härkönen 2007, "On smooth fractal coloring techniques",
@@ -10,58 +10,75 @@ settles), is caught in a cycle, or `max_iterations` is reached. Three features o
   the wave at the end instead, which tells the roots apart.
 
 A weighted sum of the three is the coordinate in a cyclic palette, so that smooth colouring, traps
-and stripes are one path. The slope of that coordinate lights the picture as a relief.
+and stripes are one path. The slope of that coordinate lights the image as a relief.
 
-Windows wider than `SINGLE_WIDTH` are computed in float32, three times as fast as float64, which
-narrower ones need to tell pixels apart.
+A window to look at is found by zooming in on places where the iteration count changes fast, on
+grids of 16 x 16 orbits. What a last grid shows of the window decides whether it is kept, how many
+iterations it has before its detail is finer than a pixel, and how many palette turns each feature
+gets.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fractals import escape_kernels as kernels
-from fractals.elementary import sine_of_turns
+from fractals.escape_kernels import Orbits, measure_orbits, turn, window_frame
+from fractals.numerics import Draws
 
-FORMULAS = ("power", "ship", "tricorn", "celtic", "phoenix", "rings", "newton")
 PLANES = ("julia", "parameter")
-TRAPS = ("point", "circle", "line", "cross", "parabola", "hyperbola")
-# 2^-7: a row of 2048 samples then still has 30 float32 steps between neighbours at |z| = 1.
-SINGLE_WIDTH = 0.0078125
 
-_F = np.float32
+
+class Formula(NamedTuple):
+    """A row of `FORMULAS`.
+
+    family: the loop of the kernels; powers: that it takes. ground: the window that a search starts
+    from in the plane of its parameter: x, y, width. share: of the layers that are drawn. fold: how
+    x, y before the power and the real part after it are folded: (|x|, x, |y|, y, |re|, re).
+    """
+
+    family: int
+    powers: tuple[int, ...]
+    ground: tuple[float, float, float]
+    share: float
+    fold: tuple[float, ...] = (0.0, 1.0, 0.0, 1.0, 0.0, 1.0)
+
+
+_UP_TO_5 = (2, 3, 4, 5)
+FORMULAS = {
+    "power": Formula(kernels.POWER, _UP_TO_5, (-0.3, 0.0, 2.6), 0.42),
+    "ship": Formula(
+        kernels.POWER, _UP_TO_5, (-0.5, -0.4, 3.0), 0.12, (1.0, 0.0, 1.0, 0.0, 0.0, 1.0)
+    ),
+    "tricorn": Formula(
+        kernels.POWER, _UP_TO_5, (-0.2, 0.0, 3.4), 0.08, (0.0, 1.0, 0.0, -1.0, 0.0, 1.0)
+    ),
+    "celtic": Formula(
+        kernels.POWER, _UP_TO_5, (-0.6, 0.0, 3.2), 0.08, (0.0, 1.0, 0.0, 1.0, 1.0, 0.0)
+    ),
+    "phoenix": Formula(kernels.PHOENIX, (2,), (0.0, 0.0, 2.6), 0.08),
+    "rings": Formula(kernels.RINGS, (2, 3), (0.0, 0.0, 2.6), 0.1),
+    "newton": Formula(kernels.NEWTON, (3, 4, 5), (0.0, 0.0, 2.0), 0.12),
+}
+
+TRAPS: dict[str, Callable[[float], tuple[float, ...]]] = {
+    "point": lambda _: (1.0, 0.0, 1.0, 0.0, 0.0, 0.0),
+    "circle": lambda size: (1.0, 0.0, 1.0, 0.0, 0.0, -size * size),
+    "line": lambda _: (0.0, 0.0, 0.0, 1.0, 0.0, 0.0),
+    "cross": lambda _: (0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
+    "parabola": lambda size: (1.0, 0.0, 0.0, 0.0, -size, 0.0),
+    "hyperbola": lambda size: (1.0, 0.0, -1.0, 0.0, 0.0, -size * size),
+}
+"""Conics of a size, in a frame of their own: the coefficients of u^2, u v, v^2, u, v and 1."""
+
 # The share of the light that comes aslant; see _LIGHT_HEIGHT in escape_kernels.py.
 _LIGHT_SLANT = 0.75
 # A band's orbits and features then stay in the second-level cache.
 _BAND_SAMPLES = 32768
-_FAMILY = {
-    "power": kernels.POWER,
-    "ship": kernels.POWER,
-    "tricorn": kernels.POWER,
-    "celtic": kernels.POWER,
-    "phoenix": kernels.PHOENIX,
-    "rings": kernels.RINGS,
-    "newton": kernels.NEWTON,
-}
-# How x, y before the power and the real part after it are folded: (|x|, x, |y|, y, |re|, re).
-_FOLDS = {
-    "power": (0.0, 1.0, 0.0, 1.0, 0.0, 1.0),
-    "ship": (1.0, 0.0, 1.0, 0.0, 0.0, 1.0),
-    "tricorn": (0.0, 1.0, 0.0, -1.0, 0.0, 1.0),
-    "celtic": (0.0, 1.0, 0.0, 1.0, 1.0, 0.0),
-}
-_POWERS = {
-    "power": (2, 3, 4, 5),
-    "ship": (2, 3, 4, 5),
-    "tricorn": (2, 3, 4, 5),
-    "celtic": (2, 3, 4, 5),
-    "phoenix": (2,),
-    "rings": (2, 3),
-    "newton": (3, 4, 5),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +153,9 @@ class EscapeLayer:
         _require_one_of("formula", self.formula, FORMULAS)
         _require_one_of("plane", self.plane, PLANES)
         _require_one_of("trap", self.trap, TRAPS)
-        if self.power not in _POWERS[self.formula]:
-            allowed = ", ".join(str(power) for power in _POWERS[self.formula])
+        powers = FORMULAS[self.formula].powers
+        if self.power not in powers:
+            allowed = ", ".join(map(str, powers))
             raise ValueError(
                 f"power {self.power} does not suit {self.formula}; use one of {allowed}"
             )
@@ -184,28 +202,14 @@ _RANGES = (
 )
 
 
-def _require_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _require_one_of(name: str, value: str, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
 
 
-def turn(turns: float) -> tuple[float, float]:
-    """Return cosine and sine of an angle in turns, the same bits everywhere."""
-    return float(sine_of_turns(_F(turns + 0.25))), float(sine_of_turns(_F(turns)))
-
-
 def _conic(layer: EscapeLayer) -> tuple[float, ...]:
     """Return the coefficients of xx xy yy x y 1 of the trap's conic."""
-    size = layer.trap_size
-    # a u^2 + b u v + c v^2 + d u + e v + f in the trap's own frame.
-    a, b, c, d, e, f = {
-        "point": (1.0, 0.0, 1.0, 0.0, 0.0, 0.0),
-        "circle": (1.0, 0.0, 1.0, 0.0, 0.0, -size * size),
-        "line": (0.0, 0.0, 0.0, 1.0, 0.0, 0.0),
-        "cross": (0.0, 1.0, 0.0, 0.0, 0.0, 0.0),
-        "parabola": (1.0, 0.0, 0.0, 0.0, -size, 0.0),
-        "hyperbola": (1.0, 0.0, -1.0, 0.0, 0.0, -size * size),
-    }[layer.trap]
+    a, b, c, d, e, f = TRAPS[layer.trap](layer.trap_size)
     # u = cosine x + sine y - u0, v = -sine x + cosine y - v0.
     cosine, sine = turn(layer.trap_rotation)
     u0 = cosine * layer.trap_centre[0] + sine * layer.trap_centre[1]
@@ -225,20 +229,9 @@ def _conic(layer: EscapeLayer) -> tuple[float, ...]:
     )
 
 
-class Orbits(NamedTuple):
-    """What the kernels need to know of a layer: numbers only, wherever its window lies."""
-
-    family: int
-    power: int
-    parameters: NDArray[np.float64]
-    start: NDArray[np.float64]
-    wave: NDArray[np.float32]
-    max_iterations: int
-
-
 def orbits_of(layer: EscapeLayer) -> Orbits:
     """Return the numbers that the orbits of a layer depend on."""
-    family = _FAMILY[layer.formula]
+    family, fold = FORMULAS[layer.formula].family, FORMULAS[layer.formula].fold
     k_re, k_im = layer.coefficient
     if family == kernels.NEWTON:
         k_re, k_im = k_re / layer.power, k_im / layer.power
@@ -246,17 +239,18 @@ def orbits_of(layer: EscapeLayer) -> Orbits:
         *(1.0, 2.0, 3.0, 0.0),
         *(kernels.ESCAPED_SQUARE, kernels.SETTLED_SQUARE, kernels.CAUGHT_SQUARE, kernels.CAUGHT),
         *(kernels.NEWTON_RATE, kernels.NEWTON_POLE if family == kernels.NEWTON else kernels.POLE),
-        *_FOLDS.get(layer.formula, _FOLDS["power"]),
+        *fold,
         *_conic(layer),
         *(1.0 - layer.wave_detail, 2.0 * layer.wave_detail),
         *(k_re, k_im),
     )
+    # Whether the first z, and c, are one point for all orbits instead of each one's sample.
     if layer.plane == "julia":
-        start = (kernels.AT_SAMPLE, *layer.constant)
+        start = (0.0, 1.0, *layer.constant)
+    elif family == kernels.NEWTON:
+        start = (1.0, 0.0, 1.0, 0.0)
     else:
-        start = (
-            (kernels.AT_POINT, 1.0, 0.0) if family == kernels.NEWTON else (kernels.AT_C, 0.0, 0.0)
-        )
+        start = (0.0, 0.0, 0.0, 0.0)
     return Orbits(
         family=family,
         power=layer.power,
@@ -265,53 +259,6 @@ def orbits_of(layer: EscapeLayer) -> Orbits:
         wave=np.array(turn(layer.wave_phase), np.float32),
         max_iterations=layer.max_iterations,
     )
-
-
-def window_frame(
-    centre: tuple[float, float], span: float, rotation: float, rows: int, columns: int
-) -> NDArray[np.float64]:
-    """Return where the samples of a window lie.
-
-    centre: plane point. span: plane units across the shorter side. rotation: turns.
-    Returns (6,) float64: the plane point of sample (0, 0), the step of a column, of a row.
-    """
-    step = span / min(rows, columns)
-    cosine, sine = turn(rotation)
-    column_x, column_y, row_x, row_y = step * cosine, step * sine, -step * sine, step * cosine
-    back_x, back_y = (columns - 1) / 2, (rows - 1) / 2
-    x = centre[0] - back_x * column_x - back_y * row_x
-    y = centre[1] - back_x * column_y - back_y * row_y
-    return np.array((x, y, column_x, column_y, row_x, row_y))
-
-
-def measure_orbits(
-    orbits: Orbits,
-    frame: NDArray[np.float64],
-    span: float,
-    first_row: int,
-    rows: int,
-    columns: int,
-) -> NDArray[np.float32]:
-    """Return the features of a band of samples.
-
-    frame: of `window_frame`; span: of the whole window, plane units; decides the precision.
-    Returns (4, rows, columns) float32: log2(1 + smooth count), -1 where the orbit never escaped;
-    log2 of the trap's least value; the wave, in about [-1, 1]; the cell pattern, in [-1, 1].
-    """
-    precision = np.float32 if span > SINGLE_WIDTH else np.float64
-    tiles = np.empty(
-        (-(-rows // kernels.TILE) * -(-columns // kernels.TILE), kernels.FIELDS * kernels.LANES),
-        precision,
-    )
-    kernels.place_orbits(tiles, frame, orbits.start, first_row, rows, columns)
-    advance = kernels.orbit_kernel(orbits.family, orbits.power)
-    advance(tiles, orbits.parameters.astype(precision), orbits.max_iterations)
-    features = np.empty((4, rows, columns), np.float32)
-    if orbits.family == kernels.NEWTON:
-        kernels.read_settling(tiles, orbits.wave, features)
-    else:
-        kernels.read_escaping(tiles, _F(orbits.power), orbits.wave, features)
-    return features
 
 
 def _look(layer: EscapeLayer, samples: int) -> NDArray[np.float32]:
@@ -363,3 +310,211 @@ def render_escape(
         features = measure_orbits(orbits, frame, layer.width, top * side, rows, columns)
         kernels.paint_features(features, palette, look, side, part)
     return picture
+
+
+def paint_escape(
+    layer: EscapeLayer,
+    table: NDArray[np.float32],
+    size: tuple[int, int],
+    samples_per_pixel: float,
+    *_: object,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return a layer's light and cover; see `genome.Kind`. It plays no game and needs no key."""
+    image = render_escape(layer, table, size, samples_per_pixel)
+    return np.ascontiguousarray(image.transpose(2, 0, 1)), np.ones(size, np.float32)
+
+
+_JULIA_WIDTH = 2.6
+# Palette turns over a window by smooth count, trap, wave and cells; chosen by eye from sheets.
+_RECIPES = (
+    (1.0, 0.0, 0.0, 0.2),
+    (1.2, 0.0, 0.2, 0.0),
+    (0.6, 0.0, 0.4, 0.0),
+    (0.3, 0.8, 0.0, 0.0),
+    (0.6, 0.4, 0.0, 0.15),
+)
+_RECIPE_WEIGHTS = (0.2, 0.15, 0.12, 0.37, 0.16)
+_SURVEY = 16
+_TRIES = 8
+# Iterations while looking for a place, and while its own number of them is being found.
+_SEARCH_ITERATIONS, _FINDING_ITERATIONS = 96, 320
+# A window is at fault with less than this share escaping, or more than this share calm, or dusty,
+# or more than this coherence of its slopes, which is 1 where all lines are parallel.
+_LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.45, 0.05, 0.6
+
+
+class Look(NamedTuple):
+    """What a survey says of a window; the fields are those of `escape_kernels.appraise`."""
+
+    outside: float
+    calm: float
+    dusty: float
+    striped: float
+    median_count: float
+    many_count: float
+    smooth_spread: float
+    trap_spread: float
+    wave_spread: float
+    inner_trap_spread: float
+    inner_wave_spread: float
+
+
+def _significant(value: float) -> float:
+    """Round to five significant digits, so that another machine's last bit cannot show."""
+    return float(f"{value:.5g}")
+
+
+def _survey(layer: EscapeLayer, aside: int) -> Look:
+    """Look at a window through a coarse grid of orbits, and at the same a little aside.
+
+    aside: 256ths of the window between the two; 0 looks once, and finds nothing dusty.
+    """
+    orbits = orbits_of(layer)
+    frame = window_frame(layer.centre, layer.width, layer.rotation, _SURVEY, _SURVEY)
+    here = measure_orbits(orbits, frame, layer.width, 0, _SURVEY, _SURVEY)
+    shifted = here
+    if aside:
+        frame[:2] += frame[2:4] * (_SURVEY * aside / 256)
+        shifted = measure_orbits(orbits, frame, layer.width, 0, _SURVEY, _SURVEY)
+    return Look(*kernels.appraise(here, shifted).tolist())
+
+
+def _fault(look: Look) -> float:
+    """Return how far a window is from showing something everywhere; 0 is good."""
+    return (
+        max(_LEAST_OUTSIDE - look.outside, 0.0)
+        + max(look.calm - _MOST_CALM, 0.0)
+        + 2.0 * max(look.dusty - _MOST_DUSTY, 0.0)
+        + max(look.striped - _MOST_STRIPED, 0.0)
+    )
+
+
+def _descend(draws: Draws, layer: EscapeLayer, width: float) -> EscapeLayer:
+    """Zoom in on the border of the set until the window is `width` plane units wide."""
+    orbits = orbits_of(layer)
+    x, y = layer.centre
+    span = layer.width
+    while span > 1.01 * width:
+        frame = window_frame((x, y), span, 0.0, _SURVEY, _SURVEY)
+        features = measure_orbits(orbits, frame, span, 0, _SURVEY, _SURVEY)
+        row, column = kernels.choose(features, draws.unit())
+        x = round(float(frame[0] + column * frame[2] + row * frame[4]), 9)
+        y = round(float(frame[1] + column * frame[3] + row * frame[5]), 9)
+        span = _significant(max(span / draws.uniform(2.5, 5.0), width))
+    return replace(layer, centre=(x, y), width=span)
+
+
+def _draw_formula(draws: Draws) -> EscapeLayer:
+    """Draw a formula with its numbers, looking at the whole plane of its parameter."""
+    formula = draws.weighted(list(FORMULAS), [formula.share for formula in FORMULAS.values()])
+    power = draws.weighted((2, 3), (0.75, 0.25))
+    coefficient = (0.0, 0.0)
+    if formula == "power":
+        power = draws.weighted((2, 3, 4, 5), (0.6, 0.2, 0.12, 0.08))
+    elif formula == "rings":
+        power = draws.choice((2, 3, 3))
+    elif formula == "phoenix":
+        power = 2
+        coefficient = (round(draws.uniform(-0.7, 0.5), 4), round(draws.uniform(-0.2, 0.2), 4))
+    elif formula == "newton":
+        power = draws.choice((3, 4, 5))
+        coefficient = (round(draws.uniform(0.7, 1.5), 4), round(draws.uniform(-0.5, 0.5), 4))
+    x, y, width = FORMULAS[formula].ground
+    return EscapeLayer(
+        formula=formula,
+        power=power,
+        plane="julia" if formula == "rings" else "parameter",
+        coefficient=coefficient,
+        centre=(x, y),
+        width=width,
+        max_iterations=_SEARCH_ITERATIONS,
+    )
+
+
+def _draw_constant(draws: Draws, layer: EscapeLayer) -> tuple[float, float]:
+    """Draw the constant of a Julia set: near the border of its formula's parameter set."""
+    if layer.formula == "rings":
+        size, (cosine, sine) = 2 ** draws.uniform(-7.0, -1.5), turn(draws.unit())
+        return _significant(size * cosine), _significant(size * sine)
+    if layer.formula == "newton":
+        if draws.chance(0.4):
+            return 0.0, 0.0
+        return round(draws.uniform(-0.3, 0.3), 4), round(draws.uniform(-0.3, 0.3), 4)
+    return _descend(draws, layer, layer.width / 2 ** draws.uniform(3.0, 7.0)).centre
+
+
+def _draw_window(draws: Draws) -> EscapeLayer:
+    """Draw a formula and a window on its border; a third of Julia sets are shown whole."""
+    layer = _draw_formula(draws)
+    if layer.plane == "parameter" and draws.chance(0.4):
+        return _descend(draws, layer, layer.width / 2 ** draws.uniform(0.5, 11.0))
+    constant = _draw_constant(draws, layer)
+    layer = replace(layer, plane="julia", constant=constant, centre=(0.0, 0.0), width=_JULIA_WIDTH)
+    if draws.chance(0.35):
+        return replace(layer, width=_significant(2 ** draws.uniform(-2.5, 1.2)))
+    return _descend(draws, layer, _JULIA_WIDTH / 2 ** draws.uniform(0.3, 6.5))
+
+
+def _draw_place(draws: Draws) -> tuple[EscapeLayer, Look]:
+    """Draw windows until one has no fault, or return the least faulty."""
+    found: list[tuple[float, EscapeLayer, Look]] = []
+    for _ in range(_TRIES):
+        layer = replace(
+            _draw_window(draws),
+            rotation=round(draws.unit(), 4),
+            max_iterations=_FINDING_ITERATIONS,
+            trap=draws.choice(list(TRAPS)),
+            trap_centre=(round(draws.uniform(-0.6, 0.6), 3), round(draws.uniform(-0.6, 0.6), 3)),
+            trap_rotation=round(draws.unit(), 4),
+            trap_size=round(draws.uniform(0.1, 0.9), 3),
+            wave_phase=round(draws.unit(), 4),
+            wave_detail=round(draws.unit(), 3),
+        )
+        look = _survey(layer, aside=0)
+        limit = look.median_count + (look.many_count - look.median_count) * draws.uniform(0.2, 1.0)
+        limit = min(max(4 * int(limit / 4 + 1), 8), _FINDING_ITERATIONS)
+        layer = replace(layer, max_iterations=limit)
+        fault = _fault(look)
+        if fault == 0.0:
+            look = _survey(layer, aside=1)
+            fault = _fault(look)
+        found.append((fault, layer, look))
+        if fault == 0.0:
+            break
+    _, layer, look = min(found, key=lambda item: item[0])
+    return layer, look
+
+
+def draw_escape(draws: Draws) -> EscapeLayer:
+    """Draw a layer: an interesting window of a random formula, and colours that suit it.
+
+    draws: the genome's stream; advanced.
+    """
+    layer, look = _draw_place(draws)
+    smooth, trap, wave, cell = draws.weighted(_RECIPES, _RECIPE_WEIGHTS)
+    inner_trap = draws.unit()
+    # A calm window gets more turns, a lively one shows enough by itself.
+    turns = draws.uniform(0.5, 1.2) * (1.0 + look.calm)
+    return replace(
+        layer,
+        smooth_turns=_significant(turns * smooth / look.smooth_spread),
+        trap_turns=_significant(turns * trap / look.trap_spread),
+        wave_turns=_significant(turns * wave / look.wave_spread),
+        cell_turns=round(turns * cell * draws.uniform(0.5, 1.2), 3),
+        inner_trap_turns=_significant(turns * inner_trap / look.inner_trap_spread),
+        inner_wave_turns=_significant(turns * (1.0 - inner_trap) / look.inner_wave_spread),
+        phase=round(draws.unit(), 4),
+        inner_phase=round(draws.unit(), 4),
+        relief=round(draws.uniform(0.1, 0.6), 3),
+        light_rotation=round(draws.unit(), 4),
+        steepness=_significant(draws.uniform(0.02, 0.08) / turns),
+        edge=round(draws.uniform(-0.9, 0.7), 3),
+        edge_phase=round(draws.unit(), 4),
+        glow=round(draws.uniform(0.2, 0.8), 3) if trap and draws.chance(0.6) else 0.0,
+        glow_reach=_significant(2 ** draws.uniform(-8.0, -4.0)),
+    )
+
+
+def draw_escape_layer(draws: Draws, *_: object) -> tuple[EscapeLayer, None]:
+    """Draw a layer, which has no game; see `genome.Kind`."""
+    return draw_escape(draws), None

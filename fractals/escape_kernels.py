@@ -1,4 +1,4 @@
-"""Compiled loops of the escape-time pictures: orbits, their features, and colour.
+"""Compiled loops of the escape-time images: orbits, their features, colour, and surveys of windows.
 
 Sixty-four orbits, an 8 x 8 tile of samples, advance together in one flat array with the fields at
 constant offsets. That is what the compiler needs to turn the loops into vector instructions: with
@@ -10,12 +10,12 @@ an array a field it would have to prove that none overlap.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import exponential2, floor, logarithm2
+from fractals.numerics import exponential2, floor, logarithm2, sine_of_turns
 from pixmix.compiling import kernel
 
 _F = np.float32
@@ -43,10 +43,29 @@ _LIGHT_HEIGHT = _F(0.66)
 _GLOSS = _F(0.4)
 # How fast colour fades to the edge tone, against squared palette turns a sample.
 _FADE = _F(12.0)
-# Where orbits start: at their own c, at the sample with a common c, at a common point.
-AT_C, AT_SAMPLE, AT_POINT = 0.0, 1.0, 2.0
+# Windows wider than 2^-7 are computed in float32, three times as fast as float64: a row of 2048
+# samples then still has 30 float32 steps between neighbours at |z| = 1.
+SINGLE_WIDTH = 0.0078125
 
 POWER, PHOENIX, RINGS, NEWTON = 0, 1, 2, 3
+
+# Neighbours on a survey's grid whose counts differ by less are calm: three counts a window.
+_CALM_CHANGE = 0.2
+# Part of a feature's spread that may change within a 256th of the window.
+_DUSTY_CHANGE = 0.4
+# Features that hardly vary are not magnified further than this.
+_LEAST_SPREAD = 0.02
+
+
+class Orbits(NamedTuple):
+    """What the kernels need to know of a layer: numbers only, wherever its window lies."""
+
+    family: int
+    power: int
+    parameters: NDArray[np.float64]
+    start: NDArray[np.float64]
+    wave: NDArray[np.float32]
+    max_iterations: int
 
 
 @functools.cache
@@ -54,7 +73,12 @@ def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
     """Compile the orbit loop of one formula and power; cached on disk like every kernel.
 
     The formula is a constant of the loop: a branch inside would keep it from vectorising.
+
+    Raises:
+        ValueError: for another family or power.
     """
+    if family not in (POWER, PHOENIX, RINGS, NEWTON) or power not in (2, 3, 4, 5):
+        raise ValueError(f"no orbits of family {family!r} and power {power!r}")
 
     @kernel
     def advance(tiles: NDArray[Any], p: NDArray[Any], max_iterations: int) -> None:
@@ -172,9 +196,8 @@ def place_orbits(
     """Set up the orbits of a band of samples, 8 x 8 samples a tile, tiles in reading order.
 
     tiles: (n, 12 * 64) to fill. frame: (6,) float64, the plane point of sample (0, 0), the step of
-    a column, the step of a row. start: (3,) float64: AT_C, 0, 0: every orbit starts at its own
-    c, the sample; AT_SAMPLE, a, b: at the sample, c = (a, b); AT_POINT, a, b: at (a, b), c is the
-    sample.
+    a column, the step of a row. start: (4,) float64: z_fixed, c_fixed, a, b: whether the first z,
+    and c, are (a, b) for all orbits instead of each orbit's sample: 0 or 1.
     """
     across = (columns + TILE - 1) // TILE
     for tile in range(len(tiles)):
@@ -188,8 +211,8 @@ def place_orbits(
             column = min(left + i % TILE, columns - 1)
             x = frame[0] + column * frame[2] + row * frame[4]
             y = frame[1] + column * frame[3] + row * frame[5]
-            s[i], s[i + 64] = (start[1], start[2]) if start[0] == AT_POINT else (x, y)
-            s[i + 128], s[i + 192] = (start[1], start[2]) if start[0] == AT_SAMPLE else (x, y)
+            s[i], s[i + 64] = (start[2], start[3]) if start[0] > 0.0 else (x, y)
+            s[i + 128], s[i + 192] = (start[2], start[3]) if start[1] > 0.0 else (x, y)
             s[i + 320], s[i + 448] = 1e9, 1.0
 
 
@@ -347,3 +370,185 @@ def paint_features(
             picture[pixel_row, pixel_column, 0] = red * share
             picture[pixel_row, pixel_column, 1] = green * share
             picture[pixel_row, pixel_column, 2] = blue * share
+
+
+def turn(turns: float) -> tuple[float, float]:
+    """Return cosine and sine of an angle in turns, the same bits everywhere."""
+    return float(sine_of_turns(_F(turns + 0.25))), float(sine_of_turns(_F(turns)))
+
+
+def window_frame(
+    centre: tuple[float, float], span: float, rotation: float, rows: int, columns: int
+) -> NDArray[np.float64]:
+    """Return where the samples of a window lie.
+
+    centre: plane point. span: plane units across the shorter side. rotation: turns.
+    Returns (6,) float64: the plane point of sample (0, 0), the step of a column, of a row.
+    """
+    step = span / min(rows, columns)
+    cosine, sine = turn(rotation)
+    column_x, column_y, row_x, row_y = step * cosine, step * sine, -step * sine, step * cosine
+    back_x, back_y = (columns - 1) / 2, (rows - 1) / 2
+    x = centre[0] - back_x * column_x - back_y * row_x
+    y = centre[1] - back_x * column_y - back_y * row_y
+    return np.array((x, y, column_x, column_y, row_x, row_y))
+
+
+def measure_orbits(
+    orbits: Orbits,
+    frame: NDArray[np.float64],
+    span: float,
+    first_row: int,
+    rows: int,
+    columns: int,
+) -> NDArray[np.float32]:
+    """Return the features of a band of samples.
+
+    frame: of `window_frame`; span: of the whole window, plane units; decides the precision.
+    Returns (4, rows, columns) float32: log2(1 + smooth count), -1 where the orbit never escaped;
+    log2 of the trap's least value; the wave, in about [-1, 1]; the cell pattern, in [-1, 1].
+    """
+    precision = np.float32 if span > SINGLE_WIDTH else np.float64
+    tiles = np.empty(
+        (-(-rows // TILE) * -(-columns // TILE), FIELDS * LANES),
+        precision,
+    )
+    place_orbits(tiles, frame, orbits.start, first_row, rows, columns)
+    advance = orbit_kernel(orbits.family, orbits.power)
+    advance(tiles, orbits.parameters.astype(precision), orbits.max_iterations)
+    features = np.empty((4, rows, columns), np.float32)
+    if orbits.family == NEWTON:
+        read_settling(tiles, orbits.wave, features)
+    else:
+        read_escaping(tiles, _F(orbits.power), orbits.wave, features)
+    return features
+
+
+@kernel
+def choose(features: NDArray[np.float32], unit: float) -> tuple[int, int]:
+    """Choose a sample near the border of the set, weighted by how fast the count changes there.
+
+    features: (4, rows, columns) float32, of a survey. unit: in [0, 1). Returns (row, column), the
+    middle where nothing changes.
+    """
+    smooth = features[0]
+    rows, columns = smooth.shape
+    weights = np.zeros((rows, columns))
+    total = 0.0
+    for row in range(1, rows - 1):
+        for column in range(1, columns - 1):
+            low, high = 1e9, -1e9
+            for i in range(-1, 2):
+                for j in range(-1, 2):
+                    value = smooth[row + i, column + j]
+                    if value >= 0.0:
+                        low, high = min(low, value), max(high, value)
+            if smooth[row, column] >= 0.0 and high > low:
+                total += min(high - low, 2.0) ** 2
+            weights[row, column] = total
+    mark = unit * total
+    for row in range(1, rows - 1):
+        for column in range(1, columns - 1):
+            if weights[row, column] > mark:
+                return row, column
+    return rows // 2, columns // 2
+
+
+@kernel
+def _spread(values: NDArray[np.float32], n: int) -> tuple[float, float, float]:
+    """Return the 10th percentile, median and 90th of values[:n], 0 where there are fewer than 8."""
+    if n < 8:
+        return 0.0, 0.0, 0.0
+    ordered = np.sort(values[:n])
+    return ordered[n // 10], ordered[n // 2], ordered[n * 9 // 10]
+
+
+@kernel
+def coherence(values: NDArray[np.float32]) -> float:
+    """Return how parallel the lines of a survey are, 0 to 1: the coherence of its structure tensor.
+
+    values: (rows, columns) float32; below 0 where there is nothing to compare.
+    """
+    xx, xy, yy = 0.0, 0.0, 0.0
+    for row in range(1, values.shape[0]):
+        for column in range(1, values.shape[1]):
+            here, left, above = (
+                values[row, column],
+                values[row, column - 1],
+                values[row - 1, column],
+            )
+            if here >= 0.0 and left >= 0.0 and above >= 0.0:
+                # Slopes are limited, lest the set's border alone decide.
+                dx = min(max(here - left, -0.25), 0.25)
+                dy = min(max(here - above, -0.25), 0.25)
+                xx += dx * dx
+                xy += dx * dy
+                yy += dy * dy
+    return np.sqrt((xx - yy) * (xx - yy) + 4.0 * xy * xy) / (xx + yy + 1e-9)
+
+
+@kernel
+def _calm_and_dusty(
+    features: NDArray[np.float32],
+    shifted: NDArray[np.float32],
+    smooth_spread: float,
+    trap_spread: float,
+    inner_trap_spread: float,
+) -> tuple[float, float]:
+    """Return the share of neighbours alike in count, and of samples unlike the shifted ones.
+
+    features, shifted: (4, rows, columns) float32. Spreads: how far the features range.
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    calm, dusty, pairs = 0, 0, 0
+    for row in range(rows):
+        for column in range(columns - 1):
+            here, there = features[0, row, column], features[0, row, column + 1]
+            if here >= 0.0 and there >= 0.0:
+                pairs += 1
+                calm += 1 if abs(exponential2(here) - exponential2(there)) < _CALM_CHANGE else 0
+            there = shifted[0, row, column]
+            trap_change = abs(features[1, row, column] - shifted[1, row, column])
+            if here >= 0.0:
+                unlike = there < 0.0 or abs(there - here) > _DUSTY_CHANGE * smooth_spread
+                unlike = unlike or trap_change > _DUSTY_CHANGE * trap_spread
+            else:
+                unlike = there >= 0.0 or trap_change > _DUSTY_CHANGE * inner_trap_spread
+            dusty += 1 if unlike else 0
+    return calm / max(pairs, 1), dusty / (rows * (columns - 1))
+
+
+@kernel
+def appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return what a survey says of a window.
+
+    features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:
+    the shares of samples that escaped, of neighbours whose counts hardly differ, of samples whose
+    features a pixel further are unlike; the coherence of the lines; median and 90th percentile of
+    the count; then the width of the middle eight tenths of log count, trap and wave outside, of
+    trap and wave inside.
+    """
+    rows, columns = features.shape[1], features.shape[2]
+    smooth = features[0]
+    values = np.empty((5, rows * columns), np.float32)
+    outside, inside = 0, 0
+    for row in range(rows):
+        for column in range(columns):
+            if smooth[row, column] >= 0.0:
+                for feature in range(3):
+                    values[feature, outside] = features[feature, row, column]
+                outside += 1
+            else:
+                values[3, inside] = features[1, row, column]
+                values[4, inside] = features[2, row, column]
+                inside += 1
+    result = np.zeros(11)
+    for k in range(5):
+        low, middle, high = _spread(values[k], outside if k < 3 else inside)
+        result[6 + k] = max(high - low, _LEAST_SPREAD)
+        if k == 0:
+            result[4], result[5] = exponential2(_F(middle)) - 1.0, exponential2(_F(high)) - 1.0
+    result[0] = outside / (rows * columns)
+    result[1], result[2] = _calm_and_dusty(features, shifted, result[6], result[7], result[9])
+    result[3] = coherence(smooth)
+    return result

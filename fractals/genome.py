@@ -1,272 +1,110 @@
-"""A genome: everything that a picture needs, as frozen dataclasses that travel as JSON."""
+"""A genome, everything that an image needs as frozen dataclasses that travel as JSON; its image.
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, TypeAlias, cast, get_args
+A new kind of layer is a module, with a dataclass and two functions, and a row of `KINDS`.
+"""
 
-from fractals.escape import EscapeLayer
-from fractals.palettes import Palette
-from fractals.single import fits_single
-from fractals.variations import VARIATION_NUMBER, VARIATIONS
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from typing import Any, NamedTuple, TypeAlias, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fractals import FAMILIES
+from fractals.chaos import ChaosLayer, Game, paint_chaos, require
+from fractals.escape import EscapeLayer, draw_escape_layer, paint_escape
+from fractals.image_kernels import lay_over, shade_ground, to_bytes
+from fractals.numerics import F
+from fractals.palettes import ENTRIES, Palette, palette_table
+from fractals.systems import draw_chaos
 
 GENOME_VERSION = 1
-"""Raised whenever a genome of the same seed and index, or the picture of a genome, changes."""
+"""Raised whenever the genome of a seed and an index, its image or its JSON changes.
 
-Blend: TypeAlias = Literal["over", "screen", "lighten", "multiply"]
-Fold: TypeAlias = Literal["none", "mirror", "wrap"]
-Family: TypeAlias = Literal["mixed", "flame", "ifs", "escape"]
-FAMILIES: tuple[Family, ...] = get_args(Family)
-BLENDS: tuple[Blend, ...] = get_args(Blend)
-FOLDS: tuple[Fold, ...] = get_args(Fold)
+No part of a random key: a new version leaves as they were the images whose drawing did not change.
+"""
 
-KINDS = ("chaos", "escape")
-MAPS = range(1, 33)
+READ_VERSIONS = (1,)
+"""Versions whose genomes are read and rendered as they were when they were written."""
+
+BLENDS = ("over", "screen", "lighten", "multiply")
+"""How a layer lies on what is below, by the number that `lay_over` takes."""
+
 LAYERS = range(1, 4)
+SMALLEST, LARGEST = 16, 16384
 
-_MOST_PIXELS = 16384
-_SINGLE_STEP = 2.0**-23
+_SETS, _GAME = 1, 1
+"""The first number of every random key; the stage that an image's chaos games draw from."""
 
-Affine: TypeAlias = tuple[float, float, float, float, float, float]
-
-
-def _require(condition: bool, value: object, rule: str, remedy: str) -> None:
-    if not condition:
-        raise ValueError(f"{value!r}: {rule}; {remedy}")
+Fractal: TypeAlias = ChaosLayer | EscapeLayer
 
 
-def _check_finite(values: tuple[float, ...], name: str) -> None:
-    _require(
-        all(fits_single(value) for value in values),
-        values,
-        f"{name} must be finite in float32",
-        "draw the genome anew or mend its JSON",
-    )
+class Kind(NamedTuple):
+    """A row of `KINDS`.
 
-
-def _check_affine(affine: Affine | None, name: str) -> None:
-    if affine is not None:
-        _require(
-            len(affine) == 6 and all(fits_single(value) for value in affine),
-            affine,
-            f"{name} must be the six numbers, finite in float32, of x' = a x + b y + c, "
-            "y' = d x + e y + f",
-            "draw the genome anew or mend its JSON",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VariationTerm:
-    """One variation of a map's weighted sum.
-
-    Name of `variations.VARIATIONS`, weight, parameters in its order.
+    layer: the dataclass. draw: takes draws, the family's templates, samples a pixel, and the random
+        key of the layer's game; gives a layer and its preview's game, or None where there is
+        nothing to show.
+    paint: takes the layer, its palette's table, (height, width), samples a pixel, the random key
+        and a game or None; gives light (3, H, W) and cover (H, W), float32 in [0, 1].
+    covers: whether nothing shows from below. Such a layer lies "over", and has all the samples.
     """
 
-    name: str
-    weight: float
-    parameters: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown name, a wrong number of parameters and numbers that are not finite."""
-        _require(
-            self.name in VARIATION_NUMBER,
-            self.name,
-            "is no variation",
-            f"use one of {', '.join(VARIATION_NUMBER)}",
-        )
-        wanted = VARIATIONS[VARIATION_NUMBER[self.name]].parameters
-        _require(
-            len(self.parameters) == len(wanted),
-            self.parameters,
-            f"{self.name} takes {len(wanted)} parameters",
-            f"give {', '.join(name for name, _, _ in wanted) or 'none'}",
-        )
-        _check_finite((self.weight, *self.parameters), "a variation's weight and parameters")
+    layer: type[Fractal]
+    draw: Callable[..., tuple[Any, Game | None] | None]
+    paint: Callable[..., tuple[NDArray[np.float32], NDArray[np.float32]]]
+    covers: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Map:
-    """One map of an iterated function system.
-
-    Affine, then a sum of variations, then a second affine.
-
-    affine, post: x' = a x + b y + c, y' = d x + e y + f in plane units. No variation: affine alone.
-    weight: relative probability, > 0. colour in [0, 1]: where the map pulls the colour coordinate,
-    by speed in [0, 1] a visit.
-    """
-
-    affine: Affine
-    variations: tuple[VariationTerm, ...] = ()
-    post: Affine | None = None
-    weight: float = 1.0
-    colour: float = 0.0
-    speed: float = 0.5
-
-    def __post_init__(self) -> None:
-        """Refuse numbers outside the ranges above."""
-        _check_affine(self.affine, "affine")
-        _check_affine(self.post, "post")
-        _require(
-            self.weight > 0 and fits_single(self.weight),
-            self.weight,
-            "a map's weight must be above 0 and finite in float32",
-            "leave the map out instead",
-        )
-        _require(
-            0 <= self.colour <= 1, self.colour, "a map's colour must lie in [0, 1]", "scale it"
-        )
-        _require(0 <= self.speed <= 1, self.speed, "a colour speed must lie in [0, 1]", "use 0.5")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Camera:
-    """The window.
-
-    Centre and width (of the picture's SHORTER side) in plane units, rotation in radians.
-
-    fold: what becomes of points outside: "none" drops them, "mirror" reflects them at the borders
-    and "wrap" continues them at the other side, so that the window is filled.
-    """
-
-    centre: tuple[float, float]
-    width: float
-    rotation: float = 0.0
-    fold: Fold = "none"
-
-    def __post_init__(self) -> None:
-        """Refuse an empty or unbounded window and an unknown fold."""
-        _require(
-            len(self.centre) == 2 and all(fits_single(value) for value in self.centre),
-            self.centre,
-            "a camera's centre must be two numbers, finite in float32",
-            "give x and y",
-        )
-        _check_finite((self.rotation,), "a camera's rotation")
-        _require(
-            self.width > 0 and fits_single(self.width),
-            self.width,
-            "a camera's width must be above 0 and finite in float32",
-            "use the width of the attractor",
-        )
-        # The kernel's numbers are pixels of the largest picture.
-        _require(
-            fits_single(_MOST_PIXELS * (1 + sum(map(abs, self.centre))) / self.width),
-            self.width,
-            "a camera's width must show its centre in pixels that float32 holds",
-            "use the width of the attractor",
-        )
-        _require(self.fold in FOLDS, self.fold, "is no fold", f"use one of {', '.join(FOLDS)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tone:
-    """From points to light: value = (log(1 + contrast d) / log(1 + contrast exposure))^gamma.
-
-    d: points a pixel as a share of all, times the pixels of the shorter side squared, so that it
-    does not depend on size or quality. exposure > 0: the d that gives full light. contrast > 0.
-    gamma > 0. vibrancy in [0, 1]: 1 applies gamma to the light alone and keeps colours, 0 to each
-    channel. softness >= 0: points a pixel below which density estimation blurs; 0 switches it off.
-    Colour: place on the palette's ring = colour_start + colour_stretch * the pixel's mean
-    coordinate.
-    """
-
-    exposure: float
-    colour_start: float = 0.0
-    colour_stretch: float = 1.0
-    contrast: float = 30.0
-    gamma: float = 0.7
-    vibrancy: float = 1.0
-    softness: float = 48.0
-
-    def __post_init__(self) -> None:
-        """Refuse numbers outside the ranges above."""
-        for name in ("exposure", "contrast", "gamma"):
-            value = getattr(self, name)
-            _require(
-                value > 0 and fits_single(value),
-                value,
-                f"{name} must be above 0 and finite in float32",
-                "draw it anew",
-            )
-        # Below it, 1 + contrast exposure is 1, and its logarithm, by which light is divided, 0.
-        _require(
-            self.contrast * self.exposure >= _SINGLE_STEP,
-            (self.contrast, self.exposure),
-            "contrast times exposure must be above the step of float32, 1.2e-7",
-            "draw them anew",
-        )
-        _check_finite((self.colour_start, self.colour_stretch), "a colour's start and stretch")
-        _require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must lie in [0, 1]", "use 1")
-        _require(
-            self.softness >= 0 and fits_single(self.softness),
-            self.softness,
-            "softness must be finite in float32 and not negative",
-            "use 0 for none",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChaosLayer:
-    """An iterated function system played as a chaos game: affine maps alone, or a flame.
-
-    symmetry: 1 none; n > 1 adds the rotations by 1/n turn; -n adds them and a reflection
-    (dihedral). final: a map that every plotted point passes through, without feeding back.
-    """
-
-    maps: tuple[Map, ...]
-    camera: Camera
-    tone: Tone
-    final: Map | None = None
-    symmetry: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse an empty or oversized system."""
-        _require(
-            len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out"
-        )
-        weight = sum(each.weight for each in self.maps)
-        _require(
-            fits_single(weight),
-            weight,
-            "the weights of the maps must have a sum that is finite in float32",
-            "scale them",
-        )
-        _require(
-            isinstance(self.symmetry, int) and 0 < abs(self.symmetry) <= 12,
-            self.symmetry,
-            "symmetry must be 1 (none), 2..12 (rotations) or -12..-1 (with a reflection)",
-            "use 1 for none",
-        )
+KINDS: dict[str, Kind] = {
+    "chaos": Kind(ChaosLayer, draw_chaos, paint_chaos, False),
+    "escape": Kind(EscapeLayer, draw_escape_layer, paint_escape, True),
+}
+_KIND_NAMES: dict[type, str] = {kind.layer: name for name, kind in KINDS.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """One sheet of a picture: a fractal, its palette, and how it lies on what is below.
+    """One sheet of an image: a fractal, its palette, and how it lies on what is below.
 
     opacity in [0, 1].
     """
 
-    fractal: ChaosLayer | EscapeLayer
+    fractal: Fractal
     palette: Palette
-    blend: Blend = "over"
+    blend: str = "over"
     opacity: float = 1.0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown blend mode or an opacity outside [0, 1]."""
-        _require(
+        """Refuse a fractal of no kind, an unknown blend mode or an opacity outside [0, 1]."""
+        require(
+            type(self.fractal) in _KIND_NAMES,
+            type(self.fractal).__name__,
+            "is no kind of layer",
+            f"use one of {', '.join(KINDS)}",
+        )
+        require(
             self.blend in BLENDS, self.blend, "is no blend mode", f"use one of {', '.join(BLENDS)}"
         )
-        _require(0 <= self.opacity <= 1, self.opacity, "opacity must lie in [0, 1]", "scale it")
+        require(0 <= self.opacity <= 1, self.opacity, "opacity must lie in [0, 1]", "scale it")
+
+    @property
+    def kind(self) -> str:
+        """Return the name of the fractal's kind in `KINDS`."""
+        return _KIND_NAMES[type(self.fractal)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Genome:
-    """A picture to be: where it came from, and its layers from the bottom up.
+    """An image to be: where it came from, and its layers from the bottom up.
 
     seed, index, family: the arguments of `draw_genome`; attempt: drafts rejected before this one.
     background: palette whose first and last colours shade the ground, where no layer lies.
     black, white: display values in [0, 1] that become 0 and 1 when all layers lie, black < white.
     """
 
-    family: Family
+    family: str
     seed: int
     index: int
     attempt: int
@@ -277,9 +115,9 @@ class Genome:
     version: int = GENOME_VERSION
 
     def __post_init__(self) -> None:
-        """Refuse a genome of another version, of no picture of a set, or without layers."""
+        """Refuse a genome of another version, of no image of a set, or without layers."""
         _check_version(self.version)
-        _require(
+        require(
             self.family in FAMILIES,
             self.family,
             "is no family",
@@ -287,22 +125,22 @@ class Genome:
         )
         for name in ("seed", "index", "attempt"):
             value = getattr(self, name)
-            _require(
+            require(
                 isinstance(value, int) and value >= 0,
                 value,
                 f"{name} must be a whole number from 0 on",
                 "use the arguments of draw_genome",
             )
-        _require(
+        require(
             0 <= self.black < self.white <= 1,
             (self.black, self.white),
             "black and white must rise within [0, 1]",
             "use 0 and 1 for no change",
         )
-        _require(
+        require(
             len(self.layers) in LAYERS,
             len(self.layers),
-            "a picture has 1 to 3 layers",
+            "an image has 1 to 3 layers",
             "leave some out",
         )
 
@@ -310,9 +148,7 @@ class Genome:
         """Return the genome as plain JSON values; `from_json` gives back an equal genome."""
         document = cast("dict[str, Any]", _listed(asdict(self)))
         for written, layer in zip(document["layers"], self.layers, strict=True):
-            written["fractal"]["kind"] = (
-                "chaos" if isinstance(layer.fractal, ChaosLayer) else "escape"
-            )
+            written["fractal"]["kind"] = layer.kind
         return document
 
     @classmethod
@@ -325,9 +161,7 @@ class Genome:
         try:
             # Before all else: another version may well have other fields.
             _check_version(document["version"])
-            layers = tuple(_layer(layer) for layer in document["layers"])
-            background = _palette(document["background"])
-            return cls(**_fields(cls, document) | {"layers": layers, "background": background})
+            return cast("Genome", _read(cls, document))
         except (KeyError, TypeError) as error:
             raise ValueError(
                 f"the genome's JSON does not fit version {GENOME_VERSION} ({error}); "
@@ -336,10 +170,11 @@ class Genome:
 
 
 def _check_version(version: object) -> None:
-    _require(
-        version == GENOME_VERSION,
+    require(
+        version in READ_VERSIONS,
         version,
-        f"this release renders genomes of version {GENOME_VERSION}",
+        f"is the version that wrote this genome; this release reads version "
+        f"{', '.join(map(str, READ_VERSIONS))}",
         "install the release named in the set's manifest",
     )
 
@@ -352,51 +187,122 @@ def _listed(value: object) -> object:
     return value
 
 
-def _tupled(value: object) -> object:
-    return tuple(_tupled(item) for item in value) if isinstance(value, list) else value
+_hints = cache(get_type_hints)
 
 
-def _fields(kind: type, document: object) -> dict[str, Any]:
+def _read(kind: Any, document: Any) -> Any:  # noqa: ANN401
+    """Return the value of a type, a dataclass or a part of one, that a JSON value stands for."""
+    if is_dataclass(kind):
+        values = _fields(kind, document)
+        return kind(**{name: _read(_hints(kind)[name], value) for name, value in values.items()})
+    if kind == Fractal:
+        if not isinstance(document, dict):
+            raise TypeError(f"fractal is {document!r}, no JSON object")
+        name = document["kind"]
+        require(name in KINDS, name, "is no kind of fractal", f"use one of {', '.join(KINDS)}")
+        return _read(KINDS[name].layer, {k: v for k, v in document.items() if k != "kind"})
+    if get_origin(kind) is tuple:
+        if not isinstance(document, list):
+            raise TypeError(f"{document!r} is no JSON array")
+        return tuple(_read(get_args(kind)[0], item) for item in document)
+    if type(None) in get_args(kind):
+        return None if document is None else _read(get_args(kind)[0], document)
+    return document
+
+
+def _fields(kind: Any, document: object) -> dict[str, Any]:  # noqa: ANN401
     """Return a document's values, none missing and none that `kind` does not know."""
     if not isinstance(document, dict):
         raise TypeError(f"{kind.__name__} is {document!r}, no JSON object")
     odd = document.keys() ^ {field.name for field in fields(kind)}
     if odd:
         raise TypeError(f"{kind.__name__}: missing or unknown: {', '.join(sorted(odd))}")
-    return {key: _tupled(value) for key, value in document.items()}
+    return document
 
 
-def _palette(document: object) -> Palette:
-    return Palette(**_fields(Palette, document))
+def render(
+    genome: Genome, size: int | tuple[int, int] = 256, samples_per_pixel: float = 50
+) -> NDArray[np.uint8]:
+    """Return the image of a genome, the same on every machine.
+
+    size: side in pixels, or (height, width), each in 16..16384; the window's shorter side is the
+    genome's, so a larger image shows the same in more detail, and a wider one more at the sides.
+    samples_per_pixel: chaos-game points played a pixel, shared by the layers; > 0. Escape layers
+    turn it into sub-samples a pixel. Returns (H, W, 3) uint8, display RGB.
+
+    Raises:
+        ValueError: a size or a quality outside these ranges.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    if not (SMALLEST <= height <= LARGEST and SMALLEST <= width <= LARGEST):
+        raise ValueError(
+            f"size {height}x{width}: each side must lie in {SMALLEST}..{LARGEST} pixels; "
+            "use 256 for a mixing set"
+        )
+    if not 0 < samples_per_pixel < float("inf"):
+        raise ValueError(
+            f"samples_per_pixel {samples_per_pixel}: must be above 0; use 50 for a mixing set"
+        )
+    return grade(genome, paint(genome, height, width, samples_per_pixel))
 
 
-def _map(document: object) -> Map:
-    read = _fields(Map, document)
-    terms = tuple(VariationTerm(**_fields(VariationTerm, term)) for term in read["variations"])
-    return Map(**read | {"variations": terms})
+def paint(
+    genome: Genome,
+    height: int,
+    width: int,
+    samples_per_pixel: float,
+    *,
+    stream: int = 0,
+    games: Mapping[int, Game] | None = None,
+) -> NDArray[np.float32]:
+    """Return all layers laid on the ground, before `grade`.
+
+    height, width: pixels; samples_per_pixel: as for `render`. stream: as for `game_key`. games: of
+    the layers of these numbers, already played with the same size, quality and key, and spread.
+    Returns (H, W, 3) float32 display values in [0, 1].
+    """
+    image = np.empty((height, width, 3), np.float32)
+    ground = palette_table(genome.background)
+    shade_ground(ground[0], ground[ENTRIES // 2], image)
+    n_sharing = sum(not KINDS[layer.kind].covers for layer in genome.layers)
+    for number, layer in enumerate(genome.layers):
+        kind = KINDS[layer.kind]
+        key = game_key(genome.family, genome.seed, genome.index, genome.attempt, number, stream)
+        light, cover = kind.paint(
+            layer.fractal,
+            palette_table(layer.palette),
+            (height, width),
+            samples_per_pixel / (1 if kind.covers else n_sharing),
+            key,
+            games.get(number) if games else None,
+        )
+        lay_over(
+            image.reshape(-1, 3), light.reshape(3, -1), cover.reshape(-1),
+            BLENDS.index(layer.blend), F(layer.opacity),
+        )  # fmt: skip
+    return image
 
 
-def _fractal(document: object) -> ChaosLayer | EscapeLayer:
-    if not isinstance(document, dict):
-        raise TypeError(f"fractal is {document!r}, no JSON object")
-    plain = {key: value for key, value in document.items() if key != "kind"}
-    _require(
-        document["kind"] in KINDS, document["kind"], "is no kind of fractal", "use chaos or escape"
-    )
-    if document["kind"] == "escape":
-        return EscapeLayer(**_fields(EscapeLayer, plain))
-    read = _fields(ChaosLayer, plain)
-    return ChaosLayer(
-        maps=tuple(_map(item) for item in read["maps"]),
-        final=None if read["final"] is None else _map(read["final"]),
-        camera=Camera(**_fields(Camera, read["camera"])),
-        tone=Tone(**_fields(Tone, read["tone"])),
-        symmetry=read["symmetry"],
-    )
+def grade(genome: Genome, image: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Stretch a painted image from the genome's black and white to (H, W, 3) uint8.
+
+    image: (H, W, 3) float32 of `paint`.
+    """
+    out = np.empty(image.shape, np.uint8)
+    to_bytes(image.reshape(-1), F(genome.black), F(genome.white), out.reshape(-1))
+    return out
 
 
-def _layer(document: object) -> Layer:
-    read = _fields(Layer, document)
-    return Layer(
-        **read | {"fractal": _fractal(read["fractal"]), "palette": _palette(read["palette"])}
-    )
+def random_key(family: str, *numbers: int) -> tuple[int, ...]:
+    """Return a random key of a family; numbers: seed, index, attempt, and what follows them."""
+    return (_SETS, list(FAMILIES).index(family), *numbers)
+
+
+def game_key(
+    family: str, seed: int, index: int, attempt: int, number: int, stream: int = 0
+) -> tuple[int, ...]:
+    """Return the random key of the game that layer `number` of a draft is played with.
+
+    stream: which of many independent games, 0 for the image itself.
+    """
+    return random_key(family, seed, index, attempt, number, _GAME, stream)

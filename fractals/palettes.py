@@ -11,9 +11,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.elementary import F, floor, power
-from fractals.random import Draws
-from fractals.single import fits_single
+from fractals.numerics import Draws, F, fits_single, floor, power
 from pixmix.compiling import kernel
 
 ENTRIES = 256

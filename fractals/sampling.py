@@ -1,56 +1,33 @@
 """A genome from a seed and an index.
 
-Drafts are drawn until one passes the statistics of its preview.
+Drafts are drawn until one passes the statistics of its preview. The kernels for it are compiled
+before they are needed in parts that may share the work: each function of `pending()` compiles one,
+and may run in a process of its own.
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.escape_places import draw_escape
-from fractals.genome import (
-    BLENDS,
-    FAMILIES,
-    GENOME_VERSION,
-    Camera,
-    ChaosLayer,
-    Family,
-    Fold,
-    Genome,
-    Layer,
-    Tone,
-)
-from fractals.kernels import Game, Program, compile_layer, play_program, sample_points
-from fractals.palettes import draw_background, draw_palette
-from fractals.random import Draws
-from fractals.render import game_key, grade, paint
-from fractals.statistics import coherence, preview_statistics, reliability
-from fractals.systems import ANY_TONE, TEMPLATES, rounded
-from fractals.tone import estimate_density
+from fractals import FAMILIES
+from fractals.chaos import Game
+from fractals.chaos_kernels import play
+from fractals.escape import draw_escape, render_escape
+from fractals.escape_kernels import paint_features
+from fractals.genome import BLENDS, KINDS, Genome, Layer, game_key, grade, paint, random_key
+from fractals.image_kernels import correlation, ring_sums, to_bytes
+from fractals.numerics import Draws
+from fractals.palettes import draw_background, draw_palette, palette_table
+from fractals.statistics import coherence, measure, preview_statistics, reliability
+from fractals.systems import PREVIEW_SIZE, quantile, rounded
+from pixmix.compiling import is_kept
 
-PREVIEW_SIZE = 64
 PREVIEW_SAMPLES = 24
 MOST_DRAFTS = 1000
 """One draft in three is kept; a thousand in a row have never been dull."""
-_FRAMING = 1
-_FRAME_STEPS = 1
-
-_FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0, "rosette": 3.0}
-_WEIGHTS: dict[Family, dict[str, float]] = {
-    "mixed": _FLAMES | {"ifs": 1.0},
-    "flame": _FLAMES,
-    "ifs": {"ifs": 1.0},
-}
-_PLANS: dict[Family, dict[tuple[int, int], float]] = {
-    "mixed": {(0, 1): 0.5, (0, 2): 0.22, (1, 0): 0.15, (1, 1): 0.1, (1, 2): 0.03},
-    "flame": {(0, 1): 0.65, (0, 2): 0.35},
-    "ifs": {(0, 1): 0.7, (0, 2): 0.3},
-    "escape": {(1, 0): 1.0},
-}
-"""What a picture is made of: escape-time layers below, systems above, and how often so."""
 _LIGHT_GROUND = 0.65
 """OKLab lightness above which a ground takes dark ink as well as light."""
 
@@ -86,98 +63,37 @@ _MEASURED = tuple(
 )
 
 
-def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
-    """Place a camera where the points are; None if the attractor is a point or has no bounds.
+def draw_genome(seed: int, index: int, family: str = "mixed") -> Genome:
+    """Return image `index` of a set.
 
-    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are
-    wasted. symmetric: the system has a centre, worth looking at. key: integers of the game's random
-    stream.
+    The first draft that passes, a pure function of the arguments.
+
+    seed, index: integers >= 0. family: one of `FAMILIES`. `genome.attempt` says how many drafts
+    were rejected before.
+
+    Raises:
+        ValueError: a negative seed or index, or an unknown family.
+        RuntimeError: a thousand drafts in a row were dull.
     """
-    x, y = sample_points(program, _FRAME_STEPS, *key)
-    good = np.maximum(np.abs(x), np.abs(y)) < 1e3
-    n_good = np.count_nonzero(good)
-    if n_good < 0.9 * len(x):
-        return None
-    if n_good < len(x):
-        x, y = x[good], y[good]
-    if symmetric and draws.chance(0.7):
-        centre_x, centre_y = 0.0, 0.0
-    else:
-        pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
-        middle_x, middle_y = _quantile(x, 0.5), _quantile(y, 0.5)
-        centre_x = middle_x + pull * (float(x[pick]) - middle_x)
-        centre_y = middle_y + pull * (float(y[pick]) - middle_y)
-    reach = np.maximum(np.abs(x - np.float32(centre_x)), np.abs(y - np.float32(centre_y)))
-    half = _quantile(reach, draws.uniform(0.35, 0.92))
-    if not 1e-3 < half < 50:
-        return None
-    folds: tuple[Fold, ...] = ("none", "mirror", "wrap")
-    fold = draws.weighted(folds, (0.8, 0.17, 0.03))
-    angle = draws.uniform(-math.pi, math.pi)
-    return Camera(
-        centre=(rounded(centre_x), rounded(centre_y)),
-        width=rounded(2 * half),
-        rotation=0.0 if fold != "none" or draws.chance(0.5) else rounded(angle),
-        fold=fold,
+    for name, value in (("seed", seed), ("index", index)):
+        if value < 0:
+            raise ValueError(f"{name} {value}: must not be negative; count from 0")
+    if family not in FAMILIES:
+        raise ValueError(f"{family!r}: is no family; use one of {', '.join(FAMILIES)}")
+    for attempt in range(MOST_DRAFTS):
+        drawn = draft(seed, index, family, attempt)
+        if drawn is None:
+            continue
+        painted = paint(
+            drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games
+        )
+        genome = stretched(drawn.genome, painted)
+        if not faults(genome, grade(genome, painted)):
+            return genome
+    raise RuntimeError(
+        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; "
+        "use another seed"
     )
-
-
-def _quantile(values: NDArray[np.float32], share: float) -> float:
-    """Return the value that `share` of them do not exceed.
-
-    One of the values, never a mean of two.
-    """
-    place = int(share * (len(values) - 1))
-    return float(np.partition(values, place)[place])
-
-
-def expose(game: Game, draws: Draws) -> Tone | None:
-    """Set light and colour by a small first game, already spread.
-
-    None if next to nothing lies in the window.
-
-    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the
-    palette.
-    """
-    points, colours = game.points.ravel(), game.colours.ravel()
-    bright = _quantile(points, 1 - draws.uniform(0.02, 0.15))
-    density = bright * PREVIEW_SIZE**2 / game.played
-    if density < 0.02:
-        return None
-    lit = points > np.float32(0.2 * bright)
-    seen = colours[lit] / points[lit]
-    span = max(_quantile(seen, 0.95) - _quantile(seen, 0.05), 0.01)
-    return Tone(
-        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as
-        # blotches.
-        colour_start=rounded(draws.unit()),
-        colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
-        exposure=float(f"{density:.4g}"),
-        contrast=float(f"{10 ** draws.uniform(0.3, 2.0) / density:.4g}"),
-        gamma=rounded(draws.uniform(0.55, 1.0)),
-        vibrancy=rounded(draws.uniform(0.6, 1.0)),
-    )
-
-
-def draw_chaos(
-    draws: Draws, weights: dict[str, float], samples_per_pixel: float, key: tuple[int, ...]
-) -> tuple[ChaosLayer, Game] | None:
-    """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
-
-    weights: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is
-    exposed by, at PREVIEW_SIZE. key: integers of that game's random stream.
-    """
-    template = draws.weighted(list(weights), list(weights.values()))
-    layer = TEMPLATES[template](draws)
-    program = compile_layer(layer)
-    symmetric = template == "rosette" or (abs(layer.symmetry) > 1 and layer.final is None)
-    camera = frame(program, symmetric, draws, (*key, _FRAMING))
-    if camera is None:
-        return None
-    game = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
-    game = Game(*estimate_density(game.points, game.colours, ANY_TONE.softness), game.played)
-    tone = expose(game, draws)
-    return None if tone is None else (replace(layer, camera=camera, tone=tone), game)
 
 
 class Draft(NamedTuple):
@@ -187,31 +103,32 @@ class Draft(NamedTuple):
     games: dict[int, Game]
 
 
-def draft(seed: int, index: int, family: Family, attempt: int) -> Draft | None:
-    """Draw a genome, good or dull; None if a system of it has nothing to show.
+def draft(seed: int, index: int, family: str, attempt: int) -> Draft | None:
+    """Draw a genome, good or dull; None if a layer of it has nothing to show.
 
     A pure function of its arguments.
     """
-    draws = Draws(GENOME_VERSION, FAMILIES.index(family), seed, index, attempt)
+    draws = Draws(*random_key(family, seed, index, attempt))
     palette = draw_palette(draws)
     background = draw_background(draws, palette)
-    plans = _PLANS[family]
-    grounds, systems = draws.weighted(list(plans), list(plans.values()))
+    plans, templates = FAMILIES[family]
+    plan = [KINDS[name] for name in draws.weighted(list(plans), list(plans.values()))]
+    samples = PREVIEW_SAMPLES / max(1, sum(not kind.covers for kind in plan))
     layers: list[Layer] = []
     games: dict[int, Game] = {}
-    for _ in range(grounds):
-        layers.append(Layer(fractal=draw_escape(draws), palette=palette))
-        palette = draw_palette(draws)
-    for _ in range(systems):
-        key = game_key(family, seed, index, attempt, len(layers))
-        drawn = draw_chaos(draws, _WEIGHTS[family], PREVIEW_SAMPLES / systems, key)
+    for number, kind in enumerate(plan):
+        drawn = kind.draw(draws, templates, samples, game_key(family, seed, index, attempt, number))
         if drawn is None:
             return None
-        fractal, games[len(layers)] = drawn
-        light = not layers and background.stops[0][0] > _LIGHT_GROUND
-        blend = draws.weighted(BLENDS, (3, 0, 0, 2) if light else (3, 3, 1, 0))
+        fractal, game = drawn
+        if game is not None:
+            games[number] = game
+        blend = "over"
+        if not kind.covers:
+            light = not layers and background.stops[0][0] > _LIGHT_GROUND
+            blend = draws.weighted(BLENDS, (3, 0, 0, 2) if light else (3, 3, 1, 0))
         layers.append(Layer(fractal=fractal, palette=palette, blend=blend))
-        if draws.chance(0.4):
+        if kind.covers or draws.chance(0.4):
             palette = draw_palette(draws)
     genome = Genome(
         family=family,
@@ -232,8 +149,8 @@ def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
     values = painted.reshape(-1)
     return replace(
         genome,
-        black=rounded(max(0.0, _quantile(values, 0.02) - 0.02)),
-        white=rounded(min(1.0, max(_quantile(values, 0.98), 0.1))),
+        black=rounded(max(0.0, quantile(values, 0.02) - 0.02)),
+        white=rounded(min(1.0, max(quantile(values, 0.98), 0.1))),
     )
 
 
@@ -262,34 +179,51 @@ def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
     return missed
 
 
-def draw_genome(seed: int, index: int, family: Family = "mixed") -> Genome:
-    """Return picture `index` of a set.
+_SIZE = 64
 
-    The first draft that passes, a pure function of the arguments.
 
-    seed, index: integers >= 0. family: "mixed", "flame", "ifs" or "escape". `genome.attempt` says
-    how many drafts were rejected before.
+def compile_systems() -> None:
+    """Compile what draws and renders systems of maps, and what is laid over a ground."""
+    drafts = (draft(0, index, "flame", 0) for index in range(1000))
+    genome = next(each.genome for each in drafts if each is not None)
+    grade(genome, paint(genome, _SIZE, _SIZE, 1.0))
 
-    Raises:
-        ValueError: a negative seed or index, or an unknown family.
-        RuntimeError: a thousand drafts in a row were dull.
-    """
-    for name, value in (("seed", seed), ("index", index)):
-        if value < 0:
-            raise ValueError(f"{name} {value}: must not be negative; count from 0")
-    if family not in FAMILIES:
-        raise ValueError(f"{family!r}: is no family; use one of {', '.join(FAMILIES)}")
-    for attempt in range(MOST_DRAFTS):
-        drawn = draft(seed, index, family, attempt)
-        if drawn is None:
-            continue
-        painted = paint(
-            drawn.genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, games=drawn.games
-        )
-        genome = stretched(drawn.genome, painted)
-        if not faults(genome, grade(genome, painted)):
-            return genome
-    raise RuntimeError(
-        f"seed {seed}, index {index}, family {family}: {MOST_DRAFTS} drafts in a row were dull; "
-        "use another seed"
-    )
+
+def compile_grounds() -> None:
+    """Compile what draws and renders escape-time layers."""
+    draws = Draws(0)
+    table = palette_table(draw_palette(draws))
+    render_escape(draw_escape(draws), table, (_SIZE, _SIZE), 1.0)
+
+
+def compile_statistics() -> None:
+    """Compile what measures pictures."""
+    # Of some variety, for a flat picture is not measured in all ways.
+    values = np.arange(_SIZE * _SIZE * 3) ** 2 // 50 % 251
+    picture = values.astype(np.uint8).reshape(_SIZE, _SIZE, 3)
+    preview_statistics(picture)
+    coherence(picture)
+    measure(picture)
+    reliability(picture, picture)
+
+
+_LAST_KERNELS: dict[Callable[[], None], tuple[Any, ...]] = {
+    compile_systems: (play, to_bytes),
+    compile_grounds: (paint_features,),
+    compile_statistics: (ring_sums, correlation),
+}
+"""By which it is seen that a part has been compiled."""
+
+
+def pending() -> list[Callable[[], None]]:
+    """Return the parts that have not been compiled on this machine."""
+    return _missing(*_LAST_KERNELS)
+
+
+def pending_of_baselines() -> list[Callable[[], None]]:
+    """Return the parts that baselines need and that have not been compiled on this machine."""
+    return _missing(compile_statistics)
+
+
+def _missing(*parts: Callable[[], None]) -> list[Callable[[], None]]:
+    return [part for part in parts if not all(map(is_kept, _LAST_KERNELS[part]))]

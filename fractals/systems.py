@@ -1,4 +1,4 @@
-"""Iterated function systems drawn at random: what the maps are, before anyone has looked at them.
+"""Chaos games drawn at random: what the maps are, where the camera stands, and how to expose.
 
 Six templates, each a way in which people build flames: free mixtures of variations, inversions in
 circles, complex roots, affine systems, affine systems seen through a bent lens, and wheels of
@@ -9,9 +9,30 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm
-from fractals.random import Draws
+import numpy as np
+from numpy.typing import NDArray
+
+from fractals.chaos import (
+    Affine,
+    Camera,
+    ChaosLayer,
+    Game,
+    Map,
+    Program,
+    Tone,
+    VariationTerm,
+    compile_layer,
+    play_program,
+    sample_points,
+    spread,
+)
+from fractals.chaos_kernels import FOLDS
+from fractals.numerics import Draws
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
+
+PREVIEW_SIZE = 64
+"""Side in pixels of the preview that a draft is exposed and judged by."""
+_FRAMING, _FRAME_STEPS = 1, 1
 
 ANY_CAMERA = Camera(centre=(0.0, 0.0), width=2.0)
 ANY_TONE = Tone(exposure=1.0)
@@ -62,26 +83,14 @@ def _similar(draws: Draws, low: float, high: float, reach: float) -> Affine:
 
 def _term(draws: Draws, name: str, weight: float) -> VariationTerm:
     parameters = []
-    for parameter, low, high in VARIATIONS[VARIATION_NUMBER[name]].parameters:
+    for _, low, high, whole in VARIATIONS[VARIATION_NUMBER[name]].parameters:
         value = draws.uniform(low, high)
-        if parameter in ("roots", "lobes"):
-            value = float(math.floor(value))
-        parameters.append(rounded(value))
+        parameters.append(rounded(float(math.floor(value)) if whole else value))
     return VariationTerm(name=name, weight=rounded(weight), parameters=tuple(parameters))
 
 
 def _post(draws: Draws, chance: float) -> Affine | None:
     return _similar(draws, 0.6, 1.2, 0.6) if draws.chance(chance) else None
-
-
-_POPULAR = {
-    "linear": 6, "sinusoidal": 1, "spherical": 6, "swirl": 4, "horseshoe": 2, "polar": 2,
-    "handkerchief": 2, "heart": 2, "disc": 4, "spiral": 4, "hyperbolic": 3, "diamond": 3, "ex": 1,
-    "julia": 3, "bent": 3, "waves": 2, "fisheye": 4, "popcorn": 1, "exponential": 1, "power": 2,
-    "cosine": 2, "rings": 3, "fan": 1.5, "blob": 2, "pdj": 1, "eyefish": 2, "bubble": 2,
-    "cylinder": 2, "perspective": 2, "julian": 3, "juliascope": 3, "blur": 0.5, "ngon": 2,
-    "curl": 2, "rectangles": 3, "tangent": 0.7, "square": 1, "cross": 2,
-}  # fmt: skip
 
 
 def _colour(k: int, n: int) -> float:
@@ -91,7 +100,8 @@ def _colour(k: int, n: int) -> float:
 def _mixture(draws: Draws) -> ChaosLayer:
     """2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
     n = draws.whole(2, 5)
-    names, weights = list(_POPULAR), list(_POPULAR.values())
+    names = [variation.name for variation in VARIATIONS]
+    weights = [variation.popularity for variation in VARIATIONS]
     shared = (
         [draws.weighted(names, weights) for _ in range(draws.whole(1, 2))]
         if draws.chance(0.5)
@@ -311,3 +321,96 @@ TEMPLATES: dict[str, Callable[[Draws], ChaosLayer]] = {
     "bent_ifs": _bent_ifs,
     "rosette": _rosette,
 }
+
+
+def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
+    """Place a camera where the points are; None if the attractor is a point or has no bounds.
+
+    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are
+    wasted. symmetric: the system has a centre, worth looking at. key: integers of the game's random
+    stream.
+    """
+    x, y = sample_points(program, _FRAME_STEPS, *key)
+    good = np.maximum(np.abs(x), np.abs(y)) < 1e3
+    n_good = np.count_nonzero(good)
+    if n_good < 0.9 * len(x):
+        return None
+    if n_good < len(x):
+        x, y = x[good], y[good]
+    if symmetric and draws.chance(0.7):
+        centre_x, centre_y = 0.0, 0.0
+    else:
+        pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
+        middle_x, middle_y = quantile(x, 0.5), quantile(y, 0.5)
+        centre_x = middle_x + pull * (float(x[pick]) - middle_x)
+        centre_y = middle_y + pull * (float(y[pick]) - middle_y)
+    reach = np.maximum(np.abs(x - np.float32(centre_x)), np.abs(y - np.float32(centre_y)))
+    half = quantile(reach, draws.uniform(0.35, 0.92))
+    if not 1e-3 < half < 50:
+        return None
+    fold = draws.weighted(FOLDS, (0.8, 0.17, 0.03))
+    angle = draws.uniform(-math.pi, math.pi)
+    return Camera(
+        centre=(rounded(centre_x), rounded(centre_y)),
+        width=rounded(2 * half),
+        rotation=0.0 if fold != "none" or draws.chance(0.5) else rounded(angle),
+        fold=fold,
+    )
+
+
+def quantile(values: NDArray[np.float32], share: float) -> float:
+    """Return the value that `share` of them do not exceed.
+
+    One of the values, never a mean of two.
+    """
+    place = int(share * (len(values) - 1))
+    return float(np.partition(values, place)[place])
+
+
+def expose(game: Game, draws: Draws) -> Tone | None:
+    """Set light and colour by a small first game, already spread.
+
+    None if next to nothing lies in the window.
+
+    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the
+    palette.
+    """
+    points, colours = game.points.ravel(), game.colours.ravel()
+    bright = quantile(points, 1 - draws.uniform(0.02, 0.15))
+    density = bright * PREVIEW_SIZE**2 / game.played
+    if density < 0.02:
+        return None
+    lit = points > np.float32(0.2 * bright)
+    seen = colours[lit] / points[lit]
+    span = max(quantile(seen, 0.95) - quantile(seen, 0.05), 0.01)
+    return Tone(
+        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as
+        # blotches.
+        colour_start=rounded(draws.unit()),
+        colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
+        exposure=float(f"{density:.4g}"),
+        contrast=float(f"{10 ** draws.uniform(0.3, 2.0) / density:.4g}"),
+        gamma=rounded(draws.uniform(0.55, 1.0)),
+        vibrancy=rounded(draws.uniform(0.6, 1.0)),
+    )
+
+
+def draw_chaos(
+    draws: Draws, templates: dict[str, float], samples_per_pixel: float, key: tuple[int, ...]
+) -> tuple[ChaosLayer, Game] | None:
+    """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
+
+    templates: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is
+    exposed by, at PREVIEW_SIZE. key: integers of that game's random stream.
+    """
+    template = draws.weighted(list(templates), list(templates.values()))
+    layer = TEMPLATES[template](draws)
+    program = compile_layer(layer)
+    symmetric = template == "rosette" or (abs(layer.symmetry) > 1 and layer.final is None)
+    camera = frame(program, symmetric, draws, (*key, _FRAMING))
+    if camera is None:
+        return None
+    game = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
+    game = spread(game, ANY_TONE.softness)
+    tone = expose(game, draws)
+    return None if tone is None else (replace(layer, camera=camera, tone=tone), game)

@@ -1,6 +1,6 @@
-"""The variations of Draves & Reckase.
+"""The variations of Draves & Reckase: plane maps applied to arrays of orbits.
 
-Plane maps applied to arrays of orbits, each adding into a sum.
+A new one is a function and a row of `VARIATIONS`; nothing else lists them.
 
 Every loop is over slices of structure-of-arrays orbits, so that it vectorises. Formulas: S. Draves
 and E. Reckase, "The Fractal Flame Algorithm" (2003, revised 2008), appendix, whose theta = atan2(x,
@@ -13,11 +13,12 @@ float32, the sums to add to; w: float32, the variation's weight; p: (4,) float32
 and, where it branches at random, noise: (n,) uint32, one xorshift state a lane, advanced in place.
 """
 
-from typing import NamedTuple
+import inspect
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fractals.elementary import PI, TURN, F, arctangent2, cosine, exponential, floor, power, sine
+from fractals.numerics import PI, TURN, F, arctangent2, cosine, exponential, floor, power, sine
 from pixmix.compiling import kernel, merged_kernel
 
 _ZERO, _HALF, _ONE, _TWO, _THREE, _FOUR = F(0), F(0.5), F(1), F(2), F(3), F(4)
@@ -481,141 +482,140 @@ def cross(x, y, out_x, out_y, w):
         out_y[i] += q * v
 
 
-class Variation(NamedTuple):
-    """A variation's name, its parameters' names and the ranges they are drawn from."""
+class Parameter(NamedTuple):
+    """A parameter's name, and the range that it is drawn from; whole: rounded down."""
 
     name: str
-    parameters: tuple[tuple[str, float, float], ...] = ()
+    low: float
+    high: float
+    whole: bool = False
+
+
+class Variation(NamedTuple):
+    """A row of `VARIATIONS`.
+
+    name: in a genome. function: the merged kernel, whose arguments are some of those of
+    `add_variation`. popularity: how often free mixtures draw it, against the others; 0: never.
+    parameters: at most 4.
+    """
+
+    name: str
+    function: Any
+    popularity: float
+    parameters: tuple[Parameter, ...] = ()
 
 
 VARIATIONS: tuple[Variation, ...] = (
-    Variation("linear"),
-    Variation("sinusoidal"),
-    Variation("spherical"),
-    Variation("swirl"),
-    Variation("horseshoe"),
-    Variation("polar"),
-    Variation("handkerchief"),
-    Variation("heart"),
-    Variation("disc"),
-    Variation("spiral"),
-    Variation("hyperbolic"),
-    Variation("diamond"),
-    Variation("ex"),
-    Variation("julia"),
-    Variation("bent"),
+    Variation("linear", linear, 6),
+    Variation("sinusoidal", sinusoidal, 1),
+    Variation("spherical", spherical, 6),
+    Variation("swirl", swirl, 4),
+    Variation("horseshoe", horseshoe, 2),
+    Variation("polar", polar, 2),
+    Variation("handkerchief", handkerchief, 2),
+    Variation("heart", heart, 2),
+    Variation("disc", disc, 4),
+    Variation("spiral", spiral, 4),
+    Variation("hyperbolic", hyperbolic, 3),
+    Variation("diamond", diamond, 3),
+    Variation("ex", ex, 1),
+    Variation("julia", julia, 3),
+    Variation("bent", bent, 3),
     Variation(
         "waves",
-        (("height_x", -1, 1), ("frequency_x", 1, 8), ("height_y", -1, 1), ("frequency_y", 1, 8)),
+        waves,
+        2,
+        (
+            Parameter("height_x", -1, 1),
+            Parameter("frequency_x", 1, 8),
+            Parameter("height_y", -1, 1),
+            Parameter("frequency_y", 1, 8),
+        ),
     ),
-    Variation("fisheye"),
-    Variation("popcorn", (("height_x", -0.6, 0.6), ("height_y", -0.6, 0.6))),
-    Variation("exponential"),
-    Variation("power"),
-    Variation("cosine"),
-    Variation("rings", (("width", 0.05, 0.9),)),
-    Variation("fan", (("blade", 0.2, 2.2), ("offset", -3, 3))),
-    Variation("blob", (("low", 0.2, 0.7), ("high", 0.8, 1.3), ("lobes", 2, 9))),
-    Variation("pdj", (("a", -3, 3), ("b", -3, 3), ("c", -3, 3), ("d", -3, 3))),
-    Variation("eyefish"),
-    Variation("bubble"),
-    Variation("cylinder"),
-    Variation("perspective", (("angle", 0.2, 1.3), ("distance", 1.2, 3))),
-    Variation("julian", (("roots", 2, 7), ("distance", 0.6, 1.6))),
-    Variation("juliascope", (("roots", 2, 7), ("distance", 0.6, 1.6))),
-    Variation("blur"),
+    Variation("fisheye", fisheye, 4),
+    Variation(
+        "popcorn", popcorn, 1, (Parameter("height_x", -0.6, 0.6), Parameter("height_y", -0.6, 0.6))
+    ),
+    Variation("exponential", exponential_variation, 1),
+    Variation("power", power_variation, 2),
+    Variation("cosine", cosine_variation, 2),
+    Variation("rings", rings, 3, (Parameter("width", 0.05, 0.9),)),
+    Variation("fan", fan, 1.5, (Parameter("blade", 0.2, 2.2), Parameter("offset", -3, 3))),
+    Variation(
+        "blob",
+        blob,
+        2,
+        (
+            Parameter("low", 0.2, 0.7),
+            Parameter("high", 0.8, 1.3),
+            Parameter("lobes", 2, 9, whole=True),
+        ),
+    ),
+    Variation(
+        "pdj",
+        pdj,
+        1,
+        (
+            Parameter("a", -3, 3),
+            Parameter("b", -3, 3),
+            Parameter("c", -3, 3),
+            Parameter("d", -3, 3),
+        ),
+    ),
+    Variation("eyefish", eyefish, 2),
+    Variation("bubble", bubble, 2),
+    Variation("cylinder", cylinder, 2),
+    Variation(
+        "perspective", perspective, 2, (Parameter("angle", 0.2, 1.3), Parameter("distance", 1.2, 3))
+    ),
+    Variation(
+        "julian", julian, 3, (Parameter("roots", 2, 7, whole=True), Parameter("distance", 0.6, 1.6))
+    ),
+    Variation(
+        "juliascope",
+        juliascope,
+        3,
+        (Parameter("roots", 2, 7, whole=True), Parameter("distance", 0.6, 1.6)),
+    ),
+    Variation("blur", blur, 0.5),
     Variation(
         "ngon",
-        (("power", -1, 2.5), ("sector", 0.7, 2.1), ("corners", 0.2, 1.5), ("circle", 0.3, 1.5)),
+        ngon,
+        2,
+        (
+            Parameter("power", -1, 2.5),
+            Parameter("sector", 0.7, 2.1),
+            Parameter("corners", 0.2, 1.5),
+            Parameter("circle", 0.3, 1.5),
+        ),
     ),
-    Variation("curl", (("c1", -1, 1), ("c2", -0.6, 0.6))),
-    Variation("rectangles", (("width", 0.2, 1.2), ("height", 0.2, 1.2))),
-    Variation("tangent"),
-    Variation("square"),
-    Variation("cross"),
+    Variation("curl", curl, 2, (Parameter("c1", -1, 1), Parameter("c2", -0.6, 0.6))),
+    Variation(
+        "rectangles", rectangles, 3, (Parameter("width", 0.2, 1.2), Parameter("height", 0.2, 1.2))
+    ),
+    Variation("tangent", tangent, 0.7),
+    Variation("square", square, 1),
+    Variation("cross", cross, 2),
 )
+"""Append new rows: a variation's number is its place, and an image's draws depend on the order."""
+
 VARIATION_NUMBER = {variation.name: number for number, variation in enumerate(VARIATIONS)}
 
 
-@kernel
-def add_variation(number, x, y, out_x, out_y, w, p, noise):
-    """Add variation `number` of VARIATIONS, times w, to the sums.
+def _dispatcher() -> Any:
+    """Compile the chain of comparisons that calls each variation with the arguments it takes."""
+    lines = ["def add_variation(number, x, y, out_x, out_y, w, p, noise):"]
+    functions: dict[str, Any] = {"__name__": __name__}
+    for number, variation in enumerate(VARIATIONS):
+        functions[f"v{number}"] = variation.function
+        arguments = ", ".join(inspect.signature(variation.function.py_func).parameters)
+        word = "elif" if number else "if"
+        lines += [f"    {word} number == {number}:", f"        v{number}({arguments})"]
+    lines += ["    else:", "        raise ValueError('no variation has this number')"]
+    # Under the name of this file, beside which compiled kernels are kept.
+    exec(compile("\n".join(lines), __file__, "exec"), functions)
+    return kernel(functions["add_variation"])
 
-    Arguments: the module's docstring.
-    """
-    if number == 0:
-        linear(x, y, out_x, out_y, w)
-    elif number == 1:
-        sinusoidal(x, y, out_x, out_y, w)
-    elif number == 2:
-        spherical(x, y, out_x, out_y, w)
-    elif number == 3:
-        swirl(x, y, out_x, out_y, w)
-    elif number == 4:
-        horseshoe(x, y, out_x, out_y, w)
-    elif number == 5:
-        polar(x, y, out_x, out_y, w)
-    elif number == 6:
-        handkerchief(x, y, out_x, out_y, w)
-    elif number == 7:
-        heart(x, y, out_x, out_y, w)
-    elif number == 8:
-        disc(x, y, out_x, out_y, w)
-    elif number == 9:
-        spiral(x, y, out_x, out_y, w)
-    elif number == 10:
-        hyperbolic(x, y, out_x, out_y, w)
-    elif number == 11:
-        diamond(x, y, out_x, out_y, w)
-    elif number == 12:
-        ex(x, y, out_x, out_y, w)
-    elif number == 13:
-        julia(x, y, out_x, out_y, w, noise)
-    elif number == 14:
-        bent(x, y, out_x, out_y, w)
-    elif number == 15:
-        waves(x, y, out_x, out_y, w, p)
-    elif number == 16:
-        fisheye(x, y, out_x, out_y, w)
-    elif number == 17:
-        popcorn(x, y, out_x, out_y, w, p)
-    elif number == 18:
-        exponential_variation(x, y, out_x, out_y, w)
-    elif number == 19:
-        power_variation(x, y, out_x, out_y, w)
-    elif number == 20:
-        cosine_variation(x, y, out_x, out_y, w)
-    elif number == 21:
-        rings(x, y, out_x, out_y, w, p)
-    elif number == 22:
-        fan(x, y, out_x, out_y, w, p)
-    elif number == 23:
-        blob(x, y, out_x, out_y, w, p)
-    elif number == 24:
-        pdj(x, y, out_x, out_y, w, p)
-    elif number == 25:
-        eyefish(x, y, out_x, out_y, w)
-    elif number == 26:
-        bubble(x, y, out_x, out_y, w)
-    elif number == 27:
-        cylinder(x, y, out_x, out_y, w)
-    elif number == 28:
-        perspective(x, y, out_x, out_y, w, p)
-    elif number == 29:
-        julian(x, y, out_x, out_y, w, p, noise)
-    elif number == 30:
-        juliascope(x, y, out_x, out_y, w, p, noise)
-    elif number == 31:
-        blur(x, y, out_x, out_y, w, noise)
-    elif number == 32:
-        ngon(x, y, out_x, out_y, w, p)
-    elif number == 33:
-        curl(x, y, out_x, out_y, w, p)
-    elif number == 34:
-        rectangles(x, y, out_x, out_y, w, p)
-    elif number == 35:
-        tangent(x, y, out_x, out_y, w)
-    elif number == 36:
-        square(x, y, out_x, out_y, w, noise)
-    elif number == 37:
-        cross(x, y, out_x, out_y, w)
+
+add_variation = _dispatcher()
+"""Add variation `number` of VARIATIONS, times w, to the sums; see the module's docstring."""

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from pipelines.loading.loaders import eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-    from pipelines.loading.remote_sets import Remote
     from pipelines.loading.stream import pixmix_stream
+    from pipelines.shards.remote import Remote
 
 __all__ = [
     "CIFAR",
@@ -32,7 +32,7 @@ if not TYPE_CHECKING:
         "IMAGENET": "pipelines.loading.preparation",
         "EvalLoader": "pipelines.loading.cursors",
         "Preparation": "pipelines.loading.preparation",
-        "Remote": "pipelines.loading.remote_sets",
+        "Remote": "pipelines.shards.remote",
         "TrainLoader": "pipelines.loading.cursors",
         "eval_loader": "pipelines.loading.loaders",
         "open_mixing_set": "pipelines.loading.mixing_set",

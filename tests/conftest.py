@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipelines.system import processes
+from shard_commands import PICTURES, made
+from shard_sets import encoded, run_here
+
 # No deadline: the first call of a kernel compiles it.
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -45,3 +49,37 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     find_data("digits", None, folder, lambda _done, _total: None)
     return folder
+
+
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of JPEGs."""
+    root = tmp_path_factory.mktemp("source") / "photos"
+    for i, picture in enumerate(PICTURES):
+        path = root / ("n01", "n02 cats", "n03")[i % 3] / f"Picture.{i}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture, "jpg"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of it."""
+    out = tmp_path_factory.mktemp("shards") / "out"
+    return made("imagefolder", image_folder, out, "--num-shards", 4, "--name", "photos")
+
+
+@pytest.fixture
+def copy(shards: Path, tmp_path: Path) -> Path:
+    """The same shards, to be changed."""
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for path in shards.iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do the work of all processes in this one, which begins at once."""
+    monkeypatch.setattr(processes, "run_chunks", run_here)

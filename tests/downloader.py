@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from pipelines.shards.cache import ShardCache
-from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.remote import fetch
+from pipelines.system.objects import RemoteAccess
 
 
 def main(url: str, sha256: str, n_bytes: str, folder: str, seconds: str) -> None:

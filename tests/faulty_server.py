@@ -244,6 +244,9 @@ def _send(
         body = body[begin : end + 1]
     else:
         handler.send_response(200)
+    # Without it, clients of object stores take nothing.
+    handler.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
+    handler.send_header("ETag", '"1"')
     if answer.length:
         handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals import elementary
+from fractals import numerics
 
 ROOT = Path(__file__).resolve().parent.parent
 Floats = NDArray[np.float32]
@@ -52,7 +52,7 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Floats]:
 
 ONE_ARGUMENT = (
     "floor", "nearest", "sine_of_turns", "sine", "cosine", "exponential2", "exponential",
-    "logarithm2", "logarithm",
+    "logarithm2",
 )  # fmt: skip
 TWO_ARGUMENTS = ("arctangent2", "power")
 
@@ -77,9 +77,9 @@ def elementary_fingerprints() -> dict[str, str]:
     """Return the hash of each elementary function's values over all scales."""
     x = every_scale()
     y, z = np.roll(x, 7919), np.roll(x, 104_729 % len(x))
-    found = {name: _sha256(mapped(getattr(elementary, name))(x)) for name in ONE_ARGUMENT}
-    found |= {name: _sha256(mapped(getattr(elementary, name))(x, y)) for name in TWO_ARGUMENTS}
-    return found | {"fma": _sha256(mapped(elementary.fma)(x, y, z))}
+    found = {name: _sha256(mapped(getattr(numerics, name))(x)) for name in ONE_ARGUMENT}
+    found |= {name: _sha256(mapped(getattr(numerics, name))(x, y)) for name in TWO_ARGUMENTS}
+    return found | {"fma": _sha256(mapped(numerics.fma)(x, y, z))}
 
 
 def picture_fingerprints() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from crashes import CRASHED, end_before_operation, paint_here
 from painters import sharded, tree
 from pipelines.generate.painted_shards import merge_shards, paint_set
-from pipelines.shards.places import Folder
+from pipelines.shards.output import Folder
 from shard_crashes import check_what_is_there
 
 

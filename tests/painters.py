@@ -14,7 +14,7 @@ import numpy as np
 from pipelines.generate.painted_shards import ShardedRequest
 from pipelines.generate.painting import Painted
 from pipelines.generate.sets import SetRequest
-from pipelines.shards.places import Place
+from pipelines.shards.output import OutputStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def request(folder: Path, painter: Stripes | None = None, **changes: Any) -> Set
     return SetRequest(folder=folder, painter=painter or Stripes(), **settings)
 
 
-def sharded(place: Place, painter: Stripes | None = None, **changes: Any) -> ShardedRequest:  # noqa: ANN401
+def sharded(place: OutputStore, painter: Stripes | None = None, **changes: Any) -> ShardedRequest:  # noqa: ANN401
     """Return the request for a small set of stripes in shards, 10 pictures, 3 a shard at most."""
     settings = {"n": 10, "chunk": 2, "shard_size": 3, "format": "png", "name": "stripes"} | changes
     return ShardedRequest(place=place, painter=painter or Stripes(), **settings)

@@ -22,7 +22,7 @@ from pipelines.generate import ray_runs
 from pipelines.generate.painted_shards import paint_set
 from pipelines.generate.ray_runs import joined_cluster, versions_here
 from pipelines.generate.sets import generate_set
-from pipelines.shards.places import Folder
+from pipelines.shards.output import Folder
 from pipelines.system.processes import Run
 
 N = 16

@@ -13,28 +13,28 @@ import torch
 from torch import Tensor
 
 from pipelines.cli.train import main
-from pipelines.training.train import _Run
+from pipelines.training.step import Trainer
 
 
 def record() -> None:
     """Have each step write its line before it is taken."""
-    take = _Run._take_step
+    take = Trainer.take_step
 
-    def step(run: _Run, images: Tensor, labels: Tensor) -> None:
-        world = run.processes.world
+    def step(trainer: Trainer, images: Tensor, labels: Tensor) -> None:
+        world = trainer.processes.world
         line = {
-            "step": run.step,
+            "step": trainer.state.step,
             "rank": world.rank,
             "size": world.size,
             "process": os.getpid(),
-            "indices": run.loader.last_indices.tolist(),
+            "indices": trainer.state.loader.last_indices.tolist(),
         }
         with Path(os.environ["RECORD"]).open("a") as file:
             file.write(json.dumps(line) + "\n")
-        take(run, images, labels)
+        take(trainer, images, labels)
         time.sleep(float(os.environ.get("PAUSE", "0")))
 
-    _Run._take_step = step  # type: ignore[method-assign]
+    Trainer.take_step = step  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 
+from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
-from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone
 
-# --- fractals/picture_kernels.py -----------------------------------------------------------------
+# --- fractals/image_kernels.py --------------------------------------------------------------------
 
 
 def luma(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -98,7 +98,7 @@ def resized(
     return (rows @ luma @ columns.T + (1 << 27)) >> 28
 
 
-# --- fractals/elementary.py ----------------------------------------------------------------------
+# --- fractals/numerics.py -------------------------------------------------------------------------
 
 
 def nearest_float32(exact: Fraction) -> np.float32:
@@ -116,7 +116,7 @@ def nearest_float32(exact: Fraction) -> np.float32:
     return min(candidates, key=distance)
 
 
-# --- fractals/random.py --------------------------------------------------------------------------
+# --- fractals/numerics.py -------------------------------------------------------------------------
 
 _64_BITS = (1 << 64) - 1
 
@@ -141,7 +141,7 @@ def xorshift32(state: int) -> int:
     return state ^ (state << 5 & 0xFFFFFFFF)
 
 
-# --- fractals/baselines.py -----------------------------------------------------------------------
+# --- fractals/baselines.py ------------------------------------------------------------------------
 
 
 def units(words: Iterator[int]) -> Iterator[float]:
@@ -205,7 +205,7 @@ def spectrum(words: Iterator[int], height: int, width: int) -> NDArray[np.float6
     return levels.clip(0, 255)
 
 
-# --- fractals/variations.py ----------------------------------------------------------------------
+# --- fractals/variations.py -----------------------------------------------------------------------
 
 Points = NDArray[np.float64]
 
@@ -316,7 +316,7 @@ def vary(  # noqa: C901 - a list of formulas
     raise ValueError(name)
 
 
-# --- fractals/kernels.py -------------------------------------------------------------------------
+# --- fractals/chaos_kernels.py: the game ----------------------------------------------------------
 
 
 def symmetry_affines(symmetry: int) -> list[Affine]:
@@ -410,7 +410,7 @@ def chaos_game(
     return planes.reshape(2, games, height, width)
 
 
-# --- fractals/escape_kernels.py ------------------------------------------------------------------
+# --- fractals/escape_kernels.py -------------------------------------------------------------------
 
 
 def escape_step(
@@ -518,7 +518,7 @@ def painted(
     return by_pixel(np.clip(colour + (1 - colour) * bright, 0, 1))
 
 
-# --- fractals/tone.py ----------------------------------------------------------------------------
+# --- fractals/chaos_kernels.py: light -------------------------------------------------------------
 
 
 def b3_matrix(side: int, gap: int) -> NDArray[np.float64]:
@@ -617,7 +617,7 @@ def shaded_ground(
     return np.repeat(ground, width, axis=1)
 
 
-# --- fractals/palettes.py ------------------------------------------------------------------------
+# --- fractals/palettes.py -------------------------------------------------------------------------
 
 # The two matrices of https://bottosson.github.io/posts/oklab/, rows as printed there.
 _LMS_OF_LAB = np.array(

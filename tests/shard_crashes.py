@@ -26,7 +26,7 @@ def make(source: Path, folder: Path) -> None:
         source=ImageFolderSource(folder=source),
         name="small",
         num_shards=3,
-        broken_files="skip",
+        on_decode_error="skip",
         dali_index=True,
     )
     make_shards(request, run=run_here, progress=lambda _done, _total: None)

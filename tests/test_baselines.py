@@ -9,7 +9,7 @@ import pytest
 import reference
 from fractals import BASELINES, measure, paint_baseline
 from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
-from fractals.random import random_state
+from fractals.numerics import random_state
 
 SIZES = [(20, 33), (1, 1), (3, 40)]
 # sha256 of pictures 0 and 7 of seed 5, 40 high and 24 wide: what a seed produces is public.

@@ -22,8 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench_table import BEGIN, END, markdown, with_table
-from fractals.genome import ChaosLayer
-from fractals.kernels import accumulate
+from fractals.chaos import ChaosLayer, accumulate
 from pipelines.bench import timing
 from pipelines.bench.command import Run, run_command
 from pipelines.bench.featviz import bench_featviz

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
@@ -18,9 +20,13 @@ from pipelines.shards.cache import (
     Download,
     HeldFile,
     ShardCache,
-    StoppedError,
     cache_folder,
+    verified_once,
 )
+from pipelines.shards.format import ShardSet, open_shards
+from pipelines.system.attempts import StoppedError
+from pipelines.system.files import file_sha256
+from shard_sets import write_shards
 
 NEVER = threading.Event()
 
@@ -130,7 +136,7 @@ def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
 def test_a_partial_file_that_is_removed_on_the_way_to_its_lock_is_not_written(
     cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    try_lock = cache_module._try_lock
+    try_lock = cache_module.try_lock
     asked = []
 
     def removed_just_before(descriptor: int, kind: int, path: Path) -> bool:
@@ -139,7 +145,7 @@ def test_a_partial_file_that_is_removed_on_the_way_to_its_lock_is_not_written(
             path.unlink()
         return try_lock(descriptor, kind, path)
 
-    monkeypatch.setattr(cache_module, "_try_lock", removed_just_before)
+    monkeypatch.setattr(cache_module, "try_lock", removed_just_before)
     put(cache, 0).release()
     assert numbers_in(cache) == [0]
 
@@ -313,10 +319,10 @@ def test_a_file_system_without_locks_is_told(
     cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_descriptor: int, _kind: int) -> None:
-        raise OSError(cache_module.errno.ENOLCK, "No locks available")
+        raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(cache_module.fcntl, "flock", refuse)
-    with pytest.raises(PipelineError, match="is on a file system without locks; set PIXMIX_CACHE"):
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(PipelineError, match=r"no file locks .* PIXMIX_CACHE"):
         put(cache, 0)
 
 
@@ -431,3 +437,127 @@ def test_a_cache_that_may_only_be_read_is_read() -> None:
     read, refusal = done.stdout.splitlines()
     assert read == "read", done.stderr
     assert "nothing can be downloaded to this cache" in refusal
+
+
+# --- hashes that are remembered --------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_shards(tmp_path / "set", [b"picture %d" % i for i in range(7)], sizes=[3, 2, 2])
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the names of the files that are hashed, as they are."""
+    names = []
+
+    def note(path: Path) -> str:
+        names.append(path.name)
+        return file_sha256(path)
+
+    monkeypatch.setattr(cache_module, "file_sha256", note)
+    return names
+
+
+def check_shards(shards: ShardSet, cache: ShardCache) -> None:
+    for number, shard in enumerate(shards.shards):
+        verified_once(shards.path(number), shard.sha256, shard.n_bytes, cache)
+
+
+def test_shards_are_read_once_and_again_when_they_change(
+    folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = open_shards(folder)
+    check_shards(shards, cache)
+    assert sorted(read) == [f"set-000{number}.tar" for number in range(3)]
+    as_in_a_new_process(monkeypatch)
+    check_shards(open_shards(folder), cache)
+    assert len(read) == 3
+    path = shards.path(1)
+    path.write_bytes(path.read_bytes())
+    check_shards(shards, cache)
+    assert read[3:] == ["set-0001.tar"]
+
+
+def test_a_flipped_bit_is_refused_also_when_the_file_looks_as_before(
+    folder: Path, cache: ShardCache
+) -> None:
+    shards = open_shards(folder)
+    check_shards(shards, cache)
+    path = shards.path(2)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(600)
+        file.write(b"?")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    # A second time too: what was found is remembered, and was wrong.
+    for _ in range(2):
+        with pytest.raises(PipelineError, match=r"set-0002.tar has SHA-256 .* the manifest says"):
+            check_shards(shards, cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda path: path.unlink(), "set-0000.tar is missing"),
+        (lambda path: path.write_bytes(b"short"), "has 5 bytes, the manifest says"),
+        (lambda path: path.write_bytes(bytes(path.stat().st_size)), "copy it again"),
+    ],
+)
+def test_what_is_missing_cut_or_another_file_is_refused(
+    folder: Path, cache: ShardCache, change: object, message: str
+) -> None:
+    shards = open_shards(folder)
+    assert callable(change)
+    change(shards.path(0))
+    with pytest.raises(PipelineError, match=message):
+        check_shards(shards, cache)
+
+
+def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what this process found itself."""
+    monkeypatch.setattr(cache_module, "_found", {})
+
+
+def test_a_damaged_memory_is_made_anew(
+    folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = open_shards(folder)
+    check_shards(shards, cache)
+    for stamp in (cache.folder / "verified").glob("*.json"):
+        stamp.write_bytes(b"{")
+    for _ in range(2):
+        as_in_a_new_process(monkeypatch)
+        check_shards(shards, cache)
+    assert len(read) == 6
+
+
+def test_of_many_that_ask_at_once_one_reads(
+    folder: Path, cache: ShardCache, read: list[str]
+) -> None:
+    shard, path = open_shards(folder).shards[0], folder / "set-0000.tar"
+    threads = [
+        threading.Thread(target=verified_once, args=(path, shard.sha256, shard.n_bytes, cache))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert read == ["set-0000.tar"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(path: Path) -> str:
+        found = file_sha256(path)
+        path.write_bytes(path.read_bytes())
+        return found
+
+    monkeypatch.setattr(cache_module, "file_sha256", change)
+    shard, path = open_shards(folder).shards[0], folder / "set-0000.tar"
+    with pytest.raises(PipelineError, match="changed while it was read"):
+        verified_once(path, shard.sha256, shard.n_bytes, cache)

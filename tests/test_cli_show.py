@@ -18,8 +18,8 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import table
 from pipelines.shards.images import (
-    picture_files,
-    read_picture,
+    image_files,
+    read_image,
 )
 
 
@@ -34,12 +34,12 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     result = run(folder, "--n", 4, "--sheet", sheet, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
-    expected = measure_set(of_files(picture_files(folder)[:4]))
+    expected = measure_set(of_files(image_files(folder)[:4]))
     assert (document["images"], document["n"]) == (5, 4)
     for name, figures in expected.per_image.items():
         assert document["per_image"][name] == vars(figures)
     assert len(document["bars"]) == 21
-    pixels = read_picture(sheet)
+    pixels = read_image(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
     assert np.array_equal(pixels, np.asarray(drawn))
 
@@ -48,7 +48,7 @@ def test_the_command_prints_the_table_for_people(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0
     assert f"{folder}: 5 of 5 images" in result.stdout
-    assert table(measure_set(of_files(picture_files(folder)))) in result.stdout
+    assert table(measure_set(of_files(image_files(folder)))) in result.stdout
 
 
 def test_images_of_other_sizes_are_told(tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
     result = CliRunner().invoke(shard.main, ["mixing", str(folder), str(shards), "--jobs", "1"])
     assert result.exit_code == 0, result.output
     with tarfile.open(tar, "w") as file:
-        for path in picture_files(folder):
+        for path in image_files(folder):
             file.add(path, path.name)
     found = [json.loads(run(place, "--json").stdout) for place in (folder, shards, tar)]
     for each in found:
@@ -210,7 +210,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
     assert text.count("<table") == 1
     for row in set_table.ROWS:
         assert f'<th scope="row">{row.label}</th>' in text
-    pixels = read_picture(plot).astype(int)
+    pixels = read_image(plot).astype(int)
     for blended in ((143, 187, 217), (255, 191, 134)):  # C0 and C1, half seen through
         assert (np.abs(pixels - blended).max(axis=2) < 12).sum() > 100
 

@@ -16,7 +16,7 @@ from pipelines import demo
 from pipelines.cli.demo import main
 from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
 from pipelines.errors import PipelineError
-from pipelines.training.history import write_metrics
+from pipelines.training.tracking import write_metrics
 from pixmix.commands import MODULES
 
 

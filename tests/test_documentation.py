@@ -21,7 +21,7 @@ from pipelines.shards.format import SAMPLE, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data
-from pipelines.training.train import train
+from pipelines.training.loop import train
 from pixmix.draws import draw_plan
 from pixmix.settings import PixMixSettings
 from training_sets import training
@@ -102,7 +102,7 @@ def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> N
     with pytest.raises(PipelineError, match="the loss of step"):
         train(training(out / "data", out, learning_rate=1e30), alone)
     assert made.test is not None
-    (path,) = out.glob("no-number-*.json")
+    (path,) = out.glob("nonfinite-loss-*.json")
     assert set(json.loads(path.read_text())) - NAMED == set()
     tree = FORMATS.partition("## A training")[2].partition("```text")[2].partition("```")[0]
     for place in out.iterdir():

@@ -17,20 +17,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from fractals import escape_places
+from fractals import escape, escape_kernels
 from fractals.escape import (
     FORMULAS,
-    SINGLE_WIDTH,
     TRAPS,
     EscapeLayer,
-    measure_orbits,
+    draw_escape,
     orbits_of,
     render_escape,
     samples_along_pixel,
-    window_frame,
 )
-from fractals.escape_places import draw_escape
-from fractals.random import Draws
+from fractals.escape_kernels import SINGLE_WIDTH, measure_orbits, window_frame
+from fractals.numerics import Draws
 
 JULIA = EscapeLayer(
     formula="power",
@@ -91,7 +89,7 @@ def features_of(layer: EscapeLayer, rows: int, columns: int) -> NDArray[np.float
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}")
 @pytest.mark.parametrize("width", [SINGLE_WIDTH, 0.5], ids=["double", "single"])
 def test_orbits_follow_their_formula(place: dict[str, Any], width: float) -> None:
-    trap = TRAPS[PLACES.index(place) % len(TRAPS)]
+    trap = list(TRAPS)[PLACES.index(place) % len(TRAPS)]
     layer = replace(JULIA, width=width, max_iterations=20, trap=trap, wave_phase=0.17, **place)
     rows, columns = 10, 13
     measured = features_of(layer, rows, columns)
@@ -166,8 +164,8 @@ import hashlib, json, sys
 import numpy as np
 from dataclasses import asdict
 from fractals.escape import render_escape
-from fractals.escape_places import draw_escape
-from fractals.random import Draws
+from fractals.escape import draw_escape
+from fractals.numerics import Draws
 palette = (np.arange(768).reshape(256, 3) * 37 % 256 / np.float32(256)).astype(np.float32)
 digest = hashlib.sha256()
 for index in range(8):
@@ -236,8 +234,8 @@ def test_all_formulas_and_traps_are_drawn() -> None:
 
 
 def test_drawn_windows_show_something() -> None:
-    looks = [escape_places._draw_place(Draws(2, index))[1] for index in range(60)]
-    faultless = [look for look in looks if escape_places._fault(look) == 0]
+    looks = [escape._draw_place(Draws(2, index))[1] for index in range(60)]
+    faultless = [look for look in looks if escape._fault(look) == 0]
     assert len(faultless) > 36
     assert all(look.outside >= 0.5 and look.dusty <= 0.05 for look in faultless)
 
@@ -253,7 +251,7 @@ def test_the_descent_ends_on_the_border() -> None:
     )
     counts = []
     for index in range(20):
-        layer = escape_places._descend(Draws(4, index), start, 0.01)
+        layer = escape._descend(Draws(4, index), start, 0.01)
         assert 0.01 <= layer.width <= 0.0101
         counts.append(np.ptp(features_of(layer, 16, 17)[0]))
     assert np.median(counts) > 0.5
@@ -263,17 +261,17 @@ def test_parallel_lines_are_coherent_and_rings_are_not() -> None:
     y, x = np.mgrid[0:16, 0:19].astype(np.float32)
     lines = 2 + np.sin(0.5 * x + 0.3 * y, dtype=np.float32)
     rings = 2 + np.sin(np.hypot(x - 9, y - 7.5), dtype=np.float32)
-    assert escape_places._coherence(lines) > 0.95
-    assert escape_places._coherence(rings) < 0.2
+    assert escape_kernels.coherence(lines) > 0.95
+    assert escape_kernels.coherence(rings) < 0.2
 
 
 def test_a_choice_falls_where_the_count_changes() -> None:
     features = np.zeros((4, 16, 19), np.float32)
     features[0, :, 11:] = 1.0
-    columns = {escape_places._choose(features, unit)[1] for unit in np.linspace(0, 0.999, 50)}
+    columns = {escape_kernels.choose(features, unit)[1] for unit in np.linspace(0, 0.999, 50)}
     assert columns == {10, 11}
     features[0] = 0.0
-    assert escape_places._choose(features, 0.5) == (8, 9)
+    assert escape_kernels.choose(features, 0.5) == (8, 9)
 
 
 def test_the_inside_is_not_dead() -> None:

@@ -14,10 +14,10 @@ from pipelines.cli import evaluate, train
 from pipelines.cli.options import WeightsPath
 from pipelines.errors import PipelineError
 from pipelines.models.checkpoints import open_checkpoint
-from pipelines.models.registry import PRETRAINED, open_model
-from pipelines.training.checkpoints import find_checkpoints
+from pipelines.models.registry import open_model
+from pipelines.training.checkpoints import choose_checkpoint, find_checkpoints
 from pipelines.training.data import find_data
-from pipelines.training.run_checkpoints import checkpoint_of
+from pipelines.training.recipes import PRETRAINED
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,6 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_first_weights_of_torchvision_are_the_default_as_in_the_released_code(
     downloads: list[str],
 ) -> None:
-    assert PRETRAINED == "IMAGENET1K_V1"
     module = open_model("resnet50", 1000, pretrained=PRETRAINED)
     assert downloads == ["IMAGENET1K_V1"]
     assert bool((module.fc.weight == 0.5).all())
@@ -116,16 +115,16 @@ def test_a_runs_folder_stands_for_its_best_checkpoint_else_its_newest(tmp_path: 
     folder.mkdir(parents=True)
     for empty in (tmp_path / "run", folder, tmp_path):
         with pytest.raises(PipelineError, match="without checkpoints"):
-            checkpoint_of(empty)
+            choose_checkpoint(empty)
     for step in (9, 120, 20):
         (folder / f"step-{step:08d}.pt").touch()
     (folder / ".step-99999999999.pt.x.partial").touch()
     newest = folder / "step-00000120.pt"
-    assert checkpoint_of(folder) == checkpoint_of(tmp_path / "run") == newest
+    assert choose_checkpoint(folder) == choose_checkpoint(tmp_path / "run") == newest
     (folder / "best.pt").touch()
-    assert checkpoint_of(folder) == checkpoint_of(tmp_path / "run") == folder / "best.pt"
-    assert checkpoint_of(newest) == newest
-    assert checkpoint_of(tmp_path / "absent.pt") == tmp_path / "absent.pt"
+    assert choose_checkpoint(folder) == choose_checkpoint(tmp_path / "run") == folder / "best.pt"
+    assert choose_checkpoint(newest) == newest
+    assert choose_checkpoint(tmp_path / "absent.pt") == tmp_path / "absent.pt"
 
 
 def test_which_checkpoint_of_a_folder_is_taken_is_told(tmp_path: Path) -> None:

@@ -10,17 +10,17 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
 
-import aiohttp
 import pytest
-from multidict import CIMultiDict
 
 from faulty_server import FaultyServer, dripping, endless, of, replaced, status
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import Download, ShardCache
-from pipelines.shards.connections import RemoteAccess, asked_pause_s
 from pipelines.shards.format import INDEX_NAME, MANIFEST_NAME
-from pipelines.shards.remote import fetch, open_remote_shards
+from pipelines.shards.remote import fetch
+from pipelines.system.attempts import asked_pause_s
+from pipelines.system.objects import RemoteAccess
 from shard_sets import drawn_pictures, encoded, write_shards
+from test_remote import open_remote
 
 QUICK = RemoteAccess(attempts=3, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.5)
 
@@ -57,7 +57,7 @@ def bytes_in(folder: Path) -> int:
 def refusal_of(server: FaultyServer, cache: ShardCache, access: RemoteAccess = QUICK) -> str:
     """Return the one line by which a set is refused."""
     with pytest.raises(PipelineError) as refused:
-        open_remote_shards(server.url("set"), cache=cache, access=access)
+        open_remote(server.url("set"), cache=cache, access=access)
     assert "\n" not in str(refused.value)
     return str(refused.value)
 
@@ -87,7 +87,7 @@ def test_an_endless_index_is_given_up_at_its_own_length(
 def test_an_endless_shard_is_given_up_at_its_own_length(
     server: FaultyServer, cache: ShardCache
 ) -> None:
-    remote = open_remote_shards(server.url("set"), cache=cache, access=QUICK)
+    remote = open_remote(server.url("set"), cache=cache, access=QUICK)
     server.always["set/set-0001.tar"] = endless
     with pytest.raises(PipelineError, match=r"set-0001\.tar"):
         remote.files.hold(1)
@@ -132,7 +132,7 @@ def test_more_samples_than_a_tar_can_hold_are_refused(
     "access",
     [
         QUICK,
-        RemoteAccess(patience_s=1.5, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.5),
+        RemoteAccess(download_timeout_s=1.5, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.5),
     ],
 )
 @pytest.mark.parametrize("name", [MANIFEST_NAME, INDEX_NAME])
@@ -151,7 +151,7 @@ def test_a_server_that_says_how_long_to_wait_is_left_alone_so_long(
 ) -> None:
     server.faults[f"set/{MANIFEST_NAME}"] = [status(code, Retry_After="1")]
     begun = time.monotonic()
-    open_remote_shards(server.url("set"), cache=cache, access=QUICK)
+    open_remote(server.url("set"), cache=cache, access=QUICK)
     assert time.monotonic() - begun >= 1
 
 
@@ -159,32 +159,25 @@ def test_a_server_cannot_ask_for_more_than_the_patience(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{MANIFEST_NAME}"] = status(503, Retry_After="999999")
-    access = RemoteAccess(patience_s=0.5, first_wait_s=0.01, longest_wait_s=0.02)
+    access = RemoteAccess(download_timeout_s=0.5, first_wait_s=0.01, longest_wait_s=0.02)
     begun = time.monotonic()
     refusal_of(server, cache, access)
     assert time.monotonic() - begun < 5
 
 
 def test_a_date_to_wait_for_is_read_and_nonsense_is_not() -> None:
-    def asked(code: int, value: str) -> float:
-        headers = CIMultiDict({"Retry-After": value})
-        return asked_pause_s(
-            aiohttp.ClientResponseError(None, (), status=code, headers=headers)  # type: ignore[arg-type]
-        )
-
     soon = datetime.now(UTC) + timedelta(seconds=60)
-    assert 50 < asked(503, format_datetime(soon, usegmt=True)) <= 60
-    assert asked(503, format_datetime(soon - timedelta(hours=1), usegmt=True)) == 0
-    assert asked(429, "7") == 7
-    assert asked(404, "7") == 0
+    assert 50 < asked_pause_s(format_datetime(soon, usegmt=True)) <= 60
+    assert asked_pause_s(format_datetime(soon - timedelta(hours=1), usegmt=True)) == 0
+    assert asked_pause_s("7") == 7
     for nonsense in ("", "-1", "soon", "1e9", "9" * 1000, "Wed, 99 Foo 2026 00:00:00 GMT"):
-        assert asked(503, nonsense) == 0
+        assert asked_pause_s(nonsense) == 0
 
 
 def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
     server: FaultyServer, folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remote = open_remote_shards(server.url("set"), cache=cache, access=QUICK)
+    remote = open_remote(server.url("set"), cache=cache, access=QUICK)
     wanted = (folder / "set" / "set-0001.tar").read_bytes()
     with remote.files.hold(1) as held:
         path = held.path
@@ -193,7 +186,7 @@ def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
 
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     # As in a new process.
-    monkeypatch.setattr("pipelines.shards.verified._found", {})
+    monkeypatch.setattr("pipelines.shards.cache._found", {})
     with remote.files.hold(1) as held:
         assert held.path.read_bytes() == wanted
     assert len(server.requests("set/set-0001.tar")) == 2
@@ -204,13 +197,13 @@ def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
 def test_an_index_whose_bit_flips_in_the_cache_comes_again(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = open_remote_shards(server.url("set"), cache=cache, access=QUICK).shards.samples.copy()
+    before = open_remote(server.url("set"), cache=cache, access=QUICK).shards.samples.copy()
     (path,) = cache.files.glob("*[0-9a-f]")
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr("pipelines.shards.verified._found", {})
-    after = open_remote_shards(server.url("set"), cache=cache, access=QUICK).shards.samples
+    monkeypatch.setattr("pipelines.shards.cache._found", {})
+    after = open_remote(server.url("set"), cache=cache, access=QUICK).shards.samples
     assert after.tobytes() == before.tobytes()
 
 
@@ -219,12 +212,12 @@ def test_a_file_of_the_cache_is_hashed_once_a_node(
 ) -> None:
     hashed: list[str] = []
     monkeypatch.setattr(
-        "pipelines.shards.verified.file_sha256",
+        "pipelines.shards.cache.file_sha256",
         lambda path: hashed.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     for _ in range(2):
-        monkeypatch.setattr("pipelines.shards.verified._found", {})
-        with open_remote_shards(server.url("set"), cache=cache).files.hold(0):
+        monkeypatch.setattr("pipelines.shards.cache._found", {})
+        with open_remote(server.url("set"), cache=cache).files.hold(0):
             pass
     # As it came.
     assert hashed == []

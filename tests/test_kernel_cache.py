@@ -11,7 +11,7 @@ import pytest
 from numba.core import config
 from numba.core.caching import NullCache
 
-from fractals.kernels import turn
+from fractals.chaos_kernels import turn
 from pixmix.compiling import disk, is_kept, kernel
 from pixmix.compiling.disk import KernelCache
 
@@ -135,7 +135,7 @@ def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
         "os.path.expanduser = lambda path: path\n"
         "import pixmix.compiling.disk as disk\n"
         "disk._can_write_beside = lambda function: False\n"
-        "from fractals.kernels import turn\n"
+        "from fractals.chaos_kernels import turn\n"
         "print(turn._cache.cache_path)\n"
     )
     environment = {name: each for name, each in os.environ.items() if name != "NUMBA_CACHE_DIR"}

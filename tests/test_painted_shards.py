@@ -37,7 +37,7 @@ from pipelines.generate.painted_shards import (
 )
 from pipelines.generate.sets import generate_set
 from pipelines.shards.format import open_shards
-from pipelines.shards.places import Folder, open_place
+from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import Source
 from pipelines.shards.write import make_shards
@@ -455,7 +455,7 @@ def test_a_damaged_request_is_told(place: Folder) -> None:
 )
 def test_an_address_that_cannot_be_written_is_refused(where: str) -> None:
     with pytest.raises(PipelineError, match=r"cannot be written; give a folder, or .* s3://BUCKET"):
-        open_place(where)
+        open_output(where)
 
 
 @pytest.mark.parametrize(

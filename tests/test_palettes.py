@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
+from fractals.numerics import Draws
 from fractals.palettes import ENTRIES, Palette, draw_background, draw_palette, palette_table
-from fractals.random import Draws
 
 STOPS = st.lists(
     st.tuples(st.floats(0, 1), st.floats(-0.35, 0.35), st.floats(-0.35, 0.35)).map(

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.cli.training_progress import TrainingProgress
+from pipelines.cli.train import TrainingProgress
 from pipelines.system.progress import PlainLines, in_words, progress_bar
-from pipelines.training.recipes import DIGITS
-from pipelines.training.train import Shown
+from pipelines.training.recipes import Progress, named_recipe
+
+DIGITS = named_recipe("digits")
 
 
 class Clock:
@@ -96,8 +97,8 @@ def test_an_epoch_is_a_line_with_errors_rate_and_time_left() -> None:
     progress = TrainingProgress(bar, replace(DIGITS, epochs=3, batch_size=100), clock)
 
     def step(number: int, epoch: int, rate: float) -> None:
-        shown = Shown(
-            step=number, steps=6, epoch=epoch, loss=1.0, samples_per_second=rate, waited=0.0
+        shown = Progress(
+            step=number, steps=6, epoch=epoch, loss=1.0, samples_per_second=rate, data_wait=0.0
         )
         progress.step(shown)
 

@@ -29,7 +29,7 @@ from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import CIFAR, IMAGENET
 from pipelines.loading.samples import Request, Requests
 from pipelines.loading.sources import Uses
-from pipelines.shards.connections import RemoteAccess
+from pipelines.system.objects import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 from streaming_model import shard_uses
@@ -209,7 +209,7 @@ def test_no_worker_is_forked_while_threads_download(
     )
     forks = ast.literal_eval(ended.stdout)
     assert len(forks) >= 2
-    assert not [name for names in forks for name in names if "read-ahead" in name]
+    assert not [name for names in forks for name in names if "prefetch" in name]
 
 
 def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
@@ -226,7 +226,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
         list(loader)
     # The error's own frames would hold what is not ended by name.
     assert kept.tb is not None
-    assert not [each for each in threading.enumerate() if each.name.startswith("read-ahead")]
+    assert not [each for each in threading.enumerate() if each.name.startswith("prefetch")]
 
 
 @settings(deadline=None)

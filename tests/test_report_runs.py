@@ -18,8 +18,10 @@ from pipelines.errors import PipelineError
 from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
 from pipelines.report.page import PageImage, Table, Text
 from pipelines.report.runs import curves, differing_rows, last_rows, read_runs, sections
-from pipelines.training.history import write_metrics
-from pipelines.training.recipes import DIGITS
+from pipelines.training.recipes import named_recipe
+from pipelines.training.tracking import write_metrics
+
+DIGITS = named_recipe("digits")
 
 pytest.importorskip("matplotlib")
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import resource
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -14,19 +15,23 @@ from PIL import Image
 from fractals import draw_genome, render
 from fractals.statistics import measure
 from image_sets import noise, of_files, perfect, run, save, write_folder
+from pipelines.errors import PipelineError
+from pipelines.loading.mixing_set import open_mixing_set
+from pipelines.report import set_statistics, set_table
 from pipelines.report import set_statistics as near
-from pipelines.report import set_table
 from pipelines.report.figures import contact_sheet
 from pipelines.report.set_statistics import (
+    at_measured_size,
     is_dead,
     jpeg_bits_per_pixel,
     measure_set,
 )
 from pipelines.report.set_table import table
 from pipelines.shards.images import (
-    picture_files,
-    read_picture,
+    image_files,
+    read_image,
 )
+from shard_sets import encoded
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_set_is_measured_image_by_image(folder: Path) -> None:
     steps: list[tuple[int, int]] = []
-    found = measure_set(of_files(picture_files(folder)), progress=lambda *step: steps.append(step))
+    found = measure_set(of_files(image_files(folder)), progress=lambda *step: steps.append(step))
     assert (found.n, found.n_resized, found.n_of_diversity) == (5, 0, 5)
     assert steps == [(done, 5) for done in range(1, 6)]
     measured = [measure(noise(index)) for index in range(5)]
@@ -79,17 +84,17 @@ def test_diversity_is_that_of_64_images_spread_evenly(tmp_path: Path) -> None:
 def test_a_dead_image_is_named(folder: Path) -> None:
     black = save(np.zeros((256, 256, 3), np.uint8), folder / "black.png")
     grey = save(np.full((256, 256, 3), 128, np.uint8), folder / "grey.png")
-    assert measure_set(of_files(picture_files(folder))).dead == (str(black), str(grey))
+    assert measure_set(of_files(image_files(folder))).dead == (str(black), str(grey))
     assert not is_dead(measure(noise(0)))
 
 
 def test_images_that_cannot_be_read_are_counted_and_the_others_measured(
     folder: Path, tmp_path: Path
 ) -> None:
-    expected = measure_set(of_files(picture_files(folder)))
+    expected = measure_set(of_files(image_files(folder)))
     for place in (1, 3, 5, 7):
         (folder / f"{place}x.png").write_bytes(b"nothing")
-    found = measure_set(of_files(picture_files(folder)))
+    found = measure_set(of_files(image_files(folder)))
     lost = tuple(str(folder / f"{place}x.png") for place in (1, 3, 5, 7))
     assert found.unreadable == lost
     assert (found.n, found.n_of_diversity) == (5, 5)
@@ -102,7 +107,7 @@ def test_images_that_cannot_be_read_are_counted_and_the_others_measured(
     assert told in result.stdout
     assert f"{folder}: 5 of 9 images" in result.stdout
     drawn = contact_sheet([noise(index) for index in range(5)])
-    assert np.array_equal(read_picture(sheet), np.asarray(drawn))
+    assert np.array_equal(read_image(sheet), np.asarray(drawn))
     assert json.loads(run(folder, "--json").stdout)["unreadable"] == list(lost)
 
 
@@ -111,7 +116,7 @@ def test_an_image_of_a_tar_that_cannot_be_read_is_left_out_too(
 ) -> None:
     (folder / "9.png").write_bytes((folder / "0.png").read_bytes()[:200])
     with tarfile.open(tmp_path / "set.tar", "w") as file:
-        for path in picture_files(folder):
+        for path in image_files(folder):
             file.add(path, path.name)
     result = run(tmp_path / "set.tar")
     assert result.exit_code == 0, result.output
@@ -190,3 +195,30 @@ def test_the_hash_tells_the_brighter_neighbour() -> None:
     ramp = np.repeat(np.arange(0, 255, 5, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(32, 0)
     assert near.difference_hash(ramp).tolist() == [2**64 - 1] * 4
     assert near.difference_hash(ramp[:, ::-1].copy()).tolist() == [0] * 4
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
+def test_a_thin_image_is_measured_in_little_memory(shape: tuple[int, int], tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert at_measured_size(image).shape == (256, 256, 3)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "thin.png").write_bytes(encoded(image))
+    with pytest.raises(PipelineError, match=r"thin\.png"):
+        open_mixing_set(tmp_path / "set", 256, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("shape", [(700, 40), (33, 500), (300, 301), (1, 9)])
+def test_a_thin_image_is_cut_as_others_are(
+    shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The centre alone is scaled where all of it would be too much: the same but for rounding."""
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    whole = at_measured_size(image).astype(int)
+    monkeypatch.setattr(set_statistics, "MOST_PIXELS", 0)
+    # Pillow rounds after each of two passes.
+    assert np.abs(at_measured_size(image) - whole).max() <= 1

@@ -12,7 +12,7 @@ from pipelines.report.set_statistics import (
 )
 from pipelines.report.set_table import Bar, table, verdicts
 from pipelines.shards.images import (
-    picture_files,
+    image_files,
 )
 
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
     assert {row.name for row in set_table.ROWS} == set(
-        measure_set(of_files(picture_files(folder))).per_image
+        measure_set(of_files(image_files(folder))).per_image
     )
     found = verdicts(perfect())
     assert len(found) == 21

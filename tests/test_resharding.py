@@ -157,7 +157,7 @@ def test_a_changed_size_is_named(source: Path, tmp_path: Path) -> None:
 
 def test_a_copied_source_with_new_times_is_the_same(source: Path, tmp_path: Path) -> None:
     (source / "a" / "broken.png").write_bytes(b"")
-    options = ["--num-shards", 3, "--broken-files", "skip"]
+    options = ["--num-shards", 3, "--on-decode-error", "skip"]
     written("imagefolder", source, tmp_path / "out", *options)
     for path in source.rglob("*.png"):
         path.touch()
@@ -210,7 +210,7 @@ def test_a_killed_run_that_mended_a_set_is_continued(
 # --- lost files ----------------------------------------------------------------------------------
 
 OF_A_SET = ["index.npy", "s-1.tar", "s-0.idx", "wids.json", "sizes.json", "_info.json",
-            "odd-files.jsonl"]  # fmt: skip
+            "scan.jsonl"]  # fmt: skip
 
 
 @pytest.fixture
@@ -218,7 +218,7 @@ def made(source: Path, tmp_path: Path) -> list[object]:
     """A finished set with all that one can have; return the command that made it."""
     (source / "a" / "broken.png").write_bytes(b"")
     arguments: list[object] = ["imagefolder", source, tmp_path / "out", "--num-shards", 3]
-    arguments += ["--name", "s", "--dali-index", "--broken-files", "skip"]
+    arguments += ["--name", "s", "--dali-index", "--on-decode-error", "skip"]
     written(*arguments)
     for path in (tmp_path / "out").glob("s-0*"):
         assert path.suffix in (".tar", ".idx")
@@ -272,7 +272,7 @@ def test_an_image_that_became_a_broken_link_is_named(source: Path, tmp_path: Pat
     result = run("imagefolder", source, tmp_path / "new", "--num-shards", 2, "--jobs", 1)
     assert result.exit_code == 1
     assert "a/00.png" in result.stderr
-    written("imagefolder", source, tmp_path / "new", "--num-shards", 2, "--broken-files", "skip")
+    written("imagefolder", source, tmp_path / "new", "--num-shards", 2, "--on-decode-error", "skip")
     assert len(open_shards(tmp_path / "new")) == 15
 
 

@@ -15,7 +15,6 @@ import torch
 
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.provenance import run_record
-from pipelines.provenance.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.provenance.run_record import (
     WeightsFacts,
     command_line,
@@ -24,12 +23,13 @@ from pipelines.provenance.run_record import (
     versions,
 )
 from pipelines.system.files import file_sha256
+from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.data import find_data
-from pipelines.training.run_settings import _weights
-from pipelines.training.train import Shown
-from pipelines.training.train import train as run_training
+from pipelines.training.loop import train as run_training
+from pipelines.training.recipes import Progress
+from pipelines.training.tracking import _weights
 from training_sets import training
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -49,7 +49,7 @@ def record_of(out: Path) -> dict[str, Any]:
 
 
 def stopping_at(step: int) -> Any:  # noqa: ANN401
-    def show(shown: Shown) -> None:
+    def show(shown: Progress) -> None:
         if shown.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -65,7 +65,7 @@ def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     out = tmp_path / "run"
     seen = []
 
-    def look(shown: Shown) -> None:
+    def look(shown: Progress) -> None:
         seen.append(record_of(out)["status"])
         stopping_at(3)(shown)
 

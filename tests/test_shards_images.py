@@ -1,22 +1,31 @@
-"""Which files of a folder are images, in which order, and how they are read."""
+"""Which files are images, in which order, and what a file really holds."""
 
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from image_sets import noise, save, write_folder
 from pipelines.errors import PipelineError
+from pipelines.loading.decode import decode_picture
+from pipelines.shards import images
 from pipelines.shards.images import (
-    at_measured_size,
+    DecodeError,
+    decode_rgb,
+    image_files,
+    is_ignored_name,
     natural_order,
-    picture_files,
-    read_picture,
+    read_image,
+    why_nonstandard,
 )
+from shard_commands import PICTURES, run
+from shard_sets import encoded
 
 
 @pytest.fixture
@@ -29,7 +38,7 @@ def test_images_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_pa
     names = ["b/1.PNG", "10.png", "9.png", "a/x2.webp", "a/x10.bmp", "a/x2b.jpg", "09.png"]
     for name in names:
         save(noise(0, (20, 30)), tmp_path / name)
-    found = [path.relative_to(tmp_path).as_posix() for path in picture_files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in image_files(tmp_path)]
     assert found == ["09.png", "9.png", "10.png", "a/x2.webp", "a/x2b.jpg", "a/x10.bmp", "b/1.PNG"]
 
 
@@ -46,7 +55,7 @@ def test_names_of_equal_numbers_have_an_order_of_their_own(
 
     scandir = os.scandir
     monkeypatch.setattr(os, "scandir", listed)
-    assert [path.name for path in picture_files(tmp_path)] == ["009.png", "09.png", "9.png"]
+    assert [path.name for path in image_files(tmp_path)] == ["009.png", "09.png", "9.png"]
     assert len(paths) == 3
 
 
@@ -56,14 +65,14 @@ def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     save(noise(0), tmp_path / ".hidden.png")
     (tmp_path / "metadata.jsonl").write_text("{}")
     (tmp_path / "folder.png").mkdir()
-    assert picture_files(tmp_path) == [tmp_path / "seen.png"]
+    assert image_files(tmp_path) == [tmp_path / "seen.png"]
 
 
 def test_of_a_mixing_set_only_its_images_are_taken(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     save(noise(0), tmp_path / "sheet.png")
     image = save(noise(1), tmp_path / "images" / "00000000.jpg")
-    assert picture_files(tmp_path) == [image]
+    assert image_files(tmp_path) == [image]
 
 
 def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path: Path) -> None:
@@ -72,7 +81,7 @@ def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path:
     save(noise(0), tmp_path / "fractals" / "sheet.png")
     image = save(noise(1), tmp_path / "fractals" / "images" / "00000000.jpg")
     other = save(noise(2), tmp_path / "photographs" / "1.png")
-    assert picture_files(tmp_path) == [image, other]
+    assert image_files(tmp_path) == [image, other]
 
 
 def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: Path) -> None:
@@ -81,18 +90,18 @@ def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: 
     save(noise(0), tmp_path / "elsewhere" / "2.png")
     save(noise(1), root / "a" / "1.png")
     (root / "b").symlink_to(tmp_path / "elsewhere")
-    taken = [str(path) for path in picture_files(root)]
+    taken = [str(path) for path in image_files(root)]
     assert taken == [path for path, _ in datasets.ImageFolder(root).samples]
     assert len(taken) == 2
     (root / "a" / "back").symlink_to(root)
-    assert [str(path) for path in picture_files(root)] == taken
+    assert [str(path) for path in image_files(root)] == taken
 
 
 def test_a_link_to_nothing_is_not_lost_in_silence(tmp_path: Path) -> None:
     kept = save(noise(0), tmp_path / "1.png")
     lost = tmp_path / "2.png"
     lost.symlink_to(tmp_path / "nothing.png")
-    assert picture_files(tmp_path) == [kept, lost]
+    assert image_files(tmp_path) == [kept, lost]
 
 
 def test_numbers_in_names_may_have_any_length() -> None:
@@ -104,7 +113,7 @@ def test_numbers_in_names_may_have_any_length() -> None:
 def test_grey_palette_and_alpha_become_colour(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1"):
         Image.fromarray(noise(3, (40, 60))).convert(mode).save(tmp_path / f"{mode}.png")
-    pictures = [read_picture(path) for path in picture_files(tmp_path)]
+    pictures = [read_image(path) for path in image_files(tmp_path)]
     assert [(picture.shape, picture.dtype) for picture in pictures] == [((40, 60, 3), np.uint8)] * 4
 
 
@@ -116,15 +125,79 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
     damaged = {"cut": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}
     path.write_bytes(damaged[damage])
     with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable picture.*remove it"):
-        read_picture(path)
+        read_image(path)
 
 
-def test_an_image_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
-    picture = noise(0)
-    assert at_measured_size(picture) is picture
-    wide = np.zeros((128, 512, 3), np.uint8)
-    wide[:, 192:320] = 200
-    assert at_measured_size(wide).shape == (256, 256, 3)
-    # The bright part is exactly the centre square; bilinear enlarging blurs its two sides.
-    assert np.all(at_measured_size(wide)[:, 2:-2] == 200)
-    assert at_measured_size(noise(1, (700, 300))).shape == (256, 256, 3)
+@pytest.mark.parametrize("name", ["a", "a.b", "DS_Store", "macosx", "thumbs.png", "n01440764"])
+def test_other_names_are_not_ignored(name: str) -> None:
+    assert not is_ignored_name(name)
+
+
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
+def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
+    import struct
+    import zlib
+
+    picture = PICTURES[0]
+    packed = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1000))
+    value = {
+        b"zTXt": b"key\0\0" + packed,
+        b"iTXt": b"key\0\1\0\0\0" + packed,
+        b"iCCP": b"key\0\0" + packed,
+        b"tEXt": b"key\0" + b"x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1000),
+    }[kind]
+    chunk = struct.pack(">I", len(value)) + kind + value
+    chunk += struct.pack(">I", zlib.crc32(kind + value))
+    content = encoded(picture)
+    at = 33 if place == "before" else len(content) - 12
+    content = content[:at] + chunk + content[at:]
+    assert np.array_equal(decode_picture(content), picture)
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg"])
+def test_a_picture_cut_off_anywhere_is_broken(extension: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    content = encoded(noise, extension)
+    assert why_nonstandard(content, extension) is None
+    # What follows the last pixels is no loss: of a PNG the checksum and end, of a JPEG two bytes.
+    for length in range(0, len(content) - 24, 97):
+        with pytest.raises(DecodeError):
+            why_nonstandard(content[:length], extension)
+
+
+def test_a_decompression_bomb_is_broken_and_not_decoded() -> None:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        checked = name + data
+        return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b""))
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
+        why_nonstandard(content, "png")
+
+
+def test_a_program_that_is_called_a_picture_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
+    folder = tmp_path / "source" / "a"
+    folder.mkdir(parents=True)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    (folder / "0.jpg").write_bytes(eps)
+    result = run("imagefolder", folder.parent, tmp_path / "out", "--jobs", 1)
+    assert result.exit_code == 1
+    assert "1 of 1 images are undecodable" in result.stderr
+    with pytest.raises(DecodeError):
+        decode_rgb(eps)
+
+
+def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    content = encoded(PICTURES[0], "jpg")
+    monkeypatch.setattr(images, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
+        decode_rgb(content)

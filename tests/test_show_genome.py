@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fractals import Genome, draw_genome, render
+from fractals.chaos import Camera, ChaosLayer, Map, VariationTerm
 from fractals.escape import EscapeLayer
-from fractals.genome import Camera, ChaosLayer, Map, VariationTerm
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
 from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms

@@ -17,9 +17,10 @@ import torch
 
 from hanging_train import BATCHES
 from hosts import free_port
-from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
+from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.stopping import INTERRUPTED, STOPPED, Stopping
 from shard_sets import drawn_pictures, encoded, write_shards
+from training_sets import read_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 

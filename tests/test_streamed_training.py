@@ -28,18 +28,21 @@ from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import ShardReader
-from pipelines.shards.connections import RemoteAccess
 from pipelines.shards.format import open_shards
+from pipelines.shards.remote import Remote, open_set
+from pipelines.system.objects import RemoteAccess
 from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World
-from pipelines.training.checkpoints import find_checkpoints, read_checkpoint
+from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.data import find_data, hold_out
-from pipelines.training.recipes import IMAGENET as RECIPE
-from pipelines.training.train import Shown, Trained, Training, train
+from pipelines.training.loop import train
+from pipelines.training.recipes import Progress, TrainConfig, TrainResult, named_recipe
 from shard_sets import drawn_pictures, encoded, write_shards
+from training_sets import read_checkpoint
+
+RECIPE = named_recipe("imagenet")
 
 TESTS = Path(__file__).parent
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -147,9 +150,9 @@ def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
         ("--cache-limit", "many"),
         ("--cache-limit", "5PB"),
         ("--read-ahead", "0"),
-        ("--patience", "0"),
-        ("--patience", "nan"),
-        ("--stall-limit", "-1"),
+        ("--download-timeout", "0"),
+        ("--download-timeout", "nan"),
+        ("--watchdog-timeout", "-1"),
         ("--checkpoint-every", "0"),
         ("--data", "no-such-folder"),
     ],
@@ -166,10 +169,10 @@ def test_wrong_usage_of_streams_exits_with_2(tmp_path: Path, arguments: tuple[st
 
 # --- Server faults -------------------------------------------------------------------------------
 
-ACCESS = RemoteAccess(patience_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
+ACCESS = RemoteAccess(download_timeout_s=20, first_wait_s=0.02, longest_wait_s=0.2, stall_s=0.5)
 
 
-def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa: ANN401
+def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
     """Return a small training on shards wherever they lie; a cache of its own."""
     remote = Remote(access=changes.pop("access", ACCESS), ahead=2)
     cache = out.parent / f"cache of {out.name}"
@@ -185,10 +188,10 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> Training:  # noqa:
         "cache_dir": cache,
         "remote": remote,
     }
-    return Training(**arguments | changes)
+    return TrainConfig(**arguments | changes)
 
 
-def weights_of(trained: Trained) -> dict[str, torch.Tensor]:
+def weights_of(trained: TrainResult) -> dict[str, torch.Tensor]:
     state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint).state_dict
     return state
 
@@ -253,7 +256,7 @@ def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: 
 
 def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
     (shard, *_) = open_shards(root / "train").shards
-    access = RemoteAccess(patience_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
+    access = RemoteAccess(download_timeout_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
     with FaultyServer(root) as server:
         opened = open_set(server.url("train"), cache_dir=tmp_path, remote=Remote(access=access))
         server.faults[f"train/{shard.file}"] = [cut(1000)] * 12
@@ -284,7 +287,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         names = [f"train/set-{number:04}.tar" for number in range(N_SHARDS)]
         over = threading.Timer(1.0, server.always.clear)
 
-        def show(shown: Shown) -> None:
+        def show(shown: Progress) -> None:
             if shown.step == 2:
                 server.always.update(dict.fromkeys(names, cut(0)))
                 over.start()
@@ -309,7 +312,7 @@ def test_an_outage_in_the_middle_is_outlasted(
 def test_what_does_not_pass_ends_the_training_and_names_the_shard(
     root: Path, tmp_path: Path, fault: Fault, message: str, num_workers: int
 ) -> None:
-    access = replace(ACCESS, patience_s=1.5)
+    access = replace(ACCESS, download_timeout_s=1.5)
     with FaultyServer(root) as server:
         server.always["train/set-0005.tar"] = fault
         address = server.url("train")
@@ -326,7 +329,7 @@ def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path:
         recipe = replace(training.recipe, learning_rate=1e30)
         with pytest.raises(PipelineError, match="the samples of its batch are in"):
             train(replace(training, recipe=recipe), ALONE)
-    (path,) = (tmp_path / "run").glob("no-number-*.json")
+    (path,) = (tmp_path / "run").glob("nonfinite-loss-*.json")
     said = json.loads(path.read_text())
     assert said["keys"] == [f"{i:08}" for i in said["samples"]]
     assert len(set(said["samples"])) == BATCH
@@ -379,8 +382,8 @@ def test_checkpoints_within_an_epoch_lose_no_more_steps_than_are_asked_for(
     class Ended(Exception):
         """As a power cut: nothing is written after it."""
 
-    def ending_at(step: int) -> Callable[[Shown], None]:
-        def show(shown: Shown) -> None:
+    def ending_at(step: int) -> Callable[[Progress], None]:
+        def show(shown: Progress) -> None:
             if shown.step == step:
                 raise Ended
 
@@ -709,14 +712,14 @@ def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_pat
 
 
 def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_path: Path) -> None:
-    with two_processes(root, tmp_path, "--stall-limit", 8) as (first, second):
+    with two_processes(root, tmp_path, "--watchdog-timeout", 8) as (first, second):
         first.wait_for_step(3)
         second.running.send_signal(signal.SIGSTOP)
         assert first.running.wait(timeout=60) == 1
         (line,) = errors_of(first)
     assert "waiting for" in line
     assert "the other processes" in line
-    assert "--stall-limit" in line
+    assert "--watchdog-timeout" in line
 
 
 def test_a_failure_in_one_process_ends_the_other_with_one_line_too(

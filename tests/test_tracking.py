@@ -14,8 +14,10 @@ from pipelines.cli import train
 from pipelines.errors import PipelineError
 from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
 from pipelines.training.data import find_data
-from pipelines.training.recipes import DIGITS
+from pipelines.training.recipes import named_recipe
 from pipelines.training.tracking import tracked
+
+DIGITS = named_recipe("digits")
 
 SETTINGS = Settings(
     recipe=DIGITS.to_json(),

@@ -99,8 +99,8 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
 LIVE = """
 import sys
 from pipelines import train_loader
-from pipelines.loading.remote_sets import Remote
-from pipelines.shards.connections import RemoteAccess
+from pipelines.shards.remote import Remote
+from pipelines.system.objects import RemoteAccess
 
 loader = train_loader(
     sys.argv[1],

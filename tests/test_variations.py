@@ -24,7 +24,6 @@ Floats = NDArray[np.float32]
 NAMES = [variation.name for variation in VARIATIONS]
 # How many random numbers a variation takes a point.
 NOISE = {"julia": 1, "julian": 1, "juliascope": 1, "blur": 2, "square": 2}
-WHOLE = ("roots", "lobes")
 
 every_variation = pytest.mark.parametrize("variation", VARIATIONS, ids=NAMES)
 weights = st.floats(-2, 2, width=32).filter(lambda w: w == 0 or abs(w) > 1e-3)
@@ -34,9 +33,9 @@ seeds = st.integers(0, 2**32 - 1)
 def drawn_parameters(variation: Variation, random: np.random.Generator) -> Floats:
     """Return (4,) float32 parameters from the variation's own ranges."""
     p = np.zeros(4, np.float32)
-    for i, (name, low, high) in enumerate(variation.parameters):
+    for i, (_, low, high, whole) in enumerate(variation.parameters):
         value = random.uniform(low, high)
-        p[i] = np.floor(value) if name in WHOLE else value
+        p[i] = np.floor(value) if whole else value
     return p
 
 
@@ -269,4 +268,4 @@ def test_numbers_are_places_in_the_list_and_names_differ() -> None:
     assert len(NAMES) == 38
     assert list(VARIATION_NUMBER) == NAMES
     assert list(VARIATION_NUMBER.values()) == list(range(len(NAMES)))
-    assert all(low < high for variation in VARIATIONS for _, low, high in variation.parameters)
+    assert all(each.low < each.high for variation in VARIATIONS for each in variation.parameters)

@@ -10,16 +10,17 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import nn
 
 from pipelines.system.process_group import joined
-from pipelines.training import train as training_module
-from pipelines.training.stopping import Stopping
-from pipelines.training.train import _Run
+from pipelines.training import step as step_module
+from pipelines.training.checkpoints import Checkpoint
+from pipelines.training.loop import train
+from pipelines.training.recipes import Progress
+from pipelines.training.step import Trainer
 from training_sets import training
 
 
@@ -27,44 +28,41 @@ def main() -> None:
     """Train, and tell."""
     torch.set_num_threads(1)
     folder, out, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    seen: list[list[int]] = []
+    module: list[nn.Module] = []
+    take = Trainer.take_step
+
+    def step(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> None:
+        seen.append(self.state.loader.last_indices.tolist())
+        module[:] = [self.state.module]
+        take(self, images, labels)
+
+    def interrupt(_: Progress) -> None:
+        if sys.argv[4:] == ["show"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
     with joined("cpu") as processes:
-        run = _Run(
-            training(folder, out, epochs=epochs, resume=True),
-            processes,
-            show=lambda _: None,
-            show_epoch=lambda _: None,
-            stopping=Stopping(),
-        )
-        seen: list[list[int]] = []
-        take = run._take_step
-
-        def step(images: torch.Tensor, labels: torch.Tensor) -> None:
-            seen.append(run.loader.last_indices.tolist())
-            take(images, labels)
-
-        run._take_step = step  # type: ignore[method-assign]
-        if processes.first and sys.argv[4:] == ["show"]:
-            run.show = lambda _: os.kill(os.getpid(), signal.SIGTERM)
+        Trainer.take_step = step  # type: ignore[method-assign]
         if processes.first and sys.argv[4:] == ["save"]:
-            save = training_module.save_checkpoint
+            save = step_module.save_checkpoint
 
-            def interrupted(path: Path, content: Mapping[str, Any]) -> None:
+            def interrupted(path: Path, content: Checkpoint) -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
                 save(path, content)
 
-            training_module.save_checkpoint = interrupted
-        trained = run.run()
+            step_module.save_checkpoint = interrupted  # type: ignore[assignment]
+        result = train(training(folder, out, epochs=epochs, resume=True), processes, interrupt)
         state = hashlib.sha256()
-        for value in run.module.state_dict().values():
+        for value in module[0].state_dict().values():
             state.update(value.numpy().tobytes())
     print(  # noqa: T201
         json.dumps(
             {
                 "seen": seen,
                 "state": state.hexdigest(),
-                "finished": trained.finished,
-                "step": trained.step,
-                "history": trained.history,
+                "finished": result.finished,
+                "step": result.step,
+                "history": result.history,
                 "threads": sorted(
                     path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")
                 ),

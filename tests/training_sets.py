@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.loading.preparation import CIFAR
-from pipelines.loading.remote_sets import open_set
 from pipelines.shards.format import ShardSet
-from pipelines.training.recipes import DIGITS
-from pipelines.training.train import Training
+from pipelines.shards.remote import open_set
+from pipelines.training.checkpoints import Checkpoint, parse_checkpoint
+from pipelines.training.recipes import TrainConfig, named_recipe
+
+DIGITS = named_recipe("digits")
 
 RECIPE = replace(DIGITS, epochs=2, batch_size=256, dropout=0.2)
 """Five steps an epoch; with dropout, whose random numbers must come again."""
 
 
-def training(folder: Path, out: Path, **changes: Any) -> Training:  # noqa: ANN401
+def training(folder: Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
     """Return a training on the digits in a folder."""
     recipe_fields = set(RECIPE.__dataclass_fields__)
     recipe = replace(RECIPE, **{k: v for k, v in changes.items() if k in recipe_fields})
@@ -30,4 +32,9 @@ def training(folder: Path, out: Path, **changes: Any) -> Training:  # noqa: ANN4
         "train": open_set(folder / "train", cache_dir=None, remote=None),
         "test": open_set(folder / "test", cache_dir=None, remote=None),
     }
-    return Training(**arguments | more)
+    return TrainConfig(**arguments | more)
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """The content of a checkpoint of pixmix-train."""
+    return parse_checkpoint(path.read_bytes(), path)

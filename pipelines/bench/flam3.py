@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
-from fractals.genome import ChaosLayer
+from fractals.chaos import ChaosLayer
 from pipelines.errors import PipelineError
 
 

@@ -8,8 +8,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from fractals import draw_genome, render
-from fractals.genome import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm
-from fractals.kernels import accumulate
+from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm, accumulate
 from pipelines.bench.command import Run, run_command
 from pipelines.bench.flam3 import Flam3, flame_xml, random_genome, render_flames, resized
 from pipelines.bench.reference_kernels import (

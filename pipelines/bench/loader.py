@@ -189,7 +189,7 @@ def write_plain_shards(
         end_tar(tar)
     samples = np.array(rows, SAMPLE)
     write_index(
-        folder, name="bench", kind=kind, shards=[describe_tar(path, samples)], samples=samples,
+        folder, name="bench", kind=kind, shards=[describe_tar(path, len(samples))], samples=samples,
         classes=[], extensions=[extension], settings={}, versions={},
     )  # fmt: skip
     return folder
@@ -397,7 +397,7 @@ def _write_large_index(folder: Path, content: bytes, n: int) -> Path:
     samples["size"], samples["offset"] = len(content), offset
     samples["label"] = np.arange(n) % 1000
     write_index(
-        folder, name="large", kind="imagefolder", shards=[describe_tar(path, samples)],
+        folder, name="large", kind="imagefolder", shards=[describe_tar(path, len(samples))],
         samples=samples, classes=[], extensions=["jpg"], settings={}, versions={},
     )  # fmt: skip
     return folder

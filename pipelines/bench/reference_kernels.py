@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.genome import ChaosLayer
+from fractals.chaos import ChaosLayer
 from pixmix.compiling import kernel
 
 WARM_UP = 24
-"""Steps before the first point is counted; as in fractals.kernels."""
+"""Steps before the first point is counted; as in fractals.chaos_kernels."""
 
 _FAR = 1e6
 _NUMBERS = {"sinusoidal": 0, "spherical": 1, "swirl": 2, "polar": 3, "julian": 4}

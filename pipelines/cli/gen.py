@@ -427,9 +427,9 @@ def merge(*, place: str, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; the same command closes the set"):
         from pipelines.generate.painted_shards import merge_shards
-        from pipelines.shards.places import open_place
+        from pipelines.shards.output import open_output
 
-        result = merge_shards(open_place(place))
+        result = merge_shards(open_output(place))
         say(sharded_summary(result, closing=True), sharded_document(result), as_json=as_json)
     if not result.complete:
         raise click.exceptions.Exit(1)

@@ -110,10 +110,10 @@ class WeightsPath(click.Path):
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_dir():
             return path
-        from pipelines.training.run_checkpoints import checkpoint_of
+        from pipelines.training.checkpoints import choose_checkpoint
 
         try:
-            chosen = checkpoint_of(path)
+            chosen = choose_checkpoint(path)
         except PipelineError as error:
             self.fail(str(error), param, ctx)
         if os.environ.get("RANK", "0") == "0":
@@ -256,20 +256,20 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
 
 def report_ignored(folder: Path) -> None:
     """Print in one line on stderr which images below a folder are ignored, if any."""
-    from pipelines.shards.images import FOLDER_EXTENSIONS, passed_over
+    from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
-    found = passed_over(folder)
-    lines = []
-    if found.extensions:
-        counts = ", ".join(f"{n:,} .{extension}" for extension, n in found.extensions.items())
-        taken = " ".join(f".{extension}" for extension in FOLDER_EXTENSIONS)
-        lines.append(f"ignored {counts}; only {taken} are used")
-    if found.ignored:
-        n = len(found.ignored)
+    extensions, ignored = skipped_files(folder)
+    told = []
+    if extensions:
+        counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
+        taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
+        told.append(f"ignored {counts}; only {taken} are used")
+    if ignored:
+        n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        lines.append(f"ignored {n:,} hidden {files} ({found.ignored[0].relative_to(folder)})")
-    if lines:
-        click.echo(f"{folder}: {'; '.join(lines)}", err=True)
+        told.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
+    if told:
+        click.echo(f"{folder}: {'; '.join(told)}", err=True)
 
 
 _OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")

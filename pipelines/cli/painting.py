@@ -51,8 +51,7 @@ def find_target(
     Raises:
         click.UsageError: if the options do not go together.
     """
-    from pipelines.shards.connections import is_remote, shown
-    from pipelines.shards.remote import local_path
+    from pipelines.system.objects import is_remote, local_path, shown
 
     if not to_shards:
         if shard_size is not None:
@@ -142,11 +141,11 @@ def earlier_settings_of(target: Target) -> dict[str, Any]:
     """Return the settings of the set so far, none where there is no set."""
     from pipelines.generate.painted_shards import settings_so_far
     from pipelines.generate.sets import earlier_settings
-    from pipelines.shards.places import open_place
+    from pipelines.shards.output import open_output
 
     if target.shard_size is None:
         return earlier_settings(Path(target.out))
-    return settings_so_far(open_place(target.out))
+    return settings_so_far(open_output(target.out))
 
 
 def make_set(
@@ -164,9 +163,9 @@ def make_set(
     task_index, num_tasks = task
     if target.shard_size is not None:
         from pipelines.generate.painted_shards import ShardedRequest, paint_set
-        from pipelines.shards.places import Folder, open_place
+        from pipelines.shards.output import Folder, open_output
 
-        place = open_place(target.out)
+        place = open_output(target.out)
         sharded = ShardedRequest(
             place=place,
             painter=painter,
@@ -223,7 +222,7 @@ def _run_on(
 def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
     from fractals import BASELINES
-    from fractals.warming import pending, pending_of_baselines
+    from fractals.sampling import pending, pending_of_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":

@@ -2,9 +2,10 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -25,14 +26,14 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.shards.adopt import BrokenFiles, OddFiles
+    from pipelines.shards.adopt import OnDecodeError, OnNonstandard
     from pipelines.shards.sources import Source
     from pipelines.shards.write import ShardResult
 
 TRAIN_SHARD, TEST_SHARD = 1252, 782
 """Samples a shard: ImageNet becomes 1,024 and 64 shards, as timm has them."""
 
-_INTERRUPTED = "interrupted; the same command continues this set"
+_INTERRUPTED = "interrupted; the same command resumes this set"
 _FAULTS_SHOWN = 20
 
 
@@ -46,15 +47,36 @@ _FAULTS_SHOWN = 20
 )
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Make WebDataset tars of pictures, verify them, and take in tars made elsewhere.
+    """Make WebDataset tars of images, verify them, and index tars made elsewhere.
 
     The same source and options give the same bytes, for any --jobs and after any interruption. A
-    killed command is continued by the same command.
+    killed command is resumed by the same command.
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SetOptions:
+    """What all commands that make shards have, and those for files that others made."""
+
+    num_shards: int | None
+    shard_size: int | None
+    seed: int
+    dali_index: bool
+    jobs: int | None
+    on_nonstandard: "OnNonstandard" = "keep"
+    on_decode_error: "OnDecodeError" = "raise"
+    exif_transpose: bool = False
+
+
 def _set_options(command: Command) -> Command:
-    """Add what all commands that make shards have."""
+    """Add the options of all commands that make shards, which it gets as one `_SetOptions`."""
+    names = {field.name for field in fields(_SetOptions)}
+
+    @wraps(command)
+    def collected(**given: Any) -> None:  # noqa: ANN401
+        options = _SetOptions(**{name: given.pop(name) for name in names & {*given}})
+        command(options=options, **given)
+
     options = [
         click.option(
             "--num-shards", type=click.IntRange(1, 10**6), help="Shards, instead of --shard-size."
@@ -63,16 +85,16 @@ def _set_options(command: Command) -> Command:
             "--shard-size",
             type=click.IntRange(1, 10**8),
             help="Samples a shard, at most.  [default: 1252; 782 for validation and test, 1000 for "
-            "small pictures and mixing sets]",
+            "small images and mixing sets]",
         ),
-        seed_option("Of the shuffle before the samples are written."),
+        seed_option("Seed of the shuffle before the samples are written."),
         click.option("--dali-index", is_flag=True, help="Also write NVIDIA DALI's .idx files."),
     ]
     # The last added comes first in the help.
-    command = jobs_option(command_options(command))
+    decorated: Any = jobs_option(command_options(collected))
     for option in reversed(options):
-        command = option(command)
-    return command
+        decorated = option(decorated)
+    return cast(Command, decorated)
 
 
 def _foreign_options(command: Command) -> Command:
@@ -80,22 +102,23 @@ def _foreign_options(command: Command) -> Command:
     command = click.option(
         "--exif-transpose",
         is_flag=True,
-        help="Turn images as their EXIF orientation says, and encode those again; by default they "
-        "stay as they are stored, and readers see them so, as torchvision's ImageFolder does.",
+        help="Rotate images as their EXIF orientation says, and encode those again; by default "
+        "they stay as they are stored, and readers see them so, as torchvision's ImageFolder does.",
     )(command)
     command = click.option(
-        "--broken-files",
-        type=click.Choice(["fail", "skip"]),
-        default="fail",
+        "--on-decode-error",
+        type=click.Choice(["raise", "skip"]),
+        default="raise",
         show_default=True,
-        help="Pictures that cannot be decoded.",
+        help="What to do with images that cannot be decoded.",
     )(command)
     return click.option(
-        "--odd-files",
-        type=click.Choice(["keep", "convert", "skip", "fail"]),
+        "--on-nonstandard",
+        type=click.Choice(["keep", "convert", "skip", "raise"]),
         default="keep",
         show_default=True,
-        help="Pictures that are CMYK or not what their name says; kept as they are by default.",
+        help="What to do with images that are CMYK, have 16 bits a channel or are of another "
+        "format than their name says.",
     )(command)
 
 
@@ -111,7 +134,7 @@ def _foreign_options(command: Command) -> Command:
     "--split",
     help="Only this one of SRC's folders train, val, valid, validation, dev, eval and test.",
 )
-@click.option("--name", help="Of the set, in the tars' names.  [default: that of SRC]")
+@click.option("--name", help="Name of the set, in the tars' names.  [default: that of SRC]")
 @_foreign_options
 @_set_options
 def imagefolder(
@@ -120,14 +143,7 @@ def imagefolder(
     out: Path,
     split: str | None,
     name: str | None,
-    num_shards: int | None,
-    shard_size: int | None,
-    seed: int,
-    odd_files: "OddFiles",
-    broken_files: "BrokenFiles",
-    exif_transpose: bool,
-    dali_index: bool,
-    jobs: int | None,
+    options: _SetOptions,
     as_json: bool,
 ) -> None:
     """Shard a folder with a folder a class, or its splits, each into a folder of OUT.
@@ -136,23 +152,14 @@ def imagefolder(
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.exports import join_splits
-        from pipelines.shards.sources import ImageFolderSource, find_splits, has_classes
+        from pipelines.shards.sources import ImageFolderSource, find_splits
 
         if out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
                 f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
             )
         splits = find_splits(src, split)
-        if split is not None and split not in splits:
-            there = ", ".join(splits) or "none"
-            raise PipelineError(f"{src} has no split {split!r} (there: {there}); name one of them")
-        chosen: list[str | None] = [split] if split else [*splits] or [None]
-        # As ILSVRC's: flat, for its labels are not public.
-        if len(chosen) > 1 and "test" in chosen and not has_classes(src / "test"):
-            chosen.remove("test")
-            click.echo(
-                f"{src / 'test'} is left out: it has no folder a class, so no labels", err=True
-            )
+        chosen = _chosen(src, splits, split)
         sources = [
             ImageFolderSource(folder=src / each if each else src, split=each) for each in chosen
         ]
@@ -171,13 +178,8 @@ def imagefolder(
                     out / each if each else out,
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,
-                    sizes=(num_shards, shard_size, TRAIN_SHARD if is_train else TEST_SHARD),
-                    seed=seed,
-                    odd_files=odd_files,
-                    broken_files=broken_files,
-                    exif_transpose=exif_transpose,
-                    dali_index=dali_index,
-                    jobs=jobs,
+                    default_size=TRAIN_SHARD if is_train else TEST_SHARD,
+                    options=options,
                 )
             )
         if splits:
@@ -185,13 +187,29 @@ def imagefolder(
         _say_made(results, as_json=as_json)
 
 
+def _chosen(src: Path, splits: list[str], wanted: str | None) -> list[str | None]:
+    """Return the splits that are sharded, of those in a folder; one None if it has classes."""
+    from pipelines.shards.images import class_folders
+
+    if wanted is not None:
+        if wanted not in splits:
+            there = ", ".join(splits) or "none"
+            raise PipelineError(f"{src} has no split {wanted!r} (there: {there}); name one of them")
+        return [wanted]
+    # As ILSVRC's: flat, for its labels are not public.
+    if len(splits) > 1 and "test" in splits and not class_folders(src / "test"):
+        click.echo(f"{src / 'test'} is skipped: it has no folder a class, so no labels", err=True)
+        return [split for split in splits if split != "test"]
+    return [*splits] or [None]
+
+
 def _command(dataset: Dataset) -> None:
     """Add the command of a dataset that has a reader."""
     out = f"shards/{dataset.name}"
 
-    def command(*, out: Path, src: Path | None = None, **options: Any) -> None:  # noqa: ANN401
+    def command(*, out: Path, src: Path | None = None, options: _SetOptions, as_json: bool) -> None:
         with one_line_errors(_INTERRUPTED):
-            _shard_dataset(dataset, src, out, **options)
+            _shard_dataset(dataset, src, out, options, as_json=as_json)
 
     command.__doc__ = (
         f"Shard {dataset.title} into OUT/train and OUT/test, as PNG.\n\n{dataset.about}"
@@ -204,16 +222,7 @@ def _command(dataset: Dataset) -> None:
 
 
 def _shard_dataset(
-    dataset: Dataset,
-    src: Path | None,
-    out: Path,
-    *,
-    num_shards: int | None,
-    shard_size: int | None,
-    seed: int,
-    dali_index: bool,
-    jobs: int | None,
-    as_json: bool,
+    dataset: Dataset, src: Path | None, out: Path, options: _SetOptions, *, as_json: bool
 ) -> None:
     from pipelines.shards.archives import SPLITS
     from pipelines.shards.exports import join_splits
@@ -225,10 +234,8 @@ def _shard_dataset(
             out / split,
             name=f"{dataset.name}-{split}",
             split=split,
-            sizes=(num_shards, shard_size, SMALL_SHARD),
-            seed=seed,
-            dali_index=dali_index,
-            jobs=jobs,
+            default_size=SMALL_SHARD,
+            options=options,
         )
         for split in SPLITS
     ]
@@ -249,25 +256,13 @@ for _dataset in DATASETS.values():
 )
 @click.argument("src", type=LocalPath(), nargs=-1, required=True)
 @click.argument("out", type=LocalPath())
-@click.option("--name", default="mixing", show_default=True, help="Of the set.")
+@click.option("--name", default="mixing", show_default=True, help="Name of the set.")
 @_foreign_options
 @_set_options
 def mixing(
-    *,
-    src: tuple[Path, ...],
-    out: Path,
-    name: str,
-    num_shards: int | None,
-    shard_size: int | None,
-    seed: int,
-    odd_files: "OddFiles",
-    broken_files: "BrokenFiles",
-    exif_transpose: bool,
-    dali_index: bool,
-    jobs: int | None,
-    as_json: bool,
+    *, src: tuple[Path, ...], out: Path, name: str, options: _SetOptions, as_json: bool
 ) -> None:
-    """Shard pictures to mix with: sets of pixmix-gen, folders, or archives of images.
+    """Shard mixing images: sets of pixmix-gen, folders, or archives of images.
 
     An archive is a tar, such as the paper's, a zip, or a .npy of (N, height, width, 3) uint8, such
     as the 300K random images. Nothing is unpacked.
@@ -278,18 +273,9 @@ def mixing(
         for place in src:
             if place.is_dir():
                 report_ignored(place)
+        source = MixingSource(places=src)
         result = _make(
-            MixingSource(places=src),
-            out,
-            name=name,
-            split="train",
-            sizes=(num_shards, shard_size, SMALL_SHARD),
-            seed=seed,
-            odd_files=odd_files,
-            broken_files=broken_files,
-            exif_transpose=exif_transpose,
-            dali_index=dali_index,
-            jobs=jobs,
+            source, out, name=name, split="train", default_size=SMALL_SHARD, options=options
         )
         _say_made([result], as_json=as_json)
 
@@ -301,18 +287,18 @@ def mixing(
     default="100",
     show_default=True,
     metavar="N|all",
-    help="Pictures to decode, spread over the set.",
+    help="Number of images to decode, spread over the set.",
 )
 @jobs_option
 @command_options
 def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> None:
-    """Hash all shards again, walk through the tars, compare the index, decode pictures.
+    """Hash all shards again, walk through the tars, compare the index, decode images.
 
     Exits with 1 if anything is not as the manifest says.
     """
     if decode != "all" and not re.fullmatch(r"\d{1,12}", decode):
         raise click.BadParameter(
-            f"{decode!r} is no number; give a number of pictures, or all",
+            f"{decode!r} is no number; pass a number of images, or all",
             param_hint="'--decode'",
         )
     with one_line_errors("interrupted; nothing was written"):
@@ -331,11 +317,11 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         more = len(verdict.faults) - _FAULTS_SHOWN
         if more > 0:
             click.echo(f"... and {more} more", err=True)
-        for reason, count in verdict.left.items():
+        for reason, count in verdict.ignored.items():
             click.echo(f"{count} members: {reason}", err=True)
         text = (
             f"{folder}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or remove "
-            "them and give again the command that made the set"
+            "them and run the command that made the set again"
             if verdict.faults
             else f"{folder}: whole; {verdict.n_samples:,} samples in "
             f"{_count(verdict.n_shards, 'shard')}, "
@@ -356,7 +342,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
 @click.option("--name", help="Of the set.  [default: that of the folder]")
 @command_options
 def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
-    """Take in tars that were made elsewhere: scan them and write index and manifest beside them.
+    """Index tars that were made elsewhere: scan them and write index and manifest beside them.
 
     Labels are read from .cls, "label" or "cls" in .json, or .txt. The tars stay as they are.
     """
@@ -373,14 +359,14 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
         ]
         lines += [
             f"{count:,} members: {reason} (as {found.examples[reason]})"
-            for reason, count in found.left.items()
+            for reason, count in found.ignored.items()
         ]
         say("\n".join(lines), _plain(found), as_json=as_json)
 
 
 def _set_name(name: str | None, src: Path, split: str | None) -> str:
     """Return the name of a set, which only has the letters that all readers take."""
-    base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "pictures"
+    base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "images"
     return f"{base}-{split}" if split else base
 
 
@@ -390,40 +376,23 @@ def _make(
     *,
     name: str,
     split: str,
-    sizes: tuple[int | None, int | None, int],
-    seed: int,
-    dali_index: bool,
-    jobs: int | None,
-    odd_files: "OddFiles" = "keep",
-    broken_files: "BrokenFiles" = "fail",
-    exif_transpose: bool = False,
+    default_size: int,
+    options: _SetOptions,
 ) -> "ShardResult":
-    """Make one set. sizes: --num-shards, --shard-size, and the latter's default."""
+    """Make one set. default_size: samples a shard where the options do not say."""
     from pipelines.shards.request import ShardRequest
     from pipelines.shards.write import make_shards
     from pipelines.system.processes import available_cores, run_chunks
 
-    num_shards, shard_size, default = sizes
-    if num_shards is not None and shard_size is not None:
-        raise click.UsageError("--num-shards and --shard-size exclude each other; give one")
+    if options.num_shards is not None and options.shard_size is not None:
+        raise click.UsageError("--num-shards and --shard-size exclude each other; pass one")
+    size = None if options.num_shards is not None else options.shard_size or default_size
+    chosen = asdict(options) | {"shard_size": size, "jobs": options.jobs or available_cores()}
     try:
-        request = ShardRequest(
-            folder=out,
-            source=source,
-            name=name,
-            split=split,
-            num_shards=num_shards,
-            shard_size=(shard_size or default) if num_shards is None else None,
-            seed=seed,
-            odd_files=odd_files,
-            broken_files=broken_files,
-            exif_transpose=exif_transpose,
-            dali_index=dali_index,
-            jobs=jobs or available_cores(),
-        )
+        request = ShardRequest(folder=out, source=source, name=name, split=split, **chosen)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    # A picture of others is looked into and written: two steps.
+    # An image that others made is scanned and written: two steps.
     with progress_bar("steps") as progress:
         return make_shards(request, run=run_chunks, progress=progress)
 
@@ -439,8 +408,8 @@ def _say_made(results: "list[ShardResult]", *, as_json: bool) -> None:
             f"{result.folder}: {result.n_samples:,} samples in {_count(result.n_shards, 'shard')}, "
             f"{result.n_bytes / 1e6:,.1f} MB; {_count(result.written, 'shard')} written now"
         )
-        if result.left_out:
-            line += f"; {_count(result.left_out, 'picture')} left out"
+        if result.skipped:
+            line += f"; {_count(result.skipped, 'image')} skipped"
         lines.append(line)
         lines += [
             f"  {count:,} {kind}: {reason}"

@@ -212,13 +212,13 @@ def show_mixed(
         from pipelines.report import mixing
         from pipelines.report.figures import write_image
         from pipelines.report.page import page, write_page
-        from pipelines.shards.images import read_picture
+        from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
         from pixmix.settings import PixMixSettings
         from pixmix.warming import pending
 
         # Both are read before kernels are compiled.
-        whole = read_picture(image)
+        whole = read_image(image)
         mixing_set = mixing.MixingImages(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
         pixels = mixing.square(whole, size)
@@ -268,7 +268,7 @@ def show_genome(
     """
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
-        from fractals.warming import pending
+        from fractals.sampling import pending
         from pipelines.report import genome_figure
         from pipelines.report.figures import write_image
         from pipelines.report.genome_files import read_genome

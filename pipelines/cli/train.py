@@ -1,43 +1,37 @@
 """`pixmix-train`: a command for each dataset, with the recipe of the released scripts."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import (
-    command_options,
-    example,
-    one_line_errors,
-    progress_bar,
-    say,
-)
+from pipelines.cli.options import command_options, example, one_line_errors, progress_bar, say
 from pipelines.cli.suggestions import SuggestingGroup
-from pipelines.cli.training_options import RECIPES, training_options
-from pipelines.cli.training_progress import TrainingProgress
+from pipelines.cli.training_options import training_options
 from pipelines.datasets import DATASETS, Dataset
 from pipelines.errors import PipelineError
+from pipelines.system.progress import ShowProgress, in_words
+from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recipe
 
 if TYPE_CHECKING:
     from pipelines.loading.preparation import Preparation
-    from pipelines.loading.remote_sets import Remote
-    from pipelines.loading.samples import Policy
+    from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import Data
-    from pipelines.training.recipes import Recipe
+    from pipelines.training.recipes import Progress, TrainResult
     from pipelines.training.stopping import Stopping
-    from pipelines.training.train import Trained, Training
 
-_INTERRUPTED = "interrupted; the same command with --resume auto goes on from here"
+_INTERRUPTED = "interrupted; the same command with --resume auto resumes"
 
 _STOPPED_BEFORE = "stopped before the first step"
 
 _NOT_IN_TIME = (
-    "stopped; no checkpoint could be saved in time: the same command with --resume auto goes on "
+    "stopped; no checkpoint could be saved in time: the same command with --resume auto resumes "
     "from the last one"
 )
 
@@ -60,9 +54,7 @@ def main() -> None:
     """
 
 
-def _command(dataset: Dataset) -> None:
-    """Add the command of a dataset."""
-
+def _add_command(dataset: Dataset) -> None:
     def command(**options: Any) -> None:  # noqa: ANN401
         with one_line_errors(_INTERRUPTED):
             _train(dataset, options)
@@ -71,15 +63,15 @@ def _command(dataset: Dataset) -> None:
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "pictures" if dataset.name == "folder" else dataset.name
+    shards = "images" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
-    many = f"torchrun --nproc-per-node 4 -m -- pipelines.cli.{line.removeprefix('pixmix-')}"
+    many = f"torchrun --nproc-per-node 4 --no-python {line}"
     main.command(dataset.name, epilog=example(line, many))(decorated)
 
 
 def _help_of(dataset: Dataset) -> str:
-    recipe = RECIPES[dataset.recipe]
+    recipe = figures(dataset.recipe)
     text = f"Train on {dataset.title}: {recipe['model']}, {recipe['epochs']} epochs."
     if dataset.bundled:
         return f"{text}\n\nThe data need no download; without --data they are sharded into OUT."
@@ -90,134 +82,182 @@ def _help_of(dataset: Dataset) -> str:
         )
     return (
         f"{text}\n\nDATA holds the shards of pixmix-shard imagefolder, in train and val. The small "
-        "learning rate of the released script suits trained weights; pass --pretrained to start "
+        "learning rate of the released script suits pretrained weights; pass --pretrained to start "
         "from them."
     )
 
 
 for _dataset in DATASETS.values():
-    _command(_dataset)
+    _add_command(_dataset)
 
 
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.remote_sets import Remote
-    from pipelines.shards.connections import RemoteAccess
+    from pipelines.shards.remote import Remote
+    from pipelines.system.objects import RemoteAccess
     from pipelines.system.process_group import Watchdog, joined
     from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb
-    from pipelines.training.train import Training
     from pixmix.warming import pending
 
     try:
         recipe = _recipe(dataset, options)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    small = dataset.images == "small"
-    policy, max_bad_samples = _of_bad_samples(options)
-    mixing_set = _mixing_set(options, recipe)
+    _check_usage(options, recipe)
     if options["wandb"]:
         # Before what takes long.
         import_wandb()
-    if options["weights"] is not None and options["pretrained"]:
-        raise click.UsageError("--weights and --pretrained exclude each other; give one")
-    out: Path = options["out"]
     remote = Remote(
         limit_bytes=options["cache_limit"],
         ahead=options["read_ahead"],
         downloads=options["downloads"],
-        access=RemoteAccess(patience_s=options["patience"]),
+        access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
-    watchdog = Watchdog(limit_s=options["stall_limit"])
+    watchdog = Watchdog(limit_s=options["watchdog_timeout"])
     stopping = Stopping()
     with (
-        _stop_is_told(),
+        _stop_in_one_line(),
         watchdog.watching(),
         stopping.in_time(),
         joined(options["device"], watchdog=watchdog) as processes,
         stopping.with_others(processes),
     ):
 
-        def tell(trained: "Trained | None") -> None:
-            if not processes.first or stopping.interrupted or trained is None:
-                _say_why(stopping, trained)
-            else:
-                text, document = _said(trained, out, torch.__version__)
-                say(text, document, as_json=options["as_json"])
+        def print_result(result: "TrainResult") -> None:
+            text, document = _described(result, options["out"], torch.__version__)
+            say(text, document, as_json=options["as_json"])
 
-        stopping.tell = tell
+        def print_end(result: "TrainResult | None") -> None:
+            if not processes.first or stopping.interrupted or result is None:
+                _print_why(stopping, result)
+            else:
+                print_result(result)
+
+        stopping.tell = print_end
         data = _open_data(dataset, options, remote, processes)
         compile_kernels(pending)
         shards, validation = hold_out(data.train, options["validation_share"])
         cores, workers = processes.own_cores(), options["workers"]
-        training = Training(
-            out=out,
-            recipe=recipe,
-            preparation=_preparation(dataset, options),
-            train=shards,
-            validation=validation,
-            test=data.test,
-            mixing_set=mixing_set,
-            weights=options["weights"],
-            pretrained=options["pretrained"],
-            resume=options["resume"] == "auto",
-            keep=options["keep"],
-            checkpoint_every=options["checkpoint_every"],
-            num_workers=(0 if small else min(4, cores)) if workers is None else workers,
-            window=options["window"],
-            lanes=options["lanes"],
-            bad_samples=policy,
-            max_bad_samples=max_bad_samples,
-            bad_pictures=options["bad_pictures"] or "raise",
-            cache_dir=options["cache_dir"],
-            remote=remote,
-            compile=options["compile"],
-            sync_batch_norm=options["sync_batch_norm"],
-        )
-        trained = _trained(training, processes, stopping, wandb=options["wandb"])
+        names = {each.name for each in fields(TrainConfig)}
+        found = {
+            **{name: value for name, value in options.items() if name in names},
+            "recipe": recipe,
+            "preparation": _preparation(dataset, options),
+            "train": shards,
+            "validation": validation,
+            "test": data.test,
+            "mixing_set": options["mixing_sets"] or None,
+            "resume": options["resume"] == "auto",
+            "num_workers": (0 if dataset.images == "small" else min(4, cores))
+            if workers is None
+            else workers,
+            "remote": remote,
+        }
+        # Whose None stands for the config's default.
+        config = TrainConfig(**{name: each for name, each in found.items() if each is not None})
+        result = _run(config, processes, stopping, wandb=options["wandb"])
         if processes.first:
-            text, document = _said(trained, out, torch.__version__)
-            say(text, document, as_json=options["as_json"])
-    if not trained.finished:
+            print_result(result)
+    if not result.finished:
         # By SIGTERM or SIGUSR1, to this process or another: whoever waits for the end, as a batch
-        # system does, is not to take it for one.
+        # system does, must not take it for one.
         raise click.exceptions.Exit(STOPPED)
 
 
-def _trained(
-    training: "Training", processes: "Processes", stopping: "Stopping", *, wandb: bool
-) -> "Trained":
-    """Train, and show how far it is."""
+def _run(
+    config: TrainConfig, processes: "Processes", stopping: "Stopping", *, wandb: bool
+) -> "TrainResult":
+    """Train, and show progress."""
+    from pipelines.training.loop import train
     from pipelines.training.tracking import tracked
-    from pipelines.training.train import train
 
     with (
         progress_bar("steps") as bar,
-        tracked(training.out, wandb=wandb and processes.first) as run,
+        tracked(config.out, wandb=wandb and processes.first) as run,
     ):
-        progress = TrainingProgress(bar, training.recipe)
+        progress = TrainingProgress(bar, config.recipe)
 
-        def show_epoch(record: Mapping[str, Any]) -> None:
+        def on_epoch(record: Mapping[str, Any]) -> None:
             progress.epoch(record)
             if run is not None:
                 run.epoch(record)
 
-        begin = run.begin if run is not None else lambda: None
+        on_start = run.begin if run is not None else lambda: None
         try:
-            trained = train(training, processes, progress.step, show_epoch, begin, stopping)
+            result = train(config, processes, progress.step, on_epoch, on_start, stopping)
         except ValueError as error:
             # Of numbers that fit the recipe and not the data.
             raise PipelineError(str(error)) from error
         if run is not None:
-            run.finished = trained.finished
-    return trained
+            run.finished = result.finished
+    return result
+
+
+class TrainingProgress:
+    """Shows each step in a bar, and prints a line after each epoch, on stderr.
+
+    epoch 3 of 40, train loss 0.5123, train error 16.67 %, test error 12.50 %, 8,412 images/s,
+    2 min left
+    """
+
+    def __init__(
+        self, show: ShowProgress, recipe: Recipe, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """Start before the first step.
+
+        Args:
+            show: the bar.
+            recipe: of the training.
+            clock: seconds since any moment.
+        """
+        self._show, self._recipe, self._clock = show, recipe, clock
+        self._steps = 0
+        # (step, seconds) after the first step of this start, which may compile kernels; at the
+        # beginning of this epoch; and after its last step so far.
+        self._first: tuple[int, float] | None = None
+        self._epoch: tuple[int, float] | None = None
+        self._last = (0, 0.0)
+
+    def step(self, progress: "Progress") -> None:
+        """Show a step."""
+        now = self._clock()
+        if self._first is None:
+            self._first = progress.step, now
+        if self._epoch is None:
+            spent = self._recipe.batch_size / max(progress.samples_per_second, 1e-9)
+            self._epoch = progress.step - 1, now - spent
+        self._last, self._steps = (progress.step, now), progress.steps
+        self._show(
+            progress.step,
+            progress.steps,
+            f"epoch {progress.epoch + 1} of {self._recipe.epochs}, loss {progress.loss:.3f}, "
+            f"{progress.samples_per_second:,.0f} images/s, "
+            f"data wait {100 * progress.data_wait:.0f} %",
+        )
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Print the line of an epoch, after its evaluation."""
+        from pipelines.training.tracking import metrics_in_words
+
+        parts = [metrics_in_words(record, self._recipe.epochs)]
+        if self._epoch is not None and self._first is not None:
+            (begun, since), (step, until) = self._epoch, self._last
+            rate = (step - begun) * self._recipe.batch_size / max(until - since, 1e-9)
+            parts.append(f"{rate:,.0f} images/s")
+            if step < self._steps:
+                first, first_ended = self._first if step > self._first[0] else self._epoch
+                per_step = (self._clock() - first_ended) / (step - first)
+                parts.append(f"{in_words((self._steps - step) * per_step)} left")
+        self._epoch = None
+        self._show.line(", ".join(parts))
 
 
 @contextmanager
-def _stop_is_told() -> Iterator[None]:
+def _stop_in_one_line() -> Iterator[None]:
     """Say in one line that a signal has ended the command before there was anything to save."""
     try:
         yield
@@ -226,48 +266,33 @@ def _stop_is_told() -> Iterator[None]:
         raise
 
 
-def _say_why(stopping: "Stopping", trained: "Trained | None") -> None:
-    """Say what became of a training that was left while it waited."""
+def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
+    """Say how a training ended that was left while it waited."""
     if stopping.fault is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
     elif stopping.interrupted:
         click.echo(f"Error: {_INTERRUPTED}", err=True)
-    elif trained is None and stopping.rescue is None:
-        click.echo(_STOPPED_BEFORE, err=True)
-    elif trained is None:
-        click.echo(_NOT_IN_TIME, err=True)
+    elif result is None:
+        click.echo(_STOPPED_BEFORE if stopping.rescue is None else _NOT_IN_TIME, err=True)
 
 
 def _open_data(
     dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
 ) -> "Data":
-    """Open the data, made first where they have to be, when nothing else is missing."""
+    """Open the data, made first where they have to be, once nothing else is missing."""
     from pipelines.training.data import check_inputs, find_data
 
-    mixing_sets: tuple[Path | str, ...] = options["mixing_sets"]
-    find = partial(
-        find_data,
-        dataset.name,
-        options["data"],
-        options["out"] / "data",
-        cache_dir=options["cache_dir"],
-        remote=remote,
-    )
+    out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
+    find = partial(find_data, dataset.name, options["data"], out / "data")
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:
-                check_inputs(
-                    options["out"],
-                    mixing_sets,
-                    weights=options["weights"],
-                    cache_dir=options["cache_dir"],
-                    remote=remote,
-                )
+                check_inputs(out, options["mixing_sets"], weights=options["weights"], **reading)
                 with progress_bar("samples") as made:
-                    data = find(made)
+                    data = find(made, **reading)
         with processes.together():
             if not processes.first:
-                data = find(lambda _done, _total: None, maker=False)
+                data = find(lambda _done, _total: None, maker=False, **reading)
     return data
 
 
@@ -279,109 +304,110 @@ def _preparation(dataset: Dataset, options: dict[str, Any]) -> "Preparation":
     return replace(preparations.CIFAR, flip=dataset.flip)
 
 
-def _recipe(dataset: Dataset, options: dict[str, Any]) -> "Recipe":
-    """Return the recipe of a data set with what the user says in its place."""
+def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
+    """Return the recipe of a dataset with what the user passes in its place."""
     import torch
 
     from pipelines.models.registry import has_dropout
-    from pipelines.training import recipes
 
-    base = recipes.RECIPES[dataset.recipe]
-    pixmix = {
-        name: options[name] for name in ("k", "beta", "severity") if options[name] is not None
-    }
-    named = {
-        "model": "model",
-        "epochs": "epochs",
-        "batch_size": "batch_size",
-        "accumulate": "accumulate",
-        "optimizer": "optimizer",
-        "learning_rate": "learning_rate",
-        "warm_up": "warm_up_epochs",
-        "weight_decay": "weight_decay",
-        "label_smoothing": "label_smoothing",
-        "dropout": "dropout",
-        "ema": "ema_decay",
-        "augment": "augment",
-        "precision": "precision",
-    }
-    said = {field: options[name] for name, field in named.items() if options[name] is not None}
-    augment = said.get("augment", base.augment)
-    _refuse_ignored(augment, said.get("model", base.model), options)
-    if not has_dropout(said.get("model", base.model)):
-        said["dropout"] = 0.0
-    if "precision" not in said and options["device"] in ("auto", "cpu"):
+    base = named_recipe(dataset.recipe)
+
+    def passed(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
+        names = [each.name for each in fields(settings)]
+        return {name: options[name] for name in names if options.get(name) is not None}
+
+    changes = passed(base)
+    augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
+    _refuse_ignored(augment, model, options)
+    if not has_dropout(model):
+        changes["dropout"] = 0.0
+    if "precision" not in changes and options["device"] in ("auto", "cpu"):
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
-        said["precision"] = "bfloat16" if tiles else "float32"
+        changes["precision"] = "bfloat16" if tiles else "float32"
+    pixmix = {**passed(base.pixmix), "all_ops": options["all_ops"] and augment == "pixmix"}
     return replace(
         base,
-        **said,
-        pixmix=replace(base.pixmix, **pixmix, all_ops=options["all_ops"] and augment == "pixmix"),
-        augmix_all_ops=options["all_ops"] and augment == "augmix",
-        # Its authors train with it.
-        jsd=augment == "augmix" if options["jsd"] is None else options["jsd"],
-        seed=options["seed"],
+        **{
+            # AugMix's authors train with it.
+            "jsd": augment == "augmix",
+            **changes,
+            "pixmix": replace(base.pixmix, **pixmix),
+            "augmix_all_ops": options["all_ops"] and augment == "augmix",
+        },
     )
 
 
 def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
-    """Refuse options of what is not in use: they would be taken and change nothing."""
+    """Refuse options that would change nothing with this augmentation or network."""
     from pipelines.models.registry import has_dropout
 
-    of_pixmix = ("k", "beta", "severity", "all_ops", "no_mixing_set")
+    of_pixmix = ["k", "beta", "severity", "no_mixing_set"]
+    if augment != "augmix":
+        of_pixmix.append("all_ops")
     given = [name for name in of_pixmix if options[name] not in (None, False)]
-    if augment == "augmix" and "all_ops" in given:
-        given.remove("all_ops")
     if augment != "pixmix" and given:
         option = given[0].replace("_", "-")
         raise click.UsageError(
-            f"--{option} is of PixMix, and --augment is {augment}; leave one out"
+            f"--{option} is an option of PixMix, and --augment is {augment}; leave one out"
         )
     if options["dropout"] and not has_dropout(model):
-        raise click.UsageError(f"{model} has no dropout that could be set; leave --dropout out")
+        raise click.UsageError(f"{model} has no dropout that can be set; leave --dropout out")
 
 
-def _mixing_set(options: dict[str, Any], recipe: "Recipe") -> tuple[Path | str, ...] | None:
-    given: tuple[Path | str, ...] = options["mixing_sets"]
-    if given and options["no_mixing_set"]:
-        raise click.UsageError("--mixing-set and --no-mixing-set exclude each other; give one")
-    if given and recipe.augment != "pixmix":
-        raise click.UsageError(f"--augment {recipe.augment} mixes nothing; leave --mixing-set out")
-    if not given and options["bad_pictures"] is not None:
-        raise click.UsageError("--bad-pictures is of a --mixing-set; name one, or leave it out")
-    if not given and not options["no_mixing_set"] and recipe.augment == "pixmix":
-        raise click.UsageError(
+def _check_usage(options: dict[str, Any], recipe: Recipe) -> None:
+    """Refuse options that exclude or need each other.
+
+    Raises:
+        click.UsageError: if there are such.
+    """
+    given, augment = bool(options["mixing_sets"]), recipe.augment
+    for wrong, message in (
+        (
+            options.get("bad_samples", "raise") == "raise"
+            and options.get("max_bad_samples") is not None,
+            "--max-bad-samples counts those that are passed over; pass --bad-samples substitute or "
+            "skip, too, or leave it out",
+        ),
+        (
+            given and options["no_mixing_set"],
+            "--mixing-set and --no-mixing-set exclude each other; pass one",
+        ),
+        (
+            given and augment != "pixmix",
+            f"--augment {augment} mixes no images; leave --mixing-set out",
+        ),
+        (
+            not given and options["bad_pictures"] is not None,
+            "--bad-pictures is an option of --mixing-set; pass one, or leave it out",
+        ),
+        (
+            not given and not options["no_mixing_set"] and augment == "pixmix",
             "PixMix needs --mixing-set or --no-mixing-set: pass a set of images to mix with "
             "(pixmix-gen fractals makes one), or --no-mixing-set to mix each image with augmented "
-            "copies of itself alone"
-        )
-    return given or None
+            "copies of itself alone",
+        ),
+        (
+            options["weights"] is not None and options["pretrained"],
+            "--weights and --pretrained exclude each other; pass one",
+        ),
+    ):
+        if wrong:
+            raise click.UsageError(message)
 
 
-def _of_bad_samples(options: dict[str, Any]) -> "tuple[Policy, int]":
-    policy, most = options.get("bad_samples", "raise"), options.get("max_bad_samples")
-    if policy == "raise" and most is not None:
-        raise click.UsageError(
-            "--max-bad-samples counts those that are passed over; give --bad-samples substitute or "
-            "skip, too, or leave it out"
-        )
-    return policy, 100 if most is None else most
+def _described(result: "TrainResult", out: Path, torch_version: str) -> tuple[str, dict[str, Any]]:
+    from pipelines.training.tracking import metrics_in_words
 
-
-def _said(trained: "Trained", out: Path, torch_version: str) -> tuple[str, dict[str, Any]]:
-    from pipelines.training.history import metrics_of
-
-    last = trained.history[-1] if trained.history else None
-    known = f"{metrics_of(last)}; " if last else ""
-    if trained.finished:
-        text = f"{known}checkpoint in {trained.checkpoint}, metrics in {out / 'metrics.csv'}"
+    known = f"{metrics_in_words(result.history[-1])}; " if result.history else ""
+    if result.finished:
+        text = f"{known}checkpoint in {result.checkpoint}, metrics in {out / 'metrics.csv'}"
     else:
-        text = f"{known}stopped after step {trained.step}; --resume auto goes on"
+        text = f"{known}stopped after step {result.step}; --resume auto resumes"
     return text, {
-        "finished": trained.finished,
-        "step": trained.step,
-        "checkpoint": str(trained.checkpoint),
-        "history": trained.history,
+        "finished": result.finished,
+        "step": result.step,
+        "checkpoint": str(result.checkpoint),
+        "history": result.history,
         "torch": torch_version,
     }
 

@@ -1,4 +1,8 @@
-"""Options of `pixmix-train`, in the order of its helps, with the numbers of each recipe."""
+"""Options of `pixmix-train`, in the order of its help, each once.
+
+An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings` or
+`TrainConfig`. Where each recipe has a default of its own, the help reads it from the recipe.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,89 +22,15 @@ from pipelines.cli.options import (
     seed_option,
 )
 from pipelines.datasets import Dataset
+from pipelines.training.recipes import AUGMENTS, OPTIMIZERS, PRECISIONS, PRETRAINED, figures
 
-# As in training.recipes, models.registry and loading.samples, which would take seconds to import
-# for the help; a test holds them equal.
+# As in loading.samples, which would take seconds to import for the help; a test holds them equal.
 POLICIES = ("raise", "substitute", "skip")
-AUGMENTS = ("none", "pixmix", "augmix", "trivialaugment")
-PRECISIONS = ("float32", "bfloat16", "float16")
-OPTIMIZERS = ("sgd", "adamw")
-PRETRAINED = "IMAGENET1K_V1"
-
-Figures = dict[str, str | float]
-
-_CIFAR: Figures = {
-    "model": "wrn_40_4", "epochs": 100, "batch-size": 128, "optimizer": "sgd",
-    "learning-rate": 0.1, "warm-up": 0, "weight-decay": 5e-4, "label-smoothing": 0, "dropout": 0.3,
-    "accumulate": 1, "k": 4, "beta": 3, "severity": 3,
-}  # fmt: skip
-_IMAGENET: Figures = {
-    **_CIFAR, "model": "resnet50", "epochs": 90, "batch-size": 256, "learning-rate": 0.01,
-    "dropout": 0, "beta": 4, "severity": 1,
-}  # fmt: skip
-RECIPES: dict[str, Figures] = {
-    "cifar": _CIFAR,
-    "digits": {**_CIFAR, "model": "wrn_10_1", "epochs": 40, "batch-size": 64, "dropout": 0},
-    "imagenet": _IMAGENET,
-}
-"""What the helps say of the recipes, by option: a test holds it equal to them, too."""
-
-
-def _finite_or_none(
-    context: click.Context, param: click.Parameter, value: float | None
-) -> float | None:
-    return None if value is None else finite(context, param, value)
-
-
-def _number(low: float = 0.0, high: float | None = None) -> dict[str, Any]:
-    """Return what an option takes that is a finite number."""
-    return {"type": click.FloatRange(low, high), "callback": _finite_or_none}
-
-
-_OF_RECIPE: dict[str, dict[str, Any]] = {
-    "k": {"type": click.IntRange(0, 100), "help": "Of PixMix: the most rounds."},
-    "beta": {**_number(1e-3), "help": "Of PixMix: how much is kept of a picture."},
-    "severity": {**_number(0.1, 10), "help": "Of PixMix: of its operations, 0.1 to 10."},
-    "model": {"metavar": "NAME", "help": "Network: wrn_40_4, resnet50, module:function."},
-    "epochs": {
-        "type": click.IntRange(1, 100_000),
-        "help": "Times that training goes through the data.",
-    },
-    "batch-size": {"type": click.IntRange(1), "help": "Of all processes together."},
-    "accumulate": {"type": click.IntRange(1), "help": "Parts that a batch is computed in."},
-    "optimizer": {
-        "type": click.Choice(OPTIMIZERS),
-        "help": "sgd has Nesterov's momentum of 0.9.",
-    },
-    "learning-rate": {
-        **_number(),
-        "help": "At its highest; it falls by a cosine, step by step.",
-    },
-    "warm-up": {**_number(), "help": "Epochs in which the learning rate rises."},
-    "weight-decay": {**_number(), "help": "Pulls weights towards 0."},
-    "label-smoothing": {
-        **_number(high=0.99),
-        "help": "Share of a label that goes to all classes.",
-    },
-    "dropout": {
-        **_number(high=0.99),
-        "help": "In the blocks of wide networks; others have none.",
-    },
-}
-"""Options that have another default in each recipe: None stands for it."""
-
-
-def _of_recipe(recipe: str, name: str) -> Callable[[Command], Command]:
-    """Return an option, with the recipe's own value in its help."""
-    option = _OF_RECIPE[name]
-    return click.option(
-        f"--{name}", **{**option, "help": f"{option['help']}  [default: {RECIPES[recipe][name]}]"}
-    )
 
 
 def _data_help(dataset: Dataset) -> str:
     command = dataset.name if dataset.reader else "imagefolder"
-    shards = f"Shards of pixmix-shard {command}, in a folder or at an address"
+    shards = f"Shards of pixmix-shard {command}, local or remote"
     if dataset.bundled:
         return f"{shards}.  [default: made in OUT/data]"
     if dataset.reader:
@@ -108,210 +38,240 @@ def _data_help(dataset: Dataset) -> str:
     return f"{shards}."
 
 
-_BAD_SAMPLES = (
-    click.option(
-        "--bad-samples",
-        type=click.Choice(POLICIES),
-        default="raise",
-        show_default=True,
-        help="What becomes of samples that cannot be read: they end the training, the next one of "
-        "the order takes their place, or batches are smaller. Evaluations skip them in both cases.",
-    ),
-    click.option(
-        "--max-bad-samples",
-        type=click.IntRange(0),
-        help="More than that in a process end the training all the same.  [default: 100]",
-    ),
-)
+def _number(
+    low: float = 0.0, high: float | None = None, *, open_low: bool = False
+) -> dict[str, Any]:
+    """Return what an option takes that is a finite number."""
+    return {"type": click.FloatRange(low, high, min_open=open_low), "callback": finite}
 
 
-_IMAGE_SIZE = click.option(
-    "--image-size",
-    type=click.IntRange(SMALLEST_SIDE, LARGEST_SIDE),
-    default=224,
-    show_default=True,
-    help="Side in pixels of the square crop that the network gets. Evaluation resizes the shorter "
-    "side to 8/7 of it, and crops the centre.",
-)
+def _count(least: int = 1, most: int | None = None) -> dict[str, Any]:
+    return {"type": click.IntRange(least, most)}
 
 
 def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ...]:
-    """Return the options of a data set's command, in the order of its help."""
-    own = partial(_of_recipe, dataset.recipe)
-    small = dataset.images == "small"
+    """Return the options of a dataset's command, in the order of its help."""
+    option, defaults = click.option, figures(dataset.recipe)
+    shown = partial(click.option, show_default=True)
+    folder = click.Path(path_type=Path, file_okay=False)
+    large = dataset.images == "large"
+
+    def recipe(name: str, text: str, **more: Any) -> Callable[[Command], Command]:  # noqa: ANN401
+        """Return an option whose default, None, stands for the recipe's value."""
+        field = "warm_up_epochs" if name == "--warm-up" else name[2:].replace("-", "_")
+        value = defaults[field]
+        default = f"{value:g}" if isinstance(value, float) else value
+        return option(name, field, help=f"{text}  [default: {default}]", **more)
+
     return (
-        click.option("--data", type=Place(), help=_data_help(dataset)),
-        click.option(
-            "--out",
-            type=click.Path(path_type=Path, file_okay=False),
-            required=True,
-            help="Folder of checkpoints and metrics.",
-        ),
-        click.option(
+        option("--data", type=Place(), help=_data_help(dataset)),
+        option("--out", type=folder, required=True, help="Folder of checkpoints and metrics."),
+        option(
             "--mixing-set",
             "mixing_sets",
             type=Place(files=True),
             multiple=True,
-            help="Set of pixmix-gen, folder of images, shards, here or at an address, tar, zip or "
+            help="Output of pixmix-gen, folder of images, shards (local or remote), tar, zip or "
             ".npy; may be repeated.",
         ),
-        click.option(
+        option(
             "--no-mixing-set",
             is_flag=True,
             help="Mix each image with augmented copies of itself alone. PixMix needs this or "
             "--mixing-set.",
         ),
-        click.option(
+        option(
             "--augment",
             type=click.Choice(AUGMENTS),
             help="PixMix, or a baseline in its place, by its authors' recipe.  [default: pixmix]",
         ),
-        *map(own, ("k", "beta", "severity")),
-        click.option(
+        recipe("--k", "PixMix k: maximum number of mixing rounds.", **_count(0, 100)),
+        recipe("--beta", "PixMix beta: how much of the image is kept.", **_number(1e-3)),
+        recipe("--severity", "PixMix severity of operations, 0.1 to 10.", **_number(0.1, 10)),
+        option(
             "--all-ops",
             is_flag=True,
             help="Also draw color, contrast, brightness and sharpness, which overlap the "
             "corruptions of ImageNet-C. The authors' README passes --all-ops in the recipes of the "
             "PixMix paper; the default of their script is off, as here.",
         ),
-        click.option(
+        option(
             "--jsd/--no-jsd",
             default=None,
             help="Add the Jensen-Shannon divergence of an image and two augmented views of it.  "
             "[default: on for augmix, else off]",
         ),
-        own("model"),
-        *(() if small else (_IMAGE_SIZE,)),
-        click.option(
+        recipe(
+            "--model", "Network: wrn_40_4, resnet50, timm/NAME, module:function.", metavar="NAME"
+        ),
+        *(
+            (
+                shown(
+                    "--image-size",
+                    **_count(SMALLEST_SIDE, LARGEST_SIDE),
+                    default=224,
+                    help="Side in pixels of the square crop that the network gets. Evaluation "
+                    "resizes the shorter side to 8/7 of it, and crops the center.",
+                ),
+            )
+            if large
+            else ()
+        ),
+        option(
             "--weights",
             type=WeightsPath(),
-            help="File of weights to begin with, or the folder of a run.",
+            help="File of weights to fine-tune, or the folder of a run.",
         ),
-        click.option(
+        option(
             "--pretrained",
             is_flag=False,
             flag_value=PRETRAINED,
             metavar="[WEIGHTS]",
-            help="Start from torchvision's weights of this name, such as IMAGENET1K_V2; without a "
-            f"name from {PRETRAINED}, which the released script takes.",
+            help="Fine-tune torchvision's weights of this name, such as IMAGENET1K_V2; without a "
+            f"name {PRETRAINED}, which the released script uses.",
         ),
-        *map(own, ("epochs", "batch-size", "accumulate", "optimizer", "learning-rate", "warm-up")),
-        *map(own, ("weight-decay", "label-smoothing", "dropout")),
-        click.option(
+        recipe("--epochs", "Times that training goes through the data.", **_count(1, 100_000)),
+        recipe("--batch-size", "Global batch size, summed over all processes.", **_count()),
+        recipe(
+            "--accumulate", "Parts that a batch is computed in (gradient accumulation).", **_count()
+        ),
+        recipe("--optimizer", "sgd has Nesterov momentum of 0.9.", type=click.Choice(OPTIMIZERS)),
+        recipe(
+            "--learning-rate", "Peak learning rate; falls by a cosine, step by step.", **_number()
+        ),
+        recipe("--warm-up", "Epochs in which the learning rate rises.", **_number()),
+        recipe("--weight-decay", "Weight decay.", **_number()),
+        recipe(
+            "--label-smoothing", "Share of a label that goes to all classes.", **_number(high=0.99)
+        ),
+        recipe(
+            "--dropout",
+            "Dropout in the blocks of wide networks; others have none.",
+            **_number(high=0.99),
+        ),
+        option(
             "--ema",
+            "ema_decay",
             **_number(0.5, 0.99999),
             help="Average weights with this decay, and evaluate those.  [default: none]",
         ),
-        click.option(
+        option(
             "--precision",
             type=click.Choice(PRECISIONS),
-            help="Of the network's products.  [default: bfloat16 where the CPU multiplies it in "
-            "tiles (AMX), else float32]",
+            help="Precision of the network's matrix products.  [default: bfloat16 on CPUs with "
+            "AMX tiles, else float32]",
         ),
-        click.option(
-            "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1."
-        ),
-        seed_option("Of first weights, the order of samples and what is drawn for them."),
-        click.option(
+        shown("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
+        seed_option("Seed of initial weights, of the order of samples and of all augmentations."),
+        option(
             "--resume",
             type=click.Choice(["auto"]),
-            help="Go on from the newest checkpoint in OUT, if there is one.",
+            help="Resume from the latest checkpoint in OUT, if there is one.",
         ),
-        click.option(
-            "--keep",
-            type=click.IntRange(1),
-            default=2,
-            show_default=True,
-            help="Checkpoints that stay.",
-        ),
-        click.option(
+        shown("--keep", **_count(), default=2, help="Number of checkpoints that stay."),
+        option(
             "--checkpoint-every",
-            type=click.IntRange(1),
+            **_count(),
             metavar="STEPS",
-            help="Also within an epoch: no more steps than that are lost with a process.",
+            help="Write checkpoints within an epoch, too: a lost process loses no more steps.",
         ),
-        click.option(
+        shown(
             "--validation-share",
-            type=click.FloatRange(0, 0.5),
-            callback=finite,
+            **_number(0, 0.5),
             default=0.0,
-            show_default=True,
-            help="Share of the training shards, one at least, by which the best network is chosen.",
+            help="Share of the training shards, at least one, by which the best network is chosen.",
         ),
-        click.option(
+        option(
             "--workers",
-            type=click.IntRange(0),
-            help="Processes that decode, for each that trains.  [default: 0 for pictures held in "
-            "memory, else 4, or its share of the cores where that is less]",
+            **_count(0),
+            help="Decoding processes per training process.  [default: 0 for images held in "
+            "memory, else 4, or its share of the cores if that is less]",
         ),
-        click.option(
+        option(
             "--window",
-            type=click.IntRange(1),
+            **_count(),
             help="Shards of each lane that are mixed with each other at a time, and so that a node "
             "needs at once.  [default: all]",
         ),
-        click.option(
+        shown(
             "--lanes",
-            type=click.IntRange(1),
+            **_count(),
             default=1,
-            show_default=True,
             help="Parts of the shards of which each batch takes equally many samples: as many as "
             "nodes, and each node needs its part alone. Divides the batch size.",
         ),
-        *(() if small else _BAD_SAMPLES),
-        click.option(
+        *(
+            (
+                shown(
+                    "--bad-samples",
+                    type=click.Choice(POLICIES),
+                    default="raise",
+                    help="What becomes of samples that cannot be read: they end the training, the "
+                    "next one of the order takes their place, or batches are smaller. Evaluations "
+                    "skip them in both cases.",
+                ),
+                option(
+                    "--max-bad-samples",
+                    **_count(0),
+                    help="More than that in a process end the training all the same.  "
+                    "[default: 100]",
+                ),
+            )
+            if large
+            else ()
+        ),
+        option(
             "--bad-pictures",
             type=click.Choice(["raise", "skip"]),
             help="What becomes of pictures of the mixing set that cannot be read.  "
             "[default: raise]",
         ),
-        click.option(
+        option(
             "--cache-dir",
-            type=click.Path(path_type=Path, file_okay=False),
-            help="Of this host's copies of shards and mixing sets.  [default: $PIXMIX_CACHE, or "
-            "~/.cache/pixmix]",
+            type=folder,
+            help="Folder of this host's copies of shards and mixing sets.  [default: "
+            "$PIXMIX_CACHE, or ~/.cache/pixmix]",
         ),
-        click.option(
+        option(
             "--cache-limit",
             type=ByteSize(),
-            help="Of the shards in it, as 200GB.  [default: what the disk has]",
+            help="Size limit of the shards in it, as 200GB.  [default: the disk's space]",
         ),
-        click.option(
+        option(
             "--read-ahead",
-            type=click.IntRange(1),
-            help="Shards of an address that are downloaded before they are needed.  [default: a "
+            **_count(),
+            help="Remote shards that are downloaded before they are needed.  [default: a "
             "window's, or 4]",
         ),
-        click.option(
+        shown(
             "--downloads",
-            type=click.IntRange(1),
+            **_count(),
             default=4,
-            show_default=True,
-            help="Shards of an address that come at a time, for each process: more where a server "
-            "gives a connection little.",
+            help="Concurrent downloads of each process: more where a server limits the bandwidth "
+            "of a connection.",
         ),
-        click.option(
-            "--patience",
-            type=click.FloatRange(0, min_open=True),
-            callback=finite,
+        shown(
+            "--download-timeout",
+            **_number(0, open_low=True),
             default=600.0,
-            show_default=True,
-            help="Seconds in which a server may bring nothing new until training ends.",
+            help="Abort after this many seconds without new data from the server.",
         ),
-        click.option(
-            "--stall-limit",
-            type=click.FloatRange(0),
-            callback=finite,
+        shown(
+            "--watchdog-timeout",
+            **_number(),
             default=1800.0,
-            show_default=True,
-            help="Seconds without a step until the process ends with code 1; 0 for never.",
+            help="Exit with code 1 after this many seconds without a step; 0 for never.",
         ),
-        click.option(
+        option(
             "--wandb",
             is_flag=True,
             help="Also log to Weights & Biases (extra wandb), into WANDB_PROJECT or pixmix; "
             "WANDB_MODE=offline works without a network.",
         ),
-        click.option("--compile", is_flag=True, help="Compile the network by torch.compile."),
-        click.option("--sync-batch-norm", is_flag=True, help="Norms over all GPUs together."),
+        option("--compile", is_flag=True, help="Compile the network with torch.compile."),
+        option(
+            "--sync-batch-norm",
+            is_flag=True,
+            help="Synchronize batch norm across GPUs (SyncBatchNorm).",
+        ),
     )

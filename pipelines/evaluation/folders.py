@@ -4,9 +4,9 @@ A C set that `pixmix-eval make-c` made lies in NAME-C-made and has made-of.json;
 for the one that its authors distribute, wherever it lies.
 """
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +16,8 @@ from numpy.typing import NDArray
 
 from pipelines.datasets import dataset_named, dataset_titled
 from pipelines.errors import PipelineError
-from pipelines.shards.images import (
-    FOLDER_EXTENSIONS,
-    Above,
-    files_below,
-    is_folder,
-    is_ignored_name,
-    picture_files,
-    place_of,
-)
-from pipelines.shards.sources import class_name, extension_of
+from pipelines.shards import images
+from pipelines.shards.sources import class_images, class_name
 from pipelines.system.files import Count, printable, read_json, read_regular
 
 IMAGENET = dataset_named("imagenet").title
@@ -96,14 +88,7 @@ def class_folders(folder: Path, notices: Notices) -> list[str]:
     Raises:
         OSError: if the folder cannot be read.
     """
-    names = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if is_ignored_name(entry.name):
-                notices.ignored.add(entry.path)
-            elif is_folder(entry):
-                names.append(entry.name)
-    return sorted(names)
+    return images.class_folders(folder, ignored=notices.ignored)
 
 
 def holds_images(folder: Path) -> bool:
@@ -112,8 +97,8 @@ def holds_images(folder: Path) -> bool:
     Raises:
         OSError: if the folder cannot be read.
     """
-    with os.scandir(folder) as entries:
-        return any(_is_image(entry.name) and not is_folder(entry) for entry in entries)
+    _, _, files = next(images.walk(folder))
+    return any(map(images.is_image_name, files))
 
 
 def list_tree(folder: Path, notices: Notices) -> Tree:
@@ -135,26 +120,12 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
             f"{folder} {'holds images and' if holds_images(folder) else 'has'} no class folders; "
             "put the images of each class into a folder of its own"
         )
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        below = _files_below(folder / name, frozenset({place_of(folder)}), notices)
-        found = sorted(
-            (path for path in below if _is_image(path.name)),
-            key=lambda path: (str(path.parent), path.name),
-        )
-        if not found:
-            raise PipelineError(
-                f"{printable(str(folder / name))} holds no readable image, so its class would be "
-                "empty; fill the folder or remove it"
-            )
-        files += found
-        labels += [label] * len(found)
+    files = [class_images(folder, name, ignored=notices.ignored) for name in names]
     return Tree(
         folder=folder,
         classes=tuple(map(class_name, names)),
-        files=files,
-        labels=np.array(labels, np.int64),
+        files=[*chain.from_iterable(files)],
+        labels=np.repeat(np.arange(len(names), dtype=np.int64), [*map(len, files)]),
     )
 
 
@@ -165,9 +136,7 @@ def list_images(folder: Path, notices: Notices) -> list[Path]:
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    for _ in _files_below(folder, frozenset(), notices):
-        pass
-    return picture_files(folder)
+    return images.image_files(folder, ignored=notices.ignored)
 
 
 def list_videos(folder: Path, notices: Notices) -> list[Path]:
@@ -177,21 +146,11 @@ def list_videos(folder: Path, notices: Notices) -> list[Path]:
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    below = _files_below(folder, frozenset(), notices)
-    found = sorted(path for path in below if extension_of(path.name) == "mp4")
+    below = images.files_below(folder, ignored=notices.ignored)
+    found = sorted(path for path in below if images.extension_of(path.name) == "mp4")
     if not found:
         raise PipelineError(f"{folder} holds no .mp4 files; unpack the set again")
     return found
-
-
-def _files_below(folder: Path, above: Above, notices: Notices) -> Iterator[Path]:
-    ignored: list[Path] = []
-    yield from files_below(folder, above, ignored=ignored)
-    notices.ignored.update(map(str, ignored))
-
-
-def _is_image(name: str) -> bool:
-    return extension_of(name) in FOLDER_EXTENSIONS and not is_ignored_name(name)
 
 
 # --- The datasets beside a test set --------------------------------------------------------------

@@ -26,9 +26,9 @@ from pipelines.evaluation.folders import (
 from pipelines.evaluation.metrics import measure, scaled_confidence, tune_temperature
 from pipelines.evaluation.ood import anomaly, imagenet_o, restricted
 from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
-from pipelines.provenance.masking import masked_values
 from pipelines.provenance.run_record import provenance
 from pipelines.system.files import file_sha256
+from pipelines.system.masking import masked_values
 
 OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
 """Suites for images of any kind."""

@@ -30,7 +30,7 @@ from pipelines.generate.painting import Painter, paint_files
 from pipelines.generate.plan import check_task, cut, ranges_of
 from pipelines.generate.records import IMAGES
 from pipelines.generate.sets import refuse_other, refuse_other_versions
-from pipelines.shards.exports import side_files, write_json
+from pipelines.shards.exports import export_documents, write_json
 from pipelines.shards.format import (
     INDEX_NAME,
     MANIFEST_NAME,
@@ -40,7 +40,7 @@ from pipelines.shards.format import (
     parse_manifest,
     write_index,
 )
-from pipelines.shards.places import DONE, WORK, Folder, Place
+from pipelines.shards.output import DONE, WORK, Folder, OutputStore
 from pipelines.shards.request import SHARDS_VERSION, bounds, shard_name
 from pipelines.shards.sidecars import (
     Joined,
@@ -101,7 +101,7 @@ class ShardedRequest:
     task_index, num_tasks: this run makes one range of the shards.
     """
 
-    place: Place
+    place: OutputStore
     painter: Painter
     n: int
     name: str
@@ -208,7 +208,7 @@ def paint_set(
         return _result(request, missing=left, painted=painted, complete=False)
 
 
-def merge_shards(place: Place) -> ShardedResult:
+def merge_shards(place: OutputStore) -> ShardedResult:
     """Close a set of which all shards are whole; of another one, say which are not.
 
     Returns:
@@ -266,7 +266,7 @@ def merge_shards(place: Place) -> ShardedResult:
         )
 
 
-def settings_so_far(place: Place) -> dict[str, Any]:
+def settings_so_far(place: OutputStore) -> dict[str, Any]:
     """Return the settings of the set in a place, closed or not, none where there is no set.
 
     Raises:
@@ -315,7 +315,7 @@ def _document(request: ShardedRequest) -> dict[str, Any]:
     }
 
 
-def _manifest_of(place: Place, content: bytes) -> Manifest:
+def _manifest_of(place: OutputStore, content: bytes) -> Manifest:
     """Return the manifest of a set of shards.
 
     Raises:
@@ -340,7 +340,7 @@ def _mark(document: Mapping[str, Any]) -> str:
     return sha256(content.encode())[:16]
 
 
-def _is_closed(place: Place, sizes: Mapping[str, int], document: Mapping[str, Any]) -> bool:
+def _is_closed(place: OutputStore, sizes: Mapping[str, int], document: Mapping[str, Any]) -> bool:
     """See whether the set is complete, and the one that is asked for; reopen one that lost files.
 
     Raises:
@@ -366,7 +366,7 @@ def _is_whole(manifest: Manifest, sizes: Mapping[str, int]) -> bool:
     return (
         all(sizes.get(shard.file) == shard.n_bytes for shard in manifest.shards)
         and sizes.get(manifest.index.file, 0) > least
-        and all(sizes.get(name) for name in side_files("", SPLIT, [], []))
+        and all(sizes.get(name) for name in export_documents("", SPLIT, [], []))
     )
 
 
@@ -375,7 +375,7 @@ def _document_of(manifest: Manifest) -> dict[str, Any]:
     return {"settings": manifest.settings, "made_with": manifest.versions}
 
 
-def _reopen(place: Place, sizes: Mapping[str, int], manifest: Manifest) -> None:
+def _reopen(place: OutputStore, sizes: Mapping[str, int], manifest: Manifest) -> None:
     """Make a closed set that lost files one in the making, of which the tars that are whole stay.
 
     Its manifest stays until the set is closed again.
@@ -401,7 +401,9 @@ def _reopen(place: Place, sizes: Mapping[str, int], manifest: Manifest) -> None:
         write_json(folder / REQUEST, document)
 
 
-def _begin(place: Place, sizes: Mapping[str, int], document: dict[str, Any]) -> dict[str, Any]:
+def _begin(
+    place: OutputStore, sizes: Mapping[str, int], document: dict[str, Any]
+) -> dict[str, Any]:
     """See that the set in the place is the one that is asked for, or begin it.
 
     Returns:
@@ -414,7 +416,7 @@ def _begin(place: Place, sizes: Mapping[str, int], document: dict[str, Any]) -> 
             shard_name(settings["name"], shard, settings["num_shards"])
             for shard in range(settings["num_shards"])
         }
-        own = {INDEX_NAME, *side_files("", SPLIT, [], [])}
+        own = {INDEX_NAME, *export_documents("", SPLIT, [], [])}
         if others := sizes.keys() - own - tars or (sizes.keys() if not sizes.keys() & tars else ()):
             raise PipelineError(
                 f"{place.name} holds something else ({min(others)}); choose an empty or a new "
@@ -433,7 +435,7 @@ def _begin(place: Place, sizes: Mapping[str, int], document: dict[str, Any]) -> 
     return earlier
 
 
-def _read_request(place: Place) -> dict[str, Any] | None:
+def _read_request(place: OutputStore) -> dict[str, Any] | None:
     content = place.read(REQUEST)
     if content is None:
         return None
@@ -443,7 +445,7 @@ def _read_request(place: Place) -> dict[str, Any] | None:
     return document
 
 
-def _refuse(place: Place, earlier: Mapping[str, Any], document: Mapping[str, Any]) -> None:
+def _refuse(place: OutputStore, earlier: Mapping[str, Any], document: Mapping[str, Any]) -> None:
     for field, now in document["settings"].items():
         refuse_other(place.name, field, earlier["settings"].get(field), now)
     refuse_other_versions(place.name, earlier["made_with"], document["made_with"])
@@ -457,7 +459,7 @@ class _Books:
 
     def __init__(
         self,
-        place: Place,
+        place: OutputStore,
         sizes: Mapping[str, int],
         shards: Sequence[int],
         document: Mapping[str, Any],
@@ -484,7 +486,7 @@ class _Books:
 
 
 def _whole_shards(
-    place: Place, sizes: Mapping[str, int], shards: Iterable[int], document: Mapping[str, Any]
+    place: OutputStore, sizes: Mapping[str, int], shards: Iterable[int], document: Mapping[str, Any]
 ) -> set[int]:
     """Return those of some shards for which a sidecar of this set vouches."""
     with_sidecar = [shard for shard in shards if _sidecar(shard) in sizes]
@@ -578,10 +580,10 @@ def _samples(request: ShardedRequest, shard: int) -> Iterator[Sample]:
             )
 
 
-def _close(place: Place, document: Mapping[str, Any], joined: Joined) -> None:
+def _close(place: OutputStore, document: Mapping[str, Any], joined: Joined) -> None:
     """Write what speaks of all shards, the manifest last, and remove what the making needed."""
     settings = document["settings"]
-    documents = side_files(settings["name"], SPLIT, joined.shards, joined.md5)
+    documents = export_documents(settings["name"], SPLIT, joined.shards, joined.md5)
     with place.writing() as folder:
         for file, each in documents.items():
             write_json(folder / file, each)

@@ -19,7 +19,7 @@ from pipelines.shards.images import (
     DAMAGE,
     TooManyPixelsError,
     UnknownRangeError,
-    open_picture,
+    open_image,
     to_rgb,
 )
 
@@ -40,7 +40,7 @@ class UnreadablePictureError(ValueError):
 def _opened(content: bytes | bytearray) -> Iterator[Image.Image]:
     """Open a picture whose header is sound, and say in one way what is wrong with its bytes."""
     try:
-        with open_picture(io.BytesIO(content)) as image:
+        with open_image(io.BytesIO(content)) as image:
             yield image
     except UnreadablePictureError:
         raise

@@ -22,7 +22,6 @@ from pipelines.loading.mixing_set import open_mixing_set, open_pictures, uniform
 from pipelines.loading.order import shards_ahead
 from pipelines.loading.picture_map import BadPictures
 from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.loading.samples import (
     POLICIES,
     PictureDataset,
@@ -31,9 +30,9 @@ from pipelines.loading.samples import (
 )
 from pipelines.loading.sources import InMemory, Source, Workers
 from pipelines.loading.transport import fits_shared_memory
-from pipelines.shards.connections import is_remote
 from pipelines.shards.format import ShardSet
-from pipelines.shards.remote import RemoteShards
+from pipelines.shards.remote import Remote, RemoteShards, open_set
+from pipelines.system.objects import is_remote
 from pipelines.system.ranks import World, find_world
 from pixmix.packed import PackedPictures
 

@@ -29,23 +29,22 @@ from pipelines.loading.picture_map import (
     PictureSource,
     open_picture_map,
 )
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.connections import is_remote
 from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.images import (
     UPRIGHT,
-    BrokenPictureError,
+    DecodeError,
     convert,
+    image_files,
     natural_order,
     orientation,
-    picture_files,
     read_image_file,
 )
-from pipelines.shards.remote import RemoteShards
+from pipelines.shards.remote import Remote, RemoteShards, open_set
 from pipelines.shards.sources import size_and_change
 from pipelines.system.files import open_regular, read_regular, sha256
+from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
@@ -256,7 +255,7 @@ class _OfFolder:
 
     @cached_property
     def files(self) -> list[Path]:
-        return picture_files(self.folder)
+        return image_files(self.folder)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
@@ -351,7 +350,7 @@ class _OfArchive:
     def read(self, i: int) -> bytearray:
         try:
             return bytearray(read_archived(self.path, self._images[i].place))
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadablePictureError("damaged", str(error)) from error
         except OSError as error:
             raise UnreadablePictureError("unreadable file", str(error)) from error
@@ -383,5 +382,5 @@ class _Upright:
         try:
             # As a PNG, for its pixels are to stay what they are.
             return bytearray(convert(content, "png", upright=True)[0])
-        except BrokenPictureError as error:
+        except DecodeError as error:
             raise UnreadablePictureError("damaged", str(error)) from error

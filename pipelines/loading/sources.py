@@ -24,10 +24,10 @@ from pipelines.loading.preparation import Preparation
 from pipelines.loading.samples import PictureDataset, Prepared, Request, Requests
 from pipelines.loading.transport import start_method, without_main_module, worker_errors
 from pipelines.shards.cache import HeldFile
-from pipelines.shards.connections import shown
 from pipelines.shards.format import ShardSet
-from pipelines.shards.read_ahead import ReadAhead
+from pipelines.shards.prefetch import Prefetch
 from pipelines.shards.remote import RemoteFiles
+from pipelines.system.objects import shown
 from pixmix.fused import mix_batch
 from pixmix.packed import PackedPictures
 
@@ -216,7 +216,7 @@ class Workers:
         # Workers first: one that is forked while a thread writes, and be it a line of a log, would
         # wait for ever for the lock of that file.
         batches = self._begin()
-        with ReadAhead(files.hold, order, ahead=self._ahead, threads=self._downloads) as shards:
+        with Prefetch(files.hold, order, ahead=self._ahead, threads=self._downloads) as shards:
             try:
                 upcoming = next(ordered, None)
                 for t, prepared in enumerate(batches):

@@ -16,9 +16,9 @@ from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.loaders import MixingSet, mixing_pictures
 from pipelines.loading.order import EpochOrder, batch_places, count_batches, training_batches
 from pipelines.loading.preparation import IMAGENET, Preparation
-from pipelines.loading.remote_sets import Remote, open_reader
 from pipelines.loading.samples import BadSampleError, ShardReader
 from pipelines.shards.format import ShardSet
+from pipelines.shards.remote import Remote, open_set
 from pipelines.system.ranks import World, find_world
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
@@ -87,7 +87,8 @@ def pixmix_stream(
             f"preparation.crop is {preparation.crop!r}; a stream decodes pictures of any size: "
             "give one with crop='resized', or use train_loader for pictures in memory"
         )
-    reader = open_reader(shards, cache_dir=cache_dir, remote=remote)
+    opened = open_set(shards, cache_dir=cache_dir, remote=remote)
+    reader = ShardReader(opened.shards, opened.files.path)
     pictures = (
         None
         if preparation.pixmix is None

@@ -30,6 +30,7 @@ _MOST = 1_000_000
 
 _Finite = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
+_THREE = msgspec.Meta(min_length=3, max_length=3)
 _Side = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 
 
@@ -51,8 +52,8 @@ class NetworkMetadata(msgspec.Struct, kw_only=True):
     pretrained: str | None = None
     classes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
     class_names: list[str] | None = None
-    mean: tuple[_Finite, _Finite, _Finite] | None = None
-    std: tuple[_Positive, _Positive, _Positive] | None = None
+    mean: Annotated[list[_Finite], _THREE] | None = None
+    std: Annotated[list[_Positive], _THREE] | None = None
     crop: str | None = None
     image_size: _Side | None = None
     evaluation_resize: _Side | None = None

@@ -26,9 +26,6 @@ Triple = tuple[float, float, float]
 
 log = logging.getLogger(__name__)
 
-PRETRAINED = "IMAGENET1K_V1"
-"""torchvision's first weights: the released code starts from them, and the paper's figures do."""
-
 EXAMPLES = (
     "wrn_40_4",
     "wrn_28_10",
@@ -142,7 +139,7 @@ def open_model(
         classes: number of logits.
         dropout: of networks that have it, 0..1.
         seed: of the initial weights.
-        pretrained: name of published weights to start from, such as `PRETRAINED`, which are
+        pretrained: name of published weights to start from, such as IMAGENET1K_V1, which are
             downloaded; for another number of classes the last layer keeps its random weights.
 
     Raises:

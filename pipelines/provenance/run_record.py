@@ -27,8 +27,8 @@ import msgspec
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.provenance.masking import masked_arguments, masked_values
 from pipelines.system.files import Count, printable, read_json, read_regular, write_file
+from pipelines.system.masking import masked_arguments, masked_values
 from pipelines.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from fractals import Genome, render
-from fractals.genome import ChaosLayer, Layer, Map
+from fractals.chaos import ChaosLayer, Map
+from fractals.genome import SMALLEST, Layer
 from fractals.palettes import palette_table
-from fractals.render import SMALLEST
 from pipelines.report.figures import FRAME, INK, LINE, PAPER, SOFT, TEXT, shortened
 from pipelines.report.genome_files import SQUARE
 from pipelines.report.genome_tables import described

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import fields
 
 from fractals import Genome
+from fractals.chaos import Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
-from fractals.genome import Camera, ChaosLayer, Layer, Map, Tone
+from fractals.genome import Layer
 from fractals.palettes import Palette
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.report.page import Table
@@ -120,7 +121,7 @@ def _variation_rows(layer: ChaosLayer) -> Iterator[tuple[str, ...]]:
             known = VARIATIONS[VARIATION_NUMBER[term.name]].parameters
             parameters = ", ".join(
                 f"{parameter} {_number(value)}"
-                for (parameter, _, _), value in zip(known, term.parameters, strict=True)
+                for (parameter, *_), value in zip(known, term.parameters, strict=True)
             )
             yield name, term.name, _number(term.weight), parameters or "-"
 

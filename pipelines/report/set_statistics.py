@@ -20,8 +20,11 @@ from pipelines.generate.plan import spread
 from pipelines.loading.decode import UnreadablePictureError, decode_picture
 from pipelines.loading.mixing_set import picture_source
 from pipelines.loading.picture_map import PictureSource
-from pipelines.shards.images import MEASURED_SIDE, at_measured_size
+from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.progress import Progress, no_progress
+
+MEASURED_SIDE = 256
+"""Pixels a side of the images that are measured; the references are of this size."""
 
 N_OF_DIVERSITY = 64
 """Images whose Vendi scores are computed; a score is comparable only for the same number."""
@@ -125,6 +128,30 @@ def jpeg_bits_per_pixel(image: NDArray[np.uint8]) -> float:
     Image.fromarray(image).save(file, "JPEG", quality=75, subsampling="4:2:0")
     height, width = image.shape[:2]
     return file.tell() * 8 / int(height * width)
+
+
+def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the centre 256x256 of an image whose shorter side is scaled to 256.
+
+    The filter is bilinear, as in PixMix's own resize; an image of that size comes back as it is.
+    Of an image which would have more than `MOST_PIXELS` then (1x30,000 would take 6 GB) only the
+    centre is scaled, which differs by rounding at most.
+    """
+    height, width = image.shape[:2]
+    if height == width == MEASURED_SIDE:
+        return image
+    shorter = min(height, width)
+    full = (MEASURED_SIDE * width // shorter, MEASURED_SIDE * height // shorter)
+    left, top = ((side - MEASURED_SIDE) // 2 for side in full)
+    square = (left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)
+    scaled = Image.fromarray(image)
+    if full[0] * full[1] <= MOST_PIXELS:
+        return np.asarray(scaled.resize(full, Image.Resampling.BILINEAR).crop(square))
+    # The same square in pixels of the image, which need not be whole.
+    scales = (width / full[0], height / full[1]) * 2
+    box = tuple(side * scale for side, scale in zip(square, scales, strict=True))
+    size = (MEASURED_SIDE, MEASURED_SIDE)
+    return np.asarray(scaled.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
 def measure_set(images: Sequence[SetImage], *, progress: Progress = no_progress) -> SetStatistics:

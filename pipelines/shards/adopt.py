@@ -1,16 +1,18 @@
-"""Tars that were made elsewhere become a set: they are scanned and get an index and a manifest.
+"""What others made is looked at before it is used: tars get an index, image files are scanned.
 
-A look into files of others before they go into shards: which are odd, and which are broken.
+`adopt_tars` writes the index and the manifest of tars that were made elsewhere. A `Scan` has the
+files of a source that are nonstandard or cannot be decoded, before they go into shards.
 """
 
 import io
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import msgspec
 import numpy as np
 
 from pipelines import __version__
@@ -19,34 +21,47 @@ from pipelines.shards.format import (
     ADOPTED,
     INDEX_NAME,
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
     SAMPLE,
     Manifest,
     open_index,
-    parse_manifest,
     read_index,
+    read_manifest,
     write_index,
 )
-from pipelines.shards.images import UPRIGHT, BrokenPictureError, oddity, orientation, unusable_file
+from pipelines.shards.images import (
+    UPRIGHT,
+    DecodeError,
+    orientation,
+    unusable_file,
+    why_nonstandard,
+)
 from pipelines.shards.listing import Listing
 from pipelines.shards.sources import Item, Source
-from pipelines.shards.tar import PICTURE_EXTENSIONS, Left, samples_of_tar
+from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
 from pipelines.shards.verify import describe_tar
 from pipelines.system.files import printable, read_regular, sha256, write_file
 from pipelines.system.progress import Progress
 
-_MAKE_AGAIN = "copy the shards again, or give again the command that made them"
+_MAKE_AGAIN = "copy the shards again, or run the command that made them again"
+
+OnNonstandard = Literal["keep", "convert", "skip", "raise"]
+OnDecodeError = Literal["raise", "skip"]
+
+CHUNK = 256
+"""Images a process scans between two commits to the disk."""
+
+_MOST_PART_BYTES = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adopted:
-    """What was found. labels: samples that have one; left: what is no sample, by reason."""
+    """What was found. labels: samples that have one; ignored: what is no sample, by reason."""
 
     folder: Path
     n_shards: int
     n_samples: int
     labels: int
-    left: dict[str, int]
+    ignored: dict[str, int]
     examples: dict[str, str]
 
 
@@ -62,9 +77,63 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
 
     Raises:
         PipelineError: if the tars are of several folders, one is damaged, there is no sample, or
-            the folder holds a set that was made there.
+            the folder holds another set.
         OSError: if the folder cannot be written.
     """
+    folder = _folder_of(tars)
+    manifest = read_manifest(folder)
+    _check_free(folder, manifest, {tar.name for tar in tars})
+    made = manifest if manifest is not None and manifest.kind != ADOPTED else None
+    if made is not None:
+        tars = [folder / shard.file for shard in made.shards]
+    ignored = Ignored()
+    shards, parts = [], []
+    progress(0, len(tars))
+    for number, tar in enumerate(tars):
+        if not tar.is_file():
+            raise PipelineError(f"{tar} is no file; name the tars of the set, all of them")
+        rows, _ = samples_of_tar(tar, number, ignored)
+        parts.append(rows)
+        if made is None:
+            shards.append(describe_tar(tar, len(rows)))
+        progress(number + 1, len(tars))
+    samples = np.concatenate(parts).astype(SAMPLE)
+    if made is not None:
+        file = io.BytesIO()
+        np.save(file, samples, allow_pickle=False)
+        if sha256(file.getvalue()) != made.index.sha256:
+            raise PipelineError(
+                f"the tars in {folder} are not those of {MANIFEST_NAME}; {_MAKE_AGAIN}"
+            )
+        write_file(folder / made.index.file, file.getvalue())
+    elif len(samples) == 0:
+        raise PipelineError(
+            f"{folder}: the tars hold no sample with an image "
+            f"({', '.join(sorted(TAR_IMAGE_EXTENSIONS))}); name tars of images"
+        )
+    else:
+        write_index(
+            folder,
+            name=printable(name or folder.resolve().name),
+            kind=ADOPTED,
+            shards=shards,
+            samples=samples,
+            classes=[],
+            extensions=[],
+            settings={"found": ignored.counts},
+            versions={"pixmix": __version__},
+        )
+    return Adopted(
+        folder=folder,
+        n_shards=len(parts),
+        n_samples=len(samples),
+        labels=int((samples["label"] >= 0).sum()),
+        ignored=ignored.counts,
+        examples=ignored.examples,
+    )
+
+
+def _folder_of(tars: Sequence[Path]) -> Path:
     if not tars:
         raise PipelineError("no tar is named; name those of the set, as shards/*.tar")
     elsewhere = [tar for tar in tars if tar.parent.resolve() != tars[0].parent.resolve()]
@@ -75,117 +144,32 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
         )
     if len({tar.name for tar in tars}) != len(tars):
         raise PipelineError("a tar is named twice; name each once")
-    folder = tars[0].parent
-    _check_place(folder, {tar.name for tar in tars})
-    made = _made_here(folder)
-    if made is not None:
-        return _restore_index(folder, made, progress)
-    left = Left()
-    shards, parts = [], []
-    progress(0, len(tars))
-    for number, tar in enumerate(tars):
-        if not tar.is_file():
-            raise PipelineError(f"{tar} is no file; name the tars of the set")
-        rows, _ = samples_of_tar(tar, number, left)
-        shards.append(describe_tar(tar, rows))
-        parts.append(rows)
-        progress(number + 1, len(tars))
-    samples = np.concatenate(parts).astype(SAMPLE)
-    if len(samples) == 0:
-        raise PipelineError(
-            f"{folder}: the tars hold no sample with a picture "
-            f"({', '.join(sorted(PICTURE_EXTENSIONS))}); name tars of pictures"
-        )
-    write_index(
-        folder,
-        name=printable(name or folder.resolve().name),
-        kind=ADOPTED,
-        shards=shards,
-        samples=samples,
-        classes=[],
-        extensions=[],
-        settings={"found": left.counts},
-        versions={"pixmix": __version__},
-    )
-    return Adopted(
-        folder=folder,
-        n_shards=len(shards),
-        n_samples=len(samples),
-        labels=int((samples["label"] >= 0).sum()),
-        left=left.counts,
-        examples=left.examples,
-    )
+    return tars[0].parent
 
 
-def _check_place(folder: Path, names: set[str]) -> None:
-    """See that nobody else's manifest or index would be overwritten."""
+def _check_free(folder: Path, manifest: Manifest | None, names: set[str]) -> None:
+    """Check that nobody else's manifest or index would be overwritten, nor one that is whole."""
     path, index = folder / MANIFEST_NAME, folder / INDEX_NAME
-    if not path.exists():
+    if manifest is None:
         # One of our form is what a killed run left.
         if index.exists() and not _is_index(index):
             raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
         return
-    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
             f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "
             "a folder of its own"
         )
-
-
-def _made_here(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder's set if its tars were not made elsewhere and taken in.
-
-    Raises:
-        PipelineError: if nothing is to be done for it, for its index is whole.
-    """
-    path = folder / MANIFEST_NAME
-    if not path.exists():
-        return None
-    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
-    if manifest.kind == ADOPTED:
-        return None
-    try:
-        read_index(folder, manifest)
-    except PipelineError:
-        return manifest
-    raise PipelineError(
-        f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
-        "or move the tars to a folder of their own"
-    )
-
-
-def _restore_index(folder: Path, manifest: Manifest, progress: Progress) -> Adopted:
-    """Write the index of a set that lost it, from the tars that its manifest lists.
-
-    Raises:
-        PipelineError: if the tars are not those of which the manifest was written.
-        OSError: if one cannot be read, or the folder cannot be written.
-    """
-    left = Left()
-    parts = []
-    for number, shard in enumerate(manifest.shards):
-        tar = folder / shard.file
-        if not tar.is_file():
-            raise PipelineError(f"{tar} is missing; {_MAKE_AGAIN}")
-        rows, _ = samples_of_tar(tar, number, left)
-        parts.append(rows)
-        progress(number + 1, len(manifest.shards))
-    samples = np.concatenate(parts).astype(SAMPLE)
-    file = io.BytesIO()
-    np.save(file, samples, allow_pickle=False)
-    if sha256(file.getvalue()) != manifest.index.sha256:
-        raise PipelineError(f"the tars in {folder} are not those of {MANIFEST_NAME}; {_MAKE_AGAIN}")
-    write_file(folder / manifest.index.file, file.getvalue())
-    return Adopted(
-        folder=folder,
-        n_shards=len(parts),
-        n_samples=len(samples),
-        labels=int((samples["label"] >= 0).sum()),
-        left=left.counts,
-        examples=left.examples,
-    )
+    if manifest.kind != ADOPTED:
+        try:
+            read_index(folder, manifest)
+        except PipelineError:
+            return
+        raise PipelineError(
+            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
+            "or move the tars to a folder of their own"
+        )
 
 
 def _is_index(path: Path) -> bool:
@@ -196,43 +180,35 @@ def _is_index(path: Path) -> bool:
     return True
 
 
-OddFiles = Literal["keep", "convert", "skip", "fail"]
-BrokenFiles = Literal["fail", "skip"]
-
-_FOUND = ("odd", "broken", "turned")
-
-CHUNK = 256
-"""Pictures a process looks into between two commits to the disk."""
-
-
 @dataclass
-class Survey:
-    """What was found: index of the picture -> reason, ascending.
+class Scan:
+    """What was found in the files of a source: index of the image -> reason, ascending.
 
-    turned: those whose EXIF orientation is another than upright.
+    rotated: those whose EXIF orientation is another than upright.
     """
 
-    odd: dict[int, str] = field(default_factory=dict)
-    broken: dict[int, str] = field(default_factory=dict)
-    turned: dict[int, str] = field(default_factory=dict)
+    nonstandard: dict[int, str] = field(default_factory=dict)
+    undecodable: dict[int, str] = field(default_factory=dict)
+    rotated: dict[int, str] = field(default_factory=dict)
 
-    def left_out(self, odd_files: OddFiles) -> set[int]:
-        """Return the pictures that do not go into the shards."""
-        return {*self.broken, *(self.odd if odd_files == "skip" else ())}
+    def skipped(self, on_nonstandard: OnNonstandard) -> set[int]:
+        """Return the images that do not go into the shards."""
+        return {*self.undecodable, *(self.nonstandard if on_nonstandard == "skip" else ())}
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Return how many pictures there are of each reason."""
-        found = {"odd": self.odd, "broken": self.broken}
-        if self.turned:
-            found["turned"] = self.turned
-        return {what: dict(sorted(Counter(each.values()).items())) for what, each in found.items()}
+        """Return how many images there are of each reason."""
+        return {
+            what: dict(sorted(Counter(found.values()).items()))
+            for what, found in asdict(self).items()
+            if found or what != "rotated"
+        }
 
     def lines(self, listing: Listing) -> bytes:
-        """Return a line of JSON for each file that is odd or broken."""
+        """Return a line of JSON for each image in which something was found."""
         found = [
-            *((index, "broken", reason) for index, reason in self.broken.items()),
-            *((index, "odd", reason) for index, reason in self.odd.items()),
-            *((index, "turned", reason) for index, reason in self.turned.items()),
+            (index, what, reason)
+            for what, reasons in asdict(self).items()
+            for index, reason in reasons.items()
         ]
         return b"".join(
             json.dumps(
@@ -243,111 +219,112 @@ class Survey:
             for index, what, reason in sorted(found)
         )
 
+    def refusal(
+        self, listing: Listing, on_nonstandard: OnNonstandard, on_decode_error: OnDecodeError
+    ) -> str | None:
+        """Return why what was found may not go into shards, or None."""
+        if self.undecodable and on_decode_error == "raise":
+            what, found = "undecodable", self.undecodable
+            remedy = "mend or remove them, or skip them with --on-decode-error skip"
+        elif self.nonstandard and on_nonstandard == "raise":
+            what, found = "nonstandard", self.nonstandard
+            remedy = "choose --on-nonstandard keep, convert or skip"
+        else:
+            return None
+        counts = ", ".join(f"{count} {reason}" for reason, count in Counter(found.values()).items())
+        first = listing[min(found)].name
+        return (
+            f"{len(found)} of {len(listing)} images are {what} ({counts}), first {first}; {remedy}"
+        )
 
-def found_in(source: Source, item: Item) -> dict[str, str]:
-    """Return what is unusual about a picture: "broken", or "odd", "turned" or both, and why.
+
+class _Part(msgspec.Struct):
+    """What was found in a range of images. inputs: fingerprint of their files."""
+
+    inputs: str
+    scan: Scan
+
+
+def scan_image(source: Source, item: Item) -> dict[str, str]:
+    """Return what was found in an image, by field of a `Scan`.
 
     Raises:
         OSError: if the disk does not let it be read.
     """
     try:
         content = source.read(item.place)
-        reason = oddity(content, item.extension)
-    except BrokenPictureError as error:
-        return {"broken": str(error)}
+        reason = why_nonstandard(content, item.extension)
+    except DecodeError as error:
+        return {"undecodable": str(error)}
     except OSError as error:
         fault = unusable_file(error)
         if fault is None:
             raise
-        return {"broken": fault}
-    found = {"odd": reason} if reason else {}
+        return {"undecodable": fault}
+    found = {"nonstandard": reason} if reason else {}
     turn = orientation(content)
-    return found if turn == UPRIGHT else {**found, "turned": f"EXIF orientation {turn}"}
+    return found if turn == UPRIGHT else {**found, "rotated": f"EXIF orientation {turn}"}
 
 
-def look_into(source: Source, listing_path: Path, parts: Path, pictures: range) -> range:
-    """Look into a range of pictures, and commit what was found as one part.
+def scan_range(source: Source, listing_path: Path, parts: Path, images: range) -> range:
+    """Scan a range of images, and commit what was found as one part.
 
     Returns:
         The range, for the caller's books.
 
     Raises:
-        OSError: if a picture cannot be read, or the disk is full.
+        OSError: if an image cannot be read, or the disk is full.
     """
     listing = Listing(listing_path)
-    found = Survey()
-    for index in pictures:
-        for what, reason in found_in(source, listing[index]).items():
-            getattr(found, what)[index] = reason
-    document = {
-        "inputs": listing.fingerprint(pictures),
-        **{name: list(getattr(found, name).items()) for name in _FOUND},
-    }
-    write_file(_part(parts, pictures), json.dumps(document).encode())
-    return pictures
+    scan = Scan()
+    for index in images:
+        for what, reason in scan_image(source, listing[index]).items():
+            getattr(scan, what)[index] = reason
+    part = _Part(listing.fingerprint(images), scan)
+    write_file(_part_path(parts, images), msgspec.json.encode(part))
+    return images
 
 
 def missing_parts(parts: Path, listing: Listing) -> list[range]:
-    """Return the chunks of pictures that were not looked into, or were changed since."""
-    return [
-        chunk
-        for chunk in _chunks(len(listing))
-        if _read_part(parts, chunk).get("inputs") != listing.fingerprint(chunk)
-    ]
+    """Return the chunks of images that were not scanned, or were changed since."""
+    missing = []
+    for chunk in _chunks(len(listing)):
+        part = _read_part(parts, chunk)
+        if part is None or part.inputs != listing.fingerprint(chunk):
+            missing.append(chunk)
+    return missing
 
 
-def join_parts(parts: Path, n: int) -> Survey:
-    """Return what was found in all pictures.
+def join_parts(parts: Path, n: int) -> Scan:
+    """Return what was found in all images.
 
     Raises:
         PipelineError: if a part is damaged.
         OSError: if one cannot be read.
     """
-    survey = Survey()
+    scan = Scan()
     for chunk in _chunks(n):
-        document = _read_part(parts, chunk)
-        try:
-            for name in _FOUND:
-                found: dict[int, str] = getattr(survey, name)
-                found.update((int(index), str(reason)) for index, reason in document[name])
-        except (ValueError, KeyError, TypeError) as error:
-            raise PipelineError(
-                f"{_part(parts, chunk)} is damaged; remove it and run again"
-            ) from error
-    return survey
+        part = _read_part(parts, chunk)
+        if part is None:
+            raise PipelineError(f"{_part_path(parts, chunk)} is damaged; remove it and run again")
+        scan.nonstandard |= part.scan.nonstandard
+        scan.undecodable |= part.scan.undecodable
+        scan.rotated |= part.scan.rotated
+    return scan
 
 
 def _chunks(n: int) -> list[range]:
     return [range(start, min(start + CHUNK, n)) for start in range(0, n, CHUNK)]
 
 
-def _read_part(parts: Path, chunk: range) -> dict[str, Any]:
-    """Return what a part says; nothing where it is missing or no JSON object."""
+def _read_part(parts: Path, chunk: range) -> _Part | None:
+    """Return a part; None where it is missing or damaged."""
     try:
-        document = json.loads(read_regular(_part(parts, chunk), max_bytes=2**26))
-    except (FileNotFoundError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
+        content = read_regular(_part_path(parts, chunk), max_bytes=_MOST_PART_BYTES)
+        return msgspec.json.decode(content, type=_Part)
+    except (FileNotFoundError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
-def refuse(
-    survey: Survey, listing: Listing, *, odd_files: OddFiles, broken_files: BrokenFiles
-) -> str | None:
-    """Return why what was found may not go into shards, or None."""
-    if survey.broken and broken_files == "fail":
-        remedy = "mend or remove them, or leave them out with --broken-files skip"
-        return _refusal("broken", survey.broken, listing, remedy)
-    if survey.odd and odd_files == "fail":
-        remedy = "choose --odd-files keep, convert or skip"
-        return _refusal("odd", survey.odd, listing, remedy)
-    return None
-
-
-def _refusal(what: str, found: dict[int, str], listing: Listing, remedy: str) -> str:
-    counts = ", ".join(f"{count} {reason}" for reason, count in Counter(found.values()).items())
-    first = listing[min(found)].name
-    return f"{len(found)} of {len(listing)} pictures are {what} ({counts}), first {first}; {remedy}"
-
-
-def _part(parts: Path, pictures: range) -> Path:
-    return parts / f"{pictures.start:010d}-{pictures.stop:010d}.json"
+def _part_path(parts: Path, images: range) -> Path:
+    return parts / f"{images.start:010d}-{images.stop:010d}.json"

@@ -32,9 +32,9 @@ from pipelines.errors import PipelineError
 from pipelines.shards.images import (
     LARGEST_FILE,
     MOST_PIXELS,
-    BrokenPictureError,
+    DecodeError,
     encode_png,
-    is_picture_name,
+    is_image_name,
 )
 from pipelines.shards.tar import scan_tar, scan_tar_in_memory
 from pipelines.system.files import open_regular, printable, read_regular
@@ -93,7 +93,7 @@ def archived_images(path: Path) -> Iterator[ArchivedImage]:
         yield from _of_zip(path)
     else:
         for member in scan_tar(path):
-            if is_picture_name(member.name):
+            if is_image_name(member.name):
                 place = (member.offset, member.size)
                 yield ArchivedImage(name=member.name, place=place, size=member.size)
 
@@ -106,7 +106,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         place: of the image, as `archived_images` gives it.
 
     Raises:
-        BrokenPictureError: if a zip's checksum is of other bytes.
+        DecodeError: if a zip's checksum is of other bytes.
         OSError: if it cannot be read, or the archive was cut off since.
     """
     with open_regular(path) as file:
@@ -119,7 +119,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         offset, packed, size, checksum = place
         content = _inflated(_read(file.fileno(), path, offset, packed), size)
         if len(content) != size or zlib.crc32(content) != checksum:
-            raise BrokenPictureError("damaged in its zip")
+            raise DecodeError("damaged in its zip")
         return content
 
 
@@ -193,7 +193,7 @@ def _of_zip(path: Path) -> Iterator[ArchivedImage]:
             end = offset + member.compress_size
             if end > n_bytes:
                 raise PipelineError(damaged)
-            if is_picture_name(member.filename) and not member.is_dir():
+            if is_image_name(member.filename) and not member.is_dir():
                 found.append((offset, member))
     for offset, member in found:
         place: tuple[int, ...] = (offset, member.file_size)
@@ -208,7 +208,7 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         raise PipelineError(
             f"{path} holds {name!r}, a name that leads out of its folder; write the zip again"
         )
-    if not is_picture_name(name) or member.is_dir():
+    if not is_image_name(name) or member.is_dir():
         return
     unpack = f"unpack it and name the folder: python -m zipfile -e {path} FOLDER"
     if member.flag_bits & _ENCRYPTED:

@@ -1,60 +1,86 @@
-"""Where files live that a node keeps, and the shards among them: each once a node, within a limit.
+"""The files that a node keeps, within a limit, and the hashes of files that were checked.
 
     CACHE/shards/SHA256                 a whole file; its name is the SHA-256 of its content
-                 SHA256.BYTES.partial   one that is being downloaded, or waits to be continued
+                 SHA256.BYTES.partial   one that is being downloaded, or waits to be resumed
           used/SHA256                   empty; its modification time is when the file was last used
+          verified/KEY.json             what was found of one path, and what the file was like then
+                   XX.lock              who computes a hash; of the keys that begin with XX
 
-No two files share a name unless they share their content. Whoever uses a file holds a shared lock
-on it, whoever downloads one an exclusive lock on the partial file; the system frees both when a
-process ends, however it ends, so nothing that a killed process used or began stays locked.
+Whoever uses a file holds a shared lock on it, whoever downloads one an exclusive lock on the
+partial file; the system frees both when a process ends. Other users may be able to write to the
+folder, so no link is ever followed here, and only regular files are opened.
 
-Other users may be able to write to the folder, and the names in it can be foreseen, so no link is
-ever followed here, and only regular files are opened.
+Local shards and the files in the cache are hashed once a node, and again only when a file changes,
+of which the time of the last change of its inode tells. What the disk itself returns wrong shows
+only where the file is hashed again: `pixmix-shard verify`.
 """
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import shutil
-import stat
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+import msgspec
+
 from pipelines.errors import PipelineError
-from pipelines.system.files import PARTIAL_SUFFIX, flush_folder, flush_to_disk, folder_lock
+from pipelines.system.attempts import StoppedError
+from pipelines.system.files import (
+    PARTIAL_SUFFIX,
+    Sha256,
+    file_sha256,
+    flush_folder,
+    flush_to_disk,
+    folder_lock,
+    has_name,
+    is_regular,
+    open_no_link,
+    read_regular,
+    sha256,
+    try_lock,
+    unlock_and_close,
+    write_file,
+)
 
 _POLL_S = 0.05
-"""Between two looks at a lock: a lock that is waited for in the system cannot be given up."""
+"""Between two tries of a lock: one that is waited for in the system cannot be given up."""
 
 _OWN_NAME = re.compile(rf"[0-9a-f]{{64}}(?:\.(\d+){re.escape(PARTIAL_SUFFIX)})?")
 
-_NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-"""How files are opened: O_NONBLOCK, for the opening of a named pipe would wait for ever."""
-
 _MOST_RESERVE_BYTES = 10 * 10**9
 _RESERVE_SHARE = 0.05
+
+_MOST_STAMP_BYTES = 2**16
+
+_ELSEWHERE = "set PIXMIX_CACHE or --cache-dir to a folder of your own"
+
+_Look = tuple[int, int, int, int, int]
+"""Device, inode, bytes, ns of the last modification and of the inode's last change of a file."""
+
+_found: dict[_Look, str] = {}
+"""The SHA-256 of the files that this process has checked; a forked one inherits them."""
+
+_log = logging.getLogger(__name__)
 
 
 class CacheFullError(PipelineError):
     """Raised where a file finds no room beside those that are in use."""
 
 
-class StoppedError(Exception):
-    """Raised where work was asked to stop; whoever asked drops it."""
-
-
 def cache_folder(given: Path | None = None) -> Path:
     """Return the folder of what this node keeps, which need not exist yet.
 
     Args:
-        given: a folder the user chose; None takes $PIXMIX_CACHE, else $XDG_CACHE_HOME/pixmix,
+        given: a folder that the user chose; None takes $PIXMIX_CACHE, else $XDG_CACHE_HOME/pixmix,
             else ~/.cache/pixmix. A variable that is set but empty counts as not set.
     """
     if given is not None:
@@ -67,30 +93,31 @@ def cache_folder(given: Path | None = None) -> Path:
 
 
 class HeldFile:
-    """A file that stays where it is while it is held; a context that lets it go at its end.
+    """A file that stays where it is while it is held; a context that releases it at its end.
 
-    path: the file. What is not in the cache is held by nobody: then there is nothing to let go.
+    path: the file; descriptor: of a file of the cache, on which this holds a lock, else None.
     """
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.path = path
         self._descriptor = descriptor
-        # Also when this is dropped without a word, and once only.
-        self._let_go = (
+        # Also when this is dropped without a release, and once only.
+        self._release = (
             None
             if descriptor is None
-            else weakref.finalize(self, _let_go, path, descriptor, os.getpid())
+            else weakref.finalize(self, _release, path, descriptor, os.getpid())
         )
 
     def release(self) -> None:
-        """Let the file go; a second time does nothing."""
-        if self._let_go is not None:
-            self._let_go()
+        """Release the file; a second time does nothing."""
+        if self._release is not None:
+            self._release()
 
     def discard(self) -> None:
-        """Remove the file, whose content is damaged, and let it go; once let go, do nothing."""
-        if self._descriptor is not None and self._let_go is not None and self._let_go.alive:
-            if _is_at(self._descriptor, self.path):
+        """Remove the file, whose content is damaged, and release it; once released, do nothing."""
+        if self._release is not None and self._release.alive:
+            assert self._descriptor is not None
+            if has_name(self._descriptor, self.path):
                 self.path.unlink(missing_ok=True)
             self.release()
 
@@ -102,10 +129,9 @@ class HeldFile:
 
 
 class Download:
-    """The place of a file that is being downloaded, which nobody else can write meanwhile.
+    """A file that is being downloaded, which nobody else can write meanwhile.
 
-    file: open for reading and writing; it may hold the beginning already. whole: the path of the
-    file that it becomes.
+    file: open for reading and writing; it may hold the beginning already. whole: what it becomes.
     """
 
     def __init__(self, partial: Path, whole: Path, descriptor: int) -> None:
@@ -115,14 +141,14 @@ class Download:
         self.whole = whole
 
     def finish(self) -> None:
-        """Give the file its name, now that its content is checked, and let others use it."""
+        """Give the file its name, now that its content is checked, and unlock it."""
         flush_to_disk(self.file)
         self._partial.replace(self.whole)
         flush_folder(self.whole.parent)
         self._unlock()
 
     def leave(self, *, keep: bool) -> None:
-        """Let others go on; keep: with what is there already."""
+        """Unlock the file; keep: for others to resume, unless it is empty."""
         if not keep or os.fstat(self.file.fileno()).st_size == 0:
             self._partial.unlink(missing_ok=True)
         self._unlock()
@@ -155,21 +181,17 @@ class ShardCache:
         return self.folder / "shards"
 
     def hold(self, sha256: str, n_bytes: int | None = None) -> HeldFile | None:
-        """Return the file of this content, or None where it is not in the cache.
-
-        Args:
-            sha256: of the content.
-            n_bytes: its length; a file of another length is damaged, and removed.
-        """
+        """Return the file of this content, or None; one of another length is removed."""
         path = self.files / sha256
         while True:
-            descriptor = _open_plain(path, os.O_RDONLY)
+            descriptor = open_no_link(path, os.O_RDONLY)
             if descriptor is None:
                 return None
             held = HeldFile(path, descriptor)
             # An exclusive lock is held for moments only: by who names a file or removes it.
-            _lock(descriptor, fcntl.LOCK_SH, path)
-            if _is_at(descriptor, path):
+            while not try_lock(descriptor, fcntl.LOCK_SH, path):
+                time.sleep(_POLL_S)
+            if has_name(descriptor, path):
                 if n_bytes is not None and os.fstat(descriptor).st_size != n_bytes:
                     held.discard()
                     return None
@@ -179,7 +201,7 @@ class ShardCache:
 
     def has(self, sha256: str) -> bool:
         """Return whether the file of this content is here; in the next moment it may be gone."""
-        return _is_plain(self.files / sha256)
+        return is_regular(self.files / sha256)
 
     def begin(
         self,
@@ -189,9 +211,9 @@ class ShardCache:
         *,
         most_bytes: int | None = None,
     ) -> HeldFile | Download:
-        """Return the file of this content, or the place to download it to.
+        """Return the file of this content, or, to one of all who ask, the download to fill.
 
-        Waits while another process downloads it. Of all who ask one gets the place.
+        Waits while another process downloads it.
 
         Args:
             sha256: of the content.
@@ -201,9 +223,8 @@ class ShardCache:
 
         Raises:
             CacheFullError: if there is no room for it beside the files that are in use.
-            PipelineError: if the file system has no locks.
+            PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
-            OSError: if the folder cannot be written.
         """
         room = most_bytes or 0 if n_bytes is None else n_bytes
         whole = self.files / sha256
@@ -215,16 +236,16 @@ class ShardCache:
             if stop.is_set():
                 raise StoppedError
             descriptor = self._open_partial(partial)
-            if not _try_lock(descriptor, fcntl.LOCK_EX, partial):
+            if not try_lock(descriptor, fcntl.LOCK_EX, partial):
                 os.close(descriptor)
                 stop.wait(_POLL_S)
                 continue
-            if not _is_at(descriptor, partial):
+            if not has_name(descriptor, partial):
                 # Finished or removed while this was on its way to the lock.
-                _unlock_and_close(descriptor)
+                unlock_and_close(descriptor)
                 continue
             download = Download(partial, whole, descriptor)
-            if _is_plain(whole):
+            if is_regular(whole):
                 # Finished in between, and this partial file is a new one.
                 download.leave(keep=False)
                 continue
@@ -236,40 +257,31 @@ class ShardCache:
             return download
 
     def _open_partial(self, path: Path) -> int:
-        """Open the place of a download, made where it is absent, and never what a link names.
-
-        Raises:
-            PipelineError: if it belongs to somebody else, or the folder cannot be written.
-        """
-        elsewhere = "set PIXMIX_CACHE or --cache-dir to a folder of your own"
+        """Open or create the file of a download; refuse one that belongs to somebody else."""
         try:
             descriptor = None
             while descriptor is None:
                 self.files.mkdir(parents=True, exist_ok=True)
                 # Removes what is not a plain file.
-                descriptor = _open_plain(path, os.O_RDWR | os.O_CREAT)
+                descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}:
                 raise
             raise PipelineError(
                 f"{error.filename or path}: {error.strerror}, so nothing can be downloaded to this "
-                f"cache; {elsewhere}"
+                f"cache; {_ELSEWHERE}"
             ) from error
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid() or status.st_nlink > 1:
             os.close(descriptor)
             raise PipelineError(
                 f"{path} belongs to another user or has another name elsewhere, so nothing is "
-                f"written to it; remove it, or {elsewhere}"
+                f"written to it; remove it, or {_ELSEWHERE}"
             )
         return descriptor
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove what was used longest ago until a file that has its place already has room.
-
-        Raises:
-            CacheFullError: if those in use leave no room.
-        """
+        """Remove what was used longest ago until a file of `n_bytes`, which is listed, has room."""
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
                 f"{self.folder} may hold {self.limit_bytes} bytes, too few for a file of {n_bytes} "
@@ -277,8 +289,16 @@ class ShardCache:
             )
         with folder_lock(self.files / "room.lock"):
             entries = sorted(_entries(self.files), key=lambda entry: entry.used_ns)
-            excess, reserve = self._excess(entries)
             in_use = sum(entry.size for entry in entries)
+            # The reserve is kept free, but used before a file is refused.
+            reserve = 0
+            if self.limit_bytes is not None:
+                excess = in_use - self.limit_bytes
+            else:
+                disk = shutil.disk_usage(self.files)
+                reserve = min(int(_RESERVE_SHARE * disk.total), _MOST_RESERVE_BYTES)
+                to_come = sum(entry.size - entry.there for entry in entries)
+                excess = to_come - (disk.free - reserve)
             for entry in entries:
                 if excess <= 0:
                     return
@@ -298,14 +318,69 @@ class ShardCache:
             "PIXMIX_CACHE to a folder on a larger disk"
         )
 
-    def _excess(self, entries: list["_Entry"]) -> tuple[int, int]:
-        """Return how many bytes are too many, and how many of those may be borne."""
-        if self.limit_bytes is not None:
-            return sum(entry.size for entry in entries) - self.limit_bytes, 0
-        disk = shutil.disk_usage(self.files)
-        reserve = min(int(_RESERVE_SHARE * disk.total), _MOST_RESERVE_BYTES)
-        to_come = sum(entry.size - entry.there for entry in entries)
-        return to_come - (disk.free - reserve), reserve
+
+def verified_once(path: Path, expected_sha256: str, n_bytes: int, cache: ShardCache) -> None:
+    """Check that a local file has its content; see `checked_sha256`.
+
+    Raises:
+        PipelineError: if it is missing or another one.
+    """
+    found = checked_sha256(path, n_bytes, cache)
+    if found != expected_sha256:
+        raise PipelineError(
+            f"{path} has SHA-256 {found}, the manifest says {expected_sha256}; copy it again from "
+            "where the set was made, or, if it was changed on purpose, run pixmix-shard index again"
+        )
+
+
+def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
+    """Return the SHA-256 of a local file, which is read only if nothing is remembered of it.
+
+    Of many processes that ask at once, one reads it.
+
+    Args:
+        path: the file.
+        n_bytes: its length.
+        cache: where what was found is remembered.
+
+    Raises:
+        PipelineError: if it is missing, has another length or changes meanwhile.
+        OSError: if it cannot be read.
+    """
+    look = _checked_look(path, n_bytes)
+    known = _found.get(look)
+    if known is not None:
+        return known
+    path = path.resolve()
+    stamp = _stamp_path(path, cache)
+    found = _remembered(stamp, look)
+    if found is None:
+        with ExitStack() as stack:
+            try:
+                stamp.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(folder_lock(stamp.with_name(f"{stamp.name[:2]}.lock")))
+            except (OSError, PipelineError) as error:
+                _log.warning("%s: %s; the same files may be hashed more than once", cache, error)
+            look = _checked_look(path, n_bytes)
+            # Another process may have read it meanwhile.
+            found = _remembered(stamp, look)
+            if found is None:
+                found = file_sha256(path)
+                if _checked_look(path, n_bytes) != look:
+                    raise PipelineError(
+                        f"{path} changed while it was read; wait until it is written, and run the "
+                        "same again"
+                    )
+                _write_stamp(stamp, look, found)
+    _found[look] = found
+    return found
+
+
+def remember(path: Path, its_sha256: str, cache: ShardCache) -> None:
+    """Remember the hash of a file that was hashed as it was written."""
+    look = _look_of(path)
+    _found[look] = its_sha256
+    _write_stamp(_stamp_path(path.resolve(), cache), look, its_sha256)
 
 
 class _Entry(NamedTuple):
@@ -325,97 +400,33 @@ def _entries(folder: Path) -> Iterator[_Entry]:
         # Another process may remove or name one meanwhile.
         with suppress(FileNotFoundError):
             status = path.lstat()
-            size = max(status.st_size, int(match[1] or 0))
-            yield _Entry(path, max(status.st_mtime_ns, _used_ns(path)), size, status.st_size)
-
-
-def _used_ns(path: Path) -> int:
-    try:
-        return _used(path).lstat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
+            used_ns = status.st_mtime_ns
+            with suppress(FileNotFoundError):
+                used_ns = max(used_ns, _used(path).lstat().st_mtime_ns)
+            yield _Entry(path, used_ns, max(status.st_size, int(match[1] or 0)), status.st_size)
 
 
 def _remove_unused(path: Path) -> bool:
     """Remove a file unless someone uses it; return whether it is gone."""
     try:
         # A lock over the network wants a descriptor that may write.
-        descriptor = _open_plain(path, os.O_RDWR)
+        descriptor = open_no_link(path, os.O_RDWR)
     except PermissionError:
         return False
     if descriptor is None:
         return True
-    if not _try_lock(descriptor, fcntl.LOCK_EX, path):
+    if not try_lock(descriptor, fcntl.LOCK_EX, path):
         os.close(descriptor)
         return False
     try:
-        if _is_at(descriptor, path):
+        if has_name(descriptor, path):
             path.unlink()
             _used(path).unlink(missing_ok=True)
         return True
     except PermissionError:
         return False
     finally:
-        _unlock_and_close(descriptor)
-
-
-def _open_plain(path: Path, flags: int) -> int | None:
-    """Open a regular file; a link or whatever else has its name is removed, and None returned.
-
-    Raises:
-        OSError: if that cannot be removed, or the file cannot be opened.
-    """
-    try:
-        descriptor = os.open(path, flags | _NO_LINK, 0o644)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        # A link; a pipe or a socket that nobody reads.
-        if error.errno not in {errno.ELOOP, errno.ENXIO}:
-            raise
-    else:
-        if stat.S_ISREG(os.fstat(descriptor).st_mode):
-            return descriptor
-        os.close(descriptor)
-    path.unlink(missing_ok=True)
-    return None
-
-
-def _is_plain(path: Path) -> bool:
-    """Return whether a regular file has this name."""
-    try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except FileNotFoundError:
-        return False
-
-
-def _lock(descriptor: int, kind: int, path: Path) -> None:
-    while not _try_lock(descriptor, kind, path):
-        time.sleep(_POLL_S)
-
-
-def _try_lock(descriptor: int, kind: int, path: Path) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno in {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS}:
-            raise PipelineError(
-                f"{path.parent} is on a file system without locks; set PIXMIX_CACHE to a folder on "
-                "a local disk"
-            ) from error
-        raise
-    return True
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Return whether an open file still has this name."""
-    try:
-        there = path.lstat()
-    except FileNotFoundError:
-        return False
-    return os.path.samestat(there, os.fstat(descriptor))
+        unlock_and_close(descriptor)
 
 
 def _used(path: Path) -> Path:
@@ -427,7 +438,7 @@ def _touch(path: Path) -> None:
     # Of a cache that can only be read, or that is being removed, nobody is told.
     with suppress(OSError):
         _used(path).parent.mkdir(exist_ok=True)
-        descriptor = _open_plain(_used(path), os.O_WRONLY | os.O_CREAT)
+        descriptor = open_no_link(_used(path), os.O_WRONLY | os.O_CREAT)
         if descriptor is not None:
             try:
                 os.utime(descriptor)
@@ -435,19 +446,61 @@ def _touch(path: Path) -> None:
                 os.close(descriptor)
 
 
-def _unlock_and_close(descriptor: int) -> None:
-    # Unlocked by name: a process that was forked meanwhile has a copy of the descriptor, which
-    # would keep the lock as long as that process lives.
-    with suppress(OSError):
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-    os.close(descriptor)
-
-
-def _let_go(path: Path, descriptor: int, process: int) -> None:
+def _release(path: Path, descriptor: int, process: int) -> None:
     if os.getpid() == process:
-        if _is_at(descriptor, path):
+        if has_name(descriptor, path):
             _touch(path)
-        _unlock_and_close(descriptor)
+        unlock_and_close(descriptor)
     else:
         # The lock is the parent's to free.
         os.close(descriptor)
+
+
+class _Stamp(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found of a file, and what it was like then."""
+
+    look: _Look
+    sha256: Sha256
+
+
+def _look_of(path: Path) -> _Look:
+    found = path.stat()
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _checked_look(path: Path, n_bytes: int) -> _Look:
+    try:
+        look = _look_of(path)
+    except FileNotFoundError as error:
+        raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
+    if look[2] == n_bytes:
+        return look
+    raise PipelineError(
+        f"{path} has {look[2]} bytes, the manifest says {n_bytes}; copy it again, or make the set "
+        "again"
+    )
+
+
+def _stamp_path(path: Path, cache: ShardCache) -> Path:
+    return cache.folder / "verified" / f"{sha256(os.fsencode(path))}.json"
+
+
+def _write_stamp(stamp: Path, look: _Look, its_sha256: str) -> None:
+    """Remember what was found; where the cache cannot be written, this process alone knows it."""
+    try:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        write_file(stamp, msgspec.json.encode(_Stamp(look=look, sha256=its_sha256)))
+    except OSError as error:
+        _log.warning("%s: %s; its hash will be computed again", stamp.parent, error.strerror)
+
+
+def _remembered(stamp: Path, look: _Look) -> str | None:
+    """Return the hash that was found of a file that was like this; None where it is not known."""
+    try:
+        # Another user could have written anything there.
+        if stamp.stat().st_uid not in {os.geteuid(), 0}:
+            return None
+        found = msgspec.json.decode(read_regular(stamp, max_bytes=_MOST_STAMP_BYTES), type=_Stamp)
+    except (OSError, msgspec.DecodeError, RecursionError):
+        return None
+    return found.sha256 if found.look == look else None

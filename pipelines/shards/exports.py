@@ -13,12 +13,12 @@ from typing import Any
 
 from pipelines.errors import PipelineError
 from pipelines.shards.format import Shard, ShardSet
-from pipelines.shards.tar import Left, group_members, scan_tar
+from pipelines.shards.tar import Ignored, group_members, scan_tar
 from pipelines.system.files import file_sha256, read_regular, write_file
 
 TIMM_NAME, WIDS_NAME, SIZES_NAME = "_info.json", "wids.json", "sizes.json"
 
-ODD_FILES_NAME = "odd-files.jsonl"
+SCAN_NAME = "scan.jsonl"
 """A line for each file of the source that was odd, broken or turned."""
 
 _LARGEST = 2**30
@@ -27,7 +27,7 @@ _LARGEST = 2**30
 DALI_VERSION = "v1.2"
 
 
-def side_files(
+def export_documents(
     name: str, split: str, shards: Sequence[Shard], md5: Sequence[str]
 ) -> dict[str, Any]:
     """Return the documents of a set: file name -> JSON values.
@@ -105,7 +105,7 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
     write_json(folder / TIMM_NAME, {"splits": joined})
 
 
-def side_file_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = None) -> list[str]:
+def export_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = None) -> list[str]:
     """Return what is wrong with the side files of a set that was made here, a line each.
 
     Args:
@@ -124,7 +124,7 @@ def side_file_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None =
         entries = listed if isinstance(listed, list) else []
         sums = [str(_dict(entry).get("md5sum")) for entry in entries]
         sums += [""] * (len(shards.shards) - len(sums))
-    expected = side_files(shards.name, split, shards.shards, sums[: len(shards.shards)])
+    expected = export_documents(shards.name, split, shards.shards, sums[: len(shards.shards)])
     faults = [
         f"{folder / name} is missing, or says something else than the shards"
         for name, document in expected.items()
@@ -137,9 +137,11 @@ def side_file_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None =
             if not _is_dali_index(index, tar, shard.n_samples, read_tar=md5 is not None):
                 faults.append(f"{index} is missing, or is not the index of {tar.name}")
     listed_sha256 = shards.settings.get("found_sha256")
-    odd_files = folder / ODD_FILES_NAME
-    if listed_sha256 and not (odd_files.is_file() and file_sha256(odd_files) == listed_sha256):
-        faults.append(f"{odd_files} is missing, or is not the one that the manifest names")
+    on_nonstandard = folder / SCAN_NAME
+    if listed_sha256 and not (
+        on_nonstandard.is_file() and file_sha256(on_nonstandard) == listed_sha256
+    ):
+        faults.append(f"{on_nonstandard} is missing, or is not the one that the manifest names")
     return faults
 
 
@@ -176,7 +178,7 @@ def dali_index(tar: Path) -> bytes:
         OSError: if it cannot be read.
     """
     lines = []
-    for sample in group_members(tar, scan_tar(tar), Left()):
+    for sample in group_members(tar, scan_tar(tar), Ignored()):
         words = [
             f"{suffix} {member.offset} {member.size} {member.name}"
             for suffix, member in sample.members.items()

@@ -9,17 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.adopt import found_in
-from pipelines.shards.exports import ODD_FILES_NAME, dali_index, side_file_faults
+from pipelines.shards.adopt import scan_image
+from pipelines.shards.exports import SCAN_NAME, dali_index, export_faults
 from pipelines.shards.format import (
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
     Manifest,
     ShardSet,
     build_set,
     read_index,
 )
-from pipelines.shards.images import LARGEST_FILE, BrokenPictureError, unusable_file
+from pipelines.shards.images import LARGEST_FILE, DecodeError, unusable_file
 from pipelines.shards.listing import Listing
 from pipelines.shards.members import sample_of
 from pipelines.shards.request import ShardRequest, indices_of, shard_name, shuffled
@@ -44,11 +43,10 @@ def open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
         if not path.is_file() or path.stat().st_size != shard.n_bytes:
             return None
     try:
-        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
-        opened = build_set(str(folder), content, read_index(folder, manifest))
+        opened = build_set(str(folder), manifest, read_index(folder, manifest))
     except PipelineError:
         return None
-    return None if side_file_faults(folder, opened) else opened
+    return None if export_faults(folder, opened) else opened
 
 
 def changed_since(listing: Listing, manifest: Path) -> set[int]:
@@ -75,14 +73,14 @@ def check_contents(request: ShardRequest, opened: ShardSet) -> None:
     changed = sorted(changed_since(listing, request.folder / MANIFEST_NAME))
     if not changed:
         return
-    left_out = _left_out(request, opened)
-    kept = [index for index in range(len(listing)) if index not in left_out]
+    skipped = _skipped_indices(request, opened)
+    kept = [index for index in range(len(listing)) if index not in skipped]
     positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
     for index in changed:
         is_same = (
             _is_in(opened, positions[index], request, listing, index)
             if index in positions
-            else not _skipped(request).isdisjoint(found_in(request.source, listing[index]))
+            else not _skipped(request).isdisjoint(scan_image(request.source, listing[index]))
         )
         if not is_same:
             raise PipelineError(
@@ -91,18 +89,18 @@ def check_contents(request: ShardRequest, opened: ShardSet) -> None:
             )
 
 
-def _left_out(request: ShardRequest, opened: ShardSet) -> set[int]:
+def _skipped_indices(request: ShardRequest, opened: ShardSet) -> set[int]:
     """Return the items that are not in the shards, by the list that the manifest vouches for."""
     if "found_sha256" not in opened.settings:
         return set()
-    content = read_regular(request.folder / ODD_FILES_NAME, max_bytes=LARGEST_FILE)
+    content = read_regular(request.folder / SCAN_NAME, max_bytes=LARGEST_FILE)
     lines = map(json.loads, content.splitlines())
     return {line["index"] for line in lines if line["found"] in _skipped(request)}
 
 
 def _skipped(request: ShardRequest) -> set[str]:
     """Return of what is found in files that which keeps them out of the shards."""
-    return {"broken", "odd"} if request.odd_files == "skip" else {"broken"}
+    return {"undecodable", "nonstandard"} if request.on_nonstandard == "skip" else {"undecodable"}
 
 
 def _is_in(
@@ -114,7 +112,7 @@ def _is_in(
         content = file.read(int(row["size"]))
     try:
         sample = sample_of(request, listing, index)
-    except BrokenPictureError:
+    except DecodeError:
         return False
     except OSError as error:
         if unusable_file(error) is None:

@@ -1,19 +1,18 @@
 """A set of shards as its readers see it: a manifest, and 20 bytes a sample.
 
     FOLDER/manifest.json     what the set is: its shards with size, count and SHA-256, its classes
-           index.npy         where each sample's picture lies, and its label: an array of SAMPLE
+           index.npy         where each sample's image lies, and its label: an array of SAMPLE
            NAME-0000.tar ...
 
 The index is memory-mapped, so the workers of a node share one copy of it, and a sample is read
 with one `os.pread(descriptor_of_its_shard, size, offset)`.
-
-The key of a sample, by which webdataset groups the members of a tar.
 """
 
 import json
 import re
+import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
 from typing import Annotated, Any
@@ -39,41 +38,8 @@ from pipelines.system.files import (
 )  # fmt: skip
 from pixmix.mapped import open_map
 
-
-def read_key(path: Path, offset: int) -> str:
-    """Return the key of the sample whose picture begins at an offset of a tar, or "?"."""
-    try:
-        with open_regular(path) as file:
-            file.seek(offset - BLOCK)
-            return key_of(_header_name(file.read(BLOCK)))
-    except (OSError, ValueError):
-        return "?"
-
-
-def key_of(name: str) -> str:
-    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
-    folder, slash, base = name.rpartition("/")
-    return folder + slash + base.split(".", 1)[0]
-
-
-def _header_name(block: bytes) -> str:
-    """Return the name in a tar header of 512 bytes.
-
-    Raises:
-        ValueError: if there are not 512 bytes.
-    """
-    if len(block) != BLOCK:
-        raise ValueError("no header")
-    name = block[:100].split(b"\0", 1)[0]
-    # The USTAR format alone has a prefix there.
-    if block[257:265] == b"ustar\x0000":
-        prefix = block[345:500].split(b"\0", 1)[0]
-        name = prefix + b"/" + name if prefix else name
-    return name.decode("utf-8", "replace")
-
-
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
-"""A sample: shard number; size and offset of its picture's bytes in that tar; label, -1: none."""
+"""A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
 
 FORMAT = "pixmix-shards"
 FORMAT_VERSION = 1
@@ -88,9 +54,7 @@ ADOPTED = "tars"
 """The kind of a set whose tars were made elsewhere."""
 
 MOST_MANIFEST_BYTES = 2**28
-"""A manifest has about 150 bytes a shard and a line for each class."""
-
-MOST_CLASSES = 2**20
+"""Of any manifest.json. That of shards has about 150 bytes a shard and a line for each class."""
 
 _AGAIN = "copy it again from where the set was made, or make the set again"
 
@@ -103,6 +67,7 @@ _DAMAGED_ARRAY = (
 """What numpy raises for the header of a damaged array."""
 
 BLOCK = 512
+"""Bytes of a tar's header. What a member holds begins at a multiple of it."""
 
 
 class Shard(
@@ -133,19 +98,20 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """What a set is; see `ShardSet`.
 
     num_samples: of all shards together. sha256: of all other fields; None in those of earlier
-    versions.
+    versions. hash: the SHA-256 of the manifest's bytes, which is not in it.
     """
 
     name: Label
     kind: Label
     settings: dict[str, Any]
-    classes: Annotated[list[str], msgspec.Meta(max_length=MOST_CLASSES)]
+    classes: Annotated[list[str], msgspec.Meta(max_length=2**20)]
     extensions: list[FileName]
     num_samples: Count
     shards: Annotated[list[Shard], msgspec.Meta(max_length=MOST_SHARDS_OF_A_PATTERN)]
     index: IndexFile
     versions: dict[str, Any] = {}
     sha256: Sha256 | None = None
+    hash: str = ""
 
     def __post_init__(self) -> None:
         """Refuse shards that contradict each other or the set.
@@ -170,13 +136,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-class _Head(msgspec.Struct):
-    """What says whether a document is a manifest of shards that can be read here."""
-
-    format: Any = None
-    version: Any = None
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardSet:
     """The shards of a set, and where each sample lies in them.
@@ -185,7 +144,7 @@ class ShardSet:
     name: as in "imagenet1k-train".
     samples: (n,) SAMPLE in shard order, read-only and memory-mapped.
     classes: names by label, or empty.
-    extensions: of the pictures, as in ("jpg",), lower-case and without a dot.
+    extensions: of the images, as in ("jpg",), lower-case and without a dot.
     settings: what the set was made with, as the manifest says it.
     hash: identifies the set: the SHA-256 of the manifest's bytes, or of that and the names of the
         shards where these are only some of the set's.
@@ -211,7 +170,7 @@ class ShardSet:
     def key(self, i: int) -> str:
         """Return a sample's key as its tar has it, for messages: one that cannot be read is "?".
 
-        It is read from the header before the picture. Of a name over 100 bytes in a tar that was
+        It is read from the header before the image. Of a name over 100 bytes in a tar that was
         made elsewhere it may be the beginning.
         """
         sample = self.samples[i]
@@ -234,25 +193,17 @@ def open_shards(where: str | Path) -> ShardSet:
         OSError: if a file cannot be read.
     """
     path = Path(where)
-    names: list[str] | None = None
-    if path.is_dir():
-        folder = path
-    elif path.name == MANIFEST_NAME:
-        folder = path.parent
-    else:
-        folder = path.parent
-        names = list(expand_braces(path.name))
-    try:
-        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
-    except (FileNotFoundError, NotADirectoryError) as error:
+    whole = path.is_dir() or path.name == MANIFEST_NAME
+    folder = path if path.is_dir() else path.parent
+    manifest = read_manifest(folder)
+    if manifest is None:
         raise PipelineError(
             f"{folder} has no {MANIFEST_NAME}; run pixmix-shard index {folder}/*.tar to make one "
             "for tars that are there, or name a folder made by pixmix-shard"
-        ) from error
-    manifest = parse_manifest(content, str(folder / MANIFEST_NAME))
-    shards = build_set(str(folder), content, read_index(folder, manifest))
-    if names is not None:
-        shards = select_shards(shards, names)
+        )
+    shards = build_set(str(folder), manifest, read_index(folder, manifest))
+    if not whole:
+        shards = select_shards(shards, list(expand_braces(path.name)))
     for number, shard in enumerate(shards.shards):
         _check_size(shards.path(number), shard)
     return shards
@@ -281,8 +232,22 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield from expand_braces(f"{pattern[: match.start()]}{padded}{pattern[match.end() :]}")
 
 
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a folder of shards, None where there is none; see `parse_manifest`.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return parse_manifest(content, str(path))
+
+
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Read a manifest, each of whose values is held to its type and range.
+    """Decode a manifest, each of whose values is held to its type and range.
 
     Args:
         content: the bytes of the file.
@@ -291,40 +256,37 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     Raises:
         PipelineError: if it is not a manifest of shards, is damaged, or has a newer format.
     """
-    head = read_json(content, _Head, where, _AGAIN)
-    if head.format != FORMAT:
+    fields = read_json(content, dict[str, Any], where, _AGAIN)
+    if fields.get("format") != FORMAT:
         raise PipelineError(
             f"{where} is not the manifest of a set of shards; name a folder made by pixmix-shard"
         )
-    if head.version != FORMAT_VERSION:
+    version = fields.get("version")
+    if version != FORMAT_VERSION:
         raise PipelineError(
-            f"{where} has format version {head.version!r:.80}, this pixmix reads {FORMAT_VERSION}; "
+            f"{where} has format version {version!r:.80}, this pixmix reads {FORMAT_VERSION}; "
             "use the pixmix that made it, or make the set again"
         )
-    manifest = read_json(content, Manifest, where, _AGAIN)
-    if manifest.sha256 is not None:
-        fields = read_json(content, dict[str, Any], where, _AGAIN)
-        if manifest.sha256 != _own_sha256(fields):
-            raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
+    manifest = read_json({**fields, "hash": sha256(content)}, Manifest, where, _AGAIN)
+    if manifest.sha256 not in (None, _own_sha256(fields)):
+        raise PipelineError(f"{where} was changed since it was written; {_AGAIN}")
     return manifest
 
 
-def build_set(location: str, content: bytes, samples: NDArray[np.void]) -> ShardSet:
+def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> ShardSet:
     """Build a set from its manifest and its index, wherever these were read.
 
     Args:
         location: the folder of the shards, or the URL before their names.
-        content: the bytes of the manifest.
+        manifest: as `parse_manifest` returns it.
         samples: (n,) SAMPLE, the index that the manifest names; its hash is the caller's to check.
 
     Raises:
         PipelineError: if the index does not fit the manifest.
     """
-    where = f"{location}/{MANIFEST_NAME}"
-    manifest = parse_manifest(content, where)
     fault = _index_fault(samples, manifest)
     if fault:
-        raise PipelineError(f"{where}: {INDEX_NAME} {fault}; make the set again")
+        raise PipelineError(f"{location}/{MANIFEST_NAME}: {INDEX_NAME} {fault}; make the set again")
     return ShardSet(
         location=location,
         name=manifest.name,
@@ -334,7 +296,7 @@ def build_set(location: str, content: bytes, samples: NDArray[np.void]) -> Shard
         classes=tuple(manifest.classes),
         extensions=tuple(manifest.extensions),
         settings=manifest.settings,
-        hash=sha256(content),
+        hash=manifest.hash,
     )
 
 
@@ -364,15 +326,10 @@ def select_shards(shards: ShardSet, names: Sequence[str]) -> ShardSet:
         parts.append(part)
     samples = np.concatenate(parts)
     samples.flags.writeable = False
-    return ShardSet(
-        location=shards.location,
-        name=shards.name,
-        kind=shards.kind,
+    return replace(
+        shards,
         shards=tuple(shards.shards[numbers[name]] for name in names),
         samples=samples,
-        classes=shards.classes,
-        extensions=shards.extensions,
-        settings=shards.settings,
         hash=sha256("\n".join([shards.hash, *names]).encode()),
     )
 
@@ -398,7 +355,7 @@ def write_index(
         shards: the tars, in order.
         samples: (n,) SAMPLE, in shard order.
         classes: names by label, or empty.
-        extensions: of the pictures.
+        extensions: of the images.
         settings: plain JSON values that the shards depend on.
         versions: of the code that made them.
 
@@ -417,15 +374,7 @@ def write_index(
         "classes": list(classes),
         "extensions": list(extensions),
         "num_samples": len(samples),
-        "shards": [
-            {
-                "file": shard.file,
-                "num_samples": shard.n_samples,
-                "bytes": shard.n_bytes,
-                "sha256": shard.sha256,
-            }
-            for shard in shards
-        ],
+        "shards": [msgspec.to_builtins(shard) for shard in shards],
         "index": {"file": INDEX_NAME, "sha256": file_sha256(folder / INDEX_NAME)},
         "versions": dict(versions),
     }
@@ -531,3 +480,19 @@ def _index_fault(samples: NDArray[np.void], manifest: Manifest) -> str | None:
     if (labels < -1).any() or (n_classes and (labels >= n_classes).any()):
         return f"has a label that is none of {n_classes} classes"
     return None
+
+
+def read_key(path: Path, offset: int) -> str:
+    """Return the key of the sample whose image begins at an offset of a tar, or "?"."""
+    try:
+        with open_regular(path) as file:
+            file.seek(offset - BLOCK)
+            return key_of(tarfile.TarInfo.frombuf(file.read(BLOCK), "utf-8", "replace").name)
+    except (OSError, ValueError, tarfile.TarError):
+        return "?"
+
+
+def key_of(name: str) -> str:
+    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.split(".", 1)[0]

@@ -3,7 +3,7 @@
 import json
 
 from pipelines.errors import PipelineError
-from pipelines.shards.images import COMMON, UPRIGHT, convert, oddity, orientation
+from pipelines.shards.images import STANDARD, UPRIGHT, convert, orientation, why_nonstandard
 from pipelines.shards.listing import Listing
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sidecars import Sample
@@ -36,11 +36,12 @@ def _members_of(request: ShardRequest, item: Item) -> tuple[str, dict[str, bytes
             f"{item.name} was changed while its shard was written; give the same command again "
             "when nothing writes to the source"
         )
-    extension = COMMON.get(item.extension, item.extension)
+    extension = STANDARD.get(item.extension, item.extension)
     if request.source.foreign():
         turned = request.exif_transpose and orientation(content) != UPRIGHT
         if turned or (
-            request.odd_files == "convert" and oddity(content, item.extension) is not None
+            request.on_nonstandard == "convert"
+            and why_nonstandard(content, item.extension) is not None
         ):
             content, extension = convert(content, item.extension, upright=turned)
     members = {extension: content}

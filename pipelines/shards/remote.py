@@ -1,31 +1,32 @@
-"""Shards that lie elsewhere: over http(s), in an object store, or what a command writes.
+"""Sets of shards wherever they are: local, over http(s), in an object store, written by a command.
 
-    remote = open_remote_shards("https://host/imagenet/imagenet1k-train-{0000..1023}.tar")
-    remote.shards                   the set, as `open_shards` gives it for a folder
+    remote = open_set("https://host/imagenet/imagenet1k-train-{0000..1023}.tar")
+    remote.shards                   the set, as `open_shards` returns it for a folder
     remote.files.hold(17)           shard 17 as a local file, downloaded if no process has yet
 
-Each shard is downloaded once a node, into a cache where its name is its SHA-256.
+Each shard is downloaded once a node, into a cache where its name is its SHA-256; a local shard is
+checked where it is.
 """
 
 import logging
-import shlex
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote
 
 from pipelines.errors import PipelineError
-from pipelines.shards.cache import Download, HeldFile, ShardCache
-from pipelines.shards.connections import (
-    EXTRAS,
-    RemoteAccess,
-    check_address,
-    is_remote,
-    shown,
+from pipelines.shards.cache import (
+    Download,
+    HeldFile,
+    ShardCache,
+    cache_folder,
+    checked_sha256,
+    remember,
+    verified_once,
 )
 from pipelines.shards.format import (
     MANIFEST_NAME,
@@ -41,87 +42,61 @@ from pipelines.shards.format import (
     read_key,
     select_shards,
 )
-from pipelines.shards.received import Content
-from pipelines.shards.shell import PIPE_PREFIX
-from pipelines.shards.transfer import download
-from pipelines.shards.verified import is_as_hashed, remember, verified_once
+from pipelines.system.attempts import Content
 from pipelines.system.files import file_sha256, read_regular
-
-FILE_PLACE = "{file}"
-"""Stands in a pipe's command for the name of the file that it is to write."""
+from pipelines.system.objects import (
+    FILE_PLACE,
+    PIPE_PREFIX,
+    RemoteAccess,
+    address_inside,
+    check_address,
+    download,
+    is_http,
+    is_remote,
+    local_path,
+    path_of,
+    shown,
+    with_path,
+)
 
 _N_LATEST = 2
+
 _MOST_LOSSES = 5
-"""So often a file may be removed from the cache while it comes, until that is told."""
+"""Times that a file may be removed from the cache while it is downloaded."""
 
 _log = logging.getLogger(__name__)
 
 
-def fetch(
-    url: str,
-    *,
-    sha256: str,
-    n_bytes: int | None,
-    cache: ShardCache,
-    access: RemoteAccess | None = None,
-    most_bytes: int | None = None,
-    stop: threading.Event | None = None,
-    reserved: Callable[[], None] = lambda: None,
-) -> HeldFile:
-    """Return the file of an address, which stays in the cache as long as it is held.
+@dataclass(frozen=True, kw_only=True)
+class Remote:
+    """How shards at an address are read and kept.
 
-    The first process of a node that asks downloads it, the others wait for that. What a killed
-    process had downloaded is kept and continued.
-
-    Args:
-        url: an address; a path or a file:// address is checked where it lies, once a node; or
-            "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
-        sha256: of the content.
-        n_bytes: its length; None where only its bound is known, `most_bytes`.
-        cache: where it is kept.
-        access: how patiently it is read.
-        most_bytes: that it may have, for which room is made in the cache; more are refused.
-        stop: ends the call from another thread.
-        reserved: called once it has its room in the cache, before it is downloaded.
-
-    Raises:
-        PipelineError: if the address cannot be read or gives other content, or the cache has no
-            room (then its subclass `CacheFullError`).
-        StoppedError: if `stop` is set.
-        OSError: if the cache cannot be written.
+    Attributes:
+        limit_bytes: that shards in the cache may take together; None: what the disk has, less a
+            reserve. Those that were used least lately go first.
+        ahead: shards that are downloaded before they are needed; None: as many as a window has,
+            at least 4.
+        downloads: shards that come at a time, in each process; each over a connection of its own.
+        access: patience, and whether an address may be a command ("pipe:").
+        manifest_sha256: of the set's manifest, to hold all of it to what it was.
     """
-    access = access or RemoteAccess()
-    stop = stop or threading.Event()
-    if not is_remote(url):
-        path = local_path(url)
-        verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
-        reserved()
-        return HeldFile(path)
-    # Before the cache is asked: what is refused is refused always.
-    check_address(url, access)
-    content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
-    losses = 0
-    while True:
-        try:
-            place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
-            reserved()
-            if isinstance(place, Download):
-                _fill(place, url, content, access, stop)
-                remember(place.whole, sha256, cache)
-            elif is_as_hashed(place.path, sha256, cache):
-                return place
-            else:
-                _log.warning("%s is damaged; it is fetched again", place.path)
-                place.discard()
-        except FileNotFoundError as error:
-            losses += 1
-            if losses == _MOST_LOSSES:
-                raise PipelineError(
-                    f"{error.filename or cache.files} was removed while {shown(url)} came, "
-                    f"{losses} times; let nothing else clean that folder, or set PIXMIX_CACHE or "
-                    "--cache-dir to another one"
-                ) from error
-            _log.warning("%s was emptied; %s is fetched again", cache.files, shown(url))
+
+    limit_bytes: int | None = None
+    ahead: int | None = None
+    downloads: int = 4
+    access: RemoteAccess = field(default_factory=RemoteAccess)
+    manifest_sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense.
+
+        Raises:
+            ValueError: if ahead or downloads are below 1.
+        """
+        if self.ahead is not None and self.ahead < 1:
+            raise ValueError(f"ahead is {self.ahead}; give a number of shards, 1 or more, or None")
+        if self.downloads < 1:
+            raise ValueError(f"downloads is {self.downloads}; give a number of shards, 1 or more")
 
 
 class RemoteFiles:
@@ -162,7 +137,7 @@ class RemoteFiles:
 
     def url(self, shard: int) -> str:
         """Return the address of a shard."""
-        return _join(self.location, self.shards[shard].file)
+        return address_inside(self.location, self.shards[shard].file)
 
     def hold(
         self,
@@ -229,23 +204,20 @@ class RemoteShards:
             return read_key(held.path, int(row["offset"]))
 
 
-def open_remote_shards(
-    where: str,
+def open_set(
+    where: str | Path | ShardSet | RemoteShards,
     *,
-    cache: ShardCache | None = None,
-    access: RemoteAccess | None = None,
-    manifest_sha256: str | None = None,
+    cache_dir: str | Path | None = None,
+    remote: Remote | None = None,
 ) -> RemoteShards:
-    """Open a set of shards that lies anywhere; no shard is read yet.
+    """Open a set of shards wherever it is, or take one that is open; no shard is read yet.
 
     Args:
         where: an address of a folder with a manifest.json, of that manifest, of a tar or of tars
             as a brace pattern such as "s3://bucket/set/train-{0000..1023}.tar"; "pipe:COMMAND"
-            with {file} in it for the name of a file; or what `open_shards` takes.
-        cache: of the shards; None for that of this node, without a limit.
-        access: how, and how patiently, addresses are read.
-        manifest_sha256: of the manifest, to hold the whole set to what it was: the manifest names
-            the hashes of all else.
+            with {file} in it for the name of a file; or what `open_shards` takes or returned.
+        cache_dir: of the shards; None for that of this node, see `cache_folder`.
+        remote: how they are read and kept; None for the defaults.
 
     Returns:
         The set, or that part of it which the tars are.
@@ -253,21 +225,30 @@ def open_remote_shards(
     Raises:
         PipelineError: if the manifest or the index cannot be read or is another one.
     """
-    cache, access = cache or ShardCache(), access or RemoteAccess()
+    if isinstance(where, RemoteShards):
+        return where
+    remote = remote or Remote()
+    access, pin = remote.access, remote.manifest_sha256
+    cache = ShardCache(
+        folder=cache_folder(None if cache_dir is None else Path(cache_dir)),
+        limit_bytes=remote.limit_bytes,
+    )
     index: HeldFile | None = None
-    if not is_remote(where):
-        shards = open_shards(local_path(where))
+    if isinstance(where, ShardSet):
+        shards, location = where, where.location
+    elif not is_remote(str(where)):
+        shards = open_shards(local_path(str(where)))
         location = shards.location
         manifest = Path(location) / MANIFEST_NAME
-        if manifest_sha256 not in {None, file_sha256(manifest)}:
+        if pin is not None and pin != file_sha256(manifest):
             raise PipelineError(
-                f"{manifest} is not the manifest with SHA-256 {manifest_sha256}; name the set that "
-                "it belongs to, or leave out the hash"
+                f"{manifest} is not the manifest with SHA-256 {pin}; use the set that it belongs "
+                "to, or leave out the hash"
             )
     else:
-        check_address(where, access)
-        location, names = _split(where)
-        shards, index = _read_set(location, cache, access, manifest_sha256)
+        check_address(str(where), access)
+        location, names = _split(str(where))
+        shards, index = _read_set(location, cache, access, pin)
         if names is not None:
             shards = select_shards(shards, names)
     files = RemoteFiles(
@@ -278,13 +259,74 @@ def open_remote_shards(
 
 def names_shards(where: str) -> bool:
     """Return whether an address names the manifest or tars of a set, and not its folder."""
-    return where.startswith(PIPE_PREFIX) or _path_of(where).endswith((MANIFEST_NAME, ".tar"))
+    return where.startswith(PIPE_PREFIX) or path_of(where).endswith((MANIFEST_NAME, ".tar"))
 
 
-def address_inside(where: str, name: str) -> str:
-    """Return the address of what has this name in the folder at an address."""
-    path = _path_of(where).rstrip("/")
-    return _with_path(where, f"{path}/{name}")
+def fetch(
+    url: str,
+    *,
+    sha256: str,
+    n_bytes: int | None,
+    cache: ShardCache,
+    access: RemoteAccess | None = None,
+    most_bytes: int | None = None,
+    stop: threading.Event | None = None,
+    reserved: Callable[[], None] = lambda: None,
+) -> HeldFile:
+    """Return the file of an address, which stays in the cache as long as it is held.
+
+    The first process of a node that asks downloads it, the others wait for that. What a killed
+    process had downloaded is kept and continued.
+
+    Args:
+        url: an address; a path or a file:// address is checked where it lies, once a node; or
+            "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
+        sha256: of the content.
+        n_bytes: its length; None where only its bound is known, `most_bytes`.
+        cache: where it is kept.
+        access: how patiently it is read.
+        most_bytes: that it may have, for which room is made in the cache; more are refused.
+        stop: ends the call from another thread.
+        reserved: called once it has its room in the cache, before it is downloaded.
+
+    Raises:
+        PipelineError: if the address cannot be read or gives other content, or the cache has no
+            room (then its subclass `CacheFullError`).
+        StoppedError: if `stop` is set.
+        OSError: if the cache cannot be written.
+    """
+    access = access or RemoteAccess()
+    stop = stop or threading.Event()
+    if not is_remote(url):
+        path = local_path(url)
+        verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
+        reserved()
+        return HeldFile(path)
+    # Before the cache is asked: what is refused is refused always.
+    check_address(url, access)
+    content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
+    losses = 0
+    while True:
+        try:
+            place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
+            reserved()
+            if isinstance(place, Download):
+                _fill(place, url, content, access, stop)
+                remember(place.whole, sha256, cache)
+            elif checked_sha256(place.path, place.path.stat().st_size, cache) == sha256:
+                return place
+            else:
+                _log.warning("%s is damaged; it is fetched again", place.path)
+                place.discard()
+        except FileNotFoundError as error:
+            losses += 1
+            if losses == _MOST_LOSSES:
+                raise PipelineError(
+                    f"{error.filename or cache.files} was removed while {shown(url)} came, "
+                    f"{losses} times; let nothing else clean that folder, or set PIXMIX_CACHE or "
+                    "--cache-dir to another one"
+                ) from error
+            _log.warning("%s was emptied; %s is fetched again", cache.files, shown(url))
 
 
 def _fill(
@@ -303,10 +345,10 @@ def _fill(
 def _read_set(
     location: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
 ) -> tuple[ShardSet, HeldFile]:
-    url = _join(location, MANIFEST_NAME)
+    url = address_inside(location, MANIFEST_NAME)
     content = _read_manifest(url, cache, access, manifest_sha256)
     manifest = parse_manifest(content, shown(url))
-    index_url = _join(location, manifest.index.file)
+    index_url = address_inside(location, manifest.index.file)
     held = fetch(
         index_url,
         sha256=manifest.index.sha256,
@@ -316,7 +358,7 @@ def _read_set(
         most_bytes=most_index_bytes(manifest),
     )
     samples = open_index(held.path, shown(index_url), "make the set again")
-    return build_set(shown(location).rstrip("/"), content, samples), held
+    return build_set(shown(location).rstrip("/"), manifest, samples), held
 
 
 def _read_manifest(
@@ -339,20 +381,6 @@ def _read_manifest(
         return read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
 
 
-def local_path(where: str) -> Path:
-    """Return the path that a path or a file:// address names.
-
-    Raises:
-        PipelineError: if the address names another machine.
-    """
-    if not where.startswith("file:"):
-        return Path(where)
-    parts = urlsplit(where)
-    if parts.netloc not in {"", "localhost"}:
-        raise PipelineError(f"{where} names another machine; give file:///PATH, or a path")
-    return Path(unquote(parts.path))
-
-
 def _split(where: str) -> tuple[str, list[str] | None]:
     """Return the location of a remote set, and the shards it is limited to, if any."""
     if where.startswith(PIPE_PREFIX):
@@ -362,37 +390,11 @@ def _split(where: str) -> tuple[str, list[str] | None]:
                 f"name of the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
             )
         return where, None
-    folder, slash, name = _path_of(where).rstrip("/").rpartition("/")
+    folder, slash, name = path_of(where).rstrip("/").rpartition("/")
     if name == MANIFEST_NAME:
-        return _with_path(where, folder + slash), None
+        return with_path(where, folder + slash), None
     if name.endswith(".tar"):
-        return _with_path(where, folder + slash), list(expand_braces(_unquoted(where, name)))
-    return _with_path(where, f"{folder}{slash}{name}/"), None
-
-
-def _join(location: str, name: str) -> str:
-    """Return where a file of a set is."""
-    if location.startswith(PIPE_PREFIX):
-        # Quoted: the name comes from a manifest, and no manifest may write commands.
-        return location.replace(FILE_PLACE, shlex.quote(name))
-    if not is_remote(location):
-        return str(Path(location) / name)
-    path = _path_of(location)
-    return _with_path(location, path + (quote(name) if _is_http(location) else name))
-
-
-def _is_http(url: str) -> bool:
-    return EXTRAS[url.partition(":")[0].lower()] == "http"
-
-
-def _unquoted(url: str, name: str) -> str:
-    return unquote(name) if _is_http(url) else name
-
-
-def _path_of(url: str) -> str:
-    # A key of an object store may hold ? and #, which mean nothing there.
-    return urlsplit(url).path if _is_http(url) else url
-
-
-def _with_path(url: str, path: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=path)) if _is_http(url) else path
+        return with_path(where, folder + slash), list(
+            expand_braces(unquote(name) if is_http(where) else name)
+        )
+    return with_path(where, f"{folder}{slash}{name}/"), None

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.adopt import BrokenFiles, OddFiles
+from pipelines.shards.adopt import OnDecodeError, OnNonstandard
 from pipelines.shards.images import CONVERSION_VERSION, encoder_version
 from pipelines.shards.listing import Listed
 from pipelines.shards.sources import Source
@@ -27,7 +27,8 @@ class ShardRequest:
     split: what timm calls it.
     num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
     seed: of the shuffle.
-    odd_files, broken_files: what becomes of files that are not what they seem, or no pictures.
+    on_nonstandard, on_decode_error: what becomes of images that are not what their names say, or
+        cannot be decoded.
     exif_transpose: whether images are turned as their EXIF orientation says.
     dali_index: whether to write DALI's .idx files.
     """
@@ -39,8 +40,8 @@ class ShardRequest:
     num_shards: int | None = None
     shard_size: int | None = None
     seed: int = 0
-    odd_files: OddFiles = "keep"
-    broken_files: BrokenFiles = "fail"
+    on_nonstandard: OnNonstandard = "keep"
+    on_decode_error: OnDecodeError = "raise"
     exif_transpose: bool = False
     dali_index: bool = False
     jobs: int = 1
@@ -119,10 +120,13 @@ def shard_settings(request: ShardRequest, listed: Listed) -> dict[str, Any]:
         "shards_version": SHARDS_VERSION,
     }
     if request.source.foreign():
-        settings |= {"odd_files": request.odd_files, "broken_files": request.broken_files}
+        settings |= {
+            "on_nonstandard": request.on_nonstandard,
+            "on_decode_error": request.on_decode_error,
+        }
         # Only where it is asked for, so that all other sets keep their manifests.
         if request.exif_transpose:
             settings |= {"exif_transpose": True}
-        if request.odd_files == "convert" or request.exif_transpose:
+        if request.on_nonstandard == "convert" or request.exif_transpose:
             settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
     return settings

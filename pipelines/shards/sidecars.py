@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.shards.format import SAMPLE, Shard
-from pipelines.shards.tar import Left, end_tar, samples_of_tar, write_member
+from pipelines.shards.tar import Ignored, end_tar, samples_of_tar, write_member
 from pipelines.system.files import Count, FileName, Sha256, file_sha256, new_file, open_regular
 
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
@@ -93,7 +93,7 @@ def sidecar_of(path: Path) -> dict[str, Any]:
         PipelineError: if the tar is damaged.
         OSError: if it cannot be read.
     """
-    rows, extensions = samples_of_tar(path, 0, Left())
+    rows, extensions = samples_of_tar(path, 0, Ignored())
     numbers = [[int(row["size"]), int(row["offset"]), int(row["label"])] for row in rows]
     return _sidecar(path, numbers, sorted(extensions))
 

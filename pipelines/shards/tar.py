@@ -5,12 +5,12 @@ headers only, and nothing is ever unpacked, so that no name can lead anywhere; a
 device that is there to mislead an unpacker is refused all the same, as is a tar that is cut off at
 any place, which the usual readers accept in silence when the cut lies between two members.
 
-Which members of a tar are one sample, by webdataset's rule, without its silences.
-
-A member's key is its path up to the first dot of its base name, and neighbours of one key are a
-sample. Where that rule would merge or part what belongs apart or together, the tar is refused.
+A sample is the members of one key that follow each other, by webdataset's rule: a key is a path up
+to the first dot of its base name. Where that rule would merge or part what belongs apart or
+together, the tar is refused.
 """
 
+import json
 import os
 import re
 import shlex
@@ -18,7 +18,6 @@ import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
-from json import loads
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.shards.format import BLOCK, SAMPLE, key_of
-from pipelines.shards.images import FOLDER_EXTENSIONS, is_ignored_name
+from pipelines.shards.images import IMAGE_EXTENSIONS, is_ignored_name
 from pipelines.system.files import open_regular
 
 RECORD = 20 * BLOCK
@@ -37,7 +36,15 @@ LONGEST_NAME = 100
 """Bytes of a member's name, the first name field of a header: older readers know no other."""
 
 LARGEST_MEMBER = 2**32 - 1
-"""Bytes: an index has 32 bits for it, and no picture is larger."""
+"""Bytes: an index has 32 bits for it, and no image is larger."""
+
+TAR_IMAGE_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "gif"})
+
+_EXECUTABLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
+"""Of members that the usual readers run as code when they decode a sample. They are never read."""
+
+_LARGEST_LABEL_MEMBER = 2**20
+_LARGEST_LABEL = 2**31 - 1
 
 _LONGEST_EXTENSION_HEADER = 2**20
 
@@ -115,7 +122,7 @@ def end_tar(file: BinaryIO) -> None:
 
 
 def scan_tar(path: Path) -> Iterator[Member]:
-    """Give the files of a tar in order, from its headers alone.
+    """Yield the files of a tar in order, from its headers alone.
 
     Args:
         path: a tar of any dialect (USTAR, GNU, pax, V7), not compressed.
@@ -148,7 +155,7 @@ def scan_tar(path: Path) -> Iterator[Member]:
 
 
 def scan_tar_in_memory(path: Path, content: memoryview) -> Iterator[Member]:
-    """Give the files of a tar that was decompressed to memory; see `scan_tar`.
+    """Yield the files of a tar that was decompressed to memory; see `scan_tar`.
 
     Args:
         path: of the compressed file, for the errors.
@@ -287,8 +294,8 @@ class _Reader:
 
     def no_tar(self) -> NoTarError:
         return NoTarError(
-            f"{self.path} is no tar; name a folder of pictures, shards, or a tar, zip or .npy of "
-            "pictures"
+            f"{self.path} is no tar; name a folder of images, shards, or a tar, zip or .npy of "
+            "images"
         )
 
     def cut_off(self, where: str) -> PipelineError:
@@ -300,15 +307,6 @@ class _Reader:
         return PipelineError(f"{self.path} {fault}; {remedy}")
 
 
-PICTURE_EXTENSIONS = frozenset({*FOLDER_EXTENSIONS, "gif"})
-
-EXECUTABLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
-"""Of members that the usual readers run as code when they decode a sample. They are never read."""
-
-_LARGEST_LABEL_MEMBER = 2**20
-_LARGEST_LABEL = 2**31 - 1
-
-
 @dataclass(frozen=True)
 class TarSample:
     """A sample of a tar. members: suffix, lower-case and without its first dot -> member."""
@@ -318,37 +316,67 @@ class TarSample:
 
 
 @dataclass
-class Left:
+class Ignored:
     """What of a tar is in no sample, or is never read, by reason: how often, and one name."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
-    def note(self, reason: str, name: str, count: int = 1) -> None:
-        """Count something that is left."""
-        self.counts[reason] = self.counts.get(reason, 0) + count
+    def note(self, reason: str, name: str) -> None:
+        """Count something that is ignored."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
         self.examples.setdefault(reason, name)
 
 
-def suffix_of(name: str) -> str:
-    """Return what follows the first dot of a member's base name, lower-case; "" if nothing does."""
-    return name.rpartition("/")[2].partition(".")[2].lower()
+def samples_of_tar(
+    path: Path, number: int, ignored: Ignored
+) -> tuple[NDArray[np.void], frozenset[str]]:
+    """Return the samples that a tar really holds, from its headers and labels.
+
+    Args:
+        path: the tar.
+        number: of the shard, for the rows.
+        ignored: takes what belongs to no sample, a sample without an image too.
+
+    Returns:
+        (n,) SAMPLE, and the suffixes of the images.
+
+    Raises:
+        PipelineError: if the tar is damaged or cannot be read in one way only.
+        OSError: if it cannot be read.
+    """
+    rows = []
+    suffixes = set()
+    with open_regular(path) as file:
+        for sample in group_members(path, scan_tar(path), ignored):
+            suffix = _image_suffix(path, sample)
+            if suffix is None:
+                ignored.note("no sample, for it has no image", sample.key)
+                continue
+            image = sample.members[suffix]
+            if image.size == 0:
+                ignored.note("no sample, for its image is empty", sample.key)
+                continue
+            label = _label_of(path, file.fileno(), sample, suffix)
+            rows.append((number, image.size, image.offset, label))
+            suffixes.add(suffix)
+    return np.array(rows, SAMPLE), frozenset(suffixes)
 
 
-def group_members(path: Path, members: Iterable[Member], left: Left) -> Iterator[TarSample]:
-    """Give the samples of a tar.
+def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> Iterator[TarSample]:
+    """Yield the samples of a tar.
 
     Args:
         path: the tar, for the errors.
-        members: as `tars.scan_tar` gives them.
-        left: takes what belongs to no sample, and what is never read.
+        members: as `scan_tar` yields them.
+        ignored: takes what belongs to no sample, and what is never read.
 
     Raises:
-        PipelineError: if a name comes twice in a sample, or the members of a sample do not lie
-            together.
+        PipelineError: if a name comes twice in a sample, or the members of a sample do not follow
+            each other.
     """
     seen: set[str] = set()
-    for key, run in groupby(_of_samples(members, left), key=lambda member: key_of(member.name)):
+    for key, run in groupby(_of_samples(members, ignored), key=lambda member: key_of(member.name)):
         if key in seen:
             raise PipelineError(
                 f"{path}: the members of sample {key!r} do not lie together, so readers make two "
@@ -357,57 +385,72 @@ def group_members(path: Path, members: Iterable[Member], left: Left) -> Iterator
         seen.add(key)
         by_suffix: dict[str, Member] = {}
         for member in run:
-            suffix = suffix_of(member.name)
+            suffix = member.name.rpartition("/")[2].partition(".")[2].lower()
             if suffix in by_suffix:
                 raise PipelineError(f"{path} holds {member.name!r} twice; write the tar again")
-            if suffix.rpartition(".")[2] in EXECUTABLE_EXTENSIONS:
-                left.note("never read, for it could run code", member.name)
+            if suffix.rpartition(".")[2] in _EXECUTABLE_EXTENSIONS:
+                ignored.note("never read, for it could run code", member.name)
             by_suffix[suffix] = member
         yield TarSample(key, by_suffix)
 
 
-def picture_of(path: Path, sample: TarSample) -> tuple[str, Member] | None:
-    """Return the suffix and the member of a sample's picture; None where it has none.
+def _of_samples(members: Iterable[Member], ignored: Ignored) -> Iterator[Member]:
+    for member in members:
+        base = member.name.rpartition("/")[2]
+        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries;
+        # and what file managers and archivers leave, which is in no set on purpose.
+        if any(is_ignored_name(part) for part in member.name.split("/") if part != "."):
+            ignored.note("no sample, for the file or its folder is hidden", member.name)
+        elif "." not in base:
+            ignored.note("no sample, for the name has no key and extension", member.name)
+        elif re.match(r"__[^/]*__($|/)", member.name):
+            ignored.note("no sample, but a note of the tar's own", member.name)
+        else:
+            yield member
 
-    It is the one member whose suffix is a picture's extension, or, where there is none, the one
-    whose suffix ends in it ("a.v1.jpg", a key with a dot).
+
+def _image_suffix(path: Path, sample: TarSample) -> str | None:
+    """Return the suffix of a sample's image; None where it has none.
+
+    It is the one suffix that is an image's extension, or, where there is none, the one that ends
+    in it ("a.v1.jpg", a key with a dot).
 
     Raises:
         PipelineError: if there are several.
     """
     for pattern in (r"[^.]+", r".+\.[^.]+"):
-        pictures = [
+        found = [
             suffix
             for suffix in sample.members
-            if re.fullmatch(pattern, suffix) and suffix.rpartition(".")[2] in PICTURE_EXTENSIONS
+            if re.fullmatch(pattern, suffix) and suffix.rpartition(".")[2] in TAR_IMAGE_EXTENSIONS
         ]
-        if len(pictures) > 1:
-            names = " and ".join(sample.members[suffix].name for suffix in pictures[:2])
+        if len(found) > 1:
+            names = " and ".join(sample.members[suffix].name for suffix in found[:2])
             raise PipelineError(
                 f"{path}: {names} are one sample, {sample.key!r}, for a key ends at the first dot; "
-                "write the tar again with keys without dots and one picture each"
+                "write the tar again with keys without dots and one image each"
             )
-        if pictures:
-            return pictures[0], sample.members[pictures[0]]
+        if found:
+            return found[0]
     return None
 
 
-def label_of(path: Path, descriptor: int, sample: TarSample, picture: str) -> tuple[int, str]:
-    """Return a sample's label and the extension of the member that says it; -1 and "" without one.
+def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> int:
+    """Return a sample's label, -1 without one.
 
     Asked are, in this order, .cls; "label" or "cls" in .json; .txt if it is a number and nothing
-    else. Beside a picture "a.v1.jpg" these may be called "a.v1.cls" and so on.
+    else. Beside an image "a.v1.jpg" these may be called "a.v1.cls" and so on.
 
     Args:
         path: the tar, for the errors.
         descriptor: of the open tar.
         sample: the sample.
-        picture: the suffix of its picture.
+        suffix: of its image.
 
     Raises:
         PipelineError: if .cls is no number, or .json no JSON.
     """
-    stem = picture.rpartition(".")[0]
+    stem = suffix.rpartition(".")[0]
     for extension, read in (("cls", _of_cls), ("json", _of_json), ("txt", _of_text)):
         suffixes = [f"{stem}.{extension}", extension] if stem else [extension]
         member = next((sample.members[s] for s in suffixes if s in sample.members), None)
@@ -426,58 +469,10 @@ def label_of(path: Path, descriptor: int, sample: TarSample, picture: str) -> tu
         if label is not None:
             if not 0 <= label <= _LARGEST_LABEL:
                 raise PipelineError(
-                    f"{path}: {member.name!r} says label {label}; labels are 0 to {_LARGEST_LABEL}"
+                    f"{path}: {member.name!r} has label {label}; labels are 0 to {_LARGEST_LABEL}"
                 )
-            return label, extension
-    return -1, ""
-
-
-def samples_of_tar(path: Path, number: int, left: Left) -> tuple[NDArray[np.void], frozenset[str]]:
-    """Return the samples that a tar really holds, from its headers and labels.
-
-    Args:
-        path: the tar.
-        number: of the shard, for the rows.
-        left: takes what belongs to no sample, a sample without a picture too.
-
-    Returns:
-        (n,) SAMPLE, and the suffixes of the pictures.
-
-    Raises:
-        PipelineError: if the tar is damaged or cannot be read in one way only.
-        OSError: if it cannot be read.
-    """
-    rows = []
-    suffixes = set()
-    with open_regular(path) as file:
-        for sample in group_members(path, scan_tar(path), left):
-            picture = picture_of(path, sample)
-            if picture is None:
-                left.note("no sample, for it has no picture", sample.key)
-                continue
-            suffix, member = picture
-            if member.size == 0:
-                left.note("no sample, for its picture is empty", sample.key)
-                continue
-            label, _ = label_of(path, file.fileno(), sample, suffix)
-            rows.append((number, member.size, member.offset, label))
-            suffixes.add(suffix)
-    return np.array(rows, SAMPLE), frozenset(suffixes)
-
-
-def _of_samples(members: Iterable[Member], left: Left) -> Iterator[Member]:
-    for member in members:
-        base = member.name.rpartition("/")[2]
-        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries;
-        # and what file managers and archivers leave, which is in no set on purpose.
-        if any(is_ignored_name(part) for part in member.name.split("/") if part != "."):
-            left.note("no sample, for the file or its folder is hidden", member.name)
-        elif "." not in base:
-            left.note("no sample, for the name has no key and extension", member.name)
-        elif re.match(r"__[^/]*__($|/)", member.name):
-            left.note("no sample, but a note of the tar's own", member.name)
-        else:
-            yield member
+            return label
+    return -1
 
 
 def _of_cls(content: bytes) -> int:
@@ -485,7 +480,7 @@ def _of_cls(content: bytes) -> int:
 
 
 def _of_json(content: bytes) -> int | None:
-    document = loads(content)
+    document = json.loads(content)
     if isinstance(document, dict):
         for name in ("label", "cls"):
             value = document.get(name)

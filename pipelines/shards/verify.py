@@ -8,62 +8,58 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.shards.exports import side_file_faults
+from pipelines.shards.exports import export_faults
 from pipelines.shards.format import (
     ADOPTED,
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
     Shard,
     ShardSet,
     build_set,
-    parse_manifest,
     read_index,
+    read_manifest,
 )
-from pipelines.shards.images import BrokenPictureError, decode_rgb
+from pipelines.shards.images import DecodeError, decode_rgb
 from pipelines.shards.sidecars import file_md5
-from pipelines.shards.tar import Left, samples_of_tar
-from pipelines.system.files import file_sha256, open_regular, read_regular
+from pipelines.shards.tar import Ignored, samples_of_tar
+from pipelines.system.files import file_sha256, open_regular
 from pipelines.system.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What was found. faults: a line each; left: members that belong to no sample, by reason."""
+    """What was found. faults: a line each; ignored: members that belong to no sample, by reason."""
 
     n_shards: int
     n_samples: int
     n_bytes: int
     decoded: int
     faults: tuple[str, ...]
-    left: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
 
 
 def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Progress) -> Verdict:
-    """Hash all shards again, walk through their tars, compare the index, decode pictures.
+    """Hash all shards again, walk through their tars, compare the index, decode images.
 
     Args:
         folder: of the set.
-        decode: how many pictures, spread evenly over the set; None for all.
+        decode: how many images, spread evenly over the set; None for all.
         jobs: threads.
         progress: called with samples that were looked at, and all samples.
 
     Raises:
         PipelineError: if there is no set, or its manifest or index is damaged.
     """
-    path = folder / MANIFEST_NAME
-    try:
-        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise PipelineError(_no_set(folder)) from error
-    manifest = parse_manifest(content, str(path))
-    shards = build_set(str(folder), content, read_index(folder, manifest))
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise PipelineError(_no_set(folder))
+    shards = build_set(str(folder), manifest, read_index(folder, manifest))
     n = len(shards)
     wanted = n if decode is None else min(decode, n)
     chosen = np.zeros(n, np.bool_)
     chosen[np.arange(wanted) * n // max(wanted, 1)] = True
     ends = np.cumsum([shard.n_samples for shard in shards.shards]).tolist()
     faults: list[str] = []
-    left: dict[str, int] = {}
+    ignored: dict[str, int] = {}
     progress(0, n)
     with ThreadPoolExecutor(jobs) as pool:
         checks = [
@@ -71,10 +67,10 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
             for number, (shard, end) in enumerate(zip(shards.shards, ends, strict=True))
         ]
         for check, end in zip(checks, ends, strict=True):
-            its_faults, its_left = check.result()
+            its_faults, its_ignored = check.result()
             faults += its_faults
-            for reason, count in its_left.items():
-                left[reason] = left.get(reason, 0) + count
+            for reason, count in its_ignored.items():
+                ignored[reason] = ignored.get(reason, 0) + count
             progress(end, n)
     faults += _strangers(shards)
     # Those beside tars that were made elsewhere are not ours.
@@ -86,7 +82,7 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
         n_bytes=sum(shard.n_bytes for shard in shards.shards),
         decoded=wanted,
         faults=tuple(faults),
-        left=left,
+        ignored=ignored,
     )
 
 
@@ -98,7 +94,7 @@ def _side_file_faults(
         with ThreadPoolExecutor(jobs) as pool:
             md5 = list(pool.map(file_md5, map(shards.path, range(len(shards.shards)))))
     try:
-        return side_file_faults(folder, shards, md5)
+        return export_faults(folder, shards, md5)
     except OSError as error:
         return [f"{error.filename or folder}: {error.strerror or error}"]
 
@@ -127,8 +123,8 @@ def _check_shard(
             return [f"{path} has {size} bytes, the manifest says {shard.n_bytes}"], {}
         if file_sha256(path) != shard.sha256:
             return [f"{path} has another SHA-256 than the manifest says"], {}
-        left = Left()
-        rows, extensions = samples_of_tar(path, number, left)
+        ignored = Ignored()
+        rows, extensions = samples_of_tar(path, number, ignored)
         faults = _compare(path, rows, np.asarray(shards.samples[first:end]))
         unknown = sorted(extensions.difference(shards.extensions))
         if unknown and shards.kind != ADOPTED:
@@ -141,10 +137,10 @@ def _check_shard(
         return [str(error)], {}
     except OSError as error:
         return [f"{path} cannot be read ({error.strerror})"], {}
-    return faults, left.counts
+    return faults, ignored.counts
 
 
-def describe_tar(path: Path, rows: NDArray[np.void]) -> Shard:
+def describe_tar(path: Path, n_samples: int) -> Shard:
     """Return a tar's entry in a manifest.
 
     Raises:
@@ -152,7 +148,7 @@ def describe_tar(path: Path, rows: NDArray[np.void]) -> Shard:
     """
     return Shard(
         file=path.name,
-        n_samples=len(rows),
+        n_samples=n_samples,
         n_bytes=path.stat().st_size,
         sha256=file_sha256(path),
     )
@@ -185,6 +181,6 @@ def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[st
             file.seek(int(sample["offset"]))
             try:
                 decode_rgb(file.read(int(sample["size"])))
-            except BrokenPictureError as error:
-                faults.append(f"{path}: the picture of key {shards.key(i)} {error}")
+            except DecodeError as error:
+                faults.append(f"{path}: the image of key {shards.key(i)} {error}")
     return faults

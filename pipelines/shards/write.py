@@ -2,7 +2,7 @@
 
     FOLDER/NAME-00.tar ...       the shards, and DALI's NAME-00.idx if asked for
            sizes.json, _info.json, wids.json
-           odd-files.jsonl       files of the source that were odd or broken, if any
+           scan.jsonl       files of the source that were odd or broken, if any
            index.npy
            manifest.json         last of all
            .work/                what a set in the making needs; goes at the end
@@ -29,16 +29,15 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.shards.adopt import (
-    Survey,
+    Scan,
     join_parts,
-    look_into,
     missing_parts,
-    refuse,
+    scan_range,
 )
 from pipelines.shards.exports import (
-    ODD_FILES_NAME,
+    SCAN_NAME,
     dali_index,
-    side_files,
+    export_documents,
     write_json,
 )
 from pipelines.shards.finished import (
@@ -93,7 +92,7 @@ class ShardResult:
     n_shards: int
     n_bytes: int
     written: int
-    left_out: int
+    skipped: int
     found: dict[str, dict[str, int]]
 
 
@@ -152,17 +151,17 @@ def _make(
 ) -> ShardResult:
     """Make the shards that are missing. manifest: of a finished set that is to be mended."""
     n = listed.n
-    survey = Survey()
+    scan = Scan()
     steps = n
     if request.source.foreign():
         steps = 2 * n
-        survey = _survey(request, n, run, lambda done: progress(done, steps))
+        scan = _scan(request, n, run, lambda done: progress(done, steps))
     listing = Listing(request.listing)
-    left_out = survey.left_out(request.odd_files)
-    kept = np.array([index for index in range(n) if index not in left_out], np.int64)
+    skipped = scan.skipped(request.on_nonstandard)
+    kept = np.array([index for index in range(n) if index not in skipped], np.int64)
     if not len(kept):
         raise PipelineError(f"none of the {n} pictures is left to write; choose another SRC")
-    _check_classes(request, listing, kept, left_out)
+    _check_classes(request, listing, kept, skipped)
     num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
     if not 0 < num_shards <= len(kept):
         raise PipelineError(
@@ -198,17 +197,17 @@ def _make(
         work = partial(_write_shard, request, num_shards)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
     _check_unchanged(request, listed)
-    _finish(request, settings, survey, listing, num_shards)
+    _finish(request, settings, scan, listing, num_shards)
     path = request.folder / MANIFEST_NAME
     manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
     return _result(request, manifest, written=len(missing), n=n)
 
 
 def _check_classes(
-    request: ShardRequest, listing: Listing, kept: NDArray[np.int64], left_out: set[int]
+    request: ShardRequest, listing: Listing, kept: NDArray[np.int64], skipped: set[int]
 ) -> None:
     """Refuse classes of which no image is left, as an empty folder is refused."""
-    emptied = {listing[index].label for index in left_out} - {-1}
+    emptied = {listing[index].label for index in skipped} - {-1}
     for index in kept.tolist() if emptied else ():
         emptied.discard(listing[index].label)
     if emptied:
@@ -244,14 +243,14 @@ def _remove_other_shards(request: ShardRequest, num_shards: int) -> None:
             path.unlink()
 
 
-def _survey(
+def _scan(
     request: ShardRequest,
     n: int,
     run: Run,
     progress: Callable[[int], None],
-) -> Survey:
-    """Look into all files, or take up what an earlier run found in the same ones."""
-    parts = request.work / "survey"
+) -> Scan:
+    """Scan all files, or take up what an earlier run found in the same ones."""
+    parts = request.work / "scan"
     parts.mkdir(exist_ok=True)
     listing = Listing(request.listing)
     missing = missing_parts(parts, listing)
@@ -264,18 +263,16 @@ def _survey(
         progress(done)
 
     if missing:
-        work = partial(look_into, request.source, request.listing, parts)
+        work = partial(scan_range, request.source, request.listing, parts)
         run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
-    survey = join_parts(parts, n)
+    scan = join_parts(parts, n)
     if not request.exif_transpose:
-        survey.turned.clear()
-    refusal = refuse(
-        survey, listing, odd_files=request.odd_files, broken_files=request.broken_files
-    )
+        scan.rotated.clear()
+    refusal = scan.refusal(listing, request.on_nonstandard, request.on_decode_error)
     if refusal:
-        write_file(request.work / ODD_FILES_NAME, survey.lines(listing))
-        raise PipelineError(f"{refusal} (all of them: {request.work / 'odd-files.jsonl'})")
-    return survey
+        write_file(request.work / SCAN_NAME, scan.lines(listing))
+        raise PipelineError(f"{refusal} (all of them: {request.work / SCAN_NAME})")
+    return scan
 
 
 def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range:
@@ -296,23 +293,23 @@ def _write_shard(request: ShardRequest, num_shards: int, shards: range) -> range
 def _finish(
     request: ShardRequest,
     settings: dict[str, Any],
-    survey: Survey,
+    scan: Scan,
     listing: Listing,
     num_shards: int,
 ) -> None:
     """Write what speaks of all shards, the manifest last."""
     joined = join_sidecars(_whole_sidecar(request, number) for number in range(num_shards))
-    documents = side_files(request.name, request.split, joined.shards, joined.md5)
+    documents = export_documents(request.name, request.split, joined.shards, joined.md5)
     for file, document in documents.items():
         write_json(request.folder / file, document)
-    found: dict[str, Any] = {"found": survey.counts()}
-    odd = survey.lines(listing)
+    found: dict[str, Any] = {"found": scan.counts()}
+    odd = scan.lines(listing)
     if odd:
-        write_file(request.folder / ODD_FILES_NAME, odd)
+        write_file(request.folder / SCAN_NAME, odd)
         found["found_sha256"] = sha256(odd)
     else:
         # Of a run that was killed before its files were mended.
-        (request.folder / ODD_FILES_NAME).unlink(missing_ok=True)
+        (request.folder / SCAN_NAME).unlink(missing_ok=True)
     remove_partial_files(request.folder)
     write_index(
         request.folder,
@@ -415,7 +412,7 @@ def _result(request: ShardRequest, manifest: Manifest, *, written: int, n: int) 
         n_shards=len(manifest.shards),
         n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
-        left_out=n - manifest.num_samples,
+        skipped=n - manifest.num_samples,
         found=manifest.settings["found"],
     )
 

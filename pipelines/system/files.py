@@ -1,15 +1,16 @@
 """Atomic writes, hashes, locks between processes, and JSON that is read into typed structures."""
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar, get_args
+from typing import Annotated, Any, BinaryIO, TypeVar, get_args
 
 import msgspec
 from filelock import FileLock, Timeout
@@ -213,16 +214,80 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
-        raise PipelineError(
-            f"{path.parent} lies on a file system with no file locks "
-            f"({getattr(error, 'strerror', None) or error}), which processes need that share it; "
-            "mount it with them (Lustre: -o flock; NFS: with its lock service), or choose a folder "
-            "on another file system"
-        ) from error
+        raise _no_locks(path, error) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def try_lock(descriptor: int, kind: int, path: Path) -> bool:
+    """Lock an open file, and return whether that was possible at once.
+
+    Args:
+        descriptor: of the file.
+        kind: fcntl.LOCK_SH or LOCK_EX.
+        path: its name, for the error.
+
+    Raises:
+        PipelineError: if the file system has no locks.
+    """
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise _no_locks(path, error) from error
+    return True
+
+
+def unlock_and_close(descriptor: int) -> None:
+    """Free a lock and close its file, also where a forked process has a copy of the descriptor."""
+    with suppress(OSError):
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def open_no_link(path: Path, flags: int) -> int | None:
+    """Open a regular file; a link or whatever else has its name is removed, and None returned.
+
+    Raises:
+        OSError: if that cannot be removed, or the file cannot be opened.
+    """
+    try:
+        # O_NONBLOCK: the opening of a named pipe would wait for ever.
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        # A link; a pipe or a socket that nobody reads.
+        if error.errno not in {errno.ELOOP, errno.ENXIO}:
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    path.unlink(missing_ok=True)
+    return None
+
+
+def is_regular(path: Path) -> bool:
+    """Return whether a regular file, and no link, has this name."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def has_name(descriptor: int, path: Path) -> bool:
+    """Return whether an open file still has this name."""
+    try:
+        return os.path.samestat(path.lstat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def flush_to_disk(file: BinaryIO) -> None:
@@ -281,6 +346,15 @@ def world_errors(
         ) from error
 
 
+def _no_locks(path: Path, error: Exception) -> PipelineError:
+    return PipelineError(
+        f"{path.parent} lies on a file system with no file locks "
+        f"({getattr(error, 'strerror', None) or error}), which processes need that share it; mount "
+        "it with them (Lustre: -o flock; NFS: with its lock service), or choose a folder on "
+        "another file system (for the cache: PIXMIX_CACHE)"
+    )
+
+
 def _partial_path(path: Path) -> Path:
     # A random part, for two processes may write the same file at once; hidden, and with an
     # extension of its own, so that a folder of pictures stays one while it is written.
@@ -309,11 +383,11 @@ _PATTERNS = {
 T = TypeVar("T")
 
 
-def read_json(content: bytes, kind: type[T], where: str, remedy: str) -> T:
+def read_json(content: bytes | dict[str, Any], kind: type[T], where: str, remedy: str) -> T:
     """Decode JSON into a type, or say which field is wrong.
 
     Args:
-        content: JSON in UTF-8.
+        content: JSON in UTF-8, or an object of it that is decoded already.
         kind: a msgspec.Struct, a dataclass, or another type that msgspec knows.
         where: the name of the file, for the error.
         remedy: what to do about a damaged one, for the end of the error.
@@ -322,6 +396,8 @@ def read_json(content: bytes, kind: type[T], where: str, remedy: str) -> T:
         PipelineError: if it is not JSON, or a field is missing, of another type or out of range.
     """
     try:
+        if isinstance(content, dict):
+            return msgspec.convert(content, kind)
         return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         # ValidationError is a DecodeError; its message names the field.

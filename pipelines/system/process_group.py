@@ -107,7 +107,7 @@ class Watchdog:
         """End the process, whatever its other threads hang in."""
         log.critical(
             "Error: no step for %.0f s, waiting for %s; see to that, then give the same command "
-            "again with --resume auto, or a larger --stall-limit",
+            "again with --resume auto, or a larger --watchdog-timeout",
             still_s,
             self._awaited(),
         )

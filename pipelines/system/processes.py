@@ -385,7 +385,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
     wrong.
 
     Args:
-        pending: says which parts have not been compiled, as `fractals.warming.pending` and
+        pending: says which parts have not been compiled, as `fractals.sampling.pending` and
             `pixmix.warming.pending` do.
 
     Raises:

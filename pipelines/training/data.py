@@ -12,17 +12,16 @@ from torch import Tensor
 from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import picture_source
-from pipelines.loading.remote_sets import Remote, open_set
 from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
-from pipelines.shards.connections import NotThereError, shown
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
-from pipelines.shards.remote import RemoteShards, address_inside, names_shards
+from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sources import DatasetSource
 from pipelines.shards.write import make_shards
 from pipelines.system.files import check_no_file
+from pipelines.system.objects import NotFoundError, address_inside, shown
 from pipelines.system.processes import available_cores, run_chunks
 from pipelines.system.progress import Progress
 from pipelines.training.checkpoints import find_checkpoints
@@ -179,10 +178,10 @@ def _open_address(address: str, opened: Opened) -> Data:
         return Data(train=opened(address), test=None)
     try:
         train = opened(address_inside(address, "train"))
-    except NotThereError:
+    except NotFoundError:
         try:
             return Data(train=opened(address), test=None)
-        except NotThereError as error:
+        except NotFoundError as error:
             raise PipelineError(
                 f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME} to be "
                 f"read; check the address and the credentials ({error})"
@@ -190,7 +189,7 @@ def _open_address(address: str, opened: Opened) -> Data:
     for name in _TEST_NAMES:
         try:
             return Data(train=train, test=opened(address_inside(address, name)))
-        except NotThereError:
+        except NotFoundError:
             continue
     return Data(train=train, test=None)
 

@@ -1,40 +1,63 @@
 """How a network is trained, as plain numbers: the paper's recipes, and what may be changed.
 
-The defaults are facts of the released code, github.com/andyzoujm/pixmix at f867e87.
+The defaults are facts of the released code, github.com/andyzoujm/pixmix at f867e87. The help of
+pixmix-train reads the figures here: nothing heavy is imported at the top.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal, Self
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL, PixMixSettings
+if TYPE_CHECKING:
+    from pipelines.loading.loaders import MixingSet
+    from pipelines.loading.picture_map import BadPictures
+    from pipelines.loading.preparation import Preparation
+    from pipelines.loading.samples import Policy
+    from pipelines.shards.remote import Remote, RemoteShards
+    from pixmix.settings import PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
-AUGMENTS: tuple[Augment, ...] = ("none", "pixmix", "augmix", "trivialaugment")
 Precision = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16", "float16")
 Optimizer = Literal["sgd", "adamw"]
-OPTIMIZERS: tuple[Optimizer, ...] = ("sgd", "adamw")
+AUGMENTS: tuple[Augment, ...] = get_args(Augment)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
+VIEWS = 3
+"""Of each image, for the Jensen-Shannon divergence."""
+
+PRETRAINED = "IMAGENET1K_V1"
+"""torchvision's first weights: the released code starts from them, and the paper's figures do."""
 
 _MOST = 1e30
 """Of rates and weights: above it float32 does not hold them, and torch refuses them."""
+
+
+def _pixmix_defaults() -> "PixMixSettings":
+    from pixmix.settings import PixMixSettings
+
+    return PixMixSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """All that a training depends on, besides its data and the machine.
 
-    model: see `pipelines.models.registry.open_model`. epochs; batch_size: of all processes.
-    learning_rate: falls by a cosine a step to `final_learning_rate`, after `warm_up_epochs` of
-    rising. accumulate: parts that a batch is computed in, on each process.
-    augment: "pixmix", or a baseline in its place. augmix_severity, augmix_all_ops: of AugMix's
-    operations, see `pipelines.training.rivals`; whether it also draws those that overlap the
-    corruptions of ImageNet-C. jsd: the cross entropy is that of the picture as it
-    is, and `jsd_weight` times the Jensen-Shannon divergence of it and two augmented views is added
-    (Hendrycks et al., AugMix, ICLR 2020).
-    ema_decay: of averaged weights, which are then those that are evaluated; None for none.
+    Attributes:
+        model: see `pipelines.models.registry`.
+        epochs: times that training goes through the data.
+        batch_size: global, summed over all processes.
+        learning_rate: at its peak; falls by a cosine, step by step, to `final_learning_rate`, after
+            `warm_up_epochs` of rising.
+        accumulate: parts that a batch is computed in, on each process.
+        augment: "pixmix", or a baseline in its place.
+        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.baselines`; whether
+            it also draws those that overlap the corruptions of ImageNet-C.
+        jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
+            views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).
+        ema_decay: of averaged weights, which are then those that are evaluated; None for none.
     """
 
     model: str = "wrn_40_4"
@@ -50,7 +73,7 @@ class Recipe:
     dropout: float = 0.0
     accumulate: int = 1
     augment: Augment = "pixmix"
-    pixmix: PixMixSettings = field(default_factory=PixMixSettings)
+    pixmix: "PixMixSettings" = field(default_factory=_pixmix_defaults)
     augmix_severity: float = 3.0
     augmix_all_ops: bool = False
     jsd: bool = False
@@ -61,54 +84,39 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Refuse nonsense."""
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give at least 1")
-        for name in ("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
-                     "jsd_weight"):  # fmt: skip
-            value = getattr(self, name)
-            if not 0 <= value <= _MOST:
-                raise ValueError(f"{name} is {value}; give 0 or more, up to {_MOST:g}")
-        for name in ("momentum", "label_smoothing", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more, below 1")
-        if not MINIMAL_LEVEL <= self.augmix_severity <= MAXIMAL_SEVERITY:
-            raise ValueError(
-                f"augmix_severity is {self.augmix_severity}; give {MINIMAL_LEVEL} to "
-                f"{MAXIMAL_SEVERITY:g}"
-            )
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}; give a number between 0 and 1")
-        self._refuse_unknown()
-        self._refuse_what_does_not_fit()
+        from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL
 
-    def _refuse_what_does_not_fit(self) -> None:
+        for names, fits, rule in (
+            (("epochs", "batch_size", "accumulate"), lambda x: x >= 1, "at least 1"),
+            (("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
+              "jsd_weight"), lambda x: 0 <= x <= _MOST, f"from 0 to {_MOST:g}"),
+            (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
+            (("augmix_severity",), lambda x: MINIMAL_LEVEL <= x <= MAXIMAL_SEVERITY,
+             f"from {MINIMAL_LEVEL} to {MAXIMAL_SEVERITY:g}"),
+            (("ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1"),
+            (("augment",), lambda x: x in AUGMENTS, f"one of {', '.join(AUGMENTS)}"),
+            (("precision",), lambda x: x in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
+            (("optimizer",), lambda x: x in OPTIMIZERS, f"one of {', '.join(OPTIMIZERS)}"),
+        ):  # fmt: skip
+            for name in names:
+                if not fits(getattr(self, name)):
+                    raise ValueError(f"{name} is {getattr(self, name)!r}; must be {rule}")
         if self.warm_up_epochs >= self.epochs:
             raise ValueError(
-                f"warm_up_epochs is {self.warm_up_epochs:g} of {self.epochs} epochs; give less"
+                f"warm_up_epochs is {self.warm_up_epochs:g} of {self.epochs} epochs; use less"
             )
         if self.accumulate > self.batch_size:
             raise ValueError(
-                f"accumulate is {self.accumulate} and the batch has {self.batch_size} pictures; "
-                "give no more parts than that"
+                f"accumulate is {self.accumulate} and the batch has {self.batch_size} images; use "
+                "no more parts than images"
             )
         if self.jsd and self.augment == "none":
-            raise ValueError(
-                "jsd is for pictures that are augmented, and augment is none; leave one out"
-            )
+            raise ValueError("jsd needs augmented images, and augment is none; leave one out")
 
-    def _refuse_unknown(self) -> None:
-        for name, known in (("augment", AUGMENTS), ("precision", PRECISIONS),
-                            ("optimizer", OPTIMIZERS)):  # fmt: skip
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; give one of {', '.join(known)}"
-                )
-
-    def learning_rate_at(self, step: int, steps_an_epoch: int) -> float:
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, from 0: a function of the step alone."""
-        total = self.epochs * steps_an_epoch
-        warm = self.warm_up_epochs * steps_an_epoch
+        total = self.epochs * steps_per_epoch
+        warm = self.warm_up_epochs * steps_per_epoch
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
         done = (step - warm) / max(total - warm, 1)
@@ -121,31 +129,108 @@ class Recipe:
         values["pixmix"]["mixings"] = list(self.pixmix.mixings)
         return values
 
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the recipe that `to_json` wrote."""
-        pixmix = {**values["pixmix"], "mixings": tuple(values["pixmix"]["mixings"])}
-        return cls(**{**values, "pixmix": PixMixSettings(**pixmix)})
+
+_CIFAR = {"dropout": 0.3, "pixmix": {"k": 4, "beta": 3, "severity": 3}}
+_IMAGENET = {
+    "model": "resnet50", "epochs": 90, "batch_size": 256, "learning_rate": 0.01,
+    "augmix_severity": 1.0, "pixmix": {"k": 4, "beta": 4, "severity": 1},
+}  # fmt: skip
+
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    # The paper's, for CIFAR-10 and CIFAR-100.
+    "cifar": _CIFAR,
+    # The paper's, for ImageNet; its small rate points to starting from trained weights. The
+    # severity of AugMix is 1 here and 3 for CIFAR, too: the defaults of its authors' scripts.
+    "imagenet": _IMAGENET,
+    # For scikit-learn's digits: a minute on a laptop.
+    "digits": {**_CIFAR, "model": "wrn_10_1", "epochs": 40, "batch_size": 64, "dropout": 0.0},
+}
+"""By name, how each recipe differs from the defaults of `Recipe`."""
 
 
-CIFAR = Recipe(dropout=0.3, pixmix=PixMixSettings(k=4, beta=3, severity=3))
-"""The paper's, for CIFAR-10 and CIFAR-100."""
+def figures(name: str) -> dict[str, Any]:
+    """Return the plain numbers of a recipe by field, those of PixMix among them; for the help."""
+    changes = {**RECIPES[name]}
+    pixmix = changes.pop("pixmix")
+    return {**{each.name: each.default for each in fields(Recipe)}, **changes, **pixmix}
 
-IMAGENET = Recipe(
-    model="resnet50",
-    epochs=90,
-    batch_size=256,
-    learning_rate=0.01,
-    augmix_severity=1.0,
-    pixmix=PixMixSettings(k=4, beta=4, severity=1),
-)
-"""The paper's, for ImageNet; its small rate points to beginning from trained weights.
 
-Of AugMix, too, the severity is 1 here and 3 for CIFAR: the defaults of its authors' scripts.
-"""
+def named_recipe(name: str) -> Recipe:
+    """Return the recipe "cifar", "imagenet" or "digits"."""
+    from pixmix.settings import PixMixSettings
 
-DIGITS = replace(CIFAR, model="wrn_10_1", epochs=40, batch_size=64, dropout=0.0)
-"""For scikit-learn's digits: a minute on a laptop."""
+    changes = RECIPES[name]
+    return Recipe(**{**changes, "pixmix": PixMixSettings(**changes["pixmix"])})
 
-RECIPES = {"cifar": CIFAR, "imagenet": IMAGENET, "digits": DIGITS}
-"""By the name that the table of datasets has."""
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What to train, on what, and where results go.
+
+    Attributes:
+        out: folder of checkpoints and metrics.
+        preparation: of the images; its PixMix is the recipe's.
+        train: shards, local or remote; see `pipelines.shards.remote.open_set`.
+        validation, test: others, or None.
+        weights: file of weights to fine-tune.
+        pretrained: name of published weights to fine-tune, such as `PRETRAINED`.
+        resume: whether to resume from the latest checkpoint of `out`, if there is one.
+        keep: how many checkpoints stay.
+        checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
+        bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
+            `train_loader`. An evaluation skips samples where training may substitute them.
+        cache_dir, remote: where remote shards are kept, and how they are read.
+    """
+
+    out: Path
+    recipe: Recipe
+    preparation: "Preparation"
+    train: "RemoteShards"
+    validation: "RemoteShards | None" = None
+    test: "RemoteShards | None" = None
+    mixing_set: "MixingSet | None" = None
+    weights: Path | None = None
+    pretrained: str | None = None
+    resume: bool = False
+    keep: int = 2
+    checkpoint_every: int | None = None
+    num_workers: int = 0
+    n_threads: int = 1
+    window: int | None = None
+    lanes: int = 1
+    bad_samples: "Policy" = "raise"
+    max_bad_samples: int = 100
+    bad_pictures: "BadPictures" = "raise"
+    compile: bool = False
+    sync_batch_norm: bool = False
+    cache_dir: Path | None = None
+    remote: "Remote | None" = None
+
+    def __post_init__(self) -> None:
+        """Refuse nonsense."""
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ValueError(
+                f"checkpoint_every is {self.checkpoint_every}; use 1 step or more, or None"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training is after a step. data_wait: share of the step's time spent on data."""
+
+    step: int
+    steps: int
+    epoch: int
+    loss: float
+    samples_per_second: float
+    data_wait: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a training ended. finished: whether all epochs are done; history: a record per epoch."""
+
+    finished: bool
+    step: int
+    history: list[dict[str, Any]]
+    checkpoint: Path

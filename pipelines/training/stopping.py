@@ -16,12 +16,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from pipelines.system.process_group import LostProcessError, Processes
-
-if TYPE_CHECKING:
-    from pipelines.training.train import Trained
+from pipelines.training.recipes import TrainResult
 
 STOPPED = 143
 """Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
@@ -70,10 +67,10 @@ class Stopping:
     def __init__(self) -> None:
         self.asked = self.interrupted = self.left = False
         self.whole = threading.RLock()
-        self.rescue: Callable[[], Trained] | None = None
-        self.tell: Callable[[Trained | None], None] = lambda _: None
+        self.rescue: Callable[[], TrainResult] | None = None
+        self.tell: Callable[[TrainResult | None], None] = lambda _: None
         self.fault: Exception | None = None
-        self._saved: Trained | None = None
+        self._saved: TrainResult | None = None
         self._heard = threading.Event()
         self._over = threading.Event()
 
@@ -81,6 +78,15 @@ class Stopping:
     def code(self) -> int:
         """The exit code of a process that has stopped."""
         return INTERRUPTED if self.interrupted else STOPPED
+
+    @contextmanager
+    def rescued_by(self, rescue: Callable[[], TrainResult]) -> Iterator[None]:
+        """Have `save` call a function during the block; after it, the main thread has saved."""
+        self.rescue = rescue
+        try:
+            yield
+        finally:
+            self.left, self.rescue = True, None
 
     @contextmanager
     def by_signals(self) -> Iterator[None]:
@@ -184,7 +190,7 @@ class Stopping:
                 break
         return self.asked
 
-    def save(self) -> "Trained | None":
+    def save(self) -> TrainResult | None:
         """Save a checkpoint of the last whole step, and let no other step begin.
 
         Returns:

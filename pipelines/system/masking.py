@@ -1,0 +1,99 @@
+"""Text without the secrets that command lines and addresses may hold."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+MASK = "***"
+"""Stands in the place of a secret."""
+
+_WORDS = (
+    r"(?:\w*pass(?:word|wd|phrase)|pass|pwd|secrets?|tokens?|credentials?|signature|sig|auth|bearer"
+    r"|(?:[\w.]*[-_])?key(?:[-_]id)?|apikey|accesskey(?:id)?)"
+)
+_NAME = rf"(?:[\w.]*[-_.])?{_WORDS}(?:[-_.][\w.-]*)?"
+
+_PIPE = re.compile(r"(?<![\w.-])pipe:(?!\s|\*\*\*).*", re.DOTALL)
+"""A command of a shell, to its end: any of its words may be a secret."""
+
+_URL = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<rest>[^\s'\"]*)")
+_ASSIGNED = re.compile(
+    rf"(?<![\w-])(?P<name>-{{0,2}}{_NAME})(?P<sign>\s*=\s*|:\s+)(?P<value>\S.*)", re.IGNORECASE
+)
+_HEADER = re.compile(
+    r"(?P<name>\b(?:proxy-)?authorization\s*[:=]\s*)(?P<value>[^'\"]*[^'\"\s])", re.IGNORECASE
+)
+_SECRET_OPTION = re.compile(rf"--?{_NAME}", re.IGNORECASE)
+_USER_OPTION = re.compile(
+    r"(?<!\S)(?P<name>-u|--user|--proxy-user)(?P<sign>[ =]|(?<=-u)(?=[^\s:]+:))(?P<value>\S+)"
+)
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pousr]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|glpat-[\w-]{16,}"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|sk-[\w-]{16,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|local-[0-9a-f]{40})\b"
+)
+"""Tokens of well-known services, wherever they stand."""
+
+
+def masked(text: str) -> str:
+    """Return a text without passwords, tokens and signatures.
+
+    Masked are the user of an address and all of its query and fragment, what an option or a
+    variable with a name such as --token or AWS_SECRET_ACCESS_KEY is set to, Authorization headers,
+    tokens that are known by their shape, and all of a command after "pipe:".
+    """
+    text = _PIPE.sub(f"pipe:{MASK}", text)
+    text = _URL.sub(lambda match: match["scheme"] + _masked_rest(match["rest"]), text)
+    text = _HEADER.sub(rf"\g<name>{MASK}", text)
+    text = _ASSIGNED.sub(_masked_value, text)
+    text = _USER_OPTION.sub(rf"\g<name>\g<sign>{MASK}", text)
+    return _SHAPES.sub(MASK, text)
+
+
+def masked_address(url: str) -> str:
+    """Return an address of the web without its user, query and fragment."""
+    scheme, separator, rest = url.partition("://")
+    return f"{scheme}{separator}{_masked_rest(rest)}"
+
+
+def masked_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return the words of a command line without secrets; a secret may be a word of its own."""
+    found = []
+    secret = False
+    for argument in arguments:
+        found.append(MASK if secret and not argument.startswith("--") else masked(argument))
+        secret = _SECRET_OPTION.fullmatch(argument) is not None
+    return found
+
+
+def masked_values(document: Any) -> Any:  # noqa: ANN401
+    """Return a document of plain JSON values whose texts are masked."""
+    if isinstance(document, str):
+        return masked(document)
+    if isinstance(document, Mapping):
+        return {name: masked_values(value) for name, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [masked_values(each) for each in document]
+    return document
+
+
+def _masked_rest(rest: str) -> str:
+    # As a browser reads it: the host ends at the first of these.
+    end = min((rest.find(sign) for sign in "/?#" if sign in rest), default=len(rest))
+    host, path = rest[:end], rest[end:]
+    if "@" in host:
+        host = f"{MASK}@{host.rpartition('@')[2]}"
+    cut = re.search(r"[?#]", path)
+    if cut is not None and cut.end() < len(path):
+        path = f"{path[: cut.end()]}{MASK}"
+    return host + path
+
+
+def _masked_value(match: re.Match[str]) -> str:
+    value: str = match["value"]
+    if value.startswith(MASK):
+        return match[0]
+    # In a command of a shell the value ends at a space; a quoted one where its quote does.
+    quote = value[0] if value[0] in "'\"" else None
+    end = value.find(quote, 1) + 1 if quote else len(value.split(maxsplit=1)[0])
+    return f"{match['name']}{match['sign']}{MASK}{value[end or len(value) :]}"

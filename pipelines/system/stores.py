@@ -1,0 +1,185 @@
+"""Object stores by obstore: Amazon's (s3://), Google's (gs://) and Azure's (az://).
+
+Run as a script, this writes one object to its standard output. obstore's threads do not survive a
+fork: a request of a forked process would wait for ever. Loaders fork their workers, so every object
+is read by a process of its own (33 ms). Writing to a store happens in processes that are not
+forked, so there the functions are called.
+"""
+
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+SCHEMES = ("s3", "gs", "az")
+
+BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Status codes after which the same request may succeed: RFC 9110 sections 15.5 and 15.6, RFC 6585
+section 4, RFC 8470 section 5.2."""
+
+FailureKind = Literal["busy", "absent", "denied", "certificate", "short", "refused"]
+
+_KIND_OF_STATUS: dict[int, FailureKind] = {
+    **dict.fromkeys(BUSY, "busy"),
+    **dict.fromkeys((401, 403), "denied"),
+    **dict.fromkeys((404, 410), "absent"),
+    416: "short",
+}
+
+_HTTP_ERRORS = {
+    "Connect": "cannot connect",
+    "Timeout": "the server did not answer in time",
+    "Interrupted": "the connection was cut",
+}
+"""obstore's kind of an error below HTTP -> words for it."""
+
+_CREDENTIAL_REQUESTS = (
+    *("/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity"),
+    "token request",
+)
+"""Parts of what obstore asks a cloud's machine for where the environment has no credentials."""
+
+_CHUNK_BYTES = 2**14
+"""Small: what comes is counted as progress, and kept, chunk by chunk."""
+
+_first_process: int | None = None
+
+
+class Failure(Exception):
+    """Raised where one attempt to reach a server failed; its text says why.
+
+    Attributes:
+        kind: "busy": the same request may succeed later; all others are final. "short": the object
+            has fewer bytes than the offset that was asked for.
+        pause_s: seconds that the server asks to wait before the next attempt.
+    """
+
+    def __init__(self, said: str, kind: FailureKind, pause_s: float = 0.0) -> None:
+        super().__init__(said)
+        self.kind: FailureKind = kind
+        self.pause_s = pause_s
+
+
+def status_failure(status: int, said: str, pause_s: float = 0.0) -> Failure:
+    """Return the failure that an HTTP status code means."""
+    return Failure(f"{status} {said}".strip(), _KIND_OF_STATUS.get(status, "refused"), pause_s)
+
+
+def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
+    """Return obstore's store of an address, and the object's key in it.
+
+    Args:
+        url: "SCHEME://BUCKET/KEY".
+        options: obstore's configuration of this kind of store, over that of the environment.
+        stall_s: seconds without a byte after which a request fails.
+
+    Raises:
+        Failure: if the configuration is refused.
+        RuntimeError: in a process that was forked from one that has used a store.
+    """
+    global _first_process
+    from obstore.exceptions import BaseError
+    from obstore.store import AzureStore, GCSStore, S3Store
+
+    _first_process = _first_process or os.getpid()
+    if _first_process != os.getpid():
+        raise RuntimeError("a forked process cannot use its parent's object stores; spawn it")
+    scheme, _, path = url.partition("://")
+    bucket, _, key = path.partition("/")
+    arguments: dict[str, Any] = {
+        "client_options": {
+            # Only for endpoints that are configured so; the stores' own are https.
+            "allow_http": True,
+            "connect_timeout": f"{stall_s * 1000:.0f}ms",
+            "read_timeout": f"{stall_s * 1000:.0f}ms",
+            "timeout": "7days",
+        },
+        # Retries are counted and reported outside, where what has come is known.
+        "retry_config": {"max_retries": 0},
+    }
+    stores = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+    try:
+        if scheme.lower() == "s3":
+            arguments |= _profile(options)
+        return stores[scheme.lower()](bucket, **arguments, **options), key
+    except (BaseError, ValueError) as error:
+        raise store_failure(error) from error
+
+
+def store_failure(error: Exception) -> Failure:
+    """Return what an error of obstore means; its own words may hold credentials."""
+    words = str(error)
+    first = words.partition("\n")[0]
+    if any(request in first for request in _CREDENTIAL_REQUESTS):
+        remedy = "" if find_spec("boto3") else "; profiles of ~/.aws need pip install 'pixmix[s3]'"
+        return Failure(f"no credentials in the environment{remedy}", "denied")
+    if "configured region" in first:
+        return Failure("the bucket is in another region; set AWS_REGION", "refused")
+    if status := re.search(r"status code: (\d{3})( [A-Z][A-Za-z -]*)?", words):
+        code = re.search(r"<Code>(\w+)</Code>(?:<Message>([^<]*))?", words)
+        said = (status[2] or "").strip() + (f" ({code[1]}: {code[2]})" if code else "")
+        return status_failure(int(status[1]), said)
+    if isinstance(error, FileNotFoundError):
+        return Failure("not found", "absent")
+    if "certificate" in words or "UnknownIssuer" in words:
+        return Failure("its certificate is not trusted", "certificate")
+    if kind := re.search(r"HttpError \{\s*kind: (\w+)", words):
+        return Failure(_HTTP_ERRORS.get(kind[1], first), "busy")
+    return Failure(first, "refused")
+
+
+def _profile(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return credentials and region of a profile in ~/.aws, which obstore does not read itself."""
+    given = "access_key_id" in options or "skip_signature" in options
+    named = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & os.environ.keys()
+    folder = Path.home() / ".aws"
+    if given or named or not folder.is_dir() or find_spec("boto3") is None:
+        return {}
+    import boto3
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    session = boto3.Session()
+    if session.get_credentials() is None:
+        return {}
+    found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
+    if session.region_name is not None and "region" not in options:
+        found["region"] = session.region_name
+    return found
+
+
+def _write_object(request: Mapping[str, Any], output: BinaryIO) -> None:
+    """Write the size of an object as a line of JSON, and its bytes from an offset."""
+    import obstore
+    from obstore.exceptions import BaseError
+
+    store, key = open_store(request["url"], request["options"], request["stall_s"])
+    offset = request["offset"]
+    try:
+        found = obstore.get(store, key, options={"range": {"offset": offset}} if offset else None)
+        output.write(b"%d\n" % found.meta["size"])
+        for chunk in found.stream(min_chunk_size=_CHUNK_BYTES):
+            output.write(chunk)
+            output.flush()
+    except (BaseError, FileNotFoundError, ValueError) as error:
+        raise store_failure(error) from error
+
+
+def _main() -> int:
+    try:
+        _write_object(json.load(sys.stdin), sys.stdout.buffer)
+    except Failure as failure:
+        print(json.dumps({"kind": failure.kind, "said": str(failure)}), file=sys.stderr)  # noqa: T201
+        return 1
+    except BrokenPipeError:
+        # Whoever asked has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

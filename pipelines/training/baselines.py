@@ -1,0 +1,162 @@
+"""Baseline augmentations in place of PixMix, each by the recipe of its authors.
+
+AugMix (Hendrycks et al., ICLR 2020, github.com/google-research/augmix): three chains of one to
+three of nine operations, mixed by Dirichlet(1, 1, 1), and with the image by Beta(1, 1). A severity
+bounds the level of an operation as PixMix's does. torchvision's AugMix is another: its severity 3
+is on another scale, and it draws operations that overlap the corruptions of ImageNet-C.
+
+TrivialAugment (Mueller and Hutter, ICCV 2021): torchvision's TrivialAugmentWide is the authors'. It
+draws brightness, color, contrast and sharpness, which overlap those corruptions.
+
+To add one, add a row to `BASELINES` and its name to `recipes.Augment`.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms import v2
+
+from pipelines.loading.preparation import Triple
+from pixmix import ops
+from pixmix.settings import MINIMAL_LEVEL
+
+_CHAINS = 3
+_LONGEST_CHAIN = 3
+
+Image = NDArray[np.uint8]
+
+
+def seed_of(*key: int) -> int:
+    """Return a seed for torch of a key of whole numbers, 0 or more; others for other keys."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def augmix(
+    image: Image, rng: np.random.Generator, *, severity: float, all_ops: bool
+) -> NDArray[np.float32]:
+    """Mix an image with chains of operations on it, in the order of the authors' draws.
+
+    Args:
+        image: (H, W, 3) uint8, which stays as it is.
+        rng: of all draws.
+        severity: the highest level of an operation, 0.1 to 10.
+        all_ops: whether to draw color, contrast, brightness and sharpness, too.
+
+    Returns:
+        (H, W, 3) float32 in 0..255, not rounded.
+    """
+    names = ops.OPERATIONS if all_ops else ops.OPERATIONS[: ops.STANDARD_OPERATIONS]
+    weights = rng.dirichlet([1.0] * _CHAINS).astype(np.float32)
+    share = np.float32(rng.beta(1.0, 1.0))
+    mixed = np.zeros(image.shape, np.float32)
+    for weight in weights:
+        chained = image
+        for _ in range(rng.integers(1, _LONGEST_CHAIN + 1)):
+            chained = _operated(chained, int(rng.integers(len(names))), rng, severity)
+        mixed += weight * chained
+    return (1 - share) * image + share * mixed
+
+
+def _operated(image: Image, code: int, rng: np.random.Generator, severity: float) -> Image:
+    """Return an image after an operation at a level that is drawn."""
+    name = ops.OPERATIONS[code]
+    operation: Callable[..., Image] = getattr(ops, name)
+    if name in ("autocontrast", "equalize"):
+        return operation(image)
+    level = rng.uniform(MINIMAL_LEVEL, severity)
+    negative = bool(name in ops.GEOMETRIC_OPERATIONS and rng.uniform() > 0.5)
+    argument = ops.draw_argument(code, level, negative, *image.shape[:2])
+    whole = name in ("posterize", "solarize", "translate_x", "translate_y")
+    return operation(image, int(argument) if whole else argument)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Draw:
+    """What an augmentation of one image depends on.
+
+    key: (seed, step, place in the global batch, view), of all random numbers.
+    severity, all_ops: see `augmix`.
+    """
+
+    key: tuple[int, int, int, int]
+    severity: float
+    all_ops: bool
+
+
+def _augmix(image: Tensor, draw: _Draw) -> Tensor:
+    mixed = augmix(
+        np.ascontiguousarray(image.permute(1, 2, 0).numpy()),
+        np.random.default_rng(draw.key),
+        severity=draw.severity,
+        all_ops=draw.all_ops,
+    )
+    return torch.from_numpy(mixed).permute(2, 0, 1)
+
+
+def _trivialaugment(image: Tensor, draw: _Draw) -> Tensor:
+    torch.manual_seed(seed_of(*draw.key))
+    augmented: Tensor = v2.TrivialAugmentWide()(image)
+    return augmented.float()
+
+
+BASELINES: Mapping[str, Callable[[Tensor, _Draw], Tensor]] = {
+    "augmix": _augmix,
+    "trivialaugment": _trivialaugment,
+}
+"""By name, the augmentation of a (3, H, W) uint8 image; returns float32 in 0..255."""
+
+
+class BaselineAugment:
+    """Applies a baseline augmentation to each image of a batch, then normalizes.
+
+    What is drawn for an image depends on (seed, step, place in the global batch, view) alone.
+    """
+
+    def __init__(
+        self, name: str, mean: Triple, std: Triple, *, severity: float = 3.0, all_ops: bool = False
+    ) -> None:
+        self._augment = BASELINES[name]
+        self._severity, self._all_ops = severity, all_ops
+        self._mean = torch.tensor(mean).view(3, 1, 1)
+        self._std = torch.tensor(std).view(3, 1, 1)
+
+    def __call__(
+        self, images: Tensor, *, seed: int, step: int, first: int, views: int | None = None
+    ) -> Tensor:
+        """Augment.
+
+        Args:
+            images: (B, 3, H, W) float32 in 0..1.
+            seed: of the training.
+            step: its number.
+            first: place of the first image in the global batch.
+            views: None for one of each; or how many, of which the first is the plain image.
+
+        Returns:
+            (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
+        """
+        whole = (images * 255).round().to(torch.uint8)
+
+        def augmented(view: int) -> Tensor:
+            draws = (
+                _Draw(
+                    key=(seed, step, first + place, view),
+                    severity=self._severity,
+                    all_ops=self._all_ops,
+                )
+                for place in range(len(whole))
+            )
+            with torch.random.fork_rng(devices=[]):
+                return torch.stack(
+                    [self._augment(image, draw) for image, draw in zip(whole, draws, strict=True)]
+                )
+
+        if views is None:
+            result = augmented(0)
+        else:
+            result = torch.stack([whole.float(), *map(augmented, range(1, views))], 1)
+        return (result / 255 - self._mean) / self._std

@@ -1,0 +1,457 @@
+"""The state of a training in one process: all that a resumed run needs to go on bit for bit.
+
+`TrainState.save` and `TrainState.load` are mirror images, field by field of `Checkpoint`. To add a
+field, add it to `Checkpoint`, to `save` and to `load`.
+"""
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pipelines.errors import PipelineError
+from pipelines.loading.cursors import TrainLoader
+from pipelines.loading.loaders import train_loader
+from pipelines.models.checkpoints import NetworkMetadata, read_initial_weights
+from pipelines.models.registry import initialize_from, open_model
+from pipelines.system.process_group import Processes
+from pipelines.training.baselines import BASELINES
+from pipelines.training.checkpoints import (
+    Checkpoint,
+    DamagedError,
+    EpochSums,
+    LoaderState,
+    check_writable,
+    checkpoint_path,
+    damage_in_one_line,
+    find_latest,
+    share_checkpoint,
+)
+from pipelines.training.data import outputs_for
+from pipelines.training.recipes import VIEWS, Recipe, TrainConfig, TrainResult
+
+_PREPROCESSING = ("mean", "std", "crop", "image_size", "evaluation_resize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """A step that was taken.
+
+    Attributes:
+        step: its number, from 0.
+        sums: (2,) float64, of losses and of correct predictions, on the device.
+        n: samples of this process.
+        indices: (n,) int64, of the samples in the set.
+        position: the loader's state after it.
+    """
+
+    step: int
+    sums: Tensor
+    n: int
+    indices: NDArray[np.int64]
+    position: dict[str, Any]
+
+
+class TrainState:
+    """What `Checkpoint` holds, live.
+
+    Attributes:
+        network: metadata for evaluation.
+        module, optimizer, scaler, loader: torch's and ours, on the device of the process.
+        average: exponential moving average of the weights; None without.
+        step, history, sums, best: see `Checkpoint`.
+        position: the loader's state after the last whole step.
+        pending: steps whose losses are not in `sums` yet.
+        buffers: of the module after the last whole step, while a forward pass may have changed
+            them; else None.
+        trained: the trained weights, while an evaluation has the averages in their place; else
+            None.
+        saved: the step of the latest checkpoint; None before there is one.
+        resumed: whether the run was resumed.
+        outputs: by evaluation set, the output for each label; see `outputs_for`.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes, *, initialize: bool) -> None:
+        """Build everything as it is before the first step.
+
+        Args:
+            config: of the training.
+            processes: this process among the others.
+            initialize: whether to load weights to fine-tune; False if a checkpoint follows.
+        """
+        self.config, self.recipe = config, config.recipe
+        shards = config.train.shards
+        classes = len(shards.classes) or int(shards.samples["label"].max()) + 1
+        self.outputs = {
+            name: outputs_for(each.shards, shards.classes, classes)
+            for name, each in (("validation", config.validation), ("test", config.test))
+            if each is not None
+        }
+        preparation = config.preparation
+        self.network = NetworkMetadata(
+            model=self.recipe.model,
+            pretrained=config.pretrained,
+            classes=classes,
+            class_names=list(shards.classes),
+            mean=list(preparation.mean),
+            std=list(preparation.std),
+            crop=preparation.crop,
+            image_size=preparation.image_size,
+            evaluation_resize=preparation.resized_side,
+        )
+        self.module = _open_network(config, classes, processes.device, initialize=initialize)
+        self.optimizer = _open_optimizer(self.recipe, self.module)
+        self.scaler = torch.amp.GradScaler(
+            processes.device.type, enabled=self.recipe.precision == "float16"
+        )
+        self.average: dict[str, Tensor] | None = None
+        if self.recipe.ema_decay is not None:
+            self.average = {name: each.clone() for name, each in self.module.state_dict().items()}
+        self.loader = _open_loader(config, processes)
+        self.step = 0
+        self.history: list[dict[str, Any]] = []
+        self.sums = EpochSums()
+        self.best = math.inf
+        self.position = self.loader.state_dict()
+        self.pending: list[StepResult] = []
+        self.buffers: dict[str, Tensor] | None = None
+        self.trained: dict[str, Tensor] | None = None
+        self.saved: int | None = None
+        self.resumed = False
+
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done."""
+        return len(self.history) >= self.recipe.epochs
+
+    @property
+    def epoch_ended(self) -> bool:
+        """Whether all steps of an epoch were taken, and it is not in the history yet."""
+        return self.loader.epoch > len(self.history)
+
+    def epoch_record(self) -> dict[str, Any]:
+        """Return what is known of the epoch before it is evaluated: a line of metrics.jsonl."""
+        return {
+            "epoch": self.loader.epoch,
+            "step": self.step,
+            "learning_rate": self.recipe.learning_rate_at(self.step, len(self.loader)),
+            "train_loss": self.sums.loss / self.sums.seen,
+            "train_error": 1 - self.sums.correct / self.sums.seen,
+        }
+
+    def end_epoch(self, record: dict[str, Any]) -> None:
+        """Add the record of an epoch to the history."""
+        self.history.append(record)
+        self.sums = EpochSums()
+
+    def result(self) -> TrainResult:
+        """Return how the training ended."""
+        return TrainResult(
+            finished=self.finished,
+            step=self.step,
+            history=self.history,
+            checkpoint=checkpoint_path(self.config.out, self.step),
+        )
+
+    def save(self) -> Checkpoint:
+        """Return the state after the last whole step."""
+        buffers = self.buffers or {}
+        weights = {
+            name: buffers.get(name, value) for name, value in self.module.state_dict().items()
+        }
+        trained = self.trained or weights
+        return Checkpoint(
+            network=self.network,
+            recipe=self.recipe.to_json(),
+            mixing_set=self.loader.mixing_fingerprint,
+            state_dict=self.average or trained,
+            current=None if self.average is None else trained,
+            optimizer=self.optimizer.state_dict(),
+            scaler=self.scaler.state_dict(),
+            loader=msgspec.convert(self.position, LoaderState),
+            step=self.step,
+            history=self.history,
+            sums=self.sums,
+            best=self.best,
+        )
+
+    def load(self, saved: Checkpoint, path: Path) -> None:
+        """Restore what `save` returned; nothing changes if it does not fit.
+
+        Args:
+            saved: the content of a checkpoint.
+            path: of its file, for messages.
+
+        Raises:
+            PipelineError: if the run has another recipe, data, mixing set or preprocessing, or the
+                tensors do not fit.
+        """
+        self._check_recipe(saved.recipe, path)
+        self._check_network(saved.network, path)
+        if saved.mixing_set != self.loader.mixing_fingerprint:
+            raise PipelineError(
+                f"{self.config.out} was started with another mixing set, or with none; use that "
+                f"one, or {_another_out(path)}"
+            )
+        with damage_in_one_line(path):
+            own = self.module.state_dict()
+            check_tensors(saved.state_dict, own, "state_dict")
+            if self.average is not None:
+                check_tensors(saved.current or {}, own, "current")
+            optimizer = optimizer_state(saved.optimizer, self.optimizer)
+            scaler = scaler_state(saved.scaler, self.scaler)
+        try:
+            self.loader.load_state_dict(msgspec.to_builtins(saved.loader))
+        except ValueError as error:
+            raise PipelineError(
+                f"{path}: {error}; the data, --validation-share, --window and --lanes must be "
+                "those of the first start"
+            ) from error
+        self.network.pretrained = saved.network.pretrained
+        self.module.load_state_dict(saved.current or saved.state_dict)
+        if self.average is not None:
+            self.average = {
+                name: each.to(self.average[name].device) for name, each in saved.state_dict.items()
+            }
+        self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(scaler)
+        self.position = self.loader.state_dict()
+        self.step = self.saved = saved.step
+        self.history = saved.history
+        self.sums = saved.sums
+        self.best = saved.best
+        self.resumed = True
+
+    def _check_network(self, saved: NetworkMetadata, path: Path) -> None:
+        for name in _PREPROCESSING:
+            then, now = getattr(saved, name), getattr(self.network, name)
+            if then != now:
+                raise PipelineError(
+                    f"{name}: {self.config.out} was started with {then}, this command has {now}; "
+                    f"use {then}, or {_another_out(path)}"
+                )
+        if self.config.pretrained not in (None, saved.pretrained):
+            raise PipelineError(
+                f"--pretrained: {self.config.out} was started with "
+                f"{saved.pretrained or 'other weights'}, this command has "
+                f"{self.config.pretrained}; leave --pretrained out, or choose another --out"
+            )
+
+    def _check_recipe(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Refuse to resume with another recipe than that of the first start."""
+        now = self.recipe.to_json()
+        for name in sorted(saved.keys() | now.keys()):
+            if name not in now or name not in saved:
+                which = "lacks" if name not in saved else "has"
+                raise PipelineError(
+                    f"{path}: its recipe {which} the field {name:.60}, unlike that of this "
+                    "pixmix-train: another version wrote it; resume with that version, or "
+                    f"{_another_out(path)}"
+                )
+            then = saved[name]
+            if then != now[name]:
+                text = then if isinstance(then, str) else reprlib.repr(then)
+                remedy = "choose another --out" if name == "model" else _another_out(path)
+                raise PipelineError(
+                    f"{name}: {self.config.out} was started with {text:.200}, this command has "
+                    f"{now[name]}; use {text:.200}, or {remedy}"
+                )
+
+
+def open_state(config: TrainConfig, processes: Processes) -> TrainState:
+    """Open network, optimizer and data, and resume from the latest checkpoint if there is one.
+
+    Raises:
+        PipelineError: if `out` holds another training, or processes were given different things.
+        OSError: if something cannot be read, or `out` cannot be written.
+    """
+    latest = find_latest(config.out, processes)
+    if latest is not None and not config.resume:
+        raise PipelineError(
+            f"{config.out} holds a training; pass --resume auto to resume it, or choose another "
+            "--out"
+        )
+    with processes.watchdog.awaiting("data, mixing set and network"), processes.together():
+        if processes.first:
+            check_writable(config.out)
+        # What a checkpoint holds need not be downloaded.
+        state = TrainState(config, processes, initialize=latest is None)
+    # Hosts with data of their own would train on different sets.
+    for what, value in (
+        # Which the command chooses by the CPU model, unless it is passed.
+        ("--precision", config.recipe.precision),
+        ("--bad-samples", config.bad_samples),
+        ("recipe", json.dumps(config.recipe.to_json(), sort_keys=True)),
+        ("--data", json.dumps(state.position, sort_keys=True)),
+        ("--mixing-set", str(state.loader.mixing_fingerprint)),
+    ):
+        processes.check_same(what, value)
+    if latest is not None:
+        state.load(share_checkpoint(latest, processes), latest.path)
+    return state
+
+
+def _another_out(path: Path) -> str:
+    """Return the remedy where a checkpoint's training cannot be resumed."""
+    return f"fine-tune its weights in another --out, by --weights {path}"
+
+
+# --- The parts of a state -------------------------------------------------------------------------
+
+
+def _open_network(
+    config: TrainConfig, classes: int, device: torch.device, *, initialize: bool
+) -> nn.Module:
+    module = open_model(
+        config.recipe.model,
+        classes,
+        dropout=config.recipe.dropout,
+        seed=config.recipe.seed,
+        pretrained=config.pretrained if initialize else None,
+    )
+    if config.weights is not None and initialize:
+        try:
+            initialize_from(module, read_initial_weights(config.weights))
+        except ValueError as error:
+            raise PipelineError(f"{config.weights}: {error}") from error
+    module = module.to(device).to(memory_format=torch.channels_last)
+    if config.sync_batch_norm:
+        if device.type != "cuda":
+            raise PipelineError(
+                f"--sync-batch-norm needs GPUs, and this process uses {device}; leave it out"
+            )
+        module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
+    return module
+
+
+def _open_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(
+            module.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+    return torch.optim.SGD(
+        module.parameters(),
+        recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.momentum > 0,
+        weight_decay=recipe.weight_decay,
+    )
+
+
+def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
+    recipe = config.recipe
+    by_loader = recipe.augment == "pixmix"
+    preparation = replace(
+        config.preparation,
+        pixmix=recipe.pixmix if by_loader else None,
+        plain_first=recipe.jsd and by_loader,
+    )
+    if recipe.augment in BASELINES:
+        # Which normalize after they augment.
+        preparation = replace(preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    return train_loader(
+        config.train,
+        config.mixing_set if by_loader else None,
+        batch_size=recipe.batch_size,
+        seed=recipe.seed,
+        preparation=preparation,
+        views=VIEWS if recipe.jsd and by_loader else None,
+        rank=processes.world.rank,
+        world_size=processes.world.size,
+        num_workers=config.num_workers,
+        n_threads=config.n_threads,
+        window=config.window,
+        lanes=config.lanes,
+        bad_samples=config.bad_samples,
+        max_bad_samples=config.max_bad_samples,
+        bad_pictures=config.bad_pictures,
+        cache_dir=config.cache_dir,
+        remote=config.remote,
+    )
+
+
+# --- Tensors of a file ----------------------------------------------------------------------------
+
+
+def check_tensors(given: Mapping[str, Any], own: Mapping[str, Tensor], name: str) -> None:
+    """Check that a state dict of a file can be loaded.
+
+    Args:
+        given: of the file.
+        own: of the network.
+        name: of it in the file.
+
+    Raises:
+        DamagedError: if tensors are missing, too many, or of another shape or dtype.
+    """
+    different = sorted(own.keys() ^ given.keys())
+    if different:
+        raise DamagedError(f"{name} and the network differ in the tensor {different[0]!r:.60}")
+    for key, value in own.items():
+        _check_tensor(given[key], value, f"{name}[{key!r}]")
+
+
+def optimizer_state(given: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state dict of an optimizer with the tensors of a file.
+
+    Learning rates and the like follow from the recipe, and keep their values.
+
+    Args:
+        given: the state dict of the file.
+        optimizer: SGD or AdamW, to be resumed.
+
+    Raises:
+        DamagedError: if they are not of this optimizer.
+    """
+    if isinstance(optimizer, torch.optim.AdamW):
+        names = {"step", "exp_avg", "exp_avg_sq"}
+    else:
+        names = {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    state = given.get("state")
+    if not isinstance(state, dict) or not state.keys() <= {*range(len(parameters))}:
+        raise DamagedError("optimizer is not that of this network")
+    for number, held in state.items():
+        if not isinstance(held, dict) or held.keys() != names:
+            raise DamagedError(f"optimizer[{number}] is not of the recipe's optimizer")
+        for name, value in held.items():
+            like = torch.zeros(()) if name == "step" else parameters[number]
+            _check_tensor(value, like, f"optimizer[{number}][{name!r}]")
+        if "step" in held and not held["step"] >= 0:
+            raise DamagedError(f"optimizer[{number}]['step'] is {float(held['step'])}")
+    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def scaler_state(given: Mapping[str, float], scaler: torch.amp.GradScaler) -> dict[str, float]:
+    """Return the state dict of a gradient scaler from that of a file.
+
+    Raises:
+        DamagedError: if it is not one.
+    """
+    own = scaler.state_dict()
+    if given.keys() != own.keys():
+        raise DamagedError("scaler is not that of this precision")
+    for name, value in given.items():
+        if not 0 <= value < math.inf:
+            raise DamagedError(f"scaler[{name!r}] is {value}")
+    return {name: type(own[name])(value) for name, value in given.items()}
+
+
+def _check_tensor(value: object, like: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise DamagedError(f"{name} is {reprlib.repr(value)}, not a tensor")
+    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+    if not plain or value.dtype != like.dtype or value.shape != like.shape:
+        raise DamagedError(
+            f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected {like.dtype} of "
+            f"shape {tuple(like.shape)}"
+        )

@@ -1,0 +1,101 @@
+"""Is a set of shards what its manifest says?"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.errors import PipelineError
+from pipelines.shards.format import open_shards
+from shard_commands import PNG, plain_tar, run
+
+
+def test_a_whole_set_is_whole(copy: Path) -> None:
+    result = run("verify", copy, "--decode", "all")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"{copy}: whole; 23 samples in 4 shards")
+    assert "23 decoded" in result.stdout
+
+
+@pytest.mark.parametrize("how", ["flip", "cut", "lose", "grow"])
+def test_a_damaged_shard_is_named(copy: Path, how: str) -> None:
+    path = copy / "photos-02.tar"
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[2000] ^= 4
+    elif how == "cut":
+        del content[-512:]
+    elif how == "grow":
+        content += bytes(512)
+    path.write_bytes(content)
+    if how == "lose":
+        path.unlink()
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert str(path) in result.stderr
+    assert f"{copy}: 1 fault; copy these" in result.stdout
+
+
+def test_a_tar_that_the_manifest_does_not_list_is_told_of(copy: Path) -> None:
+    """Readers that take all tars of a folder would take it too."""
+    (copy / "photos-04.tar").write_bytes((copy / "photos-03.tar").read_bytes())
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "photos-04.tar does not belong to the set" in result.stderr
+
+
+def test_a_picture_that_is_broken_in_a_whole_shard_is_found_by_its_key(tmp_path: Path) -> None:
+    tar = plain_tar(tmp_path / "x.tar", [("a.png", PNG), ("b.png", PNG[:-200])])
+    assert run("index", tar).exit_code == 0
+    assert run("verify", tmp_path, "--decode", 1).exit_code == 0
+    result = run("verify", tmp_path, "--decode", "all")
+    assert result.exit_code == 1
+    assert "the image of key b cannot be decoded" in result.stderr
+
+
+def lying_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for field, value in changes.items():
+        manifest[field] = value
+    manifest.pop("sha256")
+    path.write_text(json.dumps(manifest))
+
+
+def test_an_index_that_lies_is_found(copy: Path) -> None:
+    samples = np.load(copy / "index.npy")
+    samples["label"][4] = (samples["label"][4] + 1) % 3
+    np.save(copy / "index.npy", samples)
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "is not the index that manifest.json names" in result.stderr
+    digest = hashlib.sha256((copy / "index.npy").read_bytes()).hexdigest()
+    lying_manifest(copy, index={"file": "index.npy", "sha256": digest})
+    result = run("verify", copy)
+    assert result.exit_code == 1
+    assert "sample 4 lies elsewhere or has another label" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_samples": 22}, "`num_samples` is 22, but the shards have 23"),
+        ({"version": 99}, "has format version 99"),
+        ({"format": "other"}, "is not the manifest of a set of shards"),
+        (
+            {"index": {"file": "../index.npy", "sha256": "0" * 64}},
+            r"the name of a file .* `\$\.index\.file`",
+        ),
+        ({"shards": [{"file": "/etc/passwd"}]}, r"the name of a file .* `\$\.shards\[0\]\.file`"),
+        ({"classes": None}, r"got `null` .* `\$\.classes`"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused_where_it_is_opened(
+    copy: Path, changes: dict[str, object], message: str
+) -> None:
+    lying_manifest(copy, **changes)
+    with pytest.raises(PipelineError, match=message):
+        open_shards(copy)
+    assert run("verify", copy).exit_code == 1
