@@ -18,9 +18,9 @@ import pytest
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
-from pipelines.loading.dataset import ShardDataset
 
 from pipelines.errors import PipelineError
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards import writer
 from pipelines.shards.format import open_shards
 from pipelines.shards.request import shuffled

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, list_images, unreadable
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
 from pipelines.shards.format import ShardSet
 from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, read_image_file
 from pipelines.shards.sources import Source
@@ -157,12 +156,12 @@ class DecodedImages:
         def fill(row: int) -> None:
             number = numbers[row]
             try:
-                out[row] = self.view(decode_picture(self.content(number)))
-            except BadSampleError as error:
+                out[row] = self.view(decode_image(self.content(number)))
+            except SampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
                 raise unreadable(self.name(number), error, self.remedy) from error
-            except (UnreadablePictureError, ValueError) as error:
+            except (UnreadableImageError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
@@ -176,7 +175,7 @@ class DecodedImages:
 def images_of_shards(shards: ShardSet, view: View) -> DecodedImages:
     """Return the images of shards, in their order."""
     return DecodedImages(
-        n=len(shards), content=ShardReader(shards).read, name=shards.key, view=view
+        n=len(shards), content=ShardDataset(shards).read, name=shards.key, view=view
     )
 
 
