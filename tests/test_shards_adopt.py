@@ -140,4 +140,4 @@ def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "none of the 1 pictures" in result.stderr
+    assert "none of the 1 images" in result.stderr

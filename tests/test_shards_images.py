@@ -124,7 +124,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
     whole = path.read_bytes()
     damaged = {"cut": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}
     path.write_bytes(damaged[damage])
-    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable picture.*remove it"):
+    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable image.*remove it"):
         read_image(path)
 
 

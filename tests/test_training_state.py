@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 import pytest
 import torch
-from pipelines.loading.remote_sets import open_set
 
+from pipelines.shards.remote import open_set
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import Checkpoint, find_checkpoints

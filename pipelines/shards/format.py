@@ -203,7 +203,7 @@ def open_shards(where: str | Path) -> ShardSet:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Give the names that a pattern with {first..last} stands for, in order.
+    """Yield the names that a pattern with {first..last} stands for, in order.
 
     expand_braces("a-{08..10}.tar") -> "a-08.tar", "a-09.tar", "a-10.tar"
 

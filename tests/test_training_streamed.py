@@ -305,7 +305,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         (status(503), "given up after 1.5 s without anything new, the last: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_pictures(1)[0])), "were to come, and"),
+        (replaced(encoded(drawn_pictures(1)[0])), "were expected, and"),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )
