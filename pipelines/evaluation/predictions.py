@@ -15,10 +15,9 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.data import Data
 from pipelines.evaluation.images import Images, View, read_frames
 from pipelines.loading.batches import Triple
-from pipelines.loading.workers import prefetch
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
-from pipelines.system.processes import available_cores
+from pipelines.system.processes import available_cores, prefetch
 
 Part = TypeVar("Part")
 

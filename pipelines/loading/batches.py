@@ -227,19 +227,13 @@ class LoaderConfig:
                 f"on_decode_error is {self.on_decode_error!r}; use one of "
                 f"{', '.join(ON_DECODE_ERROR)}"
             )
-        if self.multiprocessing_context not in (None, "fork", "spawn", "forkserver"):
-            raise ValueError(
-                f"multiprocessing_context is {self.multiprocessing_context!r}; use 'fork', "
-                "'spawn' or 'forkserver'"
-            )
 
 
 class Batch(NamedTuple):
     """A batch as a worker hands it over.
 
     images: (n, 3, H, W), or (n, views, 3, H, W); labels: (n,) int64; present: (n,) bool, which
-    rows hold a sample. errors: of samples that could not be decoded. fault: why there is no batch,
-    or None.
+    rows hold a sample. errors: of decoding. fault: why there is no batch, or None.
     """
 
     images: Tensor
@@ -350,13 +344,11 @@ class BatchMaker:
         return (n, *views, 3, *self.size)
 
     def fill(self, i: int, epoch: int, out: Pixels) -> int:
-        """Write the crop of a sample, (H, W, 3) uint8, and return its label."""
-        image, label = self.samples[i]
-        self.crop(i, image, epoch, out)
-        return label
+        """Write the crop of a sample, (H, W, 3) uint8, and return its label.
 
-    def crop(self, i: int, image: Pixels, epoch: int, out: Pixels) -> None:
-        """Write the crop of an image of any size: random for training, or else of its center."""
+        The crop is random for training, and of the center otherwise.
+        """
+        image, label = self.samples[i]
         if self.preprocess.crop == "padded":
             if image.shape != out.shape:
                 raise PipelineError(
@@ -377,6 +369,7 @@ class BatchMaker:
                 ratio=self.preprocess.ratio,
             )
             resize_part(image, *part, *self.size, 0, 0, out)
+        return label
 
     def _substitute(
         self, request: Request, row: int, out: Pixels, errors: list[SampleError]
@@ -446,15 +439,11 @@ def open_maker(
             f"is {side}; leave it out, or pass a PreprocessConfig with "
             "crop='resized', which resizes"
         )
+    mixing_images = _open_mixing_set(mixing_set, config, preprocess, size) if training else None
     maker = BatchMaker(
-        samples=samples,
-        config=config,
-        preprocess=preprocess,
-        size=size,
-        mixing_set=_open_mixing_set(mixing_set, config, preprocess, size) if training else None,
-        training=training,
-        in_memory=in_memory,
-    )
+        samples=samples, config=config, preprocess=preprocess, size=size,
+        mixing_set=mixing_images, training=training, in_memory=in_memory,
+    )  # fmt: skip
     return maker, None if opened is None else opened.files
 
 

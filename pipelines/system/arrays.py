@@ -45,7 +45,9 @@ def open_array(path: Path, remedy: str, *, name: str | None = None) -> NDArray[A
             except Exception as error:
                 # NumPy parses the header as a Python literal, which fails in many ways.
                 reason = str(error).strip().split("\n")[0] or type(error).__name__
-                raise PipelineError(f"{name} is not an array ({reason:.200}); {remedy}") from error
+                raise PipelineError(
+                    f"{name} is not a whole array ({reason:.200}); {remedy}"
+                ) from error
             if dtype.hasobject:
                 raise PipelineError(
                     f"{name} holds pickled objects, which are not executed; {remedy}"
@@ -58,9 +60,11 @@ def open_array(path: Path, remedy: str, *, name: str | None = None) -> NDArray[A
                 f"{name} is not a whole array (shape {shape} of {dtype} needs {expected:,} bytes, "
                 f"and it has {n_bytes:,}); {remedy}"
             )
-        array = open_map(path, dtype, "r", offset=offset, shape=shape[::-1] if fortran else shape)
+        # Private: some network file systems have no shared maps, and nothing is written.
+        array = open_map(path, dtype, "c", offset=offset, shape=shape[::-1] if fortran else shape)
     except OSError as error:
         raise PipelineError(
             f"{path} cannot be read: {error.strerror or error}; {remedy}"
         ) from error
+    array.flags.writeable = False
     return array.T if fortran else array
