@@ -22,7 +22,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fractals import draw_genome, render
-    from pipelines.loading.loaders import eval_loader, train_loader
+    from pipelines.loading.loader import eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pixmix.batch import BatchPixMix
     from pixmix.fused import mix_batch
@@ -35,11 +35,11 @@ else:
         "PixMix": "pixmix.transform",
         "PixMixSettings": "pixmix.settings",
         "draw_genome": "fractals",
-        "eval_loader": "pipelines.loading.loaders",
+        "eval_loader": "pipelines.loading.loader",
         "mix_batch": "pixmix.fused",
         "open_mixing_set": "pipelines.loading.mixing_set",
         "render": "fractals",
-        "train_loader": "pipelines.loading.loaders",
+        "train_loader": "pipelines.loading.loader",
     }
 
     def __getattr__(name: str) -> object:

@@ -87,19 +87,6 @@ def count_of_views(views: object) -> int | None:
     return whole("views", views, 1)
 
 
-def names_of_mixings(mixings: object) -> tuple[str, ...]:
-    """Return the names of mixings as a tuple; one name alone is taken too.
-
-    Raises:
-        TypeError: if it is no sequence.
-    """
-    if isinstance(mixings, str):
-        return (mixings,)
-    if not isinstance(mixings, Sequence):
-        raise TypeError(f"mixings is {mixings!r}; pass names, as ('add', 'multiply')")
-    return tuple(mixings)
-
-
 _MOST_PIXELS = 2**31 - 1
 
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixmix import torch_ops
-from pixmix.arguments import count_of_views, names_of_mixings, sample_indices
+from pixmix.arguments import count_of_views, sample_indices
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
-from pixmix.mixing import ADD, MULTIPLY
+from pixmix.mixing import ADD, MIXINGS, MULTIPLY
 from pixmix.operations import OPERATIONS
 from pixmix.packed import PackedPictures, check_crops, pack_mixing_set
 from pixmix.settings import PixMixSettings
@@ -61,7 +61,7 @@ class BatchPixMix(nn.Module):
         severity: float = 3.0,
         all_ops: bool = False,
         geometric: bool = True,
-        mixings: Sequence[str] = ("add", "multiply"),
+        mixings: Sequence[str] = MIXINGS,
         views: int | None = None,
     ) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class BatchPixMix(nn.Module):
             severity=severity,
             all_ops=all_ops,
             geometric=geometric,
-            mixings=names_of_mixings(mixings),
+            mixings=mixings,
         )
         self.views = count_of_views(views)
         packed = pack_mixing_set(mixing_set)
@@ -140,13 +140,8 @@ class BatchPixMix(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments, the mixing set by its length."""
-        settings = self.settings
-        n = len(self._offsets)
-        return (
-            f"{n if n else 'no'} mixing images, k={settings.k}, beta={settings.beta:g}, "
-            f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}"
-        )
+        n = len(self._offsets) or "no"
+        return f"{n} mixing images, {self.settings}, views={self.views}"
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:

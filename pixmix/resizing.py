@@ -9,11 +9,16 @@ crop is cut out before it is resized, as torchvision does it: no filter reads be
 The equality was tested against Pillow 13.0 and torchvision 0.29.
 """
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from pixmix.arguments import check_image
-from pixmix.compiling import inlined_kernel, kernel, weighted_pixel
+from pixmix.compiling import inlined_kernel, kernel, pointer_at
 
 _ONE = np.int32(1 << 22)
 _HALF = np.int32(1 << 21)
@@ -51,6 +56,60 @@ def _reach(side, full):
     return 2 * int(np.ceil(max(side / full, 1.0))) + 1
 
 
+@intrinsic
+def _weighted_pixel(
+    typing_context: Any, array: Any, offset: Any, weights: Any, place: Any, count: Any
+) -> Any:
+    """Return a weighted sum of pixels that follow each other, its lowest byte red.
+
+    array: contiguous uint8; offset, intp: the first pixel's first byte. The byte after the last
+    pixel is read too. weights: contiguous int32, in 2^-22, from `place`, intp, on. count: intp, at
+    least 1. Each channel is rounded; none may leave 0..255. All channels are summed at once.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pixels, start, factors, first, n = values
+        lanes = ir.VectorType(ir.IntType(32), 4)
+        whole = ir.IntType(64)
+
+        def constant(value: int) -> Any:
+            return ir.Constant(lanes, [value] * 4)
+
+        factor_data = context.make_array(signature.args[2])(context, builder, factors).data
+        before = builder.block
+        loop = builder.append_basic_block("taps")
+        after = builder.append_basic_block("summed")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        tap = builder.phi(whole)
+        total = builder.phi(lanes)
+        place_of_tap = builder.add(start, builder.mul(tap, ir.Constant(whole, 3)))
+        word = builder.load(
+            pointer_at(context, builder, signature.args[0], pixels, place_of_tap, 32)
+        )
+        word.align = 1
+        channels = builder.zext(builder.bitcast(word, ir.VectorType(ir.IntType(8), 4)), lanes)
+        factor = builder.load(builder.gep(factor_data, [builder.add(first, tap)]))
+        one = builder.insert_element(
+            ir.Constant(lanes, ir.Undefined), factor, ir.Constant(ir.IntType(32), 0)
+        )
+        splat = builder.shuffle_vector(one, one, constant(0))
+        added = builder.add(total, builder.mul(channels, splat))
+        following = builder.add(tap, ir.Constant(whole, 1))
+        tap.add_incoming(ir.Constant(whole, 0), before)
+        tap.add_incoming(following, loop)
+        total.add_incoming(constant(1 << 21), before)
+        total.add_incoming(added, loop)
+        builder.cbranch(builder.icmp_signed("<", following, n), loop, after)
+        builder.position_at_end(after)
+        rounded = builder.lshr(added, constant(22))
+        return builder.bitcast(
+            builder.trunc(rounded, ir.VectorType(ir.IntType(8), 4)), ir.IntType(32)
+        )
+
+    return types.int32(array, types.intp, weights, types.intp, types.intp), generate
+
+
 @inlined_kernel
 def _filter_row(source, begin, line, starts, counts, weights, out):
     """Filter a row of RGB; see `_weigh`. line: scratch, a byte longer than a row. out: uint8."""
@@ -58,7 +117,7 @@ def _filter_row(source, begin, line, starts, counts, weights, out):
     line[:n_values] = source[begin : begin + n_values]
     flat = weights.reshape(-1)
     for x in range(len(starts)):
-        pixel = weighted_pixel(
+        pixel = _weighted_pixel(
             line, np.int64(3 * starts[x]), flat, x * weights.shape[1], np.int64(counts[x])
         )
         out[3 * x] = pixel

@@ -1,6 +1,7 @@
 """What PixMix is told to do: the numbers of the paper's section 3, validated once."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -30,7 +31,8 @@ class PixMixSettings:
             (see `pixmix.operations`). Results with and without are not to be compared.
         geometric: whether rotations, shears and translations are drawn. Without them all that is in
             an image stays in its place: for boxes and masks.
-        mixings: names from `MIXINGS`, each drawn with the same probability.
+        mixings: a sequence of names from `MIXINGS`, each drawn with the same probability; held as
+            a tuple.
 
     The paper's recipes: CIFAR k=4, beta=3, severity=3; ImageNet k=4, beta=4, severity=1.
     Source: facts of the released code, github.com/andyzoujm/pixmix at f867e87.
@@ -41,7 +43,7 @@ class PixMixSettings:
     severity: float = 3.0
     all_ops: bool = False
     geometric: bool = True
-    mixings: tuple[str, ...] = ("add", "multiply")
+    mixings: Sequence[str] = MIXINGS
 
     def __post_init__(self) -> None:
         """Refuse nonsense.
@@ -67,13 +69,19 @@ class PixMixSettings:
                 f"severity is {self.severity:g}; pass a number from {MINIMAL_LEVEL} to "
                 f"{MAXIMAL_SEVERITY:g} (the paper: 3 for CIFAR, 1 for ImageNet)"
             )
-        if not (isinstance(self.mixings, tuple) and self.mixings):
-            raise ValueError(
-                f"mixings is {self.mixings!r}; pass a tuple of one or more of {', '.join(MIXINGS)}"
-            )
-        for name in self.mixings:
-            if name not in MIXINGS:
-                raise ValueError(f"there is no mixing {name!r}; choose from {', '.join(MIXINGS)}")
+        if not isinstance(self.mixings, Sequence):
+            raise TypeError(f"mixings is {self.mixings!r}; pass names, as {MIXINGS}")
+        names = (self.mixings,) if isinstance(self.mixings, str) else tuple(self.mixings)
+        object.__setattr__(self, "mixings", names)
+        if not names or not all(name in MIXINGS for name in names):
+            raise ValueError(f"mixings is {names}; pass one or more of {', '.join(MIXINGS)}")
+
+    def __str__(self) -> str:
+        """Return the parameters as PixMix takes them."""
+        return (
+            f"k={self.k}, beta={self.beta:g}, severity={self.severity:g}, all_ops={self.all_ops}, "
+            f"geometric={self.geometric}, mixings={self.mixings}"
+        )
 
     @cached_property
     def operation_codes(self) -> NDArray[np.int32]:

@@ -13,9 +13,10 @@ from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pixmix.arguments import check_image, count_of_views, image_key, names_of_mixings, whole
+from pixmix.arguments import check_image, count_of_views, image_key, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.mixing import MIXINGS
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
 from pixmix.settings import PixMixSettings
@@ -99,7 +100,7 @@ class PixMix(nn.Module):
         severity: float = 3.0,
         all_ops: bool = False,
         geometric: bool = True,
-        mixings: Sequence[str] = ("add", "multiply"),
+        mixings: Sequence[str] = MIXINGS,
         views: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -110,7 +111,7 @@ class PixMix(nn.Module):
             severity=severity,
             all_ops=all_ops,
             geometric=geometric,
-            mixings=names_of_mixings(mixings),
+            mixings=mixings,
         )
         if mixing_set is not None and (
             isinstance(mixing_set, Mapping)
@@ -311,13 +312,7 @@ class PixMix(nn.Module):
             mixing_set = "no mixing set"
         else:
             mixing_set = f"{len(self.mixing_set)} mixing images"
-        settings = self.settings
-        return (
-            f"{mixing_set}, k={settings.k}, beta={settings.beta:g}, "
-            f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}, "
-            f"dtype={self.dtype}"
-        )
+        return f"{mixing_set}, {self.settings}, views={self.views}, dtype={self.dtype}"
 
 
 def _as_array(image: object, name: str) -> NDArray[np.uint8]:

@@ -975,10 +975,10 @@ def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> 
 # --- pipelines/loading/order.py ------------------------------------------------------------------
 
 
-def lanes_of_shards(
-    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+def partitions_of_shards(
+    sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> tuple[list[list[int]], list[int]]:
-    """The samples of each lane as they come, and those that are left, sample by sample."""
+    """The samples of each partition as they come, and those that are left, sample by sample."""
     numbers = iter(range(sum(sizes)))
     shards = [[next(numbers) for _ in range(size)] for size in sizes]
     laid: list[tuple[int, int]] = []
@@ -987,11 +987,15 @@ def lanes_of_shards(
         laid += [(nth, sample) for sample in shards[shard]]
         if not shards[shard]:
             empty.append((nth, len(laid)))
-    length, at_once = len(laid) // lanes, window or len(sizes)
+    length, at_once = len(laid) // shard_partitions, shuffle_window or len(sizes)
     parts, place = [], 0
-    for lane in range(lanes + 1):
-        cut = laid[lane * length : (lane + 1) * length] if lane < lanes else laid[place:]
-        # A window counts shards without samples, too, of the lane that they lie in.
+    for partition in range(shard_partitions + 1):
+        cut = (
+            laid[partition * length : (partition + 1) * length]
+            if partition < shard_partitions
+            else laid[place:]
+        )
+        # A window counts shards without samples, too, of the partition that they lie in.
         here = [nth for nth, at in empty if place <= at < place + len(cut)]
         part: list[int] = []
         for begin in range(min([*here, *(nth for nth, _ in cut)], default=0), len(sizes), at_once):
@@ -999,14 +1003,14 @@ def lanes_of_shards(
             part += shuffled(group, place, seed, epoch, 0)
             place += len(group)
         parts.append(part)
-    return parts[:lanes], parts[lanes]
+    return parts[:shard_partitions], parts[shard_partitions]
 
 
-def order_of_lanes(
-    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+def order_of_partitions(
+    sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> list[int]:
-    """The order of an epoch: a sample of each lane in turn, then those that are left."""
-    parts, left = lanes_of_shards(sizes, seed, epoch, window, lanes)
+    """The order of an epoch: a sample of each partition in turn, then those that are left."""
+    parts, left = partitions_of_shards(sizes, seed, epoch, shuffle_window, shard_partitions)
     return [sample for turn in zip(*parts, strict=True) for sample in turn] + left
 
 

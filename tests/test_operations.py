@@ -352,8 +352,7 @@ def test_the_operations_do_not_load_torch() -> None:
 def expected_argument(name: str, level: float, sign: int, height: int, width: int) -> float:
     """As AugMix has it: int_parameter(level, n) = int(level * n / 10)."""
     formulas: dict[str, float] = {
-        "autocontrast": 0.0,
-        "equalize": 0.0,
+        **dict.fromkeys(WITHOUT_ARGUMENT, 0.0),
         "posterize": 4 - int(level * 4 / 10),
         "rotate": sign * int(level * 30 / 10),
         "solarize": 256 - int(level * 256 / 10),

@@ -214,7 +214,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
         (1, "bytes.json is damaged", [tmp_path / "bytes.json"]),
         (1, "deep.json", [tmp_path / "deep.json"]),
-        (1, "deeper.json holds no genome (brackets in br", [tmp_path / "deeper.json"]),
+        (1, "deeper.json: the genome's JSON does not fit", [tmp_path / "deeper.json"]),
         (1, "finite in float32", [tmp_path / "far.json"]),
         (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),

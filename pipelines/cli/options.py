@@ -49,12 +49,12 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 class Place(click.ParamType["Path | str"]):
-    """A folder (files: or a file) as a path; or a URL as text."""
+    """A folder (files: or a file) as a path, which exists if `exists`; or a URL as text."""
 
     name = "folder or URL"
 
-    def __init__(self, *, files: bool = False) -> None:
-        self._path = click.Path(exists=True, file_okay=files, path_type=Path)
+    def __init__(self, *, files: bool = False, exists: bool = True) -> None:
+        self._path = click.Path(exists=exists, file_okay=files, path_type=Path)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
         """Return the value's name in the help."""

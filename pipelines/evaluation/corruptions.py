@@ -33,7 +33,6 @@ from pipelines.evaluation.folders import (
 from pipelines.evaluation.images import (
     DOWNLOAD_AGAIN,
     ArrayImages,
-    open_array,
     read_labels,
     read_names,
 )
@@ -47,6 +46,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
 from pipelines.shards.images import is_ignored_name
+from pipelines.system.arrays import open_array
 from pixmix.operations import OPERATIONS
 
 CORRUPTIONS = (

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import picture_source
-from pipelines.loading.picture_map import JoinedSources, PictureSource
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.image_map import ImageSource, join_sources
+from pipelines.loading.mixing_set import image_source
 from pipelines.report.figures import (
     INK,
     LINE,
@@ -51,7 +51,7 @@ class MixingImages(Sequence[Pixels]):
     """
 
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
-        self._source: PictureSource = JoinedSources(tuple(map(picture_source, places)))
+        self._source: ImageSource = join_sources([image_source(place) for place in places])
         self._source.check()
         # A folder is searched now: it may hold none.
         self._n = len(self._source)
@@ -68,8 +68,8 @@ class MixingImages(Sequence[Pixels]):
             PipelineError: if it cannot be read.
         """
         try:
-            image = decode_picture(self._source.read(i))
-        except UnreadablePictureError as error:
+            image = decode_image(self._source.read(i))
+        except UnreadableImageError as error:
             raise PipelineError(
                 f"{self._source.name(i)} cannot be read ({error}); mend or remove it"
             ) from error

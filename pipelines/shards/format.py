@@ -14,15 +14,14 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tokenize import TokenError
 from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
+from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     Count,
     FileName,
@@ -36,7 +35,6 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )  # fmt: skip
-from pixmix.packed import open_map
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
@@ -60,11 +58,6 @@ _AGAIN = "copy it again from where the set was made, or make the set again"
 
 _MOST_HEADER_BYTES = 2**12
 """What numpy writes before the samples of an index is 192 bytes."""
-
-_DAMAGED_ARRAY = (
-    ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, TokenError,
-)  # fmt: skip
-"""What numpy raises for the header of a damaged array."""
 
 BLOCK = 512
 """Bytes of a tar's header. What a member holds begins at a multiple of it."""
@@ -210,7 +203,7 @@ def open_shards(where: str | Path) -> ShardSet:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Give the names that a pattern with {first..last} stands for, in order.
+    """Yield the names that a pattern with {first..last} stands for, in order.
 
     expand_braces("a-{08..10}.tar") -> "a-08.tar", "a-09.tar", "a-10.tar"
 
@@ -429,22 +422,14 @@ def open_index(path: Path, where: str, remedy: str) -> NDArray[np.void]:
         remedy: what to do about a damaged one, for the end of the error.
 
     Raises:
-        PipelineError: if it does not hold samples, all of them.
-        OSError: if it cannot be read.
+        PipelineError: if it cannot be read, or does not hold samples, all of them.
     """
-    try:
-        with open_regular(path) as file:
-            version = npy.read_magic(file)
-            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-            shape, _, dtype = read_header[version](file)
-            begin, size = file.tell(), file.seek(0, 2)
-    except _DAMAGED_ARRAY as error:
-        raise PipelineError(f"{where} is not an index of samples ({error}); {remedy}") from error
-    if dtype != SAMPLE or len(shape) != 1:
-        raise PipelineError(f"{where} holds {dtype} of shape {shape}, not samples; {remedy}")
-    if size != begin + shape[0] * SAMPLE.itemsize:
-        raise PipelineError(f"{where} has {size} bytes, not those of its samples; {remedy}")
-    return open_map(path, SAMPLE, "r", offset=begin, shape=shape)
+    samples = open_array(path, remedy, name=where)
+    if samples.dtype != SAMPLE or samples.ndim != 1:
+        raise PipelineError(
+            f"{where} holds {samples.dtype} of shape {samples.shape}, not samples; {remedy}"
+        )
+    return samples
 
 
 def _check_size(path: Path, shard: Shard) -> None:

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipelines.errors import PipelineError
 from pipelines.system import stores
-from pipelines.system.masking import masked
 from pipelines.system.stores import Failure, status_failure
 
 if TYPE_CHECKING:
@@ -271,7 +270,7 @@ def _take_head(response: "ClientResponse", received: Received) -> None:
 
 
 def _http_failure(error: Exception) -> Failure:
-    """Return what an error of aiohttp means; its own words may hold the address."""
+    """Return what an error of aiohttp means."""
     import aiohttp
 
     if isinstance(error, aiohttp.ClientResponseError):
@@ -280,7 +279,7 @@ def _http_failure(error: Exception) -> Failure:
         return status_failure(error.status, error.message, pause_s)
     if isinstance(error, aiohttp.InvalidURL):
         return Failure("no valid address", "refused")
-    said = masked((str(error) or type(error).__name__).splitlines()[0])
+    said = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Failure(said, "certificate")
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -344,8 +343,10 @@ def read_object(
         try:
             told = json.loads(last)
         except ValueError:
-            told = {"said": f"the reader of the store ended with status {status}", "kind": "busy"}
-        raise Failure(masked(told["said"]), told["kind"])
+            # Killed, as for want of memory; or an error that was not foreseen.
+            told = {"said": last or f"exit status {status}", "kind": "refused"}
+            told |= {"kind": "busy"} if status < 0 else {}
+        raise Failure(told["said"], told["kind"])
 
 
 def read_command(command: str, received: Received, stall_s: float, stop: threading.Event) -> None:

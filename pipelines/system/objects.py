@@ -45,7 +45,7 @@ from pipelines.system.attempts import (
     read_object,
     run_coroutine,
 )
-from pipelines.system.masking import MASK, masked_address
+from pipelines.system.masking import MASK, bare_address, masked
 from pipelines.system.stores import Failure, FailureKind
 
 SCHEMES = ("http", "https", *stores.SCHEMES)
@@ -154,7 +154,7 @@ def shown(url: str) -> str:
     """Return an address for messages: without user, query and command, where secrets are."""
     if url.startswith(PIPE_PREFIX):
         return f"{PIPE_PREFIX}{MASK}"
-    return url if scheme_of(url) in stores.SCHEMES else masked_address(url)
+    return url if scheme_of(url) in stores.SCHEMES else bare_address(url)
 
 
 def check_address(url: str, access: RemoteAccess) -> None:
@@ -279,7 +279,8 @@ def download(
                 "index again"
             ) from error
         kind = NotFoundError if error.kind in {"absent", "denied"} else PipelineError
-        reason = _REASONS[error.kind].format(tries=access.tries, said=error)
+        said = masked(str(error))
+        reason = _REASONS[error.kind].format(tries=access.tries, said=said)
         raise kind(f"{shown(url)}: {reason}") from error
 
 
@@ -300,9 +301,7 @@ def while_busy(
         access,
         stop,
         retry=retry_if_exception(lambda e: isinstance(e, Failure) and e.kind == "busy"),
-        ends=stop_after_attempt(access.attempts)
-        if timeout_s is None
-        else stop_after_delay(timeout_s),
+        ends=stop_after_delay(timeout_s) if timeout_s else stop_after_attempt(access.attempts),
         after=after,
     )
 
@@ -329,8 +328,8 @@ def _retrying(
         return max(at_random(state), min(asked_s, longest_s))
 
     def report(state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        _log.warning("%s: %s; trying again in %.1f s", shown(url), error, state.upcoming_sleep)
+        said = masked(str(state.outcome and state.outcome.exception()))
+        _log.warning("%s: %s; trying again in %.1f s", shown(url), said, state.upcoming_sleep)
 
     return Retrying(
         retry=retry,

@@ -19,15 +19,21 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pipelines
 from pipelines.errors import PipelineError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
@@ -151,6 +157,23 @@ def run_chunks(
             raise _too_few_processes(refusal)
     finally:
         _shut_down(workers)
+
+
+def prefetch(
+    items: Iterator[Item], work: Callable[[Item], Result], depth: int
+) -> Generator[Result]:
+    """Give the results of work on items, in order, computed in a thread up to `depth` ahead."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="pixmix-loader")
+    running: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            running.append(pool.submit(work, item))
+            if len(running) > depth:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _NotStarted(Exception):
@@ -290,6 +313,8 @@ def interrupts_held() -> Iterator[None]:
     Processes started meanwhile inherit the block and keep it: a Ctrl-C in the terminal reaches
     every process of the command, and only this one is to answer it.
     """
+    # It is started with the first process otherwise, and Python 3.11 unblocks SIGINT after that.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
