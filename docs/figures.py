@@ -60,7 +60,7 @@ def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Return the first n draws of (a, b) towards the other picture, and the first n away."""
     plan = draw_plan(
         np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
-        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+        source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
     )  # fmt: skip
     a, b = plan.rounds["a"][:, 0], plan.rounds["b"][:, 0]
     return [(a[each][:n], b[each][:n]) for each in (a <= 1, a > 1)]

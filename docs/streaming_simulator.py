@@ -1,9 +1,9 @@
 """Simulate training from shards at an address, without data: what to download, keep and wait for.
 
-    python docs/streaming_simulator.py --nodes 8 --window 16
+    python docs/streaming_simulator.py --nodes 8 --shuffle-window 16
 
-The loaders' full shuffle, windows and lanes stand beside what webdataset's own stages do. Of all
-nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
+The loaders' full shuffle, windows and partitions stand beside what webdataset's own stages do. Of
+all nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
 
     python docs/streaming_simulator.py --page docs/streaming-plan.md
 
@@ -27,10 +27,10 @@ from pipelines.bench.timing import number
 from pipelines.cli.options import ByteSize
 from pipelines.loading.order import (
     EpochOrder,
-    batch_places,
+    batch_positions,
     count_batches,
+    default_prefetch,
     order_bytes,
-    shards_ahead,
 )
 from pipelines.shards.format import SAMPLE
 from pipelines.text_table import aligned
@@ -64,11 +64,11 @@ class StreamingSettings:
     """A set of shards, the nodes that train on it, and the order.
 
     shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
-    processes. window, lanes: see `EpochOrder`. cache_bytes: that a node keeps, or None.
-    bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch: shards
-    downloaded before they are needed; None: as many as the loaders take. slow: how many times
-    slower one node's link is; outage_seconds: how long it is broken, in the middle of the epoch.
-    epochs: for caches.
+    processes. shuffle_window, shard_partitions: see `EpochOrder`. cache_bytes: that a node keeps,
+    or None. bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch:
+    shards downloaded before they are needed; None: as many as the loaders take. slow: how many
+    times slower one node's link is; outage_seconds: how long it is broken, in the middle of
+    the epoch. epochs: for caches.
     """
 
     shards: int = 1024
@@ -79,8 +79,8 @@ class StreamingSettings:
     ranks: int = 8
     workers: int = 8
     batch_size: int = 1024
-    window: int = 64
-    lanes: int = 1
+    shuffle_window: int = 64
+    shard_partitions: int = 1
     cache_bytes: float | None = None
     bandwidth: float = 1.25e9
     step_seconds: float = 0.1
@@ -103,7 +103,12 @@ class StreamingSettings:
                 raise ValueError(f"{name} is {value}; give {least} or more")
             if isinstance(value, float) and not (value > 0 or value >= least):
                 raise ValueError(f"{name} is {value}; give more than 0")
-        batch_places(self.batch_size, rank=0, world_size=self.world_size, lanes=self.lanes)
+        batch_positions(
+            self.batch_size,
+            rank=0,
+            world_size=self.world_size,
+            shard_partitions=self.shard_partitions,
+        )
         if not self.batch_size <= self.n_samples <= _MOST_SAMPLES:
             raise ValueError(
                 f"{self.shards} shards of {self.samples_per_shard} are {self.n_samples:,} samples; "
@@ -191,24 +196,31 @@ class PlanRow:
 
 
 def simulate(settings: StreamingSettings) -> list[PlanRow]:
-    """Return what comes of a full shuffle, of windows, of lanes, and of webdataset's buffers."""
+    """Return the rows of a full shuffle, of windows, partitions, and webdataset's buffers."""
     orders: list[tuple[str, int | None, int]] = [
         ("full shuffle", None, 1),
-        (f"window {settings.window}", settings.window, 1),
+        (f"window {settings.shuffle_window}", settings.shuffle_window, 1),
     ]
-    if settings.lanes > 1:
+    if settings.shard_partitions > 1:
         orders += [
-            (f"{settings.lanes} lanes", None, settings.lanes),
-            (f"{settings.lanes} lanes, window {settings.window}", settings.window, settings.lanes),
+            (f"{settings.shard_partitions} partitions", None, settings.shard_partitions),
+            (
+                f"{settings.shard_partitions} partitions, window {settings.shuffle_window}",
+                settings.shuffle_window,
+                settings.shard_partitions,
+            ),
         ]
     return [
-        *(_ours(settings, name, window, lanes) for name, window, lanes in orders),
+        *(
+            _ours(settings, name, shuffle_window, shard_partitions)
+            for name, shuffle_window, shard_partitions in orders
+        ),
         *(_webdataset(settings, buffer) for buffer in BUFFERS),
     ]
 
 
 def plan_batches(
-    settings: StreamingSettings, *, epoch: int, window: int | None, lanes: int
+    settings: StreamingSettings, *, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> NDArray[np.int64]:
     """Return the batches of an epoch as the loaders of all ranks together give them."""
     order = EpochOrder(
@@ -216,25 +228,33 @@ def plan_batches(
         seed=settings.seed,
         epoch=epoch,
         shard_sizes=[settings.samples_per_shard] * settings.shards,
-        window=window,
-        lanes=lanes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
     ).whole()
     size = settings.batch_size
     steps = count_batches(len(order), size)
-    places = batch_places(size, rank=0, world_size=1, lanes=lanes)
+    places = batch_positions(size, rank=0, world_size=1, shard_partitions=shard_partitions)
     return order[: steps * size].reshape(steps, size)[:, places]
 
 
-def _ours(settings: StreamingSettings, name: str, window: int | None, lanes: int) -> PlanRow:
+def _ours(
+    settings: StreamingSettings, name: str, shuffle_window: int | None, shard_partitions: int
+) -> PlanRow:
     shard_of = _shard_of(settings)
-    batches = plan_batches(settings, epoch=0, window=window, lanes=lanes)
+    batches = plan_batches(
+        settings, epoch=0, shuffle_window=shuffle_window, shard_partitions=shard_partitions
+    )
     uses = [shard_uses(batches, shard_of, settings.shards, settings.nodes)]
     for epoch in range(1, settings.epochs):
-        later = plan_batches(settings, epoch=epoch, window=window, lanes=lanes)
+        later = plan_batches(
+            settings, epoch=epoch, shuffle_window=shuffle_window, shard_partitions=shard_partitions
+        )
         uses.append(shard_uses(later, shard_of, settings.shards, settings.nodes))
     steps = len(batches)
     needed = (uses[0][0] >= 0).sum(axis=1)
-    prefetch = settings.prefetch or shards_ahead(window, lanes, settings.nodes)
+    prefetch = settings.prefetch or default_prefetch(
+        shuffle_window, shard_partitions, settings.nodes
+    )
     at_once = np.minimum(most_at_once(uses[0], steps, settings.early) + prefetch, needed)
     shards = int(at_once.max())
     kept = np.logical_or.reduce([first >= 0 for first, _ in uses]).sum(axis=1)
@@ -371,15 +391,15 @@ def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> 
 def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
     """Return bytes a node: the index, mapped once, and the order, which each process has.
 
-    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in lanes
-    where there are several.
+    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in
+    partitions where there are several.
     """
-    full = order_bytes(n_samples, settings.samples_per_shard, window=None)
+    full = order_bytes(n_samples, settings.samples_per_shard, shuffle_window=None)
     windows = order_bytes(
         n_samples,
         settings.samples_per_shard,
-        window=settings.window,
-        lanes=settings.lanes,
+        shuffle_window=settings.shuffle_window,
+        shard_partitions=settings.shard_partitions,
         world_size=settings.world_size,
     )
     return {
@@ -503,8 +523,8 @@ def _measure(name: str, default: float, text: str) -> Callable[[Any], Any]:
 @_count("--ranks", 8, "Ranks per node.")
 @_count("--workers", 8, "Worker processes per rank.")
 @_count("--batch-size", 1024, "Global batch size, summed over all ranks.")
-@_count("--window", 64, "Shards of a lane that are mixed at a time.")
-@click.option("--lanes", type=int, help="Lanes.  [default: number of nodes]")
+@_count("--shuffle-window", 64, "Shards of a partition that are shuffled together.")
+@click.option("--shard-partitions", type=int, help="Shard partitions.  [default: number of nodes]")
 @click.option("--cache-limit", type=ByteSize(), help="Cache per node, for example 200GB.")
 @_measure("--bandwidth", 1250.0, "Download rate of a node, in MB per second.")
 @_measure("--step-seconds", 0.1, "Duration of a training step without waiting for data.")
@@ -520,10 +540,10 @@ def main(*, as_json: bool, page: Path | None, **options: Any) -> None:  # noqa: 
     if page is not None:
         page.write_text(renewed(page.read_text()))
         return
-    lanes = options.pop("lanes")
+    shard_partitions = options.pop("shard_partitions")
     try:
         settings = StreamingSettings(
-            lanes=options["nodes"] if lanes is None else lanes,
+            shard_partitions=options["nodes"] if shard_partitions is None else shard_partitions,
             shard_bytes=options.pop("shard_mb") * 1e6,
             bandwidth=options.pop("bandwidth") * 1e6,
             outage_seconds=options.pop("outage"),

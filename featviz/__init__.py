@@ -4,6 +4,7 @@ from featviz import channel, open_network, paint
 paint(open_network(), channel("blocks.5", [3, 14, 15]), n=3, seed=0)     # (3, 256, 256, 3) uint8
 """
 
+from featviz.canvas import COLOURS, KINDS, Canvas, Robustness, mean_magnitude
 from featviz.capture import find_layers
 from featviz.networks import DEFAULT, Network, network_names, open_network
 from featviz.objectives import (
@@ -15,9 +16,7 @@ from featviz.objectives import (
     draw_direction,
     neuron,
 )
-from featviz.robustness import Robustness
 from featviz.sampling import Recipe, draw_recipe
-from featviz.spectrum import COLOURS, KINDS, Canvas, mean_magnitude
 from featviz.visualize import (
     FEATVIZ_VERSION,
     PRECISIONS,

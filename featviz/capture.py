@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from featviz.spectrum import Size
+from featviz.canvas import Size
 
 Layout = Literal["channels first", "channels last"]
 

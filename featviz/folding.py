@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from featviz.efficientnet_lite import SameConv2d
+from featviz.networks import SameConv2d
 
 _CONVOLUTIONS = (nn.Conv2d, SameConv2d)
 """These themselves: what others make of them may not be linear in their weights."""

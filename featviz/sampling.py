@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from featviz.canvas import COLOURS, Canvas, Size, generator
 from featviz.objectives import Objective, channel, direction, draw_direction
-from featviz.random import generator
-from featviz.spectrum import COLOURS, Canvas, Size
 
 GROUP = 8
 """Pictures in a row that share a layer, so that they may be optimized together."""
@@ -20,7 +19,7 @@ _SAME_TARGET = 2
 """Attempts at a channel before a direction is taken in its place."""
 
 _DRAWS, _ORDER, _DIRECTION, _PICTURE = 1, 2, 3, 4
-"""Streams of random numbers; see `featviz.random.generator`."""
+"""Streams of random numbers; see `featviz.canvas.generator`."""
 
 
 @dataclass(frozen=True, kw_only=True)

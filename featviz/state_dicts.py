@@ -62,9 +62,15 @@ def weights_of(content: object, path: Path | str) -> dict[str, Tensor]:
     return content
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether a tensor is plain memory of this machine: dense, on the CPU, not quantized."""
+    dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return dense and not tensor.is_quantized
+
+
 def _check_tensor(name: str, value: Tensor, path: Path | str) -> None:
     """Refuse a tensor that is not plain memory, or that claims more than the memory it has."""
-    if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized:
+    if not is_plain(value):
         raise ValueError(f"{path}: {name} is not a plain tensor of numbers; {SAVE_AGAIN}")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(

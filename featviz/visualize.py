@@ -12,13 +12,23 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from featviz.canvas import (
+    COLOURS,
+    LEAST_SCALE,
+    Canvas,
+    Kind,
+    Robustness,
+    Size,
+    draw_warps,
+    generator,
+    low,
+    put_low,
+    warp,
+)
 from featviz.capture import Layer, RedirectedRelus, capturing, find_layers, find_nonfinite
 from featviz.folding import folded, has_grouped_convolutions
 from featviz.networks import Network
 from featviz.objectives import Objective
-from featviz.random import generator
-from featviz.robustness import LEAST_SCALE, Robustness, draw_warps, warp
-from featviz.spectrum import COLOURS, Canvas, Kind, Size, low, put_low
 
 Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")

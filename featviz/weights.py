@@ -4,13 +4,22 @@
 their tensors: numpy scalars (a learning rate from `np.cos`), `argparse.Namespace`, paths. Here each
 of those has a stand-in of our own, so that numpy's and pathlib's code is never called with values
 from a file.
+
+A checkpoint carries its SHA-256 in itself, so that every reader sees a flipped bit: torch writes
+zip archives without checking them when it reads them. The digest is the archive's comment, at the
+very end of the file: torch and other readers of zip pass over it, and it stays with the file when
+the file is copied or renamed.
+
+    ... | PK 5 6, 16 bytes | length of the comment: 71 | "sha256=" and 64 hexadecimal digits
+
+It is that of the archive without a comment, whose length is then 0.
 """
 
 import argparse
 import errno
+import hashlib
 import io
 import math
-import os
 import pathlib
 import pickletools
 import re
@@ -31,16 +40,6 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
 
-from featviz.checkpoint_digest import matches_digest
-
-_KINDS = (
-    (stat.S_ISDIR, errno.EISDIR, "a folder"),
-    (stat.S_ISFIFO, errno.EINVAL, "a named pipe"),
-    (stat.S_ISSOCK, errno.EINVAL, "a socket"),
-    (stat.S_ISCHR, errno.EINVAL, "a device"),
-    (stat.S_ISBLK, errno.EINVAL, "a device"),
-)
-_CHUNK_BYTES = 1 << 20
 SAVE_AGAIN = "save module.state_dict() with torch.save or safetensors where it was written"
 _COPY_AGAIN = "copy or download it again"
 
@@ -60,7 +59,9 @@ def read_checkpoint_file(path: Path) -> Any:  # noqa: ANN401
             remedy.
         OSError: if it is not there, not a regular file, or the disk fails.
     """
-    with _open_regular(path) as file:
+    if not stat.S_ISREG(path.stat().st_mode):  # A named pipe would block for ever.
+        raise OSError(errno.EINVAL, "it is not a regular file; name a file of weights", str(path))
+    with path.open("rb") as file:
         return load_checkpoint(file, path)
 
 
@@ -106,20 +107,6 @@ def load_checkpoint(file: BinaryIO, path: Path | str) -> Any:  # noqa: ANN401
     except Exception as error:
         # Damage shows as errors of many kinds: of zip archives, of pickles, of tensors' sizes.
         raise ValueError(_unreadable(error, file, head, path)) from error
-
-
-def _open_regular(path: Path) -> BinaryIO:
-    """Open a regular file, and nothing else: a named pipe would block for ever."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        for is_kind, number, kind in _KINDS:
-            if is_kind(mode):
-                raise OSError(number, f"it is {kind}; name a file of weights", str(path))
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
 
 
 _OTHER_FILES = (
@@ -257,6 +244,60 @@ def _wanted_global(content: BinaryIO) -> str | None:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     return f"{text.splitlines()[0]:.160}"
+
+
+# --- The digest ----------------------------------------------------------------------------------
+
+_END_OF_ARCHIVE = b"PK\x05\x06"
+_PREFIX = b"sha256="
+_N_COMMENT = len(_PREFIX) + 64
+_LENGTH = _N_COMMENT.to_bytes(2, "little")
+_NO_COMMENT = b"\x00\x00"
+_N_END = 22 + _N_COMMENT
+_PIECE = 1 << 20
+
+
+def with_digest(archive: bytes) -> bytes:
+    """Return an archive of `torch.save` with its SHA-256 as the comment.
+
+    Raises:
+        ValueError: if it is not an archive, or has a comment.
+    """
+    if archive[-22:-18] != _END_OF_ARCHIVE or archive[-2:] != _NO_COMMENT:
+        raise ValueError(f"{len(archive)} bytes that are not an archive without a comment")
+    digest = hashlib.sha256(archive).hexdigest()
+    return archive[:-2] + _LENGTH + _PREFIX + digest.encode()
+
+
+def matches_digest(file: BinaryIO | bytes) -> bool | None:
+    """Return whether a file is as it was written; None if it carries no digest.
+
+    Any single flipped bit gives False, also one in the digest itself.
+
+    Args:
+        file: the content, or a seekable file, whose position is at its end afterwards.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+    if isinstance(file, bytes):
+        file = io.BytesIO(file)
+    n = file.seek(0, io.SEEK_END)
+    if n < _N_END:
+        return None
+    file.seek(n - _N_END)
+    end = file.read(_N_END)
+    marks = end[:4] == _END_OF_ARCHIVE, end[20:22] == _LENGTH, end[22:29] == _PREFIX
+    if sum(marks) < 2:  # One may be damaged.
+        return None
+    file.seek(0)
+    found = hashlib.sha256()
+    left = n - _N_COMMENT - 2
+    while left > 0 and (piece := file.read(min(left, _PIECE))):
+        found.update(piece)
+        left -= len(piece)
+    found.update(_NO_COMMENT)
+    return all(marks) and end[29:] == found.hexdigest().encode()
 
 
 # --- Stand-ins for what honest checkpoints hold ---------------------------------------------------

@@ -11,7 +11,6 @@ __all__ = [
     "BASELINE_VERSION",
     "FAMILIES",
     "GENOME_VERSION",
-    "Baseline",
     "Family",
     "Genome",
     "draw_genome",
@@ -53,7 +52,7 @@ FAMILIES: dict[str, Family] = {
 """Append new rows: a family's place is a part of its random keys."""
 
 if TYPE_CHECKING:
-    from fractals.baselines import BASELINE_VERSION, BASELINES, Baseline, paint_baseline
+    from fractals.baselines import BASELINE_VERSION, BASELINES, paint_baseline
     from fractals.genome import GENOME_VERSION, Genome, render
     from fractals.sampling import draw_genome
     from fractals.statistics import measure
@@ -61,7 +60,6 @@ else:
     _MODULES = {
         "BASELINES": "baselines",
         "BASELINE_VERSION": "baselines",
-        "Baseline": "baselines",
         "GENOME_VERSION": "genome",
         "Genome": "genome",
         "draw_genome": "sampling",

@@ -1,4 +1,4 @@
-"""Pictures of random processes: what fractals are to be measured against as a mixing set.
+"""Images of random processes: what fractals are to be measured against as a mixing set.
 
 * dead-leaves: discs and rectangles of random colours, whose sizes follow a power law, over each
   other until nothing is left bare. Scale-invariant, with edges.
@@ -11,7 +11,7 @@ The first two are processes of Baradad et al. 2021, "Learning to See by Looking 
 All arithmetic is exact by IEEE 754, or of `numerics`, so an image is the same on every machine.
 """
 
-from typing import Literal, get_args
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,30 +27,25 @@ from fractals.numerics import (
 )
 from pixmix.compiling import kernel
 
-Baseline = Literal["dead-leaves", "spectrum", "noise"]
-BASELINES: tuple[Baseline, ...] = get_args(Baseline)
-
 BASELINE_VERSION = 1
-"""Raised when the same kind, seed, index and size give another picture."""
+"""Raised when the same kind, seed, index and size give another image."""
 
 _KEY = 0x42415345  # "BASE": keeps these streams apart from those of genomes.
 
 SMALLEST_LEAF, LARGEST_LEAF = 1 / 96, 0.4
-"""Radius of leaves, in shorter sides of the picture."""
+"""Radius of leaves, in shorter sides of the image."""
 
 SMALLEST_EXPONENT, LARGEST_EXPONENT = 0.5, 3.5
-"""Of amplitude against frequency, drawn for each picture and each axis; the authors' range."""
+"""Of amplitude against frequency, drawn for each image and each axis; the authors' range."""
 
 
-def paint_baseline(
-    kind: Baseline, seed: int, index: int, size: tuple[int, int]
-) -> NDArray[np.uint8]:
-    """Paint a picture, a function of its arguments alone.
+def paint_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Paint an image, a function of its arguments alone.
 
     Args:
         kind: one of `BASELINES`.
         seed: any whole number.
-        index: of the picture, 0 or more.
+        index: of the image, 0 or more.
         size: (height, width) in pixels.
 
     Returns:
@@ -67,24 +62,16 @@ def paint_baseline(
             f"index is {index} and size {height}x{width} (height x width); give an index from "
             "0 and sides from 1"
         )
-    state = random_state(_KEY, BASELINES.index(kind), seed, index)
-    picture = np.empty((height, width, 3), np.uint8)
-    if kind == "noise":
-        _fill_with_noise(state, picture)
-    elif kind == "dead-leaves":
-        shorter = min(height, width)
-        # A leaf of less than half a pixel would cover none for ever.
-        smallest = max(0.75, SMALLEST_LEAF * shorter)
-        _lay_leaves(state, picture, smallest, max(2 * smallest, LARGEST_LEAF * shorter))
-    else:
-        _fill_with_spectrum(state, picture)
-    return picture
+    state = random_state(_KEY, list(BASELINES).index(kind), seed, index)
+    image = np.empty((height, width, 3), np.uint8)
+    BASELINES[kind](state, image)
+    return image
 
 
 @kernel
-def _fill_with_noise(state, picture):
+def _fill_with_noise(state, image):
     """Fill (height, width, 3) uint8 with random bytes, eight of each word, the lowest first."""
-    height, width, channels = picture.shape
+    height, width, channels = image.shape
     word = np.uint64(0)
     left = 0
     for y in range(height):
@@ -93,20 +80,27 @@ def _fill_with_noise(state, picture):
                 if left == 0:
                     word = next_word(state)
                     left = 8
-                picture[y, x, c] = np.uint8(word & np.uint64(255))
+                image[y, x, c] = np.uint8(word & np.uint64(255))
                 word >>= np.uint64(8)
                 left -= 1
 
 
+def _cover_with_leaves(state: NDArray[np.uint64], image: NDArray[np.uint8]) -> None:
+    shorter = min(image.shape[:2])
+    # A leaf of less than half a pixel would cover none for ever.
+    smallest = max(0.75, SMALLEST_LEAF * shorter)
+    _lay_leaves(state, image, smallest, max(2 * smallest, LARGEST_LEAF * shorter))
+
+
 @kernel
-def _lay_leaves(state, picture, smallest, largest):
+def _lay_leaves(state, image, smallest, largest):
     """Cover (height, width, 3) uint8 with leaves, each beneath those before.
 
     From above, for then whatever is bare at last is covered once, and the pattern is the same that
     leaves falling for ever would make. smallest, largest: radii in pixels; the density of a radius
     r falls as r^-3.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     bare = np.ones((height, width), np.bool_)
     n_bare = height * width
     most, least = 1.0 / (smallest * smallest), 1.0 / (largest * largest)
@@ -148,18 +142,18 @@ def _lay_leaves(state, picture, smallest, largest):
                     bare[y, x] = False
                     n_bare -= 1
                     for c in range(3):
-                        picture[y, x, c] = np.uint8((colour >> np.uint64(8 * c)) & np.uint64(255))
+                        image[y, x, c] = np.uint8((colour >> np.uint64(8 * c)) & np.uint64(255))
 
 
 @kernel
-def _fill_with_spectrum(state, picture):
+def _fill_with_spectrum(state, image):
     """Fill (height, width, 3) uint8 with coloured noise of a falling spectrum.
 
     Three fields of amplitude 1 / (|kx|^a + |ky|^b) and random phases are mixed by a random matrix,
     and brought to a mean of 64 to 192 and a deviation of 32 to 72 by channel. They are computed on
-    a square whose side is a power of two, from which the picture is cut.
+    a square whose side is a power of two, from which the image is cut.
     """
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = 1
     while side < max(height, width):
         side *= 2
@@ -208,7 +202,7 @@ def _fill_with_spectrum(state, picture):
         for y in range(height):
             for x in range(width):
                 value = mean + deviation * (field[y, x] - middle) / spread
-                picture[y, x, c] = np.uint8(min(max(np.floor(value + 0.5), 0.0), 255.0))
+                image[y, x, c] = np.uint8(min(max(np.floor(value + 0.5), 0.0), 255.0))
 
 
 @kernel
@@ -239,3 +233,11 @@ def _transform(values):
                 values[start + half] = values[start] - other
                 values[start] = values[start] + other
         length *= 2
+
+
+BASELINES: dict[str, Callable[..., None]] = {
+    "dead-leaves": _cover_with_leaves,
+    "spectrum": _fill_with_spectrum,
+    "noise": _fill_with_noise,
+}
+"""Functions of a state and an image to fill. Append new rows: a place is a part of random keys."""

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fractals import escape_kernels as kernels
-from fractals.escape_kernels import Orbits, measure_orbits, turn, window_frame
+from fractals.escape_kernels import Look, Orbits, measure_orbits, turn, window_frame
 from fractals.numerics import Draws
 
 PLANES = ("julia", "parameter")
@@ -150,14 +150,16 @@ class EscapeLayer:
                     f"{_FARTHEST:g}"
                 )
             object.__setattr__(self, name, tuple(map(float, given)))
-        _require_one_of("formula", self.formula, FORMULAS)
-        _require_one_of("plane", self.plane, PLANES)
-        _require_one_of("trap", self.trap, TRAPS)
+        known: dict[str, Collection[str]] = {"formula": FORMULAS, "plane": PLANES, "trap": TRAPS}
+        for name, allowed in known.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
         powers = FORMULAS[self.formula].powers
         if self.power not in powers:
-            allowed = ", ".join(map(str, powers))
             raise ValueError(
-                f"power {self.power} does not suit {self.formula}; use one of {allowed}"
+                f"power {self.power} does not suit {self.formula}; use one of "
+                f"{', '.join(map(str, powers))}"
             )
         if self.formula == "rings" and self.plane == "parameter":
             raise ValueError(
@@ -191,20 +193,14 @@ _RANGES = (
     ("glow", 0.0, 1.0),
     ("glow_reach", 1e-6, 100.0),
     *(
-        (f"{name}_turns", -1e3, 1e3)
-        for name in ("smooth", "trap", "wave", "cell", "inner_trap", "inner_wave")
-    ),
-    *(
         (name, -1e3, 1e3)
-        for name in ("rotation", "trap_rotation", "wave_phase", "phase", "inner_phase")
+        for name in (
+            *("smooth_turns", "trap_turns", "wave_turns", "cell_turns", "inner_trap_turns"),
+            *("inner_wave_turns", "rotation", "trap_rotation", "wave_phase", "phase"),
+            *("inner_phase", "light_rotation", "edge_phase"),
+        )
     ),
-    *((name, -1e3, 1e3) for name in ("light_rotation", "edge_phase")),
 )
-
-
-def _require_one_of(name: str, value: str, allowed: Collection[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} {value!r} is unknown; use one of {', '.join(allowed)}")
 
 
 def _conic(layer: EscapeLayer) -> tuple[float, ...]:
@@ -341,22 +337,6 @@ _SEARCH_ITERATIONS, _FINDING_ITERATIONS = 96, 320
 # A window is at fault with less than this share escaping, or more than this share calm, or dusty,
 # or more than this coherence of its slopes, which is 1 where all lines are parallel.
 _LEAST_OUTSIDE, _MOST_CALM, _MOST_DUSTY, _MOST_STRIPED = 0.5, 0.45, 0.05, 0.6
-
-
-class Look(NamedTuple):
-    """What a survey says of a window; the fields are those of `escape_kernels.appraise`."""
-
-    outside: float
-    calm: float
-    dusty: float
-    striped: float
-    median_count: float
-    many_count: float
-    smooth_spread: float
-    trap_spread: float
-    wave_spread: float
-    inner_trap_spread: float
-    inner_wave_spread: float
 
 
 def _significant(value: float) -> float:

@@ -68,6 +68,22 @@ class Orbits(NamedTuple):
     max_iterations: int
 
 
+class Look(NamedTuple):
+    """What a survey says of a window; the fields are those of `appraise`."""
+
+    outside: float
+    calm: float
+    dusty: float
+    striped: float
+    median_count: float
+    many_count: float
+    smooth_spread: float
+    trap_spread: float
+    wave_spread: float
+    inner_trap_spread: float
+    inner_wave_spread: float
+
+
 @functools.cache
 def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
     """Compile the orbit loop of one formula and power; cached on disk like every kernel.

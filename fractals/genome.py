@@ -4,7 +4,7 @@ A new kind of layer is a module, with a dataclass and two functions, and a row o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias, cast, get_args, get_origin, get_type_hints
 
@@ -192,7 +192,7 @@ _hints = cache(get_type_hints)
 
 def _read(kind: Any, document: Any) -> Any:  # noqa: ANN401
     """Return the value of a type, a dataclass or a part of one, that a JSON value stands for."""
-    if is_dataclass(kind):
+    if hasattr(kind, "__dataclass_fields__"):
         values = _fields(kind, document)
         return kind(**{name: _read(_hints(kind)[name], value) for name, value in values.items()})
     if kind == Fractal:

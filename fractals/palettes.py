@@ -5,8 +5,10 @@ https://bottosson.github.io/posts/oklab/ ; matrices as given there (public domai
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,28 +108,55 @@ def _stop(lightness: float, chroma: float, hue: float) -> tuple[float, float, fl
     return round(lightness, 4), round(chroma * math.cos(hue), 4), round(chroma * math.sin(hue), 4)
 
 
+def _near(draws: Draws, first: float, n: int) -> list[float]:
+    return [first + draws.uniform(-0.6, 0.6) for _ in range(n)]
+
+
+def _opposite(draws: Draws, first: float, n: int) -> list[float]:
+    second = first + math.pi + draws.uniform(-0.7, 0.7)
+    return [draws.choice((first, second)) + draws.uniform(-0.35, 0.35) for _ in range(n)]
+
+
+def _triad(draws: Draws, first: float, n: int) -> list[float]:
+    return [
+        first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)
+    ]
+
+
+def _circle(draws: Draws, first: float, n: int) -> list[float]:
+    step = draws.sign() * 2 * math.pi / n
+    return [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
+
+
+class Scheme(NamedTuple):
+    """A row of `SCHEMES`.
+
+    share: of all palettes. draw_hues: takes draws, the first hue and the number of hues, in
+    radians.
+    """
+
+    share: float
+    draw_hues: Callable[[Draws, float, int], list[float]]
+
+
+SCHEMES = {
+    "near": Scheme(0.4, _near),
+    "opposite": Scheme(0.32, _opposite),
+    "triad": Scheme(0.18, _triad),
+    "circle": Scheme(0.1, _circle),
+}
+
+
 def draw_palette(draws: Draws) -> Palette:
     """Draw a ring of 3 to 8 strong colours of two to five hues, dark and light in turn.
 
-    Schemes: near hues, two opposite ones, a triad, the whole circle. Lightness swings between a
-    dark and a light end, so that neighbouring values of the coordinate can be told apart in grey as
-    well.
+    Hues: of one of `SCHEMES`. Lightness swings between a dark and a light end, so that neighbouring
+    values of the coordinate can be told apart in grey as well.
     """
     n = draws.whole(3, 8)
     first = draws.uniform(0, 2 * math.pi)
-    scheme = draws.weighted(("near", "split", "triad", "circle"), (0.4, 0.32, 0.18, 0.1))
-    if scheme == "near":
-        hues = [first + draws.uniform(-0.6, 0.6) for _ in range(n)]
-    elif scheme == "split":
-        second = first + math.pi + draws.uniform(-0.7, 0.7)
-        hues = [draws.choice((first, second)) + draws.uniform(-0.35, 0.35) for _ in range(n)]
-    elif scheme == "triad":
-        hues = [
-            first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)
-        ]
-    else:
-        step = draws.sign() * 2 * math.pi / n
-        hues = [first + i * step + draws.uniform(-0.2, 0.2) for i in range(n)]
+    scheme = draws.weighted(list(SCHEMES), [scheme.share for scheme in SCHEMES.values()])
+    hues = SCHEMES[scheme].draw_hues(draws, first, n)
     dark, light = draws.weighted(((0.04, 0.65), (0.2, 0.9), (0.45, 0.98)), (1, 1.7, 1.7))
     strength = draws.uniform(0.07, 0.26)
     stops = []

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 from pixmix import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pipelines.loading.cursors import EvalLoader, TrainLoader
-    from pipelines.loading.loaders import eval_loader, train_loader
+    from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+    from pipelines.loading.loader import EvalLoader, TrainLoader, eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
-    from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-    from pipelines.loading.stream import pixmix_stream
+    from pipelines.loading.webdataset import pixmix_stream
     from pipelines.shards.remote import Remote
 
 __all__ = [
     "CIFAR",
     "IMAGENET",
     "EvalLoader",
-    "Preparation",
+    "LoaderConfig",
+    "PreprocessConfig",
     "Remote",
     "TrainLoader",
     "eval_loader",
@@ -28,16 +28,17 @@ __all__ = [
 # Type checkers would take any name for one that `__getattr__` may return.
 if not TYPE_CHECKING:
     _MODULES = {
-        "CIFAR": "pipelines.loading.preparation",
-        "IMAGENET": "pipelines.loading.preparation",
-        "EvalLoader": "pipelines.loading.cursors",
-        "Preparation": "pipelines.loading.preparation",
+        "CIFAR": "pipelines.loading.batches",
+        "IMAGENET": "pipelines.loading.batches",
+        "EvalLoader": "pipelines.loading.loader",
+        "LoaderConfig": "pipelines.loading.batches",
+        "PreprocessConfig": "pipelines.loading.batches",
         "Remote": "pipelines.shards.remote",
-        "TrainLoader": "pipelines.loading.cursors",
-        "eval_loader": "pipelines.loading.loaders",
+        "TrainLoader": "pipelines.loading.loader",
+        "eval_loader": "pipelines.loading.loader",
         "open_mixing_set": "pipelines.loading.mixing_set",
-        "pixmix_stream": "pipelines.loading.stream",
-        "train_loader": "pipelines.loading.loaders",
+        "pixmix_stream": "pipelines.loading.webdataset",
+        "train_loader": "pipelines.loading.loader",
     }
 
     def __getattr__(name: str) -> object:

@@ -1,7 +1,7 @@
-"""PixMix: mixing pictures with fractals, on one picture, on a batch and on any torch device.
+"""PixMix: mixing images with fractals, on one image, on a batch and on any torch device.
 
-All that a program needs is here. Loaders and mixing sets come from `pipelines`, fractals from
-`fractals`; each name is imported when it is first used.
+A program imports all that it needs from here. Loaders and mixing sets come from `pipelines`,
+fractals from `fractals`; each name is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +10,6 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BatchPixMix",
-    "PackedPictures",
     "PixMix",
     "PixMixSettings",
     "draw_genome",
@@ -23,26 +22,24 @@ __all__ = [
 
 if TYPE_CHECKING:
     from fractals import draw_genome, render
-    from pipelines.loading.loaders import eval_loader, train_loader
+    from pipelines.loading.loader import eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pixmix.batch import BatchPixMix
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedPictures
     from pixmix.settings import PixMixSettings
     from pixmix.transform import PixMix
 else:
     # Type checkers would take any name for one that `__getattr__` may return.
     _MODULES = {
         "BatchPixMix": "pixmix.batch",
-        "PackedPictures": "pixmix.packed",
         "PixMix": "pixmix.transform",
         "PixMixSettings": "pixmix.settings",
         "draw_genome": "fractals",
-        "eval_loader": "pipelines.loading.loaders",
+        "eval_loader": "pipelines.loading.loader",
         "mix_batch": "pixmix.fused",
         "open_mixing_set": "pipelines.loading.mixing_set",
         "render": "fractals",
-        "train_loader": "pipelines.loading.loaders",
+        "train_loader": "pipelines.loading.loader",
     }
 
     def __getattr__(name: str) -> object:
@@ -51,7 +48,7 @@ else:
             raise AttributeError(f"module 'pixmix' has no attribute {name!r}")
         from importlib import import_module
 
-        from pixmix.shadowing import import_beside
+        from pixmix.commands import import_beside
 
         module = _MODULES[name]
         load = import_module if module.startswith("pixmix.") else import_beside

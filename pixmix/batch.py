@@ -5,8 +5,8 @@ device is never waited for. There is no loop over samples: all that get the same
 together, and so do all that mix the same way in the same round.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pixmix import torch_ops
-from pixmix.arguments import count_of_views, names_of_mixings, sample_indices
+from pixmix.arguments import count_of_views, sample_indices
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
-from pixmix.op_kernels import OPERATIONS, rotation_entries
-from pixmix.packed import PackedPictures, check_crops
-from pixmix.settings import MIXINGS, PixMixSettings
+from pixmix.mixing import ADD, MIXINGS, MULTIPLY
+from pixmix.operations import OPERATIONS
+from pixmix.packed import PackedPictures, check_crops, pack_mixing_set
+from pixmix.settings import PixMixSettings
 
-_ROTATE = OPERATIONS.index("rotate")
+_NUMPY = {torch.int64: np.int64, torch.float64: np.float64, torch.float32: np.float32}
+_OPERATIONS: tuple[Callable[..., Tensor], ...] = tuple(
+    getattr(torch_ops, row.name) for row in OPERATIONS
+)
 
 
 class BatchPixMix(nn.Module):
@@ -36,14 +40,14 @@ class BatchPixMix(nn.Module):
         k: the most rounds of mixing.
         beta: above 0; the larger, the more a mixing keeps of the image.
         severity: of the operations, 0.1 to 10.
-        all_ops: draw color, contrast, brightness and sharpness too (they overlap ImageNet-C).
+        all_ops: draw the operations that overlap ImageNet-C's corruptions, too.
         geometric: draw rotations, shears and translations; without them boxes and masks hold.
-        mixings: names from `pixmix.settings.MIXINGS`.
-        views: how many independent views to give; None for one, without an axis of views.
+        mixings: names from `pixmix.mixing.MIXINGS`.
+        views: how many independent views to return; None for one, without an axis of views.
 
     Raises:
-        TypeError: for a mixing picture that is no uint8 array, or a number that is none.
-        ValueError: for a mixing picture of another shape, or a number out of range.
+        TypeError: for a mixing image that is no uint8 array, or a number that is none.
+        ValueError: for a mixing image of another shape, or a number out of range.
     """
 
     pixels: Tensor
@@ -57,7 +61,7 @@ class BatchPixMix(nn.Module):
         severity: float = 3.0,
         all_ops: bool = False,
         geometric: bool = True,
-        mixings: Sequence[str] = ("add", "multiply"),
+        mixings: Sequence[str] = MIXINGS,
         views: int | None = None,
     ) -> None:
         super().__init__()
@@ -67,10 +71,10 @@ class BatchPixMix(nn.Module):
             severity=severity,
             all_ops=all_ops,
             geometric=geometric,
-            mixings=names_of_mixings(mixings),
+            mixings=mixings,
         )
         self.views = count_of_views(views)
-        packed = _packed(mixing_set)
+        packed = pack_mixing_set(mixing_set)
         # Without their pixels, which the buffer holds.
         self._offsets, self._heights, self._widths = packed.offsets, packed.heights, packed.widths
         pixels = packed.pixels if packed.pixels.flags.writeable else packed.pixels.copy()
@@ -102,7 +106,7 @@ class BatchPixMix(nn.Module):
 
         Raises:
             TypeError: for images that are no uint8 tensor.
-            ValueError: for another shape or device, a smaller mixing picture, or some of seed,
+            ValueError: for another shape or device, a smaller mixing image, or some of seed,
                 epoch and indices without the others.
         """
         self._check(images)
@@ -125,34 +129,29 @@ class BatchPixMix(nn.Module):
             source_size=(height, width),
             flip=False,
             views=n_views,
-            n_pictures=len(self._offsets),
+            n_mixing_images=len(self._offsets),
         )
-        work = self._shipped(plan, images, n_views)
-        pictures = _made(images, self.pixels, work)
-        x = pictures.index_select(0, work.start).float() / 255
-        for mix in work.mixes:
-            _mix(x, pictures, mix)
+        work = self._work(plan, images, n_views)
+        mixed = _made(images, self.pixels, work)
+        x = mixed.index_select(0, work.tensors[work.start]).float() / 255
+        for mixing, pieces in work.mixes:
+            _mix(x, mixed, mixing, [work.tensors[piece] for piece in pieces])
         return x if self.views is None else x.unflatten(0, (n, n_views))
 
     def extra_repr(self) -> str:
         """Return the arguments, the mixing set by its length."""
-        settings = self.settings
-        n = len(self._offsets)
-        return (
-            f"{n if n else 'no'} mixing pictures, k={settings.k}, beta={settings.beta:g}, "
-            f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}"
-        )
+        n = len(self._offsets) or "no"
+        return f"{n} mixing images, {self.settings}, views={self.views}"
 
     def _check(self, images: Tensor) -> None:
         if not isinstance(images, Tensor) or images.dtype != torch.uint8:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(
-                f"images is {kind}; give a tensor of uint8, 0..255, before it is made float"
+                f"images is {kind}; pass a tensor of uint8, 0..255, before it is made float"
             )
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise ValueError(
-                f"images has shape {tuple(images.shape)}; give (N, 3, H, W), three channels"
+                f"images has shape {tuple(images.shape)}; pass (N, 3, H, W), three channels"
             )
         if images.device != self.pixels.device:
             raise ValueError(
@@ -161,69 +160,57 @@ class BatchPixMix(nn.Module):
             )
         check_crops(self._heights, self._widths, *images.shape[2:])
 
-    def _shipped(self, plan: Plan, images: Tensor, n_views: int) -> "_Work":
+    def _work(self, plan: Plan, images: Tensor, n_views: int) -> "_Work":
         """Return what the device has to do, in as many pieces as there are kinds of work."""
-        n, height, width = len(images), *images.shape[2:]
+        n, size = len(images), images.shape[2:]
         samples, rounds = plan
-        rows = np.arange(len(samples))
         used = np.arange(rounds.shape[1]) < samples["rounds"][:, None]
         # Column 0 is what a sample starts from; the rest are its rounds.
         codes = np.column_stack(
             [samples["operation"], np.where(used, rounds["operation"], NO_OPERATION)]
         )
         arguments = np.column_stack([samples["argument"], rounds["argument"]])
-        own = (rows // n_views)[:, None]
-        # Where each picture will lie: the images, what operations make, crops of the mixing set.
+        own = (np.arange(len(samples)) // n_views)[:, None]
+        # Where each image will lie: the images, what operations make, crops of the mixing set.
         places = np.broadcast_to(own, codes.shape).copy()
-        freight = _Freight(images.device)
+        buffer = _HostBuffer()
+        real = torch_ops.real_type(images.device)
         made, end = [], n
-        for code in range(len(OPERATIONS)):
+        for code, operation in enumerate(OPERATIONS):
             row, column = np.nonzero(codes == code)
             if len(row) == 0:
                 continue
             places[row, column] = np.arange(end, end + len(row))
-            made.append(
-                (
-                    code,
-                    end,
-                    len(row),
-                    freight.add_whole(own[row, 0]),
-                    _add_arguments(freight, code, arguments[row, column]),
-                )
-            )
+            pieces = [buffer.add(own[row, 0], torch.int64)]
+            if operation.level is not None:
+                dtype = torch.int64 if operation.whole else real
+                pieces.append(buffer.add(arguments[row, column], dtype))
+            made.append((code, end, pieces))
             end += len(row)
-        needing = np.nonzero(plan.needs_picture())[0]
+        needing = np.nonzero(plan.needs_mixing_image())[0]
         row, column = np.nonzero(used & (rounds["operation"] == NO_OPERATION))
         places[row, column + 1] = end + np.searchsorted(needing, row)
-        start, stride = self._crops(samples[needing], height, width)
-        crops = (end, len(needing), freight.add_whole(start), freight.add_whole(stride))
+        crops = [buffer.add(each, torch.int64) for each in self._crops(samples[needing], *size)]
         mixes = []
         for r in range(rounds.shape[1]):
             for code in np.unique(rounds["mixing"][used[:, r], r]):
                 row = np.nonzero(used[:, r] & (rounds["mixing"][:, r] == code))[0]
-                mixes.append(_add_mix(freight, int(code), row, places[row, r + 1], rounds[row, r]))
-        at_start = freight.add_whole(places[:, 0])
-        shipped = freight.ship()
-        return _Work(
-            n_pictures=end + len(needing),
-            made=[
-                (code, first, count, shipped[own_place], shipped[argument])
-                for code, first, count, own_place, argument in made
-            ],
-            crops=(*crops[:2], shipped[crops[2]], shipped[crops[3]]),
-            start=shipped[at_start],
-            mixes=[_Mix(name, *(shipped[each] for each in pieces)) for name, pieces in mixes],
-        )
+                pieces = [buffer.add(each, torch.int64) for each in (row, places[row, r + 1])]
+                for weights in (rounds["a"][row, r], rounds["b"][row, r]):
+                    pieces.append(buffer.add(weights.reshape(-1, 1, 1, 1), torch.float32))
+                mixes.append((int(code), pieces))
+        start = buffer.add(places[:, 0], torch.int64)
+        return _Work(end + len(needing), made, end, crops, start, mixes, buffer.to(images.device))
 
     def _crops(
         self, samples: NDArray[np.void], height: int, width: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the first byte of each sample's crop and how far apart its rows are."""
-        picture = samples["picture"]
-        stride = 3 * self._widths[picture].astype(np.int64)
-        top = _below(samples["top_word"], self._heights[picture] - np.int64(height - 1))
-        left = _below(samples["left_word"], self._widths[picture] - np.int64(width - 1))
-        return self._offsets[picture] + top * stride + 3 * left, stride
+        image = samples["mixing_image"]
+        stride = 3 * self._widths[image].astype(np.int64)
+        top = _below(samples["top_word"], self._heights[image] - np.int64(height - 1))
+        left = _below(samples["left_word"], self._widths[image] - np.int64(width - 1))
+        return self._offsets[image] + top * stride + 3 * left, stride
 
 
 def _incomplete_key(**given: object) -> str:
@@ -237,86 +224,48 @@ def _incomplete_key(**given: object) -> str:
     )
 
 
-def _packed(mixing_set: object) -> PackedPictures:
-    if isinstance(mixing_set, PackedPictures):
-        return mixing_set
-    if mixing_set is None:
-        return PackedPictures.pack([])
-    if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
-        raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; give uint8 pictures (a list, a "
-            "PackedPictures), or None"
-        )
-    return PackedPictures.pack(mixing_set)
-
-
-class _Mix(NamedTuple):
-    """Rows that mix the same way in the same round, and with which pictures and numbers.
-
-    rows, others: (M,) int64; a, b, second_a, second_b, choice: (M, 1, 1, 1) float32.
-    choice: 1 or 0 for a condition, or a channel.
-    """
-
-    mixing: str
-    rows: Tensor
-    others: Tensor
-    a: Tensor
-    b: Tensor
-    second_a: Tensor
-    second_b: Tensor
-    choice: Tensor
-
-
 class _Work(NamedTuple):
-    """What the device has to do.
+    """What the device has to do; pieces are places in `tensors`.
 
-    made: (operation, first place, count, images, argument) for each operation. crops: first place,
-    count, first bytes, strides. start: which picture each row starts from.
+    n_images: how many are mixed: the images, those of the operations, the crops.
+    made: (operation, place of its first image, pieces) for each operation; pieces: which images,
+    and where it has one the argument. first_crop: the place of the first crop. crops: pieces, first
+    bytes and strides. start: piece, which image each row starts from. mixes: (mixing, pieces) for
+    rows that mix the same way in the same round; pieces: rows, others, a, b.
     """
 
-    n_pictures: int
-    made: list[tuple[int, int, int, Tensor, Tensor]]
-    crops: tuple[int, int, Tensor, Tensor]
-    start: Tensor
-    mixes: list[_Mix]
+    n_images: int
+    made: list[tuple[int, int, list[int]]]
+    first_crop: int
+    crops: list[int]
+    start: int
+    mixes: list[tuple[int, list[int]]]
+    tensors: list[Tensor]
 
 
-class _Freight:
+class _HostBuffer:
     """Arrays that go to a device together, as one piece of memory."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self) -> None:
         self._pieces: list[tuple[NDArray[np.uint8], torch.dtype, tuple[int, ...]]] = []
 
-    def add_whole(self, array: NDArray[np.integer]) -> int:
-        """Take whole numbers, as int64; return their number in the freight."""
-        return self._add(np.ascontiguousarray(array, np.int64), torch.int64)
-
-    def add_real(self, array: NDArray[np.floating]) -> int:
-        """Take numbers in the widest float of the device."""
-        real = torch_ops.real_type(self._device)
-        kind = np.float64 if real == torch.float64 else np.float32
-        return self._add(np.ascontiguousarray(array, kind), real)
-
-    def add_single(self, array: NDArray[np.floating] | NDArray[np.integer]) -> int:
-        """Take numbers, as float32."""
-        return self._add(np.ascontiguousarray(array, np.float32), torch.float32)
-
-    def _add(self, array: NDArray[np.generic], dtype: torch.dtype) -> int:
-        self._pieces.append((array.reshape(-1).view(np.uint8), dtype, array.shape))
+    def add(self, array: NDArray[Any], dtype: torch.dtype) -> int:
+        """Add numbers as a dtype, int64 or a float; return the place of the piece."""
+        plain = np.ascontiguousarray(array, _NUMPY[dtype])
+        self._pieces.append((plain.reshape(-1).view(np.uint8), dtype, plain.shape))
         return len(self._pieces) - 1
 
-    def ship(self) -> list[Tensor]:
+    def to(self, device: torch.device) -> list[Tensor]:
         """Return all that was added, on the device, in its order."""
         # Each piece begins where any type may begin.
         ends = np.cumsum([0, *(-(-len(piece) // 8) * 8 for piece, _, _ in self._pieces)])
         host = torch.empty(int(ends[-1]), dtype=torch.uint8)
-        if self._device.type == "cuda":
+        if device.type == "cuda":
             host = host.pin_memory()
         memory = host.numpy()
         for (piece, _, _), begin in zip(self._pieces, ends, strict=False):
             memory[begin : begin + len(piece)] = piece
-        there = host.to(self._device, non_blocking=True)
+        there = host.to(device, non_blocking=True)
         return [
             there[begin : begin + len(piece)].view(dtype).view(shape)
             for (piece, dtype, shape), begin in zip(self._pieces, ends.tolist(), strict=False)
@@ -328,86 +277,39 @@ def _below(words: NDArray[np.uint32], n: NDArray[np.int64] | int) -> NDArray[np.
     return (words * np.asarray(n, np.uint64) >> np.uint64(32)).astype(np.int64)
 
 
-def _add_arguments(freight: _Freight, code: int, arguments: NDArray[np.float64]) -> int:
-    """Add an operation's arguments in the form that it takes them."""
-    if code == _ROTATE:
-        entries = [rotation_entries(degrees % 360) for degrees in arguments.tolist()]
-        return freight.add_real(np.array(entries).reshape(-1, 2))
-    if OPERATIONS[code] in ("posterize", "solarize", "translate_x", "translate_y"):
-        return freight.add_whole(arguments.astype(np.int64))
-    return freight.add_real(arguments)
-
-
-def _add_mix(
-    freight: _Freight,
-    code: int,
-    rows: NDArray[np.int64],
-    others: NDArray[np.int64],
-    items: NDArray[np.void],
-) -> tuple[str, tuple[int, ...]]:
-    """Add what the rows of a round that mix one way need."""
-    name = MIXINGS[code]
-    choice = items["choice"]
-    # A channel, or a condition: `philox.below(choice, 3)` and `philox.coin(choice)`.
-    chosen = _below(choice, 3) if name == "swap_channel" else choice >> np.uint32(31)
-    numbers = (*(items[each] for each in ("a", "b", "second_a", "second_b")), chosen)
-    return name, (
-        freight.add_whole(rows),
-        freight.add_whole(others),
-        *(freight.add_single(each.reshape(-1, 1, 1, 1)) for each in numbers),
-    )
-
-
-_OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": lambda images, _: torch_ops.autocontrast(images),
-    "equalize": lambda images, _: torch_ops.equalize(images),
-    **{
-        name: getattr(torch_ops, name)
-        for name in OPERATIONS
-        if name not in ("autocontrast", "equalize")
-    },
-}
-
-
 def _made(images: Tensor, pixels: Tensor, work: _Work) -> Tensor:
-    """Return all pictures that are mixed: the images, those of the operations, the crops."""
+    """Return all images that are mixed: the batch's, those of the operations, the crops."""
     n, _, height, width = images.shape
-    pictures = images.new_empty((work.n_pictures, 3, height, width))
-    pictures[:n] = images
-    for code, first, count, own, arguments in work.made:
-        operation = _OPERATIONS[OPERATIONS[code]]
-        pictures[first : first + count] = operation(images.index_select(0, own), arguments)
-    first, count, start, stride = work.crops
-    if count:
+    result = images.new_empty((work.n_images, 3, height, width))
+    result[:n] = images
+    for code, first, pieces in work.made:
+        own, *arguments = (work.tensors[piece] for piece in pieces)
+        result[first : first + len(own)] = _OPERATIONS[code](
+            images.index_select(0, own), *arguments
+        )
+    start, stride = (work.tensors[piece] for piece in work.crops)
+    if len(start):
         # All rows of 3 W bytes that begin anywhere: they overlap, and none is copied but by need.
         rows = pixels.as_strided((len(pixels) - 3 * width + 1, 3 * width), (1, 1))
         steps = torch.arange(height, device=images.device)
         places = (start[:, None] + steps * stride[:, None]).flatten()
-        crops = rows.index_select(0, places).view(count, height, width, 3)
-        pictures[first:] = crops.permute(0, 3, 1, 2)
-    return pictures
+        crops = rows.index_select(0, places).view(len(start), height, width, 3)
+        result[work.first_crop :] = crops.permute(0, 3, 1, 2)
+    return result
 
 
-def _mix(x: Tensor, pictures: Tensor, mix: _Mix) -> None:
-    """Mix some rows of x with their pictures, in place."""
-    own = x.index_select(0, mix.rows)
-    other = pictures.index_select(0, mix.others).float() / 255
-    if mix.mixing == "add":
-        mixed = (mix.a * (2 * own - 1) + mix.b * (2 * other - 1) + 1) * 0.5
-    elif mix.mixing == "multiply":
-        mixed = _multiplied(own, other, mix.a, mix.b)
-    elif mix.mixing == "screen":
-        mixed = 1 - _multiplied(1 - own, 1 - other, mix.a, mix.b)
-    elif mix.mixing == "overlay":
-        dark = torch.where(mix.choice == 1, own < 0.5, own > 0.5)
-        screened = 1 - _multiplied(1 - own, 1 - other, mix.second_a, mix.second_b)
-        mixed = torch.where(dark, _multiplied(own, other, mix.a, mix.b), screened)
-    elif mix.mixing == "darken_or_lighten":
-        mixed = torch.where(mix.choice == 1, own.minimum(other), own.maximum(other))
+def _mix(x: Tensor, images: Tensor, mixing: int, pieces: list[Tensor]) -> None:
+    """Mix some rows of x with their images, in place."""
+    rows, others, a, b = pieces
+    own = x.index_select(0, rows)
+    other = images.index_select(0, others).float() / 255
+    if mixing == ADD:
+        mixed = (a * (2 * own - 1) + b * (2 * other - 1) + 1) * 0.5
+    elif mixing == MULTIPLY:
+        mixed = _multiplied(own, other, a, b)
     else:
-        channels = torch.arange(3, device=x.device).view(1, 3, 1, 1)
-        mixed = torch.where(channels == mix.choice, other, own)
-    x.index_copy_(0, mix.rows, mixed.clamp_(0, 1))
+        raise ValueError(f"unknown code {mixing} of a mixing")
+    x.index_copy_(0, rows, mixed.clamp_(0, 1))
 
 
 def _multiplied(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ another is not needed. Blocks of four words:
     stream RESIZED_CROP, view 0
       t       area, ratio, top, left                      (of try t, 0 to 9)
     stream PIXMIX, a view
-      0       start (operation or picture), operation, level, sign
-      1       rounds, mixing picture, its top, its left
-      2 + 3r  source of round r (operation or mixing picture), operation, level, sign
+      0       start (operation or image), operation, level, sign
+      1       rounds, mixing image, its top, its left
+      2 + 3r  source of round r (operation or mixing image), operation, level, sign
       3 + 3r  mixing, branch, u, v                        (of a and b: see `pixmix.mixing`)
-      4 + 3r  second branch, second u, second v, choice   (of the experimental mixings)
+      4 + 3r  not used
 
 These are public interface: a change of what a seed draws raises `DRAWS_VERSION`.
 """
@@ -25,14 +25,14 @@ from numpy.typing import NDArray
 from pixmix.arguments import seed_of, whole
 from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
-from pixmix.op_kernels import draw_argument
+from pixmix.operations import draw_argument
 from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
 from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
 
 DRAWS_VERSION = 1
 
 NO_OPERATION = -1
-"""Where a code of an operation is expected: the picture itself, or the mixing picture."""
+"""Where a code of an operation is expected: the image itself, or the mixing image."""
 
 SAMPLE = np.dtype(
     [
@@ -42,14 +42,14 @@ SAMPLE = np.dtype(
         ("operation", np.int32),
         ("argument", np.float64),
         ("rounds", np.int32),
-        ("picture", np.int64),
+        ("mixing_image", np.int64),
         ("top_word", np.uint32),
         ("left_word", np.uint32),
     ],
     align=True,
 )
-"""A view of a sample: flip and crop; what it starts from, `NO_OPERATION` for the picture itself;
-how many rounds; which mixing picture, and the words that place its crop (`draw_corner`)."""
+"""A view of a sample: flip and crop; what it starts from, `NO_OPERATION` for the image itself;
+how many rounds; which mixing image, and the words that place its crop (`draw_corner`)."""
 
 ROUND = np.dtype(
     [
@@ -58,14 +58,10 @@ ROUND = np.dtype(
         ("argument", np.float64),
         ("a", np.float32),
         ("b", np.float32),
-        ("second_a", np.float32),
-        ("second_b", np.float32),
-        ("choice", np.uint32),
     ],
     align=True,
 )
-"""A round: its operation (`NO_OPERATION`: the mixing picture), its mixing, and that one's numbers.
-`choice` is a word: its highest bit chooses a condition, and `below(choice, 3)` a channel."""
+"""A round: its operation (`NO_OPERATION`: the mixing image), its mixing, and that one's weights."""
 
 
 class Plan(NamedTuple):
@@ -78,8 +74,8 @@ class Plan(NamedTuple):
     samples: NDArray[np.void]
     rounds: NDArray[np.void]
 
-    def needs_picture(self) -> NDArray[np.bool_]:
-        """Return (N,) bool: which rows mix with their mixing picture in any round."""
+    def needs_mixing_image(self) -> NDArray[np.bool_]:
+        """Return (N,) bool: which rows mix with their mixing image in any round."""
         places = np.arange(self.rounds.shape[1])
         used = places < self.samples["rounds"][:, None]
         needed: NDArray[np.bool_] = np.any(
@@ -119,20 +115,20 @@ def draw_weights(branch, u, v, inverse_beta):
 
 
 @inlined_kernel
-def draw_corner(word, picture_side, side):
-    """Return the first row or column of a crop of `side` from a picture's side, from a word."""
-    return below(word, picture_side - side + 1)
+def draw_corner(word, image_side, side):
+    """Return the first row or column of a crop of `side` from an image's side, from a word."""
+    return below(word, image_side - side + 1)
 
 
 @kernel
 def _draw(
     samples, rounds, indices, seed, epoch, views, operations, severity, inverse_beta, mixings,
-    height, width, source_height, source_width, flips, n_pictures,
+    height, width, source_height, source_width, flips, n_mixing_images,
 ):  # fmt: skip
     """Fill a plan: see `draw_plan`. Return the place of an index out of range, or -1.
 
     indices: (N,) int64. seed: uint64. operations, mixings: (M,) int32 codes of those to draw from.
-    height, width: of the crop; source_height, source_width: of the padded picture it is taken from.
+    height, width: of the crop; source_height, source_width: of the padded image it is taken from.
     """
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     for n in range(len(indices)):
@@ -155,23 +151,20 @@ def _draw(
             )
             w0, w1, w2, w3 = philox(1, index, epoch, stream, k0, k1)
             sample.rounds = below(w0, rounds.shape[1] + 1)
-            sample.picture = below(w1, n_pictures)
+            sample.mixing_image = below(w1, n_mixing_images)
             sample.top_word = w2
             sample.left_word = w3
             for r in range(rounds.shape[1]):
                 item = rounds[row, r]
                 w0, w1, w2, w3 = philox(2 + 3 * r, index, epoch, stream, k0, k1)
                 code = operations[below(w1, len(operations))]
-                item.operation = code if coin(w0) or n_pictures == 0 else NO_OPERATION
+                item.operation = code if coin(w0) or n_mixing_images == 0 else NO_OPERATION
                 item.argument = draw_argument(
                     code, _draw_level(w2, severity), coin(w3), height, width
                 )
                 w0, w1, w2, w3 = philox(3 + 3 * r, index, epoch, stream, k0, k1)
                 item.mixing = mixings[below(w0, len(mixings))]
                 item.a, item.b = draw_weights(w1, w2, w3, inverse_beta)
-                w0, w1, w2, w3 = philox(4 + 3 * r, index, epoch, stream, k0, k1)
-                item.second_a, item.second_b = draw_weights(w0, w1, w2, inverse_beta)
-                item.choice = w3
     return -1
 
 
@@ -185,7 +178,7 @@ def draw_plan(
     source_size: tuple[int, int],
     flip: bool,
     views: int,
-    n_pictures: int,
+    n_mixing_images: int,
 ) -> Plan:
     """Draw everything for some samples; what a sample gets depends on no other.
 
@@ -198,7 +191,7 @@ def draw_plan(
         source_size: (height, width), padding included, that the crop of `size` is drawn from.
         flip: whether half of the samples are flipped.
         views: independent draws of PixMix a sample; flip and crop are shared by them.
-        n_pictures: of the mixing set; 0 lets every round mix with the picture's own operations.
+        n_mixing_images: of the mixing set; 0 lets every round mix with the image's own operations.
 
     Raises:
         TypeError: if seed, epoch or views is no whole number.
@@ -225,7 +218,7 @@ def draw_plan(
         *size,
         *source_size,
         flip,
-        n_pictures,
+        n_mixing_images,
     )
     if wrong >= 0:
         whole(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
@@ -242,7 +235,7 @@ RESIZED_CROP_TRIES = 10
 def _draw_resized_crop(
     index, seed, epoch, height, width, least, most, least_ratio, most_ratio, out
 ):  # fmt: skip
-    """Fill out, (4,) int64: top, left, height and width of a part of a picture."""
+    """Fill out, (4,) int64: top, left, height and width of a part of an image."""
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     area = np.float64(height * width)
     spread = np.float32(most_ratio / least_ratio)
@@ -277,18 +270,18 @@ def draw_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Draw the part of a picture that a random resized crop takes, as torchvision draws it.
+    """Draw the part of an image that a random resized crop takes, as torchvision draws it.
 
     Args:
         index: number of the sample, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        size: (height, width) of the picture, pixels.
+        size: (height, width) of the image, pixels.
         scale: the least and the largest share of its area, above 0 and up to 1.
         ratio: the least and the largest width over height.
 
     Returns:
-        (top, left, height, width), pixels, inside the picture.
+        (top, left, height, width), pixels, inside the image.
     """
     out = np.empty(4, np.int64)
     _draw_resized_crop(index, np.uint64(seed_of(seed)), epoch, *size, *scale, *ratio, out)

@@ -1,28 +1,254 @@
-"""PixMix of a batch on the CPU: checks, draws, and shares the rows among threads."""
+"""PixMix of a batch on the CPU: flip, crop, operations, mixing and normalisation in one pass.
 
-from collections.abc import Sequence
+A sample's images (its crop, what the operations make of it, the crop of its mixing image) stay
+8-bit. Only then are they mixed, a block of rows at a time through all rounds, so that no float
+image is ever made: a block stays in a core's nearest memory until it is written, normalised and
+channel by channel.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pixmix.arguments import count_of_views, sample_indices, whole
-from pixmix.draws import NO_OPERATION, Plan, draw_plan
-from pixmix.kernels import BFLOAT16, FLOAT16, FLOAT32, mix_samples, scratch_for
-from pixmix.packed import Layout, PackedPictures, check_crops
+from pixmix.compiling import inlined_kernel, is_kept, kernel
+from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
+from pixmix.mixing import LEVELS, MULTIPLY, fill_powers, look_up, mix_values, to_unit
+from pixmix.op_kernels import SCRATCH_LENGTH
+from pixmix.operations import apply_operation
+from pixmix.packed import Layout, PackedPictures, check_crops, pack_mixing_set
+from pixmix.resizing import resize_part
 from pixmix.settings import PixMixSettings
 
+FLOAT32, FLOAT16, BFLOAT16 = range(3)
+"""Codes of what is written."""
+
+_BLOCK = 4096
+"""Values of a block, about: three buffers of them stay in a core's nearest memory."""
+_ZERO, _ONE = np.float32(0), np.float32(1)
+
+
+class Scratch(NamedTuple):
+    """What one thread scribbles on, for any number of samples of one size; see `scratch_for`."""
+
+    slots: NDArray[np.uint8]
+    operation: NDArray[np.int64]
+    tables: NDArray[np.float32]
+    blocks: NDArray[np.float32]
+
+
+def scratch_for(height: int, width: int, k: int) -> Scratch:
+    """Return scratch for samples of height x width with at most k rounds."""
+    rows = max(1, _BLOCK // (3 * width))
+    return Scratch(
+        # The sample, its mixing image, and what each operation makes.
+        np.empty((k + 3, height, width, 3), np.uint8),
+        np.empty(SCRATCH_LENGTH, np.int64),
+        np.empty((k, LEVELS), np.float32),
+        np.empty((3, 3 * width * rows), np.float32),
+    )
+
+
+_OWN, _MIXING, _START, _FIRST_ROUND = range(4)
+
+# --- Images ------------------------------------------------------------------------------------
+
+
+@inlined_kernel
+def _copy_crop(source, offset, stride, target, rows, n_bytes):
+    """Copy rows of n_bytes each, the first at offset, each next one stride on."""
+    for row in range(rows):
+        start = offset + row * stride
+        ours = target[row * n_bytes : (row + 1) * n_bytes]
+        theirs = source[start : start + n_bytes]
+        for i in range(n_bytes):
+            ours[i] = theirs[i]
+
+
+@inlined_kernel
+def _crop_and_flip(image, top, left, flip, out):
+    """Take a crop of an image padded with black, and mirror it if `flip`.
+
+    top, left: of the crop in the image, less than 0 in the padding.
+    """
+    height, width = out.shape[0], out.shape[1]
+    source_height, source_width = image.shape[0], image.shape[1]
+    first, end = min(max(-left, 0), width), max(min(source_width - left, width), 0)
+    for row in range(height):
+        place = top + row
+        target = out[row]
+        if place < 0 or place >= source_height or end <= first:
+            for column in range(width):
+                for channel in range(3):
+                    target[column, channel] = 0
+            continue
+        source = image[place]
+        for column in range(first):
+            black = width - 1 - column if flip else column
+            for channel in range(3):
+                target[black, channel] = 0
+        for column in range(end, width):
+            black = width - 1 - column if flip else column
+            for channel in range(3):
+                target[black, channel] = 0
+        if flip:
+            for column in range(first, end):
+                for channel in range(3):
+                    target[width - 1 - column, channel] = source[left + column, channel]
+        else:
+            ours, theirs = target.reshape(-1)[3 * first :], source.reshape(-1)[3 * (left + first) :]
+            for i in range(3 * (end - first)):
+                ours[i] = theirs[i]
+
+
+# --- Numbers written -----------------------------------------------------------------------------
+
+_SIGN, _MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+_16, _13 = np.uint32(16), np.uint32(13)
+_ODD = np.uint32(1)
+# Half of the last kept bit, less one: with the last bit itself, ties go to the even neighbour.
+_BELOW_TIE_OF_16, _BELOW_TIE_OF_13 = np.uint32(0x7FFF), np.uint32(0xFFF)
+# float16: exponents 112 less; 2^-14 is its least normal number; 65520 rounds to infinity.
+_REBIAS = np.uint32(112 << 23)
+_LEAST_NORMAL = np.uint32(113 << 23)
+_OVERFLOW = np.uint32(0x477FF000)
+_INFINITY = np.uint32(0x7C00)
+# Adding 1/2 moves the bits of a float16 subnormal to the end of a float32, rounded.
+_HALF, _HALF_BITS = np.float32(0.5), np.uint32(0x3F000000)
+
+
+@inlined_kernel
+def bfloat16_bits(value):
+    """Return the bits of the nearest bfloat16, ties to even; value: float32, not a NaN."""
+    bits = np.float32(value).view(np.uint32)
+    last = np.uint32((bits >> _16) & _ODD)
+    return np.uint16(np.uint32(bits + _BELOW_TIE_OF_16 + last) >> _16)
+
+
+@inlined_kernel
+def float16_bits(value):
+    """Return the bits of the nearest float16, ties to even; value: float32, not a NaN."""
+    bits = np.float32(value).view(np.uint32)
+    sign = np.uint32((bits & _SIGN) >> _16)
+    magnitude = np.uint32(bits & _MAGNITUDE)
+    tiny = np.uint32(np.float32(magnitude.view(np.float32) + _HALF).view(np.uint32) - _HALF_BITS)
+    last = np.uint32((magnitude >> _13) & _ODD)
+    normal = np.uint32(np.uint32(magnitude - _REBIAS + _BELOW_TIE_OF_13 + last) >> _13)
+    result = tiny if magnitude < _LEAST_NORMAL else normal
+    result = _INFINITY if magnitude >= _OVERFLOW else result
+    return np.uint16(result | sign)
+
+
+@inlined_kernel
+def _write(x, n_pixels, first, means, deviations, code, planes, half_planes):
+    """Write a block of RGB values, normalised, to three planes from pixel `first` on."""
+    for channel in range(3):
+        mean, deviation = means[channel], deviations[channel]
+        if code == FLOAT32:
+            target = planes[channel].reshape(-1)[first : first + n_pixels]
+            for i in range(n_pixels):
+                target[i] = (x[3 * i + channel] - mean) / deviation
+        elif code == FLOAT16:
+            halves = half_planes[channel].reshape(-1)[first : first + n_pixels]
+            for i in range(n_pixels):
+                halves[i] = float16_bits((x[3 * i + channel] - mean) / deviation)
+        else:
+            halves = half_planes[channel].reshape(-1)[first : first + n_pixels]
+            for i in range(n_pixels):
+                halves[i] = bfloat16_bits((x[3 * i + channel] - mean) / deviation)
+
+
+# --- A sample ------------------------------------------------------------------------------------
+
+
+@kernel
+def mix_samples(
+    images, pixels, offsets, heights, widths, samples, rounds, first, last, views, padding,
+    means, deviations, code, out, half_out, slots, operation_scratch, tables, blocks,
+):  # fmt: skip
+    """Make the rows first .. last-1 of a batch, as a plan says.
+
+    images: (N, H, W, 3) uint8; row n is a view of image n // views. pixels, offsets, heights,
+    widths: a `PackedPictures`. samples, rounds: a `Plan`. padding: black pixels around an image,
+    before its crop. means, deviations: (3,) float32. code: `FLOAT32`, ...;
+    out: (N * views, 3, height, width) float32; half_out: likewise, the bits as uint16; the one that
+    is not written is anything. The rest: a `Scratch`, for images of height x width.
+    """
+    height, width = slots.shape[1], slots.shape[2]
+    n_pixels = height * width
+    n_values = 3 * n_pixels
+    levels = slots.reshape(-1)
+    rows_of_a_block = blocks.shape[1] // (3 * width)
+    other = blocks[2]
+    for n in range(first, last):
+        sample, its_rounds = samples[n], rounds[n]
+        n_rounds = sample.rounds
+        image = slots[_OWN]
+        _crop_and_flip(
+            images[n // views], sample.crop_top - padding, sample.crop_left - padding,
+            sample.flip == 1, image,
+        )  # fmt: skip
+        start = _OWN
+        if sample.operation != NO_OPERATION:
+            start = _START
+            apply_operation(
+                sample.operation, sample.argument, image, slots[_START], operation_scratch
+            )
+        mixing_image_is_there = False
+        for r in range(n_rounds):
+            item = its_rounds[r]
+            if item.operation != NO_OPERATION:
+                apply_operation(
+                    item.operation, item.argument, image, slots[_FIRST_ROUND + r],
+                    operation_scratch,
+                )  # fmt: skip
+            elif not mixing_image_is_there:
+                mixing_image_is_there = True
+                number = sample.mixing_image
+                stride = 3 * np.int64(widths[number])
+                top = draw_corner(sample.top_word, np.int64(heights[number]), height)
+                left = draw_corner(sample.left_word, np.int64(widths[number]), width)
+                _copy_crop(
+                    pixels, offsets[number] + top * stride + 3 * left, stride,
+                    slots[_MIXING].reshape(-1), height, 3 * width,
+                )  # fmt: skip
+            if item.mixing == MULTIPLY:
+                fill_powers(tables[r], item.b)
+        for row in range(0, height, rows_of_a_block):
+            begin = 3 * width * row
+            count = 3 * width * min(rows_of_a_block, height - row)
+            x, mixed = blocks[0], blocks[1]
+            to_unit(levels, start * n_values + begin, count, x)
+            for r in range(n_rounds):
+                item = its_rounds[r]
+                slot = _MIXING if item.operation == NO_OPERATION else _FIRST_ROUND + r
+                place = slot * n_values + begin
+                if item.mixing == MULTIPLY:
+                    look_up(tables[r], levels, place, count, other)
+                else:
+                    to_unit(levels, place, count, other)
+                mix_values(x, count, item.mixing, item.a, item.b, other, mixed)
+                # Not in place: the compiler would not vectorise a loop that may read what it wrote.
+                x, mixed = mixed, x
+            planes = out[n] if code == FLOAT32 else out[0]
+            half_planes = half_out[0] if code == FLOAT32 else half_out[n]
+            _write(x, count // 3, row * width, means, deviations, code, planes, half_planes)
+
+
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
-NO_PICTURES = PackedPictures.pack([])
+NO_IMAGES = PackedPictures.pack([])
 NO_FLOATS = np.empty((1, 3, 0, 0), np.float32)
 NO_HALVES = np.empty((1, 3, 0, 0), np.uint16)
 
 
 def mix_batch(
     images: NDArray[np.uint8],
-    mixing_set: PackedPictures | None,
+    mixing_set: PackedPictures | Iterable[NDArray[np.uint8]] | None,
     indices: NDArray[np.int64] | Sequence[int],
     *,
     seed: int,
@@ -45,8 +271,9 @@ def mix_batch(
 
     Args:
         images: (N, H, W, 3) uint8, C-contiguous.
-        mixing_set: each picture at least as large as the crop; None or an empty one lets every
-            round mix with what an operation makes of the picture.
+        mixing_set: each image at least as large as the crop. What `open_mixing_set` returns is
+            used as it is; a list of (H, W, 3) uint8 arrays is copied by each call. None or an empty
+            one lets every round mix with what an operation makes of the image.
         indices: (N,) numbers of the samples in their set, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
@@ -75,7 +302,11 @@ def mix_batch(
     """
     images = _check_images(images)
     indices = sample_indices(indices, len(images))
-    _check_kinds(mixing_set, settings)
+    if not (settings is None or isinstance(settings, PixMixSettings)):
+        raise TypeError(
+            f"settings is {type(settings).__name__}; pass PixMixSettings(k=4, ...), or None for "
+            "flip and crop alone"
+        )
     padding = whole("padding", padding, 0)
     views = count_of_views(views)
     source_size = (images.shape[1] + 2 * padding, images.shape[2] + 2 * padding)
@@ -87,8 +318,8 @@ def mix_batch(
         )
     n_threads = whole("n_threads", n_threads, 1)
     means, deviations = _normalisation(mean, std)
-    pictures = NO_PICTURES if mixing_set is None else mixing_set
-    check_crops(pictures.heights, pictures.widths, height, width)
+    packed = pack_mixing_set(mixing_set)
+    check_crops(packed.heights, packed.widths, height, width)
     n_views = 1 if views is None else views
     plan = draw_plan(
         indices,
@@ -99,11 +330,11 @@ def mix_batch(
         source_size=source_size,
         flip=flip,
         views=n_views,
-        n_pictures=len(pictures),
+        n_mixing_images=len(packed),
     )
     if plain_first:
         if views is None:
-            raise ValueError("plain_first is for several views; give views, as 3")
+            raise ValueError("plain_first is for several views; pass views, as 3")
         plain = plan.samples[::n_views]
         plain["operation"], plain["rounds"] = NO_OPERATION, 0
     shape = (len(images), *(() if views is None else (views,)), 3, height, width)
@@ -115,7 +346,7 @@ def mix_batch(
         floats, halves = NO_FLOATS, flat.view(torch.uint16).numpy()
     mix_planned(
         images,
-        pictures.layout,
+        packed.layout,
         plan,
         floats,
         halves,
@@ -131,7 +362,7 @@ def mix_batch(
 
 def mix_planned(
     images: NDArray[np.uint8],
-    pictures: Layout,
+    mixing_images: Layout,
     plan: Plan,
     floats: NDArray[np.float32],
     halves: NDArray[np.uint16] = NO_HALVES,
@@ -153,7 +384,7 @@ def mix_planned(
     def mix_rows(first: int, last: int) -> None:
         mix_samples(
             images,
-            *pictures,
+            *mixing_images,
             *plan,
             first,
             last,
@@ -177,34 +408,21 @@ def mix_planned(
             done.result()
 
 
-def _check_kinds(mixing_set: object, settings: object) -> None:
-    if not (mixing_set is None or isinstance(mixing_set, PackedPictures)):
-        raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; give what open_mixing_set returns, or "
-            "PackedPictures.pack(pictures), or None"
-        )
-    if not (settings is None or isinstance(settings, PixMixSettings)):
-        raise TypeError(
-            f"settings is {type(settings).__name__}; give PixMixSettings(k=4, ...), or None for "
-            "flip and crop alone"
-        )
-
-
 def _check_crop(crop: object) -> tuple[int, int] | None:
     if crop is None:
         return None
     if not (isinstance(crop, Sequence) and len(crop) == 2):
-        raise TypeError(f"crop is {crop!r}; give (height, width) in pixels, or None for no crop")
+        raise TypeError(f"crop is {crop!r}; pass (height, width) in pixels, or None for no crop")
     return whole("crop's height", crop[0], 1), whole("crop's width", crop[1], 1)
 
 
 def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8:
         kind = images.dtype if isinstance(images, np.ndarray) else type(images).__name__
-        raise TypeError(f"images is {kind}; give an (N, H, W, 3) array of uint8")
+        raise TypeError(f"images is {kind}; pass an (N, H, W, 3) array of uint8")
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
         raise ValueError(
-            f"images has shape {images.shape}; give (N, H, W, 3), channels last "
+            f"images has shape {images.shape}; pass (N, H, W, 3), channels last "
             "(a tensor: images.permute(0, 2, 3, 1).contiguous().numpy())"
         )
     images = np.ascontiguousarray(images)
@@ -217,25 +435,45 @@ def _normalisation(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     means, deviations = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if means.shape != (3,) or not np.isfinite(means).all():
-        raise ValueError(f"mean is {mean}; give three numbers: of red, green and blue")
+        raise ValueError(f"mean is {mean}; pass three numbers: of red, green and blue")
     if deviations.shape != (3,) or not (np.isfinite(deviations) & (deviations > 0)).all():
-        raise ValueError(f"std is {std}; give three numbers above 0: of red, green and blue")
+        raise ValueError(f"std is {std}; pass three numbers above 0: of red, green and blue")
     return means, deviations
 
 
 def _output(out: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if dtype not in _CODES:
-        raise TypeError(f"dtype is {dtype}; give torch.float32, torch.float16 or torch.bfloat16")
+        raise TypeError(f"dtype is {dtype}; pass torch.float32, torch.float16 or torch.bfloat16")
     if out is None:
         return torch.empty(shape, dtype=dtype)
     if not isinstance(out, torch.Tensor) or out.requires_grad:
         kind = "a tensor that requires a gradient" if isinstance(out, torch.Tensor) else type(out)
-        raise TypeError(f"out is {kind}; give a plain tensor of {dtype} on the CPU")
+        raise TypeError(f"out is {kind}; pass a plain tensor of {dtype} on the CPU")
     if out.dtype != dtype or out.device.type != "cpu":
-        raise TypeError(f"out is {out.dtype} on {out.device}; give a tensor of {dtype} on the CPU")
+        raise TypeError(f"out is {out.dtype} on {out.device}; pass a tensor of {dtype} on the CPU")
     if tuple(out.shape) != shape or not out.is_contiguous():
         raise ValueError(
-            f"out has shape {tuple(out.shape)} (contiguous: {out.is_contiguous()}); give a "
+            f"out has shape {tuple(out.shape)} (contiguous: {out.is_contiguous()}); pass a "
             f"contiguous tensor of shape {shape}"
         )
     return out
+
+
+_SIZE = 16
+
+
+def compile_mixing() -> None:
+    """Compile what mixes images and what brings them to their size, before it is needed."""
+    image = np.zeros((_SIZE, _SIZE, 3), np.uint8)
+    mix_batch(
+        image[None], PackedPictures.pack([image]), [0], seed=0, epoch=0, settings=PixMixSettings()
+    )
+    half = _SIZE // 2
+    part = np.empty((half, half, 3), np.uint8)
+    resize_part(image, 0, 0, _SIZE, _SIZE, half, half, 0, 0, part)
+
+
+def pending() -> list[Callable[[], None]]:
+    """Return what has not been compiled on this machine; each part may run in its own process."""
+    kept = is_kept(mix_samples) and is_kept(resize_part)
+    return [] if kept else [compile_mixing]

@@ -1,6 +1,6 @@
-"""How PixMix mixes two pictures: add, multiply and their experimental relatives, explained.
+"""How PixMix mixes two images, add and multiply, explained.
 
-A mixing takes the picture so far, x, and another one, y, both in [0, 1], and two numbers a and b
+A mixing takes the image so far, x, and another one, y, both in [0, 1], and two numbers a and b
 that say how much of each is wanted. The result is clipped to [0, 1].
 
 **add** is a weighted sum, but about mid-grey. Values are moved to [-1, 1], so that grey is 0; there
@@ -9,7 +9,7 @@ a x + b y is formed; the sum is moved back:
     add(x, y) = (a (2x - 1) + b (2y - 1) + 1) / 2
 
 In [-1, 1] a sum has no bias: a grey pixel of y changes nothing, a bright one brightens and a dark
-one darkens. On values in [0, 1] every weight b > 0 would brighten the whole picture, and a + b > 1
+one darkens. On values in [0, 1] every weight b > 0 would brighten the whole image, and a + b > 1
 would wash it out.
 
 **multiply** is a weighted product, about mid-grey too. Values are moved to [0, 2], so that grey is
@@ -20,27 +20,22 @@ back:
 
 (The bound keeps a black pixel of y finite where b < 0.) It looks like a geometric mean, and is not
 one. A geometric mean has exponents that sum to 1, of values in [0, 1], and lies between the two
-pictures. Here a + b need not be 1, a may exceed 1 and b may be negative; the neutral value is grey
-and not white; and the result may be brighter or darker than both pictures.
+images. Here a + b need not be 1, a may exceed 1 and b may be negative; the neutral value is grey
+and not white; and the result may be brighter or darker than both images.
 
 **Where a and b come from.** A coin chooses between two branches; U and V are uniform on (0, 1), and
 so U^(1/beta) ~ Beta(beta, 1) and 1 - V^(1/beta) ~ Beta(1, beta):
 
-    a = U^(1/beta)         b =   1 - V^(1/beta)       towards the other picture: a <= 1, b >= 0
+    a = U^(1/beta)         b =   1 - V^(1/beta)       towards the other image: a <= 1, b >= 0
     a = 2 - U^(1/beta)     b = -(1 - V^(1/beta))      away from it:              a >= 1, b <= 0
 
-In the first branch the picture gives way to y, as in an interpolation. In the second it is made
+In the first branch the image gives way to y, as in an interpolation. In the second it is made
 stronger while y is *subtracted* or *divided out*: an extrapolation, as if x were a mixture already
-from which y is to be removed. With both, a mean of a about 1 is kept, pictures get fainter and more
+from which y is to be removed. With both, a mean of a about 1 is kept, images get fainter and more
 vivid alike, and y leaves positive and negative traces. A large beta keeps a near 1 and b near 0:
 E[b] = 1 / (beta + 1) in size, so beta 3 mixes in a quarter of y and beta 4 a fifth.
 
-**screen** is multiply of the negatives, 1 - multiply(1 - x, 1 - y); **overlay** takes, by another
-coin, multiply where x < 1/2 (or where x > 1/2) and screen elsewhere, each with its own a and b;
-**darken_or_lighten** takes x where x < y (or where x > y) and y elsewhere; **swap_channel**
-replaces one channel of x by that of y. The released code holds these four and leaves them unused.
-
-All functions here take float32 and 8-bit pictures (a value v counts as v / 255), write into neither
+All functions here take float32 and 8-bit images (a value v counts as v / 255), write into neither
 and are within 1e-6 of these formulas in float64, of a and b as they are in float32. Where y is
 8-bit, its power is a table of 256.
 
@@ -55,13 +50,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix.compiling import fma, inlined_kernel, kernel
-from pixmix.philox import below, coin
 
 F = np.float32
-Picture = NDArray[np.float32] | NDArray[np.uint8]
+Image = NDArray[np.float32] | NDArray[np.uint8]
 
-ADD, MULTIPLY, SCREEN, OVERLAY, DARKEN_OR_LIGHTEN, SWAP_CHANNEL = range(6)
-"""Codes of the mixings, in the order of `settings.MIXINGS`."""
+MIXINGS = ("add", "multiply")
+"""The ways to mix two images; the place of a name is its code."""
+ADD, MULTIPLY = range(len(MIXINGS))
 
 LEVELS = 256
 _ZERO, _HALF, _ONE, _TWO = F(0), F(0.5), F(1), F(2)
@@ -78,7 +73,6 @@ _MANTISSA_BITS = np.int32(23)
 _BIAS = np.int32(127)
 # Adding and subtracting 3 * 2^22 rounds to a whole number; the sum's low bits hold it.
 _ROUND = F(12582912.0)
-_ROUND_BITS = np.int32(0x4B400000)
 _LOWEST, _HIGHEST = F(-126), F(127)
 # log2(1 + f) = f * P(f) on [sqrt(1/2) - 1, sqrt(2) - 1], fitted by weighted least squares to an
 # absolute error of 5e-8; 9e-8 with coefficients and steps in float32.
@@ -183,186 +177,106 @@ def added(x, y, a, b):
     return (a * (_TWO * x - _ONE) + b * (_TWO * y - _ONE) + _ONE) * _HALF
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- images --------------------------------------------------------------------------------------
 
 
 @kernel
-def fill_powers(table, b, inverted):
-    """Fill the look-up table of an 8-bit operand's power.
-
-    table: (256,) float32; gets max(2y, 1e-37)^b * 2^-64 of y = v / 255, or of 1 - v / 255 where
-    inverted. b: float32.
-    """
+def fill_powers(table, b):
+    """Fill table, (256,) float32, with `other_power` of y = v / 255 and b, float32."""
     for value in range(LEVELS):
-        y = F(value) / _WHITE
-        table[value] = other_power(_ONE - y if inverted else y, b)
+        table[value] = other_power(F(value) / _WHITE, b)
 
 
 @inlined_kernel
-def look_up(table, pictures, start, n, out):
-    """Write table[v] of n 8-bit values into out, from its start. pictures: flat uint8."""
+def look_up(table, images, start, n, out):
+    """Write table[v] of n 8-bit values into out, from its start. images: flat uint8."""
     # Unsigned: a signed place might count from the end, and a check of it stops vectorising.
     first = np.uint64(start)
     for j in range(np.uint64(n)):
-        out[j] = table[pictures[first + j]]
+        out[j] = table[images[first + j]]
 
 
 @inlined_kernel
-def to_unit(pictures, start, n, out):
-    """Write v / 255 of n 8-bit values into out, from its start. pictures: flat uint8."""
+def to_unit(images, start, n, out):
+    """Write v / 255 of n 8-bit values into out, from its start. images: flat uint8."""
     first = np.uint64(start)
     for j in range(np.uint64(n)):
-        out[j] = F(pictures[first + j]) / _WHITE
+        out[j] = F(images[first + j]) / _WHITE
 
 
 @inlined_kernel
-def other_powers(y, n, b, inverted, out):
-    """Write `other_power` of n values of y, or of 1 - y where inverted, into out."""
-    if inverted:
-        for j in range(n):
-            out[j] = other_power(_ONE - y[j], b)
-    else:
-        for j in range(n):
-            out[j] = other_power(y[j], b)
-
-
-@inlined_kernel
-def reads_values(mixing):
-    """Return whether a mixing reads y itself."""
-    return mixing in (ADD, DARKEN_OR_LIGHTEN, SWAP_CHANNEL)
-
-
-@inlined_kernel
-def reads_powers(mixing):
-    """Return whether a mixing reads powers of 2y."""
-    return mixing in (MULTIPLY, OVERLAY)
-
-
-@inlined_kernel
-def reads_negative_powers(mixing):
-    """Return whether a mixing reads powers of 2(1 - y)."""
-    return mixing in (SCREEN, OVERLAY)
-
-
-@inlined_kernel
-def mix_values(x, n, mixing, a, b, second_a, choice, y, powers, negative_powers, out):
+def mix_values(x, n, mixing, a, b, other, out):
     """Mix y into the first n values of x, and write them, clipped, into out.
 
-    x, y: float32 in [0, 1], RGB side by side from a red value on. mixing: its code.
-    out: float32; other memory than x's: in place the loops would not be vectorised.
-    a, b, second_a: float32; second_a is overlay's screen's. choice: uint32, see `draws.ROUND`.
-    powers, negative_powers: `other_powers` of y and b, and of 1 - y and the screen's b.
-    Of the last three, what `reads_values`, `reads_powers`, `reads_negative_powers` name is read.
+    x: float32 in [0, 1]. mixing: its code. a, b: float32. other: float32, y in [0, 1] for ADD,
+    `other_power` of y and b for MULTIPLY. out: float32; other memory than x's: in place the loops
+    would not be vectorised. Raises ValueError for a code of no mixing.
     """
     if mixing == ADD:
         for j in range(n):
-            out[j] = clipped(added(x[j], y[j], a, b))
+            out[j] = clipped(added(x[j], other[j], a, b))
     elif mixing == MULTIPLY:
         for j in range(n):
-            out[j] = clipped(times_power(x[j], a, powers[j]))
-    elif mixing == SCREEN:
-        for j in range(n):
-            out[j] = clipped(_ONE - times_power(_ONE - x[j], a, negative_powers[j]))
-    elif mixing == OVERLAY:
-        if coin(choice):
-            for j in range(n):
-                multiplied = times_power(x[j], a, powers[j])
-                screened = _ONE - times_power(_ONE - x[j], second_a, negative_powers[j])
-                out[j] = clipped(multiplied if x[j] < _HALF else screened)
-        else:
-            for j in range(n):
-                multiplied = times_power(x[j], a, powers[j])
-                screened = _ONE - times_power(_ONE - x[j], second_a, negative_powers[j])
-                out[j] = clipped(multiplied if x[j] > _HALF else screened)
-    elif mixing == DARKEN_OR_LIGHTEN:
-        if coin(choice):
-            for j in range(n):
-                out[j] = min(x[j], y[j])
-        else:
-            for j in range(n):
-                out[j] = max(x[j], y[j])
+            out[j] = clipped(times_power(x[j], a, other[j]))
     else:
-        channel = below(choice, 3)
-        for j in range(n):
-            out[j] = y[j] if j % 3 == channel else x[j]
+        raise ValueError("unknown code of a mixing")
 
 
 _BLOCK = 4098
-"""Values mixed at a time, whole pixels: what three buffers of them take stays in a core's cache."""
+"""Values mixed at a time: what two buffers of them take stays in a core's cache."""
 
 
 @kernel
-def _mix(x, levels, y, out, mixing, a, b, second_a, second_b, choice):
-    """Mix a picture into another: out = mixing(x, y), all flat and of one length.
+def _mix(x, levels, y, out, mixing, a, b):
+    """Mix an image into another: out = mixing(x, y), all flat and of one length.
 
     x, out: float32. levels: y as uint8, or empty; y: as float32 where levels is empty.
     """
-    table = np.empty((2, LEVELS), np.float32)
-    buffers = np.empty((3, _BLOCK), np.float32)
-    screen_b = second_b if mixing == OVERLAY else b
-    values, powers, negative_powers = buffers[0], buffers[1], buffers[2]
+    table, buffer = np.empty(LEVELS, np.float32), np.empty(_BLOCK, np.float32)
     eight_bit = len(levels) > 0
-    if eight_bit and reads_powers(mixing):
-        fill_powers(table[0], b, False)
-    if eight_bit and reads_negative_powers(mixing):
-        fill_powers(table[1], screen_b, True)
+    if eight_bit and mixing == MULTIPLY:
+        fill_powers(table, b)
     for start in range(0, len(x), _BLOCK):
         n = min(_BLOCK, len(x) - start)
-        target, source = out[start : start + n], x[start : start + n]
+        other = buffer
         if eight_bit:
-            if reads_values(mixing):
-                to_unit(levels, start, n, values)
-            if reads_powers(mixing):
-                look_up(table[0], levels, start, n, powers)
-            if reads_negative_powers(mixing):
-                look_up(table[1], levels, start, n, negative_powers)
+            if mixing == MULTIPLY:
+                look_up(table, levels, start, n, other)
+            else:
+                to_unit(levels, start, n, other)
+        elif mixing == MULTIPLY:
+            for j in range(n):
+                other[j] = other_power(y[start + j], b)
         else:
-            values = y[start : start + n]
-            if reads_powers(mixing):
-                other_powers(values, n, b, False, powers)
-            if reads_negative_powers(mixing):
-                other_powers(values, n, screen_b, True, negative_powers)
-        mix_values(
-            source, n, mixing, a, b, second_a, choice,
-            values, powers, negative_powers, target,
-        )  # fmt: skip
+            other = y[start : start + n]
+        mix_values(x[start : start + n], n, mixing, a, b, other, out[start : start + n])
 
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
 _NO_LEVELS, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
-def _flat(picture: NDArray[Any]) -> NDArray[Any]:
-    """Return a picture's values side by side, writeable as the kernel wants all of its arrays."""
-    values = picture.reshape(-1)
+def _flat(image: NDArray[Any]) -> NDArray[Any]:
+    """Return an image's values side by side, writeable as the kernel wants all of its arrays."""
+    values = image.reshape(-1)
     return values if values.flags.writeable else values.copy()
 
 
-def _mixed(
-    mixing: int,
-    x: Picture,
-    y: Picture,
-    *,
-    a: float = 1.0,
-    b: float = 0.0,
-    second_a: float = 1.0,
-    second_b: float = 0.0,
-    choice: int = 0,
-) -> NDArray[np.float32]:
-    """Check the pictures and mix them."""
-    for name, picture in (("x", x), ("y", y)):
-        if not isinstance(picture, np.ndarray):
+def _mixed(mixing: int, x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
+    """Check the images and mix them."""
+    for name, image in (("x", x), ("y", y)):
+        if not isinstance(image, np.ndarray):
             raise TypeError(
-                f"{name} is {type(picture).__name__}; give an array, as numpy.asarray({name})"
+                f"{name} is {type(image).__name__}; pass an array, as numpy.asarray({name})"
             )
-        if picture.dtype not in _DTYPES:
+        if image.dtype not in _DTYPES:
             raise TypeError(
-                f"{name} has dtype {picture.dtype}; give uint8, or float32 from 0 to 1 "
+                f"{name} has dtype {image.dtype}; pass uint8, or float32 from 0 to 1 "
                 f"({name}.astype(np.float32))"
             )
-        if picture.ndim == 0 or picture.shape[-1] != 3:
+        if image.ndim == 0 or image.shape[-1] != 3:
             raise ValueError(
-                f"{name} has shape {picture.shape}; its last axis must be red, green and blue"
+                f"{name} has shape {image.shape}; its last axis must be red, green and blue"
             )
     if x.shape != y.shape:
         raise ValueError(
@@ -378,19 +292,16 @@ def _mixed(
         mixing,
         F(a),
         F(b),
-        F(second_a),
-        F(second_b),
-        np.uint32(choice),
     )
     return out
 
 
-def add(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
+def add(x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
     """Return (a (2x - 1) + b (2y - 1) + 1) / 2, clipped to [0, 1].
 
     Args:
         x: (..., 3) float32 in [0, 1], or uint8.
-        y: likewise, of the same shape.
+        y: of the same shape, float32 in [0, 1], or uint8.
         a: weight of x; PixMix draws 0 to 2.
         b: weight of y; PixMix draws -1 to 1.
 
@@ -404,17 +315,17 @@ def add(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
     for name, weight in (("a", a), ("b", b)):
         if not math.isfinite(weight):
             raise ValueError(f"{name} is {weight}; a weight is a finite number")
-    return _mixed(ADD, x, y, a=a, b=b)
+    return _mixed(ADD, x, y, a, b)
 
 
-def multiply(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
+def multiply(x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
     """Return (2x)^a max(2y, 1e-37)^b / 2, clipped to [0, 1]; within 1e-6 of float64.
 
     Args:
         x: (..., 3) float32 in [0, 1], or uint8.
-        y: likewise, of the same shape; a table of 256 does for uint8.
+        y: of the same shape, float32 in [0, 1], or uint8.
         a: exponent of x, 0 to 2, rounded to float32.
-        b: exponent of y, -1 to 1, likewise.
+        b: exponent of y, -1 to 1, rounded to float32.
 
     Returns:
         A new array of x's shape, float32.
@@ -423,100 +334,10 @@ def multiply(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
         TypeError: for another dtype.
         ValueError: for another shape or exponent.
     """
-    _check_exponents(a, b)
-    return _mixed(MULTIPLY, x, y, a=a, b=b)
-
-
-def screen(x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float32]:
-    """Return 1 - multiply(1 - x, 1 - y), clipped to [0, 1]; experimental.
-
-    Arguments, result and errors are those of `multiply`.
-    """
-    _check_exponents(a, b)
-    return _mixed(SCREEN, x, y, a=a, b=b)
-
-
-def overlay(
-    x: Picture,
-    y: Picture,
-    a: float,
-    b: float,
-    *,
-    second_a: float,
-    second_b: float,
-    multiply_dark: bool,
-) -> NDArray[np.float32]:
-    """Return multiply of some pixels' values and screen of the others; experimental.
-
-    Args:
-        x: as for `multiply`.
-        y: as for `multiply`.
-        a: of multiply.
-        b: of multiply.
-        second_a: of screen.
-        second_b: of screen.
-        multiply_dark: multiply where x < 1/2; else where x > 1/2.
-
-    Returns:
-        A new array of x's shape, float32.
-
-    Raises:
-        TypeError: for another dtype.
-        ValueError: for another shape or exponent.
-    """
-    _check_exponents(a, b)
-    _check_exponents(second_a, second_b, prefix="second_")
-    choice = _HEADS if multiply_dark else 0
-    return _mixed(OVERLAY, x, y, a=a, b=b, second_a=second_a, second_b=second_b, choice=choice)
-
-
-def darken_or_lighten(x: Picture, y: Picture, *, darken: bool) -> NDArray[np.float32]:
-    """Return the lesser of x and y value by value, or the greater; experimental.
-
-    Args:
-        x: (..., 3) float32 in [0, 1], or uint8.
-        y: likewise, of the same shape.
-        darken: take the lesser.
-
-    Returns:
-        A new array of x's shape, float32.
-
-    Raises:
-        TypeError: for another dtype.
-        ValueError: for another shape.
-    """
-    return _mixed(DARKEN_OR_LIGHTEN, x, y, choice=_HEADS if darken else 0)
-
-
-def swap_channel(x: Picture, y: Picture, channel: int) -> NDArray[np.float32]:
-    """Return x with one channel of y, in a new array; experimental.
-
-    Args:
-        x: (..., 3) float32 in [0, 1], or uint8.
-        y: likewise, of the same shape.
-        channel: 0 red, 1 green, 2 blue.
-
-    Returns:
-        A new array of x's shape, float32.
-
-    Raises:
-        TypeError: for another dtype.
-        ValueError: for another shape, or another channel.
-    """
-    if channel not in (0, 1, 2):
-        raise ValueError(f"channel is {channel}; give 0 for red, 1 for green or 2 for blue")
-    # The least word of which `below(word, 3)` makes the channel.
-    return _mixed(SWAP_CHANNEL, x, y, choice=-(-(channel * 2**32) // 3))
-
-
-_HEADS = 2**31
-
-
-def _check_exponents(a: float, b: float, *, prefix: str = "") -> None:
     # Beyond them a product of powers may leave float32, and what comes out is not the formula's.
     for name, value, least, most in (("a", a, 0, 2), ("b", b, -1, 1)):
         if not least <= value <= most:
             raise ValueError(
-                f"{prefix}{name} is {value}; give an exponent from {least} to {most}, "
-                "as PixMix draws it"
+                f"{name} is {value}; pass an exponent from {least} to {most}, as PixMix draws it"
             )
+    return _mixed(MULTIPLY, x, y, a, b)

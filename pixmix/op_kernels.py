@@ -1,15 +1,17 @@
-"""The compiled kernels of PixMix's thirteen operations, byte for byte those of Pillow 13.0.
+"""The compiled kernels of PixMix's operations, byte for byte those of Pillow 13.0.
 
-A kernel takes `image` and `out`, two different (H, W, 3) C-contiguous uint8 arrays of the same
-shape, any size from 1x1 to 2^31 - 1 pixels, and `scratch`, (SCRATCH_LENGTH,) int64, which may hold
-anything. It writes every byte of `out`, never writes `image` and allocates nothing.
+A kernel takes (image, argument, out, scratch): `image` and `out`, two different (H, W, 3)
+C-contiguous uint8 arrays of the same shape, any size from 1x1 to 2^31 - 1 pixels; its argument,
+float64, by a name of its own; and `scratch`, (SCRATCH_LENGTH,) int64, which may hold anything. It
+writes every byte of `out`, never writes `image` and allocates nothing. At the end are the functions
+that make an argument of a level. `pixmix.operations` lists what belongs together.
 
 Where Pillow computes in floating point, the same sums are made here in the same order and
 precision; no product is fused with a sum. https://github.com/python-pillow/Pillow, files
 src/PIL/{Image,ImageOps,ImageEnhance}.py and src/libImaging/{Geometry,Blend,Filter,Convert}.c.
 """
 
-# Compiled numbers have types of their own, which mypy's picture of numpy cannot tell apart.
+# Compiled numbers have types of their own, which mypy's view of numpy cannot tell apart.
 # mypy: disable-error-code="arg-type, assignment, call-overload, operator"
 
 import math
@@ -17,60 +19,20 @@ import math
 import numpy as np
 from numpy import float32, float64, int32, int64, intp, uint8, uint16, uint32
 
-from pixmix.compiling import inlined_kernel, kernel
-from pixmix.words import long_word_at, set_long_word, word_at
+from pixmix.compiling import inlined_kernel, kernel, long_word_at, set_long_word, word_at
 
-OPERATIONS = (
-    "autocontrast",
-    "equalize",
-    "posterize",
-    "rotate",
-    "solarize",
-    "shear_x",
-    "shear_y",
-    "translate_x",
-    "translate_y",
-    "color",
-    "contrast",
-    "brightness",
-    "sharpness",
-)
-"""The place of a name is the code of its operation."""
-STANDARD_OPERATIONS = 9
-"""The first so many are PixMix's own; the last four overlap the corruptions of ImageNet-C."""
-GEOMETRIC_OPERATIONS = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-"""Those that move what is in a picture; the others leave each thing in its place."""
 SCRATCH_LENGTH = 1024
 """Entries of int64 that a kernel may use."""
 
-(
-    AUTOCONTRAST,
-    EQUALIZE,
-    POSTERIZE,
-    ROTATE,
-    SOLARIZE,
-    SHEAR_X,
-    SHEAR_Y,
-    TRANSLATE_X,
-    TRANSLATE_Y,
-    COLOR,
-    CONTRAST,
-    BRIGHTNESS,
-    SHARPNESS,
-) = range(len(OPERATIONS))
 
-
-def rotation_entries(degrees):
-    """Return cosine and sine of the matrix that Pillow's Image.rotate makes for an angle.
-
-    degrees: finite float, counterclockwise. Two floats, rounded to 15 digits as Pillow does.
-    """
-    angle = -math.radians(degrees % 360.0)
+def _rotation_entries(degrees: int) -> tuple[float, float]:
+    angle = -math.radians(degrees)
     return round(math.cos(angle), 15), round(math.sin(angle), 15)
 
 
-# Python's own round, which the compiler does not have: a table for the angles that are drawn.
-_ROTATIONS = np.array([rotation_entries(float(degrees)) for degrees in range(360)])
+ROTATIONS = np.array([_rotation_entries(degrees) for degrees in range(360)])
+"""(360, 2): cosine and sine of the matrix that Pillow's Image.rotate makes for whole degrees. A
+table, for the compiler does not have Python's own round to 15 digits."""
 
 # Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
 # into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last
@@ -172,7 +134,7 @@ def _copy_bytes(source, source_start, target, start, end):
 
 @inlined_kernel
 def _copy(image, out):
-    """Copy a picture."""
+    """Copy an image."""
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):
         target[i] = source[i]
@@ -246,7 +208,7 @@ def _extremes(source, extremes):
 
 
 @kernel
-def autocontrast(image, out, scratch):
+def autocontrast(image, argument, out, scratch):
     """Stretch each channel to 0..255 linearly; a channel of one value stays."""
     source, target = image.reshape(-1), out.reshape(-1)
     memory = scratch.view(uint8)
@@ -274,7 +236,7 @@ def autocontrast(image, out, scratch):
 
 
 @kernel
-def equalize(image, out, scratch):
+def equalize(image, argument, out, scratch):
     """Make the histogram of each channel as even as a table can; one value stays."""
     source, target = image.reshape(-1), out.reshape(-1)
     counts, tables = scratch[:768].view(uint32), scratch[768:864].view(uint8)
@@ -304,8 +266,8 @@ def equalize(image, out, scratch):
 
 @kernel
 def posterize(image, bits, out, scratch):
-    """Keep the upper bits of each byte; bits: int, 0..8."""
-    mask = uint8((0xFF00 >> bits) & 0xFF)
+    """Keep the upper bits of each byte; bits: whole, 0..8."""
+    mask = uint8((0xFF00 >> int64(bits)) & 0xFF)
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):
         target[i] = source[i] & mask
@@ -313,12 +275,12 @@ def posterize(image, bits, out, scratch):
 
 @kernel
 def solarize(image, threshold, out, scratch):
-    """Turn every byte from the threshold up into 255 less it; threshold: int, 0..256."""
+    """Turn every byte from the threshold up into 255 less it; threshold: whole, 0..256."""
     source, target = image.reshape(-1), out.reshape(-1)
     if threshold > 255:
         _copy(image, out)
         return
-    first = uint8(threshold)
+    first = uint8(int64(threshold))
     for i in range(len(source)):
         value = source[i]
         target[i] = value if value < first else ~value
@@ -327,7 +289,7 @@ def solarize(image, threshold, out, scratch):
 # --- Geometry ------------------------------------------------------------------------------------
 # The place of an output pixel is (a x + b y + c, d x + e y + f), x and y its centre, 0.5 for the
 # first. Every sum is rounded as Pillow rounds it. Products and sums keep their order when they are
-# rounded, so the place is monotone along a row, and a row's pixels inside the picture are a span.
+# rounded, so the place is monotone along a row, and a row's pixels inside the image are a span.
 
 
 @inlined_kernel
@@ -336,7 +298,7 @@ def _crossing(slope, shift, constant, limit, width):
 
     The place of column x is slope * (x + 0.5) + shift + constant. It has crossed where it is
     >= limit if slope >= 0, where it is < limit if slope < 0. The guess may be off, by a rounding or
-    for a slope near 0 by a picture: the answer is found by trying.
+    for a slope near 0 by an image: the answer is found by trying.
     """
     guess = (limit - constant - shift) / slope - 0.5
     column = intp(0)
@@ -416,8 +378,8 @@ def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratc
 
 
 @kernel
-def rotate(image, cosine, sine, out, scratch):
-    """Turn the picture about its centre; cosine, sine: `rotation_entries` of the angle.
+def rotate(image, degrees, out, scratch):
+    """Turn counterclockwise about the centre; degrees: whole.
 
     Pillow copies or transposes for multiples of 90 degrees. The matrix is whole there, every weight
     0, and the result the same.
@@ -425,6 +387,8 @@ def rotate(image, cosine, sine, out, scratch):
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
     weights, results = scratch.view(float64), scratch[2 * _PIECE : 3 * _PIECE]
+    angle = int64(degrees) % 360
+    cosine, sine = ROTATIONS[angle, 0], ROTATIONS[angle, 1]
     x, y = width / 2, height / 2
     a, b, d, e = cosine, sine, -sine, cosine
     c = a * -x + b * -y + x
@@ -439,7 +403,7 @@ def rotate(image, cosine, sine, out, scratch):
         first, last = _span(d, down, f, 0.0, float64(height), width)
         start, end = max(start, first), min(end, last)
         end = max(start, end)
-        # Where no tap is moved, and two bytes behind the right tap are still of the picture.
+        # Where no tap is moved, and two bytes behind the right tap are still of the image.
         first, last = _span(a, across, c, 0.5, width - 1.5, width)
         inner_start, inner_end = max(start, first), min(end, last)
         first, last = _span(d, down, f, 0.5, height - 0.5, width)
@@ -526,7 +490,7 @@ def shear_y(image, factor, out, scratch):
         start, end = _span(factor, down, 0.0, 0.0, float64(height), width)
         end = max(start, end)
         first, last = _span(factor, down, 0.0, 0.5, height - 0.5, width)
-        # A word of the last pixel would reach past the picture.
+        # A word of the last pixel would reach past the image.
         inner_start, inner_end = max(start, first), min(end, last, width - 1)
         if inner_start >= inner_end:
             inner_start, inner_end = end, end
@@ -563,7 +527,7 @@ def shear_y(image, factor, out, scratch):
 
 @kernel
 def translate_x(image, pixels, out, scratch):
-    """Move the picture left by a whole number of pixels; black where nothing came."""
+    """Move the image left by a whole number of pixels; black where nothing came."""
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
     shift = 3 * intp(min(max(pixels, -width), width))
@@ -578,7 +542,7 @@ def translate_x(image, pixels, out, scratch):
 
 @kernel
 def translate_y(image, pixels, out, scratch):
-    """Move the picture up by a whole number of pixels; black where nothing came."""
+    """Move the image up by a whole number of pixels; black where nothing came."""
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
     shift = 3 * width * intp(min(max(pixels, -height), height))
@@ -623,7 +587,7 @@ def _grey(word):
 
 @kernel
 def color(image, factor, out, scratch):
-    """Blend each pixel with its grey; factor: float64 >= 0, 1 leaves the picture."""
+    """Blend each pixel with its grey; factor: float64 >= 0, 1 leaves the image."""
     factor32 = _as_factor(factor)
     source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
     n_pixels = intp(image.shape[0] * image.shape[1])
@@ -643,7 +607,7 @@ def color(image, factor, out, scratch):
 
 @kernel
 def contrast(image, factor, out, scratch):
-    """Blend each pixel with the mean grey of the picture; factor: float64 >= 0."""
+    """Blend each pixel with the mean grey of the image; factor: float64 >= 0."""
     factor32 = _as_factor(factor)
     source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
     n_pixels = intp(image.shape[0] * image.shape[1])
@@ -664,7 +628,7 @@ def contrast(image, factor, out, scratch):
 
 @kernel
 def brightness(image, factor, out, scratch):
-    """Blend each pixel with black; factor: float64 >= 0, 1 leaves the picture."""
+    """Blend each pixel with black; factor: float64 >= 0, 1 leaves the image."""
     factor32 = _as_factor(factor)
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):
@@ -685,7 +649,7 @@ def smoothed(window):
 def sharpness(image, factor, out, scratch):
     """Blend each pixel with the mean of its 3x3 window, itself counted 5 times; factor >= 0.
 
-    The outermost pixels stay, so that a picture under 3 pixels in a direction is copied.
+    The outermost pixels stay, so that an image under 3 pixels in a direction is copied.
     """
     factor32 = _as_factor(factor)
     height, width = intp(image.shape[0]), intp(image.shape[1])
@@ -716,108 +680,61 @@ def sharpness(image, factor, out, scratch):
                 results[i] = uint8(_blended(float32(smoothed(window)), middle, factor32))
 
 
-# --- All of them ---------------------------------------------------------------------------------
-
-
-@kernel
-def apply_operation(code, argument, image, out, scratch):
-    """Write an operation's picture into `out`.
-
-    code: the place in OPERATIONS. argument, float64: posterize bits, 0..8; rotate degrees, whole;
-    solarize threshold, 0..256; shear factor; translate pixels, whole; color, contrast, brightness
-    and sharpness factor, >= 0. Ignored by autocontrast and equalize.
-    """
-    if code == AUTOCONTRAST:
-        autocontrast(image, out, scratch)
-    elif code == EQUALIZE:
-        equalize(image, out, scratch)
-    elif code == POSTERIZE:
-        posterize(image, np.int64(argument), out, scratch)
-    elif code == ROTATE:
-        degrees = np.int64(argument) % 360
-        rotate(image, _ROTATIONS[degrees, 0], _ROTATIONS[degrees, 1], out, scratch)
-    elif code == SOLARIZE:
-        solarize(image, np.int64(argument), out, scratch)
-    elif code == SHEAR_X:
-        shear_x(image, argument, out, scratch)
-    elif code == SHEAR_Y:
-        shear_y(image, argument, out, scratch)
-    elif code == TRANSLATE_X:
-        translate_x(image, np.int64(argument), out, scratch)
-    elif code == TRANSLATE_Y:
-        translate_y(image, np.int64(argument), out, scratch)
-    elif code == COLOR:
-        color(image, argument, out, scratch)
-    elif code == CONTRAST:
-        contrast(image, argument, out, scratch)
-    elif code == BRIGHTNESS:
-        brightness(image, argument, out, scratch)
-    else:
-        sharpness(image, argument, out, scratch)
-
-
 # --- Severity to argument ------------------------------------------------------------------------
-# level: float64 in [0.1, 10]; the constants are those of AugMix and PixMix, whose scale ends at 10.
+# All take the same: level, float64 in [0.1, 10]; negative, the sign of what has one; height and
+# width, int, pixels. All return float64. The constants are those of AugMix and PixMix, whose scale
+# ends at 10.
 
 
-@kernel
-def posterize_bits(level):
-    """Return the bits that a level leaves: 4 - int(level * 4 / 10), 0..4."""
-    return 4 - np.int64(level * 4 / 10)
+@inlined_kernel
+def _signed(number, negative):
+    """Return a number, less than 0 if negative."""
+    return -number if negative else number
 
 
-@kernel
-def rotate_degrees(level, negative):
-    """Return int(level * 30 / 10) whole degrees, less than 0 if negative; -30..30."""
-    degrees = np.int64(level * 30 / 10)
-    return -degrees if negative else degrees
+@inlined_kernel
+def no_argument(level, negative, height, width):
+    """Return 0, which nobody reads."""
+    return 0.0
 
 
-@kernel
-def solarize_threshold(level):
+@inlined_kernel
+def posterize_bits(level, negative, height, width):
+    """Return 4 - int(level * 4 / 10), 0..4."""
+    return float64(4 - int64(level * 4 / 10))
+
+
+@inlined_kernel
+def solarize_threshold(level, negative, height, width):
     """Return 256 - int(level * 256 / 10), 0..254."""
-    return 256 - np.int64(level * 256 / 10)
+    return float64(256 - int64(level * 256 / 10))
 
 
-@kernel
-def shear_factor(level, negative):
-    """Return level * 0.3 / 10, less than 0 if negative; -0.3..0.3."""
-    factor = level * 0.3 / 10
-    return -factor if negative else factor
+@inlined_kernel
+def rotate_degrees(level, negative, height, width):
+    """Return int(level * 30 / 10), whole degrees, -30..30."""
+    return float64(_signed(int64(level * 30 / 10), negative))
 
 
-@kernel
-def translate_pixels(level, negative, side):
-    """Return int(level * (side / 3) / 10) pixels, less than 0 if negative; side: int, pixels."""
-    pixels = np.int64(level * (side / 3) / 10)
-    return -pixels if negative else pixels
+@inlined_kernel
+def shear_factor(level, negative, height, width):
+    """Return level * 0.3 / 10, -0.3..0.3."""
+    return _signed(level * 0.3 / 10, negative)
 
 
-@kernel
-def enhancement_factor(level):
+@inlined_kernel
+def translate_columns(level, negative, height, width):
+    """Return int(level * (width / 3) / 10), pixels."""
+    return float64(_signed(int64(level * (width / 3) / 10), negative))
+
+
+@inlined_kernel
+def translate_rows(level, negative, height, width):
+    """Return int(level * (height / 3) / 10), pixels."""
+    return float64(_signed(int64(level * (height / 3) / 10), negative))
+
+
+@inlined_kernel
+def enhancement_factor(level, negative, height, width):
     """Return level * 1.8 / 10 + 0.1, 0.118..1.9."""
     return level * 1.8 / 10 + 0.1
-
-
-@kernel
-def draw_argument(code, level, negative, height, width):
-    """Return the argument, float64, that an operation takes at a level.
-
-    code: the place in OPERATIONS; level: float64 in [0.1, 10]; negative: bool, the sign of those
-    that have one; height, width: int, pixels.
-    """
-    if code == POSTERIZE:
-        return np.float64(posterize_bits(level))
-    if code == ROTATE:
-        return np.float64(rotate_degrees(level, negative))
-    if code == SOLARIZE:
-        return np.float64(solarize_threshold(level))
-    if code in (SHEAR_X, SHEAR_Y):
-        return shear_factor(level, negative)
-    if code == TRANSLATE_X:
-        return np.float64(translate_pixels(level, negative, width))
-    if code == TRANSLATE_Y:
-        return np.float64(translate_pixels(level, negative, height))
-    if code >= STANDARD_OPERATIONS:
-        return enhancement_factor(level)
-    return 0.0

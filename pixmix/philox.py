@@ -10,14 +10,15 @@ How this package uses it:
     counter  block, index, epoch, stream * 2^24 + view
 
 A block is four words; which word means what stands in `pixmix.draws`. Streams tell apart what is
-drawn independently for the same sample: see `Stream`.
+drawn independently for the same sample: see `Stream`. `shuffle` is a permutation by these words,
+the same on every machine, whatever was drawn before.
 """
 
 from enum import IntEnum
 
 import numpy as np
 
-from pixmix.compiling import inlined_kernel
+from pixmix.compiling import inlined_kernel, kernel
 
 _U32 = np.uint32
 _U64 = np.uint64
@@ -40,6 +41,9 @@ class Stream(IntEnum):
     PIXMIX = 1
     RESIZED_CROP = 2
     ORDER = 3
+
+
+_ORDER_STREAM = Stream.ORDER * VIEW_LIMIT
 
 
 @inlined_kernel
@@ -78,3 +82,20 @@ def coin(word):
 def unit(word):
     """Return a float64 strictly between 0 and 1: (word + 1/2) / 2^32."""
     return (np.float64(word) + 0.5) * 2.3283064365386963e-10
+
+
+@kernel
+def shuffle(items, first, seed, epoch, kind):
+    """Shuffle int64 items in place (Fisher and Yates), with the words of places from `first` on.
+
+    kind: told apart from other shuffles of the epoch. A word w gives a place below n by
+    w n / 2^64: uniform but for n / 2^64.
+    """
+    k0, k1 = seed & _LOW, seed >> _SHIFT
+    for i in range(len(items) - 1, 0, -1):
+        place = np.uint64(first + i)
+        low, high, _, _ = philox(place & _LOW, place >> _SHIFT, epoch, _ORDER_STREAM + kind, k0, k1)
+        n = np.uint64(i + 1)
+        # The upper half of the product of 64 bits with n, which has 32.
+        j = np.int64((np.uint64(high) * n + ((np.uint64(low) * n) >> _SHIFT)) >> _SHIFT)
+        items[i], items[j] = items[j], items[i]

@@ -1,20 +1,24 @@
-"""Part of a picture at another size, byte for byte as Pillow resizes it bilinearly.
+"""Part of an image at another size, byte for byte as Pillow resizes it bilinearly.
 
 Pillow filters rows, rounds to 8 bits, then filters columns; or columns first, where the height
 shrinks by more than twice what the width does (Pillow 13; before, rows always came first, which
-moves some bytes by 1). Where a picture gets smaller the triangle of the filter is as wide as two
+moves some bytes by 1). Where an image gets smaller the triangle of the filter is as wide as two
 new pixels, so that nothing is skipped ("antialiasing"); its weights are whole numbers in 2^-22. A
 crop is cut out before it is resized, as torchvision does it: no filter reads beside the crop.
 
 The equality was tested against Pillow 13.0 and torchvision 0.29.
 """
 
+from typing import Any
+
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pixmix.compiling import inlined_kernel, kernel
-from pixmix.pictures import check_picture
-from pixmix.words import weighted_pixel
+from pixmix.arguments import check_image
+from pixmix.compiling import inlined_kernel, kernel, pointer_at
 
 _ONE = np.int32(1 << 22)
 _HALF = np.int32(1 << 21)
@@ -52,6 +56,60 @@ def _reach(side, full):
     return 2 * int(np.ceil(max(side / full, 1.0))) + 1
 
 
+@intrinsic
+def _weighted_pixel(
+    typing_context: Any, array: Any, offset: Any, weights: Any, place: Any, count: Any
+) -> Any:
+    """Return a weighted sum of pixels that follow each other, its lowest byte red.
+
+    array: contiguous uint8; offset, intp: the first pixel's first byte. The byte after the last
+    pixel is read too. weights: contiguous int32, in 2^-22, from `place`, intp, on. count: intp, at
+    least 1. Each channel is rounded; none may leave 0..255. All channels are summed at once.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pixels, start, factors, first, n = values
+        lanes = ir.VectorType(ir.IntType(32), 4)
+        whole = ir.IntType(64)
+
+        def constant(value: int) -> Any:
+            return ir.Constant(lanes, [value] * 4)
+
+        factor_data = context.make_array(signature.args[2])(context, builder, factors).data
+        before = builder.block
+        loop = builder.append_basic_block("taps")
+        after = builder.append_basic_block("summed")
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        tap = builder.phi(whole)
+        total = builder.phi(lanes)
+        place_of_tap = builder.add(start, builder.mul(tap, ir.Constant(whole, 3)))
+        word = builder.load(
+            pointer_at(context, builder, signature.args[0], pixels, place_of_tap, 32)
+        )
+        word.align = 1
+        channels = builder.zext(builder.bitcast(word, ir.VectorType(ir.IntType(8), 4)), lanes)
+        factor = builder.load(builder.gep(factor_data, [builder.add(first, tap)]))
+        one = builder.insert_element(
+            ir.Constant(lanes, ir.Undefined), factor, ir.Constant(ir.IntType(32), 0)
+        )
+        splat = builder.shuffle_vector(one, one, constant(0))
+        added = builder.add(total, builder.mul(channels, splat))
+        following = builder.add(tap, ir.Constant(whole, 1))
+        tap.add_incoming(ir.Constant(whole, 0), before)
+        tap.add_incoming(following, loop)
+        total.add_incoming(constant(1 << 21), before)
+        total.add_incoming(added, loop)
+        builder.cbranch(builder.icmp_signed("<", following, n), loop, after)
+        builder.position_at_end(after)
+        rounded = builder.lshr(added, constant(22))
+        return builder.bitcast(
+            builder.trunc(rounded, ir.VectorType(ir.IntType(8), 4)), ir.IntType(32)
+        )
+
+    return types.int32(array, types.intp, weights, types.intp, types.intp), generate
+
+
 @inlined_kernel
 def _filter_row(source, begin, line, starts, counts, weights, out):
     """Filter a row of RGB; see `_weigh`. line: scratch, a byte longer than a row. out: uint8."""
@@ -59,7 +117,7 @@ def _filter_row(source, begin, line, starts, counts, weights, out):
     line[:n_values] = source[begin : begin + n_values]
     flat = weights.reshape(-1)
     for x in range(len(starts)):
-        pixel = weighted_pixel(
+        pixel = _weighted_pixel(
             line, np.int64(3 * starts[x]), flat, x * weights.shape[1], np.int64(counts[x])
         )
         out[3 * x] = pixel
@@ -84,11 +142,11 @@ def _filter_columns(source, begin, stride, count, weights, y, total, out):
 
 @kernel
 def resize_part(image, top, left, height, width, full_height, full_width, row, column, out):
-    """Resize a part of a picture and write a window of the result.
+    """Resize a part of an image and write a window of the result.
 
     image: (H, W, 3) uint8. top, left, height, width: the part. full_height, full_width: its new
-    size. row, column: where in the new picture the window begins. out: (h, w, 3) uint8, the
-    window; contiguous, all inside the new picture. Nothing is checked.
+    size. row, column: where in the new image the window begins. out: (h, w, 3) uint8, the
+    window; contiguous, all inside the new image. Nothing is checked.
     """
     n_rows, n_columns = out.shape[0], out.shape[1]
     starts, counts = np.empty(n_columns, np.int32), np.empty(n_columns, np.int32)
@@ -133,7 +191,7 @@ def resized_crop(
     width: int,
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Cut out a part and resize it: picture.crop(...).resize(..., BILINEAR) of Pillow.
+    """Cut out a part and resize it: image.crop(...).resize(..., BILINEAR) of Pillow.
 
     Args:
         image: (H, W, 3) uint8.
@@ -150,19 +208,19 @@ def resized_crop(
         TypeError: for what is no uint8 array.
         ValueError: for another shape, a part that is not inside, or a size below 1.
     """
-    picture = check_picture(image)
+    image = check_image(image)
     inside = (
-        0 <= top < top + height <= picture.shape[0] and 0 <= left < left + width <= picture.shape[1]
+        0 <= top < top + height <= image.shape[0] and 0 <= left < left + width <= image.shape[1]
     )
     if not inside:
         raise ValueError(
-            f"a part of {height}x{width} at row {top}, column {left} is not inside a picture of "
-            f"{picture.shape[0]}x{picture.shape[1]} (height x width); cut a smaller one"
+            f"a part of {height}x{width} at row {top}, column {left} is not inside an image of "
+            f"{image.shape[0]}x{image.shape[1]} (height x width); cut a smaller one"
         )
     if min(size) < 1:
-        raise ValueError(f"size is {size}; give a height and a width of at least 1 pixel")
+        raise ValueError(f"size is {size}; pass a height and a width of at least 1 pixel")
     out = np.empty((*size, 3), np.uint8)
-    resize_part(picture, top, left, height, width, *size, 0, 0, out)
+    resize_part(image, top, left, height, width, *size, 0, 0, out)
     return out
 
 
@@ -173,7 +231,7 @@ def resized_centre(
 
     Args:
         image: (H, W, 3) uint8.
-        shorter_side: pixels, of the resized picture.
+        shorter_side: pixels, of the resized image.
         size: (height, width) of the result; neither above shorter_side.
 
     Returns:
@@ -183,22 +241,22 @@ def resized_centre(
         TypeError: for what is no uint8 array.
         ValueError: for another shape, or a size that does not fit.
     """
-    picture = check_picture(image)
+    image = check_image(image)
     if not 1 <= min(size) <= max(size) <= shorter_side:
         raise ValueError(
             f"a centre of {size} does not fit into a shorter side of {shorter_side} pixels; "
             "resize to more, or cut less"
         )
-    full = resized_shape(picture.shape[0], picture.shape[1], shorter_side)
+    full = resized_shape(image.shape[0], image.shape[1], shorter_side)
     # Python rounds a half to the even number, and so does torchvision.
     row, column = (round((full[i] - size[i]) / 2) for i in range(2))
     out = np.empty((*size, 3), np.uint8)
-    resize_part(picture, 0, 0, picture.shape[0], picture.shape[1], *full, row, column, out)
+    resize_part(image, 0, 0, image.shape[0], image.shape[1], *full, row, column, out)
     return out
 
 
 def resized_shape(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return (height, width) of a picture whose shorter side gets a length, as torchvision has it.
+    """Return (height, width) of an image whose shorter side gets a length, as torchvision has it.
 
     The longer side is cut to a whole number.
     """

@@ -1,14 +1,18 @@
-"""The thirteen operations on batches of torch tensors, on any device: the bytes of `pixmix.ops`.
+"""The operations on batches of torch tensors, on any device: the bytes of `pixmix.op_kernels`.
 
-Every function takes images, (M, 3, H, W) uint8, and arguments, (M,) on the same device, and returns
+Every function takes images, (M, 3, H, W) uint8, and where its row in `pixmix.operations` has a
+level arguments, (M,) on the same device: int64 where they are whole, else `real_type`. It returns
 new images. Sums are made in the order and precision of the kernels. Devices without float64 (mps)
 sample and stretch in float32 and may be off by one of 255.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
+
+from pixmix.op_kernels import ROTATIONS
 
 _MOST_PIXELS = 1 << 23
 """Pixels sampled at a time: ten float64 of each take 700 MB."""
@@ -119,9 +123,16 @@ def _in_parts(
     return torch.cat([sample(*pair, columns, rows) for pair in pairs])
 
 
-def rotate(images: Tensor, entries: Tensor) -> Tensor:
-    """Turn counterclockwise about the centre; entries: (M, 2), cosine and sine of the matrix."""
+@cache
+def _rotations(device: torch.device) -> Tensor:
+    return torch.from_numpy(ROTATIONS).to(real_type(device)).to(device)
+
+
+def rotate(images: Tensor, degrees: Tensor) -> Tensor:
+    """Turn counterclockwise about the centre; degrees: int64."""
     height, width = images.shape[2:]
+    # A copy to the device once: what its own cosine gives is rounded in another way.
+    entries = _rotations(images.device).index_select(0, degrees % len(ROTATIONS))
 
     def sample(images: Tensor, entries: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
         cosine, sine = entries[:, :1, None], entries[:, 1:, None]

@@ -1,7 +1,9 @@
-"""PixMix as a transform of one picture, for `torchvision.transforms.v2` pipelines and workers."""
+"""PixMix as a transform of one image, for `torchvision.transforms.v2` pipelines and workers."""
 
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, TypeVarTuple, overload
 
 import numpy as np
@@ -11,16 +13,22 @@ from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pixmix.arguments import count_of_views, names_of_mixings, whole
+from pixmix.arguments import check_image, count_of_views, image_key, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
-from pixmix.fused import NO_PICTURES, mix_planned
+from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.mixing import MIXINGS
 from pixmix.packed import Layout, PackedPictures, too_small
 from pixmix.philox import INDEX_LIMIT
-from pixmix.pictures import check_picture, image_key
-from pixmix.sample_types import annotation_types, find_images, like_input
 from pixmix.settings import PixMixSettings
 
-Picture = Image.Image | torch.Tensor | NDArray[np.uint8]
+if TYPE_CHECKING:
+    _T = TypeVar("_T", bound=torch.Tensor)
+    _Label = TypeVar("_Label")
+    _Key = TypeVar("_Key")
+    _Rest = TypeVarTuple("_Rest")
+
+
+AnyImage = Image.Image | torch.Tensor | NDArray[np.uint8]
 
 DTYPES = (torch.float32, torch.uint8)
 """What a transform can return."""
@@ -32,23 +40,17 @@ class ImageSequence(Protocol):
     def __len__(self) -> int:
         """Return the number of images."""
 
-    def __getitem__(self, index: int, /) -> Picture:
+    def __getitem__(self, index: int, /) -> AnyImage:
         """Return image `index`, from 0."""
 
 
-if TYPE_CHECKING:
-    _T = TypeVar("_T", bound=torch.Tensor)
-    _Label = TypeVar("_Label")
-    _Key = TypeVar("_Key")
-    _Rest = TypeVarTuple("_Rest")
-
 _PLAIN_IMAGES = (torch.Tensor, np.ndarray, Image.Image)
-_NOTHING = NO_PICTURES.layout
+_NOTHING = NO_IMAGES.layout
 _MEANS, _DEVIATIONS = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
 class PixMix(nn.Module):
-    """Mix a picture with what operations make of it and with a picture of a mixing set.
+    """Mix an image with what operations make of it and with an image of a mixing set.
 
     Takes a PIL image of mode RGB, a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, and gives a
     (3, H, W) float32 tensor in [0, 1]: normalise after it, crop and flip before it. Source:
@@ -68,18 +70,18 @@ class PixMix(nn.Module):
     transforms. With a key the pixels are a function of it.
 
     Args:
-        mixing_set: a sequence of pictures, each of one of the three types above and at least as
-            large as the pictures to mix; `mixing_set[i]` is asked for only where a round needs it,
+        mixing_set: a sequence of images, each of one of the three types above and at least as
+            large as the images to mix; `mixing_set[i]` is asked for only where a round needs it,
             except that item 0 is checked at once. None or an empty one: every round mixes with
-            what an operation makes of the picture.
+            what an operation makes of the image.
         k: the most rounds of mixing.
-        beta: above 0; the larger, the more a mixing keeps of the picture.
+        beta: above 0; the larger, the more a mixing keeps of the image.
         severity: of the operations, 0.1 to 10.
-        all_ops: draw color, contrast, brightness and sharpness too (they overlap ImageNet-C).
+        all_ops: draw the operations that overlap ImageNet-C's corruptions, too.
         geometric: draw rotations, shears and translations; without them boxes and masks hold. With
             them, boxes, masks and keypoints in a sample (torchvision's types) cause one warning.
-        mixings: names from `pixmix.settings.MIXINGS`.
-        views: how many independent views to give, (views, 3, H, W); None for one, (3, H, W).
+        mixings: names from `pixmix.mixing.MIXINGS`.
+        views: how many independent views to return, (views, 3, H, W); None for one, (3, H, W).
         dtype: torch.float32, in [0, 1]; or torch.uint8, 0..255, each value rounded to the nearest
             level, so at most half a level off the float one. Use uint8 where a loader expects it:
             timm's prefetcher casts floats in [0, 1] to 0 and 1.
@@ -98,7 +100,7 @@ class PixMix(nn.Module):
         severity: float = 3.0,
         all_ops: bool = False,
         geometric: bool = True,
-        mixings: Sequence[str] = ("add", "multiply"),
+        mixings: Sequence[str] = MIXINGS,
         views: int | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -109,15 +111,15 @@ class PixMix(nn.Module):
             severity=severity,
             all_ops=all_ops,
             geometric=geometric,
-            mixings=names_of_mixings(mixings),
+            mixings=mixings,
         )
         if mixing_set is not None and (
             isinstance(mixing_set, Mapping)
             or not (hasattr(mixing_set, "__len__") and hasattr(mixing_set, "__getitem__"))
         ):
             raise TypeError(
-                f"mixing_set is {type(mixing_set).__name__}; give a sequence of uint8 pictures "
-                "(a list, a dataset of pictures without labels, a PackedPictures), or None"
+                f"mixing_set is {type(mixing_set).__name__}; pass a sequence of uint8 images "
+                "(a list, a dataset of images without labels, a PackedPictures), or None"
             )
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype!r}; use torch.float32 or torch.uint8")
@@ -126,7 +128,7 @@ class PixMix(nn.Module):
         self.dtype = dtype
         self._first_size: tuple[int, int] | None = None
         if mixing_set is not None and len(mixing_set) > 0:
-            height, width, _ = _as_array(mixing_set[0], "mixing picture 0").shape
+            height, width, _ = _as_array(mixing_set[0], "mixing image 0").shape
             self._first_size = (height, width)
         self._warned = False
 
@@ -208,10 +210,10 @@ class PixMix(nn.Module):
 
         Raises:
             TypeError: if there is no image, or it is of another type.
-            ValueError: for another mode or shape, or a mixing picture that is smaller.
+            ValueError: for another mode or shape, or a mixing image that is smaller.
         """
         if not (key is None or (isinstance(key, Sequence) and len(key) == 3)):
-            raise TypeError(f"key is {key!r}; give (seed, epoch, index), three whole numbers")
+            raise TypeError(f"key is {key!r}; pass (seed, epoch, index), three whole numbers")
         if key is None:
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
         sample = inputs[0] if len(inputs) == 1 else inputs
@@ -219,16 +221,16 @@ class PixMix(nn.Module):
             # Most calls; looking through a sample costs a seventh of a call at 32 pixels.
             return self._mixed(sample, key)
         leaves, structure = tree_flatten(sample)
-        images = find_images(leaves)
+        images = _find_images(leaves)
         if not images:
             raise TypeError(
                 f"found no image in {type(sample).__name__}; use an RGB PIL image, a (3, H, W) "
                 "uint8 tensor or an (H, W, 3) uint8 array"
             )
         if self.settings.geometric and not self._warned and len(leaves) > 1:
-            self._warn_of(annotation_types(leaves))
+            self._warn_of(_annotation_types(leaves))
         for i in images:
-            leaves[i] = like_input(self._mixed(leaves[i], key), leaves[i])
+            leaves[i] = _like_input(self._mixed(leaves[i], key), leaves[i])
         return tree_unflatten(leaves, structure)
 
     def _warn_of(self, annotations: list[str]) -> None:
@@ -241,9 +243,9 @@ class PixMix(nn.Module):
                 stacklevel=2,
             )
 
-    def _mixed(self, picture: object, key: tuple[int, int, int]) -> torch.Tensor:
-        """Return a picture mixed by a key."""
-        image = _as_array(picture, "the picture")
+    def _mixed(self, given: object, key: tuple[int, int, int]) -> torch.Tensor:
+        """Return an image mixed by a key."""
+        image = _as_array(given, "the image")
         seed, epoch, index = key
         index = whole("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])
@@ -261,12 +263,12 @@ class PixMix(nn.Module):
             source_size=size,
             flip=False,
             views=n_views,
-            n_pictures=0 if self.mixing_set is None else len(self.mixing_set),
+            n_mixing_images=0 if self.mixing_set is None else len(self.mixing_set),
         )
         result = np.empty((n_views, 3, *size), np.float32)
         mix_planned(
             image[None],
-            self._pictures_of(plan, size),
+            self._mixing_images_of(plan, size),
             plan,
             result,
             n_views=n_views,
@@ -278,92 +280,143 @@ class PixMix(nn.Module):
         mixed = torch.from_numpy(result[0] if self.views is None else result)
         return mixed if self.dtype == torch.float32 else mixed.mul_(255).round_().to(torch.uint8)
 
-    def _pictures_of(self, plan: Plan, size: tuple[int, int]) -> Layout:
-        """Return the mixing pictures that the views need, and let the plan count in them."""
+    def _mixing_images_of(self, plan: Plan, size: tuple[int, int]) -> Layout:
+        """Return the mixing images that the views need, and let the plan count in them."""
         if self.mixing_set is None:
             return _NOTHING
         samples, operations = plan.samples, plan.rounds["operation"].tolist()
-        pictures: list[NDArray[np.uint8]] = []
+        images: list[NDArray[np.uint8]] = []
         for view, n_rounds in enumerate(samples["rounds"].tolist()):
             if NO_OPERATION not in operations[view][:n_rounds]:
                 continue
-            i = int(samples["picture"][view])
-            picture = _as_array(self.mixing_set[i], f"mixing picture {i}")
-            if picture.shape[0] < size[0] or picture.shape[1] < size[1]:
-                raise ValueError(too_small(i, picture.shape[0], picture.shape[1], *size))
-            samples["picture"][view] = len(pictures)
-            pictures.append(picture)
-        if len(pictures) == 1:
+            i = int(samples["mixing_image"][view])
+            image = _as_array(self.mixing_set[i], f"mixing image {i}")
+            if image.shape[0] < size[0] or image.shape[1] < size[1]:
+                raise ValueError(too_small(i, image.shape[0], image.shape[1], *size))
+            samples["mixing_image"][view] = len(images)
+            images.append(image)
+        if len(images) == 1:
             # What `pack` does at leisure: most calls come here.
-            height, width, _ = pictures[0].shape
+            height, width, _ = images[0].shape
             return Layout(
-                pictures[0].reshape(-1),
+                images[0].reshape(-1),
                 np.zeros(1, np.int64),
                 np.array([height], np.int32),
                 np.array([width], np.int32),
             )
-        return PackedPictures.pack(pictures).layout if pictures else _NOTHING
+        return PackedPictures.pack(images).layout if images else _NOTHING
 
     def extra_repr(self) -> str:
         """Return the arguments, the mixing set by its length."""
         if self.mixing_set is None:
             mixing_set = "no mixing set"
         else:
-            mixing_set = f"{len(self.mixing_set)} mixing pictures"
-        settings = self.settings
-        return (
-            f"{mixing_set}, k={settings.k}, beta={settings.beta:g}, "
-            f"severity={settings.severity:g}, all_ops={settings.all_ops}, "
-            f"geometric={settings.geometric}, mixings={settings.mixings}, views={self.views}, "
-            f"dtype={self.dtype}"
-        )
+            mixing_set = f"{len(self.mixing_set)} mixing images"
+        return f"{mixing_set}, {self.settings}, views={self.views}, dtype={self.dtype}"
 
 
-def _as_array(picture: object, name: str) -> NDArray[np.uint8]:
-    """Return a picture as an (H, W, 3) uint8 array, contiguous and writeable."""
+def _as_array(image: object, name: str) -> NDArray[np.uint8]:
+    """Return an image as an (H, W, 3) uint8 array, contiguous and writeable."""
     try:
-        return check_picture(_unpacked(picture))
+        return check_image(_unpacked(image))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
-def _unpacked(picture: object) -> object:
-    if isinstance(picture, tuple | list | Mapping):
+def _unpacked(image: object) -> object:
+    if isinstance(image, tuple | list | Mapping):
         raise TypeError(
-            f"expected an image, got a {type(picture).__name__}; a mixing set has images without "
-            f"labels: use [sample[{image_key(picture)!r}] for sample in dataset], or "
+            f"expected an image, got a {type(image).__name__}; a mixing set has images without "
+            f"labels: use [sample[{image_key(image)!r}] for sample in dataset], or "
             "open_mixing_set(folder, side)"
         )
-    if isinstance(picture, Image.Image):
-        if picture.mode != "RGB":
+    if isinstance(image, Image.Image):
+        if image.mode != "RGB":
             raise ValueError(
-                f"an image of mode {picture.mode} is not RGB; convert it with image.convert('RGB')"
+                f"an image of mode {image.mode} is not RGB; convert it with image.convert('RGB')"
             )
-        return np.array(picture)
-    if isinstance(picture, torch.Tensor):
-        if picture.dtype != torch.uint8:
+        return np.array(image)
+    if isinstance(image, torch.Tensor):
+        if image.dtype != torch.uint8:
             raise TypeError(
-                f"a tensor picture holds uint8, 0..255, not {picture.dtype}; use PixMix before "
+                f"a tensor image holds uint8, 0..255, not {image.dtype}; use PixMix before "
                 "v2.ToDtype, or v2.ToDtype(torch.uint8, scale=True) before it"
             )
-        if picture.device.type != "cpu":
+        if image.device.type != "cpu":
             raise TypeError(
-                f"the tensor is on {picture.device}; use BatchPixMix there, or tensor.cpu()"
+                f"the tensor is on {image.device}; use BatchPixMix there, or tensor.cpu()"
             )
-        if picture.ndim == 4 and picture.shape[1] == 3:
+        if image.ndim == 4 and image.shape[1] == 3:
             raise ValueError(
-                f"a tensor picture has shape (3, H, W), not {tuple(picture.shape)}; give one "
-                "picture at a time, or a batch to BatchPixMix"
+                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; pass one "
+                "image at a time, or a batch to BatchPixMix"
             )
-        if picture.ndim == 3 and 0 in picture.shape:
+        if image.ndim == 3 and 0 in image.shape:
             raise ValueError(
-                f"a tensor picture has height and width of at least 1, not {tuple(picture.shape)}; "
+                f"a tensor image has height and width of at least 1, not {tuple(image.shape)}; "
                 "leave empty ones out"
             )
-        if picture.ndim != 3 or picture.shape[0] != 3:
+        if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
-                f"a tensor picture has shape (3, H, W), not {tuple(picture.shape)}; "
+                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; "
                 "make three channels of one with v2.RGB()"
             )
-        return picture.detach().permute(1, 2, 0).contiguous().numpy()
-    return picture
+        return image.detach().permute(1, 2, 0).contiguous().numpy()
+    return image
+
+
+# --- Which parts of a sample are images ---------------------------------------------------------
+# By the rules of torchvision's v2 transforms: `Transform._needs_transform_list` in
+# torchvision/transforms/v2/_transform.py, 0.29.
+
+_ANNOTATIONS = ("BoundingBoxes", "KeyPoints", "Mask")
+"""Torchvision's types of positions in an image."""
+
+
+def _tv_tensors() -> ModuleType | None:
+    """Return torchvision's module of tensor types, or None where no such tensor can exist.
+
+    This package does not need torchvision, and does not import it.
+    """
+    return sys.modules.get("torchvision.tv_tensors")
+
+
+def _find_images(leaves: list[Any]) -> list[int]:
+    """Return the indices of the leaves of a sample that are images.
+
+    All images of torchvision's types and of Pillow's; where there are none, the first plain tensor
+    or array.
+
+    Args:
+        leaves: the values of a sample, depth first.
+    """
+    types = _tv_tensors()
+    explicit = (Image.Image,) if types is None else (Image.Image, types.Image, types.Video)
+    found = [i for i, leaf in enumerate(leaves) if isinstance(leaf, explicit)]
+    if found:
+        return found
+    for i, leaf in enumerate(leaves):
+        if isinstance(leaf, np.ndarray) or (
+            isinstance(leaf, torch.Tensor) and not (types and isinstance(leaf, types.TVTensor))
+        ):
+            return [i]
+    return []
+
+
+def _annotation_types(leaves: list[Any]) -> list[str]:
+    """Return the names of torchvision's types of annotations that are among the leaves."""
+    types = _tv_tensors()
+    if types is None:
+        return []
+    # Older versions have no KeyPoints.
+    known = {name: getattr(types, name) for name in _ANNOTATIONS if hasattr(types, name)}
+    return [name for name, kind in known.items() if any(isinstance(leaf, kind) for leaf in leaves)]
+
+
+def _like_input(mixed: torch.Tensor, image: object) -> torch.Tensor:
+    """Return a tensor as torchvision's type where the image it was made of has such a type."""
+    types = _tv_tensors()
+    if types is not None and isinstance(image, types.TVTensor):
+        wrapped: torch.Tensor = types.wrap(mixed, like=image)
+        return wrapped
+    return mixed

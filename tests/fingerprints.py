@@ -111,7 +111,7 @@ def mixing_fingerprints() -> dict[str, Any]:
     from pixmix.fused import mix_batch
     from pixmix.packed import PackedPictures
     from pixmix.resizing import resized_crop
-    from pixmix.settings import MIXINGS, PixMixSettings
+    from pixmix.settings import PixMixSettings
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
@@ -128,11 +128,11 @@ def mixing_fingerprints() -> dict[str, Any]:
     found["resized"] = _sha256(np.stack([resized_crop(large, *crop, (16, 15)) for crop in crops]))
     for name, settings in {
         "paper": PixMixSettings(),
-        "all": PixMixSettings(all_ops=True, mixings=MIXINGS, beta=0.5, severity=10),
+        "all": PixMixSettings(all_ops=True, beta=0.5, severity=10),
     }.items():
         plan = draw_plan(
             np.arange(200), seed=7, epoch=3, settings=settings, size=(20, 13),
-            source_size=(28, 21), flip=True, views=2, n_pictures=9,
+            source_size=(28, 21), flip=True, views=2, n_mixing_images=9,
         )  # fmt: skip
         for part, rows in (("samples", plan.samples), ("rounds", plan.rounds)):
             for field in rows.dtype.names or ():

@@ -14,7 +14,8 @@ import sys
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix import op_kernels
+from pixmix.op_kernels import SCRATCH_LENGTH
+from pixmix.operations import CODES, apply_operation
 
 PAGES = 4
 FORBIDDEN = 0  # PROT_NONE
@@ -43,19 +44,19 @@ def mix_a_forbidden_set(which: str) -> None:
     from pixmix.settings import PixMixSettings
 
     settings = PixMixSettings()
-    size, n_pictures = (20, 13), 5
+    size, n_mixing_images = (20, 13), 5
     plan = draw_plan(
         np.arange(1000), seed=1, epoch=0, settings=settings, size=size, source_size=size,
-        flip=False, views=1, n_pictures=n_pictures,
+        flip=False, views=1, n_mixing_images=n_mixing_images,
     )  # fmt: skip
-    indices = np.flatnonzero(plan.needs_picture() == (which == "needed"))
+    indices = np.flatnonzero(plan.needs_mixing_image() == (which == "needed"))
     memory = np.frombuffer(mmap.mmap(-1, PAGES * mmap.PAGESIZE), np.uint8)
     n_bytes = 3 * size[0] * size[1]
     pictures = PackedPictures(
-        memory[: n_pictures * n_bytes],
-        np.arange(n_pictures) * n_bytes,
-        np.full(n_pictures, size[0], np.int32),
-        np.full(n_pictures, size[1], np.int32),
+        memory[: n_mixing_images * n_bytes],
+        np.arange(n_mixing_images) * n_bytes,
+        np.full(n_mixing_images, size[0], np.int32),
+        np.full(n_mixing_images, size[1], np.int32),
     )
     images = np.zeros((len(indices), *size, 3), np.uint8)
     # Once while it may be touched: what is compiled is ready, and all that is left is the mixing.
@@ -68,13 +69,13 @@ def mix_a_forbidden_set(which: str) -> None:
 def run_operations() -> None:
     """Print how many runs were made; a picture touches either end of its memory."""
     sources, targets = guarded_memory(), guarded_memory()
-    scratch = np.zeros(op_kernels.SCRATCH_LENGTH, np.int64)
+    scratch = np.zeros(SCRATCH_LENGTH, np.int64)
     generator = np.random.default_rng(1)
     arguments = {"posterize": (3,), "rotate": (0, 3, 17, -45, 90, 180), "solarize": (128,)}
     arguments |= {f"shear_{axis}": (0, 0.01, -0.1, 0.3, -3) for axis in "xy"}
     arguments |= {f"translate_{axis}": (0, 1, -2, 99) for axis in "xy"}
     n_runs = 0
-    for code, name in enumerate(op_kernels.OPERATIONS):
+    for name, code in CODES.items():
         for argument in arguments.get(name, (0.5,)):
             for height, width in [*np.ndindex(10, 10), (1, 999), (999, 1), (29, 34), (34, 29)]:
                 shape = (height or 31, width or 37, 3)
@@ -82,7 +83,7 @@ def run_operations() -> None:
                 for place in (slice(None, size), slice(-size, None)):
                     picture, out = sources[place].reshape(shape), targets[place].reshape(shape)
                     picture[:] = generator.integers(0, 256, shape)
-                    op_kernels.apply_operation(code, float(argument), picture, out, scratch)
+                    apply_operation(code, float(argument), picture, out, scratch)
                     n_runs += 1
     print(n_runs)  # noqa: T201
 

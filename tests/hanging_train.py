@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from pipelines.cli.train import main
-from pipelines.loading import loaders
-from pipelines.loading.cursors import EvalLoader, TrainLoader
+from pipelines.loading import batches
+from pipelines.loading.loader import EvalLoader, TrainLoader
 from pipelines.training import data
 
 BATCHES = 3
@@ -49,7 +49,7 @@ def wait_in(place: str) -> None:
     if place == "data":
         data.find_data = hang  # type: ignore[assignment]
     elif place == "mixing":
-        loaders.open_mixing_set = hang
+        batches.open_mixing_set = hang
     elif place == "batch":
         TrainLoader.__iter__ = hanging(TrainLoader.__iter__, BATCHES)  # type: ignore[method-assign]
     elif place == "validation":

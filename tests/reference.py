@@ -975,10 +975,10 @@ def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> 
 # --- pipelines/loading/order.py ------------------------------------------------------------------
 
 
-def lanes_of_shards(
-    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+def partitions_of_shards(
+    sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> tuple[list[list[int]], list[int]]:
-    """The samples of each lane as they come, and those that are left, sample by sample."""
+    """The samples of each partition as they come, and those that are left, sample by sample."""
     numbers = iter(range(sum(sizes)))
     shards = [[next(numbers) for _ in range(size)] for size in sizes]
     laid: list[tuple[int, int]] = []
@@ -987,11 +987,15 @@ def lanes_of_shards(
         laid += [(nth, sample) for sample in shards[shard]]
         if not shards[shard]:
             empty.append((nth, len(laid)))
-    length, at_once = len(laid) // lanes, window or len(sizes)
+    length, at_once = len(laid) // shard_partitions, shuffle_window or len(sizes)
     parts, place = [], 0
-    for lane in range(lanes + 1):
-        cut = laid[lane * length : (lane + 1) * length] if lane < lanes else laid[place:]
-        # A window counts shards without samples, too, of the lane that they lie in.
+    for partition in range(shard_partitions + 1):
+        cut = (
+            laid[partition * length : (partition + 1) * length]
+            if partition < shard_partitions
+            else laid[place:]
+        )
+        # A window counts shards without samples, too, of the partition that they lie in.
         here = [nth for nth, at in empty if place <= at < place + len(cut)]
         part: list[int] = []
         for begin in range(min([*here, *(nth for nth, _ in cut)], default=0), len(sizes), at_once):
@@ -999,14 +1003,14 @@ def lanes_of_shards(
             part += shuffled(group, place, seed, epoch, 0)
             place += len(group)
         parts.append(part)
-    return parts[:lanes], parts[lanes]
+    return parts[:shard_partitions], parts[shard_partitions]
 
 
-def order_of_lanes(
-    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+def order_of_partitions(
+    sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> list[int]:
-    """The order of an epoch: a sample of each lane in turn, then those that are left."""
-    parts, left = lanes_of_shards(sizes, seed, epoch, window, lanes)
+    """The order of an epoch: a sample of each partition in turn, then those that are left."""
+    parts, left = partitions_of_shards(sizes, seed, epoch, shuffle_window, shard_partitions)
     return [sample for turn in zip(*parts, strict=True) for sample in turn] + left
 
 
@@ -1023,30 +1027,13 @@ def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
     return np.exp(np.minimum(exponent, 700.0)) / 2
 
 
-def mix(
-    name: str, x: Reals, y: Reals, a: float, b: float, second: tuple[float, float, bool]
-) -> Reals:
-    """A mixing as `pixmix.mixing` explains it, in float64; second: overlay's screen, and its coin.
-
-    darken_or_lighten takes the coin too; swap_channel is told by a, 0 to 2.
-    """
-    second_a, second_b, coin = second
-    if name == "add":
-        mixed = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
-    elif name == "multiply":
-        mixed = multiply_unclipped(x, y, a, b)
-    elif name == "screen":
-        mixed = 1 - multiply_unclipped(1 - x, 1 - y, a, b)
-    elif name == "overlay":
-        multiplied = multiply_unclipped(x, y, a, b)
-        screened = 1 - multiply_unclipped(1 - x, 1 - y, second_a, second_b)
-        mixed = np.where(x < 0.5 if coin else x > 0.5, multiplied, screened)
-    elif name == "darken_or_lighten":
-        mixed = np.minimum(x, y) if coin else np.maximum(x, y)
-    else:
-        mixed = x.copy()
-        mixed[..., int(a)] = y[..., int(a)]
-    return np.clip(mixed, 0, 1)
+def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
+    """A mixing as `pixmix.mixing` explains it, in float64."""
+    formula = {
+        "add": lambda: (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2,
+        "multiply": lambda: multiply_unclipped(x, y, a, b),
+    }[name]
+    return np.clip(formula(), 0, 1)
 
 
 # --- pixmix/draws.py -----------------------------------------------------------------------------
@@ -1079,7 +1066,7 @@ def drawn(
     severity: float,
     operations: list[int],
     n_mixings: int,
-    n_pictures: int,
+    n_mixing_images: int,
     crop_range: tuple[int, int],
 ) -> dict[str, Any]:
     """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
@@ -1097,16 +1084,13 @@ def drawn(
     rounds = []
     for r in range(k):
         item = _operation(block(2 + 3 * r), operations, severity)
-        item["operates"] |= n_pictures == 0
+        item["operates"] |= n_mixing_images == 0
         mixing, *weights = block(3 + 3 * r)
-        *second_weights, choice = block(4 + 3 * r)
         rounds.append(
             item
             | {
                 "mixing": mixing * n_mixings >> 32,
                 "weights": _weights(*weights, beta),
-                "second_weights": _weights(*second_weights, beta),
-                "choice": choice,
             }
         )
     return {
@@ -1114,7 +1098,7 @@ def drawn(
         "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
         "start": _operation(block(0), operations, severity),
         "n_rounds": n_rounds * (k + 1) >> 32,
-        "picture": picture * n_pictures >> 32,
+        "mixing_image": picture * n_mixing_images >> 32,
         "picture_words": (picture_top, picture_left),
         "rounds": rounds,
     }

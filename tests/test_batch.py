@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pixmix import BatchPixMix, PackedPictures, PixMixSettings, mix_batch, torch_ops
+from pixmix import BatchPixMix, PixMixSettings, mix_batch, torch_ops
 from pixmix.draws import draw_plan
-from pixmix.op_kernels import OPERATIONS, SCRATCH_LENGTH, apply_operation, draw_argument
-from pixmix.op_kernels import rotation_entries as entries_of
-from pixmix.settings import MIXINGS
+from pixmix.mixing import MIXINGS
+from pixmix.op_kernels import SCRATCH_LENGTH
+from pixmix.operations import CODES, OPERATIONS, apply_operation, draw_argument
+from pixmix.packed import PackedPictures
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_CUDA)]
@@ -44,9 +45,9 @@ def mixing_set(n: int = 12) -> list[NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("code", range(len(OPERATIONS)), ids=OPERATIONS)
+@pytest.mark.parametrize("code", range(len(OPERATIONS)), ids=CODES)
 def test_an_operation_has_the_kernel_s_bytes(code: int, device: str) -> None:
-    name, generator = OPERATIONS[code], np.random.default_rng(code)
+    row, generator = OPERATIONS[code], np.random.default_rng(code)
     scratch, n = np.empty(SCRATCH_LENGTH, np.int64), 48
     for height, width in SIZES:
         images = drawn(code, n, height, width)
@@ -59,15 +60,11 @@ def test_an_operation_has_the_kernel_s_bytes(code: int, device: str) -> None:
         for image, argument, out in zip(images, arguments, expected, strict=True):
             apply_operation(code, argument, image, out, scratch)
         given = as_tensor(images).to(device)
-        operation = getattr(torch_ops, name)
-        if name in ("autocontrast", "equalize"):
+        operation = getattr(torch_ops, row.name)
+        if row.level is None:
             result = operation(given)
-        elif name == "rotate":
-            entries = np.array([entries_of(float(each)) for each in arguments])
-            result = operation(given, torch.from_numpy(entries).to(device))
         else:
-            whole = name in ("posterize", "solarize", "translate_x", "translate_y")
-            numbers = torch.from_numpy(arguments.astype(np.int64) if whole else arguments)
+            numbers = torch.from_numpy(arguments.astype(np.int64) if row.whole else arguments)
             result = operation(given, numbers.to(device))
         assert result.dtype == torch.uint8
         assert np.array_equal(result.cpu().numpy().transpose(0, 2, 3, 1), expected), (height, width)
@@ -184,7 +181,7 @@ def test_no_round_leaves_no_round() -> None:
     result = BatchPixMix(mixing_set(), k=0)(as_tensor(images), seed=4, epoch=0, indices=range(60))
     plan = draw_plan(
         np.arange(60), seed=4, epoch=0, settings=PixMixSettings(k=0), size=(20, 13),
-        source_size=(20, 13), flip=False, views=1, n_pictures=12,
+        source_size=(20, 13), flip=False, views=1, n_mixing_images=12,
     )  # fmt: skip
     untouched = plan.samples["operation"] < 0
     assert 10 < untouched.sum() < 50
@@ -228,10 +225,10 @@ def test_it_survives_pickle_and_copy_and_its_state_is_empty() -> None:
 
 def test_its_repr_tells_what_it_was_made_with() -> None:
     assert repr(BatchPixMix(mixing_set(), k=3)) == (
-        "BatchPixMix(12 mixing pictures, k=3, beta=3, severity=3, all_ops=False, geometric=True, "
+        "BatchPixMix(12 mixing images, k=3, beta=3, severity=3, all_ops=False, geometric=True, "
         "mixings=('add', 'multiply'), views=None)"
     )
-    assert "no mixing pictures" in repr(BatchPixMix())
+    assert "no mixing images" in repr(BatchPixMix())
 
 
 IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
@@ -240,20 +237,20 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
 @pytest.mark.parametrize(
     ("images", "arguments", "error", "message"),
     [
-        (IMAGES.float(), {}, TypeError, "images is torch.float32; give a tensor of uint8"),
-        (IMAGES.numpy(), {}, TypeError, "images is ndarray; give a tensor"),
-        (IMAGES[0], {}, ValueError, r"shape \(3, 20, 13\); give \(N, 3, H, W\)"),
+        (IMAGES.float(), {}, TypeError, "images is torch.float32; pass a tensor of uint8"),
+        (IMAGES.numpy(), {}, TypeError, "images is ndarray; pass a tensor"),
+        (IMAGES[0], {}, ValueError, r"shape \(3, 20, 13\); pass \(N, 3, H, W\)"),
         (IMAGES[:, :1], {}, ValueError, "three channels"),
         (torch.zeros((4, 3, 21, 13), dtype=torch.uint8), {}, ValueError,
-         "mixing picture 0 is 20x13 .* crop 21x13; resize"),
+         "mixing image 0 is 20x13 .* crop 21x13; resize"),
         (IMAGES, {"indices": [0, 1], "seed": 1, "epoch": 0}, ValueError,
-         r"shape \(2,\) for 4 images; give one"),
+         r"shape \(2,\) for 4 images; pass one"),
         (IMAGES, {"indices": [0.5] * 4, "seed": 1, "epoch": 0}, TypeError,
-         "indices are float64; give whole"),
+         "indices are float64; pass whole"),
         (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1, "epoch": 0},
-         ValueError, "index 3 of the batch is 18446744073709551615; give"),
+         ValueError, "index 3 of the batch is 18446744073709551615; pass"),
         (IMAGES, {"seed": 1, "epoch": -1, "indices": range(4)}, ValueError,
-         "epoch is -1; give"),
+         "epoch is -1; pass"),
         (torch.zeros((4, 3, 20, 13), dtype=torch.uint8, device="meta"), {}, ValueError,
          r"on meta and the mixing set on cpu; move this module with .to\('meta'\)"),
     ],
@@ -268,10 +265,10 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": -1}, ValueError, "k is -1; give"),
-        ({"beta": 0}, ValueError, "beta is 0; give"),
-        ({"mixings": ("blend",)}, ValueError, "no mixing 'blend'; choose"),
-        ({"views": 0}, ValueError, "views is 0; give"),
+        ({"k": -1}, ValueError, "k is -1; pass"),
+        ({"beta": 0}, ValueError, "beta is 0; pass"),
+        ({"mixings": ("blend",)}, ValueError, "mixings is .*'blend'.*; pass"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
         ({"mixing_set": ["cat.jpg"]}, TypeError, "not str; convert"),
         (
             {"mixing_set": [(np.zeros((4, 4, 3), np.uint8), 1)]},

@@ -382,3 +382,14 @@ def test_sampled_points_are_those_of_the_attractor() -> None:
     counts, _, _ = np.histogram2d(row, column, (16, 24), ((0, 16), (0, 24)))
     expected = games(layer, 1, 2000)[0, 0]
     assert np.abs(counts / len(x) - expected).sum() / 2 < 0.02
+
+
+@pytest.mark.parametrize("fold", [-1, len(FOLDS)])
+def test_an_unknown_fold_is_refused_by_the_kernel(fold: int) -> None:
+    layer, state = system(Map(affine=IDENTITY)), random_state(0)
+    words = np.zeros(2, np.uint64)
+    with pytest.raises(ValueError, match="fold"):
+        play(
+            state, start_orbits(state), compile_layer(layer), window(CAMERA, 1, 1), fold, 0, 1,
+            1, 1, words, False,
+        )  # fmt: skip

@@ -24,7 +24,7 @@ from pipelines.evaluation.corruptions import (
 from pipelines.evaluation.data import find_data
 from pipelines.evaluation.predictions import Evaluation
 from pipelines.evaluation.suites import SUITES
-from pipelines.loading.mixing_set import open_pictures
+from pipelines.loading.mixing_set import open_images
 from pipelines.models import checkpoints
 from pipelines.models.registry import open_model
 from pipelines.shards.format import open_shards
@@ -95,7 +95,7 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
 
 def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_path: Path) -> None:
     test = open_shards(digits / "test")
-    images = open_pictures(test, cache_dir=tmp_path / "cache")
+    images = open_images(test, cache_dir=tmp_path / "cache")
     for i in range(len(test)):
         folder = tmp_path / "folders" / "test" / test.classes[int(test.samples["label"][i])]
         folder.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,6 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert tuple(fractals.FAMILIES) == gen.FAMILIES
     assert tuple(fractals.BASELINES) == gen.BASELINES
     assert tuple(ENCODERS) == gen.FORMATS
 
@@ -56,7 +55,7 @@ def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> 
         genome = fractals.draw_genome(0, index, "mixed")
         assert fractals.Genome.from_json(record["genome"]) == genome
         assert record["attempts"] == genome.attempt + 1
-        picture = fractals.genome(genome, (32, 48), 4.0)
+        picture = fractals.render(genome, (32, 48), 4.0)
         assert record["statistics"] == pytest.approx(fractals.measure(picture), abs=1e-6)
         assert decode((small_set / record["file"]).read_bytes()).shape == (32, 48, 3)
 

@@ -263,7 +263,7 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
 
 
 def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
-    lines = re.findall(r"^ +torchrun .* -m -- pipelines\.cli\.gen (.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"^ +torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:
         assert parsed(gen.main, line)
@@ -271,9 +271,12 @@ def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
 
 def test_the_processes_of_torchrun_paint_one_set(tmp_path: Path, alone: dict[str, bytes]) -> None:
     folder = tmp_path / "set"
+    script = tmp_path / "pixmix-gen"
+    script.write_text(f'#!/bin/bash\nexec {sys.executable} -m pipelines.cli.gen "$@"\n')
+    script.chmod(0o755)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     subprocess.run(
-        [*torchrun, "--standalone", "-m", "--", "pipelines.cli.gen", "fractals", "--to-shards",
+        [*torchrun, "--standalone", "--no-python", str(script), "fractals", "--to-shards",
          "--out", str(folder), *SMALL_SHARDS],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         check=True,

@@ -1,6 +1,7 @@
-"""Kernels are compiled before work begins: told to whoever waits, and ended by Ctrl-C."""
+"""Kernels are kept and not trusted blindly; compiled before work begins, told, ended by Ctrl-C."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -8,9 +9,184 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numba.core import config
+from numba.core.caching import NullCache
 
+from fractals.chaos_kernels import turn
 from pipelines.system.processes import compile_kernels
+from pixmix import compiling
+from pixmix.compiling import KernelCache, is_kept, kernel
+
+
+def add_one(x):  # noqa: ANN001, ANN201 - numba reads no annotations
+    return x + 1
+
+
+@pytest.fixture
+def folder(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    monkeypatch.setattr(compiling.tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling, "_moved", [])
+    return tmp_path
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*.nb[ic]")}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_kernel_is_compiled_once_a_machine() -> None:
+    first = kernel(add_one)
+    assert not is_kept(first)
+    assert first(1) == 2
+    second = kernel(add_one)
+    assert is_kept(second)
+    assert second(1) == 2
+    assert sum(second.stats.cache_hits.values()) == 1
+
+
+DAMAGES = {
+    "empty": lambda _: b"",
+    "cut off": lambda content: content[: len(content) // 2],
+    "one bit": lambda content: content[:-200] + bytes([content[-200] ^ 1]) + content[-199:],
+    "garbage": lambda _: os.urandom(5000),
+    "another pickle": lambda _: pickle.dumps(("0.0", {"a": 1})),
+    "a class that is nowhere": lambda _: b"cnowhere\nNothing\n.",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("extension", ["nbi", "nbc"])
+def test_a_damaged_file_is_compiled_again_and_replaced(
+    folder: Path, extension: str, damage: str
+) -> None:
+    kernel(add_one)(1)
+    before = kept(folder)
+    (path,) = folder.rglob(f"*.{extension}")
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    again = kernel(add_one)
+    assert again(1) == 2
+    assert sum(again.stats.cache_misses.values()) == 1
+    assert kept(folder).keys() == before.keys()
+    healed = kernel(add_one)
+    assert healed(1) == 2
+    assert sum(healed.stats.cache_hits.values()) == 1
+
+
+def test_a_folder_that_others_may_write_to_is_not_read(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernel(add_one)(1)
+    (written,) = {path.parent for path in folder.rglob("*.nbi")}
+    written.chmod(0o777)
+    again = kernel(add_one)
+    assert not isinstance(again._cache, NullCache)
+    assert Path(again._cache.cache_path).is_relative_to(config.CACHE_DIR)
+    assert not Path(again._cache.cache_path).is_relative_to(folder)
+    said = capfd.readouterr().err
+    assert str(written) in said
+    assert said.count("\n") == 1
+    assert Path(config.CACHE_DIR).stat().st_mode & 0o077 == 0
+
+
+def test_a_full_disk_costs_a_line_and_no_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = Path.replace
+
+    def full(self: Path, target: str) -> Path:
+        if str(folder) in str(target):
+            raise OSError(28, "No space left on device")
+        return whole(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+    first = kernel(add_one)
+    assert first(1) == 2
+    assert not kept(folder)
+    assert not [*folder.rglob("*.partial")]
+    assert "No space left on device" in capfd.readouterr().err
+    assert is_kept(first)
+    second = kernel(add_one)
+    assert second(1) == 2
+    assert sum(second.stats.cache_hits.values()) == 1
+
+
+def test_a_temporary_folder_of_somebody_else_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiling.tempfile, "tempdir", str(tmp_path))
+    taken = tmp_path / f"pixmix-kernels-{os.geteuid()}"
+    taken.symlink_to(tmp_path)
+    other = Path(compiling._temporary_folder())
+    assert other != taken
+    assert other.stat().st_mode & 0o077 == 0
+    taken.unlink()
+    taken.mkdir(mode=0o777)
+    taken.chmod(0o777)
+    assert Path(compiling._temporary_folder()) != taken
+
+
+def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
+    tmp_path: Path,
+) -> None:
+    code = (
+        "import os, pathlib\n"
+        "os.path.expanduser = lambda path: path\n"
+        "from pixmix import compiling\n"
+        "compiling._can_write_beside = lambda function: False\n"
+        "from fractals.chaos_kernels import turn\n"
+        "print(turn._cache.cache_path)\n"
+    )
+    environment = {name: each for name, each in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path.cwd())},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    assert done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [f"pixmix-kernels-{os.geteuid()}"]
+
+
+def test_kernels_of_this_package_are_kept_by_the_checked_cache() -> None:
+    turn(1.0, np.empty(2, np.float32))
+    assert isinstance(turn._cache, KernelCache | NullCache)
+    assert is_kept(turn)
+
+
+MODULES = {
+    "callee": "from pixmix.compiling import inlined_kernel\n\n\n@inlined_kernel\ndef of(x):\n"
+    "    return x + {}\n",
+    "caller": "from pixmix.compiling import kernel\nfrom callee import of\n\n\n"
+    "@kernel\ndef direct(x):\n    return of(x)\n\n\n",
+}
+
+
+def test_a_kernel_whose_callee_changed_is_compiled_again(tmp_path: Path) -> None:
+    """Also where another file holds the callee, of which numba knows nothing."""
+    (tmp_path / "caller.py").write_text(MODULES["caller"])
+    results = []
+    for number in (1, 2, 2):
+        (tmp_path / "callee.py").write_text(MODULES["callee"].format(number))
+        done = subprocess.run(
+            [sys.executable, "-B", "-c",
+             "from caller import direct\nprint(direct(1), sum(direct.stats.cache_hits.values()))"],
+            cwd=tmp_path, env=os.environ | {"PYTHONPATH": f"{Path.cwd()}:{tmp_path}"},
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        results.append(done.stdout.split())
+    assert results == [["2", "0"], ["3", "0"], ["3", "1"]]
+
+
+# --- Before work begins --------------------------------------------------------------------------
 
 COMMAND = [sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "2", "--size", "32"]
 
@@ -103,9 +279,9 @@ def test_an_interrupt_ends_the_parts_at_once() -> None:
 def test_what_is_compiled_beforehand_is_all_that_a_fractal_needs(tmp_path: Path) -> None:
     code = (
         "from numba.core import event\n"
-        "from fractals import draw_genome, measure, render, warming\n"
-        "for part in warming.pending(): part()\n"
-        "assert not warming.pending(), warming.pending()\n"
+        "from fractals import draw_genome, measure, render, sampling\n"
+        "for part in sampling.pending(): part()\n"
+        "assert not sampling.pending(), sampling.pending()\n"
         "with event.install_recorder('numba:compile') as recorder:\n"
         "    for index in range(3): measure(render(draw_genome(0, index), 32))\n"
         "names = {each.data['dispatcher'].py_func.__name__ for _, each in recorder.buffer}\n"

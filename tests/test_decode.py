@@ -13,16 +13,16 @@ import pytest
 from PIL import EpsImagePlugin, Image
 
 from pipelines.errors import PipelineError
-from pipelines.loading import decode
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.shards import images
-from pipelines.shards.images import DecodeError, decode_rgb, read_image, why_nonstandard
+from pipelines.loading import dataset
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.shards import image_files
+from pipelines.shards.images import DecodeError, decode_rgb, oddity, read_picture
 from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
 DECODERS = {
-    "simplejpeg": decode._by_simplejpeg(),
-    "torchvision": decode._by_torchvision(),
+    "simplejpeg": dataset._by_simplejpeg(),
+    "torchvision": dataset._by_torchvision(),
     "pillow": None,
 }
 
@@ -31,7 +31,7 @@ DECODERS = {
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "pillow" and DECODERS[request.param] is None:
         pytest.skip(f"{request.param} decodes no JPEG here")
-    monkeypatch.setattr(decode, "JPEG_DECODER", DECODERS[request.param])
+    monkeypatch.setattr(dataset, "JPEG_DECODER", DECODERS[request.param])
 
 
 PICTURE = drawn_pictures(1, 3, (37, 51))[0]
@@ -56,7 +56,7 @@ def test_photographs_have_pillow_s_bytes() -> None:
         contents = [tar.extractfile(m).read() for m in tar if m.isfile()]  # type: ignore[union-attr]
     assert len(contents) == 200
     for content in contents:
-        assert np.array_equal(decode_picture(content), in_pillow(content))
+        assert np.array_equal(decode_image(content), in_pillow(content))
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_photographs_have_pillow_s_bytes() -> None:
     ],
 )
 def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
-    pixels = decode_picture(bytearray(content))
+    pixels = decode_image(bytearray(content))
     assert np.array_equal(pixels, in_pillow(content))
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
@@ -107,9 +107,9 @@ def test_16_bits_are_scaled_to_8_by_all_that_decode(
     expected = np.round(numbers / 257).astype(np.uint8)[..., None].repeat(3, 2)
     path = tmp_path / f"a.{format_.lower()}"
     path.write_bytes(content)
-    assert np.array_equal(decode_picture(content), expected)
+    assert np.array_equal(decode_image(content), expected)
     assert np.array_equal(decode_rgb(content), expected)
-    assert np.array_equal(read_image(path), expected)
+    assert np.array_equal(read_picture(path), expected)
 
 
 @pytest.mark.parametrize(
@@ -126,48 +126,48 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
     content = of_numbers(numbers, "TIFF")
     path = tmp_path / "a.tif"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePictureError, match=r"mode [FI].*save it with") as caught:
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError, match=r"mode [FI].*save it with") as caught:
+        decode_image(content)
     assert caught.value.reason == "unknown range"
     with pytest.raises(DecodeError, match=r"mode [FI]"):
         decode_rgb(content)
     with pytest.raises(DecodeError, match=r"mode [FI]"):
-        why_nonstandard(content, "tif")
+        oddity(content, "tif")
     with pytest.raises(PipelineError, match=r"mode [FI]"):
-        read_image(path)
+        read_picture(path)
 
 
 def test_an_orientation_in_exif_is_not_heeded() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved("RGB", "JPEG", exif=exif)
-    assert decode_picture(content).shape == PICTURE.shape
-    assert np.array_equal(decode_picture(content), in_pillow(content))
+    assert decode_image(content).shape == PICTURE.shape
+    assert np.array_equal(decode_image(content), in_pillow(content))
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
     content = encoded(PICTURE, extension)
-    with pytest.raises(UnreadablePictureError) as caught:
-        decode_picture(content[: int(len(content) * share)])
+    with pytest.raises(UnreadableImageError) as caught:
+        decode_image(content[: int(len(content) * share)])
     assert caught.value.reason in ("damaged", "unknown format")
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", b"\x80\x04K\x01.", b"GIF89a"])
 def test_what_is_no_picture_is_refused(content: bytes) -> None:
-    with pytest.raises(UnreadablePictureError):
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError):
+        decode_image(content)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
-    monkeypatch.setattr(decode, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
-    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels") as caught:
-        decode_picture(encoded(PICTURE, extension))
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
+    with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
+        decode_image(encoded(PICTURE, extension))
     assert caught.value.reason == "too large"
 
 
@@ -176,8 +176,8 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     started: list[object] = []
     monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
     content = saved("RGB", "EPS")
-    with pytest.raises(UnreadablePictureError, match="no picture that Pillow knows"):
-        decode_picture(content)
+    with pytest.raises(UnreadableImageError, match="not an image that Pillow knows"):
+        decode_image(content)
     assert not started
     # As it is where the formats are not told; the program that is none wrote no picture.
     with pytest.raises(OSError, match="cannot identify"):
@@ -193,15 +193,15 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
     # Warnings are errors here.
-    for pixels in (decode_picture(content), decode_rgb(content), read_image(path)):
+    for pixels in (decode_image(content), decode_rgb(content), read_picture(path)):
         assert np.array_equal(pixels, PICTURE)
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
-    with pytest.raises(UnreadablePictureError, match="51x37 are more than 1,886 pixels; make"):
-        decode_picture(content)
-    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
+    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
+        decode_image(content)
+    with pytest.raises(DecodeError, match="over 89,478,485 pixels"):
         decode_rgb(content)
-    with pytest.raises(PipelineError, match=r"a\.png .*over 1,886 pixels"):
-        read_image(path)
+    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
+        read_picture(path)
 
 
 def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
@@ -212,7 +212,7 @@ def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> Non
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(8) as pool:
-            assert len(list(pool.map(decode_picture, contents))) == 200
+            assert len(list(pool.map(decode_image, contents))) == 200
     finally:
         sys.setswitchinterval(interval)
     assert list(warnings.filters) == before
@@ -227,8 +227,8 @@ def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
             for place in generator.integers(0, len(content), 3):
                 damaged[place] ^= 1 << int(generator.integers(8))
             try:
-                pixels = decode_picture(damaged)
-            except UnreadablePictureError:
+                pixels = decode_image(damaged)
+            except UnreadableImageError:
                 continue
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3

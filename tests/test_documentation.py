@@ -130,7 +130,7 @@ def test_the_figure_of_the_weights_shows_what_is_drawn(monkeypatch: pytest.Monke
     assert [len(each) for each in (a, b, more, less)] == [500] * 4
     plan = draw_plan(
         np.arange(1500), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=3), size=(1, 1),
-        source_size=(1, 1), flip=False, views=1, n_pictures=1,
+        source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
     )  # fmt: skip
     drawn = list(zip(plan.rounds["a"][:, 0].tolist(), plan.rounds["b"][:, 0].tolist(), strict=True))
     for weights in (zip(a, b, strict=True), zip(more, less, strict=True)):

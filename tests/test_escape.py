@@ -314,3 +314,9 @@ def test_a_layer_that_cannot_be_drawn_is_refused(field: str, value: object, rule
 def test_rings_have_no_parameter_plane() -> None:
     with pytest.raises(ValueError, match='use "julia"'):
         replace(JULIA, formula="rings", plane="parameter")
+
+
+@pytest.mark.parametrize(("family", "power"), [(99, 2), (escape_kernels.POWER, 6)])
+def test_orbits_of_no_formula_are_refused(family: int, power: int) -> None:
+    with pytest.raises(ValueError, match=f"{family}.*{power}"):
+        escape_kernels.orbit_kernel(family, power)

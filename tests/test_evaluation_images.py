@@ -17,12 +17,12 @@ from pipelines.evaluation.images import (
     Subset,
     View,
     images_of_folder,
-    open_array,
     read_frames,
     read_labels,
     read_names,
 )
 from pipelines.evaluation.ood import open_ood
+from pipelines.system.arrays import open_array
 from tiny_evaluation import huge
 
 
@@ -144,7 +144,7 @@ def test_what_is_no_array_is_refused_in_one_line_that_names_it(
     path = tmp_path / "fog.npy"
     write(path)
     with pytest.raises(PipelineError) as refused:
-        open_array(path)
+        open_array(path, "")
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -160,7 +160,7 @@ def test_what_is_no_array_is_refused_in_one_line_that_names_it(
 )
 def test_an_array_is_what_was_saved(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
-    found = open_array(tmp_path / "a.npy")
+    found = open_array(tmp_path / "a.npy", "")
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import networks
 from featviz import PRECISIONS, Recipe, draw_recipe, open_network
+from featviz.canvas import COLOURS
 from featviz.sampling import GROUP, canvas, objective, target
-from featviz.spectrum import COLOURS
 from fractals import measure
 from painters import tree
 from pipelines.cli import gen

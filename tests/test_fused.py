@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from pixmix import mixing, ops
+from pixmix import mixing
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
-from pixmix.fused import NO_PICTURES, mix_batch, mix_planned
-from pixmix.kernels import bfloat16_bits, float16_bits
-from pixmix.op_kernels import SCRATCH_LENGTH, apply_operation
+from pixmix.fused import NO_IMAGES, bfloat16_bits, float16_bits, mix_batch, mix_planned
+from pixmix.mixing import MIXINGS
+from pixmix.op_kernels import SCRATCH_LENGTH
+from pixmix.operations import OPERATIONS, apply_operation
 from pixmix.packed import PackedPictures
-from pixmix.philox import below, coin
-from pixmix.settings import MIXINGS, PixMixSettings
+from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
-ALL = PixMixSettings(all_ops=True, mixings=MIXINGS)
+ALL = PixMixSettings(all_ops=True)
 ZEROS, ONES = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
@@ -52,7 +52,7 @@ def packed(seed: int, n: int, least_height: int, least_width: int) -> PackedPict
 def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
     arguments: dict[str, object] = {
         "seed": 5, "epoch": 2, "settings": ALL, "size": (20, 13), "source_size": (20, 13),
-        "flip": False, "views": 1, "n_pictures": len(pictures),
+        "flip": False, "views": 1, "n_mixing_images": len(pictures),
     }  # fmt: skip
     return draw_plan(np.arange(n), **(arguments | changes))  # type: ignore[arg-type]
 
@@ -60,7 +60,7 @@ def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
 def composed(
     plan: Plan, row: int, image: NDArray[np.uint8], pictures: PackedPictures
 ) -> NDArray[np.float32]:
-    """A row of a plan by the functions of `pixmix.ops` and `pixmix.mixing`, one after another."""
+    """A row of a plan by its operations and the functions of `pixmix.mixing`, one by one."""
     sample = plan.samples[row]
 
     def made(item: np.void) -> NDArray[np.uint8]:
@@ -72,25 +72,14 @@ def composed(
     x = (image if sample["operation"] == NO_OPERATION else made(sample)) / np.float32(255)
     for item in plan.rounds[row, : sample["rounds"]]:
         if item["operation"] == NO_OPERATION:
-            picture = pictures[int(sample["picture"])]
+            picture = pictures[int(sample["mixing_image"])]
             top = draw_corner(sample["top_word"], picture.shape[0], 20)
             left = draw_corner(sample["left_word"], picture.shape[1], 13)
             y = np.ascontiguousarray(picture[top : top + 20, left : left + 13])
         else:
             y = made(item)
         a, b = float(item["a"]), float(item["b"])
-        name, choice = MIXINGS[item["mixing"]], item["choice"]
-        if name == "overlay":
-            x = mixing.overlay(
-                x, y, a, b, second_a=float(item["second_a"]), second_b=float(item["second_b"]),
-                multiply_dark=bool(coin(choice)),
-            )  # fmt: skip
-        elif name == "darken_or_lighten":
-            x = mixing.darken_or_lighten(x, y, darken=bool(coin(choice)))
-        elif name == "swap_channel":
-            x = mixing.swap_channel(x, y, int(below(choice, 3)))
-        else:
-            x = getattr(mixing, name)(x, y, a, b)
+        x = getattr(mixing, MIXINGS[item["mixing"]])(x, y, a, b)
     return x.transpose(2, 0, 1)
 
 
@@ -114,12 +103,12 @@ def test_a_row_has_the_bits_of_its_operations_and_mixings_one_by_one() -> None:
 def test_pictures_larger_than_a_block_are_mixed_whole() -> None:
     images = drawn(3, 40, 67, 101, 3)
     plan = draw_plan(
-        np.arange(40), seed=1, epoch=0, settings=PixMixSettings(mixings=MIXINGS), size=(67, 101),
-        source_size=(67, 101), flip=False, views=1, n_pictures=0,
+        np.arange(40), seed=1, epoch=0, settings=PixMixSettings(), size=(67, 101),
+        source_size=(67, 101), flip=False, views=1, n_mixing_images=0,
     )  # fmt: skip
-    results = run(images, NO_PICTURES, plan)
+    results = run(images, NO_IMAGES, plan)
     for row in range(40):
-        assert np.array_equal(results[row], composed(plan, row, images[row], NO_PICTURES)), row
+        assert np.array_equal(results[row], composed(plan, row, images[row], NO_IMAGES)), row
 
 
 def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
@@ -135,14 +124,14 @@ def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
     far = 0
     for row in range(n):
         sample = plan.samples[row]
-        picture = pictures[int(sample["picture"])]
+        picture = pictures[int(sample["mixing_image"])]
         top = int(draw_corner(sample["top_word"], picture.shape[0], 20))
         left = int(draw_corner(sample["left_word"], picture.shape[1], 13))
 
         def named(item: np.void) -> tuple[str, float] | None:
             if item["operation"] == NO_OPERATION:
                 return None
-            return ops.OPERATIONS[item["operation"]], float(item["argument"])
+            return OPERATIONS[item["operation"]].name, float(item["argument"])
 
         expected = reference.mixed(
             images[row],
@@ -205,7 +194,7 @@ def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:
     cut = {"seed": 3, "epoch": 1, "flip": True, "padding": 4, "crop": (20, 13)}
     plan = draw_plan(
         np.arange(60), seed=3, epoch=1, settings=ALL, size=(20, 13), source_size=(23, 26),
-        flip=True, views=2, n_pictures=9,
+        flip=True, views=2, n_mixing_images=9,
     )  # fmt: skip
     crops = np.stack([
         reference.crop_and_flip(
@@ -235,7 +224,7 @@ def test_any_padding_and_crop_that_fit_are_cut_right(padding: int, crop: tuple[i
         return
     plan = draw_plan(
         np.arange(20), seed=0, epoch=0, settings=None, size=crop,
-        source_size=(9 + 2 * padding, 11 + 2 * padding), flip=True, views=1, n_pictures=0,
+        source_size=(9 + 2 * padding, 11 + 2 * padding), flip=True, views=1, n_mixing_images=0,
     )  # fmt: skip
     result = mix_batch(
         images, None, range(20), seed=0, epoch=0, settings=None, padding=padding, crop=crop,
@@ -280,6 +269,16 @@ def test_half_floats_are_rounded_as_hardware_rounds_them() -> None:
     for value, half, brain in zip(values, halves, brains, strict=True):
         assert float16_bits(value) == half, value
         assert bfloat16_bits(value) == brain, value
+
+
+def test_a_mixing_set_may_be_a_list_or_an_array() -> None:
+    images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
+    arrays = drawn(23, 4, 25, 17, 3)
+    key: dict[str, Any] = {"seed": 1, "epoch": 0, "settings": ALL}
+    for plain, same in ((list(pictures), pictures), (arrays, PackedPictures.pack(arrays))):
+        assert torch.equal(
+            mix_batch(images, plain, range(30), **key), mix_batch(images, same, range(30), **key)
+        )
 
 
 def test_what_is_given_is_not_written() -> None:
@@ -397,25 +396,25 @@ TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"images": IMAGES.astype(np.float32)}, TypeError, "images is float32; give .* uint8"),
-        ({"images": torch.zeros(4, 3, 20, 13)}, TypeError, "images is Tensor; give"),
-        ({"images": IMAGES[..., :1]}, ValueError, r"shape \(4, 20, 13, 1\); give \(N, H, W, 3\)"),
+        ({"images": IMAGES.astype(np.float32)}, TypeError, "images is float32; pass .* uint8"),
+        ({"images": torch.zeros(4, 3, 20, 13)}, TypeError, "images is Tensor; pass"),
+        ({"images": IMAGES[..., :1]}, ValueError, r"shape \(4, 20, 13, 1\); pass \(N, H, W, 3\)"),
         ({"images": IMAGES[0]}, ValueError, r"give \(N, H, W, 3\)"),
-        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; give one an image"),
-        ({"indices": [0.5] * 4}, TypeError, "indices are float64; give whole numbers"),
-        ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; give .* from 0 to"),
-        ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; give"),
-        ({"epoch": -1}, ValueError, "epoch is -1; give"),
-        ({"views": 0}, ValueError, "views is 0; give"),
-        ({"padding": -1}, ValueError, "padding is -1; give"),
+        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; pass one an image"),
+        ({"indices": [0.5] * 4}, TypeError, "indices are float64; pass whole numbers"),
+        ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; pass .* from 0 to"),
+        ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; pass"),
+        ({"epoch": -1}, ValueError, "epoch is -1; pass"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
+        ({"padding": -1}, ValueError, "padding is -1; pass"),
         ({"crop": (21, 13)}, ValueError, "crop of 21x13 .* does not fit"),
-        ({"n_threads": 0}, ValueError, "n_threads is 0; give a whole number of 1 or more"),
-        ({"mean": (0.5,)}, ValueError, "mean is .*; give three"),
-        ({"std": (1, 0, 1)}, ValueError, "std is .*; give three numbers above 0"),
-        ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; give torch.float32"),
-        ({"out": torch.empty(4, 3, 20, 12)}, ValueError, r"give a contiguous tensor of shape"),
-        ({"out": torch.empty(1).half()}, TypeError, "out is torch.float16 on cpu; give"),
-        ({"mixing_set": TOO_SMALL}, ValueError, "mixing picture 1 is 30x12 .* crop 20x13; resize"),
+        ({"n_threads": 0}, ValueError, "n_threads is 0; pass a whole number of 1 or more"),
+        ({"mean": (0.5,)}, ValueError, "mean is .*; pass three"),
+        ({"std": (1, 0, 1)}, ValueError, "std is .*; pass three numbers above 0"),
+        ({"dtype": torch.float64}, TypeError, "dtype is torch.float64; pass torch.float32"),
+        ({"out": torch.empty(4, 3, 20, 12)}, ValueError, r"pass a contiguous tensor of shape"),
+        ({"out": torch.empty(1).half()}, TypeError, "out is torch.float16 on cpu; pass"),
+        ({"mixing_set": TOO_SMALL}, ValueError, "mixing image 1 is 30x12 .* crop 20x13; resize"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(
@@ -432,19 +431,19 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seed": 1.5}, "seed is 1.5; give a whole number"),
-        ({"epoch": 1.5}, "epoch is 1.5; give a whole number"),
-        ({"views": 1.5}, "views is 1.5; give"),
-        ({"views": True}, "views is True; give 1 or more"),
-        ({"padding": 1.5}, "padding is 1.5; give"),
-        ({"n_threads": 1.5}, "n_threads is 1.5; give"),
-        ({"crop": 20}, r"crop is 20; give \(height, width\)"),
-        ({"crop": (20.0, 13)}, "crop's height is 20.0; give"),
-        ({"mixing_set": [IMAGES[0]]}, r"mixing_set is list; give .*PackedPictures\.pack"),
-        ({"mixing_set": IMAGES}, "mixing_set is ndarray; give"),
-        ({"settings": {"k": 4}}, "settings is dict; give PixMixSettings"),
-        ({"out": np.empty((4, 3, 20, 13), np.float32)}, "give a plain tensor of torch.float32"),
-        ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; give"),
+        ({"seed": 1.5}, "seed is 1.5; pass a whole number"),
+        ({"epoch": 1.5}, "epoch is 1.5; pass a whole number"),
+        ({"views": 1.5}, "views is 1.5; pass"),
+        ({"views": True}, "views is True; pass 1 or more"),
+        ({"padding": 1.5}, "padding is 1.5; pass"),
+        ({"n_threads": 1.5}, "n_threads is 1.5; pass"),
+        ({"crop": 20}, r"crop is 20; pass \(height, width\)"),
+        ({"crop": (20.0, 13)}, "crop's height is 20.0; pass"),
+        ({"mixing_set": {"a": IMAGES[0]}}, "mixing_set is dict; pass what open_mixing_set returns"),
+        ({"mixing_set": 5}, "mixing_set is int; pass"),
+        ({"settings": {"k": 4}}, "settings is dict; pass PixMixSettings"),
+        ({"out": np.empty((4, 3, 20, 13), np.float32)}, "pass a plain tensor of torch.float32"),
+        ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; pass"),
     ],
 )
 def test_numbers_and_things_of_another_kind_are_refused(
@@ -474,5 +473,5 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(kind: Callable[[int]
 
 def test_an_unsigned_index_out_of_range_is_named_as_it_is() -> None:
     indices = np.array([0, 1, 2**64 - 1, 2], np.uint64)
-    with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; give"):
+    with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; pass"):
         mix_batch(IMAGES, None, indices, seed=0, epoch=0, settings=ALL)

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from fractals import FAMILIES, GENOME_VERSION, Genome
+from fractals import FAMILIES, GENOME_VERSION, Family, Genome, render
+from fractals import genome as genome_module
 from fractals.chaos import Camera, ChaosLayer, Map, Tone, VariationTerm
 from fractals.escape import EscapeLayer
 from fractals.genome import Layer
 from fractals.palettes import Palette
 from fractals.sampling import draft
+from fractals.systems import TEMPLATES
 from fractals.variations import VARIATIONS
 
 GREY = Palette(stops=((0.1, 0.0, 0.0), (0.9, 0.0, 0.0)))
@@ -204,6 +208,46 @@ def test_another_version_is_refused_before_its_fields_are_read(version: object) 
         ValueError, match=rf"{version!r}: .* version {GENOME_VERSION}; install the release"
     ):
         Genome.from_json(document)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plasma:
+    """A kind of layer that the package does not have."""
+
+    grey: float
+
+
+def paint_plasma(
+    layer: Plasma, _table: object, size: tuple[int, int], *_: object
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return np.full((3, *size), layer.grey, np.float32), np.ones(size, np.float32)
+
+
+def test_a_third_kind_of_layer_is_refused_until_it_has_a_row_and_then_keeps_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plasma: Any = Plasma(grey=0.5)
+    with pytest.raises(ValueError, match=r"'Plasma'.*use one of chaos, escape"):
+        replace(LAYER, fractal=plasma)
+    row: Any = genome_module.Kind(Plasma, lambda *_: (plasma, None), paint_plasma, True)
+    monkeypatch.setitem(genome_module.KINDS, "plasma", row)
+    monkeypatch.setitem(genome_module._KIND_NAMES, Plasma, "plasma")
+    genome = replace(GENOME, layers=(replace(LAYER, fractal=plasma), LAYER))
+    assert [layer["fractal"]["kind"] for layer in genome.to_json()["layers"]] == ["plasma", "chaos"]
+    assert through_text(genome) == genome
+    assert (render(replace(genome, layers=genome.layers[:1]), 16) == 128).all()
+    monkeypatch.setitem(FAMILIES, "plasma", Family({("plasma",): 1.0}, {}))
+    drawn = draft(0, 0, "plasma", 0)
+    assert drawn is not None
+    assert drawn.genome.layers[0].fractal == plasma
+
+
+def test_families_are_made_of_known_kinds_and_templates() -> None:
+    assert list(FAMILIES)[:4] == ["mixed", "flame", "ifs", "escape"]
+    for family in FAMILIES.values():
+        assert {name for plan in family.plans for name in plan} <= set(genome_module.KINDS)
+        assert set(family.templates) <= set(TEMPLATES)
+        assert all(len(plan) in genome_module.LAYERS for plan in family.plans)
 
 
 # --- values --------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fractals import FAMILIES, GENOME_VERSION
+from fractals import FAMILIES, GENOME_VERSION, draw_genome, render
+from fractals import genome as genomes
 from golden_pictures import FILE, SEED_AND_INDEX, fingerprints
 
 ADVICE = (
@@ -53,3 +54,11 @@ def test_settings_of_the_record_are_those_compared(
     assert {key: golden[key] for key in ("size", "samples_per_pixel")} == {
         key: current[key] for key in ("size", "samples_per_pixel")
     }
+
+
+def test_another_version_of_genomes_draws_the_same_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [draw_genome(0, index) for index in range(3)]
+    shown = [render(genome, 32, 4).tobytes() for genome in drawn]
+    monkeypatch.setattr(genomes, "GENOME_VERSION", GENOME_VERSION + 1)
+    assert [draw_genome(0, index) for index in range(3)] == drawn
+    assert [render(genome, 32, 4).tobytes() for genome in drawn] == shown

@@ -19,11 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.loading.cursors import TrainLoader
-from pipelines.loading.loaders import eval_loader, train_loader
+from pipelines.loading.batches import CIFAR, IMAGENET, OnDecodeError, PreprocessConfig
+from pipelines.loading.dataset import SampleError, ShardDataset
+from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.order import EpochOrder
-from pipelines.loading.preparation import CIFAR, IMAGENET, Preparation
-from pipelines.loading.samples import BadSampleError, Policy, ShardReader
 from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
@@ -69,8 +68,8 @@ def loader_arguments(
 ) -> dict[str, Any]:
     """Both kinds of sets: decoded by workers, and held in memory."""
     if request.param == "large":
-        return {"shards": large, "mixing_set": MIXING, "preparation": SMALL, "cache_dir": cache}
-    return {"shards": small, "mixing_set": MIXING, "preparation": CIFAR, "cache_dir": cache}
+        return {"data": large, "mixing_set": MIXING, "preprocess": SMALL, "cache_dir": cache}
+    return {"data": small, "mixing_set": MIXING, "preprocess": CIFAR, "cache_dir": cache}
 
 
 def an_epoch(loader: TrainLoader) -> list[tuple[Tensor, Tensor]]:
@@ -110,16 +109,23 @@ def test_batches_do_not_depend_on_the_world_size(
         assert equal(together(ranks), expected)
 
 
-@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize("shuffle_window", [None, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6, 12])
-def test_batches_of_lanes_do_not_depend_on_the_world_size(
-    loader_arguments: dict[str, Any], world_size: int, window: int | None
+def test_batches_of_partitions_do_not_depend_on_the_world_size(
+    loader_arguments: dict[str, Any], world_size: int, shuffle_window: int | None
 ) -> None:
-    arguments = loader_arguments | {"batch_size": 12, "seed": 3, "window": window, "lanes": 3}
+    arguments = loader_arguments | {
+        "batch_size": 12,
+        "seed": 3,
+        "shuffle_window": shuffle_window,
+        "shard_partitions": 3,
+    }
     ranks = [
         train_loader(**arguments, rank=rank, world_size=world_size) for rank in range(world_size)
     ]
-    order = EpochOrder(N, seed=3, epoch=0, shard_sizes=SIZES, window=window, lanes=3).whole()
+    order = EpochOrder(
+        N, seed=3, epoch=0, shard_sizes=SIZES, shuffle_window=shuffle_window, shard_partitions=3
+    ).whole()
     batches = together(ranks)
     assert len(batches) == N // 12
     for t, (_, labels) in enumerate(batches):
@@ -138,7 +144,7 @@ more_workers_than_cores = pytest.mark.filterwarnings("ignore:This DataLoader wil
 def test_batches_do_not_depend_on_the_number_of_workers(large: Path, num_workers: int) -> None:
     here, workers = (
         train_loader(
-            large, MIXING, preparation=SMALL, batch_size=4, seed=1, num_workers=n, window=2
+            large, MIXING, preprocess=SMALL, batch_size=4, seed=1, num_workers=n, shuffle_window=2
         )
         for n in (0, num_workers)
     )
@@ -160,10 +166,10 @@ def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path
     file.write_bytes(MIXING.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c"))
     mapped = PackedPictures(pixels, MIXING.offsets, MIXING.heights, MIXING.widths)
-    reader = ShardReader(open_shards(large))
+    reader = ShardDataset(open_shards(large))
     again = pickle.loads(pickle.dumps(reader))
     assert again.read(7) == reader.read(7)
-    arguments: dict[str, Any] = {"preparation": SMALL, "batch_size": 10, "seed": 5}
+    arguments: dict[str, Any] = {"preprocess": SMALL, "batch_size": 10, "seed": 5}
     here = train_loader(large, MIXING, **arguments)
     spawned = train_loader(
         large, mapped, **arguments, num_workers=2, multiprocessing_context="spawn"
@@ -173,13 +179,13 @@ def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path
 
 _UNFINISHED = """
 import multiprocessing, sys
-from pipelines import Preparation, train_loader
+from pipelines import PreprocessConfig, train_loader
 
 kept = []
 
 def take_one(folder):
     loader = train_loader(folder, batch_size=8, num_workers=2,
-                          preparation=Preparation(image_size=14, pixmix=None))
+                          preprocess=PreprocessConfig(image_size=14, pixmix=None))
     kept.append(iter(loader))
     next(kept[0])
 
@@ -212,7 +218,7 @@ def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
 
 def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> None:
     before = set(multiprocessing.active_children())
-    loader = train_loader(large, preparation=SMALL, batch_size=8, num_workers=2)
+    loader = train_loader(large, preprocess=SMALL, batch_size=8, num_workers=2)
     cycle: list[object] = [iter(loader), loader]
     next(cycle[0])  # type: ignore[call-overload]
     cycle.append(cycle)
@@ -225,8 +231,8 @@ def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> N
 def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
     loader_arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    arguments = loader_arguments | {"preparation": replace(
-        loader_arguments["preparation"], pixmix=None, flip=False, padding=0, scale=(1, 1)
+    arguments = loader_arguments | {"preprocess": replace(
+        loader_arguments["preprocess"], pixmix=None, flip=False, padding=0, scale=(1, 1)
     )}  # fmt: skip
     with caplog.at_level(logging.INFO):
         loader = train_loader(**arguments, batch_size=7)
@@ -257,7 +263,7 @@ def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path)
 def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
     large: Path, pictures: list[NDArray[np.uint8]]
 ) -> None:
-    loader = train_loader(large, MIXING, preparation=SMALL, batch_size=10, seed=4)
+    loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=10, seed=4)
     for epoch in range(2):
         order = EpochOrder(N, seed=4, epoch=epoch).whole()
         for t, (batch, _) in enumerate(loader):
@@ -280,7 +286,7 @@ def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
 def test_evaluation_pixels_are_torchvision_s_centre(
     large: Path, pictures: list[NDArray[np.uint8]]
 ) -> None:
-    loader = eval_loader(large, preparation=SMALL, batch_size=4)
+    loader = eval_loader(large, preprocess=SMALL, batch_size=4)
     images = torch.cat([images for images, _, _ in loader])[:N]
     expected = np.stack([resized_centre(picture, 16, (14, 14)) for picture in pictures])
     mean, std = (torch.tensor(each)[:, None, None] for each in (SMALL.mean, SMALL.std))
@@ -343,10 +349,10 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
     assert equal(together(ranks), expected[N // 4 :])
 
 
-def test_a_state_of_lanes_goes_on_at_another_world_size_and_batch_size(
+def test_a_state_of_partitions_goes_on_at_another_world_size_and_batch_size(
     loader_arguments: dict[str, Any],
 ) -> None:
-    arguments = loader_arguments | {"seed": 2, "window": 2, "lanes": 2}
+    arguments = loader_arguments | {"seed": 2, "shuffle_window": 2, "shard_partitions": 2}
     first = train_loader(**arguments, batch_size=4, rank=0, world_size=1)
     expected = an_epoch(first)
     first.set_epoch(0)
@@ -354,14 +360,16 @@ def test_a_state_of_lanes_goes_on_at_another_world_size_and_batch_size(
         if step == 2:
             break
     state = json.loads(json.dumps(first.state_dict()))
-    assert (state["lanes"], state["consumed"]) == (2, 12)
+    assert (state["shard_partitions"], state["consumed"]) == (2, 12)
     ranks = [train_loader(**arguments, batch_size=4, rank=rank, world_size=4) for rank in range(4)]
     for loader in ranks:
         loader.load_state_dict(state)
     assert equal(together(ranks), expected[3:])
     larger = train_loader(**arguments, batch_size=6)
     larger.load_state_dict(state)
-    order = EpochOrder(N, seed=2, epoch=0, shard_sizes=SIZES, window=2, lanes=2).whole()
+    order = EpochOrder(
+        N, seed=2, epoch=0, shard_sizes=SIZES, shuffle_window=2, shard_partitions=2
+    ).whole()
     labels = [labels.tolist() for _, labels in larger]
     assert labels == [
         [int(i) % 7 for i in order[start : start + 6].reshape(3, 2).T.ravel()]
@@ -369,22 +377,11 @@ def test_a_state_of_lanes_goes_on_at_another_world_size_and_batch_size(
     ]
 
 
-def test_a_state_from_before_there_were_lanes_is_one_of_a_single_lane(
+def test_a_place_inside_a_turn_of_the_partitions_is_refused(
     loader_arguments: dict[str, Any],
 ) -> None:
-    loader = train_loader(**loader_arguments, batch_size=4)
-    state = loader.state_dict() | {"consumed": 8}
-    del state["lanes"]
-    loader.load_state_dict(state)
-    assert loader.state_dict()["consumed"] == 8
-    lanes = train_loader(**loader_arguments, batch_size=4, lanes=2)
-    with pytest.raises(ValueError, match="the state's lanes is 1 and this loader's 2"):
-        lanes.load_state_dict(state)
-
-
-def test_a_place_inside_a_turn_of_the_lanes_is_refused(loader_arguments: dict[str, Any]) -> None:
-    loader = train_loader(**loader_arguments, batch_size=4, lanes=4)
-    with pytest.raises(ValueError, match=r"consumed is 6, .* multiples of 4; give"):
+    loader = train_loader(**loader_arguments, batch_size=4, shard_partitions=4)
+    with pytest.raises(ValueError, match=r"consumed is 6, .* multiple of 4"):
         loader.load_state_dict(loader.state_dict() | {"consumed": 6})
 
 
@@ -408,14 +405,14 @@ def test_a_state_after_the_last_batch_is_the_next_epoch(loader_arguments: dict[s
 
 @more_workers_than_cores
 def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
-    loader = train_loader(large, MIXING, preparation=SMALL, batch_size=2, num_workers=4)
+    loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=2, num_workers=4)
     next(iter(loader))
     assert loader.state_dict()["consumed"] == 2
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("seed", 1), ("num_samples", 5), ("hash", "0" * 64), ("window", 3), ("version", 2),
+    [("seed", 1), ("num_samples", 5), ("hash", "0" * 64), ("shuffle_window", 3), ("version", 1),
      ("order_version", 0)],
 )  # fmt: skip
 def test_a_state_that_does_not_fit_is_refused_naming_the_field(
@@ -426,7 +423,7 @@ def test_a_state_that_does_not_fit_is_refused_naming_the_field(
     with pytest.raises(ValueError, match=f"the state's {field} is {value!r} and this loader's"):
         loader.load_state_dict(state | {field: value})
     del state[field]
-    with pytest.raises(ValueError, match=f"the state has no {field}; give"):
+    with pytest.raises(ValueError, match=f"missing required field `{field}`"):
         loader.load_state_dict(state)
     assert loader.state_dict()["consumed"] == 0
 
@@ -436,7 +433,7 @@ def test_a_place_outside_the_order_is_refused(
     loader_arguments: dict[str, Any], consumed: int
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4)
-    with pytest.raises(ValueError, match="no place in an order"):
+    with pytest.raises(ValueError, match="consumed"):
         loader.load_state_dict(loader.state_dict() | {"consumed": consumed})
 
 
@@ -453,10 +450,10 @@ def damaged(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> Path:
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_workers: int) -> None:
-    loader = train_loader(
-        damaged, MIXING, preparation=SMALL, batch_size=15, num_workers=num_workers
-    )
-    with pytest.raises(PipelineError, match=r"key 0000000[38] in set-000[03]\.tar: .*bad_samples="):
+    loader = train_loader(damaged, MIXING, preprocess=SMALL, batch_size=15, num_workers=num_workers)
+    with pytest.raises(
+        PipelineError, match=r"key 0000000[38] in set-000[03]\.tar: .*on_decode_error="
+    ):
         an_epoch(loader)
 
 
@@ -466,14 +463,14 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
 ) -> None:
     file = tmp_path / "bad.jsonl"
     loader = train_loader(
-        damaged, MIXING, preparation=SMALL, batch_size=15, seed=2, num_workers=num_workers,
-        bad_samples="substitute", bad_samples_file=file,
+        damaged, MIXING, preprocess=SMALL, batch_size=15, seed=2, num_workers=num_workers,
+        on_decode_error="substitute", decode_error_log=file,
     )  # fmt: skip
     epoch = an_epoch(loader)
     order = EpochOrder(N, seed=2, epoch=0).whole()
     expected = [next(i for i in np.roll(order, -place) if i not in (3, 8)) for place in range(N)]
     assert torch.cat([labels for _, labels in epoch]).tolist() == [i % 7 for i in expected]
-    assert dict(loader.bad_samples) == {"damaged": 1, "unknown format": 1}
+    assert dict(loader.decode_errors) == {"damaged": 1, "unknown format": 1}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert {(line["index"], line["key"], line["shard"]) for line in lines} == {
         (3, "00000003", "set-0000.tar"), (8, "00000008", "set-0003.tar"),
@@ -482,10 +479,12 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
 
 @pytest.mark.parametrize("world_size", [1, 4])
 def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) -> None:
-    order = EpochOrder(N, seed=2, epoch=0, shard_sizes=SIZES, window=1, lanes=2).whole()
-    lanes = [order[lane::2].tolist() for lane in range(2)]
-    # Lane 0, then lane 1, and round again.
-    sequence = np.array(lanes[0] + lanes[1])
+    order = EpochOrder(
+        N, seed=2, epoch=0, shard_sizes=SIZES, shuffle_window=1, shard_partitions=2
+    ).whole()
+    shard_partitions = [order[partition::2].tolist() for partition in range(2)]
+    # Partition 0, then partition 1, and round again.
+    sequence = np.array(shard_partitions[0] + shard_partitions[1])
     expected = []
     for t in range(N // 4):
         for row in range(4):
@@ -493,21 +492,21 @@ def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) ->
             expected.append(next(i for i in np.roll(sequence, -place) if i not in (3, 8)) % 7)
     ranks = [
         train_loader(
-            damaged, MIXING, preparation=SMALL, batch_size=4, seed=2, window=1, lanes=2,
-            bad_samples="substitute", rank=rank, world_size=world_size,
+            damaged, MIXING, preprocess=SMALL, batch_size=4, seed=2, shuffle_window=1,
+            shard_partitions=2, on_decode_error="substitute", rank=rank, world_size=world_size,
         )
         for rank in range(world_size)
     ]  # fmt: skip
     labels = torch.cat([labels for _, labels in together(ranks)]).tolist()
     assert labels == [int(label) for label in expected]
-    assert sum(loader.bad_samples.get("damaged", 0) for loader in ranks) >= 1
+    assert sum(loader.decode_errors.get("damaged", 0) for loader in ranks) >= 1
 
 
 def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
     damaged: Path, large: Path
 ) -> None:
     whole, holed = (
-        train_loader(each, MIXING, preparation=SMALL, batch_size=15, bad_samples="skip")
+        train_loader(each, MIXING, preprocess=SMALL, batch_size=15, on_decode_error="skip")
         for each in (large, damaged)
     )
     order = EpochOrder(N, seed=0, epoch=0).whole()
@@ -517,7 +516,7 @@ def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
         kept = [row for row in range(15) if order[15 * t + row] not in (3, 8)]
         assert torch.equal(fewer, images[kept])
         assert torch.equal(labels_of_fewer, labels[kept])
-    assert holed.bad_samples == {"damaged": 1, "unknown format": 1}
+    assert holed.decode_errors == {"damaged": 1, "unknown format": 1}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -526,41 +525,41 @@ def test_a_batch_that_loses_all_its_samples_is_empty(
     damaged: Path, num_workers: int, dtype: torch.dtype
 ) -> None:
     loader = train_loader(
-        damaged, MIXING, preparation=replace(SMALL, dtype=dtype), batch_size=1, views=2,
-        bad_samples="skip", num_workers=num_workers,
+        damaged, MIXING, preprocess=replace(SMALL, dtype=dtype), batch_size=1, views=2,
+        on_decode_error="skip", num_workers=num_workers,
     )  # fmt: skip
     shapes = [tuple(images.shape) for images, _ in loader]
     assert sorted(shapes) == [(0, 2, 3, 14, 14)] * 2 + [(1, 2, 3, 14, 14)] * (N - 2)
 
 
 def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
-    loader = eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="skip")
+    loader = eval_loader(damaged, preprocess=SMALL, batch_size=10, on_decode_error="skip")
     weights = torch.cat([weights for _, _, weights in loader])
     assert [i for i in range(N) if weights[i] == 0] == [3, 8]
     with pytest.raises(PipelineError, match=r"key 00000003 in set-0000\.tar"):
-        list(eval_loader(damaged, preparation=SMALL, batch_size=10))
+        list(eval_loader(damaged, preprocess=SMALL, batch_size=10))
     with pytest.raises(ValueError, match="would count a sample twice"):
-        eval_loader(damaged, preparation=SMALL, batch_size=10, bad_samples="substitute")
+        eval_loader(damaged, preprocess=SMALL, batch_size=10, on_decode_error="substitute")
 
 
 @pytest.mark.parametrize("policy", ["skip", "substitute"])
 def test_pictures_in_memory_know_no_choice_and_name_none(
-    tmp_path: Path, cache: Path, policy: Policy
+    tmp_path: Path, cache: Path, policy: OnDecodeError
 ) -> None:
     contents = [encoded(picture) for picture in drawn_pictures(4, 1, (16, 16))]
     contents[2] = contents[2][:100]
     folder = write_shards(tmp_path / "small", contents, sizes=(4,), kind="cifar10")
-    with pytest.raises(ValueError, match=f"bad_samples is '{policy}', .*; give 'raise'"):
-        train_loader(folder, batch_size=2, bad_samples=policy, cache_dir=cache)
-    with pytest.raises(PipelineError, match=r"key 00000002 in .*put a whole picture in its place$"):
+    with pytest.raises(ValueError, match=f"on_decode_error is '{policy}', .*; use 'raise'"):
+        train_loader(folder, batch_size=2, on_decode_error=policy, cache_dir=cache)
+    with pytest.raises(PipelineError, match=r"key 00000002 in .*put a whole image in its place$"):
         train_loader(folder, batch_size=2, cache_dir=cache)
 
 
 def test_too_many_bad_samples_end_it(damaged: Path) -> None:
     loader = train_loader(
-        damaged, MIXING, preparation=SMALL, batch_size=N, bad_samples="skip", max_bad_samples=1
+        damaged, MIXING, preprocess=SMALL, batch_size=N, on_decode_error="skip", max_decode_errors=1
     )
-    with pytest.raises(PipelineError, match=r"2 samples could not be read \(1 .*, 1 .*\), more"):
+    with pytest.raises(PipelineError, match=r"2 samples could not be decoded \(1 .*, 1 .*\), more"):
         an_epoch(loader)
 
 
@@ -570,16 +569,16 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
     for path in large.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     loader = train_loader(
-        folder, MIXING, preparation=SMALL, batch_size=N, bad_samples="skip", cache_dir=tmp_path
+        folder, MIXING, preprocess=SMALL, batch_size=N, on_decode_error="skip", cache_dir=tmp_path
     )
-    reader = ShardReader(open_shards(folder))
+    reader = ShardDataset(open_shards(folder))
     last = N - 1
     reader.read(last)
     os.truncate(folder / "set-0005.tar", 600)
     with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, the manifest says"):
         an_epoch(loader)
     # One that is open already.
-    with pytest.raises(BadSampleError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
+    with pytest.raises(SampleError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
         reader.read(last)
 
 
@@ -589,17 +588,17 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"batch_size": 6, "rank": 0, "world_size": 4}, ValueError, "give a multiple of 4"),
-        ({"batch_size": 0}, ValueError, "a batch of 0"),
-        ({"batch_size": 31}, ValueError, "30 samples make no batch of 31; give a smaller"),
+        ({"batch_size": 6, "rank": 0, "world_size": 4}, ValueError, "use a multiple of 4"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"batch_size": 31}, ValueError, "30 samples make no batch of 31"),
         ({"rank": 4, "world_size": 4}, ValueError, "rank 4 of 4 processes"),
-        ({"rank": 1}, ValueError, "rank is 1 and world_size None; give both"),
-        ({"window": 0}, ValueError, "window is 0"),
-        ({"lanes": 0}, ValueError, "lanes is 0; give"),
-        ({"lanes": 3}, ValueError, "a batch of 4 .* 3 lanes; give lanes that divide it"),
-        ({"bad_samples": "ignore"}, ValueError, "bad_samples is 'ignore'; give one of raise"),
+        ({"rank": 1}, ValueError, "rank is 1 and world_size None"),
+        ({"shuffle_window": 0}, ValueError, "shuffle_window is 0"),
+        ({"shard_partitions": 0}, ValueError, "shard_partitions is 0"),
+        ({"shard_partitions": 3}, ValueError, "batch_size is 4, .* 3 shard_partitions"),
+        ({"on_decode_error": "ignore"}, ValueError, "on_decode_error is 'ignore'"),
         ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
-         "mixing picture 0 is 5x40"),
+         "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused_with_a_remedy(
@@ -610,8 +609,8 @@ def test_what_cannot_work_is_refused_with_a_remedy(
 
 
 def test_pictures_of_several_sizes_want_a_resized_crop(large: Path, cache: Path) -> None:
-    with pytest.raises(PipelineError, match=r"of several sizes, .* crop='resized'"):
-        train_loader(large, preparation=CIFAR, batch_size=4, cache_dir=cache)
+    with pytest.raises(PipelineError, match=r"several sizes, .* crop='resized'"):
+        train_loader(large, preprocess=CIFAR, batch_size=4, cache_dir=cache)
 
 
 def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> None:
@@ -621,9 +620,9 @@ def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> No
 
 def test_one_sample_is_a_set(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [encoded(drawn_pictures(1)[0])], sizes=(1,))
-    assert len(an_epoch(train_loader(folder, preparation=SMALL, batch_size=1))) == 1
+    assert len(an_epoch(train_loader(folder, preprocess=SMALL, batch_size=1))) == 1
     batches = [
-        list(eval_loader(folder, preparation=SMALL, batch_size=4, rank=rank, world_size=4))
+        list(eval_loader(folder, preprocess=SMALL, batch_size=4, rank=rank, world_size=4))
         for rank in range(4)
     ]
     assert [float(batch[0][2].sum()) for batch in batches] == [1, 0, 0, 0]
@@ -644,8 +643,8 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_preparation_refuses_nonsense(changes: dict[str, Any]) -> None:
     (name,) = changes
-    with pytest.raises(ValueError, match=f"{name} is .*; .*give"):
-        Preparation(**changes)
+    with pytest.raises(ValueError, match=f"{name} is .*; .*use"):
+        PreprocessConfig(**changes)
 
 
 # --- real processes ------------------------------------------------------------------------------
@@ -657,7 +656,7 @@ def _train_in_a_process(
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
     )
-    loader = train_loader(folder, MIXING, preparation=SMALL, batch_size=8, seed=6, num_workers=1)
+    loader = train_loader(folder, MIXING, preprocess=SMALL, batch_size=8, seed=6, num_workers=1)
     batches = []
     for images, labels in loader:
         torch.distributed.all_reduce(torch.zeros(1))
@@ -679,7 +678,7 @@ def test_two_processes_share_the_batches_of_one(large: Path, tmp_path: Path) -> 
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    alone = an_epoch(train_loader(large, MIXING, preparation=SMALL, batch_size=8, seed=6))
+    alone = an_epoch(train_loader(large, MIXING, preprocess=SMALL, batch_size=8, seed=6))
     assert len(alone) == len(results[0]) == len(results[1]) == N // 8
     for (images, labels), first, second in zip(alone, results[0], results[1], strict=True):
         assert np.array_equal(images.numpy(), np.concatenate([first[0], second[0]]))

@@ -27,8 +27,8 @@ from painters import request
 from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
 from pipelines.generate.sets import generate_set
-from pipelines.loading import picture_map
-from pipelines.loading.mixing_set import open_pictures, uniform_view
+from pipelines.loading import image_map
+from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.format import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -64,13 +64,13 @@ def maps_of(cache: Path) -> list[Path]:
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A list that gets an entry for each build."""
     found: list[int] = []
-    original = picture_map._build
+    original = image_map._build
 
     def counted(*arguments: object) -> None:
         found.append(1)
         original(*arguments)
 
-    monkeypatch.setattr(picture_map, "_build", counted)
+    monkeypatch.setattr(image_map, "_build", counted)
     return found
 
 
@@ -159,7 +159,7 @@ def test_pictures_of_one_size_are_one_array_and_others_are_none(
     for name, pictures in (("same", same), ("several", PICTURES[:6])):
         contents = [encoded(picture) for picture in pictures]
         shards = open_shards(write_shards(tmp_path / name, contents, sizes=(4, 2)))
-        packed = open_pictures(shards, cache_dir=cache)
+        packed = open_images(shards, cache_dir=cache)
         assert equal(packed, pictures)
         view = uniform_view(packed)
         if name == "same":
@@ -241,7 +241,7 @@ def test_a_damaged_map_is_told_of_and_built_anew(
     else:
         path.unlink()
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    assert f"{place} is not as it was written; it is built again" in caplog.text
+    assert f"{place} is damaged; it is built again" in caplog.text
 
 
 def test_a_map_with_offsets_that_lead_outside_is_built_anew(
@@ -253,9 +253,9 @@ def test_a_map_with_offsets_that_lead_outside_is_built_anew(
     table["offset"][-1] = 2**40
     np.save(place / "table.npy", table)
     record = json.loads((place / "record.json").read_bytes())
-    record["files"]["table.npy"]["sha256"] = picture_map._hashes(place / "table.npy", 1)
+    record["files"]["table.npy"]["sha256"] = image_map._hashes(place / "table.npy", 1)
     (place / "record.json").write_text(json.dumps(record))
-    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_seen_whole", {})
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
 
 
@@ -276,7 +276,7 @@ def test_a_map_of_another_user_is_not_believed(
             return os.stat_result(fields, {"st_mtime_ns": 0, "st_ctime_ns": 0})
         return status
 
-    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_seen_whole", {})
     monkeypatch.setattr(Path, "stat", foreign)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     assert len(found) == 1
@@ -286,24 +286,20 @@ def test_a_map_of_another_user_is_not_believed(
 
 
 def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cache: Path) -> None:
-    class Failing:
-        identity: dict[str, Any] = {"failing": 1}  # noqa: RUF012
+    def read(i: int) -> bytearray:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
 
-        def check(self) -> None:
-            pass
-
-        def __len__(self) -> int:
-            return 2
-
-        def name(self, i: int) -> str:
-            return f"image {i}"
-
-        def read(self, i: int) -> bytearray:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
-
+    failing = image_map.ImageSource(
+        n=2, name=lambda i: f"image {i}", read=read, identity=lambda: {"failing": 1}
+    )
     with pytest.raises(PipelineError, match=r"\d\.tar: Input/output error") as refused:
-        picture_map.open_picture_map(
-            Failing(), None, cache=cache, jobs=1, bad_pictures="skip", progress=lambda *_: None
+        image_map.open_image_map(
+            failing,
+            None,
+            cache=cache,
+            jobs=1,
+            on_decode_error="skip",
+            progress=lambda *_: None,
         )
     assert str(cache) not in str(refused.value)
     assert "cache_dir" not in str(refused.value)
@@ -323,15 +319,15 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
 ) -> None:
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
     hashed: list[str] = []
-    original = picture_map._hashes
+    original = image_map._hashes
 
     def counted(path: Path, jobs: int) -> list[str]:
         hashed.append(path.name)
         return original(path, jobs)
 
-    monkeypatch.setattr(picture_map, "_hashes", counted)
+    monkeypatch.setattr(image_map, "_hashes", counted)
     # As a process that has seen none yet.
-    monkeypatch.setattr(picture_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_seen_whole", {})
     open_mixing_set(folder, 24, cache_dir=cache)
     assert hashed == ["pixels", "table.npy"]
     open_mixing_set(folder, 24, cache_dir=cache)
@@ -345,14 +341,14 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
 def test_a_file_of_several_pieces_is_hashed_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_map, "_PIECE", 2 << 20)
+    monkeypatch.setattr(image_map, "_PIECE", 2 << 20)
     content = np.random.default_rng(0).bytes((5 << 20) + 7)
     path = tmp_path / "file"
     path.write_bytes(content)
     pieces = [content[i : i + (2 << 20)] for i in range(0, len(content), 2 << 20)]
     expected = [hashlib.sha256(piece).hexdigest() for piece in pieces]
     assert len(expected) == 3
-    assert picture_map._hashes(path, 1) == picture_map._hashes(path, 4) == expected
+    assert image_map._hashes(path, 1) == image_map._hashes(path, 4) == expected
 
 
 def test_a_cache_that_can_only_be_read_is_used(
@@ -363,10 +359,12 @@ def test_a_cache_that_can_only_be_read_is_used(
     def refused(path: Path, **_: object) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
-    monkeypatch.setattr(picture_map, "folder_lock", refused)
+    monkeypatch.setattr(image_map, "folder_lock", refused)
     monkeypatch.setattr(Path, "mkdir", refused)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    with pytest.raises(PipelineError, match="name a folder that can be written as cache_dir"):
+    with pytest.raises(
+        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
+    ):
         open_mixing_set(folder, 25, cache_dir=cache)
 
 
@@ -393,7 +391,7 @@ def test_a_copied_cache_is_hashed_and_used(
 
 def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[Any]") -> None:
     count = 0
-    original = picture_map._build
+    original = image_map._build
 
     def counted(*arguments: object) -> None:
         nonlocal count
@@ -401,7 +399,7 @@ def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
         time.sleep(0.5)
         original(*arguments)
 
-    picture_map._build = counted
+    image_map._build = counted
     pictures = open_mixing_set(folder, 24, cache_dir=cache)
     queue.put((count, [picture.tobytes() for picture in pictures]))
 
@@ -422,14 +420,14 @@ def test_processes_that_ask_at_once_build_once(folder: Path, cache: Path) -> Non
 
 
 def _build_and_hang(folder: Path, cache: Path, event: Any) -> None:  # noqa: ANN401
-    original = picture_map._write_all
+    original = image_map._write_all
 
     def hanging(*arguments: object) -> None:
         original(*arguments)
         event.set()
         time.sleep(600)
 
-    picture_map._write_all = hanging
+    image_map._write_all = hanging
     open_mixing_set(folder, 24, cache_dir=cache)
 
 
@@ -455,14 +453,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(PipelineError, match=r"No space left on device; free some space, or name"):
+    with pytest.raises(PipelineError, match=r"No space left on device; free some space"):
         open_mixing_set(folder, 24, cache_dir=cache)
     assert maps_of(cache) == []
 
 
 def test_a_cache_that_cannot_be_made_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(PipelineError, match="name a folder that can be written as cache_dir"):
+    with pytest.raises(
+        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
+    ):
         open_mixing_set(folder, 24, cache_dir=tmp_path / "file")
 
 
@@ -508,20 +508,20 @@ def test_a_bad_picture_is_named_or_left_out(
     bad = folder / "fractals" / "3.png"
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
     bad.write_bytes(content)
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* on_decode_error='skip'"):
         open_mixing_set(folder, 24, cache_dir=cache)
     with caplog.at_level(logging.WARNING):
-        pictures = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+        pictures = open_mixing_set(folder, 24, cache_dir=cache, on_decode_error="skip")
     assert equal(pictures, expected[:3] + expected[4:])
-    said = "1 of 12 pictures cannot be read and are left out; the first: "
+    said = "1 of 12 images cannot be decoded and are skipped; the first: "
     assert f"{said}{bad}: " in caplog.text
     caplog.clear()
     # Of a map that is there, whoever asks is told again, and who wants all pictures is refused.
     found = builds(monkeypatch)
-    again = open_mixing_set(folder, 24, cache_dir=cache, bad_pictures="skip")
+    again = open_mixing_set(folder, 24, cache_dir=cache, on_decode_error="skip")
     assert equal(again, list(pictures))
     assert said in caplog.text
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* bad_pictures='skip'"):
+    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* on_decode_error='skip'"):
         open_mixing_set(folder, 24, cache_dir=cache)
     assert not found
     bad.write_bytes(encoded(PICTURES[3]))
@@ -533,8 +533,8 @@ def test_a_bad_picture_is_named_or_left_out(
 
 def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(PipelineError, match="no picture is left"):
-        open_mixing_set(tmp_path, 24, cache_dir=cache, bad_pictures="skip")
+    with pytest.raises(PipelineError, match="no image of the mixing set"):
+        open_mixing_set(tmp_path, 24, cache_dir=cache, on_decode_error="skip")
 
 
 def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
@@ -546,13 +546,13 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda _path: None, "is neither a folder nor a tar, zip or .npy of pictures; make a set"),
+        (lambda _path: None, "is neither a folder nor a tar, zip or .npy of images"),
         (lambda path: path.mkdir(), "holds no pictures"),
         (
             lambda path: path.write_bytes(b"text" * 999),
             "is no tar; name a folder of pictures, shards, or a tar, zip or",
         ),
-        (lambda path: tarfile.open(path, "w").close(), "holds no pictures; give a tar, zip or"),
+        (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],
 )
 def test_what_is_no_mixing_set_is_refused(
@@ -569,10 +569,10 @@ def test_what_is_no_mixing_set_is_refused(
 def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(picture_map, "_BUNCH", 1)
+    monkeypatch.setattr(image_map, "_BUNCH", 1)
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(PICTURES[0]))
-    open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, bad_pictures="skip")
+    open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, on_decode_error="skip")
     (place,) = maps_of(cache)
     left_out = json.loads((place / "record.json").read_text())["left_out"]
     names = [Path(message.split(": ")[0]).name for message in left_out]
@@ -647,7 +647,7 @@ def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, c
     with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
         open_mixing_set(place, 32, cache_dir=cache)
     with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
-        open_pictures(shards, cache_dir=cache)
+        open_images(shards, cache_dir=cache)
     first = open_mixing_set(str(place / "set-0000.tar"), 32, cache_dir=cache)
     assert len(first) == 2
 
@@ -688,14 +688,14 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
     manifest = json.loads((place / "manifest.json").read_text())
     (place / "manifest.json").write_text(json.dumps(manifest | {"status": "partial"}))
-    with pytest.raises(PipelineError, match=r"stripes is not finished; give again the command"):
+    with pytest.raises(PipelineError, match=r"stripes is not finished"):
         open_mixing_set(asked, 24, cache_dir=cache)
     assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10
 
 
 @pytest.mark.parametrize(
     ("where", "size", "message"),
-    [("set", 0, "size is 0; give the shorter side"), ([], 24, "where names no mixing set")],
+    [("set", 0, "size is 0"), ([], 24, "where names no mixing set")],
 )
 def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):
@@ -703,5 +703,5 @@ def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # no
 
 
 def test_no_threads_are_refused(folder: Path, cache: Path) -> None:
-    with pytest.raises(ValueError, match="jobs is 0; give a number of threads, 1 or more"):
+    with pytest.raises(ValueError, match="jobs is 0"):
         open_mixing_set(folder, 24, cache_dir=cache, jobs=0)

@@ -14,11 +14,12 @@ from torch import nn
 from torchvision.transforms import v2
 
 import networks
-from featviz.efficientnet_lite import EfficientNetLite0, SameConv2d
 from featviz.networks import (
     DEFAULT,
     RANDOM,
+    EfficientNetLite0,
     Network,
+    SameConv2d,
     network_names,
     open_network,
 )

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from featviz import channel, deepdream, direction, diversity, draw_direction, neuron
-from featviz.random import generator
+from featviz.canvas import generator
 
 SEEN = {
     "a": torch.randn(3, 5, 4, 7, generator=torch.Generator().manual_seed(0)),

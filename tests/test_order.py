@@ -16,13 +16,13 @@ from pipelines.errors import PipelineError
 from pipelines.generate.featviz import find_device
 from pipelines.loading.order import (
     EpochOrder,
-    batch_places,
+    batch_positions,
     count_batches,
+    default_prefetch,
     evaluation_batches,
     order_bytes,
-    places_after,
-    rank_places,
-    shards_ahead,
+    positions_after,
+    rank_positions,
     training_batches,
 )
 from pipelines.system.process_group import joined
@@ -56,26 +56,28 @@ def test_every_permutation_is_equally_likely() -> None:
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 99))
 def test_a_window_mixes_the_samples_of_its_shards_alone(
-    sizes: list[int], window: int, epoch: int
+    sizes: list[int], shuffle_window: int, epoch: int
 ) -> None:
     n = sum(sizes)
-    order = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window).whole()
+    order = EpochOrder(
+        n, seed=1, epoch=epoch, shard_sizes=sizes, shuffle_window=shuffle_window
+    ).whole()
     assert sorted(order.tolist()) == list(range(n))
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[order]
     first, last = {}, {}
     for place, shard in enumerate(shard_of.tolist()):
         first.setdefault(shard, place)
         last[shard] = place
-    # At any place, shards that were begun and not ended fit into a window.
+    # At any place, shards that were begun and not ended fit into a shuffle_window.
     for place in range(n):
-        assert sum(first[s] <= place <= last[s] for s in first) <= window
+        assert sum(first[s] <= place <= last[s] for s in first) <= shuffle_window
 
 
 def test_windows_are_other_shards_each_epoch() -> None:
     sizes = [10] * 12
     firsts = set()
     for epoch in range(40):
-        order = EpochOrder(120, seed=0, epoch=epoch, shard_sizes=sizes, window=2).whole()
+        order = EpochOrder(120, seed=0, epoch=epoch, shard_sizes=sizes, shuffle_window=2).whole()
         firsts.add(frozenset((order[:20] // 10).tolist()))
     assert len(firsts) > 20
 
@@ -83,7 +85,7 @@ def test_windows_are_other_shards_each_epoch() -> None:
 def test_an_order_is_what_it_was() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
     assert EpochOrder(10, seed=0, epoch=0).whole().tolist() == GOLDEN
-    windowed = EpochOrder(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], window=2).whole()
+    windowed = EpochOrder(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], shuffle_window=2).whole()
     assert windowed.tolist() == GOLDEN_WINDOWED
 
 
@@ -117,20 +119,24 @@ def test_ranks_partition_the_batches(
         assert places.tolist() == list(range(start, start + batch_size))
 
 
-# --- lanes ---------------------------------------------------------------------------------------
+# --- shard partitions ----------------------------------------------------------------------------
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=12)
 WINDOWS = st.none() | st.integers(1, 14)
 
 
 def global_batches(
-    order: NDArray[np.int64], batch_size: int, world_size: int, lanes: int, consumed: int = 0
+    order: NDArray[np.int64],
+    batch_size: int,
+    world_size: int,
+    shard_partitions: int,
+    consumed: int = 0,
 ) -> list[list[int]]:
     """The batches of all ranks together, in the order of the ranks."""
     ranks = [
         training_batches(
             order, batch_size=batch_size, rank=rank, world_size=world_size, consumed=consumed,
-            lanes=lanes,
+            shard_partitions=shard_partitions,
         )
         for rank in range(world_size)
     ]  # fmt: skip
@@ -142,25 +148,43 @@ def global_batches(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(-(2**65), 2**65), st.integers(0, 2**32 - 1), WINDOWS, st.integers(1, 7))
-def test_an_order_of_lanes_is_that_of_its_twin(
-    sizes: list[int], seed: int, epoch: int, window: int | None, lanes: int
+def test_an_order_of_partitions_is_that_of_its_twin(
+    sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
-    if lanes == 1 and window is None:
+    if shard_partitions == 1 and shuffle_window is None:
         return  # all samples are mixed, without a look at shards
     order = EpochOrder(
-        sum(sizes), seed=seed, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+        sum(sizes),
+        seed=seed,
+        epoch=epoch,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
     ).whole()
-    twin = reference.order_of_lanes(sizes, seed % 2**64, epoch, window, lanes)
+    twin = reference.order_of_partitions(
+        sizes, seed % 2**64, epoch, shuffle_window, shard_partitions
+    )
     assert order.tolist() == twin
     assert sorted(twin) == list(range(sum(sizes)))
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7), st.data())
 def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
-    sizes: list[int], epoch: int, window: int | None, lanes: int, data: st.DataObject
+    sizes: list[int],
+    epoch: int,
+    shuffle_window: int | None,
+    shard_partitions: int,
+    data: st.DataObject,
 ) -> None:
     n = sum(sizes)
-    order = EpochOrder(n, seed=2, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes)
+    order = EpochOrder(
+        n,
+        seed=2,
+        epoch=epoch,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
+    )
     whole = order.whole()
     for _ in range(3):
         places = data.draw(st.lists(st.integers(0, n - 1), max_size=9) if n else st.just([]))
@@ -170,27 +194,34 @@ def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
 def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
     n, sizes = 10_000_000, [1000] * 10_000
     tracemalloc.start()
-    order = EpochOrder(n, seed=0, epoch=0, shard_sizes=sizes, window=16, lanes=2)
+    order = EpochOrder(n, seed=0, epoch=0, shard_sizes=sizes, shuffle_window=16, shard_partitions=2)
     for start in range(0, n // 10, 10_000):
         order[np.arange(start, start + 1000)]
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # 80 MB were the whole. What is beside: of 10,000 shards, and a window while it is mixed.
-    assert most < order_bytes(n, 1000, window=16, lanes=2) + 1_000_000 < 2_000_000
-    assert order_bytes(n, 1000, window=None) == n * 8
-    assert order_bytes(n, 1000, window=None, lanes=4, world_size=2) == n * 8 // 2
-    assert order_bytes(3000, 1000, window=16) == 3000 * 8
+    # 80 MB were the whole. What is beside: of 10,000 shards, and a window that is shuffled.
+    assert (
+        most < order_bytes(n, 1000, shuffle_window=16, shard_partitions=2) + 1_000_000 < 2_000_000
+    )
+    assert order_bytes(n, 1000, shuffle_window=None) == n * 8
+    assert order_bytes(n, 1000, shuffle_window=None, shard_partitions=4, world_size=2) == n * 8 // 2
+    assert order_bytes(3000, 1000, shuffle_window=16) == 3000 * 8
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7))
 def test_no_place_behind_the_end_of_a_shard_is_of_it(
-    sizes: list[int], epoch: int, window: int | None, lanes: int
+    sizes: list[int], epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
     order = EpochOrder(
-        sum(sizes), seed=2, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+        sum(sizes),
+        seed=2,
+        epoch=epoch,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
     )
     ends = order.ends_of_shards()
-    if lanes == 1 and window is None:
+    if shard_partitions == 1 and shuffle_window is None:
         assert ends is None
         return
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[order.whole()].tolist()
@@ -198,138 +229,182 @@ def test_no_place_behind_the_end_of_a_shard_is_of_it(
     for shard, end in enumerate(ends.tolist()):
         assert 0 <= end <= sum(sizes)
         assert shard not in shard_of[end:]
-        # And it is no later than a window needs.
-        if sizes[shard] and lanes == 1:
+        # And it is no later than a shuffle_window needs.
+        if sizes[shard] and shard_partitions == 1:
             last = len(shard_of) - shard_of[::-1].index(shard)
-            assert len(set(shard_of[last:end])) < window
+            assert len(set(shard_of[last:end])) < shuffle_window
 
 
-def test_an_order_of_lanes_is_what_it_was() -> None:
+def test_an_order_of_partitions_is_what_it_was() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
-    order = EpochOrder(11, seed=7, epoch=3, shard_sizes=[2, 3, 6], window=1, lanes=2).whole()
-    assert order.tolist() == GOLDEN_LANES
+    order = EpochOrder(
+        11, seed=7, epoch=3, shard_sizes=[2, 3, 6], shuffle_window=1, shard_partitions=2
+    ).whole()
+    assert order.tolist() == GOLDEN_PARTITIONS
 
 
-GOLDEN_LANES = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
+GOLDEN_PARTITIONS = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
 
 
 @given(SIZES, st.integers(0, 99), WINDOWS)
-def test_one_lane_is_as_if_there_were_none(
-    sizes: list[int], epoch: int, window: int | None
+def test_one_partition_is_as_if_there_were_none(
+    sizes: list[int], epoch: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
-    plain = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window).whole()
-    lane = EpochOrder(n, seed=1, epoch=epoch, shard_sizes=sizes, window=window, lanes=1).whole()
-    assert np.array_equal(plain, lane)
+    plain = EpochOrder(
+        n, seed=1, epoch=epoch, shard_sizes=sizes, shuffle_window=shuffle_window
+    ).whole()
+    partition = EpochOrder(
+        n, seed=1, epoch=epoch, shard_sizes=sizes, shuffle_window=shuffle_window, shard_partitions=1
+    ).whole()
+    assert np.array_equal(plain, partition)
     assert global_batches(plain, 2, 1, 1) == [
         plain[start : start + 2].tolist() for start in range(0, n - 1, 2)
     ]
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.data())
-def test_batches_of_lanes_are_the_same_at_any_world_size_and_from_any_place(
-    sizes: list[int], lanes: int, rows: int, window: int | None, data: st.DataObject
+def test_batches_of_partitions_are_the_same_at_any_world_size_and_from_any_place(
+    sizes: list[int],
+    shard_partitions: int,
+    rows: int,
+    shuffle_window: int | None,
+    data: st.DataObject,
 ) -> None:
-    n, batch_size = sum(sizes), rows * lanes
-    order = EpochOrder(n, seed=0, epoch=5, shard_sizes=sizes, window=window, lanes=lanes).whole()
-    alone = global_batches(order, batch_size, 1, lanes)
+    n, batch_size = sum(sizes), rows * shard_partitions
+    order = EpochOrder(
+        n,
+        seed=0,
+        epoch=5,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
+    ).whole()
+    alone = global_batches(order, batch_size, 1, shard_partitions)
     assert [sorted(batch) for batch in alone] == [
         sorted(order[t * batch_size : (t + 1) * batch_size].tolist()) for t in range(len(alone))
     ]
     assert len(alone) == n // batch_size
     worlds = [size for size in range(1, batch_size + 1) if batch_size % size == 0]
     for world_size in worlds:
-        assert global_batches(order, batch_size, world_size, lanes) == alone
+        assert global_batches(order, batch_size, world_size, shard_partitions) == alone
     begun = data.draw(st.integers(0, len(alone)))
     world_size = data.draw(st.sampled_from(worlds))
-    assert global_batches(order, batch_size, world_size, lanes, begun * batch_size) == alone[begun:]
+    assert (
+        global_batches(order, batch_size, world_size, shard_partitions, begun * batch_size)
+        == alone[begun:]
+    )
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.integers(0, 9))
-def test_a_rank_needs_the_shards_of_its_lane_alone(
-    sizes: list[int], lanes: int, rows: int, window: int | None, epoch: int
+def test_a_rank_needs_the_shards_of_its_partition_alone(
+    sizes: list[int], shard_partitions: int, rows: int, shuffle_window: int | None, epoch: int
 ) -> None:
-    n, batch_size = sum(sizes), rows * lanes
+    n, batch_size = sum(sizes), rows * shard_partitions
     order = EpochOrder(
-        n, seed=3, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+        n,
+        seed=3,
+        epoch=epoch,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
     ).whole()
-    parts, _ = reference.lanes_of_shards(sizes, 3, epoch, window, lanes)
+    parts, _ = reference.partitions_of_shards(sizes, 3, epoch, shuffle_window, shard_partitions)
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
     needed = []
     for rank, part in enumerate(parts):
         batches = training_batches(
-            order, batch_size=batch_size, rank=rank, world_size=lanes, lanes=lanes
+            order,
+            batch_size=batch_size,
+            rank=rank,
+            world_size=shard_partitions,
+            shard_partitions=shard_partitions,
         )
         seen = [sample for _, samples in batches for sample in samples.tolist()]
-        if lanes > 1 or window is not None:
+        if shard_partitions > 1 or shuffle_window is not None:
             assert seen == part[: len(seen)]
         needed.append({int(shard_of[sample]) for sample in seen})
-    # Each shard by one rank, but for those that the ends of lanes cut.
-    assert sum(len(shards) for shards in needed) <= len(sizes) + lanes - 1
+    # Each shard by one rank, but for those that the ends of shard_partitions cut.
+    assert sum(len(shards) for shards in needed) <= len(sizes) + shard_partitions - 1
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_of_more_ranks_than_lanes_several_share_a_lane_and_of_fewer_each_has_several(
-    lanes: int, factor: int, rows: int
+def test_of_more_ranks_than_partitions_several_share_a_partition_and_of_fewer_each_has_several(
+    shard_partitions: int, factor: int, rows: int
 ) -> None:
-    batch_size = lanes * factor * rows
-    for world_size in (lanes * factor, lanes):
+    batch_size = shard_partitions * factor * rows
+    for world_size in (shard_partitions * factor, shard_partitions):
         for rank in range(world_size):
-            places = batch_places(batch_size, rank=rank, world_size=world_size, lanes=lanes)
-            assert set((places % lanes).tolist()) == {rank * lanes // world_size}
-    for rank in range(lanes):
-        more = lanes * factor
-        places = batch_places(batch_size, rank=rank, world_size=lanes, lanes=more)
+            places = batch_positions(
+                batch_size, rank=rank, world_size=world_size, shard_partitions=shard_partitions
+            )
+            assert set((places % shard_partitions).tolist()) == {
+                rank * shard_partitions // world_size
+            }
+    for rank in range(shard_partitions):
+        more = shard_partitions * factor
+        places = batch_positions(
+            batch_size, rank=rank, world_size=shard_partitions, shard_partitions=more
+        )
         assert set((places % more).tolist()) == set(range(rank * factor, (rank + 1) * factor))
 
 
 @given(SIZES, st.integers(1, 5), WINDOWS)
-def test_at_any_place_of_a_lane_the_shards_begun_fit_into_a_window(
-    sizes: list[int], lanes: int, window: int | None
+def test_at_any_place_of_a_partition_the_shards_begun_fit_into_a_window(
+    sizes: list[int], shard_partitions: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
-    order = EpochOrder(n, seed=1, epoch=2, shard_sizes=sizes, window=window, lanes=lanes).whole()
+    order = EpochOrder(
+        n,
+        seed=1,
+        epoch=2,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
+    ).whole()
     shard_of = np.repeat(np.arange(len(sizes)), sizes)
-    for lane in range(lanes):
-        shards = shard_of[order[lane : n // lanes * lanes : lanes]].tolist()
+    for partition in range(shard_partitions):
+        shards = shard_of[
+            order[partition : n // shard_partitions * shard_partitions : shard_partitions]
+        ].tolist()
         uses = [(shards.index(s), len(shards) - 1 - shards[::-1].index(s)) for s in set(shards)]
         for place in range(len(shards)):
             at_once = sum(first <= place <= last for first, last in uses)
-            assert at_once <= (window or len(sizes))
+            assert at_once <= (shuffle_window or len(sizes))
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.data())
-def test_what_comes_after_a_place_is_its_lane_then_all_others(
-    n: int, lanes: int, data: st.DataObject
+def test_what_comes_after_a_place_is_its_partition_then_all_others(
+    n: int, shard_partitions: int, data: st.DataObject
 ) -> None:
     if n == 0:
         return
     place = data.draw(st.integers(0, n - 1))
-    after = list(places_after(place, n, lanes))
+    after = list(positions_after(place, n, shard_partitions))
     assert sorted([place, *after]) == list(range(n))
-    whole = n // lanes * lanes
+    whole = n // shard_partitions * shard_partitions
     if place < whole:
-        left = list(range(place + lanes, whole, lanes))
+        left = list(range(place + shard_partitions, whole, shard_partitions))
         assert after[: len(left)] == left
-    if lanes == 1:
+    if shard_partitions == 1:
         assert after == [*range(place + 1, n), *range(place)]
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "lanes", "message"),
-    [(6, 4, "a batch of 6 .* 4 lanes; give lanes that divide it, or .* a multiple of 4"),
-     (6, 0, "lanes is 0; give"), (6, -2, "lanes is -2; give")],
+    ("batch_size", "shard_partitions", "message"),
+    [(6, 4, "batch_size is 6, .* a multiple of 4"),
+     (6, 0, "shard_partitions is 0"), (6, -2, "shard_partitions is -2")],
 )  # fmt: skip
-def test_lanes_that_cannot_share_a_batch_are_refused(
-    batch_size: int, lanes: int, message: str
+def test_partitions_that_cannot_share_a_batch_are_refused(
+    batch_size: int, shard_partitions: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        batch_places(batch_size, rank=0, world_size=1, lanes=lanes)
+        batch_positions(batch_size, rank=0, world_size=1, shard_partitions=shard_partitions)
 
 
-def test_lanes_without_shards_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"lanes is 2, .*; give shard_sizes"):
-        EpochOrder(9, seed=0, epoch=0, lanes=2).whole()
+def test_partitions_without_shards_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"shard_partitions 2, .* no shards"):
+        EpochOrder(9, seed=0, epoch=0, shard_partitions=2).whole()
 
 
 # --- evaluation ----------------------------------------------------------------------------------
@@ -355,8 +430,8 @@ def test_evaluation_has_each_sample_once_and_equal_steps(
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 2), (0, 1), (3, 4), (-4, 2)])
 def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=f"a batch of {batch_size} .*give a multiple of"):
-        rank_places(batch_size, 0, world_size)
+    with pytest.raises(ValueError, match=f"a batch of {batch_size} .*use a multiple of"):
+        rank_positions(batch_size, 0, world_size)
 
 
 # --- the world -----------------------------------------------------------------------------------
@@ -428,10 +503,10 @@ def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("window", "lanes", "parties", "expected"),
+    ("shuffle_window", "shard_partitions", "parties", "expected"),
     [(None, 1, 8, 4), (2, 1, 1, 4), (64, 1, 8, 64), (16, 8, 64, 16), (16, 64, 8, 128)],
 )
-def test_a_window_of_the_own_lanes_is_downloaded_ahead(
-    window: int | None, lanes: int, parties: int, expected: int
+def test_a_window_of_the_own_partitions_is_downloaded_ahead(
+    shuffle_window: int | None, shard_partitions: int, parties: int, expected: int
 ) -> None:
-    assert shards_ahead(window, lanes, parties) == expected
+    assert default_prefetch(shuffle_window, shard_partitions, parties) == expected

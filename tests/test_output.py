@@ -5,6 +5,11 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -25,6 +30,7 @@ from pipelines.shards import output
 from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
+from pipelines.system.stores import open_store
 
 
 def paint(asked: ShardedRequest) -> ShardedResult:
@@ -300,3 +306,66 @@ def test_the_command_paints_into_a_store_and_merges(
         "place": url, "pictures": 5, "painted": 0, "shards": 3, "missing": [], "complete": True,
     }  # fmt: skip
     assert "manifest.json" in contents(store)
+
+
+def test_ctrl_c_ends_the_wait_for_a_store_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        options = {"access_key_id": "key", "secret_access_key": "secret", "endpoint": endpoint}
+        access = RemoteAccess(stall_s=1000, options={"s3": options})
+        timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        timer.start()
+        begun = time.monotonic()
+        with (
+            pytest.raises(KeyboardInterrupt),
+            open_output("s3://bucket/a", access).writing() as here,
+        ):
+            (here / "a.tar").write_bytes(bytes(1000))
+        assert time.monotonic() - begun < 20
+        timer.join()
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "AZ"])
+def test_a_bucket_is_an_output_store(scheme: str) -> None:
+    store = open_output(f"{scheme}://bucket/sets/a")
+    assert isinstance(store, Bucket)
+    assert store.name == f"{scheme.lower()}://bucket/sets/a"
+
+
+@pytest.mark.parametrize("where", ["http://host/a", "s3://", "pipe:cat", "ftp://host/a"])
+def test_what_cannot_be_written_is_refused(where: str) -> None:
+    with pytest.raises(PipelineError, match="cannot be written; use a folder"):
+        open_output(where)
+
+
+def test_an_address_of_azure_is_a_container_and_a_key() -> None:
+    options = {"account_name": "someone", "skip_signature": True}
+    store, key = open_store("az://container/set/a.tar", options, stall_s=1)
+    assert type(store).__name__ == "AzureStore"
+    assert key == "set/a.tar"
+
+
+FORK = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from pipelines.system.stores import open_store
+def opened():
+    try:
+        open_store("s3://bucket/a", {"skip_signature": True}, 1)
+    except RuntimeError as error:
+        return str(error)
+    return "opened"
+print(opened(), flush=True)
+child = os.fork()
+print(opened(), flush=True) if child == 0 else os.waitpid(child, 0)
+"""
+
+
+def test_a_forked_process_is_refused_its_parents_stores() -> None:
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, str(tests.parent)], capture_output=True, text=True, check=True
+    )
+    first, second = done.stdout.splitlines()
+    assert first == "opened"
+    assert "forked" in second

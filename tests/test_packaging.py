@@ -162,7 +162,6 @@ LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
 """As many as were there when this was written, or nearly: none is to be overlooked."""
 
 
-SCRIPTS = {module: script for script, module in MODULES.items()}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 
 
@@ -191,7 +190,7 @@ def documented_lines() -> set[str]:
         line
         for text in texts
         for line in joined(text)
-        if re.match(r"(srun |torchrun |pixmix-)", line)
+        if re.match(r"(srun |torchrun --|pixmix-)", line)
     }
 
 
@@ -213,11 +212,9 @@ def script_and_arguments(line: str) -> tuple[str, list[str]]:
     if words[0] != "torchrun":
         return words[0], words[1:]
     get_args_parser().parse_args(words[1:])
-    if "--no-python" in words:
-        place = next(place for place, word in enumerate(words) if word in MODULES)
-        return words[place], words[place + 1 :]
-    place = words.index("--")
-    return SCRIPTS[words[place + 1]], words[place + 2 :]
+    place = next(place for place, word in enumerate(words) if word in MODULES)
+    assert "--no-python" in words[:place]
+    return words[place], words[place + 1 :]
 
 
 def check_taken(line: str) -> None:

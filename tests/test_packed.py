@@ -151,7 +151,7 @@ def test_a_memory_map_holds_pictures(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("i", [2, -3, 99])
 def test_a_picture_that_is_not_there_is_an_index_error(i: int) -> None:
-    with pytest.raises(IndexError, match=f"picture {i} of a set of 2; count from 0"):
+    with pytest.raises(IndexError, match=f"image {i} of a set of 2; count from 0"):
         PackedPictures.pack(pictures((6, 4), (3, 2)))[i]
 
 
@@ -200,7 +200,7 @@ def test_what_is_no_picture_is_not_packed(
 def test_a_picture_outside_the_pixels_is_refused(
     n_bytes: int, offset: int, height: int, width: int
 ) -> None:
-    message = f"picture 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
+    message = f"image 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
     with pytest.raises(ValueError, match=message):
         of(n_bytes, offset, height, width)
 
@@ -212,7 +212,7 @@ def test_a_picture_that_ends_with_the_pixels_is_inside() -> None:
 
 
 def test_the_first_picture_outside_is_named() -> None:
-    with pytest.raises(ValueError, match=r"picture 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
+    with pytest.raises(ValueError, match=r"image 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
         PackedPictures(
             np.zeros(30, np.uint8),
             np.zeros(4, np.int64),
@@ -232,15 +232,15 @@ ARRAYS: dict[str, NDArray[Any]] = {
 @pytest.mark.parametrize(
     ("name", "array", "error", "message"),
     [
-        ("pixels", np.zeros(30, np.int8), TypeError, "pixels is int8; give uint8"),
-        ("offsets", np.zeros(2, np.int32), TypeError, "offsets is int32; give int64"),
-        ("heights", np.full(2, 2, np.int64), TypeError, "heights is int64; give int32"),
-        ("widths", np.full(2, 3, np.float32), TypeError, "widths is float32; give int32"),
-        ("pixels", np.zeros((3, 10), np.uint8), ValueError, r"shape \(3, 10\); give a flat"),
-        ("pixels", np.zeros(60, np.uint8)[::2], ValueError, r"pixels has .* give .* contiguous"),
-        ("offsets", np.zeros((), np.int64), ValueError, r"offsets has shape \(\); give a flat"),
-        ("widths", np.ones(1, np.int32), ValueError, "2 offsets, 2 heights and 1 widths; give one"),
-        ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; give"),
+        ("pixels", np.zeros(30, np.int8), TypeError, "pixels is int8; pass uint8"),
+        ("offsets", np.zeros(2, np.int32), TypeError, "offsets is int32; pass int64"),
+        ("heights", np.full(2, 2, np.int64), TypeError, "heights is int64; pass int32"),
+        ("widths", np.full(2, 3, np.float32), TypeError, "widths is float32; pass int32"),
+        ("pixels", np.zeros((3, 10), np.uint8), ValueError, r"shape \(3, 10\); pass a flat"),
+        ("pixels", np.zeros(60, np.uint8)[::2], ValueError, r"pixels has .* pass .* contiguous"),
+        ("offsets", np.zeros((), np.int64), ValueError, r"offsets has shape \(\); pass a flat"),
+        ("widths", np.ones(1, np.int32), ValueError, "2 offsets, 2 heights and 1 widths; pass one"),
+        ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; pass"),
     ],
 )
 def test_arrays_that_do_not_belong_together_are_refused(
@@ -263,7 +263,7 @@ def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
 ) -> None:
     heights, widths = np.array([20, 33, 1], np.int32), np.array([40, 13, 1], np.int32)
     size = f"{heights[first]}x{widths[first]}"
-    with pytest.raises(ValueError, match=f"mixing picture {first} is {size} ") as caught:
+    with pytest.raises(ValueError, match=f"mixing image {first} is {size} ") as caught:
         check_crops(heights, widths, *crop)
     assert str(caught.value) == too_small(first, heights[first], widths[first], *crop)
     assert f"crop {crop[0]}x{crop[1]}; resize" in str(caught.value)

@@ -146,7 +146,7 @@ def placing_words(
     """The words of block 1 that a plan holds as they are: (N * n_views, 2)."""
     plan = draw_plan(
         indices, seed=seed, epoch=epoch, settings=PixMixSettings(k=0), size=(20, 13),
-        source_size=(20, 13), flip=False, views=n_views, n_pictures=5,
+        source_size=(20, 13), flip=False, views=n_views, n_mixing_images=5,
     )  # fmt: skip
     return np.stack([plan.samples[name].astype(np.int64) for name in ("top_word", "left_word")], 1)
 
@@ -207,7 +207,7 @@ def test_the_crop_s_words_are_those_of_its_own_stream() -> None:
     side = 2**31 - 1
     plan = draw_plan(
         np.arange(500), seed=4, epoch=2, settings=None, size=(1, 1), source_size=(side, side),
-        flip=False, views=1, n_pictures=0,
+        flip=False, views=1, n_mixing_images=0,
     )  # fmt: skip
     for index, sample in enumerate(plan.samples):
         _, top, left, _ = twin((0, index, 2, int(Stream.CROP) * 2**24), (4, 0))

@@ -12,8 +12,7 @@ import pytest
 
 import pipelines
 import pixmix
-from pixmix.commands import MODULES
-from pixmix.shadowing import PACKAGES, import_beside
+from pixmix.commands import MODULES, PACKAGES, import_beside
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,7 +46,7 @@ def folder_with(tmp_path: Path, name: str, content: str = "") -> Path:
 
 def test_every_public_name_is_there_and_no_other() -> None:
     assert set(pixmix.__all__) == {
-        "BatchPixMix", "PackedPictures", "PixMix", "PixMixSettings", "draw_genome", "eval_loader",
+        "BatchPixMix", "PixMix", "PixMixSettings", "draw_genome", "eval_loader",
         "mix_batch", "open_mixing_set", "render", "train_loader",
     }  # fmt: skip
     for name in pixmix.__all__:
@@ -71,7 +70,7 @@ def test_the_version_is_in_one_place() -> None:
 
 def test_no_other_module_of_pixmix_knows_the_packages_beside_it() -> None:
     """The contract of the layers does not see an import by name; see pyproject.toml."""
-    known = {"__init__.py", "commands.py", "shadowing.py"}
+    known = {"__init__.py", "commands.py"}
     for file in (ROOT / "pixmix").glob("*.py"):
         if file.name not in known:
             text = file.read_text()
@@ -89,7 +88,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from pixmix import (
-    BatchPixMix, PackedPictures, PixMix, PixMixSettings, __version__, draw_genome, eval_loader,
+    BatchPixMix, PixMix, PixMixSettings, __version__, draw_genome, eval_loader,
     mix_batch, open_mixing_set, render, train_loader,
 )
 from pipelines import CIFAR, Remote

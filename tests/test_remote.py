@@ -434,7 +434,7 @@ def test_no_message_shows_a_password_or_a_signature(
         fetch_content(url, cache)
     assert len(caplog.messages) == 3
     assert "secret" not in "".join([*caplog.messages, str(error.value)])
-    assert shown(url) == server.url("a.tar?***").replace("//", "//***@")
+    assert shown(url) == server.url("a.tar")
 
 
 def test_a_full_disk_is_told_and_not_tried_again(server: FaultyServer, cache: ShardCache) -> None:

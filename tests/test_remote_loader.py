@@ -23,12 +23,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines import Remote, eval_loader, open_mixing_set, pixmix_stream, train_loader
+from pipelines import (
+    LoaderConfig,
+    Remote,
+    eval_loader,
+    open_mixing_set,
+    pixmix_stream,
+    train_loader,
+)
 from pipelines.errors import PipelineError
-from pipelines.loading.order import EpochOrder, training_batches
-from pipelines.loading.preparation import CIFAR, IMAGENET
-from pipelines.loading.samples import Request, Requests
-from pipelines.loading.sources import Uses
+from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.system.objects import RemoteAccess
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
@@ -99,8 +104,8 @@ def test_remote_shards_give_the_batches_of_local_ones(
     address, sent = server
     local, remote = (
         train_loader(
-            where, MIXING, preparation=SMALL, batch_size=4, seed=2, window=2, cache_dir=cache,
-            num_workers=num_workers,
+            where, MIXING, preprocess=SMALL, batch_size=4, seed=2, shuffle_window=2,
+            cache_dir=cache, num_workers=num_workers,
         )
         for where, cache in (
             (root / "large", tmp_path / "a"),
@@ -114,20 +119,23 @@ def test_remote_shards_give_the_batches_of_local_ones(
     assert sorted(tars) == [f"set-000{i}.tar" for i in (0, 1, 3, 4, 5)]
 
 
-@pytest.mark.parametrize("window", [None, 1, 2])
-def test_ranks_of_lanes_download_each_shard_once_together_but_for_those_that_are_cut(
-    server: tuple[str, list[str]], tmp_path: Path, window: int | None
+@pytest.mark.parametrize("shuffle_window", [None, 1, 2])
+def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_that_are_cut(
+    server: tuple[str, list[str]], tmp_path: Path, shuffle_window: int | None
 ) -> None:
     address, sent = server
     ranks = [
         train_loader(
-            f"{address}/large", MIXING, preparation=SMALL, batch_size=4, window=window, lanes=2,
-            cache_dir=tmp_path / str(rank), rank=rank, world_size=2,
+            f"{address}/large", MIXING, preprocess=SMALL, batch_size=4,
+            shuffle_window=shuffle_window, shard_partitions=2, cache_dir=tmp_path / str(rank),
+            rank=rank, world_size=2,
         )
         for rank in range(2)
     ]  # fmt: skip
     # As many each as its plan says, for the whole batches of an epoch.
-    order = EpochOrder(N, seed=0, epoch=0, shard_sizes=SIZES, window=window, lanes=2).whole()
+    order = EpochOrder(
+        N, seed=0, epoch=0, shard_sizes=SIZES, shuffle_window=shuffle_window, shard_partitions=2
+    ).whole()
     batches = order[: N // 4 * 4].reshape(-1, 2, 2).transpose(0, 2, 1).reshape(-1, 4)
     first, _ = shard_uses(batches, np.repeat(np.arange(len(SIZES)), SIZES), len(SIZES), 2)
     downloaded = []
@@ -173,8 +181,8 @@ def test_as_many_shards_come_at_a_time_as_downloads_says(
 
     with serving(root, Slow) as address:
         loader = train_loader(
-            f"{address}/large", MIXING, preparation=SMALL, batch_size=4, window=1,
-            cache_dir=tmp_path / "cache", remote=Remote(ahead=5, **settings),
+            f"{address}/large", MIXING, preprocess=SMALL, batch_size=4, shuffle_window=1,
+            cache_dir=tmp_path / "cache", remote=Remote(prefetch=5, **settings),
         )  # fmt: skip
         assert len(list(loader)) == N // 4
     assert seen == [most]
@@ -183,12 +191,12 @@ def test_as_many_shards_come_at_a_time_as_downloads_says(
 _FORKING = """
 import os, sys, threading
 from pathlib import Path
-from pipelines import Preparation, train_loader
+from pipelines import PreprocessConfig, train_loader
 
 forks = []
 os.register_at_fork(before=lambda: forks.append([t.name for t in threading.enumerate()]))
 loader = train_loader(sys.argv[1], batch_size=4, num_workers=2, cache_dir=Path(sys.argv[2]),
-                      preparation=Preparation(image_size=14, pixmix=None))
+                      preprocess=PreprocessConfig(image_size=14, pixmix=None))
 assert len(list(loader)) == len(loader)
 assert len(list(loader)) == len(loader)
 print(forks)
@@ -216,9 +224,9 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     loader = train_loader(
-        f"{server[0]}/large", MIXING, preparation=SMALL, batch_size=4, window=1,
+        f"{server[0]}/large", MIXING, preprocess=SMALL, batch_size=4, shuffle_window=1,
         cache_dir=tmp_path / "cache",
-        remote=Remote(access=RemoteAccess(attempts=1), ahead=1),
+        remote=Remote(access=RemoteAccess(attempts=1), prefetch=1),
     )  # fmt: skip
     for tar in (root / "large").glob("set-*.tar"):
         tar.write_bytes(tar.read_bytes()[:-1])
@@ -235,11 +243,18 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 9),
 )  # fmt: skip
 def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
-    sizes: list[int], window: int | None, lanes: int, rows: int, ranks: int, epoch: int
+    sizes: list[int],
+    shuffle_window: int | None,
+    shard_partitions: int,
+    rows: int,
+    ranks: int,
+    epoch: int,
 ) -> None:
-    requests, shard_of = rank_requests(sizes, window, lanes, lanes * rows * ranks, ranks, epoch)
+    requests, shard_of = rank_requests(
+        sizes, shuffle_window, shard_partitions, shard_partitions * rows * ranks, ranks, epoch
+    )
     needed = [np.unique(shard_of[request.indices]).tolist() for request in requests]
-    uses = Uses(shard_of, requests)
+    uses = ShardUses(shard_of, requests)
     first = {shard: t for t in reversed(range(len(needed))) for shard in needed[t]}
     last = {shard: t for t in range(len(needed)) for shard in needed[t]}
     order = []
@@ -261,27 +276,37 @@ def test_the_first_batch_of_a_large_set_waits_for_a_look_at_two_windows_alone() 
             looked.append(request)
             yield request
 
-    uses = Uses(shard_of, Requests(make, requests.ends))
+    uses = ShardUses(shard_of, Requests(make, requests.ends))
     found = list(islice(uses.in_order(), 5))
     assert not any(uses.are_over(shard, 0) for shard in found[:4])
-    # A window has 20 batches.
+    # A shuffle_window has 20 batches.
     assert len(looked) == 21
     assert all(uses.are_over(shard, 19) for shard in found[:4])
     assert len(looked) == 21
 
 
 def rank_requests(
-    sizes: list[int], window: int | None, lanes: int, batch_size: int, ranks: int, epoch: int
+    sizes: list[int],
+    shuffle_window: int | None,
+    shard_partitions: int,
+    batch_size: int,
+    ranks: int,
+    epoch: int,
 ) -> tuple[Requests, NDArray[np.int64]]:
     """The requests of the last rank, and the shards of samples."""
     order = EpochOrder(
-        sum(sizes), seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+        sum(sizes),
+        seed=0,
+        epoch=epoch,
+        shard_sizes=sizes,
+        shuffle_window=shuffle_window,
+        shard_partitions=shard_partitions,
     )
 
     def make(first: int) -> Iterator[Request]:
         batches = training_batches(
             order, batch_size=batch_size, rank=ranks - 1, world_size=ranks,
-            consumed=first * batch_size, lanes=lanes,
+            consumed=first * batch_size, shard_partitions=shard_partitions,
         )  # fmt: skip
         return (Request(epoch, *batch) for batch in batches)
 
@@ -296,13 +321,12 @@ def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
     for place, cache in ((str(root), tmp_path / "a"), (address, tmp_path / "b")):
         mixing = open_mixing_set(f"{place}/large", 20, cache_dir=cache)
         small = train_loader(
-            f"{place}/small/set-{{0000..0003}}.tar", mixing, preparation=CIFAR, batch_size=9,
+            f"{place}/small/set-{{0000..0003}}.tar", mixing, preprocess=CIFAR, batch_size=9,
             cache_dir=cache,
         )  # fmt: skip
-        evaluation = eval_loader(f"{place}/large", preparation=SMALL, batch_size=7, cache_dir=cache)
-        stream = pixmix_stream(
-            f"{place}/large", MIXING, preparation=SMALL, batch_size=5, cache_dir=cache
-        )
+        evaluation = eval_loader(f"{place}/large", preprocess=SMALL, batch_size=7, cache_dir=cache)
+        config = LoaderConfig(preprocess=SMALL, batch_size=5, cache_dir=cache)
+        stream = pixmix_stream(f"{place}/large", MIXING, config=config)
         results.append([*small, *evaluation, *stream])
     assert len(results[0]) == 2 + 5 + 6
     assert equal(results[0], results[1])
@@ -314,8 +338,8 @@ def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
     address, _ = server
     largest = max(path.stat().st_size for path in (root / "large").glob("*.tar"))
     loader = train_loader(
-        f"{address}/large", MIXING, preparation=SMALL, batch_size=2, window=1,
-        cache_dir=tmp_path / "cache", remote=Remote(limit_bytes=5 * largest, ahead=1),
+        f"{address}/large", MIXING, preprocess=SMALL, batch_size=2, shuffle_window=1,
+        cache_dir=tmp_path / "cache", remote=Remote(limit_bytes=5 * largest, prefetch=1),
     )  # fmt: skip
     assert len(list(loader)) == N // 2
     kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "shards").iterdir())
@@ -331,7 +355,7 @@ def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
     path.write_bytes(content)
     for where in (root / "large", f"{server[0]}/large"):
         loader = train_loader(
-            where, MIXING, preparation=SMALL, batch_size=4, cache_dir=tmp_path / "cache"
+            where, MIXING, preprocess=SMALL, batch_size=4, cache_dir=tmp_path / "cache"
         )
         with pytest.raises(PipelineError, match=r"set-0003\.tar"):
             list(loader)

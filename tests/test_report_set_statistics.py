@@ -17,8 +17,8 @@ from fractals.statistics import measure
 from image_sets import noise, of_files, perfect, run, save, write_folder
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.report import set_statistics, set_table
 from pipelines.report import set_statistics as near
+from pipelines.report import set_table
 from pipelines.report.figures import contact_sheet
 from pipelines.report.set_statistics import (
     at_measured_size,
@@ -31,7 +31,6 @@ from pipelines.shards.images import (
     image_files,
     read_image,
 )
-from shard_sets import encoded
 
 
 @pytest.fixture
@@ -197,7 +196,15 @@ def test_the_hash_tells_the_brighter_neighbour() -> None:
     assert near.difference_hash(ramp[:, ::-1].copy()).tolist() == [0] * 4
 
 
-# --- sizes ----------------------------------------------------------------------------------------
+def test_a_picture_of_256_is_measured_as_it_is_and_others_at_their_centre() -> None:
+    picture = noise(0)
+    assert at_measured_size(picture) is picture
+    wide = np.zeros((128, 512, 3), np.uint8)
+    wide[:, 192:320] = 200
+    assert at_measured_size(wide).shape == (256, 256, 3)
+    # The bright part is exactly the centre square; bilinear enlarging blurs its two sides.
+    assert np.all(at_measured_size(wide)[:, 2:-2] == 200)
+    assert at_measured_size(noise(1, (700, 300))).shape == (256, 256, 3)
 
 
 @pytest.mark.parametrize("shape", [(30_000, 1), (1, 30_000)])
@@ -206,8 +213,7 @@ def test_a_thin_image_is_measured_in_little_memory(shape: tuple[int, int], tmp_p
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert at_measured_size(image).shape == (256, 256, 3)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "thin.png").write_bytes(encoded(image))
+    save(image, tmp_path / "set" / "thin.png")
     with pytest.raises(PipelineError, match=r"thin\.png"):
         open_mixing_set(tmp_path / "set", 256, cache_dir=tmp_path / "cache")
 
@@ -219,6 +225,6 @@ def test_a_thin_image_is_cut_as_others_are(
     """The centre alone is scaled where all of it would be too much: the same but for rounding."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     whole = at_measured_size(image).astype(int)
-    monkeypatch.setattr(set_statistics, "MOST_PIXELS", 0)
+    monkeypatch.setattr(near, "MOST_PIXELS", 0)
     # Pillow rounds after each of two passes.
     assert np.abs(at_measured_size(image) - whole).max() <= 1

@@ -118,7 +118,7 @@ def test_the_picture_is_not_written_and_need_not_be_contiguous() -> None:
     [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 31, 5), (0, 0, 5, 41), (26, 0, 5, 5), (0, 0, 0, 5)],
 )
 def test_a_part_that_is_not_inside_is_refused(part: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"is not inside a picture of 30x40 .*cut a smaller"):
+    with pytest.raises(ValueError, match=r"is not inside an image of 30x40 .*cut a smaller"):
         resized_crop(drawn(1, 30, 40), *part, (8, 8))
 
 

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import PipelineError
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards import sidecars, write
 from pipelines.shards.format import open_shards
 from pipelines.shards.request import bounds, shard_name, shuffled
@@ -61,7 +61,7 @@ def test_bytes_labels_and_class_names_are_the_source_s(shards: Path, image_folde
     opened = open_shards(shards)
     assert opened.classes == ("n01", "n02 cats", "n03")
     files = files_of(image_folder)
-    reader = ShardReader(opened)
+    reader = ShardDataset(opened)
     seen = set()
     for i in range(len(opened)):
         number = int(opened.key(i))

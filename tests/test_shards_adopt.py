@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import open_shards
 from shard_commands import PICTURES, PNG, contents_of, plain_tar, run
 from shard_sets import encoded
@@ -26,7 +26,7 @@ def test_tars_of_webdataset_are_taken_in(tmp_path: Path) -> None:
     opened = open_shards(tmp_path)
     assert opened.samples["label"].tolist() == [0, 1, 2, 10, 11, 12, 13]
     assert opened.key(1) == "a/b c1"
-    assert ShardReader(opened).read(5) == PNG
+    assert ShardDataset(opened).read(5) == PNG
     assert run("verify", tmp_path, "--decode", "all").exit_code == 0
 
 
@@ -99,7 +99,7 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
         assert "2 of 3 images are nonstandard" in result.stderr
         return
     assert result.exit_code == 0, result.output
-    opened, reader = open_shards(out), ShardReader(open_shards(out))
+    opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(len(opened))}
     originals = [path.read_bytes() for path in sorted((odd_source / "a").iterdir())]
     if policy == "keep":
@@ -140,4 +140,4 @@ def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "none of the 1 pictures" in result.stderr
+    assert "none of the 1 images" in result.stderr

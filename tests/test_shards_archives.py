@@ -25,9 +25,8 @@ from PIL import Image
 
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import open_mixing_set, picture_source
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.mixing_set import image_source, open_mixing_set
 from pipelines.shards import archives
 from pipelines.shards.archives import archived_images, read_archived, read_split
 from pipelines.shards.format import open_shards
@@ -45,9 +44,9 @@ PICTURES = drawn_pictures(6, 5, (20, 30))
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
     """The pictures of a set of shards, by their keys."""
     opened = open_shards(folder)
-    reader = ShardReader(opened)
+    reader = ShardDataset(opened)
     order = sorted(range(len(opened)), key=opened.key)
-    return [decode_picture(bytes(reader.read(i))) for i in order]
+    return [decode_image(bytes(reader.read(i))) for i in order]
 
 
 def zipped(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, prefix: str = "set/") -> Path:
@@ -184,8 +183,8 @@ def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
     assert "5.png" in result.stderr
     assert run("mixing", path, tmp_path / "out", "--on-decode-error", "skip").exit_code == 0
     assert len(open_shards(tmp_path / "out")) == 5
-    with pytest.raises(UnreadablePictureError):
-        picture_source(path).read(5)
+    with pytest.raises(UnreadableImageError):
+        image_source(path).read(5)
 
 
 FILES = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
@@ -526,7 +525,7 @@ def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> No
         opened = open_shards(out / split)
         assert (len(opened), opened.kind) == (n, "cifar10")
         assert opened.classes[3] == "class 3"
-        reader = ShardReader(opened)
+        reader = ShardDataset(opened)
         for i in range(n):
             number = int(opened.key(i))
             image = np.asarray(Image.open(io.BytesIO(reader.read(i))))

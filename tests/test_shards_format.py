@@ -22,7 +22,7 @@ from pipelines.shards.format import (
     write_index,
 )
 from pipelines.system.files import file_sha256
-from pixmix import mapped
+from pixmix import packed
 from shard_sets import drawn_pictures, encoded, write_shards
 
 Document = dict[str, Any]
@@ -183,9 +183,9 @@ def test_a_damaged_index_is_refused_in_one_line(folder: Path, content: bytes) ->
 @pytest.fixture
 def no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
-        raise OSError(mapped.errno.ENODEV, "No such device")
+        raise OSError(packed.errno.ENODEV, "No such device")
 
-    monkeypatch.setattr(mapped.np, "memmap", refuse)
+    monkeypatch.setattr(packed.np, "memmap", refuse)
 
 
 @pytest.mark.usefixtures("no_maps")
@@ -193,7 +193,7 @@ def test_what_cannot_be_mapped_is_read(folder: Path, monkeypatch: pytest.MonkeyP
     samples = open_shards(folder).samples
     assert samples["label"].tolist() == [0, 1, 2, 3]
     assert not samples.flags.writeable
-    monkeypatch.setattr(mapped, "MOST_BYTES_READ", 79)
+    monkeypatch.setattr(packed, "MOST_BYTES_READ", 79)
     with pytest.raises(OSError, match="cannot map files into memory") as error:
         open_shards(folder)
     assert error.value.filename == str(folder / INDEX_NAME)

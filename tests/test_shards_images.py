@@ -13,7 +13,7 @@ from PIL import EpsImagePlugin, Image, PngImagePlugin
 
 from image_sets import noise, save, write_folder
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import decode_picture
+from pipelines.loading.dataset import decode_image
 from pipelines.shards import images
 from pipelines.shards.images import (
     DecodeError,
@@ -124,7 +124,7 @@ def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, da
     whole = path.read_bytes()
     damaged = {"cut": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}
     path.write_bytes(damaged[damage])
-    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable picture.*remove it"):
+    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable image.*remove it"):
         read_image(path)
 
 
@@ -152,7 +152,7 @@ def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
     content = encoded(picture)
     at = 33 if place == "before" else len(content) - 12
     content = content[:at] + chunk + content[at:]
-    assert np.array_equal(decode_picture(content), picture)
+    assert np.array_equal(decode_image(content), picture)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from pipelines.cli import shard as command
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
+from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.mixing_set import open_mixing_set
-from pipelines.loading.samples import ShardReader
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import (
     LARGEST_FILE,
@@ -221,7 +221,7 @@ def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: 
     cache = tmp_path / "cache"
     with pytest.raises(PipelineError, match=r"x\.png"):
         open_mixing_set(source, 16, cache_dir=cache)
-    assert len(open_mixing_set(source, 16, cache_dir=cache, bad_pictures="skip")) == 6
+    assert len(open_mixing_set(source, 16, cache_dir=cache, on_mixing_decode_error="skip")) == 6
     result = CliRunner().invoke(show, ["set", str(source), "--json"])
     assert result.exit_code == 0
     assert str(odd) in result.stdout
@@ -269,12 +269,12 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     for command_name in ("imagefolder", "mixing"):
         plain = made(command_name, source, tmp_path / f"plain {command_name}")
-        assert bytes(ShardReader(open_shards(plain)).read(0)) == content
+        assert bytes(ShardDataset(open_shards(plain)).read(0)) == content
         assert "exif_transpose" not in open_shards(plain).settings
         opened = open_shards(
             made(command_name, source, tmp_path / command_name, "--exif-transpose")
         )
-        turned = bytes(ShardReader(opened).read(0))
+        turned = bytes(ShardDataset(opened).read(0))
         assert opened.settings["exif_transpose"] is True
         assert (turned == content) == (value == 1)
         assert Image.open(io.BytesIO(turned)).getexif().get(0x0112, 1) == 1
@@ -418,7 +418,7 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
     out = tmp_path / "out"
     result = run("mixing", ours, folder, archive, out, "--num-shards", 2, "--jobs", 1)
     assert result.exit_code == 0, result.output
-    opened, reader = open_shards(out), ShardReader(open_shards(out))
+    opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(5)}
     fractals = [(ours / "images" / f"{i:08}.jpg").read_bytes() for i in range(3)]
     picture = encoded(PICTURES[0])
@@ -441,6 +441,6 @@ def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "source" / "a" / "1.jpg", oriented(PICTURES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
     assert "rotated" not in opened.settings["found"]
-    assert bytes(ShardReader(opened).read(0)) in (
+    assert bytes(ShardDataset(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.errors import PipelineError
-from pipelines.loading.samples import ShardReader
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import open_shards
 from pipelines.shards.tar import scan_tar
 from shard_commands import PNG, Evil, plain_tar, run
@@ -87,7 +87,7 @@ def test_stray_pickles_are_never_read_and_told_of(
     assert result.exit_code == 0
     assert "2 members: never read, for it could run code (as a.pkl)" in result.stdout
     opened = open_shards(tar.parent)
-    assert [ShardReader(opened).read(i) for i in range(2)] == [PNG, PNG]
+    assert [ShardDataset(opened).read(i) for i in range(2)] == [PNG, PNG]
     assert not (tmp_path / "pickle-was-run").exists()
 
 

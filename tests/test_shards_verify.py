@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from faulty_server import FaultyServer
 from pipelines.errors import PipelineError
 from pipelines.shards.format import open_shards
 from shard_commands import PNG, plain_tar, run
@@ -36,6 +37,34 @@ def test_a_damaged_shard_is_named(copy: Path, how: str) -> None:
     assert result.exit_code == 1
     assert str(path) in result.stderr
     assert f"{copy}: 1 fault; copy these" in result.stdout
+
+
+def test_a_set_at_an_address_is_verified_as_one_in_a_folder(copy: Path) -> None:
+    with FaultyServer(copy) as server:
+        address = server.url().rstrip("/")
+        whole = run("verify", f"{address}?token=secret", "--decode", "all")
+        again = run("verify", address)
+        tar = copy / "photos-02.tar"
+        tar.write_bytes(tar.read_bytes()[:-512])
+        damaged = run("verify", address)
+        requests = server.requests("photos-01.tar")
+    assert whole.exit_code == again.exit_code == 0
+    assert whole.stdout.startswith(f"{address}: whole; 23 samples in 4 shards")
+    assert "23 decoded" in whole.stdout
+    # Nothing is remembered: each time the server is asked.
+    assert requests == [None] * 3
+    assert damaged.exit_code == 1
+    assert f"{address}/photos-02.tar" in damaged.stderr
+    assert f"{address}: 1 fault; copy these" in damaged.stdout
+
+
+def test_an_image_that_is_broken_at_an_address_is_found_by_its_key(tmp_path: Path) -> None:
+    plain_tar(tmp_path / "x.tar", [("a.png", PNG), ("b.png", PNG[:-200])])
+    assert run("index", tmp_path / "x.tar").exit_code == 0
+    with FaultyServer(tmp_path) as server:
+        result = run("verify", server.url().rstrip("/"), "--decode", "all")
+        assert f"{server.url('x.tar')}: the image of key b " in result.stderr
+    assert result.exit_code == 1
 
 
 def test_a_tar_that_the_manifest_does_not_list_is_told_of(copy: Path) -> None:

@@ -17,9 +17,15 @@ from fractals.chaos import Camera, ChaosLayer, Map, VariationTerm
 from fractals.escape import EscapeLayer
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome_figure import alone, figure, layer_picture, parallelograms
-from pipelines.report.genome_files import ReadGenome, read_genome
-from pipelines.report.genome_tables import described
+from pipelines.report.genome_report import (
+    ReadGenome,
+    alone,
+    described,
+    figure,
+    layer_image,
+    parallelograms,
+    read_genome,
+)
 from pipelines.shards.format import FORMAT
 
 
@@ -114,7 +120,7 @@ def test_a_map_that_leads_far_away_is_drawn_on_its_side() -> None:
     far = Map(affine=(5e11, 0, 5e11, 0, 0.5, 0))  # from 0 to 1e12, and half as high
     genome = draw_genome(seed=0, index=0, family="ifs")
     layer = replace(genome.layers[0], fractal=chaos((far,), Camera(centre=(0.0, 0.0), width=2.0)))
-    drawn = np.asarray(layer_picture(replace(genome, layers=(layer,)), 0))
+    drawn = np.asarray(layer_image(replace(genome, layers=(layer,)), 0))
     left, right = drawn[95, 212 + 40], drawn[95, 212 + 160]
     assert left.tolist() == [255, 255, 255]
     assert right.tolist() != [255, 255, 255]
@@ -197,18 +203,18 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (tmp_path / name).write_text(content)
     (tmp_path / "folder").mkdir()
     cases: list[tuple[int, str, list[object]]] = [
-        (1, "has many pictures; name one by --index", [folder]),
-        (1, "has no picture 5; its pictures are counted from 0", [folder, "--index", 5]),
+        (1, "has many images", [folder]),
+        (1, "has no image 5", [folder, "--index", 5]),
         (1, "is no finished set", [tmp_path / "folder", "--index", 0]),
         (1, "is one genome; leave --index out", [tmp_path / "whole.json", "--index", 0]),
         (1, "junk.json is damaged", [tmp_path / "junk.json"]),
         (1, "list.json holds no genome", [tmp_path / "list.json"]),
         (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
-        (1, "99: this release renders genomes of version", [tmp_path / "other.json"]),
+        (1, "99: is the version that wrote this genome", [tmp_path / "other.json"]),
         (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
         (1, "bytes.json is damaged", [tmp_path / "bytes.json"]),
         (1, "deep.json", [tmp_path / "deep.json"]),
-        (1, "deeper.json holds no genome (brackets in br", [tmp_path / "deeper.json"]),
+        (1, "deeper.json: the genome's JSON does not fit", [tmp_path / "deeper.json"]),
         (1, "finite in float32", [tmp_path / "far.json"]),
         (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),
@@ -295,7 +301,7 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
 def test_a_place_beyond_the_last_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "--index", 2**60, "--out", tmp_path / "out.png")
     assert result.exit_code == 1
-    assert f"has no picture {2**60}" in result.stderr
+    assert f"has no image {2**60}" in result.stderr
 
 
 def test_names_that_are_no_utf8_come_into_page_and_json(folder: Path, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.errors import PipelineError
-from pipelines.loading.loaders import train_loader
-from pipelines.loading.preparation import CIFAR, IMAGENET
-from pipelines.loading.stream import pixmix_stream
+from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig
+from pipelines.loading.loader import train_loader
+from pipelines.loading.webdataset import pixmix_stream
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
 
@@ -35,9 +35,11 @@ def equal(a: list[tuple[Tensor, Tensor]], b: list[tuple[Tensor, Tensor]]) -> boo
 
 
 def expected_batches(
-    shards: Path, epoch: int, window: int | None = None
+    shards: Path, epoch: int, shuffle_window: int | None = None
 ) -> list[tuple[Tensor, Tensor]]:
-    loader = train_loader(shards, MIXING, preparation=SMALL, batch_size=4, seed=3, window=window)
+    loader = train_loader(
+        shards, MIXING, preprocess=SMALL, batch_size=4, seed=3, shuffle_window=shuffle_window
+    )
     loader.set_epoch(epoch)
     return list(loader)
 
@@ -45,46 +47,35 @@ def expected_batches(
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_a_stream_gives_the_loader_s_batches(shards: Path, num_workers: int) -> None:
     for epoch in (0, 5):
-        stream = pixmix_stream(
-            shards, MIXING, batch_size=4, seed=3, epoch=epoch, preparation=SMALL, window=1
-        )
+        config = LoaderConfig(batch_size=4, seed=3, preprocess=SMALL, shuffle_window=1)
+        stream = pixmix_stream(shards, MIXING, config=config, epoch=epoch)
         batches = list(DataLoader(stream, batch_size=None, num_workers=num_workers))
         assert len(batches) == N // 4
-        assert equal(batches, expected_batches(shards, epoch, window=1))
+        assert equal(batches, expected_batches(shards, epoch, shuffle_window=1))
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_lanes_are_those_of_the_loader(shards: Path, world_size: int) -> None:
+def test_partitions_are_those_of_the_loader(shards: Path, world_size: int) -> None:
     for rank in range(world_size):
         arguments: dict[str, Any] = {
-            "batch_size": 4, "seed": 3, "preparation": SMALL, "window": 1, "lanes": 2,
-            "rank": rank, "world_size": world_size,
+            "batch_size": 4, "seed": 3, "preprocess": SMALL, "shuffle_window": 1,
+            "shard_partitions": 2, "rank": rank, "world_size": world_size,
         }  # fmt: skip
         loader = train_loader(shards, MIXING, **arguments)
         expected = list(loader)
-        assert equal(list(pixmix_stream(shards, MIXING, **arguments)), expected)
-        later = list(pixmix_stream(shards, MIXING, **arguments, consumed=8))
+        config = LoaderConfig(**arguments)
+        assert equal(list(pixmix_stream(shards, MIXING, config=config)), expected)
+        later = list(pixmix_stream(shards, MIXING, config=config, consumed=8))
         assert equal(later, expected[2:])
-        with pytest.raises(ValueError, match=r"consumed is 3, .* multiples of 2; give"):
-            pixmix_stream(shards, MIXING, **arguments, consumed=3)
+        with pytest.raises(ValueError, match=r"consumed is 3, .* multiple of 2"):
+            pixmix_stream(shards, MIXING, config=config, consumed=3)
 
 
 def test_ranks_and_places_are_those_of_the_loader(shards: Path) -> None:
     whole = expected_batches(shards, 1)
+    config = LoaderConfig(batch_size=4, seed=3, preprocess=SMALL, rank=0, world_size=2)
     ranks = [
-        list(
-            pixmix_stream(
-                shards,
-                MIXING,
-                batch_size=4,
-                seed=3,
-                epoch=1,
-                preparation=SMALL,
-                consumed=8,
-                rank=rank,
-                world_size=2,
-            )
-        )
+        list(pixmix_stream(shards, MIXING, config=replace(config, rank=rank), epoch=1, consumed=8))
         for rank in range(2)
     ]
     joined = [(torch.cat([x, y]), torch.cat([i, j])) for (x, i), (y, j) in zip(*ranks, strict=True)]
@@ -100,7 +91,8 @@ def test_a_stage_sees_cropped_images_and_what_it_gives_is_mixed(shards: Path) ->
             yield sample | {"image": sample["image"] * 0}
 
     plain = replace(SMALL, pixmix=None, mean=(0, 0, 0), std=(1, 1, 1))
-    batches = list(pixmix_stream(shards, None, black, batch_size=4, preparation=plain))
+    config = LoaderConfig(batch_size=4, preprocess=plain)
+    batches = list(pixmix_stream(shards, None, black, config=config))
     assert len(seen) == N // 4 * 4
     assert all(sample["image"].shape == (14, 14, 3) for sample in seen)
     assert len({sample["__key__"] for sample in seen}) == len(seen)
@@ -113,17 +105,18 @@ def test_a_stage_that_drops_samples_is_told_of(shards: Path) -> None:
     def first_of_all(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield next(iter(samples))
 
-    stream = pixmix_stream(shards, MIXING, first_of_all, batch_size=4, preparation=SMALL)
+    config = LoaderConfig(batch_size=4, preprocess=SMALL)
+    stream = pixmix_stream(shards, MIXING, first_of_all, config=config)
     with pytest.raises(PipelineError, match="left 1 of the last 4 samples"):
         list(stream)
 
 
 def test_a_bad_sample_is_named(tmp_path: Path) -> None:
     shards = write_shards(tmp_path, [b"no picture"], sizes=(1,))
-    with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: no picture that"):
-        list(pixmix_stream(shards, batch_size=1, preparation=SMALL))
+    with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: not an"):
+        list(pixmix_stream(shards, config=LoaderConfig(batch_size=1, preprocess=SMALL)))
 
 
 def test_pictures_in_memory_are_for_the_loader(shards: Path) -> None:
-    with pytest.raises(ValueError, match=r"crop is 'padded'; .* use train_loader"):
-        pixmix_stream(shards, batch_size=4, preparation=CIFAR)
+    with pytest.raises(ValueError, match=r"crop is 'padded'; .* train_loader"):
+        pixmix_stream(shards, config=LoaderConfig(batch_size=4, preprocess=CIFAR))

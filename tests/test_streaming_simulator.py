@@ -45,7 +45,7 @@ Integers = NDArray[np.int64]
 
 SMALL: dict[str, Any] = {
     "shards": 24, "samples_per_shard": 10, "classes": 6, "nodes": 2, "ranks": 2, "workers": 1,
-    "batch_size": 8, "window": 2, "lanes": 2, "epochs": 3, "shard_bytes": 100.0,
+    "batch_size": 8, "shuffle_window": 2, "shard_partitions": 2, "epochs": 3, "shard_bytes": 100.0,
     "bandwidth": 50.0,
 }  # fmt: skip
 
@@ -328,29 +328,34 @@ def test_webdataset_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyP
 
 def test_planned_batches_are_those_of_all_ranks_together() -> None:
     of = StreamingSettings(**SMALL)
-    for window, lanes in ((None, 1), (2, 1), (3, 4)):
-        batches = plan_batches(of, epoch=1, window=window, lanes=lanes)
+    for window, partitions in ((None, 1), (2, 1), (3, 4)):
+        batches = plan_batches(of, epoch=1, shuffle_window=window, shard_partitions=partitions)
         order = EpochOrder(
-            240, seed=0, epoch=1, shard_sizes=[10] * 24, window=window, lanes=lanes
+            240,
+            seed=0,
+            epoch=1,
+            shard_sizes=[10] * 24,
+            shuffle_window=window,
+            shard_partitions=partitions,
         ).whole()
         ranks = [
             [samples for _, samples in training_batches(
-                order, batch_size=8, rank=rank, world_size=4, lanes=lanes
+                order, batch_size=8, rank=rank, world_size=4, shard_partitions=partitions
             )]
             for rank in range(4)
         ]  # fmt: skip
         assert np.array_equal(batches, np.concatenate(ranks, axis=1).reshape(batches.shape))
 
 
-def test_a_node_of_two_lanes_needs_half_of_the_set_and_little_at_once() -> None:
+def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> None:
     rows = simulate(StreamingSettings(**SMALL))
-    full, window, lanes, both, *others = rows
+    full, window, partitions, both, *others = rows
     assert [row.name for row in rows] == [
-        "full shuffle", "window 2", "2 lanes", "2 lanes, window 2", "webdataset, buffer 1000",
-        "webdataset, buffer 5000",
+        "full shuffle", "window 2", "2 partitions", "2 partitions, window 2",
+        "webdataset, buffer 1000", "webdataset, buffer 5000",
     ]  # fmt: skip
     assert full.need.epoch == full.need.kept == full.need.disk == 2400
-    assert lanes.need.epoch == both.need.epoch == 1200
+    assert partitions.need.epoch == both.need.epoch == 1200
     assert 1200 < both.need.kept <= 2400
     assert [row.need.epoch for row in others] == [1200, 1200]
     assert window.need.shards is not None
@@ -374,9 +379,9 @@ def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
 
     kept = [row.need.kept for row in simulate(StreamingSettings(**SMALL))[:4]]
     assert cached(2400) == kept
-    full, window, lanes, both = cached(900)
+    full, window, partitions, both = cached(900)
     assert full is None
-    assert lanes is None
+    assert partitions is None
     assert window is not None
     assert both is not None
     # In three epochs, of which each needs half of the set.
@@ -384,8 +389,10 @@ def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
 
 
 def test_the_index_of_a_billion_samples_is_mapped_once_and_the_order_is_each_process_s() -> None:
-    plan = StreamingSettings(nodes=2, batch_size=1024, samples_per_shard=1000, window=5, lanes=32)
-    # Each of 16 processes has two lanes; of both two windows ahead, and one that it came from.
+    plan = StreamingSettings(
+        nodes=2, batch_size=1024, samples_per_shard=1000, shuffle_window=5, shard_partitions=32
+    )
+    # Each of 16 processes has two partitions; of both two windows ahead, and one that it came from.
     windows = 8 * 7 * 5 * 1000 * 8
     assert index_memory(plan, 10**9) == {
         "index": 20 * 10**9, "order": 64 * 10**9, "windows": windows
@@ -411,7 +418,7 @@ def test_the_table_and_the_document_tell_each_order() -> None:
     ("changes", "message"),
     [
         ({"batch_size": 6}, "a batch of 6 .* by 4 processes"),
-        ({"lanes": 3}, "a batch of 8 .* by 3 lanes; give"),
+        ({"shard_partitions": 3}, "batch_size is 8, .* 3 shard_partitions"),
         ({"batch_size": 400}, "are 240 samples; give a batch, 400, or more"),
         ({"samples_per_shard": 10**9}, "at most 100,000,000"),
         ({"epochs": 10**8}, "more than 100,000,000 uses; give fewer"),
@@ -427,7 +434,7 @@ def test_what_is_no_training_is_refused(changes: dict[str, Any], message: str) -
 def test_the_command_simulates_as_the_library_does() -> None:
     options = {
         "shards": 24, "samples-per-shard": 10, "classes": 6, "nodes": 2, "ranks": 2, "workers": 1,
-        "batch-size": 8, "window": 2, "epochs": 3, "shard-mb": 0.0001, "bandwidth": 0.00005,
+        "batch-size": 8, "shuffle-window": 2, "epochs": 3, "shard-mb": 0.0001, "bandwidth": 0.00005,
     }  # fmt: skip
     arguments = [*(f"--{name}={value}" for name, value in options.items())]
     result = CliRunner().invoke(streaming_simulator.main, [*arguments, "--json"])
@@ -436,9 +443,9 @@ def test_the_command_simulates_as_the_library_does() -> None:
     expected = json.loads(json.dumps(streaming_document(of, simulate(of))))
     assert json.loads(result.stdout)["rows"] == expected["rows"]
     table = CliRunner().invoke(streaming_simulator.main, arguments)
-    assert "2 lanes, window 2" in table.stdout
+    assert "2 partitions, window 2" in table.stdout
     for wrong, message in (
-        (("--lanes", "3"), "by 3 lanes; give"),
+        (("--shard-partitions", "3"), "3 shard_partitions"),
         (("--cache-limit", "nan"), "give bytes as 200GB"),
         (("--cache-limit", "0"), "give bytes as 200GB"),
         (("--slow", "0"), "slow is 0"),

@@ -27,8 +27,8 @@ from pipelines.cli import training_options
 from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.loading.loaders import eval_loader
-from pipelines.loading.samples import POLICIES
+from pipelines.loading.batches import ON_DECODE_ERROR
+from pipelines.loading.loader import eval_loader
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.shards.format import ShardSet, open_shards
@@ -165,11 +165,11 @@ def test_averaged_weights_follow_slowly_and_counts_at_once() -> None:
 def test_augmix_is_its_authors() -> None:
     from PIL import Image
 
-    import pixmix.ops
+    from pixmix.operations import CODES
 
     rng = np.random.default_rng(5)
     image = rng.integers(0, 256, (24, 40, 3), dtype=np.uint8)
-    counts = dict.fromkeys(pixmix.ops.OPERATIONS, 0)
+    counts = dict.fromkeys(CODES, 0)
     for severity, all_ops in ((3.0, False), (1.0, False), (3.0, True)):
         for key in range(40):
             mixed = augmix(image, np.random.default_rng(key), severity=severity, all_ops=all_ops)
@@ -473,8 +473,8 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run"), ALONE)
     with pytest.raises(PipelineError, match=r"seed: .* started with 0, this command has 1"):
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
-    with pytest.raises(PipelineError, match=r"lanes is 1 and .* 2, .* --window and --lanes"):
-        train(training(digits, tmp_path / "run", lanes=2, resume=True), ALONE)
+    with pytest.raises(PipelineError, match=r"shard_partitions is 1 and .* 2, .* --shard-p"):
+        train(training(digits, tmp_path / "run", shard_partitions=2, resume=True), ALONE)
 
 
 def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
@@ -840,7 +840,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert training_options.POLICIES == POLICIES
+    assert training_options.ON_DECODE_ERROR == ON_DECODE_ERROR
     assert set(BASELINES) == set(AUGMENTS) - {"none", "pixmix"}
 
 
@@ -920,7 +920,10 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("digits", "--data", "empty"), "leave --data out, and they are made"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
-        (("digits", "--batch-size", "64", "--lanes", "7"), "7 lanes; give lanes that divide it"),
+        (
+            ("digits", "--batch-size", "64", "--shard-partitions", "7"),
+            "batch_size is 64, .* 7 shard_partitions",
+        ),
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
         (("digits", "--device", "cpu", "--sync-batch-norm"), "--sync-batch-norm needs GPUs"),
         (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
@@ -975,9 +978,9 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--severity", "11", "--no-mixing-set"),
         ("digits", "--resume", "yes", "--no-mixing-set"),
         ("digits", "--pretrained", "--weights", __file__, "--no-mixing-set"),
-        ("digits", "--bad-pictures", "skip", "--no-mixing-set"),
-        ("digits", "--bad-samples", "skip", "--no-mixing-set"),
-        ("folder", "--no-mixing-set", "--max-bad-samples", "7"),
+        ("digits", "--on-mixing-decode-error", "skip", "--no-mixing-set"),
+        ("digits", "--on-decode-error", "skip", "--no-mixing-set"),
+        ("folder", "--no-mixing-set", "--max-decode-errors", "7"),
     ],
 )
 def test_wrong_usage_is_told_and_exits_with_2(
@@ -1068,18 +1071,18 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
     refused = told("run")
     assert refused.exit_code == 1
     assert "3.png" in refused.stderr
-    assert "pixmix-train: --bad-pictures skip" in refused.stderr
-    refused = told("run", "--bad-pictures", "skip")
+    assert "pixmix-train: --on-mixing-decode-error skip" in refused.stderr
+    refused = told("run", "--on-mixing-decode-error", "skip")
     assert refused.exit_code == 1
-    assert "pixmix-train: --bad-samples" in refused.stderr
-    refused = told("few", "--bad-pictures", "skip", "--bad-samples", "skip",
-                   "--max-bad-samples", "1")  # fmt: skip
+    assert "pixmix-train: --on-decode-error" in refused.stderr
+    refused = told("few", "--on-mixing-decode-error", "skip", "--on-decode-error", "skip",
+                   "--max-decode-errors", "1")  # fmt: skip
     assert refused.exit_code == 1
-    assert "more than the 1 of max_bad_samples (pixmix-train: --max-bad" in refused.stderr
+    assert "more than the 1 of max_decode_errors (pixmix-train: --max-bad" in refused.stderr
     for policy in ("substitute", "skip"):
         # Also where a training was begun that ended so.
-        done = told("run" if policy == "skip" else policy, "--bad-pictures", "skip",
-                    "--bad-samples", policy, "--resume", "auto")  # fmt: skip
+        done = told("run" if policy == "skip" else policy, "--on-mixing-decode-error", "skip",
+                    "--on-decode-error", policy, "--resume", "auto")  # fmt: skip
         assert done.exit_code == 0, done.output
         (record,) = json.loads(done.stdout)["history"]
         # Of 18 pictures, or of 20; and of 19 that are tested.
@@ -1115,7 +1118,7 @@ def test_a_batch_of_which_nothing_can_be_read_ends_training(tmp_path: Path) -> N
     ended = run(
         "folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--out", f"{tmp_path}/run",
         "--model", "networks:classifier", "--batch-size", "4", "--workers", "0", "--device", "cpu",
-        "--precision", "float32", "--bad-samples", "skip",
+        "--precision", "float32", "--on-decode-error", "skip",
     )  # fmt: skip
     assert ended.exit_code == 1
     assert "no sample of this process's part of step 0 can be read" in ended.stderr

@@ -15,8 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from pixmix import BatchPixMix, PackedPictures, PixMix, PixMixSettings, mix_batch
-from pixmix.settings import MIXINGS
+from pixmix import BatchPixMix, PixMix, PixMixSettings, mix_batch
+from pixmix.mixing import MIXINGS
+from pixmix.packed import PackedPictures
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (17, 23, 3), dtype=np.uint8)
@@ -240,7 +241,7 @@ def test_it_survives_pickle_and_copy() -> None:
 def test_its_repr_tells_what_it_was_made_with() -> None:
     text = repr(PixMix(MIXING_SET, k=3, beta=2.5, severity=1, all_ops=True, views=2))
     assert text == (
-        "PixMix(10 mixing pictures, k=3, beta=2.5, severity=1, all_ops=True, geometric=True, "
+        "PixMix(10 mixing images, k=3, beta=2.5, severity=1, all_ops=True, geometric=True, "
         "mixings=('add', 'multiply'), views=2, dtype=torch.float32)"
     )
     assert "no mixing set" in repr(PixMix())
@@ -249,7 +250,7 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
 @pytest.mark.parametrize(
     ("picture", "error", "message"),
     [
-        (Image.new("L", (23, 17)), ValueError, r"the picture: .* mode L .*convert\('RGB'\)"),
+        (Image.new("L", (23, 17)), ValueError, r"the image: .* mode L .*convert\('RGB'\)"),
         (Image.new("RGBA", (23, 17)), ValueError, "mode RGBA is not RGB"),
         (IMAGE.astype(np.float32), TypeError, "uint8, 0..255, not float32; .*astype"),
         (IMAGE[..., 0], ValueError, r"shape \(H, W, 3\) .* not \(17, 23\)"),
@@ -267,21 +268,21 @@ def test_what_is_no_picture_is_refused_with_a_remedy(
     if not isinstance(picture, str):
         with pytest.raises(error, match=message):
             PixMix(MIXING_SET)(picture)
-    with pytest.raises(error, match=message.replace("the picture: ", "mixing picture 0: ")):
+    with pytest.raises(error, match=message.replace("the image: ", "mixing image 0: ")):
         PixMix([picture])
 
 
 def test_a_mixing_picture_that_is_too_small_is_named() -> None:
     pictures = [*MIXING_SET[:1], IMAGE[:, :-1]]
     transform = PixMix(pictures)
-    with pytest.raises(ValueError, match=r"mixing picture 1 is 17x22 .* crop 17x23; resize"):
+    with pytest.raises(ValueError, match=r"mixing image 1 is 17x22 .* crop 17x23; resize"):
         [transform(IMAGE, key=(0, 0, index)) for index in range(30)]
 
 
 def test_a_small_item_0_is_named_at_the_first_image_whatever_is_drawn() -> None:
     transform = PixMix([IMAGE[:, :-1]])
     for index in range(8):
-        with pytest.raises(ValueError, match=r"mixing picture 0 is 17x22 .* crop 17x23; resize"):
+        with pytest.raises(ValueError, match=r"mixing image 0 is 17x22 .* crop 17x23; resize"):
             transform(IMAGE, key=(0, 0, index))
     assert transform(IMAGE[:, :-1]).shape == (3, 17, 22)
 
@@ -300,7 +301,7 @@ def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_work
     item: object, named: str
 ) -> None:
     dataset = [item, item]
-    with pytest.raises(TypeError, match=f"mixing picture 0: .* got a {named};") as caught:
+    with pytest.raises(TypeError, match=f"mixing image 0: .* got a {named};") as caught:
         PixMix(dataset)  # type: ignore[arg-type]
     remedy = re.search(r"\[sample.* in dataset\]", str(caught.value))
     assert remedy is not None
@@ -335,14 +336,14 @@ def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": -1}, ValueError, "k is -1; give"),
-        ({"k": 2.5}, TypeError, "k is 2.5; give"),
-        ({"beta": 0}, ValueError, "beta is 0; give a number above 0"),
-        ({"severity": 11}, ValueError, "severity is 11; give"),
-        ({"mixings": ("blend",)}, ValueError, "no mixing 'blend'; choose from add"),
-        ({"mixings": ()}, ValueError, "give a tuple of one or more"),
-        ({"views": 0}, ValueError, "views is 0; give"),
-        ({"mixing_set": 5}, TypeError, "mixing_set is int; give a sequence"),
+        ({"k": -1}, ValueError, "k is -1; pass"),
+        ({"k": 2.5}, TypeError, "k is 2.5; pass"),
+        ({"beta": 0}, ValueError, "beta is 0; pass a number above 0"),
+        ({"severity": 11}, ValueError, "severity is 11; pass"),
+        ({"mixings": ("blend",)}, ValueError, "mixings is .*'blend'.*; pass one or more of add"),
+        ({"mixings": ()}, ValueError, "pass one or more of add"),
+        ({"views": 0}, ValueError, "views is 0; pass"),
+        ({"mixing_set": 5}, TypeError, "mixing_set is int; pass a sequence"),
         ({"dtype": torch.float16}, TypeError, "dtype is torch.float16; use torch.float32 or"),
         ({"dtype": "uint8"}, TypeError, "dtype is 'uint8'; use"),
     ],
@@ -356,13 +357,13 @@ def test_nonsense_is_refused_when_it_is_made(
 
 @pytest.mark.parametrize("key", [(1, 2), 5, (1.5, 0, 0), (0, 1.5, 0), (0, 0, 1.5)])
 def test_a_key_that_is_not_three_whole_numbers_is_refused(key: Any) -> None:  # noqa: ANN401
-    with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; give"):
+    with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; pass"):
         PixMix(MIXING_SET)(IMAGE, key=key)
 
 
 @pytest.mark.parametrize("index", [-1, 2**32, 2**63])
 def test_an_index_out_of_range_is_refused(index: int) -> None:
-    with pytest.raises(ValueError, match=f"index is {index}; give a whole number from 0 to"):
+    with pytest.raises(ValueError, match=f"index is {index}; pass a whole number from 0 to"):
         PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
 
 
@@ -370,11 +371,11 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; give"),
-        ({"mixing_set": 5}, "mixing_set is int; give"),
-        ({"mixings": None}, "mixings is None; give names"),
-        ({"views": "2"}, "views is '2'; give a whole number"),
-        ({"views": True}, "views is True; give 1 or more"),
+        ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; pass"),
+        ({"mixing_set": 5}, "mixing_set is int; pass"),
+        ({"mixings": None}, "mixings is None; pass names"),
+        ({"views": "2"}, "views is '2'; pass a whole number"),
+        ({"views": True}, "views is True; pass 1 or more"),
     ],
 )
 def test_things_of_another_kind_are_refused_when_it_is_made(
@@ -387,7 +388,7 @@ def test_things_of_another_kind_are_refused_when_it_is_made(
 
 
 def test_a_batch_and_an_empty_picture_are_told_what_they_are() -> None:
-    with pytest.raises(ValueError, match="give one picture at a time, or a batch to BatchPixMix"):
+    with pytest.raises(ValueError, match="pass one image at a time, or a batch to BatchPixMix"):
         PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
     with pytest.raises(ValueError, match="height and width of at least 1"):
         PixMix()(torch.zeros((3, 0, 8), dtype=torch.uint8))
@@ -467,7 +468,7 @@ def test_a_sample_without_an_image_is_refused(nothing: Any) -> None:  # noqa: AN
 
 
 def test_a_video_is_refused_with_a_remedy() -> None:
-    with pytest.raises(ValueError, match="give one picture at a time"):
+    with pytest.raises(ValueError, match="pass one image at a time"):
         PixMix(MIXING_SET)(tv_tensors.Video(TENSOR[None]), 5)
 
 

@@ -14,12 +14,11 @@ import torch
 
 from faulty_server import FaultyServer, stall
 from pipelines.errors import PipelineError
-from pipelines.loading import samples, transport
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.loaders import eval_loader, train_loader
-from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.samples import ShardReader
-from pipelines.loading.transport import ByValue, fits_shared_memory, worker_errors
+from pipelines.loading import dataset, workers
+from pipelines.loading.batches import IMAGENET
+from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.loader import eval_loader, train_loader
+from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
 from pipelines.shards.format import open_shards
 from shard_sets import drawn_pictures, encoded, write_shards
 
@@ -109,7 +108,7 @@ loader = train_loader(
     seed=0,
     image_size=8,
     num_workers=int(sys.argv[3]),
-    window=1,
+    shuffle_window=1,
     multiprocessing_context=sys.argv[2],
     cache_dir=sys.argv[4],
     # Workers may take long to start, and are to find no line that is told meanwhile.
@@ -159,13 +158,13 @@ def test_batches_through_pipes_are_the_same(
 ) -> None:
     from dataclasses import replace
 
-    preparation = replace(IMAGENET, image_size=64, dtype=dtype)
-    wanted = list(train_loader(folder / "set", None, batch_size=8, preparation=preparation))
-    monkeypatch.setattr(transport, "_SMALL_BYTES", 0)
-    monkeypatch.setattr("pipelines.loading.loaders.fits_shared_memory", lambda *_: False)
-    monkeypatch.setattr(samples, "shared_tensor", lambda *_: pytest.fail("it is not to be used"))
+    preprocess = replace(IMAGENET, image_size=64, dtype=dtype)
+    wanted = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
+    monkeypatch.setattr(workers, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(workers, "fits_shared_memory", lambda *_: False)
+    monkeypatch.setattr(workers, "shared_tensor", lambda *_: pytest.fail("it is not to be used"))
     loader = train_loader(
-        folder / "set", None, batch_size=8, preparation=preparation, num_workers=1,
+        folder / "set", None, batch_size=8, preprocess=preprocess, num_workers=1,
         multiprocessing_context="fork",
     )  # fmt: skip
     for (images, labels), (others, their_labels) in zip(wanted, loader, strict=True):
@@ -189,8 +188,8 @@ def test_shared_memory_that_is_too_small_is_told_with_need_size_and_remedies(
     class Status:
         f_bavail, f_frsize = 64, 2**20
 
-    monkeypatch.setattr(transport, "SHARED_MEMORY", tmp_path)
-    monkeypatch.setattr(transport.os, "statvfs", lambda _path: Status)
+    monkeypatch.setattr(workers, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(workers.os, "statvfs", lambda _path: Status)
     assert fits_shared_memory(16 * 2**20, 1)
     assert fits_shared_memory(10**12, 0)
     assert not caplog.records
@@ -210,11 +209,11 @@ def test_no_more_shards_are_open_than_the_limit_allows(
     in_use = sum(1 for _ in listed.iterdir()) if listed.is_dir() else 0
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     for most in (3, 1):
-        limit = in_use + transport._RESERVED_FILES + most if most > 1 else in_use + 2
+        limit = in_use + dataset._RESERVED_FILES + most if most > 1 else in_use + 2
         monkeypatch.setattr(
-            transport.resource, "getrlimit", lambda _which, limit=limit: (limit, before[1])
+            dataset.resource, "getrlimit", lambda _which, limit=limit: (limit, before[1])
         )
-        reader = ShardReader(open_shards(folder))
+        reader = ShardDataset(open_shards(folder))
         for i in (*range(30), 0):
             assert reader.read(i) == b"picture %d" % i
         assert len(reader._open) <= most + 1
@@ -225,7 +224,7 @@ def test_a_shard_finds_a_place_where_others_took_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_shards(tmp_path / "set", [b"picture %d" % i for i in range(9)], sizes=[1] * 9)
-    reader = ShardReader(open_shards(folder))
+    reader = ShardDataset(open_shards(folder))
     really_open = os.open
 
     def limited(path: object, flags: int, *rest: int) -> int:
@@ -233,11 +232,11 @@ def test_a_shard_finds_a_place_where_others_took_the_files(
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return really_open(path, flags, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(samples.os, "open", limited)
+    monkeypatch.setattr(dataset.os, "open", limited)
     for i in range(9):
         assert reader.read(i) == b"picture %d" % i
     monkeypatch.setattr(
-        samples.os,
+        dataset.os,
         "open",
         lambda *_: (_ for _ in ()).throw(OSError(errno.EMFILE, os.strerror(errno.EMFILE))),
     )
@@ -305,6 +304,6 @@ def test_a_thin_image_takes_no_more_memory_than_its_pixels() -> None:
     import numpy as np
 
     thin = encoded(np.zeros((1, 30_000, 3), np.uint8))
-    assert decode_picture(thin).shape == (1, 30_000, 3)
-    with pytest.raises(UnreadablePictureError):
-        decode_picture(thin[:100])
+    assert decode_image(thin).shape == (1, 30_000, 3)
+    with pytest.raises(UnreadableImageError):
+        decode_image(thin[:100])

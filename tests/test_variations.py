@@ -264,8 +264,15 @@ def test_square_is_even_and_centred() -> None:
     assert abs(np.corrcoef(found)[0, 1]) * np.sqrt(20_000) < 4
 
 
-def test_numbers_are_places_in_the_list_and_names_differ() -> None:
-    assert len(NAMES) == 38
-    assert list(VARIATION_NUMBER) == NAMES
-    assert list(VARIATION_NUMBER.values()) == list(range(len(NAMES)))
-    assert all(each.low < each.high for variation in VARIATIONS for each in variation.parameters)
+def test_a_variations_name_is_its_own_and_its_ranges_rise() -> None:
+    assert len(set(NAMES)) == len(NAMES) >= 38
+    for variation in VARIATIONS:
+        assert len(variation.parameters) <= 4
+        assert all(each.low < each.high for each in variation.parameters)
+
+
+@pytest.mark.parametrize("number", [-1, len(VARIATIONS)])
+def test_an_unknown_number_is_refused_by_the_kernel(number: int) -> None:
+    x, noise = np.zeros(4, np.float32), noise_states(4, 0)
+    with pytest.raises(ValueError, match="variation"):
+        add_variation(number, x, x, x.copy(), x.copy(), np.float32(1), x, noise)

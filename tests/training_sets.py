@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.loading.preparation import CIFAR
+from pipelines.loading.batches import CIFAR
 from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import open_set
 from pipelines.training.checkpoints import Checkpoint, parse_checkpoint
@@ -28,7 +28,7 @@ def training(folder: Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: A
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preparation": replace(CIFAR, flip=False),
+        "preprocess": replace(CIFAR, flip=False),
         "train": open_set(folder / "train", cache_dir=None, remote=None),
         "test": open_set(folder / "test", cache_dir=None, remote=None),
     }

@@ -30,9 +30,9 @@ from pipelines.bench.timing import (
     variation,
 )
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.loaders import train_loader
-from pipelines.loading.preparation import CIFAR, IMAGENET
+from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.loader import train_loader
 from pipelines.shards.format import BLOCK, SAMPLE, write_index
 from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
@@ -141,8 +141,8 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
             if not content.startswith(b"\xff\xd8"):
                 continue
             try:
-                decode_picture(content)
-            except UnreadablePictureError as error:
+                decode_image(content)
+            except UnreadableImageError as error:
                 raise PipelineError(
                     f"{member.name} in {tar_file} cannot be decoded ({error}); remove it from "
                     "the tar or pass another tar"
@@ -220,7 +220,7 @@ def _decode_comparison(case: _Case) -> Comparison:
 def _decoding(case: _Case) -> Callable[[int], float]:
     def decode(_place: int) -> float:
         for content in case.contents[: case.n]:
-            decode_picture(content)
+            decode_image(content)
         return case.n
 
     return decode
@@ -228,7 +228,7 @@ def _decoding(case: _Case) -> Callable[[int], float]:
 
 def _crop_comparison(case: _Case) -> Comparison:
     """Compare the random resized crop of images in memory with Pillow's."""
-    arrays = [decode_picture(content) for content in case.contents[:_BATCH]]
+    arrays = [decode_image(content) for content in case.contents[:_BATCH]]
     images = [Image.fromarray(array) for array in arrays]
 
     def part(place: int, i: int) -> tuple[int, int, int, int]:
@@ -270,7 +270,7 @@ def _whole_comparison(case: _Case) -> Comparison:
     settings = IMAGENET.pixmix
     assert settings is not None
     loader = train_loader(
-        case.shards, case.mixing_set, batch_size=case.batch, preparation=IMAGENET,
+        case.shards, case.mixing_set, batch_size=case.batch, preprocess=IMAGENET,
         cache_dir=case.cache,
     )  # fmt: skip
 
@@ -306,7 +306,7 @@ def _workers_comparison(case: _Case) -> Comparison:
     def epochs(num_workers: int) -> Callable[[int], float]:
         return _epoch(
             train_loader(
-                shards, case.mixing_set, batch_size=case.batch // 2 or 1, preparation=IMAGENET,
+                shards, case.mixing_set, batch_size=case.batch // 2 or 1, preprocess=IMAGENET,
                 num_workers=num_workers, cache_dir=case.cache,
             )
         )  # fmt: skip
@@ -342,7 +342,7 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
         kind="cifar10",
     )  # fmt: skip
     loader = train_loader(
-        shards, mixing_set, batch_size=batch, preparation=CIFAR, cache_dir=case.cache
+        shards, mixing_set, batch_size=batch, preprocess=CIFAR, cache_dir=case.cache
     )
     plain = PlainCifar(images[:_PLAIN_CIFAR_SAMPLES], list(mixing_set), settings)
     return Comparison(
@@ -375,7 +375,7 @@ def private():
     with open("/proc/self/smaps_rollup") as file:
         return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) / 1024
 before = private() if sys.platform == "linux" else 0.0
-from pipelines.loading.loaders import train_loader
+from pipelines.loading.loader import train_loader
 loader = train_loader(sys.argv[1], batch_size=int(sys.argv[2]), cache_dir=sys.argv[3])
 images, labels = next(iter(loader))
 first = time.perf_counter()

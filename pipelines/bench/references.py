@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from torchvision.transforms import RandomHorizontalFlip, RandomResizedCrop, Resize, v2
 
+from pixmix.operations import OPERATIONS
 from pixmix.settings import PixMixSettings
 
 _PADDING = 12
@@ -114,25 +115,33 @@ def _factor(level: float) -> float:
     return level * 1.8 / 10 + 0.1
 
 
-_OPERATIONS: tuple[Callable[[Image.Image, float, Generator], Image.Image], ...] = (
-    lambda image, _level, _random: ImageOps.autocontrast(image),
-    lambda image, _level, _random: ImageOps.equalize(image),
-    lambda image, level, _random: ImageOps.posterize(image, 4 - int(level * 4 / 10)),
-    lambda image, level, random: image.rotate(_signed(random, int(level * 3)), _BILINEAR),
-    lambda image, level, _random: ImageOps.solarize(image, 256 - int(level * 25.6)),
-    lambda image, level, random: _affine(image, 1, _signed(random, level * 0.03), 0, 0, 1, 0),
-    lambda image, level, random: _affine(image, 1, 0, 0, _signed(random, level * 0.03), 1, 0),
-    lambda image, level, random: _affine(
+_OPERATIONS: dict[str, Callable[[Image.Image, float, Generator], Image.Image]] = {
+    "autocontrast": lambda image, _level, _random: ImageOps.autocontrast(image),
+    "equalize": lambda image, _level, _random: ImageOps.equalize(image),
+    "posterize": lambda image, level, _random: ImageOps.posterize(image, 4 - int(level * 4 / 10)),
+    "rotate": lambda image, level, random: image.rotate(_signed(random, int(level * 3)), _BILINEAR),
+    "solarize": lambda image, level, _random: ImageOps.solarize(image, 256 - int(level * 25.6)),
+    "shear_x": lambda image, level, random: _affine(
+        image, 1, _signed(random, level * 0.03), 0, 0, 1, 0
+    ),
+    "shear_y": lambda image, level, random: _affine(
+        image, 1, 0, 0, _signed(random, level * 0.03), 1, 0
+    ),
+    "translate_x": lambda image, level, random: _affine(
         image, 1, 0, _signed(random, int(level * image.width / 30)), 0, 1, 0
     ),
-    lambda image, level, random: _affine(
+    "translate_y": lambda image, level, random: _affine(
         image, 1, 0, 0, 0, 1, _signed(random, int(level * image.height / 30))
     ),
-    lambda image, level, _random: ImageEnhance.Color(image).enhance(_factor(level)),
-    lambda image, level, _random: ImageEnhance.Contrast(image).enhance(_factor(level)),
-    lambda image, level, _random: ImageEnhance.Brightness(image).enhance(_factor(level)),
-    lambda image, level, _random: ImageEnhance.Sharpness(image).enhance(_factor(level)),
-)
+    "color": lambda image, level, _random: ImageEnhance.Color(image).enhance(_factor(level)),
+    "contrast": lambda image, level, _random: ImageEnhance.Contrast(image).enhance(_factor(level)),
+    "brightness": lambda image, level, _random: ImageEnhance.Brightness(image).enhance(
+        _factor(level)
+    ),
+    "sharpness": lambda image, level, _random: ImageEnhance.Sharpness(image).enhance(
+        _factor(level)
+    ),
+}
 
 
 def _weights(generator: Generator, beta: float) -> tuple[np.float32, np.float32]:
@@ -189,7 +198,7 @@ def plain_pixmix(
         padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
         image = _random_crop(padded, height, width, generator)
     own = Image.fromarray(np.ascontiguousarray(image))
-    operations = [_OPERATIONS[code] for code in settings.operation_codes]
+    operations = [_OPERATIONS[OPERATIONS[code].name] for code in settings.operation_codes]
 
     def augmented() -> Pixels:
         level = generator.uniform(0.1, settings.severity)

@@ -13,9 +13,8 @@ from torch.nn import functional
 
 from pipelines.bench.loader import quick_png, write_plain_shards
 from pipelines.bench.timing import OURS, Comparison, Contender, Row, Target, run_comparisons
-from pipelines.loading.cursors import TrainLoader
-from pipelines.loading.loaders import train_loader
-from pipelines.loading.preparation import CIFAR
+from pipelines.loading.batches import CIFAR
+from pipelines.loading.loader import TrainLoader, train_loader
 from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
 from pixmix.packed import PackedPictures
@@ -70,7 +69,7 @@ def _loader(n: int, folder: Path) -> TrainLoader:
         folder / "shards", [quick_png(each) for each in images], extension="png", kind="cifar10"
     )
     return train_loader(
-        shards, mixing_set, batch_size=_BATCH, preparation=CIFAR, cache_dir=folder / "cache"
+        shards, mixing_set, batch_size=_BATCH, preprocess=CIFAR, cache_dir=folder / "cache"
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fractals import FAMILIES
 from pipelines.cli.options import (
     SHEET_IMAGES,
     Size,
@@ -41,12 +42,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from featviz import Precision
-    from fractals import Baseline, Family
     from pipelines.generate.painting import Painter
 
-# As in fractals.FAMILIES and BASELINES and encoding.ENCODERS, which would take half a second to
-# import for the help; a test holds them equal.
-FAMILIES = ("mixed", "flame", "ifs", "escape")
+# As in fractals.BASELINES and encoding.ENCODERS, which would take half a second to import for the
+# help; a test holds them equal.
 BASELINES = ("dead-leaves", "spectrum", "noise")
 FORMATS = ("jpg", "png", "webp")
 PRECISIONS = ("float32", "bfloat16")
@@ -122,7 +121,7 @@ def _set_options(
             click.option(
                 "--out",
                 metavar="DIR|URL",
-                help="Folder of the set; with --to-shards also s3://... or gs://... The same "
+                help="Folder of the set; with --to-shards also s3://, gs:// or az://. The same "
                 f"command continues what is there.  [default: mixing-set/{name}, or shards/{name}]",
             ),
             click.option(
@@ -150,8 +149,8 @@ def _set_options(
 @_set_options(14_000, "fractals")
 @click.option(
     "--family",
-    type=click.Choice(FAMILIES),
-    default=FAMILIES[0],
+    type=click.Choice(list(FAMILIES)),
+    default="mixed",
     show_default=True,
     help="Fractal flames, affine systems, escape-time sets, or all of them in layers.",
 )
@@ -172,7 +171,7 @@ def fractals(
     to_shards: bool,
     shard_size: int | None,
     address: str | None,
-    family: "Family",
+    family: str,
     size: tuple[int, int],
     samples_per_pixel: float,
     seed: int,
@@ -194,7 +193,7 @@ def fractals(
     check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
         with joined(address, jobs=jobs) as cluster:
-            from pipelines.generate.fractals import FractalPainter, chunk_size
+            from pipelines.generate.fractals import FractalPainter, fractal_chunk
 
             task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
             height, width = size
@@ -210,7 +209,7 @@ def fractals(
                 painter,
                 n=n,
                 format=format,
-                chunk=chunk_size(height, width, samples_per_pixel),
+                chunk=fractal_chunk(height, width, samples_per_pixel),
                 jobs=jobs_at_once(jobs, cluster),
                 task=task,
                 cluster=cluster,
@@ -235,7 +234,7 @@ def baseline(
     to_shards: bool,
     shard_size: int | None,
     address: str | None,
-    kind: "Baseline",
+    kind: str,
     size: tuple[int, int],
     seed: int,
     format: str,
@@ -256,7 +255,7 @@ def baseline(
     check_cluster(address, task_index, num_tasks)
     with one_line_errors(_CONTINUES):
         with joined(address, jobs=jobs) as cluster:
-            from pipelines.generate.baselines import BaselinePainter, chunk_size
+            from pipelines.generate.fractals import BaselinePainter, baseline_chunk
 
             task = (0, 1) if cluster else chosen_task(task_index, num_tasks)
             height, width = size
@@ -265,7 +264,7 @@ def baseline(
                 BaselinePainter(process=kind, seed=seed, height=height, width=width),
                 n=n,
                 format=format,
-                chunk=chunk_size(height, width),
+                chunk=baseline_chunk(height, width),
                 jobs=jobs_at_once(jobs, cluster),
                 task=task,
                 cluster=cluster,
@@ -277,7 +276,7 @@ def baseline(
     epilog=example(
         "pixmix-gen featviz --n 4700 --sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
-        "torchrun --nproc-per-node 4 -m -- pipelines.cli.gen featviz --n 4700",
+        "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
 )
 @_set_options(4_700, "featviz")
@@ -520,7 +519,7 @@ def _painter_of_settings(
 
         return FractalPainter.from_settings(settings)
     if manifest["kind"] in BASELINES:
-        from pipelines.generate.baselines import BaselinePainter
+        from pipelines.generate.fractals import BaselinePainter
 
         return BaselinePainter.from_settings(manifest["kind"], settings)
     from pipelines.generate.featviz import KIND, FeatvizPainter

@@ -49,12 +49,12 @@ class Size(click.ParamType[tuple[int, int]]):
 
 
 class Place(click.ParamType["Path | str"]):
-    """A folder (files: or a file) as a path; or a URL as text."""
+    """A folder (files: or a file) as a path, which exists if `exists`; or a URL as text."""
 
     name = "folder or URL"
 
-    def __init__(self, *, files: bool = False) -> None:
-        self._path = click.Path(exists=True, file_okay=files, path_type=Path)
+    def __init__(self, *, files: bool = False, exists: bool = True) -> None:
+        self._path = click.Path(exists=exists, file_okay=files, path_type=Path)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
         """Return the value's name in the help."""
@@ -259,17 +259,17 @@ def report_ignored(folder: Path) -> None:
     from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
     extensions, ignored = skipped_files(folder)
-    told = []
+    lines = []
     if extensions:
         counts = ", ".join(f"{n:,} .{extension}" for extension, n in extensions.items())
         taken = " ".join(f".{extension}" for extension in IMAGE_EXTENSIONS)
-        told.append(f"ignored {counts}; only {taken} are used")
+        lines.append(f"ignored {counts}; only {taken} are used")
     if ignored:
         n = len(ignored)
         files = "file or folder" if n == 1 else "files and folders"
-        told.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
-    if told:
-        click.echo(f"{folder}: {'; '.join(told)}", err=True)
+        lines.append(f"ignored {n:,} hidden {files} ({Path(min(ignored)).relative_to(folder)})")
+    if lines:
+        click.echo(f"{folder}: {'; '.join(lines)}", err=True)
 
 
 _OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")

@@ -12,6 +12,7 @@ import click
 from pipelines.cli.options import (
     Command,
     LocalPath,
+    Place,
     command_options,
     example,
     jobs_option,
@@ -280,8 +281,12 @@ def mixing(
         _say_made([result], as_json=as_json)
 
 
-@main.command(epilog=example("pixmix-shard verify shards/mixing --decode all"))
-@click.argument("folder", type=LocalPath(file_okay=False))
+@main.command(
+    epilog=example(
+        "pixmix-shard verify shards/mixing --decode all", "pixmix-shard verify s3://bucket/mixing"
+    )
+)
+@click.argument("folder", type=Place(exists=False))
 @click.option(
     "--decode",
     default="100",
@@ -291,10 +296,11 @@ def mixing(
 )
 @jobs_option
 @command_options
-def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> None:
+def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) -> None:
     """Hash all shards again, walk through the tars, compare the index, decode images.
 
-    Exits with 1 if anything is not as the manifest says.
+    FOLDER may be a URL: each shard is downloaded, checked and removed. Exits with 1 if anything is
+    not as the manifest says.
     """
     if decode != "all" and not re.fullmatch(r"\d{1,12}", decode):
         raise click.BadParameter(
@@ -303,6 +309,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         )
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.verify import verify_shards
+        from pipelines.system.objects import shown
         from pipelines.system.processes import available_cores
 
         with progress_bar("samples") as progress:
@@ -312,6 +319,7 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
                 jobs=jobs or available_cores(),
                 progress=progress,
             )
+        name = shown(folder) if isinstance(folder, str) else folder
         for fault in verdict.faults[:_FAULTS_SHOWN]:
             click.echo(fault, err=True)
         more = len(verdict.faults) - _FAULTS_SHOWN
@@ -320,10 +328,10 @@ def verify(*, folder: Path, decode: str, jobs: int | None, as_json: bool) -> Non
         for reason, count in verdict.ignored.items():
             click.echo(f"{count} members: {reason}", err=True)
         text = (
-            f"{folder}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or remove "
+            f"{name}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or remove "
             "them and run the command that made the set again"
             if verdict.faults
-            else f"{folder}: whole; {verdict.n_samples:,} samples in "
+            else f"{name}: whole; {verdict.n_samples:,} samples in "
             f"{_count(verdict.n_shards, 'shard')}, "
             f"{verdict.n_bytes / 1e6:,.1f} MB, {verdict.decoded:,} decoded"
         )

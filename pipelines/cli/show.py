@@ -214,8 +214,8 @@ def show_mixed(
         from pipelines.report.page import page, write_page
         from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
+        from pixmix.fused import pending
         from pixmix.settings import PixMixSettings
-        from pixmix.warming import pending
 
         # Both are read before kernels are compiled.
         whole = read_image(image)
@@ -269,17 +269,15 @@ def show_genome(
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
         from fractals.sampling import pending
-        from pipelines.report import genome_figure
         from pipelines.report.figures import write_image
-        from pipelines.report.genome_files import read_genome
-        from pipelines.report.genome_page import sections
+        from pipelines.report.genome_report import figure, read_genome, sections
         from pipelines.report.page import page, write_page
         from pipelines.system.processes import compile_kernels
 
         read = read_genome(place, index)
         genome = read.genome
         compile_kernels(pending)
-        write_image(genome_figure.figure(genome, size, read.shape), out)
+        write_image(figure(genome, size, read.shape), out)
         title = f"{genome.family}, seed {genome.seed}, image {genome.index}"
         if html is not None:
             lead = (

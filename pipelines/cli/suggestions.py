@@ -55,7 +55,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--weight-decay": ("wd", "decay", "l2"),
     "--weights": ("init", "init-weights", "initial-checkpoint", "pretrain", "load", "checkpoint",
                   "ckpt"),
-    "--window": ("shuffle", "shuffle-buffer", "shuffle-size", "buffer-size"),
+    "--shuffle-window": ("window", "shuffle", "shuffle-buffer", "shuffle-size", "buffer-size"),
     "--workers": ("j", "num-workers", "nworkers", "n-workers", "prefetch", "jobs", "threads",
                   "loader-workers", "w"),
 }  # fmt: skip

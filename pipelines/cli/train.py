@@ -19,7 +19,7 @@ from pipelines.system.progress import ShowProgress, in_words
 from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recipe
 
 if TYPE_CHECKING:
-    from pipelines.loading.preparation import Preparation
+    from pipelines.loading.batches import PreprocessConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import Data
@@ -63,7 +63,7 @@ def _add_command(dataset: Dataset) -> None:
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "images" if dataset.name == "folder" else dataset.name
+    shards = "pictures" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
     many = f"torchrun --nproc-per-node 4 --no-python {line}"
@@ -101,7 +101,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
     from pipelines.training.tracking import import_wandb
-    from pixmix.warming import pending
+    from pixmix.fused import pending
 
     try:
         recipe = _recipe(dataset, options)
@@ -113,7 +113,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         import_wandb()
     remote = Remote(
         limit_bytes=options["cache_limit"],
-        ahead=options["read_ahead"],
+        prefetch=options["prefetch"],
         downloads=options["downloads"],
         access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
@@ -146,7 +146,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         found = {
             **{name: value for name, value in options.items() if name in names},
             "recipe": recipe,
-            "preparation": _preparation(dataset, options),
+            "preprocess": _preprocess(dataset, options),
             "train": shards,
             "validation": validation,
             "test": data.test,
@@ -296,12 +296,12 @@ def _open_data(
     return data
 
 
-def _preparation(dataset: Dataset, options: dict[str, Any]) -> "Preparation":
-    from pipelines.loading import preparation as preparations
+def _preprocess(dataset: Dataset, options: dict[str, Any]) -> "PreprocessConfig":
+    from pipelines.loading.batches import CIFAR, IMAGENET
 
     if dataset.images == "large":
-        return replace(preparations.IMAGENET, flip=dataset.flip, image_size=options["image_size"])
-    return replace(preparations.CIFAR, flip=dataset.flip)
+        return replace(IMAGENET, flip=dataset.flip, image_size=options["image_size"])
+    return replace(CIFAR, flip=dataset.flip)
 
 
 def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
@@ -363,10 +363,10 @@ def _check_usage(options: dict[str, Any], recipe: Recipe) -> None:
     given, augment = bool(options["mixing_sets"]), recipe.augment
     for wrong, message in (
         (
-            options.get("bad_samples", "raise") == "raise"
-            and options.get("max_bad_samples") is not None,
-            "--max-bad-samples counts those that are passed over; pass --bad-samples substitute or "
-            "skip, too, or leave it out",
+            options.get("on_decode_error", "raise") == "raise"
+            and options.get("max_decode_errors") is not None,
+            "--max-decode-errors counts samples that are substituted or skipped; pass "
+            "--on-decode-error substitute or skip, too, or leave it out",
         ),
         (
             given and options["no_mixing_set"],
@@ -377,8 +377,8 @@ def _check_usage(options: dict[str, Any], recipe: Recipe) -> None:
             f"--augment {augment} mixes no images; leave --mixing-set out",
         ),
         (
-            not given and options["bad_pictures"] is not None,
-            "--bad-pictures is an option of --mixing-set; pass one, or leave it out",
+            not given and options["on_mixing_decode_error"] is not None,
+            "--on-mixing-decode-error is an option of --mixing-set; pass one, or leave it out",
         ),
         (
             not given and not options["no_mixing_set"] and augment == "pixmix",

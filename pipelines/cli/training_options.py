@@ -24,8 +24,8 @@ from pipelines.cli.options import (
 from pipelines.datasets import Dataset
 from pipelines.training.recipes import AUGMENTS, OPTIMIZERS, PRECISIONS, PRETRAINED, figures
 
-# As in loading.samples, which would take seconds to import for the help; a test holds them equal.
-POLICIES = ("raise", "substitute", "skip")
+# As in loading.batches, which would take seconds to import for the help; a test holds them equal.
+ON_DECODE_ERROR = ("raise", "substitute", "skip")
 
 
 def _data_help(dataset: Dataset) -> str:
@@ -91,9 +91,9 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
         option(
             "--all-ops",
             is_flag=True,
-            help="Also draw color, contrast, brightness and sharpness, which overlap the "
-            "corruptions of ImageNet-C. The authors' README passes --all-ops in the recipes of the "
-            "PixMix paper; the default of their script is off, as here.",
+            help="Also draw the operations that overlap the corruptions of ImageNet-C (listed in "
+            "docs/mixing.md). The authors' README passes --all-ops in the recipes of the PixMix "
+            "paper; the default of their script is off, as here.",
         ),
         option(
             "--jsd/--no-jsd",
@@ -188,32 +188,32 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             "memory, else 4, or its share of the cores if that is less]",
         ),
         option(
-            "--window",
+            "--shuffle-window",
             **_count(),
-            help="Shards of each lane that are mixed with each other at a time, and so that a node "
-            "needs at once.  [default: all]",
+            help="Number of shards of each partition that are shuffled together, which is about "
+            "what a node needs at a time.  [default: all]",
         ),
         shown(
-            "--lanes",
+            "--shard-partitions",
             **_count(),
             default=1,
-            help="Parts of the shards of which each batch takes equally many samples: as many as "
-            "nodes, and each node needs its part alone. Divides the batch size.",
+            help="Number of parts of the shards of which each batch takes equally many samples: "
+            "with as many as nodes, each node needs its part alone. Must divide the batch size.",
         ),
         *(
             (
                 shown(
-                    "--bad-samples",
-                    type=click.Choice(POLICIES),
+                    "--on-decode-error",
+                    type=click.Choice(ON_DECODE_ERROR),
                     default="raise",
-                    help="What becomes of samples that cannot be read: they end the training, the "
-                    "next one of the order takes their place, or batches are smaller. Evaluations "
-                    "skip them in both cases.",
+                    help="What to do about samples that cannot be decoded: raise an error, "
+                    "substitute the next sample of the order, or skip them, so that batches are "
+                    "smaller. Evaluations skip them in both cases.",
                 ),
                 option(
-                    "--max-bad-samples",
+                    "--max-decode-errors",
                     **_count(0),
-                    help="More than that in a process end the training all the same.  "
+                    help="Abort after more than this many such samples in a process.  "
                     "[default: 100]",
                 ),
             )
@@ -221,9 +221,9 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             else ()
         ),
         option(
-            "--bad-pictures",
+            "--on-mixing-decode-error",
             type=click.Choice(["raise", "skip"]),
-            help="What becomes of pictures of the mixing set that cannot be read.  "
+            help="What to do about images of the mixing set that cannot be decoded.  "
             "[default: raise]",
         ),
         option(
@@ -238,10 +238,10 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             help="Size limit of the shards in it, as 200GB.  [default: the disk's space]",
         ),
         option(
-            "--read-ahead",
+            "--prefetch",
             **_count(),
-            help="Remote shards that are downloaded before they are needed.  [default: a "
-            "window's, or 4]",
+            help="Number of remote shards that are downloaded before they are needed.  [default: "
+            "those of a shuffle window, or 4]",
         ),
         shown(
             "--downloads",

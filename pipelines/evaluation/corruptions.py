@@ -32,7 +32,6 @@ from pipelines.evaluation.folders import (
 from pipelines.evaluation.images import (
     DOWNLOAD_AGAIN,
     ArrayImages,
-    open_array,
     read_labels,
     read_names,
 )
@@ -46,6 +45,8 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
 from pipelines.shards.images import class_folders, is_ignored_name
+from pipelines.system.arrays import open_array
+from pixmix.operations import OPERATIONS
 
 CORRUPTIONS = (
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur",
@@ -77,7 +78,7 @@ CIFAR_PERTURBATIONS = (
 """Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
 
 
-OVERLAPPING_OPERATIONS = ("color", "contrast", "brightness", "sharpness")
+OVERLAPPING_OPERATIONS = tuple(row.name for row in OPERATIONS if row.overlaps_c)
 """Drawn by PixMix and AugMix where all operations are asked for, and always by TrivialAugment."""
 
 

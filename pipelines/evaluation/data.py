@@ -35,11 +35,10 @@ from pipelines.evaluation.labels import (
     is_class_name,
     match_classes,
 )
-from pipelines.loading.decode import UnreadablePictureError, read_size
-from pipelines.loading.mixing_set import open_pictures, uniform_view
-from pipelines.loading.preparation import CIFAR, Preparation, Triple
-from pipelines.loading.preparation import IMAGENET as RECIPE
-from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
+from pipelines.loading.batches import IMAGENET as RECIPE
+from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, read_size
+from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
 from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
@@ -277,7 +276,7 @@ def normalization(metadata: dict[str, Any], data: Data) -> tuple[Triple, Triple]
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
 
-def _default_preprocessing(metadata: dict[str, Any]) -> Preparation:
+def _default_preprocessing(metadata: dict[str, Any]) -> PreprocessConfig:
     """Return the default preprocessing for a network's name: of torchvision's first weights.
 
     See `pipelines.models.registry.InputSpec`.
@@ -285,7 +284,7 @@ def _default_preprocessing(metadata: dict[str, Any]) -> Preparation:
     wanted = default_input(metadata.get("model"))
     if wanted is None:
         return RECIPE
-    return Preparation(
+    return PreprocessConfig(
         image_size=wanted.image_size,
         evaluation_resize=wanted.resize,
         mean=wanted.mean,
@@ -317,7 +316,7 @@ def _view_of(metadata: dict[str, Any], small: int | None) -> View | None:
     if not resize and small is not None:
         return None if side == small else View(side, side)
     try:
-        prepared = Preparation(image_size=side, evaluation_resize=resize or None)
+        prepared = PreprocessConfig(image_size=side, evaluation_resize=resize or None)
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return View(side, prepared.resized_side)
@@ -328,10 +327,10 @@ def _small_side(shards: ShardSet) -> int | None:
     if len(shards) == 0:
         return None
     try:
-        side = max(read_size(ShardReader(shards).read(0)))
-    except BadSampleError as error:
+        side = max(read_size(ShardDataset(shards).read(0)))
+    except SampleError as error:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
     return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
@@ -343,12 +342,12 @@ def _first_side(tree: Tree) -> int:
         return max(read_size(read_image_file(path)))
     except OSError as error:
         raise unreadable(path, error, remedy) from error
-    except UnreadablePictureError as error:
+    except UnreadableImageError as error:
         raise PipelineError(f"{path} {error}; {remedy}") from error
 
 
 def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
-    images = uniform_view(open_pictures(shards, cache_dir=cache_dir))
+    images = uniform_view(open_images(shards, cache_dir=cache_dir))
     if images is None:
         raise PipelineError(
             f"the images of {shards.location} are of several sizes, and the network was trained "

@@ -4,24 +4,22 @@ Nothing that a file holds is executed, only regular files are opened, and a head
 compared with the file's before memory is allocated.
 """
 
-import math
-import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, unreadable
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.samples import BadSampleError, ShardReader
+from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
 from pipelines.shards.format import ShardSet
 from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, image_files, read_image_file
 from pipelines.shards.sources import Source
+from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
 from pixmix.resizing import resized_centre
@@ -157,12 +155,12 @@ class DecodedImages:
         def fill(row: int) -> None:
             number = numbers[row]
             try:
-                out[row] = self.view(decode_picture(self.content(number)))
-            except BadSampleError as error:
+                out[row] = self.view(decode_image(self.content(number)))
+            except SampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
                 raise unreadable(self.name(number), error, self.remedy) from error
-            except (UnreadablePictureError, ValueError) as error:
+            except (UnreadableImageError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
@@ -176,7 +174,7 @@ class DecodedImages:
 def images_of_shards(shards: ShardSet, view: View) -> DecodedImages:
     """Return the images of shards, in their order."""
     return DecodedImages(
-        n=len(shards), content=ShardReader(shards).read, name=shards.key, view=view
+        n=len(shards), content=ShardDataset(shards).read, name=shards.key, view=view
     )
 
 
@@ -262,44 +260,8 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
 DOWNLOAD_AGAIN = "download it again"
 """What to do about a damaged file that others distribute."""
 
-_MOST_HEADER = 10_000
-"""Bytes of a header: that of an array of pixels or of labels has about a hundred."""
 _MOST_LABELS = 1 << 30
 _MOST_TEXT = 1 << 24
-
-
-class _Header(NamedTuple):
-    """What a .npy file says of its array, and where that begins, bytes."""
-
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-    fortran: bool
-    offset: int
-
-
-def open_array(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.generic]:
-    """Map an array of a .npy file into memory, read-only, without reading it.
-
-    Args:
-        path: the file, of which symbolic links are followed.
-        remedy: what to do about another file, for the end of the error.
-
-    Raises:
-        PipelineError: if it is not a regular file that holds one whole array of plain numbers.
-    """
-    try:
-        with open_regular(path) as file:
-            header = _read_header(file, path, remedy)
-            if math.prod(header.shape) == 0:
-                return np.empty(header.shape, header.dtype)
-            # Private: some network file systems have no shared maps, and nothing is written.
-            mapped = mmap.mmap(file.fileno(), 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-            return np.ndarray(
-                header.shape, header.dtype, mapped, header.offset,
-                order="F" if header.fortran else "C",
-            )  # fmt: skip
-    except OSError as error:
-        raise unreadable(path, error, remedy) from error
 
 
 def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
@@ -333,33 +295,3 @@ def read_names(path: Path, remedy: str) -> list[str]:
         raise PipelineError(
             f"{path} is not text in UTF-8 (byte {error.start}); {remedy}"
         ) from error
-
-
-def _read_header(file: BinaryIO, path: Path, remedy: str) -> _Header:
-    """Read the header of a .npy file and see that its array is all there."""
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    try:
-        version = np.lib.format.read_magic(file)
-        if version not in readers:
-            raise ValueError(f"version {version} of the format is not read here")
-        shape, fortran, dtype = readers[version](file, max_header_size=_MOST_HEADER)
-    except Exception as error:
-        # NumPy parses the header as a Python literal, which fails in many ways.
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise PipelineError(f"{path} is no whole array ({reason:.200}); {remedy}") from error
-    if dtype.hasobject:
-        raise PipelineError(
-            f"{path} is no whole array (it holds pickled objects, which are not executed); {remedy}"
-        )
-    offset = file.tell()
-    wanted = math.prod(shape) * dtype.itemsize
-    there = file.seek(0, 2) - offset
-    if min(shape, default=1) < 0 or there < wanted:
-        raise PipelineError(
-            f"{path} is no whole array (shape {shape} of {dtype} needs {wanted:,} bytes, and "
-            f"{there:,} are there); {remedy}"
-        )
-    return _Header(dtype, shape, fortran, offset)

@@ -17,7 +17,8 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.corruptions import CLASSES_FILE, CORRUPTIONS, SEVERITIES
 from pipelines.evaluation.data import Data
 from pipelines.evaluation.folders import MADE_OF, MADE_SUFFIX, MadeOf, read_made_of
-from pipelines.evaluation.images import Images, open_array
+from pipelines.evaluation.images import DOWNLOAD_AGAIN, Images
+from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     check_no_file,
     folder_lock,
@@ -139,7 +140,7 @@ def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
     if not path.exists():
         return False
     try:
-        there = open_array(path)
+        there = open_array(path, DOWNLOAD_AGAIN)
     except PipelineError:
         return False
     return there.shape == shape and there.dtype == np.uint8

@@ -14,8 +14,8 @@ from torch import Tensor, distributed, nn
 from pipelines.errors import PipelineError
 from pipelines.evaluation.data import Data
 from pipelines.evaluation.images import Images, View, read_frames
-from pipelines.loading.preparation import Triple
-from pipelines.loading.sources import ahead
+from pipelines.loading.batches import Triple
+from pipelines.loading.workers import prefetch
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
 from pipelines.system.processes import available_cores
@@ -90,7 +90,7 @@ class Classifier:
         predicted, confidence = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         kept: list[NDArray[np.float32]] = []
         for numbers, read in zip(
-            batches, ahead(iter(batches), images.read, images.prefetch), strict=True
+            batches, prefetch(iter(batches), images.read, images.prefetch), strict=True
         ):
             batch = as_tensor(read, self.processes.device)
             if change is not None:
@@ -134,7 +134,7 @@ class Classifier:
                 return list(pool.map(lambda number: read_frames(videos[number], view), group))
 
         mine: list[NDArray[np.int64]] = []
-        for sequences in ahead(iter(groups), read, 1):
+        for sequences in prefetch(iter(groups), read, 1):
             found = []
             frames = np.concatenate(sequences)
             for batch in _batches(range(len(frames)), self.batch_size):

@@ -25,7 +25,7 @@ from featviz import (
     prepare,
     visualize,
 )
-from featviz.networks import DEFAULT, RANDOM, file_sha256, network_of
+from featviz.networks import DEFAULT, RANDOM, network_of
 from featviz.sampling import GROUP, canvas, objective
 from featviz.state_dicts import load_weights, n_classes, read_weights
 from featviz.visualize import explain_nonfinite
@@ -35,9 +35,10 @@ from pipelines.errors import PipelineError
 from pipelines.generate.encoding import Picture
 from pipelines.generate.painting import Painted, pixel_sha256
 from pipelines.models.registry import build_network, is_cifar_network
+from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory
 from pipelines.system.ranks import local_gpu
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 KIND = "feature visualizations"
 

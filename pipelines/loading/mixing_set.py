@@ -1,20 +1,19 @@
 """A mixing set from wherever it is, as one memory map a node.
 
-    open_mixing_set("mixing-set", 256)                  a folder of pictures, such as pixmix-gen's
-    open_mixing_set("shards/mixing", 36)                a set of shards
-    open_mixing_set("fractals_and_fvis.tar", 256)       an archive of pictures, such as the paper's
-    open_mixing_set("300K_random_images.npy", 36)       an array of pictures, (N, H, W, 3) uint8
+    open_mixing_set("mixing-set", 256)                  a folder of images, such as pixmix-gen's
+    open_mixing_set("shards/mixing", 36)                shards
+    open_mixing_set("fractals_and_fvis.tar", 256)       an archive of images, such as the paper's
+    open_mixing_set("300K_random_images.npy", 36)       an array of images, (N, H, W, 3) uint8
 
-Pictures keep their shape; the shorter side gets the size asked for, as torchvision's Resize gives
-it, so that a random crop of them is what the method's own code cuts from them. Their order is that
-of their names, numbers counted as numbers.
+Images keep their shape; the shorter side gets the size that is passed, as by torchvision's Resize,
+so that a random crop of them is the one that the paper's code crops. They are sorted by name,
+numbers as numbers.
 """
 
 import json
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError
-from pipelines.loading.picture_map import (
-    BadPictures,
-    JoinedSources,
-    PictureSource,
-    open_picture_map,
+from pipelines.loading.dataset import UnreadableImageError
+from pipelines.loading.image_map import (
+    ImageSource,
+    OnMixingDecodeError,
+    join_sources,
+    open_image_map,
 )
-from pipelines.shards.archives import ArchivedImage, archived_images, read_archived
+from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cache import cache_folder
 from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
 from pipelines.shards.images import (
@@ -61,159 +60,156 @@ def open_mixing_set(
     *,
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
-    bad_pictures: BadPictures = "raise",
+    on_decode_error: OnMixingDecodeError = "raise",
     exif_transpose: bool = False,
     remote: Remote | None = None,
     progress: Progress = no_progress,
 ) -> PackedPictures:
     """Return a mixing set as one memory map that all processes of a node share.
 
-    It is built once, by the first process that asks, while the others wait, and used until the
-    pictures change: then there is a new one, and the old one stays in the cache, for whoever has it
-    open. The first time that a process opens it, it is hashed. Small pictures are enlarged, as
-    Resize does.
+    The first process that asks builds it, while the others wait, and it is used until the images
+    change: then there is a new one, and the old one stays in the cache, for whoever has it open.
+    It is hashed when a process first opens it. Small images are enlarged, as by Resize.
 
     Args:
-        where: a folder of pictures, a set of shards here or at an address, or a tar, zip or .npy of
-            pictures; or several of them.
+        where: a folder of images, shards here or at an address, or a tar, zip or .npy of images; or
+            several of them.
         size: of the shorter side, pixels, 1 or more.
-        cache_dir: where the map lies; None: $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
+        cache_dir: folder of the map; None: $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
             ~/.cache/pixmix.
         jobs: threads that build it; None for all cores.
-        bad_pictures: "raise" for one that cannot be read, or "skip" it, said in the log.
-        exif_transpose: whether pictures are turned as their EXIF orientation says; else they stay
-            as they are stored, as by torchvision's ImageFolder.
+        on_decode_error: "raise" an error for an image that cannot be decoded, or "skip" it with a
+            warning in the log.
+        exif_transpose: whether images are rotated by their EXIF orientation; otherwise they are
+            used as they are stored, as by torchvision's ImageFolder.
         remote: how shards at an address are read; None for the defaults.
-        progress: called with pictures done and pictures in all, while it is built.
+        progress: called with images done and images in all, while it is built.
 
     Returns:
         A sequence of (H, W, 3) uint8 views, for `PixMix`, `mix_batch` and `train_loader`.
 
     Raises:
-        PipelineError: if there are no pictures, one cannot be read, a shard is not what its
+        PipelineError: if there are no images, one cannot be decoded, a shard is not what its
             manifest says, a set is not finished, or the cache cannot be written.
         ValueError: for a size or jobs below 1.
     """
     if size < 1:
-        raise ValueError(f"size is {size}; give the shorter side in pixels, as 256 or 36")
-    _check_jobs(jobs)
-    if bad_pictures not in ("raise", "skip"):
-        raise ValueError(f"bad_pictures is {bad_pictures!r}; give 'raise' or 'skip'")
+        raise ValueError(f"size is {size}; use the shorter side in pixels, as 256 or 36")
+    if on_decode_error not in ("raise", "skip"):
+        raise ValueError(f"on_decode_error is {on_decode_error!r}; use 'raise' or 'skip'")
     several = [where] if isinstance(where, str | Path | ShardSet) else list(where)
     if not several:
-        raise ValueError("where names no mixing set; give a folder, shards or a tar of pictures")
+        raise ValueError("where names no mixing set; use a folder, shards or an archive of images")
     for each in several:
-        _refuse_unfinished(each)
-    sources = tuple(picture_source(each, cache_dir=cache_dir, remote=remote) for each in several)
-    source = sources[0] if len(sources) == 1 else JoinedSources(sources)
-    return open_picture_map(
-        _Upright(source) if exif_transpose else source,
+        _check_finished(each)
+    source = join_sources(
+        [image_source(each, cache_dir=cache_dir, remote=remote) for each in several]
+    )
+    return open_image_map(
+        _upright(source) if exif_transpose else source,
         size,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
-        jobs=jobs or available_cores(),
-        bad_pictures=bad_pictures,
+        jobs=_threads(jobs),
+        on_decode_error=on_decode_error,
         progress=progress,
     )
 
 
-def open_pictures(
+def open_images(
     shards: ShardSet | RemoteShards,
     *,
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
     progress: Progress = no_progress,
 ) -> PackedPictures:
-    """Return all pictures of a set of shards, decoded, in its order, as one memory map.
+    """Return all images of shards, decoded, in their order, as one memory map.
 
-    None is ever left out: picture i is sample i.
+    None is ever left out: image i is sample i.
 
     Raises:
-        PipelineError: if one cannot be read, a shard is not what its manifest says, or the cache
+        PipelineError: if one cannot be decoded, a shard is not what its manifest says, or the cache
             cannot be written.
         ValueError: for jobs below 1.
     """
-    _check_jobs(jobs)
-    return open_picture_map(
-        _OfShards(
-            shards
-            if isinstance(shards, RemoteShards)
-            else open_set(shards, cache_dir=cache_dir, remote=None)
-        ),
+    if isinstance(shards, ShardSet):
+        shards = open_set(shards, cache_dir=cache_dir, remote=None)
+    return open_image_map(
+        _of_shards(shards),
         None,
         cache=cache_folder(None if cache_dir is None else Path(cache_dir)),
-        jobs=jobs or available_cores(),
-        bad_pictures="refuse",
+        jobs=_threads(jobs),
+        on_decode_error=None,
         progress=progress,
     )
 
 
-def uniform_view(pictures: PackedPictures) -> NDArray[np.uint8] | None:
-    """Return pictures of one size as (N, H, W, 3) of the same memory, or None where they differ."""
-    if len(pictures) == 0:
+def uniform_view(images: PackedPictures) -> NDArray[np.uint8] | None:
+    """Return images of one size as (N, H, W, 3) of the same memory, or None where sizes differ."""
+    if len(images) == 0:
         return None
-    height, width = int(pictures.heights[0]), int(pictures.widths[0])
+    height, width = int(images.heights[0]), int(images.widths[0])
     step = 3 * height * width
-    if (pictures.heights != height).any() or (pictures.widths != width).any():
+    if (images.heights != height).any() or (images.widths != width).any():
         return None
-    if not np.array_equal(pictures.offsets, np.arange(len(pictures)) * step):
+    if not np.array_equal(images.offsets, np.arange(len(images)) * step):
         return None
-    return pictures.pixels[: len(pictures) * step].reshape(-1, height, width, 3)
+    return images.pixels[: len(images) * step].reshape(-1, height, width, 3)
 
 
-def _check_jobs(jobs: int | None) -> None:
+def _threads(jobs: int | None) -> int:
     if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs is {jobs}; give a number of threads, 1 or more, or None")
+        raise ValueError(f"jobs is {jobs}; use a number of threads, 1 or more, or None")
+    return jobs or available_cores()
 
 
 # --- sources -------------------------------------------------------------------------------------
 
 
-def picture_source(
+def image_source(
     where: Where, *, cache_dir: str | Path | None = None, remote: Remote | None = None
-) -> PictureSource:
+) -> ImageSource:
     """Return the files of a mixing set, wherever they are; of a folder also of an unfinished set.
 
     Args:
-        where: a folder of pictures, a set of shards here or at an address, or a tar, zip or .npy
-            of pictures.
+        where: a folder of images, shards here or at an address, or a tar, zip or .npy of images.
         cache_dir: as for `open_mixing_set`.
         remote: as for `open_mixing_set`.
 
     Raises:
-        PipelineError: if there are no pictures, or shards are not what their manifest says.
+        PipelineError: if there are no images, or shards are not what their manifest says.
         OSError: if it cannot be read.
     """
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
-        return _OfShards(open_set(where, cache_dir=cache_dir, remote=remote))
+        return _of_shards(open_set(where, cache_dir=cache_dir, remote=remote))
     path = Path(where)
     if path.is_dir():
-        return _OfFolder(path)
+        return _of_folder(path)
     if path.is_file():
-        return _OfArchive(path)
+        return _of_archive(path)
     raise PipelineError(
-        f"{path} is neither a folder nor a tar, zip or .npy of pictures; make a set with "
-        "pixmix-gen fractals, or name one that is there"
+        f"{path} is neither a folder nor a tar, zip or .npy of images; make a mixing set with "
+        "pixmix-gen fractals, or pass one that exists"
     )
 
 
 def is_of_shards(path: Path) -> bool:
-    """Return whether a path names shards with a manifest: a set of pictures has another one."""
+    """Return whether a path names shards with a manifest; that of a mixing set is another one."""
     if path.name == MANIFEST_NAME or ("{" in path.name and not path.exists()):
         return True
     folder = path if path.is_dir() else path.parent
     return _manifest(folder / MANIFEST_NAME).get("format") == FORMAT
 
 
-def _refuse_unfinished(where: Where) -> None:
-    """Refuse a set of pictures that is being made, or a folder of sets of which one is."""
+def _check_finished(where: Where) -> None:
+    """Refuse a set of images that is being made, or a folder of sets of which one is."""
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return
     folder = Path(where)
     for path in [folder / MANIFEST_NAME, *sorted(folder.glob(f"*/{MANIFEST_NAME}"))]:
         if _manifest(path).get("status") == "partial":
             raise PipelineError(
-                f"{path.parent} is not finished; give again the command that began it, then this "
-                "one, or name its folder images"
+                f"{path.parent} is not finished; run the command that began it again, then this "
+                "one, or pass its folder images"
             )
 
 
@@ -226,161 +222,120 @@ def _manifest(path: Path) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
+def _listing(entries: Iterable[tuple[str | int, ...]]) -> str:
+    return sha256("\n".join(map(repr, entries)).encode())
+
+
+def _of_folder(folder: Path) -> ImageSource:
+    """Return the images of a folder and the folders in it."""
+    files = image_files(folder)
+
+    def identity() -> dict[str, Any]:
+        """Return names, sizes and times of all files, wherever the folder is."""
+        entries = []
+        for path in files:
+            # A link to nothing has a size of -1; reading it raises an error.
+            size, (modified_ns, _) = size_and_change(path)
+            entries.append((path.relative_to(folder).as_posix(), size, modified_ns))
+        return {"kind": "folder", "files": len(entries), "list": _listing(entries)}
+
+    def read(i: int) -> bytearray:
+        try:
+            return bytearray(read_image_file(files[i]))
+        except OSError as error:
+            raise UnreadableImageError("unreadable file", str(error)) from error
+
+    return ImageSource(n=len(files), name=lambda i: str(files[i]), read=read, identity=identity)
+
+
+def _of_shards(opened: RemoteShards) -> ImageSource:
+    """Return the images of shards, in their order, wherever the shards are."""
+    shards = opened.shards
+
+    def check() -> None:
+        """Compare each shard with the hash in its manifest: a JPEG with a wrong bit decodes."""
+        for number in range(len(shards.shards)):
+            opened.files.hold(number).release()
+
+    def name(i: int) -> str:
+        row = shards.samples[i]
+        number = int(row["shard"])
+        with opened.files.hold(number) as held:
+            key = read_key(held.path, int(row["offset"]))
+        return f"key {key} in {shards.location}/{shards.shards[number].file}"
+
+    def read(i: int) -> bytearray:
+        row = shards.samples[i]
+        with opened.files.hold(int(row["shard"])) as held:
+            return _read_part(held.path, int(row["offset"]), int(row["size"]))
+
+    return ImageSource(
+        n=len(shards),
+        name=name,
+        read=read,
+        identity=lambda: {"kind": "shards", "hash": shards.hash},
+        check=check,
+    )
+
+
 def _read_part(path: Path, offset: int, size: int) -> bytearray:
     """Return a part of a file, which is opened for it alone: threads share no descriptor.
 
     Raises:
-        UnreadablePictureError: if it cannot be read, or ends before.
+        UnreadableImageError: if it cannot be read, or ends before.
     """
     content = bytearray(size)
     try:
         with open_regular(path) as file:
-            there = os.preadv(file.fileno(), [content], offset)
+            n_read = os.preadv(file.fileno(), [content], offset)
     except OSError as error:
-        raise UnreadablePictureError("unreadable file", str(error)) from error
-    if there != size:
-        raise UnreadablePictureError("cut short", f"{size - there} of {size} bytes are missing")
+        raise UnreadableImageError("unreadable file", str(error)) from error
+    if n_read != size:
+        raise UnreadableImageError("cut short", f"{size - n_read} of {size} bytes are missing")
     return content
 
 
-def _listed(entries: Sequence[tuple[str | int, ...]]) -> str:
-    return sha256("\n".join(map(repr, entries)).encode())
+def _of_archive(path: Path) -> ImageSource:
+    """Return the images of a tar that is not a shard, a zip or a .npy; nothing is unpacked."""
+    images = sorted(archived_images(path), key=lambda image: natural_order(image.name))
+    if not images:
+        raise PipelineError(f"{path} holds no images; pass a tar, zip or .npy of images")
+    status = path.stat()
 
-
-@dataclass(frozen=True)
-class _OfFolder:
-    """The pictures of a folder and the folders in it."""
-
-    folder: Path
-
-    @cached_property
-    def files(self) -> list[Path]:
-        return image_files(self.folder)
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        """Names, sizes and times of all files, wherever the folder lies."""
-        entries = []
-        for path in self.files:
-            # A link to nothing has a size of -1; reading it says so.
-            size, (modified_ns, _) = size_and_change(path)
-            entries.append((path.relative_to(self.folder).as_posix(), size, modified_ns))
-        return {"kind": "folder", "files": len(entries), "list": _listed(entries)}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def check(self) -> None:
-        """Do nothing: a file has no hash that it could be held to."""
-
-    def name(self, i: int) -> str:
-        return str(self.files[i])
-
-    def read(self, i: int) -> bytearray:
+    def read(i: int) -> bytearray:
         try:
-            return bytearray(read_image_file(self.files[i]))
+            return bytearray(read_archived(path, images[i].place))
+        except DecodeError as error:
+            raise UnreadableImageError("damaged", str(error)) from error
         except OSError as error:
-            raise UnreadablePictureError("unreadable file", str(error)) from error
+            raise UnreadableImageError("unreadable file", str(error)) from error
 
-
-@dataclass(frozen=True)
-class _OfShards:
-    """The pictures of a set of shards, in its order, wherever the shards lie."""
-
-    opened: RemoteShards
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"kind": "shards", "hash": self.opened.shards.hash}
-
-    def __len__(self) -> int:
-        return len(self.opened.shards)
-
-    def check(self) -> None:
-        """Hold each shard to the hash of its manifest: a JPEG with a wrong bit decodes."""
-        for number in range(len(self.opened.shards.shards)):
-            self.opened.files.hold(number).release()
-
-    def name(self, i: int) -> str:
-        shards = self.opened.shards
-        row = shards.samples[i]
-        number = int(row["shard"])
-        with self.opened.files.hold(number) as held:
-            key = read_key(held.path, int(row["offset"]))
-        return f"key {key} in {shards.location}/{shards.shards[number].file}"
-
-    def read(self, i: int) -> bytearray:
-        row = self.opened.shards.samples[i]
-        with self.opened.files.hold(int(row["shard"])) as held:
-            return _read_part(held.path, int(row["offset"]), int(row["size"]))
-
-
-@dataclass(frozen=True)
-class _OfArchive:
-    """The pictures in a tar that is no set of shards, a zip or a .npy; nothing is unpacked."""
-
-    path: Path
-
-    @cached_property
-    def _images(self) -> list[ArchivedImage]:
-        found = sorted(archived_images(self.path), key=lambda image: natural_order(image.name))
-        if not found:
-            raise PipelineError(f"{self.path} holds no pictures; give a tar, zip or .npy of some")
-        return found
-
-    @cached_property
-    def identity(self) -> dict[str, Any]:
-        status = self.path.stat()
-        return {
+    return ImageSource(
+        n=len(images),
+        name=lambda i: f"{images[i].name} in {path}",
+        read=read,
+        identity=lambda: {
             "kind": "archive",
             "bytes": status.st_size,
             "mtime_ns": status.st_mtime_ns,
-            "list": _listed([(image.name, *image.place) for image in self._images]),
-        }
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def check(self) -> None:
-        """Do nothing: an archive has no hash that it could be held to."""
-
-    def name(self, i: int) -> str:
-        return f"{self._images[i].name} in {self.path}"
-
-    def read(self, i: int) -> bytearray:
-        try:
-            return bytearray(read_archived(self.path, self._images[i].place))
-        except DecodeError as error:
-            raise UnreadablePictureError("damaged", str(error)) from error
-        except OSError as error:
-            raise UnreadablePictureError("unreadable file", str(error)) from error
+            "list": _listing((image.name, *image.place) for image in images),
+        },
+    )
 
 
-@dataclass(frozen=True)
-class _Upright:
-    """The pictures of a source, turned as their EXIF orientation says."""
+def _upright(source: ImageSource) -> ImageSource:
+    """Return the images of a source rotated by their EXIF orientation."""
 
-    source: PictureSource
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"exif_transpose": True, "of": self.source.identity}
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def check(self) -> None:
-        self.source.check()
-
-    def name(self, i: int) -> str:
-        return self.source.name(i)
-
-    def read(self, i: int) -> bytearray:
-        content = bytes(self.source.read(i))
+    def read(i: int) -> bytearray:
+        content = bytes(source.read(i))
         if orientation(content) == UPRIGHT:
             return bytearray(content)
         try:
             # As a PNG, for its pixels are to stay what they are.
             return bytearray(convert(content, "png", upright=True)[0])
         except DecodeError as error:
-            raise UnreadablePictureError("damaged", str(error)) from error
+            raise UnreadableImageError("damaged", str(error)) from error
+
+    return replace(
+        source, read=read, identity=lambda: {"exif_transpose": True, "of": source.identity()}
+    )

@@ -20,7 +20,7 @@ from featviz.networks import call_function
 from featviz.state_dicts import fitted
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import DenseNet, DenseNetBC, ResNeXt, WideResNet
-from pixmix.shadowing import check_packages
+from pixmix.commands import check_packages
 
 Triple = tuple[float, float, float]
 
@@ -60,7 +60,6 @@ class Family:
     """A row of the table.
 
     Attributes:
-        spelling: the names of the family, for people.
         pattern: regular expression of a whole name.
         build: returns a network with random weights for a match of the pattern, a number of classes
             and a dropout, 0..1.
@@ -71,7 +70,6 @@ class Family:
         safe: whether a name in a checkpoint may be built: False where a name runs a user's code.
     """
 
-    spelling: str
     pattern: str
     build: Callable[[re.Match[str], int, float], nn.Module]
     input_spec: Callable[[str], InputSpec | None] = lambda _: None
@@ -81,35 +79,43 @@ class Family:
     safe: bool = True
 
 
+def find_family(name: str | None) -> Family | None:
+    """Return the family of a network's name, None if no family has such names."""
+    found = (each for each in FAMILIES if re.fullmatch(each.pattern, name or ""))
+    return next(found, None)
+
+
 def family_of(name: str) -> Family:
     """Return the family of a network's name.
 
     Raises:
         ValueError: if no family has such names.
     """
-    for family in FAMILIES:
-        if re.fullmatch(family.pattern, name):
-            return family
-    raise ValueError(
-        f"no network is named {name!r}; use one such as {', '.join(EXAMPLES)}, a torchvision "
-        "classifier such as resnet50, or module:function"
-    )
+    family = find_family(name)
+    if family is None:
+        raise ValueError(
+            f"no network is named {name!r}; use one such as {', '.join(EXAMPLES)}, a torchvision "
+            "classifier such as resnet50, or module:function"
+        )
+    return family
 
 
 def default_input(name: str | None) -> InputSpec | None:
     """Return the default preprocessing of a network; None where the dataset sets it."""
-    known = [each for each in FAMILIES if name is not None and re.fullmatch(each.pattern, name)]
-    return known[0].input_spec(name) if known and name is not None else None
+    family = find_family(name)
+    return None if family is None or name is None else family.input_spec(name)
 
 
 def is_cifar_network(name: str) -> bool:
     """Return whether a name is of a network for images of 32 pixels."""
-    return any(family.for_cifar and re.fullmatch(family.pattern, name) for family in FAMILIES)
+    family = find_family(name)
+    return family is not None and family.for_cifar
 
 
 def has_dropout(name: str) -> bool:
     """Return whether a network of a name has dropout that a recipe can set."""
-    return any(family.has_dropout and re.fullmatch(family.pattern, name) for family in FAMILIES)
+    family = find_family(name)
+    return family is not None and family.has_dropout
 
 
 def build_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module:
@@ -341,43 +347,39 @@ def _timm_input(name: str) -> InputSpec:
 _cifar = partial(Family, for_cifar=True)
 
 FAMILIES: tuple[Family, ...] = (
+    # WRN-DEPTH-WIDTH.
     _cifar(
-        spelling="wrn_DEPTH_WIDTH",
         pattern=rf"wrn_{_SIZE}_{_SIZE}",
         build=lambda size, classes, dropout: WideResNet(
             int(size[1]), int(size[2]), classes, dropout
         ),
         has_dropout=True,
     ),
+    # ResNeXt-DEPTH (WIDTHxGROUPS).
     _cifar(
-        spelling="resnextDEPTH_WIDTHxGROUPS",
         pattern=rf"resnext{_SIZE}_{_SIZE}x{_SIZE}",
         build=lambda size, classes, _: ResNeXt(int(size[1]), int(size[3]), int(size[2]), classes),
     ),
+    # DenseNet-BC and DenseNet, of depth and growth.
     _cifar(
-        spelling="densenet_bc_DEPTH_GROWTH",
         pattern=rf"densenet_bc_{_SIZE}_{_SIZE}",
         build=lambda size, classes, _: DenseNetBC(int(size[1]), int(size[2]), classes),
     ),
     _cifar(
-        spelling="densenet_DEPTH_GROWTH",
         pattern=rf"densenet_{_SIZE}_{_SIZE}",
         build=lambda size, classes, _: DenseNet(int(size[1]), int(size[2]), classes),
     ),
     Family(
-        spelling="timm/NAME",
         pattern=r"timm/([\w.]+)",
         build=_build_timm,
         input_spec=_timm_input,
     ),
     Family(
-        spelling="module:function",
         pattern=r".*:.*",
         build=_call_user_function,
         safe=False,
     ),
     Family(
-        spelling="torchvision's classifiers, such as resnet50",
         pattern="|".join(map(re.escape, torchvision.models.list_models(torchvision.models))),
         build=_build_torchvision,
         input_spec=_torchvision_input,

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import PipelineError
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import picture_source
-from pipelines.loading.picture_map import JoinedSources, PictureSource
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.image_map import ImageSource, join_sources
+from pipelines.loading.mixing_set import image_source
 from pipelines.report.figures import (
     INK,
     LINE,
@@ -28,26 +28,12 @@ from pipelines.report.figures import (
 from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.shards.images import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
-from pixmix.fused import NO_PICTURES, mix_planned
-from pixmix.op_kernels import OPERATIONS
+from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.mixing import MIXINGS
+from pixmix.operations import OPERATIONS
 from pixmix.packed import PackedPictures
 from pixmix.resizing import resize_part, resized_shape
-from pixmix.settings import MIXINGS, PixMixSettings
-
-_UNITS = {
-    "posterize": ("bits", 0),
-    "rotate": ("degrees", 1),
-    "shear_x": ("", 2),
-    "shear_y": ("", 2),
-    "solarize": ("", 0),
-    "translate_x": ("px", 0),
-    "translate_y": ("px", 0),
-    "color": ("x", 2),
-    "contrast": ("x", 2),
-    "brightness": ("x", 2),
-    "sharpness": ("x", 2),
-}
-"""Operation -> the unit of its argument and its decimals; the others have none."""
+from pixmix.settings import PixMixSettings
 
 
 class MixingImages(Sequence[Pixels]):
@@ -65,7 +51,7 @@ class MixingImages(Sequence[Pixels]):
     """
 
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
-        self._source: PictureSource = JoinedSources(tuple(map(picture_source, places)))
+        self._source: ImageSource = join_sources([image_source(place) for place in places])
         self._source.check()
         # A folder is searched now: it may hold none.
         self._n = len(self._source)
@@ -82,8 +68,8 @@ class MixingImages(Sequence[Pixels]):
             PipelineError: if it cannot be read.
         """
         try:
-            image = decode_picture(self._source.read(i))
-        except UnreadablePictureError as error:
+            image = decode_image(self._source.read(i))
+        except UnreadableImageError as error:
             raise PipelineError(
                 f"{self._source.name(i)} cannot be read ({error}); mend or remove it"
             ) from error
@@ -186,15 +172,15 @@ def mix(
         source_size=(side, side),
         flip=False,
         views=1,
-        n_pictures=0 if mixing_set is None else len(mixing_set),
+        n_mixing_images=0 if mixing_set is None else len(mixing_set),
     )
     sample = plan.samples[0]
-    images, name, crop = NO_PICTURES, None, None
-    if mixing_set is not None and plan.needs_picture()[0]:
-        place = int(sample["picture"])
+    images, name, crop = NO_IMAGES, None, None
+    if mixing_set is not None and plan.needs_mixing_image()[0]:
+        place = int(sample["mixing_image"])
         whole = mixing_set[place]
         name, images = mixing_set.name(place), PackedPictures.pack([whole])
-        sample["picture"] = 0
+        sample["mixing_image"] = 0
         top = draw_corner(sample["top_word"], whole.shape[0], side)
         left = draw_corner(sample["left_word"], whole.shape[1], side)
         crop = whole[top : top + side, left : left + side]
@@ -260,12 +246,11 @@ def to_bytes(floats: NDArray[np.float32]) -> Pixels:
 def _in_words(operation: int, argument: float) -> str | None:
     if operation == NO_OPERATION:
         return None
-    name = OPERATIONS[operation]
-    words = name.replace("_", " ")
-    if name not in _UNITS:
+    row = OPERATIONS[operation]
+    words = row.name.replace("_", " ")
+    if row.level is None:
         return words
-    unit, decimals = _UNITS[name]
-    return f"{words} {argument:.{decimals}f} {unit}".rstrip()
+    return f"{words} {argument:.{0 if row.whole else 2}f} {row.unit}".rstrip()
 
 
 def document(draws: Sequence[Draw]) -> dict[str, Any]:

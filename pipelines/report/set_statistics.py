@@ -17,9 +17,9 @@ from PIL import Image
 from fractals.statistics import colour_features, hog_features, is_dead, measure, vendi_score
 from pipelines.errors import PipelineError
 from pipelines.generate.plan import spread
-from pipelines.loading.decode import UnreadablePictureError, decode_picture
-from pipelines.loading.mixing_set import picture_source
-from pipelines.loading.picture_map import PictureSource
+from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.image_map import ImageSource
+from pipelines.loading.mixing_set import image_source
 from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.progress import Progress, no_progress
 
@@ -38,7 +38,7 @@ class UnreadableError(PipelineError):
 class SetImage:
     """An image of a set, read when it is asked for."""
 
-    source: PictureSource
+    source: ImageSource
     place: int
 
     @property
@@ -54,8 +54,8 @@ class SetImage:
             PipelineError: if its set cannot be read.
         """
         try:
-            return decode_picture(self.source.read(self.place))
-        except UnreadablePictureError as error:
+            return decode_image(self.source.read(self.place))
+        except UnreadableImageError as error:
             raise UnreadableError(f"{self.name} cannot be read ({error})") from error
 
 
@@ -70,7 +70,7 @@ def set_images(where: Path) -> Sequence[SetImage]:
         PipelineError: if it holds no image, or is none of these.
         OSError: if it cannot be read.
     """
-    source = picture_source(where)
+    source = image_source(where)
     # Shards are checked by their hashes.
     source.check()
     return [SetImage(source, place) for place in range(len(source))]

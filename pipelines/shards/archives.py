@@ -75,7 +75,7 @@ class ArchivedImage:
 
 
 def archived_images(path: Path) -> Iterator[ArchivedImage]:
-    """Give the images of an archive, in its order.
+    """Yield the images of an archive, in its order.
 
     Args:
         path: a tar; a zip; or a .npy of (N, H, W, 3) uint8, such as the 300K random images.
@@ -103,7 +103,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
 
     Args:
         path: the archive.
-        place: of the image, as `archived_images` gives it.
+        place: of the image, as `archived_images` yields it.
 
     Raises:
         DecodeError: if a zip's checksum is of other bytes.

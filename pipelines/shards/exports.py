@@ -19,10 +19,10 @@ from pipelines.system.files import file_sha256, read_regular, write_file
 TIMM_NAME, WIDS_NAME, SIZES_NAME = "_info.json", "wids.json", "sizes.json"
 
 SCAN_NAME = "scan.jsonl"
-"""A line for each file of the source that was odd, broken or turned."""
+"""A line for each file of the source that is nonstandard, undecodable or rotated."""
 
 _LARGEST = 2**30
-"""Bytes of a side file: of a million shards it has some 200 million."""
+"""Bytes of such a file: of a million shards it has some 200 million."""
 
 DALI_VERSION = "v1.2"
 
@@ -83,7 +83,7 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
 
     Args:
         folder: the folder above.
-        splits: names of sub-folders; those that are no finished set are left out.
+        splits: names of sub-folders; those that are no finished set are skipped.
 
     Raises:
         PipelineError: if the _info.json of a split is damaged.
@@ -99,14 +99,12 @@ def join_splits(folder: Path, splits: Sequence[str]) -> None:
                 files = [f"{split}/{file}" for file in info["filenames"]]
                 joined[name] = info | {"filenames": files}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise PipelineError(
-                f"{path} is damaged; give the command that made it again"
-            ) from error
+            raise PipelineError(f"{path} is damaged; run the command that made it again") from error
     write_json(folder / TIMM_NAME, {"splits": joined})
 
 
 def export_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = None) -> list[str]:
-    """Return what is wrong with the side files of a set that was made here, a line each.
+    """Return what is wrong with the files beside a set that was made here, a line each.
 
     Args:
         folder: of the set.
@@ -126,7 +124,7 @@ def export_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = No
         sums += [""] * (len(shards.shards) - len(sums))
     expected = export_documents(shards.name, split, shards.shards, sums[: len(shards.shards)])
     faults = [
-        f"{folder / name} is missing, or says something else than the shards"
+        f"{folder / name} is missing, or does not describe the shards"
         for name, document in expected.items()
         if found[name] != document
     ]
@@ -137,11 +135,9 @@ def export_faults(folder: Path, shards: ShardSet, md5: Sequence[str] | None = No
             if not _is_dali_index(index, tar, shard.n_samples, read_tar=md5 is not None):
                 faults.append(f"{index} is missing, or is not the index of {tar.name}")
     listed_sha256 = shards.settings.get("found_sha256")
-    on_nonstandard = folder / SCAN_NAME
-    if listed_sha256 and not (
-        on_nonstandard.is_file() and file_sha256(on_nonstandard) == listed_sha256
-    ):
-        faults.append(f"{on_nonstandard} is missing, or is not the one that the manifest names")
+    scan = folder / SCAN_NAME
+    if listed_sha256 and not (scan.is_file() and file_sha256(scan) == listed_sha256):
+        faults.append(f"{scan} is missing, or is not the one that the manifest names")
     return faults
 
 

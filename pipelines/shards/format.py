@@ -36,7 +36,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )  # fmt: skip
-from pixmix.mapped import open_map
+from pixmix.packed import open_map
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
@@ -210,7 +210,7 @@ def open_shards(where: str | Path) -> ShardSet:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Give the names that a pattern with {first..last} stands for, in order.
+    """Yield the names that a pattern with {first..last} stands for, in order.
 
     expand_braces("a-{08..10}.tar") -> "a-08.tar", "a-09.tar", "a-10.tar"
 

@@ -81,7 +81,6 @@ _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "webp": ("WEBP", {"lossless": True}),
 }
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 _HARMLESS_BYTES = 1000
 """Of all texts of a PNG: deflate unpacks to at most 1,032 times as much, which is below 1 MiB."""
@@ -193,8 +192,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 def class_folders(folder: Path, *, ignored: set[str] | None = None) -> list[str]:
     """Return the names of the folders in a folder, sorted; see `walk`."""
-    _, folders, _ = next(walk(folder, ignored=ignored))
-    return folders
+    return next(walk(folder, ignored=ignored))[1]
 
 
 def files_below(
@@ -221,13 +219,11 @@ def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
         if "manifest.json" in files and "images" in folders:
             folders[:] = ["images"]
             continue
-        # Whatever it is: whoever reads a pipe or a link to nothing under such a name is told.
+        # Pipes and links to nothing, too: whoever reads one is told.
         found += [path / name for name in files if extension_of(name) in IMAGE_EXTENSIONS]
     if not found:
-        raise PipelineError(
-            f"{folder} holds no images; pass a mixing set or a folder with "
-            f"{' '.join(f'.{each}' for each in IMAGE_EXTENSIONS)} files"
-        )
+        names = " ".join(f".{each}" for each in IMAGE_EXTENSIONS)
+        raise PipelineError(f"{folder} holds no images; pass a mixing set or {names} files")
     return sorted(found, key=lambda path: natural_order(path.relative_to(folder).as_posix()))
 
 
@@ -477,7 +473,7 @@ def _without_large_texts(file: IO[bytes]) -> IO[bytes]:
         The same file, at its beginning, or a smaller one in memory.
     """
     texts: list[tuple[int, int]] = []
-    position = len(_PNG_SIGNATURE)
+    position = 8  # Its signature.
     file.seek(position)
     while len(header := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", header)

@@ -74,15 +74,15 @@ class Remote:
     Attributes:
         limit_bytes: that shards in the cache may take together; None: what the disk has, less a
             reserve. Those that were used least lately go first.
-        ahead: shards that are downloaded before they are needed; None: as many as a window has,
-            at least 4.
+        prefetch: shards that are downloaded before they are needed; None: as many as a shuffle
+            window has, at least 4.
         downloads: shards that come at a time, in each process; each over a connection of its own.
         access: patience, and whether an address may be a command ("pipe:").
         manifest_sha256: of the set's manifest, to hold all of it to what it was.
     """
 
     limit_bytes: int | None = None
-    ahead: int | None = None
+    prefetch: int | None = None
     downloads: int = 4
     access: RemoteAccess = field(default_factory=RemoteAccess)
     manifest_sha256: str | None = None
@@ -91,10 +91,12 @@ class Remote:
         """Refuse nonsense.
 
         Raises:
-            ValueError: if ahead or downloads are below 1.
+            ValueError: if prefetch or downloads are below 1.
         """
-        if self.ahead is not None and self.ahead < 1:
-            raise ValueError(f"ahead is {self.ahead}; give a number of shards, 1 or more, or None")
+        if self.prefetch is not None and self.prefetch < 1:
+            raise ValueError(
+                f"prefetch is {self.prefetch}; use a number of shards, 1 or more, or None"
+            )
         if self.downloads < 1:
             raise ValueError(f"downloads is {self.downloads}; give a number of shards, 1 or more")
 

@@ -1,8 +1,11 @@
 """Is a set of shards what its manifest says? Everything is read again, nothing is trusted."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,13 +19,19 @@ from pipelines.shards.format import (
     ShardSet,
     build_set,
     read_index,
+    read_key,
     read_manifest,
 )
 from pipelines.shards.images import DecodeError, decode_rgb
+from pipelines.shards.remote import RemoteFiles, open_set
 from pipelines.shards.sidecars import file_md5
 from pipelines.shards.tar import Ignored, samples_of_tar
 from pipelines.system.files import file_sha256, open_regular
+from pipelines.system.objects import shown
 from pipelines.system.progress import Progress
+
+_Found = tuple[list[str], dict[str, int]]
+"""The faults of a shard, a line each, and the numbers of members of no sample, by reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +46,14 @@ class Verdict:
     ignored: dict[str, int] = field(default_factory=dict)
 
 
-def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Progress) -> Verdict:
+def verify_shards(
+    where: Path | str, *, decode: int | None, jobs: int, progress: Progress
+) -> Verdict:
     """Hash all shards again, walk through their tars, compare the index, decode images.
 
     Args:
-        folder: of the set.
+        where: the folder of the set, or its address. Each shard of an address is downloaded into a
+            temporary folder, and removed when it is checked; other files there are not looked at.
         decode: how many images, spread evenly over the set; None for all.
         jobs: threads.
         progress: called with samples that were looked at, and all samples.
@@ -49,10 +61,32 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     Raises:
         PipelineError: if there is no set, or its manifest or index is damaged.
     """
-    manifest = read_manifest(folder)
+    if isinstance(where, str):
+        # Not the cache of the node: what the server has now is to be verified.
+        with TemporaryDirectory(prefix="pixmix-") as folder:
+            remote = open_set(where, cache_dir=folder)
+            check = partial(_check_remote_shard, remote.files, remote.shards)
+            return _check_all(remote.shards, check, decode, jobs, progress)
+    manifest = read_manifest(where)
     if manifest is None:
-        raise PipelineError(_no_set(folder))
-    shards = build_set(str(folder), manifest, read_index(folder, manifest))
+        raise PipelineError(_no_set(where))
+    shards = build_set(str(where), manifest, read_index(where, manifest))
+    verdict = _check_all(shards, partial(_check_local_shard, shards), decode, jobs, progress)
+    faults = [*verdict.faults, *_strangers(shards)]
+    # Those beside tars that were made elsewhere are not ours.
+    if shards.kind != ADOPTED:
+        faults += _side_file_faults(where, shards, jobs, tars_are_whole=not faults)
+    return replace(verdict, faults=tuple(faults))
+
+
+def _check_all(
+    shards: ShardSet,
+    check: Callable[[int, int, NDArray[np.bool_]], _Found],
+    decode: int | None,
+    jobs: int,
+    progress: Progress,
+) -> Verdict:
+    """Check all shards; check: one, by its number, its first sample and the samples to decode."""
     n = len(shards)
     wanted = n if decode is None else min(decode, n)
     chosen = np.zeros(n, np.bool_)
@@ -63,19 +97,15 @@ def verify_shards(folder: Path, *, decode: int | None, jobs: int, progress: Prog
     progress(0, n)
     with ThreadPoolExecutor(jobs) as pool:
         checks = [
-            pool.submit(_check_shard, shards, number, end - shard.n_samples, end, chosen)
+            pool.submit(check, number, end - shard.n_samples, chosen)
             for number, (shard, end) in enumerate(zip(shards.shards, ends, strict=True))
         ]
-        for check, end in zip(checks, ends, strict=True):
-            its_faults, its_ignored = check.result()
+        for checked, end in zip(checks, ends, strict=True):
+            its_faults, its_ignored = checked.result()
             faults += its_faults
             for reason, count in its_ignored.items():
                 ignored[reason] = ignored.get(reason, 0) + count
             progress(end, n)
-    faults += _strangers(shards)
-    # Those beside tars that were made elsewhere are not ours.
-    if shards.kind != ADOPTED:
-        faults += _side_file_faults(folder, shards, jobs, tars_are_whole=not faults)
     return Verdict(
         n_shards=len(shards.shards),
         n_samples=n,
@@ -112,11 +142,32 @@ def _no_set(folder: Path) -> str:
     )
 
 
+def _check_remote_shard(
+    files: RemoteFiles, shards: ShardSet, number: int, first: int, chosen: NDArray[np.bool_]
+) -> _Found:
+    try:
+        held = files.hold(number)
+    except PipelineError as error:
+        return [str(error)], {}
+    try:
+        faults, ignored = _check_shard(held.path, shards, number, first, chosen)
+    finally:
+        held.discard()
+    url = shown(files.url(number))
+    return [fault.replace(str(held.path), url) for fault in faults], ignored
+
+
+def _check_local_shard(
+    shards: ShardSet, number: int, first: int, chosen: NDArray[np.bool_]
+) -> _Found:
+    return _check_shard(shards.path(number), shards, number, first, chosen)
+
+
 def _check_shard(
-    shards: ShardSet, number: int, first: int, end: int, chosen: NDArray[np.bool_]
-) -> tuple[list[str], dict[str, int]]:
-    """Return the faults of a shard, a line each, and what of it belongs to no sample."""
-    path, shard = shards.path(number), shards.shards[number]
+    path: Path, shards: ShardSet, number: int, first: int, chosen: NDArray[np.bool_]
+) -> _Found:
+    shard = shards.shards[number]
+    end = first + shard.n_samples
     try:
         size = path.stat().st_size
         if size != shard.n_bytes:
@@ -165,12 +216,12 @@ def _compare(path: Path, found: NDArray[np.void], listed: NDArray[np.void]) -> l
 
 def _strangers(shards: ShardSet) -> list[str]:
     """Find tars that other readers would take for the set's, as those of an earlier, larger one."""
-    own = {shard.file for shard in shards.shards}
-    others = [path for path in Path(shards.location).glob("*.tar") if path.name not in own]
     # Beside tars made elsewhere there may lie those of another set.
     if shards.kind == ADOPTED:
         return []
-    return [f"{path} does not belong to the set" for path in sorted(others)]
+    own = {shard.file for shard in shards.shards}
+    others = sorted(path for path in Path(shards.location).glob("*.tar") if path.name not in own)
+    return [f"{path} does not belong to the set" for path in others]
 
 
 def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[str]:
@@ -182,5 +233,7 @@ def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[st
             try:
                 decode_rgb(file.read(int(sample["size"])))
             except DecodeError as error:
-                faults.append(f"{path}: the image of key {shards.key(i)} {error}")
+                faults.append(
+                    f"{path}: the image of key {read_key(path, int(sample['offset']))} {error}"
+                )
     return faults

@@ -160,7 +160,7 @@ def _make(
     skipped = scan.skipped(request.on_nonstandard)
     kept = np.array([index for index in range(n) if index not in skipped], np.int64)
     if not len(kept):
-        raise PipelineError(f"none of the {n} pictures is left to write; choose another SRC")
+        raise PipelineError(f"none of the {n} images is left to write; choose another SRC")
     _check_classes(request, listing, kept, skipped)
     num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
     if not 0 < num_shards <= len(kept):

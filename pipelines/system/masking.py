@@ -50,10 +50,11 @@ def masked(text: str) -> str:
     return _SHAPES.sub(MASK, text)
 
 
-def masked_address(url: str) -> str:
+def bare_address(url: str) -> str:
     """Return an address of the web without its user, query and fragment."""
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{_masked_rest(rest)}"
+    host, path = _split_host(rest)
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{re.split(r'[?#]', path)[0]}"
 
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
@@ -77,10 +78,14 @@ def masked_values(document: Any) -> Any:  # noqa: ANN401
     return document
 
 
-def _masked_rest(rest: str) -> str:
-    # As a browser reads it: the host ends at the first of these.
+def _split_host(rest: str) -> tuple[str, str]:
+    """Split what follows "://" as a browser does: the host ends at the first of these signs."""
     end = min((rest.find(sign) for sign in "/?#" if sign in rest), default=len(rest))
-    host, path = rest[:end], rest[end:]
+    return rest[:end], rest[end:]
+
+
+def _masked_rest(rest: str) -> str:
+    host, path = _split_host(rest)
     if "@" in host:
         host = f"{MASK}@{host.rpartition('@')[2]}"
     cut = re.search(r"[?#]", path)

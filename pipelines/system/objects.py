@@ -45,7 +45,7 @@ from pipelines.system.attempts import (
     read_object,
     run_coroutine,
 )
-from pipelines.system.masking import MASK, masked_address
+from pipelines.system.masking import MASK, bare_address
 from pipelines.system.stores import Failure, FailureKind
 
 SCHEMES = ("http", "https", *stores.SCHEMES)
@@ -154,7 +154,7 @@ def shown(url: str) -> str:
     """Return an address for messages: without user, query and command, where secrets are."""
     if url.startswith(PIPE_PREFIX):
         return f"{PIPE_PREFIX}{MASK}"
-    return url if scheme_of(url) in stores.SCHEMES else masked_address(url)
+    return url if scheme_of(url) in stores.SCHEMES else bare_address(url)
 
 
 def check_address(url: str, access: RemoteAccess) -> None:

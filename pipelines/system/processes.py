@@ -386,7 +386,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
 
     Args:
         pending: says which parts have not been compiled, as `fractals.sampling.pending` and
-            `pixmix.warming.pending` do.
+            `pixmix.fused.pending` do.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, at once; what is compiled so far is kept.
@@ -394,7 +394,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
     parts = pending()
     if not parts:
         return
-    from pixmix.compiling.waiting import Timer
+    from pixmix.compiling import Timer
 
     context = multiprocessing.get_context("spawn")
     timer = Timer()

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipelines.loading.preparation import Triple
-from pixmix import ops
-from pixmix.settings import MINIMAL_LEVEL
+from pipelines.loading.batches import Triple
+from pixmix.operations import OPERATIONS, apply, draw_argument
+from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
 
 _CHAINS = 3
 _LONGEST_CHAIN = 3
@@ -44,34 +44,31 @@ def augmix(
         image: (H, W, 3) uint8, which stays as it is.
         rng: of all draws.
         severity: the highest level of an operation, 0.1 to 10.
-        all_ops: whether to draw color, contrast, brightness and sharpness, too.
+        all_ops: whether to draw the operations that overlap the corruptions of ImageNet-C, too.
 
     Returns:
         (H, W, 3) float32 in 0..255, not rounded.
     """
-    names = ops.OPERATIONS if all_ops else ops.OPERATIONS[: ops.STANDARD_OPERATIONS]
+    codes = PixMixSettings(all_ops=all_ops).operation_codes.tolist()
     weights = rng.dirichlet([1.0] * _CHAINS).astype(np.float32)
     share = np.float32(rng.beta(1.0, 1.0))
     mixed = np.zeros(image.shape, np.float32)
     for weight in weights:
         chained = image
         for _ in range(rng.integers(1, _LONGEST_CHAIN + 1)):
-            chained = _operated(chained, int(rng.integers(len(names))), rng, severity)
+            chained = _operated(chained, codes[rng.integers(len(codes))], rng, severity)
         mixed += weight * chained
     return (1 - share) * image + share * mixed
 
 
 def _operated(image: Image, code: int, rng: np.random.Generator, severity: float) -> Image:
     """Return an image after an operation at a level that is drawn."""
-    name = ops.OPERATIONS[code]
-    operation: Callable[..., Image] = getattr(ops, name)
-    if name in ("autocontrast", "equalize"):
-        return operation(image)
+    operation = OPERATIONS[code]
+    if operation.level is None:
+        return apply(operation.name, image)
     level = rng.uniform(MINIMAL_LEVEL, severity)
-    negative = bool(name in ops.GEOMETRIC_OPERATIONS and rng.uniform() > 0.5)
-    argument = ops.draw_argument(code, level, negative, *image.shape[:2])
-    whole = name in ("posterize", "solarize", "translate_x", "translate_y")
-    return operation(image, int(argument) if whole else argument)
+    negative = bool(operation.geometric and rng.uniform() > 0.5)
+    return apply(operation.name, image, draw_argument(code, level, negative, *image.shape[:2]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,9 +22,9 @@ from typing import Annotated, Any
 import msgspec
 import torch
 
-from featviz.checkpoint_digest import matches_digest, with_digest
-from featviz.weights import load_checkpoint
+from featviz.weights import load_checkpoint, matches_digest, with_digest
 from pipelines.errors import PipelineError
+from pipelines.loading.loader import LoaderState
 from pipelines.models.checkpoints import NetworkMetadata
 from pipelines.system.files import (
     check_no_file,
@@ -35,32 +35,17 @@ from pipelines.system.files import (
 )
 from pipelines.system.process_group import Processes
 
-CHECKPOINT_VERSION = 3
-"""3 carries a SHA-256; 2 carried none."""
+CHECKPOINT_VERSION = 4
+"""4 renames fields of the loader's state; 3 carries a SHA-256; 2 carried none."""
 
 _LOST_LOCK_S = 120.0
 """NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
-_Epoch = Annotated[int, msgspec.Meta(ge=0, le=2**32 - 1)]
 _Sum = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
 _Plain = bool | int | float | str | None
 
 _IN_RECORDS = {"epoch", "step", "train_loss", "train_error"}
-
-
-class LoaderState(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """The position of a `TrainLoader`; see its `state_dict`."""
-
-    version: int
-    order_version: int
-    seed: int
-    epoch: _Epoch
-    consumed: _Count
-    num_samples: _Count
-    window: _Count | None
-    lanes: _Count
-    hash: Annotated[str, msgspec.Meta(max_length=256)]
 
 
 class EpochSums(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

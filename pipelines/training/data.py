@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
-from pipelines.loading.mixing_set import picture_source
+from pipelines.loading.mixing_set import image_source
 from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
@@ -49,7 +49,7 @@ def check_inputs(
 
     Args:
         out: the folder of results, which need not be there; none is made.
-        mixing_sets: see `picture_source`.
+        mixing_sets: see `image_source`.
         weights: to begin with, which are not read where a checkpoint in `out` has others.
         cache_dir: of remote shards; see `open_mixing_set`.
         remote: how they are read; None for the defaults.
@@ -66,7 +66,7 @@ def check_inputs(
     if weights is not None and not find_checkpoints(out):
         read_initial_weights(weights)
     for each in mixing_sets:
-        if len(picture_source(each, cache_dir=cache_dir, remote=remote)) == 0:
+        if len(image_source(each, cache_dir=cache_dir, remote=remote)) == 0:
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
 
 

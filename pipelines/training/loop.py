@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pipelines.loading.transport import worker_errors
+from pipelines.loading.workers import worker_errors
 from pipelines.system.files import world_errors
 from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
 from pipelines.training.checkpoints import exclusive_folder

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.loaders import MixingSet
-    from pipelines.loading.picture_map import BadPictures
-    from pipelines.loading.preparation import Preparation
-    from pipelines.loading.samples import Policy
+    from pipelines.loading.batches import MixingSet, OnDecodeError, PreprocessConfig
+    from pipelines.loading.image_map import OnMixingDecodeError
     from pipelines.shards.remote import Remote, RemoteShards
     from pixmix.settings import PixMixSettings
 
@@ -169,7 +167,7 @@ class TrainConfig:
 
     Attributes:
         out: folder of checkpoints and metrics.
-        preparation: of the images; its PixMix is the recipe's.
+        preprocess: of the images; its PixMix is the recipe's.
         train: shards, local or remote; see `pipelines.shards.remote.open_set`.
         validation, test: others, or None.
         weights: file of weights to fine-tune.
@@ -177,14 +175,14 @@ class TrainConfig:
         resume: whether to resume from the latest checkpoint of `out`, if there is one.
         keep: how many checkpoints stay.
         checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
-        bad_samples, max_bad_samples, bad_pictures: what becomes of those that cannot be read; see
-            `train_loader`. An evaluation skips samples where training may substitute them.
+        on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An
+            evaluation skips samples where training may substitute them.
         cache_dir, remote: where remote shards are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
-    preparation: "Preparation"
+    preprocess: "PreprocessConfig"
     train: "RemoteShards"
     validation: "RemoteShards | None" = None
     test: "RemoteShards | None" = None
@@ -196,11 +194,11 @@ class TrainConfig:
     checkpoint_every: int | None = None
     num_workers: int = 0
     n_threads: int = 1
-    window: int | None = None
-    lanes: int = 1
-    bad_samples: "Policy" = "raise"
-    max_bad_samples: int = 100
-    bad_pictures: "BadPictures" = "raise"
+    shuffle_window: int | None = None
+    shard_partitions: int = 1
+    on_decode_error: "OnDecodeError" = "raise"
+    max_decode_errors: int = 100
+    on_mixing_decode_error: "OnMixingDecodeError" = "raise"
     compile: bool = False
     sync_batch_norm: bool = False
     cache_dir: Path | None = None

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featviz.state_dicts import is_plain
 from pipelines.errors import PipelineError
-from pipelines.loading.cursors import TrainLoader
-from pipelines.loading.loaders import train_loader
+from pipelines.loading.loader import LoaderState, TrainLoader, train_loader
 from pipelines.models.checkpoints import NetworkMetadata, read_initial_weights
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.system.process_group import Processes
@@ -29,7 +29,6 @@ from pipelines.training.checkpoints import (
     Checkpoint,
     DamagedError,
     EpochSums,
-    LoaderState,
     check_writable,
     checkpoint_path,
     damage_in_one_line,
@@ -96,17 +95,17 @@ class TrainState:
             for name, each in (("validation", config.validation), ("test", config.test))
             if each is not None
         }
-        preparation = config.preparation
+        preprocess = config.preprocess
         self.network = NetworkMetadata(
             model=self.recipe.model,
             pretrained=config.pretrained,
             classes=classes,
             class_names=list(shards.classes),
-            mean=list(preparation.mean),
-            std=list(preparation.std),
-            crop=preparation.crop,
-            image_size=preparation.image_size,
-            evaluation_resize=preparation.resized_side,
+            mean=list(preprocess.mean),
+            std=list(preprocess.std),
+            crop=preprocess.crop,
+            image_size=preprocess.image_size,
+            evaluation_resize=preprocess.resized_side,
         )
         self.module = _open_network(config, classes, processes.device, initialize=initialize)
         self.optimizer = _open_optimizer(self.recipe, self.module)
@@ -213,8 +212,8 @@ class TrainState:
             self.loader.load_state_dict(msgspec.to_builtins(saved.loader))
         except ValueError as error:
             raise PipelineError(
-                f"{path}: {error}; the data, --validation-share, --window and --lanes must be "
-                "those of the first start"
+                f"{path}: {error}; the data, --validation-share, --shuffle-window and "
+                "--shard-partitions must be those of the first start"
             ) from error
         self.network.pretrained = saved.network.pretrained
         self.module.load_state_dict(saved.current or saved.state_dict)
@@ -289,7 +288,7 @@ def open_state(config: TrainConfig, processes: Processes) -> TrainState:
     for what, value in (
         # Which the command chooses by the CPU model, unless it is passed.
         ("--precision", config.recipe.precision),
-        ("--bad-samples", config.bad_samples),
+        ("--on-decode-error", config.on_decode_error),
         ("recipe", json.dumps(config.recipe.to_json(), sort_keys=True)),
         ("--data", json.dumps(state.position, sort_keys=True)),
         ("--mixing-set", str(state.loader.mixing_fingerprint)),
@@ -350,30 +349,30 @@ def _open_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
 def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
     recipe = config.recipe
     by_loader = recipe.augment == "pixmix"
-    preparation = replace(
-        config.preparation,
+    preprocess = replace(
+        config.preprocess,
         pixmix=recipe.pixmix if by_loader else None,
         plain_first=recipe.jsd and by_loader,
     )
     if recipe.augment in BASELINES:
         # Which normalize after they augment.
-        preparation = replace(preparation, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+        preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return train_loader(
         config.train,
         config.mixing_set if by_loader else None,
         batch_size=recipe.batch_size,
         seed=recipe.seed,
-        preparation=preparation,
+        preprocess=preprocess,
         views=VIEWS if recipe.jsd and by_loader else None,
         rank=processes.world.rank,
         world_size=processes.world.size,
         num_workers=config.num_workers,
         n_threads=config.n_threads,
-        window=config.window,
-        lanes=config.lanes,
-        bad_samples=config.bad_samples,
-        max_bad_samples=config.max_bad_samples,
-        bad_pictures=config.bad_pictures,
+        shuffle_window=config.shuffle_window,
+        shard_partitions=config.shard_partitions,
+        on_decode_error=config.on_decode_error,
+        max_decode_errors=config.max_decode_errors,
+        on_mixing_decode_error=config.on_mixing_decode_error,
         cache_dir=config.cache_dir,
         remote=config.remote,
     )
@@ -449,8 +448,7 @@ def scaler_state(given: Mapping[str, float], scaler: torch.amp.GradScaler) -> di
 def _check_tensor(value: object, like: Tensor, name: str) -> None:
     if not isinstance(value, Tensor):
         raise DamagedError(f"{name} is {reprlib.repr(value)}, not a tensor")
-    plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
-    if not plain or value.dtype != like.dtype or value.shape != like.shape:
+    if not is_plain(value) or value.dtype != like.dtype or value.shape != like.shape:
         raise DamagedError(
             f"{name} is {value.dtype} of shape {tuple(value.shape)}, expected {like.dtype} of "
             f"shape {tuple(like.shape)}"

@@ -49,8 +49,8 @@ class Trainer:
         self._baseline = (
             BaselineAugment(
                 recipe.augment,
-                config.preparation.mean,
-                config.preparation.std,
+                config.preprocess.mean,
+                config.preprocess.std,
                 severity=recipe.augmix_severity,
                 all_ops=recipe.augmix_all_ops,
             )
@@ -81,7 +81,7 @@ class Trainer:
         batches = iter(self.state.loader)
         while True:
             asked = time.perf_counter()
-            with self.processes.watchdog.awaiting(self.state.loader.awaited):
+            with self.processes.watchdog.awaiting(self.state.loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return
@@ -103,7 +103,7 @@ class Trainer:
         if n == 0:
             raise PipelineError(
                 f"no sample of this process's part of step {state.step} can be read; run "
-                "pixmix-shard verify, or pass --bad-samples substitute"
+                "pixmix-shard verify, or pass --on-decode-error substitute"
             )
         if self._baseline is not None:
             images = self._baseline(

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn import functional
 
-from pipelines.loading.loaders import eval_loader
+from pipelines.loading.loader import eval_loader
 from pipelines.training.state import TrainState
 from pipelines.training.step import Trainer, autocast, channels_last
 
@@ -28,14 +28,14 @@ def evaluate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     loader = eval_loader(
         shards,
         batch_size=-(-config.recipe.batch_size // world.size) * world.size,
-        preparation=config.preparation,
+        preprocess=config.preprocess,
         rank=world.rank,
         world_size=world.size,
         num_workers=config.num_workers,
         n_threads=config.n_threads,
         # A substitute would count twice.
-        bad_samples="raise" if config.bad_samples == "raise" else "skip",
-        max_bad_samples=config.max_bad_samples,
+        on_decode_error="raise" if config.on_decode_error == "raise" else "skip",
+        max_decode_errors=config.max_decode_errors,
         cache_dir=config.cache_dir,
         remote=config.remote,
     )
@@ -50,7 +50,7 @@ def evaluate(trainer: Trainer, name: str) -> tuple[float, float] | None:
         processes.share_buffers(state.module)
         batches = iter(loader)
         while not trainer.stopping.asked:
-            with watchdog.awaiting(loader.awaited):
+            with watchdog.awaiting(loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 break

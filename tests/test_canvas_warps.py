@@ -5,8 +5,7 @@ import pytest
 import torch
 
 import reference
-from featviz.random import generator
-from featviz.robustness import LEAST_SCALE, Robustness, draw_warps, warp
+from featviz.canvas import LEAST_SCALE, Robustness, draw_warps, generator, warp
 
 FAR = Robustness(rotation=45, zoom=0.5, jitter=0.5)
 

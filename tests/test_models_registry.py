@@ -117,7 +117,7 @@ def test_a_name_belongs_to_one_family_or_is_refused() -> None:
     names = [*EXAMPLES, "resnet50", "networks:classifier", "timm/resnet18"]
     for name in names:
         assert len([each for each in FAMILIES if re.fullmatch(each.pattern, name)]) == 1, name
-    assert len({family_of(name).spelling for name in names}) == len(FAMILIES)
+    assert len({family_of(name).pattern for name in names}) == len(FAMILIES)
     assert not is_cifar_network("resnet50")
     for name in ("wrn_40", "wrn_0_4", "xwrn_40_4", "resnet999", "timm"):
         assert not is_cifar_network(name)

@@ -26,9 +26,9 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
+from pipelines.loading.batches import IMAGENET
+from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
-from pipelines.loading.preparation import IMAGENET
-from pipelines.loading.samples import ShardReader
 from pipelines.shards.format import open_shards
 from pipelines.shards.remote import Remote, open_set
 from pipelines.system.objects import RemoteAccess
@@ -149,7 +149,7 @@ def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
         ("--cache-limit", "0"),
         ("--cache-limit", "many"),
         ("--cache-limit", "5PB"),
-        ("--read-ahead", "0"),
+        ("--prefetch", "0"),
         ("--download-timeout", "0"),
         ("--download-timeout", "nan"),
         ("--watchdog-timeout", "-1"),
@@ -174,7 +174,7 @@ ACCESS = RemoteAccess(download_timeout_s=20, first_wait_s=0.02, longest_wait_s=0
 
 def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
     """Return a small training on shards wherever they lie; a cache of its own."""
-    remote = Remote(access=changes.pop("access", ACCESS), ahead=2)
+    remote = Remote(access=changes.pop("access", ACCESS), prefetch=2)
     cache = out.parent / f"cache of {out.name}"
     recipe = replace(
         RECIPE, model="networks:linear", epochs=EPOCHS, batch_size=BATCH, learning_rate=0.01
@@ -182,9 +182,9 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # no
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preparation": replace(IMAGENET, image_size=32),
+        "preprocess": replace(IMAGENET, image_size=32),
         "train": open_set(where, cache_dir=cache, remote=remote),
-        "window": 2,
+        "shuffle_window": 2,
         "cache_dir": cache,
         "remote": remote,
     }
@@ -275,7 +275,7 @@ def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> 
         again = open_set(server.url("train"), cache_dir=tmp_path, remote=remote)
         assert len(server.requests("train/index.npy")) == 1
     assert again.shards.hash == opened.shards.hash
-    copied = pickle.loads(pickle.dumps(ShardReader(opened.shards, opened.files.path)))
+    copied = pickle.loads(pickle.dumps(ShardDataset(opened.shards, opened.files.path)))
     assert copied.shards.samples.tolist() == opened.shards.samples.tolist()
 
 
@@ -305,7 +305,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         (status(503), "given up after 1.5 s without anything new, the last: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_pictures(1)[0])), "were to come, and"),
+        (replaced(encoded(drawn_pictures(1)[0])), "were expected, and"),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )
@@ -462,20 +462,27 @@ def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> lis
     return [
         "folder", "--data", data, "--out", out, "--cache-dir", cache, "--no-mixing-set",
         "--model", "networks:classifier", "--epochs", EPOCHS, "--batch-size", BATCH,
-        "--window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
+        "--shuffle-window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
         "--checkpoint-every", 2, "--resume", "auto", *more,
     ]  # fmt: skip
 
 
-def plan(epochs: int = EPOCHS, window: int = 1, lanes: int = 1) -> list[list[int]]:
+def plan(epochs: int = EPOCHS, window: int = 1, partitions: int = 1) -> list[list[int]]:
     """The batches of a whole training, at any number of processes."""
     batches = []
     sizes = [A_SHARD] * N_SHARDS
     for epoch in range(epochs):
         order = EpochOrder(
-            N, seed=0, epoch=epoch, shard_sizes=sizes, window=window, lanes=lanes
+            N,
+            seed=0,
+            epoch=epoch,
+            shard_sizes=sizes,
+            shuffle_window=window,
+            shard_partitions=partitions,
         ).whole()
-        found = training_batches(order, batch_size=BATCH, rank=0, world_size=1, lanes=lanes)
+        found = training_batches(
+            order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=partitions
+        )
         batches += [indices.tolist() for _, indices in found]
     return batches
 
@@ -573,11 +580,23 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
             needed = shards_of(host.lines())
             assert len(needed) < N_SHARDS
             assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
-        # In lanes, a host needs its part of the shards alone, whatever is mixed with each other.
+        # A host needs the shards of its partitions alone, whatever is shuffled together.
         before = log.read_text()
-        in_lanes = begin("lanes", "lanes", [0, 1], "--epochs", 1, "--window", 3, "--lanes", 2)
-        end(in_lanes)
-        assert joined_batches(in_lanes) == dict(enumerate(plan(epochs=1, window=3, lanes=2)))
+        in_partitions = begin(
+            "partitions",
+            "partitions",
+            [0, 1],
+            "--epochs",
+            1,
+            "--shuffle-window",
+            3,
+            "--shard-partitions",
+            2,
+        )
+        end(in_partitions)
+        assert joined_batches(in_partitions) == dict(
+            enumerate(plan(epochs=1, window=3, partitions=2))
+        )
         log.write_text(log.read_text().removeprefix(before))
         halves = [downloads(log, where).keys() for where in ADDRESSES]
         assert [len(half) for half in halves] == [N_SHARDS // 2] * 2

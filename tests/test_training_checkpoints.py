@@ -16,10 +16,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featviz.checkpoint_digest import matches_digest, with_digest
 from featviz.state_dicts import read_weights
+from featviz.weights import matches_digest, with_digest
 from pipelines.errors import PipelineError
-from pipelines.loading.preparation import CIFAR
+from pipelines.loading.batches import CIFAR
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints
@@ -257,4 +257,4 @@ def test_another_image_size_is_not_resumed_with(shards: Path, run: Path, tmp_pat
     shutil.copytree(run, tmp_path / "run")
     other = replace(CIFAR, flip=False, mean=(0.4, 0.5, 0.6))
     with pytest.raises(PipelineError, match=r"^mean: .* was started with"):
-        resumed(shards, tmp_path / "run", run.name, preparation=other)
+        resumed(shards, tmp_path / "run", run.name, preprocess=other)

@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from featviz.random import generator
-from featviz.spectrum import COLOURS, Canvas, low, mean_magnitude, put_low, spectrum_scale
+from featviz.canvas import COLOURS, Canvas, generator, low, mean_magnitude, put_low, spectrum_scale
 
 SIZES = [(8, 8), (9, 12), (16, 11), (13, 15), (24, 36)]
 

@@ -1,0 +1,242 @@
+"""Map-style datasets of the user's: the batches of shards, under the same laws."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipelines.errors import PipelineError
+from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
+from pipelines.loading.webdataset import pixmix_stream
+from pixmix.packed import PackedPictures
+from shard_sets import drawn_pictures, encoded, write_shards
+
+N = 26
+MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+PREPROCESS = {"resized": replace(IMAGENET, image_size=14), "padded": CIFAR}
+
+Images = list[NDArray[np.uint8]]
+
+as_array: Callable[[NDArray[np.uint8]], Any] = np.asarray
+
+
+def as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+FORMS: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
+    "PIL": Image.fromarray, "array": as_array, "tensor": as_tensor,
+}  # fmt: skip
+
+
+class Pairs:
+    """Images in memory and labels, as a user would write it."""
+
+    def __init__(
+        self, images: Images, form: str = "array", bad: frozenset[int] = frozenset()
+    ) -> None:
+        self.images, self.form, self.bad = images, form, bad
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        if i in self.bad:
+            raise KeyError("no such file")
+        return FORMS[self.form](self.images[i]), i % 7
+
+
+@pytest.fixture(scope="module", params=["resized", "padded"])
+def crop(request: pytest.FixtureRequest) -> str:
+    kind: str = request.param
+    return kind
+
+
+@pytest.fixture(scope="module")
+def images(crop: str) -> Images:
+    return drawn_pictures(N) if crop == "resized" else drawn_pictures(N, 1, (16, 16))
+
+
+@pytest.fixture(scope="module")
+def shards(crop: str, images: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_shards(
+        tmp_path_factory.mktemp(crop), [encoded(image) for image in images], sizes=(9, 17)
+    )
+
+
+@pytest.fixture
+def arguments(crop: str, tmp_path: Path) -> dict[str, Any]:
+    return {"preprocess": PREPROCESS[crop], "batch_size": 8, "cache_dir": tmp_path / "cache"}
+
+
+def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
+    return len(a) == len(b) > 0 and all(
+        torch.equal(x, y)
+        for one, other in zip(a, b, strict=True)
+        for x, y in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_are_those_of_shards_of_the_same_images(
+    images: Images, shards: Path, arguments: dict[str, Any], form: str
+) -> None:
+    ours, theirs = (
+        train_loader(data, MIXING, **arguments, seed=3) for data in (Pairs(images, form), shards)
+    )
+    for _ in range(2):
+        assert equal(list(ours), list(theirs))
+    ours_, theirs_ = (eval_loader(data, **arguments) for data in (Pairs(images, form), shards))
+    assert equal(list(ours_), list(theirs_))
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_make_the_same_batches(
+    images: Images, shards: Path, arguments: dict[str, Any], method: str
+) -> None:
+    loader = train_loader(
+        Pairs(images), MIXING, **arguments, num_workers=2, multiprocessing_context=method
+    )
+    assert equal(list(loader), list(train_loader(shards, MIXING, **arguments)))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_batches_do_not_depend_on_the_world_size_and_resume_anywhere(
+    images: Images, arguments: dict[str, Any], world_size: int
+) -> None:
+    unbroken = train_loader(Pairs(images), MIXING, **arguments)
+    expected = [*unbroken, *unbroken]
+    first = train_loader(Pairs(images), MIXING, **arguments)
+    next(iter(first))
+    ranks = [
+        train_loader(Pairs(images), MIXING, **arguments, rank=rank, world_size=world_size)
+        for rank in range(world_size)
+    ]
+    for loader in ranks:
+        loader.load_state_dict(first.state_dict())
+    batches = [[*loader, *loader] for loader in ranks]
+    joined: list[tuple[Tensor, ...]] = [
+        tuple(torch.cat(parts) for parts in zip(*shares, strict=True))
+        for shares in zip(*batches, strict=True)
+    ]
+    assert equal(joined, expected[1:])
+
+
+def test_a_stream_gives_the_loader_s_batches() -> None:
+    data, config = (
+        Pairs(drawn_pictures(N)), LoaderConfig(preprocess=PREPROCESS["resized"], batch_size=4),
+    )  # fmt: skip
+    samples: list[dict[str, Any]] = []
+
+    def seen(stage: Any) -> Any:  # noqa: ANN401
+        for sample in stage:
+            samples.append(sample)
+            yield sample
+
+    stream = list(pixmix_stream(data, MIXING, seen, config=config))
+    assert equal(stream, list(TrainLoader(data, MIXING, config)))
+    assert samples[0]["__key__"] == str(samples[0]["__index__"])
+
+
+def test_a_torchvision_dataset_just_works(tmp_path: Path) -> None:
+    for i, image in enumerate(drawn_pictures(12, 0, (70, 90))):
+        path = tmp_path / "images" / "abc"[i % 3] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(image))
+    folder = torchvision.datasets.ImageFolder(tmp_path / "images")
+    (images, labels), *_ = train_loader(folder, MIXING, batch_size=12, image_size=16)
+    assert images.shape == (12, 3, 16, 16)
+    assert sorted(labels.tolist()) == [0] * 4 + [1] * 4 + [2] * 4
+    random = torchvision.datasets.FakeData(8, (3, 32, 32), num_classes=4)
+    (images, labels), *_ = train_loader(random, batch_size=8, num_workers=1)
+    assert images.shape == (8, 3, 32, 32)
+    assert set(labels.tolist()) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("side", "expected"), [(32, CIFAR), (64, CIFAR), (65, IMAGENET)])
+def test_small_images_are_cropped_as_cifar_s(side: int, expected: PreprocessConfig) -> None:
+    data = Pairs(drawn_pictures(2, 0, (side, side)))
+    size = side if expected is CIFAR else expected.image_size
+    ((images, _),) = train_loader(data, batch_size=2)
+    assert images.shape == (2, 3, size, size)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_inside_the_dataset_names_the_index(images: Images, num_workers: int) -> None:
+    arguments: dict[str, Any] = {
+        "preprocess": PREPROCESS["resized"], "batch_size": N, "num_workers": num_workers,
+    }  # fmt: skip
+    data = Pairs(images, bad=frozenset({11}))
+    with pytest.raises(PipelineError, match=r"Pairs\[11\] raised KeyError: 'no such file' \(test_"):
+        list(train_loader(data, MIXING, **arguments))
+    loader = train_loader(data, MIXING, **arguments, on_decode_error="skip")
+    ((batch, _),) = loader
+    assert len(batch) == N - 1
+    assert loader.decode_errors == {"KeyError": 1}
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [
+        ((torch.zeros(3, 8, 8), 0), r"float32.*\(8, 8, 3\).*remove ToTensor"),
+        ((np.zeros((8, 8), np.uint8), 0), r"\(8, 8\)"),
+        ((np.zeros((8, 8, 4), np.uint8), 0), r"\(8, 8, 4\)"),
+        ((np.zeros((8, 8, 3), np.uint8), "cat"), "'cat'; expected a whole number"),
+        ({"image": 0}, "is a dict"),
+        (("image", 0), "is a str"),
+    ],
+)
+def test_what_is_not_an_image_and_a_label_is_refused(sample: Any, message: str) -> None:  # noqa: ANN401
+    with pytest.raises(PipelineError, match=message):
+        list(train_loader([sample], batch_size=1, preprocess=PREPROCESS["resized"]))
+
+
+def test_images_of_several_sizes_need_a_resized_crop() -> None:
+    data = Pairs([*drawn_pictures(1, 0, (16, 16)), *drawn_pictures(1, 0, (16, 17))])
+    with pytest.raises(PipelineError, match=r"17x16.*crop='resized'"):
+        list(train_loader(data, batch_size=2))
+
+
+@pytest.mark.parametrize("setting", ["shuffle_window", "shard_partitions"])
+def test_settings_of_shards_are_refused(setting: str) -> None:
+    data = Pairs(drawn_pictures(4, 0, (16, 16)))
+    with pytest.raises(ValueError, match=f"{setting}.* 2"):
+        train_loader(data, batch_size=2, **{setting: 2})  # type: ignore[arg-type]
+
+
+def test_the_state_of_another_dataset_is_refused() -> None:
+    small, large = (Pairs(drawn_pictures(n, 0, (16, 16))) for n in (4, 5))
+    state = train_loader(small, batch_size=2).state_dict()
+    with pytest.raises(ValueError, match="num_samples"):
+        train_loader(large, batch_size=2).load_state_dict(state)
+    listed = [small[i] for i in range(4)]
+    with pytest.raises(ValueError, match="hash"):
+        train_loader(listed, batch_size=2).load_state_dict(state)
+
+
+def test_a_dataset_that_cannot_be_sent_to_workers_is_refused() -> None:
+    class Local(Pairs):
+        pass
+
+    data = Local(drawn_pictures(4, 0, (16, 16)))
+    with pytest.raises((AttributeError, pickle.PicklingError)):
+        pickle.dumps(data)
+    loader = train_loader(data, batch_size=2, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(PipelineError, match=r"Local cannot be sent to workers .*'spawn'"):
+        next(iter(loader))
+
+
+def test_what_has_no_length_is_refused() -> None:
+    with pytest.raises(PipelineError, match=r"generator.*map-style dataset"):
+        train_loader((pair for pair in pairwise([1, 2])), batch_size=2)  # type: ignore[arg-type]
