@@ -411,7 +411,7 @@ def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
         keys = arguments[4]
         for place, key in enumerate(keys):
             if key[2] == 1 and key[3] < 2:
-                made.pictures[place] = 0
+                made.images[place] = 0
             if key[2] == 2 and key[3] < 1:
                 made.values[place] = np.nan
         return made

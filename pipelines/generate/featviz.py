@@ -103,10 +103,10 @@ class FeatvizPainter:
             return None
         recipe = Recipe.from_json(record["recipe"])
         # Most networks give the same for two as for a whole batch, which takes four times as long.
-        few: Picture = self._visualize([recipe], batch=2).pictures[0]
+        few: Picture = self._visualize([recipe], batch=2).images[0]
         if pixel_sha256(few) == record["sha256"]:
             return few
-        again: Picture = self._visualize([recipe], batch=self.batch).pictures[0]
+        again: Picture = self._visualize([recipe], batch=self.batch).images[0]
         return again
 
     def kind(self) -> str:
@@ -177,11 +177,11 @@ class FeatvizPainter:
             made = self._visualize(recipes, batch=self.batch)
             if not any(math.isfinite(value) for value in made.values):
                 raise PipelineError(
-                    f"{self.model}: {explain_nonfinite(self._prepared(), made.pictures)}; use "
+                    f"{self.model}: {explain_nonfinite(self._prepared(), made.images)}; use "
                     "other weights with --weights, or name layers before it with --layer"
                 )
             dead = []
-            for recipe, picture, value in zip(recipes, made.pictures, made.values, strict=False):
+            for recipe, picture, value in zip(recipes, made.images, made.values, strict=False):
                 statistics = measure(picture)
                 if is_dead(statistics) or not math.isfinite(value):
                     dead.append(recipe)
