@@ -200,7 +200,7 @@ def test_magnitudes_of_bytes_are_those_of_their_parts_of_one() -> None:
         ({"kind": "pixels"}, "kind is 'pixels'; give one of spectrum, phase"),
         ({"decay": torch.tensor([-0.1])}, "decay is .*; give 0 to 3"),
         ({"decay": torch.tensor([math.nan])}, "decay is .*; give 0 to 3"),
-        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 pictures give"),
+        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 images give"),
         ({"tint": torch.zeros(2, 3)}, r"tint has shape \(2, 3\)"),
         ({"magnitude": torch.zeros(3, 16, 9)}, 'kind "phase" too'),
         ({"kind": "phase", "magnitude": torch.zeros(3, 16, 8)}, "magnitude has shape"),

@@ -496,7 +496,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     [
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
-        ({"steps": 2}, "steps is 2; a picture of"),
+        ({"steps": 2}, "steps is 2; an image of"),
         ({"device": "gpu"}, "device 'gpu' is not here"),
     ],
 )
