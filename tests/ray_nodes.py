@@ -1,4 +1,4 @@
-"""Paints sets on a cluster of two nodes of Ray, of which one is killed while it paints.
+"""Generates datasets on a cluster of two nodes of Ray, of which one is killed while it works.
 
 Run as a script with a folder: prints a JSON document of what happened. It runs by itself so that
 the threads and warnings of Ray end with it.
@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 
 from pipelines.errors import PipelineError
 from pipelines.generate import ray
-from pipelines.generate.ray import joined_cluster, versions_of
+from pipelines.generate.generator import versions_of
+from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
 from pipelines.system.processes import Run
 from stripes import Stripes, image_set, make, run_here, sharded, tree
@@ -32,11 +33,11 @@ QUICK = {
 }
 
 
-def paint_files(folder: Path, generator: Stripes, run: Run) -> None:
+def generate_files(folder: Path, generator: Stripes, run: Run) -> None:
     assert make(image_set(folder, generator, n=N, jobs=9), run=run).complete
 
 
-def paint_shards(folder: Path, generator: Stripes, run: Run) -> None:
+def generate_shards(folder: Path, generator: Stripes, run: Run) -> None:
     asked = sharded(Folder(path=folder), generator, n=N, jobs=9, shard_size=4)
     assert make(asked, run=run).complete
 
@@ -49,8 +50,8 @@ def parent_of(process: int) -> int:
         return 0
 
 
-def kill_when_it_paints(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
-    """Kill a node as soon as one of its processes has begun a picture."""
+def kill_when_it_generates(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
+    """Kill a node as soon as one of its processes has begun an image."""
     raylet = node.all_processes["raylet"][0].process.pid
     while not killed:
         notes = [note.read_text().split() for note in journal.iterdir()]
@@ -60,10 +61,10 @@ def kill_when_it_paints(cluster: Cluster, node: Any, journal: Path, killed: list
 
 
 def with_a_killed_node(
-    cluster: Cluster, scratch: Path, paint: Callable[[Path, Stripes, Run], None]
+    cluster: Cluster, scratch: Path, generate: Callable[[Path, Stripes, Run], None]
 ) -> dict[str, Any]:
-    name = paint.__name__
-    paint(scratch / f"{name}-alone", Stripes(), run_here)
+    name = generate.__name__
+    generate(scratch / f"{name}-alone", Stripes(), run_here)
     journal = scratch / f"{name}-journal"
     journal.mkdir()
     node = cluster.add_node(num_cpus=1)
@@ -72,15 +73,17 @@ def with_a_killed_node(
     killed: list[int] = []
     folder = scratch / name
     with joined_cluster(cluster.address) as joined:
-        killer = threading.Thread(target=kill_when_it_paints, args=(cluster, node, journal, killed))
+        killer = threading.Thread(
+            target=kill_when_it_generates, args=(cluster, node, journal, killed)
+        )
         killer.start()
-        paint(folder, generator, joined.runner(partial(versions_of, generator, "png"), folder))
+        generate(folder, generator, joined.runner(partial(versions_of, generator, "png"), folder))
         killer.join()
     notes = [note.read_text().split() for note in journal.iterdir()]
     return {
         "equal": tree(folder) == tree(scratch / f"{name}-alone"),
         "pictures": len(notes),
-        "painted twice": sum(len(note) > 1 for note in notes),
+        "generated twice": sum(len(note) > 1 for note in notes),
         "by the killed node": sum(int(each) in killed for note in notes for each in note),
     }
 
@@ -94,7 +97,7 @@ def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
             generator = Stripes(trouble=trouble, trouble_at=5)
             folder = scratch / trouble
             try:
-                paint_files(
+                generate_files(
                     folder,
                     generator,
                     joined.runner(partial(versions_of, generator, "png"), folder),
@@ -109,8 +112,8 @@ def main(scratch: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=settings)
     try:
         report = {
-            "files": with_a_killed_node(cluster, scratch, paint_files),
-            "shards": with_a_killed_node(cluster, scratch, paint_shards),
+            "files": with_a_killed_node(cluster, scratch, generate_files),
+            "shards": with_a_killed_node(cluster, scratch, generate_shards),
             "troubles": troubles(cluster, scratch),
         }
     finally:

@@ -1,4 +1,4 @@
-"""Sets painted as tasks of a Ray cluster: the same files, whatever becomes of its machines."""
+"""Datasets generated as tasks of a Ray cluster: the same files, whatever becomes of its machines."""
 
 import json
 import os
@@ -157,14 +157,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obje
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
-def test_a_node_that_is_killed_while_it_paints_does_not_show(
+def test_a_node_that_is_killed_while_it_works_does_not_show(
     report: dict[str, dict[str, int]], kind: str
 ) -> None:
     told = report[kind]
     assert told["pictures"] == 16
-    # It was in the middle of a chunk, which another node painted again.
+    # It was in the middle of a chunk, which another node generated again.
     assert told["by the killed node"] >= 1
-    assert told["painted twice"] >= 1
+    assert told["generated twice"] >= 1
     assert told["equal"] is True
 
 
