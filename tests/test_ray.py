@@ -1,4 +1,4 @@
-"""Datasets generated as tasks of a Ray cluster: the same files, whatever becomes of its machines."""
+"""Datasets generated as tasks of a Ray cluster: the same files, whatever its machines do."""
 
 import json
 import os
