@@ -409,7 +409,7 @@ def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
         keys = arguments[4]
         for place, key in enumerate(keys):
             if key[2] == 1 and key[3] < 2:
-                made.pictures[place] = 0
+                made.images[place] = 0
             if key[2] == 2 and key[3] < 1:
                 made.values[place] = np.nan
         return made
@@ -494,7 +494,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     [
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
-        ({"steps": 2}, "steps is 2; a picture of"),
+        ({"steps": 2}, "steps is 2; an image of"),
         ({"device": "gpu"}, "device 'gpu' is not here"),
     ],
 )

@@ -147,7 +147,7 @@ def test_fractals_does_not_load_pillow() -> None:
 
 def test_the_documented_extras_exist() -> None:
     extras = set(PROJECT["optional-dependencies"])
-    assert {"featviz", "fast", "viz", "cluster", "corruptions", "s3", "gcs", "dev"} <= extras
+    assert {"featviz", "fast", "viz", "cluster", "corruptions", "s3", "dev"} <= extras
 
 
 def test_every_command_in_the_readme_is_a_script() -> None:

@@ -102,10 +102,10 @@ class FeatvizGenerator:
             return None
         recipe = Recipe.from_json(record["recipe"])
         # Most networks give the same for two as for a whole batch, which takes four times as long.
-        few: Pixels = self._visualize([recipe], batch=2).pictures[0]
+        few: Pixels = self._visualize([recipe], batch=2).images[0]
         if pixel_sha256(few) == record["sha256"]:
             return few
-        again: Pixels = self._visualize([recipe], batch=self.batch).pictures[0]
+        again: Pixels = self._visualize([recipe], batch=self.batch).images[0]
         return again
 
     def kind(self) -> str:
@@ -185,11 +185,11 @@ class FeatvizGenerator:
             made = self._visualize(recipes, batch=self.batch)
             if not any(math.isfinite(value) for value in made.values):
                 raise PipelineError(
-                    f"{self.model}: {explain_nonfinite(self._prepared(), made.pictures)}; use "
+                    f"{self.model}: {explain_nonfinite(self._prepared(), made.images)}; use "
                     "other weights with --weights, or name layers before it with --layer"
                 )
             dead = []
-            for recipe, image, value in zip(recipes, made.pictures, made.values, strict=False):
+            for recipe, image, value in zip(recipes, made.images, made.values, strict=False):
                 statistics = measure(image)
                 if is_dead(statistics) or not math.isfinite(value):
                     dead.append(recipe)
