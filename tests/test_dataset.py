@@ -15,8 +15,8 @@ from PIL import EpsImagePlugin, Image
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset
 from pipelines.loading.dataset import UnreadableImageError, decode_image
-from pipelines.shards import image_files
-from pipelines.shards.images import DecodeError, decode_rgb, oddity, read_picture
+from pipelines.shards import images
+from pipelines.shards.images import DecodeError, decode_rgb, read_image, why_nonstandard
 from shard_sets import drawn_pictures, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
@@ -109,7 +109,7 @@ def test_16_bits_are_scaled_to_8_by_all_that_decode(
     path.write_bytes(content)
     assert np.array_equal(decode_image(content), expected)
     assert np.array_equal(decode_rgb(content), expected)
-    assert np.array_equal(read_picture(path), expected)
+    assert np.array_equal(read_image(path), expected)
 
 
 @pytest.mark.parametrize(
@@ -132,9 +132,9 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
     with pytest.raises(DecodeError, match=r"mode [FI]"):
         decode_rgb(content)
     with pytest.raises(DecodeError, match=r"mode [FI]"):
-        oddity(content, "tif")
+        why_nonstandard(content, "tif")
     with pytest.raises(PipelineError, match=r"mode [FI]"):
-        read_picture(path)
+        read_image(path)
 
 
 def test_an_orientation_in_exif_is_not_heeded() -> None:
@@ -164,7 +164,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(PICTURE, extension))
@@ -193,15 +193,15 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
     # Warnings are errors here.
-    for pixels in (decode_image(content), decode_rgb(content), read_picture(path)):
+    for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
         assert np.array_equal(pixels, PICTURE)
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
-    with pytest.raises(DecodeError, match="over 89,478,485 pixels"):
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
         decode_rgb(content)
-    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
-        read_picture(path)
+    with pytest.raises(PipelineError, match=r"a\.png .*over 1,886 pixels"):
+        read_image(path)
 
 
 def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
