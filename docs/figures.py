@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_sample_image
 
-from pipelines.generate.encoding import decode
+from pipelines.generate.generator import decode
 from pipelines.report.figures import contact_sheet, write_image
 from pipelines.report.mixing import MixingImages, mix, square
 from pixmix import PixMixSettings

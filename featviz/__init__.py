@@ -1,4 +1,4 @@
-"""Feature visualizations: pictures that excite a chosen part of a trained network.
+"""Feature visualizations: images that excite a chosen part of a trained network.
 
 from featviz import channel, open_network, paint
 paint(open_network(), channel("blocks.5", [3, 14, 15]), n=3, seed=0)     # (3, 256, 256, 3) uint8

@@ -47,15 +47,15 @@ _BAND = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Canvas:
-    """How coefficients become pictures: B pictures of one size, each with a look of its own.
+    """How coefficients become images: B images of one size, each with a look of its own.
 
-    size: of the finished pictures, (height, width) in pixels, 8 or more a side.
+    size: of the finished images, (height, width) in pixels, 8 or more a side.
     decay: (B,) float32, 0..3: amplitudes fall as frequency to the power -decay; 1 is natural.
     colours: (B, 3, 3) float32, columns as in `COLOURS`.
     tint: (B, 3) float32, logits of red, green and blue that are added everywhere.
     kind: "spectrum": all coefficients are free; "phase": their magnitudes are given.
     magnitude: (3, height, width // 2 + 1) float32 for "phase"; see `mean_magnitude`. None: of a
-        natural picture, falling by `decay`.
+        natural image, falling by `decay`.
     """
 
     size: Size
@@ -75,7 +75,7 @@ class Canvas:
         for name, shape in (("decay", (n,)), ("colours", (n, 3, 3)), ("tint", (n, 3))):
             found = tuple(getattr(self, name).shape)
             if found != shape:
-                raise ValueError(f"{name} has shape {found}; for {n} pictures give {shape}")
+                raise ValueError(f"{name} has shape {found}; for {n} images give {shape}")
         if not bool(((self.decay >= 0) & (self.decay <= 3)).all()):
             raise ValueError(f"decay is {self.decay.tolist()}; give 0 to 3")
         if self.magnitude is not None:
@@ -85,11 +85,11 @@ class Canvas:
                 raise ValueError('a magnitude is given for kind "spectrum"; give kind "phase" too')
             if found != expected:
                 raise ValueError(
-                    f"magnitude has shape {found}; for pictures of {self.size} give {expected}"
+                    f"magnitude has shape {found}; for images of {self.size} give {expected}"
                 )
 
     def draw(self, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Draw the coefficients to begin with, each picture's from its own generator.
+        """Draw the coefficients to begin with, each image's from its own generator.
 
         Returns (B, 3, height, width // 2 + 1, 2) float32 real and imaginary parts, or for "phase"
         (B, 3, height, width // 2 + 1) float32 in -pi..pi.
@@ -102,11 +102,11 @@ class Canvas:
             drawn = [START * each.standard_normal((*shape, 2), np.float32) for each in generators]
         return torch.from_numpy(np.stack(drawn).astype(np.float32)).to(self.decay.device)
 
-    def pictures(self, coefficients: Tensor, stage: Size, shifts: Tensor | None = None) -> Tensor:
-        """Return pictures at the size of a stage.
+    def images(self, coefficients: Tensor, stage: Size, shifts: Tensor | None = None) -> Tensor:
+        """Return images at the size of a stage.
 
         coefficients: those of that stage; see `low`.
-        shifts: (B, 2) float32, what part of the height and width the pictures are moved up and
+        shifts: (B, 2) float32, what part of the height and width the images are moved up and
             left by; what leaves at one edge comes in at the other.
         Returns (B, 3, *stage) float32 in 0..1, differentiable.
         """
@@ -134,14 +134,14 @@ class Canvas:
         planes: Tensor = torch.fft.irfft2(waves, s=stage, norm="forward")
         return planes
 
-    def coefficients(self, pictures: Tensor) -> Tensor:
-        """Return the coefficients of given pictures, the inverse of `pictures` at full size.
+    def coefficients(self, images: Tensor) -> Tensor:
+        """Return the coefficients of given images, the inverse of `images` at full size.
 
-        pictures: (B, 3, *size) float32 strictly inside 0..1. Frequencies at which an even side
+        images: (B, 3, *size) float32 strictly inside 0..1. Frequencies at which an even side
         has only half a wave are lost.
         Returns as `draw`; of a "phase" the angles alone.
         """
-        logits = torch.logit(pictures, eps=1e-6) - self.tint[:, :, None, None]
+        logits = torch.logit(images, eps=1e-6) - self.tint[:, :, None, None]
         planes = torch.einsum("bij,bjhw->bihw", torch.linalg.inv(self.colours), logits)
         waves = torch.fft.rfft2(planes, norm="forward")
         if self.kind == "phase":
@@ -162,7 +162,7 @@ def spectrum_scale(size: Size, stage: Size, decay: Tensor) -> Tensor:
     1/4 frequency ** -decay, frequency in cycles over the shorter side and at least 1; other decays
     are scaled to the power of decay 1. Zero where an even side of the stage has half a wave.
 
-    size: of the finished picture; stage: of this one; decay: (B,) float32.
+    size: of the finished image; stage: of this one; decay: (B,) float32.
     Returns (B, stage height, stage width // 2 + 1) float32.
     """
     frequency, known = (each.to(decay.device) for each in _frequencies(size, stage))
@@ -189,7 +189,7 @@ def low(coefficients: Tensor, size: Size, stage: Size) -> Tensor:
     Returns (B, 3, stage height, stage width // 2 + 1, ...), a copy.
 
     Raises:
-        ValueError: if the stage is larger than the picture.
+        ValueError: if the stage is larger than the image.
     """
     rows, columns = _places(size, stage, coefficients.device)
     return coefficients[:, :, rows, columns]
@@ -203,7 +203,7 @@ def put_low(coefficients: Tensor, part: Tensor, size: Size, stage: Size) -> None
 
 def _places(size: Size, stage: Size, device: torch.device) -> tuple[Tensor, Tensor]:
     if stage[0] > size[0] or stage[1] > size[1]:
-        raise ValueError(f"a stage of {stage} for pictures of {size}; give a smaller one")
+        raise ValueError(f"a stage of {stage} for images of {size}; give a smaller one")
     rows, columns = _waves(stage, device)
     return rows.long()[:, None] % size[0], columns.long()[None]
 
@@ -221,7 +221,7 @@ def _not_constant(stage: Size, device: torch.device) -> Tensor:
 
 
 def _mirrored(phases: Tensor, stage: Size) -> Tensor:
-    """Return phases of a real picture: waves along the height alone have their mirror among them.
+    """Return phases of a real image: waves along the height alone have their mirror among them.
 
     Left free, a wave and its mirror would weaken each other, and the magnitude would not be that
     which is given.
@@ -233,17 +233,17 @@ def _mirrored(phases: Tensor, stage: Size) -> Tensor:
     return torch.cat([column[..., None], phases[..., 1:]], -1)
 
 
-def mean_magnitude(pictures: Tensor) -> Tensor:
-    """Return the mean magnitudes of pictures' spectra, for a `Canvas` of kind "phase".
+def mean_magnitude(images: Tensor) -> Tensor:
+    """Return the mean magnitudes of images' spectra, for a `Canvas` of kind "phase".
 
-    The template of MACO, computed from pictures of one's own.
+    The template of MACO, computed from images of one's own.
 
-    pictures: (N, 3, height, width) float32 in 0..1 or uint8.
+    images: (N, 3, height, width) float32 in 0..1 or uint8.
     Returns (3, height, width // 2 + 1) float32.
     """
-    if pictures.dtype == torch.uint8:
-        pictures = pictures.float() / 255
-    logits = torch.logit(pictures, eps=1 / 256)
+    if images.dtype == torch.uint8:
+        images = images.float() / 255
+    logits = torch.logit(images, eps=1 / 256)
     planes = torch.einsum("ij,bjhw->bihw", torch.linalg.inv(COLOURS.to(logits.device)), logits)
     waves: Tensor = torch.fft.rfft2(planes - planes.mean((2, 3), keepdim=True), norm="forward")
     return waves.abs().mean(0)
@@ -255,7 +255,7 @@ class Robustness:
 
     rotation: degrees to either side, 0..45.
     zoom: part by which the window is larger or smaller, 0..0.5.
-    jitter: shift to either side, as a part of the picture's side, 0..0.5; 0.5 is anywhere.
+    jitter: shift to either side, as a part of the image's side, 0..0.5; 0.5 is anywhere.
     """
 
     rotation: float = 10.0
@@ -273,10 +273,10 @@ class Robustness:
 def draw_warps(
     generator: np.random.Generator, steps: int, robustness: Robustness
 ) -> NDArray[np.float32]:
-    """Draw a picture's warps for all its steps.
+    """Draw an image's warps for all its steps.
 
     Returns (steps, 4) float32: angle in radians, size of the window in its own size, shifts of its
-    centre along y and x as parts of the picture's sides. Angles are triangular, so that small ones
+    centre along y and x as parts of the image's sides. Angles are triangular, so that small ones
     are more frequent.
     """
     unit = generator.random((steps, 5))
@@ -291,34 +291,34 @@ LEAST_SCALE = 0.75
 
 
 def warp(
-    pictures: Tensor,
+    images: Tensor,
     warps: Tensor,
     window: Size,
     output: Size,
     robustness: Robustness,
     scales: Tensor | None = None,
 ) -> Tensor:
-    """Look at the middles of pictures through turned and scaled windows, bilinearly.
+    """Look at the middles of images through turned and scaled windows, bilinearly.
 
     What lies beyond an edge is the opposite side: nothing is ever padded with a colour. Shifts are
-    not made here but in the spectrum, where they are exact; see `Canvas.pictures`.
+    not made here but in the spectrum, where they are exact; see `Canvas.images`.
 
     Args:
-        pictures: (B, C, height, width).
+        images: (B, C, height, width).
         warps: (B, 2), the first two numbers of `draw_warps`.
-        window: pixels of the picture, (height, width), that a window of size 1 covers.
+        window: pixels of the image, (height, width), that a window of size 1 covers.
         output: (height, width) in pixels of what is returned.
-        robustness: that of the warps, which says how much of a picture may be seen.
-        scales: (B,), `LEAST_SCALE` or more; how many times a picture is enlarged before it is seen.
+        robustness: that of the warps, which says how much of an image may be seen.
+        scales: (B,), `LEAST_SCALE` or more; how many times an image is enlarged before it is seen.
 
     Returns:
         (B, C, *output), differentiable.
     """
-    # Not the scales' own: what is seen must not depend on the other pictures.
+    # Not the scales' own: what is seen must not depend on the other images.
     least = 1.0 if scales is None else LEAST_SCALE
-    seen = _periodic(pictures, _reach(window, robustness, least))
+    seen = _periodic(images, _reach(window, robustness, least))
     height, width = seen.shape[-2:]
-    angle, scale = warps.to(pictures.dtype).unbind(1)
+    angle, scale = warps.to(images.dtype).unbind(1)
     if scales is not None:
         scale = scale / scales
     cos, sin = scale * angle.cos(), scale * angle.sin()
@@ -331,7 +331,7 @@ def warp(
         ],
         1,
     )
-    grid = functional.affine_grid(matrix, [*pictures.shape[:2], *output], align_corners=False)
+    grid = functional.affine_grid(matrix, [*images.shape[:2], *output], align_corners=False)
     return functional.grid_sample(seen, grid, mode="bilinear", align_corners=False)
 
 
@@ -347,20 +347,20 @@ def _reach(window: Size, robustness: Robustness, least_scale: float) -> Size:
     return math.ceil(down) + 1, math.ceil(across) + 1
 
 
-def _periodic(pictures: Tensor, reach: Size) -> Tensor:
-    """Return the part of the endless picture that lies within reach of the middle."""
+def _periodic(images: Tensor, reach: Size) -> Tensor:
+    """Return the part of the endless image that lies within reach of the middle."""
     for dim, each in ((-2, reach[0]), (-1, reach[1])):
-        side = pictures.shape[dim]
+        side = images.shape[dim]
         beyond = each - side // 2
         if beyond <= 0:
-            pictures = pictures.narrow(dim, -beyond, side + 2 * beyond)
+            images = images.narrow(dim, -beyond, side + 2 * beyond)
         while beyond > 0:
             more = min(beyond, side)
             sides = (more, more, 0, 0) if dim == -1 else (0, 0, more, more)
-            pictures = functional.pad(pictures, sides, mode="circular")
+            images = functional.pad(images, sides, mode="circular")
             beyond -= more
             side += 2 * more
-    return pictures
+    return images
 
 
 def generator(*key: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""What a network's layers say of a picture: any layer of any module, which stays as it is."""
+"""What a network's layers say of an image: any layer of any module, which stays as it is."""
 
 import difflib
 import math
@@ -25,7 +25,7 @@ _PROBE: Size = (128, 192)
 class Layer:
     """What one run of a network shows of a layer.
 
-    channels: of its output; layout: where they stand in it. positions: of one picture, 1 if the
+    channels: of its output; layout: where they stand in it. positions: of one image, 1 if the
     output has none. order: of its last call among all calls, from 0; calls: how often it is called.
     """
 
@@ -156,7 +156,7 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
 def _layout(module: nn.Module, output: Tensor, size: Size) -> Layout | None:
     """Return where the channels of a module's output stand, None if it is no telling."""
     if output.shape[0] != 1:
-        return None  # Windows or heads in the place of pictures.
+        return None  # Windows or heads in the place of images.
     if output.ndim == 2 or isinstance(module, _CHANNELS_FIRST):
         return "channels first"
     if output.ndim == 3 or isinstance(module, _CHANNELS_LAST):
@@ -188,7 +188,7 @@ class _Enough(Exception):
 def capturing(
     module: nn.Module, layers: Sequence[Layer]
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-    """Give a function from pictures to activations that stops after the last of some layers.
+    """Give a function from images to activations that stops after the last of some layers.
 
     Meanwhile the network is in evaluation mode and its weights need no gradient; afterwards it is
     as before. A layer that is called several times is seen at its last call.
@@ -198,7 +198,7 @@ def capturing(
         layers: of its `survey`.
 
     Yields:
-        A function from such pictures to activations by layer, (B, channels, *positions), with at
+        A function from such images to activations by layer, (B, channels, *positions), with at
         least one dimension of positions.
     """
     wanted = {each.name: each for each in layers}
@@ -218,16 +218,16 @@ def capturing(
 
         return seen
 
-    def run(pictures: Tensor) -> dict[str, Tensor]:
+    def run(images: Tensor) -> dict[str, Tensor]:
         found.clear()
         calls.clear()
         try:
-            module(pictures)
+            module(images)
         except _Enough:
             pass
         else:
             missing = ", ".join(wanted.keys() - found.keys())
-            raise RuntimeError(f"{missing} was not called; survey the network with such pictures")
+            raise RuntimeError(f"{missing} was not called; survey the network with such images")
         return {name: _channels_first(each, wanted[name]) for name, each in found.items()}
 
     with ExitStack() as restored:
@@ -260,11 +260,11 @@ def _still(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(flag)
 
 
-def _like(module: nn.Module, pictures: Tensor) -> Tensor:
+def _like(module: nn.Module, images: Tensor) -> Tensor:
     for parameter in module.parameters():
         if parameter.is_floating_point():
-            return pictures.to(parameter.device, parameter.dtype)
-    return pictures
+            return images.to(parameter.device, parameter.dtype)
+    return images
 
 
 def find_nonfinite(module: nn.Module, images: Tensor) -> str | None:
@@ -308,10 +308,10 @@ def find_layers(known: Mapping[str, Layer], names: Iterable[str]) -> list[Layer]
 
 
 class _RedirectedRelu(torch.autograd.Function):
-    """clamp(x, 0, limit), with a gradient for pictures that would get none at all.
+    """clamp(x, 0, limit), with a gradient for images that would get none at all.
 
     For these alone it passes where it would push a value back into the range (lucid,
-    optvis/overrides/redirected_relu_grad.py). One picture's gradient never asks another's.
+    optvis/overrides/redirected_relu_grad.py). One image's gradient never asks another's.
     """
 
     @staticmethod
@@ -344,7 +344,7 @@ _RELUS: dict[Callable[..., Any], tuple[float, bool]] = {
 
 
 class RedirectedRelus(TorchFunctionMode):
-    """While it is entered, ReLU and ReLU6 never leave a picture without any gradient.
+    """While it is entered, ReLU and ReLU6 never leave an image without any gradient.
 
     It holds for modules and functions alike, and changes no module.
     """

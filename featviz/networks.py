@@ -41,7 +41,7 @@ _MANY = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network and how it wants its pictures.
+    """A network and how it wants its images.
 
     name: as given to `open_network`; module: from (B, 3, height, width) float32, normalized by
     mean and std, which are for values in 0..1. weights_sha256: of the file of its weights, or
@@ -119,7 +119,7 @@ def open_network(
         weights: file of a state dict for that network, see `read_weights`; without one,
             torchvision's own are downloaded.
         allow_random: take a network without trained weights, its numbers drawn from seed 0. Its
-            pictures are nearly the same for every channel: for tests.
+            images are nearly the same for every channel: for tests.
 
     Raises:
         ValueError: if there is no such network, or the weights are not its own.

@@ -1,9 +1,9 @@
-"""What a picture is to excite, as functions of a network's activations that add and scale.
+"""What an image is to excite, as functions of a network's activations that add and scale.
 
 Olah et al., "Feature Visualization", Distill 2017; lucid, optvis/objectives.py.
 
 An objective sees activations as (B, channels, *positions), whatever the network's own layout, and
-gives a value a picture, the higher the better. Values of different pictures are never mixed, but
+gives a value an image, the higher the better. Values of different images are never mixed, but
 for `diversity`, which is about a group.
 """
 
@@ -25,7 +25,7 @@ class Objective:
     """A function of activations, and the layers that it reads.
 
     Objectives add: `channel("layer3", 5) + 0.1 * channel("layer3", 7)`. A factor is a number or a
-    tensor (B,), one for each picture. `-objective` turns one round.
+    tensor (B,), one for each image. `-objective` turns one round.
     """
 
     layers: frozenset[str]
@@ -35,15 +35,15 @@ class Objective:
     __array_ufunc__ = None
 
     def __call__(self, activations: Activations) -> Tensor:
-        """Return a value a picture, (B,) float32."""
+        """Return a value an image, (B,) float32."""
         return self.evaluate(activations)
 
     def __add__(self, other: "Objective") -> "Objective":
-        """Sum two objectives, picture by picture."""
+        """Sum two objectives, image by image."""
         return Objective(self.layers | other.layers, lambda seen: self(seen) + other(seen))
 
     def __mul__(self, factor: float | Tensor | NDArray[Any]) -> "Objective":
-        """Scale an objective by a number, or by one for each picture, on any device."""
+        """Scale an objective by a number, or by one for each image, on any device."""
 
         def evaluate(activations: Activations) -> Tensor:
             values = self(activations)
@@ -65,7 +65,7 @@ class Objective:
 def channel(layer: str, channels: int | Sequence[int]) -> Objective:
     """Mean activation of a channel over all positions.
 
-    channels: one for all pictures, or one for each.
+    channels: one for all images, or one for each.
     """
 
     def evaluate(activations: Activations) -> Tensor:
@@ -77,7 +77,7 @@ def channel(layer: str, channels: int | Sequence[int]) -> Objective:
 def neuron(layer: str, channels: int | Sequence[int]) -> Objective:
     """Activation of a channel at the middle position; of tokens, the middle one of their row.
 
-    channels: one for all pictures, or one for each.
+    channels: one for all images, or one for each.
     """
 
     def evaluate(activations: Activations) -> Tensor:
@@ -95,7 +95,7 @@ def direction(layer: str, directions: Tensor, *, cosine_power: float = 2.0) -> O
     The cosine favours activations that go this way alone over such as are merely strong (lucid,
     `direction`).
 
-    directions: (channels,) float for all pictures, or (B, channels), one for each.
+    directions: (channels,) float for all images, or (B, channels), one for each.
     """
 
     def evaluate(activations: Activations) -> Tensor:
@@ -104,7 +104,7 @@ def direction(layer: str, directions: Tensor, *, cosine_power: float = 2.0) -> O
         if towards.shape not in {(seen.shape[1],), tuple(seen.shape[:2])}:
             raise ValueError(
                 f"directions have shape {tuple(directions.shape)}; {layer} has {seen.shape[1]} "
-                f"channels, and there are {len(seen)} pictures"
+                f"channels, and there are {len(seen)} images"
             )
         dot = (seen * towards.expand(len(seen), -1)[:, :, None]).sum(1)
         lengths = seen.norm(dim=1) * towards.expand(len(seen), -1).norm(dim=1)[:, None]
@@ -134,10 +134,10 @@ def deepdream(layer: str) -> Objective:
 
 
 def diversity(layer: str) -> Objective:
-    """How unlike the textures of the other pictures of the batch a picture's are.
+    """How unlike the textures of the other images of the batch an image's are.
 
     Minus the mean cosine between its Gram matrix of channels and theirs (lucid, `diversity`); the
-    one objective by which a picture depends on its batch. 0 for a picture alone.
+    one objective by which an image depends on its batch. 0 for an image alone.
     """
 
     def evaluate(activations: Activations) -> Tensor:
@@ -151,11 +151,11 @@ def diversity(layer: str) -> Objective:
 
 
 def _chosen(activations: Tensor, channels: int | Sequence[int], layer: str) -> Tensor:
-    """Return (B, *positions), the channel of each picture."""
+    """Return (B, *positions), the channel of each image."""
     n, available = activations.shape[:2]
     wanted = [channels] * n if isinstance(channels, int | np.integer) else list(channels)
     if len(wanted) != n:
-        raise ValueError(f"{len(wanted)} channels for {n} pictures; give one, or one for each")
+        raise ValueError(f"{len(wanted)} channels for {n} images; give one, or one for each")
     for each in wanted:
         if not 0 <= each < available:
             raise ValueError(f"channel {each} of {layer}; give 0 to {available - 1}")

@@ -1,4 +1,4 @@
-"""What picture i of a set shows, and its look: drawn from a seed and its number alone."""
+"""What image i of a set shows, and its look: drawn from a seed and its number alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,21 +13,21 @@ from featviz.canvas import COLOURS, Canvas, Size, generator
 from featviz.objectives import Objective, channel, direction, draw_direction
 
 GROUP = 8
-"""Pictures in a row that share a layer, so that they may be optimized together."""
+"""Images in a row that share a layer, so that they may be optimized together."""
 
 _SAME_TARGET = 2
 """Attempts at a channel before a direction is taken in its place."""
 
-_DRAWS, _ORDER, _DIRECTION, _PICTURE = 1, 2, 3, 4
+_DRAWS, _ORDER, _DIRECTION, _IMAGE = 1, 2, 3, 4
 """Streams of random numbers; see `featviz.canvas.generator`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that makes a picture, besides the network, the size and the number of steps.
+    """All that makes an image, besides the network, the size and the number of steps.
 
     layer: whose activations count. channel: of it, or None for a random direction, which follows
-    from seed, index and attempt. attempt: from 0; a dead picture is tried again with another.
+    from seed, index and attempt. attempt: from 0; a dead image is tried again with another.
     decay, chroma, hue, tint, contrast: its look; see `canvas`.
     """
 
@@ -45,8 +45,8 @@ class Recipe:
 
     @property
     def key(self) -> tuple[int, ...]:
-        """Return the key of the picture's own random numbers."""
-        return (_PICTURE, self.seed, self.index, self.attempt)
+        """Return the key of the image's own random numbers."""
+        return (_IMAGE, self.seed, self.index, self.attempt)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -59,11 +59,11 @@ class Recipe:
 
 
 def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: int = 0) -> Recipe:
-    """Draw the recipe of a picture.
+    """Draw the recipe of an image.
 
-    Groups of `GROUP` pictures go through the layers in rounds, each round in an order of its own.
-    The pictures of a layer go through all its channels, in a random order, and then on through
-    random directions without end. A channel that wants one flat colour gives a dead picture at any
+    Groups of `GROUP` images go through the layers in rounds, each round in an order of its own.
+    The images of a layer go through all its channels, in a random order, and then on through
+    random directions without end. A channel that wants one flat colour gives a dead image at any
     attempt: from the third on, a direction is taken instead.
 
     seed, index, attempt: 0 or more. layers: their names and numbers of channels, in order.
@@ -74,7 +74,7 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
     order = generator(_ORDER, seed, 0, turn).permutation(len(names))
     number = int(order[position])
     layer = names[number]
-    # Each layer has one group a round, so this is the picture's place among those of its layer.
+    # Each layer has one group a round, so this is the image's place among those of its layer.
     nth = turn * GROUP + place
     channels = layers[layer]
     chosen = None
@@ -113,7 +113,7 @@ def _rounded(value: float) -> float:
 
 
 def canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -> Canvas:
-    """Return the canvas of pictures: each with its own decay, colours and tint."""
+    """Return the canvas of images: each with its own decay, colours and tint."""
     colours = []
     for recipe in recipes:
         turn = math.radians(recipe.hue)
@@ -130,7 +130,7 @@ def canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -> Canva
 
 
 def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
-    """Return the objective of pictures of one layer: each its own channel or direction.
+    """Return the objective of images of one layer: each its own channel or direction.
 
     channels: of the layer.
 
@@ -152,7 +152,7 @@ def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
 
 
 def target(recipe: Recipe, channels: int) -> torch.Tensor:
-    """Return the direction in the layer that a picture is to go, (channels,) float32, length 1."""
+    """Return the direction in the layer that an image is to go, (channels,) float32, length 1."""
     if recipe.channel is None:
         key = (_DIRECTION, recipe.seed, recipe.index, recipe.attempt)
         return draw_direction(generator(*key), channels)

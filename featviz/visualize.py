@@ -1,4 +1,4 @@
-"""From a network, an objective and random keys to pictures."""
+"""From a network, an objective and random keys to images."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 FEATVIZ_VERSION = 1
-"""Counts the changes of pictures."""
+"""Counts the changes of images."""
 
 _RATE = {"spectrum": 0.05, "phase": 0.3}
 """Steps of Adam: lucid's for spectra; phases are angles."""
@@ -42,10 +42,10 @@ _RATE = {"spectrum": 0.05, "phase": 0.3}
 _LARGEST_SCALE = 4
 
 USUAL = Robustness()
-"""How pictures are looked at unless something else is said."""
+"""How images are looked at unless something else is said."""
 
 _REDIRECTED_STEPS = 16
-"""As in lucid: by then a picture has left the place where all is dead, or never will."""
+"""As in lucid: by then an image has left the place where all is dead, or never will."""
 
 _COARSEST = 64
 _WINDOW = 128
@@ -56,7 +56,7 @@ _WINDOW = 128
 class Stage:
     """A part of the optimization at one size.
 
-    size: of the picture, (height, width). window: pixels of it that the network sees a step.
+    size: of the image, (height, width). window: pixels of it that the network sees a step.
     steps: of the optimizer.
     """
 
@@ -68,12 +68,12 @@ class Stage:
 def plan_stages(size: Size, steps: int) -> list[Stage]:
     """Return a coarse-to-fine schedule: 64 pixels a side, then twice as many, up to the full size.
 
-    Beyond 128 pixels the network sees a window of 128 a step, anywhere in the picture, which costs
+    Beyond 128 pixels the network sees a window of 128 a step, anywhere in the image, which costs
     a quarter at 256 and reaches every place in a few steps. The first and the last stage have half
     as many steps again as those between.
 
     Args:
-        size: of the finished picture, (height, width).
+        size: of the finished image, (height, width).
         steps: of all stages together, at least one a stage.
 
     Raises:
@@ -86,7 +86,7 @@ def plan_stages(size: Size, steps: int) -> list[Stage]:
     sides[-1] = shorter
     n = len(sides)
     if steps < n:
-        raise ValueError(f"steps is {steps}; a picture of {size} has {n} stages, give at least {n}")
+        raise ValueError(f"steps is {steps}; an image of {size} has {n} stages, give at least {n}")
     weights = [3 if position in {0, n - 1} else 2 for position in range(n)]
     ends: list[int] = []
     for each in range(n):
@@ -106,11 +106,11 @@ def plan_stages(size: Size, steps: int) -> list[Stage]:
 class Visualized:
     """What came out.
 
-    pictures: (B, height, width, 3) uint8. values: (B,) float32, the objective of each finished
-    picture, seen whole and straight; NaN where the picture itself came out as NaN, and is black.
+    images: (B, height, width, 3) uint8. values: (B,) float32, the objective of each finished
+    image, seen whole and straight; NaN where the image itself came out as NaN, and is black.
     """
 
-    pictures: NDArray[np.uint8]
+    images: NDArray[np.uint8]
     values: NDArray[np.float32]
 
 
@@ -131,15 +131,15 @@ class Prepared:
     smallest: int
 
     def input_size(self, window: Size) -> Size:
-        """Return the size at which the network is shown a window of a picture."""
+        """Return the size at which the network is shown a window of an image."""
         if self.only_size is not None:
             return self.only_size
         scale = max(1.0, self.smallest / min(window))
         return round(window[0] * scale), round(window[1] * scale)
 
-    def enter(self, pictures: Tensor) -> Tensor:
-        """Return pictures in 0..1 as the network wants them."""
-        normalized = (pictures - self.mean) / self.std
+    def enter(self, images: Tensor) -> Tensor:
+        """Return images in 0..1 as the network wants them."""
+        normalized = (images - self.mean) / self.std
         return normalized.to(self.dtype, memory_format=torch.channels_last)
 
 
@@ -162,7 +162,7 @@ def best_precision(network: Network, device: torch.device) -> Precision:
 def prepare(
     network: Network, layers: Sequence[str], *, device: torch.device, precision: Precision
 ) -> Prepared:
-    """Make a network ready for the pictures of some layers.
+    """Make a network ready for the images of some layers.
 
     Raises:
         ValueError: if it has no such layer.
@@ -197,32 +197,32 @@ def visualize(
     scales: Sequence[float] | None = None,
     begin: Tensor | None = None,
 ) -> Visualized:
-    """Optimize pictures until they excite what an objective asks for.
+    """Optimize images until they excite what an objective asks for.
 
-    A picture depends on its key, its part of canvas and objective, the stages and the number of
-    pictures, and not on the others (but for `diversity`): on a CPU not one bit. With another number
-    some networks are computed by other kernels, whose rounding leads to a picture of the same kind.
+    An image depends on its key, its part of canvas and objective, the stages and the number of
+    images, and not on the others (but for `diversity`): on a CPU not one bit. With another number
+    some networks are computed by other kernels, whose rounding leads to an image of the same kind.
 
     Args:
         prepared: see `prepare`; it must hold the objective's layers.
         objective: what is to rise.
-        canvas: B pictures, on the network's device.
+        canvas: B images, on the network's device.
         stages: coarse to fine, the last of the canvas's size; see `plan_stages`.
         keys: B keys of random numbers.
-        robustness: how the network looks at the pictures.
+        robustness: how the network looks at the images.
         scales: B numbers, `LEAST_SCALE`..4; how many times larger than usual the forms are; None
             for 1.
-        begin: (B, 3, *canvas.size) float32 in 0..1, pictures to begin with; None for noise.
+        begin: (B, 3, *canvas.size) float32 in 0..1, images to begin with; None for noise.
 
     Returns:
-        The pictures and what they reached.
+        The images and what they reached.
 
     Raises:
         ValueError: if keys, canvas, scales and stages do not fit, or the objective has another
             layer.
     """
     if len(keys) != len(canvas.decay):
-        raise ValueError(f"{len(keys)} keys for a canvas of {len(canvas.decay)} pictures")
+        raise ValueError(f"{len(keys)} keys for a canvas of {len(canvas.decay)} images")
     if not stages or stages[-1].size != canvas.size:
         raise ValueError(f"the last stage is not of {canvas.size}; see plan_stages")
     if scales is not None and not all(LEAST_SCALE <= each <= _LARGEST_SCALE for each in scales):
@@ -248,14 +248,14 @@ def visualize(
                 redirected -= 1
             put_low(coefficients, part.detach(), canvas.size, stage.size)
         with torch.no_grad():
-            pictures = (canvas.pictures(coefficients, canvas.size) * 255).round()
-            values = objective(look(prepared.enter(_as_wanted(pictures / 255, prepared))))
-            broken = ~pictures.isfinite().flatten(1).all(1)
+            images = (canvas.images(coefficients, canvas.size) * 255).round()
+            values = objective(look(prepared.enter(_as_wanted(images / 255, prepared))))
+            broken = ~images.isfinite().flatten(1).all(1)
             values = values.masked_fill(broken, math.nan)
             # What a cast of NaN gives is the processor's choice.
-            pictures = pictures.nan_to_num(0, 0, 0)
+            images = images.nan_to_num(0, 0, 0)
     return Visualized(
-        pictures=pictures.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy(),
+        images=images.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy(),
         values=values.float().cpu().numpy(),
     )
 
@@ -275,7 +275,7 @@ class _Ascent:
     def gradient(self, part: Tensor, warps: Tensor, *, redirected: bool) -> Tensor:
         """Return the gradient of what is to sink.
 
-        redirected: a picture without any gradient gets one through its dead ReLUs.
+        redirected: an image without any gradient gets one through its dead ReLUs.
         """
         plain = self._gradient(part, warps)
         if redirected:
@@ -287,24 +287,24 @@ class _Ascent:
 
     def _gradient(self, part: Tensor, warps: Tensor) -> Tensor:
         stage = self.stage
-        pictures = self.canvas.pictures(part, stage.size, warps[:, 2:])
+        images = self.canvas.images(part, stage.size, warps[:, 2:])
         output = self.prepared.input_size(stage.window)
-        view = warp(pictures, warps[:, :2], stage.window, output, self.robustness, self.scales)
+        view = warp(images, warps[:, :2], stage.window, output, self.robustness, self.scales)
         values = self.objective(self.look(self.prepared.enter(view)))
-        # The sum, so that a picture's step does not depend on how many there are.
+        # The sum, so that an image's step does not depend on how many there are.
         (gradient,) = torch.autograd.grad(-values.sum(), part)
         return gradient
 
 
-def explain_nonfinite(prepared: Prepared, pictures: NDArray[np.uint8]) -> str:
-    """Return why the values of pictures are NaN or infinite, as a clause that names the layer.
+def explain_nonfinite(prepared: Prepared, images: NDArray[np.uint8]) -> str:
+    """Return why the values of images are NaN or infinite, as a clause that names the layer.
 
     Args:
         prepared: the network that they are from.
-        pictures: (B, height, width, 3), see `Visualized`.
+        images: (B, height, width, 3), see `Visualized`.
     """
-    shown = torch.from_numpy(pictures).to(prepared.device).permute(0, 3, 1, 2).float() / 255
-    # A picture that is NaN stands for none that was shown; grey is as good as any.
+    shown = torch.from_numpy(images).to(prepared.device).permute(0, 3, 1, 2).float() / 255
+    # An image that is NaN stands for none that was shown; grey is as good as any.
     for each in (shown, torch.full_like(shown[:1], 0.5)):
         layer = find_nonfinite(prepared.module, prepared.enter(_as_wanted(each, prepared)))
         if layer is not None:
@@ -312,12 +312,12 @@ def explain_nonfinite(prepared: Prepared, pictures: NDArray[np.uint8]) -> str:
     return "the gradient through the network is NaN or infinite"
 
 
-def _as_wanted(pictures: Tensor, prepared: Prepared) -> Tensor:
-    """Return pictures at a size that the network takes."""
-    size = prepared.input_size((pictures.shape[2], pictures.shape[3]))
-    if size == tuple(pictures.shape[2:]):
-        return pictures
-    return functional.interpolate(pictures, size=size, mode="bilinear", align_corners=False)
+def _as_wanted(images: Tensor, prepared: Prepared) -> Tensor:
+    """Return images at a size that the network takes."""
+    size = prepared.input_size((images.shape[2], images.shape[3]))
+    if size == tuple(images.shape[2:]):
+        return images
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
 def paint(
@@ -336,23 +336,23 @@ def paint(
     precision: Precision | None = None,
     robustness: Robustness = USUAL,
 ) -> NDArray[np.uint8]:
-    """Paint pictures that excite what an objective asks for, with everything else as usual.
+    """Paint images that excite what an objective asks for, with everything else as usual.
 
     Args:
         network: see `open_network`.
         objective: of its layers.
-        n: pictures.
-        seed: of their random numbers; picture i of a seed begins alike whatever n is.
+        n: images.
+        seed: of their random numbers; image i of a seed begins alike whatever n is.
         size: in pixels, a side or (height, width).
         steps: of the optimizer, see `plan_stages`.
         kind: of the parametrization; see `Canvas`.
         decay: of the amplitudes; see `Canvas`.
-        magnitude: for kind "phase", of pictures of one's own; see `mean_magnitude`.
-        begin: (n, height, width, 3) uint8, pictures to begin with, which say the size; None for
+        magnitude: for kind "phase", of images of one's own; see `mean_magnitude`.
+        begin: (n, height, width, 3) uint8, images to begin with, which say the size; None for
             noise.
         device: as torch names it.
         precision: of the network; None for the faster one.
-        robustness: how the network looks at the pictures.
+        robustness: how the network looks at the images.
 
     Returns:
         (n, height, width, 3) uint8.
@@ -396,7 +396,7 @@ def paint(
     made = visualize(prepared, objective, canvas, stages, keys, robustness=robustness, begin=first)
     if not np.isfinite(made.values).all():
         raise ValueError(
-            f"{network.name}: {explain_nonfinite(prepared, made.pictures)}; use other weights, or "
+            f"{network.name}: {explain_nonfinite(prepared, made.images)}; use other weights, or "
             "layers before it"
         )
-    return made.pictures
+    return made.images

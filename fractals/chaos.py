@@ -114,7 +114,7 @@ class Map:
 class Camera:
     """The window.
 
-    Centre and width (of the picture's SHORTER side) in plane units, rotation in radians.
+    Centre and width (of the image's SHORTER side) in plane units, rotation in radians.
 
     fold: what becomes of points outside: "none" drops them, "mirror" reflects them at the borders
     and "wrap" continues them at the other side, so that the window is filled.
@@ -135,7 +135,7 @@ class Camera:
         )
         _check_finite((self.rotation,), "a camera's rotation")
         _check_positive(self.width, "a camera's width", "use the width of the attractor")
-        # The kernel's numbers are pixels of the largest picture.
+        # The kernel's numbers are pixels of the largest image.
         require(
             fits_single(_MOST_PIXELS * (1 + sum(map(abs, self.centre))) / self.width),
             self.width,

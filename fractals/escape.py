@@ -83,7 +83,7 @@ _BAND_SAMPLES = 32768
 
 @dataclass(frozen=True, kw_only=True)
 class EscapeLayer:
-    """All that an escape-time picture needs besides a palette, in plain JSON values.
+    """All that an escape-time image needs besides a palette, in plain JSON values.
 
     formula: one of `FORMULAS`; power: 2 to 5 (phoenix 2; rings 2, 3; newton 3 to 5). With z the
         running point, k the `coefficient` and p the power, a step is:
@@ -272,7 +272,7 @@ def _look(layer: EscapeLayer, samples: int) -> NDArray[np.float32]:
 def samples_along_pixel(samples_per_pixel: float) -> int:
     """Return how many samples stand along a pixel's side.
 
-    samples_per_pixel: the chaos game's measure of effort. A picture of smooth functions needs only
+    samples_per_pixel: the chaos game's measure of effort. An image of smooth functions needs only
     about its fourth root along a side: 50 gives 2, 200 gives 3, 10 gives 1.
     """
     return max(1, round(0.75 * math.sqrt(math.sqrt(samples_per_pixel))))
@@ -299,13 +299,13 @@ def render_escape(
     look = _look(layer, min(height, width) * side)
     columns = width * side + 1
     band = max(1, _BAND_SAMPLES // (columns * side))
-    picture = np.empty((height, width, 3), np.float32)
+    image = np.empty((height, width, 3), np.float32)
     for top in range(0, height, band):
-        part = picture[top : top + band]
+        part = image[top : top + band]
         rows = len(part) * side + 1
         features = measure_orbits(orbits, frame, layer.width, top * side, rows, columns)
         kernels.paint_features(features, palette, look, side, part)
-    return picture
+    return image
 
 
 def paint_escape(

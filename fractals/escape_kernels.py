@@ -308,13 +308,13 @@ def paint_features(
     palette: NDArray[np.float32],
     look: NDArray[np.float32],
     side: int,
-    picture: NDArray[np.float32],
+    image: NDArray[np.float32],
 ) -> None:
     """Colour a band of samples and average it into pixels, in display space.
 
     features: (4, rows + 1, columns + 1) float32, the first row and column belong to the samples
     above and to the left; feature 0 is overwritten. palette: (256, 3) float32. look: see `_look`.
-    side: samples along a pixel's side. picture: (rows / side, columns / side, 3) float32 to fill.
+    side: samples along a pixel's side. image: (rows / side, columns / side, 3) float32 to fill.
     """
     zero, one = _F(0.0), _F(1.0)
     smooth_turns, trap_turns, wave_turns, cell_turns = look[0], look[1], look[2], look[3]
@@ -322,7 +322,7 @@ def paint_features(
     inner_trap_turns, inner_wave_turns, inner_phase = look[5], look[6], look[7]
     relief, light_x, light_y, height_per_turn = look[8], look[9], look[10], look[11]
     glow, glow_reach, edge, edge_phase = look[12], look[13], look[14], look[15]
-    height, width = picture.shape[0], picture.shape[1]
+    height, width = image.shape[0], image.shape[1]
     share = one / _F(side * side)
     tone = palette[np.int64((edge_phase - floor(edge_phase)) * _F(256.0)) & 255].copy()
     for channel in range(3):
@@ -383,9 +383,9 @@ def paint_features(
                 red += min(max(r + (one - r) * bright, zero), one)
                 green += min(max(g + (one - g) * bright, zero), one)
                 blue += min(max(b + (one - b) * bright, zero), one)
-            picture[pixel_row, pixel_column, 0] = red * share
-            picture[pixel_row, pixel_column, 1] = green * share
-            picture[pixel_row, pixel_column, 2] = blue * share
+            image[pixel_row, pixel_column, 0] = red * share
+            image[pixel_row, pixel_column, 1] = green * share
+            image[pixel_row, pixel_column, 2] = blue * share
 
 
 def turn(turns: float) -> tuple[float, float]:

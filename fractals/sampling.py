@@ -38,9 +38,9 @@ class Bars:
 
     Each field is the least value of the statistic so named.
 
-    Set so that pictures at 256x256 meet the medians and 10th percentiles of flames chosen by
-    people; preview and picture agree with a correlation of .85 to .95. `most_edges`: above it a
-    picture is dust.
+    Set so that images at 256x256 meet the medians and 10th percentiles of flames chosen by
+    people; preview and image agree with a correlation of .85 to .95. `most_edges`: above it a
+    image is dust.
     """
 
     coverage: float = 0.9
@@ -155,26 +155,26 @@ def stretched(genome: Genome, painted: NDArray[np.float32]) -> Genome:
 
 
 def preview(genome: Genome, stream: int) -> NDArray[np.uint8]:
-    """Return a genome's picture at 64x64, of one of several independent games.
+    """Return a genome's image at 64x64, of one of several independent games.
 
     (64, 64, 3) uint8.
     """
     return grade(genome, paint(genome, PREVIEW_SIZE, PREVIEW_SIZE, PREVIEW_SAMPLES, stream=stream))
 
 
-def faults(genome: Genome, picture: NDArray[np.uint8]) -> list[str]:
+def faults(genome: Genome, image: NDArray[np.uint8]) -> list[str]:
     """Return the statistics in which a preview misses `BARS`, in their order; empty: keep it.
 
-    picture: `preview(genome, 0)`. The second game, for reliability, is played only if all else
+    image: `preview(genome, 0)`. The second game, for reliability, is played only if all else
     passes.
     """
-    measured = preview_statistics(picture)
+    measured = preview_statistics(image)
     missed = [name for name in _MEASURED if getattr(measured, name) < getattr(BARS, name)]
     if measured.edge_density > BARS.most_edges:
         missed.append("most_edges")
-    if coherence(picture) < BARS.coherence:
+    if coherence(image) < BARS.coherence:
         missed.append("coherence")
-    if not missed and reliability(picture, preview(genome, 1)) < BARS.reliability:
+    if not missed and reliability(image, preview(genome, 1)) < BARS.reliability:
         missed.append("reliability")
     return missed
 
@@ -197,14 +197,14 @@ def compile_grounds() -> None:
 
 
 def compile_statistics() -> None:
-    """Compile what measures pictures."""
-    # Of some variety, for a flat picture is not measured in all ways.
+    """Compile what measures images."""
+    # Of some variety, for a flat image is not measured in all ways.
     values = np.arange(_SIZE * _SIZE * 3) ** 2 // 50 % 251
-    picture = values.astype(np.uint8).reshape(_SIZE, _SIZE, 3)
-    preview_statistics(picture)
-    coherence(picture)
-    measure(picture)
-    reliability(picture, picture)
+    image = values.astype(np.uint8).reshape(_SIZE, _SIZE, 3)
+    preview_statistics(image)
+    coherence(image)
+    measure(image)
+    reliability(image, image)
 
 
 _LAST_KERNELS: dict[Callable[[], None], tuple[Any, ...]] = {

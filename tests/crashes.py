@@ -1,34 +1,129 @@
-"""Makes a small set again and again, each time ending at another of its disk operations.
+"""Runs a job again and again, each time ending at another of its disk operations.
 
-Run as a script with a folder: prints a line for each crash, "crashes N" at the end. It runs by
-itself because it forks, and because it paints in its own process to see every operation.
+Run as a script with the name of a job and a folder: prints "crashes N" at the end. It runs by
+itself because it forks, and it works in its own process to see every operation. After each crash
+what is there is whole, and the same commands end with the same bytes.
 """
 
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from painters import Stripes, request, tree
-from pipelines.generate import sets
-from pipelines.generate.encoding import decode
+from fake_job import fake_job
+from pipelines.errors import PipelineError
+from pipelines.generate.generator import decode
+from pipelines.shards.format import open_shards
+from pipelines.shards.job import merge, run_job
+from pipelines.shards.output import Folder
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
+from pipelines.shards.sources import ImageFolderSource
+from pipelines.shards.tar import scan_tar
+from pipelines.system.ranks import Task
+from shard_sets import drawn_pictures, encoded
+from stripes import Stripes, image_set, make, run_here, sharded, tree
 
 CRASHED = 77
 
 
-def paint_here(work, chunks, *, jobs, finished):  # noqa: ANN001, ANN201, ARG001
-    for chunk in chunks:
-        finished(work(chunk))
+def make_numbers(folder: Path) -> None:
+    """Begin as one of two exclusive tasks, grow, lose a file, and end as the other."""
+    for n, task in ((3, Task(0, 2)), (5, Task(1, 2)), (5, Task(0, 2))):
+        run_job(fake_job(folder, n=n, exclusive=True, resizable=True), task, run=run_here)
+    (folder / "1.txt").unlink(missing_ok=True)
+    heal_numbers(folder)
 
 
-def make(folder: Path) -> None:
-    """Begin a set of 3 pictures, lose one, and let the set grow to 7."""
-    sets.generate_set(request(folder, n=3, chunk=2), run=paint_here)
+def heal_numbers(folder: Path) -> None:
+    run_job(fake_job(folder, exclusive=True, resizable=True), run=run_here)
+
+
+def make_numbers_by_tasks(folder: Path) -> None:
+    """Make as two tasks that hold no locks, and merge."""
+    for task in (Task(1, 2), Task(0, 2)):
+        run_job(fake_job(folder), task, run=run_here)
+    merge(fake_job(folder))
+
+
+def check_numbers(folder: Path) -> None:
+    """A record never speaks of a file that is not there, but for the one that was removed."""
+    for path in folder.glob(".work/done/*"):
+        for line in path.read_bytes().splitlines():
+            item = json.loads(line)["item"]
+            assert item == 1 or (folder / f"{item}.txt").read_text() == str(item)
+    if (folder / "manifest.json").exists():
+        json.loads((folder / "manifest.json").read_bytes())
+
+
+def make_images(folder: Path) -> None:
+    """Begin a dataset of 3 images, lose one, and let it grow to 5."""
+    make(image_set(folder, n=3, chunk=2), run=run_here)
     (folder / "images" / "00000001.png").unlink(missing_ok=True)
-    sets.generate_set(request(folder, n=7, chunk=2), run=paint_here)
+    heal_images(folder)
+
+
+def heal_images(folder: Path) -> None:
+    make(image_set(folder, n=5, chunk=2), run=run_here)
+
+
+def check_images(folder: Path) -> None:
+    for path in folder.glob("images/[0-9]*"):
+        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes().image(int(path.stem)))
+
+
+def make_sharded(folder: Path) -> None:
+    for task in (1, 0):
+        asked = sharded(Folder(path=folder), n=5, shard_size=2, task_index=task, num_tasks=2)
+        make(asked, run=run_here)
+    merge(asked.job())
+
+
+def make_sharding(folder: Path) -> None:
+    source = folder.parent / "source"
+    if not source.exists():
+        (source / "a").mkdir(parents=True)
+        for i, image in enumerate(drawn_pictures(5, 1)):
+            (source / "a" / f"{i}.png").write_bytes(encoded(image))
+        (source / "a" / "broken.png").write_bytes(b"")
+    request = ShardRequest(
+        folder=folder,
+        source=ImageFolderSource(folder=source),
+        name="small",
+        num_shards=2,
+        on_decode_error="skip",
+        dali_index=True,
+    )
+    make_shards(request, run=run_here, progress=lambda _done, _total: None)
+
+
+def check_shards(folder: Path) -> None:
+    """Each tar is whole, and readers take the set when its manifest is there, and only then."""
+    for path in folder.glob("*.tar"):
+        assert list(scan_tar(path))
+    try:
+        opened = open_shards(folder)
+    except PipelineError:
+        assert not (folder / "manifest.json").exists()
+    else:
+        assert len(opened) == 5
+
+
+Step = Callable[[Path], None]
+
+JOBS: dict[str, tuple[Step, Step, Step, int]] = {
+    "numbers": (make_numbers, check_numbers, heal_numbers, 1),
+    "tasks": (make_numbers_by_tasks, check_numbers, make_numbers_by_tasks, 1),
+    "images": (make_images, check_images, heal_images, 3),
+    "sharded": (make_sharded, check_shards, make_sharded, 3),
+    "sharding": (make_sharding, check_shards, make_sharding, 3),
+}
+"""What makes it, what looks at it after a crash, what heals it, and of how many operations one is
+the last: all are tried with numbers, each third with the users of the engine."""
 
 
 def end_before_operation(last: int) -> None:
@@ -46,38 +141,24 @@ def end_before_operation(last: int) -> None:
     sys.addaudithook(count)
 
 
-def check_what_is_there(folder: Path) -> None:
-    """See that each picture is whole, and that no record speaks of a picture that is not there.
-
-    But for the picture that was lost on purpose.
-    """
-    for path in folder.glob("images/[0-9]*"):
-        np.testing.assert_array_equal(decode(path.read_bytes()), Stripes().picture(int(path.stem)))
-    for path in folder.rglob("*.jsonl"):
-        for line in path.read_bytes().splitlines():
-            record = json.loads(line)
-            assert record["index"] == 1 or (folder / record["file"]).exists(), record["file"]
-    if (folder / "manifest.json").exists():
-        sets.read_manifest(folder)
-
-
-def main(scratch: Path) -> None:
-    make(scratch / "unbroken")
+def main(name: str, scratch: Path) -> None:
+    run, check, heal, step = JOBS[name]
+    run(scratch / "unbroken")
     unbroken = tree(scratch / "unbroken")
     crashes = 0
     while True:
         folder = scratch / "broken"
         child = os.fork()
         if child == 0:
-            end_before_operation(crashes)
-            make(folder)
+            end_before_operation(crashes * step)
+            run(folder)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if os.waitstatus_to_exitcode(status) == 0:
             break
         assert os.waitstatus_to_exitcode(status) == CRASHED
-        check_what_is_there(folder)
-        sets.generate_set(request(folder, n=7, chunk=2), run=paint_here)
+        check(folder)
+        heal(folder)
         assert tree(folder) == unbroken, crashes
         shutil.rmtree(folder)
         crashes += 1
@@ -85,4 +166,4 @@ def main(scratch: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,4 +1,4 @@
-"""Paints sets on a cluster of two nodes of Ray, of which one is killed while it paints.
+"""Generates datasets on a cluster of two nodes of Ray, of which one is killed while it works.
 
 Run as a script with a folder: prints a JSON document of what happened. It runs by itself so that
 the threads and warnings of Ray end with it.
@@ -15,15 +15,13 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from crashes import paint_here
-from painters import Stripes, request, sharded, tree
 from pipelines.errors import PipelineError
-from pipelines.generate import ray_runs
-from pipelines.generate.painted_shards import paint_set
-from pipelines.generate.ray_runs import joined_cluster, versions_here
-from pipelines.generate.sets import generate_set
+from pipelines.generate import ray
+from pipelines.generate.generator import versions_of
+from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
 from pipelines.system.processes import Run
+from stripes import Stripes, image_set, make, run_here, sharded, tree
 
 N = 16
 # A node counts as lost after a few seconds, not after a quarter of a minute.
@@ -35,13 +33,13 @@ QUICK = {
 }
 
 
-def paint_files(folder: Path, painter: Stripes, run: Run) -> None:
-    assert generate_set(request(folder, painter, n=N, jobs=9), run=run).complete
+def generate_files(folder: Path, generator: Stripes, run: Run) -> None:
+    assert make(image_set(folder, generator, n=N, jobs=9), run=run).complete
 
 
-def paint_shards(folder: Path, painter: Stripes, run: Run) -> None:
-    asked = sharded(Folder(path=folder), painter, n=N, jobs=9, shard_size=4)
-    assert paint_set(asked, run=run).complete
+def generate_shards(folder: Path, generator: Stripes, run: Run) -> None:
+    asked = sharded(Folder(path=folder), generator, n=N, jobs=9, shard_size=4)
+    assert make(asked, run=run).complete
 
 
 def parent_of(process: int) -> int:
@@ -52,8 +50,8 @@ def parent_of(process: int) -> int:
         return 0
 
 
-def kill_when_it_paints(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
-    """Kill a node as soon as one of its processes has begun a picture."""
+def kill_when_it_generates(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
+    """Kill a node as soon as one of its processes has begun an image."""
     raylet = node.all_processes["raylet"][0].process.pid
     while not killed:
         notes = [note.read_text().split() for note in journal.iterdir()]
@@ -63,42 +61,46 @@ def kill_when_it_paints(cluster: Cluster, node: Any, journal: Path, killed: list
 
 
 def with_a_killed_node(
-    cluster: Cluster, scratch: Path, paint: Callable[[Path, Stripes, Run], None]
+    cluster: Cluster, scratch: Path, generate: Callable[[Path, Stripes, Run], None]
 ) -> dict[str, Any]:
-    name = paint.__name__
-    paint(scratch / f"{name}-alone", Stripes(), paint_here)
+    name = generate.__name__
+    generate(scratch / f"{name}-alone", Stripes(), run_here)
     journal = scratch / f"{name}-journal"
     journal.mkdir()
     node = cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
-    painter = Stripes(journal=journal, pause=0.2)
+    generator = Stripes(journal=journal, pause=0.2)
     killed: list[int] = []
     folder = scratch / name
     with joined_cluster(cluster.address) as joined:
-        killer = threading.Thread(target=kill_when_it_paints, args=(cluster, node, journal, killed))
+        killer = threading.Thread(
+            target=kill_when_it_generates, args=(cluster, node, journal, killed)
+        )
         killer.start()
-        paint(folder, painter, joined.runner(partial(versions_here, painter, "png"), folder))
+        generate(folder, generator, joined.runner(partial(versions_of, generator, "png"), folder))
         killer.join()
     notes = [note.read_text().split() for note in journal.iterdir()]
     return {
         "equal": tree(folder) == tree(scratch / f"{name}-alone"),
         "pictures": len(notes),
-        "painted twice": sum(len(note) > 1 for note in notes),
+        "generated twice": sum(len(note) > 1 for note in notes),
         "by the killed node": sum(int(each) in killed for note in notes for each in note),
     }
 
 
 def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
     """What is told of trouble in a task: its kind -> the error."""
-    ray_runs._MOST_LOSSES = 1
+    ray._MOST_LOSSES = 1
     told = {}
     with joined_cluster(cluster.address) as joined:
         for trouble in ("disk", "memory", "mistake", "killed"):
-            painter = Stripes(trouble=trouble, trouble_at=5)
+            generator = Stripes(trouble=trouble, trouble_at=5)
             folder = scratch / trouble
             try:
-                paint_files(
-                    folder, painter, joined.runner(partial(versions_here, painter, "png"), folder)
+                generate_files(
+                    folder,
+                    generator,
+                    joined.runner(partial(versions_of, generator, "png"), folder),
                 )
             except (PipelineError, ValueError) as error:
                 told[trouble] = f"{type(error).__name__}: {error}"
@@ -110,8 +112,8 @@ def main(scratch: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args=settings)
     try:
         report = {
-            "files": with_a_killed_node(cluster, scratch, paint_files),
-            "shards": with_a_killed_node(cluster, scratch, paint_shards),
+            "files": with_a_killed_node(cluster, scratch, generate_files),
+            "shards": with_a_killed_node(cluster, scratch, generate_shards),
             "troubles": troubles(cluster, scratch),
         }
     finally:

@@ -29,7 +29,7 @@ def drawn(board: Canvas, key: int = 0) -> torch.Tensor:
 def test_a_picture_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
     board = canvas(size, decay=decay)
     coefficients = drawn(board) * 100
-    pictures = board.pictures(coefficients, size)
+    pictures = board.images(coefficients, size)
     assert pictures.shape == (2, 3, *size)
     for index in range(2):
         expected = reference.picture_of_waves(
@@ -47,8 +47,8 @@ def test_a_picture_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) 
 def test_pictures_and_coefficients_are_inverse(size: tuple[int, int]) -> None:
     board = canvas(size)
     coefficients = drawn(board) * 30
-    pictures = board.pictures(coefficients, size)
-    again = board.pictures(board.coefficients(pictures), size)
+    pictures = board.images(coefficients, size)
+    again = board.images(board.coefficients(pictures), size)
     torch.testing.assert_close(again, pictures, atol=2e-5, rtol=0)
 
 
@@ -67,8 +67,8 @@ def test_the_magnitudes_of_phases_are_their_scale(decay: float) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_phases_come_back_from_their_picture(size: tuple[int, int]) -> None:
     board = canvas(size, kind="phase")
-    pictures = board.pictures(drawn(board), size)
-    again = board.pictures(board.coefficients(pictures), size)
+    pictures = board.images(drawn(board), size)
+    again = board.images(board.coefficients(pictures), size)
     torch.testing.assert_close(again, pictures, atol=1e-4, rtol=0)
 
 
@@ -81,8 +81,8 @@ def test_going_on_at_a_finer_size_continues_the_same_picture(
 ) -> None:
     board = canvas(size, kind=kind)
     everything = drawn(board) * (50 if kind == "spectrum" else 1)
-    coarse = board.pictures(low(everything, size, stage), stage)
-    fine = board.pictures(everything, size)
+    coarse = board.images(low(everything, size, stage), stage)
+    fine = board.images(everything, size)
     waves, more_waves = (
         torch.fft.rfft2(torch.logit(each.double()), norm="forward") for each in (coarse, fine)
     )
@@ -112,7 +112,7 @@ def test_what_is_put_back_is_what_was_taken(height: int, width: int, data: st.Da
 
 
 def test_a_stage_larger_than_the_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a stage of \(16, 8\) for pictures of \(8, 8\)"):
+    with pytest.raises(ValueError, match=r"a stage of \(16, 8\) for images of \(8, 8\)"):
         low(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
 
 
@@ -122,8 +122,8 @@ def test_a_shift_by_whole_pixels_rolls_the_picture(size: tuple[int, int], kind: 
     board = canvas(size, kind=kind)
     coefficients = drawn(board) * (50 if kind == "spectrum" else 1)
     shifts = torch.tensor([[3 / size[0], 5 / size[1]], [-2 / size[0], 0.0]])
-    moved = board.pictures(coefficients, size, shifts)
-    still = board.pictures(coefficients, size)
+    moved = board.images(coefficients, size, shifts)
+    still = board.images(coefficients, size)
     torch.testing.assert_close(moved[0], still[0].roll((-3, -5), (1, 2)), atol=2e-5, rtol=0)
     torch.testing.assert_close(moved[1], still[1].roll((2, 0), (1, 2)), atol=2e-5, rtol=0)
 
@@ -180,7 +180,7 @@ def test_given_magnitudes_are_those_of_the_picture() -> None:
         size=(24, 32), decay=torch.ones(1), colours=COLOURS[None], tint=torch.zeros(1, 3),
         kind="phase", magnitude=magnitude,
     )  # fmt: skip
-    pictures = board.pictures(drawn(board), (24, 32))
+    pictures = board.images(drawn(board), (24, 32))
     measured = mean_magnitude(pictures.clamp(1 / 256, 255 / 256))
     # Even sides lose half a wave, and the mean colour is the tint's.
     inner = (slice(None), slice(1, 12), slice(0, 16))
@@ -200,7 +200,7 @@ def test_magnitudes_of_bytes_are_those_of_their_parts_of_one() -> None:
         ({"kind": "pixels"}, "kind is 'pixels'; give one of spectrum, phase"),
         ({"decay": torch.tensor([-0.1])}, "decay is .*; give 0 to 3"),
         ({"decay": torch.tensor([math.nan])}, "decay is .*; give 0 to 3"),
-        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 pictures give"),
+        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 images give"),
         ({"tint": torch.zeros(2, 3)}, r"tint has shape \(2, 3\)"),
         ({"magnitude": torch.zeros(3, 16, 9)}, 'kind "phase" too'),
         ({"kind": "phase", "magnitude": torch.zeros(3, 16, 8)}, "magnitude has shape"),

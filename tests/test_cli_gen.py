@@ -14,11 +14,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import fractals
-from painters import tree
-from pipelines.cli import gen
-from pipelines.generate.encoding import ENCODERS, decode
-from pipelines.generate.sets import read_manifest
+from pipelines.cli import gen, generating
+from pipelines.generate.generator import ENCODERS, decode
+from pipelines.generate.products import read_manifest
 from pipelines.shards.format import open_shards
+from stripes import tree
 
 SMALL = ("--size", "48x32", "--samples-per-pixel", "4", "--jobs", "1")
 
@@ -40,7 +40,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_choices_are_those_of_the_library() -> None:
     assert tuple(fractals.BASELINES) == gen.BASELINES
-    assert tuple(ENCODERS) == gen.FORMATS
+    assert tuple(ENCODERS) == generating.FORMATS
 
 
 def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> None:
@@ -70,7 +70,7 @@ def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None: 
     with Image.open(folder / "images" / "00000002.png") as image:
         found = np.asarray(image)
     assert (found == fractals.paint_baseline(kind, 0, 2, (24, 40))).all()
-    assert "3 painted again alike" in run("verify", str(folder)).stdout
+    assert "3 generated again alike" in run("verify", str(folder)).stdout
     assert run(*command, "--out", str(tmp_path / "shards"), "--to-shards").exit_code == 0
     assert open_shards(tmp_path / "shards").shards[0].n_samples == 3
     other = next(each for each in fractals.BASELINES if each != kind)
@@ -94,7 +94,7 @@ def test_other_settings_are_refused_in_one_line(small_set: Path, option: str, va
     result = make(small_set, "--n", "6", option, value)
     assert result.exit_code == 1
     field = option.removeprefix("--").replace("-", "_")
-    assert re.fullmatch(f"Error: {field}: .*another --out\n", result.stderr)
+    assert re.fullmatch(f"Error: {field}: .*another output folder\n", result.stderr)
     assert result.stdout == ""
     assert tree(small_set) == before
 
@@ -139,7 +139,7 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line() -> None:
     # Not even root writes here; a folder without permission would not stop root.
     result = make(Path("/proc/fractals"), "--n", "1")
     assert result.exit_code == 1
-    assert re.fullmatch("Error: /proc/fractals.*choose another --out.*\n", result.stderr)
+    assert re.fullmatch("Error: /proc/fractals.*choose another output.*\n", result.stderr)
 
 
 def test_json_is_one_document_on_stdout(small_set: Path) -> None:
@@ -164,7 +164,7 @@ def test_verify_exits_with_0_for_a_good_set_and_1_for_a_damaged_one(
 ) -> None:
     good = run("verify", str(small_set))
     assert (good.exit_code, good.stdout.count("\n")) == (0, 1)
-    assert "good; 6 pictures as written, 6 painted again alike" in good.stdout
+    assert "good; 6 images as written, 6 generated again alike" in good.stdout
     damaged = tmp_path / "fractals"
     for name, content in tree(small_set).items():
         (damaged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -184,13 +184,13 @@ def test_verify_of_a_manifest_that_lacks_settings_is_told_in_one_line(
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     result = run("verify", str(tmp_path))
     assert result.exit_code == 1
-    assert re.fullmatch(r"Error: .* settings give no painter .*'seed'.* again\n", result.stderr)
+    assert re.fullmatch(r"Error: .* settings give no generator .*'seed'.* again\n", result.stderr)
 
 
 def test_verify_of_something_else_is_told_in_one_line(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path))
     assert result.exit_code == 1
-    assert re.fullmatch("Error: .* is not a set of pictures.*\n", result.stderr)
+    assert re.fullmatch("Error: .* is not a dataset of images.*\n", result.stderr)
 
 
 def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
@@ -202,13 +202,13 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     interrupted = subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, process_group=0
     )
-    while not list((tmp_path / "fractals" / ".work" / "parts").glob("*.jsonl")):
+    while not list((tmp_path / "fractals" / ".work" / "done").glob("*.jsonl")):
         assert interrupted.poll() is None
     # To every process of the command, as a terminal does.
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert errors.splitlines()[-1] == ("Error: interrupted; the same command continues this set")
+    assert errors.splitlines()[-1] == ("Error: interrupted; the same command resumes this dataset")
     assert "Traceback" not in errors
     whole = len(list((tmp_path / "fractals" / "images").glob("[0-9]*")))
     assert 0 < whole < 400

@@ -46,7 +46,6 @@ def test_pictures_that_are_not_taken_are_counted_in_one_line(
         (shard.main, ["digits", ADDRESS]),
         (shard.main, ["mixing", ".", ADDRESS]),
         (shard.main, ["mixing", ADDRESS, "out"]),
-        (shard.main, ["verify", ADDRESS]),
         (shard.main, ["index", f"{ADDRESS}/0.tar"]),
         (show.main, ["set", ADDRESS]),
         (show.main, ["run", ADDRESS]),

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from painters import tree
 from pipelines.cli import gen, train
 from pipelines.shards.format import open_shards
+from stripes import tree
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "cluster.md").read_text()

@@ -90,12 +90,12 @@ def test_flips_in_noise_are_from_the_first_frame(tmp_path: Path) -> None:
             "should hold uint8 images of 8x8x3",
         ),
         (lambda f: np.save(f / "fog.npy", np.zeros((3, 8, 8, 3), np.uint8)), "3 images for 60"),
-        (lambda f: (f / "fog.npy").write_bytes(b"junk"), "is not a whole array"),
-        (lambda f: (f / "fog.npy").write_bytes(b""), "is not a whole array"),
-        (lambda f: (f / "labels.npy").write_bytes(b""), "is not a whole array"),
+        (lambda f: (f / "fog.npy").write_bytes(b"junk"), "download it again"),
+        (lambda f: (f / "fog.npy").write_bytes(b""), "download it again"),
+        (lambda f: (f / "labels.npy").write_bytes(b""), "download it again"),
         (
             lambda f: np.save(f / "fog.npy", np.array([{}]), allow_pickle=True),
-            "is not a whole array",
+            "download it again",
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
     (tmp_path / "TINY-P").mkdir()
     for name in PERTURBATIONS:
         (tmp_path / "TINY-P" / f"{name}.npy").write_bytes(b"junk")
-    assert "is not a whole array" in evaluate(evaluation(tmp_path), ["p"]).failed["p"]
+    assert "download it again" in evaluate(evaluation(tmp_path), ["p"]).failed["p"]
 
 
 def test_imagenet_c_is_scored_relative_to_alexnet(tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_a_class_with_hidden_images_alone_is_refused_and_the_tree_named(tmp_path
     (only,) = (tmp_path / "ImageNet-C" / "snow" / "4" / WNIDS[102]).iterdir()
     only.rename(only.with_name("._0.png"))
     failed = evaluate(imagenet_evaluation(tmp_path), ["c"]).failed["c"]
-    assert f"snow/4/{WNIDS[102]} holds no readable image" in failed
+    assert f"snow/4/{WNIDS[102]} holds no" in failed
 
 
 def test_an_image_that_is_none_is_named_with_its_tree(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from pipelines.evaluation.images import (
     View,
 )
 from pipelines.evaluation.suites import evaluate, missing_inputs
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.write import ShardRequest, make_shards
 from pipelines.system.processes import run_chunks
 from pipelines.system.progress import no_progress
 

@@ -144,7 +144,7 @@ def test_what_is_no_array_is_refused_in_one_line_that_names_it(
     path = tmp_path / "fog.npy"
     write(path)
     with pytest.raises(PipelineError) as refused:
-        open_array(path, "copy it")
+        open_array(path, "")
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
 
@@ -160,7 +160,7 @@ def test_what_is_no_array_is_refused_in_one_line_that_names_it(
 )
 def test_an_array_is_what_was_saved(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
-    found = open_array(tmp_path / "a.npy", "copy it")
+    found = open_array(tmp_path / "a.npy", "")
     assert found.dtype == array.dtype
     np.testing.assert_array_equal(found, array)
 

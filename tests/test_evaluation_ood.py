@@ -41,8 +41,9 @@ from pipelines.evaluation.ood import (
 )
 from pipelines.evaluation.predictions import Classifier, Evaluation
 from pipelines.evaluation.suites import evaluate
+from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
-from pipelines.shards.write import ShardRequest, make_shards
 from pipelines.system.processes import run_chunks
 from pipelines.system.progress import no_progress
 from tiny_evaluation import ALONE

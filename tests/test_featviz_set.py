@@ -18,21 +18,19 @@ from featviz import PRECISIONS, Recipe, draw_recipe, open_network
 from featviz.canvas import COLOURS
 from featviz.sampling import GROUP, canvas, objective, target
 from fractals import measure
-from painters import tree
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
 from pipelines.generate import featviz as painting
-from pipelines.generate.encoding import decode
 from pipelines.generate.featviz import (
-    FeatvizPainter,
-    chunk_size,
+    FeatvizGenerator,
     describe_device,
     find_device,
-    picture_bytes,
-    plan_painter,
+    image_bytes,
+    plan_generator,
 )
-from pipelines.generate.painting import pixel_sha256
-from pipelines.generate.sets import read_manifest
+from pipelines.generate.generator import decode, pixel_sha256
+from pipelines.generate.products import read_manifest
+from stripes import tree
 
 LAYERS = {"a": 5, "b": 20, "c": 3}
 
@@ -279,15 +277,15 @@ def test_each_process_of_a_launcher_is_a_task(
 
 def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> None:
     # A ViT's matrices are multiplied by other kernels for 2 pictures than for 8.
-    painter = FeatvizPainter(
+    generator = FeatvizGenerator(
         model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
         height=32, width=32, steps=12, allow_random=True, batch=4,
     )  # fmt: skip
-    made = [*painter.paint(range(3))]
+    made = [*generator.generate(range(3))]
     for each in made:
-        again = painter.repaint({**each.record, "sha256": pixel_sha256(each.picture)})
-        np.testing.assert_array_equal(again, each.picture)
-    np.testing.assert_array_equal(next(iter(painter.paint(range(2, 3)))).picture, made[2].picture)
+        again = generator.generate_again({**each.record, "sha256": pixel_sha256(each.image)})
+        np.testing.assert_array_equal(again, each.image)
+    np.testing.assert_array_equal(next(iter(generator.generate(range(2, 3)))).image, made[2].image)
 
 
 def test_nonsense_of_a_launcher_is_one_line(
@@ -303,7 +301,7 @@ def test_nonsense_of_a_launcher_is_one_line(
 def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path: Path) -> None:
     good = run("verify", str(small_set), "--sample", "3")
     assert good.exit_code == 0, good.output
-    assert "good; 18 pictures as written, 3 painted again alike" in good.stdout
+    assert "good; 18 pictures as written, 3 generated again alike" in good.stdout
     # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
     folder = tmp_path / "elsewhere"
     for name, content in tree(small_set).items():
@@ -316,7 +314,7 @@ def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path
     (folder / "manifest.json").write_text(json.dumps(manifest))
     elsewhere = run("verify", str(folder), "--sample", "3")
     assert elsewhere.exit_code == 0
-    assert "18 pictures as written, 0 painted again alike" in elsewhere.stdout
+    assert "18 pictures as written, 0 generated again alike" in elsewhere.stdout
 
 
 def painting_sha256(path: Path) -> str:
@@ -376,7 +374,7 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
 
 def test_the_number_of_threads_does_not_show() -> None:
     # At a size and with as many steps as let two threads' sums differ.
-    painter = FeatvizPainter(
+    generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.2",), height=128,
         width=128,
         steps=12,
@@ -386,7 +384,7 @@ def test_the_number_of_threads_does_not_show() -> None:
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            made.append([each.picture for each in painter.paint(range(3))])
+            made.append([each.image for each in generator.generate(range(3))])
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(threads)
@@ -399,11 +397,11 @@ def test_the_number_of_threads_does_not_show() -> None:
 def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    painter = FeatvizPainter(
+    generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.1",), height=32, width=32,
         steps=20,
     )  # fmt: skip
-    usual = list(painter.paint(range(4)))
+    usual = list(generator.generate(range(4)))
     real = painting.visualize
 
     def dark(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
@@ -411,44 +409,44 @@ def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
         keys = arguments[4]
         for place, key in enumerate(keys):
             if key[2] == 1 and key[3] < 2:
-                made.pictures[place] = 0
+                made.images[place] = 0
             if key[2] == 2 and key[3] < 1:
                 made.values[place] = np.nan
         return made
 
     monkeypatch.setattr(painting, "visualize", dark)
-    painted = list(painter.paint(range(4)))
+    painted = list(generator.generate(range(4)))
     assert [each.attempts for each in painted] == [1, 3, 2, 1]
     assert [each.record["recipe"]["attempt"] for each in painted] == [0, 2, 1, 0]
-    np.testing.assert_array_equal(painted[3].picture, usual[3].picture)
+    np.testing.assert_array_equal(painted[3].image, usual[3].image)
     assert painted[1].record["statistics"]["luma_std_at_32"] > 0.02
     # A record says all, also the attempt.
-    whole = {**painted[1].record, "sha256": pixel_sha256(painted[1].picture)}
-    np.testing.assert_array_equal(painter.repaint(whole), painted[1].picture)
+    whole = {**painted[1].record, "sha256": pixel_sha256(painted[1].image)}
+    np.testing.assert_array_equal(generator.generate_again(whole), painted[1].image)
 
 
 def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(painting, "is_dead", lambda _: True)
-    painter = FeatvizPainter(
+    generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("stem",), height=16, width=16,
         steps=1,
     )  # fmt: skip
     with pytest.raises(
         PipelineError, match=r"picture 0 came out flat 8 times: layer stem of .*steps"
     ):
-        list(painter.paint(range(1)))
+        list(generator.generate(range(1)))
 
 
 # --- Devices, memory, batches --------------------------------------------------------------------
 
 
-def plan(**changes: Any) -> FeatvizPainter:  # noqa: ANN401
+def plan(**changes: Any) -> FeatvizGenerator:  # noqa: ANN401
     arguments: dict[str, Any] = {
         "model": "efficientnet_lite0", "weights": None, "allow_random": False, "layers": (),
         "seed": 0, "size": (256, 256), "steps": 128, "device": "cpu", "precision": None,
         "batch": None, "jobs": 2, "earlier": {},
     }  # fmt: skip
-    return plan_painter(**arguments | changes)
+    return plan_generator(**arguments | changes)
 
 
 def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -469,15 +467,15 @@ def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatc
 
 def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
     # Measured by the peak of resident memory: 60 MB a picture of 256 pixels with a window of 128.
-    estimate = picture_bytes(open_network(), (256, 256), 128 * 128)
+    estimate = image_bytes(open_network(), (256, 256), 128 * 128)
     assert 20e6 < estimate < 200e6
 
 
 def test_a_chunk_fills_batches_of_each_layer() -> None:
-    painter = FeatvizPainter(model="m", weights_sha256=LITE0, layers=("a", "b", "c"), batch=8)
-    assert chunk_size(painter) == GROUP
-    assert chunk_size(replace(painter, batch=2)) == GROUP
-    assert chunk_size(replace(painter, batch=64)) == 3 * 64
+    generator = FeatvizGenerator(model="m", weights_sha256=LITE0, layers=("a", "b", "c"), batch=8)
+    assert generator.chunk_size() == GROUP
+    assert replace(generator, batch=2).chunk_size() == GROUP
+    assert replace(generator, batch=64).chunk_size() == 3 * 64
 
 
 def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,7 +494,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
     [
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
-        ({"steps": 2}, "steps is 2; a picture of"),
+        ({"steps": 2}, "steps is 2; an image of"),
         ({"device": "gpu"}, "device 'gpu' is not here"),
     ],
 )

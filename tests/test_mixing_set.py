@@ -23,15 +23,15 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Resize
 
-from painters import request
 from pipelines import open_mixing_set
 from pipelines.errors import PipelineError
-from pipelines.generate.sets import generate_set
 from pipelines.loading import image_map
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.format import open_shards
 from pixmix.packed import PackedPictures
 from shard_sets import drawn_pictures, encoded, write_shards
+from stripes import image_set
+from stripes import make as generate_images
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
@@ -547,10 +547,10 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
     ("make", "message"),
     [
         (lambda _path: None, "is neither a folder nor a tar, zip or .npy of images"),
-        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.mkdir(), "holds no images"),
         (
             lambda path: path.write_bytes(b"text" * 999),
-            "is no tar; name a folder of pictures, shards, or a tar, zip or",
+            "is no tar",
         ),
         (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],
@@ -683,11 +683,11 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     tmp_path: Path, cache: Path, above: bool
 ) -> None:
     place = tmp_path / "sets" / "stripes"
-    generate_set(request(place))
+    generate_images(image_set(place))
     asked = place.parent if above else place
     assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
-    manifest = json.loads((place / "manifest.json").read_text())
-    (place / "manifest.json").write_text(json.dumps(manifest | {"status": "partial"}))
+    (place / ".work").mkdir()
+    (place / ".work" / "request.json").touch()
     with pytest.raises(PipelineError, match=r"stripes is not finished"):
         open_mixing_set(asked, 24, cache_dir=cache)
     assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10

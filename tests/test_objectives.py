@@ -87,8 +87,8 @@ def test_random_directions_have_length_one_and_no_end() -> None:
     [
         (channel("a", 5), "channel 5 of a; give 0 to 4"),
         (channel("a", -1), "channel -1 of a"),
-        (neuron("a", [0, 1]), "2 channels for 3 pictures"),
-        (direction("a", torch.zeros(4)), "a has 5 channels, and there are 3 pictures"),
+        (neuron("a", [0, 1]), "2 channels for 3 images"),
+        (direction("a", torch.zeros(4)), "a has 5 channels, and there are 3 images"),
         (direction("a", torch.zeros(2, 5)), r"directions have shape \(2, 5\)"),
     ],
 )

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,28 +20,32 @@ from click.testing import CliRunner, Result
 
 pytest.importorskip("moto.server")
 
-from crashes import paint_here
 from object_store import AmazonStore, GoogleStore
-from painters import Stripes, sharded, tree
 from pipelines import Remote, open_mixing_set
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.painted_shards import ShardedRequest, ShardedResult, merge_shards, paint_set
+from pipelines.generate.products import begun_shards
 from pipelines.shards import output
+from pipelines.shards.job import JobResult, merge
 from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 from pipelines.system.stores import open_store
+from stripes import Asked, Made, Stripes, make, run_here, sharded, tree
 
 
-def paint(asked: ShardedRequest) -> ShardedResult:
-    return paint_set(asked, run=paint_here)
+def generate(asked: Asked) -> Made:
+    return make(asked, run=run_here)
+
+
+def merge_shards(place: OutputStore) -> JobResult:
+    return merge(begun_shards(place))
 
 
 @pytest.fixture(scope="session")
 def in_a_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("in_a_folder") / "set"
-    paint(sharded(Folder(path=folder)))
+    generate(sharded(Folder(path=folder)))
     return tree(folder)
 
 
@@ -73,14 +78,15 @@ def contents(store: AmazonStore) -> dict[str, bytes]:
 def test_the_objects_are_the_files_of_a_folder(
     store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
-    assert paint(sharded(place)).complete
+    assert generate(sharded(place)).complete
     assert contents(store) == in_a_folder
     # Each tar before its sidecar, and the manifest last.
     order = [key.removeprefix("sets/stripes/") for key in store.written]
     assert order[0] == ".work/request.json"
     for shard in range(4):
         tar = order.index(f"stripes-0{shard}.tar")
-        assert tar < order.index(f".work/done/00000{shard}.json")
+        (record,) = [name for name in order if name.startswith(f".work/done/0000000{shard}-")]
+        assert tar < order.index(record)
     assert order[-1] == "manifest.json"
 
 
@@ -88,11 +94,11 @@ def test_tasks_and_duplicates_do_not_show(
     store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
     for task in (2, 0, 2, 1):
-        paint(sharded(place, task_index=task, num_tasks=3))
+        generate(sharded(place, task_index=task, num_tasks=3))
     assert merge_shards(place).complete
     assert contents(store) == in_a_folder
     written = len(store.written)
-    assert paint(sharded(place, task_index=1, num_tasks=3)).complete
+    assert generate(sharded(place, task_index=1, num_tasks=3)).complete
     assert merge_shards(place).complete
     assert len(store.written) == written
 
@@ -100,25 +106,25 @@ def test_tasks_and_duplicates_do_not_show(
 def test_worker_processes_write_to_a_store(
     store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
-    assert paint_set(sharded(place, jobs=2)).complete
+    assert make(sharded(place, jobs=2)).complete
     assert contents(store) == in_a_folder
 
 
 def test_a_finished_set_is_read_back_from_the_store(
     url: str, place: OutputStore, access: RemoteAccess, tmp_path: Path
 ) -> None:
-    paint(sharded(place))
+    generate(sharded(place))
     remote = Remote(access=access)
     mixing_set = open_mixing_set(url, 20, cache_dir=tmp_path / "cache", remote=remote)
     assert len(mixing_set) == 10
     for i in range(10):
-        np.testing.assert_array_equal(mixing_set[i], Stripes().picture(i))
+        np.testing.assert_array_equal(mixing_set[i], Stripes().image(i))
     assert len(open_set(url, cache_dir=tmp_path, remote=remote).shards) == 10
 
 
 def test_merge_says_what_is_missing_in_a_store(store: AmazonStore, place: OutputStore) -> None:
-    paint(sharded(place, task_index=1, num_tasks=4))
-    assert merge_shards(place).missing == (0, 2, 3)
+    generate(sharded(place, task_index=1, num_tasks=4))
+    assert merge_shards(place).missing == (range(1), range(2, 4))
     assert not [key for key in store.written if key.endswith("manifest.json")]
 
 
@@ -130,7 +136,7 @@ def test_a_store_that_is_busy_is_asked_again(
     n_busy: int,
 ) -> None:
     store.busy = n_busy
-    assert paint(sharded(place)).complete
+    assert generate(sharded(place)).complete
     assert store.turned_away == n_busy
     assert contents(store) == in_a_folder
 
@@ -140,17 +146,17 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     place: OutputStore,
     in_a_folder: dict[str, bytes],
 ) -> None:
-    paint(sharded(place, task_index=0, num_tasks=2))
+    generate(sharded(place, task_index=0, num_tasks=2))
     store.busy = 1000
     with pytest.raises(PipelineError) as caught:
-        paint(sharded(place))
+        generate(sharded(place))
     assert store.turned_away == 4
     assert str(caught.value).startswith(
-        f"{place.name}/stripes-02.tar: given up after 4 attempts in a row,"
+        f"{place.name}/stripes-01.tar: given up after 4 attempts in a row,"
     )
     assert "\n" not in str(caught.value)
     store.busy = 0
-    assert paint(sharded(place)).painted == 5
+    assert generate(sharded(place)).generated == 6
     assert contents(store) == in_a_folder
 
 
@@ -161,7 +167,7 @@ def test_a_store_that_does_not_answer_is_one_line(url: str, access: RemoteAccess
     }
     nobody = RemoteAccess(attempts=2, first_wait_s=0.01, longest_wait_s=0.01, options=options)
     with pytest.raises(PipelineError, match=f"^{url}/: given up after 2 attempts"):
-        paint(sharded(open_output(url, nobody)))
+        generate(sharded(open_output(url, nobody)))
 
 
 def test_a_store_that_may_not_be_written_is_one_line_at_once(
@@ -169,7 +175,7 @@ def test_a_store_that_may_not_be_written_is_one_line_at_once(
 ) -> None:
     store.busy, store.answer = 1000, 403
     with pytest.raises(PipelineError) as caught:
-        paint(sharded(place))
+        generate(sharded(place))
     assert store.turned_away == 1
     message = r"access denied \(.*\); set credentials that may write there"
     assert re.fullmatch(rf"{place.name}/\.work/request\.json: {message}", str(caught.value))
@@ -188,20 +194,20 @@ def _die_before(name: str, place: OutputStore) -> None:
     put = Bucket._put
 
     def put_or_die(self: Bucket, path: Path, put_name: str) -> None:
-        if put_name == name:
+        if put_name.startswith(name):
             os.kill(os.getpid(), signal.SIGKILL)
         put(self, path, put_name)
 
     Bucket._put = put_or_die  # type: ignore[method-assign]
-    paint(sharded(place))
+    generate(sharded(place))
 
 
 @pytest.mark.parametrize(
-    ("name", "painted"),
+    ("name", "generated"),
     [
         (".work/request.json", 10),
         ("stripes-01.tar", 8),
-        (".work/done/000001.json", 8),
+        (".work/done/00000001-", 8),
         ("index.npy", 0),
         ("manifest.json", 0),
     ],
@@ -211,26 +217,28 @@ def test_a_kill_between_two_objects_is_continued(
     place: OutputStore,
     in_a_folder: dict[str, bytes],
     name: str,
-    painted: int,
+    generated: int,
 ) -> None:
     killed = multiprocessing.get_context("spawn").Process(target=_die_before, args=(name, place))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert "manifest.json" not in contents(store)
-    assert paint(sharded(place)).painted == painted
+    assert generate(sharded(place)).generated == generated
     assert contents(store) == in_a_folder
 
 
 @pytest.mark.parametrize(
-    "mend", [merge_shards, lambda place: paint(sharded(place, num_tasks=2))], ids=["merge", "task"]
+    "mend",
+    [merge_shards, lambda place: generate(sharded(place, num_tasks=2))],
+    ids=["merge", "task"],
 )
 def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     store: AmazonStore,
     place: OutputStore,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
-    mend: Callable[[OutputStore], ShardedResult],
+    mend: Callable[[OutputStore], Any],
 ) -> None:
     def end(_: Bucket) -> None:
         raise KeyboardInterrupt
@@ -238,33 +246,33 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     with monkeypatch.context() as patched:
         patched.setattr(Bucket, "close", end)
         with pytest.raises(KeyboardInterrupt):
-            paint(sharded(place))
+            generate(sharded(place))
     assert len(contents(store)) > len(in_a_folder)
-    assert mend(place).painted == 0
+    assert mend(place).complete
     assert contents(store) == in_a_folder
 
 
 def test_a_bucket_that_is_not_there_is_one_line(store: AmazonStore, access: RemoteAccess) -> None:
     url = f"{store.scheme}://none/set"
     with pytest.raises(PipelineError, match=rf"^{url}/.*: the bucket was not found .* make"):
-        paint(sharded(open_output(url, access)))
+        generate(sharded(open_output(url, access)))
 
 
 def test_other_objects_are_left_alone(store: AmazonStore, url: str, access: RemoteAccess) -> None:
-    paint(sharded(open_output(f"{url}2", access), n=2))
-    paint(sharded(open_output(f"{url}/", access), n=2))
+    generate(sharded(open_output(f"{url}2", access), n=2))
+    generate(sharded(open_output(f"{url}/", access), n=2))
     before = store.objects()
     with pytest.raises(PipelineError, match=r"sets holds something else \(stripes/_info.json\)"):
-        paint(sharded(open_output(f"{store.url}/sets", access), n=2))
+        generate(sharded(open_output(f"{store.url}/sets", access), n=2))
     assert store.objects() == before
 
 
 def test_other_settings_are_refused_in_a_store(place: OutputStore) -> None:
-    paint(sharded(place, num_tasks=2))
+    generate(sharded(place, num_tasks=2))
     with pytest.raises(
         PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
     ):
-        paint(sharded(place, Stripes(seed=1)))
+        generate(sharded(place, Stripes(seed=1)))
 
 
 def test_many_sidecars_are_listed_once_and_read_in_batches(
@@ -272,7 +280,7 @@ def test_many_sidecars_are_listed_once_and_read_in_batches(
 ) -> None:
     monkeypatch.setattr(output, "_PREFETCH", 2)
     for task in range(2):
-        paint(sharded(place, task_index=task, num_tasks=2))
+        generate(sharded(place, task_index=task, num_tasks=2))
     listed, sizes = [], Bucket.sizes
 
     def count(self: Bucket) -> dict[str, int]:

@@ -3,6 +3,9 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -89,3 +92,23 @@ def test_no_worker_at_all_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_workers_without_threads_are_one_line() -> None:
     with pytest.raises(PipelineError, match="can't start new thread"):
         run_chunks(without_threads, CHUNKS, jobs=2, finished=lambda _: None)
+
+
+def note_in_spite_of_ctrl_c(folder: Path, chunk: range) -> range:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.05)
+    return note(folder, chunk)
+
+
+def test_no_worker_answers_ctrl_c_not_even_the_first_of_a_command(tmp_path: Path) -> None:
+    """The first process that Python starts also starts the tracker of its resources."""
+    script = (
+        "import sys, test_pool as t; from functools import partial; from pathlib import Path\n"
+        "work = partial(t.note_in_spite_of_ctrl_c, Path(sys.argv[1]))\n"
+        "t.run_chunks(work, t.CHUNKS[:2], jobs=2, finished=lambda _: None)"
+    )
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    }
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=True)
+    assert done(tmp_path) == [0, 1]

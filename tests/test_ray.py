@@ -1,4 +1,4 @@
-"""Sets painted as tasks of a Ray cluster: the same files, whatever becomes of its machines."""
+"""Datasets generated as tasks of a Ray cluster: the same files, whatever its machines do."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from painters import Stripes, request, tree
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.ray_runs import _checked, _witness, joined_cluster, versions_here
-from pipelines.generate.sets import generate_set
+from pipelines.generate.generator import versions_of
+from pipelines.generate.ray import _checked, _witness, joined_cluster
+from stripes import Stripes, image_set, make, tree
 
 SMALL = ("--size", "24x16", "--samples-per-pixel", "4")
 ENVIRONMENT = {
@@ -46,8 +46,8 @@ def identity(chunk: range) -> range:
 
 
 def test_a_machine_with_other_code_is_told_by_name_and_does_no_work() -> None:
-    versions = partial(versions_here, Stripes(version=2), "png")
-    expected = versions_here(Stripes(), "png")
+    versions = partial(versions_of, Stripes(version=2), "png")
+    expected = versions_of(Stripes(), "png")
     assert expected.keys() == {"pixmix", "stripes_version", "encoder"}
     with pytest.raises(PipelineError) as caught:
         _checked(identity, versions, expected, None, range(3))
@@ -77,7 +77,7 @@ def test_a_machine_that_does_not_see_the_folder_is_told_and_does_no_work(tmp_pat
     [
         (("fractals", "--ray", "--task-index", "0", "--num-tasks", "2"), "leave out --task-index"),
         (("fractals", "--ray", "host:1", "--num-tasks", "2"), "leave out --task-index"),
-        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster; give --ray too"),
+        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster"),
         (
             ("featviz", "--ray", "--gpus-per-task", "0.5", "--device", "cpu"),
             "another --device than cpu",
@@ -157,14 +157,14 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, obje
 
 
 @pytest.mark.parametrize("kind", ["files", "shards"])
-def test_a_node_that_is_killed_while_it_paints_does_not_show(
+def test_a_node_that_is_killed_while_it_works_does_not_show(
     report: dict[str, dict[str, int]], kind: str
 ) -> None:
     told = report[kind]
     assert told["pictures"] == 16
-    # It was in the middle of a chunk, which another node painted again.
+    # It was in the middle of a chunk, which another node generated again.
     assert told["by the killed node"] >= 1
-    assert told["painted twice"] >= 1
+    assert told["generated twice"] >= 1
     assert told["equal"] is True
 
 
@@ -173,7 +173,7 @@ def test_a_node_that_is_killed_while_it_paints_does_not_show(
     [
         ("disk", "PipelineError: the disk of .* is full; what is whole is kept"),
         ("memory", "PipelineError: the memory of a machine of the cluster ran out; .* --jobs"),
-        ("mistake", "ValueError: a mistake in the painter"),
+        ("mistake", "ValueError: a mistake in the generator"),
         ("killed", "PipelineError: the cluster could not do a task .* run the same command again"),
     ],
 )
@@ -202,7 +202,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
             stderr=errors,
             process_group=0,
         )
-    parts = tmp_path / "set" / ".work" / "parts"
+    parts = tmp_path / "set" / ".work" / "done"
     while not list(parts.glob("*.jsonl")):
         assert interrupted.poll() is None, (tmp_path / "errors").read_text()
         time.sleep(0.05)
@@ -211,7 +211,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     assert interrupted.returncode == 130
     assert output.decode() == ""
     told = (tmp_path / "errors").read_text()
-    assert told.splitlines()[-1] == "Error: interrupted; the same command continues this set"
+    assert told.splitlines()[-1] == "Error: interrupted; the same command resumes this dataset"
     assert "Traceback" not in told
     recorded = sum(len(part.read_bytes().splitlines()) for part in parts.glob("*.jsonl"))
     assert 0 < recorded < 300
@@ -257,7 +257,7 @@ def test_a_set_is_begun_here_and_continued_with_other_runners(tmp_path: Path) ->
         for chunk in list(chunks)[::2]:
             finished(work(chunk))
 
-    assert not generate_set(request(tmp_path / "set", chunk=2), run=half).complete
-    assert generate_set(request(tmp_path / "set", chunk=2)).painted == 4
-    generate_set(request(tmp_path / "alone"))
+    assert not make(image_set(tmp_path / "set", chunk=2), run=half).complete
+    assert make(image_set(tmp_path / "set", chunk=2)).generated == 4
+    make(image_set(tmp_path / "alone"))
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pipelines.cli import shard as command
-from pipelines.shards import write
+from pipelines.shards import writer
 from pipelines.shards.format import open_shards
 from pipelines.system import processes
 from shard_sets import drawn_pictures, encoded, run_here
@@ -64,7 +64,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(write, "write_index", interrupt)
+        patched.setattr(writer, "write_index", interrupt)
         assert run(*arguments, "--jobs", 1).exit_code == 130
 
 

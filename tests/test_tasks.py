@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from painters import tree
 from pipelines.cli import gen
 from pipelines.system.ranks import Task, find_task
+from stripes import tree
 
 VARIABLES = (
     "RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_STEP_ID", "OMPI_COMM_WORLD_RANK",
@@ -125,14 +125,14 @@ def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.Monke
             None,
             "a list of 2 numbers from 3 to 17, .* give --num-tasks",
         ),
-        (array(4, first=1, last=4), 4, f"{ARRAY} in .* task 4, .* not below the 4 tasks"),
-        (array(1) | srun(1, 8), 4, "task 9, which is not below the 4 tasks that there are"),
+        (array(4, first=1, last=4), 4, f"task 4, by {ARRAY} in .* not below the 4 tasks"),
+        (array(1) | srun(1, 8), 4, "task 9, .* not below the 4 tasks that there are"),
         (array(1) | {ARRAY: "one"}, None, f"{ARRAY}='one' in the environment is no number"),
         ({ARRAY: "1"}, None, "SLURM_ARRAY_TASK_MIN='' in the environment is no number"),
         (array(1) | {"SLURM_ARRAY_TASK_STEP": "0"}, None, "does not tell the place of one"),
         (COMPLETION, None, "task 5 of an indexed Job, .* completions as --num-tasks"),
-        (COMPLETION, 5, "JOB_COMPLETION_INDEX in .* task 5, which is not below the 5 tasks"),
-        (torchrun(3, 8), 2, "RANK in the environment make this task 3, .* below the 2"),
+        (COMPLETION, 5, "task 5, by JOB_COMPLETION_INDEX in .* not below the 5 tasks"),
+        (torchrun(3, 8), 2, "task 3, by RANK in the environment, .* below the 2"),
         ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are no rank and number"),
     ],
 )
@@ -160,7 +160,7 @@ def test_elements_of_an_array_job_make_the_set_and_say_which_they_are(
     for element in (5, 4):
         set_variables(monkeypatch, array(element, first=4, last=5))
         result = make(tmp_path / "set", "--json")
-        told = f"task {element - 4} of 2, by {ARRAY}; for a set of its own give --num-tasks 1\n"
+        told = f"task {element - 4} of 2, by {ARRAY}; "
         assert told in result.stderr
         assert json.loads(result.stdout)["complete"] == (element == 4)
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
@@ -180,14 +180,14 @@ def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.M
     result = make(tmp_path / "set", "--task-index", "0", "--num-tasks", "1")
     assert result.exit_code == 0
     assert "task" not in result.stderr
-    assert "5 pictures" in result.stdout
+    assert "5 images" in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task-index", "1"), "--task-index 1 of how many"),
-        (("--num-tasks", "4"), "--num-tasks 4, and neither"),
+        (("--task-index", "1"), "--task-index 1 needs --num-tasks"),
+        (("--num-tasks", "4"), "--num-tasks 4 without --task-index"),
     ],
 )
 def test_half_a_task_is_wrong_usage(

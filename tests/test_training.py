@@ -316,7 +316,10 @@ def weights_of(trained: TrainResult) -> dict[str, torch.Tensor]:
 def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
     assert first.keys() == second.keys()
     different = [name for name, value in first.items() if not torch.equal(value, second[name])]
-    assert different == []
+    assert not different, (
+        f"{len(different)} of {len(first)} tensors differ, such as {different[0]}; after a resume, "
+        "tests/test_training_state.py names the field of the state that was lost"
+    )
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:  # noqa: ANN401

@@ -15,7 +15,7 @@ from featviz import channel, paint
 from featviz.capture import find_nonfinite, survey
 from featviz.networks import IMAGENET_MEAN, IMAGENET_STD, Network, call_function, network_of
 from pipelines.errors import PipelineError
-from pipelines.generate.featviz import open_trained, plan_painter
+from pipelines.generate.featviz import open_trained, plan_generator
 from pipelines.models.registry import open_model
 
 
@@ -97,19 +97,19 @@ def test_a_gradient_of_nan_is_told_and_gives_no_black_image() -> None:
         paint(opened(Root()), channel("act", 0), n=1, size=16, steps=2)
 
 
-def test_the_painter_names_the_layer_instead_of_asking_for_more_steps(
+def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "overflows.py").write_text(
         "from test_unusual_networks import Overflowing\n\ndef make():\n    return Overflowing()\n"
     )
     monkeypatch.chdir(tmp_path)
-    painter = plan_painter(
+    generator = plan_generator(
         model="overflows:make", weights=None, allow_random=True, layers=["last"], seed=0,
         size=(32, 32), steps=2, device="cpu", precision="float32", batch=2, jobs=1, earlier={},
     )  # fmt: skip
     with pytest.raises(PipelineError, match="layer second are NaN or infinite") as caught:
-        list(painter.paint(range(2)))
+        list(generator.generate(range(2)))
     assert "steps" not in str(caught.value)
 
 

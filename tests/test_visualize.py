@@ -70,9 +70,9 @@ def excited(
         [(key,) for key in keys],
         **more,  # type: ignore[arg-type]
     )
-    assert made.pictures.shape == (len(keys), 24, 36, 3)
-    assert made.pictures.dtype == np.uint8
-    return made.pictures
+    assert made.images.shape == (len(keys), 24, 36, 3)
+    assert made.images.dtype == np.uint8
+    return made.images
 
 
 # --- Stages --------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def test_each_stage_has_a_step_however_few_there_are(side: int, steps: int) -> N
 
 
 def test_too_few_steps_for_the_stages_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"steps is 2; a picture of \(256, 256\) has 3 stages"):
+    with pytest.raises(ValueError, match=r"steps is 2; an image of \(256, 256\) has 3 stages"):
         plan_stages((256, 256), 2)
 
 
@@ -204,7 +204,7 @@ def test_the_default_networks_pictures_do_not_depend_on_their_company() -> None:
             return visualize(
                 prepared, channel(layer, keys), canvas(len(keys), size), stages,
                 [(key,) for key in keys],
-            ).pictures  # fmt: skip
+            ).images  # fmt: skip
 
         together = made([0, 1, 2, 3, 4, 5, 6, 7])
         np.testing.assert_array_equal(made([5, 11])[0], together[5])

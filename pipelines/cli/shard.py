@@ -27,9 +27,9 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.shards.adopt import OnDecodeError, OnNonstandard
+    from pipelines.shards.request import OnDecodeError, OnNonstandard
+    from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
-    from pipelines.shards.write import ShardResult
 
 TRAIN_SHARD, TEST_SHARD = 1252, 782
 """Samples a shard: ImageNet becomes 1,024 and 64 shards, as timm has them."""
@@ -389,7 +389,7 @@ def _make(
 ) -> "ShardResult":
     """Make one set. default_size: samples a shard where the options do not say."""
     from pipelines.shards.request import ShardRequest
-    from pipelines.shards.write import make_shards
+    from pipelines.shards.sharding import make_shards
     from pipelines.system.processes import available_cores, run_chunks
 
     if options.num_shards is not None and options.shard_size is not None:

@@ -26,7 +26,6 @@ from pipelines.evaluation.folders import (
     MADE_OF,
     MissingDataError,
     Notices,
-    class_folders,
     list_videos,
     remedy_for,
 )
@@ -45,7 +44,7 @@ from pipelines.evaluation.metrics import (
     measure,
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
-from pipelines.shards.images import is_ignored_name
+from pipelines.shards.images import class_folders, is_ignored_name
 from pipelines.system.arrays import open_array
 from pixmix.operations import OPERATIONS
 
@@ -214,7 +213,9 @@ def _severities(place: Path, notices: Notices) -> list[Path]:
     They are named by numbers: 1 to 5, or the severities themselves (0.80, 1.60, ...), as the script
     of ImageNet-C-Bar's authors writes them.
     """
-    numbered = [name for name in class_folders(place, notices) if _SEVERITY.fullmatch(name)]
+    numbered = [
+        name for name in class_folders(place, ignored=notices.ignored) if _SEVERITY.fullmatch(name)
+    ]
     if len(numbered) != SEVERITIES or len(set(map(float, numbered))) != SEVERITIES:
         names = ", ".join(numbered[:8]) or "none"
         raise PipelineError(

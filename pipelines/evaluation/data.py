@@ -16,7 +16,6 @@ from pipelines.evaluation.folders import (
     MissingDataError,
     Notices,
     Tree,
-    class_folders,
     find_set,
     holds_images,
     list_tree,
@@ -43,7 +42,7 @@ from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
 from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.images import read_image_file
+from pipelines.shards.images import class_folders, read_image_file
 from pipelines.shards.sources import class_name
 from pipelines.system.files import printable
 
@@ -155,10 +154,10 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
     for place in (root / each for each in PLACES[:-1]):
-        names = class_folders(place, notices) if place.is_dir() else []
+        names = class_folders(place, ignored=notices.ignored) if place.is_dir() else []
         if names:
             return _of_folders(root, place, names)
-    names = class_folders(root, notices)
+    names = class_folders(root, ignored=notices.ignored)
     if names and _are_classes(root.resolve().name, names, known):
         above = root.resolve().parent if root.resolve().name in PLACES else root
         beside = f", and the other suites are searched in {above}" if above != root else ""

@@ -82,15 +82,6 @@ class Tree:
     labels: NDArray[np.int64]
 
 
-def class_folders(folder: Path, notices: Notices) -> list[str]:
-    """Return the names of the folders in a folder, sorted; hidden ones and litter are noted.
-
-    Raises:
-        OSError: if the folder cannot be read.
-    """
-    return images.class_folders(folder, ignored=notices.ignored)
-
-
 def holds_images(folder: Path) -> bool:
     """Return whether a folder itself holds images.
 
@@ -114,7 +105,7 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
     """
     if not folder.is_dir():
         raise PipelineError(f"{folder} is not there or is not a folder; unpack the set again")
-    names = class_folders(folder, notices)
+    names = images.class_folders(folder, ignored=notices.ignored)
     if not names:
         raise PipelineError(
             f"{folder} {'holds images and' if holds_images(folder) else 'has'} no class folders; "
@@ -127,16 +118,6 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
         files=[*chain.from_iterable(files)],
         labels=np.repeat(np.arange(len(names), dtype=np.int64), [*map(len, files)]),
     )
-
-
-def list_images(folder: Path, notices: Notices) -> list[Path]:
-    """Return the images of a folder and the folders in it, numbers in names counted as numbers.
-
-    Raises:
-        PipelineError: if there is none.
-        OSError: if a folder cannot be read.
-    """
-    return images.image_files(folder, ignored=notices.ignored)
 
 
 def list_videos(folder: Path, notices: Notices) -> list[Path]:

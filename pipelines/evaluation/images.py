@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.folders import Notices, list_images, unreadable
+from pipelines.evaluation.folders import Notices, unreadable
 from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
 from pipelines.shards.format import ShardSet
-from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, read_image_file
+from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, image_files, read_image_file
 from pipelines.shards.sources import Source
 from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
@@ -198,7 +198,7 @@ def images_of_folder(folder: Path, view: View, notices: Notices | None = None) -
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    return images_of_files(list_images(folder, notices or Notices()), view)
+    return images_of_files(image_files(folder, ignored=(notices or Notices()).ignored), view)
 
 
 def images_of_source(source: Source, view: View) -> DecodedImages:

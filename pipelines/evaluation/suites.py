@@ -19,7 +19,6 @@ from pipelines.evaluation.folders import (
     WITH_FOLDERS,
     MissingDataError,
     Notices,
-    class_folders,
     holds_images,
     missing_sets,
 )
@@ -27,6 +26,7 @@ from pipelines.evaluation.metrics import measure, scaled_confidence, tune_temper
 from pipelines.evaluation.ood import anomaly, imagenet_o, restricted
 from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
 from pipelines.provenance.run_record import provenance
+from pipelines.shards.images import class_folders
 from pipelines.system.files import file_sha256
 from pipelines.system.masking import masked_values
 
@@ -75,7 +75,7 @@ def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
     if len(absent) < len(WITH_FOLDERS):
         return {suite: absent[suite] for suite in suites or () if suite in absent}
     # Class folders that only the network knows by name are recognized when it is loaded.
-    names = [name for name in class_folders(root, Notices()) if name not in PLACES]
+    names = [name for name in class_folders(root) if name not in PLACES]
     if not any(holds_images(root / name) for name in names):
         raise PipelineError(why_no_test_set(root))
     return {}

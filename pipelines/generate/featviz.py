@@ -1,4 +1,4 @@
-"""The painter of feature visualizations."""
+"""The generator of feature visualizations."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,8 +32,7 @@ from featviz.visualize import explain_nonfinite
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import Picture
-from pipelines.generate.painting import Painted, pixel_sha256
+from pipelines.generate.generator import Generated, Pixels, pixel_sha256
 from pipelines.models.registry import build_network, is_cifar_network
 from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory
@@ -52,18 +51,18 @@ _MOST_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the input of networks for CIFAR."""
 _LARGEST_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
-"""A CPU gains nothing by more than 8 pictures at once; a GPU has to be filled."""
+"""A CPU gains nothing by more than 8 images at once; a GPU has to be filled."""
 _MEMORY_SHARE = 0.5
 """Of a machine's or a GPU's memory, that batches may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeatvizPainter:
-    """Paints picture i of a seed, a network and some of its layers.
+class FeatvizGenerator:
+    """Generates image i of a seed, a network and some of its layers.
 
     weights_sha256: of the network's weights, see `featviz.Network`. layers: names, in order.
     height, width: pixels. steps: of the optimization. precision: of the network.
-    batch: pictures that are optimized together; fewer are filled up with copies, for some networks
+    batch: images that are optimized together; fewer are filled up with copies, for some networks
     are computed by other kernels at another number, which round otherwise.
     weights: the file of the weights, if they are one's own; allow_random: take none.
     device: as torch names it.
@@ -82,20 +81,20 @@ class FeatvizPainter:
     allow_random: bool = False
     device: str = "cpu"
 
-    def paint(self, pictures: range) -> Iterator[Painted]:
-        """Paint pictures, those of a layer together."""
+    def generate(self, numbers: range) -> Iterator[Generated]:
+        """Generate images, those of a layer together."""
         by_layer: dict[str, list[Recipe]] = {}
-        for index in pictures:
+        for index in numbers:
             recipe = draw_recipe(self.seed, index, self._channels)
             by_layer.setdefault(recipe.layer, []).append(recipe)
-        painted: dict[int, Painted] = {}
+        generated: dict[int, Generated] = {}
         for recipes in by_layer.values():
             for begin in range(0, len(recipes), self.batch):
-                painted |= self._paint_living(recipes[begin : begin + self.batch])
-        return (painted[index] for index in pictures)
+                generated |= self._generate_living(recipes[begin : begin + self.batch])
+        return (generated[index] for index in numbers)
 
-    def repaint(self, record: Mapping[str, Any]) -> Picture | None:
-        """Paint a picture again, None if it was made on another kind of machine, or on a GPU.
+    def generate_again(self, record: Mapping[str, Any]) -> Pixels | None:
+        """Generate an image again, None if it was made on another kind of machine, or on a GPU.
 
         A GPU adds up in no fixed order.
         """
@@ -103,18 +102,18 @@ class FeatvizPainter:
             return None
         recipe = Recipe.from_json(record["recipe"])
         # Most networks give the same for two as for a whole batch, which takes four times as long.
-        few: Picture = self._visualize([recipe], batch=2).pictures[0]
+        few: Pixels = self._visualize([recipe], batch=2).images[0]
         if pixel_sha256(few) == record["sha256"]:
             return few
-        again: Picture = self._visualize([recipe], batch=self.batch).pictures[0]
+        again: Pixels = self._visualize([recipe], batch=self.batch).images[0]
         return again
 
     def kind(self) -> str:
-        """Name what is painted."""
+        """Return what the images are."""
         return KIND
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the pictures depend on, besides their number and the machine."""
+        """Return all that the images depend on, besides their number and the machine."""
         plain = {name: getattr(self, name) for name in _PLAIN_SETTINGS}
         return {**plain, "layers": list(self.layers)}
 
@@ -123,16 +122,25 @@ class FeatvizPainter:
         return "CC0-1.0" if self.model == DEFAULT and self.weights is None else OTHERS
 
     def versions(self) -> dict[str, Any]:
-        """Return the version that counts the changes of pictures."""
+        """Return the version that counts the changes of images."""
         return {"featviz_version": FEATVIZ_VERSION}
+
+    def chunk_size(self) -> int:
+        """Return how many images are generated between two commits to the disk.
+
+        One batch of one layer; where batches are larger than the groups of images that share a
+        layer, as many groups of every layer as fill them.
+        """
+        groups = self.batch // GROUP
+        return GROUP if groups <= 1 else groups * GROUP * len(self.layers)
 
     @classmethod
     def from_settings(
         cls, settings: Mapping[str, Any], *, weights: Path | None, model: str | None
     ) -> Self:
-        """Make the painter of a set from the settings in its manifest, to paint on the CPU.
+        """Return the generator of a dataset from the settings in its manifest, for the CPU.
 
-        The network is opened when a picture is first painted.
+        The network is opened when an image is first generated.
 
         Args:
             settings: of the manifest.
@@ -170,19 +178,19 @@ class FeatvizPainter:
             self.model, self.weights, self.allow_random, self.layers, self.device, self.precision
         )
 
-    def _paint_living(self, recipes: list[Recipe]) -> dict[int, Painted]:
-        """Paint pictures of one layer, dead ones again with another attempt."""
-        painted = {}
+    def _generate_living(self, recipes: list[Recipe]) -> dict[int, Generated]:
+        """Generate images of one layer, dead ones again with another attempt."""
+        generated = {}
         while recipes:
             made = self._visualize(recipes, batch=self.batch)
             if not any(math.isfinite(value) for value in made.values):
                 raise PipelineError(
-                    f"{self.model}: {explain_nonfinite(self._prepared(), made.pictures)}; use "
+                    f"{self.model}: {explain_nonfinite(self._prepared(), made.images)}; use "
                     "other weights with --weights, or name layers before it with --layer"
                 )
             dead = []
-            for recipe, picture, value in zip(recipes, made.pictures, made.values, strict=False):
-                statistics = measure(picture)
+            for recipe, image, value in zip(recipes, made.images, made.values, strict=False):
+                statistics = measure(image)
                 if is_dead(statistics) or not math.isfinite(value):
                     dead.append(recipe)
                     continue
@@ -195,14 +203,14 @@ class FeatvizPainter:
                     "statistics": {name: round(each, 6) for name, each in statistics.items()},
                     "made_on": self._made_on(),
                 }
-                painted[recipe.index] = Painted(picture, record, recipe.attempt + 1)
+                generated[recipe.index] = Generated(image, record, recipe.attempt + 1)
             recipes = [self._another(recipe) for recipe in dead]
-        return painted
+        return generated
 
     def _another(self, recipe: Recipe) -> Recipe:
         if recipe.attempt + 1 == _MOST_ATTEMPTS:
             raise PipelineError(
-                f"picture {recipe.index} came out flat {_MOST_ATTEMPTS} times: layer "
+                f"image {recipe.index} came out flat {_MOST_ATTEMPTS} times: layer "
                 f"{recipe.layer} of {self.model} gives nothing to see; name others with "
                 "--layer, or give more --steps"
             )
@@ -225,12 +233,12 @@ class FeatvizPainter:
                 )
         except torch.OutOfMemoryError as error:
             raise PipelineError(
-                f"the memory of {self.device} is full with {len(company)} pictures at once; give a "
+                f"the memory of {self.device} is full with {len(company)} images at once; give a "
                 "smaller --batch-size and another --out"
             ) from error
 
     def _made_on(self) -> dict[str, str]:
-        """Return on what a picture's bits depend besides its settings."""
+        """Return on what an image's bits depend besides its settings."""
         return {"torch": torch.__version__, "device": describe_device(self.device)}
 
 
@@ -293,7 +301,7 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
         raise PipelineError(" ".join(str(error).split())) from error
 
 
-def plan_painter(
+def plan_generator(
     *,
     model: str,
     weights: Path | None,
@@ -307,15 +315,15 @@ def plan_painter(
     batch: int | None,
     jobs: int,
     earlier: Mapping[str, Any],
-) -> FeatvizPainter:
-    """Return the painter for what a user asks, where they leave something open the best here.
+) -> FeatvizGenerator:
+    """Return the generator for what a user asks, where they leave something open the best here.
 
     Args:
         model: name of a network; see `featviz.open_network`.
         weights: file of its weights, None for those it comes with.
         allow_random: take it untrained.
         layers: none for the network's `default_layers`.
-        seed: of all pictures.
+        seed: of all images.
         size: (height, width) in pixels.
         steps: of the optimization.
         device: "auto", or as torch names it.
@@ -340,8 +348,8 @@ def plan_painter(
     if batch is None:
         window = max(stage.window[0] * stage.window[1] for stage in stages)
         share = _memory(chosen) * _MEMORY_SHARE / jobs
-        batch = _largest_batch(share / picture_bytes(network, size, window), chosen.type)
-    return FeatvizPainter(
+        batch = _largest_batch(share / image_bytes(network, size, window), chosen.type)
+    return FeatvizGenerator(
         model=model,
         weights_sha256=network.weights_sha256,
         layers=tuple(dict.fromkeys(each.name for each in named)),
@@ -399,21 +407,11 @@ def describe_device(name: str) -> str:
     return " ".join(["CPU", *instructions])
 
 
-def chunk_size(painter: FeatvizPainter) -> int:
-    """Return how many pictures are painted between two commits to the disk.
-
-    One batch of one layer; where batches are larger than the groups of pictures that share a
-    layer, as many groups of every layer as fill them.
-    """
-    groups = painter.batch // GROUP
-    return GROUP if groups <= 1 else groups * GROUP * len(painter.layers)
-
-
-def picture_bytes(network: Network, size: tuple[int, int], window: int) -> float:
-    """Return about how much memory the optimization of a picture takes.
+def image_bytes(network: Network, size: tuple[int, int], window: int) -> float:
+    """Return about how much memory the optimization of an image takes.
 
     Activations of all operations, once kept and once as gradients, and a dozen copies of the
-    picture itself.
+    image itself.
 
     window: pixels that the network sees.
     """

@@ -1,4 +1,4 @@
-"""The painters of fractals, and of the simple sets that fractals are measured against."""
+"""Generators of fractals, and of the simple datasets that they are measured against."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -13,13 +13,12 @@ from fractals import (
     paint_baseline,
     render,
 )
-from pipelines.generate.encoding import Picture
-from pipelines.generate.painting import Painted
+from pipelines.generate.generator import Generated, Pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class FractalPainter:
-    """Paints picture i of a family and a seed.
+class FractalGenerator:
+    """Renders image i of a family and a seed.
 
     family: one of `fractals.FAMILIES`; height, width: pixels; samples_per_pixel: points of a
     chaos game for each pixel.
@@ -31,32 +30,31 @@ class FractalPainter:
     width: int = 256
     samples_per_pixel: float = 50.0
 
-    def paint(self, pictures: range) -> Iterator[Painted]:
-        """Paint pictures, one by one."""
-        return map(self._paint, pictures)
+    def generate(self, numbers: range) -> Iterator[Generated]:
+        """Render images, one by one."""
+        return map(self._generate, numbers)
 
-    def _paint(self, index: int) -> Painted:
-        genome = draw_genome(self.seed, index, self.family)
-        picture = self._render(genome)
-        statistics = {name: round(value, 6) for name, value in measure(picture).items()}
+    def _generate(self, number: int) -> Generated:
+        genome = draw_genome(self.seed, number, self.family)
+        image = self._render(genome)
         record = {
             "seed": self.seed,
             "family": self.family,
-            "statistics": statistics,
+            "statistics": _statistics(image),
             "genome": genome.to_json(),
         }
-        return Painted(picture, record, genome.attempt + 1)
+        return Generated(image, record, genome.attempt + 1)
 
-    def repaint(self, record: Mapping[str, Any]) -> Picture:
-        """Paint a picture again from the genome in its record."""
+    def generate_again(self, record: Mapping[str, Any]) -> Pixels:
+        """Render an image again from the genome in its record."""
         return self._render(Genome.from_json(record["genome"]))
 
     def kind(self) -> str:
-        """Name what is painted."""
+        """Return what the images are."""
         return "fractals"
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the pictures depend on, besides their number."""
+        """Return all that the images depend on, besides their number."""
         return asdict(self)
 
     def licence(self) -> str:
@@ -64,33 +62,32 @@ class FractalPainter:
         return "CC0-1.0"
 
     def versions(self) -> dict[str, Any]:
-        """Return the version that counts the changes of pictures."""
+        """Return the version that counts the changes of images."""
         return {"genome_version": GENOME_VERSION}
+
+    def chunk_size(self) -> int:
+        """Return how many images a process renders between two commits to the disk.
+
+        About a second's work, 32 images of 256x256 at 50 samples a pixel and never more: that is
+        what a killed run loses, and committing costs a few milliseconds.
+        """
+        work = self.height * self.width * self.samples_per_pixel / (256 * 256 * 50)
+        return max(1, min(32, round(32 / work)))
 
     @classmethod
     def from_settings(cls, settings: Mapping[str, Any]) -> Self:
-        """Make the painter of a set from the settings in its manifest."""
+        """Return the generator of a dataset from the settings in its manifest."""
         return cls(**{name: settings[name] for name in cls.__dataclass_fields__})
 
-    def _render(self, genome: Genome) -> Picture:
+    def _render(self, genome: Genome) -> Pixels:
         return render(genome, (self.height, self.width), self.samples_per_pixel)
 
 
-def fractal_chunk(height: int, width: int, samples_per_pixel: float) -> int:
-    """Return how many pictures a process paints between two commits to the disk.
-
-    About a second's work, 32 pictures of 256x256 at 50 samples a pixel and never more: that is
-    what a killed run loses, and committing costs a few milliseconds.
-    """
-    work = height * width * samples_per_pixel / (256 * 256 * 50)
-    return max(1, min(32, round(32 / work)))
-
-
 @dataclass(frozen=True, kw_only=True)
-class BaselinePainter:
-    """Paints picture i of a process and a seed.
+class BaselineGenerator:
+    """Generates image i of a process and a seed.
 
-    process: one of `fractals.BASELINES`, the kind of the set; height, width: pixels.
+    process: one of `fractals.BASELINES`, the kind of the dataset; height, width: pixels.
     """
 
     process: str
@@ -98,27 +95,25 @@ class BaselinePainter:
     height: int = 256
     width: int = 256
 
-    def paint(self, pictures: range) -> Iterator[Painted]:
-        """Paint pictures, one by one."""
-        return map(self._paint, pictures)
+    def generate(self, numbers: range) -> Iterator[Generated]:
+        """Generate images, one by one."""
+        return map(self._generate, numbers)
 
-    def _paint(self, index: int) -> Painted:
-        picture = self._picture(index)
-        statistics = {name: round(value, 6) for name, value in measure(picture).items()}
-        record = {"seed": self.seed, "kind": self.process, "statistics": statistics}
-        return Painted(picture, record, 1)
+    def _generate(self, number: int) -> Generated:
+        image = self._image(number)
+        record = {"seed": self.seed, "kind": self.process, "statistics": _statistics(image)}
+        return Generated(image, record, 1)
 
-    def repaint(self, record: Mapping[str, Any]) -> Picture:
-        """Paint a picture again from its record."""
-        return self._picture(record["index"])
+    def generate_again(self, record: Mapping[str, Any]) -> Pixels:
+        """Generate an image again from its record."""
+        return self._image(record["index"])
 
     def kind(self) -> str:
-        """Name what is painted."""
+        """Return what the images are."""
         return self.process
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the pictures depend on, besides their number."""
-        # The process is the set's kind.
+        """Return all that the images depend on, besides their number and the process."""
         return {"seed": self.seed, "height": self.height, "width": self.width}
 
     def licence(self) -> str:
@@ -126,22 +121,25 @@ class BaselinePainter:
         return "CC0-1.0"
 
     def versions(self) -> dict[str, Any]:
-        """Return the version that counts the changes of pictures."""
+        """Return the version that counts the changes of images."""
         return {"baseline_version": BASELINE_VERSION}
+
+    def chunk_size(self) -> int:
+        """Return how many images a process generates between two commits to the disk.
+
+        256 of 256x256, a few seconds' work, most of it statistics and encoding; fewer larger ones.
+        """
+        return max(1, min(256, 2**24 // (self.height * self.width)))
 
     @classmethod
     def from_settings(cls, kind: str, settings: Mapping[str, Any]) -> Self:
-        """Make the painter of a set from the kind and the settings in its manifest."""
+        """Return the generator of a dataset from the kind and the settings in its manifest."""
         sizes = {name: settings[name] for name in ("seed", "height", "width")}
         return cls(process=kind, **sizes)
 
-    def _picture(self, index: int) -> Picture:
-        return paint_baseline(self.process, self.seed, index, (self.height, self.width))
+    def _image(self, number: int) -> Pixels:
+        return paint_baseline(self.process, self.seed, number, (self.height, self.width))
 
 
-def baseline_chunk(height: int, width: int) -> int:
-    """Return how many pictures a process paints between two commits to the disk.
-
-    256 of 256x256, a few seconds' work, most of it statistics and encoding; fewer of larger ones.
-    """
-    return max(1, min(256, 2**24 // (height * width)))
+def _statistics(image: Pixels) -> dict[str, float]:
+    return {name: round(value, 6) for name, value in measure(image).items()}

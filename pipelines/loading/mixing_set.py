@@ -40,6 +40,7 @@ from pipelines.shards.images import (
     orientation,
     read_image_file,
 )
+from pipelines.shards.job import REQUEST, is_unfinished
 from pipelines.shards.remote import Remote, RemoteShards, open_set
 from pipelines.shards.sources import size_and_change
 from pipelines.system.files import open_regular, read_regular, sha256
@@ -205,10 +206,10 @@ def _check_finished(where: Where) -> None:
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return
     folder = Path(where)
-    for path in [folder / MANIFEST_NAME, *sorted(folder.glob(f"*/{MANIFEST_NAME}"))]:
-        if _manifest(path).get("status") == "partial":
+    for place in [folder, *sorted(path.parent.parent for path in folder.glob(f"*/{REQUEST}"))]:
+        if is_unfinished(place):
             raise PipelineError(
-                f"{path.parent} is not finished; run the command that began it again, then this "
+                f"{place} is not finished; run the command that began it again, then this "
                 "one, or pass its folder images"
             )
 

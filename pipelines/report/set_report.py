@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pipelines.generate.plan import spread
 from pipelines.report import set_table
 from pipelines.report.figures import check_plotting, contact_sheet, legend_name, plot_png
 from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.report.set_statistics import SetImage, SetStatistics, measure_set
 from pipelines.system.progress import Progress
+from pipelines.system.ranges import spread
 from pipelines.text_table import aligned
 
 SHEET_IMAGES = 64

@@ -16,12 +16,12 @@ from PIL import Image
 
 from fractals.statistics import colour_features, hog_features, is_dead, measure, vendi_score
 from pipelines.errors import PipelineError
-from pipelines.generate.plan import spread
 from pipelines.loading.dataset import UnreadableImageError, decode_image
 from pipelines.loading.image_map import ImageSource
 from pipelines.loading.mixing_set import image_source
 from pipelines.shards.images import MOST_PIXELS
 from pipelines.system.progress import Progress, no_progress
+from pipelines.system.ranges import spread
 
 MEASURED_SIDE = 256
 """Pixels a side of the images that are measured; the references are of this size."""

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -35,7 +34,7 @@ from pipelines.shards.images import (
     unusable_file,
     why_nonstandard,
 )
-from pipelines.shards.listing import Listing
+from pipelines.shards.request import Listing, OnDecodeError, OnNonstandard
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
 from pipelines.shards.verify import describe_tar
@@ -44,8 +43,6 @@ from pipelines.system.progress import Progress
 
 _MAKE_AGAIN = "copy the shards again, or run the command that made them again"
 
-OnNonstandard = Literal["keep", "convert", "skip", "raise"]
-OnDecodeError = Literal["raise", "skip"]
 
 CHUNK = 256
 """Images a process scans between two commits to the disk."""

@@ -163,8 +163,8 @@ class ShardCache:
     """The files of a node, named by the SHA-256 of their content.
 
     folder: of this node, on a file system that has locks; see `cache_folder`.
-    limit_bytes: that the files may take together, those being downloaded included. None: what the
-        disk has, less a twentieth of it, at most 10 GB, which stay free.
+    limit_bytes: of the files together, those being downloaded included. None: what the disk has,
+        less a twentieth of it, at most 10 GB, which stay free.
     """
 
     folder: Path = field(default_factory=cache_folder)
@@ -338,14 +338,8 @@ def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
 
     Of many processes that ask at once, one reads it.
 
-    Args:
-        path: the file.
-        n_bytes: its length.
-        cache: where what was found is remembered.
-
     Raises:
-        PipelineError: if it is missing, has another length or changes meanwhile.
-        OSError: if it cannot be read.
+        PipelineError: if it is missing, has another length than `n_bytes` or changes meanwhile.
     """
     look = _checked_look(path, n_bytes)
     known = _found.get(look)
@@ -440,10 +434,8 @@ def _touch(path: Path) -> None:
         _used(path).parent.mkdir(exist_ok=True)
         descriptor = open_no_link(_used(path), os.O_WRONLY | os.O_CREAT)
         if descriptor is not None:
-            try:
+            with os.fdopen(descriptor, "wb"):
                 os.utime(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def _release(path: Path, descriptor: int, process: int) -> None:

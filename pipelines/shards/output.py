@@ -1,21 +1,28 @@
 """Where a set of shards is written by many tasks: a folder that they share, or an object store.
 
     store = open_output("s3://bucket/fractals")
-    with store.writing() as folder: ...     what is written there is in the store afterwards
+    store.sizes()               file -> bytes, of the set and of its sidecars (".work/done/NAME");
+                                of folders that do not belong to a set the name, and 0
+    store.read(name)            the content of a file, or None
+    store.read_all(names)       the contents of files that are there, in order, a few at a time
+    with store.writing() as folder: ...     what is written there is in the store afterwards; after
+                                an error in part, each file whole; the manifest comes last
+    store.close()               remove what a set in the making needed, and killed writers left
 
 In both a file appears whole or not at all. An object store has no locks, so nothing here needs any.
+Both can be pickled for other processes and machines.
 """
 
 import errno
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import obstore
 from obstore.exceptions import BaseError
@@ -30,9 +37,9 @@ from pipelines.system.objects import (
     RemoteAccess,
     is_remote,
     local_path,
+    retrying,
     scheme_of,
     shown,
-    while_busy,
 )
 from pipelines.system.stores import Failure, FailureKind, open_store, store_failure
 
@@ -57,65 +64,6 @@ _REFUSED = "it cannot be written ({said}); check the address and the credentials
 _Result = TypeVar("_Result")
 
 
-class OutputStore(Protocol):
-    """Where a set is written. It can be pickled for other processes and machines."""
-
-    @property
-    def name(self) -> str:
-        """The folder or address, for messages."""
-        ...
-
-    def sizes(self) -> Mapping[str, int]:
-        """Return the bytes of each file of the set, and of its sidecars as ".work/done/NAME".
-
-        Of folders that do not belong to a set of shards the name is returned, and 0.
-        """
-        ...
-
-    def read(self, name: str) -> bytes | None:
-        """Return the content of a file, None if it is not there."""
-        ...
-
-    def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """Return the contents of files that are there, in order, a few in memory at a time."""
-        ...
-
-    def writing(self) -> AbstractContextManager[Path]:
-        """Give a local folder; what is written to it is in the store when the block has ended.
-
-        An error in the block may leave files of it in the store or not, each of them whole; the
-        manifest comes last.
-        """
-        ...
-
-    def close(self) -> None:
-        """Remove what a set in the making needed, and what killed writers left."""
-        ...
-
-
-def open_output(where: str, access: RemoteAccess | None = None) -> OutputStore:
-    """Return the output store of a path or an address; nothing is read or made yet.
-
-    Args:
-        where: a path, or an address that begins with s3://, gs:// or az://.
-        access: how patiently an object store is tried, and its configuration.
-
-    Raises:
-        PipelineError: for another address, and for a file in the place of a folder.
-    """
-    if not is_remote(where):
-        folder = local_path(where)
-        check_no_file(folder, "--out")
-        return Folder(path=folder)
-    path = where.partition("://")[2].strip("/")
-    if scheme_of(where) not in stores.SCHEMES or "::" in where or not path:
-        raise PipelineError(
-            f"{shown(where)} cannot be written; use a folder, or an address that begins with "
-            f"{', '.join(f'{scheme}://BUCKET' for scheme in stores.SCHEMES)}"
-        )
-    return Bucket(url=f"{scheme_of(where)}://{path}/", access=access or RemoteAccess())
-
-
 @dataclass(frozen=True, kw_only=True)
 class Folder:
     """A folder, perhaps one that several machines share."""
@@ -128,7 +76,7 @@ class Folder:
         return str(self.path)
 
     def sizes(self) -> dict[str, int]:
-        """See `OutputStore`."""
+        """See the module."""
         return {
             **_sizes_in(self.path, ""),
             **_sizes_in(self.path / WORK, f"{WORK}/"),
@@ -136,7 +84,7 @@ class Folder:
         }
 
     def read(self, name: str) -> bytes | None:
-        """See `OutputStore`."""
+        """See the module."""
         try:
             with open_regular(self.path / name) as file:
                 return file.read()
@@ -144,7 +92,7 @@ class Folder:
             return None
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """See `OutputStore`."""
+        """See the module."""
         return (self.read(name) or b"" for name in names)
 
     @contextmanager
@@ -154,7 +102,7 @@ class Folder:
         yield self.path
 
     def close(self) -> None:
-        """See `OutputStore`."""
+        """See the module."""
         remove_partial_files(self.path)
         shutil.rmtree(self.path / WORK, ignore_errors=True)
 
@@ -176,7 +124,7 @@ class Bucket:
         return shown(self.url).rstrip("/")
 
     def sizes(self) -> dict[str, int]:
-        """See `OutputStore`; one walk over all objects, a thousand a request."""
+        """See the module; one walk over all objects, a thousand a request."""
 
         async def walk(store: Any, key: str) -> dict[str, int]:  # noqa: ANN401
             # A prefix of obstore is one of whole names; it has no slash at its end.
@@ -186,7 +134,7 @@ class Bucket:
         return self._patiently("", walk)
 
     def read(self, name: str) -> bytes | None:
-        """See `OutputStore`."""
+        """See the module."""
 
         async def get(store: Any, key: str) -> bytes | None:  # noqa: ANN401
             try:
@@ -198,9 +146,10 @@ class Bucket:
         return self._patiently(name, get)
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
-        """See `OutputStore`; several at a time."""
+        """See the module; several at a time."""
         with ThreadPoolExecutor(_READERS) as pool:
-            for some in _in_batches(names):
+            for start in range(0, len(names), _PREFETCH):
+                some = names[start : start + _PREFETCH]
                 for name, content in zip(some, pool.map(self.read, some), strict=True):
                     if content is None:
                         raise PipelineError(
@@ -210,7 +159,7 @@ class Bucket:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """See `OutputStore`."""
+        """See the module."""
         with _scratch() as folder:
             yield folder
             written = [path for path in sorted(folder.rglob("*")) if path.is_file()]
@@ -218,7 +167,7 @@ class Bucket:
                 self._put(path, path.relative_to(folder).as_posix())
 
     def close(self) -> None:
-        """See `OutputStore`."""
+        """See the module."""
         left = [name for name in self.sizes() if name.startswith(f"{WORK}/")]
 
         async def remove(store: Any, key: str) -> None:  # noqa: ANN401
@@ -256,13 +205,39 @@ class Bucket:
                 raise store_failure(error) from error
 
         try:
-            return while_busy(url, access, never)(attempt)
+            return retrying(url, access, never)(attempt)
         except Failure as failure:
             reason = _REASONS.get(failure.kind, _REFUSED)
             said = masked(str(failure))
             raise PipelineError(
                 f"{shown(url)}: {reason.format(tries=access.tries, said=said)}"
             ) from failure
+
+
+OutputStore = Folder | Bucket
+
+
+def open_output(where: str, access: RemoteAccess | None = None) -> OutputStore:
+    """Return the output store of a path or an address; nothing is read or made yet.
+
+    Args:
+        where: a path, or an address that begins with s3://, gs:// or az://.
+        access: how patiently an object store is tried, and its configuration.
+
+    Raises:
+        PipelineError: for another address, and for a file in the place of a folder.
+    """
+    if not is_remote(where):
+        folder = local_path(where)
+        check_no_file(folder, "--out")
+        return Folder(path=folder)
+    path = where.partition("://")[2].strip("/")
+    if scheme_of(where) not in stores.SCHEMES or "::" in where or not path:
+        raise PipelineError(
+            f"{shown(where)} cannot be written; use a folder, or an address that begins with "
+            f"{', '.join(f'{scheme}://BUCKET' for scheme in stores.SCHEMES)}"
+        )
+    return Bucket(url=f"{scheme_of(where)}://{path}/", access=access or RemoteAccess())
 
 
 @contextmanager
@@ -294,8 +269,3 @@ def _sizes_in(folder: Path, prefix: str) -> dict[str, int]:
     except FileNotFoundError:
         return {}
     return sizes
-
-
-def _in_batches(names: Sequence[str]) -> Iterator[Sequence[str]]:
-    for start in range(0, len(names), _PREFETCH):
-        yield names[start : start + _PREFETCH]

@@ -8,22 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from itertools import islice
-from typing import Protocol, Self
+from typing import Self
 
 from pipelines.shards.cache import CacheFullError, HeldFile
 from pipelines.system.attempts import StoppedError
 
 _POLL_S = 0.1
 """Between two tries for room in the cache: what other processes release is not announced."""
-
-
-class Hold(Protocol):
-    """Holds a file by its number, as `RemoteFiles.hold` does."""
-
-    def __call__(
-        self, shard: int, /, *, stop: threading.Event, reserved: Callable[[], None]
-    ) -> HeldFile:
-        """Return the file; see `pipelines.shards.remote.fetch`."""
 
 
 class Prefetch:
@@ -37,14 +28,19 @@ class Prefetch:
     in the order of the shards: one that finds none waits for an earlier one to be released, and is
     refused only when all before it were taken, the taker waits for it, and there is still none.
 
-    hold: fetches a shard.
+    hold: fetches a shard, as `RemoteFiles.hold` does.
     order: shard numbers as they will be needed; may be endless, and name a shard again.
     ahead: shards that are fetched before they are taken, at most.
     threads: downloads at a time.
     """
 
     def __init__(
-        self, hold: Hold, order: Iterable[int], *, ahead: int = 4, threads: int = 4
+        self,
+        hold: Callable[..., HeldFile],
+        order: Iterable[int],
+        *,
+        ahead: int = 4,
+        threads: int = 4,
     ) -> None:
         for name, value in (("ahead", ahead), ("threads", threads)):
             if value < 1:
@@ -129,25 +125,23 @@ class Prefetch:
 
     def _fetch(self, job: "_Job", turn: "_Turn") -> None:
         try:
-            job.future.set_result(self._hold_with_room(job, turn))
+            while True:
+                awaited = job.awaited.is_set()
+                try:
+                    held = self._hold(job.shard, stop=self._stop, reserved=turn.end)
+                    return job.future.set_result(held)
+                except CacheFullError:
+                    # Only if it was awaited before: then its taker has released all that it will.
+                    if awaited:
+                        raise
+                job.awaited.wait(_POLL_S)
+                if self._stop.is_set():
+                    raise StoppedError
         except StoppedError:
             job.future.cancel()
         # Whatever it is, it belongs to whoever takes this shard, as with any future.
         except Exception as error:  # noqa: BLE001
             job.future.set_exception(error)
-
-    def _hold_with_room(self, job: "_Job", turn: "_Turn") -> HeldFile:
-        while True:
-            awaited = job.awaited.is_set()
-            try:
-                return self._hold(job.shard, stop=self._stop, reserved=turn.end)
-            except CacheFullError:
-                # Only if it was awaited before: then its taker has released all that it will.
-                if awaited:
-                    raise
-            job.awaited.wait(_POLL_S)
-            if self._stop.is_set():
-                raise StoppedError
 
 
 class _Job:

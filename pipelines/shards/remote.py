@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -101,41 +101,25 @@ class Remote:
             raise ValueError(f"downloads is {self.downloads}; give a number of shards, 1 or more")
 
 
+@dataclass(kw_only=True, eq=False)
 class RemoteFiles:
     """The shards of a set as local files; it can be pickled for other processes of the node.
 
     location: the address before the shards' names, a pipe's command with "{file}", or a folder.
-    index: of the set, where it is in the cache; it stays there as long as this is used.
+    index: of the set, where it is in the cache; it stays there as long as this is used, for a
+        worker that is started later maps it by its name.
     """
 
-    def __init__(
-        self,
-        *,
-        location: str,
-        shards: tuple[Shard, ...],
-        cache: ShardCache,
-        access: RemoteAccess,
-        index: HeldFile | None = None,
-    ) -> None:
-        self.location, self.shards = location, shards
-        self.cache, self.access = cache, access
-        # Held: a worker that is started later maps it by its name.
-        self._index = index
-        self._latest: deque[HeldFile] = deque()
+    location: str
+    shards: tuple[Shard, ...]
+    cache: ShardCache
+    access: RemoteAccess
+    index: HeldFile | None = None
+    _latest: deque[HeldFile] = field(default_factory=deque, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is held, for it is held by this process."""
-        return self.__dict__ | {"_latest": deque(), "_index": None}
-
-    def part(self, shards: tuple[Shard, ...]) -> "RemoteFiles":
-        """Return the files of some of the shards."""
-        return RemoteFiles(
-            location=self.location,
-            shards=shards,
-            cache=self.cache,
-            access=self.access,
-            index=self._index,
-        )
+        return self.__dict__ | {"_latest": deque(), "index": None}
 
     def url(self, shard: int) -> str:
         """Return the address of a shard."""
@@ -191,7 +175,7 @@ class RemoteShards:
             PipelineError: if the set has no shard of a name, or a name comes twice.
         """
         shards = select_shards(self.shards, names)
-        return RemoteShards(shards=shards, files=self.files.part(shards.shards))
+        return RemoteShards(shards=shards, files=replace(self.files, shards=shards.shards))
 
     def key(self, i: int) -> str:
         """Return a sample's key as its tar has it; "?" where its shard is not on this node."""
@@ -313,7 +297,12 @@ def fetch(
             place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
             reserved()
             if isinstance(place, Download):
-                _fill(place, url, content, access, stop)
+                try:
+                    download(url, place.file, content, access=access, stop=stop)
+                    place.finish()
+                except BaseException:
+                    place.leave(keep=True)
+                    raise
                 remember(place.whole, sha256, cache)
             elif checked_sha256(place.path, place.path.stat().st_size, cache) == sha256:
                 return place
@@ -329,19 +318,6 @@ def fetch(
                     "--cache-dir to another one"
                 ) from error
             _log.warning("%s was emptied; %s is fetched again", cache.files, shown(url))
-
-
-def _fill(
-    place: Download, url: str, content: Content, access: RemoteAccess, stop: threading.Event
-) -> None:
-    whole = False
-    try:
-        download(url, place.file, content, access=access, stop=stop)
-        place.finish()
-        whole = True
-    finally:
-        if not whole:
-            place.leave(keep=True)
 
 
 def _read_set(

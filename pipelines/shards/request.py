@@ -1,21 +1,126 @@
-"""What shards are asked for, and what follows from that alone: names, order, sizes, settings."""
+"""What `pixmix-shard` is asked for: of a source's images, listed on disk, those in an order."""
 
-from dataclasses import dataclass
+import hashlib
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.shards.adopt import OnDecodeError, OnNonstandard
-from pipelines.shards.images import CONVERSION_VERSION, encoder_version
-from pipelines.shards.listing import Listed
-from pipelines.shards.sources import Source
+from pipelines.errors import PipelineError
+from pipelines.shards.images import (
+    CONVERSION_VERSION,
+    STANDARD,
+    UPRIGHT,
+    convert,
+    encoder_version,
+    orientation,
+    why_nonstandard,
+)
+from pipelines.shards.output import WORK
+from pipelines.shards.sources import Item, Source
+from pipelines.shards.writer import SHARDS_VERSION, Sample
+from pipelines.system.files import new_file, open_regular
 
-SHARDS_VERSION = 1
-"""Of the order and the bytes of the tars: raised when the same source and settings give others."""
+OnNonstandard = Literal["keep", "convert", "skip", "raise"]
+OnDecodeError = Literal["raise", "skip"]
+
+STARTS_SUFFIX = ".starts.npy"
 
 _SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
+
+
+class Listing:
+    """The items of a source by number; lines of JSON and where each begins, both memory-mapped."""
+
+    def __init__(self, path: Path) -> None:
+        self._starts = np.load(path.with_name(path.name + STARTS_SUFFIX))
+        self._lines: mmap.mmap | bytes
+        with open_regular(path) as file:
+            try:
+                self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            except OSError:
+                # A file system without shared mappings.
+                self._lines = file.read()
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __getitem__(self, index: int) -> Item:
+        return Item(**json.loads(self._line(index)))
+
+    def _line(self, index: int) -> bytes:
+        return self._lines[int(self._starts[index]) : int(self._starts[index + 1])]
+
+    def fingerprint(self, indices: Iterable[int]) -> str:
+        """Return a hash of some items: their numbers, names, sizes and when they were changed.
+
+        What was made from them is to be made again when it differs.
+        """
+        digest = hashlib.sha256()
+        for index in indices:
+            digest.update(b"%d " % index + self._line(index))
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What was listed.
+
+    n: how many items there are.
+    sha256: of all that the shards depend on but the files' contents: names, sizes, labels.
+    dated_sha256: of that and the times when contents were changed.
+    """
+
+    n: int
+    sha256: str
+    dated_sha256: str
+
+
+def write_listing(path: Path, items: Iterable[Item]) -> Listed:
+    """Write the items of a source, at least one.
+
+    Raises:
+        OSError: if the disk is full.
+    """
+    lengths: list[int] = []
+    undated, dated = hashlib.sha256(), hashlib.sha256()
+
+    def lines() -> Iterator[bytes]:
+        for item in items:
+            document = asdict(item)
+            changed = document.pop("changed")
+            same = json.dumps(document, separators=(",", ":")).encode()
+            undated.update(same + b"\n")
+            dated.update(same + b" %d\n" % changed[0])
+            line = b'%s,"changed":[%d,%d]}\n' % (same[:-1], *changed)
+            lengths.append(len(line))
+            yield line
+
+    with new_file(path) as file:
+        file.writelines(lines())
+    starts = np.fromiter(accumulate(lengths, initial=0), np.int64, len(lengths) + 1)
+    with new_file(path.with_name(path.name + STARTS_SUFFIX)) as file:
+        np.save(file, starts)
+    return Listed(len(lengths), undated.hexdigest(), dated.hexdigest())
+
+
+def first_difference(before: Listing, now: Listing) -> str | None:
+    """Return the name of the first item that was changed, added or removed, or None."""
+    for index in range(min(len(before), len(now))):
+        one, other = before[index], now[index]
+        # Of the times only that of the content: another link to a file changes the other, too.
+        if (one.name, one.size, one.changed[0]) != (other.name, other.size, other.changed[0]):
+            return one.name
+    if len(before) == len(now):
+        return None
+    longer = max(before, now, key=len)
+    return longer[min(len(before), len(now))].name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,28 +154,64 @@ class ShardRequest:
     def __post_init__(self) -> None:
         """Refuse nonsense."""
         if (self.num_shards is None) == (self.shard_size is None):
-            raise ValueError("give num_shards or shard_size, and not both")
+            raise ValueError("set num_shards or shard_size, and not both")
         for field in ("num_shards", "shard_size", "jobs"):
             value = getattr(self, field)
             if value is not None and value < 1:
-                raise ValueError(f"{field} is {value}; give at least 1")
+                raise ValueError(f"{field} is {value}; use at least 1")
         if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed is {self.seed}; give 0 to 2**64 - 1")
+            raise ValueError(f"seed is {self.seed}; use 0 to 2**64 - 1")
         letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
         if not 0 < len(self.name) <= 64 or letters:
             raise ValueError(
-                f"name is {self.name!r}; give at most 64 of the letters a-z, 0-9, - and _"
+                f"name is {self.name!r}; use at most 64 of the letters a-z, 0-9, - and _"
             )
 
     @property
-    def work(self) -> Path:
-        """The folder of what a set in the making needs."""
-        return self.folder / ".work"
+    def listing(self) -> Path:
+        """The file of the source's images."""
+        return self.folder / WORK / "listing.jsonl"
 
     @property
-    def listing(self) -> Path:
-        """The file of the source's pictures."""
-        return self.work / "listing.jsonl"
+    def order(self) -> Path:
+        """The file of the order of the samples."""
+        return self.folder / WORK / "order"
+
+    @property
+    def skipped(self) -> set[str]:
+        """What is found in files that keeps them out of the shards."""
+        return {"undecodable", "nonstandard"} if self.on_nonstandard == "skip" else {"undecodable"}
+
+    def settings(self, listed: Listed | None = None) -> dict[str, Any]:
+        """Return as plain JSON values what the shards depend on.
+
+        listed: the files of the source, None to leave them out.
+        """
+        of_files = {}
+        if listed is not None:
+            of_files = {"source_pictures": listed.n, "source_sha256": listed.sha256}
+        settings = {
+            "name": self.name,
+            "kind": self.source.kind(),
+            **self.source.settings(),
+            "seed": self.seed,
+            "num_shards": self.num_shards,
+            "shard_size": self.shard_size,
+            "dali_index": self.dali_index,
+            **of_files,
+            "shards_version": SHARDS_VERSION,
+        }
+        if self.source.foreign():
+            settings |= {
+                "on_nonstandard": self.on_nonstandard,
+                "on_decode_error": self.on_decode_error,
+            }
+            # Only where it is asked for, so that all other sets keep their manifests.
+            if self.exif_transpose:
+                settings |= {"exif_transpose": True}
+            if self.on_nonstandard == "convert" or self.exif_transpose:
+                settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
+        return settings
 
 
 def shuffled(n: int, seed: int) -> NDArray[np.int64]:
@@ -82,51 +223,37 @@ def shuffled(n: int, seed: int) -> NDArray[np.int64]:
     return np.argsort(bits, kind="stable")
 
 
-def bounds(n: int, num_shards: int, shard: int) -> range:
-    """Return which of n samples a shard holds; sizes differ by at most one."""
-    return range(shard * n // num_shards, (shard + 1) * n // num_shards)
+def sample_of(request: ShardRequest, listing: Listing, index: int) -> Sample:
+    """Return a sample of a shard: the bytes of an image, its label, its record.
 
-
-def indices_of(order: NDArray[np.int64], num_shards: int, shard: int) -> list[int]:
-    """Return which of the samples, in their order, a shard holds."""
-    within = bounds(len(order), num_shards, shard)
-    indices: list[int] = order[within.start : within.stop].tolist()
-    return indices
-
-
-def shard_name(name: str, shard: int, num_shards: int) -> str:
-    """Return the file name of a shard, "imagenet1k-train-0042.tar"."""
-    digits = max(2, len(str(num_shards - 1)))
-    return f"{name}-{shard:0{digits}d}.tar"
-
-
-def shard_settings(request: ShardRequest, listed: Listed) -> dict[str, Any]:
-    """Return as plain JSON values all that the shards depend on.
-
-    Args:
-        request: what to make.
-        listed: the source's pictures.
+    Raises:
+        PipelineError: if the file has another size than when it was listed.
+        OSError: if it cannot be read.
     """
-    settings = {
-        "name": request.name,
-        "kind": request.source.kind(),
-        **request.source.settings(),
-        "seed": request.seed,
-        "num_shards": request.num_shards,
-        "shard_size": request.shard_size,
-        "dali_index": request.dali_index,
-        "source_pictures": listed.n,
-        "source_sha256": listed.sha256,
-        "shards_version": SHARDS_VERSION,
-    }
+    item = listing[index]
+    extension, content = _image_of(request, item)
+    members = {extension: content}
+    if item.label >= 0:
+        members["cls"] = str(item.label).encode()
+    if item.record is not None:
+        document = json.dumps(item.record, separators=(",", ":"), ensure_ascii=False)
+        members["json"] = document.encode()
+    return Sample(key=f"{index:08d}", extension=extension, label=item.label, members=members)
+
+
+def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
+    content = request.source.read(item.place)
+    if item.size not in (-1, len(content)):
+        raise PipelineError(
+            f"{item.name} was changed while its shard was written; run the same command again "
+            "when nothing writes to the source"
+        )
     if request.source.foreign():
-        settings |= {
-            "on_nonstandard": request.on_nonstandard,
-            "on_decode_error": request.on_decode_error,
-        }
-        # Only where it is asked for, so that all other sets keep their manifests.
-        if request.exif_transpose:
-            settings |= {"exif_transpose": True}
-        if request.on_nonstandard == "convert" or request.exif_transpose:
-            settings |= {"encoder": encoder_version(), "conversion": CONVERSION_VERSION}
-    return settings
+        turned = request.exif_transpose and orientation(content) != UPRIGHT
+        if turned or (
+            request.on_nonstandard == "convert"
+            and why_nonstandard(content, item.extension) is not None
+        ):
+            content, extension = convert(content, item.extension, upright=turned)
+            return extension, content
+    return STANDARD.get(item.extension, item.extension), content

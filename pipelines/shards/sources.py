@@ -26,6 +26,7 @@ from pipelines.shards.images import (
     read_image_file,
     walk,
 )
+from pipelines.shards.job import is_unfinished
 from pipelines.system.files import open_regular, printable, read_regular
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "dev", "eval", "test")
@@ -397,14 +398,14 @@ def _folder_items(root: Path) -> Iterator[Item]:
     found: list[tuple[list[str], Path | None]] = []
     for folder, folders, files in walk(root):
         parts = list(folder.relative_to(root).parts)
+        if is_unfinished(folder):
+            raise PipelineError(
+                f"{folder} is not finished; run the command that began it again, then this one"
+            )
         if MANIFEST_NAME in files and "metadata.jsonl" in files:
             folders.clear()
             found.append((parts, folder))
             continue
-        if MANIFEST_NAME in files and (folder / ".work").exists():
-            raise PipelineError(
-                f"{folder} is not finished; run the command that began it again, then this one"
-            )
         images = (name for name in files if extension_of(name) in IMAGE_EXTENSIONS)
         found += [([*parts, name], None) for name in images]
     for parts, mixing_set in sorted(found, key=lambda each: each[0]):

@@ -24,8 +24,8 @@ from pipelines.shards.format import (
 )
 from pipelines.shards.images import DecodeError, decode_rgb
 from pipelines.shards.remote import RemoteFiles, open_set
-from pipelines.shards.sidecars import file_md5
 from pipelines.shards.tar import Ignored, samples_of_tar
+from pipelines.shards.writer import file_md5
 from pipelines.system.files import file_sha256, open_regular
 from pipelines.system.objects import shown
 from pipelines.system.progress import Progress

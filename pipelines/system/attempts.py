@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipelines.errors import PipelineError
 from pipelines.system import stores
-from pipelines.system.masking import masked
 from pipelines.system.stores import Failure, status_failure
 
 if TYPE_CHECKING:
@@ -104,22 +103,13 @@ class Received:
         return self.position == self.content.n_bytes
 
     def check_length(self, length: int) -> None:
-        """Refuse content by the length that a server says before it sends any.
-
-        Raises:
-            WrongContentError: if it cannot be the content.
-        """
+        """Refuse content by the length that a server says before it sends any."""
         content = self.content
         if length != content.n_bytes if content.n_bytes is not None else length > content.limit:
             raise WrongContentError(f"{length} bytes")
 
     def write(self, piece: bytes) -> None:
-        """Add the next bytes.
-
-        Raises:
-            WrongContentError: if they are more than may come.
-            PipelineError: if the file cannot be written.
-        """
+        """Add the next bytes; refuse more than may come."""
         if self.position + len(piece) > self.content.limit:
             raise WrongContentError(f"more than {self.content.limit} bytes")
         rest = memoryview(piece)
@@ -156,16 +146,10 @@ class Received:
         return True
 
     def check(self) -> None:
-        """Check that what is there is the content.
-
-        Raises:
-            WrongContentError: if not.
-        """
+        """Raise WrongContentError unless what is there is the content."""
+        n_bytes, sha256 = self.content.n_bytes, self.content.sha256
         found = self._digest.hexdigest()
-        if self.content.n_bytes not in {None, self.position} or self.content.sha256 not in {
-            None,
-            found,
-        }:
+        if n_bytes not in {None, self.position} or sha256 not in {None, found}:
             raise WrongContentError(f"{self.position} bytes with SHA-256 {found}")
 
 
@@ -271,7 +255,7 @@ def _take_head(response: "ClientResponse", received: Received) -> None:
 
 
 def _http_failure(error: Exception) -> Failure:
-    """Return what an error of aiohttp means; its own words may hold the address."""
+    """Return what an error of aiohttp means."""
     import aiohttp
 
     if isinstance(error, aiohttp.ClientResponseError):
@@ -280,7 +264,7 @@ def _http_failure(error: Exception) -> Failure:
         return status_failure(error.status, error.message, pause_s)
     if isinstance(error, aiohttp.InvalidURL):
         return Failure("no valid address", "refused")
-    said = masked((str(error) or type(error).__name__).splitlines()[0])
+    said = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return Failure(said, "certificate")
     if isinstance(error, aiohttp.ClientConnectorError):
@@ -344,8 +328,10 @@ def read_object(
         try:
             told = json.loads(last)
         except ValueError:
-            told = {"said": f"the reader of the store ended with status {status}", "kind": "busy"}
-        raise Failure(masked(told["said"]), told["kind"])
+            # Killed, as for want of memory; or an error that was not foreseen.
+            told = {"said": last or f"exit status {status}", "kind": "refused"}
+            told |= {"kind": "busy"} if status < 0 else {}
+        raise Failure(told["said"], told["kind"])
 
 
 def read_command(command: str, received: Received, stall_s: float, stop: threading.Event) -> None:
@@ -374,10 +360,6 @@ def _run(
 
     Returns:
         Its exit status, and the last line of its messages.
-
-    Raises:
-        Failure: if it is too slow.
-        StoppedError: if `stop` is set.
     """
     with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as messages:
         asked.write(request)
@@ -390,8 +372,23 @@ def _run(
             stderr=messages,
             start_new_session=True,
         ) as process:
+            assert process.stdout is not None
+            output = process.stdout.fileno()
+            fresh, since = 0, time.monotonic()
             try:
-                _take_output(process, take, stall_s, stop)
+                while True:
+                    if stop.is_set():
+                        raise StoppedError
+                    if select.select([output], [], [], _POLL_S)[0]:
+                        chunk = os.read(output, _CHUNK_BYTES)
+                        if not chunk:
+                            break
+                        take(chunk)
+                        fresh += len(chunk)
+                        if fresh >= LEAST_RATE * stall_s:
+                            fresh, since = 0, time.monotonic()
+                    if time.monotonic() - since > stall_s:
+                        raise _too_slow(stall_s)
                 status = process.wait(stall_s)
             except subprocess.TimeoutExpired as error:
                 said = f"it closed its output and ran on for {stall_s:g} s"
@@ -403,27 +400,3 @@ def _run(
         messages.seek(0)
         lines = messages.read().decode(errors="replace").strip().splitlines()
     return status, lines[-1] if lines else ""
-
-
-def _take_output(
-    process: "subprocess.Popen[bytes]",
-    take: Callable[[bytes], None],
-    stall_s: float,
-    stop: threading.Event,
-) -> None:
-    assert process.stdout is not None
-    descriptor = process.stdout.fileno()
-    fresh, since = 0, time.monotonic()
-    while True:
-        if stop.is_set():
-            raise StoppedError
-        if select.select([descriptor], [], [], _POLL_S)[0]:
-            chunk = os.read(descriptor, _CHUNK_BYTES)
-            if not chunk:
-                return
-            take(chunk)
-            fresh += len(chunk)
-            if fresh >= LEAST_RATE * stall_s:
-                fresh, since = 0, time.monotonic()
-        if time.monotonic() - since > stall_s:
-            raise _too_slow(stall_s)

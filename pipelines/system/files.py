@@ -8,7 +8,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, TypeVar, get_args
 
@@ -288,6 +288,20 @@ def has_name(descriptor: int, path: Path) -> bool:
         return os.path.samestat(path.lstat(), os.fstat(descriptor))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def removable_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file, as `folder_lock` does, whose folder others may remove with its locks."""
+    with ExitStack() as held:
+        locked = False
+        while not locked:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Removed since.
+            with suppress(FileNotFoundError):
+                held.enter_context(folder_lock(path, busy=busy))
+                locked = True
+        yield
 
 
 def flush_to_disk(file: BinaryIO) -> None:

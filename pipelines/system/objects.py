@@ -32,6 +32,7 @@ from tenacity import (
     stop_when_event_set,
     wait_random_exponential,
 )
+from tenacity.stop import stop_base
 
 from pipelines.errors import PipelineError
 from pipelines.system import stores
@@ -45,7 +46,7 @@ from pipelines.system.attempts import (
     read_object,
     run_coroutine,
 )
-from pipelines.system.masking import MASK, bare_address
+from pipelines.system.masking import MASK, bare_address, masked
 from pipelines.system.stores import Failure, FailureKind
 
 SCHEMES = ("http", "https", *stores.SCHEMES)
@@ -69,6 +70,8 @@ _REASONS: dict[FailureKind, str] = {
     "certificate": "its certificate is not valid ({said}); check the address",
     "refused": "it cannot be read ({said}); check the address and the credentials",
 }
+
+_WHILE_BUSY = retry_if_exception(lambda e: isinstance(e, Failure) and e.kind == "busy")
 
 _log = logging.getLogger(__name__)
 
@@ -251,7 +254,7 @@ def download(
             state.attempt_number = 0
             state.start_time = time.monotonic()
 
-    transfers = _retrying(
+    transfers = retrying(
         url,
         access,
         stop,
@@ -263,8 +266,7 @@ def download(
 
     def transfer() -> None:
         if not received.whole:
-            attempts = while_busy(url, access, stop, after=count_anew)
-            attempts(_attempt, url, received, access, stop)
+            retrying(url, access, stop, after=count_anew)(_attempt, url, received, access, stop)
         received.check()
 
     try:
@@ -279,49 +281,37 @@ def download(
                 "index again"
             ) from error
         kind = NotFoundError if error.kind in {"absent", "denied"} else PipelineError
-        reason = _REASONS[error.kind].format(tries=access.tries, said=error)
+        said = masked(str(error))
+        reason = _REASONS[error.kind].format(tries=access.tries, said=said)
         raise kind(f"{shown(url)}: {reason}") from error
 
 
-def while_busy(
+def retrying(
     url: str,
     access: RemoteAccess,
     stop: threading.Event,
     *,
+    retry: retry_base = _WHILE_BUSY,
+    ends: stop_base | None = None,
     after: Callable[[RetryCallState], None] = lambda _: None,
 ) -> Retrying:
-    """Return what calls a function again while it raises a `Failure` that may pass.
-
-    after: called after each call that failed; it may begin the count anew.
-    """
-    timeout_s = access.download_timeout_s
-    return _retrying(
-        url,
-        access,
-        stop,
-        retry=retry_if_exception(lambda e: isinstance(e, Failure) and e.kind == "busy"),
-        ends=stop_after_attempt(access.attempts)
-        if timeout_s is None
-        else stop_after_delay(timeout_s),
-        after=after,
-    )
-
-
-def _retrying(
-    url: str,
-    access: RemoteAccess,
-    stop: threading.Event,
-    *,
-    retry: retry_base,
-    ends: Any,  # noqa: ANN401, tenacity does not export the type
-    after: Callable[[RetryCallState], None],
-) -> Retrying:
-    """Return how one kind of error is retried: random pauses, each of which is logged, and an end.
+    """Return what calls a function again after random pauses, each of which is logged.
 
     A server that says how long to wait is left alone so long, but not beyond the timeout.
+
+    Args:
+        url: for the log.
+        access: the pauses, and when it ends by default.
+        stop: ends a pause at once.
+        retry: after which errors; by default those that may pass.
+        ends: when the last error is raised.
+        after: called after each call that failed; it may begin the count anew.
     """
+    timeout_s = access.download_timeout_s
+    if ends is None:
+        ends = stop_after_delay(timeout_s) if timeout_s else stop_after_attempt(access.attempts)
     at_random = wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s)
-    longest_s = access.download_timeout_s or MOST_ASKED_PAUSE_S
+    longest_s = timeout_s or MOST_ASKED_PAUSE_S
 
     def pause(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -329,8 +319,8 @@ def _retrying(
         return max(at_random(state), min(asked_s, longest_s))
 
     def report(state: RetryCallState) -> None:
-        error = state.outcome and state.outcome.exception()
-        _log.warning("%s: %s; trying again in %.1f s", shown(url), error, state.upcoming_sleep)
+        said = masked(str(state.outcome and state.outcome.exception()))
+        _log.warning("%s: %s; trying again in %.1f s", shown(url), said, state.upcoming_sleep)
 
     return Retrying(
         retry=retry,

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -312,6 +313,8 @@ def interrupts_held() -> Iterator[None]:
     Processes started meanwhile inherit the block and keep it: a Ctrl-C in the terminal reaches
     every process of the command, and only this one is to answer it.
     """
+    # It is started with the first process otherwise, and Python 3.11 unblocks SIGINT after that.
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -4,9 +4,11 @@ Ranks train together (`find_world`); tasks share work without communication (`fi
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pipelines.errors import PipelineError
+from pipelines.system.ranges import cut
 
 TORCHRUN = ("RANK", "WORLD_SIZE")  # and what follows its custom
 SRUN = ("SLURM_PROCID", "SLURM_NTASKS")
@@ -120,26 +122,39 @@ def _named(rank_name: str, size_name: str) -> World:
         ) from error
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Task:
-    """A run among those that share some work. index: 0 .. count - 1; by: the variables that told.
+    """A run among those that share a job.
+
+    index: 0 .. count - 1. by: the variables of the environment that say so.
+
+    Its share depends neither on how many items there are nor on what is made already, so tasks
+    agree without talking to each other.
 
     Raises:
         ValueError: if there is no such task.
     """
 
-    index: int
-    count: int
-    by: tuple[str, ...]
+    index: int = 0
+    count: int = 1
+    by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse an index that is none of the tasks."""
         if not 0 <= self.index < self.count:
+            told = f", by {' and '.join(self.by)} in the environment" if self.by else ""
             raise ValueError(
-                f"{' and '.join(self.by)} in the environment make this task {self.index}, which is "
-                f"not below the {self.count} tasks that there are; number the tasks from 0, or "
-                "give --task-index and --num-tasks"
+                f"this is task {self.index}{told}, which is not below the {self.count} tasks that "
+                "there are; number the tasks from 0, or use --task-index and --num-tasks"
             )
+
+    def has(self, item: int, chunk: int) -> bool:
+        """Return whether an item of a job is of this task's share: it has each count-th chunk."""
+        return item // chunk % self.count == self.index
+
+    def share(self, ranges: Iterable[range], chunk: int) -> list[range]:
+        """Return the parts of ranges that are of this task's share, cut into chunks."""
+        return [piece for piece in cut(ranges, chunk) if self.has(piece.start, chunk)]
 
 
 def find_task(num_tasks: int | None = None) -> Task | None:

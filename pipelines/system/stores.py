@@ -46,11 +46,14 @@ _CREDENTIAL_REQUESTS = (
 _CHUNK_BYTES = 2**14
 """Small: what comes is counted as progress, and kept, chunk by chunk."""
 
+_VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
+
+_opened: dict[tuple[Any, ...], Any] = {}
 _first_process: int | None = None
 
 
 class Failure(Exception):
-    """Raised where one attempt to reach a server failed; its text says why.
+    """Raised where one attempt to reach a server failed; its text says why, and may hold secrets.
 
     Attributes:
         kind: "busy": the same request may succeed later; all others are final. "short": the object
@@ -72,6 +75,8 @@ def status_failure(status: int, said: str, pause_s: float = 0.0) -> Failure:
 def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
     """Return obstore's store of an address, and the object's key in it.
 
+    The same store, with its connections, for the same settings.
+
     Args:
         url: "SCHEME://BUCKET/KEY".
         options: obstore's configuration of this kind of store, over that of the environment.
@@ -90,6 +95,10 @@ def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[An
         raise RuntimeError("a forked process cannot use its parent's object stores; spawn it")
     scheme, _, path = url.partition("://")
     bucket, _, key = path.partition("/")
+    variables = (item for item in os.environ.items() if item[0].startswith(_VARIABLES))
+    settings = (scheme, bucket, stall_s, repr(sorted(options.items())), *sorted(variables))
+    if settings in _opened:
+        return _opened[settings], key
     arguments: dict[str, Any] = {
         "client_options": {
             # Only for endpoints that are configured so; the stores' own are https.
@@ -105,21 +114,24 @@ def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[An
     try:
         if scheme.lower() == "s3":
             arguments |= _profile(options)
-        return stores[scheme.lower()](bucket, **arguments, **options), key
+        _opened[settings] = stores[scheme.lower()](bucket, **arguments, **options)
     except (BaseError, ValueError) as error:
         raise store_failure(error) from error
+    return _opened[settings], key
 
 
 def store_failure(error: Exception) -> Failure:
-    """Return what an error of obstore means; its own words may hold credentials."""
+    """Return what an error of obstore means."""
     words = str(error)
     first = words.partition("\n")[0]
-    if any(request in first for request in _CREDENTIAL_REQUESTS):
+    status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z -]*)?", words)
+    busy = status is not None and int(status[1]) in BUSY
+    if not busy and any(request in first for request in _CREDENTIAL_REQUESTS):
         remedy = "" if find_spec("boto3") else "; profiles of ~/.aws need pip install 'pixmix[s3]'"
         return Failure(f"no credentials in the environment{remedy}", "denied")
     if "configured region" in first:
         return Failure("the bucket is in another region; set AWS_REGION", "refused")
-    if status := re.search(r"status code: (\d{3})( [A-Z][A-Za-z -]*)?", words):
+    if status is not None:
         code = re.search(r"<Code>(\w+)</Code>(?:<Message>([^<]*))?", words)
         said = (status[2] or "").strip() + (f" ({code[1]}: {code[2]})" if code else "")
         return status_failure(int(status[1]), said)
@@ -140,11 +152,15 @@ def _profile(options: Mapping[str, Any]) -> dict[str, Any]:
     if given or named or not folder.is_dir() or find_spec("boto3") is None:
         return {}
     import boto3
+    from botocore.exceptions import BotoCoreError
     from obstore.auth.boto3 import Boto3CredentialProvider
 
-    session = boto3.Session()
-    if session.get_credentials() is None:
-        return {}
+    try:
+        session = boto3.Session()
+        if session.get_credentials() is None:
+            return {}
+    except BotoCoreError as error:
+        raise Failure(str(error), "denied") from error
     found: dict[str, Any] = {"credential_provider": Boto3CredentialProvider(session)}
     if session.region_name is not None and "region" not in options:
         found["region"] = session.region_name

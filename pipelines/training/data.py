@@ -18,8 +18,8 @@ from pipelines.shards.archives import SPLITS
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
 from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
+from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import DatasetSource
-from pipelines.shards.write import make_shards
 from pipelines.system.files import check_no_file
 from pipelines.system.objects import NotFoundError, address_inside, shown
 from pipelines.system.processes import available_cores, run_chunks

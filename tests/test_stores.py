@@ -228,6 +228,28 @@ def test_no_message_shows_a_credential(store: Store, caplog: pytest.LogCaptureFi
     assert "hunter2" not in "".join([*caplog.messages, str(caught.value)])
 
 
+@one_store
+def test_a_profile_of_the_home_gives_the_credentials(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("boto3")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "credentials").write_text(
+        "[other]\naws_access_key_id = key\naws_secret_access_key = hunter2\n"
+    )
+    options = {"s3": {"endpoint": store.server.url().rstrip("/")}}
+    access = RemoteAccess(attempts=1, stall_s=5, options=options)
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    with pytest.raises(NotFoundError, match=r"access denied \(.*none"):
+        store.fetch(access=access)
+    monkeypatch.setenv("AWS_PROFILE", "other")
+    with store.fetch(access=access) as held:
+        assert held.path.read_bytes() == CONTENT
+
+
 def test_missing_credentials_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: ShardCache
 ) -> None:

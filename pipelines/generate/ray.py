@@ -1,8 +1,8 @@
 """Chunks of work on a Ray cluster, in place of processes of this machine.
 
     with joined_cluster(address) as cluster:
-        versions = partial(versions_here, painter, format)
-        generate_set(request, run=cluster.runner(versions, folder))
+        versions = partial(versions_of, generator, format)
+        run_job(job, run=cluster.runner(versions, folder))
 
 Ray finds machines, starts processes on them and starts a task again elsewhere when its machine is
 lost. What a task makes is committed by the task itself, so here nothing has to come back.
@@ -22,10 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.generate.encoding import encoder_version
-from pipelines.generate.painting import Painter
 from pipelines.system.processes import ONE_THREAD, Run
 
 _MOST_LOSSES = 16
@@ -208,15 +205,6 @@ def _no_cluster(address: str, error: Exception) -> PipelineError:
         f"--ray: no cluster answers at {address} ({_first_line(error)}); give the address that "
         "ray start has printed, or --ray alone for a cluster of this machine"
     )
-
-
-def versions_here(painter: Painter, format: str) -> dict[str, Any]:
-    """Return the versions of all code on this machine that a painter's files depend on."""
-    return {
-        "pixmix": __version__,
-        **painter.versions(),
-        "encoder": encoder_version(format),
-    }
 
 
 def _import_ray() -> Any:  # noqa: ANN401, an untyped module, which need not be there
