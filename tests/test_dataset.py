@@ -15,7 +15,7 @@ from PIL import EpsImagePlugin, Image
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset
 from pipelines.loading.dataset import UnreadableImageError, decode_image
-from pipelines.shards import image_files
+from pipelines.shards import images
 from pipelines.shards.images import DecodeError, decode_rgb, read_image, why_nonstandard
 from shard_sets import drawn_pictures, encoded
 
@@ -164,7 +164,7 @@ def test_what_is_no_picture_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(PICTURE, extension))
@@ -195,12 +195,12 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     # Warnings are errors here.
     for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
         assert np.array_equal(pixels, PICTURE)
-    monkeypatch.setattr(image_files, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
-    with pytest.raises(DecodeError, match="over 89,478,485 pixels"):
+    with pytest.raises(DecodeError, match=r"over [0-9,]+ pixels"):
         decode_rgb(content)
-    with pytest.raises(PipelineError, match=r"a\.png .*51x37 are more than 1,886 pixels"):
+    with pytest.raises(PipelineError, match=r"a\.png .*over 1,886 pixels"):
         read_image(path)
 
 

@@ -547,10 +547,10 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
     ("make", "message"),
     [
         (lambda _path: None, "is neither a folder nor a tar, zip or .npy of images"),
-        (lambda path: path.mkdir(), "holds no pictures"),
+        (lambda path: path.mkdir(), "holds no images"),
         (
             lambda path: path.write_bytes(b"text" * 999),
-            "is no tar; name a folder of pictures, shards, or a tar, zip or",
+            "is no tar",
         ),
         (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],

@@ -221,7 +221,7 @@ def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: 
     cache = tmp_path / "cache"
     with pytest.raises(PipelineError, match=r"x\.png"):
         open_mixing_set(source, 16, cache_dir=cache)
-    assert len(open_mixing_set(source, 16, cache_dir=cache, on_mixing_decode_error="skip")) == 6
+    assert len(open_mixing_set(source, 16, cache_dir=cache, on_decode_error="skip")) == 6
     result = CliRunner().invoke(show, ["set", str(source), "--json"])
     assert result.exit_code == 0
     assert str(odd) in result.stdout
