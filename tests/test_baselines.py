@@ -21,7 +21,7 @@ KEPT = {
 
 
 def words(kind: Any, seed: int, index: int) -> Any:  # noqa: ANN401
-    state = random_state(0x42415345, BASELINES.index(kind), seed, index)
+    state = random_state(0x42415345, list(BASELINES).index(kind), seed, index)
     return reference.xoshiro256plusplus([int(word) for word in state])
 
 

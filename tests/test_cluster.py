@@ -146,8 +146,8 @@ def test_the_array_job_paints_a_set_and_the_job_after_it_closes_it(
     assert jobs[1].startswith("--dependency=afterany:17 ")
     tasks = (tmp_path / "log.tasks").read_text()
     assert "task 1 of 2, by SLURM_ARRAY_TASK_ID" in tasks
-    assert "2 of 5 shards; other tasks make 2-4" in tasks
-    assert "complete; 5 pictures in 5 shards" in (tmp_path / "log.merge").read_text()
+    assert "3 of 5 shards; other tasks make 1, 3" in tasks
+    assert "complete; 5 images in 5 shards" in (tmp_path / "log.merge").read_text()
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_the_training_job_gives_options_that_the_command_takes(
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs" / "cluster" / "train.sbatch").read_text().replace("\\\n", " ")
     (script_line,) = re.findall(r"pixmix-train (.*?) \"\$@\" &", text)
-    page_lines = re.findall(r"pipelines\.cli\.train (.*)", PAGE.replace("\\\n", " "))
+    page_lines = re.findall(r"--no-python pixmix-train (.*)", PAGE.replace("\\\n", " "))
     assert len(page_lines) == 1
     for line in (script_line, *page_lines):
         assert parsed(train.main, line)
@@ -276,7 +276,7 @@ def test_the_processes_of_torchrun_paint_one_set(tmp_path: Path, alone: dict[str
     script.chmod(0o755)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     subprocess.run(
-        [*torchrun, "--standalone", "--no-python", str(script), "fractals", "--to-shards",
+        [*torchrun, "--standalone", "--no-python", "--", str(script), "fractals", "--to-shards",
          "--out", str(folder), *SMALL_SHARDS],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         check=True,

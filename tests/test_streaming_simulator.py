@@ -446,8 +446,8 @@ def test_the_command_simulates_as_the_library_does() -> None:
     assert "2 partitions, window 2" in table.stdout
     for wrong, message in (
         (("--shard-partitions", "3"), "3 shard_partitions"),
-        (("--cache-limit", "nan"), "give bytes as 200GB"),
-        (("--cache-limit", "0"), "give bytes as 200GB"),
+        (("--cache-limit", "nan"), "bytes as 200GB"),
+        (("--cache-limit", "0"), "bytes as 200GB"),
         (("--slow", "0"), "slow is 0"),
     ):
         refused = CliRunner().invoke(streaming_simulator.main, [*arguments, *wrong])

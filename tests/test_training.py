@@ -925,7 +925,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
         (
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
-            "batch_size is 64, .* 7 shard_partitions",
+            "equally many samples of each of 7 shard_partitions",
         ),
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
         (("digits", "--device", "cpu", "--sync-batch-norm"), "--sync-batch-norm needs GPUs"),
@@ -1081,7 +1081,7 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
     refused = told("few", "--on-mixing-decode-error", "skip", "--on-decode-error", "skip",
                    "--max-decode-errors", "1")  # fmt: skip
     assert refused.exit_code == 1
-    assert "more than the 1 of max_decode_errors (pixmix-train: --max-bad" in refused.stderr
+    assert "more than the 1 of max_decode_errors (pixmix-train: --max-decode" in refused.stderr
     for policy in ("substitute", "skip"):
         # Also where a training was begun that ended so.
         done = told("run" if policy == "skip" else policy, "--on-mixing-decode-error", "skip",
