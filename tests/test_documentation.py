@@ -54,6 +54,7 @@ def test_the_page_of_formats_names_every_key_of_a_set_of_fractals(tmp_path: Path
     assert found - NAMED == set()
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_names_every_key_of_a_set_of_feature_visualizations(
     tmp_path: Path,
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_page_of_formats_names_every_key_of_painted_shards(tmp_path: Path) -
     assert set(keys(manifest)) - NAMED == set()
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     find_data("digits", None, tmp_path, lambda _done, _total: None)
@@ -92,6 +94,7 @@ def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_pat
     assert set(keys(record)) - NAMED == set()
 
 
+@pytest.mark.slow
 def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     out = tmp_path / "run"

@@ -176,6 +176,7 @@ print(digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 def test_a_generic_processor_draws_and_renders_the_same_bits(tmp_path: Path) -> None:
     environment = {
         **os.environ,

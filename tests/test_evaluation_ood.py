@@ -222,6 +222,7 @@ def test_shards_are_a_set_of_outliers(tmp_path: Path) -> None:
     assert found.read([1, 0]).shape == (2, SIDE, SIDE, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not PHOTOGRAPHS.exists(), reason="shared/data/imagenet_sample_200.tar is not beside the project"
 )

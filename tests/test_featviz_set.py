@@ -200,6 +200,7 @@ def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs",
     [
@@ -252,6 +253,7 @@ def test_other_settings_are_refused_in_one_line(
     assert tree(small_set) == before
 
 
+@pytest.mark.slow
 def test_a_set_goes_on_in_the_precision_it_was_begun_in(
     tmp_path: Path,
 ) -> None:
@@ -261,6 +263,7 @@ def test_a_set_goes_on_in_the_precision_it_was_begun_in(
     assert settings["precision"] == "bfloat16"
 
 
+@pytest.mark.slow
 def test_each_process_of_a_launcher_is_a_task(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -275,6 +278,7 @@ def test_each_process_of_a_launcher_is_a_task(
     assert tree(tmp_path / "set") == tree(small_set)
 
 
+@pytest.mark.slow
 def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> None:
     # A ViT's matrices are multiplied by other kernels for 2 pictures than for 8.
     generator = FeatvizGenerator(

@@ -289,6 +289,7 @@ def test_what_is_given_is_not_written() -> None:
     assert np.array_equal(pictures.pixels, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux to forbid pages")
 def test_mixing_pictures_are_read_only_where_a_round_needs_them() -> None:
     """The released code decodes one for every sample: 39 % of its reading is for nothing.

@@ -86,6 +86,7 @@ def test_neither_jobs_nor_chunks_show(
     assert tree(tmp_path / "set") == unbroken
 
 
+@pytest.mark.slow
 def test_tasks_in_any_order_make_the_same_set(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
     painted = []
     for task in (2, 0, 3, 1):
@@ -159,6 +160,7 @@ def test_a_task_whose_lock_vanishes_with_a_closed_set_finds_the_set_complete(
     assert tree(tmp_path / "set") == unbroken
 
 
+@pytest.mark.slow
 def test_a_set_that_grew_is_the_set_made_at_once(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
@@ -191,6 +193,7 @@ def test_lost_pictures_and_no_others_are_painted_again(
     assert tree(tmp_path / "set") == unbroken
 
 
+@pytest.mark.slow
 def test_a_task_does_not_vouch_for_lost_pictures_of_another(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
@@ -239,6 +242,7 @@ def test_changed_records_of_a_complete_set_are_made_again(
     assert tree(asked.folder) == unbroken
 
 
+@pytest.mark.slow
 def test_a_changed_value_of_a_record_is_not_taken_into_a_set_that_grows(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
@@ -275,6 +279,7 @@ def test_lost_metadata_comes_back(tmp_path: Path, unbroken: dict[str, bytes]) ->
     assert tree(asked.folder) == unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"junk\n", b"{}\n", b'{"index":3}\n', b"\xff"])
 def test_records_of_a_set_in_the_making_that_are_damaged_are_made_again(
     tmp_path: Path, unbroken: dict[str, bytes], content: bytes
@@ -338,6 +343,7 @@ def is_running(process: int) -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_killed_run_is_continued_and_loses_only_what_was_in_hand(
     tmp_path: Path, seed: int

@@ -492,6 +492,7 @@ def fractals(out: object, *arguments: object) -> Result:
     return run("fractals", "--n", 5, "--to-shards", "--out", out, *SMALL, *arguments)
 
 
+@pytest.mark.slow
 def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     alone = fractals(tmp_path / "alone", "--json")
     assert alone.exit_code == 0, alone.output
@@ -560,6 +561,7 @@ def test_verify_of_shards_points_to_pixmix_shard(place: Folder) -> None:
     assert "holds shards, not image files; check them with pixmix-shard" in result.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     command = [

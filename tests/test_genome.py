@@ -61,6 +61,7 @@ def types_of(value: object) -> object:
 # --- JSON ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(drafts())
 def test_a_genome_comes_back_exactly_from_json_text(genome: Genome) -> None:
     again = through_text(genome)
@@ -70,6 +71,7 @@ def test_a_genome_comes_back_exactly_from_json_text(genome: Genome) -> None:
     assert again.to_json() == genome.to_json()
 
 
+@pytest.mark.slow
 @given(drafts())
 def test_a_genome_becomes_plain_json_values(genome: Genome) -> None:
     plain = (dict, list, str, int, float, type(None))

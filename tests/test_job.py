@@ -287,6 +287,7 @@ def test_an_interrupted_run_keeps_what_is_whole(
     assert tree(tmp_path / "a") == unbroken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_a_crash_before_any_disk_operation_leaves_whole_files_and_is_healed(
     tmp_path: Path, name: str

@@ -161,6 +161,7 @@ def test_batches_do_not_depend_on_threads(loader_arguments: dict[str, Any]) -> N
     assert equal(an_epoch(three), epoch)
 
 
+@pytest.mark.slow
 def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path) -> None:
     file = tmp_path / "pixels"
     file.write_bytes(MIXING.pixels.tobytes())
@@ -199,6 +200,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["child", "main"])
 def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
     large: Path, tmp_path: Path, process: str
@@ -665,6 +667,7 @@ def _train_in_a_process(
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_batches_of_one(large: Path, tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

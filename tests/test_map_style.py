@@ -101,6 +101,7 @@ def test_batches_are_those_of_shards_of_the_same_images(
     assert equal(list(ours_), list(theirs_))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_make_the_same_batches(
     images: Images, shards: Path, arguments: dict[str, Any], method: str

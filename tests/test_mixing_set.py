@@ -404,6 +404,7 @@ def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
     queue.put((count, [picture.tobytes() for picture in pictures]))
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_build_once(folder: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
@@ -479,6 +480,7 @@ def _read_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
     queue.put((_private_bytes() - before, total, len(pictures.pixels)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
 def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path) -> None:
     size = len(open_mixing_set(folder, 2000, cache_dir=cache).pixels)

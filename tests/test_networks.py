@@ -205,6 +205,7 @@ def test_without_the_extra_the_default_says_how_to_install_it(
         open_network()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "densenet121", "mnasnet0_5", "maxvit_t"])
 def test_families_with_ways_of_their_own_are_built_as_for_their_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str

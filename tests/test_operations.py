@@ -159,6 +159,7 @@ def test_every_operation_is_compared() -> None:
     assert list(PILLOW) == list(CODES) == [row.name for row in OPERATIONS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CODES)
 def test_an_operation_equals_pillow_on_ten_thousand_pictures(name: str) -> None:
     generator = np.random.default_rng([1, CODES[name]])

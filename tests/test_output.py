@@ -202,6 +202,7 @@ def _die_before(name: str, place: OutputStore) -> None:
     generate(sharded(place))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "generated"),
     [

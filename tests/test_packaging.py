@@ -93,6 +93,7 @@ def without_torch(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any
     return run
 
 
+@pytest.mark.slow
 def test_fractals_are_rendered_verified_and_sharded_without_torch(
     tmp_path: Path, without_torch: Callable[..., Any]
 ) -> None:

@@ -185,6 +185,7 @@ def test_trouble_in_a_task_is_that_of_the_command(
     assert "\n" not in told
 
 
+@pytest.mark.slow
 def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     tmp_path: Path,
 ) -> None:

@@ -293,6 +293,7 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_many_processes_download_once(server: FaultyServer, cache: ShardCache) -> None:
     # Longer than they take to start one after the other.
     server.always["a.tar"] = slowly(0.04)

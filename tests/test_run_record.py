@@ -59,6 +59,7 @@ def stopping_at(step: int) -> Any:  # noqa: ANN401
 # --- A training ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     assert set(second["hardware"]) == {"cpu", "cores", "gpus", "system", "world_size"}
 
 
+@pytest.mark.slow
 def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -117,6 +119,7 @@ def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
     assert len(settings["mixing_set"]["fingerprint"]) >= 32
 
 
+@pytest.mark.slow
 def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_path: Path) -> None:
     first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
     weights = tmp_path / "weights.pt"
@@ -175,6 +178,7 @@ def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["run.damaged.json"]
 
 
+@pytest.mark.slow
 def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
     digits: Path, tmp_path: Path
 ) -> None:

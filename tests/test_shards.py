@@ -198,6 +198,7 @@ def test_a_damaged_request_is_one_line(
     assert f"remove {tmp_path / 'out'}" in result.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     source = tmp_path / "source" / "a"
     source.mkdir(parents=True)

@@ -362,6 +362,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_run_stopped_in_the_middle_of_an_epoch_ends_bit_for_bit_as_an_unbroken_one(
     digits: Path, tmp_path: Path, variant: str
@@ -385,6 +386,7 @@ def test_a_run_stopped_in_the_middle_of_an_epoch_ends_bit_for_bit_as_an_unbroken
         ).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_stopped_at_the_end_of_an_epoch_goes_on_too(digits: Path, tmp_path: Path) -> None:
     unbroken = train(training(digits, tmp_path / "unbroken"), ALONE)
     stopped = train(training(digits, tmp_path / "broken"), ALONE, stopping_at(5))
@@ -422,6 +424,7 @@ def test_a_signal_that_comes_while_processes_agree_is_heeded(
     assert read_checkpoint(stopped.checkpoint).step == stopped.step
 
 
+@pytest.mark.slow
 def test_a_batch_system_that_signals_all_processes_finds_a_checkpoint(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -480,6 +483,7 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run", shard_partitions=2, resume=True), ALONE)
 
 
+@pytest.mark.slow
 def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -509,6 +513,7 @@ def test_another_recipe_can_go_on_from_the_weights_in_another_folder(
     assert refused.stderr.endswith("; use wrn_10_1, or choose another --out\n")
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -637,6 +642,7 @@ def hosts() -> Iterator[Sequence[str]]:
         yield names
 
 
+@pytest.mark.slow
 def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Path) -> None:
     first, second = processes(digits, tmp_path / "two", 2, 2)
     assert first["state"] == second["state"]
@@ -654,6 +660,7 @@ def test_two_processes_share_each_batch_and_end_alike(digits: Path, tmp_path: Pa
     assert loss == pytest.approx(first["history"][-1]["test_loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_two_hosts_train_as_two_processes_of_one_do(
     digits: Path, tmp_path: Path, hosts: Sequence[str]
 ) -> None:
@@ -662,6 +669,7 @@ def test_two_hosts_train_as_two_processes_of_one_do(
     assert apart == together
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("when", "step"), [("show", 1), ("save", 6)])
 def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     digits: Path, tmp_path: Path, when: str, step: int
@@ -672,6 +680,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_at_the_same_step(
     assert read_checkpoint(find_checkpoints(tmp_path / "two")[-1]).step == step
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's names of threads")
 def test_no_thread_of_the_process_group_is_left_when_it_is_left(
     digits: Path, tmp_path: Path
@@ -681,6 +690,7 @@ def test_no_thread_of_the_process_group_is_left_when_it_is_left(
         assert not [name for name in said["threads"] if "gloo" in name or "tcpstore" in name]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_at_another_world_size_with_the_same_order(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -692,6 +702,7 @@ def test_a_training_goes_on_at_another_world_size_with_the_same_order(
     assert first["finished"]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_the_newest_checkpoint_that_any_process_has(
     digits: Path, tmp_path: Path
 ) -> None:
@@ -889,6 +900,7 @@ def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) ->
     assert not (tmp_path / "made").exists()
 
 
+@pytest.mark.slow
 def test_making_data_shows_a_bar_of_samples_for_each_split(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     result = run(

@@ -141,6 +141,7 @@ def assert_same_end(first: Path, second: Path, *, histories: bool = True) -> Non
         assert one.history == two.history
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "number", "step"),
     [
@@ -171,6 +172,7 @@ def test_a_process_that_waits_saves_its_last_step_and_ends_in_time(
     assert_same_end(trained(root, out), unbroken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["data", "mixing"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_process_that_has_not_begun_ends_in_time(
@@ -214,6 +216,7 @@ def test_two_processes_that_were_left_resume_as_if_they_had_not_been(
     assert_same_end(tmp_path / "hangs", tmp_path / "unbroken", histories=False)
 
 
+@pytest.mark.slow
 def test_a_process_whose_other_was_stopped_ends_in_time(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started(root, out, "--epochs", 500, size=2) as processes:
@@ -262,6 +265,7 @@ def is_alive(process: int) -> bool:
     return state != "Z"
 
 
+@pytest.mark.slow
 def test_a_training_in_the_background_ignores_ctrl_c_and_obeys_sigterm(
     root: Path, tmp_path: Path
 ) -> None:

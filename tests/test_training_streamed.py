@@ -639,6 +639,7 @@ def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_i
 # --- Processes that get ready --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "first", "second"),
     [
@@ -655,6 +656,7 @@ def test_processes_get_ready_together_or_not_at_all(what: str, first: str, secon
     assert codes == [9 if what == "ends" else 0, 0]
 
 
+@pytest.mark.slow
 def test_processes_of_a_machine_share_its_cores() -> None:
     assert two_that_meet("shares") == ([f"{max(1, available_cores() // 2)}\n"] * 2, [0, 0])
 
@@ -720,6 +722,7 @@ def errors_of(host: Host) -> list[str]:
     return [line for line in text.splitlines() if "Error: " in line]
 
 
+@pytest.mark.slow
 def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_path: Path) -> None:
     with two_processes(root, tmp_path) as (first, second):
         first.wait_for_step(3)
@@ -730,6 +733,7 @@ def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_pat
     assert "give the same command again with --resume auto" in line
 
 
+@pytest.mark.slow
 def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_path: Path) -> None:
     with two_processes(root, tmp_path, "--watchdog-timeout", 8) as (first, second):
         first.wait_for_step(3)
@@ -741,6 +745,7 @@ def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_pat
     assert "--watchdog-timeout" in line
 
 
+@pytest.mark.slow
 def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
     root: Path, tmp_path: Path
 ) -> None:
@@ -753,6 +758,7 @@ def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
     assert "another process could not begin; it says why" in lines[1][0]
 
 
+@pytest.mark.slow
 def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_path: Path) -> None:
     contents = [encoded(each, "jpg") for each in drawn_pictures(N, size=(40, 48))]
     other = write_shards(tmp_path / "other", contents, sizes=[N // 2] * 2, extension="jpg")
@@ -763,6 +769,7 @@ def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_
             assert "--data: process 1 was given another than process 0" in line
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_ends_the_training_with_one_line(
     root: Path, tmp_path: Path
 ) -> None:

@@ -128,6 +128,7 @@ def test_what_wandb_refuses_ends_a_training_at_its_beginning_and_not_later(
     assert wandb.ended == [0]
 
 
+@pytest.mark.slow
 def test_the_command_tracks_a_training(tmp_path: Path, wandb: StandIn) -> None:
     pytest.importorskip("sklearn")
     find_data("digits", None, tmp_path / "data", lambda _done, _total: None)

@@ -190,6 +190,7 @@ class _Pictures(Dataset[Any]):
         return mixed, label
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_it_works_in_a_compose_in_the_workers_of_a_loader(start: str) -> None:
     transform = v2.Compose([
