@@ -3,7 +3,8 @@
 To add one, write its kernel and what makes its argument of a level (`pixmix.op_kernels`), its torch
 function of the same name (`pixmix.torch_ops`), and a row at the end of `OPERATIONS`. The place of a
 row is the code of its operation in all draws, so rows are never moved; a row that `PixMixSettings`
-may draw changes what a seed draws, and raises `pixmix.draws.DRAWS_VERSION`.
+may draw changes what a seed draws, and raises `pixmix.draws.DRAWS_VERSION`. The plain code that
+`pixmix-bench` compares with (`pipelines.bench.references`) has a Pillow function per operation.
 
 The operations have the bytes of Pillow 13.0's x86-64 wheels on every machine. Another release of
 Pillow may change its arithmetic, and a compiler that fuses a * b + c, as those of other

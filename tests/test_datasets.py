@@ -1,12 +1,13 @@
 """The table of datasets, and that everything that knows datasets by name reads it."""
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from pipelines.cli import shard, train
 from pipelines.datasets import DATASETS, dataset_named, dataset_of_kind, dataset_titled
 from pipelines.errors import PipelineError
-from pipelines.shards.archives import READERS, SPLITS, read_split
+from pipelines.shards.archives import READERS, SPLITS, Arrays, read_split
 from pipelines.training.recipes import RECIPES
 
 
@@ -52,3 +53,13 @@ def test_the_digits_have_as_many_classes_as_the_table_says() -> None:
         assert arrays.images.shape == (n, 32, 32)
         assert set(arrays.labels.tolist()) == set(range(10))
         assert len(arrays.classes) == DATASETS["digits"].n_classes
+
+
+def test_a_label_that_is_not_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.zeros((3, 4, 4), np.uint8)
+    found = Arrays(images=images, labels=np.array([1, 2, 3]), classes=("a", "b", "c"))
+    monkeypatch.setitem(READERS, "digits", lambda *_: found)
+    read_split.cache_clear()
+    with pytest.raises(PipelineError, match="1 to 3"):
+        read_split("digits", None, "train")
+    read_split.cache_clear()

@@ -254,12 +254,20 @@ def read_split(name: str, place: Path | None, split: Split) -> Arrays:
         split: "train" or "test".
 
     Raises:
-        PipelineError: if the dataset is not known or cannot be read.
+        PipelineError: if the dataset is not known or cannot be read, or has a label that is not a
+            class.
     """
     dataset = dataset_named(name)
     if dataset.reader is None:
         raise PipelineError(f"{name} is a folder of images; run pixmix-shard imagefolder on it")
-    return READERS[dataset.reader](dataset, place, split)
+    arrays = READERS[dataset.reader](dataset, place, split)
+    labels, n = arrays.labels, len(arrays.classes)
+    if len(labels) and not (labels.min() >= 0 and labels.max() < n):
+        raise PipelineError(
+            f"{place or name}: labels of {split} are {labels.min()} to {labels.max()}, and {n} "
+            f"classes have 0 to {n - 1}; number them from 0"
+        )
+    return arrays
 
 
 @dataclass(frozen=True)
