@@ -347,6 +347,8 @@ def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str
 
     folder = Path(output.out)
     images, sheet = folder / IMAGES, output.sheet
+    if sheet is not None and not any(images.glob(f"[0-9]*.{output.format}")):
+        sheet = None  # This task had nothing to generate.
     if sheet is not None:
         _write_sheet(sheet, images, output.format)
     new = sum(map(len, result.made))

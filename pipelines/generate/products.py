@@ -38,7 +38,7 @@ from pipelines.shards.format import (
     parse_manifest,
 )
 from pipelines.shards.job import REQUEST, Job, Request, read_request, store_errors
-from pipelines.shards.output import Folder, OutputStore
+from pipelines.shards.output import DONE, Folder, OutputStore
 from pipelines.shards.writer import (
     SHARDS_VERSION,
     Sample,
@@ -249,6 +249,9 @@ class _ImageFiles:
         )
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
+        # While there are records, the manifest may be that of a smaller or an older dataset.
+        if any(name.startswith(f"{DONE}/") for name in sizes):
+            return False
         n = self.read_manifest(manifest).n
         names = (f"{IMAGES}/{image_name(number, self.format)}" for number in range(n))
         return all(sizes.get(name) for name in names) and self._has_its_metadata(manifest)
@@ -364,6 +367,11 @@ def begun_shards(store: OutputStore) -> Job:
             raise PipelineError(
                 f"{store.name} holds no shards of pixmix-gen; use the --out of a command with "
                 "--to-shards"
+            )
+        if not {"n", "name", "num_shards"} <= request.settings.keys():
+            raise PipelineError(
+                f"{store.name} is not a dataset of pixmix-gen --to-shards; one of image files is "
+                "closed by the command that began it, and one of pixmix-shard by its own"
             )
     return _sharded(store, request, None, 1)
 

@@ -78,7 +78,7 @@ def verify_images(
         PipelineError: if there is no dataset, its manifest is damaged, or its images were generated
             by other versions of the code.
     """
-    request = read_request(Folder(path=folder))
+    request = read_request(Folder(path=folder)) if folder.is_dir() else None
     if request is not None:
         return Verdict(n=request.n, complete=False)
     manifest = read_manifest(folder)

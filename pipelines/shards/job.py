@@ -293,6 +293,11 @@ def refuse_other(name: str, earlier: Request, asked: Request) -> None:
     """Refuse to resume a job with other settings, or with code that gives other files."""
     for field, now in asked.settings.items():
         before = earlier.settings.get(field)
+        if before != now and field not in earlier.settings:
+            raise PipelineError(
+                f"{name} holds a dataset of another kind, which has no {field}; choose another "
+                "output folder"
+            )
         if before != now:
             raise PipelineError(
                 f"{field}: {name} was begun with {before}, this command says {now}; "
@@ -323,11 +328,14 @@ def _is_complete(job: Job, found: _Found) -> bool:
 
 
 def _parts(sizes: Mapping[str, int], mark: str) -> list[tuple[range, str]]:
-    """Return items and name of each done record of a request, in order of the items."""
+    """Return items and name of each done record of a request, in order of the items.
+
+    Of those that begin with the same item, the one of most items comes first: the others mend it.
+    """
     # Programs that synchronize folders leave files of other names.
     named = filter(None, map(_DONE_NAME.fullmatch, sizes))
     parts = [(range(int(each[1]), int(each[2])), each[0]) for each in named if each[3] == mark]
-    return sorted(parts, key=lambda part: (part[0].start, part[0].stop))
+    return sorted(parts, key=lambda part: (part[0].start, -part[0].stop))
 
 
 def _lines(job: Job, parts: Sequence[tuple[range, str]]) -> Iterator[Iterable[tuple[int, bytes]]]:
@@ -453,7 +461,7 @@ def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]
     ends = [*(items.start for items, _ in parts[1:]), job.request.n]
     for lines, end in zip(_lines(job, parts), ends, strict=True):
         for item, line in lines:
-            if item >= following and item not in records:
+            if item >= following:
                 record = job.product.parse(item, line, sizes)
                 if record is not None:
                     records[item] = record
