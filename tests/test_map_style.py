@@ -1,5 +1,7 @@
 """Map-style datasets of the user's: the batches of shards, under the same laws."""
 
+import errno
+import json
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -241,3 +243,46 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_refused() -> None:
 def test_what_has_no_length_is_refused() -> None:
     with pytest.raises(PipelineError, match=r"generator.*map-style dataset"):
         train_loader((pair for pair in pairwise([1, 2])), batch_size=2)  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_make_a_state_that_loads_and_is_json() -> None:
+    small = drawn_pictures(N, 1, (16, 16))
+    loader = train_loader(Pairs(small), batch_size=np.int64(8), seed=np.int64(3))
+    next(iter(loader))
+    state = json.loads(json.dumps(loader.state_dict()))
+    assert state["consumed"] == 8
+    resumed = train_loader(Pairs(small), batch_size=8, seed=3)
+    resumed.load_state_dict(state)
+    assert equal(list(resumed), list(train_loader(Pairs(small), batch_size=8, seed=3))[1:])
+
+
+def test_rows_that_pad_a_batch_count_no_error_twice() -> None:
+    loader = eval_loader(
+        Pairs(drawn_pictures(5, 1, (16, 16)), bad=frozenset({0})), batch_size=16,
+        preprocess=replace(IMAGENET, image_size=14), on_decode_error="skip", max_decode_errors=1,
+    )  # fmt: skip
+    ((_, _, weights),) = list(loader)
+    assert weights.sum() == 4
+    assert sum(loader.decode_errors.values()) == 1
+
+
+def test_too_many_open_files_are_no_error_of_the_sample() -> None:
+    class Exhausted(Pairs):
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    loader = train_loader(
+        Exhausted(drawn_pictures(N)), batch_size=8, on_decode_error="skip",
+        preprocess=replace(IMAGENET, image_size=14),
+    )  # fmt: skip
+    with pytest.raises(PipelineError, match="open files"):
+        list(loader)
+
+
+@pytest.mark.parametrize(
+    "sample",
+    [(torch.zeros(3, 16, 16, requires_grad=True), 0), (np.zeros((16, 16, 3), np.uint8), 2**70)],
+)
+def test_tensors_with_gradients_and_huge_labels_end_in_one_line(sample: Any) -> None:  # noqa: ANN401
+    with pytest.raises(PipelineError, match=r"\[\d\]"):
+        list(train_loader([sample] * 8, batch_size=8, preprocess=replace(IMAGENET, image_size=14)))

@@ -1,5 +1,6 @@
 """How batches are made of samples, and the settings of preprocessing and of loaders."""
 
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -215,9 +216,15 @@ class LoaderConfig:
         Raises:
             ValueError: if a value is outside its range.
         """
-        for name in ("batch_size", "views", "n_threads", "shuffle_window", "shard_partitions"):
+        at_least_1 = ("batch_size", "views", "n_threads", "shuffle_window", "shard_partitions")
+        at_least_0 = ("num_workers", "max_decode_errors")
+        for name in (*at_least_1, *at_least_0, "seed"):
+            # Numbers of numpy become Python's, as which they can be saved.
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+        for name in at_least_1:
             _check_least(self, name, 1, "a whole number")
-        for name in ("num_workers", "max_decode_errors"):
+        for name in at_least_0:
             _check_least(self, name, 0, "a whole number")
         batch_positions(
             self.batch_size, rank=0, world_size=1, shard_partitions=self.shard_partitions

@@ -269,6 +269,8 @@ class MapSamples:
         try:
             sample = self._dataset[i]
         except Exception as error:  # a user's code may raise anything
+            if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
+                raise PipelineError(too_many_files()) from error
             place = traceback.extract_tb(error.__traceback__)[-1]
             raise SampleError(
                 i,
@@ -289,6 +291,7 @@ class MapSamples:
             except UnreadableImageError as error:
                 raise SampleError(i, error.reason, f"{self.name}[{i}]: {error}") from error
         elif isinstance(image, Tensor):
+            image = image.detach().cpu()
             image = image.movedim(0, -1).numpy() if image.ndim == 3 else image.numpy()
         shape: tuple[int, ...] = tuple(getattr(image, "shape", ()))
         dtype = getattr(image, "dtype", None)
@@ -299,10 +302,10 @@ class MapSamples:
                 "uint8 tensor: remove ToTensor, Normalize and the like from its transform"
             )
         try:
-            return np.ascontiguousarray(image), operator.index(label)
-        except TypeError as error:
+            return np.ascontiguousarray(image), int(np.int64(operator.index(label)))
+        except (TypeError, OverflowError) as error:
             raise PipelineError(
-                f"the label of {self.name}[{i}] is {label!r:.80}; expected a whole number"
+                f"the label of {self.name}[{i}] is {label!r:.80}; expected a whole number (int64)"
             ) from error
 
 

@@ -41,15 +41,15 @@ class _Corrupted(msgspec.Struct):
 
 
 class _Attacked(msgspec.Struct):
-    images: int | float = 0
-    of_images: int | float = 0
+    images: int | float
+    of_images: int | float
 
 
 class _Checked(msgspec.Struct):
     """What tables read of a network's results beside the metrics."""
 
     c: _Corrupted = msgspec.field(default_factory=_Corrupted)
-    adversarial: _Attacked = msgspec.field(default_factory=_Attacked)
+    adversarial: _Attacked | None = None
 
 
 class _Evaluation(msgspec.Struct):
