@@ -663,6 +663,36 @@ def test_closing_never_throws_whole_pictures_away(tmp_path: Path) -> None:
     assert make(image_set(tmp_path / "set", n=6, chunk=2)).complete
 
 
+def test_an_interrupted_growth_is_not_thrown_away_by_the_command_of_before(tmp_path: Path) -> None:
+    make(image_set(tmp_path / "set", n=4, chunk=2))
+    interrupted(tmp_path / "set", after=8)
+    before = tree(tmp_path / "set")
+    with pytest.raises(PipelineError, match="use --n 8 "):
+        make(image_set(tmp_path / "set", n=4, chunk=2))
+    assert tree(tmp_path / "set") == before
+    assert make(image_set(tmp_path / "set", n=10, chunk=2)).generated == 2
+    make(image_set(tmp_path / "whole", n=10, chunk=2))
+    assert tree(tmp_path / "set") == tree(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_an_image_that_is_made_again_otherwise_has_its_own_record(
+    tmp_path: Path, closed: bool
+) -> None:
+    folder = tmp_path / "set"
+    if closed:
+        make(image_set(folder, n=4, chunk=2))
+    else:
+        interrupted(folder, after=4, n=6)
+    lost = folder / "images" / "00000001.png"
+    before = file_sha256(lost)
+    lost.unlink()
+    make(image_set(folder, n=4 if closed else 6, chunk=2, generator=Stripes(offset=9)))
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert records[1]["file_sha256"] == file_sha256(lost)
+    assert file_sha256(lost) != before
+
+
 def test_a_set_is_not_closed_under_the_hands_of_another_task(tmp_path: Path) -> None:
     interrupted(tmp_path / "set", after=4)
     lock = tmp_path / "set" / ".work" / "task-1-of-2.lock"
