@@ -238,18 +238,21 @@ def _mix(x, levels, y, out, mixing, a, b):
         fill_powers(table, b)
     for start in range(0, len(x), _BLOCK):
         n = min(_BLOCK, len(x) - start)
-        other = buffer
+        source, target = x[start : start + n], out[start : start + n]
         if eight_bit:
             if mixing == MULTIPLY:
-                look_up(table, levels, start, n, other)
+                look_up(table, levels, start, n, buffer)
             else:
-                to_unit(levels, start, n, other)
+                to_unit(levels, start, n, buffer)
+            mix_values(source, n, mixing, a, b, buffer, target)
         elif mixing == MULTIPLY:
+            values = y[start : start + n]
+            # The buffer by its own name: the loop is vectorised where it cannot be y itself.
             for j in range(n):
-                other[j] = other_power(y[start + j], b)
+                buffer[j] = other_power(values[j], b)
+            mix_values(source, n, mixing, a, b, buffer, target)
         else:
-            other = y[start : start + n]
-        mix_values(x[start : start + n], n, mixing, a, b, other, out[start : start + n])
+            mix_values(source, n, mixing, a, b, y[start : start + n], target)
 
 
 _DTYPES = (np.dtype(np.float32), np.dtype(np.uint8))
