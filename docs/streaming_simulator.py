@@ -117,7 +117,7 @@ class StreamingSettings:
         if self.nodes * self.shards * self.epochs > _MOST_USES:
             raise ValueError(
                 f"{self.shards} shards on {self.nodes} nodes in {self.epochs} epochs are more than "
-                f"{_MOST_USES:,} uses; give fewer"
+                f"{_MOST_USES:,} uses; use fewer"
             )
 
     @property

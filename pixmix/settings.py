@@ -50,7 +50,7 @@ class PixMixSettings:
 
         Raises:
             ValueError: if a value is outside its range.
-            TypeError: if a value is no number, or k no whole one.
+            TypeError: if a value is not a number, or k no whole one.
         """
         # As plain numbers, whatever gave them: they are compared, written down and hashed.
         object.__setattr__(self, "k", whole("k", self.k, 0))

@@ -10,7 +10,7 @@ from shard_commands import run
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["imagefolder", "nowhere", "out"], 1, "nowhere is no folder"),
+        (["imagefolder", "nowhere", "out"], 1, "nowhere is not a folder"),
         (["imagefolder", ".", "out"], 1, "out lies inside . and would become a class"),
         (["imagefolder", ".", "../out"], 1, "has no folder a class"),
         (["cifar10", "nowhere", "out"], 1, "holds neither cifar-10-batches-py/ nor"),
@@ -21,8 +21,8 @@ from shard_commands import run
         (["mixing", ".", "out", "--name", "Ä b"], 2, "name is 'Ä b'"),
         (["verify", "nowhere"], 1, "nowhere does not exist"),
         (["verify", "."], 1, "has no manifest.json"),
-        (["verify", ".", "--decode", "some"], 2, "'some' is no number"),
-        (["index", "nowhere.tar"], 1, "nowhere.tar is no file"),
+        (["verify", ".", "--decode", "some"], 2, "'some' is not a number"),
+        (["index", "nowhere.tar"], 1, "nowhere.tar is not a file"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -552,7 +552,7 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
         (lambda path: path.mkdir(), "holds no images"),
         (
             lambda path: path.write_bytes(b"text" * 999),
-            "is no tar",
+            "is not a tar",
         ),
         (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],

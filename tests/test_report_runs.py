@@ -142,7 +142,7 @@ def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path) ->
 
 
 DAMAGED: list[tuple[str, bytes | str | None, str]] = [
-    ("metrics.jsonl", None, "is no folder of pixmix-train, or its first epoch has not ended"),
+    ("metrics.jsonl", None, "is not a folder of pixmix-train, or its first epoch has not ended"),
     ("metrics.jsonl", "", "metrics.jsonl is empty; its first epoch has not ended"),
     ("metrics.jsonl", "{\n", "metrics.jsonl, line 1"),
     ("metrics.jsonl", "\n", "metrics.jsonl, line 1"),

@@ -421,7 +421,7 @@ def test_the_table_and_the_document_tell_each_order() -> None:
         ({"shard_partitions": 3}, "batch_size is 8, .* 3 shard_partitions"),
         ({"batch_size": 400}, "are 240 samples; give a batch, 400, or more"),
         ({"samples_per_shard": 10**9}, "at most 100,000,000"),
-        ({"epochs": 10**8}, "more than 100,000,000 uses; give fewer"),
+        ({"epochs": 10**8}, "more than 100,000,000 uses; use fewer"),
         ({"ranks": 0}, "ranks is 0; give 1 or more"),
         ({"bandwidth": math.nan}, "bandwidth is nan; give more than 0"),
     ],

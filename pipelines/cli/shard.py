@@ -304,7 +304,7 @@ def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) 
     """
     if decode != "all" and not re.fullmatch(r"\d{1,12}", decode):
         raise click.BadParameter(
-            f"{decode!r} is no number; pass a number of images, or all",
+            f"{decode!r} is not a number; pass a number of images, or all",
             param_hint="'--decode'",
         )
     with one_line_errors("interrupted; nothing was written"):

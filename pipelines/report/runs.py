@@ -111,8 +111,8 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
         content = read_regular(path, max_bytes=_MOST_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path} is not there: {path.parent} is no folder of pixmix-train, or its first epoch "
-            "has not ended"
+            f"{path} is not there: {path.parent} is not a folder of pixmix-train, or its first "
+            "epoch has not ended"
         ) from error
     records = []
     for number, line in enumerate(content.splitlines(), 1):

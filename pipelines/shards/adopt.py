@@ -88,7 +88,7 @@ def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
     progress(0, len(tars))
     for number, tar in enumerate(tars):
         if not tar.is_file():
-            raise PipelineError(f"{tar} is no file; name the tars of the set, all of them")
+            raise PipelineError(f"{tar} is not a file; name the tars of the set, all of them")
         rows, _ = samples_of_tar(tar, number, ignored)
         parts.append(rows)
         if made is None:

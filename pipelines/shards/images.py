@@ -173,7 +173,7 @@ def walk(
             if is_ignored_name(entry.name):
                 if ignored is not None:
                     ignored.add(entry.path)
-            # An entry raises for a link to itself, which is no folder.
+            # An entry raises for a link to itself, which is not a folder.
             elif Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
                 folders.append(entry.name)
             else:

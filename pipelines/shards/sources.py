@@ -168,7 +168,7 @@ class ImageFolderSource:
 
     def _folders(self) -> Sequence[str]:
         if not self.folder.is_dir():
-            raise PipelineError(f"{self.folder} is no folder; name one with a folder a class")
+            raise PipelineError(f"{self.folder} is not a folder; name one with a folder a class")
         names = sorted(
             class_folders(self.folder), key=lambda name: unicodedata.normalize("NFC", name)
         )
@@ -231,7 +231,7 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
             the others would be lost, or the splits be no classes.
     """
     if not folder.is_dir():
-        raise PipelineError(f"{folder} is no folder; name the one that holds the images")
+        raise PipelineError(f"{folder} is not a folder; name the one that holds the images")
     names = class_folders(folder)
     splits = [
         name
@@ -285,7 +285,7 @@ class MixingSource:
         """
         for place in self.places:
             if not (place.is_dir() or place.is_file()):
-                what = "is no file" if place.exists() else "does not exist"
+                what = "is not a file" if place.exists() else "does not exist"
                 raise PipelineError(
                     f"{place} {what}; name a folder, or a tar, zip or .npy of images"
                 )

@@ -294,7 +294,7 @@ class _Reader:
 
     def no_tar(self) -> NoTarError:
         return NoTarError(
-            f"{self.path} is no tar; name a folder of images, shards, or a tar, zip or .npy of "
+            f"{self.path} is not a tar; name a folder of images, shards, or a tar, zip or .npy of "
             "images"
         )
 
@@ -448,7 +448,7 @@ def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> in
         suffix: of its image.
 
     Raises:
-        PipelineError: if .cls is no number, or .json no JSON.
+        PipelineError: if .cls is not a number, or .json no JSON.
     """
     stem = suffix.rpartition(".")[0]
     for extension, read in (("cls", _of_cls), ("json", _of_json), ("txt", _of_text)):

@@ -131,7 +131,7 @@ def _side_file_faults(
 
 def _no_set(folder: Path) -> str:
     if not folder.is_dir():
-        what = "is no folder" if folder.exists() else "does not exist"
+        what = "is not a folder" if folder.exists() else "does not exist"
         return f"{folder} {what}; name a folder made by pixmix-shard"
     below = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}"))
     if below:

@@ -45,15 +45,15 @@ def local_gpu(n_gpus: int) -> int:
         n_gpus: that this process sees: one, where a batch system has given each its own.
 
     Raises:
-        PipelineError: if what is set is no number.
+        PipelineError: if what is set is not a number.
     """
     names = find_launcher()
     name = "LOCAL_RANK" if names is None or "LOCAL_RANK" in os.environ else _LOCAL_RANKS[names]
     text = os.environ.get(name, "0")
     if not (text.isascii() and text.isdigit()):
         raise PipelineError(
-            f"{name}={text!r} in the environment is no number of a process; mend it, or name a "
-            "device, as cuda:0"
+            f"{name}={text!r} in the environment is not the number of a process; mend it, or "
+            "name a device, as cuda:0"
         )
     return int(text) % max(n_gpus, 1)
 
@@ -173,7 +173,7 @@ def find_task(num_tasks: int | None = None) -> Task | None:
         The task, or None where nothing is set.
 
     Raises:
-        ValueError: if what is set is no number, or does not tell how many tasks there are, or if
+        ValueError: if what is set is not a number, or does not tell how many tasks there are, or if
             the task is not below their number.
     """
     names = find_launcher()
@@ -217,7 +217,7 @@ def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not (text.isascii() and text.isdigit()):
         raise ValueError(
-            f"{name}={text!r} in the environment is no number; mend it, or give --task-index and "
-            "--num-tasks"
+            f"{name}={text!r} in the environment is not a number; mend it, or pass --task-index "
+            "and --num-tasks"
         )
     return int(text)
