@@ -1,8 +1,8 @@
-"""Draws the pictures of the README and of the page on mixing.
+"""Draws the images of the README and of the page on mixing.
 
 python docs/figures.py SETS FOLDER
 
-SETS has the first 32 pictures of the default set of fractals and the first 256 of that of feature
+SETS has the first 32 images of the default set of fractals and the first 256 of that of feature
 visualizations, as folders `fractals` and `featviz`; and in `overview` the first 8 and the first 4
 alone, as folders of the same names. See `make figures`.
 """
@@ -33,10 +33,10 @@ QUALITY = 85
 
 
 def sheet(folder: Path, each: int) -> Image.Image:
-    """Return 32 pictures of a set: every so many of those in the folder."""
+    """Return 32 images of a set: every so many of those in the folder."""
     paths = sorted((folder / "images").glob("*.jpg"))[::each]
     if len(paths) != 32:
-        raise ValueError(f"{folder} gives {len(paths)} pictures and not 32; see make figures")
+        raise ValueError(f"{folder} gives {len(paths)} images and not 32; see make figures")
     return contact_sheet([decode(path.read_bytes()) for path in paths], columns=8, cell=120)
 
 
@@ -44,20 +44,20 @@ def overview(sets: Path) -> Image.Image:
     """Return 8 fractals above 4 feature visualizations and 4 photographs mixed twice or more."""
     places = sets / "fractals", sets / "featviz"
     mixing_set = MixingImages(places, SIDE)
-    pictures = [square(mixing_set[i], SIDE) for i in range(len(mixing_set))]
+    images = [square(mixing_set[i], SIDE) for i in range(len(mixing_set))]
     photographs = ("china.jpg", "flower.jpg")
     for key in itertools.count():
-        photograph = square(load_sample_image(photographs[len(pictures) % 2]), SIDE)
+        photograph = square(load_sample_image(photographs[len(images) % 2]), SIDE)
         draw = mix(photograph, mixing_set, PixMixSettings(), (0, 0, key))
         if len(draw.rounds) >= 2:
-            pictures.append(draw.result)
-        if len(pictures) == 16:
+            images.append(draw.result)
+        if len(images) == 16:
             break
-    return contact_sheet(pictures, columns=8, cell=SIDE)
+    return contact_sheet(images, columns=8, cell=SIDE)
 
 
 def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return the first n draws of (a, b) towards the other picture, and the first n away."""
+    """Return the first n draws of (a, b) towards the other image, and the first n away."""
     plan = draw_plan(
         np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
         source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
@@ -77,9 +77,7 @@ def mixing() -> Figure:
     colours, names = ("#1f77b4", "#d62728"), ("towards y", "away from y")
     for (a, b), colour, name in zip(weights(1500), colours, names, strict=True):
         place.plot(a, b, ".", color=colour, markersize=2, alpha=0.5, label=name)
-    place.set(
-        title="(a, b) for beta = 3", xlabel="a, of the picture x", ylabel="b, of the other, y"
-    )
+    place.set(title="(a, b) for beta = 3", xlabel="a, of the image x", ylabel="b, of the other, y")
     place.legend(markerscale=6)
     x = np.linspace(0, 1, 256, dtype=np.float32)
     greys = np.stack([x] * 3, axis=-1)

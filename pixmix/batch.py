@@ -18,7 +18,7 @@ from pixmix.arguments import count_of_views, sample_indices
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.mixing import ADD, MIXINGS, MULTIPLY
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedPictures, check_crops, pack_mixing_set
+from pixmix.packed import PackedImages, check_crops, pack_mixing_set
 from pixmix.settings import PixMixSettings
 
 _NUMPY = {torch.int64: np.int64, torch.float64: np.float64, torch.float32: np.float32}
@@ -54,7 +54,7 @@ class BatchPixMix(nn.Module):
 
     def __init__(
         self,
-        mixing_set: PackedPictures | Iterable[NDArray[np.uint8]] | None = None,
+        mixing_set: PackedImages | Iterable[NDArray[np.uint8]] | None = None,
         *,
         k: int = 4,
         beta: float = 3.0,

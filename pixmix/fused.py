@@ -21,7 +21,7 @@ from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.mixing import LEVELS, MULTIPLY, fill_powers, look_up, mix_values, to_unit
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import apply_operation
-from pixmix.packed import Layout, PackedPictures, check_crops, pack_mixing_set
+from pixmix.packed import Layout, PackedImages, check_crops, pack_mixing_set
 from pixmix.resizing import resize_part
 from pixmix.settings import PixMixSettings
 
@@ -174,7 +174,7 @@ def mix_samples(
     """Make the rows first .. last-1 of a batch, as a plan says.
 
     images: (N, H, W, 3) uint8; row n is a view of image n // views. pixels, offsets, heights,
-    widths: a `PackedPictures`. samples, rounds: a `Plan`. padding: black pixels around an image,
+    widths: a `PackedImages`. samples, rounds: a `Plan`. padding: black pixels around an image,
     before its crop. means, deviations: (3,) float32. code: `FLOAT32`, ...;
     out: (N * views, 3, height, width) float32; half_out: likewise, the bits as uint16; the one that
     is not written is anything. The rest: a `Scratch`, for images of height x width.
@@ -241,14 +241,14 @@ def mix_samples(
 
 
 _CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
-NO_IMAGES = PackedPictures.pack([])
+NO_IMAGES = PackedImages.pack([])
 NO_FLOATS = np.empty((1, 3, 0, 0), np.float32)
 NO_HALVES = np.empty((1, 3, 0, 0), np.uint16)
 
 
 def mix_batch(
     images: NDArray[np.uint8],
-    mixing_set: PackedPictures | Iterable[NDArray[np.uint8]] | None,
+    mixing_set: PackedImages | Iterable[NDArray[np.uint8]] | None,
     indices: NDArray[np.int64] | Sequence[int],
     *,
     seed: int,
@@ -466,7 +466,7 @@ def compile_mixing() -> None:
     """Compile what mixes images and what brings them to their size, before it is needed."""
     image = np.zeros((_SIZE, _SIZE, 3), np.uint8)
     mix_batch(
-        image[None], PackedPictures.pack([image]), [0], seed=0, epoch=0, settings=PixMixSettings()
+        image[None], PackedImages.pack([image]), [0], seed=0, epoch=0, settings=PixMixSettings()
     )
     half = _SIZE // 2
     part = np.empty((half, half, 3), np.uint8)

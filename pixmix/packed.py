@@ -19,7 +19,7 @@ from pixmix.arguments import check_image
 
 
 class Layout(NamedTuple):
-    """The arrays of a `PackedPictures`, as kernels take them; nothing is checked."""
+    """The arrays of a `PackedImages`, as kernels take them; nothing is checked."""
 
     pixels: NDArray[np.uint8]
     offsets: NDArray[np.int64]
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class PackedPictures:
+class PackedImages:
     """A mixing set in one piece of memory: a sequence of (H, W, 3) uint8 views.
 
     Pixels that are all of a memory map are pickled as the name of its file, so that the workers of
@@ -93,7 +93,7 @@ class PackedPictures:
         return Layout(self.pixels, self.offsets, self.heights, self.widths)
 
     @classmethod
-    def pack(cls, images: Iterable[NDArray[np.uint8]]) -> "PackedPictures":
+    def pack(cls, images: Iterable[NDArray[np.uint8]]) -> "PackedImages":
         """Return images packed; an (M, H, W, 3) array as it is, others copied.
 
         Args:
@@ -162,29 +162,29 @@ def _made_again(
     offsets: NDArray[np.int64],
     heights: NDArray[np.int32],
     widths: NDArray[np.int32],
-) -> PackedPictures:
+) -> PackedImages:
     # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
     mapped = pixels.open("c") if isinstance(pixels, MapName) else pixels
-    return PackedPictures(mapped, offsets, heights, widths)
+    return PackedImages(mapped, offsets, heights, widths)
 
 
-def pack_mixing_set(mixing_set: object) -> PackedPictures:
+def pack_mixing_set(mixing_set: object) -> PackedImages:
     """Return a mixing set packed; one that is packed as it is, None as an empty one.
 
     Raises:
         TypeError: for what is no sequence of uint8 arrays.
         ValueError: for an image of another shape.
     """
-    if isinstance(mixing_set, PackedPictures):
+    if isinstance(mixing_set, PackedImages):
         return mixing_set
     if mixing_set is None:
-        return PackedPictures.pack([])
+        return PackedImages.pack([])
     if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
         raise TypeError(
             f"mixing_set is {type(mixing_set).__name__}; pass what open_mixing_set returns, a list "
             "of uint8 images, or None"
         )
-    return PackedPictures.pack(mixing_set)
+    return PackedImages.pack(mixing_set)
 
 
 def check_crops(

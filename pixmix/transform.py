@@ -17,7 +17,7 @@ from pixmix.arguments import check_image, count_of_views, image_key, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
 from pixmix.mixing import MIXINGS
-from pixmix.packed import Layout, PackedPictures, too_small
+from pixmix.packed import Layout, PackedImages, too_small
 from pixmix.philox import INDEX_LIMIT
 from pixmix.settings import PixMixSettings
 
@@ -119,7 +119,7 @@ class PixMix(nn.Module):
         ):
             raise TypeError(
                 f"mixing_set is {type(mixing_set).__name__}; pass a sequence of uint8 images "
-                "(a list, a dataset of images without labels, a PackedPictures), or None"
+                "(a list, a dataset of images without labels, a PackedImages), or None"
             )
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype!r}; use torch.float32 or torch.uint8")
@@ -304,7 +304,7 @@ class PixMix(nn.Module):
                 np.array([height], np.int32),
                 np.array([width], np.int32),
             )
-        return PackedPictures.pack(images).layout if images else _NOTHING
+        return PackedImages.pack(images).layout if images else _NOTHING
 
     def extra_repr(self) -> str:
         """Return the arguments, the mixing set by its length."""

@@ -13,7 +13,7 @@ PROBE = """<script>
 addEventListener("load", () => {
   const shown = e => e.getBoundingClientRect();
   document.body.innerHTML = "<pre id=probe>" + JSON.stringify({
-    pictures: [...document.images].map(e => [e.naturalWidth, shown(e).width, shown(e).right]),
+    images: [...document.images].map(e => [e.naturalWidth, shown(e).width, shown(e).right]),
     tables: [...document.querySelectorAll("table")].map(e => [e.rows.length, shown(e).height]),
     width: document.documentElement.clientWidth, needed: document.documentElement.scrollWidth,
   }) + "</pre>";

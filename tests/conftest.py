@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 
 from pipelines.system import processes
-from shard_commands import PICTURES, made
+from shard_commands import IMAGES, made
 from shard_sets import encoded, run_here
 
 # No deadline: the first call of a kernel compiles it.
@@ -55,10 +55,10 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three classes of JPEGs."""
     root = tmp_path_factory.mktemp("source") / "photos"
-    for i, picture in enumerate(PICTURES):
-        path = root / ("n01", "n02 cats", "n03")[i % 3] / f"Picture.{i}.JPEG"
+    for i, image in enumerate(IMAGES):
+        path = root / ("n01", "n02 cats", "n03")[i % 3] / f"Image.{i}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture, "jpg"))
+        path.write_bytes(encoded(image, "jpg"))
     return root
 
 

@@ -25,7 +25,7 @@ from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tar import scan_tar
 from pipelines.system.ranks import Task
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 
 CRASHED = 77
@@ -87,7 +87,7 @@ def make_sharding(folder: Path) -> None:
     source = folder.parent / "source"
     if not source.exists():
         (source / "a").mkdir(parents=True)
-        for i, image in enumerate(drawn_pictures(5, 1)):
+        for i, image in enumerate(drawn_images(5, 1)):
             (source / "a" / f"{i}.png").write_bytes(encoded(image))
         (source / "a" / "broken.png").write_bytes(b"")
     request = ShardRequest(

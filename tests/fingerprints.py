@@ -82,7 +82,7 @@ def elementary_fingerprints() -> dict[str, str]:
     return found | {"fma": _sha256(mapped(numerics.fma)(x, y, z))}
 
 
-def picture_fingerprints() -> dict[str, Any]:
+def image_fingerprints() -> dict[str, Any]:
     """Return two drawn genomes of the mixed family, and hashes of pictures unlike in kind."""
     # Here, because they load every kernel, which the elementary functions do without.
     from fractals import BASELINES, draw_genome, paint_baseline, render
@@ -109,13 +109,13 @@ def mixing_fingerprints() -> dict[str, Any]:
     from pipelines.loading.order import EpochOrder
     from pixmix.draws import draw_plan, draw_resized_crop
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedPictures
+    from pixmix.packed import PackedImages
     from pixmix.resizing import resized_crop
     from pixmix.settings import PixMixSettings
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
-    pictures = PackedPictures.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
+    pictures = PackedImages.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
     found: dict[str, Any] = {"order": EpochOrder(20, seed=1, epoch=2).whole().tolist()}
     crops = [
         draw_resized_crop(
@@ -148,7 +148,7 @@ def mixing_fingerprints() -> dict[str, Any]:
 
 FINGERPRINTS = {
     "elementary": elementary_fingerprints,
-    "pictures": picture_fingerprints,
+    "images": image_fingerprints,
     "mixing": mixing_fingerprints,
 }
 

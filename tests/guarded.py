@@ -40,7 +40,7 @@ def mix_a_forbidden_set(which: str) -> None:
     """Print how many samples were mixed; which: those that need a mixing picture, or the others."""
     from pixmix.draws import draw_plan
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedPictures
+    from pixmix.packed import PackedImages
     from pixmix.settings import PixMixSettings
 
     settings = PixMixSettings()
@@ -52,7 +52,7 @@ def mix_a_forbidden_set(which: str) -> None:
     indices = np.flatnonzero(plan.needs_mixing_image() == (which == "needed"))
     memory = np.frombuffer(mmap.mmap(-1, PAGES * mmap.PAGESIZE), np.uint8)
     n_bytes = 3 * size[0] * size[1]
-    pictures = PackedPictures(
+    pictures = PackedImages(
         memory[: n_mixing_images * n_bytes],
         np.arange(n_mixing_images) * n_bytes,
         np.full(n_mixing_images, size[0], np.int32),

@@ -32,17 +32,17 @@ def noise(seed: int, shape: tuple[int, int] = (256, 256)) -> NDArray[np.uint8]:
     return colours.repeat(16, 0).repeat(16, 1)[: shape[0], : shape[1]]
 
 
-def save(picture: NDArray[np.uint8], path: Path) -> Path:
+def save(image: NDArray[np.uint8], path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    Image.fromarray(image).save(path)
     return path
 
 
 def write_folder(tmp_path: Path) -> Path:
-    """Five pictures of noise, of 256x256."""
+    """Five images of noise, of 256x256."""
     for index in range(5):
-        save(noise(index), tmp_path / "pictures" / f"{index}.png")
-    return tmp_path / "pictures"
+        save(noise(index), tmp_path / "images" / f"{index}.png")
+    return tmp_path / "images"
 
 
 def of_files(paths: Sequence[Path]) -> list[SetImage]:

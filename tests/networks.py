@@ -29,7 +29,7 @@ class Tiny(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Patches as tokens, for pictures of one size, with a norm over channels last."""
+    """Patches as tokens, for images of one size, with a norm over channels last."""
 
     def __init__(self, side: int = 32) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Tokens(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[2:] != (self.side, self.side):
-            raise ValueError(f"pictures of {tuple(x.shape[2:])}")
+            raise ValueError(f"images of {tuple(x.shape[2:])}")
         tokens = self.norm(self.patches(x).flatten(2).transpose(1, 2))
         return self.head(functional.gelu(self.mix(tokens)).mean(1))
 
@@ -85,5 +85,5 @@ def classifier(classes: int) -> nn.Module:
 
 
 def linear(classes: int) -> nn.Module:
-    """Return a network of one layer, for pictures of 32 pixels."""
+    """Return a network of one layer, for images of 32 pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))

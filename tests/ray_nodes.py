@@ -82,7 +82,7 @@ def with_a_killed_node(
     notes = [note.read_text().split() for note in journal.iterdir()]
     return {
         "equal": tree(folder) == tree(scratch / f"{name}-alone"),
-        "pictures": len(notes),
+        "images": len(notes),
         "generated twice": sum(len(note) > 1 for note in notes),
         "by the killed node": sum(int(each) in killed for note in notes for each in note),
     }

@@ -10,10 +10,10 @@ from typing import Any
 from click.testing import CliRunner, Result
 
 from pipelines.cli import shard as command
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 
-PICTURES = drawn_pictures(23, 4)
-PNG = encoded(PICTURES[0])
+IMAGES = drawn_images(23, 4)
+PNG = encoded(IMAGES[0])
 
 
 def run(*arguments: object) -> Result:

@@ -13,25 +13,25 @@ from pipelines.shards.format import SAMPLE, Shard, write_index
 from pipelines.system.files import file_sha256
 
 
-def encoded(picture: NDArray[np.uint8], extension: str = "png") -> bytes:
-    """A picture as a file's bytes: "png" without loss, or "jpg"."""
+def encoded(image: NDArray[np.uint8], extension: str = "png") -> bytes:
+    """An image as a file's bytes: "png" without loss, or "jpg"."""
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG" if extension == "png" else "JPEG", quality=95)
+    Image.fromarray(image).save(file, "PNG" if extension == "png" else "JPEG", quality=95)
     return file.getvalue()
 
 
-def drawn_pictures(
+def drawn_images(
     n: int, seed: int = 0, size: tuple[int, int] | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Pictures with a gradient and noise, each of its own size where none is given."""
+    """Images with a gradient and noise, each of its own size where none is given."""
     generator = np.random.default_rng(seed)
-    pictures = []
+    images = []
     for _ in range(n):
         height, width = size or generator.integers(20, 60, 2)
         ramp = np.linspace(0, 200, height)[:, None, None] + np.linspace(0, 50, width)[:, None]
         noise = generator.integers(-20, 20, (height, width, 3))
-        pictures.append(np.clip(ramp * generator.random(3) + noise, 0, 255).astype(np.uint8))
-    return pictures
+        images.append(np.clip(ramp * generator.random(3) + noise, 0, 255).astype(np.uint8))
+    return images
 
 
 def write_shards(

@@ -1,4 +1,4 @@
-"""The simple sets: their twins, what each is, and pictures that never change."""
+"""The simple sets: their twins, what each is, and images that never change."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
 from fractals.numerics import random_state
 
 SIZES = [(20, 33), (1, 1), (3, 40)]
-# sha256 of pictures 0 and 7 of seed 5, 40 high and 24 wide: what a seed produces is public.
+# sha256 of images 0 and 7 of seed 5, 40 high and 24 wide: what a seed produces is public.
 KEPT = {
     "dead-leaves": "4bd6c53e5fe8ca2280a196114fda93b1520b176c910c54c9f8704acb81518ecb",
     "spectrum": "85da9bc1a988c3c7d64569a6ee2f559ef1a1b276b67a3fda0007ce9786a6de99",
@@ -63,13 +63,13 @@ def test_each_kind_is_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("kind", BASELINES)
-def test_a_picture_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:  # noqa: ANN401
+def test_a_image_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:  # noqa: ANN401
     one = paint_baseline(kind, 5, 7, (40, 24))
     assert (one == paint_baseline(kind, 5, 7, (40, 24))).all()
     for other in ((5, 8), (6, 7)):
         assert (one != paint_baseline(kind, *other, (40, 24))).mean() > 0.5
-    pictures = b"".join(paint_baseline(kind, 5, index, (40, 24)).tobytes() for index in (0, 7))
-    assert hashlib.sha256(pictures).hexdigest() == KEPT[kind]
+    images = b"".join(paint_baseline(kind, 5, index, (40, 24)).tobytes() for index in (0, 7))
+    assert hashlib.sha256(images).hexdigest() == KEPT[kind]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from pixmix.draws import draw_plan
 from pixmix.mixing import MIXINGS
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import CODES, OPERATIONS, apply_operation, draw_argument
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_CUDA)]
@@ -24,7 +24,7 @@ SEED = 6
 
 
 def drawn(seed: int, n: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Noise, steps, and pictures of one, two or a narrow range of values."""
+    """Noise, steps, and images of one, two or a narrow range of values."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (n, height, width, 3))
     images[1::4] = images[1::4] // 64 * 85
@@ -81,7 +81,7 @@ def test_sampling_in_parts_does_not_show(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def mixed_by_kernel(images: NDArray[np.uint8], mixings: tuple[str, ...], k: int) -> Tensor:
     return mix_batch(
-        images, PackedPictures.pack(mixing_set()), range(len(images)), seed=SEED, epoch=2,
+        images, PackedImages.pack(mixing_set()), range(len(images)), seed=SEED, epoch=2,
         settings=PixMixSettings(k=k, all_ops=True, mixings=mixings),
     )  # fmt: skip
 
@@ -146,7 +146,7 @@ def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
         as_tensor(images), seed=4, epoch=1, indices=range(200)
     )
     expected = mix_batch(
-        images, PackedPictures.pack(mixing_set()), range(200), seed=4, epoch=1,
+        images, PackedImages.pack(mixing_set()), range(200), seed=4, epoch=1,
         settings=PixMixSettings(k=1, geometric=False),
     )  # fmt: skip
     assert float((result - expected).abs().max()) <= 2e-6
@@ -158,7 +158,7 @@ def test_views_are_independent_and_those_of_the_kernel() -> None:
         as_tensor(images), seed=4, epoch=1, indices=range(50)
     )
     expected = mix_batch(
-        images, PackedPictures.pack(mixing_set()), range(50), seed=4, epoch=1,
+        images, PackedImages.pack(mixing_set()), range(50), seed=4, epoch=1,
         settings=PixMixSettings(k=1), views=3,
     )  # fmt: skip
     assert result.shape == (50, 3, 3, 20, 13)

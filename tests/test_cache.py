@@ -444,7 +444,7 @@ def test_a_cache_that_may_only_be_read_is_read() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return write_shards(tmp_path / "set", [b"picture %d" % i for i in range(7)], sizes=[3, 2, 2])
+    return write_shards(tmp_path / "set", [b"image %d" % i for i in range(7)], sizes=[3, 2, 2])
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ def drawn(board: Canvas, key: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decay", [0.6, 1.0, 1.7])
-def test_a_picture_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
+def test_a_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
     board = canvas(size, decay=decay)
     coefficients = drawn(board) * 100
-    pictures = board.images(coefficients, size)
-    assert pictures.shape == (2, 3, *size)
+    images = board.images(coefficients, size)
+    assert images.shape == (2, 3, *size)
     for index in range(2):
-        expected = reference.picture_of_waves(
+        expected = reference.image_of_waves(
             coefficients[index].numpy(),
             size,
             decay,
@@ -40,16 +40,16 @@ def test_a_picture_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) 
             board.tint[index].numpy(),
         )
         # Single precision of a few hundred waves; a wave less is 1e-2 apart.
-        np.testing.assert_allclose(pictures[index].numpy(), expected, atol=2e-5)
+        np.testing.assert_allclose(images[index].numpy(), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_pictures_and_coefficients_are_inverse(size: tuple[int, int]) -> None:
+def test_images_and_coefficients_are_inverse(size: tuple[int, int]) -> None:
     board = canvas(size)
     coefficients = drawn(board) * 30
-    pictures = board.images(coefficients, size)
-    again = board.images(board.coefficients(pictures), size)
-    torch.testing.assert_close(again, pictures, atol=2e-5, rtol=0)
+    images = board.images(coefficients, size)
+    again = board.images(board.coefficients(images), size)
+    torch.testing.assert_close(again, images, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("decay", [0.8, 1.2])
@@ -65,18 +65,18 @@ def test_the_magnitudes_of_phases_are_their_scale(decay: float) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_phases_come_back_from_their_picture(size: tuple[int, int]) -> None:
+def test_phases_come_back_from_their_image(size: tuple[int, int]) -> None:
     board = canvas(size, kind="phase")
-    pictures = board.images(drawn(board), size)
-    again = board.images(board.coefficients(pictures), size)
-    torch.testing.assert_close(again, pictures, atol=1e-4, rtol=0)
+    images = board.images(drawn(board), size)
+    again = board.images(board.coefficients(images), size)
+    torch.testing.assert_close(again, images, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("size", "stage"), [((24, 36), (12, 18)), ((25, 37), (13, 19)), ((9, 9), (8, 8))]
 )
 @pytest.mark.parametrize("kind", ["spectrum", "phase"])
-def test_going_on_at_a_finer_size_continues_the_same_picture(
+def test_going_on_at_a_finer_size_continues_the_same_image(
     size: tuple[int, int], stage: tuple[int, int], kind: str
 ) -> None:
     board = canvas(size, kind=kind)
@@ -111,14 +111,14 @@ def test_what_is_put_back_is_what_was_taken(height: int, width: int, data: st.Da
     assert int((copied != everything).sum()) == part.numel()
 
 
-def test_a_stage_larger_than_the_picture_is_refused() -> None:
+def test_a_stage_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a stage of \(16, 8\) for images of \(8, 8\)"):
         low(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["spectrum", "phase"])
-def test_a_shift_by_whole_pixels_rolls_the_picture(size: tuple[int, int], kind: str) -> None:
+def test_a_shift_by_whole_pixels_rolls_the_image(size: tuple[int, int], kind: str) -> None:
     board = canvas(size, kind=kind)
     coefficients = drawn(board) * (50 if kind == "spectrum" else 1)
     shifts = torch.tensor([[3 / size[0], 5 / size[1]], [-2 / size[0], 0.0]])
@@ -149,13 +149,13 @@ def test_all_decays_have_the_power_of_decay_one() -> None:
     np.testing.assert_allclose(powers, powers[1], rtol=1e-5)
 
 
-def test_textures_are_as_wide_as_high_in_pictures_that_are_not_square() -> None:
+def test_textures_are_as_wide_as_high_in_images_that_are_not_square() -> None:
     scale = spectrum_scale((32, 64), (32, 64), torch.tensor([1.0]))[0]
     # Four waves over 32 pixels are as long as eight over 64.
     torch.testing.assert_close(scale[4, 0], scale[0, 8])
 
 
-def test_a_picture_begins_from_its_own_generator_alone() -> None:
+def test_a_image_begins_from_its_own_generator_alone() -> None:
     board = canvas((16, 24), 3)
     together = board.draw([generator(1), generator(2), generator(3)])
     alone = canvas((16, 24), 1).draw([generator(2)])
@@ -172,7 +172,7 @@ def test_phases_begin_anywhere_on_the_circle() -> None:
     assert abs(float(phases.mean())) < 0.1
 
 
-def test_given_magnitudes_are_those_of_the_picture() -> None:
+def test_given_magnitudes_are_those_of_the_image() -> None:
     photographs = torch.rand(4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     magnitude = mean_magnitude(photographs)
     assert magnitude.shape == (3, 24, 17)
@@ -180,8 +180,8 @@ def test_given_magnitudes_are_those_of_the_picture() -> None:
         size=(24, 32), decay=torch.ones(1), colours=COLOURS[None], tint=torch.zeros(1, 3),
         kind="phase", magnitude=magnitude,
     )  # fmt: skip
-    pictures = board.images(drawn(board), (24, 32))
-    measured = mean_magnitude(pictures.clamp(1 / 256, 255 / 256))
+    images = board.images(drawn(board), (24, 32))
+    measured = mean_magnitude(images.clamp(1 / 256, 255 / 256))
     # Even sides lose half a wave, and the mean colour is the tint's.
     inner = (slice(None), slice(1, 12), slice(0, 16))
     torch.testing.assert_close(measured[inner], magnitude[inner], atol=1e-3, rtol=1e-2)

@@ -10,17 +10,17 @@ from featviz.canvas import LEAST_SCALE, Robustness, draw_warps, generator, warp
 FAR = Robustness(rotation=45, zoom=0.5, jitter=0.5)
 
 
-def pictures(height: int, width: int, n: int = 2) -> torch.Tensor:
+def images(height: int, width: int, n: int = 2) -> torch.Tensor:
     return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(height * width))
 
 
 @pytest.mark.parametrize("size", [(12, 12), (13, 10), (9, 21)])
 @pytest.mark.parametrize("window", [None, (6, 5), (9, 9)])
 @pytest.mark.parametrize(("angle", "scale"), [(0.0, 1.0), (0.3, 0.8), (-0.7, 1.4)])
-def test_a_warp_looks_at_a_periodic_picture_bilinearly(
+def test_a_warp_looks_at_a_periodic_image_bilinearly(
     size: tuple[int, int], window: tuple[int, int] | None, angle: float, scale: float
 ) -> None:
-    seen = pictures(*size)
+    seen = images(*size)
     looked = window or size
     output = (looked[0], looked[1] + 2)
     warps = torch.tensor([[angle, scale], [-angle, 1.0]])
@@ -33,14 +33,14 @@ def test_a_warp_looks_at_a_periodic_picture_bilinearly(
 
 
 @pytest.mark.parametrize("size", [(12, 12), (13, 9)])
-def test_a_straight_look_at_everything_is_the_picture(size: tuple[int, int]) -> None:
-    seen = pictures(*size)
+def test_a_straight_look_at_everything_is_the_image(size: tuple[int, int]) -> None:
+    seen = images(*size)
     warps = torch.tensor([[0.0, 1.0]]).repeat(2, 1)
     result = warp(seen, warps, size, size, Robustness(rotation=0, zoom=0, jitter=0))
     torch.testing.assert_close(result, seen, atol=1e-5, rtol=0)
 
 
-def test_no_warp_ever_shows_a_colour_that_the_picture_has_not() -> None:
+def test_no_warp_ever_shows_a_colour_that_the_image_has_not() -> None:
     # A wedge of padding would be darker.
     white = torch.ones(64, 3, 16, 24)
     warps = torch.from_numpy(draw_warps(generator(3), 64, FAR))
@@ -63,15 +63,15 @@ def test_nor_in_a_window_that_is_not_square_at_any_angle(
 
 
 def test_a_scale_enlarges_what_is_seen() -> None:
-    seen = pictures(16, 16)
+    seen = images(16, 16)
     warps = torch.tensor([[0.2, 1.0]]).repeat(2, 1)
     halved = torch.tensor([[0.2, 0.5]]).repeat(2, 1)
     enlarged = warp(seen, warps, (16, 16), (16, 16), FAR, torch.full((2,), 2.0))
     torch.testing.assert_close(enlarged, warp(seen, halved, (16, 16), (16, 16), FAR))
 
 
-def test_a_picture_is_seen_alike_in_any_company() -> None:
-    seen = pictures(20, 20, 5)
+def test_a_image_is_seen_alike_in_any_company() -> None:
+    seen = images(20, 20, 5)
     warps = torch.from_numpy(draw_warps(generator(1), 5, FAR))[:, :2]
     scales = torch.tensor([0.8, 1.0, 1.2, 1.9, 0.75])
     together = warp(seen, warps, (10, 10), (12, 12), FAR, scales)

@@ -13,22 +13,22 @@ from featviz.folding import folded, has_grouped_convolutions
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
 EXAMPLE = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
-PICTURES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
-def seen_of(module: nn.Module, names: list[str], pictures: Tensor = PICTURES) -> dict[str, Tensor]:
+def seen_of(module: nn.Module, names: list[str], images: Tensor = IMAGES) -> dict[str, Tensor]:
     known = survey(module)
     with capturing(module, find_layers(known.layers, names)) as look:
-        return {name: each.detach().clone() for name, each in look(pictures).items()}
+        return {name: each.detach().clone() for name, each in look(images).items()}
 
 
-def hooked(module: nn.Module, name: str, pictures: Tensor = PICTURES) -> Tensor:
+def hooked(module: nn.Module, name: str, images: Tensor = IMAGES) -> Tensor:
     """What a plain hook sees of a layer at its last call, the network in evaluation mode."""
     copied = copy.deepcopy(module).eval()
     outputs: list[Tensor] = []
     copied.get_submodule(name).register_forward_hook(lambda *a: outputs.append(a[2].clone()))
     with torch.no_grad():
-        copied(pictures)
+        copied(images)
     return outputs[-1]
 
 
@@ -54,7 +54,7 @@ def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
     assert (known.layers["norm"].channels, known.layers["norm"].positions) == (10, 16)
 
 
-def test_a_network_that_takes_no_pictures_is_refused() -> None:
+def test_a_network_that_takes_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Linear takes no float images .* use a network"):
         survey(nn.Linear(5, 5))
 
@@ -80,18 +80,18 @@ def test_torchvisions_layers_are_seen_with_their_channels_first(name: str) -> No
     module = torchvision.models.get_model(name, weights=None).eval()
     known = survey(module)
     assert (known.size is not None) == (name in {"vit_b_16", "maxvit_t"})
-    pictures = torch.rand(2, 3, *(known.size or (64, 96)))
+    images = torch.rand(2, 3, *(known.size or (64, 96)))
     for layer, channels, dimension in LAYERS[name]:
         assert known.layers[layer].channels == channels
-        own = hooked(module, layer, pictures)
+        own = hooked(module, layer, images)
         with torch.no_grad(), capturing(module, [known.layers[layer]]) as look:
-            seen = look(pictures)[layer]
+            seen = look(images)[layer]
         expected = own.movedim(dimension, 1)
         torch.testing.assert_close(seen, expected if own.ndim > 2 else expected[..., None])
 
 
 class Strange(nn.Module):
-    """Windows in the place of pictures, a row of samples, and a shape that says nothing."""
+    """Windows in the place of images, a row of samples, and a shape that says nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class Strange(nn.Module):
         return self.row(x.flatten(2))
 
 
-def test_what_has_no_channels_of_a_picture_is_no_layer() -> None:
+def test_what_has_no_channels_of_a_image_is_no_layer() -> None:
     known = survey(Strange())
-    # (3, 128, 192) has three in the place of one picture; 9x9 is no part of 128x192.
+    # (3, 128, 192) has three in the place of one image; 9x9 is no part of 128x192.
     assert list(known.layers) == ["row"]
     assert (known.layers["row"].channels, known.layers["row"].layout) == (12, "channels first")
     attention = survey(torchvision.models.get_model("maxvit_t", weights=None).eval())
@@ -137,7 +137,7 @@ def test_nothing_after_the_last_layer_runs() -> None:
     known = survey(module)
     ran.clear()
     with capturing(module, find_layers(known.layers, ["bn2"])) as look:
-        look(PICTURES)
+        look(IMAGES)
     assert ran == ["conv1", "bn1", "relu", "pool", "conv2", "bn2"]
 
 
@@ -158,12 +158,12 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     known = survey(module)
     assert flags() == was
     with capturing(module, [known.layers["conv3"]]) as look:
-        look(PICTURES)
+        look(IMAGES)
         assert not module.training
         assert not any(each.requires_grad for each in module.parameters())
     assert flags() == was
     # Also when it is left by an error, and when the network raises it.
-    for broken in (PICTURES[:, :2], PICTURES):
+    for broken in (IMAGES[:, :2], IMAGES):
         with (
             pytest.raises((RuntimeError, KeyError)),
             capturing(module, [known.layers["conv3"]]) as look,
@@ -176,9 +176,9 @@ def test_a_network_is_afterwards_as_it_was() -> None:
 
 def test_tokens_are_seen_with_their_channels_first() -> None:
     module = seeded(Tokens)
-    pictures = PICTURES[..., :32]
-    seen = seen_of(module, ["mix"], pictures)["mix"]
-    assert torch.equal(seen, hooked(module, "mix", pictures).transpose(1, 2))
+    images = IMAGES[..., :32]
+    seen = seen_of(module, ["mix"], images)["mix"]
+    assert torch.equal(seen, hooked(module, "mix", images).transpose(1, 2))
     last = seeded(ChannelsLast)
     seen = seen_of(last, ["mix"])["mix"]
     assert torch.equal(seen, hooked(last, "mix").permute(0, 3, 1, 2))
@@ -188,13 +188,13 @@ def test_classes_are_channels_with_one_position() -> None:
     assert seen_of(seeded(Tiny), ["head"])["head"].shape == (3, 4, 1)
 
 
-def test_gradients_reach_the_pictures_and_no_weight() -> None:
+def test_gradients_reach_the_images_and_no_weight() -> None:
     module = seeded(Tiny)
-    pictures = PICTURES.clone().requires_grad_()
+    images = IMAGES.clone().requires_grad_()
     with capturing(module, [survey(module).layers["conv3"]]) as look:
-        look(pictures)["conv3"].sum().backward()
-    assert pictures.grad is not None
-    assert float(pictures.grad.abs().sum()) > 0
+        look(images)["conv3"].sum().backward()
+    assert images.grad is not None
+    assert float(images.grad.abs().sum()) > 0
     assert all(each.grad is None for each in module.parameters())
 
 
@@ -215,7 +215,7 @@ RELUS: list[tuple[Callable[[Tensor], Tensor], float]] = [
 
 
 @pytest.mark.parametrize(("relu", "limit"), RELUS)
-def test_a_dead_picture_gets_the_gradient_that_brings_it_back(
+def test_a_dead_image_gets_the_gradient_that_brings_it_back(
     relu: Callable[[Tensor], Tensor], limit: float
 ) -> None:
     alive = torch.tensor([[-1.0, 2.0, 7.0, -3.0]])
@@ -283,9 +283,9 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
     faster = folded(module, EXAMPLE)
     # DenseNet's norms stand before their convolutions, but for one.
     assert norms(faster) < norms(module) * (0.1 if name != "densenet121" else 1)
-    pictures = torch.rand(2, 3, 96, 96)
+    images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
-        torch.testing.assert_close(faster(pictures), module(pictures), atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(faster(images), module(images), atol=1e-4, rtol=1e-3)
 
 
 def test_what_is_looked_at_is_not_folded_away() -> None:
@@ -331,7 +331,7 @@ def test_what_cannot_be_folded_runs_as_it_is(network: type[nn.Module]) -> None:
     faster = folded(module, EXAMPLE)
     assert norms(faster) == norms(module)
     with torch.no_grad():
-        torch.testing.assert_close(faster(PICTURES), module(PICTURES))
+        torch.testing.assert_close(faster(IMAGES), module(IMAGES))
 
 
 class Standardized(nn.Conv2d):
@@ -399,7 +399,7 @@ def test_a_layer_that_is_not_called_is_told() -> None:
         capturing(Silent(), [known]) as look,
         pytest.raises(RuntimeError, match="conv1 was not called"),
     ):
-        look(PICTURES)
+        look(IMAGES)
 
 
 class Silent(nn.Module):

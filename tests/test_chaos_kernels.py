@@ -279,7 +279,7 @@ def test_a_system_that_throws_every_orbit_out_still_ends_and_counts() -> None:
 
 @pytest.mark.parametrize("fold", ["none", "mirror", "wrap"])
 def test_a_final_map_that_leaves_the_numbers_shows_nothing(fold: str) -> None:
-    # 2e38 + 2e38 is beyond float32; a fold of infinity is not a number, and no place in a picture.
+    # 2e38 + 2e38 is beyond float32; a fold of infinity is not a number, and no place in an image.
     final = Map(affine=(2e38, 2e38, 3e38, 2e38, 2e38, 3e38), speed=0.0)
     infinite = system(
         Map(affine=(0, 0, 1, 0, 0, 1)),
@@ -367,7 +367,7 @@ def test_the_centre_lands_in_the_middle_and_the_width_spans_the_shorter_side(
     np.testing.assert_allclose(pixel(x, y), expected, rtol=1e-5, atol=1e-3)
 
 
-def test_a_larger_picture_shows_the_same() -> None:
+def test_a_larger_image_shows_the_same() -> None:
     layer = SYSTEMS["a turned camera"]
     small, large = accumulate(layer, 8, 12, 20_000, 1), accumulate(layer, 32, 48, 1_250, 2)
     gathered = large.points.reshape(8, 4, 12, 4).sum((1, 3))

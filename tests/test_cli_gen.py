@@ -43,9 +43,9 @@ def test_the_choices_are_those_of_the_library() -> None:
     assert tuple(ENCODERS) == generating.FORMATS
 
 
-def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> None:
+def test_fractals_makes_the_images_that_the_library_gives(small_set: Path) -> None:
     manifest = read_manifest(small_set)
-    assert (manifest["pictures"], manifest["status"]) == (6, "complete")
+    assert (manifest["images"], manifest["status"]) == (6, "complete")
     assert manifest["settings"]["height"] == 32
     assert manifest["settings"]["width"] == 48
     lines = (small_set / "metadata.jsonl").read_text().splitlines()
@@ -55,8 +55,8 @@ def test_fractals_makes_the_pictures_that_the_library_gives(small_set: Path) -> 
         genome = fractals.draw_genome(0, index, "mixed")
         assert fractals.Genome.from_json(record["genome"]) == genome
         assert record["attempts"] == genome.attempt + 1
-        picture = fractals.render(genome, (32, 48), 4.0)
-        assert record["statistics"] == pytest.approx(fractals.measure(picture), abs=1e-6)
+        image = fractals.render(genome, (32, 48), 4.0)
+        assert record["statistics"] == pytest.approx(fractals.measure(image), abs=1e-6)
         assert decode((small_set / record["file"]).read_bytes()).shape == (32, 48, 3)
 
 
@@ -67,7 +67,7 @@ def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None: 
     folder = tmp_path / kind
     assert run(*command, "--out", str(folder)).exit_code == 0
     manifest = read_manifest(folder)
-    assert (manifest["kind"], manifest["pictures"], manifest["status"]) == (kind, 3, "complete")
+    assert (manifest["kind"], manifest["images"], manifest["status"]) == (kind, 3, "complete")
     with Image.open(folder / "images" / "00000002.png") as image:
         found = np.asarray(image)
     assert (found == fractals.paint_baseline(kind, 0, 2, (24, 40))).all()
@@ -146,13 +146,13 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line() -> None:
 def test_json_is_one_document_on_stdout(small_set: Path) -> None:
     result = make(small_set, "--n", "6", "--json")
     document = json.loads(result.stdout)
-    assert document["pictures"] == document["whole"] == 6
-    assert (document["painted"], document["complete"]) == (0, True)
+    assert document["images"] == document["whole"] == 6
+    assert (document["generated"], document["complete"]) == (0, True)
     verdict = json.loads(run("verify", str(small_set), "--json").stdout)
     assert (verdict["good"], verdict["sampled"]) == (True, 6)
 
 
-def test_a_sheet_shows_the_pictures(small_set: Path, tmp_path: Path) -> None:
+def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "new" / "sheet.png"
     result = make(small_set, "--n", "6", "--sheet", str(sheet))
     assert result.exit_code == 0
@@ -217,4 +217,4 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     result = subprocess.run(
         [*command, "--json"], env=environment, capture_output=True, text=True, check=True
     )
-    assert json.loads(result.stdout)["painted"] == 400 - whole
+    assert json.loads(result.stdout)["generated"] == 400 - whole

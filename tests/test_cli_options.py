@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import evaluate, shard, show
 from pipelines.cli.options import progress_bar, say
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 
 ADDRESS = "s3://bucket/set"
 
@@ -23,13 +23,13 @@ ADDRESS = "s3://bucket/set"
         (show.main, ["set", "set"]),
     ],
 )
-def test_pictures_that_are_not_taken_are_counted_in_one_line(
+def test_images_that_are_not_taken_are_counted_in_one_line(
     command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "set" / "a" / ".hidden").mkdir(parents=True)
     for name in ("0.png", "1.gif", "2.GIF", "3.heic", "notes.txt", ".hidden/4.gif"):
-        (tmp_path / "set" / "a" / name).write_bytes(encoded(drawn_pictures(1, 3, (40, 50))[0]))
+        (tmp_path / "set" / "a" / name).write_bytes(encoded(drawn_images(1, 3, (40, 50))[0]))
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     lines = [line for line in result.stderr.splitlines() if "2 .gif, 1 .heic" in line]

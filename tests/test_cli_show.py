@@ -87,7 +87,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (2, "lies inside", [folder, "--plot", folder / "plot.png"]),
         (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
         (2, "must end in .html", [folder, "--html", tmp_path / "report.txt"]),
-        (2, "is the same set", [folder, "--against", folder / ".." / "pictures"]),
+        (2, "is the same set", [folder, "--against", folder / ".." / "images"]),
         (1, "other holds no images", [folder, "--against", tmp_path / "other"]),
     ]
     for code, message, arguments in cases:
@@ -189,7 +189,7 @@ def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[:2] == [f"{folder}: 5 of 5 images", f"{other}: 4 of 4 images"]
-    assert lines[3].split()[:2] == ["pictures", "other"]
+    assert lines[3].split()[:2] == ["images", "other"]
     dead = next(line for line in lines if line.startswith("dead images"))
     assert dead.split()[2:] == ["0", "1"]
     document = json.loads(run(folder, "--against", other, "--json").stdout)

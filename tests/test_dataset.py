@@ -17,7 +17,7 @@ from pipelines.loading import dataset
 from pipelines.loading.dataset import UnreadableImageError, decode_image
 from pipelines.shards import images
 from pipelines.shards.images import DecodeError, decode_rgb, read_image, why_nonstandard
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "imagenet_sample_200.tar"
 DECODERS = {
@@ -34,7 +34,7 @@ def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(dataset, "JPEG_DECODER", DECODERS[request.param])
 
 
-PICTURE = drawn_pictures(1, 3, (37, 51))[0]
+IMAGE = drawn_images(1, 3, (37, 51))[0]
 
 
 def in_pillow(content: bytes) -> np.ndarray:
@@ -46,7 +46,7 @@ def in_pillow(content: bytes) -> np.ndarray:
 
 def saved(mode: str, format_: str, **options: object) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(PICTURE).convert(mode).save(file, format_, **options)
+    Image.fromarray(IMAGE).convert(mode).save(file, format_, **options)
     return file.getvalue()
 
 
@@ -141,21 +141,21 @@ def test_an_orientation_in_exif_is_not_heeded() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved("RGB", "JPEG", exif=exif)
-    assert decode_image(content).shape == PICTURE.shape
+    assert decode_image(content).shape == IMAGE.shape
     assert np.array_equal(decode_image(content), in_pillow(content))
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
 def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
-    content = encoded(PICTURE, extension)
+    content = encoded(IMAGE, extension)
     with pytest.raises(UnreadableImageError) as caught:
         decode_image(content[: int(len(content) * share)])
     assert caught.value.reason in ("damaged", "unknown format")
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\x80\x04K\x01.", b"GIF89a"])
-def test_what_is_no_picture_is_refused(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x80\x04K\x01.", b"GIF89a"])
+def test_what_is_no_image_is_refused(content: bytes) -> None:
     with pytest.raises(UnreadableImageError):
         decode_image(content)
 
@@ -167,7 +167,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(
     monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels") as caught:
-        decode_image(encoded(PICTURE, extension))
+        decode_image(encoded(IMAGE, extension))
     assert caught.value.reason == "too large"
 
 
@@ -179,7 +179,7 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(UnreadableImageError, match="not an image that Pillow knows"):
         decode_image(content)
     assert not started
-    # As it is where the formats are not told; the program that is none wrote no picture.
+    # As it is where the formats are not told; the program that is none wrote no image.
     with pytest.raises(OSError, match="cannot identify"):
         in_pillow(content)
     assert len(started) == 1
@@ -188,13 +188,13 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
 def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    content = encoded(PICTURE)
+    content = encoded(IMAGE)
     path = tmp_path / "a.png"
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
     # Warnings are errors here.
     for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
-        assert np.array_equal(pixels, PICTURE)
+        assert np.array_equal(pixels, IMAGE)
     monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
     with pytest.raises(UnreadableImageError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
@@ -206,8 +206,8 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
 
 def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
     before = list(warnings.filters)
-    contents = [bytearray(encoded(PICTURE, "jpg"))] * 200
-    # So that threads take turns in the middle of a picture.
+    contents = [bytearray(encoded(IMAGE, "jpg"))] * 200
+    # So that threads take turns in the middle of an image.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -221,7 +221,7 @@ def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> Non
 def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
     generator = np.random.default_rng(0)
     for extension in ("jpg", "png"):
-        content = encoded(PICTURE, extension)
+        content = encoded(IMAGE, extension)
         for _ in range(300):
             damaged = bytearray(content)
             for place in generator.integers(0, len(content), 3):

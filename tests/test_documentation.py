@@ -113,7 +113,7 @@ def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> N
         assert re.search(rf"\b{name}\b", tree), place
 
 
-def test_make_figures_makes_every_picture_of_the_pages() -> None:
+def test_make_figures_makes_every_image_of_the_pages() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     shown = {
         name

@@ -150,7 +150,7 @@ def test_a_plan_is_what_its_words_say(
         check_operation(sample, twin["start"])
         assert sample["rounds"] == twin["n_rounds"]
         assert sample["mixing_image"] == twin["mixing_image"]
-        assert (sample["top_word"], sample["left_word"]) == twin["picture_words"]
+        assert (sample["top_word"], sample["left_word"]) == twin["image_words"]
         for item, expected in zip(rounds, twin["rounds"], strict=True):
             check_operation(item, expected)
             assert item["mixing"] == MIXINGS.index(mixings[expected["mixing"]])
@@ -179,18 +179,18 @@ def test_a_tenth_of_all_samples_are_left_as_they_are() -> None:
     assert_share(untouched, 1 / 10)
 
 
-def test_the_mixing_picture_is_needed_by_61_percent() -> None:
+def test_the_mixing_image_is_needed_by_61_percent() -> None:
     """1 - (1 + 1/2 + 1/4 + 1/8 + 1/16) / 5: no round, or none of one to four asks for it."""
     assert_share(many().needs_mixing_image(), 0.6125)
 
 
 @pytest.mark.parametrize("k", [0, 1, 3])
-def test_the_mixing_picture_is_needed_as_often_as_the_rounds_say(k: int) -> None:
+def test_the_mixing_image_is_needed_as_often_as_the_rounds_say(k: int) -> None:
     probability = 1 - sum(2.0**-r for r in range(k + 1)) / (k + 1)
     assert_share(many(k=k).needs_mixing_image(), probability)
 
 
-def test_a_picture_is_needed_where_a_round_that_is_used_mixes_it() -> None:
+def test_a_image_is_needed_where_a_round_that_is_used_mixes_it() -> None:
     plan = many()
     needed = [
         any(code == NO_OPERATION for code in operations[:n])
@@ -201,7 +201,7 @@ def test_a_picture_is_needed_where_a_round_that_is_used_mixes_it() -> None:
     assert np.array_equal(plan.needs_mixing_image(), needed)
 
 
-def test_every_source_is_an_operation_or_the_picture_half_of_the_time() -> None:
+def test_every_source_is_an_operation_or_the_image_half_of_the_time() -> None:
     plan = many()
     assert_share(plan.samples["operation"] == NO_OPERATION, 1 / 2)
     for r in range(4):
@@ -246,15 +246,15 @@ def test_a_mixing_named_twice_comes_twice_as_often() -> None:
     assert_share(codes == MIXINGS.index("add"), 2 / 3)
 
 
-def test_the_mixing_picture_is_uniform_over_the_set() -> None:
+def test_the_mixing_image_is_uniform_over_the_set() -> None:
     assert_uniform(many().samples["mixing_image"], 7)
     assert_uniform(many(n_mixing_images=500).samples["mixing_image"], 500)
     assert not many(n_mixing_images=1).samples["mixing_image"].any()
-    picture = many(n_mixing_images=18_938).samples["mixing_image"]
-    assert picture.min() >= 0
-    assert picture.max() < 18_938
+    image = many(n_mixing_images=18_938).samples["mixing_image"]
+    assert image.min() >= 0
+    assert image.max() < 18_938
     # Of whole numbers from 0: what is drawn fills the range as a continuous number does.
-    assert stats.kstest((picture + 0.5) / 18_938, "uniform").pvalue > IMPROBABLE
+    assert stats.kstest((image + 0.5) / 18_938, "uniform").pvalue > IMPROBABLE
 
 
 # --- Levels and signs, as the arguments show them ------------------------------------------------
@@ -344,18 +344,18 @@ def test_weights_have_their_beta_distributions_in_both_branches(
 
 
 @pytest.mark.parametrize("beta", [MINIMAL_BETA, 0.0013])
-def test_the_least_beta_leaves_nothing_or_all_of_either_picture(beta: float) -> None:
+def test_the_least_beta_leaves_nothing_or_all_of_either_image(beta: float) -> None:
     """P(0.001 < U^(1/beta) < 0.999) is 0.009 at most."""
     rounds = many(beta=beta).rounds
     a, b = rounds["a"], rounds["b"]
     assert ((a >= 0) & (a <= 2) & (np.abs(b) <= 1)).all()
-    # U^(1/beta) ~ 0: the other picture alone, or the double of this one less the other.
+    # U^(1/beta) ~ 0: the other image alone, or the double of this one less the other.
     whole = ((a < 0.001) & (b > 0.999)) | ((a > 1.999) & (b < -0.999))
     assert whole.mean() > 0.98
 
 
 @pytest.mark.parametrize("beta", [1e8, 1e30, 1.7e308])
-def test_a_huge_beta_leaves_the_picture(beta: float) -> None:
+def test_a_huge_beta_leaves_the_image(beta: float) -> None:
     rounds = many(beta=beta).rounds
     assert np.abs(rounds["a"] - 1).max() < 1e-6
     assert np.abs(rounds["b"]).max() < 1e-6
@@ -391,9 +391,9 @@ def test_a_corner_lies_so_that_the_crop_is_inside(word: int, side: int, more: in
     assert 0 <= corner <= more
 
 
-def test_the_mixing_picture_s_crop_is_uniform_over_all_its_places() -> None:
+def test_the_mixing_image_s_crop_is_uniform_over_all_its_places() -> None:
     samples = many().samples
-    # Of 20 x 130 in a picture of 24 x 132.
+    # Of 20 x 130 in an image of 24 x 132.
     tops = np.array([draw_corner(word, 24, 20) for word in samples["top_word"]])
     lefts = np.array([draw_corner(word, 132, 130) for word in samples["left_word"]])
     assert_uniform(tops * 3 + lefts, 5 * 3)
@@ -437,7 +437,7 @@ def test_no_mixing_set_shifts_no_word() -> None:
     assert np.array_equal(plan.rounds["operation"][used], without.rounds["operation"][used])
 
 
-def test_another_mixing_set_changes_the_picture_alone() -> None:
+def test_another_mixing_set_changes_the_image_alone() -> None:
     plan, other = plan_of(np.arange(2000)), plan_of(np.arange(2000), n_mixing_images=900)
     assert same(plan.samples, other.samples, "mixing_image")
     assert same(plan.rounds, other.rounds)

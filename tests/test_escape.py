@@ -1,4 +1,4 @@
-"""Escape-time layers: twins of the kernels, what the pictures promise, what is refused."""
+"""Escape-time layers: twins of the kernels, what the images promise, what is refused."""
 
 import hashlib
 import json
@@ -116,9 +116,9 @@ def test_paint_equals_its_twin(side: int) -> None:
     shape = (height * side + 1, width * side + 1)
     features = measure_orbits(orbits_of(layer), frame, layer.width, 0, *shape)
     expected = reference.painted(features, ramp(), layer, side)
-    picture = render_escape(layer, ramp(), (height, width), {1: 10, 2: 50}[side])
+    image = render_escape(layer, ramp(), (height, width), {1: 10, 2: 50}[side])
     # float32 against float64; a palette step at a wrapped coordinate costs 1/256 of a colour.
-    assert np.abs(picture - expected).max() < 2e-3
+    assert np.abs(image - expected).max() < 2e-3
 
 
 def test_a_point_does_not_know_its_neighbours() -> None:
@@ -140,7 +140,7 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.array_equal(render_escape(JULIA, ramp(), (50, 34), 50), whole)
 
 
-def test_every_size_shows_the_same_picture() -> None:
+def test_every_size_shows_the_same_image() -> None:
     layer = replace(JULIA, constant=(0.285, 0.01), max_iterations=16, relief=0.2)
     small = render_escape(layer, ramp(), (48, 60), 800)
     large = render_escape(layer, ramp(), (192, 240), 50)
@@ -151,7 +151,7 @@ def test_every_size_shows_the_same_picture() -> None:
     assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.94
 
 
-def test_a_wider_picture_shows_more_at_the_sides() -> None:
+def test_a_wider_image_shows_more_at_the_sides() -> None:
     square = render_escape(JULIA, ramp(), (40, 40), 10)
     wide = render_escape(JULIA, ramp(), (40, 64), 10)
     tall = render_escape(JULIA, ramp(), (64, 40), 10)
@@ -199,17 +199,17 @@ def test_a_generic_processor_draws_and_renders_the_same_bits(tmp_path: Path) -> 
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**40), height=st.integers(1, 40), width=st.integers(1, 40))
-def test_every_drawn_layer_covers_the_picture_with_colours(
+def test_every_drawn_layer_covers_the_image_with_colours(
     seed: int, height: int, width: int
 ) -> None:
     layer, palette = draw_escape(Draws(seed)), ramp()
     before = palette.copy()
-    picture = render_escape(layer, palette, (height, width), 10)
-    assert picture.shape == (height, width, 3)
-    assert picture.dtype == np.float32
-    assert np.isfinite(picture).all()
-    assert picture.min() >= 0
-    assert picture.max() <= 1
+    image = render_escape(layer, palette, (height, width), 10)
+    assert image.shape == (height, width, 3)
+    assert image.dtype == np.float32
+    assert np.isfinite(image).all()
+    assert image.min() >= 0
+    assert image.max() <= 1
     assert np.array_equal(palette, before)
 
 
@@ -280,8 +280,8 @@ def test_the_inside_is_not_dead() -> None:
         JULIA, plane="parameter", centre=(-0.1, 0.0), width=0.4, relief=0.0, glow=0.0, rotation=0.0
     )
     assert (features_of(layer, 20, 26)[0] == -1).all()
-    picture = render_escape(layer, ramp(), (40, 52), 10)
-    assert picture.std(axis=(0, 1)).max() > 0.05
+    image = render_escape(layer, ramp(), (40, 52), 10)
+    assert image.std(axis=(0, 1)).max() > 0.05
 
 
 def test_effort_becomes_samples_along_a_pixel() -> None:

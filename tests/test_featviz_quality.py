@@ -1,4 +1,4 @@
-"""What the default pictures are worth, beside real photographs: a few minutes, so marked slow."""
+"""What the default images are worth, beside real photographs: a few minutes, so marked slow."""
 
 import io
 import json
@@ -35,19 +35,19 @@ def default_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mean_activations(
-    prepared: Prepared, pictures: list[NDArray[np.uint8]]
+    prepared: Prepared, images: list[NDArray[np.uint8]]
 ) -> dict[str, torch.Tensor]:
     """Mean activations of all channels of the layers, (n, channels) each."""
     seen: list[dict[str, torch.Tensor]] = []
     with torch.no_grad(), capturing(prepared.module, list(prepared.layers.values())) as look:
-        for begin in range(0, len(pictures), 8):
-            batch = torch.from_numpy(np.stack(pictures[begin : begin + 8])).permute(0, 3, 1, 2)
+        for begin in range(0, len(images), 8):
+            batch = torch.from_numpy(np.stack(images[begin : begin + 8])).permute(0, 3, 1, 2)
             activations = look(prepared.enter(batch.float() / 255))
             seen.append({name: each.mean((2, 3)) for name, each in activations.items()})
     return {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
 
 
-def test_default_pictures_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
+def test_default_images_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
     statistics = measure_set(set_images(default_set))
     assert statistics.n == N
     assert statistics.dead == ()
@@ -59,7 +59,7 @@ def test_default_pictures_are_alive_natural_in_spectrum_and_various(default_set:
     assert statistics.colour_vendi >= 3.5
 
 
-def test_pictures_excite_their_target_as_hardly_a_photograph_does(default_set: Path) -> None:
+def test_images_excite_their_target_as_hardly_a_photograph_does(default_set: Path) -> None:
     if not PHOTOGRAPHS.exists():
         pytest.skip("shared/data/imagenet_sample_200.tar does not lie beside the project")
     network = open_network()
@@ -76,8 +76,8 @@ def test_pictures_excite_their_target_as_hardly_a_photograph_does(default_set: P
     usual = mean_activations(prepared, photographs)
     lines = [json.loads(line) for line in (default_set / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == N
-    pictures = [decode((default_set / line["file"]).read_bytes()) for line in lines]
-    reached = mean_activations(prepared, pictures)
+    images = [decode((default_set / line["file"]).read_bytes()) for line in lines]
+    reached = mean_activations(prepared, images)
     excited = []
     for place, line in enumerate(lines):
         recipe = Recipe.from_json(line["recipe"])

@@ -74,7 +74,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 # --- Recipes -------------------------------------------------------------------------------------
 
 
-def test_pictures_are_spread_evenly_over_layers_in_groups() -> None:
+def test_images_are_spread_evenly_over_layers_in_groups() -> None:
     recipes = [draw_recipe(0, index, LAYERS) for index in range(10 * 3 * GROUP)]
     assert Counter(each.layer for each in recipes) == dict.fromkeys(LAYERS, 10 * GROUP)
     for begin in range(0, len(recipes), GROUP):
@@ -171,9 +171,9 @@ def test_the_choices_are_those_of_the_library() -> None:
     assert gen.PRECISIONS == PRECISIONS
 
 
-def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
+def test_a_set_says_all_that_its_images_depend_on(small_set: Path) -> None:
     manifest = read_manifest(small_set)
-    assert (manifest["pictures"], manifest["status"]) == (18, "complete")
+    assert (manifest["images"], manifest["status"]) == (18, "complete")
     network = open_network()
     settings = {
         "seed": 0, "model": "efficientnet_lite0", "weights_sha256": network.weights_sha256,
@@ -192,10 +192,10 @@ def test_a_set_says_all_that_its_pictures_depend_on(small_set: Path) -> None:
         assert record["steps"] == 20
         assert np.isfinite(record["objective"])
         assert record["made_on"] == {"torch": torch.__version__, "device": describe_device("cpu")}
-        picture = decode((small_set / record["file"]).read_bytes())
-        assert picture.shape == (32, 48, 3)
+        image = decode((small_set / record["file"]).read_bytes())
+        assert image.shape == (32, 48, 3)
         # A JPEG's noise apart.
-        assert measure(picture)["luma_std_at_32"] == pytest.approx(
+        assert measure(image)["luma_std_at_32"] == pytest.approx(
             record["statistics"]["luma_std_at_32"], abs=0.01
         )
 
@@ -219,7 +219,7 @@ def test_jobs_tasks_and_growth_do_not_show(
     assert tree(tmp_path / "featviz") == tree(small_set)
 
 
-def test_lost_pictures_are_painted_again_alike(small_set: Path, tmp_path: Path) -> None:
+def test_lost_images_are_painted_again_alike(small_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "featviz"
     before = tree(small_set)
     for name, content in before.items():
@@ -280,7 +280,7 @@ def test_each_process_of_a_launcher_is_a_task(
 
 @pytest.mark.slow
 def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> None:
-    # A ViT's matrices are multiplied by other kernels for 2 pictures than for 8.
+    # A ViT's matrices are multiplied by other kernels for 2 images than for 8.
     generator = FeatvizGenerator(
         model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
         height=32, width=32, steps=12, allow_random=True, batch=4,
@@ -302,7 +302,7 @@ def test_nonsense_of_a_launcher_is_one_line(
     assert "RANK='x'" in result.stderr
 
 
-def test_verify_paints_again_and_finds_another_picture(small_set: Path, tmp_path: Path) -> None:
+def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
     good = run("verify", str(small_set), "--sample", "3")
     assert good.exit_code == 0, good.output
     assert "good; 18 images as written, 3 generated again alike" in good.stdout
@@ -395,10 +395,10 @@ def test_the_number_of_threads_does_not_show() -> None:
     assert all((one == two).all() for one, two in zip(*made, strict=True))
 
 
-# --- Dead pictures -------------------------------------------------------------------------------
+# --- Dead images -------------------------------------------------------------------------------
 
 
-def test_dead_pictures_are_painted_again_with_another_attempt_and_counted(
+def test_dead_images_are_painted_again_with_another_attempt_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = FeatvizGenerator(
@@ -470,7 +470,7 @@ def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
-    # Measured by the peak of resident memory: 60 MB a picture of 256 pixels with a window of 128.
+    # Measured by the peak of resident memory: 60 MB an image of 256 pixels with a window of 128.
     estimate = image_bytes(open_network(), (256, 256), 128 * 128)
     assert 20e6 < estimate < 200e6
 
@@ -552,7 +552,7 @@ def test_what_cannot_be_had_ends_with_one_line(
     assert not (tmp_path / "set").exists()
 
 
-def test_a_sheet_shows_the_pictures(small_set: Path, tmp_path: Path) -> None:
+def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     result = make(small_set, "--n", "18", "--sheet", str(tmp_path / "sheet.png"))
     assert result.exit_code == 0
     assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

@@ -71,7 +71,7 @@ def test_a_block_that_fails_writes_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_partial_files_are_hidden_are_no_pictures_and_can_be_removed(tmp_path: Path) -> None:
+def test_partial_files_are_hidden_are_no_images_and_can_be_removed(tmp_path: Path) -> None:
     (tmp_path / "kept.jpg").write_bytes(b"whole")
     with new_file(tmp_path / "a.jpg"):
         (partial,) = set(tmp_path.iterdir()) - {tmp_path / "kept.jpg"}

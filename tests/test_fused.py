@@ -24,7 +24,7 @@ from pixmix.fused import NO_IMAGES, bfloat16_bits, float16_bits, mix_batch, mix_
 from pixmix.mixing import MIXINGS
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import OPERATIONS, apply_operation
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
@@ -41,15 +41,15 @@ def drawn(seed: int, *shape: int) -> NDArray[np.uint8]:
                     steps).astype(np.uint8)  # fmt: skip
 
 
-def packed(seed: int, n: int, least_height: int, least_width: int) -> PackedPictures:
+def packed(seed: int, n: int, least_height: int, least_width: int) -> PackedImages:
     generator = np.random.default_rng(seed)
     sizes = np.array([least_height, least_width]) + generator.integers(0, 9, (n, 2))
-    return PackedPictures.pack(
+    return PackedImages.pack(
         drawn(seed + i, 1, height, width, 3)[0] for i, (height, width) in enumerate(sizes)
     )
 
 
-def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
+def plan_of(n: int, pictures: PackedImages, **changes: object) -> Plan:
     arguments: dict[str, object] = {
         "seed": 5, "epoch": 2, "settings": ALL, "size": (20, 13), "source_size": (20, 13),
         "flip": False, "views": 1, "n_mixing_images": len(pictures),
@@ -58,7 +58,7 @@ def plan_of(n: int, pictures: PackedPictures, **changes: object) -> Plan:
 
 
 def composed(
-    plan: Plan, row: int, image: NDArray[np.uint8], pictures: PackedPictures
+    plan: Plan, row: int, image: NDArray[np.uint8], pictures: PackedImages
 ) -> NDArray[np.float32]:
     """A row of a plan by its operations and the functions of `pixmix.mixing`, one by one."""
     sample = plan.samples[row]
@@ -83,7 +83,7 @@ def composed(
     return x.transpose(2, 0, 1)
 
 
-def run(images: NDArray[np.uint8], pictures: PackedPictures, plan: Plan) -> NDArray[np.float32]:
+def run(images: NDArray[np.uint8], pictures: PackedImages, plan: Plan) -> NDArray[np.float32]:
     result = np.empty((len(plan.samples), 3, *images.shape[1:3]), np.float32)
     mix_planned(
         images, pictures.layout, plan, result, n_views=len(plan.samples) // len(images), padding=0,
@@ -177,7 +177,7 @@ def test_batching_and_order_do_not_show(order: list[int], cut: int) -> None:
 
 def test_the_first_view_may_be_left_unmixed() -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 9, 11, 3), np.uint8)
-    pictures = PackedPictures.pack([np.full((12, 12, 3), 200, np.uint8)])
+    pictures = PackedImages.pack([np.full((12, 12, 3), 200, np.uint8)])
     given: dict[str, Any] = {"seed": 3, "epoch": 1, "settings": ALL, "flip": True, "padding": 1}
     mixed = mix_batch(images, pictures, range(20), views=3, **given)
     plain = mix_batch(images, pictures, range(20), views=3, plain_first=True, **given)
@@ -275,7 +275,7 @@ def test_a_mixing_set_may_be_a_list_or_an_array() -> None:
     images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
     arrays = drawn(23, 4, 25, 17, 3)
     key: dict[str, Any] = {"seed": 1, "epoch": 0, "settings": ALL}
-    for plain, same in ((list(pictures), pictures), (arrays, PackedPictures.pack(arrays))):
+    for plain, same in ((list(pictures), pictures), (arrays, PackedImages.pack(arrays))):
         assert torch.equal(
             mix_batch(images, plain, range(30), **key), mix_batch(images, same, range(30), **key)
         )
@@ -391,7 +391,7 @@ def test_a_forked_process_mixes_with_threads_after_its_parent_did() -> None:
 
 
 IMAGES = np.zeros((4, 20, 13, 3), np.uint8)
-TOO_SMALL = PackedPictures.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 12, 3), np.uint8)])
+TOO_SMALL = PackedImages.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 12, 3), np.uint8)])
 
 
 @pytest.mark.parametrize(

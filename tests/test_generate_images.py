@@ -43,7 +43,7 @@ def renderings(journal: Path) -> dict[int, int]:
 # --- What lies on the disk ---------------------------------------------------------------------
 
 
-def test_a_set_has_pictures_records_and_a_manifest_that_agree(tmp_path: Path) -> None:
+def test_a_set_has_images_records_and_a_manifest_that_agree(tmp_path: Path) -> None:
     stripes = Stripes(seed=5)
     result = make(image_set(tmp_path / "set", stripes))
     assert (result.n, result.generated, result.whole, result.complete) == (10, 10, 10, True)
@@ -59,7 +59,7 @@ def test_a_set_has_pictures_records_and_a_manifest_that_agree(tmp_path: Path) ->
         assert record["seed"] == 5
         np.testing.assert_array_equal(decode(files[record["file"]]), image)
     manifest = json.loads(files["manifest.json"])
-    assert manifest["pictures"] == 10
+    assert manifest["images"] == 10
     assert manifest["licence"] == "CC0-1.0"
     assert manifest["settings"] == {"seed": 5, "height": 20, "width": 36, "format": "png"}
     assert manifest["drafts"] == sum(1 + index % 3 for index in range(10))
@@ -94,7 +94,7 @@ def test_tasks_in_any_order_make_the_same_set(tmp_path: Path, unbroken: dict[str
         painted.append(result.generated)
         assert result.whole == sum(painted)
         assert result.complete == (task == 1)
-    # Chunks 0 and 4 of 2 pictures are task 0's, and so on.
+    # Chunks 0 and 4 of 2 images are task 0's, and so on.
     assert painted == [2, 4, 2, 2]
     assert tree(tmp_path / "set") == unbroken
 
@@ -138,7 +138,7 @@ def test_a_task_that_starts_while_another_begins_the_set_joins_it(
 def test_a_task_whose_lock_vanishes_with_a_closed_set_finds_the_set_complete(
     tmp_path: Path, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This task records the last picture; the other closes the set as this one opens its lock."""
+    """This task records the last image; the other closes the set as this one opens its lock."""
     lock, closed = locks.folder_lock, []
 
     @contextmanager
@@ -183,7 +183,7 @@ def test_a_complete_set_is_left_alone(tmp_path: Path, unbroken: dict[str, bytes]
 
 
 @pytest.mark.parametrize("lost", [[0], [3, 4, 9], list(range(10))])
-def test_lost_pictures_and_no_others_are_painted_again(
+def test_lost_images_and_no_others_are_painted_again(
     tmp_path: Path, unbroken: dict[str, bytes], lost: list[int]
 ) -> None:
     make(image_set(tmp_path / "set"))
@@ -194,7 +194,7 @@ def test_lost_pictures_and_no_others_are_painted_again(
 
 
 @pytest.mark.slow
-def test_a_task_does_not_vouch_for_lost_pictures_of_another(
+def test_a_task_does_not_vouch_for_lost_images_of_another(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     make(image_set(tmp_path / "set"))
@@ -357,7 +357,7 @@ def test_a_killed_run_is_continued_and_loses_only_what_was_in_hand(
         time.sleep(moments.uniform(0.3, 1.2))
         run.kill()
         run.communicate()
-        # The next run finds only whole pictures, whatever moment it was.
+        # The next run finds only whole images, whatever moment it was.
         images = tmp_path / "set" / "images"
         for path in images.glob("[0-9]*") if images.exists() else ():
             np.testing.assert_array_equal(
@@ -510,7 +510,7 @@ def test_a_resume_with_another_encoder_is_refused(
         make(image_set(tmp_path / "set"))
 
 
-def test_a_newer_package_with_the_same_pictures_continues(
+def test_a_newer_package_with_the_same_images_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: dict[str, bytes]
 ) -> None:
     make(image_set(tmp_path / "set", num_tasks=2))
@@ -546,9 +546,9 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
         ("kind", 7),
         ("status", "finished"),
         ("status", []),
-        ("pictures", "x"),
-        ("pictures", True),
-        ("pictures", 0),
+        ("images", "x"),
+        ("images", True),
+        ("images", 0),
         ("settings", "x"),
         ("settings", {"format": ["png"]}),
         ("made_with", None),
@@ -578,7 +578,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         make(image_set(tmp_path / "set" / "below"))
 
 
-def test_a_run_beside_one_on_the_same_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_run_beside_one_on_the_same_images_is_refused(tmp_path: Path) -> None:
     asked = image_set(tmp_path / "set")
     asked.work.mkdir(parents=True)
     with (
@@ -613,7 +613,7 @@ def test_a_request_refuses_nonsense(tmp_path: Path, changes: Any, message: str) 
 
 
 def interrupted(folder: Path, *, after: int, n: int = 10) -> None:
-    """Begin a set, and end it after some pictures."""
+    """Begin a set, and end it after some images."""
 
     def run(work: Callable[[range], range], chunks: Any, **_: object) -> None:  # noqa: ANN401
         for chunk in chunks:
@@ -647,14 +647,14 @@ def test_closing_paints_what_is_missing_before_the_new_end(tmp_path: Path) -> No
     assert make(image_set(tmp_path / "set", n=7, chunk=2)).generated == 3
 
 
-def test_pictures_behind_the_new_end_go_when_the_set_is_closed(tmp_path: Path) -> None:
+def test_images_behind_the_new_end_go_when_the_set_is_closed(tmp_path: Path) -> None:
     interrupted(tmp_path / "set", after=8)
     (tmp_path / "set" / "images" / "00000002.png").unlink()
     make(image_set(tmp_path / "set", n=5, chunk=2))
     assert len([*(tmp_path / "set" / "images").iterdir()]) == 5
 
 
-def test_closing_never_throws_whole_pictures_away(tmp_path: Path) -> None:
+def test_closing_never_throws_whole_images_away(tmp_path: Path) -> None:
     interrupted(tmp_path / "set", after=6)
     before = tree(tmp_path / "set")
     with pytest.raises(PipelineError, match="use --n 6 "):

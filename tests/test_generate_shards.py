@@ -105,7 +105,7 @@ def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
         assert manifests[0][field] == manifests[1][field], field
 
 
-def test_pictures_lie_in_order_in_shards_that_differ_by_at_most_one(place: Folder) -> None:
+def test_images_lie_in_order_in_shards_that_differ_by_at_most_one(place: Folder) -> None:
     generate(sharded(place))
     shards = open_shards(place.path)
     assert [each.n_samples for each in shards.shards] == [2, 3, 2, 3]
@@ -323,7 +323,7 @@ def test_other_settings_are_refused_by_the_name_of_the_field(
     assert tree(place.path) == before
 
 
-def test_a_newer_package_with_the_same_pictures_continues(
+def test_a_newer_package_with_the_same_images_continues(
     place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(sharded(place, num_tasks=2))
@@ -497,7 +497,8 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     alone = fractals(tmp_path / "alone", "--json")
     assert alone.exit_code == 0, alone.output
     assert json.loads(alone.stdout) == {
-        "place": str(tmp_path / "alone"), "pictures": 5, "painted": 5, "shards": 3, "missing": [],
+        "location": str(tmp_path / "alone"), "images": 5, "generated": 5, "shards": 3,
+        "missing": [],
         "complete": True,
     }  # fmt: skip
     first = fractals(tmp_path / "set", "--task-index", 1, "--num-tasks", 3)
@@ -587,4 +588,4 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     result = subprocess.run(
         [*command, "--json"], env=environment, capture_output=True, text=True, check=True
     )
-    assert json.loads(result.stdout)["painted"] == 400 - 4 * len(recorded)
+    assert json.loads(result.stdout)["generated"] == 400 - 4 * len(recorded)

@@ -33,25 +33,25 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 def coloured_stripes() -> np.ndarray:
     """Stripes two pixels wide of red and green, of one luma, which 4:2:0 cannot keep."""
-    picture = np.full((33, 50, 3), 60, np.uint8)
-    picture[:, 0::4] = picture[:, 1::4] = (140, 60, 60)
-    picture[:, 2::4] = picture[:, 3::4] = (60, 100, 60)
-    return picture
+    image = np.full((33, 50, 3), 60, np.uint8)
+    image[:, 0::4] = image[:, 1::4] = (140, 60, 60)
+    image[:, 2::4] = image[:, 3::4] = (60, 100, 60)
+    return image
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp"])
-def test_encoding_keeps_the_picture_and_is_repeatable(format: str) -> None:
-    picture = coloured_stripes()
-    content = encode(picture, format)
+def test_encoding_keeps_the_image_and_is_repeatable(format: str) -> None:
+    image = coloured_stripes()
+    content = encode(image, format)
     decoded = decode(content)
-    assert encode(picture, format) == content
+    assert encode(image, format) == content
     assert decoded.shape == (33, 50, 3)
     assert decoded.dtype == np.uint8
     if format in LOSSLESS:
-        np.testing.assert_array_equal(decoded, picture)
+        np.testing.assert_array_equal(decoded, image)
     else:
         # Seen: 50.9 dB; 26.2 dB with 4:2:0.
-        assert peak_signal_to_noise(decoded, picture) > 45
+        assert peak_signal_to_noise(decoded, image) > 45
     assert encoder_version(format).startswith("Pillow ")
 
 
@@ -110,16 +110,14 @@ def test_verification_finds_damage_outside_its_sample(
 
 
 @pytest.mark.parametrize("format", ["jpg", "png", "webp"])
-def test_verification_finds_pictures_that_are_painted_otherwise(
-    tmp_path: Path, format: str
-) -> None:
+def test_verification_finds_images_that_are_painted_otherwise(tmp_path: Path, format: str) -> None:
     make(image_set(tmp_path / "set", format=format))
     verdict = verify(tmp_path / "set", Stripes(offset=1))
     assert len(verdict.faults) == 4
     assert "has other pixels" in verdict.faults[0]
 
 
-def test_a_damaged_picture_that_is_deleted_is_painted_again(
+def test_a_damaged_image_that_is_deleted_is_painted_again(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     asked = image_set(tmp_path / "set")
@@ -164,7 +162,7 @@ def change_manifest(folder: Path, **made_with: str) -> None:
 
 
 def put_other_content(folder: Path, index: int, content: bytes) -> None:
-    """Put another file in place of a picture, with records that vouch for it."""
+    """Put another file in place of an image, with records that vouch for it."""
     lines = (folder / "metadata.jsonl").read_bytes().splitlines(keepends=True)
     record = json.loads(lines[index])
     (folder / record["file"]).write_bytes(content)
@@ -182,7 +180,7 @@ def put_other_content(folder: Path, index: int, content: bytes) -> None:
         ("jpg", "Pillow 1.0", "shows another image"),
     ],
 )
-def test_verification_finds_files_of_another_picture(
+def test_verification_finds_files_of_another_image(
     tmp_path: Path, format: str, encoder: str | None, fault: str
 ) -> None:
     folder = tmp_path / "set"
@@ -195,13 +193,13 @@ def test_verification_finds_files_of_another_picture(
     assert fault in verdict.faults[0]
 
 
-def test_verification_finds_files_that_are_no_pictures(tmp_path: Path) -> None:
+def test_verification_finds_files_that_are_no_images(tmp_path: Path) -> None:
     make(image_set(tmp_path / "set"))
-    put_other_content(tmp_path / "set", 0, b"no picture")
+    put_other_content(tmp_path / "set", 0, b"no image")
     assert verify(tmp_path / "set").faults == ["images/00000000.png cannot be decoded"]
 
 
-def test_files_of_another_jpeg_encoder_are_good_if_they_show_the_picture(tmp_path: Path) -> None:
+def test_files_of_another_jpeg_encoder_are_good_if_they_show_the_image(tmp_path: Path) -> None:
     make(image_set(tmp_path / "set", format="jpg"))
     change_manifest(tmp_path / "set", encoder="Pillow 1.0")
     other = io.BytesIO()
@@ -231,7 +229,7 @@ def test_a_folder_without_a_manifest_is_no_set(tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("licence", "proprietary"), ("drafts", 7), ("acceptance_rate", 0.123), ("kind", "other"),
-        ("pictures", 9), ("metadata_sha256", "0" * 64),
+        ("images", 9), ("metadata_sha256", "0" * 64),
     ],
 )  # fmt: skip
 def test_verify_sees_every_field_of_the_manifest(tmp_path: Path, field: str, value: object) -> None:
@@ -255,7 +253,7 @@ def test_verify_sees_a_seed_that_is_not_that_of_the_records(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "change",
     [
-        {"drafts": "x"}, {"pictures": 10**30}, {"pictures": True}, {"status": "half"},
+        {"drafts": "x"}, {"images": 10**30}, {"images": True}, {"status": "half"},
         {"metadata_sha256": "../x"}, {"settings": []}, {"made_with": {}}, {"licence": 7},
     ],
 )  # fmt: skip

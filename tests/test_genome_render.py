@@ -1,4 +1,4 @@
-"""From a genome to a picture: the same at every size, time and thread, and refusals."""
+"""From a genome to an image: the same at every size, time and thread, and refusals."""
 
 import pkgutil
 from concurrent.futures import ThreadPoolExecutor
@@ -19,14 +19,14 @@ from fractals.genome import LARGEST, SMALLEST, Layer, game_key, grade, paint
 from fractals.palettes import palette_table
 from fractals.statistics import reliability
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 Values = NDArray[np.float64]
 
 
-def reduced(picture: Picture, times: int) -> Values:
-    """Means over squares of pixels: what a larger picture shows at a smaller size."""
-    height, width, _ = picture.shape
-    tiles = picture.reshape(height // times, times, width // times, times, 3)
+def reduced(image: Image, times: int) -> Values:
+    """Means over squares of pixels: what a larger image shows at a smaller size."""
+    height, width, _ = image.shape
+    tiles = image.reshape(height // times, times, width // times, times, 3)
     means: Values = tiles.astype(np.float64).mean((1, 3))
     return means
 
@@ -35,7 +35,7 @@ def correlation(one: NDArray[np.generic], other: NDArray[np.generic]) -> float:
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def difference(one: Values | Picture, other: Values | Picture) -> float:
+def difference(one: Values | Image, other: Values | Image) -> float:
     """Mean absolute difference, in levels of 255."""
     return float(np.abs(one.astype(np.float64) - other).mean())
 
@@ -53,7 +53,7 @@ def genomes_of(family: str, n: int) -> list[Genome]:
 LEAST_CORRELATION, MOST_DIFFERENCE = 0.68, 35.0
 
 
-def shows_the_same(small: Values | Picture, large: Values) -> bool:
+def shows_the_same(small: Values | Image, large: Values) -> bool:
     return (
         correlation(small, large) > LEAST_CORRELATION and difference(small, large) < MOST_DIFFERENCE
     )
@@ -63,7 +63,7 @@ def shows_the_same(small: Values | Picture, large: Values) -> bool:
 @pytest.mark.parametrize(
     ("small", "large", "n"), [((72, 96), (288, 384), 8), ((256, 256), (1024, 1024), 2)]
 )
-def test_a_larger_picture_shows_the_same(
+def test_a_larger_image_shows_the_same(
     family: str, small: tuple[int, int], large: tuple[int, int], n: int
 ) -> None:
     genomes = genomes_of(family, n)
@@ -72,12 +72,12 @@ def test_a_larger_picture_shows_the_same(
     for i in range(n):
         assert smalls[i].shape == larges[i].shape == (*small, 3)
         assert shows_the_same(smalls[i], larges[i])
-        # The measure can tell: another genome's picture does not pass for this one's.
+        # The measure can tell: another genome's image does not pass for this one's.
         assert not shows_the_same(smalls[i], larges[i - 1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_larger_picture_is_not_shifted(family: str) -> None:
+def test_a_larger_image_is_not_shifted(family: str) -> None:
     """Moved by one small pixel any way, it fits worse: windows agree to half a pixel."""
     for genome in genomes_of(family, 6):
         small = render(genome, (72, 96))[1:-1, 1:-1]
@@ -96,7 +96,7 @@ def is_unfolded(genome: Genome) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", [(96, 170), (150, 96)])
-def test_the_central_square_of_a_longer_picture_is_the_square_picture(
+def test_the_central_square_of_a_longer_image_is_the_square_image(
     family: str, shape: tuple[int, int]
 ) -> None:
     """Apart from other random points: seen correlations .96 to 1, differences 0 to 12 levels."""
@@ -105,9 +105,9 @@ def test_the_central_square_of_a_longer_picture_is_the_square_picture(
     squares = [render(genome, 96) for genome in genomes]
     top, left = ((side - 96) // 2 for side in shape)
     for genome, square, other in zip(genomes, squares, squares[1:] + squares[:1], strict=True):
-        picture = render(genome, shape)
-        assert picture.shape == (*shape, 3)
-        centre = picture[top : top + 96, left : left + 96]
+        image = render(genome, shape)
+        assert image.shape == (*shape, 3)
+        centre = image[top : top + 96, left : left + 96]
         assert correlation(centre, square) > 0.93
         assert difference(centre, square) < 16
         assert correlation(centre, other) < 0.68
@@ -118,10 +118,10 @@ def test_the_central_square_of_a_longer_picture_is_the_square_picture(
 @pytest.mark.parametrize("shape", [(16, 16), (16, 61), (47, 16), (33, 35)])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_small_and_odd_sizes_work(family: str, shape: tuple[int, int]) -> None:
-    picture = render(draw_genome(0, 0, family), shape, 4)
-    assert picture.shape == (*shape, 3)
-    assert picture.dtype == np.uint8
-    assert picture.std() > 5
+    image = render(draw_genome(0, 0, family), shape, 4)
+    assert image.shape == (*shape, 3)
+    assert image.dtype == np.uint8
+    assert image.std() > 5
 
 
 def test_a_size_is_a_side_or_height_and_width() -> None:
@@ -133,7 +133,7 @@ def test_a_size_is_a_side_or_height_and_width() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_is_the_same_bits_whatever_was_rendered_before(family: str) -> None:
+def test_a_image_is_the_same_bits_whatever_was_rendered_before(family: str) -> None:
     genome = draw_genome(2, 5, family)
     first = render(genome, (48, 80), 20)
     for index in range(4):
@@ -142,14 +142,14 @@ def test_a_picture_is_the_same_bits_whatever_was_rendered_before(family: str) ->
     np.testing.assert_array_equal(render(Genome.from_json(genome.to_json()), (48, 80), 20), first)
 
 
-def test_pictures_rendered_in_threads_at_once_are_the_same_bits() -> None:
+def test_images_rendered_in_threads_at_once_are_the_same_bits() -> None:
     genomes = [genome for family in FAMILIES for genome in genomes_of(family, 4)]
     alone = [render(genome, (60, 90), 30) for genome in genomes]
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(lambda genome: render(genome, (60, 90), 30), genomes * 3))
     assert len(together) == 3 * len(alone) == 48
-    for picture, wanted in zip(together, alone * 3, strict=True):
-        np.testing.assert_array_equal(picture, wanted)
+    for image, wanted in zip(together, alone * 3, strict=True):
+        np.testing.assert_array_equal(image, wanted)
 
 
 def test_every_kernel_releases_the_gil_and_keeps_ieee_arithmetic() -> None:
@@ -170,7 +170,7 @@ def test_every_kernel_releases_the_gil_and_keeps_ieee_arithmetic() -> None:
 
 
 def test_genomes_of_other_origin_are_played_with_other_points() -> None:
-    """The same layers under another index: the same picture but for its dots."""
+    """The same layers under another index: the same image but for its dots."""
     genome = draw_genome(0, 0, "flame")
     other = replace(genome, index=1)
     one, two = render(genome, (64, 96)), render(other, (64, 96))
@@ -198,7 +198,7 @@ def test_more_samples_leave_less_to_chance(family: str) -> None:
     assert (np.diff(means) > 0).all()
 
 
-def test_more_samples_keep_the_picture() -> None:
+def test_more_samples_keep_the_image() -> None:
     for family in FAMILIES:
         genome = draw_genome(0, 3, family)
         coarse, fine = render(genome, (64, 96), 50), render(genome, (64, 96), 400)
@@ -212,7 +212,7 @@ def test_more_samples_keep_the_picture() -> None:
 def painted_by_reference(genome: Genome, height: int, width: int, samples: float) -> Values:
     """Ground, then each layer's game, spread, tone and blend, all in float64."""
     ground = palette_table(genome.background)
-    picture = reference.shaded_ground(ground[0], ground[128], height, width).reshape(-1, 3)
+    image = reference.shaded_ground(ground[0], ground[128], height, width).reshape(-1, 3)
     for number, layer in enumerate(genome.layers):
         assert isinstance(layer.fractal, ChaosLayer)
         key = game_key(genome.family, genome.seed, genome.index, genome.attempt, number)
@@ -225,10 +225,10 @@ def painted_by_reference(genome: Genome, height: int, width: int, samples: float
         light, cover = reference.develop(
             points, colours, game.played, tone, palette_table(layer.palette)
         )
-        picture = reference.laid_over(
-            picture, light.reshape(3, -1), cover.ravel(), layer.blend, layer.opacity
+        image = reference.laid_over(
+            image, light.reshape(3, -1), cover.ravel(), layer.blend, layer.opacity
         )
-    return picture.reshape(height, width, 3)
+    return image.reshape(height, width, 3)
 
 
 @pytest.mark.parametrize("blend", ["over", "screen", "lighten", "multiply"])

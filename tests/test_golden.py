@@ -7,11 +7,11 @@ import pytest
 
 from fractals import FAMILIES, GENOME_VERSION, draw_genome, render
 from fractals import genome as genomes
-from golden_pictures import FILE, SEED_AND_INDEX, fingerprints
+from golden_images import FILE, SEED_AND_INDEX, fingerprints
 
 ADVICE = (
-    "if pictures were meant to change, raise GENOME_VERSION, say so in the changelog under Output "
-    "changes and run: python -m tests.golden_pictures"
+    "if images were meant to change, raise GENOME_VERSION, say so in the changelog under Output "
+    "changes and run: python -m tests.golden_images"
 )
 
 
@@ -28,7 +28,7 @@ def current() -> dict[str, Any]:
 
 def test_the_golden_file_holds_every_family(golden: dict[str, Any]) -> None:
     names = {f"{family} {seed} {index}" for family in FAMILIES for seed, index in SEED_AND_INDEX}
-    assert set(golden["pictures"]) == names
+    assert set(golden["images"]) == names
     assert len(names) == 12
 
 
@@ -42,8 +42,8 @@ def test_genomes_and_pixels_are_those_on_record(
 ) -> None:
     changed = [
         name
-        for name, written in golden["pictures"].items()
-        if current["pictures"][name][part] != written[part]
+        for name, written in golden["images"].items()
+        if current["images"][name][part] != written[part]
     ]
     assert not changed, f"{part} of {', '.join(changed)} differ; {ADVICE}"
 

@@ -19,7 +19,7 @@ from pipelines.shards.format import INDEX_NAME, MANIFEST_NAME
 from pipelines.shards.remote import fetch
 from pipelines.system.attempts import asked_pause_s
 from pipelines.system.objects import RemoteAccess
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 from test_remote import open_remote
 
 QUICK = RemoteAccess(attempts=3, first_wait_s=0.01, longest_wait_s=0.02, stall_s=0.5)
@@ -27,8 +27,8 @@ QUICK = RemoteAccess(attempts=3, first_wait_s=0.01, longest_wait_s=0.02, stall_s
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pictures = [encoded(picture) for picture in drawn_pictures(6)]
-    return write_shards(tmp_path / "served" / "set", pictures, sizes=[2, 2, 2]).parent
+    images = [encoded(image) for image in drawn_images(6)]
+    return write_shards(tmp_path / "served" / "set", images, sizes=[2, 2, 2]).parent
 
 
 @pytest.fixture

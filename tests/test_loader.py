@@ -26,9 +26,9 @@ from pipelines.loading.order import EpochOrder
 from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.resizing import resized_centre, resized_crop
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 
 SIZES = (5, 1, 0, 9, 4, 11)
 """Uneven shards, one of them empty."""
@@ -38,7 +38,7 @@ SMALL = replace(IMAGENET, image_size=14)
 
 @pytest.fixture(scope="module")
 def pictures() -> list[NDArray[np.uint8]]:
-    return drawn_pictures(N)
+    return drawn_images(N)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,11 @@ def large(tmp_path_factory: pytest.TempPathFactory, pictures: list[NDArray[np.ui
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    contents = [encoded(picture) for picture in drawn_pictures(N, 1, (16, 16))]
+    contents = [encoded(picture) for picture in drawn_images(N, 1, (16, 16))]
     return write_shards(folder, contents, sizes=SIZES, kind="cifar10")
 
 
-MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+MIXING = PackedImages.pack(drawn_images(9, 2, (20, 23)))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path
     file = tmp_path / "pixels"
     file.write_bytes(MIXING.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c"))
-    mapped = PackedPictures(pixels, MIXING.offsets, MIXING.heights, MIXING.widths)
+    mapped = PackedImages(pixels, MIXING.offsets, MIXING.heights, MIXING.widths)
     reader = ShardDataset(open_shards(large))
     again = pickle.loads(pickle.dumps(reader))
     assert again.read(7) == reader.read(7)
@@ -249,7 +249,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
 
 def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path) -> None:
     loader = train_loader(small, MIXING, batch_size=10, seed=4, cache_dir=cache)
-    images = np.stack(drawn_pictures(N, 1, (16, 16)))
+    images = np.stack(drawn_images(N, 1, (16, 16)))
     for epoch in range(2):
         order = EpochOrder(N, seed=4, epoch=epoch).whole()
         for t, (batch, labels) in enumerate(loader):
@@ -548,7 +548,7 @@ def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
 def test_pictures_in_memory_know_no_choice_and_name_none(
     tmp_path: Path, cache: Path, policy: OnDecodeError
 ) -> None:
-    contents = [encoded(picture) for picture in drawn_pictures(4, 1, (16, 16))]
+    contents = [encoded(picture) for picture in drawn_images(4, 1, (16, 16))]
     contents[2] = contents[2][:100]
     folder = write_shards(tmp_path / "small", contents, sizes=(4,), kind="cifar10")
     with pytest.raises(ValueError, match=f"on_decode_error is '{policy}', .*; use 'raise'"):
@@ -599,7 +599,7 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
         ({"shard_partitions": 0}, ValueError, "shard_partitions is 0"),
         ({"shard_partitions": 3}, ValueError, "batch_size is 4, .* 3 shard_partitions"),
         ({"on_decode_error": "ignore"}, ValueError, "on_decode_error is 'ignore'"),
-        ({"mixing_set": PackedPictures.pack(drawn_pictures(1, 0, (5, 40)))}, ValueError,
+        ({"mixing_set": PackedImages.pack(drawn_images(1, 0, (5, 40)))}, ValueError,
          "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
@@ -621,7 +621,7 @@ def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> No
 
 
 def test_one_sample_is_a_set(tmp_path: Path) -> None:
-    folder = write_shards(tmp_path, [encoded(drawn_pictures(1)[0])], sizes=(1,))
+    folder = write_shards(tmp_path, [encoded(drawn_images(1)[0])], sizes=(1,))
     assert len(an_epoch(train_loader(folder, preprocess=SMALL, batch_size=1))) == 1
     batches = [
         list(eval_loader(folder, preprocess=SMALL, batch_size=4, rank=rank, world_size=4))

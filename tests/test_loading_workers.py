@@ -20,7 +20,7 @@ from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode
 from pipelines.loading.loader import eval_loader, train_loader
 from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
 from pipelines.shards.format import open_shards
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
 
@@ -30,10 +30,10 @@ METHODS = ["fork", "spawn", "forkserver"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set of four shards, served and local."""
-    pictures = [encoded(picture) for picture in drawn_pictures(16)]
+    images = [encoded(image) for image in drawn_images(16)]
     served = tmp_path_factory.mktemp("served")
-    write_shards(served / "set", pictures, sizes=[4] * 4)
-    small = [encoded(picture) for picture in drawn_pictures(16, size=(8, 8))]
+    write_shards(served / "set", images, sizes=[4] * 4)
+    small = [encoded(image) for image in drawn_images(16, size=(8, 8))]
     write_shards(served / "digits", small, sizes=[8, 8], kind="digits")
     return served
 
@@ -204,7 +204,7 @@ def test_shared_memory_that_is_too_small_is_told_with_need_size_and_remedies(
 def test_no_more_shards_are_open_than_the_limit_allows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_shards(tmp_path / "set", [b"picture %d" % i for i in range(30)], sizes=[1] * 30)
+    folder = write_shards(tmp_path / "set", [b"image %d" % i for i in range(30)], sizes=[1] * 30)
     listed = Path("/proc/self/fd")
     in_use = sum(1 for _ in listed.iterdir()) if listed.is_dir() else 0
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -215,7 +215,7 @@ def test_no_more_shards_are_open_than_the_limit_allows(
         )
         reader = ShardDataset(open_shards(folder))
         for i in (*range(30), 0):
-            assert reader.read(i) == b"picture %d" % i
+            assert reader.read(i) == b"image %d" % i
         assert len(reader._open) <= most + 1
         reader.close()
 
@@ -223,7 +223,7 @@ def test_no_more_shards_are_open_than_the_limit_allows(
 def test_a_shard_finds_a_place_where_others_took_the_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = write_shards(tmp_path / "set", [b"picture %d" % i for i in range(9)], sizes=[1] * 9)
+    folder = write_shards(tmp_path / "set", [b"image %d" % i for i in range(9)], sizes=[1] * 9)
     reader = ShardDataset(open_shards(folder))
     really_open = os.open
 
@@ -234,7 +234,7 @@ def test_a_shard_finds_a_place_where_others_took_the_files(
 
     monkeypatch.setattr(dataset.os, "open", limited)
     for i in range(9):
-        assert reader.read(i) == b"picture %d" % i
+        assert reader.read(i) == b"image %d" % i
     monkeypatch.setattr(
         dataset.os,
         "open",
@@ -264,8 +264,8 @@ except PipelineError as error:
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [30, 45, 60, 80])
 def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: int) -> None:
-    pictures = [encoded(picture) for picture in drawn_pictures(80, size=(16, 16))]
-    folder = write_shards(tmp_path / "set", pictures, sizes=[1] * 80)
+    images = [encoded(image) for image in drawn_images(80, size=(16, 16))]
+    folder = write_shards(tmp_path / "set", images, sizes=[1] * 80)
     done = run([*script_of(tmp_path, FEW_FILES), str(folder), str(limit)])
     assert done.stdout.strip() == "10" or "ulimit -n" in done.stdout, done.stderr
 

@@ -21,11 +21,11 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedPictures
-from shard_sets import drawn_pictures, encoded, write_shards
+from pixmix.packed import PackedImages
+from shard_sets import drawn_images, encoded, write_shards
 
 N = 26
-MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+MIXING = PackedImages.pack(drawn_images(9, 2, (20, 23)))
 PREPROCESS = {"resized": replace(IMAGENET, image_size=14), "padded": CIFAR}
 
 Images = list[NDArray[np.uint8]]
@@ -67,7 +67,7 @@ def crop(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def images(crop: str) -> Images:
-    return drawn_pictures(N) if crop == "resized" else drawn_pictures(N, 1, (16, 16))
+    return drawn_images(N) if crop == "resized" else drawn_images(N, 1, (16, 16))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_batches_do_not_depend_on_the_world_size_and_resume_anywhere(
 
 def test_a_stream_gives_the_loader_s_batches() -> None:
     data, config = (
-        Pairs(drawn_pictures(N)), LoaderConfig(preprocess=PREPROCESS["resized"], batch_size=4),
+        Pairs(drawn_images(N)), LoaderConfig(preprocess=PREPROCESS["resized"], batch_size=4),
     )  # fmt: skip
     samples: list[dict[str, Any]] = []
 
@@ -153,7 +153,7 @@ def test_a_stream_gives_the_loader_s_batches() -> None:
 
 
 def test_a_torchvision_dataset_just_works(tmp_path: Path) -> None:
-    for i, image in enumerate(drawn_pictures(12, 0, (70, 90))):
+    for i, image in enumerate(drawn_images(12, 0, (70, 90))):
         path = tmp_path / "images" / "abc"[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(image))
@@ -169,7 +169,7 @@ def test_a_torchvision_dataset_just_works(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("side", "expected"), [(32, CIFAR), (64, CIFAR), (65, IMAGENET)])
 def test_small_images_are_cropped_as_cifar_s(side: int, expected: PreprocessConfig) -> None:
-    data = Pairs(drawn_pictures(2, 0, (side, side)))
+    data = Pairs(drawn_images(2, 0, (side, side)))
     size = side if expected is CIFAR else expected.image_size
     ((images, _),) = train_loader(data, batch_size=2)
     assert images.shape == (2, 3, size, size)
@@ -206,20 +206,20 @@ def test_what_is_not_an_image_and_a_label_is_refused(sample: Any, message: str) 
 
 
 def test_images_of_several_sizes_need_a_resized_crop() -> None:
-    data = Pairs([*drawn_pictures(1, 0, (16, 16)), *drawn_pictures(1, 0, (16, 17))])
+    data = Pairs([*drawn_images(1, 0, (16, 16)), *drawn_images(1, 0, (16, 17))])
     with pytest.raises(PipelineError, match=r"17x16.*crop='resized'"):
         list(train_loader(data, batch_size=2))
 
 
 @pytest.mark.parametrize("setting", ["shuffle_window", "shard_partitions"])
 def test_settings_of_shards_are_refused(setting: str) -> None:
-    data = Pairs(drawn_pictures(4, 0, (16, 16)))
+    data = Pairs(drawn_images(4, 0, (16, 16)))
     with pytest.raises(ValueError, match=f"{setting}.* 2"):
         train_loader(data, batch_size=2, **{setting: 2})  # type: ignore[arg-type]
 
 
 def test_the_state_of_another_dataset_is_refused() -> None:
-    small, large = (Pairs(drawn_pictures(n, 0, (16, 16))) for n in (4, 5))
+    small, large = (Pairs(drawn_images(n, 0, (16, 16))) for n in (4, 5))
     state = train_loader(small, batch_size=2).state_dict()
     with pytest.raises(ValueError, match="num_samples"):
         train_loader(large, batch_size=2).load_state_dict(state)
@@ -232,7 +232,7 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_refused() -> None:
     class Local(Pairs):
         pass
 
-    data = Local(drawn_pictures(4, 0, (16, 16)))
+    data = Local(drawn_images(4, 0, (16, 16)))
     with pytest.raises((AttributeError, pickle.PicklingError)):
         pickle.dumps(data)
     loader = train_loader(data, batch_size=2, num_workers=1, multiprocessing_context="spawn")
@@ -246,7 +246,7 @@ def test_what_has_no_length_is_refused() -> None:
 
 
 def test_numbers_of_numpy_make_a_state_that_loads_and_is_json() -> None:
-    small = drawn_pictures(N, 1, (16, 16))
+    small = drawn_images(N, 1, (16, 16))
     loader = train_loader(Pairs(small), batch_size=np.int64(8), seed=np.int64(3))
     next(iter(loader))
     state = json.loads(json.dumps(loader.state_dict()))
@@ -258,7 +258,7 @@ def test_numbers_of_numpy_make_a_state_that_loads_and_is_json() -> None:
 
 def test_rows_that_pad_a_batch_count_no_error_twice() -> None:
     loader = eval_loader(
-        Pairs(drawn_pictures(5, 1, (16, 16)), bad=frozenset({0})), batch_size=16,
+        Pairs(drawn_images(5, 1, (16, 16)), bad=frozenset({0})), batch_size=16,
         preprocess=replace(IMAGENET, image_size=14), on_decode_error="skip", max_decode_errors=1,
     )  # fmt: skip
     ((_, _, weights),) = list(loader)
@@ -272,7 +272,7 @@ def test_too_many_open_files_are_no_error_of_the_sample() -> None:
             raise OSError(errno.EMFILE, "Too many open files")
 
     loader = train_loader(
-        Exhausted(drawn_pictures(N)), batch_size=8, on_decode_error="skip",
+        Exhausted(drawn_images(N)), batch_size=8, on_decode_error="skip",
         preprocess=replace(IMAGENET, image_size=14),
     )  # fmt: skip
     with pytest.raises(PipelineError, match="open files"):

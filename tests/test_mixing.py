@@ -15,7 +15,7 @@ from pixmix import mixing
 from pixmix.mixing import MIXINGS
 
 F = np.float32
-Picture = NDArray[np.float32] | NDArray[np.uint8]
+Image = NDArray[np.float32] | NDArray[np.uint8]
 BOUND = 1e-6
 """What the module promises. Measured: 1.3e-7 (add), 2.9e-7 (multiply)."""
 
@@ -65,13 +65,13 @@ def weights_of(seed: int) -> tuple[float, float]:
     return float(F(a)), float(F(b))
 
 
-def unit(picture: Picture) -> NDArray[np.float64]:
-    """A picture in float64; of 8 bits, v / 255."""
-    return picture / 255 if picture.dtype == np.uint8 else picture.astype(np.float64)
+def unit(image: Image) -> NDArray[np.float64]:
+    """An image in float64; of 8 bits, v / 255."""
+    return image / 255 if image.dtype == np.uint8 else image.astype(np.float64)
 
 
 def mixed(
-    name: str, x: Picture, y: Picture, seed: int
+    name: str, x: Image, y: Image, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Mix with numbers of a seed: the result, and the formula in float64, clipped."""
     # What is asked for is rounded to float32 before it is used: nothing else is compared.
@@ -79,7 +79,7 @@ def mixed(
     return getattr(mixing, name)(x, y, a, b), reference.mix(name, unit(x), unit(y), a, b)
 
 
-def formula(name: str, x: Picture, y: Picture, a: float, b: float) -> NDArray[np.float64]:
+def formula(name: str, x: Image, y: Image, a: float, b: float) -> NDArray[np.float64]:
     return reference.mix(name, unit(x), unit(y), float(F(a)), float(F(b)))
 
 
@@ -167,7 +167,7 @@ def test_grey_and_grey_are_grey_whatever_the_weights(name: str, a: float, b: flo
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("b", [-1, -0.3, 0.4, 1])
-def test_a_grey_picture_changes_nothing(name: str, b: float) -> None:
+def test_a_grey_image_changes_nothing(name: str, b: float) -> None:
     x, mix = floats(3), getattr(mixing, name)
     grey = np.full_like(x, GREY)
     assert np.abs(mix(x, grey, 1, b) - x).max() <= BOUND
@@ -177,7 +177,7 @@ def test_a_grey_picture_changes_nothing(name: str, b: float) -> None:
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_a_weight_of_nothing_leaves_the_other_picture_unseen(name: str) -> None:
+def test_a_weight_of_nothing_leaves_the_other_image_unseen(name: str) -> None:
     x, y, z = floats(4), floats(5), floats(6)
     mix = getattr(mixing, name)
     for a in (0.2, 1, 1.9):
@@ -234,13 +234,13 @@ def test_what_lies_beyond_is_clipped_to_black_and_white(name: str) -> None:
     assert max(ends) == 1
 
 
-# --- Pictures ------------------------------------------------------------------------------------
+# --- Images ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("make", [floats, bytes_])
 def test_inputs_are_never_written_and_the_result_is_new(
-    name: str, make: Callable[[int], Picture]
+    name: str, make: Callable[[int], Image]
 ) -> None:
     x, y = make(14), make(15)
     before = x.copy(), y.copy()
@@ -258,7 +258,7 @@ def test_inputs_are_never_written_and_the_result_is_new(
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_a_picture_mixes_with_itself(name: str) -> None:
+def test_a_image_mixes_with_itself(name: str) -> None:
     for x in (floats(16), bytes_(16)):
         before = x.copy()
         assert np.array_equal(mixed(name, x, x, 5)[0], mixed(name, before, before.copy(), 5)[0])
@@ -278,11 +278,11 @@ def test_any_shape_of_pixels_is_mixed_value_by_value(name: str, shape: tuple[int
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("make", [floats, bytes_])
-def test_a_picture_need_not_be_contiguous(
-    name: str, make: Callable[[int, tuple[int, ...]], Picture]
+def test_a_image_need_not_be_contiguous(
+    name: str, make: Callable[[int, tuple[int, ...]], Image]
 ) -> None:
     x, y = make(19, (24, 26, 3)), make(20, (24, 26, 3))
-    views: list[Callable[[Picture], Picture]] = [
+    views: list[Callable[[Image], Image]] = [
         lambda each: each[::-1],
         lambda each: each[:, ::2],
         lambda each: each.transpose(1, 0, 2),
@@ -419,7 +419,7 @@ X, Y = np.full((4, 7, 3), 0.3, F), np.full((4, 7, 3), 0.6, F)
         (X, Y.transpose(1, 0, 2), ValueError, r"and y \(7, 4, 3\); crop the larger"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_remedy(
+def test_what_is_no_image_is_refused_with_a_remedy(
     name: str, x: object, y: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):

@@ -28,15 +28,15 @@ from pipelines.errors import PipelineError
 from pipelines.loading import image_map
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.format import open_shards
-from pixmix.packed import PackedPictures
-from shard_sets import drawn_pictures, encoded, write_shards
+from pixmix.packed import PackedImages
+from shard_sets import drawn_images, encoded, write_shards
 from stripes import image_set
 from stripes import make as generate_images
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
 )
-PICTURES = drawn_pictures(12, 5)
+PICTURES = drawn_images(12, 5)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return found
 
 
-def equal(a: PackedPictures, b: PackedPictures | list[NDArray[np.uint8]]) -> bool:
+def equal(a: PackedImages, b: PackedImages | list[NDArray[np.uint8]]) -> bool:
     return len(a) == len(b) and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
@@ -106,7 +106,7 @@ def test_the_order_is_that_of_names_whatever_the_file_system_says(
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
 def test_any_mode_becomes_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
-    image = Image.fromarray(drawn_pictures(1, 3, (20, 31))[0])
+    image = Image.fromarray(drawn_images(1, 3, (20, 31))[0])
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     image.convert(mode).save(path)
     with Image.open(path) as saved:
@@ -155,7 +155,7 @@ def test_several_sets_are_one_after_another(folder: Path, tmp_path: Path, cache:
 def test_pictures_of_one_size_are_one_array_and_others_are_none(
     tmp_path: Path, cache: Path
 ) -> None:
-    same = drawn_pictures(6, 1, (7, 9))
+    same = drawn_images(6, 1, (7, 9))
     for name, pictures in (("same", same), ("several", PICTURES[:6])):
         contents = [encoded(picture) for picture in pictures]
         shards = open_shards(write_shards(tmp_path / name, contents, sizes=(4, 2)))
@@ -640,7 +640,7 @@ def test_a_tar_with_a_damaged_header_does_not_end_there(
 
 
 def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, cache: Path) -> None:
-    contents = [encoded(picture, "jpg") for picture in drawn_pictures(6, 1, (64, 80))]
+    contents = [encoded(picture, "jpg") for picture in drawn_images(6, 1, (64, 80))]
     place = write_shards(tmp_path / "shards", contents, sizes=(2, 4), extension="jpg")
     shards = open_shards(place)
     sample = shards.samples[4]
@@ -655,7 +655,7 @@ def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, c
 
 
 def test_many_shards_and_threads_leave_no_file_open(tmp_path: Path, cache: Path) -> None:
-    pictures = drawn_pictures(200, 3, (20, 24))
+    pictures = drawn_images(200, 3, (20, 24))
     contents = [encoded(picture) for picture in pictures]
     place = write_shards(tmp_path / "shards", contents, sizes=(1,) * 200)
     before = set(Path("/dev/fd").iterdir())

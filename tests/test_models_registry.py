@@ -44,7 +44,7 @@ def test_networks_are_as_large_as_their_papers_say(name: str, classes: int, expe
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_networks_classify_pictures_of_several_sizes(name: str) -> None:
+def test_networks_classify_images_of_several_sizes(name: str) -> None:
     module = build_network(name, 7)
     module.eval()
     with torch.no_grad():

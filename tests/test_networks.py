@@ -45,9 +45,9 @@ def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> Non
         ]
     )
     photographs = datasets.load_sample_images().images
-    pictures = torch.stack([prepare(Image.fromarray(each)) for each in photographs])
+    images = torch.stack([prepare(Image.fromarray(each)) for each in photographs])
     with torch.no_grad():
-        likely = default.module(pictures).softmax(1).max(1)
+        likely = default.module(images).softmax(1).max(1)
     assert likely.indices.tolist() == [698, 985]
     # .30 and .23 with the resizing of its own authors.
     assert likely.values.tolist() == pytest.approx([0.30, 0.23], abs=0.06)

@@ -312,7 +312,7 @@ def test_the_command_paints_into_a_store_and_merges(
         assert made.exit_code == 0, made.output
     merged = run("merge", url, "--json")
     assert json.loads(merged.stdout) == {
-        "place": url, "pictures": 5, "painted": 0, "shards": 3, "missing": [], "complete": True,
+        "location": url, "images": 5, "generated": 0, "shards": 3, "missing": [], "complete": True,
     }  # fmt: skip
     assert "manifest.json" in contents(store)
 

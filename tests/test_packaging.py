@@ -234,13 +234,13 @@ def check_taken(line: str) -> None:
 
 
 NAMED_FOLDERS = (
-    "mixing-set/fractals", "mixing-set/featviz", "mixing-set/dead-leaves", "my-pictures",
+    "mixing-set/fractals", "mixing-set/featviz", "mixing-set/dead-leaves", "my-images",
     "photographs", "ROOT", "imagenet", "runs/plain/checkpoints", "runs/cifar10/checkpoints",
     "runs/digits/checkpoints", "runs/imagenet/checkpoints", "shards/cifar10", "shards/cifar100",
-    "shards/imagenet", "shards/pictures", "shards/mixing",
+    "shards/imagenet", "shards/images", "shards/mixing",
 )  # fmt: skip
 NAMED_FILES = (
-    "some-jpegs.tar", "imagenet-0000.tar", "genome.json", "FILE", "PICTURE", "photograph.jpg",
+    "some-jpegs.tar", "imagenet-0000.tar", "genome.json", "FILE", "IMAGE", "photograph.jpg",
     "ours.pt", "theirs.pt", "runs/cifar10/checkpoints/step-00039000.pt",
     "runs/plain/checkpoints/step-00003900.pt", "runs/digits/checkpoints/step-00000880.pt",
     "runs/imagenet/checkpoints/step-00450360.pt",

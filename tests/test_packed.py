@@ -1,4 +1,4 @@
-"""Packed pictures: what goes in comes out, nothing lies outside, what is refused."""
+"""Packed images: what goes in comes out, nothing lies outside, what is refused."""
 
 import pickle
 import tempfile
@@ -11,20 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixmix.packed import PackedPictures, check_crops, too_small
+from pixmix.packed import PackedImages, check_crops, too_small
 from pixmix.transform import PixMix
 
 MOST = 2**31 - 1
 LONGEST = 2**63 - 1
 
 
-def pictures(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
+def images(*sizes: tuple[int, int]) -> list[NDArray[np.uint8]]:
     generator = np.random.default_rng(len(sizes))
     return [generator.integers(0, 256, (*size, 3), dtype=np.uint8) for size in sizes]
 
 
-def of(n_bytes: int, offset: int, height: int, width: int) -> PackedPictures:
-    return PackedPictures(
+def of(n_bytes: int, offset: int, height: int, width: int) -> PackedImages:
+    return PackedImages(
         np.zeros(n_bytes, np.uint8),
         np.array([offset], np.int64),
         np.array([height], np.int32),
@@ -34,19 +34,19 @@ def of(n_bytes: int, offset: int, height: int, width: int) -> PackedPictures:
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=8))
 def test_what_is_packed_comes_out_in_its_order(sizes: list[tuple[int, int]]) -> None:
-    given_ = pictures(*sizes)
-    packed = PackedPictures.pack(given_)
+    given_ = images(*sizes)
+    packed = PackedImages.pack(given_)
     assert len(packed) == len(given_)
-    for i, picture in enumerate(given_):
-        assert np.array_equal(packed[i], picture)
-        assert np.array_equal(packed[i - len(given_)], picture)
+    for i, image in enumerate(given_):
+        assert np.array_equal(packed[i], image)
+        assert np.array_equal(packed[i - len(given_)], image)
     for one, other in zip(packed, given_, strict=True):
         assert np.array_equal(one, other)
-    assert len(packed.pixels) == sum(picture.size for picture in given_)
+    assert len(packed.pixels) == sum(image.size for image in given_)
 
 
-def test_pictures_side_by_side_neither_overlap_nor_leave_a_gap() -> None:
-    packed = PackedPictures.pack(pictures((20, 13), (1, 1), (2, 31), (7, 5)))
+def test_images_side_by_side_neither_overlap_nor_leave_a_gap() -> None:
+    packed = PackedImages.pack(images((20, 13), (1, 1), (2, 31), (7, 5)))
     ends = packed.offsets + 3 * packed.heights * packed.widths
     assert packed.offsets.tolist() == [0, *ends[:-1]]
     assert ends[-1] == len(packed.pixels)
@@ -54,47 +54,47 @@ def test_pictures_side_by_side_neither_overlap_nor_leave_a_gap() -> None:
 
 def test_an_iterator_is_packed_as_a_list_is() -> None:
     sizes = [(4, 3), (5, 2)]
-    packed = PackedPictures.pack(each for each in pictures(*sizes))
-    assert np.array_equal(packed.pixels, PackedPictures.pack(pictures(*sizes)).pixels)
+    packed = PackedImages.pack(each for each in images(*sizes))
+    assert np.array_equal(packed.pixels, PackedImages.pack(images(*sizes)).pixels)
 
 
-def test_an_array_of_pictures_is_packed_as_it_is() -> None:
-    array = np.stack(pictures(*[(6, 4)] * 5))
-    packed = PackedPictures.pack(array)
+def test_an_array_of_images_is_packed_as_it_is() -> None:
+    array = np.stack(images(*[(6, 4)] * 5))
+    packed = PackedImages.pack(array)
     assert np.shares_memory(packed.pixels, array)
     assert len(packed) == 5
     assert all(np.array_equal(packed[i], array[i]) for i in range(5))
 
 
 def test_an_array_that_is_not_contiguous_is_copied() -> None:
-    array = np.stack(pictures(*[(6, 4)] * 5))
+    array = np.stack(images(*[(6, 4)] * 5))
     for view in (array[:, ::-1], array[::2], array.transpose(0, 2, 1, 3), array[:, :, :, ::-1]):
-        packed = PackedPictures.pack(view)
+        packed = PackedImages.pack(view)
         assert all(np.array_equal(one, other) for one, other in zip(packed, view, strict=True))
 
 
-def test_pictures_of_a_list_are_copied() -> None:
-    given_ = pictures((6, 4), (3, 2))
-    packed = PackedPictures.pack(given_)
-    assert not any(np.shares_memory(packed.pixels, picture) for picture in given_)
+def test_images_of_a_list_are_copied() -> None:
+    given_ = images((6, 4), (3, 2))
+    packed = PackedImages.pack(given_)
+    assert not any(np.shares_memory(packed.pixels, image) for image in given_)
 
 
-def test_a_picture_is_a_view() -> None:
-    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+def test_a_image_is_a_view() -> None:
+    packed = PackedImages.pack(images((6, 4), (3, 2)))
     assert packed[1].shape == (3, 2, 3)
     assert np.shares_memory(packed[1], packed.pixels)
 
 
 @pytest.mark.parametrize("nothing", [[], (), np.empty((0, 20, 13, 3), np.uint8)])
-def test_no_pictures_are_a_set_too(nothing: list[NDArray[np.uint8]]) -> None:
-    packed = PackedPictures.pack(nothing)
+def test_no_images_are_a_set_too(nothing: list[NDArray[np.uint8]]) -> None:
+    packed = PackedImages.pack(nothing)
     assert len(packed) == 0
     assert list(packed) == []
     assert [len(array) for array in packed.layout] == [0, 0, 0, 0]
 
 
 def test_the_layout_is_the_arrays_themselves() -> None:
-    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+    packed = PackedImages.pack(images((6, 4), (3, 2)))
     pixels, offsets, heights, widths = packed.layout
     assert pixels is packed.pixels
     assert offsets is packed.offsets
@@ -104,12 +104,12 @@ def test_the_layout_is_the_arrays_themselves() -> None:
     assert dtypes == ["uint8", "int64", "int32", "int32"]
 
 
-def mapped(packed: PackedPictures, pixels: NDArray[np.uint8]) -> PackedPictures:
-    return PackedPictures(pixels, packed.offsets, packed.heights, packed.widths)
+def mapped(packed: PackedImages, pixels: NDArray[np.uint8]) -> PackedImages:
+    return PackedImages(pixels, packed.offsets, packed.heights, packed.widths)
 
 
 def test_a_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None:
-    packed = PackedPictures.pack(pictures((60, 40), (30, 20)))
+    packed = PackedImages.pack(images((60, 40), (30, 20)))
     file = tmp_path / "pixels"
     file.write_bytes(b"before" + packed.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c", offset=6))
@@ -123,7 +123,7 @@ def test_a_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None
 
 
 def test_a_part_of_a_map_and_one_without_a_name_are_pickled_by_value(tmp_path: Path) -> None:
-    packed = PackedPictures.pack(pictures((60, 40), (30, 20)))
+    packed = PackedImages.pack(images((60, 40), (30, 20)))
     file = tmp_path / "pixels"
     file.write_bytes(b"before" + packed.pixels.tobytes())
     with tempfile.TemporaryFile() as nameless:
@@ -135,24 +135,24 @@ def test_a_part_of_a_map_and_one_without_a_name_are_pickled_by_value(tmp_path: P
 
 
 def test_a_set_survives_pickle() -> None:
-    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+    packed = PackedImages.pack(images((6, 4), (3, 2)))
     again = pickle.loads(pickle.dumps(packed))
     assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
 
 
-def test_a_memory_map_holds_pictures(tmp_path: Path) -> None:
-    packed = PackedPictures.pack(pictures((6, 4), (3, 2)))
+def test_a_memory_map_holds_images(tmp_path: Path) -> None:
+    packed = PackedImages.pack(images((6, 4), (3, 2)))
     packed.pixels.tofile(tmp_path / "pixels")
     pixels = np.memmap(tmp_path / "pixels", np.uint8, "r")
-    mapped = PackedPictures(pixels, packed.offsets, packed.heights, packed.widths)
+    mapped = PackedImages(pixels, packed.offsets, packed.heights, packed.widths)
     assert all(np.array_equal(one, other) for one, other in zip(mapped, packed, strict=True))
     assert np.shares_memory(mapped[0], pixels)
 
 
 @pytest.mark.parametrize("i", [2, -3, 99])
-def test_a_picture_that_is_not_there_is_an_index_error(i: int) -> None:
+def test_a_image_that_is_not_there_is_an_index_error(i: int) -> None:
     with pytest.raises(IndexError, match=f"image {i} of a set of 2; count from 0"):
-        PackedPictures.pack(pictures((6, 4), (3, 2)))[i]
+        PackedImages.pack(images((6, 4), (3, 2)))[i]
 
 
 @pytest.mark.parametrize(
@@ -169,11 +169,11 @@ def test_a_picture_that_is_not_there_is_an_index_error(i: int) -> None:
         (np.zeros((4, 3, 3), np.uint8), ValueError, r"not \(3, 3\)"),
     ],
 )
-def test_what_is_no_picture_is_not_packed(
+def test_what_is_no_image_is_not_packed(
     bad: list[NDArray[np.uint8]], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        PackedPictures.pack(bad)
+        PackedImages.pack(bad)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_what_is_no_picture_is_not_packed(
         (30, -LONGEST - 1, MOST, MOST),
     ],
 )
-def test_a_picture_outside_the_pixels_is_refused(
+def test_a_image_outside_the_pixels_is_refused(
     n_bytes: int, offset: int, height: int, width: int
 ) -> None:
     message = f"image 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
@@ -205,15 +205,15 @@ def test_a_picture_outside_the_pixels_is_refused(
         of(n_bytes, offset, height, width)
 
 
-def test_a_picture_that_ends_with_the_pixels_is_inside() -> None:
+def test_a_image_that_ends_with_the_pixels_is_inside() -> None:
     assert of(30, 0, 2, 5)[0].shape == (2, 5, 3)
     assert of(31, 1, 5, 2)[0].shape == (5, 2, 3)
     assert of(30, 27, 1, 1)[0].shape == (1, 1, 3)
 
 
-def test_the_first_picture_outside_is_named() -> None:
+def test_the_first_image_outside_is_named() -> None:
     with pytest.raises(ValueError, match=r"image 2, 4x4 at byte 0, .* 30 bytes .*; pack"):
-        PackedPictures(
+        PackedImages(
             np.zeros(30, np.uint8),
             np.zeros(4, np.int64),
             np.array([2, 3, 4, 5], np.int32),
@@ -246,19 +246,19 @@ ARRAYS: dict[str, NDArray[Any]] = {
 def test_arrays_that_do_not_belong_together_are_refused(
     name: str, array: NDArray[Any], error: type[Exception], message: str
 ) -> None:
-    assert len(PackedPictures(**ARRAYS)) == 2
+    assert len(PackedImages(**ARRAYS)) == 2
     with pytest.raises(error, match=message):
-        PackedPictures(**(ARRAYS | {name: array}))
+        PackedImages(**(ARRAYS | {name: array}))
 
 
-def test_crops_that_fit_into_every_picture_are_let_through() -> None:
+def test_crops_that_fit_into_every_image_are_let_through() -> None:
     heights, widths = np.array([20, 33], np.int32), np.array([40, 13], np.int32)
     check_crops(heights, widths, 20, 13)
     check_crops(np.empty(0, np.int32), np.empty(0, np.int32), 20, 13)
 
 
 @pytest.mark.parametrize(("crop", "first"), [((21, 13), 0), ((20, 14), 1), ((34, 41), 0)])
-def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
+def test_the_first_image_smaller_than_a_crop_is_named_with_a_remedy(
     crop: tuple[int, int], first: int
 ) -> None:
     heights, widths = np.array([20, 33, 1], np.int32), np.array([40, 13, 1], np.int32)
@@ -270,13 +270,13 @@ def test_the_first_picture_smaller_than_a_crop_is_named_with_a_remedy(
     assert str(caught.value).endswith(f"each shorter side is at least {max(crop)}")
 
 
-def test_a_fingerprint_tells_sets_apart_and_is_the_same_for_the_same_pictures() -> None:
+def test_a_fingerprint_tells_sets_apart_and_is_the_same_for_the_same_images() -> None:
     draws = np.random.default_rng(0)
-    pictures = [draws.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(3)]
-    same = PackedPictures.pack(pictures).fingerprint()
-    assert PackedPictures.pack([each.copy() for each in pictures]).fingerprint() == same
-    darker = [pictures[0], pictures[1] // 2, pictures[2]]
-    others = [pictures[::-1], pictures[:2], darker, []]
-    found = {PackedPictures.pack(each).fingerprint() for each in others}
+    images = [draws.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(3)]
+    same = PackedImages.pack(images).fingerprint()
+    assert PackedImages.pack([each.copy() for each in images]).fingerprint() == same
+    darker = [images[0], images[1] // 2, images[2]]
+    others = [images[::-1], images[:2], darker, []]
+    found = {PackedImages.pack(each).fingerprint() for each in others}
     assert len(found) == 4
     assert same not in found

@@ -34,8 +34,8 @@ def noise(seed: int) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven pictures, of which 1 and 5, and 2, 3 and 6 are the same."""
-    out = tmp_path_factory.mktemp("set") / "pictures"
+    """Seven images, of which 1 and 5, and 2, 3 and 6 are the same."""
+    out = tmp_path_factory.mktemp("set") / "images"
     out.mkdir()
     for place, seed in enumerate((0, 1, 2, 2, 4, 1, 2)):
         Image.fromarray(noise(seed)).save(out / f"{place}.png")
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fractals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of 12 pictures that are not square."""
+    """A set of 12 images that are not square."""
     out = tmp_path_factory.mktemp("set") / "fractals"
     words = ["fractals", "--n", "12", "--size", "48x32", "--jobs", "1"]
     result = CliRunner().invoke(gen.main, [*words, "--out", str(out)])
@@ -88,7 +88,7 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
 ) -> None:
     rows = rows_of(page_of(tmp_path / "set.html", "set", folder))
     statistics = read_set(
-        "pictures", folder, set_images(folder), 512, progress=no_progress
+        "images", folder, set_images(folder), 512, progress=no_progress
     ).statistics
     assert rows == [list(row) for row in judged(statistics)]
     assert any("NOT MET" in cell for row in rows for cell in row)
@@ -97,12 +97,12 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
 
 def test_near_duplicates_are_shown_beside_their_number(folder: Path, tmp_path: Path) -> None:
     text = page_of(tmp_path / "set.html", "set", folder)
-    part = text.partition("Near-duplicates of pictures</h2>")[2].partition("</section>")[0]
+    part = text.partition("Near-duplicates of images</h2>")[2].partition("</section>")[0]
     assert "3 of 7 images could be removed" in part
     names = [[str(folder / f"{place}.png") for place in group] for group in ((1, 5), (2, 3, 6))]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", part)
     assert captions == [" and ".join(names[0]), f"3 images, {', '.join(names[1])}"]
-    # 2 and 3 pictures beside each other, 128 pixels each with a gap of 2.
+    # 2 and 3 images beside each other, 128 pixels each with a gap of 2.
     assert re.findall(r'width="(\d+)" height="(\d+)"', part) == [("258", "128"), ("388", "128")]
 
 
@@ -216,23 +216,23 @@ def _run(_folder: Path, _fractals: Path, out: Path) -> tuple[str, int, int]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("make", [_set, _sets, _mixed, _flame, _escape, _run])
-def test_each_page_shows_its_pictures_and_tables_on_a_phone_and_on_a_desk(
+def test_each_page_shows_its_images_and_tables_on_a_phone_and_on_a_desk(
     folder: Path,
     fractals: Path,
     tmp_path: Path,
     make: Callable[[Path, Path, Path], tuple[str, int, int]],
 ) -> None:
-    text, n_pictures, n_tables = make(folder, fractals, tmp_path)
+    text, n_images, n_tables = make(folder, fractals, tmp_path)
     widths = [int(width) for width in re.findall(r'<img [^>]*width="(\d+)"', text)]
-    assert len(widths) == n_pictures
+    assert len(widths) == n_images
     for window in (500, 1200):
         found = probe(text, tmp_path, window)
-        pictures, tables = found["pictures"], found["tables"]
-        assert isinstance(pictures, list)
+        images, tables = found["images"], found["tables"]
+        assert isinstance(images, list)
         assert isinstance(tables, list)
-        assert [natural for natural, _, _ in pictures] == widths
-        assert all(0 < shown <= natural for natural, shown, _ in pictures)
-        assert all(right <= found["width"] for _, _, right in pictures)
+        assert [natural for natural, _, _ in images] == widths
+        assert all(0 < shown <= natural for natural, shown, _ in images)
+        assert all(right <= found["width"] for _, _, right in images)
         assert len(tables) == n_tables
         assert [rows for rows, _ in tables] == [
             table.count("<tr>") for table in re.findall("<table.*?</table>", text, re.DOTALL)

@@ -161,7 +161,7 @@ def test_a_node_that_is_killed_while_it_works_does_not_show(
     report: dict[str, dict[str, int]], kind: str
 ) -> None:
     told = report[kind]
-    assert told["pictures"] == 16
+    assert told["images"] == 16
     # It was in the middle of a chunk, which another node generated again.
     assert told["by the killed node"] >= 1
     assert told["generated twice"] >= 1
@@ -225,7 +225,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
         text=True,
         check=True,
     )
-    assert json.loads(result.stdout)["painted"] == 300 - recorded
+    assert json.loads(result.stdout)["generated"] == 300 - recorded
 
 
 @pytest.mark.slow
@@ -249,7 +249,7 @@ def test_feature_visualizations_of_a_cluster_are_those_of_one_machine(
         stdout=subprocess.PIPE,
         check=True,
     ).stdout
-    assert json.loads(output)["painted"] == 9
+    assert json.loads(output)["generated"] == 9
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
 
 

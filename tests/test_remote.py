@@ -568,7 +568,7 @@ def test_a_set_can_be_read_by_a_command(served_set: Path, cache: ShardCache) -> 
 
 
 def test_a_manifest_writes_no_commands(tmp_path: Path, cache: ShardCache) -> None:
-    folder = write_shards(tmp_path / "set", [b"picture"], sizes=[1])
+    folder = write_shards(tmp_path / "set", [b"image"], sizes=[1])
     name = "x; touch ran; .tar"
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
     (folder / manifest["shards"][0]["file"]).rename(folder / name)

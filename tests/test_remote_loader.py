@@ -35,12 +35,12 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET
 from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.system.objects import RemoteAccess
-from pixmix.packed import PackedPictures
-from shard_sets import drawn_pictures, encoded, write_shards
+from pixmix.packed import PackedImages
+from shard_sets import drawn_images, encoded, write_shards
 from streaming_model import shard_uses
 
 SMALL = replace(IMAGENET, image_size=14)
-MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+MIXING = PackedImages.pack(drawn_images(9, 2, (20, 23)))
 SIZES = (5, 6, 0, 7, 4, 8)
 N = sum(SIZES)
 
@@ -61,9 +61,9 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    contents = [encoded(picture) for picture in drawn_pictures(N)]
+    contents = [encoded(image) for image in drawn_images(N)]
     write_shards(tmp_path / "root" / "large", contents, sizes=SIZES)
-    contents = [encoded(picture) for picture in drawn_pictures(N, 1, (16, 16))]
+    contents = [encoded(image) for image in drawn_images(N, 1, (16, 16))]
     write_shards(tmp_path / "root" / "small", contents, sizes=SIZES, kind="cifar10")
     return tmp_path / "root"
 

@@ -23,11 +23,11 @@ def test_a_sheet_is_a_near_square_grid(n: int, columns: int | None, grid: tuple[
 def test_images_are_in_reading_order_and_keep_their_aspect() -> None:
     colours = [(250, 0, 0), (0, 250, 0), (0, 0, 250)]
     shapes = [(40, 80), (80, 40), (5, 5)]
-    pictures = [
+    images = [
         np.full((*shape, 3), colour, np.uint8)
         for shape, colour in zip(shapes, colours, strict=True)
     ]
-    sheet = np.asarray(contact_sheet(pictures, columns=2, cell=20))
+    sheet = np.asarray(contact_sheet(images, columns=2, cell=20))
     found = [np.argwhere((sheet == colour).all(axis=2)) for colour in colours]
     pitch = 20 + GAP
     boxes = [(*marks.min(axis=0), *(marks.max(axis=0) + 1)) for marks in found]
@@ -35,10 +35,10 @@ def test_images_are_in_reading_order_and_keep_their_aspect() -> None:
 
 
 def test_an_image_of_the_cells_size_comes_out_as_it_is_and_is_not_changed() -> None:
-    picture = noise(0, (20, 20))
-    before = picture.copy()
-    assert np.array_equal(np.asarray(contact_sheet([picture], cell=20)), before)
-    assert np.array_equal(picture, before)
+    image = noise(0, (20, 20))
+    before = image.copy()
+    assert np.array_equal(np.asarray(contact_sheet([image], cell=20)), before)
+    assert np.array_equal(image, before)
 
 
 def test_shrinking_averages_instead_of_picking() -> None:

@@ -39,7 +39,7 @@ def report() -> str:
         "On two & more networks.",
         [
             Section(
-                title="Pictures",
+                title="Images",
                 parts=(
                     PageImage(data=png(1200, 400), description='a "wide" one', caption="wide"),
                     PageImage(data=png(), description="a small one"),
@@ -126,11 +126,11 @@ def test_a_page_is_written_into_a_new_folder_and_over_an_old_one(tmp_path: Path)
 @pytest.mark.parametrize("width", [500, 1200])
 def test_a_browser_shows_each_image_and_table_within_its_window(tmp_path: Path, width: int) -> None:
     found = probe(report(), tmp_path, width)
-    pictures, tables = found["pictures"], found["tables"]
-    assert isinstance(pictures, list)
+    images, tables = found["images"], found["tables"]
+    assert isinstance(images, list)
     assert isinstance(tables, list)
-    assert [natural for natural, _, _ in pictures] == [1200, 40]
-    assert all(shown > 0 and right <= found["width"] for _, shown, right in pictures)
+    assert [natural for natural, _, _ in images] == [1200, 40]
+    assert all(shown > 0 and right <= found["width"] for _, shown, right in images)
     assert [rows for rows, _ in tables] == [4]
     assert all(height > 50 for _, height in tables)
     # A wide table moves in its own frame; the page does not move sideways.
@@ -149,8 +149,8 @@ def test_a_screenshot_of_a_page_has_the_colour_of_its_image(tmp_path: Path) -> N
         capture_output=True, check=True, timeout=120,
     )  # fmt: skip
     pixels = np.asarray(Image.open(shot).convert("RGB")).astype(int)
-    of_picture = (abs(pixels - (200, 30, 60)).max(axis=2) < 6).mean()
-    assert of_picture > 0.2
+    of_image = (abs(pixels - (200, 30, 60)).max(axis=2) < 6).mean()
+    assert of_image > 0.2
 
 
 def test_names_are_the_last_parts_of_where_paths_lead(

@@ -14,9 +14,9 @@ from pipelines.cli import shard as command
 from pipelines.shards import writer
 from pipelines.shards.format import open_shards
 from pipelines.system import processes
-from shard_sets import drawn_pictures, encoded, run_here
+from shard_sets import drawn_images, encoded, run_here
 
-PICTURES = drawn_pictures(40, 7)
+IMAGES = drawn_images(40, 7)
 
 
 def run(*arguments: object) -> Result:
@@ -50,10 +50,10 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def source(tmp_path: Path) -> Path:
     """Two classes with eight images each."""
     root = tmp_path / "source"
-    for i, picture in enumerate(PICTURES[:16]):
+    for i, image in enumerate(IMAGES[:16]):
         path = root / "ab"[i % 2] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture))
+        path.write_bytes(encoded(image))
     return root
 
 
@@ -84,12 +84,12 @@ def swap_two(source: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "another size": lambda s: (s / "a" / "00.png").write_bytes(encoded(PICTURES[20])),
-    "another size, the old time": lambda s: keep_times(s / "a" / "00.png", encoded(PICTURES[21])),
+    "another size": lambda s: (s / "a" / "00.png").write_bytes(encoded(IMAGES[20])),
+    "another size, the old time": lambda s: keep_times(s / "a" / "00.png", encoded(IMAGES[21])),
     "another content of one size": lambda s: (s / "b" / "01.png").write_bytes(
         (s / "b" / "01.png").read_bytes()[:-12] + b"\0\0\0\0IEND\xaeB`\x82"
     ),
-    "a file more": lambda s: (s / "a" / "99.png").write_bytes(encoded(PICTURES[22])),
+    "a file more": lambda s: (s / "a" / "99.png").write_bytes(encoded(IMAGES[22])),
     "a file less": lambda s: (s / "b" / "03.png").unlink(),
     "a folder more": lambda s: shutil.copytree(s / "a", s / "c"),
 }
@@ -135,9 +135,9 @@ def test_a_finished_set_is_not_called_complete_when_a_file_has_another_content(
     source: Path, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "out"
-    (source / "a" / "00.png").write_bytes(encoded(PICTURES[0]).ljust(20_000, b"\0"))
+    (source / "a" / "00.png").write_bytes(encoded(IMAGES[0]).ljust(20_000, b"\0"))
     written(kind, source, out, "--num-shards", 3)
-    (source / "a" / "00.png").write_bytes(encoded(PICTURES[23]).ljust(20_000, b"\0"))
+    (source / "a" / "00.png").write_bytes(encoded(IMAGES[23]).ljust(20_000, b"\0"))
     before = contents_of(out)
     result = run(kind, source, out, "--num-shards", 3, "--jobs", 1)
     assert result.exit_code == 1
@@ -183,7 +183,7 @@ def test_a_source_that_changes_while_it_is_written_is_told(
 
     def run_chunks(work: object, chunks: object, **options: object) -> None:
         real(work, chunks, **options)  # type: ignore[arg-type]
-        (source / "b" / "05.png").write_bytes(encoded(PICTURES[24]))
+        (source / "b" / "05.png").write_bytes(encoded(IMAGES[24]))
 
     with monkeypatch.context() as patched:
         patched.setattr(processes, "run_chunks", run_chunks)

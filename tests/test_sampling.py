@@ -28,7 +28,7 @@ from fractals.systems import PREVIEW_SIZE, TEMPLATES, frame, singular_values
 
 ROOT = Path(__file__).resolve().parent.parent
 N_INDICES = 60
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def contents(genome: Genome) -> Genome:
     return replace(genome, family="mixed", seed=0, index=0, attempt=0)
 
 
-def test_other_seeds_indices_and_families_give_other_pictures() -> None:
+def test_other_seeds_indices_and_families_give_other_images() -> None:
     arguments = list(product((0, 1, 2), range(4), FAMILIES))
     assert len({contents(draw_genome(*each)) for each in arguments}) == len(arguments) == 48
 
@@ -103,7 +103,7 @@ def test_seed_and_index_are_not_added() -> None:
 # --- families ------------------------------------------------------------------------------------
 
 
-def test_ifs_pictures_hold_affine_maps_alone(drawn: dict[str, list[Genome]]) -> None:
+def test_ifs_images_hold_affine_maps_alone(drawn: dict[str, list[Genome]]) -> None:
     systems = systems_of(drawn["ifs"])
     assert len(systems) == len(fractals_of(drawn["ifs"])) >= N_INDICES
     for system in systems:
@@ -112,7 +112,7 @@ def test_ifs_pictures_hold_affine_maps_alone(drawn: dict[str, list[Genome]]) -> 
     assert {len(system.maps) for system in systems} == set(range(2, 9))
 
 
-def test_flame_pictures_hold_chaos_games_with_variations(
+def test_flame_images_hold_chaos_games_with_variations(
     drawn: dict[str, list[Genome]],
 ) -> None:
     systems = systems_of(drawn["flame"])
@@ -130,7 +130,7 @@ def test_flame_pictures_hold_chaos_games_with_variations(
     assert any(system.symmetry < 0 for system in systems)
 
 
-def test_escape_pictures_hold_no_chaos_game(drawn: dict[str, list[Genome]]) -> None:
+def test_escape_images_hold_no_chaos_game(drawn: dict[str, list[Genome]]) -> None:
     layers = fractals_of(drawn["escape"])
     assert len(layers) >= N_INDICES
     assert all(isinstance(each, EscapeLayer) for each in layers)
@@ -138,7 +138,7 @@ def test_escape_pictures_hold_no_chaos_game(drawn: dict[str, list[Genome]]) -> N
     assert {"power", "ship", "newton"} <= formulas
 
 
-def test_mixed_pictures_hold_every_family_and_one_to_several_layers(
+def test_mixed_images_hold_every_family_and_one_to_several_layers(
     drawn: dict[str, list[Genome]],
 ) -> None:
     layers = fractals_of(drawn["mixed"])
@@ -310,18 +310,18 @@ def test_a_stretch_loses_at_most_two_percent_at_each_end(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_kept_preview_meets_the_bars(drawn: dict[str, list[Genome]], family: str) -> None:
     for genome in drawn[family][::4]:
-        picture = preview(genome, 0)
-        measured = measure(picture)
+        image = preview(genome, 0)
+        measured = measure(image)
         for bar in dataclasses.fields(Bars):
             if bar.name in measured:
                 assert measured[bar.name] >= getattr(BARS, bar.name), (genome.index, bar.name)
         assert measured["edge_density"] <= BARS.most_edges
-        assert coherence(picture) >= BARS.coherence
-        assert reliability(picture, preview(genome, 1)) >= BARS.reliability
-        assert faults(genome, picture) == []
+        assert coherence(image) >= BARS.coherence
+        assert reliability(image, preview(genome, 1)) >= BARS.reliability
+        assert faults(genome, image) == []
 
 
-def judged(seed: int, index: int, family: str, attempt: int) -> tuple[Genome, Picture] | None:
+def judged(seed: int, index: int, family: str, attempt: int) -> tuple[Genome, Image] | None:
     """A draft as it is judged: stretched, its preview painted from the games it was exposed by."""
     trial = draft(seed, index, family, attempt)
     if trial is None:
@@ -356,10 +356,10 @@ def test_the_first_draft_without_faults_is_kept_and_all_before_it_name_theirs(
 def test_what_was_judged_is_what_the_genome_alone_renders(family: str) -> None:
     """The preview reuses the games of the exposure; a genome read from JSON plays them anew."""
     trials = [judged(1, index, family, 0) for index in range(6)]
-    pictures = [trial for trial in trials if trial is not None]
-    assert len(pictures) >= 3
-    for genome, picture in pictures:
-        np.testing.assert_array_equal(preview(genome, 0), picture)
+    images = [trial for trial in trials if trial is not None]
+    assert len(images) >= 3
+    for genome, image in images:
+        np.testing.assert_array_equal(preview(genome, 0), image)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -374,8 +374,8 @@ def test_between_an_eighth_and_three_quarters_of_drafts_are_kept(
 # Each function below changes a kept preview so that one bar is missed and all others met.
 
 
-def blurred(picture: NDArray[np.floating] | Picture, times: int) -> NDArray[np.float64]:
-    values = picture.astype(np.float64)
+def blurred(image: NDArray[np.floating] | Image, times: int) -> NDArray[np.float64]:
+    values = image.astype(np.float64)
     for _ in range(times):
         for axis in (0, 1):
             padded = np.pad(values, [(1, 1) if i == axis else (0, 0) for i in range(3)], "edge")
@@ -385,84 +385,84 @@ def blurred(picture: NDArray[np.floating] | Picture, times: int) -> NDArray[np.f
     return values
 
 
-def as_bytes(values: NDArray[np.float64]) -> Picture:
+def as_bytes(values: NDArray[np.float64]) -> Image:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-def with_a_black_bar(picture: Picture) -> Picture:
-    out = picture.copy()
+def with_a_black_bar(image: Image) -> Image:
+    out = image.copy()
     out[-9:] = 0
     return out
 
 
-def in_waves(picture: Picture, period: float, height: float) -> Picture:
-    """Triangle waves, aslant, of a period in pixels and a height in levels; hues of the picture."""
+def in_waves(image: Image, period: float, height: float) -> Image:
+    """Triangle waves, aslant, of a period in pixels and a height in levels; hues of the image."""
     place = np.add.outer(np.arange(64), 2 * np.arange(64)) / np.sqrt(5)
     wave = np.abs(place / period % 1 - 0.5)[..., None] * 2 * height
-    tint = blurred(picture, 8)
+    tint = blurred(image, 8)
     tint -= (tint @ np.array([0.299, 0.587, 0.114]))[..., None]
     return as_bytes(127.5 - height / 2 + wave + tint)
 
 
-def in_gentle_waves(picture: Picture) -> Picture:
+def in_gentle_waves(image: Image) -> Image:
     """Slopes of 5 levels a pixel, too little for an edge, but not at 36 pixels instead of 64."""
-    return in_waves(picture, 64, 160)
+    return in_waves(image, 64, 160)
 
 
-def in_steep_waves(picture: Picture) -> Picture:
+def in_steep_waves(image: Image) -> Image:
     """Slopes everywhere."""
-    return in_waves(picture, 10, 220)
+    return in_waves(image, 10, 220)
 
 
-def in_flat_tiles(picture: Picture) -> Picture:
+def in_flat_tiles(image: Image) -> Image:
     """Edges between tiles of 8x8 pixels alone, none within."""
-    tiles = picture.reshape(8, 8, 8, 8, 3).astype(np.float64).mean((1, 3), keepdims=True)
+    tiles = image.reshape(8, 8, 8, 8, 3).astype(np.float64).mean((1, 3), keepdims=True)
     spread = (tiles - tiles.mean()) * 1.6 + tiles.mean()
     return as_bytes(np.broadcast_to(spread, (8, 8, 8, 8, 3)).reshape(64, 64, 3))
 
 
-def ruled(picture: Picture) -> Picture:
+def ruled(image: Image) -> Image:
     """Broad soft forms, most of them under stripes of 3 pixels, which are gone at 32 pixels."""
     stripes = np.array([-20.0, 0.0, 20.0])[np.arange(64) % 3][:, None, None]
-    return as_bytes(blurred(picture, 60) + stripes * (np.arange(64) < 45)[None, :, None])
+    return as_bytes(blurred(image, 60) + stripes * (np.arange(64) < 45)[None, :, None])
 
 
-def without_broad_light(picture: Picture) -> Picture:
+def without_broad_light(image: Image) -> Image:
     """All regions alike bright: each keeps only how it differs from its surroundings."""
-    luma = (picture @ np.array([0.299, 0.587, 0.114]))[..., None]
+    luma = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
     broad = blurred(luma, 3)
-    return as_bytes(picture - luma + (luma - broad) * 1.3 + broad.mean())
+    return as_bytes(image - luma + (luma - broad) * 1.3 + broad.mean())
 
 
-def in_few_colours(picture: Picture) -> Picture:
+def in_few_colours(image: Image) -> Image:
     """Nine colours, by luma."""
-    luma = picture @ np.array([0.299, 0.587, 0.114])
+    luma = image @ np.array([0.299, 0.587, 0.114])
     ranks = luma.ravel().argsort().argsort().reshape(luma.shape) * 9 // luma.size
     level = ranks[..., None] * 28.0 + 16
     tint = np.stack([ranks % 3 * 60.0 - 60, ranks % 2 * 40.0 - 20, 60 - ranks % 3 * 60.0], -1)
     return as_bytes(level + tint)
 
 
-def greyed(picture: Picture) -> Picture:
-    luma = (picture @ np.array([0.299, 0.587, 0.114]))[..., None]
-    keep = 0.97 * BARS.colourfulness / measure(picture)["colourfulness"]
-    return as_bytes(luma + keep * (picture - luma))
+def greyed(image: Image) -> Image:
+    luma = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
+    keep = 0.97 * BARS.colourfulness / measure(image)["colourfulness"]
+    return as_bytes(luma + keep * (image - luma))
 
 
-def crumbled(picture: Picture) -> Picture:
+def crumbled(image: Image) -> Image:
     """The pixels of every 4x4 tile shuffled: the same colours and forms, no contours."""
     rng = np.random.default_rng(0)
-    tiles = picture.reshape(16, 4, 16, 4, 3).swapaxes(1, 2).reshape(256, 16, 3)
+    tiles = image.reshape(16, 4, 16, 4, 3).swapaxes(1, 2).reshape(256, 16, 3)
     mixed = np.stack([tile[rng.permutation(16)] for tile in tiles])
     return mixed.reshape(16, 16, 4, 4, 3).swapaxes(1, 2).reshape(64, 64, 3)
 
 
-def of_other_dots(picture: Picture) -> Picture:
-    """Turned around, a picture shares nothing with the second game but its statistics."""
-    return np.ascontiguousarray(picture[::-1, ::-1])
+def of_other_dots(image: Image) -> Image:
+    """Turned around, an image shares nothing with the second game but its statistics."""
+    return np.ascontiguousarray(image[::-1, ::-1])
 
 
-MISSES: dict[str, Callable[[Picture], Picture]] = {
+MISSES: dict[str, Callable[[Image], Image]] = {
     "coverage": with_a_black_bar,
     "edge_density": in_gentle_waves,
     "textured_blocks": in_flat_tiles,
@@ -482,7 +482,7 @@ def test_there_is_a_way_to_miss_every_bar() -> None:
 
 @pytest.mark.parametrize("bar", MISSES)
 def test_each_bar_alone_can_reject(drawn: dict[str, list[Genome]], bar: str) -> None:
-    """Of many kept pictures at least one, so changed, misses this bar and no other."""
+    """Of many kept images at least one, so changed, misses this bar and no other."""
     genomes = [genome for family in FAMILIES for genome in drawn[family]]
     missed = [faults(genome, MISSES[bar](preview(genome, 0))) for genome in genomes]
     assert [bar] in missed

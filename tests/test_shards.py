@@ -27,18 +27,18 @@ from pipelines.shards.request import shuffled
 from pipelines.shards.tar import scan_tar
 from pipelines.shards.writer import bounds, shard_name
 from shard_commands import (
-    PICTURES,
+    IMAGES,
     contents_of,
     made,
     run,
 )
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 
 ROOT = Path(__file__).parents[1]
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The pictures of an image folder as torchvision sorts them."""
+    """The images of an image folder as torchvision sorts them."""
     return sorted(folder.rglob("*.JPEG"), key=lambda path: (path.parent.name, path.name))
 
 
@@ -242,12 +242,12 @@ def test_other_settings_are_refused_naming_the_field(
 def test_a_changed_source_is_refused(tmp_path: Path) -> None:
     source = tmp_path / "source" / "a"
     source.mkdir(parents=True)
-    (source / "1.png").write_bytes(encoded(PICTURES[0]))
+    (source / "1.png").write_bytes(encoded(IMAGES[0]))
     made("imagefolder", source.parent, tmp_path / "out")
-    (source / "2.png").write_bytes(encoded(PICTURES[1]))
+    (source / "2.png").write_bytes(encoded(IMAGES[1]))
     result = run("imagefolder", source.parent, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "source_pictures: " in result.stderr
+    assert "source_images: " in result.stderr
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_set(
@@ -291,8 +291,8 @@ def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
 ) -> None:
     folder = tmp_path / "source" / "a"
     folder.mkdir(parents=True)
-    for i, picture in enumerate(drawn_pictures(40, 5, (100, 150))):
-        (folder / f"{i}.png").write_bytes(encoded(picture))
+    for i, image in enumerate(drawn_images(40, 5, (100, 150))):
+        (folder / f"{i}.png").write_bytes(encoded(image))
     arguments = ["imagefolder", folder.parent, small_disk / "out", "--num-shards", 10]
     result = run(*arguments, "--jobs", 2)
     assert result.exit_code == 1

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import open_shards
-from shard_commands import PICTURES, PNG, contents_of, plain_tar, run
+from shard_commands import IMAGES, PNG, contents_of, plain_tar, run
 from shard_sets import encoded
 
 
@@ -81,10 +81,10 @@ def test_tars_of_two_folders_are_no_set_and_a_made_set_is_left_alone(
 def odd_source(tmp_path: Path) -> Path:
     folder = tmp_path / "odd" / "a"
     folder.mkdir(parents=True)
-    image = Image.fromarray(PICTURES[0])
+    image = Image.fromarray(IMAGES[0])
     image.save(folder / "0.jpg", quality=95)
     image.convert("CMYK").save(folder / "1.jpg", quality=95)
-    (folder / "2.JPEG").write_bytes(encoded(PICTURES[1], "png"))
+    (folder / "2.JPEG").write_bytes(encoded(IMAGES[1], "png"))
     return folder.parent
 
 
@@ -120,8 +120,8 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
 def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "a"
     folder.mkdir(parents=True)
-    (folder / "0.png").write_bytes(encoded(PICTURES[0]))
-    (folder / "1.png").write_bytes(encoded(PICTURES[1])[:-200])
+    (folder / "0.png").write_bytes(encoded(IMAGES[0]))
+    (folder / "1.png").write_bytes(encoded(IMAGES[1])[:-200])
     (folder / "2.jpg").write_bytes(b"")
     out = tmp_path / "out"
     result = run("imagefolder", folder.parent, out, "--jobs", 1)
@@ -136,7 +136,7 @@ def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> No
 
 def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
     (tmp_path / "source" / "a").mkdir(parents=True)
-    (tmp_path / "source" / "a" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "source" / "a" / "0.png").write_bytes(b"no image")
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1

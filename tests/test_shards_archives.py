@@ -33,16 +33,16 @@ from pipelines.shards.format import open_shards
 from pipelines.shards.tar import scan_tar
 from pipelines.system.plain_pickle import read_pickle
 from shard_commands import Evil, made, run
-from shard_sets import drawn_pictures, encoded
+from shard_sets import drawn_images, encoded
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
-PICTURES = drawn_pictures(6, 5, (20, 30))
+IMAGES = drawn_images(6, 5, (20, 30))
 
 
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
-    """The pictures of a set of shards, by their keys."""
+    """The images of a set of shards, by their keys."""
     opened = open_shards(folder)
     reader = ShardDataset(opened)
     order = sorted(range(len(opened)), key=opened.key)
@@ -54,8 +54,8 @@ def zipped(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, prefix: str =
         archive.writestr("__MACOSX/set/._0.png", b"x")
         archive.writestr("set/", b"")
         archive.writestr("set/readme.txt", b"x")
-        for i, picture in enumerate(PICTURES):
-            archive.writestr(f"{prefix}{i}.png", encoded(picture))
+        for i, image in enumerate(IMAGES):
+            archive.writestr(f"{prefix}{i}.png", encoded(image))
     return path
 
 
@@ -65,11 +65,11 @@ def test_a_zip_is_read_as_it_lies(tmp_path: Path, compression: int, prefix: str)
     archive = zipped(tmp_path / "images.zip", compression=compression, prefix=prefix)
     packed = open_mixing_set(archive, 20, cache_dir=tmp_path / "cache")
     assert len(packed) == 6
-    for i, picture in enumerate(PICTURES):
-        assert np.array_equal(packed[i], picture)
+    for i, image in enumerate(IMAGES):
+        assert np.array_equal(packed[i], image)
     assert run("mixing", archive, tmp_path / "out", "--jobs", 1).exit_code == 0
-    for found, picture in zip(pixels_of(tmp_path / "out"), PICTURES, strict=True):
-        assert np.array_equal(found, picture)
+    for found, image in zip(pixels_of(tmp_path / "out"), IMAGES, strict=True):
+        assert np.array_equal(found, image)
     result = CliRunner().invoke(show, ["set", str(archive), "--json"])
     assert json.loads(result.stdout)["images"] == 6
 
@@ -109,8 +109,8 @@ def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
     folder.mkdir()
     with tarfile.open(folder / name, mode) as tar:
         info = tarfile.TarInfo("0.png")
-        info.size = len(encoded(PICTURES[0]))
-        tar.addfile(info, io.BytesIO(encoded(PICTURES[0])))
+        info.size = len(encoded(IMAGES[0]))
+        tar.addfile(info, io.BytesIO(encoded(IMAGES[0])))
     with pytest.raises(PipelineError) as caught:
         open_mixing_set(folder / name, 20, cache_dir=tmp_path / "cache")
     remedy = re.search(r"run (.*) and name", str(caught.value))
@@ -125,7 +125,7 @@ def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
 @pytest.mark.parametrize("name", ["../0.png", "/etc/0.png", "a/../../0.png", "a\\..\\0.png"])
 def test_a_name_that_leads_out_of_a_zip_is_refused(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        archive.writestr(name, encoded(PICTURES[0]))
+        archive.writestr(name, encoded(IMAGES[0]))
     with pytest.raises(PipelineError, match=r"x\.zip"):
         list(archived_images(tmp_path / "x.zip"))
 
@@ -494,7 +494,7 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path: Path, what: 
 
 
 def cifar_folder(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:
-    """Write a python archive of CIFAR-10's form, five pictures a batch; return the pictures."""
+    """Write a python archive of CIFAR-10's form, five images a batch; return the images."""
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, (30, 3072), dtype=np.uint8)
     folder = root / "cifar-10-batches-py"
@@ -514,7 +514,7 @@ def cifar_folder(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> None:
-    pictures = cifar_folder(tmp_path / "root")
+    images = cifar_folder(tmp_path / "root")
     source = tmp_path / "root"
     if packed:
         source = tmp_path / "cifar-10-python.tar.gz"
@@ -529,7 +529,7 @@ def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> No
         for i in range(n):
             number = int(opened.key(i))
             image = np.asarray(Image.open(io.BytesIO(reader.read(i))))
-            assert np.array_equal(image, pictures[first + number])
+            assert np.array_equal(image, images[first + number])
             assert opened.samples["label"][i] == (first + number) % 10
 
 

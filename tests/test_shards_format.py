@@ -23,15 +23,15 @@ from pipelines.shards.format import (
 )
 from pipelines.system.files import file_sha256
 from pixmix import packed
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 
 Document = dict[str, Any]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    pictures = [encoded(picture) for picture in drawn_pictures(4)]
-    return write_shards(tmp_path / "set", pictures, sizes=[2, 2])
+    images = [encoded(image) for image in drawn_images(4)]
+    return write_shards(tmp_path / "set", images, sizes=[2, 2])
 
 
 def refused(content: bytes) -> str:

@@ -28,7 +28,7 @@ from pipelines.shards.images import (
 )
 from pipelines.shards.sources import ImageFolderSource
 from shard_commands import (
-    PICTURES,
+    IMAGES,
     PNG,
     folders_of_images,
     made,
@@ -52,14 +52,14 @@ NOT_IMAGES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
 def folder_of(root: Path, classes: str = "ab", n: int = 3) -> Path:
     for i in range(n):
         for name in classes:
-            write_file(root / name / f"{i}.png", encoded(PICTURES[i]))
+            write_file(root / name / f"{i}.png", encoded(IMAGES[i]))
     return root
 
 
 def with_litter(root: Path) -> Path:
     folder_of(root)
     for name in LITTER:
-        write_file(root / name, encoded(PICTURES[9]))
+        write_file(root / name, encoded(IMAGES[9]))
     for name in NOT_IMAGES:
         write_file(root / name, b"not an image")
     return root
@@ -105,8 +105,8 @@ def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) ->
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("./0.png", "./._0.png", "__MACOSX/0.png", "1.png", ".cache/2.png"):
             info = tarfile.TarInfo(name)
-            info.size = len(encoded(PICTURES[0]))
-            tar.addfile(info, io.BytesIO(encoded(PICTURES[0])))
+            info.size = len(encoded(IMAGES[0]))
+            tar.addfile(info, io.BytesIO(encoded(IMAGES[0])))
     result = run("index", tmp_path / "x.tar", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["n_samples"] == 2
@@ -116,12 +116,12 @@ def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) ->
 @pytest.mark.parametrize("option", ["--on-decode-error", "--on-nonstandard"])
 def test_a_class_of_which_no_image_is_left_is_refused(tmp_path: Path, option: str) -> None:
     source = folder_of(tmp_path / "source")
-    content = b"no image" if option == "--on-decode-error" else encoded(PICTURES[0], "jpg")
+    content = b"no image" if option == "--on-decode-error" else encoded(IMAGES[0], "jpg")
     write_file(source / "c" / "0.png", content)
     result = run("imagefolder", source, tmp_path / "out", option, "skip", "--jobs", 1)
     assert result.exit_code == 1
     assert "'c'" in result.stderr
-    write_file(source / "c" / "1.png", encoded(PICTURES[1]))
+    write_file(source / "c" / "1.png", encoded(IMAGES[1]))
     made("imagefolder", source, tmp_path / "out", option, "skip")
 
 
@@ -130,7 +130,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
     for split, form in (("train", "NFC"), ("val", "NFD")):
         for name in ("z", "\u00e9t\u00e9", "a"):
             folder = tmp_path / "source" / split / unicodedata.normalize(form, name)
-            write_file(folder / "0.png", encoded(PICTURES[0]))
+            write_file(folder / "0.png", encoded(IMAGES[0]))
     out = made("imagefolder", tmp_path / "source", tmp_path / "out")
     train, val = (open_shards(out / split) for split in ("train", "val"))
     assert train.classes == val.classes == ("a", "z", "\u00e9t\u00e9")
@@ -141,7 +141,7 @@ def test_two_folders_that_are_one_class_are_refused(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source")
     for form in ("NFC", "NFD"):
         folder = source / unicodedata.normalize(form, "\u00e9t\u00e9")
-        write_file(folder / "0.png", encoded(PICTURES[0]))
+        write_file(folder / "0.png", encoded(IMAGES[0]))
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
     assert "\u00e9t\u00e9" in result.stderr
@@ -156,7 +156,7 @@ def test_names_of_any_bytes_are_written_everywhere(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system has names of UTF-8 alone")
     for i in range(3):
-        (folder / os.fsdecode(b"\xe9%d.png" % i)).write_bytes(encoded(PICTURES[i]))
+        (folder / os.fsdecode(b"\xe9%d.png" % i)).write_bytes(encoded(IMAGES[i]))
     (folder / "broken.png").write_bytes(b"")
     report = tmp_path / "report.html"
     script = [sys.executable, "-m", "pipelines.cli.show", "set", str(folder)]
@@ -171,8 +171,8 @@ def test_names_of_any_bytes_are_written_everywhere(tmp_path: Path) -> None:
     assert "caf" in report.read_text(encoding="utf-8")
     with tarfile.open(folder / "x.tar", "w") as tar:
         info = tarfile.TarInfo("0.png")
-        info.size = len(encoded(PICTURES[0]))
-        tar.addfile(info, io.BytesIO(encoded(PICTURES[0])))
+        info.size = len(encoded(IMAGES[0]))
+        tar.addfile(info, io.BytesIO(encoded(IMAGES[0])))
     assert run("index", folder / "x.tar").exit_code == 0
     (folder / "x.tar").unlink()
     made("mixing", folder, tmp_path / "out", "--on-decode-error", "skip")
@@ -254,17 +254,17 @@ def test_no_command_waits_for_a_file_that_is_none(tmp_path: Path, kind: str) -> 
     assert not out.exists()
 
 
-def oriented(picture: np.ndarray, value: int, format: str = "JPEG") -> bytes:
+def oriented(image: np.ndarray, value: int, format: str = "JPEG") -> bytes:
     exif = Image.Exif()
     exif[0x0112] = value
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, format, exif=exif, quality=95)
+    Image.fromarray(image).save(file, format, exif=exif, quality=95)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("value", range(1, 9))
 def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) -> None:
-    content = oriented(PICTURES[0], value)
+    content = oriented(IMAGES[0], value)
     source = write_file(tmp_path / "source" / "a" / "0.jpg", content).parents[1]
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
     for command_name in ("imagefolder", "mixing"):
@@ -297,7 +297,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
 def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "src" / name).mkdir(parents=True)
-        (tmp_path / "src" / name / "0.png").write_bytes(encoded(PICTURES[0]))
+        (tmp_path / "src" / name / "0.png").write_bytes(encoded(IMAGES[0]))
     (tmp_path / "src" / "loop").symlink_to("loop")
     made("imagefolder", tmp_path / "src", tmp_path / "out")
     assert run("verify", tmp_path / "out").exit_code == 0
@@ -358,7 +358,7 @@ def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
-def test_a_link_that_leads_back_adds_no_picture(tmp_path: Path, kind: str) -> None:
+def test_a_link_that_leads_back_adds_no_image(tmp_path: Path, kind: str) -> None:
     source = folders_of_images(tmp_path / "set", "a/deeper", "b")
     (source / "a" / "self").symlink_to(source / "a")
     (source / "a" / "deeper" / "set").symlink_to(source)
@@ -411,7 +411,7 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
     assert CliRunner().invoke(gen, arguments).exit_code == 0
     folder = tmp_path / "folder"
     (folder / "deeper").mkdir(parents=True)
-    (folder / "deeper" / "1.png").write_bytes(encoded(PICTURES[0]))
+    (folder / "deeper" / "1.png").write_bytes(encoded(IMAGES[0]))
     archive = tmp_path / "fractals_and_fvis.tar"
     with tarfile.open(archive, "w") as tar:
         tar.add(folder / "deeper" / "1.png", "fractals_and_fvis/fractals/images/1.png")
@@ -421,8 +421,8 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
     opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(5)}
     fractals = [(ours / "images" / f"{i:08}.jpg").read_bytes() for i in range(3)]
-    picture = encoded(PICTURES[0])
-    assert contents == dict(enumerate([*fractals, picture, picture]))
+    image = encoded(IMAGES[0])
+    assert contents == dict(enumerate([*fractals, image, image]))
     assert (opened.samples["label"] == -1).all()
     records = {}
     for path in out.glob("*.tar"):
@@ -436,9 +436,9 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
 
 
 def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
-    content = oriented(PICTURES[0], 6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
+    content = oriented(IMAGES[0], 6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
     write_file(tmp_path / "source" / "a" / "0.jpg", content)
-    write_file(tmp_path / "source" / "a" / "1.jpg", oriented(PICTURES[1], 99))
+    write_file(tmp_path / "source" / "a" / "1.jpg", oriented(IMAGES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
     assert "rotated" not in opened.settings["found"]
     assert bytes(ShardDataset(opened).read(0)) in (

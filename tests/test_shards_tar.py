@@ -51,7 +51,7 @@ def test_labels_are_found_where_they_stand(
         ([("a.png", b"")], "hold no sample with an image"),
         ([("../a.png", PNG)], "a name that leads out of its folder"),
         ([("/etc/a.png", PNG)], "a name that leads out of its folder"),
-        ([("a.txt", b"no picture")], "hold no sample with an image"),
+        ([("a.txt", b"no image")], "hold no sample with an image"),
         ([], "hold no sample with an image"),
     ],
 )
@@ -91,7 +91,7 @@ def test_stray_pickles_are_never_read_and_told_of(
     assert not (tmp_path / "pickle-was-run").exists()
 
 
-def test_an_empty_picture_is_left_out_and_told_of(tmp_path: Path) -> None:
+def test_an_empty_image_is_left_out_and_told_of(tmp_path: Path) -> None:
     tar = plain_tar(tmp_path / "x.tar", [("a.png", b""), ("b.png", PNG)])
     result = run("index", tar)
     assert "1 members: no sample, for its image is empty (as a)" in result.stdout

@@ -75,7 +75,7 @@ def test_a_tar_that_the_manifest_does_not_list_is_told_of(copy: Path) -> None:
     assert "photos-04.tar does not belong to the set" in result.stderr
 
 
-def test_a_picture_that_is_broken_in_a_whole_shard_is_found_by_its_key(tmp_path: Path) -> None:
+def test_a_image_that_is_broken_in_a_whole_shard_is_found_by_its_key(tmp_path: Path) -> None:
     tar = plain_tar(tmp_path / "x.tar", [("a.png", PNG), ("b.png", PNG[:-200])])
     assert run("index", tar).exit_code == 0
     assert run("verify", tmp_path, "--decode", 1).exit_code == 0

@@ -35,7 +35,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of five pictures."""
+    """A set of five images."""
     out = tmp_path_factory.mktemp("set") / "fractals"
     arguments = ["fractals", "--n", "5", "--size", "32", "--out", str(out), "--jobs", "1"]
     assert CliRunner().invoke(gen.main, arguments).exit_code == 0
@@ -88,13 +88,13 @@ def test_the_window_turns_with_its_camera() -> None:
     np.testing.assert_allclose(np.abs(window), 1, atol=1e-12)
 
 
-def test_the_window_has_the_form_of_the_picture() -> None:
+def test_the_window_has_the_form_of_the_image() -> None:
     layer = chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), Camera(centre=(0.0, 0.0), width=2.0))
     for shape, corner in (((20, 30), [-1.5, -1]), ((60, 20), [-1, -3]), ((7, 7), [-1, -1])):
         np.testing.assert_allclose(parallelograms(layer, shape)[0][0], corner)
 
 
-def test_a_picture_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
+def test_a_image_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
     out, drawn = tmp_path / "wide", tmp_path / "genome.png"
     words = ["fractals", "--n", "1", "--size", "48x32", "--out", str(out), "--jobs", "1"]
     assert CliRunner().invoke(gen.main, words).exit_code == 0
@@ -158,7 +158,7 @@ def test_each_layer_is_told_in_words_and_each_map_has_its_line(genomes: list[Gen
     assert kinds == {ChaosLayer, EscapeLayer}
 
 
-def test_the_figure_holds_the_picture_and_a_panel_a_layer(genomes: list[Genome]) -> None:
+def test_the_figure_holds_the_image_and_a_panel_a_layer(genomes: list[Genome]) -> None:
     for layers in (1, 2):
         genome = next(each for each in genomes if len(each.layers) == layers)
         drawn = np.asarray(figure(genome, 96))

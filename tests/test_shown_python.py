@@ -92,7 +92,7 @@ assert transform(Image.open("imagenet/train/a/0.jpg")).shape == (3, 224, 224)
 """,
     "floats = mix_batch(": "assert floats.shape == (4, 3, 32, 32)",
     "mix = BatchPixMix(mixing_set).to(device)\nfor": "assert images.shape == (4, 3, 32, 32)",
-    "genome = draw_genome": "assert picture.shape == (48, 64, 3) and preview.shape[1] == 96",
+    "genome = draw_genome": "assert image.shape == (48, 64, 3) and preview.shape[1] == 96",
     "tv_tensors.BoundingBoxes": """
 assert type(mixed) is tv_tensors.Image and mixed.shape == (3, 40, 60)
 assert target["boxes"].tolist() in ([[4, 6, 30, 20]], [[30, 6, 56, 20]])

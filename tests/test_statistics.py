@@ -1,4 +1,4 @@
-"""The statistics of pictures: twins, known truths, and the published figures of the reference."""
+"""The statistics of images: twins, known truths, and the published figures of the reference."""
 
 import io
 import math
@@ -27,8 +27,8 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 @st.composite
-def pictures(draw: st.DrawFn) -> NDArray[np.uint8]:
-    """Non-square pictures from flat to harsh, so that every threshold has pixels on both sides."""
+def images(draw: st.DrawFn) -> NDArray[np.uint8]:
+    """Non-square images from flat to harsh, so that every threshold has pixels on both sides."""
     height, width = draw(
         st.tuples(st.integers(16, 75), st.integers(16, 75)).filter(lambda side: side[0] != side[1])
     )
@@ -40,24 +40,24 @@ def pictures(draw: st.DrawFn) -> NDArray[np.uint8]:
     return coarse.repeat(grain, 0).repeat(grain, 1)[:height, :width]
 
 
-def padded(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
-    return kernels.padded_luma(picture)
+def padded(image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return kernels.padded_luma(image)
 
 
 def flat(red: int, green: int, blue: int, shape: tuple[int, int] = (40, 72)) -> NDArray[np.uint8]:
     return np.full((*shape, 3), (red, green, blue), np.uint8)
 
 
-def luma_at_32(picture: NDArray[np.uint8]) -> NDArray[np.int32]:
-    return statistics._padded_luma_at_32(padded(picture))[1:-1, 1:-1]
+def luma_at_32(image: NDArray[np.uint8]) -> NDArray[np.int32]:
+    return statistics._padded_luma_at_32(padded(image))[1:-1, 1:-1]
 
 
-def colour_vendi(pictures: list[NDArray[np.uint8]]) -> float:
-    return vendi_score(np.array([colour_features(picture) for picture in pictures]))
+def colour_vendi(images: list[NDArray[np.uint8]]) -> float:
+    return vendi_score(np.array([colour_features(image) for image in images]))
 
 
-def hog_vendi(pictures: list[NDArray[np.uint8]]) -> float:
-    return vendi_score(np.array([hog_features(picture) for picture in pictures]))
+def hog_vendi(images: list[NDArray[np.uint8]]) -> float:
+    return vendi_score(np.array([hog_features(image) for image in images]))
 
 
 def noise_with_slope(slope: float, shape: tuple[int, int], seed: int) -> NDArray[np.uint8]:
@@ -75,41 +75,41 @@ def noise_with_slope(slope: float, shape: tuple[int, int], seed: int) -> NDArray
 
 
 @settings(deadline=None, max_examples=40)
-@given(pictures())
-def test_luma_equals_its_twin_and_its_border_repeats_the_picture(
-    picture: NDArray[np.uint8],
+@given(images())
+def test_luma_equals_its_twin_and_its_border_repeats_the_image(
+    image: NDArray[np.uint8],
 ) -> None:
-    assert np.array_equal(padded(picture), np.pad(reference.luma(picture), 1, mode="edge"))
+    assert np.array_equal(padded(image), np.pad(reference.luma(image), 1, mode="edge"))
 
 
 @settings(deadline=None, max_examples=25)
-@given(pictures())
-def test_edges_equal_their_twin(picture: NDArray[np.uint8]) -> None:
+@given(images())
+def test_edges_equal_their_twin(image: NDArray[np.uint8]) -> None:
     assert np.array_equal(
-        kernels.edge_mask(padded(picture)), reference.edge_mask(reference.luma(picture))
+        kernels.edge_mask(padded(image)), reference.edge_mask(reference.luma(image))
     )
 
 
 @settings(deadline=None, max_examples=40)
-@given(pictures())
-def test_textured_blocks_equal_their_twin(picture: NDArray[np.uint8]) -> None:
-    expected = reference.count_textured_blocks(reference.luma(picture))
-    assert kernels.count_textured_blocks(padded(picture)) == expected
+@given(images())
+def test_textured_blocks_equal_their_twin(image: NDArray[np.uint8]) -> None:
+    expected = reference.count_textured_blocks(reference.luma(image))
+    assert kernels.count_textured_blocks(padded(image)) == expected
 
 
 @settings(deadline=None, max_examples=40)
-@given(pictures())
-def test_histograms_and_moments_equal_their_twins(picture: NDArray[np.uint8]) -> None:
-    luma = reference.luma(picture)
-    counts, sums = kernels.colour_counts(picture)
-    assert np.array_equal(counts, reference.colour_counts(picture))
-    red, green, blue = picture.astype(np.int64).reshape(-1, 3).T
+@given(images())
+def test_histograms_and_moments_equal_their_twins(image: NDArray[np.uint8]) -> None:
+    luma = reference.luma(image)
+    counts, sums = kernels.colour_counts(image)
+    assert np.array_equal(counts, reference.colour_counts(image))
+    red, green, blue = image.astype(np.int64).reshape(-1, 3).T
     first, second = red - green, red + green - 2 * blue
     assert sums.tolist() == [first.sum(), (first**2).sum(), second.sum(), (second**2).sum()]
     levels = np.floor(luma / 1000 + 0.5).astype(np.int64).ravel()
-    assert np.array_equal(kernels.luma_counts(padded(picture)), np.bincount(levels, minlength=256))
+    assert np.array_equal(kernels.luma_counts(padded(image)), np.bincount(levels, minlength=256))
     expected = (luma.sum(), (luma**2).sum(), (luma > 8000).sum())
-    assert kernels.luma_moments(padded(picture)) == expected
+    assert kernels.luma_moments(padded(image)) == expected
 
 
 @settings(deadline=None, max_examples=40)
@@ -138,14 +138,14 @@ def test_box_counts_equal_their_twin(height: int, width: int, seed: int, density
 
 
 @settings(deadline=None, max_examples=25)
-@given(pictures(), st.integers(20, 90), st.integers(20, 90))
-def test_a_resize_equals_its_twin(picture: NDArray[np.uint8], height: int, width: int) -> None:
+@given(images(), st.integers(20, 90), st.integers(20, 90))
+def test_a_resize_equals_its_twin(image: NDArray[np.uint8], height: int, width: int) -> None:
     weights = [
         statistics._resize_weights(side, full, 2, full - 4)
-        for side, full in zip(picture.shape[:2], (height, width), strict=True)
+        for side, full in zip(image.shape[:2], (height, width), strict=True)
     ]
-    small = kernels.resized(padded(picture), *weights[0], *weights[1])
-    expected = reference.resized(reference.luma(picture), *weights[0], *weights[1])
+    small = kernels.resized(padded(image), *weights[0], *weights[1])
+    expected = reference.resized(reference.luma(image), *weights[0], *weights[1])
     assert np.array_equal(small, np.pad(expected, 1, mode="edge"))
 
 
@@ -162,17 +162,17 @@ def test_ring_sums_equal_their_twin(seed: int) -> None:
 
 
 @settings(deadline=None, max_examples=40)
-@given(pictures())
+@given(images())
 def test_luma_at_32_equals_pillows_bilinear_resize_and_centre_crop(
-    picture: NDArray[np.uint8],
+    image: NDArray[np.uint8],
 ) -> None:
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     shorter = min(height, width)
     full = (36 * height // shorter, 36 * width // shorter)
-    resized = Image.fromarray(picture).resize(full[::-1], Image.Resampling.BILINEAR)
+    resized = Image.fromarray(image).resize(full[::-1], Image.Resampling.BILINEAR)
     top, left = (round((side - 32) / 2) for side in full)
     theirs = reference.luma(np.asarray(resized)[top : top + 32, left : left + 32])
-    ours = luma_at_32(picture)
+    ours = luma_at_32(image)
     assert ours.shape == (32, 32)
     # Pillow rounds each channel to whole levels twice: one level at most, and a bit for weights.
     assert np.abs(ours - theirs).max() <= 1100
@@ -180,7 +180,7 @@ def test_luma_at_32_equals_pillows_bilinear_resize_and_centre_crop(
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(16, 90), st.integers(16, 90), st.integers(0, 255))
-def test_a_flat_picture_is_resized_to_exactly_its_own_luma(
+def test_a_flat_image_is_resized_to_exactly_its_own_luma(
     height: int, width: int, level: int
 ) -> None:
     assert set(luma_at_32(flat(level, level, level, (height, width))).flat) == {level * 1000}
@@ -190,33 +190,33 @@ def test_a_flat_picture_is_resized_to_exactly_its_own_luma(
 
 
 @settings(deadline=None, max_examples=20)
-@given(pictures())
-def test_measure_gives_plain_numbers_and_changes_nothing(picture: NDArray[np.uint8]) -> None:
-    before = picture.copy()
-    values = measure(picture)
+@given(images())
+def test_measure_gives_plain_numbers_and_changes_nothing(image: NDArray[np.uint8]) -> None:
+    before = image.copy()
+    values = measure(image)
     assert list(values) == list(CALIBRATED)
     assert all(type(value) is float and math.isfinite(value) for value in values.values())
-    assert np.array_equal(picture, before)
+    assert np.array_equal(image, before)
 
 
 @settings(deadline=None, max_examples=20)
-@given(pictures())
-def test_a_preview_is_judged_by_the_same_statistics(picture: NDArray[np.uint8]) -> None:
-    preview = preview_statistics(picture)._asdict()
+@given(images())
+def test_a_preview_is_judged_by_the_same_statistics(image: NDArray[np.uint8]) -> None:
+    preview = preview_statistics(image)._asdict()
     assert len(preview) == 7
-    values = measure(picture)
+    values = measure(image)
     assert preview == {name: values[name] for name in preview}
 
 
 @settings(deadline=None, max_examples=20)
-@given(pictures())
-def test_a_view_with_other_strides_measures_the_same(picture: NDArray[np.uint8]) -> None:
-    mirrored = np.ascontiguousarray(picture[:, ::-1])
-    assert measure(mirrored[:, ::-1]) == measure(picture)
+@given(images())
+def test_a_view_with_other_strides_measures_the_same(image: NDArray[np.uint8]) -> None:
+    mirrored = np.ascontiguousarray(image[:, ::-1])
+    assert measure(mirrored[:, ::-1]) == measure(image)
 
 
 @pytest.mark.parametrize("function", [measure, preview_statistics, colour_features, hog_features])
-def test_what_is_no_picture_is_refused_with_its_shape_or_type(
+def test_what_is_no_image_is_refused_with_its_shape_or_type(
     function: Callable[..., object],
 ) -> None:
     with pytest.raises(TypeError, match="float64"):
@@ -231,7 +231,7 @@ def test_what_is_no_picture_is_refused_with_its_shape_or_type(
 
 
 @pytest.mark.parametrize(("level", "lit"), [(0, 0.0), (8, 0.0), (9, 1.0), (255, 1.0)])
-def test_a_flat_picture_has_nothing_but_its_coverage(level: int, lit: float) -> None:
+def test_a_flat_image_has_nothing_but_its_coverage(level: int, lit: float) -> None:
     values = measure(flat(level, level, level))
     assert values.pop("coverage") == lit
     assert set(values.values()) == {0.0}
@@ -248,35 +248,35 @@ def test_a_checkerboard_of_four_pixels_is_textured_everywhere() -> None:
 def test_a_step_of_one_twentieth_is_where_an_edge_begins() -> None:
     # A vertical step of h has a Sobel response of 4 h beside it: h above 12.75 levels is an edge.
     for height, expected in ((12, 0.0), (13, 2 / 60)):
-        picture = flat(100, 100, 100, (40, 60))
-        picture[:, 30:] += np.uint8(height)
-        assert measure(picture)["edge_density"] == expected
+        image = flat(100, 100, 100, (40, 60))
+        image[:, 30:] += np.uint8(height)
+        assert measure(image)["edge_density"] == expected
 
 
 def test_a_texture_is_felt_above_three_hundredths() -> None:
     # Half the pixels up, half down by h: a standard deviation of h levels, the limit is 7.65.
     for height, expected in ((7, 0.0), (8, 1.0)):
-        picture = flat(100 - height, 100 - height, 100 - height, (40, 48))
-        picture[::2] += np.uint8(2 * height)
-        assert measure(picture)["textured_blocks"] == expected
+        image = flat(100 - height, 100 - height, 100 - height, (40, 48))
+        image[::2] += np.uint8(2 * height)
+        assert measure(image)["textured_blocks"] == expected
 
 
 def test_halves_of_black_and_white_have_half_the_scale_as_deviation() -> None:
-    picture = flat(0, 0, 0, (72, 144))
-    picture[:, 72:] = 255
+    image = flat(0, 0, 0, (72, 144))
+    image[:, 72:] = 255
     # The resize softens two of the 32 columns.
-    assert measure(picture)["luma_std_at_32"] == pytest.approx(0.5, abs=0.02)
-    assert measure(picture)["coverage"] == 0.5
+    assert measure(image)["luma_std_at_32"] == pytest.approx(0.5, abs=0.02)
+    assert measure(image)["coverage"] == 0.5
 
 
 @pytest.mark.parametrize(
     ("slope", "shape"), [(2.0, (256, 256)), (2.0, (192, 300)), (3.0, (256, 320))]
 )
 def test_noise_shows_the_slope_it_was_made_with(slope: float, shape: tuple[int, int]) -> None:
-    picture = noise_with_slope(slope, shape, seed=5)
+    image = noise_with_slope(slope, shape, seed=5)
     # 0.15: the scatter of twenty seeds is 0.04; the window and 8 bits bend the line by 0.1 at most.
-    assert measure(picture)["spectral_slope"] == pytest.approx(slope, abs=0.15)
-    assert measure(picture)["spectral_r2"] > 0.97
+    assert measure(image)["spectral_slope"] == pytest.approx(slope, abs=0.15)
+    assert measure(image)["spectral_r2"] > 0.97
 
 
 def test_a_grating_is_no_straight_line_in_the_spectrum() -> None:
@@ -287,18 +287,18 @@ def test_a_grating_is_no_straight_line_in_the_spectrum() -> None:
 
 
 def test_colourfulness_of_two_halves_is_the_published_formula() -> None:
-    picture = flat(255, 0, 0, (40, 60))
-    picture[:, 30:] = (0, 0, 255)
+    image = flat(255, 0, 0, (40, 60))
+    image[:, 30:] = (0, 0, 255)
     # rg is 255 and 0; yb is 127.5 and -255.
     expected = math.hypot(127.5, 191.25) + 0.3 * math.hypot(127.5, -63.75)
-    assert measure(picture)["colourfulness"] == pytest.approx(expected, rel=1e-12)
+    assert measure(image)["colourfulness"] == pytest.approx(expected, rel=1e-12)
 
 
 def test_eight_colours_in_eighths_are_three_bits() -> None:
-    picture = np.zeros((40, 64, 3), np.uint8)
+    image = np.zeros((40, 64, 3), np.uint8)
     for k in range(8):
-        picture[:, 8 * k : 8 * k + 8] = (32 * k, 255 - 32 * k, 100)
-    assert measure(picture)["rgb_entropy"] == 3.0
+        image[:, 8 * k : 8 * k + 8] = (32 * k, 255 - 32 * k, 100)
+    assert measure(image)["rgb_entropy"] == 3.0
 
 
 def test_edges_everywhere_are_a_plane_and_one_edge_is_a_line() -> None:
@@ -331,7 +331,7 @@ def test_no_rows_have_no_score() -> None:
         vendi_score(np.zeros((0, 4)))
 
 
-def test_equal_pictures_score_one_and_pictures_without_a_common_colour_their_number() -> None:
+def test_equal_images_score_one_and_images_without_a_common_colour_their_number() -> None:
     colours = [
         flat(255 * (k & 1), 255 * (k >> 1 & 1), 255 * (k >> 2), (40, 33 + k)) for k in range(8)
     ]
@@ -352,7 +352,7 @@ def test_stripes_across_and_stripes_down_share_no_gradient() -> None:
 
 # --- the published figures -----------------------------------------------------------------------
 
-# Median, 10th, 90th percentile of 200 pictures as these definitions give them. Within rounding they
+# Median, 10th, 90th percentile of 200 images as these definitions give them. Within rounding they
 # are the published reference but for the two at 32 pixels (.70 [.35, .86] and .144 [.07, .21]
 # there: a box filter) and the box dimension (1.83 there).
 CALIBRATED = {

@@ -50,7 +50,7 @@ from pipelines.training.recipes import (
 from pipelines.training.step import jensen_shannon, loss_of_views, update_average
 from pipelines.training.tracking import log_to_tensorboard
 from pixmix.settings import PixMixSettings
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 from training_sets import read_checkpoint, training
 
 CIFAR = named_recipe("cifar")
@@ -799,7 +799,7 @@ def test_what_a_checkpoint_says_of_its_network_is_checked_and_never_run(
 
 
 def with_classes(shards: ShardSet, names: Sequence[str]) -> ShardSet:
-    """The same pictures, of a set whose classes are named, and counted, in another order."""
+    """The same images, of a set whose classes are named, and counted, in another order."""
     places = np.array([names.index(name) for name in shards.classes])
     samples = shards.samples.copy()
     samples["label"] = places[samples["label"]]
@@ -828,7 +828,7 @@ def test_a_test_set_without_names_has_no_more_classes_than_are_trained(digits: P
         outputs_for(nameless, test.classes[:9], 9)
     samples = test.samples.copy()
     samples["label"] = -1
-    with pytest.raises(PipelineError, match="has pictures without a class"):
+    with pytest.raises(PipelineError, match="has images without a class"):
         outputs_for(replace(test, samples=samples), test.classes, 10)
 
 
@@ -842,11 +842,11 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 
     from pipelines.cli.shard import main as shard
 
-    (tmp_path / "pictures").mkdir()
-    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "pictures" / "0.png")
-    made = ["mixing", str(tmp_path / "pictures"), str(tmp_path / "mixing"), "--jobs", "1"]
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(tmp_path / "images" / "0.png")
+    made = ["mixing", str(tmp_path / "images"), str(tmp_path / "mixing"), "--jobs", "1"]
     assert CliRunner().invoke(shard, made).exit_code == 0
-    with pytest.raises(PipelineError, match="has pictures without a class, as a mixing set has"):
+    with pytest.raises(PipelineError, match="has images without a class, as a mixing set has"):
         find_data("folder", tmp_path / "mixing", tmp_path, nothing)
 
 
@@ -890,7 +890,7 @@ def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) ->
             caught.value
         )
     # Of two that have other names neither is meant.
-    with pytest.raises(PipelineError, match="make shards of your pictures first"):
+    with pytest.raises(PipelineError, match="make shards of your images first"):
         find_data("imagenet", shards, tmp_path / "made", nothing)
     with pytest.raises(PipelineError, match="cifar-10-python"):
         find_data("cifar10", shards, tmp_path / "made", nothing)
@@ -931,7 +931,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
     [
         (("cifar10", "--no-mixing-set"), "name its folder with --data"),
         (("cifar10", "--data", "empty", "--no-mixing-set"), "cifar-10-python.tar.gz"),
-        (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your pictures first"),
+        (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your images first"),
         (("digits", "--data", "empty"), "leave --data out, and they are made"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
         (("digits", "--batch-size", "5000"), "make no batch of 5000"),
@@ -1029,8 +1029,8 @@ def test_what_is_missing_is_found_before_anything_is_made(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_pictures_are_cut_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
-    contents = [encoded(picture) for picture in drawn_pictures(8)]
+def test_images_are_cut_to_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    contents = [encoded(image) for image in drawn_images(8)]
     write_shards(tmp_path / "data" / "train", contents, sizes=(8,))
     arguments = ("folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--epochs", "1",
                  "--out", f"{tmp_path}/run", "--model", "networks:classifier", "--batch-size", "4",
@@ -1050,29 +1050,29 @@ def test_training_takes_a_mixing_set(digits: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     from PIL import Image
 
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for index in range(3):
-        picture = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
-        Image.fromarray(picture).save(tmp_path / "pictures" / f"{index}.png")
+        image = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
+        Image.fromarray(image).save(tmp_path / "images" / f"{index}.png")
     finished = []
-    for name, more in (("with", {"mixing_set": tmp_path / "pictures"}), ("without", {})):
+    for name, more in (("with", {"mixing_set": tmp_path / "images"}), ("without", {})):
         finished.append(train(training(digits, tmp_path / name, epochs=1, **more), ALONE))
     first, second = (weights_of(each) for each in finished)
     assert not torch.equal(first["fc.weight"], second["fc.weight"])
     with pytest.raises(PipelineError, match="started with another mixing set, or with none"):
         train(training(digits, tmp_path / "with", resume=True, epochs=1), ALONE)
-    mixing_set = tmp_path / "pictures"
+    mixing_set = tmp_path / "images"
     again = training(digits, tmp_path / "with", resume=True, epochs=1, mixing_set=mixing_set)
     assert train(again, ALONE).finished
 
 
 def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_path: Path) -> None:
-    contents = [encoded(picture) for picture in drawn_pictures(20)]
+    contents = [encoded(image) for image in drawn_images(20)]
     for name, bad in (("train", (3, 8)), ("test", (5,))):
         damaged = [content[:50] if i in bad else content for i, content in enumerate(contents)]
         write_shards(tmp_path / "data" / name, damaged, sizes=(20,))
     (tmp_path / "mixing").mkdir()
-    for i, content in enumerate([*contents[:3], b"no picture at all"]):
+    for i, content in enumerate([*contents[:3], b"no image at all"]):
         (tmp_path / "mixing" / f"{i}.png").write_bytes(content)
 
     def told(name: str, *more: str) -> Result:
@@ -1100,7 +1100,7 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
                     "--on-decode-error", policy, "--resume", "auto")  # fmt: skip
         assert done.exit_code == 0, done.output
         (record,) = json.loads(done.stdout)["history"]
-        # Of 18 pictures, or of 20; and of 19 that are tested.
+        # Of 18 images, or of 20; and of 19 that are tested.
         for split, n in (("train", 18 if policy == "skip" else 20), ("test", 19)):
             wrong = record[f"{split}_error"] * n
             assert wrong == pytest.approx(round(wrong)), (split, policy)
@@ -1110,7 +1110,7 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
 def test_there_are_no_more_workers_than_cores_unasked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sharing: int, workers: int
 ) -> None:
-    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    write_shards(tmp_path / "data", [b"no image"] * 4, sizes=(4,))
     # Other processes that have the same seven cores, and some that have others.
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(7)), raising=False)
     monkeypatch.setattr(Processes, "gather", lambda _, own: [own] * (1 + sharing) + [own + 1] * 5)
@@ -1129,7 +1129,7 @@ def test_there_are_no_more_workers_than_cores_unasked(
 
 
 def test_a_batch_of_which_nothing_can_be_read_ends_training(tmp_path: Path) -> None:
-    write_shards(tmp_path / "data", [b"no picture"] * 4, sizes=(4,))
+    write_shards(tmp_path / "data", [b"no image"] * 4, sizes=(4,))
     ended = run(
         "folder", "--data", f"{tmp_path}/data", "--no-mixing-set", "--out", f"{tmp_path}/run",
         "--model", "networks:classifier", "--batch-size", "4", "--workers", "0", "--device", "cpu",

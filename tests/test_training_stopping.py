@@ -19,7 +19,7 @@ from hanging_train import BATCHES
 from hosts import free_port
 from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.stopping import INTERRUPTED, STOPPED, Stopping
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 from training_sets import read_checkpoint
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
@@ -34,7 +34,7 @@ IN_TIME_S = 20.0
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of images in train and val, and some more in mixing."""
     folder = tmp_path_factory.mktemp("stopping")
-    contents = [encoded(each) for each in drawn_pictures(N, size=(40, 48))]
+    contents = [encoded(each) for each in drawn_images(N, size=(40, 48))]
     write_shards(folder / "data" / "train", contents, sizes=[6] * 4)
     write_shards(folder / "data" / "val", contents[:6], sizes=[6])
     (folder / "mixing").mkdir()

@@ -39,7 +39,7 @@ from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.data import find_data, hold_out
 from pipelines.training.loop import train
 from pipelines.training.recipes import Progress, TrainConfig, TrainResult, named_recipe
-from shard_sets import drawn_pictures, encoded, write_shards
+from shard_sets import drawn_images, encoded, write_shards
 from training_sets import read_checkpoint
 
 RECIPE = named_recipe("imagenet")
@@ -53,9 +53,9 @@ STEPS = EPOCHS * N // BATCH
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of pictures in train, and fewer in val."""
+    """Shards of images in train, and fewer in val."""
     folder = tmp_path_factory.mktemp("served")
-    contents = [encoded(each, "jpg") for each in drawn_pictures(N, size=(40, 48))]
+    contents = [encoded(each, "jpg") for each in drawn_images(N, size=(40, 48))]
     write_shards(folder / "train", contents, sizes=[A_SHARD] * N_SHARDS, extension="jpg")
     write_shards(folder / "val", contents[:6], sizes=[4, 2], extension="jpg")
     return folder
@@ -305,7 +305,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         (status(503), "given up after 1.5 s without anything new, the last: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_pictures(1)[0])), "were expected, and"),
+        (replaced(encoded(drawn_images(1)[0])), "were expected, and"),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )
@@ -760,7 +760,7 @@ def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
 
 @pytest.mark.slow
 def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_path: Path) -> None:
-    contents = [encoded(each, "jpg") for each in drawn_pictures(N, size=(40, 48))]
+    contents = [encoded(each, "jpg") for each in drawn_images(N, size=(40, 48))]
     other = write_shards(tmp_path / "other", contents, sizes=[N // 2] * 2, extension="jpg")
     with two_processes(root, tmp_path, others=other) as started:
         assert [each.running.wait(timeout=120) for each in started] == [1, 1]

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from pixmix import BatchPixMix, PixMix, PixMixSettings, mix_batch
 from pixmix.mixing import MIXINGS
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (17, 23, 3), dtype=np.uint8)
@@ -25,23 +25,23 @@ MIXING_SET = [
     GENERATOR.integers(0, 256, (17 + i % 4, 23 + i % 3, 3), dtype=np.uint8) for i in range(10)
 ]
 
-NEEDS_A_MIXING_PICTURE = (0, 0, 0)
+NEEDS_A_MIXING_IMAGE = (0, 0, 0)
 
 
-def test_a_picture_is_mixed_as_in_a_batch() -> None:
+def test_a_image_is_mixed_as_in_a_batch() -> None:
     transform = PixMix(MIXING_SET, all_ops=True, mixings=MIXINGS)
     settings = PixMixSettings(all_ops=True, mixings=MIXINGS)
     for index in range(100):
         batch = mix_batch(
-            IMAGE[None], PackedPictures.pack(MIXING_SET), [index], seed=3, epoch=4,
+            IMAGE[None], PackedImages.pack(MIXING_SET), [index], seed=3, epoch=4,
             settings=settings,
         )  # fmt: skip
         assert torch.equal(transform(IMAGE, key=(3, 4, index)), batch[0])
 
 
-def test_without_geometric_operations_a_picture_is_mixed_as_in_a_batch() -> None:
+def test_without_geometric_operations_a_image_is_mixed_as_in_a_batch() -> None:
     transform = PixMix(MIXING_SET, geometric=False)
-    packed, plain = PackedPictures.pack(MIXING_SET), 0
+    packed, plain = PackedImages.pack(MIXING_SET), 0
     for index in range(60):
         batch, usual = (
             mix_batch(IMAGE[None], packed, [index], seed=3, epoch=4, settings=settings)[0]
@@ -63,7 +63,7 @@ def test_without_geometric_operations_each_pixel_stays_in_its_place() -> None:
     for index in range(60):
         for transform in (still, usual):
             one, other = (
-                transform(picture, key=(1, 0, index)).flatten(1) for picture in (IMAGE, shuffled)
+                transform(image, key=(1, 0, index)).flatten(1) for image in (IMAGE, shuffled)
             )
             if transform is still:
                 assert torch.equal(one[:, torch.from_numpy(order)], other)
@@ -76,15 +76,15 @@ def test_views_are_those_of_a_batch() -> None:
     transform = PixMix(MIXING_SET, views=5)
     for index in range(30):
         batch = mix_batch(
-            IMAGE[None], PackedPictures.pack(MIXING_SET), [index], seed=3, epoch=4,
+            IMAGE[None], PackedImages.pack(MIXING_SET), [index], seed=3, epoch=4,
             settings=PixMixSettings(), views=5,
         )  # fmt: skip
         assert torch.equal(transform(IMAGE, key=(3, 4, index)), batch[0])
 
 
-def test_a_pil_image_an_array_and_a_tensor_are_the_same_picture() -> None:
+def test_a_pil_image_an_array_and_a_tensor_are_the_same_image() -> None:
     tensor = torch.from_numpy(IMAGE).permute(2, 0, 1)
-    pictures: list[Any] = [
+    images: list[Any] = [
         IMAGE,
         Image.fromarray(IMAGE),
         tensor,
@@ -96,13 +96,13 @@ def test_a_pil_image_an_array_and_a_tensor_are_the_same_picture() -> None:
         expected = PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
         assert expected.shape == (3, 17, 23)
         assert expected.dtype == torch.float32
-        for picture in pictures:
+        for image in images:
             for mixing_set in (
                 [Image.fromarray(each) for each in MIXING_SET],
                 [torch.from_numpy(each).permute(2, 0, 1) for each in MIXING_SET],
-                PackedPictures.pack(MIXING_SET),
+                PackedImages.pack(MIXING_SET),
             ):
-                result = PixMix(mixing_set)(picture, key=(0, 0, index))
+                result = PixMix(mixing_set)(image, key=(0, 0, index))
                 assert torch.equal(result, expected)
 
 
@@ -129,7 +129,7 @@ class _Counting:
         return MIXING_SET[i]
 
 
-def test_a_mixing_picture_is_asked_for_once_and_only_where_a_round_needs_it() -> None:
+def test_a_mixing_image_is_asked_for_once_and_only_where_a_round_needs_it() -> None:
     """P(needed) = 0.6125 at k = 4; 4000 samples are within 0.04 of it but for 1 in 4 million."""
     mixing_set = _Counting()
     transform = PixMix(mixing_set)  # type: ignore[arg-type]
@@ -140,8 +140,8 @@ def test_a_mixing_picture_is_asked_for_once_and_only_where_a_round_needs_it() ->
     assert abs(mixing_set.asked / 4000 - 0.6125) < 0.04
 
 
-def test_a_picture_keeps_its_size() -> None:
-    """The released code cuts sheared and translated pictures to a global side of 32."""
+def test_a_image_keeps_its_size() -> None:
+    """The released code cuts sheared and translated images to a global side of 32."""
     for shape in ((1, 1, 3), (1, 7, 3), (40, 3, 3), (33, 65, 3)):
         for index in range(40):
             mixed = PixMix(all_ops=True)(np.full(shape, 7, np.uint8), key=(0, 0, index))
@@ -178,7 +178,7 @@ def test_numpy_s_global_state_is_neither_read_nor_written() -> None:
     assert torch.equal(PixMix(MIXING_SET)(IMAGE), first)
 
 
-class _Pictures(Dataset[Any]):
+class _Images(Dataset[Any]):
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
 
@@ -201,18 +201,18 @@ def test_it_works_in_a_compose_in_the_workers_of_a_loader(start: str) -> None:
     def loaded() -> list[torch.Tensor]:
         torch.manual_seed(7)
         loader = DataLoader(
-            _Pictures(transform), batch_size=6, num_workers=2, multiprocessing_context=start
+            _Images(transform), batch_size=6, num_workers=2, multiprocessing_context=start
         )
         batches = list(loader)
         assert torch.equal(torch.cat([labels for _, labels in batches]), torch.arange(24))
-        return [pictures for pictures, _ in batches]
+        return [images for images, _ in batches]
 
     first = loaded()
     if start == "fork":
         assert all(torch.equal(a, b) for a, b in zip(first, loaded(), strict=True))
-    pictures = torch.cat(first)
-    assert pictures.shape == (24, 3, 16, 16)
-    distinct = {picture.numpy().tobytes() for picture in pictures}
+    images = torch.cat(first)
+    assert images.shape == (24, 3, 16, 16)
+    distinct = {image.numpy().tobytes() for image in images}
     assert len(distinct) == 24
 
 
@@ -225,7 +225,7 @@ def test_labels_and_others_are_handed_on_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, []])
-def test_without_a_mixing_set_a_picture_mixes_with_itself(
+def test_without_a_mixing_set_a_image_mixes_with_itself(
     nothing: list[NDArray[np.uint8]] | None,
 ) -> None:
     results = {PixMix(nothing)(IMAGE, key=(0, 0, index)).numpy().tobytes() for index in range(50)}
@@ -249,7 +249,7 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "error", "message"),
+    ("image", "error", "message"),
     [
         (Image.new("L", (23, 17)), ValueError, r"the image: .* mode L .*convert\('RGB'\)"),
         (Image.new("RGBA", (23, 17)), ValueError, "mode RGBA is not RGB"),
@@ -263,19 +263,19 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
         (np.zeros((0, 3, 3), np.uint8), ValueError, "at least 1"),
     ],
 )
-def test_what_is_no_picture_is_refused_with_a_remedy(
-    picture: object, error: type[Exception], message: str
+def test_what_is_no_image_is_refused_with_a_remedy(
+    image: object, error: type[Exception], message: str
 ) -> None:
-    if not isinstance(picture, str):
+    if not isinstance(image, str):
         with pytest.raises(error, match=message):
-            PixMix(MIXING_SET)(picture)
+            PixMix(MIXING_SET)(image)
     with pytest.raises(error, match=message.replace("the image: ", "mixing image 0: ")):
-        PixMix([picture])
+        PixMix([image])
 
 
-def test_a_mixing_picture_that_is_too_small_is_named() -> None:
-    pictures = [*MIXING_SET[:1], IMAGE[:, :-1]]
-    transform = PixMix(pictures)
+def test_a_mixing_image_that_is_too_small_is_named() -> None:
+    images = [*MIXING_SET[:1], IMAGE[:, :-1]]
+    transform = PixMix(images)
     with pytest.raises(ValueError, match=r"mixing image 1 is 17x22 .* crop 17x23; resize"):
         [transform(IMAGE, key=(0, 0, index)) for index in range(30)]
 
@@ -307,7 +307,7 @@ def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_work
     remedy = re.search(r"\[sample.* in dataset\]", str(caught.value))
     assert remedy is not None
     transform = PixMix(eval(remedy[0], {"dataset": dataset}))
-    assert transform(IMAGE, key=NEEDS_A_MIXING_PICTURE).shape == (3, 17, 23)
+    assert transform(IMAGE, key=NEEDS_A_MIXING_IMAGE).shape == (3, 17, 23)
 
 
 def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
@@ -388,7 +388,7 @@ def test_things_of_another_kind_are_refused_when_it_is_made(
         make(**arguments)
 
 
-def test_a_batch_and_an_empty_picture_are_told_what_they_are() -> None:
+def test_a_batch_and_an_empty_image_are_told_what_they_are() -> None:
     with pytest.raises(ValueError, match="pass one image at a time, or a batch to BatchPixMix"):
         PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
     with pytest.raises(ValueError, match="height and width of at least 1"):
@@ -521,7 +521,7 @@ def test_uint8_is_within_half_a_level_of_the_floats() -> None:
         assert float((exact.double() * 255 - rounded.double()).abs().max()) <= 0.5 + 2e-5
 
 
-def test_an_untouched_picture_keeps_its_bytes_as_uint8() -> None:
+def test_an_untouched_image_keeps_its_bytes_as_uint8() -> None:
     every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     transform = PixMix(k=0, dtype=torch.uint8)
     untouched = [

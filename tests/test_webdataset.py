@@ -14,17 +14,17 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig
 from pipelines.loading.loader import train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedPictures
-from shard_sets import drawn_pictures, encoded, write_shards
+from pixmix.packed import PackedImages
+from shard_sets import drawn_images, encoded, write_shards
 
 SMALL = replace(IMAGENET, image_size=14)
-MIXING = PackedPictures.pack(drawn_pictures(9, 2, (20, 23)))
+MIXING = PackedImages.pack(drawn_images(9, 2, (20, 23)))
 N = 23
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    contents = [encoded(picture) for picture in drawn_pictures(N)]
+    contents = [encoded(image) for image in drawn_images(N)]
     return write_shards(tmp_path_factory.mktemp("stream"), contents, sizes=(9, 0, 14))
 
 
@@ -112,11 +112,11 @@ def test_a_stage_that_drops_samples_is_told_of(shards: Path) -> None:
 
 
 def test_a_bad_sample_is_named(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, [b"no picture"], sizes=(1,))
+    shards = write_shards(tmp_path, [b"no image"], sizes=(1,))
     with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: not an"):
         list(pixmix_stream(shards, config=LoaderConfig(batch_size=1, preprocess=SMALL)))
 
 
-def test_pictures_in_memory_are_for_the_loader(shards: Path) -> None:
+def test_images_in_memory_are_for_the_loader(shards: Path) -> None:
     with pytest.raises(ValueError, match=r"crop is 'padded'; .* train_loader"):
         pixmix_stream(shards, config=LoaderConfig(batch_size=4, preprocess=CIFAR))

@@ -38,7 +38,7 @@ from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.resizing import resized_crop
 
 PACKAGES = ("numpy", "numba", "pillow", "torch", "torchvision", "simplejpeg")
@@ -61,7 +61,7 @@ class _Case:
     contents: list[bytes]
     shards: Path
     mixing_files: list[bytes]
-    mixing_set: PackedPictures
+    mixing_set: PackedImages
     cache: Path
 
     @property
@@ -108,7 +108,7 @@ def bench_loader(
             contents=contents,
             shards=write_plain_shards(folder / "shards", contents),
             mixing_files=mixing_files,
-            mixing_set=PackedPictures.pack(small),
+            mixing_set=PackedImages.pack(small),
             cache=folder / "cache",
         )
         comparisons = [
@@ -333,7 +333,7 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
     coarse = generator.integers(0, 256, (64, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
     grain = generator.integers(0, 16, (n, 32, 32, 3), dtype=np.uint8)
     images: NDArray[np.uint8] = (coarse[np.arange(n) % 64] // 2 + grain).astype(np.uint8)
-    mixing_set = PackedPictures.pack(
+    mixing_set = PackedImages.pack(
         [np.asarray(Image.fromarray(each).resize((36, 36))) for each in case.mixing_set]
     )
     batch = min(_CIFAR_BATCH, n)

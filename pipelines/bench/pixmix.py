@@ -22,7 +22,7 @@ from pipelines.system.progress import Progress, no_progress
 from pixmix.batch import BatchPixMix
 from pixmix.fused import mix_batch
 from pixmix.mixing import add, multiply
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
@@ -44,7 +44,7 @@ class _Case:
 
     name: str
     images: NDArray[np.uint8]
-    mixing_set: PackedPictures
+    mixing_set: PackedImages
     settings: PixMixSettings
     padding: int
     mean: tuple[float, float, float]
@@ -76,7 +76,7 @@ def bench_pixmix(
         _Case(
             name="32x32, k 4, beta 3, severity 3, all ops",
             images=_images(small_batch, 32, 0),
-            mixing_set=PackedPictures.pack(_images(1000, 36, 1)),
+            mixing_set=PackedImages.pack(_images(1000, 36, 1)),
             settings=PixMixSettings(k=4, beta=3, severity=3, all_ops=True),
             padding=4,
             mean=(0.5, 0.5, 0.5),
@@ -87,7 +87,7 @@ def bench_pixmix(
         _Case(
             name="224x224, k 4, beta 4, severity 1, all ops",
             images=_images(large_batch, 224, 2),
-            mixing_set=PackedPictures.pack(_images(200, 256, 3)),
+            mixing_set=PackedImages.pack(_images(200, 256, 3)),
             settings=PixMixSettings(k=4, beta=4, severity=1, all_ops=True),
             padding=0,
             mean=(0.485, 0.456, 0.406),

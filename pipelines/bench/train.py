@@ -17,7 +17,7 @@ from pipelines.loading.batches import CIFAR
 from pipelines.loading.loader import TrainLoader, train_loader
 from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 
 PACKAGES = ("numpy", "numba", "torch")
 
@@ -64,7 +64,7 @@ def _loader(n: int, folder: Path) -> TrainLoader:
     """Return a loader of CIFAR-like images, with a mixing set."""
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8)
-    mixing_set = PackedPictures.pack(generator.integers(0, 256, (200, 36, 36, 3), dtype=np.uint8))
+    mixing_set = PackedImages.pack(generator.integers(0, 256, (200, 36, 36, 3), dtype=np.uint8))
     shards = write_plain_shards(
         folder / "shards", [quick_png(each) for each in images], extension="png", kind="cifar10"
     )

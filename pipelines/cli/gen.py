@@ -299,7 +299,7 @@ def verify(
             "folder": str(folder),
             "good": verdict.good,
             "complete": verdict.complete,
-            "pictures": verdict.n,
+            "images": verdict.n,
             "sampled": verdict.sampled,
             "faults": verdict.faults,
         }

@@ -361,10 +361,10 @@ def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str
         text += "kept"
     return text if sheet is None else f"{text}\na contact sheet of them in {sheet}", {
         "folder": output.out,
-        "images": str(images),
-        "pictures": job.request.n,
+        "images_folder": str(images),
+        "images": job.request.n,
         "whole": result.whole,
-        "painted": new,
+        "generated": new,
         "complete": result.complete,
         "acceptance_rate": rate,
         "sheet": None if sheet is None else str(sheet),
@@ -396,9 +396,9 @@ def told_of_shards(job: "Job", result: "JobResult", *, closing: bool) -> tuple[s
             f"or as one, which makes these alone, then pixmix-gen merge {name}"
         )
     return text, {
-        "place": name,
-        "pictures": n,
-        "painted": sum(map(job.product.weight, result.made)),
+        "location": name,
+        "images": n,
+        "generated": sum(map(job.product.weight, result.made)),
         "shards": result.n,
         "missing": ranges,
         "complete": result.complete,

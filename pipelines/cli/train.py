@@ -63,7 +63,7 @@ def _add_command(dataset: Dataset) -> None:
     decorated: Callable[..., Any] = command_options(command)
     for option in reversed(training_options(dataset)):
         decorated = option(decorated)
-    shards = "pictures" if dataset.name == "folder" else dataset.name
+    shards = "images" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
     many = f"torchrun --nproc-per-node 4 --no-python {line}"

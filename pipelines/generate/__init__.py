@@ -1,1 +1,1 @@
-"""Sets of pictures on disk: made by any number of processes, checked, made again."""
+"""Sets of images on disk: made by any number of processes, checked, made again."""

@@ -79,7 +79,7 @@ class _Manifest(TypedDict):
 
     kind: str
     status: Literal["complete"]
-    pictures: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
+    images: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
     licence: NotRequired[str]
     settings: dict[str, Any]
     made_with: dict[str, Any]
@@ -172,7 +172,7 @@ def _parse_manifest(content: bytes, path: Path) -> dict[str, Any]:
             f"{path.parent} holds shards, not image files; check them with pixmix-shard verify, "
             "resume them with --to-shards, or choose another folder"
         )
-    if not found.keys() >= {"kind", "status", "pictures", "settings", "made_with"}:
+    if not found.keys() >= {"kind", "status", "images", "settings", "made_with"}:
         raise PipelineError(
             f"{path} is not the manifest of a dataset of images; choose another folder"
         )
@@ -245,7 +245,7 @@ class _ImageFiles:
         return Request(
             settings={"kind": found["kind"], **found["settings"]},
             made_with=found["made_with"],
-            n=found["pictures"],
+            n=found["images"],
         )
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
@@ -277,7 +277,7 @@ class _ImageFiles:
         manifest = {
             "kind": request.settings["kind"],
             "status": "complete",
-            "pictures": request.n,
+            "images": request.n,
             "licence": self.generator.licence(),
             "settings": {name: each for name, each in request.settings.items() if name != "kind"},
             "made_with": request.made_with,

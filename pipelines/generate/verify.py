@@ -83,7 +83,7 @@ def verify_images(
         return Verdict(n=request.n, complete=False)
     manifest = read_manifest(folder)
     generator = find_generator(manifest)
-    n = manifest["pictures"]
+    n = manifest["images"]
     for name, version in generator.versions().items():
         if manifest["made_with"].get(name) != version:
             raise PipelineError(
@@ -147,7 +147,7 @@ def _manifest_faults(manifest: dict[str, Any], generator: Generator, drafts: int
         "licence": generator.licence(),
         "settings": generator.settings() | {"format": manifest["settings"]["format"]},
         "drafts": drafts,
-        "acceptance_rate": round(manifest["pictures"] / max(drafts, 1), 6),
+        "acceptance_rate": round(manifest["images"] / max(drafts, 1), 6),
     }
     for name, value in expected.items():
         if manifest.get(name) != value:

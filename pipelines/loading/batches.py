@@ -28,7 +28,7 @@ from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import Remote, RemoteFiles, RemoteShards, open_set
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_centre
 from pixmix.settings import PixMixSettings
 
@@ -36,7 +36,7 @@ Triple = tuple[float, float, float]
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
-MixingSet = PackedPictures | str | Path | Sequence[str | Path]
+MixingSet = PackedImages | str | Path | Sequence[str | Path]
 """What `open_mixing_set` opens, or images that are packed."""
 
 Data = str | Path | ShardSet | RemoteShards | MapStyle
@@ -268,7 +268,7 @@ class BatchMaker:
     config: LoaderConfig
     preprocess: PreprocessConfig
     size: tuple[int, int]
-    mixing_set: PackedPictures | None
+    mixing_set: PackedImages | None
     training: bool
     in_memory: tuple[Pixels, NDArray[np.int64]] | None = None
     _order: tuple[int, EpochOrder] | None = field(default=None, repr=False)
@@ -459,10 +459,10 @@ def _open_mixing_set(
     config: LoaderConfig,
     preprocess: PreprocessConfig,
     size: tuple[int, int],
-) -> PackedPictures | None:
+) -> PackedImages | None:
     if mixing_set is None or preprocess.pixmix is None:
         return None
-    if isinstance(mixing_set, PackedPictures):
+    if isinstance(mixing_set, PackedImages):
         return mixing_set
     return open_mixing_set(
         mixing_set,

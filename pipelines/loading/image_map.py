@@ -49,7 +49,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
-from pixmix.packed import PackedPictures, open_map
+from pixmix.packed import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,7 @@ def open_image_map(
     jobs: int,
     on_decode_error: OnMixingDecodeError | None,
     progress: Progress,
-) -> PackedPictures:
+) -> PackedImages:
     """Return decoded images; build their map if this node has none.
 
     Args:
@@ -247,7 +247,7 @@ def _source_errors(name: str) -> Iterator[None]:
 # --- opening -------------------------------------------------------------------------------------
 
 
-def _open_whole(folder: Path, jobs: int) -> PackedPictures | None:
+def _open_whole(folder: Path, jobs: int) -> PackedImages | None:
     """Return the images of a map; None if it is not as it was built, or another user's."""
     if _is_of_another_user(folder):
         return None
@@ -316,7 +316,7 @@ def _hashes(path: Path, jobs: int) -> list[str]:
         return list(pool.map(hashed, range(0, path.stat().st_size, _PIECE)))
 
 
-def _open(folder: Path) -> PackedPictures:
+def _open(folder: Path) -> PackedImages:
     remedy = f"remove {folder}"
     table = open_array(folder / _TABLE_FILE, remedy)
     try:
@@ -324,7 +324,7 @@ def _open(folder: Path) -> PackedPictures:
         # processes share the pages.
         n_bytes = (folder / _PIXELS).stat().st_size
         pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=(n_bytes,))
-        return PackedPictures(
+        return PackedImages(
             pixels,
             np.ascontiguousarray(table["offset"], np.int64),
             np.ascontiguousarray(table["height"], np.int32),

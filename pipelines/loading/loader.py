@@ -204,7 +204,7 @@ class TrainLoader:
 
     @property
     def mixing_fingerprint(self) -> str | None:
-        """What tells the mixing set from others, see `PackedPictures.fingerprint`; None without."""
+        """What tells the mixing set from others, see `PackedImages.fingerprint`; None without."""
         mixing_set = self._maker.mixing_set
         return None if mixing_set is None else mixing_set.fingerprint()
 

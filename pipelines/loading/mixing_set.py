@@ -47,7 +47,7 @@ from pipelines.system.files import open_regular, read_regular, sha256
 from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 
 Where = str | Path | ShardSet
 
@@ -65,7 +65,7 @@ def open_mixing_set(
     exif_transpose: bool = False,
     remote: Remote | None = None,
     progress: Progress = no_progress,
-) -> PackedPictures:
+) -> PackedImages:
     """Return a mixing set as one memory map that all processes of a node share.
 
     The first process that asks builds it, while the others wait, and it is used until the images
@@ -122,7 +122,7 @@ def open_images(
     cache_dir: str | Path | None = None,
     jobs: int | None = None,
     progress: Progress = no_progress,
-) -> PackedPictures:
+) -> PackedImages:
     """Return all images of shards, decoded, in their order, as one memory map.
 
     None is ever left out: image i is sample i.
@@ -144,7 +144,7 @@ def open_images(
     )
 
 
-def uniform_view(images: PackedPictures) -> NDArray[np.uint8] | None:
+def uniform_view(images: PackedImages) -> NDArray[np.uint8] | None:
     """Return images of one size as (N, H, W, 3) of the same memory, or None where sizes differ."""
     if len(images) == 0:
         return None

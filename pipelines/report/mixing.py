@@ -31,7 +31,7 @@ from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
 from pixmix.mixing import MIXINGS
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedPictures
+from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_shape
 from pixmix.settings import PixMixSettings
 
@@ -179,7 +179,7 @@ def mix(
     if mixing_set is not None and plan.needs_mixing_image()[0]:
         place = int(sample["mixing_image"])
         whole = mixing_set[place]
-        name, images = mixing_set.name(place), PackedPictures.pack([whole])
+        name, images = mixing_set.name(place), PackedImages.pack([whole])
         sample["mixing_image"] = 0
         top = draw_corner(sample["top_word"], whole.shape[0], side)
         left = draw_corner(sample["left_word"], whole.shape[1], side)
@@ -222,7 +222,7 @@ def mix(
     )
 
 
-def _mixed(image: Pixels, images: PackedPictures, plan: Plan) -> Pixels:
+def _mixed(image: Pixels, images: PackedImages, plan: Plan) -> Pixels:
     floats = np.empty((1, 3, *image.shape[:2]), np.float32)
     mix_planned(
         image[None],

@@ -189,7 +189,7 @@ class ShardRequest:
         """
         of_files = {}
         if listed is not None:
-            of_files = {"source_pictures": listed.n, "source_sha256": listed.sha256}
+            of_files = {"source_images": listed.n, "source_sha256": listed.sha256}
         settings = {
             "name": self.name,
             "kind": self.source.kind(),

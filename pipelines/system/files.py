@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pipelines.errors import PipelineError
 
 PARTIAL_SUFFIX = ".partial"
-"""Ends the name of every file that is still being written; no picture reader takes it."""
+"""Ends the name of every file that is still being written; no image reader takes it."""
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
 """What flock says where a file system has no locks, or its lock service does not answer."""
@@ -371,7 +371,7 @@ def _no_locks(path: Path, error: Exception) -> PipelineError:
 
 def _partial_path(path: Path) -> Path:
     # A random part, for two processes may write the same file at once; hidden, and with an
-    # extension of its own, so that a folder of pictures stays one while it is written.
+    # extension of its own, so that a folder of images stays one while it is written.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
 
 

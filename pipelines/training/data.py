@@ -131,7 +131,7 @@ def _no_shards(dataset: Dataset, place: Path | None) -> PipelineError:
         )
     else:
         remedy = (
-            "make shards of your pictures first: pixmix-shard imagefolder SRC OUT, and give "
+            "make shards of your images first: pixmix-shard imagefolder SRC OUT, and give "
             "--data OUT"
         )
     return PipelineError(f"{place} has no train/{MANIFEST_NAME}{',' if inside else ';'} {remedy}")
@@ -158,7 +158,7 @@ def _fitting(dataset: Dataset, data: Data) -> Data:
         )
     if len(train) and int(train.samples["label"].min()) < 0:
         raise PipelineError(
-            f"{train.location} has pictures without a class, as a mixing set has; name shards of "
+            f"{train.location} has images without a class, as a mixing set has; name shards of "
             "pixmix-shard imagefolder"
         )
     return data
@@ -253,7 +253,7 @@ def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor 
     given = shards.samples["label"]
     if len(given) and given.min() < 0:
         raise PipelineError(
-            f"{shards.location} has pictures without a class; make shards of pictures with classes"
+            f"{shards.location} has images without a class; make shards of images with classes"
         )
     if known and shards.classes:
         places = outputs_of(shards.classes, known, shards.location)

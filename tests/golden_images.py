@@ -1,8 +1,8 @@
-"""Fingerprints of genomes and pictures: what a seed gives is public, and changes only on purpose.
+"""Fingerprints of genomes and images: what a seed gives is public, and changes only on purpose.
 
-    python -m tests.golden_pictures        # write tests/golden/pictures.json anew
+    python -m tests.golden_images        # write tests/golden/images.json anew
 
-Do so in the commit that changes pictures, together with a higher `fractals.GENOME_VERSION` and a
+Do so in the commit that changes images, together with a higher `fractals.GENOME_VERSION` and a
 line under "Output changes" in the changelog.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from fractals import FAMILIES, GENOME_VERSION, draw_genome, render
 
-FILE = Path(__file__).resolve().parent / "golden" / "pictures.json"
+FILE = Path(__file__).resolve().parent / "golden" / "images.json"
 SEED_AND_INDEX = ((0, 0), (0, 1), (7, 13999))
 SIZE = (64, 48)
 SAMPLES_PER_PIXEL = 8
@@ -21,13 +21,13 @@ SAMPLES_PER_PIXEL = 8
 
 def fingerprints() -> dict[str, Any]:
     """Return sha256 of each specimen's genome (sorted compact JSON) and of its pixels (C order)."""
-    pictures = {}
+    images = {}
     for family in FAMILIES:
         for seed, index in SEED_AND_INDEX:
             genome = draw_genome(seed, index, family)
             text = json.dumps(genome.to_json(), sort_keys=True, separators=(",", ":"))
             pixels = render(genome, SIZE, SAMPLES_PER_PIXEL).tobytes()
-            pictures[f"{family} {seed} {index}"] = {
+            images[f"{family} {seed} {index}"] = {
                 "genome": hashlib.sha256(text.encode()).hexdigest(),
                 "pixels": hashlib.sha256(pixels).hexdigest(),
             }
@@ -35,7 +35,7 @@ def fingerprints() -> dict[str, Any]:
         "genome_version": GENOME_VERSION,
         "size": list(SIZE),
         "samples_per_pixel": SAMPLES_PER_PIXEL,
-        "pictures": pictures,
+        "images": images,
     }
 
 
