@@ -713,7 +713,7 @@ def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None
     assert 0 <= rows[0].details["data_wait_percent"] <= 100
 
 
-# --- all of it, and the table of the page -----------------------------------------------------------
+# --- all of it, and the table of the page --------------------------------------------------------
 
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
