@@ -142,7 +142,7 @@ def test_folders_of_outliers_are_scored_beside_synthetic_ones(tmp_path: Path) ->
     for number in range(7):
         path = tmp_path / "outliers" / "alike" / f"{number}.png"
         write_image(path, CODES[13 * number + 2], (30, 20))
-    found = evaluate(asked, ["anomaly"]).values["anomaly"]
+    found = evaluate(asked, ["ood"]).values["ood"]
     kinds = found["datasets"]
     assert list(kinds) == ["gaussian", "rademacher", "blobs", "alike", "unsure"]
     assert kinds["unsure"]["auroc"] == 1
@@ -158,7 +158,7 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
     folder = tmp_path / "outliers" / "colours"
     for number in range(50):
         write_image(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
-    found = evaluate(asked, ["anomaly"]).values["anomaly"]["datasets"]["colours"]
+    found = evaluate(asked, ["ood"]).values["ood"]["datasets"]["colours"]
     usual = asked.classifier.predict(asked.data.need_test().images).confidence
     odd = asked.classifier.predict(images_of_folder(folder, View(SIDE, 10))).confidence
     expected = [auroc(-usual, -odd[numbers]) for numbers in _rounds(0, 3, 50, 20)]
@@ -271,5 +271,5 @@ def test_outliers_are_not_called_as_the_synthetic_ones(tmp_path: Path) -> None:
     (tmp_path / "outliers" / "dtd").rename(tmp_path / "outliers" / "blobs")
     assert (
         "outliers/blobs has the name"
-        in evaluate(imagenet_evaluation(tmp_path), ["anomaly"]).failed["anomaly"]
+        in evaluate(imagenet_evaluation(tmp_path), ["ood"]).failed["ood"]
     )

@@ -39,7 +39,7 @@ from tiny_evaluation import (
 
 def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> None:
     found = evaluate(evaluation(tmp_path))
-    assert set(found.values) == {"clean", "calibration", "adversarial", "anomaly"}
+    assert set(found.values) == {"clean", "calibration", "adversarial", "ood"}
     assert set(found.missing) == {"c", "c-bar", "p"}
     assert all("\n" not in line for line in found.missing.values())
     write_corrupted(tmp_path / "TINY-C-Bar", CIFAR_BAR[:-1])
@@ -60,9 +60,7 @@ def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Pat
         for size in (3, 12)
     )
     assert first["adversarial"] == second["adversarial"]
-    assert first["anomaly"]["datasets"]["blobs"] == pytest.approx(
-        second["anomaly"]["datasets"]["blobs"]
-    )
+    assert first["ood"]["datasets"]["blobs"] == pytest.approx(second["ood"]["datasets"]["blobs"])
     np.testing.assert_array_equal(IMAGES, before)
     assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
@@ -82,9 +80,9 @@ def test_each_half_is_tempered_by_what_the_other_half_wants(tmp_path: Path) -> N
 
 def test_without_a_test_set_imagenets_other_sets_are_still_evaluated(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenet-r", range(0, 1000, 5))
-    found = evaluate(imagenet_evaluation(tmp_path), ["clean", "r", "o", "anomaly"])
+    found = evaluate(imagenet_evaluation(tmp_path), ["clean", "r", "o", "ood"])
     assert found.values["r"]["error"] == 0
-    assert set(found.missing) == {"clean", "o", "anomaly"}
+    assert set(found.missing) == {"clean", "o", "ood"}
     assert "no val/CLASS" in found.missing["clean"]
     with pytest.raises(PipelineError, match=r"has no test/manifest\.json"):
         find_data(tmp_path, {"classes": 10})
@@ -106,13 +104,13 @@ def test_images_that_are_answered_are_counted_by_suite(tmp_path: Path) -> None:
     asked = replace(asked, classifier=replace(asked.classifier, batch_size=2))
     evaluate(
         asked,
-        ["clean", "c", "p", "adversarial", "anomaly"],
+        ["clean", "c", "p", "adversarial", "ood"],
         progress=lambda suite, done, total: shown.setdefault(suite, []).append((done, total)),
     )
     assert shown["clean"] == [(0, 4), (2, 4), (4, 4)]
     assert shown["c"][-1] == (75 * 5, 75 * 5)
     assert shown["adversarial"][-1] == (4, 4)
-    assert shown["anomaly"][-1][0] == shown["anomaly"][-1][1] > 30
+    assert shown["ood"][-1][0] == shown["ood"][-1][1] > 30
     assert shown["p"][0][0] == 0
     assert all(done <= total for each in shown.values() for done, total in each)
 

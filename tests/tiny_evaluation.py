@@ -94,7 +94,7 @@ MADE_WORDS = "C made by pixmix-eval make-c, 200 images, ImageNet constants"
 
 def write_made(folder: Path, **changes: object) -> None:
     write_corrupted(folder, CORRUPTIONS)
-    (folder / "made-of.json").write_text(json.dumps({**MADE, **changes}))
+    (folder / "make-c.json").write_text(json.dumps({**MADE, **changes}))
 
 
 def of_c(error: float, made: bool = False, overlap: bool = False) -> dict[str, Any]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pipelines.system.process_group import Processes
 
 # As in evaluation.suites, which would take seconds to import for the help; a test holds them equal.
-SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
+SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood", "r", "a", "o")
 
 
 class _RunUnlessNamed(SuggestingGroup):
@@ -54,7 +54,7 @@ class _RunUnlessNamed(SuggestingGroup):
 )
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Measure robustness, consistency, adversaries, calibration and anomaly detection.
+    """Measure robustness, consistency, adversaries, calibration and OOD detection.
 
     Without a command, `pixmix-eval --checkpoint F --data ROOT` is `pixmix-eval run`.
 

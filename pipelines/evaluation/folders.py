@@ -1,6 +1,6 @@
 """Folders of images to evaluate on: what in them is a class or an image, and where datasets lie.
 
-A C set that `pixmix-eval make-c` made lies in NAME-C-made and has made-of.json; it is never taken
+A C set that `pixmix-eval make-c` made lies in NAME-C-made and has make-c.json; it is never taken
 for the one that its authors distribute, wherever it lies.
 """
 
@@ -139,7 +139,7 @@ def list_videos(folder: Path, notices: Notices) -> list[Path]:
 MADE_SUFFIX = "-C-made"
 """Ends the name of a folder that make-c makes."""
 
-MADE_OF = "made-of.json"
+MADE_OF = "make-c.json"
 
 _SUFFIXES = {"c": "-C", "c-bar": "-C-Bar", "p": "-P"}
 
@@ -151,7 +151,7 @@ WITH_FOLDERS = tuple(_NATURAL)
 
 
 class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
-    """What made-of.json holds: what decides a set that make-c made.
+    """What make-c.json holds: what decides a set that make-c made.
 
     n: images; seed: of what their corruptions draw. labels, images: SHA-256; side: pixels.
     """
@@ -171,7 +171,7 @@ class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_made_of(folder: Path, remedy: str) -> MadeOf | None:
-    """Return the content of made-of.json of a set; None without the file.
+    """Return the content of make-c.json of a set; None without the file.
 
     Raises:
         PipelineError: if it is damaged.

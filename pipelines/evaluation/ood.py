@@ -63,7 +63,7 @@ RESTRICTED_CLASSES = 200
 """Of ImageNet-R, -A and -O."""
 
 
-def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str, Any]:
+def detect_ood(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str, Any]:
     """Return how well confidence tells OOD images from the test's: the mean, and by dataset.
 
     Of each OOD dataset, one image for five of the test's is drawn ten times, and metrics are
@@ -85,7 +85,7 @@ def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str
         outside = evaluation.classifier.predict(Subset(images, used[name])).confidence
         metrics = [
             measure(
-                "anomaly",
+                "ood",
                 id_scores=-confidence,
                 ood_scores=-outside[np.searchsorted(used[name], numbers)],
             )

@@ -23,14 +23,14 @@ from pipelines.evaluation.folders import (
     missing_sets,
 )
 from pipelines.evaluation.metrics import measure, scaled_confidence, tune_temperature
-from pipelines.evaluation.ood import anomaly, imagenet_o, restricted
+from pipelines.evaluation.ood import detect_ood, imagenet_o, restricted
 from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
 from pipelines.provenance.run_record import provenance
 from pipelines.shards.images import class_folders
 from pipelines.system.files import file_sha256
 from pipelines.system.masking import masked_values
 
-OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly")
+OF_ANY = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood")
 """Suites for images of any kind."""
 
 OF_IMAGENET = ("r", "a", "o")
@@ -194,7 +194,7 @@ _SUITES: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
     "c-bar": lambda run: corrupted_bar(run.evaluation),
     "p": lambda run: perturbed(run.evaluation),
     "adversarial": lambda run: adversarial(run.evaluation),
-    "anomaly": lambda run: anomaly(run.evaluation, run.clean.confidence),
+    "ood": lambda run: detect_ood(run.evaluation, run.clean.confidence),
     "r": lambda run: restricted(run.evaluation, "r"),
     "a": lambda run: restricted(run.evaluation, "a"),
     "o": lambda run: imagenet_o(run.evaluation),
