@@ -35,7 +35,7 @@ from pipelines.shards.format import ShardSet, open_shards
 from pipelines.shards.remote import open_set
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from pipelines.training.baselines import BASELINES, BaselineAugment, augmix, seed_of
+from pipelines.training.augmentations import AUGMENTATIONS, BaselineAugmentation, augmix, torch_seed
 from pipelines.training.checkpoints import find_checkpoints, keep_latest, save_checkpoint
 from pipelines.training.data import find_data, hold_out, outputs_for
 from pipelines.training.loop import train
@@ -277,7 +277,7 @@ def recipe_of(dataset: str, *arguments: str) -> Recipe:
 @pytest.mark.parametrize("kind", ["augmix", "trivialaugment"])
 def test_baseline_augmentations_draw_by_seed_step_and_place_alone(kind: Any) -> None:  # noqa: ANN401
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    augment = BaselineAugment(kind, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    augment = BaselineAugmentation(kind, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     state = torch.get_rng_state()
     together = augment(images, seed=1, step=2, first=0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -289,7 +289,7 @@ def test_baseline_augmentations_draw_by_seed_step_and_place_alone(kind: Any) -> 
     assert len({tuple(view.flatten().tolist()) for view in views.flatten(0, 1)}) >= 8
     assert torch.equal(augment(images[2:], seed=1, step=2, first=2, views=3), views[2:])
     assert not torch.equal(augment(images, seed=1, step=3, first=0), together)
-    assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
+    assert len({torch_seed(a, b) for a in range(30) for b in range(30)}) == 900
 
 
 # --- Checkpoints ---------------------------------------------------------------------------------
@@ -855,7 +855,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 
 def test_the_choices_are_those_of_the_library() -> None:
     assert training_options.ON_DECODE_ERROR == ON_DECODE_ERROR
-    assert set(BASELINES) == set(AUGMENTS) - {"none", "pixmix"}
+    assert set(AUGMENTATIONS) == set(AUGMENTS) - {"none", "pixmix"}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
