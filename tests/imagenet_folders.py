@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from pipelines.evaluation.data import find_data
-from pipelines.evaluation.labels import imagenet_classes
+from pipelines.evaluation.folders import imagenet_classes
 from pipelines.evaluation.metrics import ALEXNET_FLIPS
 from pipelines.evaluation.predictions import Classifier, Evaluation
 from pipelines.system.process_group import Processes

@@ -8,7 +8,7 @@ import pytest
 
 from imagenet_folders import WNIDS
 from pipelines.errors import PipelineError
-from pipelines.evaluation.labels import are_of_imagenet, match_classes
+from pipelines.evaluation.folders import are_of_imagenet, match_classes
 from pipelines.models.outputs import outputs_of
 
 

@@ -27,6 +27,7 @@ from pipelines.evaluation.folders import (
     MissingDataError,
     Notices,
     list_videos,
+    match_classes,
     remedy_for,
 )
 from pipelines.evaluation.images import (
@@ -35,7 +36,6 @@ from pipelines.evaluation.images import (
     read_labels,
     read_names,
 )
-from pipelines.evaluation.labels import match_classes
 from pipelines.evaluation.metrics import (
     ALEXNET_FLIPS,
     NOISES,

@@ -16,9 +16,13 @@ from pipelines.evaluation.folders import (
     MissingDataError,
     Notices,
     Tree,
+    are_of_imagenet,
     find_set,
     holds_images,
+    imagenet_classes,
+    is_class_name,
     list_tree,
+    match_classes,
     unreadable,
 )
 from pipelines.evaluation.images import (
@@ -28,12 +32,6 @@ from pipelines.evaluation.images import (
     View,
     images_of_files,
     images_of_shards,
-)
-from pipelines.evaluation.labels import (
-    are_of_imagenet,
-    imagenet_classes,
-    is_class_name,
-    match_classes,
 )
 from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
 from pipelines.loading.batches import IMAGENET as RECIPE
