@@ -21,7 +21,7 @@ from pipelines.cli.evaluate import main
 from pipelines.evaluation.corruptions import (
     CORRUPTIONS,
 )
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.data import open_evaluation_data
 from pipelines.evaluation.predictions import Evaluation
 from pipelines.evaluation.suites import SUITES
 from pipelines.loading.mixing_set import open_images
@@ -108,11 +108,11 @@ def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_
         found += json.loads(result.stdout)["networks"].values()
     assert found[0] == found[1]
     # And so they are where a checkpoint says nothing of how it has its images.
-    bare = find_data(tmp_path / "folders", {"classes": 10})
-    assert (bare.side, bare.view) == (32, None)
+    bare = open_evaluation_data(tmp_path / "folders", {"classes": 10})
+    assert (bare.side, bare.transform) == (32, None)
     # A network of larger images has them larger.
     larger = {"classes": 10, "crop": "resized", "image_size": 64, "evaluation_resize": 72}
-    assert find_data(tmp_path / "folders", larger).side == 64
+    assert open_evaluation_data(tmp_path / "folders", larger).side == 64
 
 
 def test_a_corrupted_set_is_made_as_a_network_has_its_images(digits: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
     assert line.endswith(words)
     ((classifier, data),) = [(each.classifier, each.data) for each in used]
     assert ([*classifier.mean], [*classifier.std], data.side) == expected[:3]
-    assert data.need_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
+    assert data.require_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
 
 
 def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path) -> None:

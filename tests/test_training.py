@@ -37,12 +37,12 @@ from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.augmentations import AUGMENTATIONS, BaselineAugmentation, augmix, torch_seed
 from pipelines.training.checkpoints import find_checkpoints, keep_latest, save_checkpoint
-from pipelines.training.data import find_data, hold_out, outputs_for
+from pipelines.training.data import hold_out, open_training_data, outputs_for
 from pipelines.training.loop import train
 from pipelines.training.recipes import (
     AUGMENTS,
-    Progress,
     Recipe,
+    StepProgress,
     TrainConfig,
     TrainResult,
     named_recipe,
@@ -64,7 +64,7 @@ ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 
@@ -323,7 +323,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:  # noqa: ANN401
-    def show(shown: Progress) -> None:
+    def show(shown: StepProgress) -> None:
         if shown.step == step:
             os.kill(os.getpid(), number)
 
@@ -464,7 +464,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so(digits: Path, tmp_path: Path) ->
 
 
 def test_two_trainings_do_not_write_to_one_folder(digits: Path, tmp_path: Path) -> None:
-    def begin_another(shown: Progress) -> None:
+    def begin_another(shown: StepProgress) -> None:
         if shown.step == 1:
             with pytest.raises(PipelineError, match="another training is writing to"):
                 train(training(digits, tmp_path / "run"), ALONE)
@@ -836,8 +836,8 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
     def nothing(_done: int, _total: int) -> None: ...
 
     with pytest.raises(PipelineError, match="is digits and not cifar10"):
-        find_data("cifar10", digits, tmp_path, nothing)
-    assert find_data("folder", digits, tmp_path, nothing).test is not None
+        open_training_data("cifar10", digits, tmp_path, nothing)
+    assert open_training_data("folder", digits, tmp_path, nothing).test is not None
     from PIL import Image
 
     from pipelines.cli.shard import main as shard
@@ -847,7 +847,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
     made = ["mixing", str(tmp_path / "images"), str(tmp_path / "mixing"), "--jobs", "1"]
     assert CliRunner().invoke(shard, made).exit_code == 0
     with pytest.raises(PipelineError, match="has images without a class, as a mixing set has"):
-        find_data("folder", tmp_path / "mixing", tmp_path, nothing)
+        open_training_data("folder", tmp_path / "mixing", tmp_path, nothing)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -885,18 +885,18 @@ def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) ->
     shards = tmp_path / "shards"
     for dataset in ("digits", "folder"):
         with pytest.raises(PipelineError) as caught:
-            find_data(dataset, shards, tmp_path / "made", nothing)  # type: ignore[arg-type]
+            open_training_data(dataset, shards, tmp_path / "made", nothing)  # type: ignore[arg-type]
         assert f"has no train/manifest.json, and {shards / dataset} has; give --data" in str(
             caught.value
         )
     # Of two that have other names neither is meant.
     with pytest.raises(PipelineError, match="make shards of your images first"):
-        find_data("imagenet", shards, tmp_path / "made", nothing)
+        open_training_data("imagenet", shards, tmp_path / "made", nothing)
     with pytest.raises(PipelineError, match="cifar-10-python"):
-        find_data("cifar10", shards, tmp_path / "made", nothing)
+        open_training_data("cifar10", shards, tmp_path / "made", nothing)
     shutil.move(shards / "folder", shards / "cifar10")
     with pytest.raises(PipelineError, match="/shards/cifar10 has; give --data"):
-        find_data("cifar10", shards, tmp_path / "made", nothing)
+        open_training_data("cifar10", shards, tmp_path / "made", nothing)
     assert not (tmp_path / "made").exists()
 
 

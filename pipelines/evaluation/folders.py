@@ -47,13 +47,13 @@ def imagenet_classes() -> tuple[str, ...]:
     return tuple(text.split())
 
 
-def are_of_imagenet(names: Sequence[str]) -> bool:
+def are_imagenet_classes(names: Sequence[str]) -> bool:
     """Return whether there are names, and all are WordNet ids of ImageNet-1k."""
     return len(names) > 0 and set(names) <= set(imagenet_classes())
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matched:
+class ClassMatch:
     """The outputs for a dataset's classes.
 
     outputs: (classes,) int64, by position in the dataset's names.
@@ -68,7 +68,7 @@ class Matched:
 
 def match_classes(
     names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
-) -> Matched:
+) -> ClassMatch:
     """Return the outputs of a network for the classes of a dataset.
 
     Args:
@@ -87,7 +87,9 @@ def match_classes(
     by_value = set(kinds) == {"number"} and (not known or tuple(known) == imagenet)
     if known and not by_value:
         _refuse_mixed(names, kinds, where, only="WordNet id" if tuple(known) == imagenet else None)
-        return Matched(outputs=outputs_of(names, known, where), classes=tuple(known), how="names")
+        return ClassMatch(
+            outputs=outputs_of(names, known, where), classes=tuple(known), how="names"
+        )
     if by_value:
         return _by_value(names, known, n_outputs, where)
     if n_outputs is not None:
@@ -111,7 +113,7 @@ def match_classes(
                 "0, 1, 2, ..."
             )
     classes = tuple(names) if n_outputs in {None, len(names)} else ()
-    return Matched(outputs=np.arange(len(names)), classes=classes, how="order")
+    return ClassMatch(outputs=np.arange(len(names)), classes=classes, how="order")
 
 
 def _trailing_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
@@ -148,7 +150,7 @@ def _refuse_mixed(
 
 def _by_value(
     names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
-) -> Matched:
+) -> ClassMatch:
     values = [int(name) for name in names]
     most = _MOST_OUTPUTS if n_outputs is None else n_outputs
     wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < most]
@@ -169,7 +171,7 @@ def _by_value(
     classes = tuple(known)
     if not classes and (n_outputs is None or len(names) == size):
         classes = tuple(by_value.get(value, str(value)) for value in range(size))
-    return Matched(outputs=np.array(values, np.int64), classes=classes, how="values")
+    return ClassMatch(outputs=np.array(values, np.int64), classes=classes, how="values")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -202,7 +204,7 @@ class Notices:
     lines: list[str] = field(default_factory=list)
     taken: int = 0
 
-    def say(self, line: str) -> None:
+    def add(self, line: str) -> None:
         """Add a line, unless it was added before."""
         if line not in self.lines:
             self.lines.append(line)
@@ -293,10 +295,10 @@ def list_videos(folder: Path, notices: Notices) -> list[Path]:
 
 # --- The datasets beside a test set --------------------------------------------------------------
 
-MADE_SUFFIX = "-C-made"
+MAKE_C_SUFFIX = "-C-made"
 """Ends the name of a folder that make-c makes."""
 
-MADE_OF = "make-c.json"
+MAKE_C_RECORD = "make-c.json"
 
 _SUFFIXES = {"c": "-C", "c-bar": "-C-Bar", "p": "-P"}
 
@@ -307,7 +309,7 @@ WITH_FOLDERS = tuple(_NATURAL)
 """Suites that have a folder of their own beside the test set."""
 
 
-class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
+class MakeCRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What make-c.json holds: what decides a set that make-c made.
 
     n: images; seed: of what their corruptions draw. labels, images: SHA-256; side: pixels.
@@ -327,20 +329,20 @@ class MadeOf(msgspec.Struct, frozen=True, kw_only=True):
                 "seed": self.seed}  # fmt: skip
 
 
-def read_made_of(folder: Path, remedy: str) -> MadeOf | None:
+def read_make_c_record(folder: Path, remedy: str) -> MakeCRecord | None:
     """Return the content of make-c.json of a set; None without the file.
 
     Raises:
         PipelineError: if it is damaged.
     """
-    path = folder / MADE_OF
+    path = folder / MAKE_C_RECORD
     try:
         content = read_regular(path, max_bytes=1 << 24)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise unreadable(path, error, remedy) from error
-    return read_json(content, MadeOf, str(path), remedy)
+    return read_json(content, MakeCRecord, str(path), remedy)
 
 
 def remedy_for(name: str, suffix: str) -> str:
@@ -353,7 +355,9 @@ def remedy_for(name: str, suffix: str) -> str:
     return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
 
 
-def find_set(root: Path, name: str, suite: str, notices: Notices) -> tuple[Path, MadeOf | None]:
+def find_suite_folder(
+    root: Path, name: str, suite: str, notices: Notices
+) -> tuple[Path, MakeCRecord | None]:
     """Return the folder of a suite's dataset, and what it is made of if make-c made it.
 
     Args:
@@ -378,19 +382,21 @@ def find_set(root: Path, name: str, suite: str, notices: Notices) -> tuple[Path,
     suffix = _SUFFIXES[suite]
     folder = find_folder(root, f"{name}{suffix}")
     if suite == "c":
-        made = find_folder(root, f"{name}{MADE_SUFFIX}")
-        if made is not None and (folder is None or (folder / MADE_OF).exists()):
+        made = find_folder(root, f"{name}{MAKE_C_SUFFIX}")
+        if made is not None and (folder is None or (folder / MAKE_C_RECORD).exists()):
             folder, made = made, folder
         if folder is not None and made is not None:
-            notices.say(
+            notices.add(
                 f"{folder} is evaluated, and not {made}; move it away to evaluate the other"
             )
     if folder is None:
         raise MissingDataError(f"{root / name}{suffix} is not there; {remedy_for(name, suffix)}")
     remedy = f"remove {folder} and make it again by pixmix-eval make-c"
-    made_of = read_made_of(folder, remedy)
-    if made_of is None and folder.name.endswith(MADE_SUFFIX):
-        raise PipelineError(f"{folder} has no {MADE_OF}, which says what it is made of; {remedy}")
+    made_of = read_make_c_record(folder, remedy)
+    if made_of is None and folder.name.endswith(MAKE_C_SUFFIX):
+        raise PipelineError(
+            f"{folder} has no {MAKE_C_RECORD}, which says what it is made of; {remedy}"
+        )
     return folder, made_of
 
 
@@ -404,7 +410,7 @@ def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]
     for suite in suites:
         if suite in WITH_FOLDERS:
             try:
-                find_set(root, name, suite, Notices())
+                find_suite_folder(root, name, suite, Notices())
             except MissingDataError as error:
                 missing[suite] = str(error)
             except PipelineError:

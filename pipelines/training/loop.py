@@ -20,14 +20,14 @@ from pipelines.loading.workers import worker_errors
 from pipelines.system.files import world_errors
 from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
 from pipelines.training.checkpoints import exclusive_folder
-from pipelines.training.recipes import Progress, TrainConfig, TrainResult
+from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult
 from pipelines.training.state import TrainState, open_state
 from pipelines.training.step import Trainer, autocast, channels_last
 from pipelines.training.stopping import Stopping
 from pipelines.training.tracking import log_to_tensorboard, recorded_session
 
 
-def evaluate(trainer: Trainer, name: str) -> tuple[float, float] | None:
+def validate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     """Return the mean cross entropy and the error of the network that a checkpoint would hold.
 
     Args:
@@ -101,7 +101,7 @@ def _averaged_weights(trainer: Trainer, state: TrainState) -> Iterator[None]:
             state.trained = None
 
 
-OnStep = Callable[[Progress], None]
+OnStep = Callable[[StepProgress], None]
 OnEpoch = Callable[[Mapping[str, Any]], None]
 """Called with the record of an epoch: a line of metrics.jsonl."""
 
@@ -180,7 +180,7 @@ def _fit(trainer: Trainer, on_step: OnStep, on_epoch: OnEpoch) -> None:
                     if processes.first:
                         spent = max(now - since, 1e-9)
                         on_step(
-                            Progress(
+                            StepProgress(
                                 step=state.step,
                                 steps=steps,
                                 epoch=epoch,
@@ -213,7 +213,7 @@ def _end_epoch(trainer: Trainer, on_epoch: OnEpoch) -> None:
     trainer.settle()
     record = state.epoch_record()
     for name in state.outputs:
-        found = evaluate(trainer, name)
+        found = validate(trainer, name)
         if found is None:
             return
         record[f"{name}_loss"], record[f"{name}_error"] = found

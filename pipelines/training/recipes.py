@@ -213,7 +213,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far a training is after a step. data_wait: share of the step's time spent on data."""
 
     step: int
