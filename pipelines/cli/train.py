@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipelines.loading.batches import PreprocessConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
-    from pipelines.training.data import Data
-    from pipelines.training.recipes import Progress, TrainResult
+    from pipelines.training.data import TrainingData
+    from pipelines.training.recipes import StepProgress, TrainResult
     from pipelines.training.stopping import Stopping
 
 _INTERRUPTED = "interrupted; the same command with --resume auto resumes"
@@ -222,7 +222,7 @@ class TrainingProgress:
         self._epoch: tuple[int, float] | None = None
         self._last = (0, 0.0)
 
-    def step(self, progress: "Progress") -> None:
+    def step(self, progress: "StepProgress") -> None:
         """Show a step."""
         now = self._clock()
         if self._first is None:
@@ -278,12 +278,12 @@ def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
 
 def _open_data(
     dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
-) -> "Data":
+) -> "TrainingData":
     """Open the data, made first where they have to be, once nothing else is missing."""
-    from pipelines.training.data import check_inputs, find_data
+    from pipelines.training.data import check_inputs, open_training_data
 
     out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
-    find = partial(find_data, dataset.name, options["data"], out / "data")
+    find = partial(open_training_data, dataset.name, options["data"], out / "data")
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:

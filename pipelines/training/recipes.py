@@ -51,7 +51,7 @@ class Recipe:
             `warm_up_epochs` of rising.
         accumulate: parts that a batch is computed in, on each process.
         augment: "pixmix", or a baseline in its place.
-        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.baselines`; whether
+        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`; whether
             it also draws those that overlap the corruptions of ImageNet-C.
         jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
             views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).
@@ -213,7 +213,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far a training is after a step. data_wait: share of the step's time spent on data."""
 
     step: int

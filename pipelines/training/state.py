@@ -24,7 +24,7 @@ from pipelines.loading.loader import LoaderState, TrainLoader, train_loader
 from pipelines.models.checkpoints import NetworkMetadata, read_initial_weights
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.system.process_group import Processes
-from pipelines.training.baselines import BASELINES
+from pipelines.training.augmentations import AUGMENTATIONS
 from pipelines.training.checkpoints import (
     Checkpoint,
     DamagedError,
@@ -354,7 +354,7 @@ def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
         pixmix=recipe.pixmix if by_loader else None,
         plain_first=recipe.jsd and by_loader,
     )
-    if recipe.augment in BASELINES:
+    if recipe.augment in AUGMENTATIONS:
         # Which normalize after they augment.
         preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     return train_loader(
