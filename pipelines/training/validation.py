@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
 
-from pipelines.loading.loader import eval_loader
+from pipelines.loading.loader import EvalLoader
 from pipelines.training.state import TrainState
 from pipelines.training.step import Trainer, autocast, channels_last
 
@@ -25,20 +26,16 @@ def evaluate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     world, watchdog = processes.world, processes.watchdog
     shards = {"validation": config.validation, "test": config.test}[name]
     assert shards is not None
-    loader = eval_loader(
-        shards,
+    settings = replace(
+        config.loader,
         batch_size=-(-config.recipe.batch_size // world.size) * world.size,
-        preprocess=config.preprocess,
+        shard_partitions=1,
         rank=world.rank,
         world_size=world.size,
-        num_workers=config.num_workers,
-        n_threads=config.n_threads,
         # A substitute would count twice.
-        on_decode_error="raise" if config.on_decode_error == "raise" else "skip",
-        max_decode_errors=config.max_decode_errors,
-        cache_dir=config.cache_dir,
-        remote=config.remote,
+        on_decode_error="raise" if config.loader.on_decode_error == "raise" else "skip",
     )
+    loader = EvalLoader(shards, settings)
     outputs = state.outputs[name]
     loss = wrong = seen = 0.0
     with (
