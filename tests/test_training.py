@@ -1117,7 +1117,7 @@ def test_there_are_no_more_workers_than_cores_unasked(
     given_workers = []
 
     def found(training: TrainConfig, *_: object) -> TrainResult:
-        given_workers.append(training.num_workers)
+        given_workers.append(training.loader.num_workers)
         raise PipelineError("it is known")
 
     monkeypatch.setattr("pipelines.training.loop.train", found)

@@ -26,7 +26,7 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import IMAGENET
+from pipelines.loading.batches import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.shards.format import open_shards
@@ -40,7 +40,7 @@ from pipelines.training.data import hold_out, open_training_data
 from pipelines.training.loop import train
 from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult, named_recipe
 from shard_sets import drawn_images, encoded, write_shards
-from training_sets import read_checkpoint
+from training_sets import read_checkpoint, take_fields
 
 RECIPE = named_recipe("imagenet")
 
@@ -186,11 +186,16 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # no
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preprocess": replace(IMAGENET, image_size=32),
+        "loader": LoaderConfig(
+            batch_size=BATCH,
+            seed=recipe.seed,
+            preprocess=replace(IMAGENET, image_size=32),
+            shuffle_window=2,
+            cache_dir=cache,
+            remote=remote,
+            **take_fields(LoaderConfig, changes),
+        ),
         "train": open_set(where, cache_dir=cache, remote=remote),
-        "shuffle_window": 2,
-        "cache_dir": cache,
-        "remote": remote,
     }
     return TrainConfig(**arguments | changes)
 

@@ -1,7 +1,8 @@
 """Options of `pixmix-train`, in the order of its help, each once.
 
-An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings` or
-`TrainConfig`. Where each recipe has a default of its own, the help reads it from the recipe.
+An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings`,
+`LoaderConfig` or `TrainConfig`. Where each recipe has a default of its own, the help reads it from
+the recipe.
 """
 
 from collections.abc import Callable

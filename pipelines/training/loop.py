@@ -10,12 +10,13 @@ all, each with one line.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from pipelines.loading.loader import eval_loader
+from pipelines.loading.loader import EvalLoader
 from pipelines.loading.workers import worker_errors
 from pipelines.system.files import world_errors
 from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
@@ -41,20 +42,16 @@ def validate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     world, watchdog = processes.world, processes.watchdog
     shards = {"validation": config.validation, "test": config.test}[name]
     assert shards is not None
-    loader = eval_loader(
-        shards,
+    settings = replace(
+        config.loader,
         batch_size=-(-config.recipe.batch_size // world.size) * world.size,
-        preprocess=config.preprocess,
+        shard_partitions=1,
         rank=world.rank,
         world_size=world.size,
-        num_workers=config.num_workers,
-        n_threads=config.n_threads,
         # A substitute would count twice.
-        on_decode_error="raise" if config.on_decode_error == "raise" else "skip",
-        max_decode_errors=config.max_decode_errors,
-        cache_dir=config.cache_dir,
-        remote=config.remote,
+        on_decode_error="raise" if config.loader.on_decode_error == "raise" else "skip",
     )
+    loader = EvalLoader(shards, settings)
     outputs = state.outputs[name]
     loss = wrong = seen = 0.0
     with (

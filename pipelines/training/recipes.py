@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import MixingSet, OnDecodeError, PreprocessConfig
-    from pipelines.loading.image_map import OnMixingDecodeError
-    from pipelines.shards.remote import Remote, RemoteShards
+    from pipelines.loading.batches import LoaderConfig, MixingSet, PreprocessConfig
+    from pipelines.shards.remote import RemoteShards
     from pixmix.settings import PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
@@ -167,7 +166,9 @@ class TrainConfig:
 
     Attributes:
         out: folder of checkpoints and metrics.
-        preprocess: of the images; its PixMix is the recipe's.
+        loader: how samples are loaded. Its batch size and seed must be the recipe's. The PixMix of
+            its preprocessing, views, rank and world size are set by the training. Evaluations skip
+            samples where training may substitute them.
         train: shards, local or remote; see `pipelines.shards.remote.open_set`.
         validation, test: others, or None.
         weights: file of weights to fine-tune.
@@ -175,14 +176,11 @@ class TrainConfig:
         resume: whether to resume from the latest checkpoint of `out`, if there is one.
         keep: how many checkpoints stay.
         checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
-        on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An
-            evaluation skips samples where training may substitute them.
-        cache_dir, remote: where remote shards are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
-    preprocess: "PreprocessConfig"
+    loader: "LoaderConfig"
     train: "RemoteShards"
     validation: "RemoteShards | None" = None
     test: "RemoteShards | None" = None
@@ -192,17 +190,8 @@ class TrainConfig:
     resume: bool = False
     keep: int = 2
     checkpoint_every: int | None = None
-    num_workers: int = 0
-    n_threads: int = 1
-    shuffle_window: int | None = None
-    shard_partitions: int = 1
-    on_decode_error: "OnDecodeError" = "raise"
-    max_decode_errors: int = 100
-    on_mixing_decode_error: "OnMixingDecodeError" = "raise"
     compile: bool = False
     sync_batch_norm: bool = False
-    cache_dir: Path | None = None
-    remote: "Remote | None" = None
 
     def __post_init__(self) -> None:
         """Refuse nonsense."""
@@ -210,6 +199,21 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}; use 1 step or more, or None"
             )
+        for name in ("batch_size", "seed"):
+            ours, loaders = getattr(self.recipe, name), getattr(self.loader, name)
+            if ours != loaders:
+                raise ValueError(
+                    f"{name} is {ours} in the recipe and {loaders} in the loader; "
+                    "use one value for both"
+                )
+        if self.loader.preprocess is None:
+            raise ValueError("the loader has no preprocess; set it, such as to CIFAR or IMAGENET")
+
+    @property
+    def preprocess(self) -> "PreprocessConfig":
+        """The preprocessing of the loader."""
+        assert self.loader.preprocess is not None
+        return self.loader.preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
