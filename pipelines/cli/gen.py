@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from featviz import Precision
     from pipelines.generate.generator import Generator
 
-# As in fractals.BASELINES, which would take half a second to import for the help; a test holds them
-# equal.
-BASELINES = ("dead-leaves", "spectrum", "noise")
+# A copy of fractals.BASELINE_KINDS, whose import takes half a second; a test compares the two.
+BASELINE_KINDS = ("dead-leaves", "spectrum", "noise")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -93,7 +92,7 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
 @output_options(14_000, None)
 @click.option(
     "--kind",
-    type=click.Choice(BASELINES),
+    type=click.Choice(BASELINE_KINDS),
     required=True,
     help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
 )
@@ -318,7 +317,7 @@ def _generator_of(
             from pipelines.generate.fractals import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
-        if kind in BASELINES:
+        if kind in BASELINE_KINDS:
             from pipelines.generate.fractals import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)

@@ -317,14 +317,14 @@ def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
 
 def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
-    from fractals import BASELINES
-    from fractals.sampling import pending, pending_of_baselines
+    from fractals import BASELINE_KINDS
+    from fractals.sampling import pending, pending_for_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":
         compile_kernels(pending)
-    elif kind in BASELINES:
-        compile_kernels(pending_of_baselines)
+    elif kind in BASELINE_KINDS:
+        compile_kernels(pending_for_baselines)
     run_chunks(*arguments, **options)
 
 
