@@ -109,7 +109,7 @@ def network_names() -> list[str]:
 
 
 def open_network(
-    name: str = DEFAULT, *, weights: Path | None = None, allow_random: bool = False
+    name: str = DEFAULT, *, weights: Path | None = None, random_weights: bool = False
 ) -> Network:
     """Open a trained network.
 
@@ -118,7 +118,7 @@ def open_network(
             that returns one; that module is imported and run.
         weights: file of a state dict for that network, see `read_weights`; without one,
             torchvision's own are downloaded.
-        allow_random: take a network without trained weights, its numbers drawn from seed 0. Its
+        random_weights: take a network without trained weights, its numbers drawn from seed 0. Its
             images are nearly the same for every channel: for tests.
 
     Raises:
@@ -133,7 +133,7 @@ def open_network(
         sha256 = _file_sha256(weights)
         module, mean, std = _build(name, state)
         notes = tuple(load_weights(module, state, weights))
-    elif allow_random:
+    elif random_weights:
         sha256 = RANDOM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

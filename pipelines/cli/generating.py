@@ -197,7 +197,7 @@ def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
             "number of tasks at once.  [default: no cluster; all tasks that it can run]",
         ),
         file_option(
-            "--sheet",
+            "--contact-sheet",
             metavar="SHEET.png",
             text=f"Also write a contact sheet of {SHEET_IMAGES} images.",
         ),
@@ -222,15 +222,15 @@ def _check_files(
         raise click.BadParameter(
             f"{sheet} lies inside the dataset, where it would be taken for one of its images; put "
             "it elsewhere",
-            param_hint="'--sheet'",
+            param_hint="'--contact-sheet'",
         )
     if sheet is not None:
         from pipelines.system.files import check_writable
 
         try:
-            check_writable(sheet.parent, "--sheet")
+            check_writable(sheet.parent, "--contact-sheet")
         except PipelineError as error:
-            raise click.BadParameter(str(error), param_hint="'--sheet'") from error
+            raise click.BadParameter(str(error), param_hint="'--contact-sheet'") from error
     return str(Path(out).absolute()) if absolute else out
 
 
@@ -242,8 +242,8 @@ def _check_shards(
 
     if sheet is not None:
         raise click.UsageError(
-            "--sheet draws image files; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --sheet {sheet}"
+            "--contact-sheet draws image files; leave it out with --to-shards, and draw the shards "
+            f"afterwards: pixmix-show set DIR --contact-sheet {sheet}"
         )
     out = out or f"shards/{name}"
     return str(local_path(out).absolute()) if absolute and not is_remote(out) else out
@@ -367,7 +367,7 @@ def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str
         "generated": new,
         "complete": result.complete,
         "acceptance_rate": rate,
-        "sheet": None if sheet is None else str(sheet),
+        "contact_sheet": None if sheet is None else str(sheet),
     }
 
 

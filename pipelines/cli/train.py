@@ -137,7 +137,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     remote = Remote(
         limit_bytes=options["cache_limit"],
         prefetch=options["prefetch"],
-        downloads=options["downloads"],
+        concurrent_downloads=options["concurrent_downloads"],
         access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
     watchdog = Watchdog(limit_s=options["watchdog_timeout"])
@@ -163,7 +163,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         stopping.tell = print_end
         data = _open_data(dataset, options, remote, processes)
         compile_kernels(pending)
-        shards, validation = hold_out(data.train, options["validation_share"])
+        shards, validation = hold_out(data.train, options["val_fraction"])
         cores, workers = processes.own_cores(), options["workers"]
         if workers is None:
             workers = 0 if dataset.images == "small" else min(4, cores)

@@ -212,7 +212,7 @@ class TrainState:
             self.loader.load_state_dict(msgspec.to_builtins(saved.loader))
         except ValueError as error:
             raise PipelineError(
-                f"{path}: {error}; the data, --validation-share, --shuffle-window and "
+                f"{path}: {error}; the data, --val-fraction, --shuffle-window and "
                 "--shard-partitions must be those of the first start"
             ) from error
         self.network.pretrained = saved.network.pretrained
@@ -323,10 +323,10 @@ def _open_network(
         except ValueError as error:
             raise PipelineError(f"{config.weights}: {error}") from error
     module = module.to(device).to(memory_format=torch.channels_last)
-    if config.sync_batch_norm:
+    if config.sync_bn:
         if device.type != "cuda":
             raise PipelineError(
-                f"--sync-batch-norm needs GPUs, and this process uses {device}; leave it out"
+                f"--sync-bn needs GPUs, and this process uses {device}; leave it out"
             )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return module
