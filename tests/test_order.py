@@ -492,7 +492,7 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
     with pytest.raises(PipelineError, match="device 'cuda:2' is not here"), joined("auto"):
         pass
     monkeypatch.setenv(local, "six")
-    with pytest.raises(PipelineError, match=f"{local}='six' .* mend it"):
+    with pytest.raises(PipelineError, match=f"{local}='six' .* correct it"):
         local_gpu(4)
 
 

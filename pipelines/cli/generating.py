@@ -333,7 +333,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     from pipelines.generate.generator import decode
     from pipelines.report.figures import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
-    from pipelines.system.ranges import spread
+    from pipelines.system.ranks import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
     chosen = [paths[place] for place in spread(SHEET_IMAGES, len(paths))]

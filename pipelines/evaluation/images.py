@@ -19,9 +19,9 @@ from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImage
 from pipelines.shards.format import ShardSet
 from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, image_files, read_image_file
 from pipelines.shards.sources import Source
-from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
+from pipelines.system.untrusted import open_array
 from pixmix.resizing import resized_centre
 
 

@@ -18,7 +18,6 @@ from pipelines.evaluation.corruptions import CLASSES_FILE, CORRUPTIONS, SEVERITI
 from pipelines.evaluation.data import Data
 from pipelines.evaluation.folders import MADE_OF, MADE_SUFFIX, MadeOf, read_made_of
 from pipelines.evaluation.images import DOWNLOAD_AGAIN, Images
-from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     check_no_file,
     folder_lock,
@@ -28,6 +27,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress, no_progress
+from pipelines.system.untrusted import open_array
 
 _PACKAGE = "imagecorruptions-imaug"
 

@@ -35,13 +35,12 @@ from pipelines.system.files import (
     read_json,
     removable_lock,
     sha256,
-    world_errors,
+    resource_errors,
     write_file,
 )
 from pipelines.system.processes import Run, run_chunks
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import ranges_of, subtract
-from pipelines.system.ranks import Task
+from pipelines.system.ranks import Task, ranges_of, subtract
 
 REQUEST = f"{WORK}/request.json"
 
@@ -245,9 +244,13 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
-    """Translate disk and memory errors of a job into one-line messages; see `world_errors`."""
-    remedies = {"elsewhere": "choose another output folder, or ", "smaller": ", or smaller images"}
-    return world_errors(store.name, jobs=jobs, **remedies)
+    """Translate disk and memory errors of a job into one-line messages; see `resource_errors`."""
+    return resource_errors(
+        store.name,
+        jobs=jobs,
+        disk_remedy="choose another output folder, or ",
+        memory_remedy=", or smaller images",
+    )
 
 
 # --- what is there -------------------------------------------------------------------------------

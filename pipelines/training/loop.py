@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipelines.loading.workers import worker_errors
-from pipelines.system.files import world_errors
+from pipelines.system.files import resource_errors
 from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
 from pipelines.training.checkpoints import exclusive_folder
 from pipelines.training.recipes import Progress, TrainConfig, TrainResult
@@ -59,7 +59,7 @@ def train(
     """
     stopping = stopping or Stopping()
     with (
-        world_errors(config.out, jobs=1, elsewhere="choose another --out, or "),
+        resource_errors(config.out, jobs=1, disk_remedy="choose another --out, or "),
         lost_are_told(),
         # If a worker is killed, torch raises wherever the main thread is.
         worker_errors(),
