@@ -307,10 +307,10 @@ def test_an_outage_in_the_middle_is_outlasted(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(503), "given up after 1.5 s without anything new, the last: 503"),
+        (status(503), "given up after 1.5 s without new data; the last error: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_images(1)[0])), "were expected, and"),
+        (replaced(encoded(drawn_images(1)[0])), ", got "),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )

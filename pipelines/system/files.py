@@ -75,7 +75,9 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     with open_regular(path, max_bytes=max_bytes) as file:
         content = file.read(max_bytes + 1)
     if len(content) > max_bytes:  # It grew, or its file system reports no size.
-        raise OSError(errno.EFBIG, f"it has more than the maximum of {max_bytes:,} bytes", str(path))
+        raise OSError(
+            errno.EFBIG, f"it has more than the maximum of {max_bytes:,} bytes", str(path)
+        )
     return content
 
 

@@ -104,7 +104,9 @@ def read_pickle(content: bytes, name: str) -> Any:  # noqa: ANN401  what the fil
     try:
         value = _Machine(len(content)).run(content)
     except _RefusedError as error:
-        raise PipelineError(f"{name} is not a plain pickle: it {error}; use the official archive") from error
+        raise PipelineError(
+            f"{name} is not a plain pickle: it {error}; use the official archive"
+        ) from error
     # Raised by pickletools for damaged bytes, and by a stack that is too short.
     except (
         ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError
