@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipelines.loading.batches import PreprocessConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
-    from pipelines.training.data import Data
-    from pipelines.training.recipes import Progress, TrainResult
+    from pipelines.training.data import TrainingData
+    from pipelines.training.recipes import StepProgress, TrainResult
     from pipelines.training.stopping import Stopping
 
 _INTERRUPTED = "interrupted; the same command with --resume auto resumes"
@@ -137,7 +137,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     remote = Remote(
         limit_bytes=options["cache_limit"],
         prefetch=options["prefetch"],
-        downloads=options["downloads"],
+        concurrent_downloads=options["concurrent_downloads"],
         access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
     watchdog = Watchdog(limit_s=options["watchdog_timeout"])
@@ -163,7 +163,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         stopping.tell = print_end
         data = _open_data(dataset, options, remote, processes)
         compile_kernels(pending)
-        shards, validation = hold_out(data.train, options["validation_share"])
+        shards, validation = hold_out(data.train, options["val_fraction"])
         cores, workers = processes.own_cores(), options["workers"]
         if workers is None:
             workers = 0 if dataset.images == "small" else min(4, cores)
@@ -251,7 +251,7 @@ class TrainingProgress:
         self._epoch: tuple[int, float] | None = None
         self._last = (0, 0.0)
 
-    def step(self, progress: "Progress") -> None:
+    def step(self, progress: "StepProgress") -> None:
         """Show a step."""
         now = self._clock()
         if self._first is None:
@@ -307,12 +307,12 @@ def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
 
 def _open_data(
     dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
-) -> "Data":
+) -> "TrainingData":
     """Open the data, made first where they have to be, once nothing else is missing."""
-    from pipelines.training.data import check_inputs, find_data
+    from pipelines.training.data import check_inputs, open_training_data
 
     out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
-    find = partial(find_data, dataset.name, options["data"], out / "data")
+    find = partial(open_training_data, dataset.name, options["data"], out / "data")
     with processes.watchdog.awaiting("process 0, which opens or makes the data"):
         with processes.together():
             if processes.first:

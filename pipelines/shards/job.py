@@ -34,8 +34,8 @@ from pipelines.system.files import (
     folder_lock,
     read_json,
     removable_lock,
-    sha256,
     resource_errors,
+    sha256,
     write_file,
 )
 from pipelines.system.processes import Run, run_chunks

@@ -24,7 +24,7 @@ _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOL
 """Errors of flock on a file system without locks, or whose lock service is unreachable."""
 
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
-"""Errors of fsync of a folder on CIFS, DrvFs and some FUSE file systems, which do not support it."""
+"""Errors of fsync of a folder on CIFS, DrvFs and some FUSE file systems."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -61,7 +61,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
         if max_bytes is not None and status.st_size > max_bytes:
             raise OSError(
                 errno.EFBIG,
-                f"it has {status.st_size:,} bytes, more than the maximum of {max_bytes:,}; remove it",
+                f"it has {status.st_size:,} bytes, more than the maximum {max_bytes:,}; remove it",
                 str(path),
             )
         return os.fdopen(descriptor, "rb")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from pipelines.errors import PipelineError
 
-
 TORCHRUN = ("RANK", "WORLD_SIZE")  # and launchers that set the same variables
 SRUN = ("SLURM_PROCID", "SLURM_NTASKS")
 MPIRUN = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")  # of Open MPI
@@ -22,7 +21,7 @@ _LOCAL_RANKS = {
 }
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm numbers the steps of srun from 0. Higher numbers from here on stand for the batch script and
+"""Slurm numbers the steps of srun from 0. Numbers from here on stand for the batch script and
 interactive shells (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
 
 

@@ -47,10 +47,10 @@ class Recipe:
         epochs: times that training goes through the data.
         batch_size: global, summed over all processes.
         learning_rate: at its peak; falls by a cosine, step by step, to `final_learning_rate`, after
-            `warm_up_epochs` of rising.
-        accumulate: parts that a batch is computed in, on each process.
+            `warmup_epochs` of rising.
+        grad_accum_steps: parts that a batch is computed in, on each process.
         augment: "pixmix", or a baseline in its place.
-        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.baselines`; whether
+        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`; whether
             it also draws those that overlap the corruptions of ImageNet-C.
         jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
             views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).
@@ -65,10 +65,10 @@ class Recipe:
     final_learning_rate: float = 1e-6
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warm_up_epochs: float = 0.0
+    warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     dropout: float = 0.0
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     augment: Augment = "pixmix"
     pixmix: "PixMixSettings" = field(default_factory=_pixmix_defaults)
     augmix_severity: float = 3.0
@@ -84,8 +84,8 @@ class Recipe:
         from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL
 
         for names, fits, rule in (
-            (("epochs", "batch_size", "accumulate"), lambda x: x >= 1, "at least 1"),
-            (("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
+            (("epochs", "batch_size", "grad_accum_steps"), lambda x: x >= 1, "at least 1"),
+            (("learning_rate", "final_learning_rate", "weight_decay", "warmup_epochs",
               "jsd_weight"), lambda x: 0 <= x <= _MOST, f"from 0 to {_MOST:g}"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("augmix_severity",), lambda x: MINIMAL_LEVEL <= x <= MAXIMAL_SEVERITY,
@@ -98,14 +98,14 @@ class Recipe:
             for name in names:
                 if not fits(getattr(self, name)):
                     raise ValueError(f"{name} is {getattr(self, name)!r}; must be {rule}")
-        if self.warm_up_epochs >= self.epochs:
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warm_up_epochs is {self.warm_up_epochs:g} of {self.epochs} epochs; use less"
+                f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; use less"
             )
-        if self.accumulate > self.batch_size:
+        if self.grad_accum_steps > self.batch_size:
             raise ValueError(
-                f"accumulate is {self.accumulate} and the batch has {self.batch_size} images; use "
-                "no more parts than images"
+                f"grad_accum_steps is {self.grad_accum_steps} and the batch has {self.batch_size} "
+                "images; use at most one step per image"
             )
         if self.jsd and self.augment == "none":
             raise ValueError("jsd needs augmented images, and augment is none; leave one out")
@@ -113,7 +113,7 @@ class Recipe:
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, from 0: a function of the step alone."""
         total = self.epochs * steps_per_epoch
-        warm = self.warm_up_epochs * steps_per_epoch
+        warm = self.warmup_epochs * steps_per_epoch
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
         done = (step - warm) / max(total - warm, 1)
@@ -174,7 +174,7 @@ class TrainConfig:
         weights: file of weights to fine-tune.
         pretrained: name of published weights to fine-tune, such as `PRETRAINED`.
         resume: whether to resume from the latest checkpoint of `out`, if there is one.
-        keep: how many checkpoints stay.
+        keep_checkpoints: how many checkpoints stay.
         checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
     """
 
@@ -188,10 +188,10 @@ class TrainConfig:
     weights: Path | None = None
     pretrained: str | None = None
     resume: bool = False
-    keep: int = 2
+    keep_checkpoints: int = 2
     checkpoint_every: int | None = None
     compile: bool = False
-    sync_batch_norm: bool = False
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
         """Refuse nonsense."""
@@ -217,7 +217,7 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far a training is after a step. data_wait: share of the step's time spent on data."""
 
     step: int

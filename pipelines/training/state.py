@@ -24,7 +24,7 @@ from pipelines.loading.loader import LoaderState, TrainLoader
 from pipelines.models.checkpoints import NetworkMetadata, read_initial_weights
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.system.process_group import Processes
-from pipelines.training.baselines import BASELINES
+from pipelines.training.augmentations import AUGMENTATIONS
 from pipelines.training.checkpoints import (
     Checkpoint,
     DamagedError,
@@ -212,7 +212,7 @@ class TrainState:
             self.loader.load_state_dict(msgspec.to_builtins(saved.loader))
         except ValueError as error:
             raise PipelineError(
-                f"{path}: {error}; the data, --validation-share, --shuffle-window and "
+                f"{path}: {error}; the data, --val-fraction, --shuffle-window and "
                 "--shard-partitions must be those of the first start"
             ) from error
         self.network.pretrained = saved.network.pretrained
@@ -323,10 +323,10 @@ def _open_network(
         except ValueError as error:
             raise PipelineError(f"{config.weights}: {error}") from error
     module = module.to(device).to(memory_format=torch.channels_last)
-    if config.sync_batch_norm:
+    if config.sync_bn:
         if device.type != "cuda":
             raise PipelineError(
-                f"--sync-batch-norm needs GPUs, and this process uses {device}; leave it out"
+                f"--sync-bn needs GPUs, and this process uses {device}; leave it out"
             )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return module
@@ -354,7 +354,7 @@ def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
         pixmix=recipe.pixmix if by_loader else None,
         plain_first=recipe.jsd and by_loader,
     )
-    if recipe.augment in BASELINES:
+    if recipe.augment in AUGMENTATIONS:
         # Which normalize after they augment.
         preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     loader = replace(
