@@ -38,7 +38,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )
-from pipelines.system.processes import Run, run_chunks
+from pipelines.system.processes import RunChunks, run_chunks
 from pipelines.system.progress import Progress, no_progress
 from pipelines.system.ranks import Task, ranges_of, subtract
 
@@ -147,7 +147,7 @@ def run_job(
     task: Task = ALONE,
     *,
     jobs: int = 1,
-    run: Run = run_chunks,
+    run: RunChunks = run_chunks,
     progress: Progress = no_progress,
 ) -> JobResult:
     """Make a task's share of a job, or what is missing of it; close the job if that is due.
@@ -175,7 +175,7 @@ def run_job(
             return run_locked(job, task, jobs=jobs, run=run, progress=progress)
 
 
-def run_locked(job: Job, task: Task, *, jobs: int, run: Run, progress: Progress) -> JobResult:
+def run_locked(job: Job, task: Task, *, jobs: int, run: RunChunks, progress: Progress) -> JobResult:
     """Do the work of `run_job`, of which the caller holds the lock."""
     n = job.request.n
     total = sum(map(job.product.weight, task.share([range(n)], job.chunk)))

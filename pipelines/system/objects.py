@@ -65,8 +65,8 @@ MOST_ASKED_PAUSE_S = 600.0
 """The longest Retry-After that is honored where `RemoteAccess.download_timeout_s` is None."""
 
 _REASONS: dict[FailureKind, str] = {
-    "busy": "given up after {tries} without new data; the last error: {message}. The received bytes "
-    "are kept: check the server and run the same command again",
+    "busy": "given up after {tries} without new data; the last error: {message}. Run the same "
+    "command again, which continues after the received bytes, or check the server",
     "absent": "not found; check the address",
     "denied": "access denied ({message}); set credentials that may read it",
     "certificate": "its certificate is not valid ({message}); check the address",
