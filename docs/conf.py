@@ -5,11 +5,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from pixmix import __version__  # noqa: E402
+from pixmix import __version__
 
 project = "pixmix"
 author = "The PixMix toolkit authors"
-copyright = "2026, The PixMix toolkit authors"  # noqa: A001
+copyright = "2026, The PixMix toolkit authors"
 version = release = __version__
 
 extensions = [
@@ -20,6 +20,7 @@ extensions = [
 ]
 exclude_patterns: list[str] = []
 highlight_language = "text"
+default_role = "code"
 
 html_theme = "furo"
 html_title = f"pixmix {release}"
@@ -39,7 +40,8 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 
+OTHERS = ("collections", "numpy", "np", "pathlib", "PIL", "torch", "types", "webdataset")
 nitpick_ignore_regex = [
     # 2026-11: types of other packages. Links to their sites would need a network to build.
-    ("py:.*", r"(click|collections|msgspec|np|numpy|numpy\..*|pathlib|PIL|torch|types|typing|webdataset)(\..*)?"),
+    ("py:.*", rf"({'|'.join(OTHERS)})(\..*)?"),
 ]
