@@ -115,7 +115,7 @@ def network_names() -> list[str]:
 
 
 def open_network(
-    name: str = DEFAULT, *, weights: Path | None = None, allow_random: bool = False
+    name: str = DEFAULT, *, weights: Path | None = None, random_weights: bool = False
 ) -> Network:
     """Open a trained network.
 
@@ -124,7 +124,7 @@ def open_network(
             that returns a module; it is imported and called.
         weights: File with a state dict for the network, see ``read_weights``; without it,
             torchvision's weights are downloaded.
-        allow_random: Use random weights, drawn with seed 0, for tests. The images are then nearly
+        random_weights: Use random weights, drawn with seed 0, for tests. The images are then nearly
             the same for every channel.
 
     Raises:
@@ -139,7 +139,7 @@ def open_network(
         sha256 = _file_sha256(weights)
         module, mean, std = _build(name, state)
         notes = tuple(load_weights(module, state, weights))
-    elif allow_random:
+    elif random_weights:
         sha256 = RANDOM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)

@@ -287,8 +287,8 @@ def match_state_dict(module: nn.Module, state: Mapping[str, Tensor], path: Path)
         if unexpected:
             problems.append(f"{len(unexpected)} are unexpected, such as {unexpected[0]}")
         raise ValueError(
-            f"{path} does not match {type(module).__name__}: {'; '.join(problems)}; pass the weights "
-            "of this network"
+            f"{path} does not match {type(module).__name__}: {'; '.join(problems)}; pass the "
+            "weights of this network"
         )
     return found
 

@@ -119,8 +119,8 @@ def test_other_settings_are_refused_in_one_line(small_set: Path, option: str, va
         ("--num-tasks", "0"),
         ("--task-index", "1"),
         ("--task-index", "8", "--num-tasks", "8"),
-        ("--sheet", "sheet.txt"),
-        ("--sheet", "set/sheet.png", "--out", "set"),
+        ("--contact-sheet", "sheet.txt"),
+        ("--contact-sheet", "set/sheet.png", "--out", "set"),
         ("--no-such-option",),
     ],
 )
@@ -154,7 +154,7 @@ def test_json_is_one_document_on_stdout(small_set: Path) -> None:
 
 def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "new" / "sheet.png"
-    result = make(small_set, "--n", "6", "--sheet", str(sheet))
+    result = make(small_set, "--n", "6", "--contact-sheet", str(sheet))
     assert result.exit_code == 0
     assert str(sheet) in result.stdout
     assert decode(sheet.read_bytes()).std() > 1

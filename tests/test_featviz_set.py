@@ -283,7 +283,7 @@ def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> N
     # A ViT's matrices are multiplied by other kernels for 2 images than for 8.
     generator = FeatvizGenerator(
         model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
-        height=32, width=32, steps=12, allow_random=True, batch=4,
+        height=32, width=32, steps=12, random_weights=True, batch=4,
     )  # fmt: skip
     made = [*generator.generate(range(3))]
     for each in made:
@@ -303,7 +303,7 @@ def test_nonsense_of_a_launcher_is_one_line(
 
 
 def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
-    good = run("verify", str(small_set), "--sample", "3")
+    good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
     assert "good; 18 images as written, 3 generated again alike" in good.stdout
     # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
@@ -316,7 +316,7 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     manifest = read_manifest(folder)
     manifest["metadata_sha256"] = painting_sha256(folder / "metadata.jsonl")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    elsewhere = run("verify", str(folder), "--sample", "3")
+    elsewhere = run("verify", str(folder), "--regenerate", "3")
     assert elsewhere.exit_code == 0
     assert "18 images as written, 0 generated again alike" in elsewhere.stdout
 
@@ -348,7 +348,7 @@ def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -
     assert none.exit_code == 1
     assert "networks:tiny has no trained weights here" in none.stderr
     # Files alone need no network.
-    assert run("verify", folder, "--sample", "0", *trusted).exit_code == 0
+    assert run("verify", folder, "--regenerate", "0", *trusted).exit_code == 0
 
 
 def test_a_manifest_has_no_code_run(small_set: Path, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert "has no trained weights here" in refused.stderr
     assert not (tmp_path / "set").exists()
-    assert run(*arguments, "--allow-random").exit_code == 0
+    assert run(*arguments, "--random-weights").exit_code == 0
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
 
 
@@ -446,7 +446,7 @@ def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 def plan(**changes: Any) -> FeatvizGenerator:  # noqa: ANN401
     arguments: dict[str, Any] = {
-        "model": "efficientnet_lite0", "weights": None, "allow_random": False, "layers": (),
+        "model": "efficientnet_lite0", "weights": None, "random_weights": False, "layers": (),
         "seed": 0, "size": (256, 256), "steps": 128, "device": "cpu", "precision": None,
         "batch": None, "jobs": 2, "earlier": {},
     }  # fmt: skip
@@ -485,7 +485,9 @@ def test_a_chunk_fills_batches_of_each_layer() -> None:
 def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cpu") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "tpu:x", "meta"):
-        with pytest.raises(PipelineError, match=f"device '{name}' is not here .* give auto or cpu"):
+        with pytest.raises(
+            PipelineError, match=f"device '{name}' is not available .* use auto or cpu"
+        ):
             find_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -499,7 +501,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
         ({"steps": 2}, "steps is 2; an image of"),
-        ({"device": "gpu"}, "device 'gpu' is not here"),
+        ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -> None:
@@ -517,7 +519,7 @@ def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -
         ("--precision", "float16"),
         ("--batch-size", "0"),
         ("--weights", "absent.pth"),
-        ("--sheet", "set/sheet.png", "--out", "set"),
+        ("--contact-sheet", "set/sheet.png", "--out", "set"),
         ("--task-index", "1"),
         ("--family", "mixed"),
     ],
@@ -538,7 +540,7 @@ def test_wrong_usage_is_told_and_exits_with_2(
     [
         (("--model", "resnet999"), "no network is named"),
         (("--layer", "blocks.99"), "no layer is named"),
-        (("--device", "gpu"), "is not here"),
+        (("--device", "gpu"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],
 )
@@ -553,6 +555,6 @@ def test_what_cannot_be_had_ends_with_one_line(
 
 
 def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
-    result = make(small_set, "--n", "18", "--sheet", str(tmp_path / "sheet.png"))
+    result = make(small_set, "--n", "18", "--contact-sheet", str(tmp_path / "sheet.png"))
     assert result.exit_code == 0
     assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

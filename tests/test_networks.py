@@ -102,7 +102,7 @@ def test_torchvisions_classifiers_are_known_by_name() -> None:
 def test_default_layers_are_early_blocks_or_convolutions(
     name: str, first: str, channels: int
 ) -> None:
-    network = open_network(name, allow_random=True)
+    network = open_network(name, random_weights=True)
     layers = network.default_layers()
     assert (layers[0].name, layers[0].channels) == (first, channels)
     orders = [each.order for each in layers]
@@ -112,7 +112,7 @@ def test_default_layers_are_early_blocks_or_convolutions(
 
 def test_random_weights_are_named_and_the_same_each_time() -> None:
     state = torch.get_rng_state()
-    first, second = (open_network("resnet18", allow_random=True) for _ in range(2))
+    first, second = (open_network("resnet18", random_weights=True) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.weights_sha256 == RANDOM
     assert torch.equal(first.module.conv1.weight, second.module.conv1.weight)
@@ -188,13 +188,13 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: object, me
 )
 def test_an_unknown_network_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_network(name, allow_random=True)
+        open_network(name, random_weights=True)
 
 
 def test_a_function_without_weights_is_refused_unless_random_ones_are_allowed() -> None:
     with pytest.raises(ValueError, match="networks:tiny has no trained weights here"):
         open_network("networks:tiny")
-    assert open_network("networks:tiny", allow_random=True).weights_sha256 == RANDOM
+    assert open_network("networks:tiny", random_weights=True).weights_sha256 == RANDOM
 
 
 def test_without_the_extra_the_default_says_how_to_install_it(
@@ -278,7 +278,7 @@ def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
 def test_precision_is_that_which_is_faster(
     monkeypatch: pytest.MonkeyPatch, default: Network
 ) -> None:
-    full = open_network("resnet18", allow_random=True)
+    full = open_network("resnet18", random_weights=True)
     cpu = torch.device("cpu")
     for tiles, words, expected in (
         (True, True, ("float32", "bfloat16")),

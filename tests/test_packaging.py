@@ -100,7 +100,7 @@ def test_fractals_are_rendered_verified_and_sharded_without_torch(
     fractals, shards = tmp_path / "fractals", tmp_path / "shards"
     for command in (
         ("pixmix-gen", "fractals", "--n", 3, "--size", 64, "--jobs", 1, "--out", fractals),
-        ("pixmix-gen", "verify", fractals, "--sample", 1),
+        ("pixmix-gen", "verify", fractals, "--regenerate", 1),
         ("pixmix-shard", "mixing", fractals, shards),
         ("pixmix-shard", "verify", shards),
     ):

@@ -41,7 +41,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, ten
     state[tensor].view(-1)[3] = value
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(PipelineError, match=tensor.replace(".", r"\.")) as caught:
-        open_trained("wrn_10_1", tmp_path / "w.pt", allow_random=False)
+        open_trained("wrn_10_1", tmp_path / "w.pt", random_weights=False)
     assert ("NaN" if math.isnan(value) else "infinite") in str(caught.value)
 
 
@@ -111,7 +111,7 @@ def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
     )
     monkeypatch.chdir(tmp_path)
     generator = plan_generator(
-        model="overflows:make", weights=None, allow_random=True, layers=["last"], seed=0,
+        model="overflows:make", weights=None, random_weights=True, layers=["last"], seed=0,
         size=(32, 32), steps=2, device="cpu", precision="float32", batch=2, jobs=1, earlier={},
     )  # fmt: skip
     with pytest.raises(PipelineError, match="layer second are NaN or infinite") as caught:
@@ -217,7 +217,7 @@ def test_an_installed_command_finds_a_network_of_the_working_folder(tmp_path: Pa
     if not script.exists():
         pytest.skip("the commands are not installed")
     done = subprocess.run(
-        [str(script), "featviz", "--model", "of_this_folder:make", "--allow-random", "--n", "1",
+        [str(script), "featviz", "--model", "of_this_folder:make", "--random-weights", "--n", "1",
          "--size", "32", "--steps", "8", "--out", "set", "--jobs", "1"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

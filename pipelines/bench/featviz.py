@@ -63,7 +63,7 @@ def bench_featviz(
         sides: of the whole images, in pixels.
     """
     with one_thread():
-        deep, default = open_network(_NETWORK, allow_random=True), open_network()
+        deep, default = open_network(_NETWORK, random_weights=True), open_network()
         whole = (_SIDE, _SIDE)
         single = [Stage(size=whole, window=whole, steps=steps)]
         comparisons = [

@@ -33,7 +33,7 @@ PRECISIONS = ("float32", "bfloat16")
     cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
-        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
         "pixmix-gen verify mixing-set/fractals",
     ),
 )
@@ -44,7 +44,7 @@ def main() -> None:
 
 @main.command(
     epilog=example(
-        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
         "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
     )
@@ -113,7 +113,7 @@ def baseline(output: Output, *, kind: str) -> None:
 
 @main.command(
     epilog=example(
-        "pixmix-gen featviz --n 4700 --sheet sheet.png",
+        "pixmix-gen featviz --n 4700 --contact-sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
         "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
@@ -132,7 +132,7 @@ def baseline(output: Output, *, kind: str) -> None:
     help="File of its state dict.  [default: its trained weights, downloaded where need be]",
 )
 @click.option(
-    "--allow-random",
+    "--random-weights",
     is_flag=True,
     help="Use the network untrained: its images are all alike, for tests only.",
 )
@@ -177,7 +177,7 @@ def featviz(
     gpus_per_task: float | None,
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: tuple[str, ...],
     steps: int,
     device: str,
@@ -207,7 +207,7 @@ def featviz(
             plan_generator,
             model=model,
             weights=weights and weights.absolute(),
-            allow_random=allow_random,
+            random_weights=random_weights,
             layers=layers,
             seed=output.seed,
             size=output.size,
@@ -247,10 +247,10 @@ def merge(*, place: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))
+@main.command(epilog=example("pixmix-gen verify mixing-set/fractals --regenerate 100"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--sample",
+    "--regenerate",
     type=click.IntRange(0),
     default=100,
     show_default=True,

@@ -64,7 +64,7 @@ class FeatvizGenerator:
     height, width: pixels. steps: of the optimization. precision: of the network.
     batch: images that are optimized together; fewer are filled up with copies, for some networks
     are computed by other kernels at another number, which round otherwise.
-    weights: the file of the weights, if they are one's own; allow_random: take none.
+    weights: the file of the weights, if they are one's own; random_weights: take none.
     device: as torch names it.
     """
 
@@ -78,7 +78,7 @@ class FeatvizGenerator:
     precision: Precision = "float32"
     batch: int = GROUP
     weights: Path | None = None
-    allow_random: bool = False
+    random_weights: bool = False
     device: str = "cpu"
 
     def generate(self, numbers: range) -> Iterator[Generated]:
@@ -160,7 +160,7 @@ class FeatvizGenerator:
             **plain,
             layers=tuple(settings["layers"]),
             weights=weights,
-            allow_random=settings["weights_sha256"] == RANDOM,
+            random_weights=settings["weights_sha256"] == RANDOM,
         )
 
     @property
@@ -168,14 +168,14 @@ class FeatvizGenerator:
         return {name: layer.channels for name, layer in self._prepared().layers.items()}
 
     def _prepared(self) -> PreparedNetwork:
-        network = open_trained(self.model, self.weights, allow_random=self.allow_random)
+        network = open_trained(self.model, self.weights, random_weights=self.random_weights)
         if network.weights_sha256 != self.weights_sha256:
             raise PipelineError(
                 f"the set was made with weights of sha256 {self.weights_sha256}, these have "
                 f"{network.weights_sha256}; name the file of those with --weights"
             )
         return _prepare(
-            self.model, self.weights, self.allow_random, self.layers, self.device, self.precision
+            self.model, self.weights, self.random_weights, self.layers, self.device, self.precision
         )
 
     def _generate_living(self, recipes: list[Recipe]) -> dict[int, Generated]:
@@ -257,17 +257,17 @@ def _one_thread() -> Iterator[None]:
 def _prepare(
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: tuple[str, ...],
     device: str,
     precision: Precision,
 ) -> PreparedNetwork:
-    network = open_trained(model, weights, allow_random=allow_random)
+    network = open_trained(model, weights, random_weights=random_weights)
     return prepare_network(network, layers, device=torch.device(device), precision=precision)
 
 
 @lru_cache(maxsize=1)
-def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Network:
+def open_trained(model: str, weights: Path | None, *, random_weights: bool) -> Network:
     """Open a network for CIFAR by name, or another; see `featviz.open_network`.
 
     Raises:
@@ -276,11 +276,11 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
     """
     try:
         if not is_cifar_network(model):
-            network = open_network(model, weights=weights, allow_random=allow_random)
+            network = open_network(model, weights=weights, random_weights=random_weights)
             # A module of the user's may have brought a package of the name of one of ours.
             check_packages()
             return network
-        if weights is None and not allow_random:
+        if weights is None and not random_weights:
             raise PipelineError(
                 f"{model} comes without trained weights; name a file of them with --weights"
             )
@@ -305,7 +305,7 @@ def plan_generator(
     *,
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: Sequence[str],
     seed: int,
     size: tuple[int, int],
@@ -321,7 +321,7 @@ def plan_generator(
     Args:
         model: name of a network; see `featviz.open_network`.
         weights: file of its weights, None for those it comes with.
-        allow_random: take it untrained.
+        random_weights: take it untrained.
         layers: none for the network's `default_layers`.
         seed: of all images.
         size: (height, width) in pixels.
@@ -337,7 +337,7 @@ def plan_generator(
         OSError: if the weights cannot be read.
     """
     chosen = find_device(device)
-    network = open_trained(model, weights, allow_random=allow_random)
+    network = open_trained(model, weights, random_weights=random_weights)
     try:
         named = find_layers(network.inventory.layers, layers) or network.default_layers()
         stages = plan_stages(size, steps)
@@ -359,7 +359,7 @@ def plan_generator(
         steps=steps,
         precision=decided,
         weights=weights,
-        allow_random=allow_random,
+        random_weights=random_weights,
         device=str(chosen),
         batch=batch,
     )
@@ -387,7 +387,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+            f"device {name!r} is not available ({str(error).splitlines()[0]}); use auto or cpu"
         ) from error
     return device
 
