@@ -36,7 +36,7 @@ from pipelines.shards.images import (
     to_rgb,
 )
 from pipelines.system.files import sha256
-from pixmix.packed import map_name
+from pixmix.images import map_name
 
 Pixels = NDArray[np.uint8]
 

@@ -49,7 +49,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
-from pixmix.packed import PackedImages, open_map
+from pixmix.images import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)

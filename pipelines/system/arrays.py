@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.system.files import open_regular
-from pixmix.packed import open_map
+from pixmix.images import open_map
 
 _MOST_HEADER_BYTES = 10_000
 """The header of an array of plain numbers has about a hundred."""
