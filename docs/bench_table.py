@@ -1,6 +1,6 @@
 """Write the results of `pixmix-bench --json` into a page.
 
-    python docs/bench_table.py docs/bench.json README.md
+    python docs/bench_table.py docs/bench.json docs/benchmarks.md
 
 This replaces the table between the page's two marks.
 """

@@ -751,7 +751,7 @@ def test_the_benchmark_of_training_measures_the_data_wait_and_the_loaders_rate()
     assert 0 <= rows[0].details["data_wait_percent"] <= 100
 
 
-# --- pixmix-bench all, and the README's table ----------------------------------------------------
+# --- pixmix-bench all, and the table of the page --------------------------------------------------
 
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -811,8 +811,8 @@ def test_a_table_replaces_the_one_between_its_marks() -> None:
             with_table(wrong, "| a |")
 
 
-def test_the_readme_shows_the_figures_of_the_stored_benchmark() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_benchmarks_shows_the_figures_of_the_stored_benchmark() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
     stored = json.loads((ROOT / "docs" / "bench.json").read_text())
     assert len(stored["rows"]) > 10
-    assert with_table(readme, markdown(stored)) == readme
+    assert with_table(page, markdown(stored)) == page

@@ -232,7 +232,7 @@ def test_an_unwritable_folder_is_reported_before_compilation(
     (tmp_path / "file").touch()
     for arguments in (
         ["--out", str(tmp_path / "file" / "set")],
-        ["--sheet", str(tmp_path / "file" / "sheet.png")],
+        ["--contact-sheet", str(tmp_path / "file" / "sheet.png")],
     ):
         with in_a_new_home(tmp_path, *arguments) as run:
             stderr = run.communicate()[1]
