@@ -28,7 +28,7 @@ from pipelines.shards.sources import Source
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
 from pipelines.system.untrusted import open_array
-from pixmix.resizing import resized_centre
+from pixmix.resizing import resized_center
 
 
 class Images(Protocol):
@@ -71,7 +71,7 @@ class ResizeCrop:
                 f"{image.shape[1]}x{image.shape[0]} pixels, of which the middle "
                 f"{self.side}x{self.side} should be taken"
             )
-        return resized_centre(image, self.resize or shorter, (self.side, self.side))
+        return resized_center(image, self.resize or shorter, (self.side, self.side))
 
     def cropping_only(self) -> "ResizeCrop":
         """Return the transform of images that have been resized before, as ImageNet-C's."""

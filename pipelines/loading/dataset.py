@@ -29,7 +29,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.format import SAMPLE, ShardSet, read_key
 from pipelines.shards.images import DecodeError, decode_errors, open_image, to_rgb
 from pipelines.system.files import sha256
-from pixmix.packed import map_name
+from pixmix.images import map_name
 
 Pixels = NDArray[np.uint8]
 

@@ -49,7 +49,7 @@ from pipelines.system.files import (
 )
 from pipelines.system.progress import Progress
 from pipelines.system.untrusted import open_array
-from pixmix.packed import PackedImages, open_map
+from pixmix.images import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)

@@ -46,7 +46,7 @@ from pipelines.system.files import open_regular, read_regular, sha256
 from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 
 Where = str | Path | ShardSet
 

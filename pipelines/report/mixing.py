@@ -29,9 +29,9 @@ from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.shards.images import MOST_PIXELS, DecodeError
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_shape
 from pixmix.settings import PixMixSettings
 

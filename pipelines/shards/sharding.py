@@ -77,7 +77,7 @@ from pipelines.system.files import (
 )
 from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
-from pixmix.packed import open_map
+from pixmix.images import open_map
 
 _ORDER_TYPE = np.dtype("<i8")
 
