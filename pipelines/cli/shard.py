@@ -152,8 +152,8 @@ def imagefolder(
     The bytes of the files stay as they are; class names go into the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.writer import join_splits
 
         if out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
@@ -226,8 +226,8 @@ def _shard_dataset(
     dataset: Dataset, src: Path | None, out: Path, options: _SetOptions, *, as_json: bool
 ) -> None:
     from pipelines.shards.archives import SPLITS
-    from pipelines.shards.exports import join_splits
     from pipelines.shards.sources import DatasetSource
+    from pipelines.shards.writer import join_splits
 
     results = [
         _make(
@@ -355,8 +355,8 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     Labels are read from .cls, "label" or "cls" in .json, or .txt. The tars stay as they are.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.shards.adopt import adopt_tars
         from pipelines.shards.format import expand_braces
+        from pipelines.shards.verify import adopt_tars
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:

@@ -28,7 +28,6 @@ from pipelines.generate.generator import (
     image_name,
     versions_of,
 )
-from pipelines.shards.exports import export_documents
 from pipelines.shards.format import (
     FORMAT,
     INDEX_NAME,
@@ -43,6 +42,7 @@ from pipelines.shards.writer import (
     SHARDS_VERSION,
     Sample,
     bounds,
+    export_documents,
     parse_sidecar,
     shard_name,
     whole_sidecars,

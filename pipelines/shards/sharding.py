@@ -25,14 +25,6 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.adopt import (
-    Scan,
-    join_parts,
-    missing_parts,
-    scan_image,
-    scan_range,
-)
-from pipelines.shards.exports import SCAN_NAME, dali_index, export_faults
 from pipelines.shards.format import (
     MANIFEST_NAME,
     MOST_MANIFEST_BYTES,
@@ -58,9 +50,19 @@ from pipelines.shards.request import (
     shuffled,
     write_listing,
 )
+from pipelines.shards.scan import (
+    Scan,
+    join_parts,
+    missing_parts,
+    scan_image,
+    scan_range,
+)
 from pipelines.shards.writer import (
+    SCAN_NAME,
     SHARDS_VERSION,
     bounds,
+    dali_index,
+    export_faults,
     parse_sidecar,
     shard_name,
     whole_sidecars,

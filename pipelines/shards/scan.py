@@ -1,32 +1,16 @@
-"""What others made is looked at before it is used: tars get an index, image files are scanned.
+"""Scan the images of a source before they go into shards.
 
-`adopt_tars` writes the index and the manifest of tars that were made elsewhere. A `Scan` has the
-files of a source that are nonstandard or cannot be decoded, before they go into shards.
+A `Scan` lists the images that are nonstandard, cannot be decoded, or have an EXIF orientation.
 """
 
-import io
 import json
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
-from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.format import (
-    ADOPTED,
-    INDEX_NAME,
-    MANIFEST_NAME,
-    SAMPLE,
-    Manifest,
-    open_index,
-    read_index,
-    read_manifest,
-    write_index,
-)
 from pipelines.shards.images import (
     UPRIGHT,
     DecodeError,
@@ -36,145 +20,12 @@ from pipelines.shards.images import (
 )
 from pipelines.shards.request import Listing, OnDecodeError, OnNonstandard
 from pipelines.shards.sources import Item, Source
-from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
-from pipelines.shards.verify import describe_tar
-from pipelines.system.files import printable, read_regular, sha256, write_file
-from pipelines.system.progress import Progress
-
-_MAKE_AGAIN = "copy the shards again, or run the command that made them again"
-
+from pipelines.system.files import read_regular, write_file
 
 CHUNK = 256
 """Images a process scans between two commits to the disk."""
 
 _MOST_PART_BYTES = 2**26
-
-
-@dataclass(frozen=True, kw_only=True)
-class Adopted:
-    """What was found. labels: samples that have one; ignored: what is no sample, by reason."""
-
-    folder: Path
-    n_shards: int
-    n_samples: int
-    labels: int
-    ignored: dict[str, int]
-    examples: dict[str, str]
-
-
-def adopt_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) -> Adopted:
-    """Scan tars of one folder and write its index and manifest; the tars stay as they are.
-
-    Of a set that was made there the index alone is written again, where it is lost or damaged.
-
-    Args:
-        tars: in the order that the set gets.
-        name: of the set; None for that of the folder.
-        progress: called with tars that are scanned, and all of them.
-
-    Raises:
-        PipelineError: if the tars are of several folders, one is damaged, there is no sample, or
-            the folder holds another set.
-        OSError: if the folder cannot be written.
-    """
-    folder = _folder_of(tars)
-    manifest = read_manifest(folder)
-    _check_free(folder, manifest, {tar.name for tar in tars})
-    made = manifest if manifest is not None and manifest.kind != ADOPTED else None
-    if made is not None:
-        tars = [folder / shard.file for shard in made.shards]
-    ignored = Ignored()
-    shards, parts = [], []
-    progress(0, len(tars))
-    for number, tar in enumerate(tars):
-        if not tar.is_file():
-            raise PipelineError(f"{tar} is not a file; name the tars of the set, all of them")
-        rows, _ = samples_of_tar(tar, number, ignored)
-        parts.append(rows)
-        if made is None:
-            shards.append(describe_tar(tar, len(rows)))
-        progress(number + 1, len(tars))
-    samples = np.concatenate(parts).astype(SAMPLE)
-    if made is not None:
-        file = io.BytesIO()
-        np.save(file, samples, allow_pickle=False)
-        if sha256(file.getvalue()) != made.index.sha256:
-            raise PipelineError(
-                f"the tars in {folder} are not those of {MANIFEST_NAME}; {_MAKE_AGAIN}"
-            )
-        write_file(folder / made.index.file, file.getvalue())
-    elif len(samples) == 0:
-        raise PipelineError(
-            f"{folder}: the tars hold no sample with an image "
-            f"({', '.join(sorted(TAR_IMAGE_EXTENSIONS))}); name tars of images"
-        )
-    else:
-        write_index(
-            folder,
-            name=printable(name or folder.resolve().name),
-            kind=ADOPTED,
-            shards=shards,
-            samples=samples,
-            classes=[],
-            extensions=[],
-            settings={"found": ignored.counts},
-            versions={"pixmix": __version__},
-        )
-    return Adopted(
-        folder=folder,
-        n_shards=len(parts),
-        n_samples=len(samples),
-        labels=int((samples["label"] >= 0).sum()),
-        ignored=ignored.counts,
-        examples=ignored.examples,
-    )
-
-
-def _folder_of(tars: Sequence[Path]) -> Path:
-    if not tars:
-        raise PipelineError("no tar is named; name those of the set, as shards/*.tar")
-    elsewhere = [tar for tar in tars if tar.parent.resolve() != tars[0].parent.resolve()]
-    if elsewhere:
-        raise PipelineError(
-            f"{tars[0]} and {elsewhere[0]} lie in two folders; a set is the tars of one folder: "
-            "index each for itself"
-        )
-    if len({tar.name for tar in tars}) != len(tars):
-        raise PipelineError("a tar is named twice; name each once")
-    return tars[0].parent
-
-
-def _check_free(folder: Path, manifest: Manifest | None, names: set[str]) -> None:
-    """Check that nobody else's manifest or index would be overwritten, nor one that is whole."""
-    path, index = folder / MANIFEST_NAME, folder / INDEX_NAME
-    if manifest is None:
-        # One of our form is what a killed run left.
-        if index.exists() and not _is_index(index):
-            raise PipelineError(f"{index} is in the way and belongs to no set; move it elsewhere")
-        return
-    others = sorted({shard.file for shard in manifest.shards} - names)
-    if others:
-        raise PipelineError(
-            f"{path} is of a set that has {others[0]} too; name all of its tars, or give each set "
-            "a folder of its own"
-        )
-    if manifest.kind != ADOPTED:
-        try:
-            read_index(folder, manifest)
-        except PipelineError:
-            return
-        raise PipelineError(
-            f"{path} belongs to a set that pixmix-shard made there; run pixmix-shard verify on it, "
-            "or move the tars to a folder of their own"
-        )
-
-
-def _is_index(path: Path) -> bool:
-    try:
-        open_index(path, str(path), "")
-    except PipelineError:
-        return False
-    return True
 
 
 @dataclass
