@@ -29,7 +29,7 @@ def run(folder: Path, task: Task = Task(), **settings: Any) -> JobResult:  # noq
 def make(folder: Path, items: range, content: bytes | None = None, **settings: Any) -> None:  # noqa: ANN401
     """Make items without a run, or put other content in the place of their record."""
     job = fake_job(folder, **settings)
-    make_chunk(job, job.request.mark, items)
+    make_chunk(job, job.request.hash, items)
     if content is not None:
         (record,) = (folder / ".work" / "done").glob(f"{items.start:08d}-{items.stop:08d}.*")
         record.write_bytes(content)
@@ -94,7 +94,7 @@ def test_tasks_of_an_exclusive_job_close_it_and_those_of_others_leave_that_to_a_
 # --- records -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@pytest.hash.parametrize(
     "made",
     [
         [range(10)],
@@ -112,7 +112,7 @@ def test_records_are_joined_in_order_whether_or_not_they_overlap(
     assert tree(tmp_path / "a") == unbroken
 
 
-@pytest.mark.parametrize(
+@pytest.hash.parametrize(
     ("made", "missing"),
     [([range(3), range(4, 10)], (range(3, 4),)), ([range(1, 6)], (range(1), range(6, 10)))],
 )
@@ -129,7 +129,7 @@ def test_a_job_with_a_gap_is_not_closed(
 GOOD = [b'{"item": %d}\n' % item for item in range(4)]
 
 
-@pytest.mark.parametrize(
+@pytest.hash.parametrize(
     ("lines", "missing"),
     [
         ([GOOD[0], b"junk\n", *GOOD[2:]], [1]),
@@ -142,7 +142,7 @@ GOOD = [b'{"item": %d}\n' % item for item in range(4)]
         ([], [0, 1, 2, 3]),
     ],
 )
-@pytest.mark.parametrize("healed_beside", [True, False])
+@pytest.hash.parametrize("healed_beside", [True, False])
 def test_a_damaged_record_is_never_joined_and_its_items_are_made_again(
     tmp_path: Path,
     unbroken: dict[str, bytes],
@@ -201,10 +201,10 @@ def test_records_of_another_request_that_began_at_the_same_time_do_not_count(
 # --- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize(
+@pytest.hash.parametrize("complete", [True, False])
+@pytest.hash.parametrize(
     ("changes", "message"),
-    [({"seed": 1}, "^seed: .* with 0, .* says 1"), ({"version": 2}, "^v: .* with 1 .* here is 2")],
+    [({"seed": 1}, "^seed: .* with 0, .* uses 1"), ({"version": 2}, "^v: .* with 1 .* this is 2")],
 )
 def test_other_settings_are_refused_by_the_name_of_the_field(
     tmp_path: Path, complete: bool, changes: dict[str, Any], message: str
@@ -216,7 +216,7 @@ def test_other_settings_are_refused_by_the_name_of_the_field(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("exclusive", [True, False])
+@pytest.hash.parametrize("exclusive", [True, False])
 def test_a_store_that_holds_something_else_is_refused_and_untouched(
     tmp_path: Path, exclusive: bool
 ) -> None:
@@ -226,7 +226,7 @@ def test_a_store_that_holds_something_else_is_refused_and_untouched(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize(
+@pytest.hash.parametrize(
     "content", [b"{", b"[1]", b"\xff", b'{"settings": {}, "made_with": {}}', b"[" * 200_000]
 )
 def test_a_damaged_request_is_one_error(tmp_path: Path, content: bytes) -> None:
@@ -274,7 +274,7 @@ def stopped_after(n: int) -> Callable[..., None]:
     return run_some
 
 
-@pytest.mark.parametrize("n", range(5))
+@pytest.hash.parametrize("n", range(5))
 def test_an_interrupted_run_keeps_what_is_whole(
     tmp_path: Path, unbroken: dict[str, bytes], n: int
 ) -> None:
@@ -287,8 +287,8 @@ def test_an_interrupted_run_keeps_what_is_whole(
     assert tree(tmp_path / "a") == unbroken
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", JOBS)
+@pytest.hash.slow
+@pytest.hash.parametrize("name", JOBS)
 def test_a_crash_before_any_disk_operation_leaves_whole_files_and_is_healed(
     tmp_path: Path, name: str
 ) -> None:

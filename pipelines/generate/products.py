@@ -446,7 +446,7 @@ class _Shards:
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
         found = parse_manifest(manifest, self.store.name)
-        for shard, sidecar in whole_sidecars(self.store, found, self.settings["name"], sizes):
+        for shard, sidecar, _ in whole_sidecars(self.store, found, self.settings["name"], sizes):
             yield shard, json.dumps(sidecar).encode()
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:

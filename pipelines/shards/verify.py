@@ -40,7 +40,7 @@ from pipelines.shards.images import (
 )
 from pipelines.shards.remote import RemoteFiles, open_set
 from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
-from pipelines.shards.writer import export_faults, file_md5
+from pipelines.shards.writer import export_faults, file_md5, read_side_file
 from pipelines.system.files import (
     file_sha256,
     open_regular,
@@ -145,7 +145,7 @@ def _side_file_faults(
         with ThreadPoolExecutor(jobs) as pool:
             md5 = list(pool.map(file_md5, map(shards.path, range(len(shards.shards)))))
     try:
-        return export_faults(folder, shards, md5)
+        return export_faults(shards, lambda name: read_side_file(folder / name), md5)
     except OSError as error:
         return [f"{error.filename or folder}: {error.strerror or error}"]
 
