@@ -46,8 +46,8 @@ def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None
     write_tree(tmp_path / "images", [7, 402, 999])
     make_shards(
         ShardRequest(
-            store=Folder(path=tmp_path / "shards" / "val"), name="imagenet-val", split="val", shard_size=9,
-            source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
+            store=Folder(path=tmp_path / "shards" / "val"), name="imagenet-val", split="val",
+            shard_size=9, source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip

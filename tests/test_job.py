@@ -94,7 +94,7 @@ def test_tasks_of_an_exclusive_job_close_it_and_those_of_others_leave_that_to_a_
 # --- records -------------------------------------------------------------------------------------
 
 
-@pytest.hash.parametrize(
+@pytest.mark.parametrize(
     "made",
     [
         [range(10)],
@@ -112,7 +112,7 @@ def test_records_are_joined_in_order_whether_or_not_they_overlap(
     assert tree(tmp_path / "a") == unbroken
 
 
-@pytest.hash.parametrize(
+@pytest.mark.parametrize(
     ("made", "missing"),
     [([range(3), range(4, 10)], (range(3, 4),)), ([range(1, 6)], (range(1), range(6, 10)))],
 )
@@ -129,7 +129,7 @@ def test_a_job_with_a_gap_is_not_closed(
 GOOD = [b'{"item": %d}\n' % item for item in range(4)]
 
 
-@pytest.hash.parametrize(
+@pytest.mark.parametrize(
     ("lines", "missing"),
     [
         ([GOOD[0], b"junk\n", *GOOD[2:]], [1]),
@@ -142,7 +142,7 @@ GOOD = [b'{"item": %d}\n' % item for item in range(4)]
         ([], [0, 1, 2, 3]),
     ],
 )
-@pytest.hash.parametrize("healed_beside", [True, False])
+@pytest.mark.parametrize("healed_beside", [True, False])
 def test_a_damaged_record_is_never_joined_and_its_items_are_made_again(
     tmp_path: Path,
     unbroken: dict[str, bytes],
@@ -201,8 +201,8 @@ def test_records_of_another_request_that_began_at_the_same_time_do_not_count(
 # --- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.hash.parametrize("complete", [True, False])
-@pytest.hash.parametrize(
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
     ("changes", "message"),
     [({"seed": 1}, "^seed: .* with 0, .* uses 1"), ({"version": 2}, "^v: .* with 1 .* this is 2")],
 )
@@ -216,7 +216,7 @@ def test_other_settings_are_refused_by_the_name_of_the_field(
     assert tree(tmp_path) == before
 
 
-@pytest.hash.parametrize("exclusive", [True, False])
+@pytest.mark.parametrize("exclusive", [True, False])
 def test_a_store_that_holds_something_else_is_refused_and_untouched(
     tmp_path: Path, exclusive: bool
 ) -> None:
@@ -226,7 +226,7 @@ def test_a_store_that_holds_something_else_is_refused_and_untouched(
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.hash.parametrize(
+@pytest.mark.parametrize(
     "content", [b"{", b"[1]", b"\xff", b'{"settings": {}, "made_with": {}}', b"[" * 200_000]
 )
 def test_a_damaged_request_is_one_error(tmp_path: Path, content: bytes) -> None:
@@ -274,7 +274,7 @@ def stopped_after(n: int) -> Callable[..., None]:
     return run_some
 
 
-@pytest.hash.parametrize("n", range(5))
+@pytest.mark.parametrize("n", range(5))
 def test_an_interrupted_run_keeps_what_is_whole(
     tmp_path: Path, unbroken: dict[str, bytes], n: int
 ) -> None:
@@ -287,8 +287,8 @@ def test_an_interrupted_run_keeps_what_is_whole(
     assert tree(tmp_path / "a") == unbroken
 
 
-@pytest.hash.slow
-@pytest.hash.parametrize("name", JOBS)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", JOBS)
 def test_a_crash_before_any_disk_operation_leaves_whole_files_and_is_healed(
     tmp_path: Path, name: str
 ) -> None:

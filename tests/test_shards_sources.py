@@ -282,7 +282,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
         assert found.shape == upright.shape
         assert np.abs(found - upright).mean() < 3
         counts = {} if value == 1 else {f"EXIF orientation {value}": 1}
-        assert opened.settings["found"].get("rotated", {}) == counts
+        assert opened.settings["scan"].get("rotated", {}) == counts
         assert run("verify", opened.location).exit_code == 0
     cache = tmp_path / "cache"
     side = min(upright.shape[:2])
@@ -440,7 +440,7 @@ def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "source" / "a" / "0.jpg", content)
     write_file(tmp_path / "source" / "a" / "1.jpg", oriented(IMAGES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
-    assert "rotated" not in opened.settings["found"]
+    assert "rotated" not in opened.settings["scan"]
     assert bytes(ShardDataset(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip

@@ -205,7 +205,7 @@ def _make(
     for split in SPLITS:
         request = ShardRequest(
             store=Folder(path=made / split),
-            source=DatasetSource(dataset=dataset.name, place=place, split=split),
+            source=DatasetSource(dataset=dataset.name, path=place, split=split),
             name=f"{dataset.name}-{split}",
             split=split,
             shard_size=dataset.shard_size,
