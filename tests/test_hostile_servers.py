@@ -97,7 +97,7 @@ def test_an_endless_shard_is_given_up_at_its_own_length(
 def test_an_endless_manifest_is_given_up(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.shards.remote.MOST_MANIFEST_BYTES", 10_000)
+    monkeypatch.setattr("pipelines.shards.remote.MAX_MANIFEST_BYTES", 10_000)
     server.always[f"set/{MANIFEST_NAME}"] = endless
     assert MANIFEST_NAME in refusal_of(server, cache)
 
@@ -106,7 +106,7 @@ def test_a_length_that_is_too_large_is_refused_before_the_body(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{INDEX_NAME}"] = of(replaced(bytes(10**6)), dripping(0.1))
-    assert "1000000 bytes came" in refusal_of(server, cache)
+    assert "got 1000000 bytes" in refusal_of(server, cache)
 
 
 @pytest.mark.parametrize("n", [10**7, 10**11])

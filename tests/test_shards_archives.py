@@ -32,7 +32,7 @@ from pipelines.shards.archives import archived_images, read_archived, read_split
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import DecodeError
 from pipelines.shards.tar import scan_tar
-from pipelines.system.plain_pickle import read_pickle
+from pipelines.system.untrusted import read_pickle
 from shard_commands import Evil, made, run
 from shard_sets import drawn_images, encoded
 
@@ -158,7 +158,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(archives.DecodeError):
         read_archived(tmp_path / "lying.zip", image.place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
-    monkeypatch.setattr(archives, "LARGEST_FILE", 10_000_000)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10_000_000)
     with pytest.raises(PipelineError, match="50,000,000 bytes"):
         list(archived_images(bomb))
     # Two entries of the directory that name the same member.
@@ -274,7 +274,7 @@ def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "LARGEST_CIFAR_ARCHIVE", 1_000_000)
+    monkeypatch.setattr(archives, "MAX_CIFAR_ARCHIVE_BYTES", 1_000_000)
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(gzip.compress(bytes(2_000_000)))
     with pytest.raises(PipelineError, match="1,000,000"):
@@ -541,13 +541,13 @@ def test_a_pickle_that_would_run_something_is_refused(
     cifar_folder(tmp_path / "root", evil=True)
     result = run("cifar10", tmp_path / "root", tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "data_batch_3 is refused: it asks for " in result.stderr
+    assert "data_batch_3 is not a plain pickle: it refers to " in result.stderr
     assert not (tmp_path / "pickle-was-run").exists()
     for content in (pickle.dumps(Evil()), pickle.dumps(print), b"cos\nsystem\n(S'ls'\ntR."):
-        with pytest.raises(PipelineError, match="is refused: it asks for"):
+        with pytest.raises(PipelineError, match="is not a plain pickle: it refers to"):
             read_pickle(content, "file")
     for content in (b"", b"\x80\x02", b"no pickle", pickle.dumps([1, 2])[:-1]):
-        with pytest.raises(PipelineError, match=r"is a damaged pickle|is refused"):
+        with pytest.raises(PipelineError, match=r"is a damaged pickle|is not a plain pickle"):
             read_pickle(content, "file")
 
 

@@ -22,7 +22,7 @@ from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import (
-    LARGEST_FILE,
+    MAX_FILE_BYTES,
     image_files,
     read_image,
 )
@@ -198,7 +198,7 @@ def no_regular_file(path: Path, kind: str) -> None:
         path.symlink_to(path)
     else:
         path.touch()
-        os.truncate(path, LARGEST_FILE + 1)
+        os.truncate(path, MAX_FILE_BYTES + 1)
 
 
 KINDS = ["pipe", "device", "socket", "nothing", "itself", "huge"]

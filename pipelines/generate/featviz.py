@@ -387,7 +387,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+            f"device {name!r} is not available ({str(error).splitlines()[0]}); use auto or cpu"
         ) from error
     return device
 

@@ -30,15 +30,15 @@ from PIL import Image
 from pipelines.datasets import Dataset, dataset_named
 from pipelines.errors import PipelineError
 from pipelines.shards.images import (
-    LARGEST_FILE,
-    MOST_PIXELS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
     DecodeError,
     encode_png,
     is_image_name,
 )
 from pipelines.shards.tar import scan_tar, scan_tar_in_memory
 from pipelines.system.files import open_regular, printable, read_regular
-from pipelines.system.plain_pickle import read_pickle
+from pipelines.system.untrusted import read_pickle
 
 _ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_BEGINNING = b"\x93NUMPY"
@@ -58,10 +58,10 @@ _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 
 _ENCRYPTED = 0x1
 
-LARGEST_CIFAR_FILE = 2**28
+MAX_CIFAR_FILE_BYTES = 2**28
 """Bytes: the largest file of the archives has 155 million."""
 
-LARGEST_CIFAR_ARCHIVE = 2**29
+MAX_CIFAR_ARCHIVE_BYTES = 2**29
 """Bytes: the archives unpack to 186 million."""
 
 
@@ -148,10 +148,10 @@ def _of_array(path: Path) -> Iterator[ArchivedImage]:
         raise PipelineError(f"{path} holds no array of images; {remedy}")
     n, height, width = (int(header[side]) for side in ("n", "height", "width"))
     size = 3 * height * width
-    if n * size == 0 or height * width > MOST_PIXELS:
+    if n * size == 0 or height * width > MAX_PIXELS:
         raise PipelineError(
             f"{path} holds {n} images of {width}x{height}; name an array of images of at most "
-            f"{MOST_PIXELS:,} pixels, uint8"
+            f"{MAX_PIXELS:,} pixels, uint8"
         )
     first = len(header["prefix"]) + int.from_bytes(header["length"] or header["long"], "little")
     if first + n * size != n_bytes:
@@ -218,9 +218,9 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
         raise PipelineError(f"{path} is a damaged zip; copy it again")
     size = max(member.file_size, member.compress_size)
-    if size > LARGEST_FILE:
+    if size > MAX_FILE_BYTES:
         raise PipelineError(
-            f"{path}: {name!r} has {size:,} bytes; at most {LARGEST_FILE:,} are read"
+            f"{path}: {name!r} has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read"
         )
 
 
@@ -370,7 +370,7 @@ def _cifar_arrays(
 
 def _read_unpacked(path: Path) -> bytes:
     try:
-        return read_regular(path, max_bytes=LARGEST_CIFAR_FILE)
+        return read_regular(path, max_bytes=MAX_CIFAR_FILE_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(f"{path} is missing; unpack or download the archive again") from error
     except OSError as error:
@@ -393,8 +393,8 @@ def _read_members(archive: Path, folder: str, names: Sequence[str]) -> dict[str,
 
 
 def _unpack(archive: Path) -> bytes:
-    """Return the tar in an archive, of at most `LARGEST_CIFAR_ARCHIVE` bytes."""
-    limit = LARGEST_CIFAR_ARCHIVE
+    """Return the tar in an archive, of at most `MAX_CIFAR_ARCHIVE_BYTES` bytes."""
+    limit = MAX_CIFAR_ARCHIVE_BYTES
     try:
         with open_regular(archive, max_bytes=limit) as file:
             is_compressed = file.read(2) == b"\x1f\x8b"

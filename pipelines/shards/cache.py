@@ -209,7 +209,7 @@ class ShardCache:
         n_bytes: int | None,
         stop: threading.Event,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> HeldFile | Download:
         """Return the file of this content, or, to one of all who ask, the download to fill.
 
@@ -219,14 +219,14 @@ class ShardCache:
             sha256: of the content.
             n_bytes: its length, for which room is made; None where it is not known.
             stop: ends the waiting.
-            most_bytes: for which room is made where the length is not known.
+            max_bytes: for which room is made where the length is not known.
 
         Raises:
             CacheFullError: if there is no room for it beside the files that are in use.
             PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
         """
-        room = most_bytes or 0 if n_bytes is None else n_bytes
+        room = max_bytes or 0 if n_bytes is None else n_bytes
         whole = self.files / sha256
         partial = self.files / f"{sha256}.{room}{PARTIAL_SUFFIX}"
         while True:

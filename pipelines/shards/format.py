@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     Count,
     FileName,
@@ -35,6 +34,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )  # fmt: skip
+from pipelines.system.untrusted import open_array
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
@@ -45,13 +45,13 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 
-MOST_SHARDS_OF_A_PATTERN = 1_000_000
+MAX_SHARDS = 1_000_000
 """A slip such as {0..99999999} is told at once and does not fill the memory first."""
 
 ADOPTED = "tars"
 """The kind of a set whose tars were made elsewhere."""
 
-MOST_MANIFEST_BYTES = 2**28
+MAX_MANIFEST_BYTES = 2**28
 """Of any manifest.json. That of shards has about 150 bytes a shard and a line for each class."""
 
 _AGAIN = "copy it again from where the set was made, or make the set again"
@@ -100,7 +100,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     classes: Annotated[list[str], msgspec.Meta(max_length=2**20)]
     extensions: list[FileName]
     num_samples: Count
-    shards: Annotated[list[Shard], msgspec.Meta(max_length=MOST_SHARDS_OF_A_PATTERN)]
+    shards: Annotated[list[Shard], msgspec.Meta(max_length=MAX_SHARDS)]
     index: IndexFile
     versions: dict[str, Any] = {}
     sha256: Sha256 | None = None
@@ -215,10 +215,10 @@ def expand_braces(pattern: str) -> Iterator[str]:
         yield pattern
         return
     first, last = int(match[1]), int(match[2])
-    if not first <= last < first + MOST_SHARDS_OF_A_PATTERN:
+    if not first <= last < first + MAX_SHARDS:
         raise PipelineError(
             f"{match[0]} in {pattern} is no range of shards; give the first and the last number, "
-            f"at most {MOST_SHARDS_OF_A_PATTERN:,} apart"
+            f"at most {MAX_SHARDS:,} apart"
         )
     for number in range(first, last + 1):
         padded = str(number).zfill(len(match[1]))
@@ -233,7 +233,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
+        content = read_regular(path, max_bytes=MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return parse_manifest(content, str(path))
@@ -391,7 +391,7 @@ def _own_sha256(manifest: Mapping[str, Any]) -> str:
     return sha256(json.dumps(fields, sort_keys=True).encode())
 
 
-def most_index_bytes(manifest: Manifest) -> int:
+def max_index_bytes(manifest: Manifest) -> int:
     """Return how many bytes the index of a set has at most."""
     return _MOST_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
 
@@ -406,7 +406,7 @@ def read_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
     again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
     if not path.is_file():
         raise PipelineError(f"{path} is missing; {again}")
-    if path.stat().st_size > most_index_bytes(manifest) or (
+    if path.stat().st_size > max_index_bytes(manifest) or (
         file_sha256(path) != manifest.index.sha256
     ):
         raise PipelineError(f"{path} is not the index that {MANIFEST_NAME} names; {again}")

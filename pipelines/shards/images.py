@@ -36,12 +36,12 @@ _OTHER_EXTENSIONS = frozenset({
 _LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
 """Names, in lower case, that file managers and archivers leave beside images."""
 
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 """More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
 gibibyte of RGB."""
 
-LARGEST_FILE = 2**30
-"""Bytes of an image's file: `MOST_PIXELS` of 16 bits in four channels, uncompressed, are fewer."""
+MAX_FILE_BYTES = 2**30
+"""Bytes of an image's file: `MAX_PIXELS` of 16 bits in four channels, uncompressed, are fewer."""
 
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
 """What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
@@ -266,12 +266,12 @@ def skipped_files(folder: Path) -> tuple[dict[str, int], set[str]]:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image's file: of a regular file of at most `LARGEST_FILE`.
+    """Return the bytes of an image's file: of a regular file of at most `MAX_FILE_BYTES`.
 
     Raises:
         OSError: if it cannot be read, or is something else or larger; see `unusable_file`.
     """
-    return read_regular(path, max_bytes=LARGEST_FILE)
+    return read_regular(path, max_bytes=MAX_FILE_BYTES)
 
 
 def unusable_file(error: OSError) -> str | None:
@@ -281,7 +281,7 @@ def unusable_file(error: OSError) -> str | None:
         errno.ENXIO: "no regular file",
         errno.ENODEV: "no regular file",
         errno.EISDIR: "no regular file",
-        errno.EFBIG: f"over {LARGEST_FILE // 2**30} GiB",
+        errno.EFBIG: f"over {MAX_FILE_BYTES // 2**30} GiB",
         errno.ENOENT: "a link to nothing",
         errno.ELOOP: "a link to itself",
     }.get(error.errno or 0)
@@ -305,7 +305,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """Open an image as Image.open does; one of over `MOST_PIXELS` is refused, not warned of.
+    """Open an image as Image.open does; one of over `MAX_PIXELS` is refused, not warned of.
 
     A warning can be silenced for the whole process alone, in which threads decode at once; so the
     formats are asked one by one, as Pillow does before it warns.
@@ -317,7 +317,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
         The image, whose pixels are not read yet.
 
     Raises:
-        DecodeError: if its header has more than `MOST_PIXELS`.
+        DecodeError: if its header has more than `MAX_PIXELS`.
         UnidentifiedImageError: if it is in none of `READABLE_FORMATS`.
     """
     Image.preinit()
@@ -335,10 +335,10 @@ def open_image(file: IO[bytes]) -> Image.Image:
             image = make(_without_large_texts(file) if name == "PNG" else file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise DecodeError(
                 "too large",
-                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; make the "
+                f"{image.width}x{image.height} are more than {MAX_PIXELS:,} pixels; make the "
                 "image smaller",
             )
         return image

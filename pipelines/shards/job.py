@@ -41,14 +41,13 @@ from pipelines.shards.output import (
 from pipelines.system.files import (
     read_json,
     removable_lock,
+    resource_errors,
     sha256,
-    world_errors,
     write_file,
 )
-from pipelines.system.processes import Run, run_chunks
+from pipelines.system.processes import RunChunks, run_chunks
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import ranges_of, subtract
-from pipelines.system.ranks import Task
+from pipelines.system.ranks import Task, ranges_of, subtract
 
 REQUEST = f"{WORK}/request.json"
 
@@ -163,7 +162,7 @@ def run_job(
     task: Task = ALONE,
     *,
     jobs: int = 1,
-    run: Run = run_chunks,
+    run: RunChunks = run_chunks,
     progress: Progress = no_progress,
 ) -> JobResult:
     """Produce the missing items of a task's share, and close the job if this was the last run.
@@ -191,7 +190,7 @@ def run_job(
             return run_locked(job, task, jobs=jobs, run=run, progress=progress)
 
 
-def run_locked(job: Job, task: Task, *, jobs: int, run: Run, progress: Progress) -> JobResult:
+def run_locked(job: Job, task: Task, *, jobs: int, run: RunChunks, progress: Progress) -> JobResult:
     """Do the work of `run_job` while the caller holds the lock of the task."""
     n = job.request.n
     total = sum(map(job.product.weight, task.share([range(n)], job.chunk)))
@@ -257,10 +256,13 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
-    """Translate disk and memory errors of a job into one-line messages; see `world_errors`."""
-    remedies = {"elsewhere": "choose another output folder, or ", "smaller": ", or smaller images"}
-    folder = store.name if isinstance(store, Folder) else store.work
-    return world_errors(folder, jobs=jobs, **remedies)
+    """Translate disk and memory errors of a job into one-line messages; see `resource_errors`."""
+    return resource_errors(
+        store.name if isinstance(store, Folder) else store.work,
+        jobs=jobs,
+        disk_remedy="choose another output folder, or ",
+        memory_remedy=", or smaller images",
+    )
 
 
 # --- inspecting a store --------------------------------------------------------------------------

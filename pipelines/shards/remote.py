@@ -30,12 +30,12 @@ from pipelines.shards.cache import (
 )
 from pipelines.shards.format import (
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
+    MAX_MANIFEST_BYTES,
     Shard,
     ShardSet,
     build_set,
     expand_braces,
-    most_index_bytes,
+    max_index_bytes,
     open_index,
     open_shards,
     parse_manifest,
@@ -256,7 +256,7 @@ def fetch(
     n_bytes: int | None,
     cache: ShardCache,
     access: RemoteAccess | None = None,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
     stop: threading.Event | None = None,
     reserved: Callable[[], None] = lambda: None,
 ) -> HeldFile:
@@ -269,10 +269,10 @@ def fetch(
         url: an address; a path or a file:// address is checked where it lies, once a node; or
             "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
         sha256: of the content.
-        n_bytes: its length; None where only its bound is known, `most_bytes`.
+        n_bytes: its length; None where only its bound is known, `max_bytes`.
         cache: where it is kept.
         access: how patiently it is read.
-        most_bytes: that it may have, for which room is made in the cache; more are refused.
+        max_bytes: that it may have, for which room is made in the cache; more are refused.
         stop: ends the call from another thread.
         reserved: called once it has its room in the cache, before it is downloaded.
 
@@ -291,11 +291,11 @@ def fetch(
         return HeldFile(path)
     # Before the cache is asked: what is refused is refused always.
     check_address(url, access)
-    content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
+    content = Content(sha256=sha256, n_bytes=n_bytes, max_bytes=max_bytes)
     losses = 0
     while True:
         try:
-            place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
+            place = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
             reserved()
             if isinstance(place, Download):
                 try:
@@ -334,7 +334,7 @@ def _read_set(
         n_bytes=None,
         cache=cache,
         access=access,
-        most_bytes=most_index_bytes(manifest),
+        max_bytes=max_index_bytes(manifest),
     )
     samples = open_index(held.path, shown(index_url), "make the set again")
     return build_set(shown(location).rstrip("/"), manifest, samples), held
@@ -346,7 +346,7 @@ def _read_manifest(
     """Return a manifest; one whose hash is given is kept in the cache."""
     if manifest_sha256 is None:
         file = BytesIO()
-        wanted = Content(most_bytes=MOST_MANIFEST_BYTES)
+        wanted = Content(max_bytes=MAX_MANIFEST_BYTES)
         download(url, file, wanted, access=access, stop=threading.Event())
         return file.getvalue()
     with fetch(
@@ -355,9 +355,9 @@ def _read_manifest(
         n_bytes=None,
         cache=cache,
         access=access,
-        most_bytes=MOST_MANIFEST_BYTES,
+        max_bytes=MAX_MANIFEST_BYTES,
     ) as held:
-        return read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
+        return read_regular(held.path, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def _split(where: str) -> tuple[str, list[str] | None]:

@@ -26,7 +26,7 @@ from pipelines.shards.request import Listing, OnDecodeError, OnNonstandard, Shar
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.writer import SCAN_NAME
 from pipelines.system.files import read_regular, write_file
-from pipelines.system.processes import Run
+from pipelines.system.processes import RunChunks
 
 CHUNK = 256
 """Images that a process scans before it writes the results to the disk."""
@@ -191,7 +191,9 @@ def _part_path(parts: Path, images: range) -> Path:
     return parts / f"{images.start:010d}-{images.stop:010d}.json"
 
 
-def scan_source(request: ShardRequest, n: int, run: Run, progress: Callable[[int], None]) -> None:
+def scan_source(
+    request: ShardRequest, n: int, run: RunChunks, progress: Callable[[int], None]
+) -> None:
     """Scan the files that are new, or have changed since an earlier run scanned them.
 
     Raises:

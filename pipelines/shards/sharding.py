@@ -72,7 +72,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )
-from pipelines.system.processes import Run
+from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
 from pixmix.packed import open_map
 
@@ -102,7 +102,7 @@ class ShardResult:
     scan: dict[str, dict[str, int]]
 
 
-def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> ShardResult:
+def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) -> ShardResult:
     """Write a set of shards, resume it, or repair it if it lost files.
 
     Every byte depends on the source and the request alone, not on the number of processes or on
@@ -144,7 +144,7 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
             return _make(request, listed, run, progress)
 
 
-def _make(request: ShardRequest, listed: Listed, run: Run, progress: Progress) -> ShardResult:
+def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progress) -> ShardResult:
     n = steps = listed.n
     skipped: set[int] = set()
     if request.source.foreign():

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
 from pipelines.shards.archives import Arrays, Split, archived_images, read_archived, read_split
-from pipelines.shards.format import MANIFEST_NAME, MOST_MANIFEST_BYTES
+from pipelines.shards.format import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from pipelines.shards.images import (
     IMAGE_EXTENSIONS,
     class_folders,
@@ -424,7 +424,7 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
     """Yield the images of a set of pixmix-gen with their records."""
     records = folder / "metadata.jsonl"
     try:
-        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
+        content = read_regular(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
         status = json.loads(content).get("status")
     except (ValueError, AttributeError, RecursionError) as error:
         raise PipelineError(

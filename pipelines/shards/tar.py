@@ -32,10 +32,10 @@ from pipelines.system.files import open_regular
 RECORD = 20 * BLOCK
 """Bytes. A tar is filled up to a multiple of the second: POSIX.1-1988 (pax), as GNU tar does."""
 
-LONGEST_NAME = 100
+MAX_NAME_BYTES = 100
 """Bytes of a member's name, the first name field of a header: older readers know no other."""
 
-LARGEST_MEMBER = 2**32 - 1
+MAX_MEMBER_BYTES = 2**32 - 1
 """Bytes: an index has 32 bits for it, and no image is larger."""
 
 TAR_IMAGE_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "gif"})
@@ -97,10 +97,12 @@ def write_member(file: BinaryIO, name: str, content: bytes) -> int:
         ValueError: if the name is too long or the content larger than 4 GiB.
         OSError: if the disk is full.
     """
-    if not (name.isascii() and 0 < len(name) <= LONGEST_NAME):
-        raise ValueError(f"{name!r} is no name of at most {LONGEST_NAME} ASCII letters")
-    if len(content) > LARGEST_MEMBER:
-        raise ValueError(f"{name} has {len(content)} bytes; a member has at most {LARGEST_MEMBER}")
+    if not (name.isascii() and 0 < len(name) <= MAX_NAME_BYTES):
+        raise ValueError(f"{name!r} is no name of at most {MAX_NAME_BYTES} ASCII letters")
+    if len(content) > MAX_MEMBER_BYTES:
+        raise ValueError(
+            f"{name} has {len(content)} bytes; a member has at most {MAX_MEMBER_BYTES}"
+        )
     header = tarfile.TarInfo(name)
     header.size = len(content)
     header.mode = 0o444
@@ -234,8 +236,10 @@ class _Reader:
             raise self.refusal(f"holds {name!r}, which is {what} and no plain file")
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise self.refusal(f"holds {name!r}, a name that leads out of its folder")
-        if size > LARGEST_MEMBER:
-            raise self.refusal(f"holds {name!r} of {size} bytes; at most {LARGEST_MEMBER} are read")
+        if size > MAX_MEMBER_BYTES:
+            raise self.refusal(
+                f"holds {name!r} of {size} bytes; at most {MAX_MEMBER_BYTES} are read"
+            )
         return Member(name, offset, size)
 
     def extension(self, offset: int, size: int) -> bytes:

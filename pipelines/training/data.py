@@ -16,8 +16,8 @@ from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
-from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.output import Folder
+from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import DatasetSource
