@@ -345,7 +345,7 @@ def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
     assert set(splits) == {"train", "validation"}
     result = run("imagefolder", source, tmp_path / "out", "--split", "test")
     assert result.exit_code == 1
-    assert "has no folder a class" in result.stderr
+    assert "has no class folders" in result.stderr
 
 
 def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) ->
     (source / "val" / "b").mkdir()
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "holds no image, so its class would be empty" in result.stderr
+    assert "holds no images, so its class would be empty" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
