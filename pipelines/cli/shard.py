@@ -366,11 +366,11 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     """
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.shards.format import expand_braces
-        from pipelines.shards.verify import adopt_tars
+        from pipelines.shards.verify import index_tars
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:
-            found = adopt_tars(named, name=name, progress=progress)
+            found = index_tars(named, name=name, progress=progress)
         lines = [
             f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
             f"{found.labels:,} with a label"

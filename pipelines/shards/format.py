@@ -318,8 +318,8 @@ def select_shards(shards: ShardSet, names: Sequence[str]) -> ShardSet:
     for position, name in enumerate(names):
         if name not in numbers:
             raise PipelineError(
-                f"{shards.location}/{MANIFEST_NAME} does not list {name}; use shards that it lists, "
-                "or run pixmix-shard index on the tars"
+                f"{shards.location}/{MANIFEST_NAME} does not list {name}; use shards that it "
+                "lists, or run pixmix-shard index on the tars"
             )
         number = numbers[name]
         end = int(ends[number])

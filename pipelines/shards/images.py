@@ -122,20 +122,15 @@ def decode_errors() -> Iterator[None]:
 def is_ignored_name(name: str) -> bool:
     """Return whether a file or folder is ignored: it is hidden, or a system file.
 
-    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store). System files are
-    __MACOSX, Thumbs.db, ehthumbs.db, desktop.ini and @eaDir.
-
-    Args:
-        name: name of one file or folder, without its parents.
+    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store).
     """
     return name.startswith(".") or name.casefold() in _SYSTEM_FILES
 
 
 def is_image_name(name: str) -> bool:
     """Return whether a path relative to its dataset is an image, and no part of it is ignored."""
-    return extension_of(name) in IMAGE_EXTENSIONS and not any(
-        is_ignored_name(part) for part in PurePosixPath(name).parts if part != "."
-    )
+    parts = [part for part in PurePosixPath(name).parts if part != "."]
+    return extension_of(name) in IMAGE_EXTENSIONS and not any(map(is_ignored_name, parts))
 
 
 def extension_of(name: str) -> str:

@@ -334,7 +334,7 @@ def refuse_other(name: str, earlier: Request, asked: Request) -> None:
 
 
 def _is_complete(job: Job, found: _Found) -> bool:
-    """Return whether the job is closed and complete; remove work files that a killed run left."""
+    """Return whether the job is closed and complete; remove work files of a killed run."""
     complete = (
         found.manifest is not None
         and found.closed is not None
