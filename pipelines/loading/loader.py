@@ -210,7 +210,7 @@ class TrainLoader:
 
     @property
     def left_out(self) -> int:
-        """How many samples, others each time, an epoch leaves out: they fill no batch."""
+        """Number of samples that an epoch drops because they fill no batch; others each time."""
         return self.n_samples % self.config.batch_size
 
     @property
