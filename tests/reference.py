@@ -506,8 +506,8 @@ def painted(
     facing = 0.66 - 0.75 * steep * (across * math.cos(angle) + down * math.sin(angle))
     facing /= np.sqrt(1 + steep**2 * (across**2 + down**2))
     lit = 1 + layer.relief * (1.3 * facing - 0.8)
-    shine = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
-    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + shine
+    write_light = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
+    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + write_light
     bright = np.minimum(bright, 1)[..., None]
     tone = palette[int(layer.edge_phase % 1 * 256) % 256].astype(float)
     tone = tone * (1 + min(layer.edge, 0)) + (1 - tone) * max(layer.edge, 0)
@@ -564,7 +564,7 @@ def spread(
     return total
 
 
-def develop(
+def tone_map(
     points: NDArray[np.floating],
     colours: NDArray[np.floating],
     played: int,
@@ -586,7 +586,7 @@ def develop(
     return np.minimum(bled, 1).transpose(2, 0, 1), np.minimum(value, 1)
 
 
-def laid_over(
+def blended_layer(
     below: NDArray[np.floating],
     light: NDArray[np.floating],
     cover: NDArray[np.floating],
@@ -608,7 +608,7 @@ def laid_over(
     return np.minimum(seen, 1)
 
 
-def shaded_ground(
+def gradient(
     first: NDArray[np.floating], second: NDArray[np.floating], height: int, width: int
 ) -> NDArray[np.float64]:
     """Straight from one colour to the other, at the middles of the rows."""

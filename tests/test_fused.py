@@ -215,9 +215,7 @@ def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:
 def test_any_valid_padding_and_crop_is_applied(padding: int, crop: tuple[int, int]) -> None:
     images = drawn(12, 20, 9, 11, 3)
     if crop[1] > 11 + 2 * padding:
-        with pytest.raises(
-            ValueError, match=r"crop of 3x70 .* does not fit .*; use a smaller"
-        ):
+        with pytest.raises(ValueError, match=r"crop of 3x70 .* does not fit .*; use a smaller"):
             mix_batch(images, None, range(20), seed=0, epoch=0, settings=None, padding=padding,
                       crop=crop)  # fmt: skip
         return

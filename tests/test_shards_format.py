@@ -16,7 +16,7 @@ from pipelines.shards.format import (
     SAMPLE,
     Manifest,
     Shard,
-    most_index_bytes,
+    max_index_bytes,
     open_shards,
     parse_manifest,
     write_index,
@@ -200,4 +200,4 @@ def test_what_cannot_be_mapped_is_read(folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_most_index_bytes_bound_every_index(folder: Path) -> None:
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), "")
-    assert (folder / INDEX_NAME).stat().st_size <= most_index_bytes(manifest)
+    assert (folder / INDEX_NAME).stat().st_size <= max_index_bytes(manifest)

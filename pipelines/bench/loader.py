@@ -35,7 +35,7 @@ from pipelines.loading.dataset import decode_image
 from pipelines.loading.loader import train_loader
 from pipelines.shards.format import BLOCK, SAMPLE, write_index
 from pipelines.shards.images import DecodeError
-from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
+from pipelines.shards.tar import NotATarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop
@@ -133,7 +133,7 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
     jpegs = []
     try:
         members = list(scan_tar(tar_file))
-    except NoTarError as error:
+    except NotATarError as error:
         raise PipelineError(f"{tar_file} is not a tar; pass a tar of JPEGs") from error
     with tar_file.open("rb") as file:
         for member in members:

@@ -69,7 +69,7 @@ def decode_image(content: bytes | bytearray) -> Pixels:
 
     Raises:
         DecodeError: if it is cut short, damaged, of an unknown format, larger than
-            `MOST_PIXELS`, or of numbers whose white is not known.
+            `MAX_PIXELS`, or of numbers whose white is not known.
     """
     with decode_errors(), open_image(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
