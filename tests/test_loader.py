@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, OnDecodeError, PreprocessConfig
+from pipelines.loading.config import CIFAR, IMAGENET, OnDecodeError, PreprocessConfig
 from pipelines.loading.dataset import SampleError, ShardDataset
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.order import EpochOrder

@@ -15,7 +15,7 @@ import torch
 from faulty_server import FaultyServer, stall
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset, workers
-from pipelines.loading.batches import IMAGENET
+from pipelines.loading.config import IMAGENET
 from pipelines.loading.dataset import ShardDataset, decode_image
 from pipelines.loading.loader import eval_loader, train_loader
 from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.webdataset import pixmix_stream
 from pixmix.packed import PackedImages

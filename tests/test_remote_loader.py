@@ -32,7 +32,7 @@ from pipelines import (
     train_loader,
 )
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.config import CIFAR, IMAGENET
 from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.system.objects import RemoteAccess
 from pixmix.packed import PackedImages

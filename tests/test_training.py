@@ -27,7 +27,7 @@ from pipelines.cli import training_options
 from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.loading.batches import ON_DECODE_ERROR
+from pipelines.loading.config import ON_DECODE_ERROR
 from pipelines.loading.loader import eval_loader
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import initialize_from, open_model

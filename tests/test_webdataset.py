@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig
+from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig
 from pipelines.loading.loader import train_loader
 from pipelines.loading.webdataset import pixmix_stream
 from pixmix.packed import PackedImages

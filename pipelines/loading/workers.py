@@ -62,9 +62,9 @@ _log = logging.getLogger(__name__)
 _main_hidden = threading.Lock()
 
 
-def open_source(
+def open_batches(
     maker: BatchMaker, files: RemoteFiles | None, world_size: int
-) -> "MemorySource | WorkerSource":
+) -> "MemoryBatches | WorkerBatches":
     """Return what makes the batches of one of `world_size` processes.
 
     files: of the shards, where the dataset has shards.
@@ -73,11 +73,11 @@ def open_source(
     if pin_memory is None:
         pin_memory = torch.cuda.is_available()
     if maker.in_memory is not None:
-        return MemorySource(maker, pin_memory=pin_memory)
-    return WorkerSource(maker, files=files, world_size=world_size, pin_memory=pin_memory)
+        return MemoryBatches(maker, pin_memory=pin_memory)
+    return WorkerBatches(maker, files=files, world_size=world_size, pin_memory=pin_memory)
 
 
-class MemorySource:
+class MemoryBatches:
     """Images of one size in memory: a batch is one call of a kernel, made a few ahead."""
 
     def __init__(self, maker: BatchMaker, *, pin_memory: bool) -> None:
@@ -100,7 +100,7 @@ def _new_tensor(shape: tuple[int, ...], dtype: torch.dtype, *, pin_memory: bool)
 # --- workers -------------------------------------------------------------------------------------
 
 
-class WorkerSource:
+class WorkerBatches:
     """Samples that are decoded by the workers of a `DataLoader`, or here if there are none."""
 
     def __init__(
