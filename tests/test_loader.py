@@ -592,7 +592,7 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
     [
         ({"batch_size": 6, "rank": 0, "world_size": 4}, ValueError, "use a multiple of 4"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
-        ({"batch_size": 31}, ValueError, "30 samples make no batch of 31"),
+        ({"batch_size": 31}, ValueError, "30 samples, fewer than batch_size 31"),
         ({"rank": 4, "world_size": 4}, ValueError, "rank 4 of 4 processes"),
         ({"rank": 1}, ValueError, "rank is 1 and world_size None"),
         ({"shuffle_window": 0}, ValueError, "shuffle_window is 0"),

@@ -125,7 +125,7 @@ def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.Monke
             None,
             "2 elements of this array job, from 3 to 17, .* set --num-tasks",
         ),
-        (array(4, first=1, last=4), 4, f"task 4, by {ARRAY} in .* not below the 4 tasks"),
+        (array(4, first=1, last=4), 4, f"index is 4 .from {ARRAY}., and there are 4 tasks"),
         (array(1) | srun(1, 8), 4, "task index is 9 .*, and there are 4 tasks"),
         (array(1) | {ARRAY: "one"}, None, f"{ARRAY}='one' in the environment is not "),
         ({ARRAY: "1"}, None, "SLURM_ARRAY_TASK_MIN='' in the environment is not "),

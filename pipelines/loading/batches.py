@@ -1,5 +1,8 @@
-"""How batches are made of samples, and the settings of preprocessing and of loaders."""
+"""Making of batches from the samples of a dataset."""
 
+import json
+import logging
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +39,8 @@ from pixmix.fused import mix_batch
 from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_centre
 
+_log = logging.getLogger(__name__)
+
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 _SMALL_SIDE = 64
@@ -58,6 +63,42 @@ class Batch(NamedTuple):
     present: NDArray[np.bool_]
     errors: tuple[SampleError, ...] = ()
     fault: str | None = None
+
+
+class DecodeErrorCounter:
+    """Counts and logs samples that cannot be decoded, and raises an error above a limit."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        """Start with no errors."""
+        self.counts: Counter[str] = Counter()
+        self._limit, self._file = config.max_decode_errors, config.decode_error_log
+
+    def check(self, batch: Batch) -> None:
+        """Count the errors of a batch.
+
+        Raises:
+            PipelineError: if the batch has a fault, or there are too many errors.
+        """
+        if batch.fault is not None:
+            raise PipelineError(batch.fault)
+        for error in batch.errors:
+            self._add(error)
+
+    def _add(self, error: SampleError) -> None:
+        if not self.counts:
+            _log.warning("%s; continuing without this sample, and counting further ones", error)
+        self.counts[error.reason] += 1
+        if self._file is not None:
+            with Path(self._file).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(error.record()) + "\n")
+        total = self.counts.total()
+        if total > self._limit:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
+            raise PipelineError(
+                f"{total} samples cannot be decoded ({reasons}), more than max_decode_errors "
+                f"{self._limit} (pixmix-train: --max-decode-errors); the last one: {error}. Run "
+                "pixmix-shard verify"
+            )
 
 
 @dataclass(kw_only=True)

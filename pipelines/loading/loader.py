@@ -5,9 +5,7 @@ continues with the next batch. `state_dict` returns this position, and `load_sta
 from it at once, at any world size.
 """
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -21,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.errors import PipelineError
-from pipelines.loading.batches import Batch, open_batch_maker
+from pipelines.loading.batches import DecodeErrorCounter, open_batch_maker
 from pipelines.loading.config import (
     DataSource,
     LoaderConfig,
@@ -30,7 +27,6 @@ from pipelines.loading.config import (
     OnDecodeError,
     PreprocessConfig,
 )
-from pipelines.loading.dataset import SampleError
 from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.order import (
     ORDER_VERSION,
@@ -250,7 +246,7 @@ class TrainLoader:
         self._maker, files = open_batch_maker(data, mixing_set, config, training=True)
         self._source = open_batches(self._maker, files, self.world.size)
         self._maker.order(0)  # raises an error for a shuffle window of a dataset without shards
-        self._errors = _DecodeErrors(config)
+        self._errors = DecodeErrorCounter(config)
         if self.n_samples < config.batch_size:
             raise ValueError(
                 f"the dataset has {self.n_samples} samples, fewer than batch_size "
@@ -260,8 +256,8 @@ class TrainLoader:
         self.last_indices: NDArray[np.int64] = np.zeros(0, np.int64)
         if self.left_out and self.world.rank == 0:
             _log.info(
-                "%d of %d samples, others each time, are left out of each epoch, whose batches have "
-                "%d samples", self.left_out, self.n_samples, config.batch_size,
+                "each epoch leaves out %d of %d samples, others each time: the batch size is %d",
+                self.left_out, self.n_samples, config.batch_size,
             )  # fmt: skip
 
     @property
@@ -291,7 +287,7 @@ class TrainLoader:
         return dict(self._errors.counts)
 
     def waiting_for(self) -> str:
-        """Return a description of what the next batch waits for."""
+        """Describe what the next batch waits for."""
         return self._source.waiting_for()
 
     def __len__(self) -> int:
@@ -430,7 +426,7 @@ class EvalLoader:
         rank_positions(config.batch_size, self.world.rank, self.world.size)
         self._maker, files = open_batch_maker(data, None, config, training=False)
         self._source = open_batches(self._maker, files, self.world.size)
-        self._errors = _DecodeErrors(config)
+        self._errors = DecodeErrorCounter(config)
 
     @property
     def n_samples(self) -> int:
@@ -443,7 +439,7 @@ class EvalLoader:
         return dict(self._errors.counts)
 
     def waiting_for(self) -> str:
-        """Return a description of what the next batch waits for."""
+        """Describe what the next batch waits for."""
         return self._source.waiting_for()
 
     def __len__(self) -> int:
@@ -473,38 +469,3 @@ class EvalLoader:
                 self._errors.check(batch._replace(errors=tuple(errors.values())))
                 weights = torch.from_numpy(planned.weights * batch.present)
                 yield batch.images, batch.labels, weights
-
-
-class _DecodeErrors:
-    """Counts and logs samples that cannot be decoded, and raises an error above a limit."""
-
-    def __init__(self, config: LoaderConfig) -> None:
-        self.counts: Counter[str] = Counter()
-        self._limit, self._file = config.max_decode_errors, config.decode_error_log
-
-    def check(self, batch: Batch) -> None:
-        """Count the errors of a batch.
-
-        Raises:
-            PipelineError: if the batch has a fault, or there are too many errors.
-        """
-        if batch.fault is not None:
-            raise PipelineError(batch.fault)
-        for error in batch.errors:
-            self._add(error)
-
-    def _add(self, error: SampleError) -> None:
-        if not self.counts:
-            _log.warning("%s; continuing without this sample, and counting further ones", error)
-        self.counts[error.reason] += 1
-        if self._file is not None:
-            with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(error.record()) + "\n")
-        total = self.counts.total()
-        if total > self._limit:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
-            raise PipelineError(
-                f"{total} samples cannot be decoded ({reasons}), more than max_decode_errors "
-                f"{self._limit} (pixmix-train: --max-decode-errors); the last one: {error}. Run "
-                "pixmix-shard verify"
-            )
