@@ -553,7 +553,7 @@ def test_pictures_in_memory_know_no_choice_and_name_none(
     folder = write_shards(tmp_path / "small", contents, sizes=(4,), kind="cifar10")
     with pytest.raises(ValueError, match=f"on_decode_error is '{policy}', .*; use 'raise'"):
         train_loader(folder, batch_size=2, on_decode_error=policy, cache_dir=cache)
-    with pytest.raises(PipelineError, match=r"key 00000002 in .*put a whole image in its place$"):
+    with pytest.raises(PipelineError, match=r"key 00000002 in .*remove or replace the image$"):
         train_loader(folder, batch_size=2, cache_dir=cache)
 
 

@@ -255,7 +255,7 @@ def test_a_map_with_offsets_that_lead_outside_is_built_anew(
     record = json.loads((place / "record.json").read_bytes())
     record["files"]["table.npy"]["sha256"] = image_map._hashes(place / "table.npy", 1)
     (place / "record.json").write_text(json.dumps(record))
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_verified", {})
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
 
 
@@ -276,7 +276,7 @@ def test_a_map_of_another_user_is_not_believed(
             return os.stat_result(fields, {"st_mtime_ns": 0, "st_ctime_ns": 0})
         return status
 
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_verified", {})
     monkeypatch.setattr(Path, "stat", foreign)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     assert len(found) == 1
@@ -327,7 +327,7 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
 
     monkeypatch.setattr(image_map, "_hashes", counted)
     # As a process that has seen none yet.
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_verified", {})
     open_mixing_set(folder, 24, cache_dir=cache)
     assert hashed == ["pixels", "table.npy"]
     open_mixing_set(folder, 24, cache_dir=cache)
@@ -362,9 +362,7 @@ def test_a_cache_that_can_only_be_read_is_used(
     monkeypatch.setattr(image_map, "folder_lock", refused)
     monkeypatch.setattr(Path, "mkdir", refused)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    with pytest.raises(
-        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
-    ):
+    with pytest.raises(PipelineError, match="cache_dir or PIXMIX_CACHE to a writable folder"):
         open_mixing_set(folder, 25, cache_dir=cache)
 
 
@@ -461,9 +459,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
 
 def test_a_cache_that_cannot_be_made_is_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
-    ):
+    with pytest.raises(PipelineError, match="cache_dir or PIXMIX_CACHE to a writable folder"):
         open_mixing_set(folder, 24, cache_dir=tmp_path / "file")
 
 
@@ -541,7 +537,7 @@ def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> 
 
 def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "sliver.png").write_bytes(encoded(np.zeros((1, 4000, 3), np.uint8)))
-    with pytest.raises(PipelineError, match=r"sliver\.png: .* pixels once resized"):
+    with pytest.raises(PipelineError, match=r"sliver\.png: .* after resizing"):
         open_mixing_set(tmp_path, 256, cache_dir=cache)
 
 
@@ -571,7 +567,7 @@ def test_what_is_no_mixing_set_is_refused(
 def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_map, "_BUNCH", 1)
+    monkeypatch.setattr(image_map, "_CHUNK", 1)
     for i in range(40):
         (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(PICTURES[0]))
     open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, on_decode_error="skip")
@@ -690,14 +686,14 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
     (place / ".work").mkdir()
     (place / ".work" / "request.json").touch()
-    with pytest.raises(PipelineError, match=r"stripes is not finished"):
+    with pytest.raises(PipelineError, match=r"stripes is not complete"):
         open_mixing_set(asked, 24, cache_dir=cache)
     assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10
 
 
 @pytest.mark.parametrize(
     ("where", "size", "message"),
-    [("set", 0, "size is 0"), ([], 24, "where names no mixing set")],
+    [("set", 0, "size is 0"), ([], 24, "where is empty")],
 )
 def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):

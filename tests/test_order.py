@@ -20,13 +20,13 @@ from pipelines.loading.order import (
     count_batches,
     default_prefetch,
     evaluation_batches,
-    order_bytes,
     positions_after,
     rank_positions,
     training_batches,
 )
 from pipelines.system.process_group import join_processes
 from pipelines.system.ranks import World, find_world, local_gpu
+from streaming_simulator import order_bytes
 
 
 @given(st.integers(0, 300), st.integers(-(2**70), 2**70), st.integers(0, 2**32 - 1))

@@ -800,7 +800,7 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(
     os.kill(workers[0], signal.SIGKILL)
     assert running.running.wait(timeout=60) == 1
     (line,) = errors_of(running)
-    assert "a process that decodes images was killed" in line
+    assert "a worker that decodes images was killed" in line
 
 
 @pytest.mark.slow

@@ -44,7 +44,7 @@ ORDER_VERSION = 1
 _SAMPLES, _SHARDS = 0, 1
 """Parts of the random keys of the two shuffles."""
 
-_GROUPS_KEPT = 3
+GROUPS_KEPT = 3
 """Shuffled groups in memory per partition."""
 
 
@@ -101,7 +101,7 @@ class EpochOrder:
         parts = _parts(n_samples, shard_partitions)
         self._groups = _groups_of(sizes, seed_of(seed), epoch, parts, shuffle_window or len(sizes))
         # The current group of each partition, and the next ones for prefetching.
-        self._shuffled = lru_cache(_GROUPS_KEPT * shard_partitions + 1)(self._groups.shuffled)
+        self._shuffled = lru_cache(GROUPS_KEPT * shard_partitions + 1)(self._groups.shuffled)
 
     def __len__(self) -> int:
         """Return the number of samples."""

@@ -491,6 +491,6 @@ def _processes_here() -> int:
 
 def _no_shared_memory(message: str) -> str:
     return (
-        f"{SHARED_MEMORY} is too small for the batches of the workers ({message}); enlarge it (docker "
-        "run --shm-size 8g), or use a smaller --batch-size or --workers 0"
+        f"{SHARED_MEMORY} is too small for the batches of the workers ({message}); enlarge it "
+        "(docker run --shm-size 8g), or use a smaller --batch-size or --workers 0"
     )

@@ -69,17 +69,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """How shards at an address are read and kept.
+    """How remote shards are downloaded and cached.
+
+    Example::
+
+        remote = Remote(limit_bytes=200 * 10**9, access=RemoteAccess(download_timeout_s=600))
+        loader = train_loader("s3://bucket/train", batch_size=256, remote=remote)
 
     Attributes:
-        limit_bytes: that shards in the cache may take together; None: what the disk has, less a
-            reserve. Those that were used least lately go first.
-        prefetch: shards that are downloaded before they are needed; None: as many as a shuffle
-            window has, at least 4.
-        concurrent_downloads: shards that each process downloads at the same time, each over a
-            connection of its own.
-        access: patience, and whether an address may be a command ("pipe:").
-        manifest_sha256: of the set's manifest, to hold all of it to what it was.
+        limit_bytes: maximum size of the shards in the cache, in bytes; the least recently used ones
+            are removed first. None uses the space of the disk, except for a reserve.
+        prefetch: number of shards that are downloaded before they are needed; None for those of a
+            shuffle window, at least 4.
+        concurrent_downloads: number of shards that each process downloads at the same time, each
+            over its own connection.
+        access: retries, timeouts, credentials, and whether "pipe:" commands are allowed; see
+            ``RemoteAccess`` in ``pipelines.system.objects``.
+        manifest_sha256: expected SHA-256 of the manifest, which pins the whole dataset; None to
+            accept any.
     """
 
     limit_bytes: int | None = None
@@ -89,7 +96,7 @@ class Remote:
     manifest_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse nonsense.
+        """Check the values.
 
         Raises:
             ValueError: if prefetch or concurrent_downloads is below 1.
