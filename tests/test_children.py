@@ -37,7 +37,7 @@ with child([sys.executable, "-c", sys.argv[1], sys.argv[2]]) as process:
 
 @pytest.mark.parametrize("whole_group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
+def test_a_signal_reaches_the_child_once_and_then_ends_the_parent(
     tmp_path: Path, number: signal.Signals, whole_group: bool
 ) -> None:
     parent = subprocess.Popen(
@@ -59,7 +59,7 @@ def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_is_ignored_comes_to_neither(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_ignored_signal_reaches_neither_process(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
         parent = subprocess.Popen(
@@ -80,7 +80,7 @@ def test_a_signal_that_is_ignored_comes_to_neither(tmp_path: Path, number: signa
     assert (tmp_path / "told").read_text() == str(int(signal.SIGTERM))
 
 
-def test_a_child_that_ends_by_itself_leaves_the_handlers_as_they_were() -> None:
+def test_signal_handlers_are_restored_after_the_child_ends() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with child([sys.executable, "-c", "print(7)"], stdout=subprocess.PIPE) as process:
         printed, _ = process.communicate()

@@ -51,7 +51,7 @@ def saved(mode: str, format_: str, **options: object) -> bytes:
 
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the photographs beside the project")
-def test_photographs_have_pillow_s_bytes() -> None:
+def test_photographs_decode_to_the_same_bytes_as_with_pillow() -> None:
     with tarfile.open(PHOTOGRAPHS) as tar:
         contents = [tar.extractfile(m).read() for m in tar if m.isfile()]  # type: ignore[union-attr]
     assert len(contents) == 200
@@ -80,7 +80,7 @@ def test_photographs_have_pillow_s_bytes() -> None:
         saved("RGB", "GIF"),
     ],
 )
-def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
+def test_every_format_and_mode_decodes_to_the_same_bytes_as_with_pillow(content: bytes) -> None:
     pixels = decode_image(bytearray(content))
     assert np.array_equal(pixels, in_pillow(content))
     assert pixels.dtype == np.uint8
@@ -98,9 +98,7 @@ def of_numbers(numbers: np.ndarray, format_: str) -> bytes:
     ("format_", "dtype"),
     [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<u2"), ("TIFF", "<i4")],
 )
-def test_16_bits_are_scaled_to_8_by_all_that_decode(
-    format_: str, dtype: str, tmp_path: Path
-) -> None:
+def test_all_decoders_scale_16_bits_to_8(format_: str, dtype: str, tmp_path: Path) -> None:
     """65535 is white, as 255 is, and all between lies where it lay."""
     numbers = np.arange(65536, dtype=dtype).reshape(128, 512)
     content = of_numbers(numbers, format_)
@@ -120,7 +118,7 @@ def test_16_bits_are_scaled_to_8_by_all_that_decode(
         np.full((5, 7), 65536, np.int32),
     ],
 )
-def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
+def test_all_decoders_reject_images_of_unknown_value_range(
     numbers: np.ndarray, tmp_path: Path
 ) -> None:
     content = of_numbers(numbers, "TIFF")
@@ -137,7 +135,7 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
         read_image(path)
 
 
-def test_an_orientation_in_exif_is_not_heeded() -> None:
+def test_the_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved("RGB", "JPEG", exif=exif)
@@ -147,7 +145,7 @@ def test_an_orientation_in_exif_is_not_heeded() -> None:
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
-def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
+def test_a_truncated_file_is_rejected(extension: str, share: float) -> None:
     content = encoded(IMAGE, extension)
     with pytest.raises(DecodeError) as caught:
         decode_image(content[: int(len(content) * share)])
@@ -155,13 +153,13 @@ def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x80\x04K\x01.", b"GIF89a"])
-def test_what_is_no_image_is_refused(content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_rejected(content: bytes) -> None:
     with pytest.raises(DecodeError):
         decode_image(content)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
-def test_a_bomb_is_refused_before_it_is_decoded(
+def test_a_decompression_bomb_is_rejected_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
@@ -171,7 +169,7 @@ def test_a_bomb_is_refused_before_it_is_decoded(
     assert caught.value.reason == "too large"
 
 
-def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_external_program_decodes_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "ghostscript")
     started: list[object] = []
     monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
@@ -185,7 +183,7 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     assert len(started) == 1
 
 
-def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
+def test_all_decoders_use_our_size_limit_instead_of_pillow_s(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = encoded(IMAGE)
@@ -204,7 +202,7 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
         read_image(path)
 
 
-def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
+def test_decoding_in_threads_keeps_the_warning_filters() -> None:
     before = list(warnings.filters)
     contents = [bytearray(encoded(IMAGE, "jpg"))] * 200
     # So that threads take turns in the middle of an image.
@@ -218,7 +216,7 @@ def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> Non
     assert list(warnings.filters) == before
 
 
-def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
+def test_random_damage_is_rejected_or_decodes_to_pixels() -> None:
     generator = np.random.default_rng(0)
     for extension in ("jpg", "png"):
         content = encoded(IMAGE, extension)

@@ -63,7 +63,7 @@ def refusal_of(server: FaultyServer, cache: ShardCache, access: RemoteAccess = Q
 
 
 @pytest.mark.parametrize("where", ["absolute", "relative"])
-def test_a_hash_that_is_a_path_leads_nowhere(
+def test_a_hash_that_is_a_path_is_rejected(
     server: FaultyServer, folder: Path, cache: ShardCache, tmp_path: Path, where: str
 ) -> None:
     victim = tmp_path / "victim"
@@ -76,7 +76,7 @@ def test_a_hash_that_is_a_path_leads_nowhere(
     assert sorted(each.name for each in tmp_path.iterdir()) == ["served", "victim"]
 
 
-def test_an_endless_index_is_given_up_at_its_own_length(
+def test_an_endless_index_is_cut_at_its_expected_length(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{INDEX_NAME}"] = endless
@@ -84,7 +84,7 @@ def test_an_endless_index_is_given_up_at_its_own_length(
     assert bytes_in(cache.folder) < 10_000
 
 
-def test_an_endless_shard_is_given_up_at_its_own_length(
+def test_an_endless_shard_is_cut_at_its_expected_length(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     remote = open_remote(server.url("set"), cache=cache, access=QUICK)
@@ -94,7 +94,7 @@ def test_an_endless_shard_is_given_up_at_its_own_length(
     assert bytes_in(cache.folder) < 10_000
 
 
-def test_an_endless_manifest_is_given_up(
+def test_an_endless_manifest_is_cut_at_the_limit(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.shards.remote.MOST_MANIFEST_BYTES", 10_000)
@@ -102,7 +102,7 @@ def test_an_endless_manifest_is_given_up(
     assert MANIFEST_NAME in refusal_of(server, cache)
 
 
-def test_a_length_that_is_too_large_is_refused_before_the_body(
+def test_a_length_header_that_is_too_large_is_rejected_before_the_body(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{INDEX_NAME}"] = of(replaced(bytes(10**6)), dripping(0.1))
@@ -110,7 +110,7 @@ def test_a_length_that_is_too_large_is_refused_before_the_body(
 
 
 @pytest.mark.parametrize("n", [10**7, 10**11])
-def test_a_set_whose_index_exceeds_the_limit_is_refused_before_it_comes(
+def test_an_index_larger_than_the_cache_limit_is_rejected_before_its_download(
     server: FaultyServer, folder: Path, tmp_path: Path, n: int
 ) -> None:
     shard = {"file": "set-0000.tar", "num_samples": n, "bytes": 1024 * n, "sha256": "0" * 64}
@@ -120,7 +120,7 @@ def test_a_set_whose_index_exceeds_the_limit_is_refused_before_it_comes(
     assert server.requests(f"set/{INDEX_NAME}") == []
 
 
-def test_more_samples_than_a_tar_can_hold_are_refused(
+def test_more_samples_than_fit_into_a_tar_are_rejected(
     server: FaultyServer, folder: Path, cache: ShardCache
 ) -> None:
     shard = {"file": "set-0000.tar", "num_samples": 21, "bytes": 10240, "sha256": "0" * 64}
@@ -136,7 +136,7 @@ def test_more_samples_than_a_tar_can_hold_are_refused(
     ],
 )
 @pytest.mark.parametrize("name", [MANIFEST_NAME, INDEX_NAME])
-def test_a_server_that_drips_is_given_up(
+def test_a_very_slow_server_is_an_error(
     server: FaultyServer, cache: ShardCache, access: RemoteAccess, name: str
 ) -> None:
     server.always[f"set/{name}"] = dripping(0.05)
@@ -146,16 +146,14 @@ def test_a_server_that_drips_is_given_up(
 
 
 @pytest.mark.parametrize("code", [429, 503])
-def test_a_server_that_says_how_long_to_wait_is_left_alone_so_long(
-    server: FaultyServer, cache: ShardCache, code: int
-) -> None:
+def test_retry_after_is_honored(server: FaultyServer, cache: ShardCache, code: int) -> None:
     server.faults[f"set/{MANIFEST_NAME}"] = [status(code, Retry_After="1")]
     begun = time.monotonic()
     open_remote(server.url("set"), cache=cache, access=QUICK)
     assert time.monotonic() - begun >= 1
 
 
-def test_a_server_cannot_ask_for_more_than_the_patience(
+def test_retry_after_is_limited_by_the_download_timeout(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{MANIFEST_NAME}"] = status(503, Retry_After="999999")
@@ -165,7 +163,7 @@ def test_a_server_cannot_ask_for_more_than_the_patience(
     assert time.monotonic() - begun < 5
 
 
-def test_a_date_to_wait_for_is_read_and_nonsense_is_not() -> None:
+def test_retry_after_may_be_a_date_and_invalid_values_are_ignored() -> None:
     soon = datetime.now(UTC) + timedelta(seconds=60)
     assert 50 < asked_pause_s(format_datetime(soon, usegmt=True)) <= 60
     assert asked_pause_s(format_datetime(soon - timedelta(hours=1), usegmt=True)) == 0
@@ -174,7 +172,7 @@ def test_a_date_to_wait_for_is_read_and_nonsense_is_not() -> None:
         assert asked_pause_s(nonsense) == 0
 
 
-def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
+def test_a_flipped_bit_in_a_cached_shard_is_detected_and_repaired(
     server: FaultyServer, folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote = open_remote(server.url("set"), cache=cache, access=QUICK)
@@ -194,7 +192,7 @@ def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
         assert len(server.requests("set/set-0001.tar")) == 2
 
 
-def test_an_index_whose_bit_flips_in_the_cache_comes_again(
+def test_a_flipped_bit_in_a_cached_index_is_repaired(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = open_remote(server.url("set"), cache=cache, access=QUICK).shards.samples.copy()
@@ -207,7 +205,7 @@ def test_an_index_whose_bit_flips_in_the_cache_comes_again(
     assert after.tobytes() == before.tobytes()
 
 
-def test_a_file_of_the_cache_is_hashed_once_a_node(
+def test_downloaded_files_are_not_hashed_again(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
@@ -223,7 +221,7 @@ def test_a_file_of_the_cache_is_hashed_once_a_node(
     assert hashed == []
 
 
-def test_a_cache_that_is_emptied_on_the_way_is_filled_again(
+def test_a_cache_emptied_during_downloads_is_filled_again(
     server: FaultyServer, folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Download.finish
@@ -245,7 +243,7 @@ def test_a_cache_that_is_emptied_on_the_way_is_filled_again(
     assert len(emptied) == 2
 
 
-def test_a_cache_that_is_emptied_for_ever_is_told_of(
+def test_a_cache_that_is_always_emptied_is_an_error(
     server: FaultyServer, folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = Download.finish

@@ -162,7 +162,7 @@ def test_batches_do_not_depend_on_threads(loader_arguments: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
-def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path) -> None:
+def test_spawned_workers_map_the_same_files(large: Path, tmp_path: Path) -> None:
     file = tmp_path / "pixels"
     file.write_bytes(MIXING.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c"))
@@ -202,9 +202,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", ["child", "main"])
-def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
-    large: Path, tmp_path: Path, process: str
-) -> None:
+def test_a_program_exits_after_part_of_an_epoch(large: Path, tmp_path: Path, process: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(_UNFINISHED)
     ended = subprocess.run(
@@ -218,7 +216,7 @@ def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> None:
+def test_workers_end_when_a_loader_in_a_reference_cycle_is_collected(large: Path) -> None:
     before = set(multiprocessing.active_children())
     loader = train_loader(large, preprocess=SMALL, batch_size=8, num_workers=2)
     cycle: list[object] = [iter(loader), loader]
@@ -230,7 +228,7 @@ def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> N
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
+def test_an_epoch_has_each_sample_at_most_once_and_leaves_out_the_remainder(
     loader_arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = loader_arguments | {"preprocess": replace(
@@ -247,7 +245,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
         assert loader.epoch == epoch + 1
 
 
-def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path) -> None:
+def test_training_pixels_are_those_of_the_kernel_in_the_order(small: Path, cache: Path) -> None:
     loader = train_loader(small, MIXING, batch_size=10, seed=4, cache_dir=cache)
     images = np.stack(drawn_images(N, 1, (16, 16)))
     for epoch in range(2):
@@ -262,7 +260,7 @@ def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path)
             assert labels.tolist() == [i % 7 for i in indices]
 
 
-def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
+def test_training_pixels_of_large_images_are_mixed_crops_of_torchvision(
     large: Path, pictures: list[NDArray[np.uint8]]
 ) -> None:
     loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=10, seed=4)
@@ -285,7 +283,7 @@ def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
             assert torch.equal(batch, expected)
 
 
-def test_evaluation_pixels_are_torchvision_s_centre(
+def test_evaluation_pixels_are_center_crops_of_torchvision(
     large: Path, pictures: list[NDArray[np.uint8]]
 ) -> None:
     loader = eval_loader(large, preprocess=SMALL, batch_size=4)
@@ -326,7 +324,7 @@ def test_evaluation_sees_each_sample_once_with_equal_steps(
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
+def test_a_state_resumes_within_an_epoch_at_any_world_size(
     loader_arguments: dict[str, Any], world_size: int, num_workers: int
 ) -> None:
     def opened(rank: int, size: int, workers: int = 0) -> TrainLoader:
@@ -351,7 +349,7 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
     assert equal(together(ranks), expected[N // 4 :])
 
 
-def test_a_state_of_partitions_goes_on_at_another_world_size_and_batch_size(
+def test_a_state_with_partitions_resumes_at_another_world_size_and_batch_size(
     loader_arguments: dict[str, Any],
 ) -> None:
     arguments = loader_arguments | {"seed": 2, "shuffle_window": 2, "shard_partitions": 2}
@@ -379,7 +377,7 @@ def test_a_state_of_partitions_goes_on_at_another_world_size_and_batch_size(
     ]
 
 
-def test_a_place_inside_a_turn_of_the_partitions_is_refused(
+def test_a_position_between_partitions_is_rejected(
     loader_arguments: dict[str, Any],
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4, shard_partitions=4)
@@ -387,7 +385,7 @@ def test_a_place_inside_a_turn_of_the_partitions_is_refused(
         loader.load_state_dict(loader.state_dict() | {"consumed": 6})
 
 
-def test_a_loop_that_was_left_goes_on_there(loader_arguments: dict[str, Any]) -> None:
+def test_the_next_loop_continues_where_the_last_one_ended(loader_arguments: dict[str, Any]) -> None:
     unbroken, broken = (train_loader(**loader_arguments, batch_size=4, seed=1) for _ in range(2))
     expected = an_epoch(unbroken) + an_epoch(unbroken)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -406,7 +404,7 @@ def test_a_state_after_the_last_batch_is_the_next_epoch(loader_arguments: dict[s
 
 
 @more_workers_than_cores
-def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
+def test_prefetched_batches_do_not_count_as_consumed(large: Path) -> None:
     loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=2, num_workers=4)
     next(iter(loader))
     assert loader.state_dict()["consumed"] == 2
@@ -417,7 +415,7 @@ def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
     [("seed", 1), ("num_samples", 5), ("hash", "0" * 64), ("shuffle_window", 3), ("version", 1),
      ("order_version", 0)],
 )  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_naming_the_field(
+def test_a_state_that_does_not_fit_is_rejected_naming_the_field(
     loader_arguments: dict[str, Any], field: str, value: object
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4)
@@ -431,7 +429,7 @@ def test_a_state_that_does_not_fit_is_refused_naming_the_field(
 
 
 @pytest.mark.parametrize("consumed", [-1, N])
-def test_a_place_outside_the_order_is_refused(
+def test_a_position_outside_the_order_is_rejected(
     loader_arguments: dict[str, Any], consumed: int
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4)
@@ -451,7 +449,7 @@ def damaged(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> Path:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_workers: int) -> None:
+def test_a_decode_error_names_shard_and_key(damaged: Path, num_workers: int) -> None:
     loader = train_loader(damaged, MIXING, preprocess=SMALL, batch_size=15, num_workers=num_workers)
     with pytest.raises(
         PipelineError, match=r"key 0000000[38] in set-000[03]\.tar: .*on_decode_error="
@@ -460,7 +458,7 @@ def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_wo
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
+def test_a_substitute_is_the_next_sample_of_the_order_and_is_logged(
     damaged: Path, tmp_path: Path, num_workers: int
 ) -> None:
     file = tmp_path / "bad.jsonl"
@@ -480,7 +478,7 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) -> None:
+def test_a_substitute_is_the_next_sample_of_the_partition(damaged: Path, world_size: int) -> None:
     order = EpochOrder(
         N, seed=2, epoch=0, shard_sizes=SIZES, shuffle_window=1, shard_partitions=2
     ).whole()
@@ -504,7 +502,7 @@ def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) ->
     assert sum(loader.decode_errors.get("damaged", 0) for loader in ranks) >= 1
 
 
-def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
+def test_skipping_makes_a_batch_smaller_and_keeps_the_other_samples(
     damaged: Path, large: Path
 ) -> None:
     whole, holed = (
@@ -523,7 +521,7 @@ def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_batch_that_loses_all_its_samples_is_empty(
+def test_a_batch_without_any_sample_is_empty(
     damaged: Path, num_workers: int, dtype: torch.dtype
 ) -> None:
     loader = train_loader(
@@ -534,7 +532,7 @@ def test_a_batch_that_loses_all_its_samples_is_empty(
     assert sorted(shapes) == [(0, 2, 3, 14, 14)] * 2 + [(1, 2, 3, 14, 14)] * (N - 2)
 
 
-def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
+def test_evaluation_skips_decode_errors_with_weight_0_or_raises(damaged: Path) -> None:
     loader = eval_loader(damaged, preprocess=SMALL, batch_size=10, on_decode_error="skip")
     weights = torch.cat([weights for _, _, weights in loader])
     assert [i for i in range(N) if weights[i] == 0] == [3, 8]
@@ -545,7 +543,7 @@ def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["skip", "substitute"])
-def test_pictures_in_memory_know_no_choice_and_name_none(
+def test_images_in_memory_support_only_raise(
     tmp_path: Path, cache: Path, policy: OnDecodeError
 ) -> None:
     contents = [encoded(picture) for picture in drawn_images(4, 1, (16, 16))]
@@ -557,7 +555,7 @@ def test_pictures_in_memory_know_no_choice_and_name_none(
         train_loader(folder, batch_size=2, cache_dir=cache)
 
 
-def test_too_many_bad_samples_end_it(damaged: Path) -> None:
+def test_too_many_decode_errors_end_training(damaged: Path) -> None:
     loader = train_loader(
         damaged, MIXING, preprocess=SMALL, batch_size=N, on_decode_error="skip", max_decode_errors=1
     )
@@ -565,7 +563,7 @@ def test_too_many_bad_samples_end_it(damaged: Path) -> None:
         an_epoch(loader)
 
 
-def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named(large: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     folder.mkdir()
     for path in large.iterdir():
@@ -603,24 +601,24 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
          "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_a_remedy(
+def test_invalid_settings_are_rejected_with_a_remedy(
     loader_arguments: dict[str, Any], changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         an_epoch(train_loader(**(loader_arguments | {"batch_size": 4} | changes)))
 
 
-def test_pictures_of_several_sizes_want_a_resized_crop(large: Path, cache: Path) -> None:
+def test_images_of_several_sizes_require_a_resized_crop(large: Path, cache: Path) -> None:
     with pytest.raises(PipelineError, match=r"several sizes, .* crop='resized'"):
         train_loader(large, preprocess=CIFAR, batch_size=4, cache_dir=cache)
 
 
-def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> None:
+def test_small_images_are_not_resized_silently(small: Path, cache: Path) -> None:
     with pytest.raises(PipelineError, match=r"16x16 .* and image_size is 32; leave it out"):
         train_loader(small, image_size=32, batch_size=4, cache_dir=cache)
 
 
-def test_one_sample_is_a_set(tmp_path: Path) -> None:
+def test_a_dataset_may_have_one_sample(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [encoded(drawn_images(1)[0])], sizes=(1,))
     assert len(an_epoch(train_loader(folder, preprocess=SMALL, batch_size=1))) == 1
     batches = [
@@ -630,7 +628,7 @@ def test_one_sample_is_a_set(tmp_path: Path) -> None:
     assert [float(batch[0][2].sum()) for batch in batches] == [1, 0, 0, 0]
 
 
-def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+def test_an_empty_dataset_is_rejected(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [], sizes=(0,))
     for opened in (train_loader, eval_loader):
         with pytest.raises(PipelineError, match="has no samples"):
@@ -643,7 +641,7 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
      {"scale": (0, 1)}, {"scale": (0.5, 1.5)}, {"ratio": (2, 1)},
      {"evaluation_resize": 200}],
 )  # fmt: skip
-def test_a_preparation_refuses_nonsense(changes: dict[str, Any]) -> None:
+def test_invalid_preprocessing_is_rejected(changes: dict[str, Any]) -> None:
     (name,) = changes
     with pytest.raises(ValueError, match=f"{name} is .*; .*use"):
         PreprocessConfig(**changes)

@@ -124,7 +124,7 @@ print(tuple(next(batches)[0].shape))
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("where", ["local", "stalled", "in memory"])
-def test_a_script_that_ends_with_a_live_iterator_prints_nothing(
+def test_a_script_that_exits_with_a_live_iterator_prints_no_error(
     folder: Path, server: FaultyServer, tmp_path: Path, where: str, method: str, workers: int
 ) -> None:
     if where == "in memory" and (workers or method != "fork"):
@@ -143,7 +143,7 @@ def test_a_script_that_ends_with_a_live_iterator_prints_nothing(
 
 
 @pytest.mark.parametrize("name", ["set", "digits"])
-def test_a_loader_can_be_handed_to_another_process(folder: Path, name: str) -> None:
+def test_a_loader_can_be_pickled(folder: Path, name: str) -> None:
     side = 8 if name == "digits" else 16
     loader = train_loader(folder / name, None, batch_size=4, seed=0, image_size=side)
     next(iter(loader))
@@ -154,7 +154,7 @@ def test_a_loader_can_be_handed_to_another_process(folder: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_batches_through_pipes_are_the_same(
+def test_batches_sent_through_pipes_are_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     from dataclasses import replace
@@ -177,13 +177,13 @@ def test_batches_through_pipes_are_the_same(
 @pytest.mark.parametrize(
     "tensor", [torch.arange(6).reshape(2, 3), torch.empty(0, 3), torch.ones(3, 2).T, torch.ones(())]
 )
-def test_a_tensor_arrives_as_it_was(tensor: torch.Tensor) -> None:
+def test_a_tensor_is_pickled_without_change(tensor: torch.Tensor) -> None:
     arrived = pickle.loads(pickle.dumps(ByValue(tensor)))
     assert arrived.dtype == tensor.dtype
     assert torch.equal(arrived, tensor)
 
 
-def test_shared_memory_that_is_too_small_is_told_with_need_size_and_remedies(
+def test_too_little_shared_memory_is_logged_with_size_and_remedies(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     class Status:
@@ -221,7 +221,7 @@ def test_no_more_shards_are_open_than_the_limit_allows(
         reader.close()
 
 
-def test_a_shard_finds_a_place_where_others_took_the_files(
+def test_shards_are_closed_when_other_code_uses_up_the_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_shards(tmp_path / "set", [b"image %d" % i for i in range(9)], sizes=[1] * 9)
@@ -264,7 +264,7 @@ except PipelineError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [30, 45, 60, 80])
-def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: int) -> None:
+def test_few_open_files_suffice_or_raise_an_error_at_once(tmp_path: Path, limit: int) -> None:
     images = [encoded(image) for image in drawn_images(80, size=(16, 16))]
     folder = write_shards(tmp_path / "set", images, sizes=[1] * 80)
     done = run([*script_of(tmp_path, FEW_FILES), str(folder), str(limit)])
@@ -280,14 +280,14 @@ def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: in
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "fewer --workers"),
     ],
 )
-def test_what_ends_workers_is_told_in_one_line(said: str, remedy: str) -> None:
+def test_errors_of_workers_are_one_line_with_a_remedy(said: str, remedy: str) -> None:
     with pytest.raises(PipelineError, match=remedy), worker_errors():
         raise RuntimeError(said)
     with pytest.raises(RuntimeError, match="other"), worker_errors():
         raise RuntimeError("other")
 
 
-def test_shared_memory_that_runs_out_is_an_error_of_the_batch(
+def test_full_shared_memory_is_an_error_of_the_batch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_n_bytes: int) -> None:
@@ -301,7 +301,7 @@ def test_shared_memory_that_runs_out_is_an_error_of_the_batch(
         list(loader)
 
 
-def test_a_thin_image_takes_no_more_memory_than_its_pixels() -> None:
+def test_a_thin_image_is_decoded() -> None:
     import numpy as np
 
     thin = encoded(np.zeros((1, 30_000, 3), np.uint8))

@@ -83,7 +83,7 @@ def equal(a: PackedImages, b: PackedImages | list[NDArray[np.uint8]]) -> bool:
 
 @needs_pillow_13
 @pytest.mark.parametrize("size", [9, 33, 64])
-def test_pictures_are_an_image_folder_s_resized_by_torchvision(
+def test_images_are_those_of_an_image_folder_resized_by_torchvision(
     folder: Path, cache: Path, size: int
 ) -> None:
     expected = [np.asarray(Resize(size)(image)) for image, _ in ImageFolder(folder)]
@@ -95,7 +95,7 @@ def test_pictures_are_an_image_folder_s_resized_by_torchvision(
     assert all(min(picture.shape[:2]) == size for picture in pictures)
 
 
-def test_the_order_is_that_of_names_whatever_the_file_system_says(
+def test_images_are_sorted_by_name_with_numbers_in_numerical_order(
     tmp_path: Path, cache: Path
 ) -> None:
     for i in (10, 2, 33, 1):
@@ -105,7 +105,7 @@ def test_the_order_is_that_of_names_whatever_the_file_system_says(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_any_mode_becomes_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
+def test_every_mode_is_converted_to_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
     image = Image.fromarray(drawn_images(1, 3, (20, 31))[0])
     path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
     image.convert(mode).save(path)
@@ -123,7 +123,7 @@ def as_tar(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_an_archive_is_read_as_it_is(folder: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_archive_has_the_images_of_its_folder(folder: Path, tmp_path: Path, cache: Path) -> None:
     archive = as_tar(folder, tmp_path / "fractals_and_fvis.tar")
     expected = open_mixing_set(folder, 24, cache_dir=cache)
     assert equal(open_mixing_set(archive, 24, cache_dir=cache), list(expected))
@@ -146,13 +146,13 @@ def test_shards_are_in_the_order_of_their_index(tmp_path: Path, cache: Path) -> 
     assert equal(opened, expected)
 
 
-def test_several_sets_are_one_after_another(folder: Path, tmp_path: Path, cache: Path) -> None:
+def test_several_sets_are_concatenated(folder: Path, tmp_path: Path, cache: Path) -> None:
     archive = as_tar(folder, tmp_path / "pictures.tar")
     one = list(open_mixing_set(folder, 24, cache_dir=cache))
     assert equal(open_mixing_set([folder / "views", archive], 24, cache_dir=cache), one[7:] + one)
 
 
-def test_pictures_of_one_size_are_one_array_and_others_are_none(
+def test_images_of_one_size_have_a_uniform_view_and_others_have_none(
     tmp_path: Path, cache: Path
 ) -> None:
     same = drawn_images(6, 1, (7, 9))
@@ -173,7 +173,7 @@ def test_pictures_of_one_size_are_one_array_and_others_are_none(
 # --- built once, whole ---------------------------------------------------------------------------
 
 
-def test_a_map_is_built_once_and_used_again(
+def test_a_map_is_built_once_and_reused(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
@@ -191,7 +191,7 @@ def test_a_map_is_built_once_and_used_again(
     assert len(found) == 2
 
 
-def test_the_cache_is_where_the_environment_says(
+def test_the_environment_sets_the_cache_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIXMIX_CACHE", str(tmp_path / "mine"))
@@ -199,7 +199,7 @@ def test_the_cache_is_where_the_environment_says(
     assert len(maps_of(tmp_path / "mine")) == 1
 
 
-def test_a_changed_set_is_built_anew(
+def test_a_changed_set_is_built_again(
     folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
@@ -214,7 +214,7 @@ def test_a_changed_set_is_built_anew(
     assert len(found) == 4
 
 
-def test_a_moved_set_is_the_same_set(
+def test_a_moved_set_is_not_built_again(
     folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
@@ -226,7 +226,7 @@ def test_a_moved_set_is_the_same_set(
 
 @pytest.mark.parametrize("name", ["pixels", "table.npy"])
 @pytest.mark.parametrize("how", ["flipped", "short", "gone"])
-def test_a_damaged_map_is_told_of_and_built_anew(
+def test_a_damaged_map_is_logged_and_built_again(
     folder: Path, cache: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
@@ -244,7 +244,7 @@ def test_a_damaged_map_is_told_of_and_built_anew(
     assert f"{place} is damaged; it is built again" in caplog.text
 
 
-def test_a_map_with_offsets_that_lead_outside_is_built_anew(
+def test_a_map_with_offsets_out_of_bounds_is_built_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
@@ -260,7 +260,7 @@ def test_a_map_with_offsets_that_lead_outside_is_built_anew(
 
 
 @pytest.mark.parametrize("name", ["", "record.json", "pixels", "table.npy"])
-def test_a_map_of_another_user_is_not_believed(
+def test_a_map_of_another_user_is_not_trusted(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
@@ -285,7 +285,7 @@ def test_a_map_of_another_user_is_not_believed(
     assert len(found) == 1
 
 
-def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cache: Path) -> None:
+def test_a_disk_error_of_a_shard_does_not_blame_the_cache(tmp_path: Path, cache: Path) -> None:
     def read(i: int) -> bytearray:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
 
@@ -314,7 +314,7 @@ def flip(path: Path, place: int) -> None:
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_process_hashes_a_map_once_whatever_its_times_say(
+def test_a_process_verifies_a_map_once_and_detects_changes_despite_equal_times(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
@@ -338,9 +338,7 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
     assert len(found) == 1
 
 
-def test_a_file_of_several_pieces_is_hashed_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_pieces_of_a_file_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_map, "_PIECE", 2 << 20)
     content = np.random.default_rng(0).bytes((5 << 20) + 7)
     path = tmp_path / "file"
@@ -351,7 +349,7 @@ def test_a_file_of_several_pieces_is_hashed_whole(
     assert image_map._hashes(path, 1) == image_map._hashes(path, 4) == expected
 
 
-def test_a_cache_that_can_only_be_read_is_used(
+def test_a_read_only_cache_is_used(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(open_mixing_set(folder, 24, cache_dir=cache))
@@ -366,7 +364,7 @@ def test_a_cache_that_can_only_be_read_is_used(
         open_mixing_set(folder, 25, cache_dir=cache)
 
 
-def test_another_pillow_builds_another_map(
+def test_another_pillow_version_builds_another_map(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_mixing_set(folder, 24, cache_dir=cache)
@@ -376,7 +374,7 @@ def test_another_pillow_builds_another_map(
     assert len(found) == 1
 
 
-def test_a_copied_cache_is_hashed_and_used(
+def test_a_copied_cache_is_verified_and_used(
     folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its times are others, its contents are not."""
@@ -403,7 +401,7 @@ def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
 
 
 @pytest.mark.slow
-def test_processes_that_ask_at_once_build_once(folder: Path, cache: Path) -> None:
+def test_concurrent_processes_build_a_map_once(folder: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
@@ -430,7 +428,7 @@ def _build_and_hang(folder: Path, cache: Path, event: Any) -> None:  # noqa: ANN
     open_mixing_set(folder, 24, cache_dir=cache)
 
 
-def test_a_killed_builder_leaves_nothing_that_is_used(folder: Path, cache: Path) -> None:
+def test_a_partial_map_of_a_killed_builder_is_not_used(folder: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     process = context.Process(target=_build_and_hang, args=(folder, cache, event))
@@ -445,7 +443,7 @@ def test_a_killed_builder_leaves_nothing_that_is_used(folder: Path, cache: Path)
     assert not place.name.startswith(".")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_raises_one_line_and_leaves_no_files(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -457,7 +455,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert maps_of(cache) == []
 
 
-def test_a_cache_that_cannot_be_made_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_created_raises_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(PipelineError, match="cache_dir or PIXMIX_CACHE to a writable folder"):
         open_mixing_set(folder, 24, cache_dir=tmp_path / "file")
@@ -478,7 +476,7 @@ def _read_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
-def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path) -> None:
+def test_further_processes_share_the_memory_of_a_map(folder: Path, cache: Path) -> None:
     size = len(open_mixing_set(folder, 2000, cache_dir=cache).pixels)
     assert size > 150_000_000
     context = multiprocessing.get_context("spawn")
@@ -496,7 +494,7 @@ def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", encoded(PICTURES[3])[:900]])
-def test_a_bad_picture_is_named_or_left_out(
+def test_a_decode_error_is_raised_or_the_image_is_skipped(
     folder: Path,
     cache: Path,
     content: bytes,
@@ -529,13 +527,13 @@ def test_a_bad_picture_is_named_or_left_out(
     assert sorted(len(record["left_out"]) for record in records) == [0, 0, 1]
 
 
-def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_a_set_without_any_decodable_image_is_rejected(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no picture")
     with pytest.raises(PipelineError, match="no image of the mixing set"):
         open_mixing_set(tmp_path, 24, cache_dir=cache, on_decode_error="skip")
 
 
-def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_an_image_that_is_too_large_after_resizing_is_rejected(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "sliver.png").write_bytes(encoded(np.zeros((1, 4000, 3), np.uint8)))
     with pytest.raises(PipelineError, match=r"sliver\.png: .* after resizing"):
         open_mixing_set(tmp_path, 256, cache_dir=cache)
@@ -553,7 +551,7 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
         (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],
 )
-def test_what_is_no_mixing_set_is_refused(
+def test_a_path_that_is_not_a_mixing_set_is_rejected(
     tmp_path: Path,
     cache: Path,
     make: Callable[[Path], object],
@@ -564,7 +562,7 @@ def test_what_is_no_mixing_set_is_refused(
         open_mixing_set(tmp_path / "set", 24, cache_dir=cache)
 
 
-def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
+def test_decode_errors_are_listed_in_the_order_of_the_images(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_map, "_CHUNK", 1)
@@ -577,7 +575,7 @@ def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
     assert names == [f"{i}.png" for i in range(1, 40, 2)]
 
 
-def test_a_link_to_nothing_is_named(folder: Path, cache: Path) -> None:
+def test_a_broken_link_is_named(folder: Path, cache: Path) -> None:
     (folder / "views" / "lost.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(PipelineError, match=r"lost\.png: .*No such file"):
         open_mixing_set(folder, 24, cache_dir=cache)
@@ -587,7 +585,7 @@ def test_a_link_to_nothing_is_named(folder: Path, cache: Path) -> None:
     "cut",
     ["between two members", "in a header", "in a picture", "in the last picture", "before the end"],
 )
-def test_a_tar_cut_short_anywhere_is_refused(
+def test_a_tar_truncated_anywhere_is_rejected(
     folder: Path, tmp_path: Path, cache: Path, cut: str
 ) -> None:
     archive = as_tar(folder, tmp_path / "pictures.tar")
@@ -607,7 +605,7 @@ def test_a_tar_cut_short_anywhere_is_refused(
         open_mixing_set(archive, 24, cache_dir=cache)
 
 
-def test_a_link_in_a_tar_is_refused_and_not_followed(
+def test_a_link_in_a_tar_is_rejected_and_not_followed(
     folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     archive = as_tar(folder, tmp_path / "pictures.tar")
@@ -619,9 +617,7 @@ def test_a_link_in_a_tar_is_refused_and_not_followed(
         open_mixing_set(archive, 24, cache_dir=cache)
 
 
-def test_a_tar_with_a_damaged_header_does_not_end_there(
-    folder: Path, tmp_path: Path, cache: Path
-) -> None:
+def test_a_tar_with_a_damaged_header_is_rejected(folder: Path, tmp_path: Path, cache: Path) -> None:
     archive = as_tar(folder, tmp_path / "pictures.tar")
     with tarfile.open(archive) as tar:
         place = tar.getmembers()[5].offset + 20
@@ -635,7 +631,9 @@ def test_a_tar_with_a_damaged_header_does_not_end_there(
 # --- shards and sets -----------------------------------------------------------------------------
 
 
-def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, cache: Path) -> None:
+def test_a_flipped_bit_in_a_shard_is_found_before_a_map_is_built(
+    tmp_path: Path, cache: Path
+) -> None:
     contents = [encoded(picture, "jpg") for picture in drawn_images(6, 1, (64, 80))]
     place = write_shards(tmp_path / "shards", contents, sizes=(2, 4), extension="jpg")
     shards = open_shards(place)
@@ -650,7 +648,7 @@ def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, c
     assert len(first) == 2
 
 
-def test_many_shards_and_threads_leave_no_file_open(tmp_path: Path, cache: Path) -> None:
+def test_many_shards_and_threads_leave_no_files_open(tmp_path: Path, cache: Path) -> None:
     pictures = drawn_images(200, 3, (20, 24))
     contents = [encoded(picture) for picture in pictures]
     place = write_shards(tmp_path / "shards", contents, sizes=(1,) * 200)
@@ -661,14 +659,16 @@ def test_many_shards_and_threads_leave_no_file_open(tmp_path: Path, cache: Path)
     assert len(set(Path("/dev/fd").iterdir())) <= len(before) + 1
 
 
-def test_shards_without_their_index_are_no_folder_of_pictures(tmp_path: Path, cache: Path) -> None:
+def test_shards_without_their_index_are_not_read_as_a_folder_of_images(
+    tmp_path: Path, cache: Path
+) -> None:
     place = write_shards(tmp_path / "shards", [encoded(PICTURES[0])], sizes=(1,))
     (place / "index.npy").unlink()
     with pytest.raises(PipelineError, match=r"index\.npy is missing; .*pixmix-shard index"):
         open_mixing_set(place, 20, cache_dir=cache)
 
 
-def test_an_archive_beside_the_manifest_of_a_set_is_an_archive(
+def test_an_archive_beside_a_manifest_is_read_as_an_archive(
     folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "fractals", "status": "complete"}')
@@ -677,7 +677,7 @@ def test_an_archive_beside_the_manifest_of_a_set_is_an_archive(
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
+def test_an_incomplete_set_is_rejected_unless_its_images_folder_is_passed(
     tmp_path: Path, cache: Path, above: bool
 ) -> None:
     place = tmp_path / "sets" / "stripes"
@@ -695,11 +695,11 @@ def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
     ("where", "size", "message"),
     [("set", 0, "size is 0"), ([], 24, "where is empty")],
 )
-def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
+def test_invalid_arguments_are_rejected(where: Any, size: int, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):
         open_mixing_set(where, size)
 
 
-def test_no_threads_are_refused(folder: Path, cache: Path) -> None:
+def test_zero_jobs_are_rejected(folder: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="jobs is 0"):
         open_mixing_set(folder, 24, cache_dir=cache, jobs=0)

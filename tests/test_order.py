@@ -30,7 +30,7 @@ from streaming_simulator import order_bytes
 
 
 @given(st.integers(0, 300), st.integers(-(2**70), 2**70), st.integers(0, 2**32 - 1))
-def test_an_order_is_a_permutation_that_seed_and_epoch_decide(
+def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch(
     n: int, seed: int, epoch: int
 ) -> None:
     order = EpochOrder(n, seed=seed, epoch=epoch).whole()
@@ -38,7 +38,7 @@ def test_an_order_is_a_permutation_that_seed_and_epoch_decide(
     assert np.array_equal(order, EpochOrder(n, seed=seed, epoch=epoch).whole())
 
 
-def test_seed_and_epoch_are_told_apart() -> None:
+def test_each_pair_of_seed_and_epoch_has_its_own_order() -> None:
     """`seed + epoch` would give seed 1 in epoch 0 the order of seed 0 in epoch 1."""
     orders = {
         EpochOrder(50, seed=seed, epoch=epoch).whole().tobytes()
@@ -55,7 +55,7 @@ def test_every_permutation_is_equally_likely() -> None:
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 99))
-def test_a_window_mixes_the_samples_of_its_shards_alone(
+def test_a_window_mixes_only_the_samples_of_its_shards(
     sizes: list[int], shuffle_window: int, epoch: int
 ) -> None:
     n = sum(sizes)
@@ -73,7 +73,7 @@ def test_a_window_mixes_the_samples_of_its_shards_alone(
         assert sum(first[s] <= place <= last[s] for s in first) <= shuffle_window
 
 
-def test_windows_are_other_shards_each_epoch() -> None:
+def test_windows_have_different_shards_in_each_epoch() -> None:
     sizes = [10] * 12
     firsts = set()
     for epoch in range(40):
@@ -82,7 +82,7 @@ def test_windows_are_other_shards_each_epoch() -> None:
     assert len(firsts) > 20
 
 
-def test_an_order_is_what_it_was() -> None:
+def test_the_order_is_golden() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
     assert EpochOrder(10, seed=0, epoch=0).whole().tolist() == GOLDEN
     windowed = EpochOrder(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], shuffle_window=2).whole()
@@ -148,7 +148,7 @@ def global_batches(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(-(2**65), 2**65), st.integers(0, 2**32 - 1), WINDOWS, st.integers(1, 7))
-def test_an_order_of_partitions_is_that_of_its_twin(
+def test_an_order_with_partitions_equals_the_reference(
     sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
     if shard_partitions == 1 and shuffle_window is None:
@@ -169,7 +169,7 @@ def test_an_order_of_partitions_is_that_of_its_twin(
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7), st.data())
-def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
+def test_single_positions_equal_those_of_the_whole_order(
     sizes: list[int],
     epoch: int,
     shuffle_window: int | None,
@@ -191,7 +191,7 @@ def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
         assert order[np.array(places, np.int64)].tolist() == whole[places].tolist()
 
 
-def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
+def test_an_order_with_windows_keeps_few_windows_in_memory() -> None:
     n, sizes = 10_000_000, [1000] * 10_000
     tracemalloc.start()
     order = EpochOrder(n, seed=0, epoch=0, shard_sizes=sizes, shuffle_window=16, shard_partitions=2)
@@ -209,7 +209,7 @@ def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7))
-def test_no_place_behind_the_end_of_a_shard_is_of_it(
+def test_no_position_after_the_end_of_a_shard_has_its_samples(
     sizes: list[int], epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
     order = EpochOrder(
@@ -235,7 +235,7 @@ def test_no_place_behind_the_end_of_a_shard_is_of_it(
             assert len(set(shard_of[last:end])) < shuffle_window
 
 
-def test_an_order_of_partitions_is_what_it_was() -> None:
+def test_the_order_with_partitions_is_golden() -> None:
     """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
     order = EpochOrder(
         11, seed=7, epoch=3, shard_sizes=[2, 3, 6], shuffle_window=1, shard_partitions=2
@@ -247,7 +247,7 @@ GOLDEN_PARTITIONS = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
 
 
 @given(SIZES, st.integers(0, 99), WINDOWS)
-def test_one_partition_is_as_if_there_were_none(
+def test_one_partition_is_the_same_as_none(
     sizes: list[int], epoch: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
@@ -264,7 +264,7 @@ def test_one_partition_is_as_if_there_were_none(
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.data())
-def test_batches_of_partitions_are_the_same_at_any_world_size_and_from_any_place(
+def test_batches_with_partitions_are_the_same_at_any_world_size_and_position(
     sizes: list[int],
     shard_partitions: int,
     rows: int,
@@ -297,7 +297,7 @@ def test_batches_of_partitions_are_the_same_at_any_world_size_and_from_any_place
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.integers(0, 9))
-def test_a_rank_needs_the_shards_of_its_partition_alone(
+def test_a_rank_needs_only_the_shards_of_its_partition(
     sizes: list[int], shard_partitions: int, rows: int, shuffle_window: int | None, epoch: int
 ) -> None:
     n, batch_size = sum(sizes), rows * shard_partitions
@@ -329,7 +329,7 @@ def test_a_rank_needs_the_shards_of_its_partition_alone(
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_of_more_ranks_than_partitions_several_share_a_partition_and_of_fewer_each_has_several(
+def test_ranks_share_partitions_or_have_several(
     shard_partitions: int, factor: int, rows: int
 ) -> None:
     batch_size = shard_partitions * factor * rows
@@ -350,7 +350,7 @@ def test_of_more_ranks_than_partitions_several_share_a_partition_and_of_fewer_ea
 
 
 @given(SIZES, st.integers(1, 5), WINDOWS)
-def test_at_any_place_of_a_partition_the_shards_begun_fit_into_a_window(
+def test_shards_in_use_at_any_position_of_a_partition_fit_into_a_window(
     sizes: list[int], shard_partitions: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
@@ -374,7 +374,7 @@ def test_at_any_place_of_a_partition_the_shards_begun_fit_into_a_window(
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.data())
-def test_what_comes_after_a_place_is_its_partition_then_all_others(
+def test_positions_after_one_are_first_those_of_its_partition(
     n: int, shard_partitions: int, data: st.DataObject
 ) -> None:
     if n == 0:
@@ -395,14 +395,14 @@ def test_what_comes_after_a_place_is_its_partition_then_all_others(
     [(6, 4, "batch_size is 6, .* a multiple of 4"),
      (6, 0, "shard_partitions is 0"), (6, -2, "shard_partitions is -2")],
 )  # fmt: skip
-def test_partitions_that_cannot_share_a_batch_are_refused(
+def test_partitions_that_do_not_divide_a_batch_are_rejected(
     batch_size: int, shard_partitions: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         batch_positions(batch_size, rank=0, world_size=1, shard_partitions=shard_partitions)
 
 
-def test_partitions_without_shards_are_refused() -> None:
+def test_partitions_without_shards_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"shard_partitions 2, .* no shards"):
         EpochOrder(9, seed=0, epoch=0, shard_partitions=2).whole()
 
@@ -411,7 +411,7 @@ def test_partitions_without_shards_are_refused() -> None:
 
 
 @given(st.integers(0, 100), st.integers(1, 5), st.integers(1, 16))
-def test_evaluation_has_each_sample_once_and_equal_steps(
+def test_evaluation_has_each_sample_once_in_equal_steps(
     n: int, share: int, world_size: int
 ) -> None:
     ranks = [
@@ -429,7 +429,9 @@ def test_evaluation_has_each_sample_once_and_equal_steps(
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 2), (0, 1), (3, 4), (-4, 2)])
-def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world_size: int) -> None:
+def test_a_batch_not_divisible_by_the_world_size_is_rejected(
+    batch_size: int, world_size: int
+) -> None:
     with pytest.raises(ValueError, match=f"a batch of {batch_size} .*use a multiple of"):
         rank_positions(batch_size, 0, world_size)
 
@@ -456,7 +458,9 @@ def test_without_a_launcher_the_world_is_one_process() -> None:
     [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"),
      ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")],
 )  # fmt: skip
-def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_and_world_size_of_a_launcher_are_detected(
+    rank: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(rank, "3")
     monkeypatch.setenv(size, "5")
     if rank == "SLURM_PROCID":
@@ -475,7 +479,7 @@ def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.M
     [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
      ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")],
 )  # fmt: skip
-def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
+def test_each_process_of_a_launcher_gets_a_gpu_of_its_machine(
     rank: str, size: str, local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -500,7 +504,7 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
 
 
 @pytest.mark.parametrize(("rank", "size"), [(5, 5), (-1, 2), (0, 0)])
-def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
+def test_a_rank_outside_the_world_is_rejected(rank: int, size: int) -> None:
     with pytest.raises(ValueError, match=f"rank {rank} of {size} processes; give"):
         find_world(rank, size)
 
@@ -509,7 +513,7 @@ def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
     ("shuffle_window", "shard_partitions", "parties", "expected"),
     [(None, 1, 8, 4), (2, 1, 1, 4), (64, 1, 8, 64), (16, 8, 64, 16), (16, 64, 8, 128)],
 )
-def test_a_window_of_the_own_partitions_is_downloaded_ahead(
+def test_the_default_prefetch_is_a_window_of_the_rank_s_partitions(
     shuffle_window: int | None, shard_partitions: int, parties: int, expected: int
 ) -> None:
     assert default_prefetch(shuffle_window, shard_partitions, parties) == expected

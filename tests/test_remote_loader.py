@@ -98,7 +98,7 @@ def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_remote_shards_give_the_batches_of_local_ones(
+def test_remote_shards_yield_the_batches_of_local_ones(
     root: Path, server: tuple[str, list[str]], tmp_path: Path, num_workers: int
 ) -> None:
     address, sent = server
@@ -120,7 +120,7 @@ def test_remote_shards_give_the_batches_of_local_ones(
 
 
 @pytest.mark.parametrize("shuffle_window", [None, 1, 2])
-def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_that_are_cut(
+def test_ranks_with_partitions_download_each_shard_once_except_shards_at_cuts(
     server: tuple[str, list[str]], tmp_path: Path, shuffle_window: int | None
 ) -> None:
     address, sent = server
@@ -154,7 +154,7 @@ def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_tha
     ("settings", "most"),
     [({"concurrent_downloads": 1}, 1), ({"concurrent_downloads": 3}, 3), ({}, 4)],
 )
-def test_as_many_shards_come_at_a_time_as_downloads_says(
+def test_concurrent_downloads_are_limited_by_the_setting(
     root: Path, tmp_path: Path, settings: dict[str, int], most: int
 ) -> None:
     change = threading.Condition()
@@ -221,7 +221,7 @@ def test_no_worker_is_forked_while_threads_download(
     assert not [name for names in forks for name in names if "prefetch" in name]
 
 
-def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
+def test_an_epoch_that_ends_with_an_error_leaves_no_download_thread(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     loader = train_loader(
@@ -243,7 +243,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
     st.lists(st.integers(0, 9), min_size=1, max_size=12), st.none() | st.integers(1, 5),
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 9),
 )  # fmt: skip
-def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
+def test_lazily_found_uses_equal_those_of_all_batches(
     sizes: list[int],
     shuffle_window: int | None,
     shard_partitions: int,
@@ -268,7 +268,7 @@ def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
     assert (uses.first, uses.last) == (first, last)
 
 
-def test_the_first_batch_of_a_large_set_waits_for_a_look_at_two_windows_alone() -> None:
+def test_the_first_batch_of_a_large_set_needs_only_the_requests_of_two_windows() -> None:
     requests, shard_of = rank_requests([100] * 1000, 4, 1, 20, 1, 0)
     looked: list[Request] = []
 
@@ -314,7 +314,7 @@ def rank_requests(
     return Requests(make, order.ends_of_shards()), np.repeat(np.arange(len(sizes)), sizes)
 
 
-def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
+def test_small_sets_mixing_sets_evaluations_and_streams_may_be_remote(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = server
@@ -333,7 +333,7 @@ def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
     assert equal(results[0], results[1])
 
 
-def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
+def test_a_cache_smaller_than_the_dataset_suffices_for_a_small_window(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = server
@@ -347,7 +347,7 @@ def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
     assert kept <= 5 * largest
 
 
-def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
+def test_a_flipped_bit_in_transit_or_on_disk_is_rejected(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     path = root / "large" / "set-0003.tar"
@@ -362,7 +362,7 @@ def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
             list(loader)
 
 
-def test_a_command_as_an_address_needs_leave(tmp_path: Path) -> None:
+def test_a_command_as_an_address_needs_permission(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="allow_pipe"):
         train_loader(f"pipe:touch {tmp_path / 'ran'}; cat {{file}}", batch_size=4)
     assert not (tmp_path / "ran").exists()

@@ -66,7 +66,7 @@ def plans(draw: st.DrawFn) -> tuple[Integers, Integers, int, int]:
 # --- what is needed ------------------------------------------------------------------------------
 
 
-def test_a_node_uses_a_shard_from_its_first_sample_to_its_last() -> None:
+def test_a_node_uses_a_shard_from_its_first_to_its_last_sample() -> None:
     batches = np.array([[0, 4, 6, 7], [1, 5, 2, 8], [9, 3, 10, 11]])
     first, last = shard_uses(batches, np.arange(12) // 3, 4, 2)
     assert first.tolist() == [[0, 0, -1, 2], [1, -1, 0, 2]]
@@ -75,7 +75,7 @@ def test_a_node_uses_a_shard_from_its_first_sample_to_its_last() -> None:
 
 @settings(deadline=None)
 @given(plans(), st.integers(0, 4))
-def test_uses_are_those_of_a_walk_through_the_steps(
+def test_uses_equal_those_of_a_simulation_of_all_steps(
     plan: tuple[Integers, Integers, int, int], early: int
 ) -> None:
     batches, shard_of, n_shards, nodes = plan
@@ -120,9 +120,7 @@ def slow_cache(epochs: list[Uses], node: int, early: int, room: int) -> list[int
 
 @settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 2), st.integers(0, 99))
-def test_a_cache_downloads_what_a_slow_one_does(
-    n_shards: int, room: int, early: int, seed: int
-) -> None:
+def test_a_cache_equals_the_reference(n_shards: int, room: int, early: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     shard_of = np.arange(n_shards * 4) // 4
     epochs = [
@@ -132,7 +130,7 @@ def test_a_cache_downloads_what_a_slow_one_does(
     assert cached_downloads(epochs, 1, early, room) == slow_cache(epochs, 1, early, room)
 
 
-def test_a_cache_keeps_what_was_used_last() -> None:
+def test_a_cache_keeps_the_most_recently_used_shards() -> None:
     uses = (np.array([[0, 1, 2]]), np.array([[0, 1, 2]]))
     assert cached_downloads([uses, uses], 0, 0, 3) == [3, 0]
     # Each is gone when its turn comes again.
@@ -146,7 +144,7 @@ def test_a_cache_keeps_what_was_used_last() -> None:
 # --- how well it is shuffled ---------------------------------------------------------------------
 
 
-def test_travel_is_0_as_stored_and_1_for_a_full_shuffle() -> None:
+def test_travel_is_0_for_the_stored_order_and_1_for_a_full_shuffle() -> None:
     assert travel(np.arange(600).reshape(-1, 6)) == 0
     assert travel(np.arange(600)[::-1].reshape(-1, 6)) == pytest.approx(1.5)
     order = np.random.default_rng(0).permutation(100_000)
@@ -156,7 +154,7 @@ def test_travel_is_0_as_stored_and_1_for_a_full_shuffle() -> None:
 
 @settings(deadline=None)
 @given(plans())
-def test_meetings_and_entropies_are_those_of_a_count(
+def test_meetings_and_entropies_equal_direct_counts(
     plan: tuple[Integers, Integers, int, int],
 ) -> None:
     batches, shard_of, _, _ = plan
@@ -176,7 +174,7 @@ def test_meetings_and_entropies_are_those_of_a_count(
     assert class_entropy(batches, shard_of) == pytest.approx(np.mean(entropies), abs=1e-12)
 
 
-def test_batches_of_one_shard_meet_as_often_as_there_are_shards() -> None:
+def test_meetings_of_batches_of_one_shard_are_the_number_of_shards() -> None:
     n_shards, size = 50, 40
     stored = np.arange(n_shards * size)
     assert meetings(stored.reshape(-1, size), stored // size) == pytest.approx(
@@ -197,7 +195,7 @@ def test_a_download_waits_for_the_end_of_an_outage(begin: float, end: float) -> 
     assert Link(shard_seconds=3, outage_begin=5, outage_seconds=4).end(begin) == end
 
 
-def test_an_epoch_waits_at_its_start_and_where_the_link_is_too_slow() -> None:
+def test_an_epoch_waits_at_its_start_and_for_a_slow_link() -> None:
     def run(needs: list[list[int]], seconds: list[float], **changes: Any) -> Epoch:  # noqa: ANN401
         return run_epoch(
             [np.array(need) for need in needs],
@@ -259,7 +257,7 @@ def ticks(
     ),
     st.integers(1, 8), st.integers(1, 3), st.integers(0, 3),
 )  # fmt: skip
-def test_an_epoch_is_what_it_is_second_by_second(
+def test_an_epoch_equals_a_simulation_second_by_second(
     nodes: list[tuple[list[int], int]], step_seconds: int, ahead: int, early: int
 ) -> None:
     needs, seconds = [sorted(need) for need, _ in nodes], [each for _, each in nodes]
@@ -275,7 +273,7 @@ def test_an_epoch_is_what_it_is_second_by_second(
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 2), (4, 3)])
-def test_webdatasets_order_is_that_of_its_pipeline(
+def test_the_order_of_webdataset_is_that_of_its_pipeline(
     world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = 4
@@ -311,7 +309,7 @@ def test_webdatasets_order_is_that_of_its_pipeline(
         assert mine[: len(turns)] == turns[: len(mine)]
 
 
-def test_webdataset_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webdataset_batches_restore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "7")
     monkeypatch.delenv("WORKER", raising=False)
     before = dict(os.environ)
@@ -326,7 +324,7 @@ def test_webdataset_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyP
 # --- all of it -----------------------------------------------------------------------------------
 
 
-def test_planned_batches_are_those_of_all_ranks_together() -> None:
+def test_planned_batches_are_those_of_all_ranks() -> None:
     of = StreamingSettings(**SMALL)
     for window, partitions in ((None, 1), (2, 1), (3, 4)):
         batches = plan_batches(of, epoch=1, shuffle_window=window, shard_partitions=partitions)
@@ -347,7 +345,7 @@ def test_planned_batches_are_those_of_all_ranks_together() -> None:
         assert np.array_equal(batches, np.concatenate(ranks, axis=1).reshape(batches.shape))
 
 
-def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> None:
+def test_with_two_partitions_a_node_needs_half_of_the_dataset_and_few_shards_at_once() -> None:
     rows = simulate(StreamingSettings(**SMALL))
     full, window, partitions, both, *others = rows
     assert [row.name for row in rows] == [
@@ -371,7 +369,7 @@ def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> 
         assert row.left_out == 0
 
 
-def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
+def test_a_cache_with_space_for_all_shards_keeps_all() -> None:
     def cached(limit: float) -> list[float | None]:
         return [row.need.cached for row in simulate(
             StreamingSettings(**SMALL, cache_bytes=limit)
@@ -388,7 +386,7 @@ def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
     assert kept[3] < both <= 3 * 1200
 
 
-def test_the_index_of_a_billion_samples_is_mapped_once_and_the_order_is_each_process_s() -> None:
+def test_the_index_is_counted_once_per_node_and_the_order_once_per_process() -> None:
     plan = StreamingSettings(
         nodes=2, batch_size=1024, samples_per_shard=1000, shuffle_window=5, shard_partitions=32
     )
@@ -399,7 +397,7 @@ def test_the_index_of_a_billion_samples_is_mapped_once_and_the_order_is_each_pro
     }  # fmt: skip
 
 
-def test_the_table_and_the_document_tell_each_order() -> None:
+def test_the_table_and_the_document_have_each_order() -> None:
     of = StreamingSettings(**SMALL | {"batch_size": 4, "cache_bytes": 900.0})
     rows = simulate(of)
     lines = streaming_table(of, rows).splitlines()
@@ -426,12 +424,12 @@ def test_the_table_and_the_document_tell_each_order() -> None:
         ({"bandwidth": math.nan}, "bandwidth is nan; give more than 0"),
     ],
 )
-def test_what_is_no_training_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StreamingSettings(**SMALL | changes)
 
 
-def test_the_command_simulates_as_the_library_does() -> None:
+def test_the_command_prints_the_results_of_the_library() -> None:
     options = {
         "shards": 24, "samples-per-shard": 10, "classes": 6, "nodes": 2, "ranks": 2, "workers": 1,
         "batch-size": 8, "shuffle-window": 2, "epochs": 3, "shard-mb": 0.0001, "bandwidth": 0.00005,
