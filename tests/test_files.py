@@ -76,7 +76,7 @@ def test_partial_files_are_hidden_without_image_suffix_and_can_be_removed(tmp_pa
     with new_file(tmp_path / "a.jpg"):
         (partial,) = set(tmp_path.iterdir()) - {tmp_path / "kept.jpg"}
         left_behind = tmp_path / partial.name.replace(".partial", "0.partial")
-        left_behind.write_bytes(b"of a killed writer")
+        left_behind.write_bytes(b"from a killed writer")
     assert partial.name.startswith(".")
     assert partial.suffix not in {".jpg", ".png", ".webp"}
     remove_partial_files(tmp_path)
@@ -139,7 +139,7 @@ def test_a_file_system_without_locks_raises_one_line_with_a_remedy(
         raise refusal
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    # A file that a dead machine left says nothing.
+    # The existence of a lock file of another machine does not matter.
     for path in (tmp_path / "new.lock", tmp_path / "left.lock"):
         (tmp_path / "left.lock").write_text("7\nanother-host\n")
         with (

@@ -1,4 +1,4 @@
-"""How batches come from workers, under any start method and with little shared memory or files."""
+"""Workers: batches with any start method, and with little shared memory or few open files."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ METHODS = ["fork", "spawn", "forkserver"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of four shards, served and local."""
+    """Two sets of shards, to be read locally or from a server."""
     images = [encoded(image) for image in drawn_images(16)]
     served = tmp_path_factory.mktemp("served")
     write_shards(served / "set", images, sizes=[4] * 4)
@@ -51,8 +51,8 @@ def script_of(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the lines that a script printed to stderr, but those on the compilation of kernels."""
+def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines on a script's stderr, except those about the compilation of kernels."""
     return [line for line in done.stderr.splitlines() if "kernels" not in line]
 
 
@@ -74,9 +74,15 @@ WITHOUT_GUARD = """
 import sys
 from pipelines import train_loader
 
-where, method = sys.argv[1:]
+location, method = sys.argv[1:]
 loader = train_loader(
-    where, None, batch_size=8, seed=0, image_size=16, num_workers=2, multiprocessing_context=method
+    location,
+    None,
+    batch_size=8,
+    seed=0,
+    image_size=16,
+    num_workers=2,
+    multiprocessing_context=method,
 )
 for epoch in range(2):
     for images, labels in loader:
@@ -91,7 +97,7 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
     command = script_of(tmp_path, WITHOUT_GUARD)
     done = [run([*command, str(folder / "set"), method]) for method in METHODS]
     for each in done:
-        assert (each.returncode, said(each)) == (0, [])
+        assert (each.returncode, errors_of(each)) == (0, [])
         assert len(each.stdout.splitlines()) == 4
         assert each.stdout == done[0].stdout
 
@@ -112,7 +118,7 @@ loader = train_loader(
     shuffle_window=1,
     multiprocessing_context=sys.argv[2],
     cache_dir=sys.argv[4],
-    # Workers may take long to start, and are to find no line that is told meanwhile.
+    # Workers may take long to start, and no warning must be printed meanwhile.
     remote=Remote(access=RemoteAccess(stall_s=300)),
 )
 batches = iter(loader)
@@ -123,11 +129,11 @@ print(tuple(next(batches)[0].shape))
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("where", ["local", "stalled", "in memory"])
+@pytest.mark.parametrize("location", ["local", "stalled", "in memory"])
 def test_a_script_that_exits_with_a_live_iterator_prints_no_error(
-    folder: Path, server: FaultyServer, tmp_path: Path, where: str, method: str, workers: int
+    folder: Path, server: FaultyServer, tmp_path: Path, location: str, method: str, workers: int
 ) -> None:
-    if where == "in memory" and (workers or method != "fork"):
+    if location == "in memory" and (workers or method != "fork"):
         pytest.skip("images in memory need no workers")
     for number in (1, 3):
         server.always[f"set/set-000{number}.tar"] = stall(100)
@@ -137,8 +143,8 @@ def test_a_script_that_exits_with_a_live_iterator_prints_no_error(
         "in memory": str(folder / "digits"),
     }
     command = script_of(tmp_path, LIVE)
-    done = run([*command, at[where], method, str(workers), str(tmp_path / "cache")])
-    assert (done.returncode, said(done)) == (0, [])
+    done = run([*command, at[location], method, str(workers), str(tmp_path / "cache")])
+    assert (done.returncode, errors_of(done)) == (0, [])
     assert done.stdout.splitlines() == ["(4, 3, 8, 8)"]
 
 
@@ -160,15 +166,15 @@ def test_batches_sent_through_pipes_are_the_same(
     from dataclasses import replace
 
     preprocess = replace(IMAGENET, image_size=64, dtype=dtype)
-    wanted = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
+    expected = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
     monkeypatch.setattr(workers, "_SMALL_BYTES", 0)
     monkeypatch.setattr(workers, "fits_shared_memory", lambda *_: False)
-    monkeypatch.setattr(workers, "shared_tensor", lambda *_: pytest.fail("it is not to be used"))
+    monkeypatch.setattr(workers, "shared_tensor", lambda *_: pytest.fail("shared memory was used"))
     loader = train_loader(
         folder / "set", None, batch_size=8, preprocess=preprocess, num_workers=1,
         multiprocessing_context="fork",
     )  # fmt: skip
-    for (images, labels), (others, their_labels) in zip(wanted, loader, strict=True):
+    for (images, labels), (others, their_labels) in zip(expected, loader, strict=True):
         assert images.dtype == others.dtype == dtype
         assert torch.equal(images, others)
         assert torch.equal(labels, their_labels)
@@ -196,8 +202,8 @@ def test_too_little_shared_memory_is_logged_with_size_and_remedies(
     assert not caplog.records
     assert not fits_shared_memory(154 * 2**20, 4)
     (record,) = caplog.records
-    for told in ("64 MiB", "1540 MiB", "--shm-size", "--workers"):
-        assert told in record.getMessage()
+    for part in ("64 MiB", "1540 MiB", "--shm-size", "--workers"):
+        assert part in record.getMessage()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert not fits_shared_memory(16 * 2**20, 1)
 
@@ -272,7 +278,7 @@ def test_few_open_files_suffice_or_raise_an_error_at_once(tmp_path: Path, limit:
 
 
 @pytest.mark.parametrize(
-    ("said", "remedy"),
+    ("message", "remedy"),
     [
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is", "--shm-size"),
         ("Too many open files. Communication with the workers is no longer", "ulimit -n"),
@@ -280,9 +286,9 @@ def test_few_open_files_suffice_or_raise_an_error_at_once(tmp_path: Path, limit:
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "fewer --workers"),
     ],
 )
-def test_errors_of_workers_are_one_line_with_a_remedy(said: str, remedy: str) -> None:
+def test_errors_of_workers_are_one_line_with_a_remedy(message: str, remedy: str) -> None:
     with pytest.raises(PipelineError, match=remedy), worker_errors():
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     with pytest.raises(RuntimeError, match="other"), worker_errors():
         raise RuntimeError("other")
 

@@ -1,4 +1,4 @@
-"""Map-style datasets of the user's: the batches of shards, under the same laws."""
+"""Map-style datasets of users: the same batches as shards, and the same laws."""
 
 import errno
 import json
@@ -43,7 +43,7 @@ FORMS: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
 
 
 class Pairs:
-    """Images in memory and labels, as a user would write it."""
+    """A dataset of images in memory and labels, as a user would write it."""
 
     def __init__(
         self, images: Images, form: str = "array", bad: frozenset[int] = frozenset()
@@ -195,7 +195,7 @@ def test_an_error_inside_the_dataset_names_the_index(images: Images, num_workers
         ((torch.zeros(3, 8, 8), 0), r"float32.*\(8, 8, 3\).*remove ToTensor"),
         ((np.zeros((8, 8), np.uint8), 0), r"\(8, 8\)"),
         ((np.zeros((8, 8, 4), np.uint8), 0), r"\(8, 8, 4\)"),
-        ((np.zeros((8, 8, 3), np.uint8), "cat"), "'cat'; expected a whole number"),
+        ((np.zeros((8, 8, 3), np.uint8), "cat"), "'cat'; expected an integer"),
         ({"image": 0}, "is a dict"),
         (("image", 0), "is a str"),
     ],

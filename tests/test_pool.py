@@ -1,4 +1,4 @@
-"""What becomes of chunks of work when processes end, or may not begin."""
+"""Worker pools: each chunk is done once, also if workers end or cannot start."""
 
 import errno
 import os
@@ -94,17 +94,17 @@ def test_workers_that_cannot_start_threads_raise_one_line() -> None:
         run_chunks(without_threads, CHUNKS, jobs=2, finished=lambda _: None)
 
 
-def note_in_spite_of_ctrl_c(folder: Path, chunk: range) -> range:
+def note_despite_ctrl_c(folder: Path, chunk: range) -> range:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.05)
     return note(folder, chunk)
 
 
 def test_no_worker_handles_ctrl_c_not_even_the_first_of_a_command(tmp_path: Path) -> None:
-    """The first process that Python starts also starts the tracker of its resources."""
+    """The first process that Python starts also starts its resource tracker."""
     script = (
         "import sys, test_pool as t; from functools import partial; from pathlib import Path\n"
-        "work = partial(t.note_in_spite_of_ctrl_c, Path(sys.argv[1]))\n"
+        "work = partial(t.note_despite_ctrl_c, Path(sys.argv[1]))\n"
         "t.run_chunks(work, t.CHUNKS[:2], jobs=2, finished=lambda _: None)"
     )
     environment = os.environ | {

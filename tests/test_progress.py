@@ -14,7 +14,7 @@ DIGITS = named_recipe("digits")
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,7 +24,7 @@ class Clock:
 
 
 def lines_of(steps: list[tuple[float, int, int]]) -> list[str]:
-    """Return what is printed when (seconds, done, total) are shown in order."""
+    """Return the lines printed for a sequence of (seconds, done, total)."""
     stream, clock = io.StringIO(), Clock()
     lines = PlainLines("images", stream, clock)
     for clock.now, done, total in steps:
@@ -73,11 +73,11 @@ def test_a_terminal_shows_a_bar_and_a_log_does_not(
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         with progress_bar("samples") as show:
             show(0, 2)
-            show.line("a line that stays")
+            show.line("a permanent line")
             show(2, 2, "a note")
         shown = capsys.readouterr()
         assert ("\r" in shown.err) == terminal
-        assert "a line that stays\n" in shown.err
+        assert "a permanent line\n" in shown.err
         assert "a note" in shown.err
         assert shown.out == ""
 
@@ -103,7 +103,7 @@ def test_the_line_of_an_epoch_shows_errors_rate_and_time_left() -> None:
         progress.step(shown)
 
     clock.now = 30.0
-    step(1, 0, 100 / 30)  # It compiles.
+    step(1, 0, 100 / 30)  # This step compiles kernels.
     clock.now = 31.0
     step(2, 0, 100.0)
     clock.now = 32.0

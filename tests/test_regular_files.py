@@ -1,4 +1,4 @@
-"""A named pipe under the name of any file of a set is told in one line; none is waited for."""
+"""A named pipe in place of any file of a dataset is an error; no command waits for it."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ ALLOWED = {
     "demo.py", "evaluation/folders.py", "generate/ray.py",
     "provenance/run_record.py", "system/process_group.py", "system/processes.py",
 }  # fmt: skip
-"""Modules that read files of the system, of the package or of their own making by name."""
+"""Modules that read by name only files of the system, of the package or of their own."""
 
 
 def pipe_at(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Objects of Amazon's, Google's and Azure's stores, read from an endpoint on the loopback."""
+"""Objects of Amazon S3, Google Cloud Storage and Azure, read from a local server."""
 
 import os
 import signal
@@ -123,10 +123,10 @@ def test_a_cut_object_is_resumed_near_where_it_was_cut(store: Store) -> None:
 @one_store
 def test_a_very_slow_object_is_an_error(store: Store) -> None:
     store.server.always[OBJECT] = dripping(0.05)
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(PipelineError, match="less than 1000 bytes a second"):
         store.fetch(access=store.access(stall_s=0.5))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
 def test_a_missing_object_is_an_error_at_once(store: Store) -> None:
@@ -256,7 +256,7 @@ def test_missing_credentials_are_named_in_the_error(
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
-    # As where no machine of a cloud answers.
+    # As outside of a cloud, where no metadata server responds.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(PipelineError, match="credentials"):
@@ -311,8 +311,8 @@ def test_ctrl_c_ends_the_download_and_its_process(store: Store) -> None:
     store.server.always[OBJECT] = stall(60_000)
     timer = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         store.fetch(access=store.access(stall_s=1000))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
     timer.join()

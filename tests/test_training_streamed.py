@@ -671,11 +671,11 @@ def test_processes_of_a_machine_share_its_cores() -> None:
 
 
 def two_that_meet(what: str) -> tuple[list[str], list[int]]:
-    """What two processes of meeting.py say, and their codes."""
+    """What two processes of process_pair.py print, and their exit codes."""
     port = str(free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "meeting.py", what],
+            [sys.executable, TESTS / "process_pair.py", what],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),

@@ -1,4 +1,4 @@
-"""A webdataset pipeline over the loader's plan."""
+"""Streams: the batches of a loader as a pipeline of webdataset."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -67,7 +67,7 @@ def test_partitions_are_those_of_the_loader(shards: Path, world_size: int) -> No
         assert equal(list(pixmix_stream(shards, MIXING, config=config)), expected)
         later = list(pixmix_stream(shards, MIXING, config=config, consumed=8))
         assert equal(later, expected[2:])
-        with pytest.raises(ValueError, match=r"consumed is 3, .* multiple of 2"):
+        with pytest.raises(ValueError, match=r"consumed 3 .* multiple of 2"):
             pixmix_stream(shards, MIXING, config=config, consumed=3)
 
 
@@ -102,21 +102,21 @@ def test_a_stage_gets_cropped_images_and_its_output_is_mixed(shards: Path) -> No
 
 
 def test_a_stage_that_drops_samples_is_an_error(shards: Path) -> None:
-    def first_of_all(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def only_the_first(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield next(iter(samples))
 
     config = LoaderConfig(batch_size=4, preprocess=SMALL)
-    stream = pixmix_stream(shards, MIXING, first_of_all, config=config)
-    with pytest.raises(PipelineError, match="left 1 of the last 4 samples"):
+    stream = pixmix_stream(shards, MIXING, only_the_first, config=config)
+    with pytest.raises(PipelineError, match="yield only 1 of the last 4 samples"):
         list(stream)
 
 
 def test_a_decode_error_names_the_sample(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, [b"no image"], sizes=(1,))
+    shards = write_shards(tmp_path, [b"not an image"], sizes=(1,))
     with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: not an"):
         list(pixmix_stream(shards, config=LoaderConfig(batch_size=1, preprocess=SMALL)))
 
 
 def test_images_in_memory_are_not_supported(shards: Path) -> None:
-    with pytest.raises(ValueError, match=r"crop is 'padded'; .* train_loader"):
+    with pytest.raises(ValueError, match=r"crop is 'padded', .* train_loader"):
         pixmix_stream(shards, config=LoaderConfig(batch_size=4, preprocess=CIFAR))

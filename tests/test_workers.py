@@ -1,4 +1,4 @@
-"""What a process may use of its machine."""
+"""Cores and memory that are available to a process."""
 
 import os
 from pathlib import Path

@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         labels: (n,) int64.
         present: (n,) bool, whether a row holds a sample.
         errors: decode errors of the batch.
-        fault: error message, if there is no batch; else None.
+        fault: error message in place of a batch; None for a valid batch.
     """
 
     images: Tensor

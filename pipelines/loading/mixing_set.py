@@ -95,7 +95,7 @@ def open_mixing_set(
         A sequence of (H, W, 3) uint8 arrays, for ``PixMix``, ``mix_batch`` and ``train_loader``.
 
     Raises:
-        PipelineError: if there are no images, an image cannot be decoded, a shard differs from its
+        PipelineError: if no image is found, an image cannot be decoded, a shard differs from its
             manifest, a set is not complete, or the cache cannot be written.
         ValueError: if size or jobs is below 1.
     """
@@ -182,7 +182,7 @@ def image_source(
         remote: see `open_mixing_set`.
 
     Raises:
-        PipelineError: if there are no images, or shards differ from their manifest.
+        PipelineError: if no image is found, or shards differ from their manifest.
         OSError: if files cannot be read.
     """
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
