@@ -162,7 +162,7 @@ def test_a_file_that_is_not_an_image_is_rejected(content: bytes) -> None:
 def test_a_decompression_bomb_is_rejected_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("the image was decoded"))
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(IMAGE, extension))
@@ -193,7 +193,7 @@ def test_all_decoders_use_our_size_limit_instead_of_pillow_s(
     # Tests turn warnings into errors.
     for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
         assert np.array_equal(pixels, IMAGE)
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels"):

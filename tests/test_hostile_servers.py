@@ -97,7 +97,7 @@ def test_an_endless_shard_is_cut_at_its_expected_length(
 def test_an_endless_manifest_is_cut_at_the_limit(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.shards.remote.MOST_MANIFEST_BYTES", 10_000)
+    monkeypatch.setattr("pipelines.shards.remote.MAX_MANIFEST_BYTES", 10_000)
     server.always[f"set/{MANIFEST_NAME}"] = endless
     assert MANIFEST_NAME in error_of(server, cache)
 
@@ -184,7 +184,7 @@ def test_a_flipped_bit_in_a_cached_shard_is_detected_and_repaired(
 
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     # As in a new process.
-    monkeypatch.setattr("pipelines.shards.cache._found", {})
+    monkeypatch.setattr("pipelines.shards.cache._verified", {})
     with remote.files.hold(1) as held:
         assert held.path.read_bytes() == content
     assert len(server.requests("set/set-0001.tar")) == 2
@@ -200,7 +200,7 @@ def test_a_flipped_bit_in_a_cached_index_is_repaired(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr("pipelines.shards.cache._found", {})
+    monkeypatch.setattr("pipelines.shards.cache._verified", {})
     after = open_remote(server.url("set"), cache=cache, access=QUICK).shards.samples
     assert after.tobytes() == before.tobytes()
 
@@ -214,7 +214,7 @@ def test_downloaded_files_are_not_hashed_again(
         lambda path: hashed.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     for _ in range(2):
-        monkeypatch.setattr("pipelines.shards.cache._found", {})
+        monkeypatch.setattr("pipelines.shards.cache._verified", {})
         with open_remote(server.url("set"), cache=cache).files.hold(0):
             pass
     # The files were hashed during the download.

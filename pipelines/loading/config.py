@@ -13,7 +13,7 @@ from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.order import batch_positions
 from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import Remote, RemoteShards
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from pixmix.settings import PixMixSettings
 
 Triple = tuple[float, float, float]

@@ -29,7 +29,13 @@ from pipelines.loading.image_map import (
 )
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.format import (
+    FORMAT,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    ShardSet,
+    read_key,
+)
 from pipelines.shards.images import (
     UPRIGHT,
     DecodeError,
@@ -46,12 +52,9 @@ from pipelines.system.files import open_regular, read_regular, sha256
 from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 
 Where = str | Path | ShardSet
-
-_LARGEST_MANIFEST = 2**30
-"""Bytes; the manifest of a million shards has about 200 million."""
 
 
 def open_mixing_set(
@@ -222,7 +225,7 @@ def _check_finished(where: Where) -> None:
 def _manifest(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if there is none."""
     try:
-        document = json.loads(read_regular(path, max_bytes=_LARGEST_MANIFEST))
+        document = json.loads(read_regular(path, max_bytes=MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
