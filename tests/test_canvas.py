@@ -10,9 +10,9 @@ import reference
 from featviz.canvas import (
     COLOURS,
     Canvas,
-    random_generator,
     low_frequencies,
     mean_magnitude,
+    random_generator,
     set_low_frequencies,
     spectrum_scale,
 )
