@@ -1114,7 +1114,7 @@ def image_of_waves(
     colours: NDArray[np.float32],
     tint: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """Return an image, (3, height, width) in 0..1, as a sum of waves with amplitudes by frequency."""
+    """Return (3, height, width) in 0..1, a sum of waves with amplitudes by frequency."""
     height, width = size
     band = range(1, 129)
     power = sum(k ** (1 - 2 * decay) for k in band)

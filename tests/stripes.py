@@ -1,4 +1,4 @@
-"""A generator for tests of jobs: quick, and able to run into trouble at a given image."""
+"""A fast generator for tests of jobs, which can fail at a given image."""
 
 import errno
 import os
@@ -21,12 +21,12 @@ from pipelines.system.ranks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Stripes:
-    """Generates stripes, another angle and colour for each seed and number.
+    """Generates stripes with an angle and colour for each seed and number.
 
-    offset: changes the images without changing the settings, as a bug in a renderer would.
-    version: the version that is recorded.
-    pause: seconds an image; journal: a folder for a note (the process id) of each image.
-    trouble, trouble_at: what happens at which image, as long as the file `until` is absent.
+    offset: changes the images without changing the settings, like a bug in a renderer. version: the
+    recorded version. pause: seconds per image. journal: a folder for a note (the process id) per
+    image. trouble, trouble_at: what fails at which image, as long as the file ``until`` does not
+    exist.
     """
 
     seed: int = 0
@@ -89,7 +89,7 @@ class Stripes:
 
 
 class Made(NamedTuple):
-    """What came of a run. generated: images of this run; whole: items; missing: their numbers."""
+    """The result of a run. generated: images of this run; whole: items; missing: their numbers."""
 
     n: int
     generated: int
@@ -146,7 +146,7 @@ class Asked:
 
 
 def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made:  # noqa: ANN401
-    """Run the job that is asked for."""
+    """Run the job of a dataset."""
     job = asked.job()
     task = Task(asked.task_index, asked.num_tasks)
     result = run_job(job, task, jobs=asked.jobs, run=run, **options)
@@ -160,12 +160,12 @@ def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made: 
 
 
 def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
-    """Ask for a dataset of image files."""
+    """Describe a dataset of image files."""
     return Asked(where=folder, generator=generator or Stripes(), **changes)
 
 
 def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
-    """Ask for a sharded dataset."""
+    """Describe a sharded dataset."""
     return Asked(where=store, generator=generator or Stripes(), **changes)
 
 
@@ -176,7 +176,7 @@ def run_here(
     jobs: int,  # noqa: ARG001  one process, whatever is asked
     finished: Callable[[range], None],
 ) -> None:
-    """Run chunks of work in this process, as `run_chunks` does in others."""
+    """Run chunks of work in this process, as ``run_chunks`` does in others."""
     for chunk in chunks:
         finished(work(chunk))
 

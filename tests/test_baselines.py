@@ -33,17 +33,17 @@ def test_noise_and_leaves_match_the_references(size: tuple[int, int]) -> None:
         smallest = max(0.75, MIN_LEAF_RADIUS * min(size))
         largest = max(2 * smallest, MAX_LEAF_RADIUS * min(size))
         found = render_baseline("dead-leaves", -3, index, size)
-        twin = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
+        expected = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
         # Rounding may decide pixels exactly on the edge of a leaf.
-        assert (found == twin).all(axis=-1).mean() > 0.99
+        assert (found == expected).all(axis=-1).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(20, 33), (3, 40)])
 def test_spectra_match_the_reference_after_rounding(size: tuple[int, int]) -> None:
     for index in range(3):
         found = render_baseline("spectrum", 2**70, index, size)
-        twin = reference.spectrum(words("spectrum", 2**70, index), *size)
-        assert abs(found - twin).max() < 0.5 + 1e-2
+        expected = reference.spectrum(words("spectrum", 2**70, index), *size)
+        assert abs(found - expected).max() < 0.5 + 1e-2
 
 
 def test_kinds_have_the_statistics_that_define_them() -> None:

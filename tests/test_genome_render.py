@@ -168,7 +168,7 @@ def test_every_kernel_releases_the_gil_and_keeps_ieee_arithmetic() -> None:
 
 
 def test_another_index_uses_other_random_points() -> None:
-    """The same layers under another index give the same image except for its points."""
+    """The same layers under another index yield the same image except for its points."""
     genome = draw_genome(0, 0, "flame")
     other = replace(genome, index=1)
     one, two = render(genome, (64, 96)), render(other, (64, 96))

@@ -56,7 +56,7 @@ def test_a_ring_closes(seed: int) -> None:
 
 @given(st.tuples(*[st.floats(0, 1)] * 3))
 def test_a_stop_inside_the_gamut_is_shown_exactly(rgb: tuple[float, float, float]) -> None:
-    """The published matrices, inverted, and ours give the same colour."""
+    """The published matrices, inverted, and ours yield the same colour."""
     lightness, a, b = reference.oklab(np.array(rgb)).tolist()
     stop = (min(max(lightness, 0.0), 1.0), a, b)
     table = palette_table(Palette(stops=(stop, stop)))
@@ -148,8 +148,8 @@ def test_drawing_is_a_function_of_the_key() -> None:
 @pytest.mark.parametrize(
     ("stops", "message"),
     [
-        ((), "0 stops: .* at least 2; give one more colour"),
-        (((0.5, 0.0, 0.0),), "1 stops: .* at least 2; give one more colour"),
+        ((), "0 stops: .* at least 2; add colours"),
+        (((0.5, 0.0, 0.0),), "1 stops: .* at least 2; add colours"),
         (((0.5, 0.0, 0.0), (1.5, 0.0, 0.0)), r"\(1.5, 0.0, 0.0\): .*lightness in \[0, 1\].*; mend"),
         (((-0.1, 0.0, 0.0), (0.5, 0.0, 0.0)), r"\(-0.1, 0.0, 0.0\): .*lightness in \[0, 1\]"),
         (((0.5, 0.0), (0.5, 0.0, 0.0)), r"\(0.5, 0.0\): a stop is three numbers, finite"),
