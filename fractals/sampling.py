@@ -32,7 +32,7 @@ from fractals.numerics import Draws
 from fractals.palettes import draw_background, draw_palette, palette_table
 from fractals.statistics import coherence, measure, preview_statistics, reliability
 from fractals.systems import PREVIEW_SIZE, quantile, rounded
-from pixmix.compiling import is_kept
+from pixmix.compiling import is_cached
 
 PREVIEW_SAMPLES = 24
 MAX_DRAFTS = 1000
@@ -233,4 +233,4 @@ def pending_for_baselines() -> list[Callable[[], None]]:
 
 
 def _missing(*parts: Callable[[], None]) -> list[Callable[[], None]]:
-    return [part for part in parts if not all(map(is_kept, _LAST_KERNELS[part]))]
+    return [part for part in parts if not all(map(is_cached, _LAST_KERNELS[part]))]

@@ -88,7 +88,7 @@ class Stripes:
         raise ValueError("a mistake in the generator")
 
 
-class Made(NamedTuple):
+class RunResult(NamedTuple):
     """The result of a run. generated: images of this run; whole: items; missing: their numbers."""
 
     n: int
@@ -99,7 +99,7 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class JobSpec:
     """A small dataset of stripes: 10 images, in chunks of 4, or shards of at most 3.
 
     where: a folder for image files, or the store of shards.
@@ -145,12 +145,12 @@ class Asked:
         return self.work / "done"
 
 
-def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made:  # noqa: ANN401
+def make(asked: JobSpec, *, run: RunChunks = run_chunks, **options: Any) -> RunResult:  # noqa: ANN401
     """Run the job of a dataset."""
     job = asked.job()
     task = Task(asked.task_index, asked.num_tasks)
     result = run_job(job, task, jobs=asked.jobs, run=run, **options)
-    return Made(
+    return RunResult(
         n=result.n,
         generated=sum(map(job.product.weight, result.made)),
         whole=result.whole,
@@ -159,14 +159,14 @@ def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made: 
     )
 
 
-def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
+def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) -> JobSpec:  # noqa: ANN401
     """Describe a dataset of image files."""
-    return Asked(where=folder, generator=generator or Stripes(), **changes)
+    return JobSpec(where=folder, generator=generator or Stripes(), **changes)
 
 
-def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
+def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> JobSpec:  # noqa: ANN401
     """Describe a sharded dataset."""
-    return Asked(where=store, generator=generator or Stripes(), **changes)
+    return JobSpec(where=store, generator=generator or Stripes(), **changes)
 
 
 def run_here(

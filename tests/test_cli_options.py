@@ -40,11 +40,8 @@ def test_images_that_are_not_taken_are_counted_in_one_line(
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        (shard.main, ["imagefolder", ".", ADDRESS]),
         (shard.main, ["imagefolder", ADDRESS, "out"]),
-        (shard.main, ["cifar10", ".", ADDRESS]),
-        (shard.main, ["digits", ADDRESS]),
-        (shard.main, ["mixing", ".", ADDRESS]),
+        (shard.main, ["cifar10", ADDRESS, "out"]),
         (shard.main, ["mixing", ADDRESS, "out"]),
         (shard.main, ["index", f"{ADDRESS}/0.tar"]),
         (show.main, ["set", ADDRESS]),

@@ -306,7 +306,7 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
     assert "good; 18 images as written, 3 generated again alike" in good.stdout
-    # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
+    # RunResult elsewhere: its files are checked, and it cannot be painted again bit for bit.
     folder = tmp_path / "elsewhere"
     for name, content in tree(small_set).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 from pipelines.system.stores import open_store
-from stripes import Asked, Made, Stripes, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
@@ -271,7 +271,7 @@ def test_other_objects_are_left_alone(store: AmazonStore, url: str, access: Remo
 def test_other_settings_are_refused_in_a_store(place: OutputStore) -> None:
     generate(sharded(place, num_tasks=2))
     with pytest.raises(
-        PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
+        PipelineError, match=rf"seed: {place.name} was started with 0, and this command uses 1"
     ):
         generate(sharded(place, Stripes(seed=1)))
 

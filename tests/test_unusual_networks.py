@@ -201,7 +201,7 @@ def test_a_custom_module_that_hides_one_of_our_packages_is_rejected(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     try:
-        with pytest.raises(PipelineError, match=r"hides the package 'fractals'"):
+        with pytest.raises(PipelineError, match=r"shadows the package 'fractals'"):
             open_model("hiding_ours:make", 2)
     finally:
         sys.modules.pop("fractals", None)

@@ -27,6 +27,7 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.output import OutputStore
     from pipelines.shards.request import OnDecodeError, OnNonstandard
     from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
@@ -130,7 +131,7 @@ def _foreign_options(command: Command) -> Command:
     )
 )
 @click.argument("src", type=LocalPath())
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=Place(exists=False), metavar="OUT")
 @click.option(
     "--split",
     help="Only this one of SRC's folders train, val, valid, validation, dev, eval and test.",
@@ -141,7 +142,7 @@ def _foreign_options(command: Command) -> Command:
 def imagefolder(
     *,
     src: Path,
-    out: Path,
+    out: Path | str,
     split: str | None,
     name: str | None,
     options: _SetOptions,
@@ -152,12 +153,12 @@ def imagefolder(
     The bytes of the files stay as they are; class names go into the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.writer import join_splits
 
-        if out.resolve().is_relative_to(src.resolve()):
+        if isinstance(out, Path) and out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
-                f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
+                f"{out} is inside {src} and would become one of its classes; choose another OUT"
             )
         splits = find_splits(src, split)
         chosen = _chosen(src, splits, split)
@@ -176,7 +177,7 @@ def imagefolder(
             results.append(
                 _make(
                     source,
-                    out / each if each else out,
+                    _output(out, each),
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,
                     default_size=TRAIN_SHARD if is_train else TEST_SHARD,
@@ -184,7 +185,7 @@ def imagefolder(
                 )
             )
         if splits:
-            join_splits(out, splits)
+            join_splits(_output(out), splits)
         _say_made(results, as_json=as_json)
 
 
@@ -208,14 +209,18 @@ def _command(dataset: Dataset) -> None:
     """Add the command of a dataset that has a reader."""
     out = f"shards/{dataset.name}"
 
-    def command(*, out: Path, src: Path | None = None, options: _SetOptions, as_json: bool) -> None:
+    def command(
+        *, out: Path | str, src: Path | None = None, options: _SetOptions, as_json: bool
+    ) -> None:
         with one_line_errors(_INTERRUPTED):
             _shard_dataset(dataset, src, out, options, as_json=as_json)
 
     command.__doc__ = (
         f"Shard {dataset.title} into OUT/train and OUT/test, as PNG.\n\n{dataset.about}"
     )
-    decorated: Callable[..., Any] = click.argument("out", type=LocalPath())(_set_options(command))
+    decorated: Callable[..., Any] = click.argument("out", type=Place(exists=False), metavar="OUT")(
+        _set_options(command)
+    )
     if not dataset.bundled:
         decorated = click.argument("src", type=LocalPath())(decorated)
     words = (dataset.name, out) if dataset.bundled else (dataset.name, "downloads", out)
@@ -223,16 +228,16 @@ def _command(dataset: Dataset) -> None:
 
 
 def _shard_dataset(
-    dataset: Dataset, src: Path | None, out: Path, options: _SetOptions, *, as_json: bool
+    dataset: Dataset, src: Path | None, out: Path | str, options: _SetOptions, *, as_json: bool
 ) -> None:
     from pipelines.shards.archives import SPLITS
-    from pipelines.shards.exports import join_splits
     from pipelines.shards.sources import DatasetSource
+    from pipelines.shards.writer import join_splits
 
     results = [
         _make(
-            DatasetSource(dataset=dataset.name, place=src, split=split),
-            out / split,
+            DatasetSource(dataset=dataset.name, path=src, split=split),
+            _output(out, split),
             name=f"{dataset.name}-{split}",
             split=split,
             default_size=SMALL_SHARD,
@@ -240,7 +245,7 @@ def _shard_dataset(
         )
         for split in SPLITS
     ]
-    join_splits(out, SPLITS)
+    join_splits(_output(out), SPLITS)
     _say_made(results, as_json=as_json)
 
 
@@ -256,12 +261,12 @@ for _dataset in DATASETS.values():
     )
 )
 @click.argument("src", type=LocalPath(), nargs=-1, required=True)
-@click.argument("out", type=LocalPath())
+@click.argument("out", type=Place(exists=False), metavar="OUT")
 @click.option("--name", default="mixing", show_default=True, help="Name of the set.")
 @_foreign_options
 @_set_options
 def mixing(
-    *, src: tuple[Path, ...], out: Path, name: str, options: _SetOptions, as_json: bool
+    *, src: tuple[Path, ...], out: Path | str, name: str, options: _SetOptions, as_json: bool
 ) -> None:
     """Shard mixing images: sets of pixmix-gen, folders, or archives of images.
 
@@ -274,9 +279,14 @@ def mixing(
         for place in src:
             if place.is_dir():
                 report_ignored(place)
-        source = MixingSource(places=src)
+        source = MixingSource(paths=src)
         result = _make(
-            source, out, name=name, split="train", default_size=SMALL_SHARD, options=options
+            source,
+            _output(out),
+            name=name,
+            split="train",
+            default_size=SMALL_SHARD,
+            options=options,
         )
         _say_made([result], as_json=as_json)
 
@@ -355,12 +365,12 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     Labels are read from .cls, "label" or "cls" in .json, or .txt. The tars stay as they are.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.shards.adopt import adopt_tars
         from pipelines.shards.format import expand_braces
+        from pipelines.shards.verify import index_tars
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:
-            found = adopt_tars(named, name=name, progress=progress)
+            found = index_tars(named, name=name, progress=progress)
         lines = [
             f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
             f"{found.labels:,} with a label"
@@ -372,6 +382,14 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
         say("\n".join(lines), _plain(found), as_json=as_json)
 
 
+def _output(out: Path | str, split: str | None = None) -> "OutputStore":
+    """Return the output store of OUT, or of the folder of a split in it."""
+    from pipelines.shards.output import open_output
+    from pipelines.system.objects import address_inside
+
+    return open_output(address_inside(str(out), split) if split else str(out), option="OUT")
+
+
 def _set_name(name: str | None, src: Path, split: str | None) -> str:
     """Return the name of a set, which only has the letters that all readers take."""
     base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "images"
@@ -380,7 +398,7 @@ def _set_name(name: str | None, src: Path, split: str | None) -> str:
 
 def _make(
     source: "Source",
-    out: Path,
+    store: "OutputStore",
     *,
     name: str,
     split: str,
@@ -397,7 +415,7 @@ def _make(
     size = None if options.num_shards is not None else options.shard_size or default_size
     chosen = asdict(options) | {"shard_size": size, "jobs": options.jobs or available_cores()}
     try:
-        request = ShardRequest(folder=out, source=source, name=name, split=split, **chosen)
+        request = ShardRequest(store=store, source=source, name=name, split=split, **chosen)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     # An image that others made is scanned and written: two steps.
@@ -413,15 +431,16 @@ def _say_made(results: "list[ShardResult]", *, as_json: bool) -> None:
     lines = []
     for result in results:
         line = (
-            f"{result.folder}: {result.n_samples:,} samples in {_count(result.n_shards, 'shard')}, "
-            f"{result.n_bytes / 1e6:,.1f} MB; {_count(result.written, 'shard')} written now"
+            f"{result.location}: {result.n_samples:,} samples in "
+            f"{_count(result.n_shards, 'shard')}, {result.n_bytes / 1e6:,.1f} MB; "
+            f"{_count(result.written, 'shard')} written now"
         )
         if result.skipped:
             line += f"; {_count(result.skipped, 'image')} skipped"
         lines.append(line)
         lines += [
             f"  {count:,} {kind}: {reason}"
-            for kind, reasons in result.found.items()
+            for kind, reasons in result.scan.items()
             for reason, count in reasons.items()
         ]
     say("\n".join(lines), {"sets": [_plain(result) for result in results]}, as_json=as_json)
