@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """Slow, simple reference implementations that the compiled kernels must match."""
-=======
-"""Slow, simple reference implementations, which the compiled kernels must equal."""
->>>>>>> main
 
 import cmath
 import math
