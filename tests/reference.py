@@ -969,7 +969,7 @@ def partitions_of_shards(
             if partition < shard_partitions
             else laid[position:]
         )
-        # A window counts shards without samples, too, of the partition that they lie in.
+        # A window also counts the shards of its partition without samples.
         here = [nth for nth, at in empty if position <= at < position + len(cut)]
         part: list[int] = []
         for begin in range(min([*here, *(nth for nth, _ in cut)], default=0), len(sizes), at_once):
@@ -983,9 +983,9 @@ def partitions_of_shards(
 def order_of_partitions(
     sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> list[int]:
-    """The order of an epoch: a sample of each partition in turn, then those that are left."""
+    """Return the order of an epoch: partitions interleaved, then the remaining samples."""
     parts, left = partitions_of_shards(sizes, seed, epoch, shuffle_window, shard_partitions)
-    return [sample for turn in zip(*parts, strict=True) for sample in turn] + left
+    return [sample for row in zip(*parts, strict=True) for sample in row] + left
 
 
 # --- pixmix/mixing.py ----------------------------------------------------------------------------

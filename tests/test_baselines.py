@@ -76,7 +76,7 @@ def test_an_image_depends_only_on_kind_seed_index_and_size(kind: Any) -> None:  
     ("kind", "index", "size", "message"),
     [
         ("clouds", 0, (8, 8), "kind is 'clouds'; use one of dead-leaves, spectrum, noise"),
-        ("noise", -1, (8, 8), "index is -1"),
+        ("noise", -1, (8, 8), "index -1"),
         ("noise", 0, (0, 8), "size 0x8"),
     ],
 )

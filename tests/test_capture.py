@@ -1,4 +1,4 @@
-"""Layer inventories, captured activations, redirected ReLUs, and folded batch n_batch_norms."""
+"""Layer inventories, captured activations, redirected ReLUs, and folded batch norms."""
 
 import copy
 from collections.abc import Callable
@@ -288,7 +288,7 @@ def test_folded_torchvision_networks_have_the_same_outputs(name: str) -> None:
         if isinstance(each, nn.BatchNorm2d):
             nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
     faster = fold_batch_norms(module, EXAMPLE)
-    # DenseNet's n_batch_norms stand before their convolutions, but for one.
+    # All but one of DenseNet's norms precede their convolutions.
     assert n_batch_norms(faster) < n_batch_norms(module) * (0.1 if name != "densenet121" else 1)
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
@@ -404,7 +404,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
     known = list_layers(seeded(Tiny)).layers["conv1"]
     with (
         capture_activations(Unused(), [known]) as activations_of,
-        pytest.raises(RuntimeError, match="conv1 before_flags not called"),
+        pytest.raises(RuntimeError, match="conv1 was not called"),
     ):
         activations_of(IMAGES)
 

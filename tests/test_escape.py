@@ -297,7 +297,7 @@ def test_samples_per_pixel_determine_samples_along_a_pixel() -> None:
         ("formula", "mandelbulb", "mandelbulb.*use one of power, ship"),
         ("plane", "both", "both.*use one of julia, parameter"),
         ("trap", "mouse", "mouse.*use one of point"),
-        ("power", 6, "power 6 does not suit power; use one of 2, 3, 4, 5"),
+        ("power", 6, "power 6 is not supported by power; use one of 2, 3, 4, 5"),
         ("max_iterations", 30, "30.*multiple of 4"),
         ("max_iterations", 0, "0.*multiple of 4"),
         ("width", 1e-9, "width is 1e-09; use a number from"),

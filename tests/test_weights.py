@@ -1,4 +1,4 @@
-"""Reading weights files: harmless content is read, content_of content is never executed."""
+"""Reading weights files: harmless content is read, hostile content is never executed."""
 
 import argparse
 import io
