@@ -2,7 +2,7 @@
 
 with AmazonStore() as store:            # or GoogleStore
     store.busy = 3                      # the next three writes are answered by 503
-    store.answer = 403                  # or by this
+    store.status = 403                  # or by this
     store.options                       # of RemoteAccess, as {"s3": {...}}
 
 Google's store speaks the protocol of Amazon's, too, and that is what obstore asks it by.
@@ -30,7 +30,7 @@ class AmazonStore:
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.busy = 0
-        self.answer = 503
+        self.status = 503
         self.turned_away = 0
         self.written: list[str] = []
         self._lock = threading.Lock()
@@ -40,7 +40,7 @@ class AmazonStore:
                 each.reset()
         get_backend("s3")["123456789012"]["aws"].create_bucket(BUCKET, "us-east-1")
         self._server: http.server.HTTPServer = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True
+            "127.0.0.1", 0, self._respond, threaded=True
         )
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -86,12 +86,12 @@ class AmazonStore:
             self.turned_away += 1
             return True
 
-    def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+    def _respond(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         if environment["REQUEST_METHOD"] == "PUT":
             if self._turns_away():
                 environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
-                code = {503: "SlowDown", 403: "AccessDenied", 400: "Invalid"}[self.answer]
-                start(f"{self.answer} {code}", [("Content-Type", "application/xml")])
+                code = {503: "SlowDown", 403: "AccessDenied", 400: "Invalid"}[self.status]
+                start(f"{self.status} {code}", [("Content-Type", "application/xml")])
                 return [f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
             self.written.append(environment["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
         return self._inner(environment, start)
