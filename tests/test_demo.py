@@ -12,9 +12,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipelines import demo
-from pipelines.cli.demo import main
-from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
+from pipelines.cli import demo
+from pipelines.cli.demo import Stage, check_extras, main, run_command, run_stages, stages
 from pipelines.errors import PipelineError
 from pipelines.training.tracking import write_metrics
 from pixmix.commands import MODULES
@@ -64,7 +63,7 @@ def test_each_stage_is_shown_before_it_runs_and_with_what_it_said_after(tmp_path
 def test_a_stage_that_leaves_nothing_ends_the_chain(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     chain.leaves_nothing = "b"
-    with pytest.raises(PipelineError, match=r"do b ended and left no .*b; report"):
+    with pytest.raises(PipelineError, match=r"do b has finished, but .*b is missing"):
         chain.run()
 
 
@@ -161,7 +160,7 @@ def test_each_command_of_the_chain_is_one_that_its_script_takes(
 def test_a_run_without_checkpoints_is_named_in_a_line(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     last = stages(tmp_path)[-1]
-    with pytest.raises(PipelineError, match="pixmix holds no checkpoint; remove it"):
+    with pytest.raises(PipelineError, match="pixmix has no checkpoint; delete it"):
         last.line()
 
 
