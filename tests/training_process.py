@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipelines.system.process_group import joined
+from pipelines.system.process_group import join_processes
 from pipelines.training import step as step_module
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.loop import train
-from pipelines.training.recipes import Progress
+from pipelines.training.recipes import StepProgress
 from pipelines.training.step import Trainer
 from training_sets import training
 
@@ -37,11 +37,11 @@ def main() -> None:
         module[:] = [self.state.module]
         take(self, images, labels)
 
-    def interrupt(_: Progress) -> None:
+    def interrupt(_: StepProgress) -> None:
         if sys.argv[4:] == ["show"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with joined("cpu") as processes:
+    with join_processes("cpu") as processes:
         Trainer.take_step = step  # type: ignore[method-assign]
         if processes.first and sys.argv[4:] == ["save"]:
             save = step_module.save_checkpoint

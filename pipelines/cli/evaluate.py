@@ -29,11 +29,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipelines.evaluation.predictions import Evaluation
-    from pipelines.evaluation.suites import Findings
+    from pipelines.evaluation.suites import EvaluationResults
     from pipelines.system.process_group import Processes
 
 # A copy of evaluation.suites.SUITES, whose import would take seconds; a test compares them.
-SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
+SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood", "r", "a", "o")
 
 
 class _RunByDefault(Group):
@@ -243,21 +243,21 @@ def run(
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.predictions import (
             describe_preprocessing,
-            preprocessing_of,
+            preprocessing_json,
             with_overrides,
         )
-        from pipelines.evaluation.suites import missing_inputs, origin_of
+        from pipelines.evaluation.suites import evaluation_provenance, missing_inputs
         from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import names_of
-        from pipelines.system.process_group import joined
+        from pipelines.system.process_group import join_processes
 
         if plot is not None:
             # A missing library is reported before the long work.
             check_plotting()
         paths = [checkpoint] if against is None else [checkpoint, against]
-        with joined(device) as processes:
+        with join_processes(device) as processes:
             # Missing data are reported before a network is loaded.
             absent = missing_inputs(data, suites)
             if suites and absent.keys() == set(suites):
@@ -275,7 +275,7 @@ def run(
             ]
             names = names_of(paths)
             preprocessing = {
-                name: preprocessing_of(evaluation, metadata[str(path)])
+                name: preprocessing_json(evaluation, metadata[str(path)])
                 for name, path, evaluation in zip(names, paths, evaluations, strict=True)
             }
             notices = evaluations[0].data.notices
@@ -292,7 +292,7 @@ def run(
             }
             if not processes.first:
                 return
-            origin = origin_of(
+            origin = evaluation_provenance(
                 dict(zip(names, paths, strict=True)),
                 evaluations[0].data,
                 world_size=processes.world.size,
@@ -368,11 +368,11 @@ def _evaluation(
     import torch
 
     from pipelines.evaluation.corruptions import overlapping_operations
-    from pipelines.evaluation.data import find_data, normalization
+    from pipelines.evaluation.data import normalization, open_evaluation_data
     from pipelines.evaluation.predictions import Classifier, Evaluation
 
     try:
-        data = find_data(root, metadata)
+        data = open_evaluation_data(root, metadata)
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from error
     mean, std = normalization(metadata, data)
@@ -381,7 +381,7 @@ def _evaluation(
         mean=mean,
         std=std,
         processes=processes,
-        batch_size=options["batch_size"] or (500 if data.view is None else 100),
+        batch_size=options["batch_size"] or (500 if data.transform is None else 100),
     )
     return Evaluation(
         classifier=classifier,
@@ -395,7 +395,7 @@ def _evaluation(
     )
 
 
-def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Findings":
+def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "EvaluationResults":
     from pipelines.evaluation.suites import evaluate
 
     with progress_bar("images") as show:
@@ -445,11 +445,11 @@ def make_c(
     corruptions. Run the same command again to resume.
     """
     with one_line_errors("interrupted; run the same command again to resume"):
-        from pipelines.evaluation.data import find_data
+        from pipelines.evaluation.data import open_evaluation_data
         from pipelines.evaluation.make_corrupted import make_corrupted
         from pipelines.models.checkpoints import read_metadata
 
-        found = find_data(data, {} if checkpoint is None else read_metadata(checkpoint))
+        found = open_evaluation_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()

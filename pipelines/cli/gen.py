@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractals import BASELINE_KINDS, FAMILIES
+from fractals import BASELINE_DESCRIPTIONS, FAMILIES
 from pipelines.cli.generating import Output, Site, describe_shards, generate, output_options
 from pipelines.cli.help_pages import command_group, example, option
 from pipelines.cli.options import (
@@ -96,9 +96,9 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
 @option(
     "--kind",
     group="Images",
-    type=click.Choice(list(BASELINE_KINDS)),
+    type=click.Choice(list(BASELINE_DESCRIPTIONS)),
     required=True,
-    help=f"Kind of images ({_list_of(BASELINE_KINDS)}).",
+    help=f"Kind of images ({_list_of(BASELINE_DESCRIPTIONS)}).",
 )
 def baseline(output: Output, *, kind: str) -> None:
     """Generate simple images as a baseline mixing set.
@@ -340,7 +340,7 @@ def _generator_of(
             from pipelines.generate.fractals import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
-        if kind in BASELINE_KINDS:
+        if kind in BASELINE_DESCRIPTIONS:
             from pipelines.generate.fractals import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
     from pipelines.shards.output import OutputStore
-    from pipelines.system.processes import Run
+    from pipelines.system.processes import RunChunks
 
 # A copy of the names in encoding.ENCODERS, whose import would take half a second; a test compares
 # them.
@@ -267,7 +267,7 @@ def generate(
             site = Site(store=store, cluster=cluster, jobs=output.jobs or jobs)
             generator = find_generator(site)
             job = _job(output, store, generator)
-            run: Run = partial(_run_here, generator.kind())
+            run: RunChunks = partial(_run_here, generator.kind())
             if cluster is not None:
                 from pipelines.generate.generator import versions_of
 
@@ -308,16 +308,16 @@ def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
     )
 
 
-def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
+def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - see RunChunks
     """Compile the kernels and call `run_chunks`; not called if there is nothing to do."""
-    from fractals import BASELINES
-    from fractals.sampling import pending, pending_of_baselines
+    from fractals import BASELINE_KINDS
+    from fractals.sampling import pending, pending_for_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":
         compile_kernels(pending)
-    elif kind in BASELINES:
-        compile_kernels(pending_of_baselines)
+    elif kind in BASELINE_KINDS:
+        compile_kernels(pending_for_baselines)
     run_chunks(*arguments, **options)
 
 
@@ -326,7 +326,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     from pipelines.generate.generator import decode
     from pipelines.report.figures import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
-    from pipelines.system.ranges import spread
+    from pipelines.system.ranks import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
     chosen = [paths[index] for index in spread(SHEET_IMAGES, len(paths))]

@@ -1,7 +1,8 @@
 """Options of `pixmix-train` by group, in the order of its help.
 
-The parameter of an option has the name of the field that it sets in `Recipe`, `PixMixSettings` or
-`TrainConfig`. Where the default depends on the recipe, the help reads it from there.
+The parameter of an option has the name of the field that it sets in `Recipe`, `PixMixSettings`,
+`LoaderConfig` or `TrainConfig`. Where the default depends on the recipe, the help reads it from
+there.
 """
 
 from collections.abc import Callable

@@ -13,20 +13,20 @@ import torch
 from featviz import (
     FEATVIZ_VERSION,
     Network,
+    OptimizedImages,
     Precision,
-    Prepared,
+    PreparedNetwork,
     Recipe,
-    Visualized,
     best_precision,
     draw_recipe,
     find_layers,
     open_network,
+    optimize_images,
     plan_stages,
-    prepare,
-    visualize,
+    prepare_network,
 )
-from featviz.networks import DEFAULT, RANDOM, network_of
-from featviz.sampling import GROUP, canvas, objective
+from featviz.networks import DEFAULT, RANDOM, network_from_module
+from featviz.sampling import GROUP, recipe_canvas, recipe_objective
 from featviz.state_dicts import load_weights, n_classes, read_weights
 from featviz.visualize import explain_nonfinite
 from fractals import measure
@@ -167,7 +167,7 @@ class FeatvizGenerator:
     def _channels(self) -> dict[str, int]:
         return {name: layer.channels for name, layer in self._prepared().layers.items()}
 
-    def _prepared(self) -> Prepared:
+    def _prepared(self) -> PreparedNetwork:
         network = open_trained(self.model, self.weights, random_weights=self.random_weights)
         if network.weights_sha256 != self.weights_sha256:
             raise PipelineError(
@@ -216,17 +216,17 @@ class FeatvizGenerator:
             )
         return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
 
-    def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> Visualized:
+    def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> OptimizedImages:
         prepared = self._prepared()
         company = [*recipes, *[recipes[-1]] * (batch - len(recipes))]
         size = (self.height, self.width)
         layer = prepared.layers[recipes[0].layer]
         try:
             with _one_thread():
-                return visualize(
+                return optimize_images(
                     prepared,
-                    objective(company, layer.channels),
-                    canvas(company, size, prepared.device),
+                    recipe_objective(company, layer.channels),
+                    recipe_canvas(company, size, prepared.device),
                     plan_stages(size, self.steps),
                     [recipe.key for recipe in company],
                     scales=[recipe.scale for recipe in company],
@@ -261,9 +261,9 @@ def _prepare(
     layers: tuple[str, ...],
     device: str,
     precision: Precision,
-) -> Prepared:
+) -> PreparedNetwork:
     network = open_trained(model, weights, random_weights=random_weights)
-    return prepare(network, layers, device=torch.device(device), precision=precision)
+    return prepare_network(network, layers, device=torch.device(device), precision=precision)
 
 
 @lru_cache(maxsize=1)
@@ -294,7 +294,7 @@ def open_trained(model: str, weights: Path | None, *, random_weights: bool) -> N
         if weights is not None and state is not None:
             notes = tuple(load_weights(module, state, weights))
             sha256 = file_sha256(weights)
-        return network_of(
+        return network_from_module(
             module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256, notes=notes
         )
     except (ValueError, ModuleNotFoundError) as error:
@@ -339,7 +339,7 @@ def plan_generator(
     chosen = find_device(device)
     network = open_trained(model, weights, random_weights=random_weights)
     try:
-        named = find_layers(network.survey.layers, layers) or network.default_layers()
+        named = find_layers(network.inventory.layers, layers) or network.default_layers()
         stages = plan_stages(size, steps)
     except ValueError as error:
         raise PipelineError(str(error)) from error
@@ -387,7 +387,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+            f"device {name!r} is not available ({str(error).splitlines()[0]}); use auto or cpu"
         ) from error
     return device
 
@@ -415,13 +415,13 @@ def image_bytes(network: Network, size: tuple[int, int], window: int) -> float:
 
     window: pixels that the network sees.
     """
-    known = network.survey.layers
+    known = network.inventory.layers
     parents = {name.rpartition(".")[0] for name in known}
     values = sum(
         each.channels * each.positions for each in known.values() if each.name not in parents
     )
-    seen = network.survey.size or (128, 192)
-    part = 1 if network.survey.size else window / (seen[0] * seen[1])
+    seen = network.inventory.size or (128, 192)
+    part = 1 if network.inventory.size else window / (seen[0] * seen[1])
     return 4 * (2 * values * part + 12 * 3 * size[0] * size[1])
 
 

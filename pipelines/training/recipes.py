@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import MixingSet, OnDecodeError, PreprocessConfig
-    from pipelines.loading.image_map import OnMixingDecodeError
-    from pipelines.shards.remote import Remote, RemoteShards
+    from pipelines.loading.batches import LoaderConfig, MixingSet, PreprocessConfig
+    from pipelines.shards.remote import RemoteShards
     from pixmix.settings import PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
@@ -51,7 +50,7 @@ class Recipe:
             `warmup_epochs` of rising.
         grad_accum_steps: parts that a batch is computed in, on each process.
         augment: "pixmix", or a baseline in its place.
-        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.baselines`; whether
+        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`; whether
             it also draws those that overlap the corruptions of ImageNet-C.
         jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
             views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).
@@ -167,7 +166,9 @@ class TrainConfig:
 
     Attributes:
         out: folder of checkpoints and metrics.
-        preprocess: of the images; its PixMix is the recipe's.
+        loader: how samples are loaded. Its batch size and seed must be the recipe's. The PixMix of
+            its preprocessing, views, rank and world size are set by the training. Evaluations skip
+            samples where training may substitute them.
         train: shards, local or remote; see `pipelines.shards.remote.open_set`.
         validation, test: others, or None.
         weights: file of weights to fine-tune.
@@ -175,14 +176,11 @@ class TrainConfig:
         resume: whether to resume from the latest checkpoint of `out`, if there is one.
         keep_checkpoints: how many checkpoints stay.
         checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
-        on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An
-            evaluation skips samples where training may substitute them.
-        cache_dir, remote: where remote shards are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
-    preprocess: "PreprocessConfig"
+    loader: "LoaderConfig"
     train: "RemoteShards"
     validation: "RemoteShards | None" = None
     test: "RemoteShards | None" = None
@@ -192,17 +190,8 @@ class TrainConfig:
     resume: bool = False
     keep_checkpoints: int = 2
     checkpoint_every: int | None = None
-    num_workers: int = 0
-    n_threads: int = 1
-    shuffle_window: int | None = None
-    shard_partitions: int = 1
-    on_decode_error: "OnDecodeError" = "raise"
-    max_decode_errors: int = 100
-    on_mixing_decode_error: "OnMixingDecodeError" = "raise"
     compile: bool = False
     sync_bn: bool = False
-    cache_dir: Path | None = None
-    remote: "Remote | None" = None
 
     def __post_init__(self) -> None:
         """Refuse nonsense."""
@@ -210,10 +199,25 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}; use 1 step or more, or None"
             )
+        for name in ("batch_size", "seed"):
+            ours, loaders = getattr(self.recipe, name), getattr(self.loader, name)
+            if ours != loaders:
+                raise ValueError(
+                    f"{name} is {ours} in the recipe and {loaders} in the loader; "
+                    "use one value for both"
+                )
+        if self.loader.preprocess is None:
+            raise ValueError("the loader has no preprocess; set it, such as to CIFAR or IMAGENET")
+
+    @property
+    def preprocess(self) -> "PreprocessConfig":
+        """The preprocessing of the loader."""
+        assert self.loader.preprocess is not None
+        return self.loader.preprocess
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class StepProgress:
     """How far a training is after a step. data_wait: share of the step's time spent on data."""
 
     step: int

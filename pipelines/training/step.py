@@ -18,7 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.files import write_file
 from pipelines.system.process_group import Processes
-from pipelines.training.baselines import BASELINES, BaselineAugment, seed_of
+from pipelines.training.augmentations import AUGMENTATIONS, BaselineAugmentation, torch_seed
 from pipelines.training.checkpoints import checkpoint_path, keep_latest, save_checkpoint
 from pipelines.training.recipes import VIEWS, Precision, TrainConfig
 from pipelines.training.state import StepResult, TrainState
@@ -47,14 +47,14 @@ class Trainer:
         self.stopped = False
         recipe = config.recipe
         self._baseline = (
-            BaselineAugment(
+            BaselineAugmentation(
                 recipe.augment,
                 config.preprocess.mean,
                 config.preprocess.std,
                 severity=recipe.augmix_severity,
                 all_ops=recipe.augmix_all_ops,
             )
-            if recipe.augment in BASELINES
+            if recipe.augment in AUGMENTATIONS
             else None
         )
         self._module = state.module
@@ -114,7 +114,7 @@ class Trainer:
                 views=VIEWS if recipe.jsd else None,
             )
         # For dropout: a function of the step.
-        torch.manual_seed(seed_of(recipe.seed, state.step, rank))
+        torch.manual_seed(torch_seed(recipe.seed, state.step, rank))
         rate = recipe.learning_rate_at(state.step, len(state.loader))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -141,7 +141,7 @@ class Trainer:
             )
             state.pending.append(result)
             state.step += 1
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
         if math.isnan(self.loss):
             # So that the first step has a loss to show.
             self.settle()
@@ -261,7 +261,7 @@ class Trainer:
             with self.stopping.whole:
                 self._write(path)
         self.processes.wait()
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
 
     def save_alone(self) -> None:
         """Write a checkpoint of the last whole step, if there is none, from another thread.
