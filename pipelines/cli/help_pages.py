@@ -8,7 +8,7 @@ describes all of them. The page is written by
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ class Option(click.Option):
             arguments: see `click.Option`.
             group: title of its group.
             common: whether `--help` describes it; otherwise only `--help-all` does.
-            attributes: see `click.Option`. A `show_default` that is text is shown as it is.
+            attributes: see `click.Option`. A text as `show_default` is shown without parentheses.
         """
         super().__init__(*arguments, **attributes)
         self.group = group
@@ -94,8 +94,39 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+class _Formatter(click.HelpFormatter):
+    """A formatter that does not break lines at the hyphens of options and commands."""
+
+    def write_dl(self, rows: Sequence[tuple[str, str]], *widths: Any, **more: Any) -> None:  # noqa: ANN401
+        """Write rows of a name and its text."""
+        super().write_dl([(name, _unbroken(text)) for name, text in rows], *widths, **more)
+
+    def write_text(self, text: str) -> None:
+        """Write paragraphs."""
+        super().write_text(_unbroken(text))
+
+    def write(self, string: str) -> None:
+        """Write text, with ordinary hyphens."""
+        super().write(string.replace(_HYPHEN, "-"))
+
+
+_HYPHEN = "\N{NON-BREAKING HYPHEN}"
+
+
+def _unbroken(text: str) -> str:
+    return re.sub(r"-(?=\w)", _HYPHEN, text)
+
+
+class _Context(click.Context):
+    """A context whose help is written by `_Formatter`."""
+
+    formatter_class = _Formatter
+
+
 class Command(click.Command):
     """A command whose help is in groups, and whose unknown options get a hint."""
+
+    context_class = _Context
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401
         """Create the command, with `--help-all` if `--help` leaves options out.
@@ -161,6 +192,7 @@ class Group(click.Group):
     """A group of such commands."""
 
     command_class = Command
+    context_class = _Context
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401
         """Create the group; see `Command`."""
@@ -262,9 +294,11 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--batch-size": ("b", "bs", "bsz", "batch", "batchsize", "train-batch", "test-bs",
                      "eval-batch-size", "per-device-batch-size", "val-batch-size"),
     "--cache-dir": ("cache",),
+    "--concurrent-downloads": ("downloads", "max-concurrency"),
     "--checkpoint": ("c", "ckpt", "ckpt-path", "checkpoint-path", "load", "model-path", "weights"),
     "--checkpoint-every": ("save-every", "save-interval", "checkpoint-interval", "save-freq"),
     "--compile": ("torchcompile", "torch-compile"),
+    "--contact-sheet": ("sheet", "grid"),
     "--data": ("data-dir", "data-path", "datadir", "data-root", "dataset", "dataset-dir",
                "dataset-path", "root", "d"),
     "--device": ("gpu", "cuda", "gpu-id", "accelerator"),
@@ -278,6 +312,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--index": ("i", "idx"),
     "--jobs": ("j", "num-workers", "n-jobs", "njobs", "num-jobs", "num-proc", "workers", "threads",
                "processes", "nproc"),
+    "--keep-checkpoints": ("keep", "checkpoint-hist", "save-top-k", "save-total-limit"),
     "--label-smoothing": ("smoothing",),
     "--learning-rate": ("lr", "base-lr", "blr", "init-lr", "max-lr"),
     "--mixing-set": ("mixing", "mixing-dir", "mixing-path", "mixing-data", "mixset", "fractals"),
@@ -289,6 +324,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
               "output-path", "log-dir", "logdir", "exp-dir", "work-dir", "experiment", "snapshot"),
     "--pretrained": ("finetune", "fine-tune"),
     "--precision": ("amp", "fp16", "bf16", "amp-dtype", "dtype", "mixed-precision", "half"),
+    "--random-weights": ("random", "untrained", "allow-random"),
+    "--regenerate": ("sample", "samples", "check"),
     "--resize": ("resize-size", "val-resize-size", "crop-pct"),
     "--seed": ("random-seed", "manual-seed", "rng-seed", "s"),
     "--severity": ("aug-severity",),
