@@ -1,4 +1,4 @@
-"""The shell around the cores: sets on disk, processes, loaders and commands."""
+"""Datasets on disk, loaders, training, evaluation and the commands of the toolkit."""
 
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ __all__ = [
     "train_loader",
 ]
 
-# Type checkers would take any name for one that `__getattr__` may return.
+# Hidden from type checkers, which would accept any name because of `__getattr__`.
 if not TYPE_CHECKING:
     _MODULES = {
         "CIFAR": "pipelines.loading.batches",
@@ -42,7 +42,7 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used: a command's help needs none of them."""
+        """Import a public name when it is first used, to keep the help of the commands fast."""
         if name not in _MODULES:
             raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
         from importlib import import_module

@@ -91,7 +91,7 @@ def make_sharding(folder: Path) -> None:
             (source / "a" / f"{i}.png").write_bytes(encoded(image))
         (source / "a" / "broken.png").write_bytes(b"")
     request = ShardRequest(
-        folder=folder,
+        store=Folder(path=folder),
         source=ImageFolderSource(folder=source),
         name="small",
         num_shards=2,

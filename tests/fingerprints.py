@@ -109,7 +109,7 @@ def mixing_fingerprints() -> dict[str, Any]:
     from pipelines.loading.order import EpochOrder
     from pixmix.draws import draw_plan, draw_resized_crop
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedImages
+    from pixmix.images import PackedImages
     from pixmix.resizing import resized_crop
     from pixmix.settings import PixMixSettings
 

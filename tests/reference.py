@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the compiled kernels: what the fast ones must equal."""
+"""Slow, simple reference implementations, which the compiled kernels must equal."""
 
 import cmath
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
@@ -506,8 +506,8 @@ def painted(
     facing = 0.66 - 0.75 * steep * (across * math.cos(angle) + down * math.sin(angle))
     facing /= np.sqrt(1 + steep**2 * (across**2 + down**2))
     lit = 1 + layer.relief * (1.3 * facing - 0.8)
-    shine = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
-    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + shine
+    write_light = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
+    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + write_light
     bright = np.minimum(bright, 1)[..., None]
     tone = palette[int(layer.edge_phase % 1 * 256) % 256].astype(float)
     tone = tone * (1 + min(layer.edge, 0)) + (1 - tone) * max(layer.edge, 0)
@@ -564,7 +564,7 @@ def spread(
     return total
 
 
-def develop(
+def tone_map(
     points: NDArray[np.floating],
     colours: NDArray[np.floating],
     played: int,
@@ -586,7 +586,7 @@ def develop(
     return np.minimum(bled, 1).transpose(2, 0, 1), np.minimum(value, 1)
 
 
-def laid_over(
+def blended_layer(
     below: NDArray[np.floating],
     light: NDArray[np.floating],
     cover: NDArray[np.floating],
@@ -608,7 +608,7 @@ def laid_over(
     return np.minimum(seen, 1)
 
 
-def shaded_ground(
+def gradient(
     first: NDArray[np.floating], second: NDArray[np.floating], height: int, width: int
 ) -> NDArray[np.float64]:
     """Straight from one colour to the other, at the middles of the rows."""
@@ -682,13 +682,13 @@ def palette_rings(
 
 
 def by_table(image: NDArray[np.uint8], tables: list[list[int]]) -> NDArray[np.uint8]:
-    """Each channel through its own table of 256."""
+    """Map each channel through its own table of 256."""
     channels = [np.array(table)[image[..., i]] for i, table in enumerate(tables)]
     return np.stack(channels, axis=2).astype(np.uint8)
 
 
 def autocontrast(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The value times a scale plus an offset, the darkest to 0, the brightest to 255."""
+    """Scale and shift each channel so that its minimum becomes 0 and its maximum 255."""
     tables = []
     for i in range(3):
         low, high = int(image[..., i].min()), int(image[..., i].max())
@@ -699,7 +699,7 @@ def autocontrast(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def equalize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each value to how many are below it, in steps."""
+    """Map each value to the number of smaller ones, in steps."""
     tables = []
     for i in range(3):
         counts = Counter(image[..., i].ravel().tolist())
@@ -711,18 +711,18 @@ def equalize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def posterize(image: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Whole steps of 2^(8 - bits)."""
+    """Round down to multiples of 2^(8 - bits)."""
     step = 2 ** (8 - bits)
     return (image.astype(int) // step * step).astype(np.uint8)
 
 
 def solarize(image: NDArray[np.uint8], threshold: int) -> NDArray[np.uint8]:
-    """What is bright becomes dark."""
+    """Invert the values from the threshold up."""
     return np.where(image < threshold, image, 255 - image).astype(np.uint8)
 
 
 def affine(image: NDArray[np.uint8], matrix: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Each output pixel's centre through the matrix, four taps there, black outside."""
+    """Map each output pixel's center by the matrix, and interpolate there; black outside."""
     height, width = image.shape[:2]
     a, b, c, d, e, f = matrix
     out = np.zeros_like(image)
@@ -748,7 +748,7 @@ def affine(image: NDArray[np.uint8], matrix: tuple[float, ...]) -> NDArray[np.ui
 
 
 def rotate(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
-    """About the centre, the matrix rounded to 15 digits."""
+    """Rotate about the center, with a matrix rounded to 15 digits."""
     turn = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(turn), 15), round(math.sin(turn), 15)
     x, y = image.shape[1] / 2, image.shape[0] / 2
@@ -757,24 +757,24 @@ def rotate(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
 
 
 def shear_x(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Rows move."""
+    """Shift each row in proportion to its height."""
     return affine(image, (1, factor, 0, 0, 1, 0))
 
 
 def shear_y(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Columns move."""
+    """Shift each column in proportion to its distance from the left."""
     return affine(image, (1, 0, 0, factor, 1, 0))
 
 
 def translate_x(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every row reads `pixels` to the right."""
+    """Every pixel is the one `pixels` to its right."""
     columns = np.arange(image.shape[1]) + pixels
     inside = (columns >= 0) & (columns < image.shape[1])
     return image[:, np.where(inside, columns, 0)] * inside[None, :, None]
 
 
 def translate_y(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every column reads `pixels` further down."""
+    """Every pixel is the one `pixels` below it."""
     return translate_x(image.transpose(1, 0, 2), pixels).transpose(1, 0, 2)
 
 
@@ -787,7 +787,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.int64]:
 def blended(
     degenerate: NDArray[np.int64], image: NDArray[np.uint8], factor: float
 ) -> NDArray[np.uint8]:
-    """In float32, the product rounded and then the sum, cut to a byte."""
+    """In float32, the product is rounded, then the sum, which is clipped to a byte."""
     start = degenerate.astype(np.float32)
     with np.errstate(over="ignore"):
         product = np.float32(factor) * (image.astype(np.float32) - start)
@@ -795,12 +795,12 @@ def blended(
 
 
 def color(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from grey."""
+    """Away from the pixel's gray."""
     return blended(grey(image)[..., None], image, factor)
 
 
 def contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the mean grey."""
+    """Away from the image's mean gray."""
     return blended(np.array(int(grey(image).sum() / grey(image).size + 0.5)), image, factor)
 
 
@@ -810,7 +810,7 @@ def brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the mean of 3x3 pixels, the middle one counted five times."""
+    """Away from the mean of 3x3 pixels with weight 5 for the center."""
     height, width = image.shape[:2]
     smooth = image.astype(np.int64)
     if min(height, width) > 2:
@@ -828,54 +828,28 @@ def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 # --- pixmix/fused.py -----------------------------------------------------------------------------
 
 
-def pillow_operation(name: str, argument: float, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One of the thirteen by Pillow, its argument as a plan has it."""
-    picture = Image.fromarray(image)
-    size, bilinear = picture.size, Image.Resampling.BILINEAR
-    enhancers = {
-        "color": ImageEnhance.Color,
-        "contrast": ImageEnhance.Contrast,
-        "brightness": ImageEnhance.Brightness,
-        "sharpness": ImageEnhance.Sharpness,
-    }
-    matrices = {
-        "shear_x": (1, argument, 0, 0, 1, 0),
-        "shear_y": (1, 0, 0, argument, 1, 0),
-        "translate_x": (1, 0, argument, 0, 1, 0),
-        "translate_y": (1, 0, 0, 0, 1, argument),
-    }
-    if name in enhancers:
-        made = enhancers[name](picture).enhance(argument)
-    elif name in matrices:
-        made = picture.transform(size, Image.Transform.AFFINE, matrices[name], bilinear)
-    elif name == "rotate":
-        made = picture.rotate(argument, bilinear)
-    elif name == "posterize":
-        made = ImageOps.posterize(picture, int(argument))
-    elif name == "solarize":
-        made = ImageOps.solarize(picture, int(argument))
-    else:
-        made = {"autocontrast": ImageOps.autocontrast, "equalize": ImageOps.equalize}[name](picture)
-    return np.asarray(made)
-
-
 def mixed(
     image: NDArray[np.uint8],
     start: tuple[str, float] | None,
     rounds: list[tuple[tuple[str, float] | None, str, float, float]],
     mixing_crop: NDArray[np.uint8] | None,
 ) -> NDArray[np.float64]:
-    """PixMix as the paper's pseudocode reads, in Pillow and float64.
+    """PixMix by the paper's pseudocode, in Pillow and float64.
 
-    rounds: (operation or None for the mixing picture, "add" or "multiply", a, b).
+    rounds: (operation, or None for the mixing image; "add" or "multiply"; a; b).
     """
-    x = (image if start is None else pillow_operation(*start, image)) / 255
+    from pipelines.bench.references import PILLOW_OPERATIONS
+
+    def apply(name: str, argument: float) -> NDArray[np.uint8]:
+        return np.asarray(PILLOW_OPERATIONS[name](Image.fromarray(image), argument))
+
+    x = (image if start is None else apply(*start)) / 255
     for operation, mixing, a, b in rounds:
         if operation is None:
             assert mixing_crop is not None
             y = mixing_crop / 255
         else:
-            y = pillow_operation(*operation, image) / 255
+            y = apply(*operation) / 255
         if mixing == "add":
             x = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
         else:
@@ -887,7 +861,7 @@ def mixed(
 def crop_and_flip(
     image: NDArray[np.uint8], padding: int, top: int, left: int, size: tuple[int, int], flip: bool
 ) -> NDArray[np.uint8]:
-    """Pad with black, cut out, mirror."""
+    """Pad with black, crop, mirror."""
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     crop = padded[top : top + size[0], left : left + size[1]]
     return np.ascontiguousarray(crop[:, ::-1] if flip else crop)
@@ -897,7 +871,7 @@ def crop_and_flip(
 
 
 def triangle_filter(side: int, full: int) -> list[list[int]]:
-    """For each new pixel the weights, in 2^-22, of all pixels of a side."""
+    """The weights of all pixels of a side, in 2^-22, for each new pixel."""
     scale = side / full
     support = max(scale, 1.0)
     rows = []
@@ -905,7 +879,7 @@ def triangle_filter(side: int, full: int) -> list[list[int]]:
         centre = (i + 0.5) * scale
         start = max(int(centre - support + 0.5), 0)
         stop = min(int(centre + support + 0.5), side)
-        # As Pillow has it, a product with the reciprocal; a quotient may differ in the last bit.
+        # A product with the reciprocal, as in Pillow; a quotient may differ in the last bit.
         reciprocal = 1.0 / support
         weights = [max(0.0, 1.0 - abs((j - centre + 0.5) * reciprocal)) for j in range(start, stop)]
         total = sum(weights)
@@ -915,7 +889,7 @@ def triangle_filter(side: int, full: int) -> list[list[int]]:
 
 
 def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Both filters as matrices of whole numbers, each rounded to a byte, in Pillow 13's order."""
+    """Apply both filters as integer matrices, each rounded to a byte, in Pillow 13's order."""
     height, width = image.shape[:2]
     rows, columns = (
         np.array(triangle_filter(side, full), np.int64)
@@ -935,7 +909,7 @@ def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArr
     return values.astype(np.uint8)
 
 
-# --- pixmix/philox.py ----------------------------------------------------------------------------
+# --- pixmix/draws.py: Philox ---------------------------------------------------------------------
 
 PHILOX_CONSTANTS = {
     32: ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)),
@@ -948,7 +922,7 @@ PHILOX_CONSTANTS = {
 
 
 def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
-    """Philox 4xB-10 of B bits in whole numbers of any size: ten rounds, the key raised between."""
+    """Philox 4xB-10 in Python's integers: ten rounds, with the key incremented between them."""
     multipliers, increments = PHILOX_CONSTANTS[bits]
     modulus = 1 << bits
     c, k = list(counter), list(key)
@@ -1020,7 +994,7 @@ Reals = NDArray[np.float64]
 
 
 def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, for the factors alone may leave float64."""
+    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, because a factor may overflow float64."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exponent = b * np.log(np.maximum(2 * y, 1e-37))
         exponent = exponent + (a * np.log(2 * x) if a != 0 else 0.0)
@@ -1028,7 +1002,7 @@ def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
 
 
 def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """A mixing as `pixmix.mixing` explains it, in float64."""
+    """A mixing by its formula in `pixmix.mixing`, in float64."""
     formula = {
         "add": lambda: (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2,
         "multiply": lambda: multiply_unclipped(x, y, a, b),
@@ -1040,7 +1014,7 @@ def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
 
 
 def _weights(branch: int, u: int, v: int, beta: float) -> tuple[float, float]:
-    # The upper 23 bits of a word and a half: never 0, never 1.
+    # The upper 23 bits of a word plus one half: never 0 or 1.
     first, second = (((word >> 9) + 0.5) / 2**23 for word in (u, v))
     a, b = first ** (1 / beta), 1 - second ** (1 / beta)
     return (a, b) if branch >> 31 else (2 - a, -b)
@@ -1069,10 +1043,9 @@ def drawn(
     n_mixing_images: int,
     crop_range: tuple[int, int],
 ) -> dict[str, Any]:
-    """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
+    """Draw a view of a sample word by word, according to the table in `pixmix.draws`.
 
-    operations: codes to draw from. crop_range: how many places a crop has from above and from the
-    left.
+    operations: codes to draw from. crop_range: number of vertical and horizontal crop positions.
     """
     key = [seed % 2**32, (seed >> 32) % 2**32]
 
@@ -1080,7 +1053,7 @@ def drawn(
         return philox_words([number, index, epoch, 2**24 + view], key, 32)
 
     flip, top, left, _ = philox_words([0, index, epoch, 0], key, 32)
-    n_rounds, picture, picture_top, picture_left = block(1)
+    n_rounds, mixing_image, image_top, image_left = block(1)
     rounds = []
     for r in range(k):
         item = _operation(block(2 + 3 * r), operations, severity)
@@ -1098,8 +1071,8 @@ def drawn(
         "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
         "start": _operation(block(0), operations, severity),
         "n_rounds": n_rounds * (k + 1) >> 32,
-        "mixing_image": picture * n_mixing_images >> 32,
-        "picture_words": (picture_top, picture_left),
+        "mixing_image": mixing_image * n_mixing_images >> 32,
+        "image_words": (image_top, image_left),
         "rounds": rounds,
     }
 

@@ -8,7 +8,7 @@ import pytest
 
 import reference
 from fractals import BASELINE_KINDS, measure, render_baseline
-from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
+from fractals.baselines import MAX_LEAF_RADIUS, MIN_LEAF_RADIUS
 from fractals.numerics import random_state
 
 SIZES = [(20, 33), (1, 1), (3, 40)]
@@ -30,8 +30,8 @@ def test_noise_and_leaves_equal_their_twins(size: tuple[int, int]) -> None:
     for index in range(3):
         found = render_baseline("noise", -3, index, size)
         assert (found == reference.noise(words("noise", -3, index), *size)).all()
-        smallest = max(0.75, SMALLEST_LEAF * min(size))
-        largest = max(2 * smallest, LARGEST_LEAF * min(size))
+        smallest = max(0.75, MIN_LEAF_RADIUS * min(size))
+        largest = max(2 * smallest, MAX_LEAF_RADIUS * min(size))
         found = render_baseline("dead-leaves", -3, index, size)
         twin = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
         # On the very edge of a leaf a rounding may decide.

@@ -518,7 +518,7 @@ def test_what_is_missing_cut_or_another_file_is_refused(
 
 def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what this process found itself."""
-    monkeypatch.setattr(cache_module, "_found", {})
+    monkeypatch.setattr(cache_module, "_verified", {})
 
 
 def test_a_damaged_memory_is_made_anew(

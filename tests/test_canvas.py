@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from featviz.canvas import COLOURS, Canvas, generator, low, mean_magnitude, put_low, spectrum_scale
+from featviz.canvas import (
+    COLOURS,
+    Canvas,
+    low_frequencies,
+    mean_magnitude,
+    random_generator,
+    set_low_frequencies,
+    spectrum_scale,
+)
 
 SIZES = [(8, 8), (9, 12), (16, 11), (13, 15), (24, 36)]
 
@@ -21,7 +29,7 @@ def canvas(
 
 
 def drawn(board: Canvas, key: int = 0) -> torch.Tensor:
-    return board.draw([generator(key, index) for index in range(len(board.decay))])
+    return board.draw([random_generator(key, index) for index in range(len(board.decay))])
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -81,12 +89,12 @@ def test_going_on_at_a_finer_size_continues_the_same_image(
 ) -> None:
     board = canvas(size, kind=kind)
     everything = drawn(board) * (50 if kind == "spectrum" else 1)
-    coarse = board.images(low(everything, size, stage), stage)
+    coarse = board.images(low_frequencies(everything, size, stage), stage)
     fine = board.images(everything, size)
     waves, more_waves = (
         torch.fft.rfft2(torch.logit(each.double()), norm="forward") for each in (coarse, fine)
     )
-    shown = low(more_waves, size, stage)
+    shown = low_frequencies(more_waves, size, stage)
     # Whole waves only: an even side of the stage has half of its shortest one.
     rows = torch.fft.fftfreq(stage[0], 1 / stage[0]).abs() * 2 < stage[0]
     columns = torch.arange(stage[1] // 2 + 1) * 2 < stage[1]
@@ -102,18 +110,18 @@ def test_what_is_put_back_is_what_was_taken(height: int, width: int, data: st.Da
     size = (height, width)
     everything = torch.arange(2 * 3 * height * (width // 2 + 1), dtype=torch.float32)
     everything = everything.view(2, 3, height, width // 2 + 1)
-    part = low(everything, size, stage)
+    part = low_frequencies(everything, size, stage)
     assert part.shape == (2, 3, stage[0], stage[1] // 2 + 1)
     assert len(part[0, 0].unique()) == part[0, 0].numel()
     copied = everything.clone()
-    put_low(copied, part + 1, size, stage)
-    torch.testing.assert_close(low(copied, size, stage), part + 1)
+    set_low_frequencies(copied, part + 1, size, stage)
+    torch.testing.assert_close(low_frequencies(copied, size, stage), part + 1)
     assert int((copied != everything).sum()) == part.numel()
 
 
 def test_a_stage_larger_than_the_image_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a stage of \(16, 8\) for images of \(8, 8\)"):
-        low(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
+        low_frequencies(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -157,15 +165,15 @@ def test_textures_are_as_wide_as_high_in_images_that_are_not_square() -> None:
 
 def test_a_image_begins_from_its_own_generator_alone() -> None:
     board = canvas((16, 24), 3)
-    together = board.draw([generator(1), generator(2), generator(3)])
-    alone = canvas((16, 24), 1).draw([generator(2)])
+    together = board.draw([random_generator(1), random_generator(2), random_generator(3)])
+    alone = canvas((16, 24), 1).draw([random_generator(2)])
     assert torch.equal(together[1:2], alone)
     assert not torch.equal(together[0], together[1])
     assert float(together.std()) == pytest.approx(0.01, rel=0.05)
 
 
 def test_phases_begin_anywhere_on_the_circle() -> None:
-    phases = canvas((64, 64), 1, kind="phase").draw([generator(0)])
+    phases = canvas((64, 64), 1, kind="phase").draw([random_generator(0)])
     assert phases.shape == (1, 3, 64, 33)
     assert -np.pi <= float(phases.min()) < -3.1
     assert 3.1 < float(phases.max()) <= np.pi

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import reference
-from featviz.canvas import LEAST_SCALE, Robustness, draw_warps, generator, warp
+from featviz.canvas import MIN_SCALE, Robustness, draw_warps, random_generator, warp
 
 FAR = Robustness(rotation=45, zoom=0.5, jitter=0.5)
 
@@ -43,9 +43,9 @@ def test_a_straight_look_at_everything_is_the_image(size: tuple[int, int]) -> No
 def test_no_warp_ever_shows_a_colour_that_the_image_has_not() -> None:
     # A wedge of padding would be darker.
     white = torch.ones(64, 3, 16, 24)
-    warps = torch.from_numpy(draw_warps(generator(3), 64, FAR))
+    warps = torch.from_numpy(draw_warps(random_generator(3), 64, FAR))
     assert float(warps[:, 0].abs().max()) > 0.6
-    result = warp(white, warps[:, :2], (16, 24), (16, 24), FAR, torch.full((64,), LEAST_SCALE))
+    result = warp(white, warps[:, :2], (16, 24), (16, 24), FAR, torch.full((64,), MIN_SCALE))
     torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
 
 
@@ -58,7 +58,7 @@ def test_nor_in_a_window_that_is_not_square_at_any_angle(
     angles = torch.linspace(-1, 1, 31) * math.radians(rotation)
     warps = torch.stack([angles, torch.full((31,), 1.5)], 1)
     white = torch.ones(31, 1, *size)
-    result = warp(white, warps, size, size, robustness, torch.full((31,), LEAST_SCALE))
+    result = warp(white, warps, size, size, robustness, torch.full((31,), MIN_SCALE))
     torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
 
 
@@ -72,7 +72,7 @@ def test_a_scale_enlarges_what_is_seen() -> None:
 
 def test_a_image_is_seen_alike_in_any_company() -> None:
     seen = images(20, 20, 5)
-    warps = torch.from_numpy(draw_warps(generator(1), 5, FAR))[:, :2]
+    warps = torch.from_numpy(draw_warps(random_generator(1), 5, FAR))[:, :2]
     scales = torch.tensor([0.8, 1.0, 1.2, 1.9, 0.75])
     together = warp(seen, warps, (10, 10), (12, 12), FAR, scales)
     alone = warp(seen[3:4], warps[3:4], (10, 10), (12, 12), FAR, scales[3:4])
@@ -81,7 +81,7 @@ def test_a_image_is_seen_alike_in_any_company() -> None:
 
 def test_warps_keep_to_their_ranges_and_fill_them() -> None:
     robustness = Robustness(rotation=10, zoom=0.1, jitter=0.25)
-    warps = draw_warps(generator(0), 20_000, robustness)
+    warps = draw_warps(random_generator(0), 20_000, robustness)
     assert warps.shape == (20_000, 4)
     angle, window, down, right = warps.T
     for values, low, high in (
@@ -98,7 +98,7 @@ def test_warps_keep_to_their_ranges_and_fill_them() -> None:
 
 
 def test_no_robustness_draws_no_warp() -> None:
-    warps = draw_warps(generator(0), 5, Robustness(rotation=0, zoom=0, jitter=0))
+    warps = draw_warps(random_generator(0), 5, Robustness(rotation=0, zoom=0, jitter=0))
     np.testing.assert_array_equal(warps, [[0, 1, 0, 0]] * 5)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featviz import folding
-from featviz.capture import RedirectedRelus, capturing, find_layers, list_layers
-from featviz.folding import folded, has_grouped_convolutions
+from featviz.capture import RedirectedRelus, capture_activations, find_layers, list_layers
+from featviz.folding import fold_batch_norms, has_grouped_convolutions
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
 EXAMPLE = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
@@ -18,7 +18,7 @@ IMAGES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 def seen_of(module: nn.Module, names: list[str], images: Tensor = IMAGES) -> dict[str, Tensor]:
     known = list_layers(module)
-    with capturing(module, find_layers(known.layers, names)) as look:
+    with capture_activations(module, find_layers(known.layers, names)) as look:
         return {name: each.detach().clone() for name, each in look(images).items()}
 
 
@@ -84,7 +84,7 @@ def test_torchvisions_layers_are_seen_with_their_channels_first(name: str) -> No
     for layer, channels, dimension in LAYERS[name]:
         assert known.layers[layer].channels == channels
         own = hooked(module, layer, images)
-        with torch.no_grad(), capturing(module, [known.layers[layer]]) as look:
+        with torch.no_grad(), capture_activations(module, [known.layers[layer]]) as look:
             seen = look(images)[layer]
         expected = own.movedim(dimension, 1)
         torch.testing.assert_close(seen, expected if own.ndim > 2 else expected[..., None])
@@ -136,7 +136,7 @@ def test_nothing_after_the_last_layer_runs() -> None:
         each.register_forward_hook(lambda *_, name=name: ran.append(name))
     known = list_layers(module)
     ran.clear()
-    with capturing(module, find_layers(known.layers, ["bn2"])) as look:
+    with capture_activations(module, find_layers(known.layers, ["bn2"])) as look:
         look(IMAGES)
     assert ran == ["conv1", "bn1", "relu", "pool", "conv2", "bn2"]
 
@@ -157,7 +157,7 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     was = flags()
     known = list_layers(module)
     assert flags() == was
-    with capturing(module, [known.layers["conv3"]]) as look:
+    with capture_activations(module, [known.layers["conv3"]]) as look:
         look(IMAGES)
         assert not module.training
         assert not any(each.requires_grad for each in module.parameters())
@@ -166,7 +166,7 @@ def test_a_network_is_afterwards_as_it_was() -> None:
     for broken in (IMAGES[:, :2], IMAGES):
         with (
             pytest.raises((RuntimeError, KeyError)),
-            capturing(module, [known.layers["conv3"]]) as look,
+            capture_activations(module, [known.layers["conv3"]]) as look,
         ):
             look(broken)["head"]
     assert flags() == was
@@ -191,7 +191,7 @@ def test_classes_are_channels_with_one_position() -> None:
 def test_gradients_reach_the_images_and_no_weight() -> None:
     module = seeded(Tiny)
     images = IMAGES.clone().requires_grad_()
-    with capturing(module, [list_layers(module).layers["conv3"]]) as look:
+    with capture_activations(module, [list_layers(module).layers["conv3"]]) as look:
         look(images)["conv3"].sum().backward()
     assert images.grad is not None
     assert float(images.grad.abs().sum()) > 0
@@ -259,7 +259,7 @@ def norms(module: nn.Module) -> int:
 def test_folding_changes_nothing_that_is_seen() -> None:
     module = seeded(Tiny).train()
     before = copy.deepcopy(module.state_dict())
-    faster = folded(module, EXAMPLE)
+    faster = fold_batch_norms(module, EXAMPLE)
     assert norms(faster) == 0
     for name in ("bn1", "bn2", "conv3", "head"):
         torch.testing.assert_close(
@@ -280,7 +280,7 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
     for each in module.modules():
         if isinstance(each, nn.BatchNorm2d):
             nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
-    faster = folded(module, EXAMPLE)
+    faster = fold_batch_norms(module, EXAMPLE)
     # DenseNet's norms stand before their convolutions, but for one.
     assert norms(faster) < norms(module) * (0.1 if name != "densenet121" else 1)
     images = torch.rand(2, 3, 96, 96)
@@ -290,7 +290,7 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
 
 def test_what_is_looked_at_is_not_folded_away() -> None:
     module = seeded(Tiny)
-    faster = folded(module, EXAMPLE, keep=["conv2"])
+    faster = fold_batch_norms(module, EXAMPLE, keep=["conv2"])
     assert norms(faster) == 1
     torch.testing.assert_close(
         seen_of(faster, ["conv2"])["conv2"], hooked(module, "conv2"), atol=1e-5, rtol=1e-4
@@ -298,7 +298,7 @@ def test_what_is_looked_at_is_not_folded_away() -> None:
 
 
 class Shared(nn.Module):
-    """One convolution called twice, and one whose output two see: neither can be folded."""
+    """One convolution called twice, and one whose output two see: neither can be fold_batch_norms."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -328,7 +328,7 @@ class Untraceable(nn.Module):
 @pytest.mark.parametrize("network", [Shared, Untraceable])
 def test_what_cannot_be_folded_runs_as_it_is(network: type[nn.Module]) -> None:
     module = seeded(network).eval()
-    faster = folded(module, EXAMPLE)
+    faster = fold_batch_norms(module, EXAMPLE)
     assert norms(faster) == norms(module)
     with torch.no_grad():
         torch.testing.assert_close(faster(IMAGES), module(IMAGES))
@@ -358,7 +358,7 @@ def unfoldable(kind: str) -> nn.Module:
 @pytest.mark.parametrize("kind", ["subclass", "hook", "weight_norm"])
 def test_convolutions_that_are_more_than_that_are_not_folded(kind: str) -> None:
     module = unfoldable(kind).eval()
-    faster = folded(module, EXAMPLE)
+    faster = fold_batch_norms(module, EXAMPLE)
     assert norms(faster) == 1
     with torch.no_grad():
         torch.testing.assert_close(faster(EXAMPLE), module(EXAMPLE))
@@ -370,7 +370,7 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
     module.conv.weight = nn.Parameter(module.conv.weight)
     module.kept = module.conv.weight * 2  # type: ignore[assignment]
     with pytest.raises(ValueError, match="the network cannot be copied"):
-        folded(module, EXAMPLE)
+        fold_batch_norms(module, EXAMPLE)
 
 
 def test_a_folded_network_that_says_something_else_is_not_taken(
@@ -385,7 +385,7 @@ def test_a_folded_network_that_says_something_else_is_not_taken(
         return fused
 
     monkeypatch.setattr(folding, "fuse_conv_bn_eval", wrong)
-    assert norms(folded(module, EXAMPLE)) == 2
+    assert norms(fold_batch_norms(module, EXAMPLE)) == 2
 
 
 def test_grouped_convolutions_are_noticed() -> None:
@@ -396,7 +396,7 @@ def test_grouped_convolutions_are_noticed() -> None:
 def test_a_layer_that_is_not_called_is_told() -> None:
     known = list_layers(seeded(Tiny)).layers["conv1"]
     with (
-        capturing(Silent(), [known]) as look,
+        capture_activations(Silent(), [known]) as look,
         pytest.raises(RuntimeError, match="conv1 was not called"),
     ):
         look(IMAGES)

@@ -27,13 +27,13 @@ from fractals.chaos import (
     Tone,
     VariationTerm,
     accumulate,
+    camera_matrix,
     compile_layer,
     sample_points,
     segment_bounds,
     start_orbits,
-    window,
 )
-from fractals.chaos_kernels import FOLDS, MOST_STEPS, ORBITS, WARM_UP, play
+from fractals.chaos_kernels import FOLDS, MAX_STEPS, ORBITS, WARM_UP, play
 from fractals.numerics import random_state
 
 TONE = Tone(exposure=1.0)
@@ -173,7 +173,7 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
         state,
         orbits,
         program,
-        window(layer.camera, *SHAPE),
+        camera_matrix(layer.camera, *SHAPE),
         fold,
         WARM_UP,
         38,
@@ -203,7 +203,7 @@ def test_the_split_of_a_game_into_calls_does_not_show(
 ) -> None:
     whole = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert whole.played == 37 * ORBITS
-    monkeypatch.setattr(chaos, "MOST_STEPS", most)
+    monkeypatch.setattr(chaos, "MAX_STEPS", most)
     parts = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert parts.played == whole.played
     np.testing.assert_array_equal(parts.points, whole.points)
@@ -217,8 +217,8 @@ def test_a_word_holds_as_many_points_as_a_call_may_plot() -> None:
         Map(affine=(0, 0, 0.5, 0, 0, 0.5), colour=1.0, speed=1.0),
         camera=Camera(centre=(0.5, 0.5), width=1),
     )
-    game = accumulate(still, 1, 1, MOST_STEPS * ORBITS, 0)
-    assert game.played == MOST_STEPS * ORBITS
+    game = accumulate(still, 1, 1, MAX_STEPS * ORBITS, 0)
+    assert game.played == MAX_STEPS * ORBITS
     assert game.points[0, 0] == game.played
     assert game.colours[0, 0] == game.played
 
@@ -350,7 +350,7 @@ def test_the_centre_lands_in_the_middle_and_the_width_spans_the_shorter_side(
     height: int, width: int, rotation: float
 ) -> None:
     camera = Camera(centre=(0.3, -1.2), width=0.8, rotation=rotation)
-    a, b, c, d, e, f = window(camera, height, width).astype(float).tolist()
+    a, b, c, d, e, f = camera_matrix(camera, height, width).astype(float).tolist()
 
     def pixel(x: float, y: float) -> NDArray[np.float64]:
         return np.array([a * x + b * y + c, d * x + e * y + f])
@@ -391,6 +391,6 @@ def test_an_unknown_fold_is_refused_by_the_kernel(fold: int) -> None:
     words = np.zeros(2, np.uint64)
     with pytest.raises(ValueError, match="fold"):
         play(
-            state, start_orbits(state), compile_layer(layer), window(CAMERA, 1, 1), fold, 0, 1,
+            state, start_orbits(state), compile_layer(layer), camera_matrix(CAMERA, 1, 1), fold, 0, 1,
             1, 1, words, False,
         )  # fmt: skip

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import reference
-from fractals.chaos import Tone, develop
+from fractals.chaos import Tone, tone_map
 from fractals.chaos_kernels import LEVELS, estimate_density, smooth
 from fractals.genome import BLENDS
-from fractals.image_kernels import lay_over, shade_ground, to_bytes
+from fractals.image_kernels import blend_layer, fill_gradient, to_bytes
 
 Plane = NDArray[np.float32]
 REACH = sum(2 * 2**level for level in range(LEVELS))
@@ -157,7 +157,7 @@ def test_a_lone_pixel_of_twice_the_softness_stays_and_each_quarter_spreads_a_lev
     np.testing.assert_allclose(out, wanted, atol=1e-6 * points.max())
 
 
-# --- develop -------------------------------------------------------------------------------------
+# --- tone_map -------------------------------------------------------------------------------------
 
 
 @given(counted(), tones(), st.integers(0, 2**32 - 1))
@@ -167,8 +167,8 @@ def test_develop_equals_its_twin_and_leaves_its_planes_alone(
     points, colours = planes
     before = points.copy(), colours.copy()
     table, played = random_table(seed), 50 * points.size
-    light, cover = develop(points, colours, played, tone, table)
-    wanted_light, wanted_cover = reference.develop(points, colours, played, tone, table)
+    light, cover = tone_map(points, colours, played, tone, table)
+    wanted_light, wanted_cover = reference.tone_map(points, colours, played, tone, table)
     height, width = points.shape
     assert light.shape == (3, height, width)
     assert cover.shape == (height, width)
@@ -189,14 +189,14 @@ def test_a_density_of_the_exposure_gives_full_cover_and_less_gives_less() -> Non
     played = 7 * 11 * 50
     density = np.full((7, 11), 2.0) * np.linspace(0.1, 1, 11)
     points = (density * played / 7**2).astype(np.float32)
-    _, cover = develop(points, points / 2, played, tone, random_table(0))
+    _, cover = tone_map(points, points / 2, played, tone, random_table(0))
     np.testing.assert_allclose(cover[:, -1], 1, atol=1e-5)
     assert (np.diff(cover, axis=1) > 0).all()
 
 
 def test_pixels_without_points_have_no_light_and_no_cover() -> None:
     points = np.zeros((6, 9), np.float32)
-    light, cover = develop(points, points, 1000, Tone(exposure=1.0), random_table(0))
+    light, cover = tone_map(points, points, 1000, Tone(exposure=1.0), random_table(0))
     assert np.abs(light).max() < 1e-12
     assert np.abs(cover).max() < 1e-12
 
@@ -205,15 +205,15 @@ def test_a_tone_does_not_depend_on_size_or_quality() -> None:
     """Four times the pixels, or four times the points: the same light for the same density."""
     tone, table = Tone(exposure=3.0, colour_start=0.2), random_table(1)
     points = np.full((10, 15), 40, np.float32)
-    base = develop(points, points / 3, 6000, tone, table)
+    base = tone_map(points, points / 3, 6000, tone, table)
     larger = np.full((20, 30), 40, np.float32)
     for planes, played in (((4 * points, 4 * points / 3), 24000), ((larger, larger / 3), 24000)):
-        light, cover = develop(*planes, played, tone, table)
+        light, cover = tone_map(*planes, played, tone, table)
         np.testing.assert_allclose(light[:, 0, 0], base[0][:, 0, 0], atol=1e-4)
         np.testing.assert_allclose(cover[0, 0], base[1][0, 0], atol=1e-5)
 
 
-# --- lay_over ------------------------------------------------------------------------------------
+# --- blend_layer ------------------------------------------------------------------------------------
 
 
 @st.composite
@@ -230,7 +230,7 @@ def laid(
     below: Plane, light: Plane, cover: Plane, blend: str, opacity: float | np.float32
 ) -> Plane:
     out = below.copy()
-    lay_over(out, light, cover, BLENDS.index(blend), np.float32(opacity))
+    blend_layer(out, light, cover, BLENDS.index(blend), np.float32(opacity))
     return out
 
 
@@ -238,7 +238,7 @@ def laid(
 def test_an_unknown_blend_is_refused_by_the_kernel(number: int) -> None:
     layer = np.zeros((3, 4), np.float32), np.zeros(4, np.float32)
     with pytest.raises(ValueError, match="blend"):
-        lay_over(np.zeros((4, 3), np.float32), *layer, number, np.float32(1))
+        blend_layer(np.zeros((4, 3), np.float32), *layer, number, np.float32(1))
 
 
 @pytest.mark.parametrize("blend", BLENDS)
@@ -249,7 +249,7 @@ def test_lay_over_equals_its_twin_and_leaves_the_layer_alone(
     below, light, cover, opacity = sheet
     before = light.copy(), cover.copy()
     out = laid(below, light, cover, blend, opacity)
-    wanted = reference.laid_over(below, light, cover, blend, float(opacity))
+    wanted = reference.blended_layer(below, light, cover, blend, float(opacity))
     np.testing.assert_allclose(out, wanted, atol=1e-6)
     assert out.min() >= 0
     assert out.max() <= 1
@@ -293,17 +293,15 @@ def test_multiply_never_brightens(sheet: tuple[Plane, Plane, Plane, np.float32])
     assert (laid(*sheet[:3], "multiply", sheet[3]) <= below + 1e-7).all()
 
 
-# --- shade_ground, to_bytes ----------------------------------------------------------------------
+# --- fill_gradient, to_bytes ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 4), (5, 3), (64, 48)])
 def test_the_ground_shades_straight_from_top_to_bottom(height: int, width: int) -> None:
     first, second = np.random.default_rng(height).random((2, 3), np.float32)
     out = np.full((height, width, 3), np.nan, np.float32)
-    shade_ground(first, second, out)
-    np.testing.assert_allclose(
-        out, reference.shaded_ground(first, second, height, width), atol=1e-6
-    )
+    fill_gradient(first, second, out)
+    np.testing.assert_allclose(out, reference.gradient(first, second, height, width), atol=1e-6)
 
 
 def test_bytes_are_stretched_values_clamped_and_rounded_to_nearest() -> None:

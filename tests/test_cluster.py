@@ -270,7 +270,9 @@ def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
         assert parsed(gen.main, line)
 
 
-def test_the_processes_of_torchrun_generate_one_set(tmp_path: Path, alone: dict[str, bytes]) -> None:
+def test_the_processes_of_torchrun_generate_one_set(
+    tmp_path: Path, alone: dict[str, bytes]
+) -> None:
     folder = tmp_path / "set"
     script = tmp_path / "pixmix-gen"
     script.write_text(f'#!/bin/bash\nexec {sys.executable} -m pipelines.cli.gen "$@"\n')

@@ -164,7 +164,7 @@ def test_what_is_no_image_is_refused(content: bytes) -> None:
 def test_a_bomb_is_refused_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
     monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(IMAGE, extension))
@@ -195,7 +195,7 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
     # Warnings are errors here.
     for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
         assert np.array_equal(pixels, IMAGE)
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels"):

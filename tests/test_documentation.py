@@ -80,7 +80,7 @@ def test_the_page_of_formats_names_every_key_of_shards_and_training_files(tmp_pa
     pytest.importorskip("sklearn")
     open_training_data("digits", None, tmp_path, lambda _done, _total: None)
     manifest = json.loads((tmp_path / "train" / "manifest.json").read_bytes())
-    assert set(manifest) | {"file", "bytes", "sha256", "source_sha256", "found"} <= NAMED
+    assert set(manifest) | {"file", "bytes", "sha256", "source_sha256", "scan"} <= NAMED
     alone = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
     train(training(tmp_path, tmp_path / "run", epochs=1, ema_decay=0.9), alone)
     (path,) = (tmp_path / "run" / "checkpoints").glob("*.pt")

@@ -23,11 +23,11 @@ from fractals.escape import (
     TRAPS,
     EscapeLayer,
     draw_escape,
-    orbits_of,
+    orbit_parameters,
     render_escape,
     samples_along_pixel,
 )
-from fractals.escape_kernels import SINGLE_WIDTH, measure_orbits, window_frame
+from fractals.escape_kernels import FLOAT32_WIDTH, measure_orbits, window_frame
 from fractals.numerics import Draws
 
 JULIA = EscapeLayer(
@@ -83,11 +83,11 @@ def ramp() -> NDArray[np.float32]:
 
 def features_of(layer: EscapeLayer, rows: int, columns: int) -> NDArray[np.float32]:
     frame = window_frame(layer.centre, layer.width, layer.rotation, rows, columns)
-    return measure_orbits(orbits_of(layer), frame, layer.width, 0, rows, columns)
+    return measure_orbits(orbit_parameters(layer), frame, layer.width, 0, rows, columns)
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}")
-@pytest.mark.parametrize("width", [SINGLE_WIDTH, 0.5], ids=["double", "single"])
+@pytest.mark.parametrize("width", [FLOAT32_WIDTH, 0.5], ids=["double", "single"])
 def test_orbits_follow_their_formula(place: dict[str, Any], width: float) -> None:
     trap = list(TRAPS)[PLACES.index(place) % len(TRAPS)]
     layer = replace(JULIA, width=width, max_iterations=20, trap=trap, wave_phase=0.17, **place)
@@ -103,8 +103,8 @@ def test_orbits_follow_their_formula(place: dict[str, Any], width: float) -> Non
     assert np.ptp(expected, axis=(1, 2)).max() > 0.001
     # Twenty steps magnify a rounding of the first 2^20 to 5^20 times: what is left of float32's
     # 1e-7 at most points; a few chaotic ones may differ.
-    off = np.abs(measured - expected).max(axis=0) > (0.02 if width > SINGLE_WIDTH else 0.002)
-    assert off.mean() <= (0.1 if width > SINGLE_WIDTH else 0.0)
+    off = np.abs(measured - expected).max(axis=0) > (0.02 if width > FLOAT32_WIDTH else 0.002)
+    assert off.mean() <= (0.1 if width > FLOAT32_WIDTH else 0.0)
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -114,7 +114,7 @@ def test_paint_equals_its_twin(side: int) -> None:
     frame = window_frame(layer.centre, layer.width, layer.rotation, height * side, width * side)
     frame[:2] -= frame[2:4] + frame[4:6]
     shape = (height * side + 1, width * side + 1)
-    features = measure_orbits(orbits_of(layer), frame, layer.width, 0, *shape)
+    features = measure_orbits(orbit_parameters(layer), frame, layer.width, 0, *shape)
     expected = reference.painted(features, ramp(), layer, side)
     image = render_escape(layer, ramp(), (height, width), {1: 10, 2: 50}[side])
     # float32 against float64; a palette step at a wrapped coordinate costs 1/256 of a colour.
@@ -126,10 +126,10 @@ def test_a_point_does_not_know_its_neighbours() -> None:
     rows, columns = 37, 29
     whole = features_of(layer, rows, columns)
     frame = window_frame(layer.centre, layer.width, layer.rotation, rows, columns)
-    band = measure_orbits(orbits_of(layer), frame, layer.width, 5, 11, columns)
+    band = measure_orbits(orbit_parameters(layer), frame, layer.width, 5, 11, columns)
     assert np.array_equal(band, whole[:, 5:16])
     frame[:2] += 3 * frame[2:4]
-    narrow = measure_orbits(orbits_of(layer), frame, layer.width, 0, rows, columns - 3)
+    narrow = measure_orbits(orbit_parameters(layer), frame, layer.width, 0, rows, columns - 3)
     assert np.mean(narrow == whole[:, :, 3:]) > 0.7  # a column's start differs in the last bit
     assert np.median(np.abs(narrow - whole[:, :, 3:])) == 0.0
 
@@ -235,8 +235,8 @@ def test_all_formulas_and_traps_are_drawn() -> None:
 
 
 def test_drawn_windows_show_something() -> None:
-    looks = [escape._draw_place(Draws(2, index))[1] for index in range(60)]
-    faultless = [look for look in looks if escape._fault(look) == 0]
+    looks = [escape._draw_good_window(Draws(2, index))[1] for index in range(60)]
+    faultless = [look for look in looks if escape._penalty(look) == 0]
     assert len(faultless) > 36
     assert all(look.outside >= 0.5 and look.dusty <= 0.05 for look in faultless)
 
@@ -252,7 +252,7 @@ def test_the_descent_ends_on_the_border() -> None:
     )
     counts = []
     for index in range(20):
-        layer = escape._descend(Draws(4, index), start, 0.01)
+        layer = escape._zoom_to_border(Draws(4, index), start, 0.01)
         assert 0.01 <= layer.width <= 0.0101
         counts.append(np.ptp(features_of(layer, 16, 17)[0]))
     assert np.median(counts) > 0.5
@@ -269,10 +269,12 @@ def test_parallel_lines_are_coherent_and_rings_are_not() -> None:
 def test_a_choice_falls_where_the_count_changes() -> None:
     features = np.zeros((4, 16, 19), np.float32)
     features[0, :, 11:] = 1.0
-    columns = {escape_kernels.choose(features, unit)[1] for unit in np.linspace(0, 0.999, 50)}
+    columns = {
+        escape_kernels.choose_border_sample(features, unit)[1] for unit in np.linspace(0, 0.999, 50)
+    }
     assert columns == {10, 11}
     features[0] = 0.0
-    assert escape_kernels.choose(features, 0.5) == (8, 9)
+    assert escape_kernels.choose_border_sample(features, 0.5) == (8, 9)
 
 
 def test_the_inside_is_not_dead() -> None:

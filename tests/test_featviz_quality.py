@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from featviz import PreparedNetwork, Recipe, open_network, prepare_network
-from featviz.capture import capturing
+from featviz.capture import capture_activations
 from featviz.sampling import recipe_direction
 from pipelines.cli import gen
 from pipelines.generate.generator import decode
@@ -39,7 +39,10 @@ def mean_activations(
 ) -> dict[str, torch.Tensor]:
     """Mean activations of all channels of the layers, (n, channels) each."""
     seen: list[dict[str, torch.Tensor]] = []
-    with torch.no_grad(), capturing(prepared.module, list(prepared.layers.values())) as look:
+    with (
+        torch.no_grad(),
+        capture_activations(prepared.module, list(prepared.layers.values())) as look,
+    ):
         for begin in range(0, len(images), 8):
             batch = torch.from_numpy(np.stack(images[begin : begin + 8])).permute(0, 3, 1, 2)
             activations = look(prepared.enter(batch.float() / 255))

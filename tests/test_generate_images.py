@@ -144,7 +144,7 @@ def test_a_task_whose_lock_vanishes_with_a_closed_set_finds_the_set_complete(
     @contextmanager
     def lock_that_vanishes(path: Path, *, busy: str | None = None) -> Iterator[None]:
         records = len(list((path.parent / "done").glob("*")))
-        if path.name == "books.lock" and records and not closed:
+        if path.name == "state.lock" and records and not closed:
             closed.append(path)
             other = make(image_set(tmp_path / "set", chunk=1, task_index=0, num_tasks=2))
             assert other.complete

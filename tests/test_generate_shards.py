@@ -92,8 +92,10 @@ def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
     from pipelines.shards.sources import MixingSource
 
     make(image_set(tmp_path / "files"), run=run_here)
-    source: Source = MixingSource(places=(tmp_path / "files",))
-    asked = ShardRequest(folder=tmp_path / "shards", source=source, name="stripes", num_shards=4)
+    source: Source = MixingSource(paths=(tmp_path / "files",))
+    asked = ShardRequest(
+        store=Folder(path=tmp_path / "shards"), source=source, name="stripes", num_shards=4
+    )
     make_shards(asked, run=run_here, progress=lambda _done, _total: None)
     generate(sharded(place))
     assert len(members(place.path)) == 20
@@ -215,8 +217,8 @@ def test_a_shard_of_another_size_than_its_sidecar_says_is_missing(place: Folder)
         lambda _sidecar: b"{}",
         lambda _sidecar: b"[]",
         lambda sidecar: json.dumps(sidecar | {"bytes": None}).encode(),
-        lambda sidecar: json.dumps(sidecar | {"rows": [1, 2]}).encode(),
-        lambda sidecar: json.dumps(sidecar | {"rows": sidecar["rows"][1:]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"samples": [1, 2]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"samples": sidecar["samples"][1:]}).encode(),
         lambda sidecar: json.dumps(sidecar | {"extensions": [7]}).encode(),
         lambda sidecar: json.dumps(sidecar | {"file": "stripes-99.tar"}).encode(),
     ],

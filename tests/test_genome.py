@@ -231,8 +231,8 @@ def test_a_third_kind_of_layer_is_refused_until_it_has_a_row_and_then_keeps_its_
     plasma: Any = Plasma(grey=0.5)
     with pytest.raises(ValueError, match=r"'Plasma'.*use one of chaos, escape"):
         replace(LAYER, fractal=plasma)
-    row: Any = genome_module.Kind(Plasma, lambda *_: (plasma, None), paint_plasma, True)
-    monkeypatch.setitem(genome_module.KINDS, "plasma", row)
+    row: Any = genome_module.LayerKind(Plasma, lambda *_: (plasma, None), paint_plasma, True)
+    monkeypatch.setitem(genome_module.LAYER_KINDS, "plasma", row)
     monkeypatch.setitem(genome_module._KIND_NAMES, Plasma, "plasma")
     genome = replace(GENOME, layers=(replace(LAYER, fractal=plasma), LAYER))
     assert [layer["fractal"]["kind"] for layer in genome.to_json()["layers"]] == ["plasma", "chaos"]
@@ -247,7 +247,7 @@ def test_a_third_kind_of_layer_is_refused_until_it_has_a_row_and_then_keeps_its_
 def test_families_are_made_of_known_kinds_and_templates() -> None:
     assert list(FAMILIES)[:4] == ["mixed", "flame", "ifs", "escape"]
     for family in FAMILIES.values():
-        assert {name for plan in family.plans for name in plan} <= set(genome_module.KINDS)
+        assert {name for plan in family.plans for name in plan} <= set(genome_module.LAYER_KINDS)
         assert set(family.templates) <= set(TEMPLATES)
         assert all(len(plan) in genome_module.LAYERS for plan in family.plans)
 

@@ -15,7 +15,7 @@ import reference
 from fractals import FAMILIES, Genome, draw_genome, render
 from fractals.chaos import ChaosLayer, accumulate
 from fractals.chaos_kernels import LEVELS
-from fractals.genome import LARGEST, SMALLEST, Layer, game_key, grade, paint
+from fractals.genome import MAX_SIDE, MIN_SIDE, Layer, apply_levels, composite, game_key
 from fractals.palettes import palette_table
 from fractals.statistics import reliability
 
@@ -189,7 +189,8 @@ def test_more_samples_leave_less_to_chance(family: str) -> None:
         row = []
         for samples in (12, 50, 200):
             pair = [
-                grade(genome, paint(genome, 60, 84, samples, stream=stream)) for stream in (0, 1)
+                apply_levels(genome, composite(genome, 60, 84, samples, stream=stream))
+                for stream in (0, 1)
             ]
             row.append(reliability(*pair))
         assert row[0] < row[2] < 1
@@ -212,7 +213,7 @@ def test_more_samples_keep_the_image() -> None:
 def painted_by_reference(genome: Genome, height: int, width: int, samples: float) -> Values:
     """Ground, then each layer's game, spread, tone and blend, all in float64."""
     ground = palette_table(genome.background)
-    image = reference.shaded_ground(ground[0], ground[128], height, width).reshape(-1, 3)
+    image = reference.gradient(ground[0], ground[128], height, width).reshape(-1, 3)
     for number, layer in enumerate(genome.layers):
         assert isinstance(layer.fractal, ChaosLayer)
         key = game_key(genome.family, genome.seed, genome.index, genome.attempt, number)
@@ -222,10 +223,10 @@ def painted_by_reference(genome: Genome, height: int, width: int, samples: float
         points, colours = (
             reference.spread(plane, levels, LEVELS) for plane in (game.points, game.colours)
         )
-        light, cover = reference.develop(
+        light, cover = reference.tone_map(
             points, colours, game.played, tone, palette_table(layer.palette)
         )
-        image = reference.laid_over(
+        image = reference.blended_layer(
             image, light.reshape(3, -1), cover.ravel(), layer.blend, layer.opacity
         )
     return image.reshape(height, width, 3)
@@ -242,7 +243,7 @@ def test_layers_are_toned_and_laid_one_on_the_other_in_order(blend: str) -> None
     genome = replace(draw_genome(1, 0, "flame"), layers=layers)
     # Float32 logarithms and a 256-entry palette, through three layers: a quarter of a level of 255.
     np.testing.assert_allclose(
-        paint(genome, 40, 56, 30), painted_by_reference(genome, 40, 56, 30), atol=1e-3
+        composite(genome, 40, 56, 30), painted_by_reference(genome, 40, 56, 30), atol=1e-3
     )
 
 
@@ -251,27 +252,27 @@ def test_an_unseen_layer_leaves_the_ground() -> None:
     unseen = replace(genome, layers=(replace(genome.layers[0], blend="over", opacity=0.0),))
     ground = palette_table(genome.background)
     np.testing.assert_allclose(
-        paint(unseen, 20, 34, 5),
-        reference.shaded_ground(ground[0], ground[128], 20, 34),
+        composite(unseen, 20, 34, 5),
+        reference.gradient(ground[0], ground[128], 20, 34),
         atol=1e-6,
     )
 
 
 def test_grading_stretches_black_and_white_and_leaves_the_painting_alone() -> None:
     genome = replace(draw_genome(0, 0, "ifs"), black=0.25, white=0.75)
-    painted = np.tile(np.linspace(0, 1, 9, dtype=np.float32)[:, None, None], (1, 7, 3))
-    before = painted.copy()
-    levels = grade(genome, painted)
+    composited = np.tile(np.linspace(0, 1, 9, dtype=np.float32)[:, None, None], (1, 7, 3))
+    before = composited.copy()
+    levels = apply_levels(genome, composited)
     assert levels.dtype == np.uint8
     assert levels[:, 0, 0].tolist() == [0, 0, 0, 64, 128, 191, 255, 255, 255]
-    np.testing.assert_array_equal(painted, before)
+    np.testing.assert_array_equal(composited, before)
 
 
 # --- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "size", [0, -5, 3, SMALLEST - 1, LARGEST + 1, (SMALLEST - 1, 64), (64, LARGEST + 1), (64, 0)]
+    "size", [0, -5, 3, MIN_SIDE - 1, MAX_SIDE + 1, (MIN_SIDE - 1, 64), (64, MAX_SIDE + 1), (64, 0)]
 )
 def test_a_size_out_of_range_is_refused(size: int | tuple[int, int]) -> None:
     height, width = (size, size) if isinstance(size, int) else size

@@ -97,7 +97,7 @@ def test_an_endless_shard_is_given_up_at_its_own_length(
 def test_an_endless_manifest_is_given_up(
     server: FaultyServer, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipelines.shards.remote.MOST_MANIFEST_BYTES", 10_000)
+    monkeypatch.setattr("pipelines.shards.remote.MAX_MANIFEST_BYTES", 10_000)
     server.always[f"set/{MANIFEST_NAME}"] = endless
     assert MANIFEST_NAME in refusal_of(server, cache)
 
@@ -186,7 +186,7 @@ def test_a_bit_that_flips_in_the_cache_is_seen_and_mended(
 
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     # As in a new process.
-    monkeypatch.setattr("pipelines.shards.cache._found", {})
+    monkeypatch.setattr("pipelines.shards.cache._verified", {})
     with remote.files.hold(1) as held:
         assert held.path.read_bytes() == wanted
     assert len(server.requests("set/set-0001.tar")) == 2
@@ -202,7 +202,7 @@ def test_an_index_whose_bit_flips_in_the_cache_comes_again(
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    monkeypatch.setattr("pipelines.shards.cache._found", {})
+    monkeypatch.setattr("pipelines.shards.cache._verified", {})
     after = open_remote(server.url("set"), cache=cache, access=QUICK).shards.samples
     assert after.tobytes() == before.tobytes()
 
@@ -216,7 +216,7 @@ def test_a_file_of_the_cache_is_hashed_once_a_node(
         lambda path: hashed.append(path.name) or hashlib.sha256(path.read_bytes()).hexdigest(),
     )
     for _ in range(2):
-        monkeypatch.setattr("pipelines.shards.cache._found", {})
+        monkeypatch.setattr("pipelines.shards.cache._verified", {})
         with open_remote(server.url("set"), cache=cache).files.hold(0):
             pass
     # As it came.

@@ -28,7 +28,7 @@ def run(folder: Path, task: Task = Task(), **settings: Any) -> JobResult:  # noq
 def make(folder: Path, items: range, content: bytes | None = None, **settings: Any) -> None:  # noqa: ANN401
     """Make items without a run, or put other content in the place of their record."""
     job = fake_job(folder, **settings)
-    make_chunk(job, job.request.mark, items)
+    make_chunk(job, job.request.hash, items)
     if content is not None:
         (record,) = (folder / ".work" / "done").glob(f"{items.start:08d}-{items.stop:08d}.*")
         record.write_bytes(content)
@@ -203,7 +203,7 @@ def test_records_of_another_request_that_began_at_the_same_time_do_not_count(
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"seed": 1}, "^seed: .* with 0, .* says 1"), ({"version": 2}, "^v: .* with 1 .* here is 2")],
+    [({"seed": 1}, "^seed: .* with 0, .* uses 1"), ({"version": 2}, "^v: .* with 1 .* this is 2")],
 )
 def test_other_settings_are_refused_by_the_name_of_the_field(
     tmp_path: Path, complete: bool, changes: dict[str, Any], message: str

@@ -26,8 +26,8 @@ from pipelines.loading.order import EpochOrder
 from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedImages
-from pixmix.resizing import resized_centre, resized_crop
+from pixmix.images import PackedImages
+from pixmix.resizing import resized_center, resized_crop
 from shard_sets import drawn_images, encoded, write_shards
 
 SIZES = (5, 1, 0, 9, 4, 11)
@@ -290,7 +290,7 @@ def test_evaluation_pixels_are_torchvision_s_centre(
 ) -> None:
     loader = eval_loader(large, preprocess=SMALL, batch_size=4)
     images = torch.cat([images for images, _, _ in loader])[:N]
-    expected = np.stack([resized_centre(picture, 16, (14, 14)) for picture in pictures])
+    expected = np.stack([resized_center(picture, 16, (14, 14)) for picture in pictures])
     mean, std = (torch.tensor(each)[:, None, None] for each in (SMALL.mean, SMALL.std))
     assert torch.equal(images, (torch.from_numpy(expected).permute(0, 3, 1, 2) / 255 - mean) / std)
 

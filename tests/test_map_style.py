@@ -21,7 +21,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 
 N = 26

@@ -28,7 +28,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading import image_map
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.format import open_shards
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 from stripes import image_set
 from stripes import make as generate_images

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from featviz import channel, deepdream, direction, diversity, draw_direction, neuron
-from featviz.canvas import generator
+from featviz.canvas import random_generator
 
 SEEN = {
     "a": torch.randn(3, 5, 4, 7, generator=torch.Generator().manual_seed(0)),
@@ -30,7 +30,7 @@ def test_a_neuron_is_the_middle_position() -> None:
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_a_direction_favours_activations_that_go_its_way_alone(power: float) -> None:
-    towards = generator(0).standard_normal((3, 5)).astype(np.float32)
+    towards = random_generator(0).standard_normal((3, 5)).astype(np.float32)
     expected = []
     for activations, way in zip(A, towards.astype(float), strict=True):
         values = []
@@ -75,11 +75,11 @@ def test_objectives_add_scale_and_turn_round() -> None:
 
 
 def test_random_directions_have_length_one_and_no_end() -> None:
-    drawn = torch.stack([draw_direction(generator(i), 64) for i in range(50)])
+    drawn = torch.stack([draw_direction(random_generator(i), 64) for i in range(50)])
     np.testing.assert_allclose(drawn.norm(dim=1), 1, rtol=1e-5)
     likeness = drawn @ drawn.T - torch.eye(50)
     assert float(likeness.abs().max()) < 0.6
-    assert torch.equal(draw_direction(generator(7), 64), drawn[7])
+    assert torch.equal(draw_direction(random_generator(7), 64), drawn[7])
 
 
 @pytest.mark.parametrize(

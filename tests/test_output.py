@@ -271,7 +271,7 @@ def test_other_objects_are_left_alone(store: AmazonStore, url: str, access: Remo
 def test_other_settings_are_refused_in_a_store(place: OutputStore) -> None:
     generate(sharded(place, num_tasks=2))
     with pytest.raises(
-        PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
+        PipelineError, match=rf"seed: {place.name} was started with 0, and this command uses 1"
     ):
         generate(sharded(place, Stripes(seed=1)))
 

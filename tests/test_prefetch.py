@@ -53,7 +53,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
     order = [3, 1, 2, 3, 3, 0]
-    with Prefetch(shelf.hold, order, ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, order, n_shards=3, threads=2) as shards:
         taken = []
         for shard, held in zip(order, shards, strict=True):
             with held:
@@ -65,7 +65,7 @@ def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) -> None:
-    with Prefetch(shelf.hold, itertools.count(), ahead=3, threads=threads) as shards:
+    with Prefetch(shelf.hold, itertools.count(), n_shards=3, threads=threads) as shards:
         wait_until(lambda: len(shelf.asked) == 3)
         time.sleep(0.1)
         assert sorted(shelf.asked) == [0, 1, 2]
@@ -77,7 +77,7 @@ def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) ->
 
 def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
     shelf.gates = {number: threading.Event() for number in range(3)}
-    with Prefetch(shelf.hold, range(3), ahead=3, threads=3) as shards:
+    with Prefetch(shelf.hold, range(3), n_shards=3, threads=3) as shards:
         wait_until(lambda: shelf.asked == [0, 1, 2])
         for number in (2, 1, 0):
             shelf.gates[number].set()
@@ -87,7 +87,7 @@ def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
 
 def test_what_is_fetched_ahead_is_held_until_its_taker_lets_it_go(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=3000))
-    with Prefetch(shelf.hold, [0, 1, 2], ahead=2) as shards:
+    with Prefetch(shelf.hold, [0, 1, 2], n_shards=2) as shards:
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
         first = shards.take()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1, 2])
@@ -107,7 +107,7 @@ def test_a_cache_smaller_than_what_is_ahead_serves_one_after_the_other(
 ) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=limit))
     order = list(range(12))
-    with Prefetch(shelf.hold, order, ahead=6, threads=4) as shards:
+    with Prefetch(shelf.hold, order, n_shards=6, threads=4) as shards:
         for shard, held in zip(order, shards, strict=True):
             with held:
                 assert held.path.exists(), shard
@@ -116,7 +116,7 @@ def test_a_cache_smaller_than_what_is_ahead_serves_one_after_the_other(
 
 def test_a_taker_that_holds_the_whole_cache_is_told(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
-    with Prefetch(shelf.hold, range(5), ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, range(5), n_shards=3, threads=2) as shards:
         held = [shards.take(), shards.take()]
         with pytest.raises(CacheFullError, match="raise the cache's limit, or read fewer shards"):
             shards.take()
@@ -127,7 +127,7 @@ def test_a_taker_that_holds_the_whole_cache_is_told(tmp_path: Path) -> None:
 def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     other = put(shelf.cache, 99, 2000)
-    with Prefetch(shelf.hold, range(5), ahead=3) as shards:
+    with Prefetch(shelf.hold, range(5), n_shards=3) as shards:
         time.sleep(0.2)
         other.release()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
@@ -136,7 +136,7 @@ def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
 
 def test_an_error_is_raised_where_its_shard_is_taken(shelf: Shelf) -> None:
     shelf.errors[1] = PipelineError("http://host/set-0001.tar: not found")
-    with Prefetch(shelf.hold, range(4), ahead=4) as shards:
+    with Prefetch(shelf.hold, range(4), n_shards=4) as shards:
         shards.take().release()
         with pytest.raises(PipelineError, match=r"set-0001\.tar: not found"):
             shards.take()
@@ -145,7 +145,7 @@ def test_an_error_is_raised_where_its_shard_is_taken(shelf: Shelf) -> None:
 
 def test_any_error_reaches_the_taker(shelf: Shelf) -> None:
     shelf.errors[0] = ZeroDivisionError("a slip of the program")
-    with Prefetch(shelf.hold, [0], ahead=4) as shards, pytest.raises(ZeroDivisionError):
+    with Prefetch(shelf.hold, [0], n_shards=4) as shards, pytest.raises(ZeroDivisionError):
         shards.take()
 
 
@@ -154,7 +154,7 @@ def test_no_thread_and_no_held_file_outlives_close(tmp_path: Path, threads: int)
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=5000))
     before = threading.active_count()
     shelf.gates = {2: NEVER}
-    shards = Prefetch(shelf.hold, range(100), ahead=5, threads=threads)
+    shards = Prefetch(shelf.hold, range(100), n_shards=5, threads=threads)
     shards.take().release()
     wait_until(lambda: 2 in shelf.asked)
     shards.close()
@@ -170,7 +170,7 @@ def test_close_ends_threads_that_wait_for_room(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     before = threading.active_count()
     with put(shelf.cache, 99, 2000):
-        shards = Prefetch(shelf.hold, range(5), ahead=3, threads=3)
+        shards = Prefetch(shelf.hold, range(5), n_shards=3, threads=3)
         wait_until(lambda: len(shelf.asked) > 1)
         shards.close()
     assert threading.active_count() == before
@@ -198,7 +198,7 @@ shards = Prefetch(hold, range(10))
     subprocess.run([sys.executable, "-c", code], cwd=tests.parent, check=True, timeout=20)
 
 
-@pytest.mark.parametrize("settings", [{"ahead": 0}, {"threads": 0}])
+@pytest.mark.parametrize("settings", [{"n_shards": 0}, {"threads": 0}])
 def test_nonsense_is_refused(shelf: Shelf, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is 0"):
         Prefetch(shelf.hold, [], **settings)

@@ -32,7 +32,7 @@ from faulty_server import (
 )
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import HeldFile, ShardCache
-from pipelines.shards.format import MANIFEST_NAME, MOST_MANIFEST_BYTES, open_shards
+from pipelines.shards.format import MANIFEST_NAME, MAX_MANIFEST_BYTES, open_shards
 from pipelines.shards.remote import Remote, RemoteShards, fetch, open_set
 from pipelines.system.attempts import StoppedError
 from pipelines.system.objects import RemoteAccess, is_remote, shown
@@ -620,7 +620,7 @@ def test_a_damaged_pinned_manifest_is_fetched_again(
     if damage == "other bytes":
         kept.write_bytes(b"{}")
     else:
-        os.truncate(kept, MOST_MANIFEST_BYTES + 1)
+        os.truncate(kept, MAX_MANIFEST_BYTES + 1)
     remote = open_remote(server.url("set"), cache=cache, pin=pin)
     assert remote.shards.hash == pin
     assert kept.read_bytes() == (served_set / MANIFEST_NAME).read_bytes()

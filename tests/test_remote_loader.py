@@ -35,7 +35,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET
 from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.system.objects import RemoteAccess
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 from streaming_model import shard_uses
 

@@ -20,11 +20,11 @@ from scipy import stats
 from fractals import FAMILIES, Genome, draw_genome, sampling
 from fractals.chaos import ChaosLayer, Map, compile_layer, sample_points
 from fractals.escape import EscapeLayer
-from fractals.genome import grade, paint
+from fractals.genome import apply_levels, composite
 from fractals.numerics import Draws
-from fractals.sampling import BARS, Bars, draft, faults, preview, stretched
+from fractals.sampling import THRESHOLDS, Thresholds, draft, missed_thresholds, preview, with_levels
 from fractals.statistics import coherence, measure, reliability
-from fractals.systems import PREVIEW_SIZE, TEMPLATES, frame, singular_values
+from fractals.systems import PREVIEW_SIZE, TEMPLATES, fit_camera, singular_values
 
 ROOT = Path(__file__).resolve().parent.parent
 N_INDICES = 60
@@ -244,7 +244,7 @@ def test_a_camera_sees_between_35_and_92_percent_of_the_points(template: str) ->
     for seed in range(25):
         draws = Draws(seed, 8)
         program = compile_layer(TEMPLATES[template](draws))
-        camera = frame(program, False, draws, (seed, 0))
+        camera = fit_camera(program, False, draws, (seed, 0))
         if camera is None:
             continue
         framed += 1
@@ -264,7 +264,7 @@ def test_a_point_and_an_unbounded_system_cannot_be_framed(affine: tuple[float, .
     layer = replace(
         TEMPLATES["ifs"](Draws(0)), maps=(Map(affine=affine), Map(affine=affine)), symmetry=1
     )
-    assert frame(compile_layer(layer), False, Draws(0), (0,)) is None
+    assert fit_camera(compile_layer(layer), False, Draws(0), (0,)) is None
 
 
 def test_two_to_fifteen_percent_of_a_window_are_at_full_light() -> None:
@@ -295,13 +295,13 @@ def test_a_stretch_loses_at_most_two_percent_at_each_end(
     seed: int, contrast: float, lift: float
 ) -> None:
     values = np.random.default_rng(seed).beta(0.7, 1.3, (9, 14, 3)) * contrast * 0.4 + lift
-    painted = values.astype(np.float32)
-    genome = stretched(any_genome(), painted)
+    composited = values.astype(np.float32)
+    genome = with_levels(any_genome(), composited)
     assert 0 <= genome.black < genome.white <= 1
     # A quantile is one of the values, so one more may lie beyond; the bounds have five decimals.
-    allowed = 0.02 + 1 / painted.size
-    assert np.mean(painted < genome.black - 1e-5) <= allowed
-    assert np.mean(painted > genome.white + 1e-5) <= allowed
+    allowed = 0.02 + 1 / composited.size
+    assert np.mean(composited < genome.black - 1e-5) <= allowed
+    assert np.mean(composited > genome.white + 1e-5) <= allowed
 
 
 # --- keeping and rejecting -----------------------------------------------------------------------
@@ -312,25 +312,25 @@ def test_every_kept_preview_meets_the_bars(drawn: dict[str, list[Genome]], famil
     for genome in drawn[family][::4]:
         image = preview(genome, 0)
         measured = measure(image)
-        for bar in dataclasses.fields(Bars):
+        for bar in dataclasses.fields(Thresholds):
             if bar.name in measured:
-                assert measured[bar.name] >= getattr(BARS, bar.name), (genome.index, bar.name)
-        assert measured["edge_density"] <= BARS.most_edges
-        assert coherence(image) >= BARS.coherence
-        assert reliability(image, preview(genome, 1)) >= BARS.reliability
-        assert faults(genome, image) == []
+                assert measured[bar.name] >= getattr(THRESHOLDS, bar.name), (genome.index, bar.name)
+        assert measured["edge_density"] <= THRESHOLDS.most_edges
+        assert coherence(image) >= THRESHOLDS.coherence
+        assert reliability(image, preview(genome, 1)) >= THRESHOLDS.reliability
+        assert missed_thresholds(genome, image) == []
 
 
 def judged(seed: int, index: int, family: str, attempt: int) -> tuple[Genome, Image] | None:
-    """A draft as it is judged: stretched, its preview painted from the games it was exposed by."""
+    """A draft as it is judged: with_levels, its preview composited from the games it was exposed by."""
     trial = draft(seed, index, family, attempt)
     if trial is None:
         return None
-    painted = paint(
+    composited = composite(
         trial.genome, PREVIEW_SIZE, PREVIEW_SIZE, sampling.PREVIEW_SAMPLES, games=trial.games
     )
-    genome = stretched(trial.genome, painted)
-    return genome, grade(genome, painted)
+    genome = with_levels(trial.genome, composited)
+    return genome, apply_levels(genome, composited)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -342,9 +342,9 @@ def test_the_first_draft_without_faults_is_kept_and_all_before_it_name_theirs(
         for attempt in range(genome.attempt):
             trial = judged(0, genome.index, family, attempt)
             if trial is not None:
-                missed = faults(*trial)
+                missed = missed_thresholds(*trial)
                 assert missed
-                assert set(missed) <= {bar.name for bar in dataclasses.fields(Bars)}
+                assert set(missed) <= {bar.name for bar in dataclasses.fields(Thresholds)}
                 rejected += 1
         kept = judged(0, genome.index, family, genome.attempt)
         assert kept is not None
@@ -445,7 +445,7 @@ def in_few_colours(image: Image) -> Image:
 
 def greyed(image: Image) -> Image:
     luma = (image @ np.array([0.299, 0.587, 0.114]))[..., None]
-    keep = 0.97 * BARS.colourfulness / measure(image)["colourfulness"]
+    keep = 0.97 * THRESHOLDS.colourfulness / measure(image)["colourfulness"]
     return as_bytes(luma + keep * (image - luma))
 
 
@@ -477,25 +477,25 @@ MISSES: dict[str, Callable[[Image], Image]] = {
 
 
 def test_there_is_a_way_to_miss_every_bar() -> None:
-    assert set(MISSES) == {bar.name for bar in dataclasses.fields(Bars)}
+    assert set(MISSES) == {bar.name for bar in dataclasses.fields(Thresholds)}
 
 
 @pytest.mark.parametrize("bar", MISSES)
 def test_each_bar_alone_can_reject(drawn: dict[str, list[Genome]], bar: str) -> None:
     """Of many kept images at least one, so changed, misses this bar and no other."""
     genomes = [genome for family in FAMILIES for genome in drawn[family]]
-    missed = [faults(genome, MISSES[bar](preview(genome, 0))) for genome in genomes]
+    missed = [missed_thresholds(genome, MISSES[bar](preview(genome, 0))) for genome in genomes]
     assert [bar] in missed
 
 
-@pytest.mark.parametrize("bar", [each.name for each in dataclasses.fields(Bars)])
+@pytest.mark.parametrize("bar", [each.name for each in dataclasses.fields(Thresholds)])
 def test_a_bar_out_of_reach_is_named(
     drawn: dict[str, list[Genome]], bar: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     genome = drawn["mixed"][0]
     beyond = -1.0 if bar == "most_edges" else 1e3
-    monkeypatch.setattr(sampling, "BARS", replace(BARS, **{bar: beyond}))
-    assert faults(genome, preview(genome, 0)) == [bar]
+    monkeypatch.setattr(sampling, "THRESHOLDS", replace(THRESHOLDS, **{bar: beyond}))
+    assert missed_thresholds(genome, preview(genome, 0)) == [bar]
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -519,8 +519,8 @@ def test_a_refusal_names_value_rule_and_remedy(
 def test_a_seed_that_gives_nothing_but_dull_drafts_ends_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sampling, "BARS", replace(BARS, coverage=1.1))
-    monkeypatch.setattr(sampling, "MOST_DRAFTS", 3)
+    monkeypatch.setattr(sampling, "THRESHOLDS", replace(THRESHOLDS, coverage=1.1))
+    monkeypatch.setattr(sampling, "MAX_DRAFTS", 3)
     with pytest.raises(
         RuntimeError, match=r"seed 7, index 9, family ifs: 3 drafts .*; use another"
     ):

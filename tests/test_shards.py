@@ -236,7 +236,7 @@ def test_other_settings_are_refused_naming_the_field(
     base = ["imagefolder", image_folder, shards, "--num-shards", 4, "--name", "photos"]
     result = run(*base, *changes, "--jobs", 1)
     assert result.exit_code == 1
-    assert f"Error: {field}: {shards} was begun with" in result.stderr
+    assert f"Error: {field}: {shards} was started with" in result.stderr
 
 
 def test_a_changed_source_is_refused(tmp_path: Path) -> None:

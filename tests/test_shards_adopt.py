@@ -113,7 +113,7 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
                 assert (image.format, image.mode) == ("JPEG", "RGB")
     lines = [json.loads(line) for line in (out / "scan.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["a/1.jpg", "a/2.JPEG"]
-    assert sum(opened.settings["found"]["nonstandard"].values()) == 2
+    assert sum(opened.settings["scan"]["nonstandard"].values()) == 2
     assert "nonstandard: " in result.output
 
 
@@ -140,4 +140,4 @@ def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "none of the 1 images" in result.stderr
+    assert "all of the 1 images are skipped" in result.stderr

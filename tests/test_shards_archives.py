@@ -158,7 +158,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(archives.DecodeError):
         read_archived(tmp_path / "lying.zip", image.place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
-    monkeypatch.setattr(archives, "LARGEST_FILE", 10_000_000)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10_000_000)
     with pytest.raises(PipelineError, match="50,000,000 bytes"):
         list(archived_images(bomb))
     # Two entries of the directory that name the same member.
@@ -274,7 +274,7 @@ def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None
 def test_an_archive_that_unpacks_to_too_much_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "LARGEST_CIFAR_ARCHIVE", 1_000_000)
+    monkeypatch.setattr(archives, "MAX_CIFAR_ARCHIVE_BYTES", 1_000_000)
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(gzip.compress(bytes(2_000_000)))
     with pytest.raises(PipelineError, match="1,000,000"):

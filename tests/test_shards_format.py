@@ -16,13 +16,13 @@ from pipelines.shards.format import (
     SAMPLE,
     Manifest,
     Shard,
-    most_index_bytes,
+    max_index_bytes,
     open_shards,
     parse_manifest,
     write_index,
 )
 from pipelines.system.files import file_sha256
-from pixmix import packed
+from pixmix import images
 from shard_sets import drawn_images, encoded, write_shards
 
 Document = dict[str, Any]
@@ -183,9 +183,9 @@ def test_a_damaged_index_is_refused_in_one_line(folder: Path, content: bytes) ->
 @pytest.fixture
 def no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
-        raise OSError(packed.errno.ENODEV, "No such device")
+        raise OSError(images.errno.ENODEV, "No such device")
 
-    monkeypatch.setattr(packed.np, "memmap", refuse)
+    monkeypatch.setattr(images.np, "memmap", refuse)
 
 
 @pytest.mark.usefixtures("no_maps")
@@ -193,11 +193,11 @@ def test_what_cannot_be_mapped_is_read(folder: Path, monkeypatch: pytest.MonkeyP
     samples = open_shards(folder).samples
     assert samples["label"].tolist() == [0, 1, 2, 3]
     assert not samples.flags.writeable
-    monkeypatch.setattr(packed, "MOST_BYTES_READ", 79)
+    monkeypatch.setattr(images, "MOST_BYTES_READ", 79)
     with pytest.raises(PipelineError, match=rf"{INDEX_NAME} cannot be read: .*cannot map files"):
         open_shards(folder)
 
 
 def test_most_index_bytes_bound_every_index(folder: Path) -> None:
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), "")
-    assert (folder / INDEX_NAME).stat().st_size <= most_index_bytes(manifest)
+    assert (folder / INDEX_NAME).stat().st_size <= max_index_bytes(manifest)

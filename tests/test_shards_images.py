@@ -24,7 +24,7 @@ from pipelines.shards.images import (
     read_image,
     why_nonstandard,
 )
-from shard_commands import PICTURES, run
+from shard_commands import IMAGES, run
 from shard_sets import encoded
 
 
@@ -139,7 +139,7 @@ def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
     import struct
     import zlib
 
-    picture = PICTURES[0]
+    picture = IMAGES[0]
     packed = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1000))
     value = {
         b"zTXt": b"key\0\0" + packed,
@@ -196,8 +196,8 @@ def test_a_program_that_is_called_a_picture_is_not_run(
 def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    content = encoded(PICTURES[0], "jpg")
-    monkeypatch.setattr(images, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    content = encoded(IMAGES[0], "jpg")
+    monkeypatch.setattr(images, "MAX_PIXELS", IMAGES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(DecodeError, match=r"more than [0-9,]+ pixels"):
         decode_rgb(content)

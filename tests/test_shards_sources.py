@@ -22,7 +22,7 @@ from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import (
-    LARGEST_FILE,
+    MAX_FILE_BYTES,
     image_files,
     read_image,
 )
@@ -198,7 +198,7 @@ def no_regular_file(path: Path, kind: str) -> None:
         path.symlink_to(path)
     else:
         path.touch()
-        os.truncate(path, LARGEST_FILE + 1)
+        os.truncate(path, MAX_FILE_BYTES + 1)
 
 
 KINDS = ["pipe", "device", "socket", "nothing", "itself", "huge"]
@@ -282,7 +282,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
         assert found.shape == upright.shape
         assert np.abs(found - upright).mean() < 3
         counts = {} if value == 1 else {f"EXIF orientation {value}": 1}
-        assert opened.settings["found"].get("rotated", {}) == counts
+        assert opened.settings["scan"].get("rotated", {}) == counts
         assert run("verify", opened.location).exit_code == 0
     cache = tmp_path / "cache"
     side = min(upright.shape[:2])
@@ -345,7 +345,7 @@ def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
     assert set(splits) == {"train", "validation"}
     result = run("imagefolder", source, tmp_path / "out", "--split", "test")
     assert result.exit_code == 1
-    assert "has no folder a class" in result.stderr
+    assert "has no class folders" in result.stderr
 
 
 def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) ->
     (source / "val" / "b").mkdir()
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "holds no image, so its class would be empty" in result.stderr
+    assert "holds no images, so its class would be empty" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -440,7 +440,7 @@ def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
     write_file(tmp_path / "source" / "a" / "0.jpg", content)
     write_file(tmp_path / "source" / "a" / "1.jpg", oriented(IMAGES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
-    assert "rotated" not in opened.settings["found"]
+    assert "rotated" not in opened.settings["scan"]
     assert bytes(ShardDataset(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip

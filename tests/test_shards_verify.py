@@ -115,9 +115,9 @@ def test_an_index_that_lies_is_found(copy: Path) -> None:
         ({"format": "other"}, "is not the manifest of a set of shards"),
         (
             {"index": {"file": "../index.npy", "sha256": "0" * 64}},
-            r"the name of a file .* `\$\.index\.file`",
+            r"`\$\.index\.file`",
         ),
-        ({"shards": [{"file": "/etc/passwd"}]}, r"the name of a file .* `\$\.shards\[0\]\.file`"),
+        ({"shards": [{"file": "/etc/passwd"}]}, r"`\$\.shards\[0\]\.file`"),
         ({"classes": None}, r"got `null` .* `\$\.classes`"),
     ],
 )

@@ -201,7 +201,7 @@ def test_a_module_that_imports_its_own_package_of_the_name_of_ours_is_refused(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     try:
-        with pytest.raises(PipelineError, match=r"hides the package 'fractals'"):
+        with pytest.raises(PipelineError, match=r"shadows the package 'fractals'"):
             open_model("hiding_ours:make", 2)
     finally:
         sys.modules.pop("fractals", None)

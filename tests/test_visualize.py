@@ -27,7 +27,7 @@ from featviz import (
     prepare_network,
     visualize,
 )
-from featviz.capture import capturing, list_layers
+from featviz.capture import capture_activations, list_layers
 from featviz.visualize import _Ascent
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
@@ -273,7 +273,7 @@ def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
     board = canvas(2, size)
     board = replace(board, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
     stage = Stage(size=size, window=size, steps=3)
-    with capturing(prepared.module, [prepared.layers["relu"]]) as look:
+    with capture_activations(prepared.module, [prepared.layers["relu"]]) as look:
         ascent = _Ascent(prepared, look, channel("relu", 0), board, stage, Robustness(), None)
         part = board.draw([np.random.default_rng(0), np.random.default_rng(1)]).requires_grad_()
         still = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)

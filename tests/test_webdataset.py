@@ -14,7 +14,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig
 from pipelines.loading.loader import train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 
 SMALL = replace(IMAGENET, image_size=14)

@@ -28,8 +28,8 @@ from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import Remote, RemoteFiles, RemoteShards, open_set
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedImages
-from pixmix.resizing import resize_part, resized_centre
+from pixmix.images import PackedImages
+from pixmix.resizing import resize_part, resized_center
 from pixmix.settings import PixMixSettings
 
 Triple = tuple[float, float, float]
@@ -365,7 +365,7 @@ class BatchMaker:
                 )
             out[:] = image
         elif not self.training:
-            out[:] = resized_centre(image, self.preprocess.resized_side, self.size)
+            out[:] = resized_center(image, self.preprocess.resized_side, self.size)
         else:
             part = draw_resized_crop(
                 i,

@@ -29,7 +29,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.format import SAMPLE, ShardSet, read_key
 from pipelines.shards.images import DecodeError, decode_errors, open_image, to_rgb
 from pipelines.system.files import sha256
-from pixmix.packed import map_name
+from pixmix.images import map_name
 
 Pixels = NDArray[np.uint8]
 
@@ -69,7 +69,7 @@ def decode_image(content: bytes | bytearray) -> Pixels:
 
     Raises:
         DecodeError: if it is cut short, damaged, of an unknown format, larger than
-            `MOST_PIXELS`, or of numbers whose white is not known.
+            `MAX_PIXELS`, or of numbers whose white is not known.
     """
     with decode_errors(), open_image(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image, read_size
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,
@@ -49,7 +49,7 @@ from pipelines.system.files import (
 )
 from pipelines.system.progress import Progress
 from pipelines.system.untrusted import open_array
-from pixmix.packed import PackedImages, open_map
+from pixmix.images import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
@@ -425,10 +425,10 @@ class _Build:
             height, width = read_size(self._read(i))
             if size is not None:
                 height, width = resized_shape(height, width, size)
-            if height * width > MOST_PIXELS:
+            if height * width > MAX_PIXELS:
                 raise DecodeError(
                     "too large",
-                    f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; crop it",
+                    f"{width}x{height} are more than {MAX_PIXELS:,} pixels once resized; crop it",
                 )
             self.table["height"][i], self.table["width"][i] = height, width
 

@@ -29,7 +29,13 @@ from pipelines.loading.image_map import (
 )
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.format import (
+    FORMAT,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    ShardSet,
+    read_key,
+)
 from pipelines.shards.images import (
     UPRIGHT,
     DecodeError,
@@ -46,11 +52,10 @@ from pipelines.system.files import open_regular, read_regular, sha256
 from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 
 Where = str | Path | ShardSet
 
-_LARGEST_MANIFEST = 2**30
 """Bytes: a million shards have some 200 million."""
 
 
@@ -216,7 +221,7 @@ def _check_finished(where: Where) -> None:
 def _manifest(path: Path) -> dict[str, Any]:
     """Return a JSON object in a file, or an empty one where there is none."""
     try:
-        document = json.loads(read_regular(path, max_bytes=_LARGEST_MANIFEST))
+        document = json.loads(read_regular(path, max_bytes=MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}

@@ -36,8 +36,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix.arguments import seed_of
-from pixmix.philox import shuffle
+from pixmix.draws import shuffle
+from pixmix.settings import check_seed
 
 ORDER_VERSION = 1
 
@@ -97,7 +97,9 @@ class EpochOrder:
         # Without, it is as if one shard had all.
         sizes = shard_sizes if shard_sizes is not None and by_shards else [n_samples]
         parts = _parts(n_samples, shard_partitions)
-        self._groups = _groups_of(sizes, seed_of(seed), epoch, parts, shuffle_window or len(sizes))
+        self._groups = _groups_of(
+            sizes, check_seed(seed), epoch, parts, shuffle_window or len(sizes)
+        )
         # The current group of each partition, and the next ones, for those who prefetch.
         self._shuffled = lru_cache(_GROUPS_KEPT * shard_partitions + 1)(self._groups.shuffled)
 

@@ -226,7 +226,10 @@ class WorkerSource:
         # wait forever for the lock of that file.
         batches = self._begin()
         with Prefetch(
-            self._files.hold, order, ahead=self._prefetch, threads=self._remote.concurrent_downloads
+            self._files.hold,
+            order,
+            n_shards=self._prefetch,
+            threads=self._remote.concurrent_downloads,
         ) as shards:
             try:
                 upcoming = next(ordered, None)

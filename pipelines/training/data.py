@@ -16,6 +16,7 @@ from pipelines.models.checkpoints import read_initial_weights
 from pipelines.models.outputs import outputs_of
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
+from pipelines.shards.output import Folder
 from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
@@ -203,8 +204,8 @@ def _make(
     """Make shards, or find them made."""
     for split in SPLITS:
         request = ShardRequest(
-            folder=made / split,
-            source=DatasetSource(dataset=dataset.name, place=place, split=split),
+            store=Folder(path=made / split),
+            source=DatasetSource(dataset=dataset.name, path=place, split=split),
             name=f"{dataset.name}-{split}",
             split=split,
             shard_size=dataset.shard_size,
