@@ -68,4 +68,4 @@ def test_splits_are_written_to_folders_that_timm_finds(image_folder: Path, tmp_p
     assert len(open_shards(out / "train")) == len(open_shards(out / "val")) == 3
     result = run("imagefolder", source, tmp_path / "other", "--split", "test")
     assert result.exit_code == 1
-    assert "has no split 'test' (there: train, val)" in result.stderr
+    assert "has no split 'test'; use one of train, val" in result.stderr
