@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.cli import show
-from pipelines.report import set_table
+from pipelines.report import sets
 from pipelines.report.set_statistics import (
     Percentiles,
     SetImage,
     SetStatistics,
     set_images,
 )
-from pipelines.report.set_table import Bar
+from pipelines.report.sets import Bar
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -52,7 +52,7 @@ def of_files(paths: Sequence[Path]) -> list[SetImage]:
 def perfect() -> SetStatistics:
     """Statistics that meet every bar."""
     per_image = {}
-    for row in set_table.ROWS:
+    for row in sets.ROWS:
         bar = row.median_bar or Bar(at_least=1)
         low = row.p10_bar.at_least if row.p10_bar else bar.at_least
         per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)

@@ -17,7 +17,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.errors import PipelineError
 from pipelines.generate import ray
-from pipelines.generate.generator import versions_of
+from pipelines.generate.generators import versions_of
 from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
 from pipelines.system.processes import Run

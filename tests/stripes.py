@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.generate.generator import Generated
+from pipelines.generate.generators import Generated
 from pipelines.generate.products import image_job, shard_job
 from pipelines.shards.job import Job, run_job
 from pipelines.shards.output import OutputStore

@@ -11,12 +11,12 @@ from PIL import Image
 
 from image_sets import SHARED, noise, of_files, run, save, write_folder
 from pipelines.cli import options
-from pipelines.report import set_table
-from pipelines.report.figures import GAP, contact_sheet
+from pipelines.report import sets
+from pipelines.report.page import GAP, contact_sheet
 from pipelines.report.set_statistics import (
     measure_set,
 )
-from pipelines.report.set_table import table
+from pipelines.report.sets import table
 from pipelines.shards.images import (
     image_files,
     read_image,
@@ -103,12 +103,12 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
 def test_what_was_written_before_ctrl_c_is_not_denied(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.report import set_report
+    from pipelines.report import sets
 
     def stopped(_sets: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(set_report, "histograms_of", stopped)
+    monkeypatch.setattr(sets, "histograms_of", stopped)
     sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
     result = run(folder, "--sheet", sheet, "--plot", plot)
     assert result.exit_code == 130
@@ -135,7 +135,7 @@ def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
         pytest.skip("shared/data/reference_fractals does not lie beside the project")
     document = json.loads(run(flames, "--json", "--sheet", tmp_path / "sheet.png").stdout)
     assert document["n"] == 200
-    for row in set_table.ROWS:
+    for row in sets.ROWS:
         if row.flames is None:
             continue
         median = document["per_image"][row.name]["median"]
@@ -212,7 +212,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
     text = html.read_text()
     assert text.count("<img ") == 3
     assert text.count("<table") == 1
-    for row in set_table.ROWS:
+    for row in sets.ROWS:
         assert f'<th scope="row">{row.label}</th>' in text
     pixels = read_image(plot).astype(int)
     for blended in ((143, 187, 217), (255, 191, 134)):  # C0 and C1, half seen through
@@ -220,6 +220,6 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
 
 
 def test_a_sheet_has_as_many_images_as_its_help_says() -> None:
-    from pipelines.report import set_report
+    from pipelines.report import sets
 
-    assert options.SHEET_IMAGES == set_report.SHEET_IMAGES
+    assert options.SHEET_IMAGES == sets.SHEET_IMAGES

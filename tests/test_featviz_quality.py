@@ -16,7 +16,7 @@ from featviz import Prepared, Recipe, open_network, prepare
 from featviz.capture import capturing
 from featviz.sampling import target
 from pipelines.cli import gen
-from pipelines.generate.generator import decode
+from pipelines.generate.generators import decode
 from pipelines.report.set_statistics import measure_set, set_images
 
 pytestmark = pytest.mark.slow

@@ -28,7 +28,7 @@ from pipelines.generate.featviz import (
     image_bytes,
     plan_generator,
 )
-from pipelines.generate.generator import decode, pixel_sha256
+from pipelines.generate.generators import decode, pixel_sha256
 from pipelines.generate.products import read_manifest
 from stripes import tree
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.generate import generator
-from pipelines.generate.generator import decode, pixel_sha256
+from pipelines.generate import generators
+from pipelines.generate.generators import decode, pixel_sha256
 from pipelines.generate.verify import verify_images
 from pipelines.system import files as locks
 from pipelines.system.files import file_sha256, folder_lock
@@ -503,7 +503,7 @@ def test_a_resume_with_another_encoder_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(image_set(tmp_path / "set", num_tasks=2))
-    monkeypatch.setattr(generator, "encoder_version", lambda _format: "Pillow 1.0")
+    monkeypatch.setattr(generators, "encoder_version", lambda _format: "Pillow 1.0")
     with pytest.raises(
         PipelineError, match=r"encoder: .* begun with Pillow .*Pillow 1\.0; install"
     ):
@@ -514,7 +514,7 @@ def test_a_newer_package_with_the_same_images_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbroken: dict[str, bytes]
 ) -> None:
     make(image_set(tmp_path / "set", num_tasks=2))
-    monkeypatch.setattr(generator, "__version__", "99.0")
+    monkeypatch.setattr(generators, "__version__", "99.0")
     make(image_set(tmp_path / "set"))
     assert tree(tmp_path / "set") == unbroken
 
@@ -551,8 +551,8 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(
         ("images", 0),
         ("settings", "x"),
         ("settings", {"format": ["png"]}),
-        ("made_with", None),
-        ("made_with", {"pixmix": "1.0"}),
+        ("versions", None),
+        ("versions", {"pixmix": "1.0"}),
         ("metadata_sha256", None),
         ("acceptance_rate", "x"),
     ],

@@ -24,8 +24,8 @@ from pipelines import open_mixing_set
 from pipelines.cli import gen, shard
 from pipelines.cli.generating import told_of_shards
 from pipelines.errors import PipelineError
-from pipelines.generate import generator, products
-from pipelines.generate.generator import decode
+from pipelines.generate import generators, products
+from pipelines.generate.generators import decode
 from pipelines.generate.products import (
     begun_shards,
     earlier_settings,
@@ -327,7 +327,7 @@ def test_a_newer_package_with_the_same_images_continues(
     place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generate(sharded(place, num_tasks=2))
-    monkeypatch.setattr(generator, "__version__", "99.0")
+    monkeypatch.setattr(generators, "__version__", "99.0")
     assert generate(sharded(place)).generated == 6
     assert tree(place.path) == unbroken
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import (
+from pipelines.generate.generators import (
     LOSSLESS,
     decode,
     encode,
@@ -155,9 +155,9 @@ def sign(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
-def change_manifest(folder: Path, **made_with: str) -> None:
+def change_manifest(folder: Path, **versions: str) -> None:
     manifest = read_manifest(folder)
-    manifest["made_with"] |= made_with
+    manifest["versions"] |= versions
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
@@ -254,7 +254,7 @@ def test_verify_sees_a_seed_that_is_not_that_of_the_records(tmp_path: Path) -> N
     "change",
     [
         {"drafts": "x"}, {"images": 10**30}, {"images": True}, {"status": "half"},
-        {"metadata_sha256": "../x"}, {"settings": []}, {"made_with": {}}, {"licence": 7},
+        {"metadata_sha256": "../x"}, {"settings": []}, {"versions": {}}, {"licence": 7},
     ],
 )  # fmt: skip
 def test_a_manifest_of_other_types_is_one_error(tmp_path: Path, change: dict[str, object]) -> None:

@@ -17,9 +17,8 @@ from fractals.chaos import ChaosLayer
 from fractals.escape import EscapeLayer
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.cli import gen, show
-from pipelines.report.set_report import read_set
 from pipelines.report.set_statistics import set_images
-from pipelines.report.set_table import judged
+from pipelines.report.sets import judged, read_set
 from pipelines.system.progress import no_progress
 from test_report_runs import evaluated, training
 

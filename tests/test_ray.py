@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import versions_of
+from pipelines.generate.generators import versions_of
 from pipelines.generate.ray import _checked, _witness, joined_cluster
 from stripes import Stripes, image_set, make, tree
 

@@ -50,7 +50,7 @@ def test_an_evaluation_of_another_version_is_refused(tmp_path: Path) -> None:
 
 def test_a_radar_plot_is_drawn() -> None:
     pytest.importorskip("matplotlib")
-    from pipelines.generate.generator import decode
+    from pipelines.generate.generators import decode
 
     assert decode(radar({"ours": FOUND, "theirs": FOUND})).std() > 1
     with pytest.raises(PipelineError, match="not 1"):

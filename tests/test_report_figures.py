@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from image_sets import noise
-from pipelines.report.figures import GAP, contact_sheet, write_image
+from pipelines.report.page import GAP, contact_sheet, write_image
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.cli import show
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
+from pipelines.provenance import DataFacts, Ending, Settings, recorded
 from pipelines.report.page import PageImage, Table, Text
 from pipelines.report.runs import curves, differing_rows, last_rows, read_runs, sections
 from pipelines.training.recipes import named_recipe

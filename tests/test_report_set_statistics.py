@@ -18,15 +18,15 @@ from image_sets import noise, of_files, perfect, run, save, write_folder
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import set_statistics as near
-from pipelines.report import set_table
-from pipelines.report.figures import contact_sheet
+from pipelines.report import sets
+from pipelines.report.page import contact_sheet
 from pipelines.report.set_statistics import (
     at_measured_size,
     is_dead,
     jpeg_bits_per_pixel,
     measure_set,
 )
-from pipelines.report.set_table import table
+from pipelines.report.sets import table
 from pipelines.shards.images import (
     image_files,
     read_image,
@@ -184,9 +184,9 @@ def test_many_equal_images_are_one_group_and_few_words() -> None:
     assert near.near_duplicates(np.ones((n, 4), np.uint64)) == [list(range(n))]
     names = tuple(f"{number}.png" for number in range(n))
     statistics = replace(perfect(), near_duplicates=(names, ("a", "b")))
-    told = set_table.summary(statistics)
+    told = sets.summary(statistics)
     assert "nearly the same: 20000 images, 0.png, 1.png, 2.png, ...; a and b" in told
-    counts = {row[0]: row[1] for row in set_table.judged(statistics)}
+    counts = {row[0]: row[1] for row in sets.judged(statistics)}
     assert (counts["dead images"], counts["near-duplicates"]) == ("0", str(n))
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import train
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
+from pipelines.provenance import DataFacts, Ending, Settings, recorded
 from pipelines.training.data import find_data
 from pipelines.training.recipes import named_recipe
 from pipelines.training.tracking import tracked

@@ -32,7 +32,7 @@ from pipelines.bench.timing import (
     run_comparisons,
     variation,
 )
-from pipelines.generate.generator import encode
+from pipelines.generate.generators import encode
 from pipelines.system.progress import Progress, no_progress
 
 PACKAGES = ("numpy", "numba", "pillow")

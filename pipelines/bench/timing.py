@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from pipelines.provenance.run_record import processor, system, versions
+from pipelines.provenance import processor, system, versions
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress
 from pipelines.text_table import aligned

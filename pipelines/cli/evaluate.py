@@ -217,8 +217,7 @@ def run(
         from pipelines.evaluation.suites import missing_inputs, origin_of
         from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import names_of
+        from pipelines.report.page import check_plotting, names_of, write_image
         from pipelines.system.process_group import joined
 
         if plot is not None:

@@ -22,7 +22,7 @@ from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from featviz import Precision
-    from pipelines.generate.generator import Generator
+    from pipelines.generate.generators import Generator
 
 # As in fractals.BASELINES, which would take half a second to import for the help; a test holds them
 # equal.
@@ -74,7 +74,7 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
     """
 
     def find_generator(_: Site) -> "Generator":
-        from pipelines.generate.fractals import FractalGenerator
+        from pipelines.generate.generators import FractalGenerator
 
         height, width = output.size
         return FractalGenerator(
@@ -104,7 +104,7 @@ def baseline(output: Output, *, kind: str) -> None:
     """
 
     def find_generator(_: Site) -> "Generator":
-        from pipelines.generate.fractals import BaselineGenerator
+        from pipelines.generate.generators import BaselineGenerator
 
         height, width = output.size
         return BaselineGenerator(process=kind, seed=output.seed, height=height, width=width)
@@ -315,11 +315,11 @@ def _generator_of(
     settings, kind = manifest["settings"], manifest["kind"]
     try:
         if kind == "fractals":
-            from pipelines.generate.fractals import FractalGenerator
+            from pipelines.generate.generators import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
         if kind in BASELINES:
-            from pipelines.generate.fractals import BaselineGenerator
+            from pipelines.generate.generators import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)
         from pipelines.generate.featviz import KIND, FeatvizGenerator

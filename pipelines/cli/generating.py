@@ -25,7 +25,7 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.generate.generator import Generator
+    from pipelines.generate.generators import Generator
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
     from pipelines.shards.output import OutputStore
@@ -276,7 +276,7 @@ def generate(
             job = _job(output, store, generator)
             run: Run = partial(_run_here, generator.kind())
             if cluster is not None:
-                from pipelines.generate.generator import versions_of
+                from pipelines.generate.generators import versions_of
 
                 versions = partial(versions_of, generator, output.format)
                 run = cluster.runner(versions, store.path if isinstance(store, Folder) else None)
@@ -330,8 +330,8 @@ def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN4
 
 def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     """Write a contact sheet of images spread over those that are whole."""
-    from pipelines.generate.generator import decode
-    from pipelines.report.figures import contact_sheet, write_image
+    from pipelines.generate.generators import decode
+    from pipelines.report.page import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
     from pipelines.system.ranges import spread
 
@@ -342,7 +342,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
 
 def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:
     """Write the sheet; return how a dataset of image files stands, as text and for machines."""
-    from pipelines.generate.generator import IMAGES
+    from pipelines.generate.generators import IMAGES
     from pipelines.generate.products import read_manifest
 
     folder = Path(output.out)

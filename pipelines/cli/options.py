@@ -22,7 +22,7 @@ SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Pixels. Smaller images have no structure left to measure; WebP allows no larger ones."""
 
 
-# As in report.set_report, which would take seconds to import for the help; a test holds them equal.
+# As in report.sets, which would take seconds to import for the help; a test holds them equal.
 SHEET_IMAGES = 64
 """On a contact sheet."""
 

@@ -89,9 +89,8 @@ def show_set(
     places = [images] if against is None else [images, against]
     _check_outputs({"--sheet": sheet, "--plot": plot, "--html": html}, places)
     with one_line_errors(_INTERRUPTED):
-        from pipelines.report import set_report
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import names_of, page, write_page
+        from pipelines.report import sets as set_reports
+        from pipelines.report.page import check_plotting, names_of, page, write_image, write_page
         from pipelines.report.set_statistics import set_images
 
         if plot is not None or html is not None:
@@ -105,22 +104,22 @@ def show_set(
         sets = []
         for name, place, found in zip(names_of(places), places, images_of, strict=True):
             with progress_bar("images") as progress:
-                sets.append(set_report.read_set(name, place, found, n, progress=progress))
+                sets.append(set_reports.read_set(name, place, found, n, progress=progress))
         if sheet is not None:
-            write_image(set_report.sheet_of(sets[0]), sheet)
+            write_image(set_reports.sheet_of(sets[0]), sheet)
         if plot is not None:
-            write_image(set_report.histograms_of(sets), plot)
+            write_image(set_reports.histograms_of(sets), plot)
         if html is not None:
             titles = "; ".join(each.title for each in sets)
-            write_page(page("Mixing sets", titles, set_report.sections_of(sets)), html)
+            write_page(page("Mixing sets", titles, set_reports.sections_of(sets)), html)
         document = {
-            **set_report.document_of(sets[0]),
-            "against": None if against is None else set_report.document_of(sets[1]),
+            **set_reports.document_of(sets[0]),
+            "against": None if against is None else set_reports.document_of(sets[1]),
             "sheet": None if sheet is None else str(sheet),
             "plot": None if plot is None else str(plot),
             "html": None if html is None else str(html),
         }
-        say(set_report.text_of(sets), document, as_json=as_json)
+        say(set_reports.text_of(sets), document, as_json=as_json)
 
 
 @main.command(
@@ -210,8 +209,7 @@ def show_mixed(
     _check_outputs({"--out": out, "--html": html}, [image, *mixing_sets])
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import mixing
-        from pipelines.report.figures import write_image
-        from pipelines.report.page import page, write_page
+        from pipelines.report.page import page, write_image, write_page
         from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
         from pixmix.fused import pending
@@ -269,9 +267,8 @@ def show_genome(
     _check_outputs({"--out": out, "--html": html}, [place])
     with one_line_errors(_INTERRUPTED):
         from fractals.sampling import pending
-        from pipelines.report.figures import write_image
-        from pipelines.report.genome_report import figure, read_genome, sections
-        from pipelines.report.page import page, write_page
+        from pipelines.report.genome import figure, read_genome, sections
+        from pipelines.report.page import page, write_image, write_page
         from pipelines.system.processes import compile_kernels
 
         read = read_genome(place, index)
@@ -333,8 +330,7 @@ def show_run(
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import page, write_page
+        from pipelines.report.page import check_plotting, page, write_image, write_page
 
         read = [path for folder in folders for path in runs.files_read(folder)]
         _check_outputs({"--plot": plot, "--csv": csv_file, "--html": html}, read)

@@ -32,7 +32,7 @@ from featviz.visualize import explain_nonfinite
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import Generated, Pixels, pixel_sha256
+from pipelines.generate.generators import Generated, Pixels, pixel_sha256
 from pipelines.models.registry import build_network, is_cifar_network
 from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory

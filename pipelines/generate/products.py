@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import (
+from pipelines.generate.generators import (
     ENCODERS,
     IMAGES,
     Generator,
@@ -82,7 +82,7 @@ class _Manifest(TypedDict):
     images: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
     licence: NotRequired[str]
     settings: dict[str, Any]
-    made_with: dict[str, Any]
+    versions: dict[str, Any]
     drafts: Count
     acceptance_rate: Annotated[float, msgspec.Meta(ge=0, le=1)]
     metadata_sha256: Sha256
@@ -119,7 +119,7 @@ def image_job(
     settings = {"kind": generator.kind(), **generator.settings(), "format": format}
     return Job(
         store=_ImageStore(path=folder),
-        request=Request(settings=settings, made_with=versions_of(generator, format), n=n),
+        request=Request(settings=settings, versions=versions_of(generator, format), n=n),
         product=_ImageFiles(folder=folder, generator=generator, format=format),
         chunk=chunk,
         exclusive=True,
@@ -172,12 +172,12 @@ def _parse_manifest(content: bytes, path: Path) -> dict[str, Any]:
             f"{path.parent} holds shards, not image files; check them with pixmix-shard verify, "
             "resume them with --to-shards, or choose another folder"
         )
-    if not found.keys() >= {"kind", "status", "images", "settings", "made_with"}:
+    if not found.keys() >= {"kind", "status", "images", "settings", "versions"}:
         raise PipelineError(
             f"{path} is not the manifest of a dataset of images; choose another folder"
         )
     manifest: dict[str, Any] = {**read_json(content, _Manifest, str(path), _COPY)}
-    lacking = [f"made_with.{name}" for name in {"pixmix", "encoder"} - manifest["made_with"].keys()]
+    lacking = [f"versions.{name}" for name in {"pixmix", "encoder"} - manifest["versions"].keys()]
     if manifest["settings"].get("format") not in [*ENCODERS]:
         lacking.append("settings.format")
     if lacking:
@@ -244,7 +244,7 @@ class _ImageFiles:
         found = _parse_manifest(manifest, self.folder / MANIFEST_NAME)
         return Request(
             settings={"kind": found["kind"], **found["settings"]},
-            made_with=found["made_with"],
+            versions=found["versions"],
             n=found["images"],
         )
 
@@ -280,7 +280,7 @@ class _ImageFiles:
             "images": request.n,
             "licence": self.generator.licence(),
             "settings": {name: each for name, each in request.settings.items() if name != "kind"},
-            "made_with": request.made_with,
+            "versions": request.versions,
             "drafts": drafts,
             "acceptance_rate": round(request.n / drafts, 6),
             "metadata_sha256": file_sha256(self.folder / METADATA),
@@ -343,7 +343,7 @@ def shard_job(
         "num_shards": num_shards,
     }
     versions = {"pixmix": "", "shards_version": SHARDS_VERSION, **versions_of(generator, format)}
-    request = Request(settings=settings, made_with=versions, n=num_shards)
+    request = Request(settings=settings, versions=versions, n=num_shards)
     return _sharded(store, request, generator, chunk)
 
 
@@ -397,7 +397,7 @@ def _request_of(manifest: bytes, store: OutputStore) -> Request:
             "leave out --to-shards, which resumes that dataset and closes it without a merge"
         )
     found = parse_manifest(manifest, where)
-    return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
+    return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,7 +459,7 @@ class _Shards:
                 sidecars=records,
                 classes=(),
                 settings=request.settings,
-                versions=request.made_with,
+                versions=request.versions,
             )
 
     def _name(self, shard: int) -> str:

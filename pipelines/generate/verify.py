@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import (
+from pipelines.generate.generators import (
     IMAGES,
     LOSSLESS,
     Generator,
@@ -85,10 +85,10 @@ def verify_images(
     generator = find_generator(manifest)
     n = manifest["images"]
     for name, version in generator.versions().items():
-        if manifest["made_with"].get(name) != version:
+        if manifest["versions"].get(name) != version:
             raise PipelineError(
-                f"{name}: {folder} was made with {manifest['made_with'].get(name)}, here is "
-                f"{version}; install pixmix {manifest['made_with']['pixmix']} to verify it"
+                f"{name}: {folder} was made with {manifest['versions'].get(name)}, here is "
+                f"{version}; install pixmix {manifest['versions']['pixmix']} to verify it"
             )
     verdict = Verdict(n=n)
     metadata = folder / METADATA
@@ -204,7 +204,7 @@ class _Check:
         if format in LOSSLESS:
             return None if (image == decoded).all() else "decodes to other pixels"
         encoded = encode(image, format)
-        if self.manifest["made_with"]["encoder"] == encoder_version(format):
+        if self.manifest["versions"]["encoder"] == encoder_version(format):
             return None if encoded == content else "is not what the encoder returns"
         ratio = peak_signal_to_noise(decode(encoded), decoded)
         if ratio < SAME_IMAGE_DECIBELS:

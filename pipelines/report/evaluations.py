@@ -10,7 +10,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.metrics import HEADLINES, Metric
-from pipelines.report.figures import check_plotting, legend_name, plot_png
+from pipelines.report.page import check_plotting, legend_name, plot_png
 from pipelines.system.files import read_json, read_regular
 from pipelines.text_table import aligned
 

@@ -13,19 +13,22 @@ from pipelines.errors import PipelineError
 from pipelines.loading.dataset import UnreadableImageError, decode_image
 from pipelines.loading.image_map import ImageSource, join_sources
 from pipelines.loading.mixing_set import image_source
-from pipelines.report.figures import (
+from pipelines.report.page import (
     INK,
     LINE,
     PAPER,
     SOFT,
     TEXT,
     Font,
+    PageImage,
     Pixels,
+    Section,
+    Table,
+    Text,
     as_png,
     fitted,
     shortened,
 )
-from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.shards.images import MOST_PIXELS
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned

@@ -13,7 +13,7 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.metrics import HEADLINES
-from pipelines.provenance.run_record import RunRecord, Session, read_run_record
+from pipelines.provenance import RunRecord, Session, read_run_record
 from pipelines.report.evaluations import (
     Results,
     metrics_of_all,
@@ -22,8 +22,16 @@ from pipelines.report.evaluations import (
     read_evaluation,
     rows_of,
 )
-from pipelines.report.figures import check_plotting, legend_name, plot_png
-from pipelines.report.page import PageImage, Section, Table, Text, names_of
+from pipelines.report.page import (
+    PageImage,
+    Section,
+    Table,
+    Text,
+    check_plotting,
+    legend_name,
+    names_of,
+    plot_png,
+)
 from pipelines.system.files import printable, read_json, read_regular, write_file
 from pipelines.system.progress import in_words
 from pipelines.text_table import aligned

@@ -178,7 +178,7 @@ def _job(request: ShardRequest, listed: Listed, num_shards: int) -> Job:
         store=Folder(path=request.folder),
         request=Request(
             settings=request.settings(),
-            made_with={"pixmix": __version__, "shards_version": SHARDS_VERSION},
+            versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
             n=num_shards,
         ),
         product=_SourceShards(request=request, listed=listed, num_shards=num_shards),
@@ -301,7 +301,7 @@ class _SourceShards:
 
     def read_manifest(self, manifest: bytes) -> Request:
         found = _parsed(self.request, manifest)
-        return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
+        return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         # While there are records of a set that is mended, its manifest is the old one.
@@ -349,7 +349,7 @@ class _SourceShards:
             sidecars=sidecars,
             classes=asked.source.classes(),
             settings=asked.settings(self.listed) | found,
-            versions=request.made_with,
+            versions=request.versions,
         )
 
     @cached_property

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import (
+from pipelines.provenance import (
     DataFacts,
     Ending,
     MixingFacts,

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from image_sets import of_files, perfect, write_folder
-from pipelines.report import set_table
+from pipelines.report import sets
 from pipelines.report.set_statistics import (
     measure_set,
 )
-from pipelines.report.set_table import Bar, table, verdicts
+from pipelines.report.sets import Bar, table, verdicts
 from pipelines.shards.images import (
     image_files,
 )
@@ -23,7 +23,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> None:
-    assert {row.name for row in set_table.ROWS} == set(
+    assert {row.name for row in sets.ROWS} == set(
         measure_set(of_files(image_files(folder))).per_image
     )
     found = verdicts(perfect())
@@ -78,7 +78,7 @@ def test_fewer_than_64_images_are_not_judged_by_their_diversity() -> None:
 
 def test_the_table_is_aligned_and_fits_a_wide_terminal() -> None:
     lines = table(perfect()).splitlines()
-    assert len(lines) == 1 + len(set_table.ROWS) + 2 + 2 + 2
+    assert len(lines) == 1 + len(sets.ROWS) + 2 + 2 + 2
     column = lines[0].index("median bar")
     assert all(line[column - 2 : column].strip() == "" for line in lines[1:17])
     assert max(map(len, lines)) <= 120

@@ -18,8 +18,19 @@ from fractals.genome import SMALLEST, Layer
 from fractals.palettes import Palette, palette_table
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.errors import PipelineError
-from pipelines.report.figures import FRAME, INK, LINE, PAPER, SOFT, TEXT, as_png, shortened
-from pipelines.report.page import PageImage, Section, Table
+from pipelines.report.page import (
+    FRAME,
+    INK,
+    LINE,
+    PAPER,
+    SOFT,
+    TEXT,
+    PageImage,
+    Section,
+    Table,
+    as_png,
+    shortened,
+)
 from pipelines.shards.format import FORMAT
 from pipelines.system.files import open_regular, read_json, read_regular
 

@@ -17,7 +17,7 @@ from fractals.chaos import Camera, ChaosLayer, Map, VariationTerm
 from fractals.escape import EscapeLayer
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome_report import (
+from pipelines.report.genome import (
     ReadGenome,
     alone,
     described,

@@ -13,9 +13,9 @@ import click
 import pytest
 import torch
 
+from pipelines import provenance
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
-from pipelines.provenance import run_record
-from pipelines.provenance.run_record import (
+from pipelines.provenance import (
     WeightsFacts,
     command_line,
     git_state,
@@ -159,9 +159,9 @@ def test_a_record_that_cannot_be_read_now_is_kept(
     def refused(path: Path, **_: object) -> bytes:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(run_record, "read_regular", refused)
+    monkeypatch.setattr(provenance, "read_regular", refused)
     with pytest.raises(OSError, match=os.strerror(number)):
-        run_record._earlier(tmp_path)
+        provenance._earlier(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
 
 
@@ -174,7 +174,7 @@ def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
         os.mkfifo(path)
     else:
         path.write_text("{")
-    assert run_record._earlier(tmp_path)[1] == []
+    assert provenance._earlier(tmp_path)[1] == []
     assert [each.name for each in tmp_path.iterdir()] == ["run.damaged.json"]
 
 
@@ -411,7 +411,7 @@ def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: 
 def test_without_git_or_with_one_that_hangs_nothing_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "_GIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(provenance, "_GIT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path) is None
     hanging = tmp_path / "git"
