@@ -287,7 +287,7 @@ def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> N
     )  # fmt: skip
     made = [*generator.generate(range(3))]
     for each in made:
-        again = generator.generate_again({**each.record, "sha256": pixel_sha256(each.image)})
+        again = generator.regenerate({**each.record, "sha256": pixel_sha256(each.image)})
         np.testing.assert_array_equal(again, each.image)
     np.testing.assert_array_equal(next(iter(generator.generate(range(2, 3)))).image, made[2].image)
 
@@ -426,7 +426,7 @@ def test_dead_images_are_painted_again_with_another_attempt_and_counted(
     assert painted[1].record["statistics"]["luma_std_at_32"] > 0.02
     # A record says all, also the attempt.
     whole = {**painted[1].record, "sha256": pixel_sha256(painted[1].image)}
-    np.testing.assert_array_equal(generator.generate_again(whole), painted[1].image)
+    np.testing.assert_array_equal(generator.regenerate(whole), painted[1].image)
 
 
 def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from pipelines.errors import PipelineError
 from pipelines.generate import generators, products
 from pipelines.generate.generators import decode
 from pipelines.generate.products import (
-    begun_shards,
     earlier_settings,
+    unmerged_shards,
 )
 from pipelines.shards import job
 from pipelines.shards.format import open_shards
@@ -45,7 +45,7 @@ def generate(asked: Asked) -> Made:
 
 
 def merge(store: Folder) -> JobResult:
-    return job.merge(begun_shards(store))
+    return job.merge(unmerged_shards(store))
 
 
 @pytest.fixture(scope="session")

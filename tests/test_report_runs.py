@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.cli import show
 from pipelines.errors import PipelineError
-from pipelines.provenance import DataFacts, Ending, Settings, recorded
+from pipelines.provenance import DataFacts, SessionState, Settings, recorded
 from pipelines.report.page import PageImage, Table, Text
 from pipelines.report.runs import curves, differing_rows, last_rows, read_runs, sections
 from pipelines.training.recipes import named_recipe
@@ -260,7 +260,7 @@ def recorded_run(folder: Path, *, more_sessions: int = 0, **changes: Any) -> Pat
         recipe={**DIGITS.to_json(), **changes}, data={"train": data}, mixing_set=None, weights=None
     )
     for _ in range(1 + more_sessions):
-        with recorded(folder, settings, Ending(0, finished=True), world_size=1):
+        with recorded(folder, settings, SessionState(0, finished=True), world_size=1):
             pass
     return folder
 

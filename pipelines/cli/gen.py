@@ -236,11 +236,11 @@ def merge(*, place: str, as_json: bool) -> None:
     Exit code 0 says that the dataset is complete, 1 that shards are missing, and which.
     """
     with one_line_errors("interrupted; the same command closes the dataset"):
-        from pipelines.generate.products import begun_shards
+        from pipelines.generate.products import unmerged_shards
         from pipelines.shards.job import merge
         from pipelines.shards.output import open_output
 
-        job = begun_shards(open_output(place))
+        job = unmerged_shards(open_output(place))
         result = merge(job)
         text, document = told_of_shards(job, result, closing=True)
         say(text, document, as_json=as_json)

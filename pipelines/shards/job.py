@@ -53,7 +53,7 @@ _RECORD_BYTES = 2**20
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """What a job is to make.
 
-    settings: plain JSON values that the files depend on. versions: versions of the code that they
+    settings: plain JSON values that the files depend on. versions: those of the code that the files
     depend on. n: number of items.
     """
 
