@@ -68,13 +68,13 @@ class Generator(Protocol):
         """Return the image of a record; None if this machine may generate other pixels."""
 
     def kind(self) -> str:
-        """Return the kind of the images, as it is written to the manifest."""
+        """Return the kind of the images for the manifest."""
 
     def settings(self) -> dict[str, Any]:
         """Return everything that the images depend on besides their index, as JSON values."""
 
     def licence(self) -> str:
-        """Return the licence of the images, as it is written to the manifest."""
+        """Return the licence of the images for the manifest."""
 
     def versions(self) -> dict[str, Any]:
         """Return the versions of the code that the images depend on, as JSON values."""
