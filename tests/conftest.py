@@ -44,10 +44,10 @@ def signals_are_not_ignored() -> Iterator[None]:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make shards of scikit-learn's digits."""
     pytest.importorskip("sklearn")
-    from pipelines.training.data import find_data
+    from pipelines.training.data import open_training_data
 
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 

@@ -47,7 +47,7 @@ def hanging(iterate: Callable[[Any], Iterator[Any]], n: int) -> Callable[[Any], 
 def wait_in(place: str) -> None:
     """Have the place hang."""
     if place == "data":
-        data.find_data = hang  # type: ignore[assignment]
+        data.open_training_data = hang  # type: ignore[assignment]
     elif place == "mixing":
         batches.open_mixing_set = hang
     elif place == "batch":

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from pipelines.evaluation.data import find_data
-from pipelines.evaluation.labels import imagenet_classes
+from pipelines.evaluation.data import open_evaluation_data
+from pipelines.evaluation.folders import imagenet_classes
 from pipelines.evaluation.metrics import ALEXNET_FLIPS
 from pipelines.evaluation.predictions import Classifier, Evaluation
 from pipelines.system.process_group import Processes
@@ -71,7 +71,7 @@ def write_tree(folder: Path, classes: Sequence[int], n: int = 1, wrong: Sequence
 
 def imagenet_evaluation(root: Path, favour: float = 0.0, sharpness: float = 2.0) -> Evaluation:
     return Evaluation(
-        classifier=colour_classifier(favour, sharpness), data=find_data(root, METADATA)
+        classifier=colour_classifier(favour, sharpness), data=open_evaluation_data(root, METADATA)
     )
 
 

@@ -21,7 +21,7 @@ from pipelines.cli.evaluate import main
 from pipelines.evaluation.corruptions import (
     CORRUPTIONS,
 )
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.data import open_evaluation_data
 from pipelines.evaluation.predictions import Evaluation
 from pipelines.evaluation.suites import SUITES
 from pipelines.loading.mixing_set import open_images
@@ -47,7 +47,7 @@ def test_the_suites_are_those_of_the_library() -> None:
 def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     arguments = ("run", "--checkpoint", str(path), "--data", str(digits))
-    result = run(*arguments, "--suite", "clean,calibration,anomaly", "--json")
+    result = run(*arguments, "--suite", "clean,calibration,ood", "--json")
     assert result.exit_code == 0, result.output
     said = json.loads(result.stdout)
     assert said["test"] == "DIGITS"
@@ -108,11 +108,11 @@ def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_
         found += json.loads(result.stdout)["networks"].values()
     assert found[0] == found[1]
     # And so they are where a checkpoint says nothing of how it has its images.
-    bare = find_data(tmp_path / "folders", {"classes": 10})
-    assert (bare.side, bare.view) == (32, None)
+    bare = open_evaluation_data(tmp_path / "folders", {"classes": 10})
+    assert (bare.side, bare.transform) == (32, None)
     # A network of larger images has them larger.
     larger = {"classes": 10, "crop": "resized", "image_size": 64, "evaluation_resize": 72}
-    assert find_data(tmp_path / "folders", larger).side == 64
+    assert open_evaluation_data(tmp_path / "folders", larger).side == 64
 
 
 def test_a_corrupted_set_is_made_as_a_network_has_its_images(digits: Path, tmp_path: Path) -> None:
@@ -138,11 +138,11 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     (root / "outliers" / "empty").mkdir(parents=True)
     path = checkpoint(tmp_path)
     plot = tmp_path / "radar.png"
-    arguments = ("--checkpoint", str(path), "--data", str(root), "--suite", "clean,anomaly")
+    arguments = ("--checkpoint", str(path), "--data", str(root), "--suite", "clean,ood")
     result = run(*arguments, "--json", "--plot", str(plot))
     assert result.exit_code == 1
     said = json.loads(result.stdout)
-    assert said["failed"].keys() == {"anomaly"}
+    assert said["failed"].keys() == {"ood"}
     (found,) = said["networks"].values()
     assert found["clean"]["n"] == 359
     assert result.stderr.splitlines()[-1].startswith("Error: ")
@@ -150,7 +150,7 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     text = run(*arguments)
     assert text.exit_code == 1
     assert "clean error" in text.stdout
-    assert "anomaly could not be measured: " in text.stderr
+    assert "ood could not be measured: " in text.stderr
 
 
 def test_results_tell_the_code_and_the_files_they_come_from(digits: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
     assert line.endswith(words)
     ((classifier, data),) = [(each.classifier, each.data) for each in used]
     assert ([*classifier.mean], [*classifier.std], data.side) == expected[:3]
-    assert data.need_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
+    assert data.require_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
 
 
 def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_checkpoint_whose_view_is_not_whole_is_refused(digits: Path, tmp_path:
 def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
     arguments = [
         "run", "--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits), "--json",
-        "--suite", "clean,calibration,anomaly",
+        "--suite", "clean,calibration,ood",
     ]  # fmt: skip
     alone = run(*arguments)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -320,7 +320,7 @@ def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
         json.loads(text)["networks"].values() for text in (both.stdout, alone.stdout)
     )
     assert found["clean"] == expected["clean"]
-    for suite in ("calibration", "anomaly"):
+    for suite in ("calibration", "ood"):
         assert_close(found[suite], expected[suite])
 
 
@@ -443,7 +443,7 @@ def test_overlap_and_making_are_said_in_the_table_in_json_and_on_stderr(
     root = tmp_path / "pets"
     write_test(root)
     write_c(root / "PETS-C-made")
-    (root / "PETS-C-made" / "made-of.json").write_text('{"n": 2, "seed": 0}')
+    (root / "PETS-C-made" / "make-c.json").write_text('{"n": 2, "seed": 0}')
     arguments = ("--checkpoint", tmp_path / "a.pt", "--against", tmp_path / "b.pt", "--data", root,
                  "--suite", "clean,c")  # fmt: skip
     text = run(*arguments)

@@ -20,7 +20,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.format import SAMPLE, open_shards
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.loop import train
 from pixmix.draws import draw_plan
 from pixmix.settings import PixMixSettings
@@ -78,7 +78,7 @@ def test_the_page_of_formats_names_every_key_of_painted_shards(tmp_path: Path) -
 @pytest.mark.slow
 def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    find_data("digits", None, tmp_path, lambda _done, _total: None)
+    open_training_data("digits", None, tmp_path, lambda _done, _total: None)
     manifest = json.loads((tmp_path / "train" / "manifest.json").read_bytes())
     assert set(manifest) | {"file", "bytes", "sha256", "source_sha256", "found"} <= NAMED
     alone = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
@@ -98,7 +98,7 @@ def test_the_page_of_formats_names_every_key_of_shards_and_of_a_training(tmp_pat
 def test_the_page_of_formats_names_every_file_of_a_training(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     out = tmp_path / "run"
-    made = find_data("digits", None, out / "data", lambda _done, _total: None)
+    made = open_training_data("digits", None, out / "data", lambda _done, _total: None)
     alone = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
     train(training(out / "data", out, epochs=1), alone)
     shutil.rmtree(out / "checkpoints")
@@ -149,7 +149,7 @@ def test_the_page_of_formats_says_how_the_index_lies(tmp_path: Path) -> None:
     described = np.dtype([(name, np.dtype(kind).newbyteorder("<")) for name, kind in rows])
     assert described == SAMPLE
     pytest.importorskip("sklearn")
-    find_data("digits", None, tmp_path, lambda _done, _total: None)
+    open_training_data("digits", None, tmp_path, lambda _done, _total: None)
     shards = open_shards(tmp_path / "train")
     assert np.load(tmp_path / "train" / "index.npy").tolist() == shards.samples.tolist()
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipelines.evaluation.attacks import pgd
-from pipelines.evaluation.suites import evaluate
+from pipelines.evaluation.suites import evaluate, pgd
 from pipelines.report.evaluations import table
 from tiny_evaluation import classifier, evaluation
 
@@ -22,7 +21,7 @@ def test_an_attack_on_some_images_is_that_on_all_of_them(
         seen.append((labels, how["start"]))
         return images
 
-    monkeypatch.setattr("pipelines.evaluation.attacks.pgd", remember)
+    monkeypatch.setattr("pipelines.evaluation.suites.pgd", remember)
     whole = evaluation(tmp_path, classifier=classifier(12))
     evaluate(whole, ["adversarial"])
     found = evaluate(replace(whole, adversarial_images=5), ["adversarial"]).values

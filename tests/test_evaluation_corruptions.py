@@ -42,7 +42,7 @@ from tiny_evaluation import (
     evaluation,
     huge,
     of_c,
-    plain_answers,
+    predict_one_by_one,
     write_corrupted,
 )
 
@@ -52,7 +52,7 @@ def test_corruption_errors_are_means_over_corruptions_and_severities(tmp_path: P
     found = evaluate(evaluation(tmp_path), ["c"]).values["c"]
     errors, rms = [], []
     for name, images in written.items():
-        answers = plain_answers(images)
+        answers = predict_one_by_one(images)
         wrong = (answers.predicted != np.tile(LABELS, 5)).reshape(5, N).mean(1)
         assert found["errors"][name] == pytest.approx(list(wrong))
         errors.append(wrong.mean())

@@ -7,10 +7,10 @@ from PIL import Image
 
 from imagenet_folders import METADATA, SIDE, WNIDS, imagenet_evaluation, write_image, write_tree
 from pipelines.errors import PipelineError
-from pipelines.evaluation.data import find_data, locate, normalization
+from pipelines.evaluation.data import locate_test_set, normalization, open_evaluation_data
 from pipelines.evaluation.folders import Notices
 from pipelines.evaluation.images import (
-    View,
+    ResizeCrop,
 )
 from pipelines.evaluation.suites import evaluate, missing_inputs
 from pipelines.shards.request import ShardRequest
@@ -21,20 +21,20 @@ from pipelines.system.progress import no_progress
 
 
 def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: Path) -> None:
-    found = find_data(digits, {"classes": 10})
-    assert (found.name, found.side, found.view) == ("DIGITS", 32, None)
+    found = open_evaluation_data(digits, {"classes": 10})
+    assert (found.name, found.side, found.transform) == ("DIGITS", 32, None)
     assert found.classes == tuple("0123456789")
-    assert len(found.need_test().labels) == len(found.need_test().images) == 359
+    assert len(found.require_test().labels) == len(found.require_test().images) == 359
     (tmp_path / "data").symlink_to(digits)
-    assert find_data(tmp_path, {}).name == "DIGITS"
+    assert open_evaluation_data(tmp_path, {}).name == "DIGITS"
 
 
 def test_folders_of_classes_get_the_outputs_of_their_wordnet_ids(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", [7, 402, 999], n=2)
-    data = find_data(tmp_path, METADATA)
+    data = open_evaluation_data(tmp_path, METADATA)
     assert data.name == "ImageNet"
-    assert data.view == View(SIDE, 10)
-    np.testing.assert_array_equal(data.need_test().labels, [7, 7, 402, 402, 999, 999])
+    assert data.transform == ResizeCrop(SIDE, 10)
+    np.testing.assert_array_equal(data.require_test().labels, [7, 7, 402, 402, 999, 999])
     assert evaluate(imagenet_evaluation(tmp_path), ["clean"]).values["clean"] == {
         "error": 0.0,
         "n": 6,
@@ -50,9 +50,9 @@ def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip
-    data = find_data(tmp_path / "shards", METADATA)
+    data = open_evaluation_data(tmp_path / "shards", METADATA)
     assert data.name == "ImageNet"
-    np.testing.assert_array_equal(np.sort(data.need_test().labels), [7, 402, 999])
+    np.testing.assert_array_equal(np.sort(data.require_test().labels), [7, 402, 999])
     assert (
         evaluate(imagenet_evaluation(tmp_path / "shards"), ["clean"]).values["clean"]["error"] == 0
     )
@@ -62,39 +62,43 @@ def test_a_networks_own_classes_come_before_the_order_of_names(tmp_path: Path) -
     for name in ("cat", "dog"):
         write_image(tmp_path / "test" / name / "0.png", (1, 2, 3))
     said = {**METADATA, "classes": 2, "class_names": ["dog", "cat"]}
-    np.testing.assert_array_equal(find_data(tmp_path, said).need_test().labels, [1, 0])
+    np.testing.assert_array_equal(
+        open_evaluation_data(tmp_path, said).require_test().labels, [1, 0]
+    )
     del said["class_names"]
-    data = find_data(tmp_path, said)
-    np.testing.assert_array_equal(data.need_test().labels, [0, 1])
+    data = open_evaluation_data(tmp_path, said)
+    np.testing.assert_array_equal(data.require_test().labels, [0, 1])
     assert data.classes == ("cat", "dog")
     assert data.name == tmp_path.name.upper()
     with pytest.raises(PipelineError, match="has a class 'cat', which is none of the network's 2"):
-        find_data(tmp_path, {**said, "class_names": ["dog", "horse"]})
+        open_evaluation_data(tmp_path, {**said, "class_names": ["dog", "horse"]})
     with pytest.raises(PipelineError, match="has 2 classes and the network 1 outputs"):
-        find_data(tmp_path, {**said, "classes": 1})
+        open_evaluation_data(tmp_path, {**said, "classes": 1})
 
 
 def test_networks_of_torchvisions_names_have_images_as_its_weights_want(tmp_path: Path) -> None:
     for name, view, mean in (
-        ("resnet50", View(224, 256), 0.485),
-        ("inception_v3", View(299, 342), 0.485),
-        ("efficientnet_v2_l", View(480, 480), 0.5),
-        ("ours:function", View(224, 256), 0.485),
+        ("resnet50", ResizeCrop(224, 256), 0.485),
+        ("inception_v3", ResizeCrop(299, 342), 0.485),
+        ("efficientnet_v2_l", ResizeCrop(480, 480), 0.5),
+        ("ours:function", ResizeCrop(224, 256), 0.485),
     ):
         said = {"classes": 1000, "model": name}
-        found = find_data(tmp_path, said)
-        assert (found.view, found.side) == (view, view.side), name
+        found = open_evaluation_data(tmp_path, said)
+        assert (found.transform, found.side) == (view, view.side), name
         assert normalization(said, found)[0][0] == mean, name
         # What is said of it comes first.
-        assert find_data(tmp_path, {**METADATA, "model": name}).view == View(SIDE, 10)
+        assert open_evaluation_data(tmp_path, {**METADATA, "model": name}).transform == ResizeCrop(
+            SIDE, 10
+        )
         assert normalization({**said, "mean": [0.1, 0.2, 0.3]}, found)[0] == (0.1, 0.2, 0.3)
 
 
 def test_hidden_folders_beside_the_classes_of_the_test_set_are_none(tmp_path: Path) -> None:
     for name in ("a", "b", ".ipynb_checkpoints", "__MACOSX"):
         write_image(tmp_path / "val" / name / "a.png", (1, 2, 3))
-    data = find_data(tmp_path, {"classes": 2})
-    np.testing.assert_array_equal(data.need_test().labels, [0, 1])
+    data = open_evaluation_data(tmp_path, {"classes": 2})
+    np.testing.assert_array_equal(data.require_test().labels, [0, 1])
     assert "ignored 2 hidden" in str(data.notices.ignored_line())
 
 
@@ -119,16 +123,16 @@ def test_class_folders_that_are_named_themselves_are_taken(
     write_folders(tmp_path / named, names)
     known = ["cat", "dog"] if "cat" in names else []
     said = {"classes": len(known) or 1000, "class_names": known}
-    data = find_data(tmp_path / named, said)
+    data = open_evaluation_data(tmp_path / named, said)
     assert data.root.resolve() == (tmp_path / root).resolve()
-    assert len(data.need_test().labels) == len(names)
+    assert len(data.require_test().labels) == len(names)
     assert len([line for line in data.notices.lines if "taken for the test set" in line]) == 1
 
 
 def test_folders_of_other_sets_are_no_class_folders(tmp_path: Path) -> None:
     for name in ("outliers", "imagenet-r", "CIFAR-10-C"):
         (tmp_path / name).mkdir()
-    assert not locate(tmp_path, Notices()).found
+    assert not locate_test_set(tmp_path, Notices()).found
 
 
 @pytest.mark.parametrize("place", ["val", "test", "."])
@@ -139,10 +143,13 @@ def test_images_without_class_folders_are_refused_with_the_folder(
     Image.new("RGB", (8, 8)).save(tmp_path / place / "a.png")
     with pytest.raises(PipelineError, match="holds images and no class folders"):
         missing_inputs(tmp_path, None)
-    assert "holds images and no class folders" in find_data(tmp_path, {"classes": 1000}).missing
+    assert (
+        "holds images and no class folders"
+        in open_evaluation_data(tmp_path, {"classes": 1000}).missing
+    )
 
 
 def test_names_that_are_not_as_many_as_outputs_are_refused(tmp_path: Path) -> None:
     write_folders(tmp_path / "val", ["a", "b"])
     with pytest.raises(PipelineError, match="names 1 classes and its network has 2 outputs"):
-        find_data(tmp_path, {"classes": 2, "class_names": ["a"]})
+        open_evaluation_data(tmp_path, {"classes": 2, "class_names": ["a"]})

@@ -91,7 +91,7 @@ def litter(folder: Path) -> int:
             "o",
             lambda root: (write_clean(root), write_tree(root / "imagenet-o", range(2, 1000, 5))),
         ),
-        ("anomaly", write_outliers),
+        ("ood", write_outliers),
     ],
 )
 def test_hidden_names_change_no_figure_and_are_counted(
@@ -180,8 +180,8 @@ def test_a_made_set_that_does_not_say_how_it_was_made_is_refused(
     tmp_path: Path, content: str | None
 ) -> None:
     write_made(tmp_path / "TINY-C-made")
-    path = tmp_path / "TINY-C-made" / "made-of.json"
+    path = tmp_path / "TINY-C-made" / "make-c.json"
     path.unlink() if content is None else path.write_text(content)
     failed = evaluate(evaluation(tmp_path), ["c"]).failed["c"]
-    assert "made-of.json" in failed
+    assert "make-c.json" in failed
     assert failed.endswith("make it again by pixmix-eval make-c")

@@ -14,9 +14,9 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, list_videos
 from pipelines.evaluation.images import (
     ArrayImages,
+    ResizeCrop,
     Subset,
-    View,
-    images_of_folder,
+    folder_images,
     read_frames,
     read_labels,
     read_names,
@@ -30,20 +30,20 @@ from tiny_evaluation import huge
 def test_a_view_is_torchvisions_resize_and_centre(tmp_path: Path, height: int, width: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "0.png")
-    (found,) = images_of_folder(tmp_path, View(16, 18)).read(range(1))
+    (found,) = folder_images(tmp_path, ResizeCrop(16, 18)).read(range(1))
     expected = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])(Image.fromarray(noise))
     np.testing.assert_array_equal(found, np.asarray(expected))
-    (whole,) = images_of_folder(tmp_path, View(16, 18).without_resize()).read(range(1))
+    (whole,) = folder_images(tmp_path, ResizeCrop(16, 18).cropping_only()).read(range(1))
     np.testing.assert_array_equal(whole, np.asarray(v2.CenterCrop(16)(Image.fromarray(noise))))
 
 
 def test_images_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
     write_image(tmp_path / "small.png", (1, 2, 3), (5, 9))
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: 5x9 pixels"):
-        images_of_folder(tmp_path, View(8, None)).read(range(1))
+        folder_images(tmp_path, ResizeCrop(8, None)).read(range(1))
     (tmp_path / "small.png").write_bytes(b"junk")
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated"):
-        images_of_folder(tmp_path, View(8, 8)).read(range(1))
+        folder_images(tmp_path, ResizeCrop(8, 8)).read(range(1))
 
 
 def test_chosen_images_are_the_chosen_ones() -> None:
@@ -55,7 +55,7 @@ def test_chosen_images_are_the_chosen_ones() -> None:
 
 def test_frames_of_a_video_are_those_that_were_written(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [555, 555, 444])
-    frames = read_frames(tmp_path / "a.mp4", View(24, None))
+    frames = read_frames(tmp_path / "a.mp4", ResizeCrop(24, None))
     assert frames.shape == (3, 24, 24, 3)
     for frame, output in zip(frames, (555, 555, 444), strict=True):
         np.testing.assert_allclose(frame.mean((0, 1)), CODES[output], atol=6)
@@ -65,13 +65,13 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("av")
     (tmp_path / "a.mp4").write_bytes(b"junk" * 100)
     with pytest.raises(PipelineError, match=r"a\.mp4 is no whole video"):
-        read_frames(tmp_path / "a.mp4", View(8, None))
+        read_frames(tmp_path / "a.mp4", ResizeCrop(8, None))
     write_video(tmp_path / "a.mp4", [5])
     with pytest.raises(PipelineError, match="has 1 frame"):
-        read_frames(tmp_path / "a.mp4", View(8, None))
+        read_frames(tmp_path / "a.mp4", ResizeCrop(8, None))
     write_video(tmp_path / "a.mp4", [5, 5])
     with pytest.raises(PipelineError, match=r"is no whole video .32x32 pixels, of which the mid"):
-        read_frames(tmp_path / "a.mp4", View(224, None))
+        read_frames(tmp_path / "a.mp4", ResizeCrop(224, None))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(PipelineError, match=r"holds no \.mp4"):
         list_videos(tmp_path / "nothing", Notices())
@@ -89,9 +89,9 @@ def test_videos_and_svhn_are_read_from_regular_files_alone(tmp_path: Path, kind:
             with (tmp_path / name).open("wb") as file:
                 file.truncate(20 << 30)
     with pytest.raises(PipelineError, match=r"a\.mp4 cannot be read"):
-        read_frames(tmp_path / "a.mp4", View(8, None))
+        read_frames(tmp_path / "a.mp4", ResizeCrop(8, None))
     with pytest.raises(PipelineError, match=r"test_32x32\.mat cannot be read"):
-        open_ood(tmp_path, View(8, 8))
+        open_ood(tmp_path, ResizeCrop(8, 8))
 
 
 HEADER = b"\x93NUMPY\x01\x00"

@@ -8,7 +8,7 @@ import pytest
 
 from imagenet_folders import WNIDS
 from pipelines.errors import PipelineError
-from pipelines.evaluation.labels import are_of_imagenet, match_classes
+from pipelines.evaluation.folders import are_imagenet_classes, match_classes
 from pipelines.models.outputs import outputs_of
 
 
@@ -16,9 +16,9 @@ def test_imagenets_classes_are_a_thousand_sorted_wordnet_ids() -> None:
     assert len(set(WNIDS)) == 1000
     assert list(WNIDS) == sorted(WNIDS)
     assert (WNIDS[0], WNIDS[281], WNIDS[999]) == ("n01440764", "n02123045", "n15075141")
-    assert are_of_imagenet(WNIDS[3:5])
-    assert not are_of_imagenet(("cat", WNIDS[3]))
-    assert not are_of_imagenet(())
+    assert are_imagenet_classes(WNIDS[3:5])
+    assert not are_imagenet_classes(("cat", WNIDS[3]))
+    assert not are_imagenet_classes(())
 
 
 def test_classes_that_a_network_does_not_have_are_named() -> None:

@@ -23,12 +23,12 @@ from imagenet_folders import (
     write_tree,
 )
 from pipelines.errors import PipelineError
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.data import open_evaluation_data
 from pipelines.evaluation.images import (
     DecodedImages,
+    ResizeCrop,
     Subset,
-    View,
-    images_of_folder,
+    folder_images,
 )
 from pipelines.evaluation.metrics import aupr, auroc, calibration_error
 from pipelines.evaluation.ood import (
@@ -90,7 +90,7 @@ def test_answers_are_restricted_to_the_200_classes(tmp_path: Path, suite: str) -
 
 def test_the_softmax_is_over_the_200_classes_alone(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
-    data = find_data(tmp_path, METADATA)
+    data = open_evaluation_data(tmp_path, METADATA)
     images, labels, outputs = _open_restricted(imagenet_evaluation(tmp_path), "r")
     answers = colour_classifier(favour=9.0).predict(images, outputs=outputs)
     for number in (0, 57, 199):
@@ -117,12 +117,12 @@ def test_outliers_are_told_from_the_test_images_of_their_classes(tmp_path: Path)
     found = evaluate(asked, ["o"]).values["o"]
     assert (found["n"], found["n_id"]) == (200, 20)
     outputs = np.array(EVERY_FIFTH)
-    test = asked.data.need_test()
+    test = asked.data.require_test()
     inside = asked.classifier.predict(
         Subset(test.images, np.arange(3, 100, 5)), outputs=outputs
     ).confidence
     outside = asked.classifier.predict(
-        images_of_folder(tmp_path / "imagenet-o", View(SIDE, 10)), outputs=outputs
+        folder_images(tmp_path / "imagenet-o", ResizeCrop(SIDE, 10)), outputs=outputs
     ).confidence
     assert found["auroc"] == pytest.approx(auroc(-inside, -outside))
     assert found["aupr"] == pytest.approx(aupr(-inside, -outside))
@@ -142,7 +142,7 @@ def test_folders_of_outliers_are_scored_beside_synthetic_ones(tmp_path: Path) ->
     for number in range(7):
         path = tmp_path / "outliers" / "alike" / f"{number}.png"
         write_image(path, CODES[13 * number + 2], (30, 20))
-    found = evaluate(asked, ["anomaly"]).values["anomaly"]
+    found = evaluate(asked, ["ood"]).values["ood"]
     kinds = found["datasets"]
     assert list(kinds) == ["gaussian", "rademacher", "blobs", "alike", "unsure"]
     assert kinds["unsure"]["auroc"] == 1
@@ -158,9 +158,9 @@ def test_the_measures_of_outliers_are_means_over_rounds(tmp_path: Path) -> None:
     folder = tmp_path / "outliers" / "colours"
     for number in range(50):
         write_image(folder / f"{number}.png", [5 * number, 3 * number, 2 * number])
-    found = evaluate(asked, ["anomaly"]).values["anomaly"]["datasets"]["colours"]
-    usual = asked.classifier.predict(asked.data.need_test().images).confidence
-    odd = asked.classifier.predict(images_of_folder(folder, View(SIDE, 10))).confidence
+    found = evaluate(asked, ["ood"]).values["ood"]["datasets"]["colours"]
+    usual = asked.classifier.predict(asked.data.require_test().images).confidence
+    odd = asked.classifier.predict(folder_images(folder, ResizeCrop(SIDE, 10))).confidence
     expected = [auroc(-usual, -odd[numbers]) for numbers in _rounds(0, 3, 50, 20)]
     assert len(set(expected)) > 2
     assert found["auroc"] == pytest.approx(np.mean(expected))
@@ -185,15 +185,15 @@ def test_svhn_is_read_as_it_is_distributed(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     path = tmp_path / "test_32x32.mat"
     io.savemat(path, {"X": images.transpose(1, 2, 3, 0), "y": np.zeros((5, 1))})
-    found = open_ood(tmp_path, View(32, 32))
+    found = open_ood(tmp_path, ResizeCrop(32, 32))
     np.testing.assert_array_equal(found.read(range(5)), images)
-    assert open_ood(tmp_path, View(16, 18)).read(range(2)).shape == (2, 16, 16, 3)
+    assert open_ood(tmp_path, ResizeCrop(16, 18)).read(range(2)).shape == (2, 16, 16, 3)
     io.savemat(path, {"X": np.zeros((3, 3))})
     with pytest.raises(PipelineError, match=r"and not images of SVHN"):
-        open_ood(tmp_path, View(32, 32))
+        open_ood(tmp_path, ResizeCrop(32, 32))
     path.write_bytes(b"junk")
     with pytest.raises(PipelineError, match=r"is not a \.mat of SVHN"):
-        open_ood(tmp_path, View(32, 32))
+        open_ood(tmp_path, ResizeCrop(32, 32))
 
 
 def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_other_cifar_is_a_set_of_outliers(tmp_path: Path) -> None:
     names = [f"class {i}" for i in range(100)]
     (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": names}, protocol=2))
     (folder / "test").write_bytes(pickle.dumps(content, protocol=2))
-    found = open_ood(folder, View(32, 32)).read(range(4))
+    found = open_ood(folder, ResizeCrop(32, 32)).read(range(4))
     np.testing.assert_array_equal(found, data.reshape(4, 3, 32, 32).transpose(0, 2, 3, 1))
 
 
@@ -217,7 +217,7 @@ def test_shards_are_a_set_of_outliers(tmp_path: Path) -> None:
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip
-    found = open_ood(tmp_path / "set", View(SIDE, 10))
+    found = open_ood(tmp_path / "set", ResizeCrop(SIDE, 10))
     assert isinstance(found, DecodedImages)
     assert found.read([1, 0]).shape == (2, SIDE, SIDE, 3)
 
@@ -244,8 +244,8 @@ def test_a_trained_network_knows_photographs_of_200_classes(tmp_path: Path) -> N
         module=network.module.eval(), mean=network.mean, std=network.std, processes=ALONE,
         batch_size=50,
     )  # fmt: skip
-    asked = Evaluation(classifier=lite, data=find_data(tmp_path, {"classes": 1000}))
-    assert asked.data.view == View(224, 256)
+    asked = Evaluation(classifier=lite, data=open_evaluation_data(tmp_path, {"classes": 1000}))
+    assert asked.data.transform == ResizeCrop(224, 256)
     found = evaluate(asked, ["clean", "r"]).values
     assert found["clean"]["n"] == found["r"]["n"] == 200
     # 11 % and 2.5 %.
@@ -257,13 +257,13 @@ def test_an_svhn_that_claims_too_much_is_refused_before_it_is_read(tmp_path: Pat
     scipy_io = pytest.importorskip("scipy.io")
     path = tmp_path / "test_32x32.mat"
     scipy_io.savemat(path, {"X": np.zeros((32, 32, 3, 2), np.uint8), "y": np.zeros(2)})
-    assert len(open_ood(tmp_path, View(32, 32))) == 2
+    assert len(open_ood(tmp_path, ResizeCrop(32, 32))) == 2
     content = bytearray(path.read_bytes())
     place = content.index(np.array([32, 32, 3, 2], np.int32).tobytes())
     content[place : place + 16] = np.array([32, 32, 3, 1 << 30], np.int32).tobytes()
     path.write_bytes(content)
     with pytest.raises(PipelineError, match=r"is not a \.mat of SVHN \(X is of shape"):
-        open_ood(tmp_path, View(32, 32))
+        open_ood(tmp_path, ResizeCrop(32, 32))
 
 
 def test_outliers_are_not_called_as_the_synthetic_ones(tmp_path: Path) -> None:
@@ -271,5 +271,5 @@ def test_outliers_are_not_called_as_the_synthetic_ones(tmp_path: Path) -> None:
     (tmp_path / "outliers" / "dtd").rename(tmp_path / "outliers" / "blobs")
     assert (
         "outliers/blobs has the name"
-        in evaluate(imagenet_evaluation(tmp_path), ["anomaly"]).failed["anomaly"]
+        in evaluate(imagenet_evaluation(tmp_path), ["ood"]).failed["ood"]
     )

@@ -11,13 +11,13 @@ from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, list_videos
 from pipelines.evaluation.images import (
     ArrayImages,
-    View,
+    ResizeCrop,
 )
 from pipelines.evaluation.predictions import Classifier, Predictions
 from pipelines.evaluation.suites import evaluate
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from tiny_evaluation import ALONE, IMAGES, Brightness, N, classifier, evaluation, plain_answers
+from tiny_evaluation import ALONE, IMAGES, Brightness, N, classifier, evaluation, predict_one_by_one
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
@@ -31,7 +31,7 @@ def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
             return super().read(numbers)
 
     found = classifier(batch_size).predict(Asked(IMAGES))
-    expected = plain_answers(IMAGES)
+    expected = predict_one_by_one(IMAGES)
     np.testing.assert_array_equal(found.predicted, expected.predicted)
     np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
     assert max(map(len, asked)) == min(batch_size, N)
@@ -86,7 +86,7 @@ def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.M
     for number in range(5):
         write_video(tmp_path / f"{number}.mp4", [100 * number, 555, 555])
     videos = list_videos(tmp_path, Notices())
-    whole = colour_classifier().predict_videos(videos, View(32, None))
+    whole = colour_classifier().predict_videos(videos, ResizeCrop(32, None))
     assert [each[0] for each in whole] == [0, 100, 200, 300, 400]
     parts: list[list[np.ndarray]] = []
     for rank in range(3):
@@ -95,7 +95,7 @@ def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.M
             processes=Processes(world=World(rank=rank, size=3), device=ALONE.device),
         )
         monkeypatch.setattr(Classifier, "gather", lambda _, mine: [mine])
-        parts.append(some.predict_videos(videos, View(32, None)))
+        parts.append(some.predict_videos(videos, ResizeCrop(32, None)))
     assert [len(part) for part in parts] == [1, 2, 2]
     np.testing.assert_array_equal(
         np.concatenate([each for part in parts for each in part]), np.concatenate(whole)
@@ -107,4 +107,4 @@ def test_a_network_that_is_not_finite_is_refused_on_videos(tmp_path: Path) -> No
     spoilt = colour_classifier()
     spoilt.module.codes[7] = torch.nan
     with pytest.raises(PipelineError, match="NaN or infinite for 3 of 3 images"):
-        spoilt.predict_videos(list_videos(tmp_path, Notices()), View(SIDE, 10))
+        spoilt.predict_videos(list_videos(tmp_path, Notices()), ResizeCrop(SIDE, 10))

@@ -16,7 +16,7 @@ from imagenet_folders import (
 )
 from pipelines.errors import PipelineError
 from pipelines.evaluation.corruptions import CIFAR_BAR, CORRUPTIONS
-from pipelines.evaluation.data import find_data
+from pipelines.evaluation.data import open_evaluation_data
 from pipelines.evaluation.metrics import (
     METRICS,
     calibration_error,
@@ -24,7 +24,13 @@ from pipelines.evaluation.metrics import (
     tune_temperature,
 )
 from pipelines.evaluation.predictions import as_tensor
-from pipelines.evaluation.suites import OF_ANY, OF_IMAGENET, SUITES, evaluate, suites_for
+from pipelines.evaluation.suites import (
+    GENERAL_SUITES,
+    IMAGENET_SUITES,
+    SUITES,
+    evaluate,
+    suites_for,
+)
 from tiny_evaluation import (
     ALONE,
     IMAGES,
@@ -39,7 +45,7 @@ from tiny_evaluation import (
 
 def test_suites_without_data_are_named_and_the_others_run(tmp_path: Path) -> None:
     found = evaluate(evaluation(tmp_path))
-    assert set(found.values) == {"clean", "calibration", "adversarial", "anomaly"}
+    assert set(found.values) == {"clean", "calibration", "adversarial", "ood"}
     assert set(found.missing) == {"c", "c-bar", "p"}
     assert all("\n" not in line for line in found.missing.values())
     write_corrupted(tmp_path / "TINY-C-Bar", CIFAR_BAR[:-1])
@@ -56,13 +62,11 @@ def test_evaluation_does_not_depend_on_the_batch_nor_leave_a_trace(tmp_path: Pat
     state = np.random.get_state()[1].tolist(), torch.get_rng_state()  # noqa: NPY002
     before = IMAGES.copy()
     first, second = (
-        evaluate(evaluation(tmp_path, classifier=classifier(size)), OF_ANY).values
+        evaluate(evaluation(tmp_path, classifier=classifier(size)), GENERAL_SUITES).values
         for size in (3, 12)
     )
     assert first["adversarial"] == second["adversarial"]
-    assert first["anomaly"]["datasets"]["blobs"] == pytest.approx(
-        second["anomaly"]["datasets"]["blobs"]
-    )
+    assert first["ood"]["datasets"]["blobs"] == pytest.approx(second["ood"]["datasets"]["blobs"])
     np.testing.assert_array_equal(IMAGES, before)
     assert np.random.get_state()[1].tolist() == state[0]  # noqa: NPY002
     assert torch.equal(torch.get_rng_state(), state[1])
@@ -82,19 +86,19 @@ def test_each_half_is_tempered_by_what_the_other_half_wants(tmp_path: Path) -> N
 
 def test_without_a_test_set_imagenets_other_sets_are_still_evaluated(tmp_path: Path) -> None:
     write_tree(tmp_path / "imagenet-r", range(0, 1000, 5))
-    found = evaluate(imagenet_evaluation(tmp_path), ["clean", "r", "o", "anomaly"])
+    found = evaluate(imagenet_evaluation(tmp_path), ["clean", "r", "o", "ood"])
     assert found.values["r"]["error"] == 0
-    assert set(found.missing) == {"clean", "o", "anomaly"}
+    assert set(found.missing) == {"clean", "o", "ood"}
     assert "no val/CLASS" in found.missing["clean"]
     with pytest.raises(PipelineError, match=r"has no test/manifest\.json"):
-        find_data(tmp_path, {"classes": 10})
+        open_evaluation_data(tmp_path, {"classes": 10})
 
 
 def test_the_suites_of_a_set_are_those_of_its_kind(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", [7])
     imagenet = imagenet_evaluation(tmp_path)
     assert suites_for(imagenet) == SUITES
-    assert suites_for(replace(imagenet, data=replace(imagenet.data, name="PETS"))) == OF_ANY
+    assert suites_for(replace(imagenet, data=replace(imagenet.data, name="PETS"))) == GENERAL_SUITES
 
 
 def test_images_that_are_answered_are_counted_by_suite(tmp_path: Path) -> None:
@@ -106,13 +110,13 @@ def test_images_that_are_answered_are_counted_by_suite(tmp_path: Path) -> None:
     asked = replace(asked, classifier=replace(asked.classifier, batch_size=2))
     evaluate(
         asked,
-        ["clean", "c", "p", "adversarial", "anomaly"],
+        ["clean", "c", "p", "adversarial", "ood"],
         progress=lambda suite, done, total: shown.setdefault(suite, []).append((done, total)),
     )
     assert shown["clean"] == [(0, 4), (2, 4), (4, 4)]
     assert shown["c"][-1] == (75 * 5, 75 * 5)
     assert shown["adversarial"][-1] == (4, 4)
-    assert shown["anomaly"][-1][0] == shown["anomaly"][-1][1] > 30
+    assert shown["ood"][-1][0] == shown["ood"][-1][1] > 30
     assert shown["p"][0][0] == 0
     assert all(done <= total for each in shown.values() for done, total in each)
 
@@ -123,12 +127,12 @@ def test_every_metric_of_the_table_is_measured_by_its_suite(tmp_path: Path) -> N
     (tmp_path / "TINY-P").mkdir()
     for name in PERTURBATIONS:
         np.save(tmp_path / "TINY-P" / f"{name}.npy", np.zeros((2, 4, 8, 8, 3), np.uint8))
-    values = evaluate(evaluation(tmp_path), OF_ANY).values
+    values = evaluate(evaluation(tmp_path), GENERAL_SUITES).values
     folders = tmp_path / "imagenet"
     write_tree(folders / "val", EVERY_FIFTH)
-    for suite in OF_IMAGENET:
+    for suite in IMAGENET_SUITES:
         write_tree(folders / f"imagenet-{suite}", EVERY_FIFTH)
-    values = {**values, **evaluate(imagenet_evaluation(folders), OF_IMAGENET).values}
+    values = {**values, **evaluate(imagenet_evaluation(folders), IMAGENET_SUITES).values}
     # Relative to AlexNet, of ImageNet's own C and P alone.
     for metric in METRICS:
         assert (metric.key in values[metric.suite]) == (metric.unit != "% of AlexNet"), metric

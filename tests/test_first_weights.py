@@ -16,7 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import open_model
 from pipelines.training.checkpoints import choose_checkpoint, find_checkpoints
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.recipes import PRETRAINED
 
 
@@ -24,7 +24,7 @@ from pipelines.training.recipes import PRETRAINED
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.cli.train import TrainingProgress
 from pipelines.system.progress import PlainLines, in_words, progress_bar
-from pipelines.training.recipes import Progress, named_recipe
+from pipelines.training.recipes import StepProgress, named_recipe
 
 DIGITS = named_recipe("digits")
 
@@ -97,7 +97,7 @@ def test_an_epoch_is_a_line_with_errors_rate_and_time_left() -> None:
     progress = TrainingProgress(bar, replace(DIGITS, epochs=3, batch_size=100), clock)
 
     def step(number: int, epoch: int, rate: float) -> None:
-        shown = Progress(
+        shown = StepProgress(
             step=number, steps=6, epoch=epoch, loss=1.0, samples_per_second=rate, data_wait=0.0
         )
         progress.step(shown)

@@ -26,9 +26,9 @@ from pipelines.system.files import file_sha256
 from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.loop import train as run_training
-from pipelines.training.recipes import Progress
+from pipelines.training.recipes import StepProgress
 from pipelines.training.tracking import _weights
 from training_sets import training
 
@@ -39,7 +39,7 @@ ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 
@@ -49,7 +49,7 @@ def record_of(out: Path) -> dict[str, Any]:
 
 
 def stopping_at(step: int) -> Any:  # noqa: ANN401
-    def show(shown: Progress) -> None:
+    def show(shown: StepProgress) -> None:
         if shown.step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -66,7 +66,7 @@ def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     out = tmp_path / "run"
     seen = []
 
-    def look(shown: Progress) -> None:
+    def look(shown: StepProgress) -> None:
         seen.append(record_of(out)["status"])
         stopping_at(3)(shown)
 

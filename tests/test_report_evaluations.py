@@ -14,7 +14,7 @@ from tiny_evaluation import MADE_WORDS, of_c
 FOUND = {
     "clean": {"error": 0.05},
     "calibration": {"rms": 0.02},
-    "anomaly": {"auroc": 0.9, "aupr": 0.7, "fpr95": 0.2, "datasets": {"blobs": {}}},
+    "ood": {"auroc": 0.9, "aupr": 0.7, "fpr95": 0.2, "datasets": {"blobs": {}}},
 }
 
 
@@ -29,15 +29,15 @@ def test_the_table_shows_networks_side_by_side_and_what_is_not_measured() -> Non
 
 def test_the_best_value_of_a_row_is_marked_by_its_metrics_direction() -> None:
     columns = {
-        "a": {"clean": {"error": 0.1}, "anomaly": {"auroc": 0.9, "aupr": 0.5}},
-        "b": {"clean": {"error": 0.2}, "anomaly": {"auroc": 0.8, "aupr": 0.500001}},
-        "c": {"clean": {"error": 0.1}, "anomaly": {"auroc": 0.95}},
+        "a": {"clean": {"error": 0.1}, "ood": {"auroc": 0.9, "aupr": 0.5}},
+        "b": {"clean": {"error": 0.2}, "ood": {"auroc": 0.8, "aupr": 0.500001}},
+        "c": {"clean": {"error": 0.1}, "ood": {"auroc": 0.95}},
     }
     rows = {row[0]: row[1:] for row in rows_of(columns)}
     assert rows["clean error"] == ("10.00 % *", "20.00 %", "10.00 % *")
-    assert rows["anomaly detection, AUROC"] == ("90.00 %", "80.00 %", "95.00 % *")
+    assert rows["OOD detection, AUROC"] == ("90.00 %", "80.00 %", "95.00 % *")
     # Equal as they are shown.
-    assert rows["anomaly detection, AUPR"] == ("50.00 %", "50.00 %", "-")
+    assert rows["OOD detection, AUPR"] == ("50.00 %", "50.00 %", "-")
     assert rows_of({"a": columns["a"]})[1] == ("clean error", "10.00 %")
 
 

@@ -28,7 +28,7 @@ pytest.importorskip("matplotlib")
 FOUND = {
     "clean": {"error": 0.25},
     "calibration": {"rms": 0.125, "rms_temperature_scaled": 0.0625},
-    "anomaly": {"auroc": 0.75, "datasets": {"gaussian": {}}},
+    "ood": {"auroc": 0.75, "datasets": {"gaussian": {}}},
 }
 
 

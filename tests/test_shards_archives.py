@@ -25,11 +25,12 @@ from PIL import Image
 
 from pipelines.cli.show import main as show
 from pipelines.errors import PipelineError
-from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.dataset import ShardDataset, decode_image
 from pipelines.loading.mixing_set import image_source, open_mixing_set
 from pipelines.shards import archives
 from pipelines.shards.archives import archived_images, read_archived, read_split
 from pipelines.shards.format import open_shards
+from pipelines.shards.images import DecodeError
 from pipelines.shards.tar import scan_tar
 from pipelines.system.plain_pickle import read_pickle
 from shard_commands import Evil, made, run
@@ -183,7 +184,7 @@ def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
     assert "5.png" in result.stderr
     assert run("mixing", path, tmp_path / "out", "--on-decode-error", "skip").exit_code == 0
     assert len(open_shards(tmp_path / "out")) == 5
-    with pytest.raises(UnreadableImageError):
+    with pytest.raises(DecodeError):
         image_source(path).read(5)
 
 

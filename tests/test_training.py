@@ -35,14 +35,14 @@ from pipelines.shards.format import ShardSet, open_shards
 from pipelines.shards.remote import open_set
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from pipelines.training.baselines import BASELINES, BaselineAugment, augmix, seed_of
+from pipelines.training.augmentations import AUGMENTATIONS, BaselineAugmentation, augmix, torch_seed
 from pipelines.training.checkpoints import find_checkpoints, keep_latest, save_checkpoint
-from pipelines.training.data import find_data, hold_out, outputs_for
+from pipelines.training.data import hold_out, open_training_data, outputs_for
 from pipelines.training.loop import train
 from pipelines.training.recipes import (
     AUGMENTS,
-    Progress,
     Recipe,
+    StepProgress,
     TrainConfig,
     TrainResult,
     named_recipe,
@@ -64,7 +64,7 @@ ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 
@@ -109,7 +109,7 @@ def test_the_learning_rate_falls_by_a_cosine_from_step_to_step() -> None:
 
 
 def test_the_learning_rate_rises_while_it_warms_up() -> None:
-    warm = replace(CIFAR, warm_up_epochs=2.0)
+    warm = replace(CIFAR, warmup_epochs=2.0)
     rates = [warm.learning_rate_at(step, 10) for step in range(25)]
     assert rates[:20] == pytest.approx([0.1 * (step + 1) / 21 for step in range(20)])
     assert rates[20] == 0.1
@@ -277,7 +277,7 @@ def recipe_of(dataset: str, *arguments: str) -> Recipe:
 @pytest.mark.parametrize("kind", ["augmix", "trivialaugment"])
 def test_baseline_augmentations_draw_by_seed_step_and_place_alone(kind: Any) -> None:  # noqa: ANN401
     images = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    augment = BaselineAugment(kind, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+    augment = BaselineAugmentation(kind, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
     state = torch.get_rng_state()
     together = augment(images, seed=1, step=2, first=0)
     assert torch.equal(torch.get_rng_state(), state)
@@ -289,7 +289,7 @@ def test_baseline_augmentations_draw_by_seed_step_and_place_alone(kind: Any) -> 
     assert len({tuple(view.flatten().tolist()) for view in views.flatten(0, 1)}) >= 8
     assert torch.equal(augment(images[2:], seed=1, step=2, first=2, views=3), views[2:])
     assert not torch.equal(augment(images, seed=1, step=3, first=0), together)
-    assert len({seed_of(a, b) for a in range(30) for b in range(30)}) == 900
+    assert len({torch_seed(a, b) for a in range(30) for b in range(30)}) == 900
 
 
 # --- Checkpoints ---------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor])
 
 
 def stopping_at(step: int, number: int = signal.SIGTERM) -> Any:  # noqa: ANN401
-    def show(shown: Progress) -> None:
+    def show(shown: StepProgress) -> None:
         if shown.step == step:
             os.kill(os.getpid(), number)
 
@@ -349,7 +349,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "views": {"jsd": True},
     "augmix": {"augment": "augmix"},
     "views of augmix": {"augment": "augmix", "jsd": True},
-    "parts": {"accumulate": 3},
+    "parts": {"grad_accum_steps": 3},
     "bfloat16": {"precision": "bfloat16"},
     # No convolution: many processors have none for float16, and take 20 s for a step of others.
     "float16, averaged": {
@@ -464,7 +464,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_says_so(digits: Path, tmp_path: Path) ->
 
 
 def test_two_trainings_do_not_write_to_one_folder(digits: Path, tmp_path: Path) -> None:
-    def begin_another(shown: Progress) -> None:
+    def begin_another(shown: StepProgress) -> None:
         if shown.step == 1:
             with pytest.raises(PipelineError, match="another training is writing to"):
                 train(training(digits, tmp_path / "run"), ALONE)
@@ -548,7 +548,7 @@ def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     assert error == pytest.approx(trained.history[-1]["test_error"], abs=1e-9)
     assert loss == pytest.approx(trained.history[-1]["test_loss"], rel=1e-5)
     # And it can be looked into.
-    network = open_trained("wrn_10_1", trained.checkpoint, allow_random=False)
+    network = open_trained("wrn_10_1", trained.checkpoint, random_weights=False)
     assert torch.equal(network.module.fc.weight, module.fc.weight)
 
 
@@ -559,7 +559,7 @@ def test_a_batch_in_parts_of_unequal_size_trains_as_a_whole_one(
     # 63, 63 and 61.
     changes = {"model": "networks:linear", "batch_size": 250, "epochs": 1, "learning_rate": 0.5}
     parts, whole = (
-        weights_of(train(training(digits, tmp_path / str(n), accumulate=n, **changes), ALONE))
+        weights_of(train(training(digits, tmp_path / str(n), grad_accum_steps=n, **changes), ALONE))
         for n in (4, 1)
     )
     assert parts.keys() == whole.keys()
@@ -836,8 +836,8 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
     def nothing(_done: int, _total: int) -> None: ...
 
     with pytest.raises(PipelineError, match="is digits and not cifar10"):
-        find_data("cifar10", digits, tmp_path, nothing)
-    assert find_data("folder", digits, tmp_path, nothing).test is not None
+        open_training_data("cifar10", digits, tmp_path, nothing)
+    assert open_training_data("folder", digits, tmp_path, nothing).test is not None
     from PIL import Image
 
     from pipelines.cli.shard import main as shard
@@ -847,7 +847,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
     made = ["mixing", str(tmp_path / "images"), str(tmp_path / "mixing"), "--jobs", "1"]
     assert CliRunner().invoke(shard, made).exit_code == 0
     with pytest.raises(PipelineError, match="has images without a class, as a mixing set has"):
-        find_data("folder", tmp_path / "mixing", tmp_path, nothing)
+        open_training_data("folder", tmp_path / "mixing", tmp_path, nothing)
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -855,7 +855,7 @@ def test_shards_of_another_set_or_without_classes_are_refused(digits: Path, tmp_
 
 def test_the_choices_are_those_of_the_library() -> None:
     assert training_options.ON_DECODE_ERROR == ON_DECODE_ERROR
-    assert set(BASELINES) == set(AUGMENTS) - {"none", "pixmix"}
+    assert set(AUGMENTATIONS) == set(AUGMENTS) - {"none", "pixmix"}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
@@ -867,7 +867,7 @@ def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: str) -> No
         ("epochs", recipe.epochs),
         ("batch-size", recipe.batch_size),
         ("learning-rate", recipe.learning_rate),
-        ("warm-up", 0),
+        ("warmup-epochs", 0),
         ("weight-decay", 0.0005),
         ("dropout", f"{recipe.dropout:g}"),
         ("k", recipe.pixmix.k),
@@ -885,18 +885,18 @@ def test_data_that_lie_one_level_down_are_named(digits: Path, tmp_path: Path) ->
     shards = tmp_path / "shards"
     for dataset in ("digits", "folder"):
         with pytest.raises(PipelineError) as caught:
-            find_data(dataset, shards, tmp_path / "made", nothing)  # type: ignore[arg-type]
+            open_training_data(dataset, shards, tmp_path / "made", nothing)  # type: ignore[arg-type]
         assert f"has no train/manifest.json, and {shards / dataset} has; give --data" in str(
             caught.value
         )
     # Of two that have other names neither is meant.
     with pytest.raises(PipelineError, match="make shards of your images first"):
-        find_data("imagenet", shards, tmp_path / "made", nothing)
+        open_training_data("imagenet", shards, tmp_path / "made", nothing)
     with pytest.raises(PipelineError, match="cifar-10-python"):
-        find_data("cifar10", shards, tmp_path / "made", nothing)
+        open_training_data("cifar10", shards, tmp_path / "made", nothing)
     shutil.move(shards / "folder", shards / "cifar10")
     with pytest.raises(PipelineError, match="/shards/cifar10 has; give --data"):
-        find_data("cifar10", shards, tmp_path / "made", nothing)
+        open_training_data("cifar10", shards, tmp_path / "made", nothing)
     assert not (tmp_path / "made").exists()
 
 
@@ -940,8 +940,8 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
             "equally many samples of each of 7 shard_partitions",
         ),
         (("digits", "--device", "gpu"), "device 'gpu' is not here"),
-        (("digits", "--device", "cpu", "--sync-batch-norm"), "--sync-batch-norm needs GPUs"),
-        (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
+        (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),
+        (("digits", "--val-fraction", "0.5", "--data", "one"), "make it again with"),
         (("digits", "--out", "file/run"), "file"),
         (("digits", "--model", "wrn_16_0"), "no network is named 'wrn_16_0'"),
         (("digits", "--model", "resnext29_0x4"), "no network is named 'resnext29_0x4'"),
@@ -986,8 +986,8 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--augment", "augmix", "--no-mixing-set"),
         ("digits", "--augment", "trivialaugment", "--all-ops"),
         ("digits", "--model", "resnext29_32x4", "--dropout", "0.3", "--no-mixing-set"),
-        ("digits", "--epochs", "3", "--warm-up", "3", "--no-mixing-set"),
-        ("digits", "--batch-size", "8", "--accumulate", "9", "--no-mixing-set"),
+        ("digits", "--epochs", "3", "--warmup-epochs", "3", "--no-mixing-set"),
+        ("digits", "--batch-size", "8", "--grad-accum-steps", "9", "--no-mixing-set"),
         ("digits", "--epochs", "0", "--no-mixing-set"),
         ("digits", "--learning-rate", "nan", "--no-mixing-set"),
         ("digits", "--severity", "11", "--no-mixing-set"),
@@ -1117,7 +1117,7 @@ def test_there_are_no_more_workers_than_cores_unasked(
     given_workers = []
 
     def found(training: TrainConfig, *_: object) -> TrainResult:
-        given_workers.append(training.num_workers)
+        given_workers.append(training.loader.num_workers)
         raise PipelineError("it is known")
 
     monkeypatch.setattr("pipelines.training.loop.train", found)

@@ -23,7 +23,7 @@ from pipelines.loading.batches import CIFAR
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.loop import train
 from pipelines.training.recipes import TrainResult
 from training_sets import read_checkpoint, training
@@ -88,7 +88,7 @@ TINY = {"model": "networks:linear", "dropout": 0.0, "epochs": 1}
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 

@@ -14,9 +14,9 @@ from pipelines.shards.remote import open_set
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import Checkpoint, find_checkpoints
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.loop import train
-from pipelines.training.recipes import Progress, TrainConfig
+from pipelines.training.recipes import StepProgress, TrainConfig
 from pipelines.training.state import TrainState, open_state
 from training_sets import read_checkpoint, training
 
@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("sklearn")
     folder = tmp_path_factory.mktemp("digits")
-    find_data("digits", None, folder, lambda _done, _total: None)
+    open_training_data("digits", None, folder, lambda _done, _total: None)
     return folder
 
 
@@ -63,7 +63,7 @@ def fields_that_differ(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
     return found
 
 
-def stop_at_7(progress: Progress) -> None:
+def stop_at_7(progress: StepProgress) -> None:
     if progress.step == 7:
         os.kill(os.getpid(), signal.SIGTERM)
 

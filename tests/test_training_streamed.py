@@ -26,7 +26,7 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import IMAGENET
+from pipelines.loading.batches import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.shards.format import open_shards
@@ -36,11 +36,11 @@ from pipelines.system.process_group import Processes, Watchdog
 from pipelines.system.processes import available_cores
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints
-from pipelines.training.data import find_data, hold_out
+from pipelines.training.data import hold_out, open_training_data
 from pipelines.training.loop import train
-from pipelines.training.recipes import Progress, TrainConfig, TrainResult, named_recipe
+from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult, named_recipe
 from shard_sets import drawn_images, encoded, write_shards
-from training_sets import read_checkpoint
+from training_sets import read_checkpoint, take_fields
 
 RECIPE = named_recipe("imagenet")
 
@@ -83,7 +83,7 @@ def nothing(_done: int, _total: int) -> None: ...
 
 
 def found(address: Path | str, cache: Path) -> tuple[str, str | None]:
-    data = find_data("folder", address, cache / "made", nothing, cache_dir=cache)
+    data = open_training_data("folder", address, cache / "made", nothing, cache_dir=cache)
     test = data.test
     return data.train.shards.location, None if test is None else test.shards.location
 
@@ -96,7 +96,9 @@ def test_an_address_holds_train_and_a_test_set_or_is_a_set(root: Path, tmp_path:
         assert found(f"{base}/train/manifest.json", tmp_path) == (f"{base}/train", None)
         # What needs leave for each file has it in the query.
         assert found(f"{base}?token=secret", tmp_path) == (f"{base}/train", f"{base}/val")
-        part = find_data("folder", f"{base}/train/set-{{0002..0004}}.tar", tmp_path, nothing)
+        part = open_training_data(
+            "folder", f"{base}/train/set-{{0002..0004}}.tar", tmp_path, nothing
+        )
         assert len(part.train.shards) == 3 * A_SHARD
 
 
@@ -129,7 +131,9 @@ def test_a_host_of_no_such_name_is_told_at_once(
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     with pytest.raises(PipelineError, match=r"http://no-such-host/.*check the address"):
-        find_data("folder", "http://no-such-host/shards", tmp_path, nothing, cache_dir=tmp_path)
+        open_training_data(
+            "folder", "http://no-such-host/shards", tmp_path, nothing, cache_dir=tmp_path
+        )
     assert len(asked) == 1
 
 
@@ -182,11 +186,16 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # no
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preprocess": replace(IMAGENET, image_size=32),
+        "loader": LoaderConfig(
+            batch_size=BATCH,
+            seed=recipe.seed,
+            preprocess=replace(IMAGENET, image_size=32),
+            shuffle_window=2,
+            cache_dir=cache,
+            remote=remote,
+            **take_fields(LoaderConfig, changes),
+        ),
         "train": open_set(where, cache_dir=cache, remote=remote),
-        "shuffle_window": 2,
-        "cache_dir": cache,
-        "remote": remote,
     }
     return TrainConfig(**arguments | changes)
 
@@ -287,7 +296,7 @@ def test_an_outage_in_the_middle_is_outlasted(
         names = [f"train/set-{number:04}.tar" for number in range(N_SHARDS)]
         over = threading.Timer(1.0, server.always.clear)
 
-        def show(shown: Progress) -> None:
+        def show(shown: StepProgress) -> None:
             if shown.step == 2:
                 server.always.update(dict.fromkeys(names, cut(0)))
                 over.start()
@@ -382,8 +391,8 @@ def test_checkpoints_within_an_epoch_lose_no_more_steps_than_are_asked_for(
     class Ended(Exception):
         """As a power cut: nothing is written after it."""
 
-    def ending_at(step: int) -> Callable[[Progress], None]:
-        def show(shown: Progress) -> None:
+    def ending_at(step: int) -> Callable[[StepProgress], None]:
+        def show(shown: StepProgress) -> None:
             if shown.step == step:
                 raise Ended
 
@@ -683,7 +692,7 @@ def two_that_meet(what: str) -> tuple[list[str], list[int]]:
 def test_shards_that_another_host_has_made_are_not_here(tmp_path: Path) -> None:
     for dataset, place in (("digits", None), ("cifar10", tmp_path)):
         with pytest.raises(PipelineError, match="process 0 made them on its own host"):
-            find_data(dataset, place, tmp_path / "made", nothing, maker=False)  # type: ignore[arg-type]
+            open_training_data(dataset, place, tmp_path / "made", nothing, maker=False)  # type: ignore[arg-type]
 
 
 # --- Processes that are lost, or hang ------------------------------------------------------------

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from pipelines.cli import train
 from pipelines.errors import PipelineError
 from pipelines.provenance import DataFacts, SessionState, Settings, recorded
-from pipelines.training.data import find_data
+from pipelines.training.data import open_training_data
 from pipelines.training.recipes import named_recipe
 from pipelines.training.tracking import tracked
 
@@ -131,7 +131,7 @@ def test_what_wandb_refuses_ends_a_training_at_its_beginning_and_not_later(
 @pytest.mark.slow
 def test_the_command_tracks_a_training(tmp_path: Path, wandb: StandIn) -> None:
     pytest.importorskip("sklearn")
-    find_data("digits", None, tmp_path / "data", lambda _done, _total: None)
+    open_training_data("digits", None, tmp_path / "data", lambda _done, _total: None)
     arguments = ["--data", tmp_path / "data", "--out", tmp_path / "a", "--augment", "none"]
     arguments += ["--epochs", "2", "--batch-size", "256", "--device", "cpu", "--wandb"]
     done = CliRunner().invoke(train.main, ["digits", *map(str, arguments)])

@@ -14,7 +14,7 @@ from pipelines.evaluation.corruptions import (
     CORRUPTIONS,
     OVERLAPPING_OPERATIONS,
 )
-from pipelines.evaluation.data import Data, TestSet
+from pipelines.evaluation.data import EvaluationData, TestSet
 from pipelines.evaluation.images import ArrayImages
 from pipelines.evaluation.predictions import Classifier, Evaluation, Predictions, as_tensor
 from pipelines.system.process_group import Processes
@@ -55,9 +55,9 @@ def images_of(n: int = N, side: int = 8) -> tuple[np.ndarray, np.ndarray]:
 IMAGES, LABELS = images_of()
 
 
-def data_of(root: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS) -> Data:
+def data_of(root: Path, images: np.ndarray = IMAGES, labels: np.ndarray = LABELS) -> EvaluationData:
     test = TestSet(images=ArrayImages(images), labels=labels)
-    return Data(root=root, name="TINY", side=images.shape[1], view=None, test=test)
+    return EvaluationData(root=root, name="TINY", side=images.shape[1], transform=None, test=test)
 
 
 def evaluation(root: Path, **changes: Any) -> Evaluation:  # noqa: ANN401
@@ -79,7 +79,7 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
     return written
 
 
-def plain_answers(images: np.ndarray) -> Predictions:
+def predict_one_by_one(images: np.ndarray) -> Predictions:
     """Predictions one by one."""
     images = as_tensor(images, torch.device("cpu"))
     soft = torch.stack([classifier().logits(each[None])[0] for each in images]).softmax(1)
@@ -94,7 +94,7 @@ MADE_WORDS = "C made by pixmix-eval make-c, 200 images, ImageNet constants"
 
 def write_made(folder: Path, **changes: object) -> None:
     write_corrupted(folder, CORRUPTIONS)
-    (folder / "made-of.json").write_text(json.dumps({**MADE, **changes}))
+    (folder / "make-c.json").write_text(json.dumps({**MADE, **changes}))
 
 
 def of_c(error: float, made: bool = False, overlap: bool = False) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from pipelines.system.process_group import joined
 from pipelines.training import step as step_module
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.loop import train
-from pipelines.training.recipes import Progress
+from pipelines.training.recipes import StepProgress
 from pipelines.training.step import Trainer
 from training_sets import training
 
@@ -37,7 +37,7 @@ def main() -> None:
         module[:] = [self.state.module]
         take(self, images, labels)
 
-    def interrupt(_: Progress) -> None:
+    def interrupt(_: StepProgress) -> None:
         if sys.argv[4:] == ["show"]:
             os.kill(os.getpid(), signal.SIGTERM)
 

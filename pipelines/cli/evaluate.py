@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from torch import nn
 
     from pipelines.evaluation.predictions import Evaluation
-    from pipelines.evaluation.suites import Findings
+    from pipelines.evaluation.suites import EvaluationResults
     from pipelines.system.process_group import Processes
 
 # As in evaluation.suites, which would take seconds to import for the help; a test holds them equal.
-SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "anomaly", "r", "a", "o")
+SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood", "r", "a", "o")
 
 
 class _RunUnlessNamed(SuggestingGroup):
@@ -54,7 +54,7 @@ class _RunUnlessNamed(SuggestingGroup):
 )
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Measure robustness, consistency, adversaries, calibration and anomaly detection.
+    """Measure robustness, consistency, adversaries, calibration and OOD detection.
 
     Without a command, `pixmix-eval --checkpoint F --data ROOT` is `pixmix-eval run`.
 
@@ -211,10 +211,10 @@ def run(
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.predictions import (
             describe_preprocessing,
-            preprocessing_of,
+            preprocessing_json,
             with_overrides,
         )
-        from pipelines.evaluation.suites import missing_inputs, origin_of
+        from pipelines.evaluation.suites import evaluation_provenance, missing_inputs
         from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.page import check_plotting, names_of, write_image
@@ -242,7 +242,7 @@ def run(
             ]
             names = names_of(paths)
             preprocessing = {
-                name: preprocessing_of(evaluation, metadata[str(path)])
+                name: preprocessing_json(evaluation, metadata[str(path)])
                 for name, path, evaluation in zip(names, paths, evaluations, strict=True)
             }
             notices = evaluations[0].data.notices
@@ -259,7 +259,7 @@ def run(
             }
             if not processes.first:
                 return
-            origin = origin_of(
+            origin = evaluation_provenance(
                 dict(zip(names, paths, strict=True)),
                 evaluations[0].data,
                 world_size=processes.world.size,
@@ -335,11 +335,11 @@ def _evaluation(
     import torch
 
     from pipelines.evaluation.corruptions import overlapping_operations
-    from pipelines.evaluation.data import find_data, normalization
+    from pipelines.evaluation.data import normalization, open_evaluation_data
     from pipelines.evaluation.predictions import Classifier, Evaluation
 
     try:
-        data = find_data(root, metadata)
+        data = open_evaluation_data(root, metadata)
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from error
     mean, std = normalization(metadata, data)
@@ -348,7 +348,7 @@ def _evaluation(
         mean=mean,
         std=std,
         processes=processes,
-        batch_size=options["batch_size"] or (500 if data.view is None else 100),
+        batch_size=options["batch_size"] or (500 if data.transform is None else 100),
     )
     return Evaluation(
         classifier=classifier,
@@ -362,7 +362,7 @@ def _evaluation(
     )
 
 
-def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Findings":
+def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "EvaluationResults":
     from pipelines.evaluation.suites import evaluate
 
     with progress_bar("images") as show:
@@ -407,11 +407,11 @@ def make_c(
     command resumes a stopped run.
     """
     with one_line_errors("interrupted; run the same command again to resume"):
-        from pipelines.evaluation.data import find_data
+        from pipelines.evaluation.data import open_evaluation_data
         from pipelines.evaluation.make_corrupted import make_corrupted
         from pipelines.models.checkpoints import read_metadata
 
-        found = find_data(data, {} if checkpoint is None else read_metadata(checkpoint))
+        found = open_evaluation_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()

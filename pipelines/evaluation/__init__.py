@@ -1,1 +1,1 @@
-"""Evaluation: robustness, consistency, adversaries, calibration, anomaly detection."""
+"""Evaluation: robustness, consistency, adversaries, calibration, OOD detection."""

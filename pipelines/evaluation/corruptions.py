@@ -1,4 +1,4 @@
-"""Robustness and consistency: images that were corrupted, and sequences perturbed more and more.
+"""Robustness and consistency: images that were corrupted, and sequences evaluate_perturbations more and more.
 
     ROOT/CIFAR-10-C/fog.npy, labels.npy     five severities, each in the test's order
          CIFAR-10-C-made/...                the same, made by pixmix-eval make-c
@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.data import Data, open_tree
+from pipelines.evaluation.data import EvaluationData, open_tree
 from pipelines.evaluation.folders import (
     IMAGENET,
-    MADE_OF,
+    MAKE_C_RECORD,
     MissingDataError,
     Notices,
     list_videos,
+    match_classes,
     remedy_for,
 )
 from pipelines.evaluation.images import (
@@ -35,7 +36,6 @@ from pipelines.evaluation.images import (
     read_labels,
     read_names,
 )
-from pipelines.evaluation.labels import match_classes
 from pipelines.evaluation.metrics import (
     ALEXNET_FLIPS,
     NOISES,
@@ -90,14 +90,14 @@ _SEVERITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 # --- Corruptions ---------------------------------------------------------------------------------
 
 
-def corrupted(evaluation: Evaluation) -> dict[str, Any]:
+def evaluate_corruptions(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE.
 
     "made" says what the set is made of if make-c made it, and "overlap" which operations of the
     network's training overlap C's corruptions. There is no mCE of a made set, for AlexNet's errors,
     by which it divides, are those on the official one.
     """
-    folder, made = evaluation.data.find_set("c")
+    folder, made = evaluation.data.find_suite_folder("c")
     missing, damaged = remedy_for(evaluation.data.name, "-C"), DOWNLOAD_AGAIN
     if made is not None:
         missing = damaged = f"run pixmix-eval make-c --n {made.n} --seed {made.seed} again"
@@ -116,10 +116,10 @@ def corrupted(evaluation: Evaluation) -> dict[str, Any]:
     return found
 
 
-def corrupted_bar(evaluation: Evaluation) -> dict[str, Any]:
+def evaluate_corruptions_bar(evaluation: Evaluation) -> dict[str, Any]:
     """Return the errors on NAME-C-Bar, and their mean."""
     data = evaluation.data
-    folder, _ = data.find_set("c-bar")
+    folder, _ = data.find_suite_folder("c-bar")
     names = IMAGENET_BAR if data.name == IMAGENET else CIFAR_BAR
     remedy = remedy_for(data.name, "-C-Bar")
     errors, rms = _score(evaluation, folder, names, remedy, DOWNLOAD_AGAIN)
@@ -190,7 +190,7 @@ def _score_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Scores:
         errors[name], sure = [], []
         n = 0
         for folder in severities:
-            images, labels, _ = open_tree(folder, data.resized.without_resize(), data)
+            images, labels, _ = open_tree(folder, data.resizing_transform.cropping_only(), data)
             if n and len(images) != n:
                 raise PipelineError(
                     f"{folder} has {len(images)} images and {severities[0]} {n}; unpack the "
@@ -235,7 +235,7 @@ def corruption_folder(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_dir() or not inside else inside[0]
 
 
-def _labels(folder: Path, data: Data, remedy: str) -> NDArray[np.int64]:
+def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64]:
     """Return the outputs of the network for the labels of a set.
 
     folder/classes.txt says the names of the labels, a line each; without it, CIFAR's labels count
@@ -300,7 +300,7 @@ def open_images(
     images = open_array(path, remedy)
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-3:] != (side, side, 3):
         of_other_size = images.dtype == np.uint8 and images.ndim == ndim and images.shape[-1] == 3
-        if of_other_size and (path.parent / MADE_OF).exists():
+        if of_other_size and (path.parent / MAKE_C_RECORD).exists():
             remedy = f"remove {path.parent} and run pixmix-eval make-c --checkpoint FILE"
         raise PipelineError(
             f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 images "
@@ -312,12 +312,12 @@ def open_images(
 # --- Perturbations -------------------------------------------------------------------------------
 
 
-def perturbed(evaluation: Evaluation) -> dict[str, Any]:
+def evaluate_perturbations(evaluation: Evaluation) -> dict[str, Any]:
     """Return how often predictions flip in NAME-P: the mean and, of ImageNet-P, mFR."""
     data = evaluation.data
     large = data.name == IMAGENET
     names = tuple(ALEXNET_FLIPS) if large else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
-    folder, _ = data.find_set("p")
+    folder, _ = data.find_suite_folder("p")
     places = {
         name: corruption_folder(folder, name) if large else folder / f"{name}.npy" for name in names
     }
@@ -349,7 +349,9 @@ def _flips_of_videos(evaluation: Evaluation, places: Mapping[str, Path]) -> dict
     evaluation.meter.begin(VIDEO_FRAMES * sum(map(len, videos.values())))
     flips = {}
     for name, files in videos.items():
-        predicted = evaluation.classifier.predict_videos(files, data.resized.without_resize())
+        predicted = evaluation.classifier.predict_videos(
+            files, data.resizing_transform.cropping_only()
+        )
         each = [flip_probability(frames[None], noise=name in NOISES) for frames in predicted]
         flips[name] = float(np.mean(each))
     return flips

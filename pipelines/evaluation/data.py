@@ -12,41 +12,39 @@ from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import (
     IMAGENET,
-    MadeOf,
+    MakeCRecord,
     MissingDataError,
     Notices,
     Tree,
-    find_set,
+    are_imagenet_classes,
+    find_suite_folder,
     holds_images,
+    imagenet_classes,
+    is_class_name,
     list_tree,
+    match_classes,
     unreadable,
 )
 from pipelines.evaluation.images import (
     ArrayImages,
     DecodedImages,
     Images,
-    View,
-    images_of_files,
-    images_of_shards,
-)
-from pipelines.evaluation.labels import (
-    are_of_imagenet,
-    imagenet_classes,
-    is_class_name,
-    match_classes,
+    ResizeCrop,
+    file_images,
+    shard_images,
 )
 from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
 from pipelines.loading.batches import IMAGENET as RECIPE
-from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, read_size
+from pipelines.loading.dataset import SampleError, ShardDataset, read_size
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
 from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.images import class_folders, read_image_file
+from pipelines.shards.images import DecodeError, class_folders, read_image_file
 from pipelines.shards.sources import class_name
 from pipelines.system.files import printable
 
-PLACES = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
+TEST_FOLDERS = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
 _SMALL = 64
 """Pixels. Images of one size up to this are not resized, unless the metadata say so."""
@@ -68,13 +66,13 @@ class TestSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class EvaluationData:
     """What lies under a folder, as a network sees it.
 
     root: the folder.
     name: as "CIFAR-10": how folders beside the test set begin.
     side: of the network's images, pixels.
-    view: the resize and crop; None where all images have the network's size, as CIFAR's.
+    transform: the resize and crop; None where all images have the network's size, as CIFAR's.
     classes: names by output, or nothing where they are not known.
     outputs: of the network, or None without a network.
     official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
@@ -85,7 +83,7 @@ class Data:
     root: Path
     name: str
     side: int
-    view: View | None
+    transform: ResizeCrop | None
     classes: tuple[str, ...] = ()
     outputs: int | None = None
     official: NDArray[np.int64] | None = None
@@ -94,11 +92,11 @@ class Data:
     notices: Notices = field(default_factory=Notices)
 
     @property
-    def resized(self) -> View:
-        """The view of images from elsewhere, which are resized to CIFAR's size, too."""
-        return self.view or View(self.side, self.side)
+    def resizing_transform(self) -> ResizeCrop:
+        """The transform of images from elsewhere, which are resized to CIFAR's size, too."""
+        return self.transform or ResizeCrop(self.side, self.side)
 
-    def need_test(self) -> TestSet:
+    def require_test(self) -> TestSet:
         """Return the test set.
 
         Raises:
@@ -108,13 +106,13 @@ class Data:
             raise MissingDataError(self.missing)
         return self.test
 
-    def find_set(self, suite: str) -> tuple[Path, MadeOf | None]:
-        """Return the folder of a suite's dataset; see `folders.find_set`."""
-        return find_set(self.root, self.name, suite, self.notices)
+    def find_suite_folder(self, suite: str) -> tuple[Path, MakeCRecord | None]:
+        """Return the folder of a suite's dataset; see `folders.find_suite_folder`."""
+        return find_suite_folder(self.root, self.name, suite, self.notices)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Located:
+class TestSetLocation:
     """Where a test set is, found without a network and without listing its images.
 
     root: the folder in which the other suites are searched; name: how their folders begin.
@@ -133,7 +131,7 @@ class Located:
         return self.shards is not None or self.folder is not None
 
 
-def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
+def locate_test_set(root: Path, notices: Notices, known: Sequence[str] = ()) -> TestSetLocation:
     """Find the test set under a folder, or the class folders that the folder itself has.
 
     Args:
@@ -145,41 +143,41 @@ def locate(root: Path, notices: Notices, known: Sequence[str] = ()) -> Located:
         PipelineError: if a manifest is damaged.
         OSError: if a folder cannot be read.
     """
-    for place in (root / each for each in PLACES):
+    for place in (root / each for each in TEST_FOLDERS):
         if (place / MANIFEST_NAME).exists():
             shards = open_shards(place)
             dataset = dataset_of_kind(shards.kind)
             name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
-            return Located(
+            return TestSetLocation(
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
-    for place in (root / each for each in PLACES[:-1]):
+    for place in (root / each for each in TEST_FOLDERS[:-1]):
         names = class_folders(place, ignored=notices.ignored) if place.is_dir() else []
         if names:
             return _of_folders(root, place, names)
     names = class_folders(root, ignored=notices.ignored)
     if names and _are_classes(root.resolve().name, names, known):
-        above = root.resolve().parent if root.resolve().name in PLACES else root
+        above = root.resolve().parent if root.resolve().name in TEST_FOLDERS else root
         beside = f", and the other suites are searched in {above}" if above != root else ""
-        notices.say(f"{root} has class folders: it is taken for the test set itself{beside}")
+        notices.add(f"{root} has class folders: it is taken for the test set itself{beside}")
         return _of_folders(above, root, names)
-    return Located(root=root, name=IMAGENET)
+    return TestSetLocation(root=root, name=IMAGENET)
 
 
-def _of_folders(root: Path, folder: Path, names: Sequence[str]) -> Located:
+def _of_folders(root: Path, folder: Path, names: Sequence[str]) -> TestSetLocation:
     printed = tuple(map(class_name, names))
     name = _name_of(printed, printable(root.resolve().name).upper())
-    return Located(root=root, name=name, names=printed, folder=folder)
+    return TestSetLocation(root=root, name=name, names=printed, folder=folder)
 
 
 def _name_of(names: Sequence[str], name: str) -> str:
-    return IMAGENET if are_of_imagenet(names) else name
+    return IMAGENET if are_imagenet_classes(names) else name
 
 
 def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> bool:
     """Return whether the folders in a folder of that name are classes, not sets."""
     return (
-        folder in PLACES
+        folder in TEST_FOLDERS
         or all(map(is_class_name, names))
         or set(map(class_name, names)) <= set(map(composed, known))
     )
@@ -191,7 +189,7 @@ def why_no_test_set(root: Path) -> str:
     Raises:
         OSError: if a folder cannot be read.
     """
-    for place in (root / each for each in PLACES):
+    for place in (root / each for each in TEST_FOLDERS):
         if place.is_dir() and holds_images(place):
             return (
                 f"{place} holds images and no class folders; put the images of each class into a "
@@ -203,7 +201,9 @@ def why_no_test_set(root: Path) -> str:
     )
 
 
-def find_data(root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = None) -> Data:
+def open_evaluation_data(
+    root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = None
+) -> EvaluationData:
     """Find what a network can be evaluated on.
 
     The test set: shards in "test", "val", "validation", "data/test" or the folder itself, or there
@@ -227,51 +227,53 @@ def find_data(root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = 
             "name another file"
         )
     notices = Notices()
-    located = locate(root, notices, known)
+    located = locate_test_set(root, notices, known)
     if not located.found:
         missing = why_no_test_set(root)
-        if outputs != len(imagenet_classes()) and not are_of_imagenet(known):
+        if outputs != len(imagenet_classes()) and not are_imagenet_classes(known):
             raise PipelineError(missing)
-        large = _view_of(metadata, None) or _default_view(metadata)
-        return Data(
-            root=root, name=IMAGENET, side=large.side, view=large, outputs=outputs,
+        large = _transform_of(metadata, None) or _default_transform(metadata)
+        return EvaluationData(
+            root=root, name=IMAGENET, side=large.side, transform=large, outputs=outputs,
             classes=known or imagenet_classes(), missing=missing, notices=notices,
         )  # fmt: skip
     shards = located.shards
     images: Images
     if shards is not None:
         given, where = shards.samples["label"].astype(np.int64), str(shards.location)
-        view = _view_of(metadata, _small_side(shards))
+        transform = _transform_of(metadata, _small_side(shards))
         images = (
-            _array_images(shards, cache_dir) if view is None else images_of_shards(shards, view)
+            _array_images(shards, cache_dir)
+            if transform is None
+            else shard_images(shards, transform)
         )
     else:
         assert located.folder is not None
         tree = list_tree(located.folder, notices)
         given, where = tree.labels, str(tree.folder)
         first = _first_side(tree)
-        view = _view_of(metadata, first if first <= _SMALL else None)
-        images = images_of_files(tree.files, view or View(first, first))
+        transform = _transform_of(metadata, first if first <= _SMALL else None)
+        images = file_images(tree.files, transform or ResizeCrop(first, first))
     if len(given) == 0:
         raise PipelineError(f"{where} holds no images; make the shards of the test set again")
     labels, classes, official = _labels(given, located, known, outputs, where, notices)
-    side = view.side if view is not None else images.read(range(1)).shape[1]
+    side = transform.side if transform is not None else images.read(range(1)).shape[1]
     sha256 = None if shards is None else shards.hash
-    return Data(
-        root=located.root, name=located.name, side=side, view=view, classes=classes,
+    return EvaluationData(
+        root=located.root, name=located.name, side=side, transform=transform, classes=classes,
         outputs=outputs, official=official,
         test=TestSet(images=images, labels=labels, sha256=sha256),
         notices=notices,
     )  # fmt: skip
 
 
-def normalization(metadata: dict[str, Any], data: Data) -> tuple[Triple, Triple]:
+def normalization(metadata: dict[str, Any], data: EvaluationData) -> tuple[Triple, Triple]:
     """Return the mean and the standard deviation of a network's input, for images in 0..1.
 
     Without "mean" and "std" in the metadata they are those of the CIFAR recipe if images are not
     resized, otherwise those of torchvision's weights of that name, or of the ImageNet recipe.
     """
-    default = CIFAR if data.view is None else _default_preprocessing(metadata)
+    default = CIFAR if data.transform is None else _default_preprocessing(metadata)
     mean, std = metadata.get("mean", default.mean), metadata.get("std", default.std)
     return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
 
@@ -292,13 +294,13 @@ def _default_preprocessing(metadata: dict[str, Any]) -> PreprocessConfig:
     )
 
 
-def _default_view(metadata: dict[str, Any]) -> View:
+def _default_transform(metadata: dict[str, Any]) -> ResizeCrop:
     default = _default_preprocessing(metadata)
-    return View(default.image_size or 0, default.resized_side)
+    return ResizeCrop(default.image_size or 0, default.resized_side)
 
 
-def _view_of(metadata: dict[str, Any], small: int | None) -> View | None:
-    """Return the view of a network, or None: images are not resized.
+def _transform_of(metadata: dict[str, Any], small: int | None) -> ResizeCrop | None:
+    """Return the transform of a network, or None: images are not resized.
 
     small: the side of images that are small enough not to be resized by default, or None; nothing
     of them is cropped where the metadata have "image_size" without "evaluation_resize".
@@ -307,19 +309,19 @@ def _view_of(metadata: dict[str, Any], small: int | None) -> View | None:
     if crop == "padded":
         return None
     if crop != "resized" or "crop" not in metadata:
-        return _default_view(metadata)
+        return _default_transform(metadata)
     side, resize = metadata.get("image_size"), metadata.get("evaluation_resize")
     if not side:
         raise PipelineError(
             "the checkpoint has the crop 'resized' and no image_size; use another file"
         )
     if not resize and small is not None:
-        return None if side == small else View(side, side)
+        return None if side == small else ResizeCrop(side, side)
     try:
         prepared = PreprocessConfig(image_size=side, evaluation_resize=resize or None)
     except ValueError as error:
         raise PipelineError(str(error)) from error
-    return View(side, prepared.resized_side)
+    return ResizeCrop(side, prepared.resized_side)
 
 
 def _small_side(shards: ShardSet) -> int | None:
@@ -330,7 +332,7 @@ def _small_side(shards: ShardSet) -> int | None:
         side = max(read_size(ShardDataset(shards).read(0)))
     except SampleError as error:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
-    except UnreadableImageError as error:
+    except DecodeError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
     return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
@@ -342,7 +344,7 @@ def _first_side(tree: Tree) -> int:
         return max(read_size(read_image_file(path)))
     except OSError as error:
         raise unreadable(path, error, remedy) from error
-    except UnreadableImageError as error:
+    except DecodeError as error:
         raise PipelineError(f"{path} {error}; {remedy}") from error
 
 
@@ -358,7 +360,7 @@ def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
 
 def _labels(
     given: NDArray[np.int64],
-    located: Located,
+    located: TestSetLocation,
     known: tuple[str, ...],
     outputs: int | None,
     where: str,
@@ -382,7 +384,7 @@ def _labels(
         )
     matched = match_classes(located.names, known, outputs, where)
     if matched.how == "values" and outputs is not None:
-        notices.say(
+        notices.add(
             f"{where}: classes are numbers, and each is taken for the output of that number"
         )
     shards = located.shards
@@ -393,13 +395,17 @@ def _labels(
 
 
 def open_tree(
-    folder: Path, view: View, data: Data, *, remedy: str = "unpack the set again"
+    folder: Path,
+    transform: ResizeCrop,
+    data: EvaluationData,
+    *,
+    remedy: str = "unpack the set again",
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
     """Open a folder with a folder of images for each class.
 
     Args:
         folder: as fog/3 of ImageNet-C.
-        view: how its images become the network's.
+        transform: how its images become the network's.
         data: of the network, whose classes they are.
         remedy: what to do about an image that cannot be read.
 
@@ -411,4 +417,4 @@ def open_tree(
     """
     tree = list_tree(folder, data.notices)
     outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs
-    return images_of_files(tree.files, view, remedy=remedy), outputs[tree.labels], outputs
+    return file_images(tree.files, transform, remedy=remedy), outputs[tree.labels], outputs

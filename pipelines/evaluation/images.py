@@ -15,9 +15,15 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, unreadable
-from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
 from pipelines.shards.format import ShardSet
-from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, image_files, read_image_file
+from pipelines.shards.images import (
+    LARGEST_FILE,
+    MOST_PIXELS,
+    DecodeError,
+    image_files,
+    read_image_file,
+)
 from pipelines.shards.sources import Source
 from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
@@ -43,7 +49,7 @@ class Images(Protocol):
 
 
 @dataclass(frozen=True)
-class View:
+class ResizeCrop:
     """How images of any size become the network's squares: resized, then cropped to the centre.
 
     side: of the square, pixels. resize: the shorter side before the crop, or None to crop the image
@@ -67,9 +73,9 @@ class View:
             )
         return resized_centre(image, self.resize or shorter, (self.side, self.side))
 
-    def without_resize(self) -> "View":
-        """Return the view of images that have been resized before, as ImageNet-C's."""
-        return View(self.side, None)
+    def cropping_only(self) -> "ResizeCrop":
+        """Return the transform of images that have been resized before, as ImageNet-C's."""
+        return ResizeCrop(self.side, None)
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ class ArrayImages:
 
 
 @dataclass(frozen=True)
-class DrawnImages:
+class GeneratedImages:
     """n images, each drawn from its own number by `draw`."""
 
     n: int
@@ -136,7 +142,7 @@ class DecodedImages:
     n: int
     content: Callable[[int], bytes | bytearray]
     name: Callable[[int], str]
-    view: View
+    transform: ResizeCrop
     remedy: str = "replace it with a whole file, or remove it"
     prefetch: int = 1
 
@@ -149,18 +155,18 @@ class DecodedImages:
         Raises:
             PipelineError: if one cannot be read.
         """
-        side = self.view.side
+        side = self.transform.side
         out = np.empty((len(numbers), side, side, 3), np.uint8)
 
         def fill(row: int) -> None:
             number = numbers[row]
             try:
-                out[row] = self.view(decode_image(self.content(number)))
+                out[row] = self.transform(decode_image(self.content(number)))
             except SampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
                 raise unreadable(self.name(number), error, self.remedy) from error
-            except (UnreadableImageError, ValueError) as error:
+            except (DecodeError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
@@ -171,37 +177,39 @@ class DecodedImages:
         return out
 
 
-def images_of_shards(shards: ShardSet, view: View) -> DecodedImages:
+def shard_images(shards: ShardSet, transform: ResizeCrop) -> DecodedImages:
     """Return the images of shards, in their order."""
     return DecodedImages(
-        n=len(shards), content=ShardDataset(shards).read, name=shards.key, view=view
+        n=len(shards), content=ShardDataset(shards).read, name=shards.key, transform=transform
     )
 
 
-def images_of_files(
-    files: Sequence[Path], view: View, *, remedy: str = DecodedImages.remedy
+def file_images(
+    files: Sequence[Path], transform: ResizeCrop, *, remedy: str = DecodedImages.remedy
 ) -> DecodedImages:
     """Return the images of files, in their order; see `DecodedImages` for the remedy."""
     return DecodedImages(
         n=len(files),
         content=lambda number: read_image_file(files[number]),
         name=lambda number: printable(str(files[number])),
-        view=view,
+        transform=transform,
         remedy=remedy,
     )
 
 
-def images_of_folder(folder: Path, view: View, notices: Notices | None = None) -> DecodedImages:
+def folder_images(
+    folder: Path, transform: ResizeCrop, notices: Notices | None = None
+) -> DecodedImages:
     """Return the images of a folder and the folders in it; notices take what is ignored.
 
     Raises:
         PipelineError: if there is none.
         OSError: if a folder cannot be read.
     """
-    return images_of_files(image_files(folder, ignored=(notices or Notices()).ignored), view)
+    return file_images(image_files(folder, ignored=(notices or Notices()).ignored), transform)
 
 
-def images_of_source(source: Source, view: View) -> DecodedImages:
+def source_images(source: Source, transform: ResizeCrop) -> DecodedImages:
     """Return the images of a source of shards.
 
     Raises:
@@ -212,7 +220,7 @@ def images_of_source(source: Source, view: View) -> DecodedImages:
         n=len(items),
         content=lambda number: source.read(items[number][0]),
         name=lambda number: items[number][1],
-        view=view,
+        transform=transform,
     )
 
 
@@ -221,12 +229,12 @@ def images_of_source(source: Source, view: View) -> DecodedImages:
 _MOST_FRAMES = 10_000
 
 
-def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
+def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
     """Return all frames of a video, (frames, side, side, 3) uint8.
 
     Raises:
         PipelineError: if the extra `video` is not installed, or the file is not a whole video of
-            two frames or more that are at least as large as the view.
+            two frames or more that are at least as large as the transform.
     """
     try:
         import av
@@ -245,7 +253,7 @@ def read_frames(path: Path, view: View) -> NDArray[np.uint8]:
                     raise ValueError(
                         f"over {MOST_PIXELS:,} pixels in a frame, or over {_MOST_FRAMES:,} frames"
                     )
-                frames.append(view(frame.to_ndarray(format="rgb24").astype(np.uint8)))
+                frames.append(transform(frame.to_ndarray(format="rgb24").astype(np.uint8)))
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise PipelineError(f"{path} is no whole video ({error}); unpack the set again") from error
     except OSError as error:

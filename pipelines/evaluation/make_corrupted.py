@@ -15,8 +15,13 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.corruptions import CLASSES_FILE, CORRUPTIONS, SEVERITIES
-from pipelines.evaluation.data import Data
-from pipelines.evaluation.folders import MADE_OF, MADE_SUFFIX, MadeOf, read_made_of
+from pipelines.evaluation.data import EvaluationData
+from pipelines.evaluation.folders import (
+    MAKE_C_RECORD,
+    MAKE_C_SUFFIX,
+    MakeCRecord,
+    read_make_c_record,
+)
 from pipelines.evaluation.images import DOWNLOAD_AGAIN, Images
 from pipelines.system.arrays import open_array
 from pipelines.system.files import (
@@ -39,7 +44,7 @@ _SMALLEST = 32
 
 
 def make_corrupted(
-    data: Data,
+    data: EvaluationData,
     out: Path,
     *,
     n: int | None = None,
@@ -72,7 +77,7 @@ def make_corrupted(
         raise PipelineError(
             "corruptions need imagecorruptions-imaug; run pip install 'pixmix[corruptions]'"
         ) from error
-    test = data.need_test()
+    test = data.require_test()
     if data.side < _SMALLEST:
         raise PipelineError(
             f"the images have {data.side}x{data.side} pixels, and the corruptions need at least "
@@ -84,7 +89,7 @@ def make_corrupted(
             f"the class name {unwritable[0]!r} is not one line of text; rename the class"
         )
     labels = test.labels[:n]
-    folder = out / f"{data.name}{MADE_SUFFIX}"
+    folder = out / f"{data.name}{MAKE_C_SUFFIX}"
     check_no_file(folder, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     with folder_lock(folder / ".lock", busy=f"another process is writing to {folder}; wait for it"):
@@ -94,7 +99,7 @@ def make_corrupted(
 
 
 def _write(
-    data: Data,
+    data: EvaluationData,
     labels: NDArray[np.int64],
     folder: Path,
     corrupt: Callable[..., NDArray[np.uint8]],
@@ -104,7 +109,7 @@ def _write(
     progress: Progress,
 ) -> None:
     """Write what of a set is missing; see `make_corrupted`."""
-    images = data.need_test().images
+    images = data.require_test().images
     repeated = np.tile(labels, SEVERITIES)
     shape = (len(repeated), data.side, data.side, 3)
     _same_or_new(folder, _made_of(data, labels, seed))
@@ -177,24 +182,24 @@ def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def _made_of(data: Data, labels: NDArray[np.int64], seed: int) -> MadeOf:
+def _made_of(data: EvaluationData, labels: NDArray[np.int64], seed: int) -> MakeCRecord:
     """Return what decides a set."""
-    images = data.need_test().images
+    images = data.require_test().images
     hashes = (sha256(_image(images, i).tobytes()) for i in range(len(labels)))
-    return MadeOf(
+    return MakeCRecord(
         seed=seed, n=len(labels), labels=sha256(labels.tobytes()), classes=data.classes,
         side=data.side, images=sha256("".join(hashes).encode()),
         made_by=f"pixmix-eval make-c, {_PACKAGE} {version(_PACKAGE)}",
     )  # fmt: skip
 
 
-def _same_or_new(folder: Path, asked: MadeOf) -> None:
+def _same_or_new(folder: Path, asked: MakeCRecord) -> None:
     """Write down what a set is made of, or check that it is the same.
 
     Raises:
         PipelineError: if the folder holds another set, or one that this command did not make.
     """
-    made = read_made_of(folder, f"remove {folder} and run the command again")
+    made = read_make_c_record(folder, f"remove {folder} and run the command again")
     if made is not None:
         for name in asked.__struct_fields__:
             there, value = getattr(made, name), getattr(asked, name)
@@ -206,4 +211,4 @@ def _same_or_new(folder: Path, asked: MadeOf) -> None:
     elif any(folder.glob("*.npy")):
         raise PipelineError(f"{folder} was not made by this command; choose another by --out")
     else:
-        write_file(folder / MADE_OF, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+        write_file(folder / MAKE_C_RECORD, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")

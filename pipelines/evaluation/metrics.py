@@ -453,8 +453,8 @@ METRICS: tuple[Metric, ...] = (
            inputs=("rms",), headline=False),
     *_calibration("r", " (R)"),
     *_calibration("a", " (A)"),
-    *_detection("anomaly", "anomaly detection"),
-    *_detection("o", "anomaly detection (O)"),
+    *_detection("ood", "OOD detection"),
+    *_detection("o", "OOD detection (O)"),
 )  # fmt: skip
 """All metrics, in the order of the tables."""
 

@@ -32,13 +32,13 @@ from pipelines.evaluation.folders import MissingDataError, Notices, unreadable
 from pipelines.evaluation.images import (
     DOWNLOAD_AGAIN,
     ArrayImages,
-    DrawnImages,
+    GeneratedImages,
     Images,
+    ResizeCrop,
     Subset,
-    View,
-    images_of_folder,
-    images_of_shards,
-    images_of_source,
+    folder_images,
+    shard_images,
+    source_images,
 )
 from pipelines.evaluation.metrics import measure
 from pipelines.evaluation.predictions import Evaluation
@@ -63,7 +63,7 @@ RESTRICTED_CLASSES = 200
 """Of ImageNet-R, -A and -O."""
 
 
-def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str, Any]:
+def evaluate_ood(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str, Any]:
     """Return how well confidence tells OOD images from the test's: the mean, and by dataset.
 
     Of each OOD dataset, one image for five of the test's is drawn ten times, and metrics are
@@ -85,7 +85,7 @@ def anomaly(evaluation: Evaluation, confidence: NDArray[np.float32]) -> dict[str
         outside = evaluation.classifier.predict(Subset(images, used[name])).confidence
         metrics = [
             measure(
-                "anomaly",
+                "ood",
                 id_scores=-confidence,
                 ood_scores=-outside[np.searchsorted(used[name], numbers)],
             )
@@ -106,7 +106,7 @@ def _datasets(evaluation: Evaluation, n: int) -> dict[str, Images]:
     side = evaluation.data.side
     number = max(1, n // _SHARE) * (_ROUNDS if side <= _LARGE else 1)
     datasets: dict[str, Images] = {
-        name: DrawnImages(number, partial(_synthetic_image, evaluation.seed, name, side))
+        name: GeneratedImages(number, partial(_synthetic_image, evaluation.seed, name, side))
         for name in SYNTHETIC
     }
     folder, notices = evaluation.data.root / FOLDER, evaluation.data.notices
@@ -117,14 +117,14 @@ def _datasets(evaluation: Evaluation, n: int) -> dict[str, Images]:
             elif path.name in SYNTHETIC:
                 raise PipelineError(f"{path} has the name of a synthetic OOD dataset; rename it")
             elif path.is_dir():
-                datasets[path.name] = open_ood(path, evaluation.data.resized, notices)
+                datasets[path.name] = open_ood(path, evaluation.data.resizing_transform, notices)
     empty = [name for name, images in datasets.items() if len(images) == 0]
     if empty:
         raise PipelineError(f"{folder / empty[0]} holds no images; put some into it, or remove it")
     return datasets
 
 
-def open_ood(folder: Path, view: View, notices: Notices | None = None) -> Images:
+def open_ood(folder: Path, transform: ResizeCrop, notices: Notices | None = None) -> Images:
     """Open an OOD dataset: shards, SVHN's .mat, CIFAR's archive, or any folder of images.
 
     Raises:
@@ -133,17 +133,17 @@ def open_ood(folder: Path, view: View, notices: Notices | None = None) -> Images
     """
     for place in (folder, folder / "test"):
         if (place / MANIFEST_NAME).exists():
-            return images_of_shards(open_shards(place), view)
+            return shard_images(open_shards(place), transform)
     if (folder / _SVHN).exists():
         images = _read_svhn(folder / _SVHN)
-        if images.shape[1:3] != (view.side, view.side):
-            images = np.stack([view(image) for image in images])
+        if images.shape[1:3] != (transform.side, transform.side):
+            images = np.stack([transform(image) for image in images])
         return ArrayImages(images)
     for row in DATASETS.values():
         if row.folder == folder.name:
             source = DatasetSource(dataset=row.name, place=folder, split="test")
-            return images_of_source(source, view)
-    return images_of_folder(folder, view, notices)
+            return source_images(source, transform)
+    return folder_images(folder, transform, notices)
 
 
 def _read_svhn(path: Path) -> NDArray[np.uint8]:
@@ -198,7 +198,7 @@ def _rounds(seed: int, place: int, n: int, wanted: int) -> list[NDArray[np.int64
 # --- ImageNet-R, -A and -O -----------------------------------------------------------------------
 
 
-def restricted(evaluation: Evaluation, suite: str) -> dict[str, Any]:
+def evaluate_restricted(evaluation: Evaluation, suite: str) -> dict[str, Any]:
     """Return error and calibration on ImageNet-R ("r") or ImageNet-A ("a")."""
     images, labels, outputs = _open_restricted(evaluation, suite)
     evaluation.meter.begin(len(images))
@@ -210,10 +210,10 @@ def restricted(evaluation: Evaluation, suite: str) -> dict[str, Any]:
     }
 
 
-def imagenet_o(evaluation: Evaluation) -> dict[str, Any]:
+def evaluate_imagenet_o(evaluation: Evaluation) -> dict[str, Any]:
     """Return how well confidence tells ImageNet-O from the test images of its 200 classes."""
     images, _, outputs = _open_restricted(evaluation, "o")
-    test = evaluation.data.need_test()
+    test = evaluation.data.require_test()
     inside = np.flatnonzero(np.isin(test.labels, outputs))
     if len(inside) == 0:
         raise MissingDataError(
@@ -231,8 +231,8 @@ def _open_restricted(
     evaluation: Evaluation, suite: str
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
     data = evaluation.data
-    folder, _ = data.find_set(suite)
-    images, labels, outputs = open_tree(folder, data.resized, data)
+    folder, _ = data.find_suite_folder(suite)
+    images, labels, outputs = open_tree(folder, data.resizing_transform, data)
     if len(outputs) != RESTRICTED_CLASSES:
         raise PipelineError(
             f"{folder} has {len(outputs)} classes; expected {RESTRICTED_CLASSES}, over which the "

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from pipelines.errors import PipelineError
-from pipelines.evaluation.data import Data
-from pipelines.evaluation.images import Images, View, read_frames
+from pipelines.evaluation.data import EvaluationData
+from pipelines.evaluation.images import Images, ResizeCrop, read_frames
 from pipelines.loading.batches import Triple
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
@@ -115,12 +115,14 @@ class Classifier:
             logits=np.concatenate(stacked) if stacked else None,
         )
 
-    def predict_videos(self, videos: Sequence[Path], view: View) -> list[NDArray[np.int64]]:
+    def predict_videos(
+        self, videos: Sequence[Path], transform: ResizeCrop
+    ) -> list[NDArray[np.int64]]:
         """Return the outputs predicted for the frames of each video, in every process.
 
         Args:
             videos: their files; each is read in one process.
-            view: how a frame becomes the network's image.
+            transform: how a frame becomes the network's image.
 
         Raises:
             PipelineError: if one cannot be read, or, in every process, if an output is not finite.
@@ -130,7 +132,7 @@ class Classifier:
 
         def read(group: range) -> list[NDArray[np.uint8]]:
             with ThreadPoolExecutor(min(len(group), available_cores())) as pool:
-                return list(pool.map(lambda number: read_frames(videos[number], view), group))
+                return list(pool.map(lambda number: read_frames(videos[number], transform), group))
 
         mine: list[NDArray[np.int64]] = []
         for sequences in prefetch(iter(groups), read, 1):
@@ -240,7 +242,7 @@ class Evaluation:
     """
 
     classifier: Classifier
-    data: Data
+    data: EvaluationData
     overlap: tuple[str, ...] = ()
     meter: Meter = field(default_factory=lambda: Meter(show=lambda *_: None))
     seed: int = 0
@@ -288,7 +290,7 @@ def with_overrides(
     return completed
 
 
-def preprocessing_of(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def preprocessing_json(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Return the preprocessing as plain JSON values.
 
     "mean" and "std", for 0..1; "image_size", the side of the network's images; "resize", their
@@ -302,20 +304,20 @@ def preprocessing_of(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dic
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "image_size": data.side,
-        "resize": None if data.view is None else data.view.resize,
+        "resize": None if data.transform is None else data.transform.resize,
         "guessed": guessed if "crop" in metadata else [*guessed, "image_size", "resize"],
     }
 
 
 def describe_preprocessing(found: Mapping[str, Any]) -> str:
-    """Return what `preprocessing_of` returns as a line."""
+    """Return what `preprocessing_json` returns as a line."""
     mean, std = (" ".join(f"{each:g}" for each in found[name]) for name in ("mean", "std"))
     size = f"{found['image_size']}x{found['image_size']}"
-    view = (
+    described = (
         f"images of {size}, not resized"
         if found["resize"] is None
         else f"shorter side resized to {found['resize']}, centre crop of {size}"
     )
     options = ", ".join(f"--{name.replace('_', '-')}" for name in found["guessed"])
     guessed = f"; guessed without {options}" if options else ""
-    return f"mean {mean}, std {std}, {view}{guessed}"
+    return f"mean {mean}, std {std}, {described}{guessed}"

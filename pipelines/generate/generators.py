@@ -19,8 +19,8 @@ from fractals import (
     Genome,
     draw_genome,
     measure,
-    paint_baseline,
     render,
+    render_baseline,
 )
 from pipelines import __version__
 from pipelines.shards.images import READABLE_FORMATS
@@ -161,7 +161,7 @@ class BaselineGenerator:
     """Generates the images of a simple random process, with which fractals are compared.
 
     Attributes:
-        process: one of `fractals.BASELINES`; it is also the kind of the dataset.
+        process: one of `fractals.BASELINE_KINDS`; it is also the kind of the dataset.
         seed: seed of all images.
         height, width: size in pixels.
     """
@@ -215,7 +215,7 @@ class BaselineGenerator:
         return cls(process=kind, **sizes)
 
     def _image(self, index: int) -> Pixels:
-        return paint_baseline(self.process, self.seed, index, (self.height, self.width))
+        return render_baseline(self.process, self.seed, index, (self.height, self.width))
 
 
 def _statistics(image: Pixels) -> dict[str, float]:

@@ -141,9 +141,9 @@ def _cells(metric: Metric, values: Sequence[float | None]) -> list[str]:
 def table(columns: Mapping[str, Results], missing: Mapping[str, str]) -> str:
     """Return the metrics of one or more networks as lines of aligned text."""
     datasets = next(
-        (results["anomaly"]["datasets"] for results in columns.values() if "anomaly" in results), ()
+        (results["ood"]["datasets"] for results in columns.values() if "ood" in results), ()
     )
-    notes = [f"anomaly detection is the mean over {', '.join(datasets)}"] if datasets else []
+    notes = [f"OOD detection is the mean over {', '.join(datasets)}"] if datasets else []
     notes += notes_of(columns)
     notes += [f"not measured: {name}: {why}" for name, why in missing.items()]
     return "\n".join([*aligned(rows_of(columns)), *([""] if notes else []), *notes])

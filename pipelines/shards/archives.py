@@ -119,7 +119,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         offset, packed, size, checksum = place
         content = _inflated(_read(file.fileno(), path, offset, packed), size)
         if len(content) != size or zlib.crc32(content) != checksum:
-            raise DecodeError("damaged in its zip")
+            raise DecodeError("damaged", "its bytes in the zip are damaged")
         return content
 
 

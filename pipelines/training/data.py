@@ -30,7 +30,7 @@ _TEST_NAMES = ("test", "val", "valid", "validation", "dev", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class TrainingData:
     """Shards to train on and, where there are such, to test on."""
 
     train: RemoteShards
@@ -70,7 +70,7 @@ def check_inputs(
             raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
 
 
-def find_data(
+def open_training_data(
     name: str,
     place: Path | str | None,
     made: Path,
@@ -79,7 +79,7 @@ def find_data(
     maker: bool = True,
     cache_dir: Path | None = None,
     remote: Remote | None = None,
-) -> Data:
+) -> TrainingData:
     """Open the data of a training.
 
     Args:
@@ -106,7 +106,7 @@ def find_data(
     if place is not None and (place / "train" / MANIFEST_NAME).exists():
         return _fitting(dataset, _open(place, opened))
     if place is not None and (place / MANIFEST_NAME).exists():
-        return _fitting(dataset, Data(train=opened(place), test=None))
+        return _fitting(dataset, TrainingData(train=opened(place), test=None))
     if dataset.reader is None or (dataset.bundled and place is not None):
         raise _no_shards(dataset, place)
     if maker:
@@ -147,7 +147,7 @@ def _set_inside(dataset: Dataset, place: Path | None) -> Path | None:
     return chosen[0] if len(chosen) == 1 else None
 
 
-def _fitting(dataset: Dataset, data: Data) -> Data:
+def _fitting(dataset: Dataset, data: TrainingData) -> TrainingData:
     """Return data that can be of a data set, and refuse others."""
     train = data.train.shards
     is_other = dataset_of_kind(train.kind) not in (None, dataset)
@@ -167,20 +167,20 @@ def _fitting(dataset: Dataset, data: Data) -> Data:
 Opened = Callable[[Path | str], RemoteShards]
 
 
-def _open(place: Path, opened: Opened) -> Data:
+def _open(place: Path, opened: Opened) -> TrainingData:
     tests = [place / name for name in _TEST_NAMES if (place / name / MANIFEST_NAME).exists()]
-    return Data(train=opened(place / "train"), test=opened(tests[0]) if tests else None)
+    return TrainingData(train=opened(place / "train"), test=opened(tests[0]) if tests else None)
 
 
-def _open_address(address: str, opened: Opened) -> Data:
+def _open_address(address: str, opened: Opened) -> TrainingData:
     """Open ADDRESS/train and, where there is one, a test set beside it; or ADDRESS as a set."""
     if names_shards(address):
-        return Data(train=opened(address), test=None)
+        return TrainingData(train=opened(address), test=None)
     try:
         train = opened(address_inside(address, "train"))
     except NotFoundError:
         try:
-            return Data(train=opened(address), test=None)
+            return TrainingData(train=opened(address), test=None)
         except NotFoundError as error:
             raise PipelineError(
                 f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME} to be "
@@ -188,10 +188,10 @@ def _open_address(address: str, opened: Opened) -> Data:
             ) from error
     for name in _TEST_NAMES:
         try:
-            return Data(train=train, test=opened(address_inside(address, name)))
+            return TrainingData(train=train, test=opened(address_inside(address, name)))
         except NotFoundError:
             continue
-    return Data(train=train, test=None)
+    return TrainingData(train=train, test=None)
 
 
 def _make(
@@ -234,7 +234,7 @@ def hold_out(train: RemoteShards, share: float) -> tuple[RemoteShards, RemoteSha
     if n >= len(names):
         raise PipelineError(
             f"{train.shards.location} has {len(names)} shard, of which none can be held out for "
-            "validation; make it again with --num-shards 20, or leave --validation-share out"
+            "validation; make it again with --num-shards 20, or leave --val-fraction out"
         )
     return train.part(names[:-n]), train.part(names[-n:])
 

@@ -18,7 +18,7 @@ from pipelines.errors import PipelineError
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.files import write_file
 from pipelines.system.process_group import Processes
-from pipelines.training.baselines import BASELINES, BaselineAugment, seed_of
+from pipelines.training.augmentations import AUGMENTATIONS, BaselineAugmentation, torch_seed
 from pipelines.training.checkpoints import checkpoint_path, keep_latest, save_checkpoint
 from pipelines.training.recipes import VIEWS, Precision, TrainConfig
 from pipelines.training.state import StepResult, TrainState
@@ -47,14 +47,14 @@ class Trainer:
         self.stopped = False
         recipe = config.recipe
         self._baseline = (
-            BaselineAugment(
+            BaselineAugmentation(
                 recipe.augment,
                 config.preprocess.mean,
                 config.preprocess.std,
                 severity=recipe.augmix_severity,
                 all_ops=recipe.augmix_all_ops,
             )
-            if recipe.augment in BASELINES
+            if recipe.augment in AUGMENTATIONS
             else None
         )
         self._module = state.module
@@ -114,7 +114,7 @@ class Trainer:
                 views=VIEWS if recipe.jsd else None,
             )
         # For dropout: a function of the step.
-        torch.manual_seed(seed_of(recipe.seed, state.step, rank))
+        torch.manual_seed(torch_seed(recipe.seed, state.step, rank))
         rate = recipe.learning_rate_at(state.step, len(state.loader))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
@@ -123,7 +123,9 @@ class Trainer:
         state.buffers = {name: each.clone() for name, each in state.module.named_buffers()}
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        sums = self._backward(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), n)
+        sums = self._backward(
+            images.chunk(recipe.grad_accum_steps), labels.chunk(recipe.grad_accum_steps), n
+        )
         with self.stopping.whole:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -246,7 +248,7 @@ class Trainer:
         write_file(path, (json.dumps(document, indent=1) + "\n").encode())
         raise PipelineError(
             f"the loss of step {step.step} is {loss}; the samples of its batch are in {path}. Use "
-            "a smaller --learning-rate, a --warm-up, or --precision float32"
+            "a smaller --learning-rate, a --warmup-epochs, or --precision float32"
         )
 
     def save(self, path: Path | None = None) -> None:
@@ -282,7 +284,7 @@ class Trainer:
             save_checkpoint(where, state.save())
         if path is None:
             state.saved = state.step
-            keep_latest(out, self.config.keep)
+            keep_latest(out, self.config.keep_checkpoints)
             write_metrics(out, state.history)
 
 

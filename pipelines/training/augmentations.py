@@ -8,7 +8,7 @@ is on another scale, and it draws operations that overlap the corruptions of Ima
 TrivialAugment (Mueller and Hutter, ICCV 2021): torchvision's TrivialAugmentWide is the authors'. It
 draws brightness, color, contrast and sharpness, which overlap those corruptions.
 
-To add one, add a row to `BASELINES` and its name to `recipes.Augment`.
+To add one, add a row to `AUGMENTATIONS` and its name to `recipes.Augment`.
 """
 
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ _LONGEST_CHAIN = 3
 Image = NDArray[np.uint8]
 
 
-def seed_of(*key: int) -> int:
+def torch_seed(*key: int) -> int:
     """Return a seed for torch of a key of whole numbers, 0 or more; others for other keys."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -95,19 +95,19 @@ def _augmix(image: Tensor, draw: _Draw) -> Tensor:
 
 
 def _trivialaugment(image: Tensor, draw: _Draw) -> Tensor:
-    torch.manual_seed(seed_of(*draw.key))
+    torch.manual_seed(torch_seed(*draw.key))
     augmented: Tensor = v2.TrivialAugmentWide()(image)
     return augmented.float()
 
 
-BASELINES: Mapping[str, Callable[[Tensor, _Draw], Tensor]] = {
+AUGMENTATIONS: Mapping[str, Callable[[Tensor, _Draw], Tensor]] = {
     "augmix": _augmix,
     "trivialaugment": _trivialaugment,
 }
 """By name, the augmentation of a (3, H, W) uint8 image; returns float32 in 0..255."""
 
 
-class BaselineAugment:
+class BaselineAugmentation:
     """Applies a baseline augmentation to each image of a batch, then normalizes.
 
     What is drawn for an image depends on (seed, step, place in the global batch, view) alone.
@@ -116,7 +116,7 @@ class BaselineAugment:
     def __init__(
         self, name: str, mean: Triple, std: Triple, *, severity: float = 3.0, all_ops: bool = False
     ) -> None:
-        self._augment = BASELINES[name]
+        self._augment = AUGMENTATIONS[name]
         self._severity, self._all_ops = severity, all_ops
         self._mean = torch.tensor(mean).view(3, 1, 1)
         self._std = torch.tensor(std).view(3, 1, 1)
