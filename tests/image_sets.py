@@ -16,7 +16,7 @@ from pipelines.report.set_statistics import (
     SetStatistics,
     set_images,
 )
-from pipelines.report.sets import Bar
+from pipelines.report.sets import Target
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -53,8 +53,8 @@ def perfect() -> SetStatistics:
     """Statistics that meet every bar."""
     per_image = {}
     for row in sets.ROWS:
-        bar = row.median_bar or Bar(at_least=1)
-        low = row.p10_bar.at_least if row.p10_bar else bar.at_least
+        bar = row.median_target or Target(at_least=1)
+        low = row.p10_target.at_least if row.p10_target else bar.at_least
         per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
     return SetStatistics(
         n=512,

@@ -620,7 +620,7 @@ def test_a_tar_that_cannot_be_used_is_named_in_a_line(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
-def names_of(rows: Sequence[Row]) -> set[tuple[str, str]]:
+def short_names(rows: Sequence[Row]) -> set[tuple[str, str]]:
     """Each row's name with that of each rival, or with nothing."""
     return {
         (row.name, rival)
@@ -648,7 +648,7 @@ def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
     ]  # fmt: skip
     assert len(rows) == 8
     assert all(row.rate.median > 0 for row in rows)
-    assert names_of(rows) <= KEPT
+    assert short_names(rows) <= KEPT
     assert sum(row.name.endswith(", all ops") for row in rows) == 6
 
 
@@ -667,7 +667,7 @@ def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
         "memory above torch",
     ]  # fmt: skip
     assert ticks[-1][0] == ticks[-1][1] - 1
-    assert names_of(rows[:-1]) <= KEPT
+    assert short_names(rows[:-1]) <= KEPT
 
 
 # --- pixmix-bench featviz and train --------------------------------------------------------------
@@ -704,7 +704,7 @@ def test_the_common_way_climbs_too() -> None:
 
 def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
     rows = bench_train(1, steps=1, n=256, model="wrn_10_1")
-    assert {rival for _, rival in names_of(rows)} <= {rival for _, rival in KEPT}
+    assert {rival for _, rival in short_names(rows)} <= {rival for _, rival in KEPT}
     assert [row.name for row in rows] == [
         "training, wrn_10_1, batch 128, all cores",
         "training, the loader alone",

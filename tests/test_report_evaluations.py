@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from pipelines.errors import PipelineError
-from pipelines.report.evaluations import metrics_of_all, radar, read_evaluation, rows_of, table
+from pipelines.report.evaluations import radar, read_evaluation, rows_of, shared_metrics, table
 from pipelines.report.page import Table
-from pipelines.report.runs import Run, sections
+from pipelines.report.runs import TrainingRun, sections
 from pipelines.report.runs import table as table_of_runs
 from tiny_evaluation import MADE_WORDS, of_c
 
@@ -62,8 +62,8 @@ def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
     rows = {row[0]: row[1:] for row in rows_of(columns)}
     assert rows["corruption error (C)"] == ("25.00 %", "-")
     assert rows[f"corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
-    assert not any(metric.suite == "c" for metric, _ in metrics_of_all(columns))
-    both = metrics_of_all({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
+    assert not any(metric.suite == "c" for metric, _ in shared_metrics(columns))
+    both = shared_metrics({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
     assert [label for metric, label in both if metric.suite == "c"] == [
         f"corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
 
 def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
     history = ({"epoch": 1, "step": 1, "train_loss": 1.0},)
-    runs = [Run(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
+    runs = [TrainingRun(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
     shown = table_of_runs(runs)
     assert MADE_WORDS in shown
     assert "a was trained with operations that overlap the corruptions of C" in shown

@@ -16,8 +16,8 @@ from pipelines.report.page import (
     Section,
     Table,
     Text,
-    names_of,
     page,
+    short_names,
     write_page,
 )
 
@@ -158,6 +158,6 @@ def test_names_are_the_last_parts_of_where_paths_lead(
 ) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a" / "b")
-    assert names_of([Path()]) == ["b"]
-    assert names_of([Path(), Path("..")]) == ["b", "a"]
-    assert names_of([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]
+    assert short_names([Path()]) == ["b"]
+    assert short_names([Path(), Path("..")]) == ["b", "a"]
+    assert short_names([Path("a/best.pt"), Path("b/best.pt")]) == ["a/best.pt", "b/best.pt"]

@@ -10,7 +10,7 @@ from pipelines.report import sets
 from pipelines.report.set_statistics import (
     measure_set,
 )
-from pipelines.report.sets import Bar, table, verdicts
+from pipelines.report.sets import Target, table, verdicts
 from pipelines.shards.images import (
     image_files,
 )
@@ -28,12 +28,12 @@ def test_every_statistic_has_its_row_and_every_bar_its_verdict(folder: Path) -> 
     )
     found = verdicts(perfect())
     assert len(found) == 21
-    assert len({(verdict.statistic, verdict.figure) for verdict in found}) == 21
+    assert len({(verdict.statistic, verdict.measure) for verdict in found}) == 21
     assert all(verdict.met is True for verdict in found)
 
 
 def test_a_bar_holds_its_own_ends_and_nothing_beyond() -> None:
-    bar = Bar(at_least=0.38, at_most=0.60)
+    bar = Target(at_least=0.38, at_most=0.60)
     assert [bar.is_met_by(value) for value in (0.379, 0.38, 0.5, 0.60, 0.601)] == [
         False,
         True,
@@ -41,12 +41,12 @@ def test_a_bar_holds_its_own_ends_and_nothing_beyond() -> None:
         True,
         False,
     ]
-    assert Bar(at_least=0.7).is_met_by(99)
+    assert Target(at_least=0.7).is_met_by(99)
 
 
 @pytest.mark.parametrize(
     ("statistic", "figure"),
-    [(verdict.statistic, verdict.figure) for verdict in verdicts(perfect())],
+    [(verdict.statistic, verdict.measure) for verdict in verdicts(perfect())],
 )
 def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str) -> None:
     good = perfect()
@@ -61,7 +61,7 @@ def test_a_figure_below_its_bar_fails_that_bar_alone(statistic: str, figure: str
         lowered = replace(good.per_image[statistic], **{figure: -1.0})
         worse = replace(good, per_image={**good.per_image, statistic: lowered})
     failed = [verdict for verdict in verdicts(worse) if verdict.met is not True]
-    assert [(verdict.statistic, verdict.figure, verdict.met) for verdict in failed] == [
+    assert [(verdict.statistic, verdict.measure, verdict.met) for verdict in failed] == [
         (statistic, figure, False)
     ]
     assert "20 of 21 bars met" in table(worse)

@@ -90,7 +90,7 @@ def show_set(
     _check_outputs({"--contact-sheet": sheet, "--plot": plot, "--html": html}, places)
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import sets as set_reports
-        from pipelines.report.page import check_plotting, names_of, page, write_image, write_page
+        from pipelines.report.page import check_plotting, page, short_names, write_image, write_page
         from pipelines.report.set_statistics import set_images
 
         if plot is not None or html is not None:
@@ -102,7 +102,7 @@ def show_set(
         # All are opened before the first is measured, which may take minutes.
         images_of = [set_images(place) for place in places]
         sets = []
-        for name, place, found in zip(names_of(places), places, images_of, strict=True):
+        for name, place, found in zip(short_names(places), places, images_of, strict=True):
             with progress_bar("images") as progress:
                 sets.append(set_reports.read_set(name, place, found, n, progress=progress))
         if sheet is not None:

@@ -35,6 +35,7 @@ SAME_IMAGE_DECIBELS = 40.0
 
 _COPY = "restore manifest.json from a copy"
 _AGAIN = "run the command that generated the dataset again"
+_REGENERATES = "all images are then regenerated"
 
 
 @dataclass(kw_only=True)
@@ -96,12 +97,11 @@ def verify_images(
     verdict = Verdict(n=n)
     metadata = folder / METADATA
     if not metadata.exists():
-        verdict.faults.append(f"{METADATA} is missing; {_AGAIN}, which generates all images again")
+        verdict.faults.append(f"{METADATA} is missing; {_AGAIN}; {_REGENERATES}")
         return verdict
     if file_sha256(metadata) != manifest["metadata_sha256"]:
         verdict.faults.append(
-            f"{METADATA} differs from its SHA-256 in the manifest; {_AGAIN}, which generates all "
-            "images again"
+            f"{METADATA} differs from its SHA-256 in the manifest; {_AGAIN}; {_REGENERATES}"
         )
         return verdict
     sampled = set(spread(sample, n))
@@ -121,8 +121,7 @@ def verify_images(
         verdict.faults.insert(
             0,
             f"{METADATA} has {lines} lines, of which {matching} are the record of their image, "
-            f"but the dataset has {n} images; delete it and {_AGAIN}, which generates all images "
-            "again",
+            f"but the dataset has {n} images; delete it and {_AGAIN}; {_REGENERATES}",
         )
     verdict.faults.extend(_manifest_faults(manifest, generator, check.drafts))
     verdict.sampled = check.generated
