@@ -485,7 +485,9 @@ def test_a_chunk_fills_batches_of_each_layer() -> None:
 def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cpu") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "tpu:x", "meta"):
-        with pytest.raises(PipelineError, match=f"device '{name}' is not here .* give auto or cpu"):
+        with pytest.raises(
+            PipelineError, match=f"device '{name}' is not available .* use auto or cpu"
+        ):
             find_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -499,7 +501,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
         ({"steps": 2}, "steps is 2; an image of"),
-        ({"device": "gpu"}, "device 'gpu' is not here"),
+        ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -> None:
@@ -538,7 +540,7 @@ def test_wrong_usage_is_told_and_exits_with_2(
     [
         (("--model", "resnet999"), "no network is named"),
         (("--layer", "blocks.99"), "no layer is named"),
-        (("--device", "gpu"), "is not here"),
+        (("--device", "gpu"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],
 )

@@ -939,7 +939,7 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
             "equally many samples of each of 7 shard_partitions",
         ),
-        (("digits", "--device", "gpu"), "device 'gpu' is not here"),
+        (("digits", "--device", "gpu"), "device 'gpu' is not available"),
         (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),
         (("digits", "--val-fraction", "0.5", "--data", "one"), "make it again with"),
         (("digits", "--out", "file/run"), "file"),

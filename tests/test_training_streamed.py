@@ -311,10 +311,10 @@ def test_an_outage_in_the_middle_is_outlasted(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(503), "given up after 1.5 s without anything new, the last: 503"),
+        (status(503), "given up after 1.5 s without new data; the last error: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_images(1)[0])), "were expected, and"),
+        (replaced(encoded(drawn_images(1)[0])), ", got "),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )
@@ -351,7 +351,7 @@ def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path:
 def test_the_watchdog_names_the_shard_that_does_not_come(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
-    watchdog = Watchdog(first_word_s=0.4)
+    watchdog = Watchdog(first_report_s=0.4)
     processes = replace(ALONE, watchdog=watchdog)
     access = replace(ACCESS, stall_s=3)
     with FaultyServer(root) as server, watchdog.watching():
@@ -370,13 +370,13 @@ def test_the_watchdog_names_the_shard_that_does_not_come(
 def test_the_watchdog_tells_and_does_not_end_what_may_take_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    watchdog = Watchdog(limit_s=0.2, first_word_s=0.1)
+    watchdog = Watchdog(limit_s=0.2, first_report_s=0.1)
     with watchdog.watching(), watchdog.awaiting("a large set"), watchdog.without_limit():
         time.sleep(0.8)
     assert any("waiting for a large set" in each.getMessage() for each in caplog.records)
 
 
-@pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_word_s": 0.0}])
+@pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_report_s": 0.0}])
 def test_a_watchdog_refuses_nonsense(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="seconds"):
         Watchdog(**arguments)
@@ -764,7 +764,7 @@ def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
         assert [each.running.wait(timeout=120) for each in (first, second)] == [1, 1]
         lines = [errors_of(each) for each in (first, second)]
     assert "is a file; choose a folder for --out" in lines[0][0]
-    assert "another process could not begin; it says why" in lines[1][0]
+    assert "another process failed to start; see its error" in lines[1][0]
 
 
 @pytest.mark.slow
@@ -775,7 +775,7 @@ def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_
         assert [each.running.wait(timeout=120) for each in started] == [1, 1]
         for each in started:
             (line,) = errors_of(each)
-            assert "--data: process 1 was given another than process 0" in line
+            assert "--data differs between process 1 and process 0" in line
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
     from pipelines.shards.output import OutputStore
-    from pipelines.system.processes import Run
+    from pipelines.system.processes import RunChunks
 
 # As in encoding.ENCODERS, which would take half a second to import for the help; a test holds them
 # equal.
@@ -274,7 +274,7 @@ def generate(
             site = Site(store=store, cluster=cluster, jobs=output.jobs or jobs)
             generator = find_generator(site)
             job = _job(output, store, generator)
-            run: Run = partial(_run_here, generator.kind())
+            run: RunChunks = partial(_run_here, generator.kind())
             if cluster is not None:
                 from pipelines.generate.generators import versions_of
 
@@ -315,7 +315,7 @@ def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
     )
 
 
-def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
+def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - see RunChunks
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
     from fractals import BASELINE_KINDS
     from fractals.sampling import pending, pending_for_baselines
@@ -333,7 +333,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     from pipelines.generate.generators import decode
     from pipelines.report.page import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
-    from pipelines.system.ranges import spread
+    from pipelines.system.ranks import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
     chosen = [paths[place] for place in spread(SHEET_IMAGES, len(paths))]

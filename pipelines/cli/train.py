@@ -119,7 +119,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     from pipelines.loading.batches import LoaderConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.objects import RemoteAccess
-    from pipelines.system.process_group import Watchdog, joined
+    from pipelines.system.process_group import Watchdog, join_processes
     from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
@@ -146,7 +146,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         _stop_in_one_line(),
         watchdog.watching(),
         stopping.in_time(),
-        joined(options["device"], watchdog=watchdog) as processes,
+        join_processes(options["device"], watchdog=watchdog) as processes,
         stopping.with_others(processes),
     ):
 

@@ -25,9 +25,9 @@ from pipelines.shards.images import (
     read_image_file,
 )
 from pipelines.shards.sources import Source
-from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
+from pipelines.system.untrusted import open_array
 from pixmix.resizing import resized_centre
 
 

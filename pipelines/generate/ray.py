@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.errors import PipelineError
-from pipelines.system.processes import ONE_THREAD, Run
+from pipelines.system.processes import ONE_THREAD, RunChunks
 
 _MOST_LOSSES = 16
 """How often a task may lose its process or machine; a task that kills them itself must end."""
@@ -58,7 +58,7 @@ class RayCluster:
         result: _Result = _result_of(self._task().remote(function))
         return result
 
-    def runner(self, versions: _Versions, folder: Path | None) -> Run:
+    def runner(self, versions: _Versions, folder: Path | None) -> RunChunks:
         """Return a function that runs each chunk as a task.
 
         Args:
@@ -78,7 +78,7 @@ class RayCluster:
         jobs: int,
         finished: Callable[[range], None],
     ) -> None:
-        """Run a function over chunks; see `processes.Run`. jobs: maximum number of tasks."""
+        """Run a function over chunks; see `processes.RunChunks`. jobs: maximum number of tasks."""
         import ray
 
         waiting = iter(chunks)
@@ -303,7 +303,7 @@ def _result_of(task: Any) -> Any:  # noqa: ANN401, an object reference of ray
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, MemoryError):
             raise PipelineError(
-                "a machine of the cluster ran out of memory; all finished files are kept: run the "
+                "a machine of the cluster ran out of memory; complete files are kept: run the "
                 "same command again with fewer --jobs, or a smaller --size"
             ) from error
         if not isinstance(cause, RayError):

@@ -36,7 +36,6 @@ from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image, read_size
 from pipelines.shards.images import MOST_PIXELS, DecodeError
-from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,
@@ -49,6 +48,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
+from pipelines.system.untrusted import open_array
 from pixmix.packed import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 

@@ -21,7 +21,7 @@ from pipelines.loading.image_map import ImageSource
 from pipelines.loading.mixing_set import image_source
 from pipelines.shards.images import MOST_PIXELS, DecodeError
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import spread
+from pipelines.system.ranks import spread
 
 MEASURED_SIDE = 256
 """Pixels a side of the images that are measured; the references are of this size."""

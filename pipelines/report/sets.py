@@ -25,7 +25,7 @@ from pipelines.report.page import (
 )
 from pipelines.report.set_statistics import N_OF_DIVERSITY, SetImage, SetStatistics, measure_set
 from pipelines.system.progress import Progress
-from pipelines.system.ranges import spread
+from pipelines.system.ranks import spread
 from pipelines.text_table import aligned
 
 SHEET_IMAGES = 64

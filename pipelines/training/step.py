@@ -141,7 +141,7 @@ class Trainer:
             )
             state.pending.append(result)
             state.step += 1
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
         if math.isnan(self.loss):
             # So that the first step has a loss to show.
             self.settle()
@@ -261,7 +261,7 @@ class Trainer:
             with self.stopping.whole:
                 self._write(path)
         self.processes.wait()
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
 
     def save_alone(self) -> None:
         """Write a checkpoint of the last whole step, if there is none, from another thread.
