@@ -147,7 +147,7 @@ def test_the_array_job_generates_a_set_and_the_job_after_it_merges_it(
     assert jobs[1].startswith("--dependency=afterany:17 ")
     tasks = (tmp_path / "log.tasks").read_text()
     assert "task 1 of 2, from SLURM_ARRAY_TASK_ID" in tasks
-    assert "3 of 5 shards; other tasks make 1, 3" in tasks
+    assert "3 of 5 shards; other tasks generate shards 1, 3" in tasks
     assert "complete; 5 images in 5 shards" in (tmp_path / "log.merge").read_text()
 
 

@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 from pipelines import open_mixing_set
 from pipelines.cli import gen, shard
-from pipelines.cli.generating import told_of_shards
+from pipelines.cli.generating import describe_shards
 from pipelines.errors import PipelineError
 from pipelines.generate import generators, products
 from pipelines.generate.generators import decode
@@ -473,8 +473,8 @@ def test_missing_shards_are_named_as_ranges(place: Folder) -> None:
     asked = sharded(place, n=11, shard_size=1).job()
     missing = (range(4), range(7, 8), range(9, 11))
     result = JobResult(n=11, missing=missing, complete=False)
-    text, _ = told_of_shards(asked, result, closing=True)
-    assert "missing are 0-3, 7, 9-10: run again" in text
+    text, _ = describe_shards(asked, result, complete_now=True)
+    assert "shards 0-3, 7, 9-10 are missing" in text
 
 
 # --- the commands --------------------------------------------------------------------------------
@@ -503,15 +503,15 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     }  # fmt: skip
     first = fractals(tmp_path / "set", "--task-index", 1, "--num-tasks", 3)
     assert first.exit_code == 0, first.output
-    assert "1 of 3 shards; other tasks make 0, 2" in first.stdout
+    assert "1 of 3 shards; other tasks generate shards 0, 2" in first.stdout
     told = run("merge", tmp_path / "set")
-    assert "1 of 3 shards; missing are 0, 2: run again" in told.stdout
+    assert "1 of 3 shards; shards 0, 2 are missing" in told.stdout
     merged = run("merge", tmp_path / "set", "--json")
     assert merged.exit_code == 1
     assert json.loads(merged.stdout)["missing"] == [[0, 0], [2, 2]]
     for task in (0, 2):
         last = fractals(tmp_path / "set", "--task-index", task, "--num-tasks", 3)
-    assert f"3 of 3 shards; pixmix-gen merge {tmp_path / 'set'} closes the dataset" in last.stdout
+    assert f"3 of 3 shards; run pixmix-gen merge {tmp_path / 'set'} to complete" in last.stdout
     merged = run("merge", tmp_path / "set")
     assert (merged.exit_code, merged.stdout) == (
         0,
@@ -583,7 +583,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert errors.splitlines()[-1] == "Error: interrupted; the same command resumes this dataset"
+    assert errors.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
     # The records name exactly the tars: what was in hand became whole.
     recorded = {json.loads(path.read_bytes())["file"] for path in done.glob("*.jsonl")}
     assert recorded == {path.name for path in folder.glob("*.tar")}

@@ -33,7 +33,7 @@ def modules_after(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(("script", "target"), sorted(PROJECT["scripts"].items()))
-def test_help_of_a_command_loads_nothing_heavy(script: str, target: str) -> None:
+def test_help_imports_no_heavy_modules(script: str, target: str) -> None:
     module, function = target.split(":")
     code = f"""
 import sys
@@ -60,11 +60,11 @@ def test_every_script_runs_the_module_of_its_command() -> None:
 
 
 @pytest.mark.parametrize("package", ["fractals", "pipelines", "pixmix"])
-def test_a_package_does_not_load_torch(package: str) -> None:
+def test_importing_a_package_does_not_import_torch(package: str) -> None:
     assert not modules_after(f"import {package}") & {"torch", "torchvision"}
 
 
-def test_painting_fractals_loads_neither_torch_nor_plots() -> None:
+def test_rendering_fractals_imports_neither_torch_nor_matplotlib() -> None:
     loaded = modules_after(
         "from pipelines.generate.generators import FractalGenerator\n"
         "FractalGenerator(height=16, width=24, samples_per_pixel=1).generate(range(1)).__next__()"
@@ -132,7 +132,7 @@ def test_the_pages_name_all_dependencies_that_are_needed_without_torch() -> None
     assert set(after.split()) == {"pip", "install", *names}
 
 
-def test_the_demo_installs_no_tools_of_development(tmp_path: Path) -> None:
+def test_make_demo_installs_no_development_tools(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     for target, extra in (("demo", "demo"), ("test", "dev")):
@@ -142,7 +142,7 @@ def test_the_demo_installs_no_tools_of_development(tmp_path: Path) -> None:
         assert re.findall(r"--editable '\.\[(\w+)\]'", done.stdout) == [extra]
 
 
-def test_fractals_does_not_load_pillow() -> None:
+def test_importing_fractals_does_not_import_pillow() -> None:
     assert "PIL" not in modules_after("import fractals")
 
 
@@ -258,7 +258,7 @@ def named_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("named_files")
-def test_every_documented_command_line_is_one_that_the_command_takes() -> None:
+def test_every_documented_command_line_is_valid() -> None:
     lines = documented_lines()
     assert len(lines) >= LINES
     assert sum(line.startswith(("torchrun", "srun")) for line in lines) >= LINES_OF_TORCHRUN
@@ -267,7 +267,7 @@ def test_every_documented_command_line_is_one_that_the_command_takes() -> None:
 
 
 @pytest.mark.usefixtures("named_files")
-def test_every_command_that_a_sentence_names_is_one_that_there_is() -> None:
+def test_every_command_in_running_text_is_valid() -> None:
     pieces = documented_pieces()
     assert len(pieces) >= PIECES
     for piece in pieces:
@@ -303,7 +303,7 @@ def shown_python() -> list[tuple[Path, str]]:
     return found
 
 
-def test_every_piece_of_python_that_is_shown_is_python() -> None:
+def test_every_python_block_compiles() -> None:
     for page, piece in shown_python():
         compile(piece, str(page), "exec")
     for page in PAGES:
@@ -313,7 +313,7 @@ def test_every_piece_of_python_that_is_shown_is_python() -> None:
         )
 
 
-def test_every_name_that_is_shown_can_be_imported() -> None:
+def test_every_import_in_a_python_block_works() -> None:
     imports = {
         ast.unparse(node)
         for _, piece in shown_python()
@@ -329,7 +329,7 @@ def test_every_name_that_is_shown_can_be_imported() -> None:
 
 
 @pytest.mark.parametrize("package", ["fractals", "featviz", "pixmix", "pipelines"])
-def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
+def test_every_package_is_marked_as_typed(package: str) -> None:
     assert (ROOT / package / "py.typed").is_file()
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
         "targets"
@@ -337,7 +337,7 @@ def test_each_package_tells_checkers_that_it_is_typed(package: str) -> None:
     assert package in wheel["wheel"]["packages"]
 
 
-def test_the_page_of_commands_says_what_the_helps_say() -> None:
+def test_the_page_of_commands_equals_the_help() -> None:
     # Word by word: where a line is broken is click's affair.
     kept = (ROOT / "docs" / "commands.md").read_text()
     assert kept.split() == help_pages().split(), "run make help-pages"

@@ -233,7 +233,7 @@ def test_the_commands_of_the_demo_run_beside_other_packages(tmp_path: Path) -> N
     folder = folder_with(tmp_path, "pipelines")
     code = (
         "from pathlib import Path\n"
-        "from pipelines.demo import Stage, run_command\n"
+        "from pipelines.cli.demo import Stage, run_command\n"
         "stage = Stage(name='help', command=lambda: ['pixmix-gen', '--help'], "
         "result=Path('result'))\n"
         "print(run_command(stage))"

@@ -66,4 +66,4 @@ def test_splits_go_into_folders_and_timm_finds_both(image_folder: Path, tmp_path
     assert len(open_shards(out / "train")) == len(open_shards(out / "val")) == 3
     result = run("imagefolder", source, tmp_path / "other", "--split", "test")
     assert result.exit_code == 1
-    assert "has no split 'test' (there: train, val)" in result.stderr
+    assert "has no split 'test'; use one of train, val" in result.stderr

@@ -340,7 +340,7 @@ def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "train/a", "val/a", "test")
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 0, result.output
-    assert f"{source / 'test'} is skipped: it has no folder a class" in result.stderr
+    assert f"{source / 'test'} is skipped: it has no class folders" in result.stderr
     splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
     assert set(splits) == {"train", "validation"}
     result = run("imagefolder", source, tmp_path / "out", "--split", "test")

@@ -16,7 +16,7 @@ from shard_commands import PNG, plain_tar, run
 def test_a_whole_set_is_whole(copy: Path) -> None:
     result = run("verify", copy, "--decode", "all")
     assert result.exit_code == 0
-    assert result.stdout.startswith(f"{copy}: whole; 23 samples in 4 shards")
+    assert result.stdout.startswith(f"{copy}: good; 23 samples in 4 shards")
     assert "23 decoded" in result.stdout
 
 
@@ -49,7 +49,7 @@ def test_a_set_at_an_address_is_verified_as_one_in_a_folder(copy: Path) -> None:
         damaged = run("verify", address)
         requests = server.requests("photos-01.tar")
     assert whole.exit_code == again.exit_code == 0
-    assert whole.stdout.startswith(f"{address}: whole; 23 samples in 4 shards")
+    assert whole.stdout.startswith(f"{address}: good; 23 samples in 4 shards")
     assert "23 decoded" in whole.stdout
     # Nothing is remembered: each time the server is asked.
     assert requests == [None] * 3
