@@ -228,5 +228,4 @@ def test_a_report_has_contact_sheets_a_table_and_histograms(folder: Path, tmp_pa
 
 
 def test_the_help_states_the_number_of_images_on_a_contact_sheet() -> None:
-
     assert options.SHEET_IMAGES == sets.SHEET_IMAGES

@@ -212,6 +212,7 @@ def _check_files(
             f"--out {shown(out)} is a URL, to which only shards can be written; pass --to-shards, "
             "or use a folder"
         )
+    out = _without_scheme(out)
     if sheet is not None and sheet.resolve().is_relative_to(Path(out).resolve()):
         raise click.BadParameter(
             f"{sheet} is inside the dataset and would become one of its images; use another folder",
@@ -231,7 +232,7 @@ def _check_shards(
     name: str, out: str | None, _: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
     """Return the folder or URL of shards, a folder absolute if other machines must find it."""
-    from pipelines.system.objects import is_remote, local_path
+    from pipelines.system.objects import is_remote
 
     if sheet is not None:
         raise click.UsageError(
@@ -239,7 +240,17 @@ def _check_shards(
             f"--contact-sheet {sheet} afterwards"
         )
     out = out or f"shards/{name}"
-    return str(local_path(out).absolute()) if absolute and not is_remote(out) else out
+    return str(Path(_without_scheme(out)).absolute()) if absolute and not is_remote(out) else out
+
+
+def _without_scheme(out: str) -> str:
+    """Return the path of a file:// URL; return other paths unchanged."""
+    from pipelines.system.objects import local_path
+
+    try:
+        return str(local_path(out)) if out.startswith("file:") else out
+    except PipelineError as error:
+        raise click.BadParameter(str(error), param_hint="'--out'") from error
 
 
 def generate(

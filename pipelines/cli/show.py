@@ -129,7 +129,7 @@ def show_set(
     name="mixed",
     epilog=example(
         "pixmix-show mixed photograph.jpg --mixing-set mixing-set/fractals --out mixed.png",
-        "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --rows 6 --seed 3",
+        "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --draws 6 --seed 3",
     ),
 )
 @click.argument(
@@ -142,11 +142,12 @@ def show_set(
     *pixmix_options(_PIXMIX, most_rounds=8, common=True),
 )
 @option(
-    "--rows",
+    "--draws",
+    "n_draws",
     group="Figure",
     type=click.IntRange(1, 64),
     default=4,
-    help="Number of random draws, one per row.",
+    help="Number of random draws, which are shown from the mildest to the strongest.",
 )
 @option(
     "--size",
@@ -166,7 +167,7 @@ def show_mixed(
     mixing_sets: tuple[Path, ...],
     no_mixing_set: bool,
     all_ops: bool,
-    rows: int,
+    n_draws: int,
     size: int,
     seed: int,
     out: Path,
@@ -176,8 +177,8 @@ def show_mixed(
 ) -> None:
     """Show the rounds of PixMix on an image.
 
-    Each row is a random draw. The text below a round names the mixing image, the operation, and the
-    weights a and b of the two inputs. The framed image is the result.
+    Each block is a random draw. The text below a round names the mixing image, the operation, and
+    the weights a and b of the two inputs. The framed image is the result.
     """
     if bool(mixing_sets) == no_mixing_set:
         raise click.UsageError("pass either --mixing-set, once or more, or --no-mixing-set")
@@ -198,14 +199,16 @@ def show_mixed(
         pixels = mixing.square(whole, size)
         passed = {name: value for name, value in numbers.items() if value is not None}
         settings = PixMixSettings(**{**_PIXMIX, **passed}, all_ops=all_ops)
-        draws = [mixing.mix(pixels, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
+        draws = [
+            mixing.mix(pixels, mixing_set, settings, (seed, 0, index)) for index in range(n_draws)
+        ]
         write_image(mixing.figure(pixels, draws), out)
         if html is not None:
             lead = f"{image.name} after each round of PixMix, in several random draws."
             sections = mixing.sections(pixels, draws)
             write_page(page("What PixMix does", lead, sections), html)
         document = {**mixing.document(draws), **_written(outputs)}
-        say(f"{rows} draws of {image} in {out}", document, as_json=as_json)
+        say(f"{n_draws} draws of {image} in {out}", document, as_json=as_json)
 
 
 @main.command(

@@ -218,7 +218,8 @@ def radar(columns: Mapping[str, Results]) -> bytes:
         raise PipelineError(
             f"a radar plot needs at least 3 metrics, not {len(shown)}; evaluate more suites"
         )
-    figure = Figure(figsize=(8, 6.4), layout="constrained")
+    # Small, so that the labels are legible on a phone.
+    figure = Figure(figsize=(6.2, 5.8), layout="constrained")
     axes = cast("PolarAxes", figure.add_subplot(projection="polar"))
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
@@ -238,7 +239,7 @@ def radar(columns: Mapping[str, Results]) -> bytes:
         axes.text(
             angle,
             1.07,
-            f"{textwrap.fill(label, 22)}\n{100 * limit:.0f} to {best}",
+            f"{textwrap.fill(label, 18)}\n{100 * limit:.0f} to {best}",
             ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right",
             va="center" if abs(up) < 0.85 else "bottom" if up > 0 else "top",
         )
@@ -248,6 +249,6 @@ def radar(columns: Mapping[str, Results]) -> bytes:
         loc="outside lower center",
         ncols=3,
         frameon=False,
-        title="Further out is better. Each axis has its own scale, from the centre to the rim.",
+        title="Further out is better. Each axis has its own\nscale, from the centre to the rim.",
     )
     return plot_png(figure, dpi=120)

@@ -322,7 +322,7 @@ def mildest_first(image: Pixels, draws: Sequence[Draw]) -> list[Draw]:
 
 
 def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
-    """Draw each draw as a block of cells: the image, what the rounds start from, and each round.
+    """Draw each draw as a block of cells: the image, an operation before mixing, and the rounds.
 
     Blocks are sorted by `mildest_first`. Below a round are the image that was mixed in, the mixing
     operation and its weights. The result, which is the input of the network, has a frame.
@@ -352,9 +352,11 @@ def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
 def _cells(image: Pixels, draw: Draw) -> list[_Cell]:
     n = len(draw.rounds)
     rounds = "1 round" if n == 1 else f"{n} rounds"
+    first = [_Cell(title="image", pixels=image, lines=(f"index {draw.key[2]}", rounds))]
+    if draw.start is not None:
+        first.append(_Cell(title="start", pixels=draw.first, lines=(draw.start,)))
     return [
-        _Cell(title="image", pixels=image, lines=(f"index {draw.key[2]}", rounds)),
-        _Cell(title="start", pixels=draw.first, lines=(draw.start or "unchanged",)),
+        *first,
         *(
             _Cell(
                 title=f"round {number}{', result' if number == n else ''}",

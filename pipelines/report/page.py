@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _SHORT_NAME = 14
 """Characters of a row's name that a phone need not break."""
 
-_PHONE_COLUMNS = 44
+_PHONE_COLUMNS = 50
 """Characters of a table, its padding included, that fit the width of a phone."""
 
 

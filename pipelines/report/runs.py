@@ -365,8 +365,9 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2)
+    # Narrow, so that the labels are legible on a phone.
+    figure = Figure(figsize=(6.2, 6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
     for axis, measure, scale in zip(axes, _MEASURES, (1, 100), strict=True):
         measured = _measured(runs, measure)
         for place, run in enumerate(runs):
@@ -383,7 +384,6 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
                         color=f"C{place % 10}",
                         marker="." if len(points) < 30 else "",
                     )
-        axis.set_xlabel("epoch")
         axis.set_ylabel(f"{measure}, %" if scale == 100 else measure)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -394,6 +394,7 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
             axis.legend(frameon=False, fontsize="small")
         else:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
+    axes[-1].set_xlabel("epoch")
     names = [
         axes[0].plot([], [], color=f"C{place % 10}", label=legend_name(run.name))[0]
         for place, run in enumerate(runs)
@@ -450,8 +451,6 @@ def sections(runs: Sequence[TrainingRun]) -> list[Section]:
             plot = PageImage(
                 data=radar(evaluated),
                 description=f"Radar plot of the metrics of {', '.join(evaluated)}",
-                caption="Further out is better. Each axis has its own scale, from the centre to "
-                "the rim.",
             )
             shown.insert(0, plot)
         parts.append(Section(title="Evaluation", parts=tuple(shown)))

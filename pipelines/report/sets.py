@@ -23,14 +23,14 @@ from pipelines.report.page import (
     legend_name,
     plot_png,
 )
-from pipelines.report.set_statistics import N_OF_DIVERSITY, SetImage, SetStatistics, measure_set
+from pipelines.report.set_statistics import N_FOR_DIVERSITY, SetImage, SetStatistics, measure_set
 from pipelines.system.progress import Progress
 from pipelines.system.ranks import spread
 from pipelines.text_table import aligned
 
 SHEET_IMAGES = 64
 _GROUPS_SHOWN, _DUPLICATES_SHOWN = 12, 6
-_COLUMNS, _BINS = 3, 30
+_COLUMNS, _BINS = 2, 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +112,11 @@ def histograms_of(sets: Sequence[MeasuredSet]) -> bytes:
     """
     check_plotting()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     statistics = {each.name: each.statistics for each in sets}
     n_rows = -(-len(ROWS) // _COLUMNS)
-    figure = Figure(figsize=(9, 2.1 * n_rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(6.2, 2 * n_rows + 0.5), layout="constrained")
     axes = figure.subplots(n_rows, _COLUMNS, squeeze=False).ravel()
     for axis in axes[len(ROWS) :]:
         axis.set_axis_off()
@@ -147,8 +148,9 @@ def histograms_of(sets: Sequence[MeasuredSet]) -> bytes:
         axis.set_ylim(-0.34 * highest, 1.06 * highest)
         axis.set_title(row.label, fontsize="medium")
         axis.set_yticks([])
+        axis.xaxis.set_major_locator(MaxNLocator(5))
     figure.legend(
-        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False
+        *axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, frameon=False
     )
     return plot_png(figure, dpi=110)
 
@@ -336,10 +338,10 @@ def _values(row: Row, statistics: SetStatistics) -> tuple[float, ...]:
 
 
 def _is_comparable(row: Row, statistics: SetStatistics) -> bool:
-    return row not in _DIVERSITY_ROWS or statistics.n_of_diversity == N_OF_DIVERSITY
+    return row not in _DIVERSITY_ROWS or statistics.n_for_diversity == N_FOR_DIVERSITY
 
 
-_TOO_FEW = f"needs {N_OF_DIVERSITY} images"
+_TOO_FEW = f"needs {N_FOR_DIVERSITY} images"
 
 
 def verdicts(statistics: SetStatistics) -> list[Verdict]:
