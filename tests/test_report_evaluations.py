@@ -72,7 +72,7 @@ def test_small_calibration_errors_differ_visibly_on_the_radar() -> None:
         name: {
             "clean": {"error": clean},
             "calibration": {"rms": rms},
-            "anomaly": {"auroc": auroc, "aupr": 0.5},
+            "ood": {"auroc": auroc, "aupr": 0.5},
         }
         for name, clean, rms, auroc in (("a", 0.40, 0.02, 0.97), ("b", 0.42, 0.05, 0.99))
     }
@@ -84,9 +84,9 @@ def test_small_calibration_errors_differ_visibly_on_the_radar() -> None:
         ]
     rms = found["calibration", "rms"]
     assert rms[0] - rms[1] > 0.3
-    auroc = found["anomaly", "auroc"]
+    auroc = found["ood", "auroc"]
     assert auroc[1] - auroc[0] > 0.3
-    assert found["anomaly", "aupr"][0] == found["anomaly", "aupr"][1]
+    assert found["ood", "aupr"][0] == found["ood", "aupr"][1]
     # Further out is better, and the worst network is never at the centre.
     assert all(0.2 < value < 1 for values in found.values() for value in values)
     error, *_ = (metric for metric, _ in shared_metrics(columns) if metric.suite == "clean")

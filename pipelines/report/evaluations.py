@@ -141,7 +141,7 @@ def table(columns: Mapping[str, Results], missing: Mapping[str, str]) -> str:
         missing: why a suite was not measured, by its name.
     """
     datasets = next(
-        (results["anomaly"]["datasets"] for results in columns.values() if "anomaly" in results), ()
+        (results["ood"]["datasets"] for results in columns.values() if "ood" in results), ()
     )
     notes = [f"OOD detection is the mean over {', '.join(datasets)}"] if datasets else []
     notes += notes_of(columns)

@@ -66,7 +66,7 @@ def set_images(where: Path) -> Sequence[SetImage]:
         where: folder of images, dataset of shards, or a tar, zip or .npy of images.
 
     Raises:
-        PipelineError: if there are no images, or it is not such a set.
+        PipelineError: if the set has no images, or is of another kind.
         OSError: if it cannot be read.
     """
     source = image_source(where)
