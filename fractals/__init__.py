@@ -1,7 +1,10 @@
-"""Fractal images: a genome from a seed and an index, an image from a genome.
+"""Fractal images: draw a genome from a seed and an index, and render it.
 
-from fractals import draw_genome, render
-image = render(draw_genome(seed=0, index=7), size=256)      # (256, 256, 3) uint8
+Example::
+
+    from fractals import draw_genome, render
+
+    image = render(draw_genome(seed=0, index=7), size=256)  # (256, 256, 3) uint8
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,11 +25,14 @@ __all__ = [
 
 
 class Family(NamedTuple):
-    """A row of `FAMILIES`.
+    """A family of genomes: which layers its images have, and which systems they show.
 
-    plans: names of layer kinds (`genome.KINDS`) from the ground up, and how often an image is made
-    of these. templates: how often a chaos game is drawn by each of `systems.TEMPLATES`. about: a
-    phrase for the help of `pixmix-gen`.
+    Attributes:
+        plans: Kinds of layers (keys of ``genome.LAYER_KINDS``) from the bottom up -> relative
+            frequency.
+        templates: Keys of ``systems.TEMPLATES`` -> relative frequency with which a chaos game uses
+            them.
+        about: A phrase for the help of ``pixmix-gen``.
     """
 
     plans: dict[tuple[str, ...], float]
@@ -61,7 +67,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "escape": Family({(_ESCAPE,): 1.0}, {}, "escape-time fractals such as Julia sets"),
 }
-"""Append new rows: a family's place is a part of its random keys."""
+"""Append new rows at the end: the position of a family is part of its random keys."""
 
 BASELINE_DESCRIPTIONS = {
     "dead-leaves": "overlapping discs and rectangles",
@@ -88,7 +94,7 @@ else:
     }
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used: the families alone need no compiler."""
+        """Import a public name on first use, because the family names alone need no compiler."""
         if name not in _MODULES:
             raise AttributeError(f"module 'fractals' has no attribute {name!r}")
         from importlib import import_module

@@ -77,7 +77,9 @@ def test_baselines_are_datasets_like_fractals(kind: Any, tmp_path: Path) -> None
     other = next(each for each in fractals.BASELINE_KINDS if each != kind)
     refused = run("baseline", "--kind", other, *command[3:], "--out", str(folder))
     assert refused.exit_code == 1
-    assert f"kind: {folder} was begun with {kind}, this command says {other}" in refused.stderr
+    assert (
+        f"kind: {folder} was started with {kind}, and this command uses {other}" in refused.stderr
+    )
 
 
 def test_jobs_tasks_and_growth_do_not_change_a_dataset(small_set: Path, tmp_path: Path) -> None:

@@ -40,11 +40,8 @@ def test_ignored_images_are_counted_in_one_line(
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        (shard.main, ["imagefolder", ".", URL]),
         (shard.main, ["imagefolder", URL, "out"]),
-        (shard.main, ["cifar10", ".", URL]),
-        (shard.main, ["digits", URL]),
-        (shard.main, ["mixing", ".", URL]),
+        (shard.main, ["cifar10", URL, "out"]),
         (shard.main, ["mixing", URL, "out"]),
         (shard.main, ["index", f"{URL}/0.tar"]),
         (show.main, ["set", URL]),

@@ -73,10 +73,10 @@ def test_user_errors_are_one_line_with_an_exit_code(folder: Path, tmp_path: Path
         (1, "0.jpg cannot be read", [broken]),
         (
             1,
-            "photo.jpg is not a tar; name a folder of images, shards, or",
+            "photo.jpg is not a tar; use a folder of images, shards, or",
             [tmp_path / "photo.jpg"],
         ),
-        (1, "text.sh is not a tar; name a folder of images, shards, or", [tmp_path / "text.sh"]),
+        (1, "text.sh is not a tar; use a folder of images, shards, or", [tmp_path / "text.sh"]),
         (
             2,
             "is also the output of --contact-sheet",
@@ -84,7 +84,7 @@ def test_user_errors_are_one_line_with_an_exit_code(folder: Path, tmp_path: Path
         ),
         (1, "file", [folder, "--n", 1, "--contact-sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is not a tar; name a folder of images, shards, or", [tmp_path / "file"]),
+        (1, "file is not a tar; use a folder of images, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "must end in", [folder, "--contact-sheet", tmp_path / "sheet.txt"]),
         (2, "is inside", [folder, "--contact-sheet", folder / "sheet.png"]),

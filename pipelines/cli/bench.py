@@ -79,8 +79,7 @@ def fractals(*, rounds: int, n: int, jobs: int | None, as_json: bool) -> None:
 
 
 def _fractals(rounds: int, n: int, jobs: int | None) -> "Found":
-    from pipelines.bench.flam3 import find_flam3
-    from pipelines.bench.fractals import NO_FLAM3, PACKAGES, bench_fractals
+    from pipelines.bench.fractals import NO_FLAM3, PACKAGES, bench_fractals, find_flam3
     from pipelines.system.processes import available_cores
 
     flam3 = find_flam3()

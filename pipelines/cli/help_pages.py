@@ -8,7 +8,7 @@ describes all of them. The page is written by
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,7 +97,7 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
 class _Formatter(click.HelpFormatter):
     """A formatter that does not break lines at the hyphens of options and commands."""
 
-    def write_dl(self, rows: Sequence[tuple[str, str]], *widths: Any, **more: Any) -> None:  # noqa: ANN401
+    def write_dl(self, rows: Iterable[tuple[str, str]], *widths: Any, **more: Any) -> None:  # noqa: ANN401
         """Write rows of a name and its text."""
         super().write_dl([(name, _unbroken(text)) for name, text in rows], *widths, **more)
 

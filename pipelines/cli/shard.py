@@ -29,6 +29,7 @@ from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.output import OutputStore
     from pipelines.shards.request import OnDecodeError, OnNonstandard
     from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
@@ -66,7 +67,7 @@ class _SetOptions:
     exif_transpose: bool = False
 
 
-_OUT_HELP = "Output folder."
+_OUT_HELP = "Output folder, or a URL such as s3://bucket/name."
 
 
 def _set_options(shard_size: str) -> Callable[[Decorated], Decorated]:
@@ -146,7 +147,7 @@ _image_file_options = in_order(
     )
 )
 @click.argument("src", type=LocalPath(), help="Folder with one folder per class, or with splits.")
-@click.argument("out", type=LocalPath(), help=_OUT_HELP)
+@click.argument("out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP)
 @option(
     "--split",
     group=DATA,
@@ -165,7 +166,7 @@ _image_file_options = in_order(
 def imagefolder(
     *,
     src: Path,
-    out: Path,
+    out: Path | str,
     split: str | None,
     name: str | None,
     options: _SetOptions,
@@ -177,10 +178,10 @@ def imagefolder(
     of image files are stored unchanged. Class names are stored in the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.writer import join_splits
 
-        if out.resolve().is_relative_to(src.resolve()):
+        if isinstance(out, Path) and out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
                 f"{out} is inside {src} and would become one of its classes; use another OUT"
             )
@@ -201,7 +202,7 @@ def imagefolder(
             results.append(
                 _shard(
                     source,
-                    out / each if each else out,
+                    _output(out, each),
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,
                     default_size=TRAIN_SHARD if is_train else TEST_SHARD,
@@ -209,7 +210,7 @@ def imagefolder(
                 )
             )
         if splits:
-            join_splits(out, splits)
+            join_splits(_output(out), splits)
         _print_results(results, as_json=as_json)
 
 
@@ -233,16 +234,18 @@ def _command(dataset: Dataset) -> None:
     """Add the command of a dataset."""
     out = f"shards/{dataset.name}"
 
-    def command(*, out: Path, src: Path | None = None, options: _SetOptions, as_json: bool) -> None:
+    def command(
+        *, out: Path | str, src: Path | None = None, options: _SetOptions, as_json: bool
+    ) -> None:
         with one_line_errors(_INTERRUPTED):
             _shard_dataset(dataset, src, out, options, as_json=as_json)
 
     command.__doc__ = (
         f"Shard {dataset.title} into OUT/train and OUT/test, as PNG.\n\n{dataset.about}"
     )
-    decorated: Callable[..., Any] = click.argument("out", type=LocalPath(), help=_OUT_HELP)(
-        _set_options(str(SMALL_SHARD))(command)
-    )
+    decorated: Callable[..., Any] = click.argument(
+        "out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP
+    )(_set_options(str(SMALL_SHARD))(command))
     if not dataset.bundled:
         source = "Archive of the dataset, or a folder that has it."
         decorated = click.argument("src", type=LocalPath(), help=source)(decorated)
@@ -251,16 +254,16 @@ def _command(dataset: Dataset) -> None:
 
 
 def _shard_dataset(
-    dataset: Dataset, src: Path | None, out: Path, options: _SetOptions, *, as_json: bool
+    dataset: Dataset, src: Path | None, out: Path | str, options: _SetOptions, *, as_json: bool
 ) -> None:
     from pipelines.shards.archives import SPLITS
-    from pipelines.shards.exports import join_splits
     from pipelines.shards.sources import DatasetSource
+    from pipelines.shards.writer import join_splits
 
     results = [
         _shard(
-            DatasetSource(dataset=dataset.name, place=src, split=split),
-            out / split,
+            DatasetSource(dataset=dataset.name, path=src, split=split),
+            _output(out, split),
             name=f"{dataset.name}-{split}",
             split=split,
             default_size=SMALL_SHARD,
@@ -268,7 +271,7 @@ def _shard_dataset(
         )
         for split in SPLITS
     ]
-    join_splits(out, SPLITS)
+    join_splits(_output(out), SPLITS)
     _print_results(results, as_json=as_json)
 
 
@@ -290,7 +293,7 @@ for _dataset in DATASETS.values():
     required=True,
     help="Outputs of pixmix-gen, image folders, or archives of images.",
 )
-@click.argument("out", type=LocalPath(), help=_OUT_HELP)
+@click.argument("out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP)
 @option(
     "--name",
     group=OUTPUT,
@@ -300,7 +303,7 @@ for _dataset in DATASETS.values():
 @_image_file_options
 @_set_options(str(SMALL_SHARD))
 def mixing(
-    *, src: tuple[Path, ...], out: Path, name: str, options: _SetOptions, as_json: bool
+    *, src: tuple[Path, ...], out: Path | str, name: str, options: _SetOptions, as_json: bool
 ) -> None:
     """Shard a mixing set from any number of sources.
 
@@ -313,9 +316,14 @@ def mixing(
         for path in src:
             if path.is_dir():
                 report_ignored(path)
-        source = MixingSource(places=src)
+        source = MixingSource(paths=src)
         result = _shard(
-            source, out, name=name, split="train", default_size=SMALL_SHARD, options=options
+            source,
+            _output(out),
+            name=name,
+            split="train",
+            default_size=SMALL_SHARD,
+            options=options,
         )
         _print_results([result], as_json=as_json)
 
@@ -405,12 +413,12 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
     "label" or "cls" in .json, or from .txt. The tars are not changed.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.shards.adopt import adopt_tars
         from pipelines.shards.format import expand_braces
+        from pipelines.shards.verify import index_tars
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:
-            found = adopt_tars(named, name=name, progress=progress)
+            found = index_tars(named, name=name, progress=progress)
         lines = [
             f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
             f"{found.labels:,} with a label"
@@ -422,6 +430,14 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
         say("\n".join(lines), _plain(found), as_json=as_json)
 
 
+def _output(out: Path | str, split: str | None = None) -> "OutputStore":
+    """Return the output store of OUT, or of the folder of a split in it."""
+    from pipelines.shards.output import open_output
+    from pipelines.system.objects import address_inside
+
+    return open_output(address_inside(str(out), split) if split else str(out), option="OUT")
+
+
 def _set_name(name: str | None, src: Path, split: str | None) -> str:
     """Return the name of a dataset, with only those characters that all readers accept."""
     base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "images"
@@ -430,7 +446,7 @@ def _set_name(name: str | None, src: Path, split: str | None) -> str:
 
 def _shard(
     source: "Source",
-    out: Path,
+    store: "OutputStore",
     *,
     name: str,
     split: str,
@@ -447,7 +463,7 @@ def _shard(
     size = None if options.num_shards is not None else options.shard_size or default_size
     chosen = asdict(options) | {"shard_size": size, "jobs": options.jobs or available_cores()}
     try:
-        request = ShardRequest(folder=out, source=source, name=name, split=split, **chosen)
+        request = ShardRequest(store=store, source=source, name=name, split=split, **chosen)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     # An image file is scanned and then written: two steps.
@@ -463,15 +479,16 @@ def _print_results(results: "list[ShardResult]", *, as_json: bool) -> None:
     lines = []
     for result in results:
         line = (
-            f"{result.folder}: {result.n_samples:,} samples in {_count(result.n_shards, 'shard')}, "
-            f"{result.n_bytes / 1e6:,.1f} MB; {_count(result.written, 'shard')} new"
+            f"{result.location}: {result.n_samples:,} samples in "
+            f"{_count(result.n_shards, 'shard')}, {result.n_bytes / 1e6:,.1f} MB; "
+            f"{_count(result.written, 'shard')} new"
         )
         if result.skipped:
             line += f"; {_count(result.skipped, 'image')} skipped"
         lines.append(line)
         lines += [
             f"  {count:,} {kind}: {reason}"
-            for kind, reasons in result.found.items()
+            for kind, reasons in result.scan.items()
             for reason, count in reasons.items()
         ]
     say("\n".join(lines), {"sets": [_plain(result) for result in results]}, as_json=as_json)

@@ -50,7 +50,7 @@ _OTHER_LICENCE = "as the licence of the network's weights allows"
 _MOST_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the inputs of CIFAR networks."""
-_LARGEST_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
+_MAX_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
 """By device type. A CPU gains nothing from more than 8 images at once; a GPU must be filled."""
 _MEMORY_SHARE = 0.5
 """The share of a machine's or a GPU's memory that batches may take."""
@@ -391,7 +391,7 @@ def find_device(name: str) -> torch.device:
         return torch.device(f"cuda:{local_gpu(torch.cuda.device_count())}")
     try:
         device = torch.device(name)
-        if device.type not in _LARGEST_BATCH:
+        if device.type not in _MAX_BATCH:
             raise RuntimeError("not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -444,5 +444,5 @@ def _memory(device: torch.device) -> int:
 
 def _largest_batch(fitting: float, device_type: str) -> int:
     """Return the largest power of two that fits into memory and makes the device faster."""
-    largest = min(max(fitting, 2), _LARGEST_BATCH.get(device_type, GROUP))
+    largest = min(max(fitting, 2), _MAX_BATCH.get(device_type, GROUP))
     return int(2 ** math.floor(math.log2(largest)))

@@ -27,12 +27,12 @@ from pipelines.report.page import (
     fitted,
     shortened,
 )
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_shape
 from pixmix.settings import PixMixSettings
 
@@ -77,10 +77,10 @@ class MixingImages(Sequence[Pixels]):
         height, width = resized_shape(image.shape[0], image.shape[1], self._size)
         if (height, width) == image.shape[:2]:
             return image
-        if height * width > MOST_PIXELS:
+        if height * width > MAX_PIXELS:
             raise PipelineError(
                 f"{self._source.name(i)} would have {width}x{height} pixels after resizing, more "
-                f"than the limit of {MOST_PIXELS:,}; crop it"
+                f"than the limit of {MAX_PIXELS:,}; crop it"
             )
         resized = np.empty((height, width, 3), np.uint8)
         whole = (0, 0, image.shape[0], image.shape[1])

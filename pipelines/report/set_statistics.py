@@ -19,7 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image
 from pipelines.loading.image_map import ImageSource
 from pipelines.loading.mixing_set import image_source
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pipelines.system.progress import Progress, no_progress
 from pipelines.system.ranks import spread
 
@@ -136,7 +136,7 @@ def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Resize an image's shorter side to 256 pixels, and return the centre 256x256.
 
     The filter is bilinear, as PixMix resizes; a 256x256 image is returned unchanged. If the resized
-    image had more than `MOST_PIXELS` (1x30,000 would take 6 GB), only its centre is resized, which
+    image had more than `MAX_PIXELS` (1x30,000 would take 6 GB), only its centre is resized, which
     differs at most by rounding.
     """
     height, width = image.shape[:2]
@@ -147,7 +147,7 @@ def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     left, top = ((side - MEASURED_SIDE) // 2 for side in full)
     square = (left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)
     scaled = Image.fromarray(image)
-    if full[0] * full[1] <= MOST_PIXELS:
+    if full[0] * full[1] <= MAX_PIXELS:
         return np.asarray(scaled.resize(full, Image.Resampling.BILINEAR).crop(square))
     # The same square in pixels of the original image, which may be fractions.
     scales = (width / full[0], height / full[1]) * 2
