@@ -38,7 +38,7 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     assert (document["images"], document["n"]) == (5, 4)
     for name, figures in expected.per_image.items():
         assert document["per_image"][name] == vars(figures)
-    assert len(document["bars"]) == 21
+    assert len(document["targets"]) == 21
     pixels = read_image(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
     assert np.array_equal(pixels, np.asarray(drawn))

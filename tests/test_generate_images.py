@@ -264,7 +264,7 @@ def test_done_records_of_a_killed_run_replace_changed_records(
     asked = image_set(tmp_path / "set")
     make(asked)
     asked.done.mkdir(parents=True)
-    part = asked.done / f"00000000-00000010.{asked.job().request.mark}.jsonl"
+    part = asked.done / f"00000000-00000010.{asked.job().request.hash}.jsonl"
     part.write_bytes(asked.metadata.read_bytes())
     change_line(asked.metadata, 3, b"junk\n")
     assert make(asked).generated == 0
@@ -481,12 +481,12 @@ def test_a_full_disk_keeps_complete_files_and_the_request_resumes(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* begun with 0, .* says 1"),
-        (lambda r: replace(r, generator=Stripes(height=48)), "height: .* with 20, .* says 48"),
-        (lambda r: replace(r, format="webp"), "format: .* with png, .* says webp"),
+        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* with 0, .* uses 1"),
+        (lambda r: replace(r, generator=Stripes(height=48)), "height: .* with 20, .* uses 48"),
+        (lambda r: replace(r, format="webp"), "format: .* with png, .* uses webp"),
         (
             lambda r: replace(r, generator=Stripes(version=2)),
-            "stripes_version: .* with 1 .*, here is 2; install",
+            "stripes_version: .* with 1 .*, and this is 2; install",
         ),
     ],
 )
@@ -510,9 +510,7 @@ def test_a_resume_with_another_encoder_is_rejected(
 ) -> None:
     make(image_set(tmp_path / "set", num_tasks=2))
     monkeypatch.setattr(generators, "encoder_version", lambda _format: "Pillow 1.0")
-    with pytest.raises(
-        PipelineError, match=r"encoder: .* begun with Pillow .*Pillow 1\.0; install"
-    ):
+    with pytest.raises(PipelineError, match=r"encoder: .* with Pillow .*Pillow 1\.0; install"):
         make(image_set(tmp_path / "set"))
 
 
@@ -571,7 +569,7 @@ def test_a_damaged_manifest_is_reported_by_the_name_of_the_field(
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
     before = tree(tmp_path / "set")
     for use in (faults, lambda folder: make(image_set(folder))):
-        with pytest.raises(PipelineError, match=rf"json is damaged.*\b{field}\b.*; copy it"):
+        with pytest.raises(PipelineError, match=rf"json is damaged.*\b{field}\b.*; restore it"):
             use(tmp_path / "set")
     assert tree(tmp_path / "set") == before
 
@@ -605,7 +603,7 @@ def test_a_concurrent_run_on_the_same_images_is_rejected(tmp_path: Path) -> None
         ({"n": 0}, "n is 0"),
         ({"jobs": 0}, "jobs is 0"),
         ({"chunk": -1}, "chunk is -1"),
-        ({"task_index": 2, "num_tasks": 2}, "task 2, "),
+        ({"task_index": 2, "num_tasks": 2}, "task index is 2"),
         ({"format": "gif"}, "format is 'gif'"),
     ],
 )

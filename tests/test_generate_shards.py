@@ -541,8 +541,8 @@ def test_shards_are_not_written_into_a_dataset_of_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--shard-size", "10"), "--shard-size applies to shards"),
-        (("--out", "s3://bucket/set"), "--out s3://bucket/set is an address, .* --to-shards"),
+        (("--shard-size", "10"), "--shard-size needs --to-shards"),
+        (("--out", "s3://bucket/set"), "--out s3://bucket/set is a URL, .* --to-shards"),
         (
             ("--to-shards", "--contact-sheet", "sheet.png"),
             "pixmix-show set DIR --contact-sheet sheet.png",

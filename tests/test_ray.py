@@ -77,12 +77,12 @@ def test_a_machine_without_the_shared_folder_is_rejected_and_does_no_work(tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("fractals", "--ray", "--task-index", "0", "--num-tasks", "2"), "leave out --task-index"),
-        (("fractals", "--ray", "host:1", "--num-tasks", "2"), "leave out --task-index"),
-        (("featviz", "--gpus-per-task", "0.5"), "of the GPUs of a cluster"),
+        (("fractals", "--ray", "--task-index", "0", "--num-tasks", "2"), "omit --task-index"),
+        (("fractals", "--ray", "host:1", "--num-tasks", "2"), "omit --task-index"),
+        (("featviz", "--gpus-per-task", "0.5"), "applies to the GPUs of a Ray cluster"),
         (
             ("featviz", "--ray", "--gpus-per-task", "0.5", "--device", "cpu"),
-            "another --device than cpu",
+            "not --device cpu",
         ),
         (("featviz", "--ray", "--gpus-per-task", "0"), "--gpus-per-task"),
     ],

@@ -288,7 +288,7 @@ def test_a_mixing_set_that_is_an_image_or_a_text_is_rejected_with_what_to_use(
         place = tmp_path / name
         result = run(photograph, "--mixing-set", place, "--out", tmp_path / "out.png")
         assert result.exit_code == 1
-        assert f"{place} is not a tar; name a folder of images" in result.stderr
+        assert f"{place} is not a tar; use a folder of images" in result.stderr
 
 
 def test_an_image_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
