@@ -59,7 +59,7 @@ def _wait_for(port: int, before: Sequence[str]) -> None:
 
 
 def downloads(log: Path, address: str) -> dict[str, list[int]]:
-    """Return for each tar that an address got the bytes of each answer."""
+    """Return for each tar requested by an address the bytes of each response."""
     found: dict[str, list[int]] = {}
     for line in log.read_text().splitlines():
         who, status, n_bytes, path = line.split()
@@ -69,7 +69,7 @@ def downloads(log: Path, address: str) -> dict[str, list[int]]:
 
 
 class _Told(http.server.SimpleHTTPRequestHandler):
-    """Serves files and writes a line for each answer."""
+    """Serves files, and writes a line for each response."""
 
     log: Path
     lock = threading.Lock()

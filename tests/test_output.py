@@ -137,7 +137,7 @@ def test_a_store_that_is_busy_is_asked_again(
 ) -> None:
     store.busy = n_busy
     assert generate(sharded(place)).complete
-    assert store.turned_away == n_busy
+    assert store.rejected == n_busy
     assert contents(store) == in_a_folder
 
 
@@ -150,7 +150,7 @@ def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
     store.busy = 1000
     with pytest.raises(PipelineError) as caught:
         generate(sharded(place))
-    assert store.turned_away == 4
+    assert store.rejected == 4
     assert str(caught.value).startswith(
         f"{place.name}/stripes-01.tar: given up after 4 attempts in a row,"
     )
@@ -173,10 +173,10 @@ def test_a_store_that_does_not_answer_is_one_line(url: str, access: RemoteAccess
 def test_a_store_that_may_not_be_written_is_one_line_at_once(
     store: AmazonStore, place: OutputStore
 ) -> None:
-    store.busy, store.answer = 1000, 403
+    store.busy, store.status = 1000, 403
     with pytest.raises(PipelineError) as caught:
         generate(sharded(place))
-    assert store.turned_away == 1
+    assert store.rejected == 1
     message = r"access denied \(.*\); set credentials that may write there"
     assert re.fullmatch(rf"{place.name}/\.work/request\.json: {message}", str(caught.value))
 

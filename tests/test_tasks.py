@@ -85,7 +85,7 @@ def test_the_task_is_found_in_what_batch_systems_and_launchers_set(
 ) -> None:
     set_variables(monkeypatch, variables)
     index, count, by = task
-    assert find_task(num_tasks) == Task(index=index, count=count, by=tuple(by.split()))
+    assert find_task(num_tasks) == Task(index=index, count=count, variables=tuple(by.split()))
 
 
 @pytest.mark.parametrize(
@@ -123,17 +123,17 @@ def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.Monke
         (
             {**array(17, first=3, last=17), "SLURM_ARRAY_TASK_COUNT": "2"},
             None,
-            "a list of 2 numbers from 3 to 17, .* give --num-tasks",
+            "2 elements of this array job, from 3 to 17, .* set --num-tasks",
         ),
-        (array(4, first=1, last=4), 4, f"task 4, by {ARRAY} in .* not below the 4 tasks"),
-        (array(1) | srun(1, 8), 4, "task 9, .* not below the 4 tasks that there are"),
+        (array(4, first=1, last=4), 4, f"index is 4 .from {ARRAY}., and there are 4 tasks"),
+        (array(1) | srun(1, 8), 4, "task index is 9 .*, and there are 4 tasks"),
         (array(1) | {ARRAY: "one"}, None, f"{ARRAY}='one' in the environment is not "),
         ({ARRAY: "1"}, None, "SLURM_ARRAY_TASK_MIN='' in the environment is not "),
         (array(1) | {"SLURM_ARRAY_TASK_STEP": "0"}, None, "not evenly spaced"),
-        (COMPLETION, None, "task 5 of an indexed Job, .* completions as --num-tasks"),
-        (COMPLETION, 5, "task 5, by JOB_COMPLETION_INDEX in .* not below the 5 tasks"),
+        (COMPLETION, None, "JOB_COMPLETION_INDEX=5 .* set --num-tasks to"),
+        (COMPLETION, 5, "task index is 5 .from JOB_COMPLETION_INDEX., and there are 5 tasks"),
         (torchrun(3, 8), 2, "index is 3 .from RANK., and there are 2 tasks"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are no rank and number"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are not a rank and a world size"),
     ],
 )
 def test_what_makes_no_task_is_told_with_the_remedy(
