@@ -215,8 +215,8 @@ def check_finite(module: nn.Module, name: str) -> None:
         if bool(bad.any()):
             kind = "NaN" if bool(value.isnan().any()) else "infinite values"
             raise ValueError(
-                f"the weights of {name} contain {kind}: {int(bad.sum())} of {value.numel()} values of "
-                f"{key}; use a checkpoint from before its training diverged"
+                f"the weights of {name} contain {kind}: {int(bad.sum())} of {value.numel()} values "
+                f"of {key}; use a checkpoint from before its training diverged"
             )
 
 
