@@ -506,13 +506,13 @@ def _notes(settings: StreamingSettings) -> list[str]:
     for n in (settings.n_samples, 10**9):
         memory = index_memory(settings, n)
         lines.append(
-            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
-            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once per node; order in "
+            f"all processes of a node {memory['order'] / _GB:.3g} GB with a full shuffle, "
             f"{memory['windows'] / _GB:.3g} GB with windows"
         )
     return [
-        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
-        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
+        f"nodes: {settings.nodes}, processes per node: {settings.ranks}, workers per process: "
+        f"{settings.workers}; steps per epoch: {steps:,} of {settings.batch_size:,} samples, "
         f"{steps * settings.step_seconds:,.1f} s without waiting",
         *lines,
     ]

@@ -116,7 +116,7 @@ def test_an_index_larger_than_the_cache_limit_is_rejected_before_its_download(
     shard = {"file": "set-0000.tar", "num_samples": n, "bytes": 1024 * n, "sha256": "0" * 64}
     change_manifest(folder, num_samples=n, shards=[shard])
     limited = ShardCache(folder=tmp_path / "cache", limit_bytes=10**7)
-    assert "raise the cache's limit" in error_of(server, limited)
+    assert "raise --cache-limit" in error_of(server, limited)
     assert server.requests(f"set/{INDEX_NAME}") == []
 
 
