@@ -116,7 +116,7 @@ def test_an_index_larger_than_the_cache_limit_is_rejected_before_its_download(
     shard = {"file": "set-0000.tar", "num_samples": n, "bytes": 1024 * n, "sha256": "0" * 64}
     change_manifest(folder, num_samples=n, shards=[shard])
     limited = ShardCache(folder=tmp_path / "cache", limit_bytes=10**7)
-    assert "raise the cache's limit" in error_of(server, limited)
+    assert "raise --cache-limit" in error_of(server, limited)
     assert server.requests(f"set/{INDEX_NAME}") == []
 
 
@@ -255,5 +255,5 @@ def test_a_cache_that_is_always_emptied_is_an_error(
     monkeypatch.setattr(Download, "finish", empty_and_finish)
     content = (folder / "set" / "set-0000.tar").read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    with pytest.raises(PipelineError, match="was removed while"):
+    with pytest.raises(PipelineError, match="was removed .* while"):
         fetch(server.url("set/set-0000.tar"), sha256=sha256, n_bytes=len(content), cache=cache)
