@@ -68,7 +68,7 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
             "has 10 numbered classes, of which 7 ('3', '4', '5' and 4 more) are not within",
         ),
         (("--checkpoint", "bare.pt"), "pass --model"),
-        (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
+        (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not match ResNet"),
         (("--checkpoint", "junk.pt"), "neither a file of torch.save nor of safetensors"),
         (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),
     ],

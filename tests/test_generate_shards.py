@@ -37,10 +37,10 @@ from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import Source
-from stripes import Asked, Made, Stripes, image_set, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, image_set, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
@@ -313,7 +313,7 @@ def test_a_duplicate_under_whose_hands_the_set_is_closed_ends_in_peace(
 @pytest.mark.parametrize("complete", [True, False])
 def test_other_settings_are_refused_by_the_name_of_the_field(
     place: Folder,
-    change: Callable[[Asked], Asked],
+    change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:

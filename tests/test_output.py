@@ -31,10 +31,10 @@ from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 from pipelines.system.stores import open_store
-from stripes import Asked, Made, Stripes, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
