@@ -317,11 +317,11 @@ def _webdataset(settings: StreamingSettings, buffer: int) -> PlanRow:
     of_worker = -(-of_rank // max(settings.workers, 1)) * settings.samples_per_shard
     idle = max(settings.world_size * max(settings.workers, 1) - settings.shards, 0)
     memory = min(buffer, of_worker) * sample_bytes * min(streams, of_rank * settings.ranks)
-    remark = f"its buffers hold {memory / _GB:.3g} GB of samples in the memory of a node"
+    remark = f"its buffers use {memory / _GB:.3g} GB of memory per node"
     if idle:
         remark += (
-            f"; {idle} of {settings.world_size * settings.workers} workers have no shard, which "
-            "WebDataset refuses unless empty_check=False"
+            f"; {idle} of {settings.world_size * settings.workers} workers have no shard, which is "
+            "an error of WebDataset unless empty_check=False"
         )
     return PlanRow(
         name=f"webdataset, buffer {buffer}",
@@ -460,7 +460,7 @@ def order_bytes(
 def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
     """Return the results as tables of text."""
     lines: list[tuple[str, ...]] = [
-        ("a node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
+        ("per node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
          "lost at", "1 link", "1 link", "samples"),
         ("", "epoch", "all kept", "cache", "at once", "at once", "lost", "start",
          f"{settings.slow:g}x slower", f"out {settings.outage_seconds:g} s", "left out"),
@@ -484,7 +484,7 @@ def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str
 
 def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
     need, lost = row.need, row.lost
-    cached = "-" if settings.cache_bytes is None or lost is None else "no room"
+    cached = "-" if settings.cache_bytes is None or lost is None else "too small"
     on_disk = ("0", "0") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
     times: tuple[str, ...] = ("-",) * 4
     if lost is not None:
@@ -506,14 +506,14 @@ def _notes(settings: StreamingSettings) -> list[str]:
     for n in (settings.n_samples, 10**9):
         memory = index_memory(settings, n)
         lines.append(
-            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
-            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
-            f"{memory['windows'] / _GB:.3g} GB with windows"
+            f"{n:,} samples: the index needs {memory['index'] / _GB:.3g} GB per node, mapped once; "
+            f"the orders of all processes of a node need {memory['order'] / _GB:.3g} GB with a "
+            f"full shuffle, {memory['windows'] / _GB:.3g} GB with windows"
         )
     return [
-        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
-        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
-        f"{steps * settings.step_seconds:,.1f} s without waiting",
+        f"nodes: {settings.nodes}; ranks per node: {settings.ranks}; workers per rank: "
+        f"{settings.workers}; an epoch has {steps:,} steps of {settings.batch_size:,} samples and "
+        f"takes {steps * settings.step_seconds:,.1f} s without waiting",
         *lines,
     ]
 
