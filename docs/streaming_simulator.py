@@ -506,14 +506,14 @@ def _notes(settings: StreamingSettings) -> list[str]:
     for n in (settings.n_samples, 10**9):
         memory = index_memory(settings, n)
         lines.append(
-            f"{n:,} samples: the index needs {memory['index'] / _GB:.3g} GB per node, mapped once; "
-            f"the orders of all processes of a node need {memory['order'] / _GB:.3g} GB with a "
-            f"full shuffle, {memory['windows'] / _GB:.3g} GB with windows"
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once per node; order in "
+            f"all processes of a node {memory['order'] / _GB:.3g} GB with a full shuffle, "
+            f"{memory['windows'] / _GB:.3g} GB with windows"
         )
     return [
-        f"nodes: {settings.nodes}; ranks per node: {settings.ranks}; workers per rank: "
-        f"{settings.workers}; an epoch has {steps:,} steps of {settings.batch_size:,} samples and "
-        f"takes {steps * settings.step_seconds:,.1f} s without waiting",
+        f"nodes: {settings.nodes}, processes per node: {settings.ranks}, workers per process: "
+        f"{settings.workers}; steps per epoch: {steps:,} of {settings.batch_size:,} samples, "
+        f"{steps * settings.step_seconds:,.1f} s without waiting",
         *lines,
     ]
 

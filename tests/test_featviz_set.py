@@ -228,7 +228,7 @@ def test_lost_images_are_painted_again_alike(small_set: Path, tmp_path: Path) ->
     for index in (0, 7, 8, 17):
         (folder / "images" / f"{index:08d}.jpg").unlink()
     result = make(folder, "--n", "18")
-    assert "(4 of them new)" in result.stdout
+    assert "(4 new)" in result.stdout
     assert tree(folder) == before
 
 
@@ -305,8 +305,8 @@ def test_nonsense_of_a_launcher_is_one_line(
 def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
     good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
-    assert "good; 18 images as written, 3 generated again alike" in good.stdout
-    # RunResult elsewhere: its files are checked, and it cannot be painted again bit for bit.
+    assert "good; 18 images are as they were written, 3 were generated again" in good.stdout
+    # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
     folder = tmp_path / "elsewhere"
     for name, content in tree(small_set).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -318,7 +318,7 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     elsewhere = run("verify", str(folder), "--regenerate", "3")
     assert elsewhere.exit_code == 0
-    assert "18 images as written, 0 generated again alike" in elsewhere.stdout
+    assert "18 images are as they were written, 0 were generated again" in elsewhere.stdout
 
 
 def painting_sha256(path: Path) -> str:

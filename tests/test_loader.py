@@ -577,7 +577,7 @@ def test_a_truncated_shard_is_named(large: Path, tmp_path: Path) -> None:
     last = N - 1
     reader.read(last)
     os.truncate(folder / "set-0005.tar", 600)
-    with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, expected \d+"):
+    with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, expected "):
         an_epoch(loader)
     # A shard that is already open.
     with pytest.raises(SampleError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):

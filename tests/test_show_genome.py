@@ -230,7 +230,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         assert not out.exists()
     inside = run(folder, "--index", 0, "--out", folder / "images" / "genome.png")
     assert inside.exit_code == 2
-    assert "lies inside" in inside.stderr
+    assert "is inside" in inside.stderr
 
 
 @pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
