@@ -107,20 +107,20 @@ def test_the_page_of_formats_names_every_file_of_a_training_run(tmp_path: Path) 
     assert made.test is not None
     (path,) = out.glob("nonfinite-loss-*.json")
     assert set(json.loads(path.read_text())) - NAMED == set()
-    tree = FORMATS.partition("## A training")[2].partition("```text")[2].partition("```")[0]
+    tree = FORMATS.partition("## A training run")[2].partition("```text")[2].partition("```")[0]
     for place in out.iterdir():
         name = place.name.lstrip(".").partition("-")[0]
         assert re.search(rf"\b{name}\b", tree), place
 
 
 def test_make_figures_writes_every_image_of_the_pages() -> None:
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     shown = {
         name
         for page in pages
-        for name in re.findall(r"!\[[^]]*\]\((?:docs/)?([\w.-]+)\)", page.read_text())
+        for name in re.findall(r"!\[[^]]*\]\([\w./]*?([\w.-]+\.(?:jpg|png))\)", page.read_text())
     }
-    assert len(shown) >= 4
+    assert len(shown) >= 5
     text = (ROOT / "docs" / "figures.py").read_text()
     assert {name for name in shown if f'"{name}"' not in text} == set()
 
@@ -165,13 +165,3 @@ def test_the_page_of_streaming_shows_what_its_commands_print(tmp_path: Path) -> 
     command = [sys.executable, ROOT / "docs" / "streaming_simulator.py", "--page", copy]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
     assert copy.read_text() == page.read_text(), "run make streaming-plan"
-
-
-def test_the_reference_has_every_public_name(tmp_path: Path) -> None:
-    pytest.importorskip("pdoc")
-    command = [sys.executable, "-W", "error", ROOT / "docs" / "reference.py", tmp_path]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
-    for name in ("fractals", "featviz", "pixmix", "pipelines"):
-        written = (tmp_path / f"{name}.html").read_text()
-        for public in import_module(name).__all__:
-            assert f'id="{public}"' in written, f"{name}.{public}"

@@ -9,7 +9,7 @@ import pytest
 from imagenet_folders import WNIDS
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import are_imagenet_classes, match_classes
-from pipelines.models.outputs import outputs_of
+from pipelines.models.registry import find_outputs
 
 
 def test_imagenets_classes_are_a_thousand_sorted_wordnet_ids() -> None:
@@ -22,9 +22,9 @@ def test_imagenets_classes_are_a_thousand_sorted_wordnet_ids() -> None:
 
 
 def test_classes_that_a_network_does_not_have_are_named() -> None:
-    np.testing.assert_array_equal(outputs_of(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
+    np.testing.assert_array_equal(find_outputs(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
     with pytest.raises(PipelineError, match="set has a class 'd', which is none of the network's"):
-        outputs_of(["a", "d"], ["a", "b", "c"], "set")
+        find_outputs(["a", "d"], ["a", "b", "c"], "set")
 
 
 CAFE = "caf\u00e9"

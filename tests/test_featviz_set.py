@@ -498,8 +498,8 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet999"}, "no network is named 'resnet999'"),
-        ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
+        ({"model": "resnet999"}, "network 'resnet999' not found"),
+        ({"layers": ("blocks.99",)}, "layer 'blocks.99' not found; use a name such as blocks.9"),
         ({"steps": 2}, "steps is 2; an image of"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
@@ -538,8 +538,8 @@ def test_wrong_usage_is_told_and_exits_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "resnet999"), "no network is named"),
-        (("--layer", "blocks.99"), "no layer is named"),
+        (("--model", "resnet999"), "network 'resnet999' not found"),
+        (("--layer", "blocks.99"), "layer 'blocks.99' not found"),
         (("--device", "gpu"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],

@@ -37,10 +37,10 @@ from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import Source
-from stripes import Asked, Made, Stripes, image_set, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, image_set, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
@@ -300,20 +300,20 @@ def test_a_duplicate_under_whose_hands_the_set_is_closed_ends_in_peace(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* begun with 0, .* says 1"),
-        (lambda r: replace(r, n=11), "n: .* begun with 10, .* says 11"),
-        (lambda r: replace(r, shard_size=5), "shard_size: .* begun with 3, .* says 5"),
-        (lambda r: replace(r, format="webp"), "format: .* with png, .* says webp"),
+        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* started with 0, .* uses 1"),
+        (lambda r: replace(r, n=11), "n: .* started with 10, .* uses 11"),
+        (lambda r: replace(r, shard_size=5), "shard_size: .* started with 3, .* uses 5"),
+        (lambda r: replace(r, format="webp"), "format: .* with png, .* uses webp"),
         (
             lambda r: replace(r, generator=Stripes(version=2)),
-            "stripes_version: .* here is 2; install",
+            "stripes_version: .* this is 2; install",
         ),
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
 def test_other_settings_are_refused_by_the_name_of_the_field(
     place: Folder,
-    change: Callable[[Asked], Asked],
+    change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:
@@ -341,7 +341,7 @@ def test_shards_of_another_request_that_began_at_the_same_time_do_not_count(
     # What a store without locks lets happen: its request was written over ours, and ours over it.
     other = sharded(place, Stripes(seed=1)).job()
     for number in (1, 3):
-        make_chunk(other, other.request.mark, range(number, number + 1))
+        make_chunk(other, other.request.hash, range(number, number + 1))
     assert numbers(merge(place)) == (1, 3)
     assert generate(sharded(place, task_index=1, num_tasks=2)).generated == 6
     assert merge(place).complete
@@ -361,7 +361,7 @@ def test_whoever_loses_the_race_for_the_request_is_refused(
         )
 
     monkeypatch.setattr(job, "write_file", write_and_lose)
-    with pytest.raises(PipelineError, match=r"seed: .* begun with 9, this command says 0"):
+    with pytest.raises(PipelineError, match=r"seed: .* started with 9, and this command uses 0"):
         generate(sharded(place))
     assert not list(place.path.glob("*.tar"))
 
@@ -440,7 +440,7 @@ def test_another_command_does_not_heal_a_set(place: Folder) -> None:
     generate(sharded(place))
     (place.path / "stripes-01.tar").unlink()
     before = tree(place.path)
-    with pytest.raises(PipelineError, match=r"seed: .* begun with 0"):
+    with pytest.raises(PipelineError, match=r"seed: .* started with 0"):
         generate(sharded(place, Stripes(seed=1)))
     assert tree(place.path) == before
 

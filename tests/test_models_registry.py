@@ -104,9 +104,9 @@ def test_initial_weights_follow_he_et_al() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wrn_41_4", r"depth is 41; give 6 n \+ 4"),
-        ("resnext28_32x4", r"depth is 28; give 9 n \+ 2"),
-        ("densenet_bc_101_12", r"depth is 101; give 6 n \+ 4"),
+        ("wrn_41_4", r"depth is 41; use 6 n \+ 4"),
+        ("resnext28_32x4", r"depth is 28; use 9 n \+ 2"),
+        ("densenet_bc_101_12", r"depth is 101; use 6 n \+ 4"),
         ("densenet_41_12", r"depth is 41; use 3 n \+ 4"),
     ],
 )

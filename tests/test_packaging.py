@@ -159,7 +159,7 @@ def test_every_command_in_the_readme_is_a_script() -> None:
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-LINES, LINES_OF_TORCHRUN, PIECES = 90, 11, 16
+LINES, LINES_OF_TORCHRUN, PIECES = 120, 13, 20
 """Lower bounds of what the pages have, so that the search does not overlook them."""
 
 
@@ -260,8 +260,8 @@ def test_every_command_in_running_text_is_valid() -> None:
     for piece in pieces:
         try:
             check_valid(piece.partition(" ...")[0])
-        except click.MissingParameter:
-            pass  # Running text may leave out required options,
+        except (click.MissingParameter, click.BadOptionUsage):
+            pass  # Running text may leave out required options, the value of an option,
         except click.NoSuchOption as error:
             # and the subcommand.
             if "Options follow the command" not in error.message:

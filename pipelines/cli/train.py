@@ -1,7 +1,7 @@
 """`pixmix-train`: a command for each dataset, with the recipe of the released PixMix scripts."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -19,7 +19,7 @@ from pipelines.system.progress import ShowProgress, in_words
 from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recipe
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import PreprocessConfig
+    from pipelines.loading.config import PreprocessConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import TrainingData
@@ -34,28 +34,6 @@ _NOT_IN_TIME = (
     "stopped, and no checkpoint could be saved in time; run the same command with --resume auto to "
     "resume from the last one"
 )
-
-
-_LOADER_OPTIONS = (
-    "shuffle_window",
-    "shard_partitions",
-    "on_decode_error",
-    "max_decode_errors",
-    "on_mixing_decode_error",
-    "cache_dir",
-)
-"""Options that set the field of `LoaderConfig` of the same name."""
-
-_TRAIN_OPTIONS = (
-    "out",
-    "weights",
-    "pretrained",
-    "keep_checkpoints",
-    "checkpoint_every",
-    "compile",
-    "sync_bn",
-)
-"""Options that set the field of `TrainConfig` of the same name."""
 
 
 @command_group(
@@ -108,7 +86,7 @@ for _dataset in DATASETS.values():
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.batches import LoaderConfig
+    from pipelines.loading.config import LoaderConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.objects import RemoteAccess
     from pipelines.system.process_group import Watchdog, join_processes
@@ -166,7 +144,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
                 preprocess=_preprocess(dataset, options),
                 num_workers=workers,
                 remote=remote,
-                **_passed(options, _LOADER_OPTIONS),
+                **_passed(options, _names(LoaderConfig) - {"batch_size", "seed", "image_size"}),
             )
         except ValueError as error:
             raise PipelineError(str(error)) from error
@@ -178,7 +156,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
             test=data.test,
             mixing_set=options["mixing_sets"] or None,
             resume=options["resume"] == "auto",
-            **_passed(options, _TRAIN_OPTIONS),
+            **_passed(options, _names(TrainConfig) - {"resume"}),
         )
         result = _run(config, processes, stopping, wandb=options["wandb"])
         if processes.first:
@@ -321,15 +299,19 @@ def _open_data(
 
 
 def _preprocess(dataset: Dataset, options: dict[str, Any]) -> "PreprocessConfig":
-    from pipelines.loading.batches import CIFAR, IMAGENET
+    from pipelines.loading.config import CIFAR, IMAGENET
 
     if dataset.images == "large":
         return replace(IMAGENET, flip=dataset.flip, image_size=options["image_size"])
     return replace(CIFAR, flip=dataset.flip)
 
 
-def _passed(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options of these names that the user has passed, or that have a default."""
+def _names(config: type) -> set[str]:
+    return {each.name for each in fields(config)}
+
+
+def _passed(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return the options of these names that have a value."""
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
@@ -341,7 +323,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
 
     base = named_recipe(dataset.recipe)
 
-    changes = _passed(options, [each.name for each in fields(base)])
+    changes = _passed(options, _names(Recipe))
     augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
     _refuse_ignored(augment, model, options)
     if not has_dropout(model):
@@ -350,7 +332,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
         changes["precision"] = "bfloat16" if tiles else "float32"
     pixmix = {
-        **_passed(options, [each.name for each in fields(base.pixmix)]),
+        **_passed(options, _names(type(base.pixmix))),
         "all_ops": options["all_ops"] and augment == "pixmix",
     }
     return replace(

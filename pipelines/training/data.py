@@ -13,7 +13,7 @@ from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import image_source
 from pipelines.models.checkpoints import read_initial_weights
-from pipelines.models.outputs import outputs_of
+from pipelines.models.registry import find_outputs
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
 from pipelines.shards.output import Folder
@@ -257,7 +257,7 @@ def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor 
             f"{shards.location} has images without a class; make shards of images with classes"
         )
     if known and shards.classes:
-        places = outputs_of(shards.classes, known, shards.location)
+        places = find_outputs(shards.classes, known, shards.location)
         return None if shards.classes == tuple(known) else torch.from_numpy(places)
     if len(given) and given.max() >= outputs:
         raise PipelineError(
