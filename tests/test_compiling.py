@@ -14,7 +14,7 @@ import pytest
 from numba.core import config
 from numba.core.caching import NullCache
 
-from fractals.chaos_kernels import turn
+from fractals.chaos_kernels import write_cosine_sine
 from pipelines.system.processes import compile_kernels
 from pixmix import compiling
 from pixmix.compiling import KernelCache, is_cached, kernel
@@ -139,8 +139,8 @@ def test_without_a_home_folder_the_cache_is_temporary(
         "os.path.expanduser = lambda path: path\n"
         "from pixmix import compiling\n"
         "compiling._can_write_beside = lambda function: False\n"
-        "from fractals.chaos_kernels import turn\n"
-        "print(turn._cache.cache_path)\n"
+        "from fractals.chaos_kernels import write_cosine_sine\n"
+        "print(write_cosine_sine._cache.cache_path)\n"
     )
     environment = {name: each for name, each in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
@@ -157,9 +157,9 @@ def test_without_a_home_folder_the_cache_is_temporary(
 
 
 def test_kernels_of_this_package_use_the_verified_cache() -> None:
-    turn(1.0, np.empty(2, np.float32))
-    assert isinstance(turn._cache, KernelCache | NullCache)
-    assert is_cached(turn)
+    write_cosine_sine(1.0, np.empty(2, np.float32))
+    assert isinstance(write_cosine_sine._cache, KernelCache | NullCache)
+    assert is_cached(write_cosine_sine)
 
 
 MODULES = {
