@@ -108,15 +108,15 @@ def direction(layer: str, directions: Tensor, *, cosine_power: float = 2.0) -> O
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        seen = activations[layer].float().flatten(2)
-        target = directions.to(seen.device, torch.float32)
-        if target.shape not in {(seen.shape[1],), tuple(seen.shape[:2])}:
+        features = activations[layer].float().flatten(2)
+        target = directions.to(features.device, torch.float32)
+        if target.shape not in {(features.shape[1],), tuple(features.shape[:2])}:
             raise ValueError(
-                f"directions have shape {tuple(directions.shape)}; {layer} has {seen.shape[1]} "
-                f"channels, and there are {len(seen)} images"
+                f"directions have shape {tuple(directions.shape)}; {layer} has {features.shape[1]} "
+                f"channels, and there are {len(features)} images"
             )
-        dot = (seen * target.expand(len(seen), -1)[:, :, None]).sum(1)
-        lengths = seen.norm(dim=1) * target.expand(len(seen), -1).norm(dim=1)[:, None]
+        dot = (features * target.expand(len(features), -1)[:, :, None]).sum(1)
+        lengths = features.norm(dim=1) * target.expand(len(features), -1).norm(dim=1)[:, None]
         cosine = dot / (lengths + 1e-4)
         favoured: Tensor = dot * cosine.clamp(min=0.1) ** cosine_power
         return favoured.mean(1)
@@ -147,8 +147,10 @@ def diversity(layer: str) -> Objective:
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        seen = activations[layer].float().flatten(2)
-        grams = functional.normalize(torch.einsum("bcp,bdp->bcd", seen, seen).flatten(1), dim=1)
+        features = activations[layer].float().flatten(2)
+        grams = functional.normalize(
+            torch.einsum("bcp,bdp->bcd", features, features).flatten(1), dim=1
+        )
         cosines = grams @ grams.T
         others = max(len(grams) - 1, 1)
         return -(cosines.sum(1) - cosines.diagonal()) / others

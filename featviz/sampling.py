@@ -1,4 +1,4 @@
-"""Recipes: what image i of a set shows and its style, drawn from a seed and the index alone."""
+"""Recipes: the content and style of image i of a set, drawn from a seed and the index alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ _SAME_TARGET = 2
 """Attempts at a channel before a direction replaces it."""
 
 _DRAWS, _ORDER, _DIRECTION, _IMAGE = 1, 2, 3, 4
-"""Stream numbers in random keys; see `featviz.canvas.random_generator`."""
+"""Stream numbers in random keys; see ``featviz.canvas.random_generator``."""
 
 
 @dataclass(frozen=True, kw_only=True)

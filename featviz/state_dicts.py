@@ -267,13 +267,15 @@ def match_state_dict(module: nn.Module, state: Mapping[str, Tensor], path: Path)
     """
     own = module.state_dict()
     found = match_names(state, module)
-    given = found.state
+    matched = found.state
     # Older files do not contain num_batches_tracked.
     missing = [
-        name for name in own if name not in given and not name.endswith("num_batches_tracked")
+        name for name in own if name not in matched and not name.endswith("num_batches_tracked")
     ]
-    unexpected = [name for name in given if name not in own]
-    mismatched = [name for name in given if name in own and given[name].shape != own[name].shape]
+    unexpected = [name for name in matched if name not in own]
+    mismatched = [
+        name for name in matched if name in own and matched[name].shape != own[name].shape
+    ]
     if missing or unexpected or mismatched:
         problems = []
         if missing:
@@ -281,7 +283,8 @@ def match_state_dict(module: nn.Module, state: Mapping[str, Tensor], path: Path)
         if mismatched:
             name = mismatched[0]
             problems.append(
-                f"{len(mismatched)} have another shape, such as {name}: {tuple(given[name].shape)} "
+                f"{len(mismatched)} have another shape, such as {name}: "
+                f"{tuple(matched[name].shape)} "
                 f"instead of {tuple(own[name].shape)}"
             )
         if unexpected:
@@ -303,11 +306,11 @@ def n_classes(state: Mapping[str, Tensor], build: Callable[[int], nn.Module]) ->
         build: Returns the network with a given number of classes; it is called twice.
     """
     first, second = build(2), build(3)
-    given = match_names(state, first).state
+    matched = match_names(state, first).state
     other = second.state_dict()
     for name, value in reversed(first.state_dict().items()):
-        if name in given and given[name].ndim == value.ndim:
+        if name in matched and matched[name].ndim == value.ndim:
             for side, (two, three) in enumerate(zip(value.shape, other[name].shape, strict=True)):
                 if (two, three) == (2, 3):
-                    return given[name].shape[side]
+                    return matched[name].shape[side]
     return None

@@ -327,9 +327,9 @@ def explain_nonfinite(prepared: PreparedNetwork, images: NDArray[np.uint8]) -> s
         prepared: The network.
         images: (B, height, width, 3), see ``OptimizedImages``.
     """
-    shown = torch.from_numpy(images).to(prepared.device).permute(0, 3, 1, 2).float() / 255
+    inputs = torch.from_numpy(images).to(prepared.device).permute(0, 3, 1, 2).float() / 255
     # A NaN image was never seen by the network, so a grey one is tried as well.
-    for each in (shown, torch.full_like(shown[:1], 0.5)):
+    for each in (inputs, torch.full_like(inputs[:1], 0.5)):
         layer = find_nonfinite(prepared.module, prepared.preprocess(_resized_for(each, prepared)))
         if layer is not None:
             return f"the activations of layer {layer} are NaN or infinite"

@@ -304,7 +304,7 @@ def matches_digest(file: BinaryIO | bytes) -> bool | None:
     return all(marks) and end[29:] == digest.hexdigest().encode()
 
 
-# --- Stand-ins for what harmless checkpoints contain ------------------------------------------------
+# --- Stand-ins for what harmless checkpoints contain ----------------------------------------------
 
 
 class _UnsupportedContent(ValueError):

@@ -10,6 +10,7 @@ Example::
 from typing import TYPE_CHECKING, NamedTuple
 
 __all__ = [
+    "BASELINE_DESCRIPTIONS",
     "BASELINE_KINDS",
     "BASELINE_VERSION",
     "FAMILIES",
@@ -31,10 +32,12 @@ class Family(NamedTuple):
             frequency.
         templates: Keys of ``systems.TEMPLATES`` -> relative frequency with which a chaos game uses
             them.
+        about: A phrase for the help of ``pixmix-gen``.
     """
 
     plans: dict[tuple[str, ...], float]
     templates: dict[str, float]
+    about: str = ""
 
 
 _FLAMES = {"mixture": 5.0, "inversion": 4.0, "roots": 3.0, "bent_ifs": 2.0, "rosette": 3.0}
@@ -50,12 +53,28 @@ FAMILIES: dict[str, Family] = {
             (_ESCAPE, _CHAOS, _CHAOS): 0.03,
         },
         _FLAMES | {"ifs": 1.0},
+        "all families, in one to three layers",
     ),
-    "flame": Family({(_CHAOS,): 0.65, (_CHAOS, _CHAOS): 0.35}, _FLAMES),
-    "ifs": Family({(_CHAOS,): 0.7, (_CHAOS, _CHAOS): 0.3}, {"ifs": 1.0}),
-    "escape": Family({(_ESCAPE,): 1.0}, {}),
+    "flame": Family(
+        {(_CHAOS,): 0.65, (_CHAOS, _CHAOS): 0.35},
+        _FLAMES,
+        "fractal flames",
+    ),
+    "ifs": Family(
+        {(_CHAOS,): 0.7, (_CHAOS, _CHAOS): 0.3},
+        {"ifs": 1.0},
+        "affine iterated function systems",
+    ),
+    "escape": Family({(_ESCAPE,): 1.0}, {}, "escape-time fractals such as Julia sets"),
 }
 """Append new rows at the end: the position of a family is part of its random keys."""
+
+BASELINE_DESCRIPTIONS = {
+    "dead-leaves": "overlapping discs and rectangles",
+    "spectrum": "noise with a falling power spectrum",
+    "noise": "white noise",
+}
+"""The names of `BASELINE_KINDS`, each with a phrase for the help of `pixmix-gen`."""
 
 if TYPE_CHECKING:
     from fractals.baselines import BASELINE_KINDS, BASELINE_VERSION, render_baseline

@@ -173,13 +173,13 @@ class EscapeLayer:
     def __post_init__(self) -> None:
         """Reject values outside these ranges; pairs may be lists, as in JSON."""
         for name in ("constant", "coefficient", "centre", "trap_centre"):
-            given = tuple(getattr(self, name))
-            if len(given) != 2 or not all(abs(value) <= _MAX_COORDINATE for value in given):
+            pair = tuple(getattr(self, name))
+            if len(pair) != 2 or not all(abs(value) <= _MAX_COORDINATE for value in pair):
                 raise ValueError(
-                    f"{name} is {given}; use two numbers, x and y, from {-_MAX_COORDINATE:g} to "
+                    f"{name} is {pair}; use two numbers, x and y, from {-_MAX_COORDINATE:g} to "
                     f"{_MAX_COORDINATE:g}"
                 )
-            object.__setattr__(self, name, tuple(map(float, given)))
+            object.__setattr__(self, name, tuple(map(float, pair)))
         known: dict[str, Collection[str]] = {"formula": FORMULAS, "plane": PLANES, "trap": TRAPS}
         for name, allowed in known.items():
             value = getattr(self, name)
@@ -302,7 +302,7 @@ def _style_parameters(layer: EscapeLayer, samples: int) -> NDArray[np.float32]:
 def samples_along_pixel(samples_per_pixel: float) -> int:
     """Return the number of samples along a pixel's side.
 
-    The fourth root of samples_per_pixel, a number made for chaos games, is enough for an image of
+    The fourth root of samples_per_pixel, which is meant for chaos games, is enough for an image of
     smooth functions: 50 gives 2, 200 gives 3, 10 gives 1.
     """
     return max(1, round(0.75 * math.sqrt(math.sqrt(samples_per_pixel))))
@@ -395,13 +395,13 @@ def _measure(layer: EscapeLayer, offset: int) -> WindowStatistics:
     return WindowStatistics(*kernels.measure_window(here, shifted).tolist())
 
 
-def _penalty(seen: WindowStatistics) -> float:
+def _penalty(window: WindowStatistics) -> float:
     """Return how far a window misses the limits on its contents; 0 is good."""
     return (
-        max(_MIN_OUTSIDE - seen.outside, 0.0)
-        + max(seen.calm - _MAX_CALM, 0.0)
-        + 2.0 * max(seen.dusty - _MAX_DUSTY, 0.0)
-        + max(seen.striped - _MAX_STRIPED, 0.0)
+        max(_MIN_OUTSIDE - window.outside, 0.0)
+        + max(window.calm - _MAX_CALM, 0.0)
+        + 2.0 * max(window.dusty - _MAX_DUSTY, 0.0)
+        + max(window.striped - _MAX_STRIPED, 0.0)
     )
 
 
@@ -486,19 +486,21 @@ def _draw_good_window(draws: Draws) -> tuple[EscapeLayer, WindowStatistics]:
             wave_phase=round(draws.unit(), 4),
             wave_detail=round(draws.unit(), 3),
         )
-        seen = _measure(layer, offset=0)
-        limit = seen.median_count + (seen.many_count - seen.median_count) * draws.uniform(0.2, 1.0)
+        window = _measure(layer, offset=0)
+        limit = window.median_count + (window.high_count - window.median_count) * draws.uniform(
+            0.2, 1.0
+        )
         limit = min(max(4 * int(limit / 4 + 1), 8), _MAX_ITERATIONS)
         layer = replace(layer, max_iterations=limit)
-        penalty = _penalty(seen)
+        penalty = _penalty(window)
         if penalty == 0.0:
-            seen = _measure(layer, offset=1)
-            penalty = _penalty(seen)
-        found.append((penalty, layer, seen))
+            window = _measure(layer, offset=1)
+            penalty = _penalty(window)
+        found.append((penalty, layer, window))
         if penalty == 0.0:
             break
-    _, layer, seen = min(found, key=lambda item: item[0])
-    return layer, seen
+    _, layer, window = min(found, key=lambda item: item[0])
+    return layer, window
 
 
 def draw_escape(draws: Draws) -> EscapeLayer:
@@ -506,19 +508,19 @@ def draw_escape(draws: Draws) -> EscapeLayer:
 
     draws: The genome's stream; advanced.
     """
-    layer, seen = _draw_good_window(draws)
+    layer, window = _draw_good_window(draws)
     smooth, trap, wave, cell = draws.weighted(_COLOURINGS, _COLOURING_WEIGHTS)
     inner_trap = draws.unit()
     # A calm window gets more palette turns; a busy one has enough detail.
-    turns = draws.uniform(0.5, 1.2) * (1.0 + seen.calm)
+    turns = draws.uniform(0.5, 1.2) * (1.0 + window.calm)
     return replace(
         layer,
-        smooth_turns=_rounded(turns * smooth / seen.smooth_spread),
-        trap_turns=_rounded(turns * trap / seen.trap_spread),
-        wave_turns=_rounded(turns * wave / seen.wave_spread),
+        smooth_turns=_rounded(turns * smooth / window.smooth_spread),
+        trap_turns=_rounded(turns * trap / window.trap_spread),
+        wave_turns=_rounded(turns * wave / window.wave_spread),
         cell_turns=round(turns * cell * draws.uniform(0.5, 1.2), 3),
-        inner_trap_turns=_rounded(turns * inner_trap / seen.inner_trap_spread),
-        inner_wave_turns=_rounded(turns * (1.0 - inner_trap) / seen.inner_wave_spread),
+        inner_trap_turns=_rounded(turns * inner_trap / window.inner_trap_spread),
+        inner_wave_turns=_rounded(turns * (1.0 - inner_trap) / window.inner_wave_spread),
         phase=round(draws.unit(), 4),
         inner_phase=round(draws.unit(), 4),
         relief=round(draws.uniform(0.1, 0.6), 3),

@@ -76,7 +76,7 @@ class WindowStatistics(NamedTuple):
     dusty: float
     striped: float
     median_count: float
-    many_count: float
+    high_count: float
     smooth_spread: float
     trap_spread: float
     wave_spread: float

@@ -119,7 +119,7 @@ def draft(seed: int, index: int, family: str, attempt: int) -> Draft | None:
     draws = Draws(*random_key(family, seed, index, attempt))
     palette = draw_palette(draws)
     background = draw_background(draws, palette)
-    plans, templates = FAMILIES[family]
+    plans, templates, _ = FAMILIES[family]
     plan = [LAYER_KINDS[name] for name in draws.weighted(list(plans), list(plans.values()))]
     samples = PREVIEW_SAMPLES / max(1, sum(not kind.covers for kind in plan))
     layers: list[Layer] = []

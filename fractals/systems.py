@@ -393,8 +393,8 @@ def fit_tone(histogram: Histogram, draws: Draws) -> Tone | None:
     if density < 0.02:
         return None
     lit = points > np.float32(0.2 * bright)
-    seen = colours[lit] / points[lit]
-    span = max(quantile(seen, 0.95) - quantile(seen, 0.05), 0.01)
+    coordinates = colours[lit] / points[lit]
+    span = max(quantile(coordinates, 0.95) - quantile(coordinates, 0.05), 0.01)
     return Tone(
         # A stretch above 2.5 would turn the sampling noise of nearly equal colours into blotches.
         colour_start=rounded(draws.unit()),

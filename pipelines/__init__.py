@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from pixmix import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+    from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
     from pipelines.loading.loader import EvalLoader, TrainLoader, eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pipelines.loading.webdataset import pixmix_stream
@@ -28,11 +28,11 @@ __all__ = [
 # Hidden from type checkers, which would accept any name because of `__getattr__`.
 if not TYPE_CHECKING:
     _MODULES = {
-        "CIFAR": "pipelines.loading.batches",
-        "IMAGENET": "pipelines.loading.batches",
+        "CIFAR": "pipelines.loading.config",
+        "IMAGENET": "pipelines.loading.config",
         "EvalLoader": "pipelines.loading.loader",
-        "LoaderConfig": "pipelines.loading.batches",
-        "PreprocessConfig": "pipelines.loading.batches",
+        "LoaderConfig": "pipelines.loading.config",
+        "PreprocessConfig": "pipelines.loading.config",
         "Remote": "pipelines.shards.remote",
         "TrainLoader": "pipelines.loading.loader",
         "eval_loader": "pipelines.loading.loader",

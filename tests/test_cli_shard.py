@@ -25,7 +25,7 @@ from shard_commands import run
         (["index", "nowhere.tar"], 1, "nowhere.tar is not a file"),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_input_ends_in_one_line(
     arguments: list[str], exit_code: int, message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

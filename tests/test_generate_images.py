@@ -24,7 +24,7 @@ from pipelines.generate.verify import verify_images
 from pipelines.system import files as locks
 from pipelines.system.files import file_sha256, folder_lock
 from pipelines.system.processes import run_chunks
-from stripes import Asked, Stripes, image_set, make, tree
+from stripes import JobSpec, Stripes, image_set, make, tree
 
 
 @pytest.fixture(scope="session")
@@ -487,7 +487,7 @@ def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_resume_with_other_settings_is_refused_by_the_name_of_the_field(
     tmp_path: Path,
-    change: Callable[[Asked], Asked],
+    change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:

@@ -231,7 +231,7 @@ def test_commands_of_the_demo_run_despite_a_shadowing_package(tmp_path: Path) ->
     folder = folder_with(tmp_path, "pipelines")
     code = (
         "from pathlib import Path\n"
-        "from pipelines.demo import Stage, run_command\n"
+        "from pipelines.cli.demo import Stage, run_command\n"
         "stage = Stage(name='help', command=lambda: ['pixmix-gen', '--help'], "
         "result=Path('result'))\n"
         "print(run_command(stage))"

@@ -111,7 +111,7 @@ def test_the_same_command_resumes_an_interrupted_one(
 @amazon
 @pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_settings_are_refused_by_the_name_of_the_field(
+def test_other_settings_are_rejected_by_the_name_of_the_field(
     server: AmazonStore, source: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
     command = ["imagefolder", source, f"{server.url}/sets", *OPTIONS]

@@ -27,7 +27,7 @@ from pipelines.cli import training_options
 from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained
-from pipelines.loading.batches import ON_DECODE_ERROR
+from pipelines.loading.config import ON_DECODE_ERROR
 from pipelines.loading.loader import eval_loader
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import initialize_from, open_model
@@ -749,8 +749,8 @@ def test_first_weights_follow_from_the_seed_alone() -> None:
         ("wrn_41_4", {}, r"depth is 41; give 6 n \+ 4"),
         ("resnet999", {}, "no network is named 'resnet999'"),
         ("wrn_10_1", {"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
-        ("networks:nothing", {}, "networks:nothing gives no network"),
-        ("networks:tiny", {}, "networks:tiny gives no network"),
+        ("networks:nothing", {}, "networks:nothing failed"),
+        ("networks:tiny", {}, "networks:tiny failed"),
     ],
 )
 def test_networks_that_are_none_are_refused(name: str, more: dict[str, Any], message: str) -> None:
@@ -934,10 +934,10 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
         (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your images first"),
         (("digits", "--data", "empty"), "leave --data out, and they are made"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
-        (("digits", "--batch-size", "5000"), "make no batch of 5000"),
+        (("digits", "--batch-size", "5000"), "fewer than batch_size 5000"),
         (
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
-            "equally many samples of each of 7 shard_partitions",
+            "not divisible by shard_partitions 7",
         ),
         (("digits", "--device", "gpu"), "device 'gpu' is not available"),
         (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),

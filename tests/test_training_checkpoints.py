@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from featviz.state_dicts import read_weights
 from featviz.weights import matches_digest, with_digest
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR
+from pipelines.loading.config import CIFAR
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
 from pipelines.training.checkpoints import find_checkpoints

@@ -26,7 +26,7 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import IMAGENET, LoaderConfig
+from pipelines.loading.config import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.shards.format import open_shards
@@ -671,11 +671,11 @@ def test_processes_of_a_machine_share_its_cores() -> None:
 
 
 def two_that_meet(what: str) -> tuple[list[str], list[int]]:
-    """What two processes of meeting.py say, and their codes."""
+    """What two processes of process_pair.py print, and their exit codes."""
     port = str(free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "meeting.py", what],
+            [sys.executable, TESTS / "process_pair.py", what],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),
@@ -800,7 +800,7 @@ def test_a_worker_that_is_killed_ends_the_training_with_one_line(
     os.kill(workers[0], signal.SIGKILL)
     assert running.running.wait(timeout=60) == 1
     (line,) = errors_of(running)
-    assert "a process that decodes images was killed" in line
+    assert "a worker that decodes images was killed" in line
 
 
 @pytest.mark.slow

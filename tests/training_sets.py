@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from pipelines.loading.batches import CIFAR, LoaderConfig
+from pipelines.loading.config import CIFAR, LoaderConfig
 from pipelines.shards.format import ShardSet
 from pipelines.shards.remote import open_set
 from pipelines.training.checkpoints import Checkpoint, parse_checkpoint

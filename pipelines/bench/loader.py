@@ -30,7 +30,7 @@ from pipelines.bench.timing import (
     with_verdicts,
 )
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.config import CIFAR, IMAGENET
 from pipelines.loading.dataset import decode_image
 from pipelines.loading.loader import train_loader
 from pipelines.shards.format import BLOCK, SAMPLE, write_index

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from pipelines.bench.loader import quick_png, write_plain_shards
 from pipelines.bench.timing import OURS, Comparison, Contender, Row, Target, run_comparisons
-from pipelines.loading.batches import CIFAR
+from pipelines.loading.config import CIFAR
 from pipelines.loading.loader import TrainLoader, train_loader
 from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress

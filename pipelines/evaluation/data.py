@@ -33,8 +33,8 @@ from pipelines.evaluation.images import (
     file_images,
     shard_images,
 )
-from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
-from pipelines.loading.batches import IMAGENET as RECIPE
+from pipelines.loading.config import CIFAR, PreprocessConfig, Triple
+from pipelines.loading.config import IMAGENET as RECIPE
 from pipelines.loading.dataset import SampleError, ShardDataset, read_size
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.registry import default_input, normalize_name

@@ -280,8 +280,8 @@ class ShardCache:
         """Remove the least recently used files until a listed file of `n_bytes` has room."""
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
-                f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, too small for a "
-                f"file of {n_bytes} bytes; raise --cache-limit"
+                f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, too small for "
+                f"a file of {n_bytes} bytes; raise --cache-limit"
             )
         with folder_lock(self.files / "room.lock"):
             entries = sorted(_entries(self.files), key=lambda entry: entry.used_ns)
@@ -324,8 +324,8 @@ def verified_once(path: Path, expected_sha256: str, n_bytes: int, cache: ShardCa
     found = checked_sha256(path, n_bytes, cache)
     if found != expected_sha256:
         raise PipelineError(
-            f"{path} has SHA-256 {found}, expected {expected_sha256} by the manifest; copy it again "
-            "from where the set was made, or, if it was changed on purpose, run pixmix-shard index"
+            f"{path} has SHA-256 {found}, expected {expected_sha256} by the manifest; copy it "
+            "again, or, if it was changed on purpose, run pixmix-shard index on the tars"
         )
 
 

@@ -221,7 +221,7 @@ def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
     images/) only the files in images/ are used.
 
     Raises:
-        PipelineError: if there are no images.
+        PipelineError: if the folder holds no images.
         OSError: if a folder cannot be read.
     """
     found = []
@@ -349,7 +349,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)
-        # 65535 is 255 * 257; with an odd divisor there are no ties to round.
+        # 65535 is 255 * 257; an odd divisor has no ties to round.
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
 

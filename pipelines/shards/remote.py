@@ -69,17 +69,24 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """Settings for remote shards.
+    """How remote shards are downloaded and cached.
+
+    Example::
+
+        remote = Remote(limit_bytes=200 * 10**9, access=RemoteAccess(download_timeout_s=600))
+        loader = train_loader("s3://bucket/train", batch_size=256, remote=remote)
 
     Attributes:
-        limit_bytes: maximum size of the shards in the cache; the least recently used are removed
-            first. None uses the disk except for a reserve; see `ShardCache`.
-        prefetch: number of shards that are downloaded before they are needed; None uses the size of
-            the shuffle window, at least 4.
-        concurrent_downloads: shards that each process downloads at the same time, each over a
-            connection of its own.
-        access: retries, credentials, and whether an address may be a command ("pipe:").
-        manifest_sha256: expected hash of the manifest, and so of the whole set; None accepts any.
+        limit_bytes: maximum size of the shards in the cache, in bytes; the least recently used ones
+            are removed first. None uses the space of the disk, except for a reserve.
+        prefetch: number of shards that are downloaded before they are needed; None for those of a
+            shuffle window, at least 4.
+        concurrent_downloads: number of shards that each process downloads at the same time, each
+            over its own connection.
+        access: retries, timeouts, credentials, and whether "pipe:" commands are allowed; see
+            ``RemoteAccess`` in ``pipelines.system.objects``.
+        manifest_sha256: expected SHA-256 of the manifest, which pins the whole dataset; None to
+            accept any.
     """
 
     limit_bytes: int | None = None
@@ -89,7 +96,11 @@ class Remote:
     manifest_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Check the settings."""
+        """Check the values.
+
+        Raises:
+            ValueError: if prefetch or concurrent_downloads is below 1.
+        """
         if self.prefetch is not None and self.prefetch < 1:
             raise ValueError(
                 f"prefetch is {self.prefetch}; use a number of shards, 1 or more, or None"

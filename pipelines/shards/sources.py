@@ -50,7 +50,7 @@ class Item:
         extension: extension of its file, lower-case, without the dot.
         label: class of the image, or -1.
         record: plain JSON values for the sample's .json; None if the sample has no .json.
-        size: bytes of its file; -1 if there is no file, or it cannot be read.
+        size: bytes of its file; -1 if it is missing or cannot be read.
         changed: times of the last modification of the file and of its inode, nanoseconds. A resumed
             run writes files with another time again; finished shards do not depend on it.
     """
@@ -165,7 +165,7 @@ class ImageFolderSource:
         """Return the class names.
 
         Raises:
-            PipelineError: if there is no class folder, or two have the same name.
+            PipelineError: if the folder has no class folders, or two have the same name.
         """
         return [class_name(name) for name in self._folders()]
 
@@ -210,7 +210,7 @@ class ImageFolderSource:
         """Check that there are classes, each with an image.
 
         Raises:
-            PipelineError: if there is no class, or a class has no image.
+            PipelineError: if the folder has no class folders, or a class has no image.
         """
         for name in self._folders():
             files = files_below(self.folder / name, inside=self.folder)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipelines.loading.batches import Triple
+from pipelines.loading.config import Triple
 from pixmix.operations import OPERATIONS, apply, draw_argument
 from pixmix.settings import MIN_LEVEL, PixMixSettings
 

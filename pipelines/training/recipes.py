@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import LoaderConfig, MixingSet, PreprocessConfig
+    from pipelines.loading.config import LoaderConfig, MixingSet, PreprocessConfig
     from pipelines.shards.remote import RemoteShards
     from pixmix.settings import PixMixSettings
 
