@@ -262,7 +262,7 @@ def test_parts_that_a_killed_run_left_stand_in_for_changed_records(
     asked = image_set(tmp_path / "set")
     make(asked)
     asked.done.mkdir(parents=True)
-    part = asked.done / f"00000000-00000010.{asked.job().request.mark}.jsonl"
+    part = asked.done / f"00000000-00000010.{asked.job().request.hash}.jsonl"
     part.write_bytes(asked.metadata.read_bytes())
     change_line(asked.metadata, 3, b"junk\n")
     assert make(asked).generated == 0
@@ -475,12 +475,12 @@ def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* begun with 0, .* says 1"),
-        (lambda r: replace(r, generator=Stripes(height=48)), "height: .* with 20, .* says 48"),
-        (lambda r: replace(r, format="webp"), "format: .* with png, .* says webp"),
+        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* started with 0, .* uses 1"),
+        (lambda r: replace(r, generator=Stripes(height=48)), "height: .* with 20, .* uses 48"),
+        (lambda r: replace(r, format="webp"), "format: .* with png, .* uses webp"),
         (
             lambda r: replace(r, generator=Stripes(version=2)),
-            "stripes_version: .* with 1 .*, here is 2; install",
+            "stripes_version: .* with 1 .* this is 2; install",
         ),
     ],
 )
@@ -505,7 +505,7 @@ def test_a_resume_with_another_encoder_is_refused(
     make(image_set(tmp_path / "set", num_tasks=2))
     monkeypatch.setattr(generator, "encoder_version", lambda _format: "Pillow 1.0")
     with pytest.raises(
-        PipelineError, match=r"encoder: .* begun with Pillow .*Pillow 1\.0; install"
+        PipelineError, match=r"encoder: .* started with Pillow .*Pillow 1\.0; install"
     ):
         make(image_set(tmp_path / "set"))
 
