@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pipelines.errors import install_extra
+
 SCHEMES = ("s3", "gs", "az")
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
