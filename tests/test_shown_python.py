@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from textwrap import indent
 
 import numpy as np
 import pytest
@@ -127,7 +128,9 @@ def run(block: str, folder: Path, method: str | None = None) -> str:
     start = f"import multiprocessing; multiprocessing.set_start_method({method or 'fork'!r})"
     (starts / "sitecustomize.py").write_text(start)
     script = folder / "script.py"
-    script.write_text("\n".join([block, *parts_for(AFTER, block)]) + "\n")
+    checks = indent("\n".join(parts_for(AFTER, block)) or "pass", "    ")
+    # Processes that do not start by fork may import the script: the checks are guarded.
+    script.write_text(f"{block}\nif __name__ == '__main__':\n{checks}\n")
     done = subprocess.run(
         [sys.executable, script], cwd=folder, capture_output=True, text=True, timeout=300,
         env={"PATH": "/usr/bin:/bin", "HOME": str(folder), "PIXMIX_CACHE": str(folder / "cache"),
