@@ -160,7 +160,7 @@ def test_channels_and_directions_are_asked_for_side_by_side() -> None:
     # Also where values lie on another device than what was drawn.
     elsewhere = recipe_objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
     assert elsewhere.device == torch.device("meta")
-    with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
+    with pytest.raises(ValueError, match="recipes of different layers: a, b; pass those of one"):
         recipe_objective([base, replace(base, layer="b")], 6)
 
 
@@ -346,7 +346,7 @@ def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -
     assert "these have" in wrong.stderr
     none = run("verify", folder, *trusted)
     assert none.exit_code == 1
-    assert "networks:tiny has no trained weights here" in none.stderr
+    assert "networks:tiny has no trained weights" in none.stderr
     # Files alone need no network.
     assert run("verify", folder, "--regenerate", "0", *trusted).exit_code == 0
 
@@ -370,7 +370,7 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
                  "30", "--jobs", "1", "--model", "networks:tiny")  # fmt: skip
     refused = run(*arguments)
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-    assert "has no trained weights here" in refused.stderr
+    assert "has no trained weights" in refused.stderr
     assert not (tmp_path / "set").exists()
     assert run(*arguments, "--random-weights").exit_code == 0
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
