@@ -230,8 +230,8 @@ def pack_mixing_set(mixing_set: object) -> PackedImages:
         return PackedImages.pack([])
     if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
         raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; pass the result of open_mixing_set, a list "
-            "of uint8 images, or None"
+            f"mixing_set is {type(mixing_set).__name__}; pass the result of open_mixing_set, a "
+            "list of uint8 images, or None"
         )
     return PackedImages.pack(mixing_set)
 
