@@ -1,4 +1,4 @@
-"""Images of noise, and folders of them, which the tests of sets of images share."""
+"""Images of noise and folders of them, for the tests of image sets."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def run(*arguments: object) -> Result:
 
 
 def noise(seed: int, shape: tuple[int, int] = (256, 256)) -> NDArray[np.uint8]:
-    """Blocks of random colours, each 16 pixels a side."""
+    """Return blocks of random colors, 16x16 pixels each."""
     rows, columns = -(-shape[0] // 16), -(-shape[1] // 16)
     colours = np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
     return colours.repeat(16, 0).repeat(16, 1)[: shape[0], : shape[1]]
@@ -39,7 +39,7 @@ def save(image: NDArray[np.uint8], path: Path) -> Path:
 
 
 def write_folder(tmp_path: Path) -> Path:
-    """Five images of noise, of 256x256."""
+    """Write five images of noise, 256x256."""
     for index in range(5):
         save(noise(index), tmp_path / "images" / f"{index}.png")
     return tmp_path / "images"
@@ -50,7 +50,7 @@ def of_files(paths: Sequence[Path]) -> list[SetImage]:
 
 
 def perfect() -> SetStatistics:
-    """Statistics that meet every bar."""
+    """Return statistics that meet every bar."""
     per_image = {}
     for row in set_table.ROWS:
         bar = row.median_bar or Bar(at_least=1)
