@@ -66,7 +66,7 @@ def test_importing_a_package_does_not_import_torch(package: str) -> None:
 
 def test_rendering_fractals_imports_neither_torch_nor_matplotlib() -> None:
     loaded = modules_after(
-        "from pipelines.generate.fractals import FractalGenerator\n"
+        "from pipelines.generate.generators import FractalGenerator\n"
         "FractalGenerator(height=16, width=24, samples_per_pixel=1).generate(range(1)).__next__()"
     )
     assert not loaded & {"torch", "torchvision", "matplotlib", "webdataset"}

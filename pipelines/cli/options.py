@@ -23,7 +23,7 @@ from pipelines.system.progress import progress_bar as progress_bar
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Pixels. Smaller images have no structure left to measure; WebP does not support larger ones."""
 
-# A copy of report.set_report.SHEET_IMAGES, whose import would take seconds; a test compares them.
+# A copy of report.sets.SHEET_IMAGES, whose import would take seconds; a test compares them.
 SHEET_IMAGES = 64
 """Number of images on a contact sheet."""
 

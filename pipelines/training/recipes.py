@@ -50,7 +50,8 @@ class Recipe:
             `warmup_epochs` of rising.
         grad_accum_steps: parts that a batch is computed in, on each process.
         augment: "pixmix", or a baseline in its place.
-        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`; whether
+        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`;
+        whether
             it also draws those that overlap the corruptions of ImageNet-C.
         jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
             views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).

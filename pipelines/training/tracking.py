@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import (
+from pipelines.provenance import (
     DataFacts,
-    Ending,
     MixingFacts,
+    SessionState,
     Settings,
     WeightsFacts,
     read_run_record,
@@ -95,7 +95,7 @@ def metrics_in_words(record: Mapping[str, Any], epochs: int | None = None) -> st
 @contextmanager
 def recorded_session(
     config: TrainConfig, processes: Processes, state: TrainState, on_start: Callable[[], None]
-) -> Iterator[Ending]:
+) -> Iterator[SessionState]:
     """Keep OUT/run.json for the time of a run, in the first process.
 
     Args:
@@ -104,7 +104,7 @@ def recorded_session(
         state: as it starts; what run.json says at the end is read from it.
         on_start: called when run.json is written.
     """
-    ending = Ending(state.step)
+    ending = SessionState(state.step)
     if not processes.first:
         yield ending
         return
