@@ -479,7 +479,7 @@ def test_another_recipe_or_a_folder_in_use_is_refused(digits: Path, tmp_path: Pa
         train(training(digits, tmp_path / "run"), ALONE)
     with pytest.raises(PipelineError, match=r"seed: .* started with 0, this command has 1"):
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
-    with pytest.raises(PipelineError, match=r"shard_partitions is 1 and .* 2, .* --shard-p"):
+    with pytest.raises(PipelineError, match=r"shard_partitions is 1 in the state and 2 .* --shard-p"):
         train(training(digits, tmp_path / "run", shard_partitions=2, resume=True), ALONE)
 
 
@@ -1093,7 +1093,7 @@ def test_the_command_passes_over_what_cannot_be_read_where_it_is_told_to(tmp_pat
     refused = told("few", "--on-mixing-decode-error", "skip", "--on-decode-error", "skip",
                    "--max-decode-errors", "1")  # fmt: skip
     assert refused.exit_code == 1
-    assert "more than the 1 of max_decode_errors (pixmix-train: --max-decode" in refused.stderr
+    assert "more than max_decode_errors 1 (pixmix-train: --max-decode" in refused.stderr
     for policy in ("substitute", "skip"):
         # Also where a training was begun that ended so.
         done = told("run" if policy == "skip" else policy, "--on-mixing-decode-error", "skip",

@@ -383,8 +383,7 @@ def _begin(job: Job, task: Task) -> _Found | None:
     with store.writing() as folder:
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         write_file(folder / REQUEST, msgspec.json.format(msgspec.json.encode(request)))
-    # Read it again, because another run may have written its own at the same time.
-    found = inspect(job)
+    found = inspect(job)  # Another run may have written its own at the same time.
     return found if found.request is not None else _begin(job, task)
 
 
