@@ -25,10 +25,10 @@ def test_an_attack_on_some_images_is_that_on_all_of_them(
     whole = evaluation(tmp_path, classifier=classifier(12))
     evaluate(whole, ["adversarial"])
     found = evaluate(replace(whole, adversarial_images=5), ["adversarial"]).values
-    (labels, starts), (some_labels, some_starts) = seen
+    (labels, starts), (some_labels, some_random_starts) = seen
     chosen = [0, 2, 4, 7, 9]
     torch.testing.assert_close(some_labels, labels[chosen], rtol=0, atol=0)
-    torch.testing.assert_close(some_starts, starts[chosen], rtol=0, atol=0)
+    torch.testing.assert_close(some_random_starts, starts[chosen], rtol=0, atol=0)
     assert (found["adversarial"]["images"], found["adversarial"]["of_images"]) == (5, 12)
     assert "5 of 12 images" in table({"a network": found}, {})
 

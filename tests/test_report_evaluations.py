@@ -60,12 +60,12 @@ def test_a_radar_plot_is_drawn() -> None:
 def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
     columns = {"a": of_c(0.25), "b": of_c(0.5, made=True)}
     rows = {row[0]: row[1:] for row in rows_of(columns)}
-    assert rows["corruption error (C)"] == ("25.00 %", "-")
-    assert rows[f"corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
+    assert rows["mean corruption error (C)"] == ("25.00 %", "-")
+    assert rows[f"mean corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
     assert not any(metric.suite == "c" for metric, _ in metrics_of_all(columns))
     both = metrics_of_all({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
     assert [label for metric, label in both if metric.suite == "c"] == [
-        f"corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
+        f"mean corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
     ]  # fmt: skip
 
 
