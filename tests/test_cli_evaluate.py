@@ -178,7 +178,7 @@ def test_a_suite_that_was_asked_for_and_lacks_its_data_ends_with_1(
     (found,) = said["networks"].values()
     assert found.keys() == {"clean"}
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not there; make")
+    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not found; make")
     assert "; p could not be measured: " in last
     # Nobody asked for them: they are only named.
     assert run(*arguments, "--epsilon", "1").exit_code == 0
@@ -216,8 +216,8 @@ TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
         (
             (),
             ([0.5] * 3, [0.5] * 3, 32, None, ["mean", "std", "image_size", "resize"]),
-            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, images of 32x32, not resized; guessed "
-            "without --mean, --std, --image-size, --resize",
+            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, images of 32x32, not resized; defaults "
+            "used for --mean, --std, --image-size, --resize",
         ),
         (
             (*TELL, "--image-size", "24", "--resize", "28"),
@@ -256,7 +256,7 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["preprocessing"].values()
     assert tuple(found.values()) == expected
-    assert list(found) == ["mean", "std", "image_size", "resize", "guessed"]
+    assert list(found) == ["mean", "std", "image_size", "resize", "defaults"]
     (line,) = [each for each in result.stderr.splitlines() if each.startswith("bare.pt: ")]
     assert line.endswith(words)
     ((classifier, data),) = [(each.classifier, each.data) for each in used]
@@ -475,8 +475,8 @@ def test_hidden_folders_are_counted_in_one_line(tmp_path: Path) -> None:
     ("write", "suites", "said"),
     [
         (lambda root: root.mkdir(), "clean", "has no test/manifest.json"),
-        (write_test, "c", "PETS-C is not there"),
-        (write_test, "c,p,c-bar", "PETS-P is not there"),
+        (write_test, "c", "PETS-C is not found"),
+        (write_test, "c,p,c-bar", "PETS-P is not found"),
         (lambda root: (root / "val").mkdir(parents=True), "clean", "has no test/manifest.json"),
         (lambda root: (root / "CIFAR-10-C").mkdir(parents=True), "c", "has no test/manifest.json"),
     ],

@@ -9,7 +9,7 @@ from pipelines.report.evaluations import metrics_of_all, radar, read_evaluation,
 from pipelines.report.page import Table
 from pipelines.report.runs import Run, sections
 from pipelines.report.runs import table as table_of_runs
-from tiny_evaluation import MADE_WORDS, of_c
+from tiny_evaluation import MADE_WORDS, results_on_c
 
 FOUND = {
     "clean": {"error": 0.05},
@@ -58,12 +58,12 @@ def test_a_radar_plot_is_drawn() -> None:
 
 
 def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
-    columns = {"a": of_c(0.25), "b": of_c(0.5, made=True)}
+    columns = {"a": results_on_c(0.25), "b": results_on_c(0.5, made=True)}
     rows = {row[0]: row[1:] for row in rows_of(columns)}
     assert rows["mean corruption error (C)"] == ("25.00 %", "-")
     assert rows[f"mean corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
     assert not any(metric.suite == "c" for metric, _ in metrics_of_all(columns))
-    both = metrics_of_all({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
+    both = metrics_of_all({"a": results_on_c(0.25, made=True), "b": results_on_c(0.5, made=True)})
     assert [label for metric, label in both if metric.suite == "c"] == [
         f"mean corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
     ]  # fmt: skip
@@ -71,7 +71,7 @@ def test_figures_on_made_and_official_sets_never_stand_in_one_row() -> None:
 
 def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
     history = ({"epoch": 1, "step": 1, "train_loss": 1.0},)
-    runs = [Run(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
+    runs = [Run(name="a", history=history, evaluation=results_on_c(0.5, made=True, overlap=True))]
     shown = table_of_runs(runs)
     assert MADE_WORDS in shown
     assert "a was trained with operations that overlap the corruptions of C" in shown
@@ -95,7 +95,7 @@ def test_reports_of_runs_say_what_was_made_and_what_overlaps() -> None:
 def test_an_evaluation_with_damaged_results_on_c_is_refused(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    found = of_c(0.5, made=True, overlap=True)
+    found = results_on_c(0.5, made=True, overlap=True)
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"version": 2, "networks": {"a": found}}))
     assert read_evaluation(path) == found

@@ -321,17 +321,17 @@ def preprocessing_json(evaluation: Evaluation, metadata: Mapping[str, Any]) -> d
 
     Returns:
         "mean" and "std", for images in 0..1; "image_size", the side of the input in pixels;
-        "resize", the shorter side before the centre crop, or None; "guessed", the names of those
-        values that are defaults.
+        "resize", the shorter side before the centre crop, or None; "defaults", the names of those
+        values that the metadata lack.
     """
     classifier, data = evaluation.classifier, evaluation.data
-    guessed = [name for name in ("mean", "std") if name not in metadata]
+    defaults = [name for name in ("mean", "std") if name not in metadata]
     return {
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "image_size": data.side,
         "resize": None if data.transform is None else data.transform.resize,
-        "guessed": guessed if "crop" in metadata else [*guessed, "image_size", "resize"],
+        "defaults": defaults if "crop" in metadata else [*defaults, "image_size", "resize"],
     }
 
 
@@ -344,6 +344,6 @@ def describe_preprocessing(values: Mapping[str, Any]) -> str:
         if values["resize"] is None
         else f"shorter side resized to {values['resize']}, centre crop of {size}"
     )
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in values["guessed"])
-    guessed = f"; default values, set with {options}" if options else ""
-    return f"mean {mean}, std {std}, {crop}{guessed}"
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in values["defaults"])
+    defaults = f"; defaults used for {options}" if options else ""
+    return f"mean {mean}, std {std}, {crop}{defaults}"
