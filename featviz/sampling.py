@@ -112,7 +112,7 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-def canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -> Canvas:
+def recipe_canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -> Canvas:
     """Return the canvas of images: each with its own decay, colours and tint."""
     colours = []
     for recipe in recipes:
@@ -129,7 +129,7 @@ def canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -> Canva
     )
 
 
-def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
+def recipe_objective(recipes: Sequence[Recipe], channels: int) -> Objective:
     """Return the objective of images of one layer: each its own channel or direction.
 
     channels: of the layer.
@@ -141,7 +141,7 @@ def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
     if len(layers) != 1:
         raise ValueError(f"recipes of the layers {', '.join(sorted(layers))}; give those of one")
     (layer,) = layers
-    along = torch.stack([target(recipe, channels) for recipe in recipes])
+    along = torch.stack([recipe_direction(recipe, channels) for recipe in recipes])
     named = torch.tensor([float(recipe.channel is not None) for recipe in recipes])
     chosen = [recipe.channel or 0 for recipe in recipes]
     if bool(named.all()):
@@ -151,7 +151,7 @@ def objective(recipes: Sequence[Recipe], channels: int) -> Objective:
     return named * channel(layer, chosen) + (1 - named) * direction(layer, along)
 
 
-def target(recipe: Recipe, channels: int) -> torch.Tensor:
+def recipe_direction(recipe: Recipe, channels: int) -> torch.Tensor:
     """Return the direction in the layer that an image is to go, (channels,) float32, length 1."""
     if recipe.channel is None:
         key = (_DIRECTION, recipe.seed, recipe.index, recipe.attempt)

@@ -1,4 +1,4 @@
-"""State dicts: found in the content of a file, and fitted to the names of a network."""
+"""State dicts: found in the content of a file, and matched to the names of a network."""
 
 import re
 import reprlib
@@ -23,16 +23,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path: a file of `read_checkpoint_file`, of a state dict or of a checkpoint that holds one.
 
     Returns:
-        See `weights_of`.
+        See `find_state_dict`.
 
     Raises:
         ValueError: if the file cannot be read or holds something else.
         OSError: if it is not there, not a regular file, or the disk fails.
     """
-    return weights_of(read_checkpoint_file(path), path)
+    return find_state_dict(read_checkpoint_file(path), path)
 
 
-def weights_of(content: object, path: Path | str) -> dict[str, Tensor]:
+def find_state_dict(content: object, path: Path | str) -> dict[str, Tensor]:
     """Return the state dict in the content of a file.
 
     Args:
@@ -98,7 +98,7 @@ _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class MatchedState:
     """A state dict under the names of a network.
 
     Attributes:
@@ -125,16 +125,16 @@ class Fitted:
         return notes
 
 
-def fitted(state: Mapping[str, Tensor], module: nn.Module) -> Fitted:
+def match_names(state: Mapping[str, Tensor], module: nn.Module) -> MatchedState:
     """Give the tensors of a file the names that a network has for them.
 
     Known spellings are tried in turn, and the first that gives most of the network's tensors is
     taken: as they are; without `module` (of DataParallel, also of an inner one) and `_orig_mod` (of
     torch.compile); without a prefix that all or nearly all share, such as Lightning's `model.`; and
-    as `module.own_name` has them, a method of networks that know other layouts.
+    as `module.translate_name` has them, a method of networks that know other layouts.
 
     Args:
-        state: see `weights_of`.
+        state: see `find_state_dict`.
         module: the network, which is not changed.
     """
     own = module.state_dict()
@@ -156,7 +156,7 @@ def fitted(state: Mapping[str, Tensor], module: nn.Module) -> Fitted:
         kept._metadata = OrderedDict(  # type: ignore[attr-defined]
             (modules.get(name, name), each) for name, each in versions.items()
         )
-    return Fitted(state=kept, left_out=tuple(left_out.values()), prefix=named.prefix)
+    return MatchedState(state=kept, left_out=tuple(left_out.values()), prefix=named.prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +170,9 @@ class _Spelling:
 
 def _spellings(old: Sequence[str], module: nn.Module) -> Iterator[_Spelling]:
     layouts: list[Callable[[str], str]] = [str]
-    own_name = getattr(module, "own_name", None)
-    if callable(own_name):
-        layouts.append(own_name)
+    translate_name = getattr(module, "translate_name", None)
+    if callable(translate_name):
+        layouts.append(translate_name)
     plain, bare = ([_current(each(name)) for name in old] for each in (str, _unwrapped))
     tried = [(plain, ""), (bare, "")]
     tried += [(names, prefix) for names in (plain, bare) for prefix in _shared_prefixes(names)]
@@ -237,34 +237,34 @@ def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> 
 
     Args:
         module: the network; nothing is loaded if the state dict does not fit it.
-        state: see `weights_of`.
+        state: see `find_state_dict`.
         path: what messages call the file.
 
     Returns:
-        What a person should know of it; see `Fitted.notes`.
+        What a person should know of it; see `MatchedState.notes`.
 
     Raises:
         ValueError: if it does not fit; the message names tensors that are missing, too many or of
             another shape.
     """
-    found = fit_weights(module, state, path)
+    found = match_state_dict(module, state, path)
     module.load_state_dict(found.state, strict=False)
     return found.notes()
 
 
-def fit_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> Fitted:
+def match_state_dict(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> MatchedState:
     """Return a state dict under the names of a network, which may be on the device "meta".
 
     Args:
         module: the network, which is not changed.
-        state: see `weights_of`.
+        state: see `find_state_dict`.
         path: what messages call the file.
 
     Raises:
         ValueError: if it does not fit; see `load_weights`.
     """
     own = module.state_dict()
-    found = fitted(state, module)
+    found = match_names(state, module)
     given = found.state
     # Older files do not count batches.
     missing = [
@@ -297,11 +297,11 @@ def n_classes(state: Mapping[str, Tensor], build: Callable[[int], nn.Module]) ->
     The order of the tensors does not tell it: safetensors are sorted by name.
 
     Args:
-        state: see `weights_of`.
+        state: see `find_state_dict`.
         build: returns the network with a number of classes; it is called twice.
     """
     first, second = build(2), build(3)
-    given = fitted(state, first).state
+    given = match_names(state, first).state
     other = second.state_dict()
     for name, value in reversed(first.state_dict().items()):
         if name in given and given[name].ndim == value.ndim:

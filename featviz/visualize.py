@@ -103,7 +103,7 @@ def plan_stages(size: Size, steps: int) -> list[Stage]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Visualized:
+class OptimizedImages:
     """What came out.
 
     images: (B, height, width, 3) uint8. values: (B,) float32, the objective of each finished
@@ -115,10 +115,10 @@ class Visualized:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
+class PreparedNetwork:
     """A network made ready to be looked into: a copy, folded, in the precision it runs in.
 
-    layers: that may be looked at. only_size, smallest: see `Survey`.
+    layers: that may be looked at. only_size, smallest: see `LayerInventory`.
     """
 
     module: nn.Module
@@ -159,35 +159,35 @@ def best_precision(network: Network, device: torch.device) -> Precision:
     return "bfloat16" if fast else "float32"
 
 
-def prepare(
+def prepare_network(
     network: Network, layers: Sequence[str], *, device: torch.device, precision: Precision
-) -> Prepared:
+) -> PreparedNetwork:
     """Make a network ready for the images of some layers.
 
     Raises:
         ValueError: if it has no such layer.
     """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    found = find_layers(network.survey.layers, layers)
-    side = network.survey.size or (network.survey.smallest,) * 2
+    found = find_layers(network.inventory.layers, layers)
+    side = network.inventory.size or (network.inventory.smallest,) * 2
     example = torch.rand((1, 3, *side), generator=torch.Generator().manual_seed(0))
     module = folded(network.module, example, keep=layers).to(device, dtype)
     module = module.to(memory_format=torch.channels_last)
     shape = (1, 3, 1, 1)
-    return Prepared(
+    return PreparedNetwork(
         module=module,
         layers={each.name: each for each in found},
         mean=torch.tensor(network.mean, device=device).view(shape),
         std=torch.tensor(network.std, device=device).view(shape),
         dtype=dtype,
         device=device,
-        only_size=network.survey.size,
-        smallest=network.survey.smallest,
+        only_size=network.inventory.size,
+        smallest=network.inventory.smallest,
     )
 
 
-def visualize(
-    prepared: Prepared,
+def optimize_images(
+    prepared: PreparedNetwork,
     objective: Objective,
     canvas: Canvas,
     stages: Sequence[Stage],
@@ -195,8 +195,8 @@ def visualize(
     *,
     robustness: Robustness = USUAL,
     scales: Sequence[float] | None = None,
-    begin: Tensor | None = None,
-) -> Visualized:
+    init: Tensor | None = None,
+) -> OptimizedImages:
     """Optimize images until they excite what an objective asks for.
 
     An image depends on its key, its part of canvas and objective, the stages and the number of
@@ -204,7 +204,7 @@ def visualize(
     some networks are computed by other kernels, whose rounding leads to an image of the same kind.
 
     Args:
-        prepared: see `prepare`; it must hold the objective's layers.
+        prepared: see `prepare_network`; it must hold the objective's layers.
         objective: what is to rise.
         canvas: B images, on the network's device.
         stages: coarse to fine, the last of the canvas's size; see `plan_stages`.
@@ -212,7 +212,7 @@ def visualize(
         robustness: how the network looks at the images.
         scales: B numbers, `LEAST_SCALE`..4; how many times larger than usual the forms are; None
             for 1.
-        begin: (B, 3, *canvas.size) float32 in 0..1, images to begin with; None for noise.
+        init: (B, 3, *canvas.size) float32 in 0..1, images to begin with; None for noise.
 
     Returns:
         The images and what they reached.
@@ -229,10 +229,10 @@ def visualize(
         raise ValueError(f"scales are {list(scales)}; give {LEAST_SCALE} to {_LARGEST_SCALE}")
     enlarged = None if scales is None else torch.tensor(scales, device=prepared.device)
     layers = find_layers(prepared.layers, sorted(objective.layers))
-    if begin is None:
+    if init is None:
         coefficients = canvas.draw([generator(*key, 0) for key in keys])
     else:
-        coefficients = canvas.coefficients(begin)
+        coefficients = canvas.coefficients(init)
     total = sum(stage.steps for stage in stages)
     drawn = np.stack([draw_warps(generator(*key, 1), total, robustness) for key in keys], 1)
     warps = iter(torch.from_numpy(drawn).to(prepared.device))
@@ -254,7 +254,7 @@ def visualize(
             values = values.masked_fill(broken, math.nan)
             # What a cast of NaN gives is the processor's choice.
             images = images.nan_to_num(0, 0, 0)
-    return Visualized(
+    return OptimizedImages(
         images=images.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy(),
         values=values.float().cpu().numpy(),
     )
@@ -264,7 +264,7 @@ def visualize(
 class _Ascent:
     """The way from coefficients to a gradient at one stage."""
 
-    prepared: Prepared
+    prepared: PreparedNetwork
     look: Callable[[Tensor], dict[str, Tensor]]
     objective: Objective
     canvas: Canvas
@@ -296,12 +296,12 @@ class _Ascent:
         return gradient
 
 
-def explain_nonfinite(prepared: Prepared, images: NDArray[np.uint8]) -> str:
+def explain_nonfinite(prepared: PreparedNetwork, images: NDArray[np.uint8]) -> str:
     """Return why the values of images are NaN or infinite, as a clause that names the layer.
 
     Args:
         prepared: the network that they are from.
-        images: (B, height, width, 3), see `Visualized`.
+        images: (B, height, width, 3), see `OptimizedImages`.
     """
     shown = torch.from_numpy(images).to(prepared.device).permute(0, 3, 1, 2).float() / 255
     # An image that is NaN stands for none that was shown; grey is as good as any.
@@ -312,7 +312,7 @@ def explain_nonfinite(prepared: Prepared, images: NDArray[np.uint8]) -> str:
     return "the gradient through the network is NaN or infinite"
 
 
-def _as_wanted(images: Tensor, prepared: Prepared) -> Tensor:
+def _as_wanted(images: Tensor, prepared: PreparedNetwork) -> Tensor:
     """Return images at a size that the network takes."""
     size = prepared.input_size((images.shape[2], images.shape[3]))
     if size == tuple(images.shape[2:]):
@@ -320,7 +320,7 @@ def _as_wanted(images: Tensor, prepared: Prepared) -> Tensor:
     return functional.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
-def paint(
+def visualize(
     network: Network,
     objective: Objective,
     *,
@@ -331,7 +331,7 @@ def paint(
     kind: Kind = "spectrum",
     decay: float = 1.0,
     magnitude: Tensor | None = None,
-    begin: NDArray[np.uint8] | None = None,
+    init: NDArray[np.uint8] | None = None,
     device: str = "cpu",
     precision: Precision | None = None,
     robustness: Robustness = USUAL,
@@ -348,7 +348,7 @@ def paint(
         kind: of the parametrization; see `Canvas`.
         decay: of the amplitudes; see `Canvas`.
         magnitude: for kind "phase", of images of one's own; see `mean_magnitude`.
-        begin: (n, height, width, 3) uint8, images to begin with, which say the size; None for
+        init: (n, height, width, 3) uint8, images to begin with, which say the size; None for
             noise.
         device: as torch names it.
         precision: of the network; None for the faster one.
@@ -367,14 +367,14 @@ def paint(
         raise ValueError(f"precision is {precision!r}; give one of {', '.join(PRECISIONS)}")
     where = torch.device(device)
     height, width = (size, size) if isinstance(size, int) else size
-    if begin is not None:
-        if begin.ndim != 4 or len(begin) != n or begin.shape[3] != 3 or begin.dtype != np.uint8:
+    if init is not None:
+        if init.ndim != 4 or len(init) != n or init.shape[3] != 3 or init.dtype != np.uint8:
             raise ValueError(
-                f"begin is {begin.dtype} of shape {begin.shape}; give ({n}, height, width, 3) uint8"
+                f"init is {init.dtype} of shape {init.shape}; give ({n}, height, width, 3) uint8"
             )
-        height, width = begin.shape[1:3]
+        height, width = init.shape[1:3]
     both = (height, width)
-    prepared = prepare(
+    prepared = prepare_network(
         network,
         sorted(objective.layers),
         device=where,
@@ -389,11 +389,13 @@ def paint(
         magnitude=None if magnitude is None else magnitude.to(where),
     )
     first = None
-    if begin is not None:
-        first = torch.from_numpy(begin).to(where).permute(0, 3, 1, 2).float() / 255
+    if init is not None:
+        first = torch.from_numpy(init).to(where).permute(0, 3, 1, 2).float() / 255
     keys = [(seed, index) for index in range(n)]
     stages = plan_stages(both, steps)
-    made = visualize(prepared, objective, canvas, stages, keys, robustness=robustness, begin=first)
+    made = optimize_images(
+        prepared, objective, canvas, stages, keys, robustness=robustness, init=first
+    )
     if not np.isfinite(made.values).all():
         raise ValueError(
             f"{network.name}: {explain_nonfinite(prepared, made.images)}; use other weights, or "

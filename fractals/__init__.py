@@ -7,7 +7,7 @@ image = render(draw_genome(seed=0, index=7), size=256)      # (256, 256, 3) uint
 from typing import TYPE_CHECKING, NamedTuple
 
 __all__ = [
-    "BASELINES",
+    "BASELINE_KINDS",
     "BASELINE_VERSION",
     "FAMILIES",
     "GENOME_VERSION",
@@ -15,8 +15,8 @@ __all__ = [
     "Genome",
     "draw_genome",
     "measure",
-    "paint_baseline",
     "render",
+    "render_baseline",
 ]
 
 
@@ -52,19 +52,19 @@ FAMILIES: dict[str, Family] = {
 """Append new rows: a family's place is a part of its random keys."""
 
 if TYPE_CHECKING:
-    from fractals.baselines import BASELINE_VERSION, BASELINES, paint_baseline
+    from fractals.baselines import BASELINE_KINDS, BASELINE_VERSION, render_baseline
     from fractals.genome import GENOME_VERSION, Genome, render
     from fractals.sampling import draw_genome
     from fractals.statistics import measure
 else:
     _MODULES = {
-        "BASELINES": "baselines",
+        "BASELINE_KINDS": "baselines",
         "BASELINE_VERSION": "baselines",
         "GENOME_VERSION": "genome",
         "Genome": "genome",
         "draw_genome": "sampling",
         "measure": "statistics",
-        "paint_baseline": "baselines",
+        "render_baseline": "baselines",
         "render": "genome",
     }
 

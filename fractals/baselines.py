@@ -39,11 +39,11 @@ SMALLEST_EXPONENT, LARGEST_EXPONENT = 0.5, 3.5
 """Of amplitude against frequency, drawn for each image and each axis; the authors' range."""
 
 
-def paint_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
+def render_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
     """Paint an image, a function of its arguments alone.
 
     Args:
-        kind: one of `BASELINES`.
+        kind: one of `BASELINE_KINDS`.
         seed: any whole number.
         index: of the image, 0 or more.
         size: (height, width) in pixels.
@@ -54,17 +54,17 @@ def paint_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> N
     Raises:
         ValueError: for another kind, a negative index, or a size below 1.
     """
-    if kind not in BASELINES:
-        raise ValueError(f"kind is {kind!r}; give one of {', '.join(BASELINES)}")
+    if kind not in BASELINE_KINDS:
+        raise ValueError(f"kind is {kind!r}; give one of {', '.join(BASELINE_KINDS)}")
     height, width = size
     if index < 0 or height < 1 or width < 1:
         raise ValueError(
             f"index is {index} and size {height}x{width} (height x width); give an index from "
             "0 and sides from 1"
         )
-    state = random_state(_KEY, list(BASELINES).index(kind), seed, index)
+    state = random_state(_KEY, list(BASELINE_KINDS).index(kind), seed, index)
     image = np.empty((height, width, 3), np.uint8)
-    BASELINES[kind](state, image)
+    BASELINE_KINDS[kind](state, image)
     return image
 
 
@@ -235,7 +235,7 @@ def _transform(values):
         length *= 2
 
 
-BASELINES: dict[str, Callable[..., None]] = {
+BASELINE_KINDS: dict[str, Callable[..., None]] = {
     "dead-leaves": _cover_with_leaves,
     "spectrum": _fill_with_spectrum,
     "noise": _fill_with_noise,

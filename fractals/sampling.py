@@ -220,7 +220,7 @@ def pending() -> list[Callable[[], None]]:
     return _missing(*_LAST_KERNELS)
 
 
-def pending_of_baselines() -> list[Callable[[], None]]:
+def pending_for_baselines() -> list[Callable[[], None]]:
     """Return the parts that baselines need and that have not been compiled on this machine."""
     return _missing(compile_statistics)
 

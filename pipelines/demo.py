@@ -119,12 +119,12 @@ def stages(out: Path) -> list[Stage]:
         fixed(
             "fractals", images / "fractals.png",
             "pixmix-gen", "fractals", "--n", FRACTALS, "--out", sets / "fractals",
-            "--sheet", images / "fractals.png",
+            "--contact-sheet", images / "fractals.png",
         ),
         fixed(
             "feature visualizations", images / "featviz.png",
             "pixmix-gen", "featviz", "--n", VISUALIZATIONS, "--out", sets / "featviz",
-            "--sheet", images / "featviz.png",
+            "--contact-sheet", images / "featviz.png",
         ),
         fixed(
             "shards of the mixing set", mixing / "manifest.json",

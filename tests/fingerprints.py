@@ -85,7 +85,7 @@ def elementary_fingerprints() -> dict[str, str]:
 def image_fingerprints() -> dict[str, Any]:
     """Return two drawn genomes of the mixed family, and hashes of pictures unlike in kind."""
     # Here, because they load every kernel, which the elementary functions do without.
-    from fractals import BASELINES, draw_genome, paint_baseline, render
+    from fractals import BASELINE_KINDS, draw_genome, render, render_baseline
 
     drawn = {
         "escape": draw_genome(0, 0, "escape"),
@@ -100,7 +100,7 @@ def image_fingerprints() -> dict[str, Any]:
         name: _sha256(render(genome, (48, 32), samples_per_pixel=8))
         for name, genome in drawn.items()
     }
-    found |= {kind: _sha256(paint_baseline(kind, 0, 1, (48, 32))) for kind in BASELINES}
+    found |= {kind: _sha256(render_baseline(kind, 0, 1, (48, 32))) for kind in BASELINE_KINDS}
     return found | {f"genome {index}": draw_genome(0, index).to_json() for index in range(2)}
 
 

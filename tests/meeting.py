@@ -10,13 +10,13 @@ import sys
 import time
 
 from pipelines.errors import PipelineError
-from pipelines.system.process_group import Watchdog, joined
+from pipelines.system.process_group import Watchdog, join_processes
 
 
 def main(what: str) -> None:
-    watchdog = Watchdog(limit_s=30, first_word_s=1)
+    watchdog = Watchdog(limit_s=30, first_report_s=1)
     try:
-        with watchdog.watching(), joined("cpu", watchdog=watchdog) as processes:
+        with watchdog.watching(), join_processes("cpu", watchdog=watchdog) as processes:
             watchdog.limit_s = 1.5
             if what == "shares":
                 print(processes.own_cores())  # noqa: T201

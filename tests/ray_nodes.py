@@ -20,7 +20,7 @@ from pipelines.generate import ray
 from pipelines.generate.generator import versions_of
 from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
-from pipelines.system.processes import Run
+from pipelines.system.processes import RunChunks
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 
 N = 16
@@ -33,11 +33,11 @@ QUICK = {
 }
 
 
-def generate_files(folder: Path, generator: Stripes, run: Run) -> None:
+def generate_files(folder: Path, generator: Stripes, run: RunChunks) -> None:
     assert make(image_set(folder, generator, n=N, jobs=9), run=run).complete
 
 
-def generate_shards(folder: Path, generator: Stripes, run: Run) -> None:
+def generate_shards(folder: Path, generator: Stripes, run: RunChunks) -> None:
     asked = sharded(Folder(path=folder), generator, n=N, jobs=9, shard_size=4)
     assert make(asked, run=run).complete
 
@@ -61,7 +61,7 @@ def kill_when_it_generates(cluster: Cluster, node: Any, journal: Path, killed: l
 
 
 def with_a_killed_node(
-    cluster: Cluster, scratch: Path, generate: Callable[[Path, Stripes, Run], None]
+    cluster: Cluster, scratch: Path, generate: Callable[[Path, Stripes, RunChunks], None]
 ) -> dict[str, Any]:
     name = generate.__name__
     generate(scratch / f"{name}-alone", Stripes(), run_here)

@@ -15,7 +15,7 @@ from pipelines.generate.generator import Generated
 from pipelines.generate.products import image_job, shard_job
 from pipelines.shards.job import Job, run_job
 from pipelines.shards.output import OutputStore
-from pipelines.system.processes import Run, run_chunks
+from pipelines.system.processes import RunChunks, run_chunks
 from pipelines.system.ranks import Task
 
 
@@ -145,7 +145,7 @@ class Asked:
         return self.work / "done"
 
 
-def make(asked: Asked, *, run: Run = run_chunks, **options: Any) -> Made:  # noqa: ANN401
+def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made:  # noqa: ANN401
     """Run the job that is asked for."""
     job = asked.job()
     task = Task(asked.task_index, asked.num_tasks)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import reference
-from fractals import BASELINES, measure, paint_baseline
+from fractals import BASELINE_KINDS, measure, render_baseline
 from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
 from fractals.numerics import random_state
 
@@ -21,18 +21,18 @@ KEPT = {
 
 
 def words(kind: Any, seed: int, index: int) -> Any:  # noqa: ANN401
-    state = random_state(0x42415345, list(BASELINES).index(kind), seed, index)
+    state = random_state(0x42415345, list(BASELINE_KINDS).index(kind), seed, index)
     return reference.xoshiro256plusplus([int(word) for word in state])
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_noise_and_leaves_equal_their_twins(size: tuple[int, int]) -> None:
     for index in range(3):
-        found = paint_baseline("noise", -3, index, size)
+        found = render_baseline("noise", -3, index, size)
         assert (found == reference.noise(words("noise", -3, index), *size)).all()
         smallest = max(0.75, SMALLEST_LEAF * min(size))
         largest = max(2 * smallest, LARGEST_LEAF * min(size))
-        found = paint_baseline("dead-leaves", -3, index, size)
+        found = render_baseline("dead-leaves", -3, index, size)
         twin = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
         # On the very edge of a leaf a rounding may decide.
         assert (found == twin).all(axis=-1).mean() > 0.99
@@ -41,15 +41,15 @@ def test_noise_and_leaves_equal_their_twins(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", [(20, 33), (3, 40)])
 def test_spectra_are_their_twins_rounded(size: tuple[int, int]) -> None:
     for index in range(3):
-        found = paint_baseline("spectrum", 2**70, index, size)
+        found = render_baseline("spectrum", 2**70, index, size)
         twin = reference.spectrum(words("spectrum", 2**70, index), *size)
         assert abs(found - twin).max() < 0.5 + 1e-2
 
 
 def test_each_kind_is_what_it_is_for() -> None:
     found = {
-        kind: [measure(paint_baseline(kind, 0, index, (128, 96))) for index in range(12)]
-        for kind in BASELINES
+        kind: [measure(render_baseline(kind, 0, index, (128, 96))) for index in range(12)]
+        for kind in BASELINE_KINDS
     }
     mean = {
         kind: {name: np.mean([values[name] for values in each]) for name in each[0]}
@@ -62,13 +62,13 @@ def test_each_kind_is_what_it_is_for() -> None:
     assert mean["dead-leaves"]["edge_density"] > 1.5 * mean["spectrum"]["edge_density"]
 
 
-@pytest.mark.parametrize("kind", BASELINES)
+@pytest.mark.parametrize("kind", BASELINE_KINDS)
 def test_a_image_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:  # noqa: ANN401
-    one = paint_baseline(kind, 5, 7, (40, 24))
-    assert (one == paint_baseline(kind, 5, 7, (40, 24))).all()
+    one = render_baseline(kind, 5, 7, (40, 24))
+    assert (one == render_baseline(kind, 5, 7, (40, 24))).all()
     for other in ((5, 8), (6, 7)):
-        assert (one != paint_baseline(kind, *other, (40, 24))).mean() > 0.5
-    images = b"".join(paint_baseline(kind, 5, index, (40, 24)).tobytes() for index in (0, 7))
+        assert (one != render_baseline(kind, *other, (40, 24))).mean() > 0.5
+    images = b"".join(render_baseline(kind, 5, index, (40, 24)).tobytes() for index in (0, 7))
     assert hashlib.sha256(images).hexdigest() == KEPT[kind]
 
 
@@ -87,4 +87,4 @@ def test_nonsense_is_refused(
     message: str,
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        paint_baseline(kind, 0, index, size)
+        render_baseline(kind, 0, index, size)

@@ -713,7 +713,7 @@ def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None
     assert 0 <= rows[0].details["data_wait_percent"] <= 100
 
 
-# --- all of it, and the README's table -----------------------------------------------------------
+# --- all of it, and the table of the page --------------------------------------------------------
 
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -773,8 +773,8 @@ def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
             with_table(wrong, "| a |")
 
 
-def test_the_readme_has_the_figures_of_the_benchmark_that_is_kept() -> None:
-    readme = (ROOT / "README.md").read_text()
+def test_the_page_of_benchmarks_has_the_figures_of_the_kept_json() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
     kept = json.loads((ROOT / "docs" / "bench.json").read_text())
     assert len(kept["rows"]) > 10
-    assert with_table(readme, markdown(kept)) == readme
+    assert with_table(page, markdown(kept)) == page

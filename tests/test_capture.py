@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featviz import folding
-from featviz.capture import RedirectedRelus, capturing, find_layers, survey
+from featviz.capture import RedirectedRelus, capturing, find_layers, list_layers
 from featviz.folding import folded, has_grouped_convolutions
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
@@ -17,7 +17,7 @@ IMAGES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
 def seen_of(module: nn.Module, names: list[str], images: Tensor = IMAGES) -> dict[str, Tensor]:
-    known = survey(module)
+    known = list_layers(module)
     with capturing(module, find_layers(known.layers, names)) as look:
         return {name: each.detach().clone() for name, each in look(images).items()}
 
@@ -36,7 +36,7 @@ def hooked(module: nn.Module, name: str, images: Tensor = IMAGES) -> Tensor:
 
 
 def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
-    layers = survey(seeded(Tiny)).layers
+    layers = list_layers(seeded(Tiny)).layers
     assert list(layers) == ["conv1", "bn1", "pool", "conv2", "bn2", "relu", "conv3", "head"]
     assert [each.channels for each in layers.values()] == [12, 12, 12, 12, 12, 12, 20, 4]
     assert {name: each.calls for name, each in layers.items() if each.calls > 1} == {"relu": 2}
@@ -46,9 +46,9 @@ def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
 
 
 def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
-    assert survey(seeded(Tiny)).size is None
-    assert survey(seeded(Tiny)).smallest == 32
-    known = survey(seeded(Tokens))
+    assert list_layers(seeded(Tiny)).size is None
+    assert list_layers(seeded(Tiny)).smallest == 32
+    known = list_layers(seeded(Tokens))
     assert known.size == (32, 32)
     assert known.layers["norm"].layout == "channels last"
     assert (known.layers["norm"].channels, known.layers["norm"].positions) == (10, 16)
@@ -56,12 +56,12 @@ def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
 
 def test_a_network_that_takes_no_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Linear takes no float images .* use a network"):
-        survey(nn.Linear(5, 5))
+        list_layers(nn.Linear(5, 5))
 
 
 def test_a_name_that_is_no_layer_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"no layer is named 'bn3'; give one like .*bn2"):
-        find_layers(survey(seeded(Tiny)).layers, ["bn3"])
+        find_layers(list_layers(seeded(Tiny)).layers, ["bn3"])
 
 
 LAYERS = {
@@ -78,7 +78,7 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_torchvisions_layers_are_seen_with_their_channels_first(name: str) -> None:
     module = torchvision.models.get_model(name, weights=None).eval()
-    known = survey(module)
+    known = list_layers(module)
     assert (known.size is not None) == (name in {"vit_b_16", "maxvit_t"})
     images = torch.rand(2, 3, *(known.size or (64, 96)))
     for layer, channels, dimension in LAYERS[name]:
@@ -107,11 +107,11 @@ class Strange(nn.Module):
 
 
 def test_what_has_no_channels_of_a_image_is_no_layer() -> None:
-    known = survey(Strange())
+    known = list_layers(Strange())
     # (3, 128, 192) has three in the place of one image; 9x9 is no part of 128x192.
     assert list(known.layers) == ["row"]
     assert (known.layers["row"].channels, known.layers["row"].layout) == (12, "channels first")
-    attention = survey(torchvision.models.get_model("maxvit_t", weights=None).eval())
+    attention = list_layers(torchvision.models.get_model("maxvit_t", weights=None).eval())
     windows = attention.layers["blocks.0.layers.0.layers.window_attention.attn_layer.0"]
     assert (windows.channels, windows.layout) == (64, "channels last")
 
@@ -134,7 +134,7 @@ def test_nothing_after_the_last_layer_runs() -> None:
     ran: list[str] = []
     for name, each in module.named_modules():
         each.register_forward_hook(lambda *_, name=name: ran.append(name))
-    known = survey(module)
+    known = list_layers(module)
     ran.clear()
     with capturing(module, find_layers(known.layers, ["bn2"])) as look:
         look(IMAGES)
@@ -155,7 +155,7 @@ def test_a_network_is_afterwards_as_it_was() -> None:
         ]
 
     was = flags()
-    known = survey(module)
+    known = list_layers(module)
     assert flags() == was
     with capturing(module, [known.layers["conv3"]]) as look:
         look(IMAGES)
@@ -191,7 +191,7 @@ def test_classes_are_channels_with_one_position() -> None:
 def test_gradients_reach_the_images_and_no_weight() -> None:
     module = seeded(Tiny)
     images = IMAGES.clone().requires_grad_()
-    with capturing(module, [survey(module).layers["conv3"]]) as look:
+    with capturing(module, [list_layers(module).layers["conv3"]]) as look:
         look(images)["conv3"].sum().backward()
     assert images.grad is not None
     assert float(images.grad.abs().sum()) > 0
@@ -394,7 +394,7 @@ def test_grouped_convolutions_are_noticed() -> None:
 
 
 def test_a_layer_that_is_not_called_is_told() -> None:
-    known = survey(seeded(Tiny)).layers["conv1"]
+    known = list_layers(seeded(Tiny)).layers["conv1"]
     with (
         capturing(Silent(), [known]) as look,
         pytest.raises(RuntimeError, match="conv1 was not called"),

@@ -39,7 +39,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_choices_are_those_of_the_library() -> None:
-    assert tuple(fractals.BASELINES) == gen.BASELINES
+    assert tuple(fractals.BASELINE_KINDS) == gen.BASELINE_KINDS
     assert tuple(ENCODERS) == generating.FORMATS
 
 
@@ -61,7 +61,7 @@ def test_fractals_makes_the_images_that_the_library_gives(small_set: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", fractals.BASELINES)
+@pytest.mark.parametrize("kind", fractals.BASELINE_KINDS)
 def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None:  # noqa: ANN401
     command = ("baseline", "--kind", kind, "--n", "3", "--size", "40x24", "--format", "png")
     folder = tmp_path / kind
@@ -70,11 +70,11 @@ def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None: 
     assert (manifest["kind"], manifest["images"], manifest["status"]) == (kind, 3, "complete")
     with Image.open(folder / "images" / "00000002.png") as image:
         found = np.asarray(image)
-    assert (found == fractals.paint_baseline(kind, 0, 2, (24, 40))).all()
+    assert (found == fractals.render_baseline(kind, 0, 2, (24, 40))).all()
     assert "3 generated again alike" in run("verify", str(folder)).stdout
     assert run(*command, "--out", str(tmp_path / "shards"), "--to-shards").exit_code == 0
     assert open_shards(tmp_path / "shards").shards[0].n_samples == 3
-    other = next(each for each in fractals.BASELINES if each != kind)
+    other = next(each for each in fractals.BASELINE_KINDS if each != kind)
     refused = run("baseline", "--kind", other, *command[3:], "--out", str(folder))
     assert refused.exit_code == 1
     assert f"kind: {folder} was begun with {kind}, this command says {other}" in refused.stderr
@@ -119,8 +119,8 @@ def test_other_settings_are_refused_in_one_line(small_set: Path, option: str, va
         ("--num-tasks", "0"),
         ("--task-index", "1"),
         ("--task-index", "8", "--num-tasks", "8"),
-        ("--sheet", "sheet.txt"),
-        ("--sheet", "set/sheet.png", "--out", "set"),
+        ("--contact-sheet", "sheet.txt"),
+        ("--contact-sheet", "set/sheet.png", "--out", "set"),
         ("--no-such-option",),
     ],
 )
@@ -154,7 +154,7 @@ def test_json_is_one_document_on_stdout(small_set: Path) -> None:
 
 def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "new" / "sheet.png"
-    result = make(small_set, "--n", "6", "--sheet", str(sheet))
+    result = make(small_set, "--n", "6", "--contact-sheet", str(sheet))
     assert result.exit_code == 0
     assert str(sheet) in result.stdout
     assert decode(sheet.read_bytes()).std() > 1

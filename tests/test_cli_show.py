@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
-    result = run(folder, "--n", 4, "--sheet", sheet, "--json")
+    result = run(folder, "--n", 4, "--contact-sheet", sheet, "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     expected = measure_set(of_files(image_files(folder)[:4]))
@@ -77,15 +77,23 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
             [tmp_path / "photo.jpg"],
         ),
         (1, "text.sh is not a tar; name a folder of images, shards, or", [tmp_path / "text.sh"]),
-        (2, "is also what --sheet writes", [folder, *("--sheet", out), *("--plot", out)]),
-        (1, "file", [folder, "--n", 1, "--sheet", tmp_path / "file" / "sheet.png"]),
+        (
+            2,
+            "is also what --contact-sheet writes",
+            [folder, *("--contact-sheet", out), *("--plot", out)],
+        ),
+        (1, "file", [folder, "--n", 1, "--contact-sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
         (1, "file is not a tar; name a folder of images, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
-        (2, "must end in", [folder, "--sheet", tmp_path / "sheet.txt"]),
-        (2, "lies inside", [folder, "--sheet", folder / "sheet.png"]),
+        (2, "must end in", [folder, "--contact-sheet", tmp_path / "sheet.txt"]),
+        (2, "lies inside", [folder, "--contact-sheet", folder / "sheet.png"]),
         (2, "lies inside", [folder, "--plot", folder / "plot.png"]),
-        (2, "lies inside", [folder, "--against", tmp_path, "--sheet", tmp_path / "sheet.png"]),
+        (
+            2,
+            "lies inside",
+            [folder, "--against", tmp_path, "--contact-sheet", tmp_path / "sheet.png"],
+        ),
         (2, "must end in .html", [folder, "--html", tmp_path / "report.txt"]),
         (2, "is the same set", [folder, "--against", folder / ".." / "images"]),
         (1, "other holds no images", [folder, "--against", tmp_path / "other"]),
@@ -110,7 +118,7 @@ def test_what_was_written_before_ctrl_c_is_not_denied(
 
     monkeypatch.setattr(set_report, "histograms_of", stopped)
     sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
-    result = run(folder, "--sheet", sheet, "--plot", plot)
+    result = run(folder, "--contact-sheet", sheet, "--plot", plot)
     assert result.exit_code == 130
     assert "interrupted; files that were written are whole" in result.stderr
     assert sheet.exists()
@@ -133,7 +141,7 @@ def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
     flames = SHARED / "reference_fractals"
     if not flames.is_dir():
         pytest.skip("shared/data/reference_fractals does not lie beside the project")
-    document = json.loads(run(flames, "--json", "--sheet", tmp_path / "sheet.png").stdout)
+    document = json.loads(run(flames, "--json", "--contact-sheet", tmp_path / "sheet.png").stdout)
     assert document["n"] == 200
     for row in set_table.ROWS:
         if row.flames is None:

@@ -134,10 +134,10 @@ def test_slurm_finds_the_options_of_a_script(script: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_array_job_paints_a_set_and_the_job_after_it_closes_it(
+def test_the_array_job_generates_a_set_and_the_job_after_it_merges_it(
     cluster: dict[str, str], tmp_path: Path, alone: dict[str, bytes]
 ) -> None:
-    script = ROOT / "docs" / "cluster" / "paint.sh"
+    script = ROOT / "docs" / "cluster" / "generate.sh"
     out = tmp_path / "set"
     for _ in range(2):
         subprocess.run([str(script), str(out), "2", *SMALL_SHARDS], env=cluster, check=True)
@@ -146,7 +146,7 @@ def test_the_array_job_paints_a_set_and_the_job_after_it_closes_it(
     assert jobs[0].startswith("--parsable --array=0-1 ")
     assert jobs[1].startswith("--dependency=afterany:17 ")
     tasks = (tmp_path / "log.tasks").read_text()
-    assert "task 1 of 2, by SLURM_ARRAY_TASK_ID" in tasks
+    assert "task 1 of 2, from SLURM_ARRAY_TASK_ID" in tasks
     assert "3 of 5 shards; other tasks make 1, 3" in tasks
     assert "complete; 5 images in 5 shards" in (tmp_path / "log.merge").read_text()
 
@@ -214,14 +214,14 @@ def command_of(document: dict[str, Any]) -> list[str]:
     return [*container["command"], *container["args"]]
 
 
-def test_the_indexed_job_paints_a_set_and_the_job_after_it_closes_it(
+def test_the_indexed_job_generates_a_set_and_the_job_after_it_merges_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alone: dict[str, bytes]
 ) -> None:
-    paint, merge = job("paint.yaml"), job("merge.yaml")
-    script, *arguments = command_of(paint)
+    generate, merge = job("generate.yaml"), job("merge.yaml")
+    script, *arguments = command_of(generate)
     assert script == "pixmix-gen"
-    assert paint["spec"]["completionMode"] == "Indexed"
-    assert f"--num-tasks={paint['spec']['completions']}" in arguments
+    assert generate["spec"]["completionMode"] == "Indexed"
+    assert f"--num-tasks={generate['spec']['completions']}" in arguments
     (url,) = [each.removeprefix("--out=") for each in arguments if each.startswith("--out=")]
     assert command_of(merge) == ["pixmix-gen", "merge", url]
     # The same on a small set, in a folder, with fewer pods, of which one is started twice.
@@ -264,13 +264,15 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
 
 
 def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
-    lines = re.findall(r"^ +torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"^ *torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:
         assert parsed(gen.main, line)
 
 
-def test_the_processes_of_torchrun_paint_one_set(tmp_path: Path, alone: dict[str, bytes]) -> None:
+def test_the_processes_of_torchrun_generate_one_set(
+    tmp_path: Path, alone: dict[str, bytes]
+) -> None:
     folder = tmp_path / "set"
     script = tmp_path / "pixmix-gen"
     script.write_text(f'#!/bin/bash\nexec {sys.executable} -m pipelines.cli.gen "$@"\n')

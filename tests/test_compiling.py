@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(
     (tmp_path / "file").touch()
     for arguments in (
         ["--out", str(tmp_path / "file" / "set")],
-        ["--sheet", str(tmp_path / "file" / "sheet.png")],
+        ["--contact-sheet", str(tmp_path / "file" / "sheet.png")],
     ):
         with in_a_new_home(tmp_path, *arguments) as run:
             said = run.communicate()[1]

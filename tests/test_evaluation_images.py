@@ -22,7 +22,7 @@ from pipelines.evaluation.images import (
     read_names,
 )
 from pipelines.evaluation.ood import open_ood
-from pipelines.system.arrays import open_array
+from pipelines.system.untrusted import open_array
 from tiny_evaluation import write_huge_file
 
 

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from featviz import Prepared, Recipe, open_network, prepare
+from featviz import PreparedNetwork, Recipe, open_network, prepare_network
 from featviz.capture import capturing
-from featviz.sampling import target
+from featviz.sampling import recipe_direction
 from pipelines.cli import gen
 from pipelines.generate.generator import decode
 from pipelines.report.set_statistics import measure_set, set_images
@@ -35,7 +35,7 @@ def default_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def mean_activations(
-    prepared: Prepared, images: list[NDArray[np.uint8]]
+    prepared: PreparedNetwork, images: list[NDArray[np.uint8]]
 ) -> dict[str, torch.Tensor]:
     """Mean activations of all channels of the layers, (n, channels) each."""
     seen: list[dict[str, torch.Tensor]] = []
@@ -64,7 +64,7 @@ def test_images_excite_their_target_as_hardly_a_photograph_does(default_set: Pat
         pytest.skip("shared/data/imagenet_sample_200.tar does not lie beside the project")
     network = open_network()
     layers = [each.name for each in network.default_layers()]
-    prepared = prepare(network, layers, device=torch.device("cpu"), precision="float32")
+    prepared = prepare_network(network, layers, device=torch.device("cpu"), precision="float32")
     photographs = []
     with tarfile.open(PHOTOGRAPHS) as tar:
         for member in tar:
@@ -81,7 +81,7 @@ def test_images_excite_their_target_as_hardly_a_photograph_does(default_set: Pat
     excited = []
     for place, line in enumerate(lines):
         recipe = Recipe.from_json(line["recipe"])
-        way = target(recipe, prepared.layers[recipe.layer].channels)
+        way = recipe_direction(recipe, prepared.layers[recipe.layer].channels)
         bound = torch.quantile(usual[recipe.layer] @ way, 0.99)
         excited.append(bool(reached[recipe.layer][place] @ way > bound))
     # 0.96 of the first 256.

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import networks
 from featviz import PRECISIONS, Recipe, draw_recipe, open_network
 from featviz.canvas import COLOURS
-from featviz.sampling import GROUP, canvas, objective, target
+from featviz.sampling import GROUP, recipe_canvas, recipe_direction, recipe_objective
 from fractals import measure
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
@@ -92,7 +92,7 @@ def test_a_layer_goes_through_its_channels_and_then_through_directions() -> None
         chosen = [each.channel for each in recipes if each.layer == layer]
         assert sorted(chosen[:channels]) == list(range(channels))  # type: ignore[type-var]
         assert set(chosen[channels:]) == {None}
-    ways = torch.stack([target(each, 20) for each in recipes if each.channel is None])
+    ways = torch.stack([recipe_direction(each, 20) for each in recipes if each.channel is None])
     assert len(ways) > 150
     likeness = ways @ ways.T - torch.eye(len(ways))
     assert float(likeness.abs().max()) < 0.95
@@ -125,7 +125,7 @@ def test_a_channel_that_stays_dead_gives_way_to_directions() -> None:
     later = [draw_recipe(0, 3, LAYERS, attempt=attempt) for attempt in (1, 2, 3)]
     assert [each.channel for each in later] == [first.channel, None, None]
     assert {each.layer for each in later} == {first.layer}
-    second, third = (target(each, 20) for each in later[1:])
+    second, third = (recipe_direction(each, 20) for each in later[1:])
     assert float((second * third).sum().abs()) < 0.9
 
 
@@ -142,7 +142,7 @@ def test_a_recipe_that_was_published_is_the_same_for_ever() -> None:
 
 def test_a_hue_turns_colours_and_leaves_brightness() -> None:
     recipes = [replace(draw_recipe(0, 0, LAYERS), contrast=1.0, chroma=1.0, hue=h) for h in (0, 90)]
-    board = canvas(recipes, (16, 16), torch.device("cpu"))
+    board = recipe_canvas(recipes, (16, 16), torch.device("cpu"))
     torch.testing.assert_close(board.colours[0], COLOURS)
     torch.testing.assert_close(board.colours[1, :, 0], COLOURS[:, 0])
     torch.testing.assert_close(board.colours[1, :, 1], COLOURS[:, 2], atol=1e-6, rtol=0)
@@ -153,15 +153,15 @@ def test_channels_and_directions_are_asked_for_side_by_side() -> None:
     base = draw_recipe(0, 0, {"a": 6})
     recipes = [replace(base, index=i, channel=c) for i, c in enumerate((2, None, 0))]
     seen = {"a": torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))}
-    values = objective(recipes, 6)(seen)
+    values = recipe_objective(recipes, 6)(seen)
     for place, recipe in enumerate(recipes):
-        alone = objective([recipe], 6)({"a": seen["a"][place : place + 1]})
+        alone = recipe_objective([recipe], 6)({"a": seen["a"][place : place + 1]})
         torch.testing.assert_close(values[place : place + 1], alone)
     # Also where values lie on another device than what was drawn.
-    elsewhere = objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
+    elsewhere = recipe_objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
     assert elsewhere.device == torch.device("meta")
     with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
-        objective([base, replace(base, layer="b")], 6)
+        recipe_objective([base, replace(base, layer="b")], 6)
 
 
 # --- Sets ----------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> N
     # A ViT's matrices are multiplied by other kernels for 2 images than for 8.
     generator = FeatvizGenerator(
         model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
-        height=32, width=32, steps=12, allow_random=True, batch=4,
+        height=32, width=32, steps=12, random_weights=True, batch=4,
     )  # fmt: skip
     made = [*generator.generate(range(3))]
     for each in made:
@@ -303,7 +303,7 @@ def test_nonsense_of_a_launcher_is_one_line(
 
 
 def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
-    good = run("verify", str(small_set), "--sample", "3")
+    good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
     assert "good; 18 images as written, 3 generated again alike" in good.stdout
     # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
@@ -316,7 +316,7 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     manifest = read_manifest(folder)
     manifest["metadata_sha256"] = painting_sha256(folder / "metadata.jsonl")
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    elsewhere = run("verify", str(folder), "--sample", "3")
+    elsewhere = run("verify", str(folder), "--regenerate", "3")
     assert elsewhere.exit_code == 0
     assert "18 images as written, 0 generated again alike" in elsewhere.stdout
 
@@ -348,7 +348,7 @@ def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -
     assert none.exit_code == 1
     assert "networks:tiny has no trained weights here" in none.stderr
     # Files alone need no network.
-    assert run("verify", folder, "--sample", "0", *trusted).exit_code == 0
+    assert run("verify", folder, "--regenerate", "0", *trusted).exit_code == 0
 
 
 def test_a_manifest_has_no_code_run(small_set: Path, tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
     assert "has no trained weights here" in refused.stderr
     assert not (tmp_path / "set").exists()
-    assert run(*arguments, "--allow-random").exit_code == 0
+    assert run(*arguments, "--random-weights").exit_code == 0
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
 
 
@@ -406,7 +406,7 @@ def test_dead_images_are_painted_again_with_another_attempt_and_counted(
         steps=20,
     )  # fmt: skip
     usual = list(generator.generate(range(4)))
-    real = painting.visualize
+    real = painting.optimize_images
 
     def dark(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
         made = real(*arguments, **more)
@@ -418,7 +418,7 @@ def test_dead_images_are_painted_again_with_another_attempt_and_counted(
                 made.values[place] = np.nan
         return made
 
-    monkeypatch.setattr(painting, "visualize", dark)
+    monkeypatch.setattr(painting, "optimize_images", dark)
     painted = list(generator.generate(range(4)))
     assert [each.attempts for each in painted] == [1, 3, 2, 1]
     assert [each.record["recipe"]["attempt"] for each in painted] == [0, 2, 1, 0]
@@ -446,7 +446,7 @@ def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 
 def plan(**changes: Any) -> FeatvizGenerator:  # noqa: ANN401
     arguments: dict[str, Any] = {
-        "model": "efficientnet_lite0", "weights": None, "allow_random": False, "layers": (),
+        "model": "efficientnet_lite0", "weights": None, "random_weights": False, "layers": (),
         "seed": 0, "size": (256, 256), "steps": 128, "device": "cpu", "precision": None,
         "batch": None, "jobs": 2, "earlier": {},
     }  # fmt: skip
@@ -485,7 +485,9 @@ def test_a_chunk_fills_batches_of_each_layer() -> None:
 def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cpu") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "tpu:x", "meta"):
-        with pytest.raises(PipelineError, match=f"device '{name}' is not here .* give auto or cpu"):
+        with pytest.raises(
+            PipelineError, match=f"device '{name}' is not available .* use auto or cpu"
+        ):
             find_device(name)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
@@ -499,7 +501,7 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
         ({"model": "resnet999"}, "no network is named 'resnet999'"),
         ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
         ({"steps": 2}, "steps is 2; an image of"),
-        ({"device": "gpu"}, "device 'gpu' is not here"),
+        ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -> None:
@@ -517,7 +519,7 @@ def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -
         ("--precision", "float16"),
         ("--batch-size", "0"),
         ("--weights", "absent.pth"),
-        ("--sheet", "set/sheet.png", "--out", "set"),
+        ("--contact-sheet", "set/sheet.png", "--out", "set"),
         ("--task-index", "1"),
         ("--family", "mixed"),
     ],
@@ -538,7 +540,7 @@ def test_wrong_usage_is_told_and_exits_with_2(
     [
         (("--model", "resnet999"), "no network is named"),
         (("--layer", "blocks.99"), "no layer is named"),
-        (("--device", "gpu"), "is not here"),
+        (("--device", "gpu"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],
 )
@@ -553,6 +555,6 @@ def test_what_cannot_be_had_ends_with_one_line(
 
 
 def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
-    result = make(small_set, "--n", "18", "--sheet", str(tmp_path / "sheet.png"))
+    result = make(small_set, "--n", "18", "--contact-sheet", str(tmp_path / "sheet.png"))
     assert result.exit_code == 0
     assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

@@ -116,7 +116,7 @@ def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
     holding = threading.Thread(target=hold)
     holding.start()
     freed.wait()
-    with folder_lock(path, busy="in use", patience_s=60):
+    with folder_lock(path, busy="in use", timeout_s=60):
         holding.join()
     with folder_lock(path, busy="in use"):
         pass
@@ -144,7 +144,7 @@ def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(
         (tmp_path / "left.lock").write_text("7\nanother-host\n")
         with (
             pytest.raises(
-                PipelineError, match=r"with no file locks \(.*-o flock.*choose"
+                PipelineError, match=r"does not support file locks \(.*-o flock.*choose"
             ) as caught,
             folder_lock(path, busy=busy),
         ):

@@ -418,7 +418,7 @@ def test_ctrl_c_keeps_the_chunks_in_hand(tmp_path: Path) -> None:
     [
         ("killed", "a worker process was killed.*fewer --jobs"),
         ("memory", "memory ran out with 2 jobs.*fewer --jobs"),
-        ("disk", "the disk of .* is full; what is whole is kept"),
+        ("disk", "the disk of .* is full; complete files are kept"),
     ],
 )
 def test_trouble_in_a_worker_is_one_line_and_the_same_request_continues(
@@ -457,7 +457,7 @@ def small_disk(tmp_path: Path) -> Any:  # noqa: ANN401
 
 def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_disk: Path) -> None:
     asked = image_set(small_disk / "set", n=200)
-    with pytest.raises(PipelineError, match="is full; what is whole is kept"):
+    with pytest.raises(PipelineError, match="is full; complete files are kept"):
         make(asked)
     painted = list((small_disk / "set" / "images").glob("[0-9]*"))
     assert 0 < len(painted) < 200

@@ -533,7 +533,10 @@ def test_a_set_of_files_is_no_place_for_shards(tmp_path: Path) -> None:
     [
         (("--shard-size", "10"), "--shard-size applies to shards"),
         (("--out", "s3://bucket/set"), "--out s3://bucket/set is an address, .* --to-shards"),
-        (("--to-shards", "--sheet", "sheet.png"), "pixmix-show set DIR --sheet sheet.png"),
+        (
+            ("--to-shards", "--contact-sheet", "sheet.png"),
+            "pixmix-show set DIR --contact-sheet sheet.png",
+        ),
         (("--to-shards", "--shard-size", "0"), "--shard-size"),
     ],
 )

@@ -106,7 +106,7 @@ def test_a_length_that_is_too_large_is_refused_before_the_body(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always[f"set/{INDEX_NAME}"] = of(replaced(bytes(10**6)), dripping(0.1))
-    assert "1000000 bytes came" in refusal_of(server, cache)
+    assert "got 1000000 bytes" in refusal_of(server, cache)
 
 
 @pytest.mark.parametrize("n", [10**7, 10**11])

@@ -17,8 +17,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.job import JobResult, make_chunk, merge, read_request, run_job
 from pipelines.shards.output import Folder
 from pipelines.system.files import folder_lock
-from pipelines.system.ranges import subtract
-from pipelines.system.ranks import Task
+from pipelines.system.ranks import Task, subtract
 from stripes import run_here, tree
 
 

@@ -16,10 +16,11 @@ from faulty_server import FaultyServer, stall
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset, workers
 from pipelines.loading.batches import IMAGENET
-from pipelines.loading.dataset import ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.dataset import ShardDataset, decode_image
 from pipelines.loading.loader import eval_loader, train_loader
 from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
 from pipelines.shards.format import open_shards
+from pipelines.shards.images import DecodeError
 from shard_sets import drawn_images, encoded, write_shards
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -305,5 +306,5 @@ def test_a_thin_image_takes_no_more_memory_than_its_pixels() -> None:
 
     thin = encoded(np.zeros((1, 30_000, 3), np.uint8))
     assert decode_image(thin).shape == (1, 30_000, 3)
-    with pytest.raises(UnreadableImageError):
+    with pytest.raises(DecodeError):
         decode_image(thin[:100])

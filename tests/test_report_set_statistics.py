@@ -101,7 +101,7 @@ def test_images_that_cannot_be_read_are_counted_and_the_others_measured(
     assert (found.colour_vendi, found.hog_vendi) == (expected.colour_vendi, expected.hog_vendi)
     told = f"4 unreadable images were skipped: {', '.join(lost[:3])}, ..."
     sheet = tmp_path / "sheet.png"
-    result = run(folder, "--sheet", sheet)
+    result = run(folder, "--contact-sheet", sheet)
     assert result.exit_code == 0, result.output
     assert told in result.stdout
     assert f"{folder}: 5 of 9 images" in result.stdout

@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_set(
     monkeypatch.setattr("pipelines.system.processes.run_chunks", here)
     result = run("imagefolder", image_folder, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert f"the disk of {tmp_path / 'out'} is full; what is whole is kept" in result.stderr
+    assert f"the disk of {tmp_path / 'out'} is full; complete files are kept" in result.stderr
     assert not list((tmp_path / "out").glob("*.tar"))
     assert not (tmp_path / "out" / "manifest.json").exists()
 
@@ -296,7 +296,7 @@ def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
     arguments = ["imagefolder", folder.parent, small_disk / "out", "--num-shards", 10]
     result = run(*arguments, "--jobs", 2)
     assert result.exit_code == 1
-    assert f"the disk of {small_disk / 'out'} is full; what is whole is kept" in result.stderr
+    assert f"the disk of {small_disk / 'out'} is full; complete files are kept" in result.stderr
     whole = sorted((small_disk / "out").glob("*.tar"))
     assert 0 < len(whole) < 10
     assert all(len(list(scan_tar(path))) == 12 for path in whole)

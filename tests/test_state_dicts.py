@@ -1,4 +1,4 @@
-"""Names of tensors in files of others, fitted to those of a network."""
+"""Tensor names of checkpoints from elsewhere, matched to those of a network."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featviz.state_dicts import fitted, load_weights, n_classes, read_weights
+from featviz.state_dicts import load_weights, match_names, n_classes, read_weights
 from pipelines.errors import PipelineError
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.cifar import ResNeXt
@@ -247,4 +247,4 @@ def test_versions_of_modules_stay_beside_their_tensors() -> None:
     module = small()
     state = OrderedDict((f"module.{key}", value) for key, value in module.state_dict().items())
     state._metadata = OrderedDict({"module.bn1": {"version": 2}, "": {"version": 1}})  # type: ignore[attr-defined]
-    assert fitted(state, module).state._metadata["bn1"] == {"version": 2}  # type: ignore[attr-defined]
+    assert match_names(state, module).state._metadata["bn1"] == {"version": 2}  # type: ignore[attr-defined]

@@ -129,10 +129,10 @@ def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.Monke
         (array(1) | srun(1, 8), 4, "task 9, .* not below the 4 tasks that there are"),
         (array(1) | {ARRAY: "one"}, None, f"{ARRAY}='one' in the environment is not "),
         ({ARRAY: "1"}, None, "SLURM_ARRAY_TASK_MIN='' in the environment is not "),
-        (array(1) | {"SLURM_ARRAY_TASK_STEP": "0"}, None, "does not tell the place of one"),
+        (array(1) | {"SLURM_ARRAY_TASK_STEP": "0"}, None, "not evenly spaced"),
         (COMPLETION, None, "task 5 of an indexed Job, .* completions as --num-tasks"),
         (COMPLETION, 5, "task 5, by JOB_COMPLETION_INDEX in .* not below the 5 tasks"),
-        (torchrun(3, 8), 2, "task 3, by RANK in the environment, .* below the 2"),
+        (torchrun(3, 8), 2, "index is 3 .from RANK., and there are 2 tasks"),
         ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are no rank and number"),
     ],
 )

@@ -109,7 +109,7 @@ def test_the_learning_rate_falls_by_a_cosine_from_step_to_step() -> None:
 
 
 def test_the_learning_rate_rises_while_it_warms_up() -> None:
-    warm = replace(CIFAR, warm_up_epochs=2.0)
+    warm = replace(CIFAR, warmup_epochs=2.0)
     rates = [warm.learning_rate_at(step, 10) for step in range(25)]
     assert rates[:20] == pytest.approx([0.1 * (step + 1) / 21 for step in range(20)])
     assert rates[20] == 0.1
@@ -349,7 +349,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "views": {"jsd": True},
     "augmix": {"augment": "augmix"},
     "views of augmix": {"augment": "augmix", "jsd": True},
-    "parts": {"accumulate": 3},
+    "parts": {"grad_accum_steps": 3},
     "bfloat16": {"precision": "bfloat16"},
     # No convolution: many processors have none for float16, and take 20 s for a step of others.
     "float16, averaged": {
@@ -548,7 +548,7 @@ def test_training_lowers_the_loss_and_the_best_is_chosen_by_validation(
     assert error == pytest.approx(trained.history[-1]["test_error"], abs=1e-9)
     assert loss == pytest.approx(trained.history[-1]["test_loss"], rel=1e-5)
     # And it can be looked into.
-    network = open_trained("wrn_10_1", trained.checkpoint, allow_random=False)
+    network = open_trained("wrn_10_1", trained.checkpoint, random_weights=False)
     assert torch.equal(network.module.fc.weight, module.fc.weight)
 
 
@@ -559,7 +559,7 @@ def test_a_batch_in_parts_of_unequal_size_trains_as_a_whole_one(
     # 63, 63 and 61.
     changes = {"model": "networks:linear", "batch_size": 250, "epochs": 1, "learning_rate": 0.5}
     parts, whole = (
-        weights_of(train(training(digits, tmp_path / str(n), accumulate=n, **changes), ALONE))
+        weights_of(train(training(digits, tmp_path / str(n), grad_accum_steps=n, **changes), ALONE))
         for n in (4, 1)
     )
     assert parts.keys() == whole.keys()
@@ -867,7 +867,7 @@ def test_the_help_of_a_command_has_the_numbers_of_its_recipe(dataset: str) -> No
         ("epochs", recipe.epochs),
         ("batch-size", recipe.batch_size),
         ("learning-rate", recipe.learning_rate),
-        ("warm-up", 0),
+        ("warmup-epochs", 0),
         ("weight-decay", 0.0005),
         ("dropout", f"{recipe.dropout:g}"),
         ("k", recipe.pixmix.k),
@@ -939,9 +939,9 @@ def test_the_command_trains_and_tells(digits: Path, tmp_path: Path) -> None:
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
             "equally many samples of each of 7 shard_partitions",
         ),
-        (("digits", "--device", "gpu"), "device 'gpu' is not here"),
-        (("digits", "--device", "cpu", "--sync-batch-norm"), "--sync-batch-norm needs GPUs"),
-        (("digits", "--validation-share", "0.5", "--data", "one"), "make it again with"),
+        (("digits", "--device", "gpu"), "device 'gpu' is not available"),
+        (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),
+        (("digits", "--val-fraction", "0.5", "--data", "one"), "make it again with"),
         (("digits", "--out", "file/run"), "file"),
         (("digits", "--model", "wrn_16_0"), "no network is named 'wrn_16_0'"),
         (("digits", "--model", "resnext29_0x4"), "no network is named 'resnext29_0x4'"),
@@ -986,8 +986,8 @@ def test_what_cannot_be_trained_ends_with_one_line(
         ("digits", "--augment", "augmix", "--no-mixing-set"),
         ("digits", "--augment", "trivialaugment", "--all-ops"),
         ("digits", "--model", "resnext29_32x4", "--dropout", "0.3", "--no-mixing-set"),
-        ("digits", "--epochs", "3", "--warm-up", "3", "--no-mixing-set"),
-        ("digits", "--batch-size", "8", "--accumulate", "9", "--no-mixing-set"),
+        ("digits", "--epochs", "3", "--warmup-epochs", "3", "--no-mixing-set"),
+        ("digits", "--batch-size", "8", "--grad-accum-steps", "9", "--no-mixing-set"),
         ("digits", "--epochs", "0", "--no-mixing-set"),
         ("digits", "--learning-rate", "nan", "--no-mixing-set"),
         ("digits", "--severity", "11", "--no-mixing-set"),
@@ -1117,7 +1117,7 @@ def test_there_are_no_more_workers_than_cores_unasked(
     given_workers = []
 
     def found(training: TrainConfig, *_: object) -> TrainResult:
-        given_workers.append(training.num_workers)
+        given_workers.append(training.loader.num_workers)
         raise PipelineError("it is known")
 
     monkeypatch.setattr("pipelines.training.loop.train", found)

@@ -48,7 +48,7 @@ def arguments_of(root: Path, out: Path, *more: object) -> list[str]:
         "folder", "--data", root / "data", "--mixing-set", root / "mixing", "--out", out,
         "--model", "networks:classifier", "--epochs", EPOCHS, "--batch-size", BATCH,
         "--image-size", 32, "--workers", 0, "--precision", "float32", "--device", "cpu",
-        "--cache-dir", root / "cache", "--resume", "auto", "--ema", 0.9, *more,
+        "--cache-dir", root / "cache", "--resume", "auto", "--ema-decay", 0.9, *more,
     ]  # fmt: skip
     return list(map(str, arguments))
 

@@ -26,7 +26,7 @@ from file_server import downloads, served
 from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import IMAGENET
+from pipelines.loading.batches import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.shards.format import open_shards
@@ -40,7 +40,7 @@ from pipelines.training.data import hold_out, open_training_data
 from pipelines.training.loop import train
 from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult, named_recipe
 from shard_sets import drawn_images, encoded, write_shards
-from training_sets import read_checkpoint
+from training_sets import read_checkpoint, take_fields
 
 RECIPE = named_recipe("imagenet")
 
@@ -186,11 +186,16 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # no
     arguments: dict[str, Any] = {
         "out": out,
         "recipe": recipe,
-        "preprocess": replace(IMAGENET, image_size=32),
+        "loader": LoaderConfig(
+            batch_size=BATCH,
+            seed=recipe.seed,
+            preprocess=replace(IMAGENET, image_size=32),
+            shuffle_window=2,
+            cache_dir=cache,
+            remote=remote,
+            **take_fields(LoaderConfig, changes),
+        ),
         "train": open_set(where, cache_dir=cache, remote=remote),
-        "shuffle_window": 2,
-        "cache_dir": cache,
-        "remote": remote,
     }
     return TrainConfig(**arguments | changes)
 
@@ -306,10 +311,10 @@ def test_an_outage_in_the_middle_is_outlasted(
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (status(503), "given up after 1.5 s without anything new, the last: 503"),
+        (status(503), "given up after 1.5 s without new data; the last error: 503"),
         (status(404), "not found; check the address"),
         (cut(0), "given up after 1.5 s"),
-        (replaced(encoded(drawn_images(1)[0])), "were expected, and"),
+        (replaced(encoded(drawn_images(1)[0])), ", got "),
     ],
     ids=["busy for good", "gone", "dead", "another for good"],
 )
@@ -346,7 +351,7 @@ def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path:
 def test_the_watchdog_names_the_shard_that_does_not_come(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
-    watchdog = Watchdog(first_word_s=0.4)
+    watchdog = Watchdog(first_report_s=0.4)
     processes = replace(ALONE, watchdog=watchdog)
     access = replace(ACCESS, stall_s=3)
     with FaultyServer(root) as server, watchdog.watching():
@@ -365,13 +370,13 @@ def test_the_watchdog_names_the_shard_that_does_not_come(
 def test_the_watchdog_tells_and_does_not_end_what_may_take_long(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    watchdog = Watchdog(limit_s=0.2, first_word_s=0.1)
+    watchdog = Watchdog(limit_s=0.2, first_report_s=0.1)
     with watchdog.watching(), watchdog.awaiting("a large set"), watchdog.without_limit():
         time.sleep(0.8)
     assert any("waiting for a large set" in each.getMessage() for each in caplog.records)
 
 
-@pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_word_s": 0.0}])
+@pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_report_s": 0.0}])
 def test_a_watchdog_refuses_nonsense(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="seconds"):
         Watchdog(**arguments)
@@ -759,7 +764,7 @@ def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
         assert [each.running.wait(timeout=120) for each in (first, second)] == [1, 1]
         lines = [errors_of(each) for each in (first, second)]
     assert "is a file; choose a folder for --out" in lines[0][0]
-    assert "another process could not begin; it says why" in lines[1][0]
+    assert "another process failed to start; see its error" in lines[1][0]
 
 
 @pytest.mark.slow
@@ -770,7 +775,7 @@ def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_
         assert [each.running.wait(timeout=120) for each in started] == [1, 1]
         for each in started:
             (line,) = errors_of(each)
-            assert "--data: process 1 was given another than process 0" in line
+            assert "--data differs between process 1 and process 0" in line
 
 
 @pytest.mark.slow

@@ -11,16 +11,22 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featviz import channel, paint
-from featviz.capture import find_nonfinite, survey
-from featviz.networks import IMAGENET_MEAN, IMAGENET_STD, Network, call_function, network_of
+from featviz import channel, visualize
+from featviz.capture import find_nonfinite, list_layers
+from featviz.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Network,
+    call_model_function,
+    network_from_module,
+)
 from pipelines.errors import PipelineError
 from pipelines.generate.featviz import open_trained, plan_generator
 from pipelines.models.registry import open_model
 
 
 def opened(module: nn.Module) -> Network:
-    return network_of(
+    return network_from_module(
         module, name="ours", mean=IMAGENET_MEAN, std=IMAGENET_STD, weights_sha256="random"
     )
 
@@ -35,7 +41,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, ten
     state[tensor].view(-1)[3] = value
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(PipelineError, match=tensor.replace(".", r"\.")) as caught:
-        open_trained("wrn_10_1", tmp_path / "w.pt", allow_random=False)
+        open_trained("wrn_10_1", tmp_path / "w.pt", random_weights=False)
     assert ("NaN" if math.isnan(value) else "infinite") in str(caught.value)
 
 
@@ -50,7 +56,7 @@ def test_a_mask_of_infinities_is_no_fault() -> None:
             y: Tensor = self.conv(x)
             return y
 
-    assert "conv" in opened(Masked()).survey.layers
+    assert "conv" in opened(Masked()).inventory.layers
 
 
 class Overflowing(nn.Module):
@@ -76,8 +82,8 @@ def test_activations_that_are_no_numbers_are_named_by_their_layer() -> None:
     assert find_nonfinite(network.module, torch.rand(1, 3, 16, 16)) == "second"
     for layer in ("second", "last"):
         with pytest.raises(ValueError, match="ours: the activations of layer second are NaN"):
-            paint(network, channel(layer, 0), n=2, size=16, steps=2)
-    images = paint(network, channel("first", 0), n=1, size=16, steps=2)
+            visualize(network, channel(layer, 0), n=2, size=16, steps=2)
+    images = visualize(network, channel("first", 0), n=1, size=16, steps=2)
     assert images.std() > 0
 
 
@@ -94,7 +100,7 @@ def test_a_gradient_of_nan_is_told_and_gives_no_black_image() -> None:
             return y
 
     with pytest.raises(ValueError, match=r"the gradient .* is NaN"):
-        paint(opened(Root()), channel("act", 0), n=1, size=16, steps=2)
+        visualize(opened(Root()), channel("act", 0), n=1, size=16, steps=2)
 
 
 def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
@@ -105,7 +111,7 @@ def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
     )
     monkeypatch.chdir(tmp_path)
     generator = plan_generator(
-        model="overflows:make", weights=None, allow_random=True, layers=["last"], seed=0,
+        model="overflows:make", weights=None, random_weights=True, layers=["last"], seed=0,
         size=(32, 32), steps=2, device="cpu", precision="float32", batch=2, jobs=1, earlier={},
     )  # fmt: skip
     with pytest.raises(PipelineError, match="layer second are NaN or infinite") as caught:
@@ -131,7 +137,7 @@ class Flat(nn.Module):
 
 @pytest.mark.parametrize("side", [28, 32, 64, 96, 224, 299, 384])
 def test_the_size_of_a_network_that_does_not_say_it_is_found(side: int) -> None:
-    known = survey(Flat(side, side))
+    known = list_layers(Flat(side, side))
     assert known.size == (side, side)
 
 
@@ -140,7 +146,7 @@ def test_an_unusual_size_is_found_where_the_network_says_it(size: object) -> Non
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     module = Flat(height, width)
     module.img_size = size  # type: ignore[assignment]
-    assert survey(module).size == (height, width)
+    assert list_layers(module).size == (height, width)
 
 
 @pytest.mark.parametrize("side", [32, 48, 72])
@@ -151,9 +157,9 @@ def test_a_vision_transformer_of_any_size_is_painted(side: int) -> None:
         num_classes=10,
     )  # fmt: skip
     network = opened(module)
-    assert network.survey.size == (side, side)
+    assert network.inventory.size == (side, side)
     name = network.default_layers()[0].name
-    images = paint(network, channel(name, [3]), n=1, size=64, steps=8)
+    images = visualize(network, channel(name, [3]), n=1, size=64, steps=8)
     assert images.shape == (1, 64, 64, 3)
     assert images.std() > 1
 
@@ -172,7 +178,7 @@ def test_a_module_of_the_working_folder_is_found_and_found_later(
     path = [each for each in sys.path if each not in ("", str(tmp_path))]
     monkeypatch.setattr(sys, "path", path)
     monkeypatch.chdir(tmp_path)
-    module = call_function("of_this_folder:make", 4)
+    module = call_model_function("of_this_folder:make", 4)
     assert isinstance(module, nn.Linear)
     assert (module.in_features, module.out_features) == (5, 4)
     # Behind all others, so that it hides nothing that is imported later.
@@ -211,7 +217,7 @@ def test_an_installed_command_finds_a_network_of_the_working_folder(tmp_path: Pa
     if not script.exists():
         pytest.skip("the commands are not installed")
     done = subprocess.run(
-        [str(script), "featviz", "--model", "of_this_folder:make", "--allow-random", "--n", "1",
+        [str(script), "featviz", "--model", "of_this_folder:make", "--random-weights", "--n", "1",
          "--size", "32", "--steps", "8", "--out", "set", "--jobs", "1"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

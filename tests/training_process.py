@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from pipelines.system.process_group import joined
+from pipelines.system.process_group import join_processes
 from pipelines.training import step as step_module
 from pipelines.training.checkpoints import Checkpoint
 from pipelines.training.loop import train
@@ -41,7 +41,7 @@ def main() -> None:
         if sys.argv[4:] == ["show"]:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with joined("cpu") as processes:
+    with join_processes("cpu") as processes:
         Trainer.take_step = step  # type: ignore[method-assign]
         if processes.first and sys.argv[4:] == ["save"]:
             save = step_module.save_checkpoint

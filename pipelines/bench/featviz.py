@@ -15,11 +15,11 @@ from featviz import (
     channel,
     draw_recipe,
     open_network,
+    optimize_images,
     plan_stages,
-    prepare,
-    visualize,
+    prepare_network,
 )
-from featviz.sampling import GROUP, canvas, objective
+from featviz.sampling import GROUP, recipe_canvas, recipe_objective
 from pipelines.bench.references import PlainVisualization
 from pipelines.bench.timing import (
     OURS,
@@ -63,7 +63,7 @@ def bench_featviz(
         sides: of the whole images, in pixels.
     """
     with one_thread():
-        deep, default = open_network(_NETWORK, allow_random=True), open_network()
+        deep, default = open_network(_NETWORK, random_weights=True), open_network()
         whole = (_SIDE, _SIDE)
         single = [Stage(size=whole, window=whole, steps=steps)]
         comparisons = [
@@ -81,7 +81,7 @@ def _step_comparison(
 ) -> Comparison:
     """Compare steps on images of 224 pixels, of ours n images at once."""
     precision = best_precision(network, _CPU)
-    prepared = prepare(network, [_LAYER], device=_CPU, precision=precision)
+    prepared = prepare_network(network, [_LAYER], device=_CPU, precision=precision)
     aim = channel(_LAYER, list(range(n)))
     colours = Canvas(
         size=stages[-1].size,
@@ -92,11 +92,11 @@ def _step_comparison(
     keys = [(0, index) for index in range(n)]
 
     def ours(_place: int) -> float:
-        visualize(prepared, aim, colours, stages, keys)
+        optimize_images(prepared, aim, colours, stages, keys)
         return float(n * (sum(stage.steps for stage in stages) - 1))
 
     def start(_place: int) -> None:
-        visualize(prepared, aim, colours, [replace(stages[-1], steps=1)], keys)
+        optimize_images(prepared, aim, colours, [replace(stages[-1], steps=1)], keys)
 
     return Comparison(
         name=f"visualization, {_NETWORK} {_LAYER}, {_SIDE} px, {name}",
@@ -116,17 +116,17 @@ def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparis
     """Compare default images, of another layer in each round, with steps of the common way."""
     layers = {each.name: each.channels for each in network.default_layers()}
     precision = best_precision(network, _CPU)
-    prepared = prepare(network, list(layers), device=_CPU, precision=precision)
+    prepared = prepare_network(network, list(layers), device=_CPU, precision=precision)
     stages = plan_stages((side, side), _STEPS)
     plain_run = _plain(network, list(layers)[len(layers) // 2], side, plain_steps)
 
     def ours(place: int) -> float:
         first = place * GROUP
         together = [draw_recipe(0, index, layers) for index in range(first, first + GROUP)]
-        visualize(
+        optimize_images(
             prepared,
-            objective(together, layers[together[0].layer]),
-            canvas(together, (side, side), _CPU),
+            recipe_objective(together, layers[together[0].layer]),
+            recipe_canvas(together, (side, side), _CPU),
             stages,
             [each.key for each in together],
             scales=[each.scale for each in together],

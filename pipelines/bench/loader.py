@@ -31,9 +31,10 @@ from pipelines.bench.timing import (
 )
 from pipelines.errors import PipelineError
 from pipelines.loading.batches import CIFAR, IMAGENET
-from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.dataset import decode_image
 from pipelines.loading.loader import train_loader
 from pipelines.shards.format import BLOCK, SAMPLE, write_index
+from pipelines.shards.images import DecodeError
 from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
@@ -142,7 +143,7 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
                 continue
             try:
                 decode_image(content)
-            except UnreadableImageError as error:
+            except DecodeError as error:
                 raise PipelineError(
                     f"{member.name} in {tar_file} cannot be decoded ({error}); remove it from "
                     "the tar or pass another tar"

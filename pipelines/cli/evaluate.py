@@ -219,13 +219,13 @@ def run(
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.figures import check_plotting, write_image
         from pipelines.report.page import names_of
-        from pipelines.system.process_group import joined
+        from pipelines.system.process_group import join_processes
 
         if plot is not None:
             # A missing library is reported before the long work.
             check_plotting()
         paths = [checkpoint] if against is None else [checkpoint, against]
-        with joined(device) as processes:
+        with join_processes(device) as processes:
             # Missing data are reported before a network is loaded.
             absent = missing_inputs(data, suites)
             if suites and absent.keys() == set(suites):

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from featviz import Precision
     from pipelines.generate.generator import Generator
 
-# As in fractals.BASELINES, which would take half a second to import for the help; a test holds them
-# equal.
-BASELINES = ("dead-leaves", "spectrum", "noise")
+# A copy of fractals.BASELINE_KINDS, whose import takes half a second; a test compares the two.
+BASELINE_KINDS = ("dead-leaves", "spectrum", "noise")
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -34,7 +33,7 @@ PRECISIONS = ("float32", "bfloat16")
     cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=example(
-        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
         "pixmix-gen verify mixing-set/fractals",
     ),
 )
@@ -45,7 +44,7 @@ def main() -> None:
 
 @main.command(
     epilog=example(
-        "pixmix-gen fractals --n 14000 --sheet sheet.png",
+        "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
         "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
     )
@@ -93,7 +92,7 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
 @output_options(14_000, None)
 @click.option(
     "--kind",
-    type=click.Choice(BASELINES),
+    type=click.Choice(BASELINE_KINDS),
     required=True,
     help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
 )
@@ -114,7 +113,7 @@ def baseline(output: Output, *, kind: str) -> None:
 
 @main.command(
     epilog=example(
-        "pixmix-gen featviz --n 4700 --sheet sheet.png",
+        "pixmix-gen featviz --n 4700 --contact-sheet sheet.png",
         "pixmix-gen featviz --n 500 --model resnet50 --layer layer1.2 --layer layer2.3",
         "torchrun --nproc-per-node 4 --no-python -- pixmix-gen featviz --n 4700",
     )
@@ -133,7 +132,7 @@ def baseline(output: Output, *, kind: str) -> None:
     help="File of its state dict.  [default: its trained weights, downloaded where need be]",
 )
 @click.option(
-    "--allow-random",
+    "--random-weights",
     is_flag=True,
     help="Use the network untrained: its images are all alike, for tests only.",
 )
@@ -178,7 +177,7 @@ def featviz(
     gpus_per_task: float | None,
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: tuple[str, ...],
     steps: int,
     device: str,
@@ -208,7 +207,7 @@ def featviz(
             plan_generator,
             model=model,
             weights=weights and weights.absolute(),
-            allow_random=allow_random,
+            random_weights=random_weights,
             layers=layers,
             seed=output.seed,
             size=output.size,
@@ -248,10 +247,10 @@ def merge(*, place: str, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@main.command(epilog=example("pixmix-gen verify mixing-set/fractals --sample 100"))
+@main.command(epilog=example("pixmix-gen verify mixing-set/fractals --regenerate 100"))
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option(
-    "--sample",
+    "--regenerate",
     type=click.IntRange(0),
     default=100,
     show_default=True,
@@ -318,7 +317,7 @@ def _generator_of(
             from pipelines.generate.fractals import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
-        if kind in BASELINES:
+        if kind in BASELINE_KINDS:
             from pipelines.generate.fractals import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
     from pipelines.shards.output import OutputStore
-    from pipelines.system.processes import Run
+    from pipelines.system.processes import RunChunks
 
 # As in encoding.ENCODERS, which would take half a second to import for the help; a test holds them
 # equal.
@@ -197,7 +197,7 @@ def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
             "number of tasks at once.  [default: no cluster; all tasks that it can run]",
         ),
         file_option(
-            "--sheet",
+            "--contact-sheet",
             metavar="SHEET.png",
             text=f"Also write a contact sheet of {SHEET_IMAGES} images.",
         ),
@@ -222,15 +222,15 @@ def _check_files(
         raise click.BadParameter(
             f"{sheet} lies inside the dataset, where it would be taken for one of its images; put "
             "it elsewhere",
-            param_hint="'--sheet'",
+            param_hint="'--contact-sheet'",
         )
     if sheet is not None:
         from pipelines.system.files import check_writable
 
         try:
-            check_writable(sheet.parent, "--sheet")
+            check_writable(sheet.parent, "--contact-sheet")
         except PipelineError as error:
-            raise click.BadParameter(str(error), param_hint="'--sheet'") from error
+            raise click.BadParameter(str(error), param_hint="'--contact-sheet'") from error
     return str(Path(out).absolute()) if absolute else out
 
 
@@ -242,8 +242,8 @@ def _check_shards(
 
     if sheet is not None:
         raise click.UsageError(
-            "--sheet draws image files; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --sheet {sheet}"
+            "--contact-sheet draws image files; leave it out with --to-shards, and draw the shards "
+            f"afterwards: pixmix-show set DIR --contact-sheet {sheet}"
         )
     out = out or f"shards/{name}"
     return str(local_path(out).absolute()) if absolute and not is_remote(out) else out
@@ -274,7 +274,7 @@ def generate(
             site = Site(store=store, cluster=cluster, jobs=output.jobs or jobs)
             generator = find_generator(site)
             job = _job(output, store, generator)
-            run: Run = partial(_run_here, generator.kind())
+            run: RunChunks = partial(_run_here, generator.kind())
             if cluster is not None:
                 from pipelines.generate.generator import versions_of
 
@@ -315,16 +315,16 @@ def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
     )
 
 
-def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - as of Run
+def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - see RunChunks
     """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
-    from fractals import BASELINES
-    from fractals.sampling import pending, pending_of_baselines
+    from fractals import BASELINE_KINDS
+    from fractals.sampling import pending, pending_for_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
 
     if kind == "fractals":
         compile_kernels(pending)
-    elif kind in BASELINES:
-        compile_kernels(pending_of_baselines)
+    elif kind in BASELINE_KINDS:
+        compile_kernels(pending_for_baselines)
     run_chunks(*arguments, **options)
 
 
@@ -333,7 +333,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     from pipelines.generate.generator import decode
     from pipelines.report.figures import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
-    from pipelines.system.ranges import spread
+    from pipelines.system.ranks import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
     chosen = [paths[place] for place in spread(SHEET_IMAGES, len(paths))]
@@ -367,7 +367,7 @@ def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str
         "generated": new,
         "complete": result.complete,
         "acceptance_rate": rate,
-        "sheet": None if sheet is None else str(sheet),
+        "contact_sheet": None if sheet is None else str(sheet),
     }
 
 

@@ -226,8 +226,8 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
         return 0, 1
     if task.count > 1:
         click.echo(
-            f"task {task.index} of {task.count}, by {' and '.join(task.by)}; to do all the work in "
-            "this one, use --num-tasks 1",
+            f"task {task.index} of {task.count}, from {' and '.join(task.variables)}; use "
+            "--num-tasks 1 to do all work in this task",
             err=True,
         )
     return task.index, task.count

@@ -31,7 +31,7 @@ _SET = LocalPath(exists=True)
 @click.group(
     cls=SuggestingGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example("pixmix-show set mixing-set/fractals --sheet sheet.png"),
+    epilog=example("pixmix-show set mixing-set/fractals --contact-sheet sheet.png"),
 )
 @click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 @main.command(
     name="set",
     epilog=example(
-        "pixmix-show set mixing-set/fractals --sheet sheet.png",
+        "pixmix-show set mixing-set/fractals --contact-sheet sheet.png",
         "pixmix-show set mixing-set/fractals --against mixing-set/featviz --html report.html",
     ),
 )
@@ -60,7 +60,7 @@ def main() -> None:
     help="Measure the first N images, in the order of their names.",
 )
 @file_option(
-    "--sheet",
+    "--contact-sheet",
     metavar="SHEET.png",
     text=f"Draw a contact sheet of {SHEET_IMAGES} of them, spread evenly.",
 )
@@ -87,7 +87,7 @@ def show_set(
             f"{against} is the same set as {images}; name another", param_hint="'--against'"
         )
     places = [images] if against is None else [images, against]
-    _check_outputs({"--sheet": sheet, "--plot": plot, "--html": html}, places)
+    _check_outputs({"--contact-sheet": sheet, "--plot": plot, "--html": html}, places)
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import set_report
         from pipelines.report.figures import check_plotting, write_image
@@ -116,7 +116,7 @@ def show_set(
         document = {
             **set_report.document_of(sets[0]),
             "against": None if against is None else set_report.document_of(sets[1]),
-            "sheet": None if sheet is None else str(sheet),
+            "contact_sheet": None if sheet is None else str(sheet),
             "plot": None if plot is None else str(plot),
             "html": None if html is None else str(html),
         }

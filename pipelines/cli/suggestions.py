@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import click
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
-    "--accumulate": (
-        "accum", "accum-steps", "accumulation-steps", "grad-accum", "grad-accum-steps",
+    "--grad-accum-steps": (
+        "accumulate", "accum", "accum-steps", "accumulation-steps", "grad-accum",
         "gradient-accumulation-steps", "accumulate-grad-batches",
     ),
     "--augment": ("aug", "aa", "auto-augment", "augmentation"),
@@ -22,7 +22,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--device": ("gpu", "cuda", "gpu-id", "accelerator"),
     "--download-timeout": ("timeout", "patience"),
     "--dropout": ("drop", "droprate", "drop-rate"),
-    "--ema": ("model-ema", "model-ema-decay", "ema-decay"),
+    "--ema-decay": ("model-ema", "model-ema-decay"),
     "--epochs": ("e", "num-epochs", "n-epochs", "max-epochs", "epoch"),
     "--epsilon": ("eps",),
     "--image-size": ("img-size", "imgsz", "imsize", "input-size", "crop-size", "val-crop-size",
@@ -47,10 +47,10 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "--shard-size": ("maxcount", "max-count", "samples-per-shard", "maxsize"),
     "--size": ("img-size", "image-size", "imgsz", "resolution", "width", "height"),
     "--suite": ("suites", "tests", "metrics"),
-    "--sync-batch-norm": ("sync-bn", "syncbn"),
-    "--validation-share": ("val-split", "val-ratio", "val-fraction", "validation-split"),
+    "--sync-bn": ("sync-batch-norm", "syncbn", "sync-batchnorm"),
+    "--val-fraction": ("val-split", "val-ratio", "validation-split", "validation-fraction"),
     "--wandb": ("log-wandb", "use-wandb", "wandb-project"),
-    "--warm-up": ("warmup", "warmup-epochs", "lr-warmup-epochs"),
+    "--warmup-epochs": ("warmup", "warm-up", "lr-warmup-epochs"),
     "--watchdog-timeout": ("stall-limit", "nccl-timeout"),
     "--weight-decay": ("wd", "decay", "l2"),
     "--weights": ("init", "init-weights", "initial-checkpoint", "pretrain", "load", "checkpoint",

@@ -1,7 +1,7 @@
 """`pixmix-train`: a command for each dataset, with the recipe of the released scripts."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -34,6 +34,28 @@ _NOT_IN_TIME = (
     "stopped; no checkpoint could be saved in time: the same command with --resume auto resumes "
     "from the last one"
 )
+
+
+_LOADER_OPTIONS = (
+    "shuffle_window",
+    "shard_partitions",
+    "on_decode_error",
+    "max_decode_errors",
+    "on_mixing_decode_error",
+    "cache_dir",
+)
+"""Options that set the field of `LoaderConfig` of the same name."""
+
+_TRAIN_OPTIONS = (
+    "out",
+    "weights",
+    "pretrained",
+    "keep",
+    "checkpoint_every",
+    "compile",
+    "sync_batch_norm",
+)
+"""Options that set the field of `TrainConfig` of the same name."""
 
 
 @click.group(
@@ -94,9 +116,10 @@ for _dataset in DATASETS.values():
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
+    from pipelines.loading.batches import LoaderConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.objects import RemoteAccess
-    from pipelines.system.process_group import Watchdog, joined
+    from pipelines.system.process_group import Watchdog, join_processes
     from pipelines.system.processes import compile_kernels
     from pipelines.training.data import hold_out
     from pipelines.training.stopping import STOPPED, Stopping
@@ -114,7 +137,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     remote = Remote(
         limit_bytes=options["cache_limit"],
         prefetch=options["prefetch"],
-        downloads=options["downloads"],
+        concurrent_downloads=options["concurrent_downloads"],
         access=RemoteAccess(download_timeout_s=options["download_timeout"]),
     )
     watchdog = Watchdog(limit_s=options["watchdog_timeout"])
@@ -123,7 +146,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         _stop_in_one_line(),
         watchdog.watching(),
         stopping.in_time(),
-        joined(options["device"], watchdog=watchdog) as processes,
+        join_processes(options["device"], watchdog=watchdog) as processes,
         stopping.with_others(processes),
     ):
 
@@ -140,25 +163,31 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         stopping.tell = print_end
         data = _open_data(dataset, options, remote, processes)
         compile_kernels(pending)
-        shards, validation = hold_out(data.train, options["validation_share"])
+        shards, validation = hold_out(data.train, options["val_fraction"])
         cores, workers = processes.own_cores(), options["workers"]
-        names = {each.name for each in fields(TrainConfig)}
-        found = {
-            **{name: value for name, value in options.items() if name in names},
-            "recipe": recipe,
-            "preprocess": _preprocess(dataset, options),
-            "train": shards,
-            "validation": validation,
-            "test": data.test,
-            "mixing_set": options["mixing_sets"] or None,
-            "resume": options["resume"] == "auto",
-            "num_workers": (0 if dataset.images == "small" else min(4, cores))
-            if workers is None
-            else workers,
-            "remote": remote,
-        }
-        # Whose None stands for the config's default.
-        config = TrainConfig(**{name: each for name, each in found.items() if each is not None})
+        if workers is None:
+            workers = 0 if dataset.images == "small" else min(4, cores)
+        try:
+            loader = LoaderConfig(
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                preprocess=_preprocess(dataset, options),
+                num_workers=workers,
+                remote=remote,
+                **_passed(options, _LOADER_OPTIONS),
+            )
+        except ValueError as error:
+            raise PipelineError(str(error)) from error
+        config = TrainConfig(
+            recipe=recipe,
+            loader=loader,
+            train=shards,
+            validation=validation,
+            test=data.test,
+            mixing_set=options["mixing_sets"] or None,
+            resume=options["resume"] == "auto",
+            **_passed(options, _TRAIN_OPTIONS),
+        )
         result = _run(config, processes, stopping, wandb=options["wandb"])
         if processes.first:
             print_result(result)
@@ -304,6 +333,11 @@ def _preprocess(dataset: Dataset, options: dict[str, Any]) -> "PreprocessConfig"
     return replace(CIFAR, flip=dataset.flip)
 
 
+def _passed(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return the options of these names that the user has passed, or that have a default."""
+    return {name: options[name] for name in names if options.get(name) is not None}
+
+
 def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
     """Return the recipe of a dataset with what the user passes in its place."""
     import torch
@@ -312,11 +346,7 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
 
     base = named_recipe(dataset.recipe)
 
-    def passed(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
-        names = [each.name for each in fields(settings)]
-        return {name: options[name] for name in names if options.get(name) is not None}
-
-    changes = passed(base)
+    changes = _passed(options, [each.name for each in fields(base)])
     augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
     _refuse_ignored(augment, model, options)
     if not has_dropout(model):
@@ -324,7 +354,10 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
     if "precision" not in changes and options["device"] in ("auto", "cpu"):
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
         changes["precision"] = "bfloat16" if tiles else "float32"
-    pixmix = {**passed(base.pixmix), "all_ops": options["all_ops"] and augment == "pixmix"}
+    pixmix = {
+        **_passed(options, [each.name for each in fields(base.pixmix)]),
+        "all_ops": options["all_ops"] and augment == "pixmix",
+    }
     return replace(
         base,
         **{

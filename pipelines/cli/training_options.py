@@ -1,7 +1,8 @@
 """Options of `pixmix-train`, in the order of its help, each once.
 
-An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings` or
-`TrainConfig`. Where each recipe has a default of its own, the help reads it from the recipe.
+An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings`,
+`LoaderConfig` or `TrainConfig`. Where each recipe has a default of its own, the help reads it from
+the recipe.
 """
 
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
 
     def recipe(name: str, text: str, **more: Any) -> Callable[[Command], Command]:  # noqa: ANN401
         """Return an option whose default, None, stands for the recipe's value."""
-        field = "warm_up_epochs" if name == "--warm-up" else name[2:].replace("-", "_")
+        field = name[2:].replace("-", "_")
         value = defaults[field]
         default = f"{value:g}" if isinstance(value, float) else value
         return option(name, field, help=f"{text}  [default: {default}]", **more)
@@ -133,13 +134,15 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
         recipe("--epochs", "Times that training goes through the data.", **_count(1, 100_000)),
         recipe("--batch-size", "Global batch size, summed over all processes.", **_count()),
         recipe(
-            "--accumulate", "Parts that a batch is computed in (gradient accumulation).", **_count()
+            "--grad-accum-steps",
+            "Parts that a batch is computed in (gradient accumulation).",
+            **_count(),
         ),
         recipe("--optimizer", "sgd has Nesterov momentum of 0.9.", type=click.Choice(OPTIMIZERS)),
         recipe(
             "--learning-rate", "Peak learning rate; falls by a cosine, step by step.", **_number()
         ),
-        recipe("--warm-up", "Epochs in which the learning rate rises.", **_number()),
+        recipe("--warmup-epochs", "Epochs in which the learning rate rises.", **_number()),
         recipe("--weight-decay", "Weight decay.", **_number()),
         recipe(
             "--label-smoothing", "Share of a label that goes to all classes.", **_number(high=0.99)
@@ -150,8 +153,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             **_number(high=0.99),
         ),
         option(
-            "--ema",
-            "ema_decay",
+            "--ema-decay",
             **_number(0.5, 0.99999),
             help="Average weights with this decay, and evaluate those.  [default: none]",
         ),
@@ -168,7 +170,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             type=click.Choice(["auto"]),
             help="Resume from the latest checkpoint in OUT, if there is one.",
         ),
-        shown("--keep", **_count(), default=2, help="Number of checkpoints that stay."),
+        shown("--keep-checkpoints", **_count(), default=2, help="Number of checkpoints that stay."),
         option(
             "--checkpoint-every",
             **_count(),
@@ -176,7 +178,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             help="Write checkpoints within an epoch, too: a lost process loses no more steps.",
         ),
         shown(
-            "--validation-share",
+            "--val-fraction",
             **_number(0, 0.5),
             default=0.0,
             help="Share of the training shards, at least one, by which the best network is chosen.",
@@ -244,7 +246,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
             "those of a shuffle window, or 4]",
         ),
         shown(
-            "--downloads",
+            "--concurrent-downloads",
             **_count(),
             default=4,
             help="Concurrent downloads of each process: more where a server limits the bandwidth "
@@ -270,7 +272,7 @@ def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ..
         ),
         option("--compile", is_flag=True, help="Compile the network with torch.compile."),
         option(
-            "--sync-batch-norm",
+            "--sync-bn",
             is_flag=True,
             help="Synchronize batch norm across GPUs (SyncBatchNorm).",
         ),

@@ -45,7 +45,7 @@ from pipelines.evaluation.metrics import (
 )
 from pipelines.evaluation.predictions import VIDEO_FRAMES, Evaluation
 from pipelines.shards.images import class_folders, is_ignored_name
-from pipelines.system.arrays import open_array
+from pipelines.system.untrusted import open_array
 from pixmix.operations import OPERATIONS
 
 CORRUPTIONS = (

@@ -35,12 +35,12 @@ from pipelines.evaluation.images import (
 )
 from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
 from pipelines.loading.batches import IMAGENET as RECIPE
-from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, read_size
+from pipelines.loading.dataset import SampleError, ShardDataset, read_size
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.outputs import composed
 from pipelines.models.registry import default_input
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
-from pipelines.shards.images import class_folders, read_image_file
+from pipelines.shards.images import DecodeError, class_folders, read_image_file
 from pipelines.shards.sources import class_name
 from pipelines.system.files import printable
 
@@ -341,7 +341,7 @@ def _small_side(shards: ShardSet) -> int | None:
         side = max(read_size(ShardDataset(shards).read(0)))
     except SampleError as error:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
-    except UnreadableImageError as error:
+    except DecodeError as error:
         raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
     return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
 
@@ -353,7 +353,7 @@ def _first_side(tree: Tree) -> int:
         return max(read_size(read_image_file(path)))
     except OSError as error:
         raise unreadable(path, error, remedy) from error
-    except UnreadableImageError as error:
+    except DecodeError as error:
         raise PipelineError(f"{path} {error}; {remedy}") from error
 
 

@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.folders import Notices, unreadable
-from pipelines.loading.dataset import SampleError, ShardDataset, UnreadableImageError, decode_image
+from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
 from pipelines.shards.format import ShardSet
-from pipelines.shards.images import LARGEST_FILE, MOST_PIXELS, image_files, read_image_file
+from pipelines.shards.images import (
+    LARGEST_FILE,
+    MOST_PIXELS,
+    DecodeError,
+    image_files,
+    read_image_file,
+)
 from pipelines.shards.sources import Source
-from pipelines.system.arrays import open_array
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
+from pipelines.system.untrusted import open_array
 from pixmix.resizing import resized_centre
 
 
@@ -166,7 +172,7 @@ class DecodedImages:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
                 raise unreadable(self.name(index), error, self.remedy) from error
-            except (UnreadableImageError, ValueError) as error:
+            except (DecodeError, ValueError) as error:
                 raise PipelineError(
                     f"{self.name(index)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error

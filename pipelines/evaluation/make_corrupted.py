@@ -23,7 +23,6 @@ from pipelines.evaluation.folders import (
     read_make_c_record,
 )
 from pipelines.evaluation.images import DOWNLOAD_AGAIN, Images
-from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     check_no_file,
     folder_lock,
@@ -33,6 +32,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress, no_progress
+from pipelines.system.untrusted import open_array
 
 _PACKAGE = "imagecorruptions-imaug"
 

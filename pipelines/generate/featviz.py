@@ -13,20 +13,20 @@ import torch
 from featviz import (
     FEATVIZ_VERSION,
     Network,
+    OptimizedImages,
     Precision,
-    Prepared,
+    PreparedNetwork,
     Recipe,
-    Visualized,
     best_precision,
     draw_recipe,
     find_layers,
     open_network,
+    optimize_images,
     plan_stages,
-    prepare,
-    visualize,
+    prepare_network,
 )
-from featviz.networks import DEFAULT, RANDOM, network_of
-from featviz.sampling import GROUP, canvas, objective
+from featviz.networks import DEFAULT, RANDOM, network_from_module
+from featviz.sampling import GROUP, recipe_canvas, recipe_objective
 from featviz.state_dicts import load_weights, n_classes, read_weights
 from featviz.visualize import explain_nonfinite
 from fractals import measure
@@ -64,7 +64,7 @@ class FeatvizGenerator:
     height, width: pixels. steps: of the optimization. precision: of the network.
     batch: images that are optimized together; fewer are filled up with copies, for some networks
     are computed by other kernels at another number, which round otherwise.
-    weights: the file of the weights, if they are one's own; allow_random: take none.
+    weights: the file of the weights, if they are one's own; random_weights: take none.
     device: as torch names it.
     """
 
@@ -78,7 +78,7 @@ class FeatvizGenerator:
     precision: Precision = "float32"
     batch: int = GROUP
     weights: Path | None = None
-    allow_random: bool = False
+    random_weights: bool = False
     device: str = "cpu"
 
     def generate(self, numbers: range) -> Iterator[Generated]:
@@ -160,22 +160,22 @@ class FeatvizGenerator:
             **plain,
             layers=tuple(settings["layers"]),
             weights=weights,
-            allow_random=settings["weights_sha256"] == RANDOM,
+            random_weights=settings["weights_sha256"] == RANDOM,
         )
 
     @property
     def _channels(self) -> dict[str, int]:
         return {name: layer.channels for name, layer in self._prepared().layers.items()}
 
-    def _prepared(self) -> Prepared:
-        network = open_trained(self.model, self.weights, allow_random=self.allow_random)
+    def _prepared(self) -> PreparedNetwork:
+        network = open_trained(self.model, self.weights, random_weights=self.random_weights)
         if network.weights_sha256 != self.weights_sha256:
             raise PipelineError(
                 f"the set was made with weights of sha256 {self.weights_sha256}, these have "
                 f"{network.weights_sha256}; name the file of those with --weights"
             )
         return _prepare(
-            self.model, self.weights, self.allow_random, self.layers, self.device, self.precision
+            self.model, self.weights, self.random_weights, self.layers, self.device, self.precision
         )
 
     def _generate_living(self, recipes: list[Recipe]) -> dict[int, Generated]:
@@ -216,17 +216,17 @@ class FeatvizGenerator:
             )
         return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
 
-    def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> Visualized:
+    def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> OptimizedImages:
         prepared = self._prepared()
         company = [*recipes, *[recipes[-1]] * (batch - len(recipes))]
         size = (self.height, self.width)
         layer = prepared.layers[recipes[0].layer]
         try:
             with _one_thread():
-                return visualize(
+                return optimize_images(
                     prepared,
-                    objective(company, layer.channels),
-                    canvas(company, size, prepared.device),
+                    recipe_objective(company, layer.channels),
+                    recipe_canvas(company, size, prepared.device),
                     plan_stages(size, self.steps),
                     [recipe.key for recipe in company],
                     scales=[recipe.scale for recipe in company],
@@ -257,17 +257,17 @@ def _one_thread() -> Iterator[None]:
 def _prepare(
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: tuple[str, ...],
     device: str,
     precision: Precision,
-) -> Prepared:
-    network = open_trained(model, weights, allow_random=allow_random)
-    return prepare(network, layers, device=torch.device(device), precision=precision)
+) -> PreparedNetwork:
+    network = open_trained(model, weights, random_weights=random_weights)
+    return prepare_network(network, layers, device=torch.device(device), precision=precision)
 
 
 @lru_cache(maxsize=1)
-def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Network:
+def open_trained(model: str, weights: Path | None, *, random_weights: bool) -> Network:
     """Open a network for CIFAR by name, or another; see `featviz.open_network`.
 
     Raises:
@@ -276,11 +276,11 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
     """
     try:
         if not is_cifar_network(model):
-            network = open_network(model, weights=weights, allow_random=allow_random)
+            network = open_network(model, weights=weights, random_weights=random_weights)
             # A module of the user's may have brought a package of the name of one of ours.
             check_packages()
             return network
-        if weights is None and not allow_random:
+        if weights is None and not random_weights:
             raise PipelineError(
                 f"{model} comes without trained weights; name a file of them with --weights"
             )
@@ -294,7 +294,7 @@ def open_trained(model: str, weights: Path | None, *, allow_random: bool) -> Net
         if weights is not None and state is not None:
             notes = tuple(load_weights(module, state, weights))
             sha256 = file_sha256(weights)
-        return network_of(
+        return network_from_module(
             module, name=model, mean=_HALF, std=_HALF, weights_sha256=sha256, notes=notes
         )
     except (ValueError, ModuleNotFoundError) as error:
@@ -305,7 +305,7 @@ def plan_generator(
     *,
     model: str,
     weights: Path | None,
-    allow_random: bool,
+    random_weights: bool,
     layers: Sequence[str],
     seed: int,
     size: tuple[int, int],
@@ -321,7 +321,7 @@ def plan_generator(
     Args:
         model: name of a network; see `featviz.open_network`.
         weights: file of its weights, None for those it comes with.
-        allow_random: take it untrained.
+        random_weights: take it untrained.
         layers: none for the network's `default_layers`.
         seed: of all images.
         size: (height, width) in pixels.
@@ -337,9 +337,9 @@ def plan_generator(
         OSError: if the weights cannot be read.
     """
     chosen = find_device(device)
-    network = open_trained(model, weights, allow_random=allow_random)
+    network = open_trained(model, weights, random_weights=random_weights)
     try:
-        named = find_layers(network.survey.layers, layers) or network.default_layers()
+        named = find_layers(network.inventory.layers, layers) or network.default_layers()
         stages = plan_stages(size, steps)
     except ValueError as error:
         raise PipelineError(str(error)) from error
@@ -359,7 +359,7 @@ def plan_generator(
         steps=steps,
         precision=decided,
         weights=weights,
-        allow_random=allow_random,
+        random_weights=random_weights,
         device=str(chosen),
         batch=batch,
     )
@@ -387,7 +387,7 @@ def find_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
-            f"device {name!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+            f"device {name!r} is not available ({str(error).splitlines()[0]}); use auto or cpu"
         ) from error
     return device
 
@@ -415,13 +415,13 @@ def image_bytes(network: Network, size: tuple[int, int], window: int) -> float:
 
     window: pixels that the network sees.
     """
-    known = network.survey.layers
+    known = network.inventory.layers
     parents = {name.rpartition(".")[0] for name in known}
     values = sum(
         each.channels * each.positions for each in known.values() if each.name not in parents
     )
-    seen = network.survey.size or (128, 192)
-    part = 1 if network.survey.size else window / (seen[0] * seen[1])
+    seen = network.inventory.size or (128, 192)
+    part = 1 if network.inventory.size else window / (seen[0] * seen[1])
     return 4 * (2 * values * part + 12 * 3 * size[0] * size[1])
 
 

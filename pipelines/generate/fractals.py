@@ -10,8 +10,8 @@ from fractals import (
     Genome,
     draw_genome,
     measure,
-    paint_baseline,
     render,
+    render_baseline,
 )
 from pipelines.generate.generator import Generated, Pixels
 
@@ -87,7 +87,7 @@ class FractalGenerator:
 class BaselineGenerator:
     """Generates image i of a process and a seed.
 
-    process: one of `fractals.BASELINES`, the kind of the dataset; height, width: pixels.
+    process: one of `fractals.BASELINE_KINDS`, the kind of the dataset; height, width: pixels.
     """
 
     process: str
@@ -138,7 +138,7 @@ class BaselineGenerator:
         return cls(process=kind, **sizes)
 
     def _image(self, number: int) -> Pixels:
-        return paint_baseline(self.process, self.seed, number, (self.height, self.width))
+        return render_baseline(self.process, self.seed, number, (self.height, self.width))
 
 
 def _statistics(image: Pixels) -> dict[str, float]:

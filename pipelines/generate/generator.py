@@ -15,7 +15,7 @@ from PIL import Image, features
 from pipelines import __version__
 from pipelines.shards.images import READABLE_FORMATS
 from pipelines.system.files import sha256
-from pipelines.system.ranges import cut
+from pipelines.system.ranks import cut
 
 Pixels = NDArray[np.uint8]
 """(height, width, 3) uint8, sRGB."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.errors import PipelineError
-from pipelines.system.processes import ONE_THREAD, Run
+from pipelines.system.processes import ONE_THREAD, RunChunks
 
 _MOST_LOSSES = 16
 """So often a task may lose its process or its machine: one that kills them itself has an end."""
@@ -58,7 +58,7 @@ class RayCluster:
         answer: _Answer = _answer(self._task().remote(function))
         return answer
 
-    def runner(self, versions: _Versions, folder: Path | None) -> Run:
+    def runner(self, versions: _Versions, folder: Path | None) -> RunChunks:
         """Return a way to run chunks, each as a task.
 
         Args:
@@ -78,7 +78,7 @@ class RayCluster:
         jobs: int,
         finished: Callable[[range], None],
     ) -> None:
-        """Run a function over chunks; see `workers.Run`. jobs: tasks at once, at most."""
+        """Return a runner of chunks; see `RunChunks`. Its `jobs` is the maximum of concurrent tasks."""
         import ray
 
         waiting = iter(chunks)

@@ -27,7 +27,7 @@ from pipelines.shards.job import read_request
 from pipelines.shards.output import Folder
 from pipelines.system.files import file_sha256, open_regular, sha256
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import spread
+from pipelines.system.ranks import spread
 
 SAME_IMAGE_DECIBELS = 40.0
 """Two encoders of one image differ by rounding: 61 dB was seen between qualities 95 and 97, 13 dB

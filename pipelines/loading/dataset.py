@@ -14,8 +14,7 @@ import resource
 import threading
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,18 +22,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import PipelineError
 from pipelines.shards.format import SAMPLE, ShardSet, read_key
-from pipelines.shards.images import (
-    DAMAGE,
-    TooManyPixelsError,
-    UnknownRangeError,
-    open_image,
-    to_rgb,
-)
+from pipelines.shards.images import DecodeError, decode_errors, open_image, to_rgb
 from pipelines.system.files import sha256
 from pixmix.packed import map_name
 
@@ -54,41 +47,13 @@ _RESERVED_FILES = 32
 """What a worker opens besides shards: for batches in transit, and for modules."""
 
 
-class UnreadableImageError(ValueError):
-    """Raised for bytes that are not a whole image. reason: one or two words to count it by."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@contextmanager
-def _decode_errors() -> Iterator[None]:
-    """Translate what Pillow raises for a damaged image, or for one that is not read here."""
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("unknown format", "not an image that Pillow knows") from error
-    # Pillow's own are of a frame or a tile that is larger than the header says.
-    except (
-        TooManyPixelsError, Image.DecompressionBombError, Image.DecompressionBombWarning
-    ) as error:  # fmt: skip
-        raise UnreadableImageError("too large", f"{error}; make the image smaller") from error
-    except UnknownRangeError as error:
-        raise UnreadableImageError(
-            "unknown range", f"{error}; save it with 8 or 16 bits a channel"
-        ) from error
-    except DAMAGE as error:
-        raise UnreadableImageError("damaged", f"damaged or cut short: {error}") from error
-
-
 def read_size(content: bytes | bytearray) -> tuple[int, int]:
     """Return the height and width in an image's header, pixels.
 
     Raises:
-        UnreadableImageError: as `decode_image`, but damage after the header is not seen.
+        DecodeError: as `decode_image`, but damage after the header is not seen.
     """
-    with _decode_errors(), open_image(io.BytesIO(content)) as image:
+    with decode_errors(), open_image(io.BytesIO(content)) as image:
         return image.height, image.width
 
 
@@ -103,10 +68,10 @@ def decode_image(content: bytes | bytearray) -> Pixels:
         torchvision's ImageFolder.
 
     Raises:
-        UnreadableImageError: if it is cut short, damaged, of an unknown format, larger than
+        DecodeError: if it is cut short, damaged, of an unknown format, larger than
             `MOST_PIXELS`, or of numbers whose white is not known.
     """
-    with _decode_errors(), open_image(io.BytesIO(content)) as image:
+    with decode_errors(), open_image(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
             pixels = _decode_jpeg(content)
             if pixels is not None:
@@ -286,9 +251,9 @@ class MapSamples:
         image, label = sample
         if isinstance(image, Image.Image):
             try:
-                with _decode_errors():
+                with decode_errors():
                     image = np.array(to_rgb(image))
-            except UnreadableImageError as error:
+            except DecodeError as error:
                 raise SampleError(i, error.reason, f"{self.name}[{i}]: {error}") from error
         elif isinstance(image, Tensor):
             image = image.detach().cpu()
@@ -370,7 +335,7 @@ class ShardDataset:
         """
         try:
             return decode_image(self.read(i)), int(self.shards.samples["label"][i])
-        except UnreadableImageError as error:
+        except DecodeError as error:
             raise self.error(i, error.reason, str(error)) from error
 
     def read(self, i: int) -> bytearray:

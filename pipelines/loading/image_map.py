@@ -34,9 +34,8 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.loading.dataset import UnreadableImageError, decode_image, read_size
-from pipelines.shards.images import MOST_PIXELS
-from pipelines.system.arrays import open_array
+from pipelines.loading.dataset import decode_image, read_size
+from pipelines.shards.images import MOST_PIXELS, DecodeError
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,
@@ -49,6 +48,7 @@ from pipelines.system.files import (
     write_file,
 )
 from pipelines.system.progress import Progress
+from pipelines.system.untrusted import open_array
 from pixmix.packed import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
@@ -92,7 +92,7 @@ class ImageSource:
     Attributes:
         n: number of images.
         name: returns what to call image i in messages.
-        read: returns the bytes of image i; raises UnreadableImageError.
+        read: returns the bytes of image i; raises DecodeError.
         identity: returns what tells these images from others, as plain JSON values.
         check: compares the files with the identity before a map is built; raises PipelineError.
     """
@@ -426,7 +426,7 @@ class _Build:
             if size is not None:
                 height, width = resized_shape(height, width, size)
             if height * width > MOST_PIXELS:
-                raise UnreadableImageError(
+                raise DecodeError(
                     "too large",
                     f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; crop it",
                 )
@@ -468,7 +468,7 @@ class _Build:
                 try:
                     if self.kept[i]:
                         work(i)
-                except UnreadableImageError as error:
+                except DecodeError as error:
                     message = f"{self._source.name(i)}: {error}"
                     if self._on_decode_error != "skip":
                         raise PipelineError(

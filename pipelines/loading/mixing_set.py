@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.loading.dataset import UnreadableImageError
 from pipelines.loading.image_map import (
     ImageSource,
     OnMixingDecodeError,
@@ -244,7 +243,7 @@ def _of_folder(folder: Path) -> ImageSource:
         try:
             return bytearray(read_image_file(files[i]))
         except OSError as error:
-            raise UnreadableImageError("unreadable file", str(error)) from error
+            raise DecodeError("unreadable file", str(error)) from error
 
     return ImageSource(n=len(files), name=lambda i: str(files[i]), read=read, identity=identity)
 
@@ -283,16 +282,16 @@ def _read_part(path: Path, offset: int, size: int) -> bytearray:
     """Return a part of a file, which is opened for it alone: threads share no descriptor.
 
     Raises:
-        UnreadableImageError: if it cannot be read, or ends before.
+        DecodeError: if it cannot be read, or ends before.
     """
     content = bytearray(size)
     try:
         with open_regular(path) as file:
             n_read = os.preadv(file.fileno(), [content], offset)
     except OSError as error:
-        raise UnreadableImageError("unreadable file", str(error)) from error
+        raise DecodeError("unreadable file", str(error)) from error
     if n_read != size:
-        raise UnreadableImageError("cut short", f"{size - n_read} of {size} bytes are missing")
+        raise DecodeError("cut short", f"{size - n_read} of {size} bytes are missing")
     return content
 
 
@@ -306,10 +305,8 @@ def _of_archive(path: Path) -> ImageSource:
     def read(i: int) -> bytearray:
         try:
             return bytearray(read_archived(path, images[i].place))
-        except DecodeError as error:
-            raise UnreadableImageError("damaged", str(error)) from error
         except OSError as error:
-            raise UnreadableImageError("unreadable file", str(error)) from error
+            raise DecodeError("unreadable file", str(error)) from error
 
     return ImageSource(
         n=len(images),
@@ -331,11 +328,8 @@ def _upright(source: ImageSource) -> ImageSource:
         content = bytes(source.read(i))
         if orientation(content) == UPRIGHT:
             return bytearray(content)
-        try:
-            # As a PNG, for its pixels are to stay what they are.
-            return bytearray(convert(content, "png", upright=True)[0])
-        except DecodeError as error:
-            raise UnreadableImageError("damaged", str(error)) from error
+        # As a PNG, for its pixels are to stay what they are.
+        return bytearray(convert(content, "png", upright=True)[0])
 
     return replace(
         source, read=read, identity=lambda: {"exif_transpose": True, "of": source.identity()}

@@ -226,7 +226,7 @@ class WorkerSource:
         # wait forever for the lock of that file.
         batches = self._begin()
         with Prefetch(
-            self._files.hold, order, ahead=self._prefetch, threads=self._remote.downloads
+            self._files.hold, order, ahead=self._prefetch, threads=self._remote.concurrent_downloads
         ) as shards:
             try:
                 upcoming = next(ordered, None)

@@ -13,7 +13,13 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from featviz.state_dicts import fit_weights, load_weights, n_classes, read_weights, weights_of
+from featviz.state_dicts import (
+    find_state_dict,
+    load_weights,
+    match_state_dict,
+    n_classes,
+    read_weights,
+)
 from featviz.weights import read_checkpoint_file
 from pipelines.errors import PipelineError
 from pipelines.models.registry import (
@@ -95,7 +101,7 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
     """
     try:
         content = read_checkpoint_file(path)
-        state = weights_of(content, path)
+        state = find_state_dict(content, path)
         metadata = _metadata(content, path)
         name = model or metadata.get("model")
         if name is None:
@@ -111,7 +117,7 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
             # Without memory first: neither a name nor a number of a file is to ask for much of it.
             with torch.device("meta"):
                 probe = open_model(name, classes)
-            fit_weights(probe, state, path)
+            match_state_dict(probe, state, path)
         module = open_model(name, classes)
         normalize_as_pretrained(module, name, metadata.get("pretrained"))
         for note in load_weights(module, state, path):
@@ -151,7 +157,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     """
     try:
         content = read_checkpoint_file(path)
-        weights_of(content, path)
+        find_state_dict(content, path)
     except ValueError as error:
         raise PipelineError(str(error)) from error
     return _metadata(content, path)

@@ -1,7 +1,7 @@
 """Networks for images of 32 pixels: wide residual networks, ResNeXt, DenseNet and DenseNet-BC.
 
 Tensors of the wide networks and of DenseNet 40-12 have the names of the PixMix reference, whose
-checkpoints load; `ResNeXt.own_name` maps those of its ResNeXt.
+checkpoints load; `ResNeXt.translate_name` maps those of its ResNeXt.
 """
 
 import math
@@ -186,7 +186,7 @@ class ResNeXt(nn.Module):
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
-    def own_name(self, name: str) -> str:
+    def translate_name(self, name: str) -> str:
         """Return the name here of a tensor of the PixMix reference's ResNeXt."""
         match = re.fullmatch(r"stage_([123])\.(\d{1,4})\.(\w+)\.(.+)", name)
         if match is not None and match[3] in _BLOCK_NAMES:

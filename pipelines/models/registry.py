@@ -16,8 +16,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from featviz.networks import call_function
-from featviz.state_dicts import fitted
+from featviz.networks import call_model_function
+from featviz.state_dicts import match_names
 from pipelines.errors import PipelineError
 from pipelines.models.cifar import DenseNet, DenseNetBC, ResNeXt, WideResNet
 from pixmix.commands import check_packages
@@ -173,7 +173,7 @@ def initialize_from(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]
 
     Args:
         module: the network.
-        state: see `featviz.state_dicts.weights_of`; its names are fitted to the network's.
+        state: see `featviz.state_dicts.find_state_dict`; its names are matched to the network's.
 
     Returns:
         The tensors that keep their values.
@@ -182,7 +182,7 @@ def initialize_from(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]
         ValueError: if more than the tensors of one layer do not fit, or some are of no layer here.
     """
     own = module.state_dict()
-    found = fitted(state, module)
+    found = match_names(state, module)
     for note in found.notes():
         log.warning("initial weights: %s", note)
     strange = [name for name in found.state if name not in own]
@@ -249,7 +249,7 @@ def explain_shape_errors(
 
 
 def _call_user_function(match: re.Match[str], classes: int, _dropout: float) -> nn.Module:
-    module = call_function(match[0], classes)
+    module = call_model_function(match[0], classes)
     # That function's own modules may have the names of ours, and be taken for them later.
     check_packages()
     return module

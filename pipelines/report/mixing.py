@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pipelines.errors import PipelineError
-from pipelines.loading.dataset import UnreadableImageError, decode_image
+from pipelines.loading.dataset import decode_image
 from pipelines.loading.image_map import ImageSource, join_sources
 from pipelines.loading.mixing_set import image_source
 from pipelines.report.figures import (
@@ -26,7 +26,7 @@ from pipelines.report.figures import (
     shortened,
 )
 from pipelines.report.page import PageImage, Section, Table, Text
-from pipelines.shards.images import MOST_PIXELS
+from pipelines.shards.images import MOST_PIXELS, DecodeError
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
 from pixmix.mixing import MIXINGS
@@ -69,7 +69,7 @@ class MixingImages(Sequence[Pixels]):
         """
         try:
             image = decode_image(self._source.read(i))
-        except UnreadableImageError as error:
+        except DecodeError as error:
             raise PipelineError(
                 f"{self._source.name(i)} cannot be read ({error}); mend or remove it"
             ) from error

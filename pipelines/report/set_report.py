@@ -14,7 +14,7 @@ from pipelines.report.figures import check_plotting, contact_sheet, legend_name,
 from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.report.set_statistics import SetImage, SetStatistics, measure_set
 from pipelines.system.progress import Progress
-from pipelines.system.ranges import spread
+from pipelines.system.ranks import spread
 from pipelines.text_table import aligned
 
 SHEET_IMAGES = 64

@@ -252,7 +252,7 @@ def scan_image(source: Source, item: Item) -> dict[str, str]:
         content = source.read(item.place)
         reason = why_nonstandard(content, item.extension)
     except DecodeError as error:
-        return {"undecodable": str(error)}
+        return {"undecodable": error.reason}
     except OSError as error:
         fault = unusable_file(error)
         if fault is None:

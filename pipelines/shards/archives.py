@@ -38,7 +38,7 @@ from pipelines.shards.images import (
 )
 from pipelines.shards.tar import scan_tar, scan_tar_in_memory
 from pipelines.system.files import open_regular, printable, read_regular
-from pipelines.system.plain_pickle import read_pickle
+from pipelines.system.untrusted import read_pickle
 
 _ZIP_BEGINNINGS = (b"PK\x03\x04", b"PK\x05\x06")
 _NPY_BEGINNING = b"\x93NUMPY"
@@ -119,7 +119,7 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
         offset, packed, size, checksum = place
         content = _inflated(_read(file.fileno(), path, offset, packed), size)
         if len(content) != size or zlib.crc32(content) != checksum:
-            raise DecodeError("damaged in its zip")
+            raise DecodeError("damaged", "its bytes in the zip are damaged")
         return content
 
 

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
-from pipelines.system.arrays import open_array
 from pipelines.system.files import (
     Count,
     FileName,
@@ -35,6 +34,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )  # fmt: skip
+from pipelines.system.untrusted import open_array
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
 """A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""

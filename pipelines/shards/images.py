@@ -12,6 +12,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -87,15 +88,34 @@ _HARMLESS_BYTES = 1000
 
 
 class DecodeError(Exception):
-    """An image that cannot be decoded; the message says why, in words that follow its name."""
+    """Raised for an image that cannot be decoded.
+
+    Attributes:
+        reason: "empty", "unknown format", "too large", "unknown range", "damaged", "cut short" or
+            "unreadable file"; reports count images by it.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[1])
 
 
-class TooManyPixelsError(ValueError):
-    """An image of more than `MOST_PIXELS`; the message says of how many."""
-
-
-class UnknownRangeError(ValueError):
-    """An image of numbers of which nobody says what is white; the message names its mode."""
+@contextmanager
+def decode_errors() -> Iterator[None]:
+    """Translate the errors of Pillow's readers into `DecodeError`."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise DecodeError("unknown format", "not an image that Pillow knows") from error
+    # Pillow raises these for a frame or a tile that is larger than the header says.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError("too large", f"{error}; make the image smaller") from error
+    except DAMAGE as error:
+        raise DecodeError("damaged", f"damaged or cut short: {error}") from error
 
 
 # --- which files are images ----------------------------------------------------------------------
@@ -297,8 +317,8 @@ def open_image(file: IO[bytes]) -> Image.Image:
         The image, whose pixels are not read yet.
 
     Raises:
-        TooManyPixelsError: if its header says so.
-        UnidentifiedImageError: if it is of none of `READABLE_FORMATS`.
+        DecodeError: if its header has more than `MOST_PIXELS`.
+        UnidentifiedImageError: if it is in none of `READABLE_FORMATS`.
     """
     Image.preinit()
     beginning = file.read(16)
@@ -316,8 +336,10 @@ def open_image(file: IO[bytes]) -> Image.Image:
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
         if image.width * image.height > MOST_PIXELS:
-            raise TooManyPixelsError(
-                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels"
+            raise DecodeError(
+                "too large",
+                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; make the "
+                "image smaller",
             )
         return image
     raise UnidentifiedImageError("no image of a format that is read here")
@@ -330,7 +352,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     as which Pillow hands on those of some files.
 
     Raises:
-        UnknownRangeError: for mode F, and for I with a number outside 0 to 65535.
+        DecodeError: for mode F, and for mode I with a value outside 0 to 65535.
     """
     _check_range(image)
     # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
@@ -424,40 +446,27 @@ def _encode(image: Image.Image, format: str) -> bytes:
 
 
 def _load(content: bytes, *, full: bool) -> Image.Image:
-    """Return an image in RGB; or not full, as it is, and a JPEG at an eighth of its size."""
-    try:
+    """Return an image in RGB, or, if not `full`, in its own mode and a JPEG at 1/8 of its size."""
+    if not content:
+        raise DecodeError("empty", "the file is empty")
+    with decode_errors():
         image = open_image(io.BytesIO(content))
         if full:
             return to_rgb(image)
         image.draft(None, (1, 1))
         image.load()
         _check_range(image)
-    except UnknownRangeError as error:
-        raise DecodeError(str(error)) from error
-    except DAMAGE as error:
-        raise DecodeError(_reason(error, content)) from error
-    return image
-
-
-def _reason(error: Exception, content: bytes) -> str:
-    if not content:
-        return "empty"
-    # Pillow's own, of a frame or a tile that is larger than the header says.
-    pillows = Image.DecompressionBombError | Image.DecompressionBombWarning
-    if isinstance(error, TooManyPixelsError | pillows):
-        return f"over {MOST_PIXELS:,} pixels"
-    if isinstance(error, UnidentifiedImageError):
-        return "no image"
-    return "cannot be decoded"
+        return image
 
 
 def _check_range(image: Image.Image) -> None:
+    remedy = "save it with 8 or 16 bits a channel"
     if image.mode == "F":
-        raise UnknownRangeError("mode F, of which no number is known to be white")
+        raise DecodeError("unknown range", f"mode F, whose value of white is unknown; {remedy}")
     if image.mode == "I":
-        numbers = np.asarray(image)
-        if numbers.min() < 0 or numbers.max() > 65535:
-            raise UnknownRangeError("mode I with numbers outside 0 to 65535")
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 65535:
+            raise DecodeError("unknown range", f"mode I with values outside 0 to 65535; {remedy}")
 
 
 def _without_large_texts(file: IO[bytes]) -> IO[bytes]:

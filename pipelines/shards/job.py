@@ -34,14 +34,13 @@ from pipelines.system.files import (
     folder_lock,
     read_json,
     removable_lock,
+    resource_errors,
     sha256,
-    world_errors,
     write_file,
 )
-from pipelines.system.processes import Run, run_chunks
+from pipelines.system.processes import RunChunks, run_chunks
 from pipelines.system.progress import Progress, no_progress
-from pipelines.system.ranges import ranges_of, subtract
-from pipelines.system.ranks import Task
+from pipelines.system.ranks import Task, ranges_of, subtract
 
 REQUEST = f"{WORK}/request.json"
 
@@ -148,7 +147,7 @@ def run_job(
     task: Task = ALONE,
     *,
     jobs: int = 1,
-    run: Run = run_chunks,
+    run: RunChunks = run_chunks,
     progress: Progress = no_progress,
 ) -> JobResult:
     """Make a task's share of a job, or what is missing of it; close the job if that is due.
@@ -176,7 +175,7 @@ def run_job(
             return run_locked(job, task, jobs=jobs, run=run, progress=progress)
 
 
-def run_locked(job: Job, task: Task, *, jobs: int, run: Run, progress: Progress) -> JobResult:
+def run_locked(job: Job, task: Task, *, jobs: int, run: RunChunks, progress: Progress) -> JobResult:
     """Do the work of `run_job`, of which the caller holds the lock."""
     n = job.request.n
     total = sum(map(job.product.weight, task.share([range(n)], job.chunk)))
@@ -245,9 +244,13 @@ def is_unfinished(folder: Path) -> bool:
 
 
 def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
-    """Translate disk and memory errors of a job into one-line messages; see `world_errors`."""
-    remedies = {"elsewhere": "choose another output folder, or ", "smaller": ", or smaller images"}
-    return world_errors(store.name, jobs=jobs, **remedies)
+    """Translate disk and memory errors of a job into one-line messages; see `resource_errors`."""
+    return resource_errors(
+        store.name,
+        jobs=jobs,
+        disk_remedy="choose another output folder, or ",
+        memory_remedy=", or smaller images",
+    )
 
 
 # --- what is there -------------------------------------------------------------------------------

@@ -76,14 +76,15 @@ class Remote:
             reserve. Those that were used least lately go first.
         prefetch: shards that are downloaded before they are needed; None: as many as a shuffle
             window has, at least 4.
-        downloads: shards that come at a time, in each process; each over a connection of its own.
+        concurrent_downloads: shards that each process downloads at the same time, each over a
+            connection of its own.
         access: patience, and whether an address may be a command ("pipe:").
         manifest_sha256: of the set's manifest, to hold all of it to what it was.
     """
 
     limit_bytes: int | None = None
     prefetch: int | None = None
-    downloads: int = 4
+    concurrent_downloads: int = 4
     access: RemoteAccess = field(default_factory=RemoteAccess)
     manifest_sha256: str | None = None
 
@@ -91,14 +92,14 @@ class Remote:
         """Refuse nonsense.
 
         Raises:
-            ValueError: if prefetch or downloads are below 1.
+            ValueError: if prefetch or concurrent_downloads is below 1.
         """
         if self.prefetch is not None and self.prefetch < 1:
             raise ValueError(
                 f"prefetch is {self.prefetch}; use a number of shards, 1 or more, or None"
             )
-        if self.downloads < 1:
-            raise ValueError(f"downloads is {self.downloads}; give a number of shards, 1 or more")
+        if self.concurrent_downloads < 1:
+            raise ValueError(f"concurrent_downloads is {self.concurrent_downloads}; use 1 or more")
 
 
 @dataclass(kw_only=True, eq=False)

@@ -75,7 +75,7 @@ from pipelines.system.files import (
     sha256,
     write_file,
 )
-from pipelines.system.processes import Run
+from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
 from pixmix.packed import open_map
 
@@ -95,7 +95,7 @@ class ShardResult:
     found: dict[str, dict[str, int]]
 
 
-def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> ShardResult:
+def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) -> ShardResult:
     """Make a set of shards, resume it, or mend it if it lost files.
 
     Every byte depends on the source and the request without `jobs`: not on the number of
@@ -137,7 +137,7 @@ def make_shards(request: ShardRequest, *, run: Run, progress: Progress) -> Shard
             return _make(request, listed, run, progress)
 
 
-def _make(request: ShardRequest, listed: Listed, run: Run, progress: Progress) -> ShardResult:
+def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progress) -> ShardResult:
     n = steps = listed.n
     left_out: set[int] = set()
     if request.source.foreign():
@@ -203,7 +203,7 @@ def _result(request: ShardRequest, *, written: int, n: int) -> ShardResult:
 # --- scanning the source -------------------------------------------------------------------------
 
 
-def _scan(request: ShardRequest, n: int, run: Run, progress: Callable[[int], None]) -> None:
+def _scan(request: ShardRequest, n: int, run: RunChunks, progress: Callable[[int], None]) -> None:
     """Scan the files that no earlier run has scanned as they are now.
 
     Raises:

@@ -233,7 +233,6 @@ def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[st
             try:
                 decode_rgb(file.read(int(sample["size"])))
             except DecodeError as error:
-                faults.append(
-                    f"{path}: the image of key {read_key(path, int(sample['offset']))} {error}"
-                )
+                key = read_key(path, int(sample["offset"]))
+                faults.append(f"{path}: the image of key {key} cannot be decoded ({error})")
     return faults

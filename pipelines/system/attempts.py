@@ -1,7 +1,7 @@
-"""One attempt to read an address: over http by aiohttp, from a store or a command by a process.
+"""One attempt to read an address.
 
-Of an attempt nothing stays in this process, neither a thread nor an event loop: it may fork at any
-time after.
+http is read with aiohttp; object stores and commands are read by a child process. No thread and no
+event loop remains in this process after an attempt, so it may fork at any time.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
 LEAST_RATE = 1000
-"""Bytes per second: less is not counted as progress, as git's http.lowSpeedLimit."""
+"""Bytes per second; a slower transfer counts as stalled, as with git's http.lowSpeedLimit."""
 
 _POLL_S = 0.05
 _CHUNK_BYTES = 2**20
@@ -43,19 +43,21 @@ _Result = TypeVar("_Result")
 
 
 class StoppedError(Exception):
-    """Raised where work was asked to stop; whoever asked drops it."""
+    """Raised when a transfer is asked to stop; the caller that asked handles it."""
 
 
 class WrongContentError(Exception):
-    """Raised where the received content is not the expected one; its text says what was found."""
+    """Raised when the received content is not the expected one; the message describes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """What a file has to be.
+    """The expected content of a file.
 
-    sha256, n_bytes: None where not known. most_bytes: more than that is refused; needed where the
-    length is not known.
+    Attributes:
+        sha256: its SHA-256; None if unknown.
+        n_bytes: its length; None if unknown.
+        most_bytes: maximum length; required if `n_bytes` is None.
     """
 
     sha256: str | None = None
@@ -63,13 +65,13 @@ class Content:
     most_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what has no bound."""
+        """Check that the length has a bound."""
         if self.n_bytes is None and self.most_bytes is None:
             raise ValueError("n_bytes and most_bytes are both None; pass one of them")
 
     @property
     def limit(self) -> int:
-        """The most bytes that may come."""
+        """The maximum number of bytes to accept."""
         return (self.most_bytes or 0) if self.n_bytes is None else self.n_bytes
 
     def __str__(self) -> str:
@@ -78,13 +80,15 @@ class Content:
 
 
 class Received:
-    """What has come of a file: written as it comes, and hashed on the way.
+    """The received part of a file, written and hashed as it arrives.
 
-    content: what is expected. position: bytes that are there.
+    Attributes:
+        content: the expected content.
+        position: number of bytes received so far.
     """
 
     def __init__(self, file: BinaryIO, content: Content) -> None:
-        """Take what the file holds, if that can be it, for the beginning."""
+        """Start with the content of the file, unless it is longer than expected."""
         self.content = content
         self.position = 0
         self._file = file
@@ -99,17 +103,17 @@ class Received:
 
     @property
     def whole(self) -> bool:
-        """Whether as much is there as has to be, if that is known."""
+        """Whether the expected length, if it is known, has been received."""
         return self.position == self.content.n_bytes
 
     def check_length(self, length: int) -> None:
-        """Refuse content by the length that a server says before it sends any."""
+        """Check the length that a server announces before it sends the content."""
         content = self.content
         if length != content.n_bytes if content.n_bytes is not None else length > content.limit:
             raise WrongContentError(f"{length} bytes")
 
     def write(self, piece: bytes) -> None:
-        """Add the next bytes; refuse more than may come."""
+        """Append bytes; raise WrongContentError if the content becomes too long."""
         if self.position + len(piece) > self.content.limit:
             raise WrongContentError(f"more than {self.content.limit} bytes")
         rest = memoryview(piece)
@@ -119,24 +123,24 @@ class Received:
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise PipelineError(
-                    "the disk of the cache is full; make room, set a smaller limit of the cache, "
-                    "or set PIXMIX_CACHE to a folder on a larger disk"
+                    "the disk of the cache is full; free some space, set a smaller cache limit, or "
+                    "set PIXMIX_CACHE to a folder on a larger disk"
                 ) from error
             raise PipelineError(f"the cache cannot be written: {error}; check its disk") from error
         self._digest.update(piece)
         self.position += len(piece)
 
     def restart(self) -> None:
-        """Drop what is there."""
+        """Discard the received bytes."""
         self._file.seek(0)
         self._file.truncate()
         self._digest = hashlib.sha256()
         self.position = 0
 
     def advanced(self) -> bool:
-        """Return whether more came than ever before, and at `LEAST_RATE` or faster.
+        """Return whether new bytes arrived, at `LEAST_RATE` or faster, since this last held.
 
-        Both count from the last time that this was so.
+        Bytes that are received again after a restart are not new.
         """
         now = time.monotonic()
         new_bytes = self.position - self._furthest
@@ -146,23 +150,23 @@ class Received:
         return True
 
     def check(self) -> None:
-        """Raise WrongContentError unless what is there is the content."""
+        """Raise WrongContentError unless the received bytes are the expected content."""
         n_bytes, sha256 = self.content.n_bytes, self.content.sha256
         found = self._digest.hexdigest()
         if n_bytes not in {None, self.position} or sha256 not in {None, found}:
             raise WrongContentError(f"{self.position} bytes with SHA-256 {found}")
 
 
-# --- http, by aiohttp ----------------------------------------------------------------------------
+# --- http ----------------------------------------------------------------------------------------
 
 
 def run_coroutine(
     work: Callable[[], Coroutine[Any, Any, _Result]], stop: threading.Event
 ) -> _Result:
-    """Run work to its end in an event loop of its own.
+    """Run a coroutine to its end in a new event loop.
 
     Raises:
-        StoppedError: if `stop` is set before it has ended.
+        StoppedError: if `stop` is set before the end.
     """
     abandoned = threading.Event()
 
@@ -180,7 +184,7 @@ def run_coroutine(
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(supervised())
-    # In a notebook this thread has a loop of its own.
+    # In a notebook this thread already runs an event loop.
     with ThreadPoolExecutor(1) as pool:
         try:
             return pool.submit(asyncio.run, supervised()).result()
@@ -191,37 +195,37 @@ def run_coroutine(
 async def read_http(
     url: str, received: Received, options: Mapping[str, Any], stall_s: float
 ) -> None:
-    """Receive what an http server has, from where the received bytes end.
+    """Download an address from an http server, continuing after the received bytes.
 
     Args:
         url: the address.
-        received: where it goes.
+        received: receives the content.
         options: arguments of `aiohttp.ClientSession`.
-        stall_s: seconds in which fewer than `LEAST_RATE` bytes per second end it.
+        stall_s: the attempt fails after this many seconds below `LEAST_RATE`.
 
     Raises:
-        Failure: if the server fails, or is too slow.
-        WrongContentError: if it sends another length, or more than may come.
+        Failure: if the server fails or is too slow.
+        WrongContentError: if the length is not the expected one.
         PipelineError: if the file cannot be written.
     """
     import aiohttp
 
-    # What is encoded on the way has other ranges.
+    # Ranges of compressed content would count other bytes.
     headers = {"Accept-Encoding": "identity"}
     if received.position:
         headers["Range"] = f"bytes={received.position}-"
     timeout = aiohttp.ClientTimeout(total=None, connect=stall_s, sock_read=stall_s)
-    # As curl does: proxies from the environment, passwords from ~/.netrc.
+    # Like curl: read proxies from the environment, and passwords from ~/.netrc.
     options = {"trust_env": True, **options}
     now = asyncio.get_running_loop().time
     try:
-        # So long at most for the connection, redirections and the head of the answer.
+        # The limit for connecting, redirects and the response headers together.
         async with (
             asyncio.timeout(2 * stall_s) as limit,
             aiohttp.ClientSession(**options) as session,
             session.get(url, headers=headers, timeout=timeout) as response,
         ):
-            _take_head(response, received)
+            _check_headers(response, received)
             counted = received.position
             limit.reschedule(now() + stall_s)
             async for piece in response.content.iter_chunked(_CHUNK_BYTES):
@@ -238,14 +242,14 @@ async def read_http(
         raise Failure(f"the response ended after {received.position} of {n_bytes} bytes", "busy")
 
 
-def _take_head(response: "ClientResponse", received: Received) -> None:
-    """Check the head of a response, and drop the received bytes if it begins anew."""
+def _check_headers(response: "ClientResponse", received: Received) -> None:
+    """Check status and headers; discard the received bytes if the response starts at byte 0."""
     response.raise_for_status()
     if response.status == 206:
         span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if span is None or int(span[1]) != received.position:
             received.restart()
-            raise Failure("the server sent another range than it was asked for", "busy")
+            raise Failure("the server sent another range than requested", "busy")
         length = None if span[2] == "*" else int(span[2])
     else:
         received.restart()
@@ -255,7 +259,7 @@ def _take_head(response: "ClientResponse", received: Received) -> None:
 
 
 def _http_failure(error: Exception) -> Failure:
-    """Return what an error of aiohttp means."""
+    """Return the failure that an error of aiohttp stands for."""
     import aiohttp
 
     if isinstance(error, aiohttp.ClientResponseError):
@@ -263,36 +267,36 @@ def _http_failure(error: Exception) -> Failure:
         pause_s = asked_pause_s(retry_after) if error.status in {429, 503} else 0.0
         return status_failure(error.status, error.message, pause_s)
     if isinstance(error, aiohttp.InvalidURL):
-        return Failure("no valid address", "refused")
-    said = (str(error) or type(error).__name__).splitlines()[0]
+        return Failure("not a valid address", "refused")
+    message = (str(error) or type(error).__name__).splitlines()[0]
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return Failure(said, "certificate")
+        return Failure(message, "certificate")
     if isinstance(error, aiohttp.ClientConnectorError):
-        # An unknown name, as after a typo; a name server that does not answer has another number.
-        found = error.os_error
-        if isinstance(found, socket.gaierror) and found.errno == socket.EAI_NONAME:
-            return Failure(said, "refused")
-    return Failure(said, "busy")
+        # An unknown host name, for example a typo. An unreachable name server has another errno.
+        cause = error.os_error
+        if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+            return Failure(message, "refused")
+    return Failure(message, "busy")
 
 
 def asked_pause_s(retry_after: str) -> float:
-    """Return the seconds that a Retry-After header asks to wait, 0 where it makes no sense.
+    """Return the seconds that a Retry-After header asks to wait, 0 if it is not valid.
 
-    It holds seconds or a date: RFC 9110, section 10.2.3.
+    The header holds seconds or a date: RFC 9110, section 10.2.3.
     """
-    asked = retry_after.strip()
-    if re.fullmatch(r"[0-9]{1,9}", asked):
-        return float(asked)
+    value = retry_after.strip()
+    if re.fullmatch(r"[0-9]{1,9}", value):
+        return float(value)
     try:
-        until = parsedate_to_datetime(asked)
+        until = parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError):
         return 0.0
-    # A date without a zone is in UTC, as all of HTTP.
+    # Dates of HTTP without a time zone are in UTC.
     until = until if until.tzinfo else until.replace(tzinfo=UTC)
     return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
-# --- object stores and commands, by a process ----------------------------------------------------
+# --- object stores and commands, in a child process ----------------------------------------------
 
 
 def _too_slow(stall_s: float) -> Failure:
@@ -302,44 +306,55 @@ def _too_slow(stall_s: float) -> Failure:
 def read_object(
     url: str, received: Received, options: Mapping[str, Any], stall_s: float, stop: threading.Event
 ) -> None:
-    """Receive an object of a store, from where the received bytes end; see `read_http`.
+    """Download an object of a store, continuing after the received bytes; see `read_http`.
 
-    options: obstore's configuration of the store; stop: raises StoppedError.
+    Args:
+        url: "SCHEME://BUCKET/KEY".
+        received: receives the content.
+        options: obstore's configuration of the store.
+        stall_s: the attempt fails after this many seconds below `LEAST_RATE`.
+        stop: ends the attempt with a StoppedError.
     """
-    request = {"url": url, "offset": received.position, "options": dict(options)}
-    asked = json.dumps(request | {"stall_s": stall_s}).encode()
-    head: bytearray | None = bytearray()
+    request = {
+        "url": url,
+        "offset": received.position,
+        "options": dict(options),
+        "stall_s": stall_s,
+    }
+    header: bytearray | None = bytearray()
 
     def take(chunk: bytes) -> None:
-        nonlocal head
-        if head is not None:
-            head += chunk
-            size, newline, chunk = bytes(head).partition(b"\n")
+        nonlocal header
+        if header is not None:
+            header += chunk
+            size, newline, chunk = bytes(header).partition(b"\n")
             if not newline:
                 return
             received.check_length(int(size))
-            head = None
+            header = None
         received.write(chunk)
 
-    # -P: nothing beside the script may stand for a module of Python's.
+    # -P: files beside the script must not shadow modules of Python.
     command = [sys.executable, "-P", stores.__file__]
-    status, last = _run(command, take, stall_s, stop, asked)
+    status, last_line = _run(command, take, stall_s, stop, json.dumps(request).encode())
     if status != 0:
         try:
-            told = json.loads(last)
+            failure = json.loads(last_line)
         except ValueError:
-            # Killed, as for want of memory; or an error that was not foreseen.
-            told = {"said": last or f"exit status {status}", "kind": "refused"}
-            told |= {"kind": "busy"} if status < 0 else {}
-        raise Failure(told["said"], told["kind"])
+            # The process was killed, for example because memory ran out, or raised another error.
+            failure = {
+                "message": last_line or f"exit status {status}",
+                "kind": "busy" if status < 0 else "refused",
+            }
+        raise Failure(failure["message"], failure["kind"])
 
 
 def read_command(command: str, received: Received, stall_s: float, stop: threading.Event) -> None:
-    """Receive what a shell command writes to its standard output, from the beginning."""
+    """Receive the standard output of a shell command, from the beginning."""
     received.restart()
-    status, last = _run(command, received.write, stall_s, stop)
+    status, last_line = _run(command, received.write, stall_s, stop)
     if status != 0:
-        raise Failure(f"exit status {status}" + (f": {last}" if last else ""), "busy")
+        raise Failure(f"exit status {status}" + (f": {last_line}" if last_line else ""), "busy")
 
 
 def _run(
@@ -349,25 +364,25 @@ def _run(
     stop: threading.Event,
     request: bytes = b"",
 ) -> tuple[int, str]:
-    """Run a process to its end; it and its children end with this call, whatever ends it.
+    """Run a process; the process and its children have ended when this call returns or raises.
 
     Args:
-        command: the words of a command, or a line for a shell.
-        take: is called with what the process writes.
-        stall_s: seconds in which fewer than `LEAST_RATE` bytes per second end it.
-        stop: ends it within a moment.
-        request: its input.
+        command: program and arguments, or a command line for a shell.
+        take: called with each chunk that the process writes to its standard output.
+        stall_s: the process is killed after this many seconds below `LEAST_RATE`.
+        stop: kills the process at once.
+        request: standard input of the process.
 
     Returns:
-        Its exit status, and the last line of its messages.
+        The exit status, and the last line of the standard error.
     """
-    with tempfile.TemporaryFile() as asked, tempfile.TemporaryFile() as messages:
-        asked.write(request)
-        asked.seek(0)
+    with tempfile.TemporaryFile() as stdin, tempfile.TemporaryFile() as messages:
+        stdin.write(request)
+        stdin.seek(0)
         with subprocess.Popen(
             command,
             shell=isinstance(command, str),
-            stdin=asked,
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=messages,
             start_new_session=True,
@@ -391,10 +406,10 @@ def _run(
                         raise _too_slow(stall_s)
                 status = process.wait(stall_s)
             except subprocess.TimeoutExpired as error:
-                said = f"it closed its output and ran on for {stall_s:g} s"
-                raise Failure(said, "busy") from error
+                message = f"it closed its output and kept running for {stall_s:g} s"
+                raise Failure(message, "busy") from error
             finally:
-                # The whole session: the children of a shell would write on.
+                # The whole session: children of a shell would keep writing.
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
         messages.seek(0)

@@ -18,14 +18,13 @@ from filelock import FileLock, Timeout
 from pipelines.errors import PipelineError
 
 PARTIAL_SUFFIX = ".partial"
-"""Ends the name of every file that is still being written; no image reader takes it."""
+"""Suffix of files that are still being written; no image reader accepts it."""
 
 _NO_LOCKS = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK})
-"""What flock says where a file system has no locks, or its lock service does not answer."""
-
+"""Errors of flock on a file system without locks, or whose lock service is unreachable."""
 
 _NO_FOLDER_FSYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF})
-"""What fsync of a folder raises on CIFS, DrvFs and some FUSE file systems, which cannot do it."""
+"""Errors of fsync of a folder on CIFS, DrvFs and some FUSE file systems."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -37,21 +36,21 @@ _KINDS = (
 
 
 def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedReader:
-    """Open a regular file for reading, and nothing else: a named pipe would block for ever.
+    """Open a regular file for reading; reject other kinds, as a named pipe would block forever.
 
-    The type and the size are those of the opened file, so a file that is swapped in between is
-    seen, too. Links are followed.
+    Type and size are checked on the opened file, so a file that is swapped in the meantime is
+    detected, too. Links are followed.
 
     Args:
         path: the file.
-        max_bytes: the size that is accepted, in bytes; None for any.
+        max_bytes: maximum size in bytes; None for no maximum.
 
     Returns:
         The file, at its beginning.
 
     Raises:
         OSError: if it cannot be opened, is not a regular file (EINVAL), or is larger than
-            `max_bytes` (EFBIG); `filename` and `strerror` say which and why.
+            `max_bytes` (EFBIG); `filename` and `strerror` hold the path and the reason.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
@@ -62,8 +61,7 @@ def open_regular(path: Path, *, max_bytes: int | None = None) -> io.BufferedRead
         if max_bytes is not None and status.st_size > max_bytes:
             raise OSError(
                 errno.EFBIG,
-                f"it has {status.st_size:,} bytes, more than the {max_bytes:,} that are accepted "
-                "here; remove it",
+                f"it has {status.st_size:,} bytes, more than the maximum {max_bytes:,}; remove it",
                 str(path),
             )
         return os.fdopen(descriptor, "rb")
@@ -76,15 +74,15 @@ def read_regular(path: Path, *, max_bytes: int) -> bytes:
     """Read a whole regular file of at most `max_bytes` bytes; see `open_regular`."""
     with open_regular(path, max_bytes=max_bytes) as file:
         content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:  # It grew, or its file system does not know its size.
+    if len(content) > max_bytes:  # It grew, or its file system reports no size.
         raise OSError(
-            errno.EFBIG, f"it has more than the {max_bytes:,} bytes accepted here", str(path)
+            errno.EFBIG, f"it has more than the maximum of {max_bytes:,} bytes", str(path)
         )
     return content
 
 
 def printable(name: str) -> str:
-    r"""Return a file's name as text that JSON can hold: a byte that is no UTF-8 becomes \udcNN."""
+    r"""Return a file's name as valid UTF-8; a byte that is not UTF-8 becomes the text \udcNN."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -104,17 +102,18 @@ def file_sha256(path: Path) -> str:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write several files of one folder so that each is whole or absent, at any moment.
+    """Write several files to one folder, each atomically: it is complete or absent at any moment.
 
-    All are written under temporary names and flushed to the disk before the first gets its name,
-    and the folder is flushed once at the end: after the return, all of them survive a power cut.
+    All files are written under temporary names and flushed to the disk before the first one is
+    renamed, and the folder is flushed once at the end. After the return, all of them survive a
+    power failure.
 
     Args:
         folder: an existing folder.
         contents: file name -> bytes; an existing file of that name is replaced.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; no temporary file stays.
+        OSError: if the disk is full or the folder cannot be written; temporary files are removed.
     """
     partials = {name: _partial_path(folder / name) for name in contents}
     try:
@@ -131,16 +130,16 @@ def write_files(folder: Path, contents: Mapping[str, bytes]) -> None:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write one file so that it is whole or absent at any moment; see `write_files`."""
+    """Write one file atomically; see `write_files`."""
     write_files(path.parent, {path.name: content})
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """Give a file to write in pieces, which gets its name when the block ends without an error.
+    """Yield a temporary file, which is renamed to `path` when the block ends without an error.
 
     Raises:
-        OSError: if the disk is full or the folder cannot be written; no temporary file stays.
+        OSError: if the disk is full or the folder cannot be written; the temporary file is removed.
     """
     partial = _partial_path(path)
     try:
@@ -154,53 +153,65 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_no_file(folder: Path, option: str) -> None:
-    """Refuse a folder that is to be written, by the option of that name, and is or lies in a file.
+    """Check that an output folder is not a file and not below one.
+
+    Args:
+        folder: the folder; it need not exist.
+        option: name of the option that sets it, for the error.
 
     Raises:
-        PipelineError: if there is a file in its place or on the way to it.
+        PipelineError: if the folder or one of its parents is a file.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise PipelineError(f"{there} is a file; choose a folder for {option}")
+    existing = _existing_part(folder)
+    if not existing.is_dir():
+        raise PipelineError(f"{existing} is a file; choose a folder for {option}")
 
 
 def check_writable(folder: Path, option: str) -> None:
-    """Refuse a folder in which nothing can be made, before hours of work are to be put there.
+    """Check that an output folder can be written, before hours of work.
+
+    Args:
+        folder: the folder; it need not exist.
+        option: name of the option that sets it, for the error.
 
     Raises:
-        PipelineError: if it, or the folder that it would be made in, cannot be written.
+        PipelineError: if the folder, or the parent in which it would be created, cannot be written.
     """
     check_no_file(folder, option)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PipelineError(f"{there} cannot be written; choose another folder for {option}")
+    existing = _existing_part(folder)
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PipelineError(f"{existing} cannot be written; choose another folder for {option}")
+
+
+def _existing_part(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what killed writers left in a folder that nobody is writing to now."""
+    """Remove the temporary files of killed writers from a folder that nobody is writing to."""
     for partial in folder.glob(f".*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
 
 @contextmanager
-def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold a lock file; the system frees it when the process ends, however it ends.
+def folder_lock(path: Path, *, busy: str | None = None, timeout_s: float = 0.0) -> Iterator[None]:
+    """Hold a lock file; the operating system releases it whenever and however the process ends.
 
     Args:
-        path: the lock file, made where it is absent and left behind.
-        busy: the message of the error when another process holds it; None waits instead.
-        patience_s: seconds to wait before that error: a server of files may take a minute to notice
+        path: the lock file, created if absent and kept afterwards.
+        busy: error message if another process holds the lock; None waits instead.
+        timeout_s: seconds to wait before that error: a file server may take a minute to notice
             that a machine, and the process on it, are gone.
 
     Raises:
-        PipelineError: if another process holds the lock and `busy` is given, if the lock file is
-            another user's, or if the file system has no locks.
-        OSError: if the lock file cannot be made.
+        PipelineError: if another process holds the lock and `busy` is set, if the lock file belongs
+            to another user, or if the file system does not support locks.
+        OSError: if the lock file cannot be created.
     """
-    # A soft lock, a file whose presence is the lock, would outlive a machine that dies.
+    # A soft lock, whose mere presence is the lock, would outlive a machine that crashes.
     lock = FileLock(path, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=-1 if busy is None else patience_s)
+        lock.acquire(timeout=-1 if busy is None else timeout_s)
     except Timeout as error:
         raise PipelineError(busy) from error
     except PermissionError as error:
@@ -208,8 +219,8 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
             raise
         raise PipelineError(
             f"the lock file {path} belongs to another user and cannot be locked "
-            f"({error.strerror}); have it removed, or use a folder of your own (for the cache: "
-            "PIXMIX_CACHE)"
+            f"({error.strerror}); ask the owner to remove it, or use another folder (for the "
+            "cache: set PIXMIX_CACHE)"
         ) from error
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
@@ -222,15 +233,15 @@ def folder_lock(path: Path, *, busy: str | None = None, patience_s: float = 0.0)
 
 
 def try_lock(descriptor: int, kind: int, path: Path) -> bool:
-    """Lock an open file, and return whether that was possible at once.
+    """Try to lock an open file without waiting, and return whether it is locked.
 
     Args:
-        descriptor: of the file.
+        descriptor: the open file.
         kind: fcntl.LOCK_SH or LOCK_EX.
-        path: its name, for the error.
+        path: name of the file, for the error.
 
     Raises:
-        PipelineError: if the file system has no locks.
+        PipelineError: if the file system does not support locks.
     """
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -244,26 +255,26 @@ def try_lock(descriptor: int, kind: int, path: Path) -> bool:
 
 
 def unlock_and_close(descriptor: int) -> None:
-    """Free a lock and close its file, also where a forked process has a copy of the descriptor."""
+    """Release a lock and close its file, even if a forked process has a copy of the descriptor."""
     with suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
 def open_no_link(path: Path, flags: int) -> int | None:
-    """Open a regular file; a link or whatever else has its name is removed, and None returned.
+    """Open a regular file, not a link; return None if there is none, and remove anything else.
 
     Raises:
-        OSError: if that cannot be removed, or the file cannot be opened.
+        OSError: if a link or another kind of file cannot be removed, or the file cannot be opened.
     """
     try:
-        # O_NONBLOCK: the opening of a named pipe would wait for ever.
+        # O_NONBLOCK: opening a named pipe would otherwise wait forever.
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o644)
     except FileNotFoundError:
         return None
     except OSError as error:
-        # A link; a pipe or a socket that nobody reads.
+        # ELOOP for a link; ENXIO for a pipe or a socket without a reader.
         if error.errno not in {errno.ELOOP, errno.ENXIO}:
             raise
     else:
@@ -275,7 +286,7 @@ def open_no_link(path: Path, flags: int) -> int | None:
 
 
 def is_regular(path: Path) -> bool:
-    """Return whether a regular file, and no link, has this name."""
+    """Return whether a regular file, not a link, has this name."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except FileNotFoundError:
@@ -292,12 +303,12 @@ def has_name(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def removable_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file, as `folder_lock` does, whose folder others may remove with its locks."""
+    """Hold a lock file like `folder_lock`, in a folder that other processes may remove."""
     with ExitStack() as held:
         locked = False
         while not locked:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Removed since.
+            # The folder may be removed again before the lock file is created.
             with suppress(FileNotFoundError):
                 held.enter_context(folder_lock(path, busy=busy))
                 locked = True
@@ -305,16 +316,16 @@ def removable_lock(path: Path, *, busy: str | None = None) -> Iterator[None]:
 
 
 def flush_to_disk(file: BinaryIO) -> None:
-    """Return when what was written to a file is on the disk."""
+    """Flush the content of a file to the disk, and wait for it."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def flush_folder(folder: Path) -> None:
-    """Return when the names in a folder are on the disk: a new one is there only then.
+    """Flush the file names of a folder to the disk, and wait for it; a rename is durable only then.
 
-    File systems that cannot do it are passed over, as git and restic do: there a power cut may
-    lose the newest names, never half of a file.
+    File systems that do not support this are ignored, as in git and restic: there a power failure
+    may lose the newest names, but never half of a file.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -327,16 +338,16 @@ def flush_folder(folder: Path) -> None:
 
 
 @contextmanager
-def world_errors(
-    folder: Path | str, *, jobs: int, elsewhere: str = "", smaller: str = ""
+def resource_errors(
+    folder: Path | str, *, jobs: int, disk_remedy: str = "", memory_remedy: str = ""
 ) -> Iterator[None]:
-    """Say in one line what disk and memory did not allow to a command that can be given again.
+    """Translate disk and memory errors of a resumable command into one-line messages.
 
     Args:
-        folder: what is written to, as messages name it.
-        jobs: processes of the command.
-        elsewhere: a remedy for a folder that cannot be written, before the usual one.
-        smaller: a remedy for too little memory, after the usual one.
+        folder: output folder, as messages name it.
+        jobs: number of processes of the command.
+        disk_remedy: further remedy for a folder that cannot be written.
+        memory_remedy: further remedy for too little memory.
 
     Raises:
         PipelineError: for an OSError or a MemoryError of the block.
@@ -346,65 +357,65 @@ def world_errors(
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise PipelineError(
-                f"the disk of {folder} is full; what is whole is kept: make room and run the same "
-                "command again"
+                f"the disk of {folder} is full; complete files are kept: free some space and run "
+                "the same command again"
             ) from error
         raise PipelineError(
-            f"{error.filename or folder}: {error.strerror or error}; {elsewhere}run the same "
-            "command again when this is mended"
+            f"{error.filename or folder}: {error.strerror or error}; {disk_remedy}run the same "
+            "command again when this is fixed"
         ) from error
     except MemoryError as error:
         raise PipelineError(
-            f"memory ran out with {jobs} jobs; what is whole is kept: run the same command again "
-            f"with fewer --jobs{smaller}"
+            f"memory ran out with {jobs} jobs; complete files are kept: run the same command again "
+            f"with fewer --jobs{memory_remedy}"
         ) from error
 
 
 def _no_locks(path: Path, error: Exception) -> PipelineError:
     return PipelineError(
-        f"{path.parent} lies on a file system with no file locks "
-        f"({getattr(error, 'strerror', None) or error}), which processes need that share it; mount "
-        "it with them (Lustre: -o flock; NFS: with its lock service), or choose a folder on "
-        "another file system (for the cache: PIXMIX_CACHE)"
+        f"the file system of {path.parent} does not support file locks "
+        f"({getattr(error, 'strerror', None) or error}), which processes that share a folder need; "
+        "mount it with locks (Lustre: -o flock; NFS: with its lock service), or choose a folder on "
+        "another file system (for the cache: set PIXMIX_CACHE)"
     )
 
 
 def _partial_path(path: Path) -> Path:
-    # A random part, for two processes may write the same file at once; hidden, and with an
-    # extension of its own, so that a folder of images stays one while it is written.
+    # Random, because two processes may write the same file at once. Hidden and with a suffix, so
+    # that partial images are not read as images.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
 
 
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-"""64 hexadecimal digits, lower-case."""
+"""64 lower-case hexadecimal digits."""
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 """A number of samples or of bytes."""
 
 FileName = Annotated[str, msgspec.Meta(pattern=r"\A(?!\.)[^/\\\x00-\x1f\ud800-\udfff]{1,255}\Z")]
-"""The name of a file inside a known folder: no path, not hidden, no control characters."""
+"""The name of a file in a known folder: no path, not hidden, no control characters."""
 
 Label = Annotated[str, msgspec.Meta(pattern=r"\A[^/\x00-\x1f\ud800-\udfff]{0,255}\Z")]
-"""A short text that may become a part of a file's name: no path, no control characters."""
+"""A short text that may become part of a file name: no path, no control characters."""
 
 _PATTERNS = {
     Sha256: "64 hexadecimal digits",
-    FileName: "the name of a file in the folder, without a path",
+    FileName: "a file name without a path",
     Label: "a short name without slashes and control characters",
 }
-"""What msgspec tells by the pattern, in words."""
+"""Descriptions that replace the regular expressions in msgspec's errors."""
 
 T = TypeVar("T")
 
 
 def read_json(content: bytes | dict[str, Any], kind: type[T], where: str, remedy: str) -> T:
-    """Decode JSON into a type, or say which field is wrong.
+    """Decode JSON into a type; the error names the field that is wrong.
 
     Args:
-        content: JSON in UTF-8, or an object of it that is decoded already.
-        kind: a msgspec.Struct, a dataclass, or another type that msgspec knows.
-        where: the name of the file, for the error.
-        remedy: what to do about a damaged one, for the end of the error.
+        content: JSON in UTF-8, or an object that is decoded already.
+        kind: a msgspec.Struct, a dataclass, or another type that msgspec supports.
+        where: name of the file, for the error.
+        remedy: end of the error message: what to do about a damaged file.
 
     Raises:
         PipelineError: if it is not JSON, or a field is missing, of another type or out of range.
@@ -419,8 +430,8 @@ def read_json(content: bytes | dict[str, Any], kind: type[T], where: str, remedy
 
 
 def _in_words(error: Exception) -> str:
-    said = str(error)
+    message = str(error)
     for kind, words in _PATTERNS.items():
         (rule,) = get_args(kind)[1:]
-        said = said.replace(f"`str` matching regex {rule.pattern!r}", words)
-    return said
+        message = message.replace(f"`str` matching regex {rule.pattern!r}", words)
+    return message

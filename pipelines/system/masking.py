@@ -1,11 +1,11 @@
-"""Text without the secrets that command lines and addresses may hold."""
+"""Masking of secrets in command lines and addresses."""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MASK = "***"
-"""Stands in the place of a secret."""
+"""Replaces a secret."""
 
 _WORDS = (
     r"(?:\w*pass(?:word|wd|phrase)|pass|pwd|secrets?|tokens?|credentials?|signature|sig|auth|bearer"
@@ -14,7 +14,7 @@ _WORDS = (
 _NAME = rf"(?:[\w.]*[-_.])?{_WORDS}(?:[-_.][\w.-]*)?"
 
 _PIPE = re.compile(r"(?<![\w.-])pipe:(?!\s|\*\*\*).*", re.DOTALL)
-"""A command of a shell, to its end: any of its words may be a secret."""
+"""A shell command up to its end: any of its words may be a secret."""
 
 _URL = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]*://)(?P<rest>[^\s'\"]*)")
 _ASSIGNED = re.compile(
@@ -32,15 +32,15 @@ _SHAPES = re.compile(
     r"|(?:AKIA|ASIA)[0-9A-Z]{16}|xox[abprs]-[\w-]{10,}|sk-[\w-]{16,}"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*|local-[0-9a-f]{40})\b"
 )
-"""Tokens of well-known services, wherever they stand."""
+"""Tokens of well-known services, anywhere in a text."""
 
 
 def masked(text: str) -> str:
-    """Return a text without passwords, tokens and signatures.
+    """Return a text with its passwords, tokens and signatures masked.
 
-    Masked are the user of an address and all of its query and fragment, what an option or a
-    variable with a name such as --token or AWS_SECRET_ACCESS_KEY is set to, Authorization headers,
-    tokens that are known by their shape, and all of a command after "pipe:".
+    This masks the user, query and fragment of addresses, the values of options and variables with
+    names such as --token or AWS_SECRET_ACCESS_KEY, Authorization headers, tokens of well-known
+    shapes, and commands after "pipe:".
     """
     text = _PIPE.sub(f"pipe:{MASK}", text)
     text = _URL.sub(lambda match: match["scheme"] + _masked_rest(match["rest"]), text)
@@ -51,14 +51,14 @@ def masked(text: str) -> str:
 
 
 def bare_address(url: str) -> str:
-    """Return an address of the web without its user, query and fragment."""
+    """Return an http address without its user, query and fragment."""
     scheme, separator, rest = url.partition("://")
     host, path = _split_host(rest)
     return f"{scheme}{separator}{host.rpartition('@')[2]}{re.split(r'[?#]', path)[0]}"
 
 
 def masked_arguments(arguments: Sequence[str]) -> list[str]:
-    """Return the words of a command line without secrets; a secret may be a word of its own."""
+    """Return the arguments of a command line with secrets masked, such as that after --token."""
     found = []
     secret = False
     for argument in arguments:
@@ -68,7 +68,7 @@ def masked_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def masked_values(document: Any) -> Any:  # noqa: ANN401
-    """Return a document of plain JSON values whose texts are masked."""
+    """Return a document of plain JSON values with the secrets in its texts masked."""
     if isinstance(document, str):
         return masked(document)
     if isinstance(document, Mapping):
@@ -79,7 +79,7 @@ def masked_values(document: Any) -> Any:  # noqa: ANN401
 
 
 def _split_host(rest: str) -> tuple[str, str]:
-    """Split what follows "://" as a browser does: the host ends at the first of these signs."""
+    """Split the part after "://" into host and rest, as browsers do."""
     end = min((rest.find(sign) for sign in "/?#" if sign in rest), default=len(rest))
     return rest[:end], rest[end:]
 
@@ -98,7 +98,7 @@ def _masked_value(match: re.Match[str]) -> str:
     value: str = match["value"]
     if value.startswith(MASK):
         return match[0]
-    # In a command of a shell the value ends at a space; a quoted one where its quote does.
+    # A value ends at a space, and a quoted one at its closing quote.
     quote = value[0] if value[0] in "'\"" else None
     end = value.find(quote, 1) + 1 if quote else len(value.split(maxsplit=1)[0])
     return f"{match['name']}{match['sign']}{MASK}{value[end or len(value) :]}"

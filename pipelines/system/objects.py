@@ -1,11 +1,13 @@
-"""Addresses: http, object stores and the output of commands; and their transfer into local files.
+"""Addresses (http, object stores, commands), and downloads from them into local files.
+
+After a broken or stalled connection, or an error of a busy server, a download is retried after a
+random pause and continues after the received bytes. Other failures, such as "not found", are final.
+Wrong content is downloaded again, and is an error when it stays wrong.
+
+Example::
 
     content = Content(sha256="...", n_bytes=1234)
     download("s3://bucket/a.tar", file, content, access=RemoteAccess(), stop=Event())
-
-A broken or silent connection and a busy server are tried again after random pauses, from where the
-received bytes end. Other failures, such as "not found", are final. Content that is wrong is fetched
-anew, and refused when it is wrong again.
 """
 
 import logging
@@ -54,21 +56,21 @@ SCHEMES = ("http", "https", *stores.SCHEMES)
 PIPE_PREFIX = "pipe:"
 
 FILE_PLACE = "{file}"
-"""Stands in a pipe's command for the name of the file that it is to write."""
+"""Placeholder in the command of a pipe for the name of the requested file."""
 
 WRONG_CONTENTS = 3
-"""Attempts until wrong content is refused: a bit that flipped on the way is mended by the next."""
+"""Downloads until wrong content is an error: the next one repairs a bit flipped in transit."""
 
 MOST_ASKED_PAUSE_S = 600.0
 """The longest Retry-After that is honored where `RemoteAccess.download_timeout_s` is None."""
 
 _REASONS: dict[FailureKind, str] = {
-    "busy": "given up after {tries} without anything new, the last: {said}; the bytes received so "
-    "far are kept: check the server and run the same command again",
+    "busy": "given up after {tries} without new data; the last error: {message}. Run the same "
+    "command again, which continues after the received bytes, or check the server",
     "absent": "not found; check the address",
-    "denied": "access denied ({said}); set credentials that may read it",
-    "certificate": "its certificate is not valid ({said}); check the address",
-    "refused": "it cannot be read ({said}); check the address and the credentials",
+    "denied": "access denied ({message}); set credentials that may read it",
+    "certificate": "its certificate is not valid ({message}); check the address",
+    "refused": "it cannot be read ({message}); check the address and the credentials",
 }
 
 _WHILE_BUSY = retry_if_exception(lambda e: isinstance(e, Failure) and e.kind == "busy")
@@ -77,29 +79,29 @@ _log = logging.getLogger(__name__)
 
 
 class NotFoundError(PipelineError):
-    """Raised where an address leads to nothing, or to nothing that may be read.
+    """Raised when an address is not found, or may not be read.
 
-    Both in one: an object store that may not be listed answers alike for them.
+    Object stores without permission to list objects do not distinguish the two.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteAccess:
-    """How addresses are read, and when a server is given up.
+    """How addresses are read: retries, timeouts, credentials and permissions.
 
     Attributes:
-        attempts: in a row that bring nothing new, until a server is given up.
-        download_timeout_s: seconds without anything new until a server is given up, after any
-            number of attempts; None goes by the attempts.
-        first_wait_s: seconds; before attempt n + 1 a random time passes of at most
-            first_wait_s * 2**(n - 1).
-        longest_wait_s: seconds; the most that this may be.
-        stall_s: seconds after which a connection is dropped in which fewer than `LEAST_RATE` bytes
-            per second came.
-        allow_pipe: whether "pipe:COMMAND" may run a shell, which can do whatever the user can.
-        options: by scheme; for "s3", "gs" and "az" obstore's configuration of the store, as in
-            {"s3": {"skip_signature": True}}; for "http" and "https" the arguments of
-            `aiohttp.ClientSession`.
+        attempts: number of consecutive attempts without new data before a download fails.
+        download_timeout_s: seconds without new data before a download fails, after any number of
+            attempts; None counts attempts instead.
+        first_wait_s: seconds. The pause before attempt n + 1 is random, at most
+            ``first_wait_s * 2**(n - 1)``.
+        longest_wait_s: seconds; the maximum of that pause.
+        stall_s: seconds below 1000 bytes per second after which a connection is closed.
+        allow_pipe: whether an address "pipe:COMMAND" may run a shell command, which can do whatever
+            the user can.
+        options: settings by scheme: for "s3", "gs" and "az" the configuration of obstore's store,
+            such as ``{"s3": {"skip_signature": True}}``; for "http" and "https" the arguments of
+            ``aiohttp.ClientSession``.
     """
 
     attempts: int = 8
@@ -111,7 +113,7 @@ class RemoteAccess:
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse nonsense."""
+        """Check the values."""
         if self.attempts < 1:
             raise ValueError(f"attempts is {self.attempts}; use at least 1")
         for name in ("first_wait_s", "longest_wait_s"):
@@ -125,11 +127,11 @@ class RemoteAccess:
             )
         unknown = sorted(set(self.options) - set(SCHEMES))
         if unknown:
-            raise ValueError(f"options has {unknown[0]!r}; use schemes of {', '.join(SCHEMES)}")
+            raise ValueError(f"options has the scheme {unknown[0]!r}; use {', '.join(SCHEMES)}")
 
     @property
     def tries(self) -> str:
-        """Say when a server is given up."""
+        """The limit after which a download fails, in words."""
         if self.download_timeout_s is not None:
             return f"{self.download_timeout_s:g} s"
         return f"{self.attempts} attempts in a row" if self.attempts > 1 else "one attempt"
@@ -139,85 +141,85 @@ class RemoteAccess:
 
 
 def is_remote(where: str) -> bool:
-    """Return whether this is an address or a pipe, and not a path or a file:// address."""
+    """Return whether this is an address or a pipe, rather than a path or a file:// address."""
     return re.match(r"(?!file:)(pipe:|[A-Za-z][A-Za-z0-9+.-]*:(//|:))", where) is not None
 
 
 def is_http(url: str) -> bool:
-    """Return whether a URL's rules hold for this address; a key of a store may hold any sign."""
+    """Return whether an address is a URL, with quoting; keys of stores may have any characters."""
     return scheme_of(url) in {"http", "https"}
 
 
 def scheme_of(url: str) -> str:
-    """Return the scheme of an address in small letters."""
+    """Return the scheme of an address in lower case."""
     return url.partition(":")[0].lower()
 
 
 def shown(url: str) -> str:
-    """Return an address for messages: without user, query and command, where secrets are."""
+    """Return an address for messages: without user, query and command, which may be secret."""
     if url.startswith(PIPE_PREFIX):
         return f"{PIPE_PREFIX}{MASK}"
     return url if scheme_of(url) in stores.SCHEMES else bare_address(url)
 
 
 def check_address(url: str, access: RemoteAccess) -> None:
-    """Refuse what is never read, before anything is done.
+    """Check that an address can be read.
 
     Raises:
-        PipelineError: for a scheme that is not read, and for a pipe unless the caller allows it.
+        PipelineError: for an unknown scheme, and for a pipe unless `access` allows it.
     """
     if url == f"{PIPE_PREFIX}{MASK}":
         raise PipelineError(
-            f"{url} is only what messages show of a command; pass what open_set "
-            "returned, and not its shards"
+            f"{url} is the masked form of a command, as in messages; pass the result of open_set, "
+            "not its shards"
         )
     if url.startswith(PIPE_PREFIX):
         if not access.allow_pipe:
             raise PipelineError(
                 f"{shown(url)} would run a shell command, which can do whatever you can; use an "
-                "address, or allow_pipe=True if you trust whoever wrote the command"
+                "address, or allow_pipe=True if you trust the author of the command"
             )
     elif scheme_of(url) not in SCHEMES or "::" in url or not urlsplit(url).netloc:
         raise PipelineError(
-            f"{shown(url)} is no address that shards are read from; use one that begins with "
-            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}, or a path"
+            f"{shown(url)} is not a supported address; use a path, or an address with "
+            f"{', '.join(f'{scheme}://' for scheme in SCHEMES)}"
         )
 
 
 def local_path(where: str) -> Path:
-    """Return the path that a path or a file:// address names.
+    """Return the local path of a path or a file:// address.
 
     Raises:
-        PipelineError: if the address names another machine.
+        PipelineError: if the address has the name of another machine.
     """
     if not where.startswith("file:"):
         return Path(where)
     parts = urlsplit(where)
     if parts.netloc not in {"", "localhost"}:
-        raise PipelineError(f"{where} names another machine; use file:///PATH, or a path")
+        raise PipelineError(f"{where} is on another machine; use file:///PATH, or a path")
     return Path(unquote(parts.path))
 
 
 def path_of(url: str) -> str:
-    """Return the path of an http address, and all of another one."""
+    """Return the path of an http address; return other addresses unchanged."""
     return urlsplit(url).path if is_http(url) else url
 
 
 def with_path(url: str, path: str) -> str:
-    """Return an address with another path in place of `path_of`; the query stays."""
+    """Return an address with its `path_of` replaced; the query of an http address is kept."""
     return urlunsplit(urlsplit(url)._replace(path=path)) if is_http(url) else path
 
 
 def address_inside(folder: str, name: str) -> str:
-    """Return where a file of a folder is.
+    """Return the address of a file in a folder.
 
     Args:
-        folder: an address, with or without a slash at its end, a pipe's command with {file} in it,
+        folder: an address, with or without a slash at its end; a pipe with {file} in its command;
             or a path.
-        name: of the file.
+        name: name of the file.
     """
     if folder.startswith(PIPE_PREFIX):
-        # Quoted: the name comes from a manifest, and no manifest may write commands.
+        # Quoted, because the name comes from a manifest, which must not inject commands.
         return folder.replace(FILE_PLACE, shlex.quote(name))
     if not is_remote(folder):
         return str(Path(folder) / name)
@@ -231,25 +233,25 @@ def address_inside(folder: str, name: str) -> str:
 def download(
     url: str, file: BinaryIO, content: Content, *, access: RemoteAccess, stop: threading.Event
 ) -> None:
-    """Bring what an address names into a file, and check that it is the right content.
+    """Download an address into a file, and verify the content.
 
     Args:
         url: an address, or "pipe:COMMAND".
-        file: open for reading and writing; what it holds is taken for the beginning.
+        file: open for reading and writing; its content is the beginning, received earlier.
         content: the expected content.
-        access: how, and how patiently.
-        stop: ends the transfer within a moment; what has come stays in the file.
+        access: retries, timeouts and options.
+        stop: ends the download at once; the received bytes stay in the file.
 
     Raises:
-        NotFoundError: if there is nothing, or nothing that may be read.
-        PipelineError: if the address cannot be read, the server is given up, the disk is full, or
-            the content is wrong again and again; in the last case the file is empty.
+        NotFoundError: if the address is not found, or may not be read.
+        PipelineError: if the address cannot be read, the server fails for too long, the disk is
+            full, or the content is wrong `WRONG_CONTENTS` times; the file is then empty.
         StoppedError: if `stop` is set.
     """
     check_address(url, access)
     received = Received(file, content)
 
-    def count_anew(state: RetryCallState) -> None:
+    def reset_count(state: RetryCallState) -> None:
         if received.advanced():
             state.attempt_number = 0
             state.start_time = time.monotonic()
@@ -260,13 +262,13 @@ def download(
         stop,
         retry=retry_if_exception_type(WrongContentError),
         ends=stop_after_attempt(WRONG_CONTENTS),
-        # Or the wrong content would be resumed.
+        # Otherwise the next attempt would continue after the wrong content.
         after=lambda _state: received.restart(),
     )
 
     def transfer() -> None:
         if not received.whole:
-            retrying(url, access, stop, after=count_anew)(_attempt, url, received, access, stop)
+            retrying(url, access, stop, after=reset_count)(_attempt, url, received, access, stop)
         received.check()
 
     try:
@@ -276,13 +278,11 @@ def download(
             raise StoppedError from error
         if isinstance(error, WrongContentError):
             raise PipelineError(
-                f"{shown(url)}: {content} were expected, and {error} came, {WRONG_CONTENTS} times; "
-                "put the right file there, or, if it was changed on purpose, run pixmix-shard "
-                "index again"
+                f"{shown(url)}: expected {content}, got {error}, {WRONG_CONTENTS} times; restore "
+                "the file, or, if it was changed on purpose, run pixmix-shard index again"
             ) from error
         kind = NotFoundError if error.kind in {"absent", "denied"} else PipelineError
-        said = masked(str(error))
-        reason = _REASONS[error.kind].format(tries=access.tries, said=said)
+        reason = _REASONS[error.kind].format(tries=access.tries, message=masked(str(error)))
         raise kind(f"{shown(url)}: {reason}") from error
 
 
@@ -295,17 +295,17 @@ def retrying(
     ends: stop_base | None = None,
     after: Callable[[RetryCallState], None] = lambda _: None,
 ) -> Retrying:
-    """Return what calls a function again after random pauses, each of which is logged.
+    """Return a retrying caller, which logs each error and pauses for a random time after it.
 
-    A server that says how long to wait is left alone so long, but not beyond the timeout.
+    A pause is at least as long as the server asks for, up to the timeout.
 
     Args:
-        url: for the log.
-        access: the pauses, and when it ends by default.
+        url: address for the log.
+        access: the pauses, and the default of `ends`.
         stop: ends a pause at once.
-        retry: after which errors; by default those that may pass.
-        ends: when the last error is raised.
-        after: called after each call that failed; it may begin the count anew.
+        retry: condition for a retry; by default a busy server.
+        ends: condition under which the last error is raised.
+        after: called after each failed call; it may reset the count.
     """
     timeout_s = access.download_timeout_s
     if ends is None:
@@ -319,8 +319,8 @@ def retrying(
         return max(at_random(state), min(asked_s, longest_s))
 
     def report(state: RetryCallState) -> None:
-        said = masked(str(state.outcome and state.outcome.exception()))
-        _log.warning("%s: %s; trying again in %.1f s", shown(url), said, state.upcoming_sleep)
+        message = masked(str(state.outcome and state.outcome.exception()))
+        _log.warning("%s: %s; retrying in %.1f s", shown(url), message, state.upcoming_sleep)
 
     return Retrying(
         retry=retry,
@@ -334,8 +334,8 @@ def retrying(
 
 
 def _attempt(url: str, received: Received, access: RemoteAccess, stop: threading.Event) -> None:
-    """Read an address once, from where the received bytes end, or anew where that is not known."""
-    # It may have been set in a pause between two attempts.
+    """Read an address once, continuing after the received bytes where that is possible."""
+    # `stop` may have been set in a pause between two attempts.
     if stop.is_set():
         raise StoppedError
     options, stall_s = access.options.get(scheme_of(url), {}), access.stall_s

@@ -1,8 +1,8 @@
 """The process group of a distributed run: rendezvous, collectives and the watchdog.
 
-A rank can hang where no error reaches it: in a collective with a rank that stopped, or in a read
-from a disk that does not respond. The watchdog thread reports what the process waits for, and ends
-the process when the wait exceeds the limit.
+A rank can hang without an error: in a collective with a rank that has stopped, or in a read from a
+disk that does not respond. The watchdog thread reports what the process waits for, and ends the
+process when the wait exceeds a limit.
 """
 
 import gc
@@ -30,58 +30,62 @@ from pipelines.system.ranks import World, find_world, local_gpu
 
 log = logging.getLogger(__name__)
 
-Awaited = Callable[[], str]
+Describe = Callable[[], str]
+"""Returns in words what a process waits for."""
 
 
 class Watchdog:
-    """What this process waits for, and since when.
+    """Reports waits without progress, and ends the process when one exceeds the limit."""
 
-    limit_s: seconds without a move after which the process ends with code 1; 0 for never.
-    first_word_s: seconds after which a line in the log says what is awaited, then again after
-        twice as long, and so on.
-    """
+    def __init__(self, *, limit_s: float = 0.0, first_report_s: float = 60.0) -> None:
+        """Set the limits; `watching` starts the thread.
 
-    def __init__(self, *, limit_s: float = 0.0, first_word_s: float = 60.0) -> None:
+        Args:
+            limit_s: seconds without progress after which the process exits with code 1; 0 for
+                never.
+            first_report_s: seconds without progress after which the log reports what the process
+                waits for. The report is repeated at twice the time, four times, and so on.
+        """
         if limit_s < 0:
-            raise ValueError(f"limit_s is {limit_s}; give 0 or more seconds")
-        if first_word_s <= 0:
-            raise ValueError(f"first_word_s is {first_word_s}; give more than 0 seconds")
+            raise ValueError(f"limit_s is {limit_s}; use 0 or more seconds")
+        if first_report_s <= 0:
+            raise ValueError(f"first_report_s is {first_report_s}; use more than 0 seconds")
         self.limit_s = limit_s
-        self._first_word_s = first_word_s
-        self._moved = time.monotonic()
-        self._awaited: Awaited = lambda: "the beginning"
+        self._first_report_s = first_report_s
+        self._last_reset = time.monotonic()
+        self._describe: Describe = lambda: "the start"
         self._limited = True
         self._ended = threading.Event()
 
-    def moved(self) -> None:
-        """Say that something was finished: a step, a part of an evaluation, a checkpoint."""
-        self._moved = time.monotonic()
+    def reset(self) -> None:
+        """Restart the time after progress: a step, a batch of an evaluation, a checkpoint."""
+        self._last_reset = time.monotonic()
 
     @contextmanager
-    def awaiting(self, what: str | Awaited) -> Iterator[None]:
-        """Say what the block waits for; a function is asked when it is to be told."""
-        before = self._awaited
-        self._awaited = what if callable(what) else lambda: what
+    def awaiting(self, what: str | Describe) -> Iterator[None]:
+        """Set what the block waits for: a text, or a function that is called for each report."""
+        before = self._describe
+        self._describe = what if callable(what) else lambda: what
         try:
             yield
         finally:
-            self._awaited = before
+            self._describe = before
 
     @contextmanager
     def without_limit(self) -> Iterator[None]:
-        """Let the block take as long as it takes; what it waits for is told all the same."""
+        """Suspend the limit in the block; waits are still reported."""
         self._limited = False
         try:
             yield
         finally:
-            self.moved()
+            self.reset()
             self._limited = True
 
     @contextmanager
     def watching(self) -> Iterator["Watchdog"]:
         """Watch while the block runs."""
-        self.moved()
-        # A daemon: the program's end does not wait for it.
+        self.reset()
+        # A daemon, so that the exit of the program does not wait for it.
         thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         thread.start()
         try:
@@ -91,50 +95,53 @@ class Watchdog:
             thread.join()
 
     def _watch(self) -> None:
-        next_word_s = self._first_word_s
-        pause_s = min(1.0, self._first_word_s / 4, (self.limit_s or 4.0) / 4)
+        next_report_s = self._first_report_s
+        pause_s = min(1.0, self._first_report_s / 4, (self.limit_s or 4.0) / 4)
         while not self._ended.wait(pause_s):
-            still_s = time.monotonic() - self._moved
-            if still_s < self._first_word_s:
-                next_word_s = self._first_word_s
-            elif still_s >= next_word_s:
-                log.warning("no step for %.0f s; waiting for %s", still_s, self._awaited())
-                next_word_s = max(2 * next_word_s, 2 * still_s)
-            if self._limited and 0 < self.limit_s <= still_s:
-                self._end(still_s)
+            waited_s = time.monotonic() - self._last_reset
+            if waited_s < self._first_report_s:
+                next_report_s = self._first_report_s
+            elif waited_s >= next_report_s:
+                log.warning("no step for %.0f s; waiting for %s", waited_s, self._describe())
+                next_report_s = max(2 * next_report_s, 2 * waited_s)
+            if self._limited and 0 < self.limit_s <= waited_s:
+                self._end(waited_s)
 
-    def _end(self, still_s: float) -> None:
-        """End the process, whatever its other threads hang in."""
+    def _end(self, waited_s: float) -> None:
+        """Exit, even if other threads hang."""
         log.critical(
-            "Error: no step for %.0f s, waiting for %s; see to that, then give the same command "
-            "again with --resume auto, or a larger --watchdog-timeout",
-            still_s,
-            self._awaited(),
+            "Error: no step for %.0f s, waiting for %s; check that, then run the same command "
+            "again with --resume auto, or with a larger --watchdog-timeout",
+            waited_s,
+            self._describe(),
         )
         logging.shutdown()
         os._exit(1)
 
 
-_BEAT_S = 2.0
-"""Between two words of processes that get ready: short against what disconnects the idle."""
+_HEARTBEAT_S = 2.0
+"""Seconds between two heartbeats: shorter than the idle timeouts of connections."""
 
 _GRACE_S = 60.0
-"""By which an exchange may outlast the watchdog's limit: the watchdog has the better words."""
+"""A collective may outlast the watchdog's limit by this, because the watchdog's error says more."""
 
 _NEVER = timedelta(days=365)
 
 
 class LostProcessError(PipelineError):
-    """Raised where another process no longer answers."""
+    """Raised when another process has ended or no longer responds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
-    """This process among those of the training.
+    """This process among those of the training, and its communication with them.
 
-    device: that it computes on. watchdog: is told what is awaited.
-    stop_key: under which one tells the others that it stops. A launcher keeps what they tell each
-    other over its restarts, so that each start of the processes has another.
+    Attributes:
+        world: rank and world size.
+        device: the device that it computes on.
+        watchdog: reports what it waits for.
+        stop_key: key in the store of the process group by which a process announces that it stops.
+            It differs between starts, because launchers keep the store over restarts.
     """
 
     world: World
@@ -144,25 +151,25 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is rank 0, which writes the files of the run."""
         return self.world.rank == 0
 
     def sum(self, *values: float) -> list[float]:
-        """Return sums over all processes; every process must call it.
+        """Return sums over all processes; all must call this.
 
-        They go from CPU to CPU: a device is not waited for.
+        The values are exchanged between CPUs, so this does not wait for a device.
 
         Raises:
             LostProcessError: if another process has ended.
         """
         total = torch.tensor(values, dtype=torch.float64)
         if self.world.size > 1:
-            with self.watchdog.awaiting("the other processes"), lost_are_told():
+            with self.watchdog.awaiting("the other processes"), communication_errors():
                 distributed.all_reduce(total)
         return [float(each) for each in total.tolist()]
 
     def gather(self, value: int) -> list[int]:
-        """Return a whole number, below 2^63, of every process, by rank; all must call it.
+        """Return an integer below 2^63 of each process, by rank; all must call this.
 
         Raises:
             LostProcessError: if another process has ended.
@@ -170,31 +177,31 @@ class Processes:
         own = torch.tensor([value], dtype=torch.int64)
         if self.world.size == 1:
             return [value]
-        all_of_them = [torch.zeros_like(own) for _ in range(self.world.size)]
-        with self.watchdog.awaiting("the other processes"), lost_are_told():
-            distributed.all_gather(all_of_them, own)
-        return [int(each) for each in all_of_them]
+        gathered = [torch.zeros_like(own) for _ in range(self.world.size)]
+        with self.watchdog.awaiting("the other processes"), communication_errors():
+            distributed.all_gather(gathered, own)
+        return [int(each) for each in gathered]
 
     def own_cores(self) -> int:
-        """Return how many cores this process has to itself, at least 1; all must call it.
+        """Return the number of cores for this process alone, at least 1; all must call this.
 
-        Those that it may use, divided among the processes that may use the same ones: under
-        torchrun all of a machine; none where srun has bound each to cores of its own.
+        Cores that several processes may use are divided among them: under torchrun all processes of
+        a machine share its cores, while srun may bind each to different ones.
 
         Raises:
             LostProcessError: if another process has ended.
         """
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        used = hashlib.sha256(f"{_machine()} {cores}".encode()).digest()
-        own = int.from_bytes(used[:7], "big")
+        digest = hashlib.sha256(f"{_machine()} {cores}".encode()).digest()
+        own = int.from_bytes(digest[:7], "big")
         return max(1, available_cores() // self.gather(own).count(own))
 
     def broadcast(self, content: bytes | None, source: int) -> bytes:
-        """Give every process the bytes that one of them has; all must call it.
+        """Return in every process the bytes of one of them; all must call this.
 
         Args:
-            content: in the process of rank `source`; elsewhere it is not looked at.
-            source: rank of the process that has them.
+            content: the bytes, in the process of rank `source`; ignored in others.
+            source: rank of the process that has the bytes.
 
         Raises:
             LostProcessError: if another process has ended.
@@ -207,98 +214,102 @@ class Processes:
         if mine and content:
             held = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         if len(held) > 0:
-            with self.watchdog.awaiting("the other processes"), lost_are_told():
+            with self.watchdog.awaiting("the other processes"), communication_errors():
                 distributed.broadcast(held, source)
         return held.numpy().tobytes()
 
     def check_same(self, what: str, value: str) -> None:
-        """See that all processes were given the same; all must call it.
+        """Check that all processes have the same value; all must call this.
+
+        Args:
+            what: name of the value, for the error.
+            value: value of this process.
 
         Raises:
-            PipelineError: if they were not, in all of them.
+            PipelineError: in all processes, if the values differ.
         """
         digest = hashlib.sha256(value.encode()).digest()
         found = self.gather(int.from_bytes(digest[:7], "big"))
         different = [rank for rank, each in enumerate(found) if each != found[0]]
         if different:
             raise PipelineError(
-                f"{what}: process {different[0]} was given another than process 0; give all hosts "
-                "the same"
+                f"{what} differs between process {different[0]} and process 0; use the same on all "
+                "hosts"
             )
 
     def share_buffers(self, module: nn.Module) -> None:
-        """Give every process the first one's buffers, as running means; all must call it.
+        """Copy the buffers of rank 0, such as running means, to all processes; all must call this.
 
-        Each process counts its own part of a batch, and the first one's are those that are saved.
+        Each process computes them from its part of each batch, and those of rank 0 are saved.
         """
         if self.world.size > 1:
-            with self.watchdog.awaiting("the other processes"), lost_are_told():
+            with self.watchdog.awaiting("the other processes"), communication_errors():
                 for buffer in module.buffers():
                     distributed.broadcast(buffer, 0)
 
     def wait(self) -> None:
-        """Wait until every process is here."""
+        """Wait until all processes call this."""
         self.sum(0.0)
 
-    def tell_of_stop(self) -> None:
-        """Tell the other processes that this one stops, whatever they wait for; from any thread.
+    def announce_stop(self) -> None:
+        """Announce to the other processes that this one stops; any thread may call this.
 
         Raises:
-            LostProcessError: if the process that passes it on has ended.
+            LostProcessError: if the process that hosts the store has ended.
         """
-        with lost_are_told():
+        with communication_errors():
             _get_default_store().set(self.stop_key, "1")
 
-    def is_told_of_stop(self) -> bool:
-        """Return whether a process of the training stops; from any thread.
+    def is_stop_announced(self) -> bool:
+        """Return whether a process has announced that it stops; any thread may call this.
 
         Raises:
-            LostProcessError: if the process that passes it on has ended.
+            LostProcessError: if the process that hosts the store has ended.
         """
-        with lost_are_told():
+        with communication_errors():
             return bool(_get_default_store().check([self.stop_key]))
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Do the block in every process; if it fails in one, it fails in all.
+        """Run the block in all processes; if it fails in one, it fails in all.
 
-        It may take as long as it takes in one of them: meanwhile all tell each other, every few
-        seconds, that they are there. In the block they can say nothing else to each other.
+        The block may take any time: meanwhile the processes exchange heartbeats. The block must not
+        call other collectives.
 
         Raises:
-            PipelineError: if it failed in another process.
+            PipelineError: if the block failed in another process.
             LostProcessError: if another process has ended.
         """
         with self.watchdog.without_limit():
             if self.world.size == 1:
                 yield
                 return
-            meeting = _Meeting(self.world.size)
-            meeting.start()
+            heartbeat = _Heartbeat(self.world.size)
+            heartbeat.start()
             try:
                 yield
             except BaseException:
-                meeting.end(failed=True)
+                heartbeat.end(failed=True)
                 raise
             with self.watchdog.awaiting("the other processes to be ready"):
-                meeting.end(failed=False)
-        if meeting.error is not None:
-            raise meeting.error
-        if meeting.n_failed > 0:
-            raise PipelineError("another process could not begin; it says why")
+                heartbeat.end(failed=False)
+        if heartbeat.error is not None:
+            raise heartbeat.error
+        if heartbeat.n_failed > 0:
+            raise PipelineError("another process failed to start; see its error")
 
 
 def _machine() -> str:
-    """Return what tells this machine from others, whose hosts may have the same name."""
+    """Return an identifier of this machine; host names may not be unique."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return boot.read_text().strip() if boot.exists() else socket.gethostname()
 
 
-class _Meeting(threading.Thread):
-    """Tells the other processes that this one is there, until all are done or one has failed."""
+class _Heartbeat(threading.Thread):
+    """Exchanges heartbeats with the other processes until all are done or one has failed."""
 
     def __init__(self, size: int) -> None:
-        super().__init__(name="meeting", daemon=True)
+        super().__init__(name="heartbeat", daemon=True)
         self._size = size
         self._done = threading.Event()
         self._failed = False
@@ -306,53 +317,53 @@ class _Meeting(threading.Thread):
         self.error: LostProcessError | None = None
 
     def run(self) -> None:
-        """Tell, and hear what the others tell."""
+        """Exchange heartbeats."""
         while True:
-            done = self._done.wait(_BEAT_S)
-            told = torch.tensor([float(done), float(done and self._failed)], dtype=torch.float64)
+            done = self._done.wait(_HEARTBEAT_S)
+            counts = torch.tensor([float(done), float(done and self._failed)], dtype=torch.float64)
             try:
-                with lost_are_told():
-                    distributed.all_reduce(told)
+                with communication_errors():
+                    distributed.all_reduce(counts)
             except LostProcessError as error:
                 self.error = error
                 return
-            n_done, self.n_failed = told.tolist()
+            n_done, self.n_failed = counts.tolist()
             if n_done == self._size or self.n_failed > 0:
                 return
 
     def end(self, *, failed: bool) -> None:
-        """Say that this process is done, and wait for the others."""
+        """Report that this process is done, and wait for the others."""
         self._failed = failed
         self._done.set()
         self.join()
 
 
 @contextmanager
-def lost_are_told() -> Iterator[None]:
-    """Say in one line that another process has ended, or does not answer.
+def communication_errors() -> Iterator[None]:
+    """Translate errors of the communication between processes into a LostProcessError.
 
     Raises:
-        LostProcessError: in place of what the exchange between processes raised.
+        LostProcessError: if another process has ended, or does not respond.
     """
     try:
         yield
     except RuntimeError as error:
-        if not _is_of_exchange(error):
+        if not _is_communication_error(error):
             raise
         raise LostProcessError(
-            f"another process was lost, or does not answer ({_own_words(error)}); give the same "
-            "command again with --resume auto"
+            f"another process was lost, or does not respond ({_first_sentence(error)}); run the "
+            "same command again with --resume auto"
         ) from error
 
 
-def _own_words(error: Exception) -> str:
-    """Return the first sentence of an error, without the line of the source that raised it."""
+def _first_sentence(error: Exception) -> str:
+    """Return the first sentence of an error without its source location."""
     words = re.sub(r"^\[\S+\] ", "", (str(error) or type(error).__name__).splitlines()[0])
     return words.partition(". ")[0][:200]
 
 
-def _is_of_exchange(error: RuntimeError) -> bool:
-    """Return whether an error comes of the exchange between processes: gloo's have no own type."""
+def _is_communication_error(error: RuntimeError) -> bool:
+    """Return whether an error is one of communication; gloo raises plain RuntimeErrors."""
     words = str(error).lower()
     return isinstance(error, distributed.DistError) or any(
         word in words for word in ("gloo", "nccl", "connection closed by peer", "connection reset")
@@ -360,20 +371,20 @@ def _is_of_exchange(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Processes]:
-    """Join the other processes of a launcher such as torchrun, and leave them at the end.
+def join_processes(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Processes]:
+    """Join the process group of a launcher such as torchrun, and leave it at the end of the block.
 
     Args:
-        device: "auto", "cpu" or as torch names it; with several processes each has a GPU of its
-            own; see `local_gpu`.
-        watchdog: that watches this process, and whose limit holds for an exchange, too; None for
-            none, and torch's limit.
+        device: "auto", "cpu", or a device of torch; with "auto" and "cuda" each process of a
+            machine uses another GPU, see `local_gpu`.
+        watchdog: watches this process; its limit also applies to collectives. None for none, with
+            torch's default limit.
 
     Raises:
-        PipelineError: if there is no such device here, or the others are not found.
+        PipelineError: if the device is not available, or the processes cannot connect.
     """
     world = find_world()
-    limit = None if watchdog is None else _exchange_limit(watchdog)
+    limit = None if watchdog is None else _collective_limit(watchdog)
     watchdog = watchdog or Watchdog()
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -384,7 +395,7 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
-            f"device {device!r} is not here ({str(error).splitlines()[0]}); give auto or cpu"
+            f"device {device!r} is not available ({str(error).splitlines()[0]}); use auto or cpu"
         ) from error
     processes = Processes(world=world, device=chosen, watchdog=watchdog)
     if world.size == 1:
@@ -392,25 +403,25 @@ def joined(device: str, *, watchdog: Watchdog | None = None) -> Iterator[Process
         return
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    _find_each_other(processes, limit)
+    _connect(processes, limit)
     try:
         (number,) = processes.sum(float(secrets.randbelow(2**52)) if processes.first else 0.0)
         yield replace(processes, stop_key=f"pixmix-train {number:.0f} stops")
     finally:
-        # What refers to the group in a cycle would keep its threads, and a thread of gloo that
-        # meets an interpreter which has ended aborts the process.
+        # Reference cycles would keep the group's threads alive, and a thread of gloo that outlives
+        # the interpreter aborts the process.
         gc.collect()
         distributed.destroy_process_group()
 
 
-def _exchange_limit(watchdog: Watchdog) -> timedelta:
+def _collective_limit(watchdog: Watchdog) -> timedelta:
     return timedelta(seconds=watchdog.limit_s + _GRACE_S) if watchdog.limit_s else _NEVER
 
 
-def _find_each_other(processes: Processes, limit: timedelta | None) -> None:
+def _connect(processes: Processes, limit: timedelta | None) -> None:
     world = processes.world
     try:
-        # The exchange has a limit of its own, and its error says how many have joined.
+        # init_process_group has its own limit, and its error says how many have joined.
         with (
             processes.watchdog.awaiting("all processes to join"),
             processes.watchdog.without_limit(),
@@ -423,6 +434,6 @@ def _find_each_other(processes: Processes, limit: timedelta | None) -> None:
             )
     except (RuntimeError, ValueError) as error:
         raise PipelineError(
-            f"the {world.size} processes do not find each other "
-            f"({_own_words(error)}); start them by torchrun, or see to MASTER_ADDR and MASTER_PORT"
+            f"the {world.size} processes cannot connect to each other ({_first_sentence(error)}); "
+            "start them with torchrun, or check MASTER_ADDR and MASTER_PORT"
         ) from error

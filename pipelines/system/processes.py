@@ -1,10 +1,10 @@
-"""Worker pools, child processes and compiling processes, none of which outlives the command.
+"""Worker pools, child processes and kernel compilation; no process outlives the command.
 
-A pool has one process per job, and each process has one thread. This module imports nothing heavy,
-because a worker sets the number of its threads before numpy is loaded.
+A pool has one process per job, and each process uses one thread. This module imports nothing heavy,
+because a worker sets its number of threads before numpy is imported.
 
-A worker finishes its piece of work when a run is interrupted, and the compiler delays Python's
-signals. So kernels are compiled in processes of their own, which Ctrl-C ends at once.
+When a run is interrupted, each worker finishes its chunk. The compiler delays Python's signals, so
+kernels are compiled in separate processes, which Ctrl-C ends at once.
 """
 
 import errno
@@ -38,17 +38,17 @@ Result = TypeVar("Result")
 ONE_THREAD = {
     f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "VECLIB", "NUMEXPR")
 }
-"""Variables by which a process has one thread, where they are set before numpy is loaded."""
+"""Variables that limit a process to one thread if they are set before numpy is imported."""
 
 
 _GRACE_S = 5.0
-"""For a worker without work to end."""
+"""Time for an idle worker to end."""
 
 _CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
-class Run(Protocol):
-    """Calls a function with chunks, in processes; `run_chunks` is one."""
+class RunChunks(Protocol):
+    """The signature of `run_chunks`: call a function with chunks in other processes."""
 
     def __call__(
         self,
@@ -58,15 +58,15 @@ class Run(Protocol):
         jobs: int,
         finished: Callable[[range], None],
     ) -> None:
-        """Call `work` with each chunk, and `finished` with each that is done."""
+        """Call `work` with each chunk, and `finished` with each completed chunk."""
         ...
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use, which a container or a batch job may limit.
+    """Return the number of cores that this process may use.
 
-    A batch job by the cores that it is bound to; a container by the time that it gets of all, as
-    Docker's --cpus and the limits of Kubernetes do, of which a part of a core counts as one.
+    A batch job may bind processes to some cores. A container may limit the CPU time, as with
+    Docker's --cpus and Kubernetes' limits; a fraction of a core counts as one.
     """
     bound = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
@@ -79,20 +79,21 @@ def available_cores() -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes of memory that this process may use: this machine's, or its container's."""
+    """Return the memory in bytes that this process may use, in its container or machine."""
     limits = [_limit("memory.max"), _limit("memory/memory.limit_in_bytes")]
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([machine, *(limit for limit in limits if limit is not None)])
 
 
-def _limit(name: str, place: int = 0) -> int | None:
-    """Return a limit of this container: a word of its file; None where there is none.
+def _limit(name: str, position: int = 0) -> int | None:
+    """Return a number in a control group file of this container; None if there is no limit.
 
-    Version 2 has cpu.max, "400000 100000" or "max 100000"; version 1 a file each, -1 for none.
+    Version 2 has cpu.max with "400000 100000" or "max 100000"; version 1 has one file for each
+    number, with -1 for no limit.
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/.
     """
     try:
-        limit = int((_CONTROL_GROUP / name).read_text().split()[place])
+        limit = int((_CONTROL_GROUP / name).read_text().split()[position])
     except (OSError, ValueError, IndexError):
         return None
     return limit if limit > 0 else None
@@ -105,23 +106,23 @@ def run_chunks(
     jobs: int,
     finished: Callable[[range], None],
 ) -> None:
-    """Run a function over chunks in `jobs` processes, or in as many as the machine allows.
+    """Run a function over chunks in `jobs` processes, or in fewer if the system limits them.
 
-    Whatever ends it early, the chunks that have begun are let to their end first, so what they
-    painted is kept.
+    If an error or an interruption ends the run early, chunks in progress are finished first, so
+    their results are kept.
 
     Args:
         work: a picklable function that returns its chunk.
-        chunks: what it is called with, in this order.
+        chunks: arguments of `work`, in this order.
         jobs: number of processes, at least 1.
-        finished: called here, in this process, with each chunk that is done.
+        finished: called in this process with each completed chunk.
 
     Raises:
         PipelineError: if a worker process is killed, or if none can be started.
-        Exception: what `work` raises.
+        Exception: an exception of `work`.
     """
-    # No pool of the standard library: with a limit on processes or threads, its own thread waits
-    # for ever for workers that could not be started.
+    # Not a pool of the standard library: where processes or threads are limited, its thread waits
+    # forever for workers that could not be started.
     waiting = iter(chunks)
     content = pickle.dumps(work)
     workers: dict[Connection, _Worker] = {}
@@ -144,14 +145,14 @@ def run_chunks(
                 if connection not in ready:
                     continue
                 try:
-                    answer = worker.answer()
+                    chunk = worker.result()
                 except _NotStarted as error:
-                    # Others do its work, if there are any.
+                    # Other workers, if there are any, do its chunk.
                     workers.pop(connection).end()
                     again.append(worker.chunk)
                     refusal = error
                     continue
-                finished(answer)
+                finished(chunk)
                 hand_out(worker)
         if again:
             raise _too_few_processes(refusal)
@@ -162,7 +163,7 @@ def run_chunks(
 def prefetch(
     items: Iterator[Item], work: Callable[[Item], Result], depth: int
 ) -> Generator[Result]:
-    """Give the results of work on items, in order, computed in a thread up to `depth` ahead."""
+    """Yield the results of `work` for the items in order, and compute up to `depth` in advance."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="pixmix-loader")
     running: deque[Future[Result]] = deque()
     try:
@@ -177,14 +178,14 @@ def prefetch(
 
 
 class _NotStarted(Exception):
-    """A worker process that cannot have what it needs."""
+    """Raised when a worker process lacks resources, such as threads, to start."""
 
 
 class _Worker:
     """A process that takes chunks through a pipe, one at a time."""
 
     def __init__(self, content: bytes) -> None:
-        # A fork would copy the threads' locks of a process that has run numba or torch.
+        # Not a fork, which would copy held locks of numba's and torch's threads.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.chunk = range(0)
@@ -198,31 +199,31 @@ class _Worker:
             theirs.close()
 
     def begin(self, chunk: range) -> None:
-        """Hand out a chunk."""
+        """Send a chunk to the worker."""
         self.chunk, self.busy = chunk, True
-        with suppress(BrokenPipeError, ConnectionResetError):  # Seen when its answer is awaited.
+        with suppress(BrokenPipeError, ConnectionResetError):  # `result` reports these.
             self.connection.send(chunk)
 
-    def answer(self) -> range:
-        """Return the chunk that is done, or raise what ended it."""
+    def result(self) -> range:
+        """Return the completed chunk, or raise the worker's exception."""
         self.busy = False
         try:
-            answer = self.connection.recv()
+            result = self.connection.recv()
         except (EOFError, ConnectionResetError) as error:
             self.process.join(_GRACE_S)
             if not self.has_worked and (self.process.exitcode or 0) >= 0:
                 raise _NotStarted(f"exit code {self.process.exitcode}") from error
             raise PipelineError(
-                "a worker process was killed, most often because memory ran out; what is whole is "
-                "kept: run the same command again, with fewer --jobs if memory is short"
+                "a worker process was killed, most likely because memory ran out; complete files "
+                "are kept: run the same command again, with fewer --jobs if memory is short"
             ) from error
         self.has_worked = True
-        if isinstance(answer, BaseException):
-            raise answer
-        return answer  # type: ignore[no-any-return]
+        if isinstance(result, BaseException):
+            raise result
+        return result  # type: ignore[no-any-return]
 
     def end(self) -> None:
-        """Let it end, which it does when its pipe is closed."""
+        """Close the pipe, which ends the worker, and wait for it."""
         self.connection.close()
         self.process.join(_GRACE_S)
 
@@ -230,7 +231,7 @@ class _Worker:
 def _start_workers(
     workers: dict[Connection, _Worker], content: bytes, jobs: int
 ) -> Exception | None:
-    """Start as many workers as are allowed, and return why they are fewer, if they are."""
+    """Start up to `jobs` workers; return the error if only some of them can be started."""
     for _ in range(jobs):
         try:
             worker = _Worker(content)
@@ -250,20 +251,20 @@ def _too_few_processes(reason: Exception | None) -> PipelineError:
     return PipelineError(
         "no worker process can be started"
         + (f" ({reason})" if reason else "")
-        + "; the number of processes and threads is limited here: raise the limit (ulimit -u, or "
-        "the container's pids limit), or end other processes, and run the same command again"
+        + "; the number of processes and threads is limited: raise the limit (ulimit -u, or the "
+        "container's pids limit), or end other processes, and run the same command again"
     )
 
 
 def _shut_down(workers: dict[Connection, _Worker]) -> None:
     try:
         for worker in workers.values():
-            # What they return is in the books on the disk.
+            # Their results are recorded on the disk.
             with suppress(Exception):
                 if worker.busy:
-                    worker.answer()
+                    worker.result()
     except KeyboardInterrupt:
-        # Asked twice: then at once. Nothing half-written can stay, whenever a worker ends.
+        # The second interruption kills them. All writes are atomic, so this leaves no partial file.
         for worker in workers.values():
             worker.process.kill()
         raise
@@ -273,7 +274,7 @@ def _shut_down(workers: dict[Connection, _Worker]) -> None:
 
 
 def _serve(connection: Connection) -> None:
-    """Do the work of a worker process, until the pipe is closed."""
+    """Run a worker process until the pipe is closed."""
     try:
         prepare_worker()
         work = pickle.loads(connection.recv_bytes())
@@ -285,14 +286,14 @@ def _serve(connection: Connection) -> None:
 
 
 def _done(work: Callable[[range], range], chunk: range) -> range | BaseException:
-    """Return what comes of a chunk: the chunk, or the exception that ended it."""
+    """Return the completed chunk, or the exception that it raised."""
     try:
         return work(chunk)
     except RuntimeError as error:
         if "can't start new thread" in str(error):
             return _NotStarted(str(error))
         return _picklable(error)
-    except Exception as error:  # noqa: BLE001 - raised again where the work is handed out
+    except Exception as error:  # noqa: BLE001 - raised again in the parent
         return _picklable(error)
 
 
@@ -301,19 +302,19 @@ def _picklable(error: Exception) -> Exception:
     try:
         error.add_note(text)
         pickle.loads(pickle.dumps(error))
-    except Exception:  # noqa: BLE001 - whatever a foreign exception does when it is pickled
+    except Exception:  # noqa: BLE001 - pickling a foreign exception may raise anything
         return RuntimeError(text)
     return error
 
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back for a moment.
+    """Block SIGINT for the time of the block.
 
-    Processes started meanwhile inherit the block and keep it: a Ctrl-C in the terminal reaches
-    every process of the command, and only this one is to answer it.
+    Processes that are started in the block inherit it and keep SIGINT blocked: Ctrl-C in a terminal
+    reaches every process of the command, and only this one handles it.
     """
-    # It is started with the first process otherwise, and Python 3.11 unblocks SIGINT after that.
+    # Otherwise the tracker starts with the first process, and Python 3.11 then unblocks SIGINT.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -323,35 +324,35 @@ def interrupts_held() -> Iterator[None]:
 
 
 def prepare_worker() -> None:
-    """Give this process one thread, and let it end with the one that started it."""
+    """Limit this process to one thread, and end it when its parent ends."""
     os.environ.update(ONE_THREAD)
-    # Where no thread is allowed, it ends with its piece of work, when nobody takes what it returns.
+    # If no thread can be started, it ends after its chunk, when sending the result fails.
     with suppress(RuntimeError):
         threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    # A killed parent (kill -9) tells nobody, and workers would go on with their work.
+    # After kill -9 of the parent, workers would continue their work.
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-_HANDED_ON = tuple(
+_FORWARDED_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
 
 PYTHON_MODULE = (sys.executable, "-P", "-m")
-"""Begins a command that runs a module; `-P` keeps the working folder off Python's path."""
+"""Start of a command that runs a module; `-P` keeps the working folder off Python's path."""
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment in which a child imports the packages that this process has."""
+    """Return an environment in which a child process imports the packages of this process."""
     root = Path(pipelines.__file__).absolute().parent.parent
     if root.name in ("site-packages", "dist-packages"):
-        # Found there anyway, and no place to put before the standard library.
+        # On the path anyway, and it must not precede the standard library.
         return {**os.environ}
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -359,15 +360,15 @@ def child_environment() -> dict[str, str]:
 
 @contextmanager
 def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[Any]]:  # noqa: ANN401
-    """Start a command for the time of the block, and wait for its end.
+    """Start a command, and wait for its end at the end of the block.
 
-    Ctrl-C, SIGTERM and SIGHUP are handed on to it, each once, so that it can leave what it makes
-    in order. They take effect here when it has ended. Those that this process ignores, as nohup and
-    a shell's & have it, stay ignored in both.
+    Ctrl-C, SIGTERM and SIGHUP are forwarded to it, each once, so that it can shut down properly.
+    They take effect in this process after the command has ended. Signals that this process ignores,
+    for example under nohup, stay ignored in both.
 
     Args:
         command: program and arguments.
-        options: as those of `subprocess.Popen`.
+        options: arguments of `subprocess.Popen`.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C.
@@ -376,7 +377,7 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
     received: list[int] = []
     started: list[subprocess.Popen[Any]] = []
 
-    def hand_on(number: int, _frame: object) -> None:
+    def forward(number: int, _frame: object) -> None:
         received.append(number)
         for process in started:
             process.send_signal(number)
@@ -384,12 +385,12 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {
-            number: signal.signal(number, hand_on)
-            for number in _HANDED_ON
+            number: signal.signal(number, forward)
+            for number in _FORWARDED_SIGNALS
             if signal.getsignal(number) is not signal.SIG_IGN
         }
     try:
-        # In a group of its own: a terminal sends Ctrl-C to all of a group, and it would come twice.
+        # In a new process group: a terminal sends Ctrl-C to a whole group, so it would come twice.
         with subprocess.Popen(command, process_group=0, **options) as process:
             started.append(process)
             for number in received:
@@ -406,15 +407,15 @@ def child(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[A
 def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None:
     """Compile the kernels that have not been compiled on this machine; show the time on stderr.
 
-    What fails here is no error: the kernels are compiled where they are needed, which says what is
-    wrong.
+    Failures are ignored here: a kernel that is missing is compiled at its first call, which raises
+    the error.
 
     Args:
-        pending: says which parts have not been compiled, as `fractals.sampling.pending` and
-            `pixmix.fused.pending` do.
+        pending: returns the compilations to do, for example `fractals.sampling.pending` or
+            `pixmix.fused.pending`.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, at once; what is compiled so far is kept.
+        KeyboardInterrupt: on Ctrl-C, at once; kernels compiled so far are kept.
     """
     parts = pending()
     if not parts:
@@ -431,7 +432,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
                 with interrupts_held():
                     process.start()
             except (OSError, RuntimeError):
-                break  # No more processes are allowed.
+                break  # The number of processes is limited.
             started.append(process)
         while any(process.is_alive() for process in started):
             timer.show()
@@ -444,7 +445,7 @@ def compile_kernels(pending: Callable[[], Sequence[Callable[[], None]]]) -> None
 
 def _compile(part: Callable[[], None]) -> None:
     prepare_worker()
-    # A tenth of the time; the process ends before its memory matters.
+    # Saves a tenth of the time; the process ends before its memory matters.
     gc.disable()
     with suppress(Exception):
         part()

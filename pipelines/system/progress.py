@@ -1,4 +1,4 @@
-"""How work tells how far it is, and how a command shows it on stderr."""
+"""Progress callbacks, and their display on stderr as a bar or as lines of a log."""
 
 import sys
 import time
@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 Progress = Callable[[int, int], None]
-"""Called with how much is done and how much there is to do."""
+"""Called with the number of items done and the total number."""
 
 _SHORTEST_S, _LONGEST_S = 10.0, 60.0
-"""Seconds between two lines of a log: a run of minutes has some, a run of days not too many."""
+"""Seconds between two lines: a run of minutes has some lines, a run of days not too many."""
 
 
 def no_progress(_done: int, _total: int) -> None:
@@ -18,28 +18,28 @@ def no_progress(_done: int, _total: int) -> None:
 
 
 class ShowProgress(Protocol):
-    """Shows how many of how many are done, and a note behind it."""
+    """Shows the number of items done, the total and a note."""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Show how many are done.
+        """Show the number of items done.
 
-        What is done at the first call is not counted in the rate. A count that goes back, or
-        another total, begins a new bar.
+        Items done at the first call do not count for the rate. A smaller count or another total
+        starts a new bar.
         """
 
     def line(self, text: str) -> None:
-        """Print a line that stays, above the bar."""
+        """Print a permanent line above the bar."""
 
 
 @contextmanager
 def progress_bar(unit: str) -> Iterator[ShowProgress]:
     """Show progress on stderr, with the rate and the time left.
 
-    A terminal has a bar; a file or a pipe has plain lines, the first after ten seconds, and one
-    when the work is done.
+    A terminal shows a bar. A file or a pipe gets plain lines: the first after ten seconds, and one
+    at the end.
 
     Args:
-        unit: what is counted, in the plural.
+        unit: name of the items, in the plural.
     """
     shown = _Bars(unit) if sys.stderr.isatty() else PlainLines(unit, sys.stderr)
     try:
@@ -49,17 +49,17 @@ def progress_bar(unit: str) -> Iterator[ShowProgress]:
 
 
 class PlainLines:
-    """Progress as lines of text, for a log: without bars and without carriage returns."""
+    """Progress as lines of a log, without bars and carriage returns."""
 
     def __init__(
         self, unit: str, stream: TextIO, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        """Show nothing yet.
+        """Prepare the display.
 
         Args:
-            unit: what is counted, in the plural.
-            stream: where lines go.
-            clock: seconds from any moment on.
+            unit: name of the items, in the plural.
+            stream: output of the lines.
+            clock: returns the time in seconds, from any origin.
         """
         self._unit, self._stream, self._clock = unit, stream, clock
         self._total = -1
@@ -68,7 +68,7 @@ class PlainLines:
         self._note = ""
 
     def __call__(self, done: int, total: int, note: str = "") -> None:
-        """Print a line if the work is done, or enough time has passed since the last one."""
+        """Print a line if all items are done, or enough time has passed since the last line."""
         now = self._clock()
         if self._total < 0 or done < self._done or total != self._total:
             self._total, self._begun, self._last = total, now, now
@@ -80,11 +80,11 @@ class PlainLines:
             self._write(spent)
 
     def line(self, text: str) -> None:
-        """Print a line of another kind."""
+        """Print any other line."""
         print(text, file=self._stream, flush=True)
 
     def close(self) -> None:
-        """Tell how far work came that was not done to its end."""
+        """Print a last line if the work ended early."""
         if self._total > self._done > self._written:
             self._write(self._clock() - self._begun)
 
@@ -105,7 +105,7 @@ class PlainLines:
 
 
 class _Bars:
-    """Progress as a bar of a terminal."""
+    """Progress as a bar in a terminal."""
 
     def __init__(self, unit: str) -> None:
         self._unit = unit

@@ -1,16 +1,16 @@
-"""Rank and world size, read from the environment of torchrun, srun, mpirun or a batch system.
+"""How work is divided: ranks, tasks, and ranges of item numbers.
 
-Ranks train together (`find_world`); tasks share work without communication (`find_task`).
+Rank and world size are read from the environment of torchrun, srun, mpirun or a batch system. Ranks
+train together (`find_world`); tasks share work without communication (`find_task`).
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pipelines.errors import PipelineError
-from pipelines.system.ranges import cut
 
-TORCHRUN = ("RANK", "WORLD_SIZE")  # and what follows its custom
+TORCHRUN = ("RANK", "WORLD_SIZE")  # and launchers that set the same variables
 SRUN = ("SLURM_PROCID", "SLURM_NTASKS")
 MPIRUN = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")  # of Open MPI
 
@@ -21,14 +21,15 @@ _LOCAL_RANKS = {
 }
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
-"""Slurm numbers the steps of srun from 0, and from the top those that are none: the batch script,
-an interactive shell (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
+"""Slurm numbers the steps of srun from 0. Numbers from here on stand for the batch script and
+interactive shells (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
 
 
 def find_launcher() -> tuple[str, str] | None:
-    """Return the names of rank and size of the launcher that started this process, if one did.
+    """Return the variables of rank and world size that the launcher of this process has set.
 
-    In the script of a Slurm job both are set too, though it runs once: srun makes steps.
+    None if no launcher started this process. The batch script of a Slurm job also has both
+    variables, but it runs only once; only the steps of srun count.
     """
     for names in (TORCHRUN, SRUN, MPIRUN):
         if all(name in os.environ for name in names) and (names != SRUN or _is_step()):
@@ -37,23 +38,24 @@ def find_launcher() -> tuple[str, str] | None:
 
 
 def local_gpu(n_gpus: int) -> int:
-    """Return the number of this process's GPU: those of a machine take its GPUs in turn.
+    """Return the GPU index of this process: its local rank modulo the number of GPUs.
 
-    LOCAL_RANK says which process of the machine it is, or what the launcher calls it.
+    The local rank is LOCAL_RANK, or the launcher's variable of the same meaning.
 
     Args:
-        n_gpus: that this process sees: one, where a batch system has given each its own.
+        n_gpus: number of GPUs visible to this process, which is 1 where a batch system assigns one
+            GPU to each process.
 
     Raises:
-        PipelineError: if what is set is not a number.
+        PipelineError: if the local rank in the environment is not a number.
     """
     names = find_launcher()
     name = "LOCAL_RANK" if names is None or "LOCAL_RANK" in os.environ else _LOCAL_RANKS[names]
     text = os.environ.get(name, "0")
     if not (text.isascii() and text.isdigit()):
         raise PipelineError(
-            f"{name}={text!r} in the environment is not the number of a process; mend it, or "
-            "name a device, as cuda:0"
+            f"{name}={text!r} in the environment is not a local rank; correct it, or set the "
+            "device, for example cuda:0"
         )
     return int(text) % max(n_gpus, 1)
 
@@ -69,36 +71,39 @@ _INDEXED_JOB = "JOB_COMPLETION_INDEX"
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """A process among those that train together. rank: 0 .. size - 1."""
+    """The rank of a process, 0 .. size - 1, and the number of processes that train together."""
 
     rank: int
     size: int
 
     def __post_init__(self) -> None:
-        """Refuse a rank that is not in the world.
+        """Check the rank.
 
         Raises:
-            ValueError: if it is not.
+            ValueError: if rank is outside 0 .. size - 1.
         """
         if not 0 <= self.rank < self.size:
             raise ValueError(
-                f"rank {self.rank} of {self.size} processes; give a rank from 0 to world_size - 1"
+                f"rank is {self.rank} with {self.size} processes; use 0 to world_size - 1"
             )
 
 
 def find_world(rank: int | None = None, world_size: int | None = None) -> World:
-    """Return the world given, or that of torch.distributed, or that of the launcher, or of one.
+    """Return rank and world size.
+
+    They are those of the arguments, or else of torch.distributed, or else of the launcher's
+    environment variables. Without any of these the process is alone.
 
     Args:
-        rank: of this process; None to find it out.
-        world_size: number of processes; None to find it out.
+        rank: rank of this process; None to detect it.
+        world_size: number of processes; None to detect it.
 
     Raises:
-        ValueError: if only one of both is given, or if they do not fit.
+        ValueError: if only one of both is set, or rank is outside 0 .. world_size - 1.
     """
     if (rank is None) != (world_size is None):
         raise ValueError(
-            f"rank is {rank} and world_size {world_size}; give both, or neither to find them out"
+            f"rank is {rank} and world_size is {world_size}; set both, or neither to detect them"
         )
     if rank is not None and world_size is not None:
         return World(rank=rank, size=world_size)
@@ -107,108 +112,113 @@ def find_world(rank: int | None = None, world_size: int | None = None) -> World:
     if distributed.is_available() and distributed.is_initialized():
         return World(rank=distributed.get_rank(), size=distributed.get_world_size())
     names = find_launcher()
-    return _named(*names) if names else World(rank=0, size=1)
+    return _world_of(*names) if names else World(rank=0, size=1)
 
 
-def _named(rank_name: str, size_name: str) -> World:
-    """Return the world that two variables of the environment tell of."""
+def _world_of(rank_name: str, size_name: str) -> World:
+    """Return the world of two environment variables."""
     try:
         return World(rank=int(os.environ[rank_name]), size=int(os.environ[size_name]))
     except ValueError as error:
         raise ValueError(
             f"{rank_name}={os.environ[rank_name]!r} and {size_name}={os.environ[size_name]!r} in "
-            "the environment are no rank and number of processes; mend them, or give rank and "
+            "the environment are not a rank and a world size; correct them, or set rank and "
             "world_size"
         ) from error
 
 
 @dataclass(frozen=True)
 class Task:
-    """A run among those that share a job.
+    """One of several runs that share a job.
 
-    index: 0 .. count - 1. by: the variables of the environment that say so.
+    The share of a task depends neither on the number of items nor on those already finished, so
+    tasks agree without communication.
 
-    Its share depends neither on how many items there are nor on what is made already, so tasks
-    agree without talking to each other.
+    Attributes:
+        index: 0 .. count - 1.
+        count: number of tasks.
+        variables: the environment variables that index and count come from.
 
     Raises:
-        ValueError: if there is no such task.
+        ValueError: if index is outside 0 .. count - 1.
     """
 
     index: int = 0
     count: int = 1
-    by: tuple[str, ...] = ()
+    variables: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an index that is none of the tasks."""
+        """Check the index."""
         if not 0 <= self.index < self.count:
-            told = f", by {' and '.join(self.by)} in the environment" if self.by else ""
+            source = f" (from {' and '.join(self.variables)})" if self.variables else ""
             raise ValueError(
-                f"this is task {self.index}{told}, which is not below the {self.count} tasks that "
-                "there are; number the tasks from 0, or use --task-index and --num-tasks"
+                f"the task index is {self.index}{source}, and there are {self.count} tasks; number "
+                "the tasks from 0, or use --task-index and --num-tasks"
             )
 
     def has(self, item: int, chunk: int) -> bool:
-        """Return whether an item of a job is of this task's share: it has each count-th chunk."""
+        """Return whether an item belongs to this task, which has every count-th chunk."""
         return item // chunk % self.count == self.index
 
     def share(self, ranges: Iterable[range], chunk: int) -> list[range]:
-        """Return the parts of ranges that are of this task's share, cut into chunks."""
+        """Return the parts of ranges that belong to this task, cut into chunks."""
         return [piece for piece in cut(ranges, chunk) if self.has(piece.start, chunk)]
 
 
 def find_task(num_tasks: int | None = None) -> Task | None:
-    """Return which task of a job this run is, by what a batch system and a launcher have set.
-
-        --array=0-3, each element by srun -n 8      array element 2, rank 5: task 21 of 32
+    """Return the task of this process from the variables of a batch system and a launcher.
 
     A batch system numbers its elements: Slurm those of an array job, Kubernetes those of an indexed
-    Job. In each of them a launcher may start several processes: torchrun, srun or mpirun. The ranks
-    of torchrun count through all elements of an indexed Job.
+    Job. In each element a launcher (torchrun, srun or mpirun) may start several processes. The
+    ranks of torchrun already count through all elements of an indexed Job.
+
+    Example: with `--array=0-3` and `srun -n 8` in each element, rank 5 of array element 2 is task
+    21 of 32.
 
     Args:
-        num_tasks: where the user has given it; then the elements' own numbers count from 0.
+        num_tasks: number of tasks that the user has set; the numbers of elements then count from 0.
+            None to read it from the environment.
 
     Returns:
-        The task, or None where nothing is set.
+        The task, or None if no variable is set.
 
     Raises:
-        ValueError: if what is set is not a number, or does not tell how many tasks there are, or if
-            the task is not below their number.
+        ValueError: if a variable is not a number, the number of tasks is unknown, or the index is
+            not below it.
     """
     names = find_launcher()
-    inner = _named(*names) if names else World(rank=0, size=1)
-    by = names[:1] if names else ()
+    inner = _world_of(*names) if names else World(rank=0, size=1)
+    variables = names[:1] if names else ()
     if _ARRAY in os.environ:
         element, n_elements = (_number(_ARRAY), 1) if num_tasks else _array_element()
-        by = (_ARRAY, *by)
+        variables = (_ARRAY, *variables)
     elif _INDEXED_JOB in os.environ and names != TORCHRUN:
         element, n_elements = _number(_INDEXED_JOB), 1
-        by = (_INDEXED_JOB, *by)
+        variables = (_INDEXED_JOB, *variables)
         if num_tasks is None:
             raise ValueError(
-                f"{_INDEXED_JOB} says that this is task {element} of an indexed Job, and nothing "
-                "says of how many; give the Job's completions as --num-tasks"
+                f"{_INDEXED_JOB}={element} is the index of a Kubernetes Job, whose number of "
+                "tasks is not in the environment; set --num-tasks to the Job's completions"
             )
     elif names:
         element, n_elements = 0, 1
     else:
         return None
     index = element * inner.size + inner.rank
-    return Task(index=index, count=num_tasks or n_elements * inner.size, by=by)
+    return Task(index=index, count=num_tasks or n_elements * inner.size, variables=variables)
 
 
 def _array_element() -> tuple[int, int]:
-    """Return the place of an array job's element among all, counted from 0, and their number."""
+    """Return the position of this element in the array job, from 0, and the number of elements."""
     first, last, step, count = (
         _number(f"SLURM_ARRAY_TASK_{name}") for name in ("MIN", "MAX", "STEP", "COUNT")
     )
     own = _number(_ARRAY)
     if step < 1 or (last - first) // step + 1 != count:
         raise ValueError(
-            f"the elements of this array job are a list of {count} numbers from {first} to {last}, "
-            "which does not tell the place of one; give --num-tasks, of which "
-            f"{_ARRAY}={own} is then the index"
+            f"the {count} elements of this array job, from {first} to {last}, are not evenly "
+            f"spaced, so the position of {_ARRAY}={own} is unknown; set --num-tasks, and "
+            f"{own} is used as the task index"
         )
     return (own - first) // step, count
 
@@ -217,7 +227,62 @@ def _number(name: str) -> int:
     text = os.environ.get(name, "")
     if not (text.isascii() and text.isdigit()):
         raise ValueError(
-            f"{name}={text!r} in the environment is not a number; mend it, or pass --task-index "
-            "and --num-tasks"
+            f"{name}={text!r} in the environment is not a number; correct it, or pass "
+            "--task-index and --num-tasks"
         )
     return int(text)
+
+
+# --- Ranges of item numbers ---------------------------------------------------------------------
+
+
+def subtract(whole: range, taken: Iterable[range]) -> list[range]:
+    """Return the rest of a range without other ranges, as ascending ranges.
+
+    Example: subtract(range(10), [range(2, 4), range(3, 5)]) -> [range(0, 2), range(5, 10)]
+    """
+    left = []
+    start = whole.start
+    for other in sorted(filter(len, taken), key=lambda items: items.start):
+        if start < min(other.start, whole.stop):
+            left.append(range(start, min(other.start, whole.stop)))
+        start = max(start, other.stop)
+    if start < whole.stop:
+        left.append(range(start, whole.stop))
+    return left
+
+
+def cut(ranges: Iterable[range], chunk: int) -> Iterator[range]:
+    """Cut ranges at the multiples of `chunk`, so that each piece is within one chunk.
+
+    Example: cut([range(30, 70)], 32) -> range(30, 32), range(32, 64), range(64, 70)
+    """
+    for items in ranges:
+        start = items.start
+        while start < items.stop:
+            stop = min((start // chunk + 1) * chunk, items.stop)
+            yield range(start, stop)
+            start = stop
+
+
+def ranges_of(items: Iterable[int]) -> list[range]:
+    """Join ascending numbers into ranges.
+
+    Example: ranges_of([1, 2, 3, 7]) -> [range(1, 4), range(7, 8)]
+    """
+    joined: list[range] = []
+    for item in items:
+        if joined and joined[-1].stop == item:
+            joined[-1] = range(joined[-1].start, item + 1)
+        else:
+            joined.append(range(item, item + 1))
+    return joined
+
+
+def spread(count: int, n: int) -> Sequence[int]:
+    """Return `count` numbers spread evenly over 0 .. n - 1, ascending; all n if n is smaller.
+
+    Example: spread(4, 10) -> 0, 2, 5, 7
+    """
+    count = min(count, n)
+    return [position * n // count for position in range(count)]

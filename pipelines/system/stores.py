@@ -1,9 +1,9 @@
-"""Object stores by obstore: Amazon's (s3://), Google's (gs://) and Azure's (az://).
+"""Object stores through obstore: Amazon S3 (s3://), Google Cloud (gs://) and Azure (az://).
 
-Run as a script, this writes one object to its standard output. obstore's threads do not survive a
-fork: a request of a forked process would wait for ever. Loaders fork their workers, so every object
-is read by a process of its own (33 ms). Writing to a store happens in processes that are not
-forked, so there the functions are called.
+Run as a script, this module writes one object to its standard output. obstore's threads do not
+survive a fork: a request of a forked process would wait forever. Loaders fork their workers, so
+each object is read in a new process (33 ms). Processes that write to a store are not forked and
+call the functions directly.
 """
 
 import json
@@ -32,19 +32,19 @@ _KIND_OF_STATUS: dict[int, FailureKind] = {
 
 _HTTP_ERRORS = {
     "Connect": "cannot connect",
-    "Timeout": "the server did not answer in time",
+    "Timeout": "the server did not respond in time",
     "Interrupted": "the connection was cut",
 }
-"""obstore's kind of an error below HTTP -> words for it."""
+"""obstore's kind of an error below HTTP -> its description."""
 
 _CREDENTIAL_REQUESTS = (
     *("/latest/api/token", "/latest/meta-data", "computeMetadata", "/metadata/identity"),
     "token request",
 )
-"""Parts of what obstore asks a cloud's machine for where the environment has no credentials."""
+"""Parts of the URLs from which obstore requests credentials if the environment has none."""
 
 _CHUNK_BYTES = 2**14
-"""Small: what comes is counted as progress, and kept, chunk by chunk."""
+"""Small, because progress is counted, and bytes are kept, chunk by chunk."""
 
 _VARIABLES = ("AWS_", "AZURE_", "GOOGLE_")
 
@@ -53,37 +53,37 @@ _first_process: int | None = None
 
 
 class Failure(Exception):
-    """Raised where one attempt to reach a server failed; its text says why, and may hold secrets.
+    """Raised when one attempt to reach a server fails; the message may contain secrets.
 
     Attributes:
-        kind: "busy": the same request may succeed later; all others are final. "short": the object
-            has fewer bytes than the offset that was asked for.
+        kind: "busy" if the same request may succeed later; all other kinds are final. "short" if
+            the object has fewer bytes than the requested offset.
         pause_s: seconds that the server asks to wait before the next attempt.
     """
 
-    def __init__(self, said: str, kind: FailureKind, pause_s: float = 0.0) -> None:
-        super().__init__(said)
+    def __init__(self, message: str, kind: FailureKind, pause_s: float = 0.0) -> None:
+        super().__init__(message)
         self.kind: FailureKind = kind
         self.pause_s = pause_s
 
 
-def status_failure(status: int, said: str, pause_s: float = 0.0) -> Failure:
-    """Return the failure that an HTTP status code means."""
-    return Failure(f"{status} {said}".strip(), _KIND_OF_STATUS.get(status, "refused"), pause_s)
+def status_failure(status: int, message: str, pause_s: float = 0.0) -> Failure:
+    """Return the failure that an HTTP status code stands for."""
+    return Failure(f"{status} {message}".strip(), _KIND_OF_STATUS.get(status, "refused"), pause_s)
 
 
 def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[Any, str]:
-    """Return obstore's store of an address, and the object's key in it.
+    """Return obstore's store of an address, and the key of the object in it.
 
-    The same store, with its connections, for the same settings.
+    Calls with the same settings share a store and its connections.
 
     Args:
         url: "SCHEME://BUCKET/KEY".
-        options: obstore's configuration of this kind of store, over that of the environment.
+        options: obstore's configuration of this kind of store; overrides the environment.
         stall_s: seconds without a byte after which a request fails.
 
     Raises:
-        Failure: if the configuration is refused.
+        Failure: if the configuration is not valid.
         RuntimeError: in a process that was forked from one that has used a store.
     """
     global _first_process
@@ -101,13 +101,13 @@ def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[An
         return _opened[settings], key
     arguments: dict[str, Any] = {
         "client_options": {
-            # Only for endpoints that are configured so; the stores' own are https.
+            # For endpoints that are configured with http; the default endpoints use https.
             "allow_http": True,
             "connect_timeout": f"{stall_s * 1000:.0f}ms",
             "read_timeout": f"{stall_s * 1000:.0f}ms",
             "timeout": "7days",
         },
-        # Retries are counted and reported outside, where what has come is known.
+        # Retries are counted and reported by the caller, which knows the received bytes.
         "retry_config": {"max_retries": 0},
     }
     stores = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
@@ -121,7 +121,7 @@ def open_store(url: str, options: Mapping[str, Any], stall_s: float) -> tuple[An
 
 
 def store_failure(error: Exception) -> Failure:
-    """Return what an error of obstore means."""
+    """Return the failure that an error of obstore stands for."""
     words = str(error)
     first = words.partition("\n")[0]
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z -]*)?", words)
@@ -133,8 +133,8 @@ def store_failure(error: Exception) -> Failure:
         return Failure("the bucket is in another region; set AWS_REGION", "refused")
     if status is not None:
         code = re.search(r"<Code>(\w+)</Code>(?:<Message>([^<]*))?", words)
-        said = (status[2] or "").strip() + (f" ({code[1]}: {code[2]})" if code else "")
-        return status_failure(int(status[1]), said)
+        message = (status[2] or "").strip() + (f" ({code[1]}: {code[2]})" if code else "")
+        return status_failure(int(status[1]), message)
     if isinstance(error, FileNotFoundError):
         return Failure("not found", "absent")
     if "certificate" in words or "UnknownIssuer" in words:
@@ -145,11 +145,11 @@ def store_failure(error: Exception) -> Failure:
 
 
 def _profile(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return credentials and region of a profile in ~/.aws, which obstore does not read itself."""
-    given = "access_key_id" in options or "skip_signature" in options
-    named = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & os.environ.keys()
+    """Return credentials and region of a profile in ~/.aws, which obstore does not read."""
+    in_options = "access_key_id" in options or "skip_signature" in options
+    in_environment = {"AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE"} & os.environ.keys()
     folder = Path.home() / ".aws"
-    if given or named or not folder.is_dir() or find_spec("boto3") is None:
+    if in_options or in_environment or not folder.is_dir() or find_spec("boto3") is None:
         return {}
     import boto3
     from botocore.exceptions import BotoCoreError
@@ -168,7 +168,7 @@ def _profile(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write_object(request: Mapping[str, Any], output: BinaryIO) -> None:
-    """Write the size of an object as a line of JSON, and its bytes from an offset."""
+    """Write the size of an object as a line of text, and then its bytes from an offset."""
     import obstore
     from obstore.exceptions import BaseError
 
@@ -188,10 +188,10 @@ def _main() -> int:
     try:
         _write_object(json.load(sys.stdin), sys.stdout.buffer)
     except Failure as failure:
-        print(json.dumps({"kind": failure.kind, "said": str(failure)}), file=sys.stderr)  # noqa: T201
+        print(json.dumps({"kind": failure.kind, "message": str(failure)}), file=sys.stderr)  # noqa: T201
         return 1
     except BrokenPipeError:
-        # Whoever asked has seen enough.
+        # The parent has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0

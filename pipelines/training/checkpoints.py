@@ -145,8 +145,8 @@ def exclusive_folder(out: Path, processes: Processes, *, resume: bool) -> Iterat
                     "--out"
                 )
                 # A resumed run may follow a process on a machine that was just lost.
-                patience_s = _LOST_LOCK_S if resume else 0.0
-                held.enter_context(folder_lock(out / ".lock", busy=busy, patience_s=patience_s))
+                timeout_s = _LOST_LOCK_S if resume else 0.0
+                held.enter_context(folder_lock(out / ".lock", busy=busy, timeout_s=timeout_s))
         yield
 
 

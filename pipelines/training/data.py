@@ -234,7 +234,7 @@ def hold_out(train: RemoteShards, share: float) -> tuple[RemoteShards, RemoteSha
     if n >= len(names):
         raise PipelineError(
             f"{train.shards.location} has {len(names)} shard, of which none can be held out for "
-            "validation; make it again with --num-shards 20, or leave --validation-share out"
+            "validation; make it again with --num-shards 20, or leave --val-fraction out"
         )
     return train.part(names[:-n]), train.part(names[-n:])
 

@@ -10,15 +10,16 @@ all, each with one line.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from pipelines.loading.loader import eval_loader
+from pipelines.loading.loader import EvalLoader
 from pipelines.loading.workers import worker_errors
-from pipelines.system.files import world_errors
-from pipelines.system.process_group import LostProcessError, Processes, lost_are_told
+from pipelines.system.files import resource_errors
+from pipelines.system.process_group import LostProcessError, Processes, communication_errors
 from pipelines.training.checkpoints import exclusive_folder
 from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult
 from pipelines.training.state import TrainState, open_state
@@ -41,20 +42,16 @@ def validate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     world, watchdog = processes.world, processes.watchdog
     shards = {"validation": config.validation, "test": config.test}[name]
     assert shards is not None
-    loader = eval_loader(
-        shards,
+    settings = replace(
+        config.loader,
         batch_size=-(-config.recipe.batch_size // world.size) * world.size,
-        preprocess=config.preprocess,
+        shard_partitions=1,
         rank=world.rank,
         world_size=world.size,
-        num_workers=config.num_workers,
-        n_threads=config.n_threads,
         # A substitute would count twice.
-        on_decode_error="raise" if config.on_decode_error == "raise" else "skip",
-        max_decode_errors=config.max_decode_errors,
-        cache_dir=config.cache_dir,
-        remote=config.remote,
+        on_decode_error="raise" if config.loader.on_decode_error == "raise" else "skip",
     )
+    loader = EvalLoader(shards, settings)
     outputs = state.outputs[name]
     loss = wrong = seen = 0.0
     with (
@@ -77,7 +74,7 @@ def validate(trainer: Trainer, name: str) -> tuple[float, float] | None:
             loss += float((losses * weights).sum())
             wrong += float(((logits.argmax(1) != there).cpu() * weights).sum())
             seen += float(weights.sum())
-            watchdog.moved()
+            watchdog.reset()
     asked, loss, wrong, seen = processes.sum(float(trainer.stopping.asked), loss, wrong, seen)
     trainer.stopped = trainer.stopped or asked > 0
     return None if trainer.stopped else (loss / seen, wrong / seen)
@@ -123,7 +120,7 @@ def train(
 
     Args:
         config: what to train, on what, and where results go.
-        processes: this process among the others; see `process_group.joined`.
+        processes: this process among the others; see `process_group.join_processes`.
         on_step: called after each step, in the first process, as are the next two.
         on_epoch: called after each epoch.
         on_start: called when OUT/run.json is written.
@@ -140,8 +137,8 @@ def train(
     """
     stopping = stopping or Stopping()
     with (
-        world_errors(config.out, jobs=1, elsewhere="choose another --out, or "),
-        lost_are_told(),
+        resource_errors(config.out, jobs=1, disk_remedy="choose another --out, or "),
+        communication_errors(),
         # If a worker is killed, torch raises wherever the main thread is.
         worker_errors(),
         exclusive_folder(config.out, processes, resume=config.resume),
@@ -171,7 +168,10 @@ def _fit(trainer: Trainer, on_step: OnStep, on_epoch: OnEpoch) -> None:
     steps = config.recipe.epochs * len(state.loader)
     try:
         # Gradients, too, are lost with the process that they come from.
-        with processes.watchdog.awaiting("the device, or the other processes"), lost_are_told():
+        with (
+            processes.watchdog.awaiting("the device, or the other processes"),
+            communication_errors(),
+        ):
             while not (trainer.stopped or state.finished):
                 epoch, since = state.loader.epoch, time.perf_counter()
                 for images, labels, waited in trainer.batches():

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import MixingSet, OnDecodeError, PreprocessConfig
-    from pipelines.loading.image_map import OnMixingDecodeError
-    from pipelines.shards.remote import Remote, RemoteShards
+    from pipelines.loading.batches import LoaderConfig, MixingSet, PreprocessConfig
+    from pipelines.shards.remote import RemoteShards
     from pixmix.settings import PixMixSettings
 
 Augment = Literal["none", "pixmix", "augmix", "trivialaugment"]
@@ -48,8 +47,8 @@ class Recipe:
         epochs: times that training goes through the data.
         batch_size: global, summed over all processes.
         learning_rate: at its peak; falls by a cosine, step by step, to `final_learning_rate`, after
-            `warm_up_epochs` of rising.
-        accumulate: parts that a batch is computed in, on each process.
+            `warmup_epochs` of rising.
+        grad_accum_steps: parts that a batch is computed in, on each process.
         augment: "pixmix", or a baseline in its place.
         augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`; whether
             it also draws those that overlap the corruptions of ImageNet-C.
@@ -66,10 +65,10 @@ class Recipe:
     final_learning_rate: float = 1e-6
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    warm_up_epochs: float = 0.0
+    warmup_epochs: float = 0.0
     label_smoothing: float = 0.0
     dropout: float = 0.0
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     augment: Augment = "pixmix"
     pixmix: "PixMixSettings" = field(default_factory=_pixmix_defaults)
     augmix_severity: float = 3.0
@@ -85,8 +84,8 @@ class Recipe:
         from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL
 
         for names, fits, rule in (
-            (("epochs", "batch_size", "accumulate"), lambda x: x >= 1, "at least 1"),
-            (("learning_rate", "final_learning_rate", "weight_decay", "warm_up_epochs",
+            (("epochs", "batch_size", "grad_accum_steps"), lambda x: x >= 1, "at least 1"),
+            (("learning_rate", "final_learning_rate", "weight_decay", "warmup_epochs",
               "jsd_weight"), lambda x: 0 <= x <= _MOST, f"from 0 to {_MOST:g}"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("augmix_severity",), lambda x: MINIMAL_LEVEL <= x <= MAXIMAL_SEVERITY,
@@ -99,14 +98,14 @@ class Recipe:
             for name in names:
                 if not fits(getattr(self, name)):
                     raise ValueError(f"{name} is {getattr(self, name)!r}; must be {rule}")
-        if self.warm_up_epochs >= self.epochs:
+        if self.warmup_epochs >= self.epochs:
             raise ValueError(
-                f"warm_up_epochs is {self.warm_up_epochs:g} of {self.epochs} epochs; use less"
+                f"warmup_epochs is {self.warmup_epochs:g} of {self.epochs} epochs; use less"
             )
-        if self.accumulate > self.batch_size:
+        if self.grad_accum_steps > self.batch_size:
             raise ValueError(
-                f"accumulate is {self.accumulate} and the batch has {self.batch_size} images; use "
-                "no more parts than images"
+                f"grad_accum_steps is {self.grad_accum_steps} and the batch has {self.batch_size} "
+                "images; use at most one step per image"
             )
         if self.jsd and self.augment == "none":
             raise ValueError("jsd needs augmented images, and augment is none; leave one out")
@@ -114,7 +113,7 @@ class Recipe:
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, from 0: a function of the step alone."""
         total = self.epochs * steps_per_epoch
-        warm = self.warm_up_epochs * steps_per_epoch
+        warm = self.warmup_epochs * steps_per_epoch
         if step < warm:
             return self.learning_rate * (step + 1) / (warm + 1)
         done = (step - warm) / max(total - warm, 1)
@@ -167,22 +166,21 @@ class TrainConfig:
 
     Attributes:
         out: folder of checkpoints and metrics.
-        preprocess: of the images; its PixMix is the recipe's.
+        loader: how samples are loaded. Its batch size and seed must be the recipe's. The PixMix of
+            its preprocessing, views, rank and world size are set by the training. Evaluations skip
+            samples where training may substitute them.
         train: shards, local or remote; see `pipelines.shards.remote.open_set`.
         validation, test: others, or None.
         weights: file of weights to fine-tune.
         pretrained: name of published weights to fine-tune, such as `PRETRAINED`.
         resume: whether to resume from the latest checkpoint of `out`, if there is one.
-        keep: how many checkpoints stay.
+        keep_checkpoints: how many checkpoints stay.
         checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
-        on_decode_error, max_decode_errors, on_mixing_decode_error: see `LoaderConfig`. An
-            evaluation skips samples where training may substitute them.
-        cache_dir, remote: where remote shards are kept, and how they are read.
     """
 
     out: Path
     recipe: Recipe
-    preprocess: "PreprocessConfig"
+    loader: "LoaderConfig"
     train: "RemoteShards"
     validation: "RemoteShards | None" = None
     test: "RemoteShards | None" = None
@@ -190,19 +188,10 @@ class TrainConfig:
     weights: Path | None = None
     pretrained: str | None = None
     resume: bool = False
-    keep: int = 2
+    keep_checkpoints: int = 2
     checkpoint_every: int | None = None
-    num_workers: int = 0
-    n_threads: int = 1
-    shuffle_window: int | None = None
-    shard_partitions: int = 1
-    on_decode_error: "OnDecodeError" = "raise"
-    max_decode_errors: int = 100
-    on_mixing_decode_error: "OnMixingDecodeError" = "raise"
     compile: bool = False
-    sync_batch_norm: bool = False
-    cache_dir: Path | None = None
-    remote: "Remote | None" = None
+    sync_bn: bool = False
 
     def __post_init__(self) -> None:
         """Refuse nonsense."""
@@ -210,6 +199,21 @@ class TrainConfig:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}; use 1 step or more, or None"
             )
+        for name in ("batch_size", "seed"):
+            ours, loaders = getattr(self.recipe, name), getattr(self.loader, name)
+            if ours != loaders:
+                raise ValueError(
+                    f"{name} is {ours} in the recipe and {loaders} in the loader; "
+                    "use one value for both"
+                )
+        if self.loader.preprocess is None:
+            raise ValueError("the loader has no preprocess; set it, such as to CIFAR or IMAGENET")
+
+    @property
+    def preprocess(self) -> "PreprocessConfig":
+        """The preprocessing of the loader."""
+        assert self.loader.preprocess is not None
+        return self.loader.preprocess
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from featviz.state_dicts import is_plain
 from pipelines.errors import PipelineError
-from pipelines.loading.loader import LoaderState, TrainLoader, train_loader
+from pipelines.loading.loader import LoaderState, TrainLoader
 from pipelines.models.checkpoints import NetworkMetadata, read_initial_weights
 from pipelines.models.registry import initialize_from, open_model
 from pipelines.system.process_group import Processes
@@ -212,7 +212,7 @@ class TrainState:
             self.loader.load_state_dict(msgspec.to_builtins(saved.loader))
         except ValueError as error:
             raise PipelineError(
-                f"{path}: {error}; the data, --validation-share, --shuffle-window and "
+                f"{path}: {error}; the data, --val-fraction, --shuffle-window and "
                 "--shard-partitions must be those of the first start"
             ) from error
         self.network.pretrained = saved.network.pretrained
@@ -288,7 +288,7 @@ def open_state(config: TrainConfig, processes: Processes) -> TrainState:
     for what, value in (
         # Which the command chooses by the CPU model, unless it is passed.
         ("--precision", config.recipe.precision),
-        ("--on-decode-error", config.on_decode_error),
+        ("--on-decode-error", config.loader.on_decode_error),
         ("recipe", json.dumps(config.recipe.to_json(), sort_keys=True)),
         ("--data", json.dumps(state.position, sort_keys=True)),
         ("--mixing-set", str(state.loader.mixing_fingerprint)),
@@ -323,10 +323,10 @@ def _open_network(
         except ValueError as error:
             raise PipelineError(f"{config.weights}: {error}") from error
     module = module.to(device).to(memory_format=torch.channels_last)
-    if config.sync_batch_norm:
+    if config.sync_bn:
         if device.type != "cuda":
             raise PipelineError(
-                f"--sync-batch-norm needs GPUs, and this process uses {device}; leave it out"
+                f"--sync-bn needs GPUs, and this process uses {device}; leave it out"
             )
         module = nn.SyncBatchNorm.convert_sync_batchnorm(module)  # type: ignore[no-untyped-call]
     return module
@@ -357,25 +357,14 @@ def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
     if recipe.augment in AUGMENTATIONS:
         # Which normalize after they augment.
         preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    return train_loader(
-        config.train,
-        config.mixing_set if by_loader else None,
-        batch_size=recipe.batch_size,
-        seed=recipe.seed,
+    loader = replace(
+        config.loader,
         preprocess=preprocess,
         views=VIEWS if recipe.jsd and by_loader else None,
         rank=processes.world.rank,
         world_size=processes.world.size,
-        num_workers=config.num_workers,
-        n_threads=config.n_threads,
-        shuffle_window=config.shuffle_window,
-        shard_partitions=config.shard_partitions,
-        on_decode_error=config.on_decode_error,
-        max_decode_errors=config.max_decode_errors,
-        on_mixing_decode_error=config.on_mixing_decode_error,
-        cache_dir=config.cache_dir,
-        remote=config.remote,
     )
+    return TrainLoader(config.train, config.mixing_set if by_loader else None, loader)
 
 
 # --- Tensors of a file ----------------------------------------------------------------------------

@@ -123,7 +123,9 @@ class Trainer:
         state.buffers = {name: each.clone() for name, each in state.module.named_buffers()}
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
-        sums = self._backward(images.chunk(recipe.accumulate), labels.chunk(recipe.accumulate), n)
+        sums = self._backward(
+            images.chunk(recipe.grad_accum_steps), labels.chunk(recipe.grad_accum_steps), n
+        )
         with self.stopping.whole:
             state.scaler.step(state.optimizer)
             state.scaler.update()
@@ -139,7 +141,7 @@ class Trainer:
             )
             state.pending.append(result)
             state.step += 1
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
         if math.isnan(self.loss):
             # So that the first step has a loss to show.
             self.settle()
@@ -246,7 +248,7 @@ class Trainer:
         write_file(path, (json.dumps(document, indent=1) + "\n").encode())
         raise PipelineError(
             f"the loss of step {step.step} is {loss}; the samples of its batch are in {path}. Use "
-            "a smaller --learning-rate, a --warm-up, or --precision float32"
+            "a smaller --learning-rate, a --warmup-epochs, or --precision float32"
         )
 
     def save(self, path: Path | None = None) -> None:
@@ -259,7 +261,7 @@ class Trainer:
             with self.stopping.whole:
                 self._write(path)
         self.processes.wait()
-        self.processes.watchdog.moved()
+        self.processes.watchdog.reset()
 
     def save_alone(self) -> None:
         """Write a checkpoint of the last whole step, if there is none, from another thread.
@@ -282,7 +284,7 @@ class Trainer:
             save_checkpoint(where, state.save())
         if path is None:
             state.saved = state.step
-            keep_latest(out, self.config.keep)
+            keep_latest(out, self.config.keep_checkpoints)
             write_metrics(out, state.history)
 
 

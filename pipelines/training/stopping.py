@@ -154,9 +154,9 @@ class Stopping:
             while not over.wait(_LOOK_S):
                 try:
                     if self.asked and not told:
-                        processes.tell_of_stop()
+                        processes.announce_stop()
                         told = True
-                    elif not self.asked and processes.is_told_of_stop():
+                    elif not self.asked and processes.is_stop_announced():
                         told = True
                         self._note(None)
                         self._heard.set()

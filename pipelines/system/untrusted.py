@@ -1,9 +1,12 @@
-"""Pickles of plain values, read without running anything.
+"""Read .npy arrays and pickles of plain values from files that are not trusted.
 
-Python's own unpickler calls what a file names, and follows what a file says of the insides of
-arrays. This one knows dicts, lists, tuples, text, bytes, numbers and numpy's arrays of integers,
-which it builds itself, and nothing else. Its memory is a small multiple of the file's size: values
-that a file repeats are held once, and no hash, comparison or message walks through them.
+Nothing in a file is executed, and sizes are compared with the file's length before memory is
+allocated.
+
+Python's unpickler calls the functions that a file names, and lets the file set the internals of
+arrays. `read_pickle` supports only dicts, lists, tuples, text, bytes, numbers and numpy arrays of
+integers, and builds them itself. It uses a small multiple of the file's size as memory: values that
+a file repeats are stored once, and no hash, comparison or message recurses into them.
 """
 
 import io
@@ -11,26 +14,30 @@ import math
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
+from pipelines.system.files import open_regular
+from pixmix.packed import open_map
 
 _INTEGERS = frozenset({"u1", "i1", "i2", "i4", "i8"})
 
 _MOST_DIMENSIONS = 8
 
 _MOST_INSTRUCTIONS = 5_000_000
-"""CIFAR-100's training set has some 400,000; 5 million take ten seconds."""
+"""The training set of CIFAR-100 has about 400,000; 5 million take ten seconds."""
 
 _PUSHED = frozenset({
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
     "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
     "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
 })  # fmt: skip
-"""Opcodes that put their argument on the stack, which pickletools has read."""
+"""Opcodes that push their argument, as parsed by pickletools."""
 
 _CONSTANTS: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
@@ -43,32 +50,32 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
 
 
 class _RefusedError(Exception):
-    """What a pickle asks for and does not get; the message follows "it"."""
+    """Raised for a pickle with unsupported content; the message starts with a verb."""
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A function or class that a pickle names, which is one of `_KNOWN`."""
+    """A function or class that a pickle refers to; one of `_KNOWN`."""
 
     name: str
 
 
 @dataclass
 class _Type:
-    """numpy.dtype, which gets its byte order after it was named."""
+    """A numpy.dtype, whose byte order is set by a later instruction."""
 
     code: str
 
 
 @dataclass
 class _Array:
-    """numpy.ndarray, which gets its content after it was named."""
+    """A numpy.ndarray, whose content is set by a later instruction."""
 
     array: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.uint8))
 
 
 class _Mark:
-    """Where a run of values begins on the stack."""
+    """Marks the start of a sequence of values on the stack."""
 
 
 _KNOWN = {
@@ -81,24 +88,26 @@ _KNOWN = {
 
 
 def read_pickle(content: bytes, name: str) -> Any:  # noqa: ANN401  what the file holds
-    """Read a pickle of plain values, running nothing.
+    """Read a pickle of plain values without executing anything.
 
     Args:
-        content: the bytes of the pickle, of any protocol.
-        name: of the file, for the errors.
+        content: bytes of the pickle, of any protocol.
+        name: name of the file in errors.
 
     Returns:
-        The value; bytes that Python 2 wrote as text are text, each byte a character (latin1). An
-        array is one where it is the value, or a value of the dict that is the value.
+        The value. Byte strings of Python 2 become text, one character per byte (latin1). Arrays are
+        supported as the value itself and as values of a top-level dict.
 
     Raises:
-        PipelineError: if it asks for anything else, or is damaged.
+        PipelineError: if the pickle has other content, or is damaged.
     """
     try:
         value = _Machine(len(content)).run(content)
     except _RefusedError as error:
-        raise PipelineError(f"{name} is refused: it {error}; use the official archive") from error
-    # What pickletools raises for damaged bytes, and a stack that is too short.
+        raise PipelineError(
+            f"{name} is not a plain pickle: it {error}; use the official archive"
+        ) from error
+    # Raised by pickletools for damaged bytes, and by a stack that is too short.
     except (
         ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError
     ) as error:  # fmt: skip
@@ -113,9 +122,10 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
 
 
 class _Machine:
-    """The machine of pickle with few instructions.
+    """A pickle machine with few instructions.
 
-    left_to_encode: characters of text that may yet become bytes: each of the file's does once.
+    left_to_encode: number of characters that may still be encoded to bytes. Each character of the
+        file can be encoded once, which limits memory.
     """
 
     def __init__(self, n_bytes: int) -> None:
@@ -126,7 +136,7 @@ class _Machine:
     def run(self, content: bytes) -> Any:  # noqa: ANN401
         for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(content))):
             if count > _MOST_INSTRUCTIONS:
-                raise _RefusedError(f"has over {_MOST_INSTRUCTIONS:,} instructions")
+                raise _RefusedError(f"has more than {_MOST_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 return self.pop()
             self.step(opcode.name, argument)
@@ -134,7 +144,7 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:  # noqa: ANN401
         if name in _PUSHED:
-            # "I01" is True; text of Python 2 in quotes has been read as latin1.
+            # pickletools has parsed "I01" as True, and quoted text of Python 2 as latin1.
             self.stack.append(argument)
         elif name in _CONSTANTS:
             self.stack.append(_CONSTANTS[name]())
@@ -147,24 +157,24 @@ class _Machine:
         elif name not in ("PROTO", "FRAME"):
             act = getattr(self, f"on_{name.lower()}", None)
             if act is None:
-                raise _RefusedError(f"has the instruction {name}, as no file of CIFAR does")
+                raise _RefusedError(f"has the instruction {name}, which no CIFAR file uses")
             act(argument)
 
     def pop(self) -> Any:  # noqa: ANN401
         value = self.stack.pop()
         if value is _Mark:
-            raise ValueError("a mark in the place of a value")
+            raise ValueError("expected a value, got a mark")
         return value
 
-    def pop_run(self) -> list[Any]:
-        """Take the values above the last mark, and the mark."""
-        place = len(self.stack) - 1
-        while self.stack[place] is not _Mark:
-            place -= 1
-            if place < 0:
+    def pop_values(self) -> list[Any]:
+        """Pop the values above the last mark, and the mark."""
+        mark = len(self.stack) - 1
+        while self.stack[mark] is not _Mark:
+            mark -= 1
+            if mark < 0:
                 raise ValueError("no mark")
-        values = self.stack[place + 1 :]
-        del self.stack[place:]
+        values = self.stack[mark + 1 :]
+        del self.stack[mark:]
         return values
 
     def on_mark(self, _: object) -> None:
@@ -174,10 +184,10 @@ class _Machine:
         self.stack.pop()
 
     def on_pop_mark(self, _: object) -> None:
-        self.pop_run()
+        self.pop_values()
 
     def on_tuple(self, _: object) -> None:
-        self.stack.append(tuple(self.pop_run()))
+        self.stack.append(tuple(self.pop_values()))
 
     def on_tuple1(self, _: object) -> None:
         self.pop_tuple(1)
@@ -193,16 +203,16 @@ class _Machine:
         self.stack.append(tuple(reversed(values)))
 
     def on_list(self, _: object) -> None:
-        self.stack.append(self.pop_run())
+        self.stack.append(self.pop_values())
 
     def on_dict(self, _: object) -> None:
         self.stack.append({})
-        _set_items(self.stack[-1], self.pop_run_below())
+        _set_items(self.stack[-1], self.pop_values_below_top())
 
-    def pop_run_below(self) -> list[Any]:
-        """Take the values between the last mark and the top of the stack, which stays."""
+    def pop_values_below_top(self) -> list[Any]:
+        """Pop the values between the last mark and the top of the stack; keep the top."""
         top = self.stack.pop()
-        values = self.pop_run()
+        values = self.pop_values()
         self.stack.append(top)
         return values
 
@@ -211,7 +221,7 @@ class _Machine:
         _list(self.stack[-1]).append(value)
 
     def on_appends(self, _: object) -> None:
-        values = self.pop_run()
+        values = self.pop_values()
         _list(self.stack[-1]).extend(values)
 
     def on_setitem(self, _: object) -> None:
@@ -219,7 +229,7 @@ class _Machine:
         _set_items(self.stack[-1], [key, value])
 
     def on_setitems(self, _: object) -> None:
-        values = self.pop_run()
+        values = self.pop_values()
         _set_items(self.stack[-1], values)
 
     def on_global(self, argument: str) -> None:
@@ -228,18 +238,18 @@ class _Machine:
     def on_stack_global(self, _: object) -> None:
         name, module = self.pop(), self.pop()
         if not (isinstance(name, str) and isinstance(module, str)):
-            raise _RefusedError("names something that is no text")
+            raise _RefusedError("has a name that is not text")
         self.push_name(f"{module} {name}")
 
     def push_name(self, name: str) -> None:
         if name not in _KNOWN:
-            raise _RefusedError(f"asks for {name[:80]!r}, as no file of CIFAR does")
+            raise _RefusedError(f"refers to {name[:80]!r}, which no CIFAR file uses")
         self.stack.append(_KNOWN[name])
 
     def on_reduce(self, _: object) -> None:
         arguments, called = self.pop(), self.pop()
         if not (isinstance(called, _Name) and isinstance(arguments, tuple)):
-            raise _RefusedError("calls something that is no function")
+            raise _RefusedError("calls a value that is not a function")
         if called.name == "_reconstruct":
             self.stack.append(_reconstructed(*arguments[:2]))
         elif called.name == "dtype":
@@ -250,19 +260,19 @@ class _Machine:
             raise _RefusedError(f"calls {called.name}")
 
     def encoded(self, text: object = None, encoding: object = "latin1") -> bytes:
-        # As Python 2's bytes come through protocol 2 of Python 3.
+        # Protocol 2 of Python 3 stores bytes as latin1 text.
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise _RefusedError("encodes text to something else than latin1")
+            raise _RefusedError("encodes text with an encoding other than latin1")
         self.left_to_encode -= len(text)
         if self.left_to_encode < 0:
-            raise _RefusedError("encodes one text many times")
+            raise _RefusedError("encodes the same text many times")
         return text.encode("latin1")
 
     def on_build(self, _: object) -> None:
         state = self.pop()
         target = self.stack[-1]
         if not isinstance(state, tuple):
-            raise _RefusedError("builds something from no tuple")
+            raise _RefusedError("sets a state that is not a tuple")
         if isinstance(target, _Type):
             _set_byte_order(target, state)
         elif isinstance(target, _Array):
@@ -270,63 +280,63 @@ class _Machine:
                 state = (*state[:4], self.encoded(state[4]))
             target.array = _array_of(state)
         else:
-            raise _RefusedError("builds something that is no array")
+            raise _RefusedError("sets the state of a value that is not an array")
 
 
 def _list(value: Any) -> list[Any]:  # noqa: ANN401
     if not isinstance(value, list):
-        raise _RefusedError("appends to something that is no list")
+        raise _RefusedError("appends to a value that is not a list")
     return value
 
 
 def _set_items(target: Any, items: list[Any]) -> None:  # noqa: ANN401
     if not isinstance(target, dict) or len(items) % 2:
-        raise _RefusedError("sets items of something that is no dict")
+        raise _RefusedError("sets items of a value that is not a dict")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # The hash of a tuple of tuples can take for ever.
+        # Hashing deeply nested tuples can take forever.
         if not isinstance(key, str | bytes | int):
             raise _RefusedError("has a dict with a key that is neither text nor a number")
         target[key] = value
 
 
 def _reconstructed(kind: object = None, shape: object = None) -> _Array:
-    # As numpy writes an array: an empty one, whose state is set afterwards.
+    # numpy stores an array as an empty one, whose state is set afterwards.
     if not (isinstance(kind, _Name) and kind.name == "ndarray" and _is_shape(shape)):
-        raise _RefusedError("builds an array that is none of numpy's")
+        raise _RefusedError("builds an array that is not a numpy array")
     return _Array()
 
 
 def _type_of(code: object = None) -> _Type:
     if not isinstance(code, str) or len(code) > 3 or code.lstrip("<>|=") not in _INTEGERS:
-        raise _RefusedError("holds an array of something else than integers")
+        raise _RefusedError("holds an array that is not of integers")
     return _Type(code.lstrip("<>|="))
 
 
 def _set_byte_order(target: _Type, state: tuple[Any, ...]) -> None:
-    """Heed the state of a dtype: version, byte order, and nothing of structured types."""
+    """Set the byte order from the state of a dtype; structured types are not supported."""
     order = state[1] if len(state) >= 2 else None
-    nothing = (None, None, None, -1, -1, 0)
+    unstructured = (None, None, None, -1, -1, 0)
     rest = state[2:8]
     is_plain = all(
         (value is None or type(value) is int) and value == expected
-        for value, expected in zip(rest, nothing, strict=False)
+        for value, expected in zip(rest, unstructured, strict=False)
     )
     if not (isinstance(order, str) and order in ("<", ">", "|", "=") and is_plain):
-        raise _RefusedError("holds an array of a type with parts or flags")
+        raise _RefusedError("holds an array of a structured dtype, or one with flags")
     if order in "<>":
         target.code = order + target.code
 
 
 def _array_of(state: tuple[Any, ...]) -> NDArray[Any]:
-    """Return an array of its state: version, shape, type, whether by columns, and bytes."""
+    """Return the array of a state: version, shape, dtype, whether column-major, bytes."""
     if len(state) != 5:
-        raise _RefusedError("builds an array of no state of numpy's")
+        raise _RefusedError("sets an array state that numpy does not write")
     _, shape, kind, by_columns, content = state
     if not (_is_shape(shape) and isinstance(kind, _Type) and isinstance(content, bytes)):
-        raise _RefusedError("builds an array of no state of numpy's")
+        raise _RefusedError("sets an array state that numpy does not write")
     dtype = np.dtype(kind.code)
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError("an array of another size than its content")
+        raise ValueError("the size of an array differs from its content")
     array = np.frombuffer(content, dtype)
     return array.reshape(shape, order="F" if by_columns is True else "C")
 
@@ -337,3 +347,58 @@ def _is_shape(shape: object) -> bool:
         and len(shape) <= _MOST_DIMENSIONS
         and all(type(side) is int and side >= 0 for side in shape)
     )
+
+
+_MOST_HEADER_BYTES = 10_000
+"""The header of an array of numbers has about a hundred bytes."""
+
+_READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+
+
+def open_array(path: Path, remedy: str, *, name: str | None = None) -> NDArray[Any]:
+    """Map the array of a .npy file into memory, read-only.
+
+    Where the file system cannot map files, a small file is read instead; see `open_map`.
+
+    Args:
+        path: the file; symbolic links are followed.
+        remedy: end of the error message: what to do about a damaged file.
+        name: name of the file in errors; None for its path.
+
+    Raises:
+        PipelineError: if it is not a regular file with one complete array of numbers.
+    """
+    name = name or str(path)
+    try:
+        with open_regular(path) as file:
+            try:
+                version = npy.read_magic(file)
+                if version not in _READERS:
+                    raise ValueError(f"version {version} of the format is not supported")
+                shape, fortran, dtype = _READERS[version](file, max_header_size=_MOST_HEADER_BYTES)
+            except Exception as error:
+                # NumPy parses the header as a Python literal, which fails in many ways.
+                reason = str(error).strip().split("\n")[0] or type(error).__name__
+                raise PipelineError(
+                    f"{name} is not a complete array ({reason:.200}); {remedy}"
+                ) from error
+            if dtype.hasobject:
+                raise PipelineError(
+                    f"{name} holds pickled objects, which are not executed; {remedy}"
+                )
+            offset = file.tell()
+            n_bytes = file.seek(0, 2) - offset
+        expected = math.prod(shape) * dtype.itemsize
+        if min(shape, default=1) < 0 or n_bytes != expected:
+            raise PipelineError(
+                f"{name} is not a complete array (shape {shape} of {dtype} needs {expected:,} "
+                f"bytes, and it has {n_bytes:,}); {remedy}"
+            )
+        # Mode "c" maps privately: some network file systems have no shared maps.
+        array = open_map(path, dtype, "c", offset=offset, shape=shape[::-1] if fortran else shape)
+    except OSError as error:
+        raise PipelineError(
+            f"{path} cannot be read: {error.strerror or error}; {remedy}"
+        ) from error
+    array.flags.writeable = False
+    return array.T if fortran else array
