@@ -297,22 +297,22 @@ def test_a_signal_that_comes_while_another_one_is_obeyed_waits_for_no_lock() -> 
         for each in handlers:
             each.join(5)
         assert not any(each.is_alive() for each in handlers)
-    assert stopping.asked
+    assert stopping.requested
     assert stopping.interrupted
 
 
 def test_a_signal_ends_a_wait_for_it_with_and_without_a_listener() -> None:
-    for obeying in (Stopping.by_signals, Stopping.in_time):
+    for obeying in (Stopping.handle_signals, Stopping.in_time):
         stopping = Stopping()
         stopping.rescue = lambda: None  # type: ignore[assignment, return-value]
         with obeying(stopping):
             sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
             sender.start()
             begun = time.monotonic()
-            assert stopping.hears_within(30)
+            assert stopping.requested_within(30)
             assert time.monotonic() - begun < 5
             assert not stopping.interrupted
-            stopping.left = True
+            stopping.leaving = True
 
 
 def test_two_signals_at_once_end_a_process_that_waits_with_its_code() -> None:
@@ -321,7 +321,7 @@ def test_two_signals_at_once_end_a_process_that_waits_with_its_code() -> None:
         "from pipelines.training.stopping import Stopping\n"
         "stopping = Stopping()\n"
         "stopping.rescue = lambda: None\n"
-        "with stopping.in_time():\n"
+        "with stopping.enforced():\n"
         "    for _ in range(20):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        os.kill(os.getpid(), signal.SIGUSR1)\n"
