@@ -8,7 +8,7 @@ INSTALLED := .venv/.installed
 INSTALLED_DEMO := .venv/.installed-demo
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: test test-all lint demo help-pages streaming-plan reference figures clean
+.PHONY: test test-all lint demo help-pages streaming-plan docs figures clean
 
 test: lint
 	$(PYTEST) -m "not slow"
@@ -40,8 +40,8 @@ $(INSTALLED_DEMO): pyproject.toml
 	$(INSTALL) --editable '.[demo]'
 	touch $@
 
-reference: $(INSTALLED)
-	$(BIN)/python -W error docs/reference.py build/reference
+docs: $(INSTALLED)
+	$(BIN)/python -m sphinx -W --keep-going -n -b html docs build/docs
 
 figures: $(INSTALLED)
 	$(BIN)/pixmix-gen fractals --n 8 --out build/figures/overview/fractals

@@ -1,8 +1,8 @@
-"""Write the results of `pixmix-bench --json` into a page, so that nobody copies figures by hand.
+"""Write the results of `pixmix-bench --json` into a page.
 
     python docs/bench_table.py docs/bench.json docs/benchmarks.md
 
-replaces the table between the page's two marks.
+This replaces the table between the page's two marks.
 """
 
 import json
@@ -19,28 +19,31 @@ BEGIN, END = "<!-- figures of pixmix-bench -->", "<!-- end of figures -->"
 def markdown(document: Mapping[str, Any]) -> str:
     """Return the document of `pixmix-bench --json` as a Markdown table and a line on the machine.
 
-    One line per rival; a benchmark without a rival has a line of its own, without a ratio.
+    The table has a line per alternative, or one without a ratio for a benchmark without any.
     """
-    lines = ["| | ours | beside | its rate | ratio [quartiles] |", "|---|---|---|---|---|"]
+    lines = [
+        "| benchmark | ours | alternative | its rate | ratio [quartiles] |",
+        "|---|---|---|---|---|",
+    ]
     for row in document["rows"]:
         what, ours = f"{row['name']}, {row['unit']}", number(row["rate"]["median"])
-        for place, rival in enumerate(row["rivals"] or [None]):
-            head = (what, ours) if place == 0 else ("", "")
+        for position, other in enumerate(row["alternatives"] or [None]):
+            head = (what, ours) if position == 0 else ("", "")
             tail = ("", "", "")
-            if rival is not None:
-                ratio = f"{Spread(**rival['ratio'])} x"
-                tail = (rival["name"], number(rival["rate"]["median"]), ratio)
+            if other is not None:
+                ratio = f"{Spread(**other['ratio'])} x"
+                tail = (other["name"], number(other["rate"]["median"]), ratio)
             lines.append(f"| {' | '.join((*head, *tail))} |")
     busy = [row["name"] for row in document["rows"] if row["busy"]]
-    told = "Medians of interleaved rounds; one thread unless the name says otherwise."
+    method = "Medians of interleaved rounds, on one thread unless the name says otherwise."
     notes = busy_note(busy, len(document["rows"]))
     return "\n".join(
-        [*lines, "", " ".join([told, *notes, f"{machine_line(document['machine'])}."])]
+        [*lines, "", " ".join([method, *notes, f"{machine_line(document['machine'])}."])]
     )
 
 
 def with_table(page: str, table: str) -> str:
-    """Return a page with a table between its marks, in place of the present one.
+    """Return a page with the table between its marks replaced.
 
     Raises:
         ValueError: if the page does not have both marks, in order.

@@ -9,6 +9,7 @@ alone, as folders of the same names. See `make figures`.
 
 import itertools
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +22,7 @@ from sklearn.datasets import load_sample_image
 
 from pipelines.generate.generator import decode
 from pipelines.report.figures import contact_sheet
-from pipelines.report.mixing import MixingImages, mix, square
+from pipelines.report.mixing import Draw, MixingImages, mix, square
 from pixmix import PixMixSettings
 from pixmix.draws import draw_plan
 from pixmix.mixing import add, multiply
@@ -67,6 +68,52 @@ def overview(sets: Path) -> Image.Image:
     return canvas
 
 
+def gallery(sets: Path) -> Image.Image:
+    """Return rows of one photograph mixed with growing k, beta and severity.
+
+    The draws of a row are those of one key, so only the parameter changes: the first key with as
+    many rounds as each k allows; for beta the first with two rounds that mix in both kinds of
+    image; for severity the first with two rounds of operations alone.
+    """
+    cell, gap, title = 150, 6, 28
+    image = square(load_sample_image("china.jpg"), cell)
+    mixing_set = MixingImages([sets / "fractals"], cell)
+
+    def results(name: str, values: Sequence[float], key: int) -> list[Draw]:
+        base = {"k": 4, "beta": 3.0, "severity": 3.0}
+        every = (PixMixSettings(**{**base, name: value}) for value in values)  # type: ignore[arg-type]
+        return [mix(image, mixing_set, settings, (0, 0, key)) for settings in every]
+
+    def rounds_grow(draws: list[Draw]) -> bool:
+        return [len(draw.rounds) for draw in draws] == [0, 1, 2, 3, 4]
+
+    def mixes_both(draws: list[Draw]) -> bool:
+        mixed_in = [each.operation is None for each in draws[0].rounds]
+        return sorted(mixed_in) == [False, True]
+
+    def operates_alone(draws: list[Draw]) -> bool:
+        operations = [each.operation for each in draws[0].rounds]
+        return len(operations) == 2 and None not in operations and draws[0].start is not None
+
+    rows = (
+        ("k", (0, 1, 2, 3, 4), rounds_grow),
+        ("beta", (1, 2, 3, 4, 8), mixes_both),
+        ("severity", (1, 2, 3, 5, 10), operates_alone),
+    )
+    canvas = Image.new("RGB", (5 * (cell + gap) - gap, 3 * (title + cell + gap) - gap), "white")
+    pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(21)
+    for row, (name, values, fits) in enumerate(rows):
+        draws = next(
+            found for key in itertools.count() if fits(found := results(name, values, key))
+        )
+        top = row * (title + cell + gap)
+        for column, (value, draw) in enumerate(zip(values, draws, strict=True)):
+            left = column * (cell + gap)
+            pen.text((left + cell / 2, top + 1), f"{name} = {value}", "black", font, "ma")
+            canvas.paste(Image.fromarray(draw.result), (left, top + title))
+    return canvas
+
+
 def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
     """Return the first n draws of (a, b) towards the other image, and the first n away."""
     plan = draw_plan(
@@ -108,6 +155,7 @@ def mixing() -> Figure:
 if __name__ == "__main__":
     sets, folder = map(Path, sys.argv[1:])
     overview(sets / "overview").save(folder / "overview.jpg", quality=QUALITY)
+    gallery(sets / "overview").save(folder / "gallery.jpg", quality=QUALITY)
     sheet(sets / "fractals", each=1).save(folder / "fractals.jpg", quality=QUALITY)
     sheet(sets / "featviz", each=8).save(folder / "featviz.jpg", quality=QUALITY)
     mixing().savefig(folder / "mixing.png", dpi=90)

@@ -1,15 +1,15 @@
-"""What an epoch's batches need of nodes, how long it takes, and how well it is shuffled.
+"""Model of an epoch of training from remote shards: downloads, duration and quality of shuffling.
 
 Pure functions of numbers, and a discrete model of time without randomness:
 
-batches      (T, B) samples, one row per step, ranks side by side
+batches      (T, B) samples, one row per step, with the parts of the ranks side by side
 shard_of     (N,) the shard of each sample
 first, last  (nodes, shards) the first and the last step in which a node needs a shard; -1: none
 
-A node downloads the shards it needs in the order in which it needs them, one at a time, and at most
-`prefetch` beyond those that are requested. The shards of a step are requested `early` steps before
-it, when workers begin its batch; without workers, when the step before it has ended. A step begins
-when the one before has ended and every node has all that it needs for it.
+A node downloads its shards one at a time, in the order in which it needs them, at most `prefetch`
+beyond those that are requested. The shards of a step are requested `early` steps before it, when
+workers start its batch; without workers, when the previous step has ended. A step starts when the
+previous one has ended and every node has all its shards for it.
 """
 
 import os
@@ -32,24 +32,24 @@ def shard_uses(batches: Integers, shard_of: Integers, n_shards: int, nodes: int)
     """Return the first and the last step in which each node needs each shard.
 
     Returns:
-        (nodes, n_shards) int64 each; -1 where it needs none of the shard's samples.
+        (nodes, n_shards) int64 each; -1 if a node needs no sample of a shard.
     """
     steps, batch_size = batches.shape
     node = np.arange(batch_size) // (batch_size // nodes)
     keys = (node * n_shards + shard_of[batches]).ravel()
     step = np.repeat(np.arange(steps), batch_size)
     first, last = np.full((2, nodes * n_shards), -1, np.int64)
-    # Of what is assigned to one place, the last stays.
+    # Of several assignments to one element, the last remains.
     last[keys] = step
     first[keys[::-1]] = step[::-1]
     return first.reshape(nodes, n_shards), last.reshape(nodes, n_shards)
 
 
 def most_at_once(uses: Uses, steps: int, early: int) -> Integers:
-    """Return how many shards each node has in use at once, at most.
+    """Return the maximum number of shards that each node uses at once, (nodes,) int64.
 
-    A shard is in use from `early` steps before it is needed first, when a worker may open it, to
-    the last. Returns (nodes,) int64.
+    A shard is in use from `early` steps before the first step that needs it, when a worker may open
+    it, to the last one.
     """
     first, last = uses
     nodes = len(first)
@@ -61,24 +61,26 @@ def most_at_once(uses: Uses, steps: int, early: int) -> Integers:
     return at_once
 
 
-def cached_downloads(epochs: Sequence[Uses], node: int, early: int, room: int) -> list[int] | None:
-    """Return how many shards a node downloads in each epoch where its cache has room for some.
+def cached_downloads(
+    epochs: Sequence[Uses], node: int, early: int, capacity: int
+) -> list[int] | None:
+    """Return the number of shards that a node downloads in each epoch, with a limited cache.
 
-    What is in use stays; of the others those go first that were used least lately.
+    Shards in use are kept; of the others the least recently used ones are removed first.
 
     Args:
-        epochs: uses in each epoch, one after the other.
-        node: which.
+        epochs: the uses in consecutive epochs.
+        node: number of the node.
         early: see `most_at_once`.
-        room: shards that the cache holds.
+        capacity: number of shards that fit into the cache.
 
     Returns:
-        A number an epoch; None if the shards in use at once do not fit.
+        One number per epoch; None if the shards in use at once do not fit.
     """
     idle: OrderedDict[int, None] = OrderedDict()
     downloads = []
     for first, last in epochs:
-        held: list[tuple[int, int]] = []  # a heap of (last step, shard)
+        held: list[tuple[int, int]] = []  # A heap of (last step, shard).
         count = 0
         needed = np.nonzero(first[node] >= 0)[0]
         for shard in needed[np.argsort(first[node, needed], kind="stable")].tolist():
@@ -88,9 +90,9 @@ def cached_downloads(epochs: Sequence[Uses], node: int, early: int, room: int) -
                 del idle[shard]
             else:
                 count += 1
-                if len(held) >= room:
+                if len(held) >= capacity:
                     return None
-                if len(held) + len(idle) >= room:
+                if len(held) + len(idle) >= capacity:
                     idle.popitem(last=False)
             heappush(held, (int(last[node, shard]), shard))
         idle.update((shard, None) for _, shard in sorted(held))
@@ -99,20 +101,20 @@ def cached_downloads(epochs: Sequence[Uses], node: int, early: int, room: int) -
 
 
 def travel(batches: Integers) -> float:
-    """Return how far samples travel from where they are stored, against a full shuffle.
+    """Return the mean distance of samples from their stored position, relative to a full shuffle.
 
-    The mean of |place in the order - place in the stored order|, divided by N / 3, which a random
-    permutation of N has. Stored order itself has 0.
+    This is the mean of |position in the order - stored position|, divided by its expectation N / 3
+    for a random permutation. The stored order has 0.
     """
     order = batches.ravel()
     return float(np.abs(order - np.arange(len(order))).mean() * 3 / len(order))
 
 
 def meetings(batches: Integers, shard_of: Integers) -> float:
-    """Return how often two samples of one shard meet in a row of batches, against chance.
+    """Return how often two samples of one shard are in one row of batches, relative to chance.
 
-    1 for a full shuffle; as many as there are shards where each row is of one shard. NaN where a
-    row has but one sample, or no shard two.
+    A full shuffle has 1; if each row has samples of only one shard, this is the number of shards.
+    NaN if rows or all shards have only one sample.
     """
     counts = _runs(shard_of[batches])
     rows, size = batches.shape
@@ -125,14 +127,14 @@ def meetings(batches: Integers, shard_of: Integers) -> float:
 
 
 def class_entropy(batches: Integers, labels: Integers) -> float:
-    """Return the entropy of the classes in a batch, in bits, as the mean over batches."""
+    """Return the entropy of the classes in a batch, in bits; the mean over batches."""
     counts = _runs(labels[batches])
     rows, size = batches.shape
     return float(np.log2(size) - (counts * np.log2(counts)).sum() / (rows * size))
 
 
 def _runs(table: Integers) -> Integers:
-    """Return how often each value of each row, (rows, size), is there, row after row."""
+    """Return the counts of the distinct values of each row, (rows, size), row after row."""
     rows, size = table.shape
     ordered = np.sort(table, axis=1)
     begins = np.ones((rows, size), bool)
@@ -142,9 +144,12 @@ def _runs(table: Integers) -> Integers:
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """A node's way to the shards.
+    """The network link of a node.
 
-    shard_seconds: for a shard; outage_begin, outage_seconds: when and for how long nothing comes.
+    Attributes:
+        shard_seconds: time to download a shard.
+        outage_begin: start of an outage.
+        outage_seconds: duration of the outage.
     """
 
     shard_seconds: float
@@ -152,7 +157,7 @@ class Link:
     outage_seconds: float = 0.0
 
     def end(self, begin: float) -> float:
-        """Return when a download that may begin then ends."""
+        """Return the end of a download that may start at `begin`."""
         over = self.outage_begin + self.outage_seconds
         if self.outage_begin <= begin < over:
             begin = over
@@ -164,7 +169,7 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """When the first step began and the last one ended, in seconds from the start."""
+    """The start of the first step and the end of the last one, in seconds."""
 
     begin: float
     end: float
@@ -179,23 +184,23 @@ def run_epoch(
     prefetch: int,
     early: int,
 ) -> Epoch:
-    """Return how an epoch goes.
+    """Simulate the times of an epoch.
 
     Args:
-        needs: of each node the steps in which it needs its shards first, rising.
-        links: of each node.
-        steps: of the epoch, 1 or more.
-        step_seconds: of the training itself.
-        prefetch: shards that are downloaded before they are asked for, at most; 1 or more.
-        early: steps that batches are begun before their turn.
+        needs: for each node, the steps that first need its shards, ascending.
+        links: the link of each node.
+        steps: number of steps of the epoch, 1 or more.
+        step_seconds: duration of a step without waiting.
+        prefetch: maximum number of shards downloaded before they are requested, 1 or more.
+        early: number of steps by which workers start a batch in advance.
     """
     begins: list[float] = []
     lists = [need.tolist() for need in needs]
     fetched = [0] * len(lists)
-    there = [0.0] * len(lists)
+    arrived = [0.0] * len(lists)
 
-    def asked(step: int) -> float:
-        """Return when the shards of a step are asked for; steps before it have begun."""
+    def requested(step: int) -> float:
+        """Return when the shards of a step are requested; all previous steps have started."""
         if step < max(early, 1):
             return 0.0
         return begins[step - early] if early else begins[step - 1] + step_seconds
@@ -204,14 +209,14 @@ def run_epoch(
         for node, need in enumerate(lists):
             while fetched[node] < len(need) and need[fetched[node]] <= step:
                 k = fetched[node]
-                begin = there[node]
+                begin = arrived[node]
                 if k >= prefetch:
-                    begin = max(begin, asked(need[k - prefetch]))
-                there[node] = links[node].end(begin)
+                    begin = max(begin, requested(need[k - prefetch]))
+                arrived[node] = links[node].end(begin)
                 fetched[node] += 1
         trained = begins[-1] + step_seconds if begins else 0.0
-        # A node's shards come in order, so the last one is there when all are.
-        begins.append(max(trained, *there))
+        # The shards of a node arrive in order, so all have arrived when the last one has.
+        begins.append(max(trained, *arrived))
     return Epoch(begin=begins[0], end=begins[-1] + step_seconds)
 
 
@@ -230,21 +235,21 @@ def webdataset_batches(
     seed: int,
     epoch: int,
 ) -> NDArray[np.int64]:
-    """Return the batches of an epoch, as far as every rank has one.
+    """Return the batches of an epoch with the stages of webdataset.
 
-    As `WebDataset(urls, nodesplitter=split_by_node, shardshuffle=1000, detshuffle=True)`, then
-    `.shuffle(buffer).batched(share, partial=False)`, in a loader with workers: shards are split by
-    rank, then by worker, then shuffled; samples go through a buffer.
+    They are those of `WebDataset(urls, nodesplitter=split_by_node, shardshuffle=1000,
+    detshuffle=True)` and `.shuffle(buffer).batched(share, partial=False)` in a loader with workers:
+    shards are split by rank, then by worker, and shuffled; samples go through a buffer.
 
     Args:
         n_shards: number of shards.
-        samples_per_shard: in each of them.
-        batch_size: of all ranks together.
+        samples_per_shard: number of samples in each.
+        batch_size: global batch size.
         world_size: number of ranks.
-        workers: of each; 0 as 1.
-        buffer: samples that are shuffled at a time.
-        seed: of shards and samples.
-        epoch: which.
+        workers: workers per rank; 0 is the same as 1.
+        buffer: size of the shuffle buffer, samples.
+        seed: seed of both shuffles.
+        epoch: number of the epoch.
 
     Returns:
         (steps, batch_size) int64, ranks side by side; steps is that of the rank with the fewest.
@@ -260,7 +265,7 @@ def webdataset_batches(
             mixed = filters.shuffle(buffer, rng=generator)(_samples(ordered, samples_per_shard))
             samples = np.fromiter(mixed, np.int64)
             streams.append(samples[: len(samples) // share * share].reshape(-1, share))
-        ranks.append(_in_turn(streams))
+        ranks.append(_round_robin(streams))
     steps = min(len(batches) for batches in ranks)
     return np.concatenate([batches[:steps] for batches in ranks], axis=1)
 
@@ -277,8 +282,8 @@ def _samples(shards: Iterator[int], samples_per_shard: int) -> Iterator[int]:
         yield from range(shard * samples_per_shard, (shard + 1) * samples_per_shard)
 
 
-def _in_turn(streams: list[NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Return the batches of a loader: one of each worker in turn, of those that have more."""
+def _round_robin(streams: list[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Return the batches of a loader, which takes them from its workers round-robin."""
     turns = [(t, worker) for worker, stream in enumerate(streams) for t in range(len(stream))]
     share = streams[0].shape[1]
     ordered = [streams[worker][t] for t, worker in sorted(turns)]
@@ -287,7 +292,7 @@ def _in_turn(streams: list[NDArray[np.int64]]) -> NDArray[np.int64]:
 
 @contextmanager
 def _environment(**values: int) -> Iterator[None]:
-    """Set variables for a while: those by which webdataset tells ranks and workers."""
+    """Set environment variables in the block: webdataset reads rank and worker from them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update({name: str(value) for name, value in values.items()})
     try:

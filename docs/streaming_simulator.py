@@ -1,13 +1,12 @@
-"""Simulate training from shards at an address, without data: what to download, keep and wait for.
+"""Simulate training from remote shards, without data: downloads, disk space, waits and shuffling.
 
     python docs/streaming_simulator.py --nodes 8 --shuffle-window 16
 
-The loaders' full shuffle, windows and partitions stand beside what webdataset's own stages do. Of
-all nodes, the one that needs most counts. docs/streaming-plan.md explains the columns, and
+This compares the loaders' full shuffle, shuffle windows and shard partitions with the stages of
+webdataset. All numbers are those of the node that needs most. docs/streaming-plan.md explains the
+columns. This command updates the outputs in that page:
 
     python docs/streaming_simulator.py --page docs/streaming-plan.md
-
-writes the output of the page's commands anew.
 """
 
 import json
@@ -26,11 +25,11 @@ from numpy.typing import NDArray
 from pipelines.bench.timing import number
 from pipelines.cli.options import ByteSize
 from pipelines.loading.order import (
+    GROUPS_KEPT,
     EpochOrder,
     batch_positions,
     count_batches,
     default_prefetch,
-    order_bytes,
 )
 from pipelines.shards.format import SAMPLE
 from pipelines.text_table import aligned
@@ -48,14 +47,15 @@ from streaming_model import (
 )
 
 BUFFERS = (1000, 5000)
-"""Of samples, that webdataset's documentation and open_clip shuffle at a time."""
+"""Sizes of shuffle buffers in samples, from webdataset's documentation and from open_clip."""
 
 _PREFETCHED = 2
-"""Batches that a `DataLoader` has each worker make prefetch, its prefetch_factor."""
+"""Batches that each worker of a `DataLoader` prefetches: its default prefetch_factor."""
 
 _GB = 1e9
+_POSITION_BYTES = 8
 
-# What is held in memory: some 50 bytes a sample and 16 a use.
+# Limits of memory: about 50 bytes per sample, and 16 per use of a shard.
 _MOST_SAMPLES, _MOST_USES = 10**8, 10**8
 
 
@@ -63,12 +63,25 @@ _MOST_SAMPLES, _MOST_USES = 10**8, 10**8
 class StreamingSettings:
     """A set of shards, the nodes that train on it, and the order.
 
-    shard_bytes: of a shard. ranks: processes a node; workers: of each. batch_size: of all
-    processes. shuffle_window, shard_partitions: see `EpochOrder`. cache_bytes: that a node keeps,
-    or None. bandwidth: of a node, bytes a second. step_seconds: of the training alone. prefetch:
-    shards downloaded before they are needed; None: as many as the loaders take. slow: how many
-    times slower one node's link is; outage_seconds: how long it is broken, in the middle of
-    the epoch. epochs: for caches.
+    Attributes:
+        shards: number of shards.
+        samples_per_shard: samples in each shard.
+        shard_bytes: size of a shard.
+        classes: number of classes.
+        nodes: number of nodes.
+        ranks: ranks per node.
+        workers: worker processes per rank.
+        batch_size: global batch size.
+        shuffle_window: see `EpochOrder`.
+        shard_partitions: see `EpochOrder`.
+        cache_bytes: cache limit of a node; None for no limit.
+        bandwidth: download rate of a node, bytes per second.
+        step_seconds: duration of a training step without waiting.
+        prefetch: shards downloaded before they are needed; None for the loaders' default.
+        slow: factor by which the link of one node is slower, in one of the simulations.
+        outage_seconds: time for which that link fails in the middle of the epoch, in another one.
+        epochs: number of epochs for the cache.
+        seed: seed of the order.
     """
 
     shards: int = 1024
@@ -91,18 +104,18 @@ class StreamingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse what is no training.
+        """Check the values.
 
         Raises:
-            ValueError: if a number is not above 0, a batch cannot be shared equally, or there are
-                too few samples for one.
+            ValueError: if a number is too small or too large, a batch cannot be divided equally, or
+                there are fewer samples than a batch.
         """
         for name, value in asdict(self).items():
             least = 0 if name in ("workers", "outage_seconds", "seed") else 1
             if isinstance(value, int) and value < least:
-                raise ValueError(f"{name} is {value}; give {least} or more")
+                raise ValueError(f"{name} is {value}; use {least} or more")
             if isinstance(value, float) and not (value > 0 or value >= least):
-                raise ValueError(f"{name} is {value}; give more than 0")
+                raise ValueError(f"{name} is {value}; use more than 0")
         batch_positions(
             self.batch_size,
             rank=0,
@@ -112,7 +125,7 @@ class StreamingSettings:
         if not self.batch_size <= self.n_samples <= _MOST_SAMPLES:
             raise ValueError(
                 f"{self.shards} shards of {self.samples_per_shard} are {self.n_samples:,} samples; "
-                f"give a batch, {self.batch_size}, or more, and at most {_MOST_SAMPLES:,}"
+                f"use at least a batch ({self.batch_size}) and at most {_MOST_SAMPLES:,}"
             )
         if self.nodes * self.shards * self.epochs > _MOST_USES:
             raise ValueError(
@@ -122,28 +135,32 @@ class StreamingSettings:
 
     @property
     def world_size(self) -> int:
-        """The processes of all nodes."""
+        """The number of processes on all nodes."""
         return self.nodes * self.ranks
 
     @property
     def n_samples(self) -> int:
-        """The samples of all shards."""
+        """The number of samples in all shards."""
         return self.shards * self.samples_per_shard
 
     @property
     def early(self) -> int:
-        """How many batches before its turn a batch is begun."""
+        """The number of batches that are in progress before a batch is used."""
         return _PREFETCHED * self.workers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """What a node needs, the one that needs most. All bytes.
+    """The resources of the node that needs most, in bytes except for `shards`.
 
-    epoch: downloaded in the first epoch; kept: in all epochs where nothing is removed; cached:
-    where the cache keeps its limit, None without one or where what is in use does not fit.
-    shards: in use or downloaded prefetch at once, None where nothing is kept on disk; disk: their
-    bytes; memory: of a shuffle buffer.
+    Attributes:
+        epoch: downloads in the first epoch.
+        kept: downloads in all epochs if nothing is removed from the cache.
+        cached: downloads in all epochs with the cache limit; None without a limit, or if the shards
+            in use do not fit.
+        shards: maximum number of shards in use or prefetched at once; None if no shard is stored.
+        disk: size of these shards.
+        memory: size of shuffle buffers.
     """
 
     epoch: float
@@ -156,10 +173,14 @@ class Need:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """How well an epoch is shuffled; see `plan_measures`.
+    """How well an epoch is shuffled; see the functions in `streaming_model`.
 
-    meetings: in a batch; share_meetings: in a process's part of it. mixed_entropy, sorted_entropy:
-    of a batch, of shards whose classes are mixed, and of shards a class after the other.
+    Attributes:
+        travel: distance of samples from their stored position.
+        meetings: pairs of samples of one shard in a batch, relative to chance.
+        share_meetings: the same in the part of a batch of one process.
+        mixed_entropy: entropy of the classes in a batch, for shards with mixed classes.
+        sorted_entropy: the same for shards sorted by class.
     """
 
     travel: float
@@ -171,10 +192,13 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Lost:
-    """Seconds that an epoch with an empty cache is longer than its steps.
+    """Seconds of waiting in an epoch that starts with an empty cache.
 
-    begin: before the first step, alone; slow, outage: all of it, with one node's link slower, or
-    broken for a while.
+    Attributes:
+        begin: before the first step.
+        all: in the whole epoch.
+        slow: in the whole epoch, with a slower link of one node.
+        outage: in the whole epoch, with an outage of the link of one node.
     """
 
     begin: float
@@ -185,7 +209,7 @@ class Lost:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRow:
-    """An order and what comes of it. left_out: samples; remark: what else is to be said."""
+    """The results for an order. left_out: number of samples; remark: a note below the table."""
 
     name: str
     left_out: int
@@ -196,7 +220,7 @@ class PlanRow:
 
 
 def simulate(settings: StreamingSettings) -> list[PlanRow]:
-    """Return the rows of a full shuffle, of windows, partitions, and webdataset's buffers."""
+    """Simulate a full shuffle, windows, partitions, and webdataset's buffers; return their rows."""
     orders: list[tuple[str, int | None, int]] = [
         ("full shuffle", None, 1),
         (f"window {settings.shuffle_window}", settings.shuffle_window, 1),
@@ -222,7 +246,7 @@ def simulate(settings: StreamingSettings) -> list[PlanRow]:
 def plan_batches(
     settings: StreamingSettings, *, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> NDArray[np.int64]:
-    """Return the batches of an epoch as the loaders of all ranks together give them."""
+    """Return the batches of the loaders of all ranks in an epoch, (steps, batch_size)."""
     order = EpochOrder(
         settings.n_samples,
         seed=settings.seed,
@@ -233,8 +257,8 @@ def plan_batches(
     ).whole()
     size = settings.batch_size
     steps = count_batches(len(order), size)
-    places = batch_positions(size, rank=0, world_size=1, shard_partitions=shard_partitions)
-    return order[: steps * size].reshape(steps, size)[:, places]
+    positions = batch_positions(size, rank=0, world_size=1, shard_partitions=shard_partitions)
+    return order[: steps * size].reshape(steps, size)[:, positions]
 
 
 def _ours(
@@ -321,13 +345,13 @@ def _shard_of(settings: StreamingSettings) -> NDArray[np.int64]:
 
 
 def _cached(settings: StreamingSettings, uses: Sequence[Uses], at_once: int) -> float | None:
-    """Return what the node that downloads most downloads in all epochs, within its cache."""
+    """Return the downloads in all epochs with the cache limit, bytes; see `Need`."""
     if settings.cache_bytes is None:
         return None
-    room = int(min(settings.cache_bytes // settings.shard_bytes, settings.shards))
-    if at_once > room:
+    capacity = int(min(settings.cache_bytes // settings.shard_bytes, settings.shards))
+    if at_once > capacity:
         return None
-    counts = [cached_downloads(uses, n, settings.early, room) for n in range(settings.nodes)]
+    counts = [cached_downloads(uses, n, settings.early, capacity) for n in range(settings.nodes)]
     fitting = [sum(count) for count in counts if count is not None]
     return max(fitting) * settings.shard_bytes if len(fitting) == len(counts) else None
 
@@ -379,7 +403,7 @@ def _lost(settings: StreamingSettings, uses: Uses, steps: int, prefetch: int) ->
 
 
 def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> dict[str, Any]:
-    """Return everything as plain JSON values."""
+    """Return settings and results as plain JSON values."""
     return {
         "settings": asdict(settings),
         "steps": count_batches(settings.n_samples, settings.batch_size),
@@ -389,10 +413,15 @@ def streaming_document(settings: StreamingSettings, rows: Sequence[PlanRow]) -> 
 
 
 def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
-    """Return bytes a node: the index, mapped once, and the order, which each process has.
+    """Return the memory per node in bytes.
 
-    n_samples: of a set with such shards. order: of a full shuffle; windows: of windows, in
-    partitions where there are several.
+    Args:
+        settings: the settings.
+        n_samples: number of samples of the dataset.
+
+    Returns:
+        "index": the index, mapped once. "order": the orders of all processes with a full shuffle.
+        "windows": the same with shuffle windows and partitions.
     """
     full = order_bytes(n_samples, settings.samples_per_shard, shuffle_window=None)
     windows = order_bytes(
@@ -409,8 +438,27 @@ def index_memory(settings: StreamingSettings, n_samples: int) -> dict[str, int]:
     }
 
 
+def order_bytes(
+    n_samples: int,
+    samples_per_shard: int,
+    *,
+    shuffle_window: int | None,
+    shard_partitions: int = 1,
+    world_size: int = 1,
+) -> int:
+    """Return the maximum memory of an order in a process, bytes; see `EpochOrder`."""
+    of_rank = max(1, shard_partitions // world_size)
+    of_partition = -(-n_samples // shard_partitions)
+    if shuffle_window is None:
+        return of_rank * of_partition * _POSITION_BYTES
+    groups = GROUPS_KEPT * of_rank + 1
+    return (
+        min(groups * shuffle_window * samples_per_shard, of_rank * of_partition) * _POSITION_BYTES
+    )
+
+
 def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
-    """Return everything as lines of aligned text."""
+    """Return the results as tables of text."""
     lines: list[tuple[str, ...]] = [
         ("a node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
          "lost at", "1 link", "1 link", "samples"),
@@ -454,24 +502,24 @@ def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
 
 def _notes(settings: StreamingSettings) -> list[str]:
     steps = count_batches(settings.n_samples, settings.batch_size)
-    told = []
+    lines = []
     for n in (settings.n_samples, 10**9):
         memory = index_memory(settings, n)
-        told.append(
-            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once a node; order, in "
-            f"all processes of a node together, {memory['order'] / _GB:.3g} GB of a full shuffle, "
+        lines.append(
+            f"{n:,} samples: index {memory['index'] / _GB:.3g} GB, mapped once per node; order in "
+            f"all processes of a node {memory['order'] / _GB:.3g} GB with a full shuffle, "
             f"{memory['windows'] / _GB:.3g} GB with windows"
         )
     return [
-        f"nodes: {settings.nodes}, processes of each: {settings.ranks}, workers of each: "
-        f"{settings.workers}; an epoch: {steps:,} steps of {settings.batch_size:,} samples, "
+        f"nodes: {settings.nodes}, processes per node: {settings.ranks}, workers per process: "
+        f"{settings.workers}; steps per epoch: {steps:,} of {settings.batch_size:,} samples, "
         f"{steps * settings.step_seconds:,.1f} s without waiting",
-        *told,
+        *lines,
     ]
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace what is no finite number, which JSON has not, by None."""
+    """Replace NaN and infinity, which JSON does not support, by None."""
     return {
         key: _plain(value)
         if isinstance(value, Mapping)
@@ -484,26 +532,26 @@ def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
 
 # --- the command ---------------------------------------------------------------------------------
 
-_PIECE = re.compile(
+_SIMULATION = re.compile(
     r"^    python docs/streaming_simulator.py (.*)\n\n```text\n(?:.*\n)*?```$", re.MULTILINE
 )
 
 
-def renewed(text: str) -> str:
-    """Return a page with the present output of its simulations.
+def updated(text: str) -> str:
+    """Return a page with the current outputs of its simulations.
 
     Raises:
         RuntimeError: if a command fails.
     """
 
-    def piece(found: re.Match[str]) -> str:
+    def run(found: re.Match[str]) -> str:
         result = CliRunner().invoke(main, shlex.split(found[1]))
         if result.exit_code != 0:
             raise RuntimeError(f"{found[1]}: {result.output}")
         command = f"    python docs/streaming_simulator.py {found[1]}"
         return f"{command}\n\n```text\n{result.stdout.rstrip()}\n```"
 
-    return _PIECE.sub(piece, text)
+    return _SIMULATION.sub(run, text)
 
 
 def _count(name: str, default: int, text: str) -> Callable[[Any], Any]:
@@ -534,11 +582,11 @@ def _measure(name: str, default: float, text: str) -> Callable[[Any], Any]:
 @_count("--epochs", 10, "Epochs, for what the cache keeps from one to the next.")
 @_count("--seed", 0, "Seed of the order.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-@click.option("--page", type=click.Path(path_type=Path), help="Renew the outputs in a page.")
+@click.option("--page", type=click.Path(path_type=Path), help="Update the outputs in a page.")
 def main(*, as_json: bool, page: Path | None, **options: Any) -> None:  # noqa: ANN401
-    """Simulate training from shards at an address, without data."""
+    """Simulate training from remote shards, without data."""
     if page is not None:
-        page.write_text(renewed(page.read_text()))
+        page.write_text(updated(page.read_text()))
         return
     shard_partitions = options.pop("shard_partitions")
     try:

@@ -1,8 +1,11 @@
-"""Feature visualizations: images that excite a chosen part of a trained network.
+"""Feature visualization: images that maximize an objective of a trained network.
 
-from featviz import channel, open_network, visualize
-network = open_network()
-images = visualize(network, channel("blocks.5", [3, 14, 15]), n=3)      # (3, 256, 256, 3) uint8
+Example::
+
+    from featviz import channel, open_network, visualize
+
+    network = open_network()
+    images = visualize(network, channel("blocks.5", [3, 14, 15]), n=3)  # (3, 256, 256, 3) uint8
 """
 
 from featviz.canvas import COLOURS, KINDS, Canvas, Robustness, mean_magnitude

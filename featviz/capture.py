@@ -1,4 +1,4 @@
-"""What a network's layers say of an image: any layer of any module, which stays as it is."""
+"""Layer inventories and activations of any network, which stays unmodified."""
 
 import difflib
 import math
@@ -18,15 +18,20 @@ from featviz.canvas import Size
 Layout = Literal["channels first", "channels last"]
 
 _PROBE: Size = (128, 192)
-"""Not square, so that the two spatial dimensions of an activation tell themselves from others."""
+"""Not square, so that the two spatial dimensions of an activation can be identified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """What one run of a network shows of a layer.
+    """A layer, as observed in one forward pass.
 
-    channels: of its output; layout: where they stand in it. positions: of one image, 1 if the
-    output has none. order: of its last call among all calls, from 0; calls: how often it is called.
+    Attributes:
+        name: Name of the module.
+        channels: Channels of its output.
+        layout: Position of the channels in its output.
+        positions: Positions per image in its output, 1 if it has none.
+        order: Order of its last call among all calls, from 1.
+        calls: Number of calls.
     """
 
     name: str
@@ -41,8 +46,11 @@ class Layer:
 class LayerInventory:
     """The layers of a network whose output is a tensor of activations, in the order of their calls.
 
-    size: (height, width) of the only input that the network takes, None if it takes any of at
-    least `smallest` pixels a side.
+    Attributes:
+        layers: By name.
+        size: (height, width) of the only input that the network accepts, or None if it accepts any
+            input of at least ``smallest`` pixels per side.
+        smallest: Pixels.
     """
 
     layers: Mapping[str, Layer]
@@ -50,59 +58,59 @@ class LayerInventory:
     smallest: int
 
 
-_REFUSALS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
-"""What networks raise at an input of a size that they do not take."""
+_SIZE_ERRORS = (RuntimeError, ValueError, AssertionError, TypeError, IndexError)
+"""What networks raise for an input of an unsupported size."""
 
-_SMALLEST = (32, 64, 96)
-"""Sides that are tried, in pixels."""
+_MIN_SIDES = (32, 64, 96)
+"""Sides that are tried as the smallest one, in pixels."""
 
-_ONLY_SIDES = (
+_FIXED_SIDES = (
     224, 32, 64, 28, 48, 56, 84, 96, 112, 128, 144, 160, 176, 192, 196, 240, 248, 252, 256, 260,
     272, 280, 288, 299, 300, 320, 336, 352, 368, 378, 380, 384, 392, 416, 420, 440, 448, 456, 480,
     504, 512, 518, 520, 528, 544, 560, 576, 600, 640, 768, 896, 1024,
 )  # fmt: skip
-"""Sides in pixels of networks that take one size alone: of public models and of data sets."""
+"""Sides in pixels of networks with a fixed input size, from public models and datasets."""
 
-_LARGEST_SIDE = 4096
+_MAX_SIDE = 4096
 
 
 def list_layers(module: nn.Module) -> LayerInventory:
-    """Find all layers of a network, by running it.
+    """List the layers of a network by running it.
 
-    A network that takes images of one size alone says which by an attribute `image_size` or
-    `img_size` of it or of one of its modules, as vision transformers do; else the usual sizes are
-    tried.
+    If a network accepts only one image size, the size is read from an attribute ``image_size`` or
+    ``img_size`` of the network or one of its modules, as vision transformers have it; otherwise
+    common sizes are tried.
 
     Args:
-        module: takes (B, 3, height, width) float.
+        module: Accepts (B, 3, height, width) float.
 
     Raises:
-        ValueError: if it takes no size that was tried.
+        ValueError: If it accepts none of the sizes.
     """
-    with suppress(*_REFUSALS):
+    with suppress(*_SIZE_ERRORS):
         layers = _run_once(module, _PROBE)
-        for side in _SMALLEST:
-            with suppress(*_REFUSALS):
+        for side in _MIN_SIDES:
+            with suppress(*_SIZE_ERRORS):
                 _run_once(module, (side, side))
                 return LayerInventory(layers=layers, size=None, smallest=side)
         return LayerInventory(layers=layers, size=None, smallest=min(_PROBE))
-    sizes = list(dict.fromkeys([*_declared_sizes(module), *((s, s) for s in _ONLY_SIDES)]))
+    sizes = list(dict.fromkeys([*_declared_sizes(module), *((s, s) for s in _FIXED_SIDES)]))
     errors: list[Exception] = []
     for size in sizes:
         try:
             return LayerInventory(layers=_run_once(module, size), size=size, smallest=min(size))
-        except _REFUSALS as error:
+        except _SIZE_ERRORS as error:
             errors.append(error)
     height, width = sizes[0]
     raise ValueError(
-        f"{type(module).__name__} takes no float images of (1, 3, {height}, {width}) nor of "
-        f"{len(sizes) - 1} other usual sizes: {str(errors[0]).splitlines()[0]:.200}; use a network "
-        "that does"
+        f"{type(module).__name__} does not accept float images of (1, 3, {height}, {width}) or "
+        f"{len(sizes) - 1} other common sizes: {str(errors[0]).splitlines()[0]:.200}; use a "
+        "network that does"
     ) from errors[0]
 
 
 def _declared_sizes(module: nn.Module) -> Iterator[Size]:
-    """Yield the sizes in pixels that a network says it takes."""
+    """Yield the sizes in pixels that a network's attributes declare."""
     for each in module.modules():
         for name in ("image_size", "img_size"):
             size = getattr(each, name, None)
@@ -110,7 +118,7 @@ def _declared_sizes(module: nn.Module) -> Iterator[Size]:
             if (
                 isinstance(both, tuple | list)
                 and len(both) == 2
-                and all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in both)
+                and all(isinstance(side, int) and 1 <= side <= _MAX_SIDE for side in both)
             ):
                 yield both[0], both[1]
 
@@ -122,7 +130,7 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
     orders: dict[str, int] = {}
     calls: Counter[str] = Counter()
 
-    def seen(each: nn.Module, _: object, output: object) -> None:
+    def record(each: nn.Module, _: object, output: object) -> None:
         name = names[each]
         calls[name] += 1
         orders[name] = sum(calls.values())
@@ -130,10 +138,10 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
             outputs[name] = output
 
     with ExitStack() as restored, torch.no_grad():
-        restored.enter_context(_still(module))
+        restored.enter_context(_frozen(module))
         for each in names:
-            restored.callback(each.register_forward_hook(seen).remove)
-        module(_like(module, torch.zeros((1, 3, *size))))
+            restored.callback(each.register_forward_hook(record).remove)
+        module(_as_input(module, torch.zeros((1, 3, *size))))
     layers = []
     for name, output in outputs.items():
         layout = _layout(modules[name], output, size)
@@ -154,16 +162,16 @@ def _run_once(module: nn.Module, size: Size) -> dict[str, Layer]:
 
 
 def _layout(module: nn.Module, output: Tensor, size: Size) -> Layout | None:
-    """Return where the channels of a module's output stand, None if it is no telling."""
+    """Return the position of the channels in a module's output, None if it cannot be determined."""
     if output.shape[0] != 1:
-        return None  # Windows or heads in the place of images.
+        return None  # The first dimension counts windows or heads, not images.
     if output.ndim == 2 or isinstance(module, _CHANNELS_FIRST):
         return "channels first"
     if output.ndim == 3 or isinstance(module, _CHANNELS_LAST):
         return "channels last"
     _, first, second, third = output.shape
     aspect = size[1] / size[0]
-    # A side may have been rounded up or down by one at each halving.
+    # Each halving may have rounded a side up or down by one.
     as_first = abs(third - second * aspect) <= 2
     as_last = abs(second - first * aspect) <= 2
     if as_first:
@@ -180,61 +188,63 @@ _CHANNELS_FIRST = (
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 
 
-class _Enough(Exception):
-    """All layers have been seen; nothing after them need run."""
+class _StopForward(Exception):
+    """Raised by a hook to stop a forward pass early."""
 
 
 @contextmanager
-def capturing(
+def capture_activations(
     module: nn.Module, layers: Sequence[Layer]
 ) -> Iterator[Callable[[Tensor], dict[str, Tensor]]]:
-    """Give a function from images to activations that stops after the last of some layers.
+    """Yield a function from images to activations; it stops after the last of the layers.
 
-    Meanwhile the network is in evaluation mode and its weights need no gradient; afterwards it is
-    as before. A layer that is called several times is seen at its last call.
+    Inside the context, the network is in evaluation mode and its weights require no gradient; on
+    exit its state is restored. A layer that is called several times is captured at its last call.
 
     Args:
-        module: takes (B, 3, height, width), here of its own dtype and on its own device.
-        layers: of its `survey`.
+        module: Accepts (B, 3, height, width) with its own dtype and device.
+        layers: Layers of its inventory, see ``list_layers``.
 
     Yields:
-        A function from such images to activations by layer, (B, channels, *positions), with at
-        least one dimension of positions.
+        A function from such images to activations by layer, (B, channels, ...positions), with at
+        least one position dimension.
     """
-    wanted = {each.name: each for each in layers}
+    by_name = {each.name: each for each in layers}
     found: dict[str, Tensor] = {}
     calls: Counter[str] = Counter()
 
-    def watch(layer: Layer) -> Callable[[nn.Module, Any, Tensor], None]:
-        def seen(_: nn.Module, __: object, output: Tensor) -> None:
+    def hook_of(layer: Layer) -> Callable[[nn.Module, Any, Tensor], None]:
+        def record(_: nn.Module, __: object, output: Tensor) -> None:
             calls[layer.name] += 1
             if calls[layer.name] < layer.calls:
                 return
             found[layer.name] = output
-            if len(found) == len(wanted):
-                raise _Enough
-            # What runs after it may change its output in place.
+            if len(found) == len(by_name):
+                raise _StopForward
+            # Later modules may modify the output in place.
             found[layer.name] = output.clone()
 
-        return seen
+        return record
 
     def run(images: Tensor) -> dict[str, Tensor]:
         found.clear()
         calls.clear()
         try:
             module(images)
-        except _Enough:
+        except _StopForward:
             pass
         else:
-            missing = ", ".join(wanted.keys() - found.keys())
-            raise RuntimeError(f"{missing} was not called; survey the network with such images")
-        return {name: _channels_first(each, wanted[name]) for name, each in found.items()}
+            missing = ", ".join(by_name.keys() - found.keys())
+            raise RuntimeError(
+                f"{missing} was not called; list the layers with images of this size"
+            )
+        return {name: _channels_first(each, by_name[name]) for name, each in found.items()}
 
     with ExitStack() as restored:
-        restored.enter_context(_still(module))
+        restored.enter_context(_frozen(module))
         modules = dict(module.named_modules())
         for layer in layers:
-            hook = modules[layer.name].register_forward_hook(watch(layer))
+            hook = modules[layer.name].register_forward_hook(hook_of(layer))
             restored.callback(hook.remove)
         yield run
 
@@ -246,21 +256,21 @@ def _channels_first(output: Tensor, layer: Layer) -> Tensor:
 
 
 @contextmanager
-def _still(module: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode with frozen weights, and back as it was."""
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode with frozen weights, and restore it on exit."""
     training = [(each, each.training) for each in module.modules()]
-    learning = [(each, each.requires_grad) for each in module.parameters()]
+    trainable = [(each, each.requires_grad) for each in module.parameters()]
     try:
         module.eval().requires_grad_(False)
         yield
     finally:
         for each, flag in training:
             each.training = flag
-        for parameter, flag in learning:
+        for parameter, flag in trainable:
             parameter.requires_grad_(flag)
 
 
-def _like(module: nn.Module, images: Tensor) -> Tensor:
+def _as_input(module: nn.Module, images: Tensor) -> Tensor:
     for parameter in module.parameters():
         if parameter.is_floating_point():
             return images.to(parameter.device, parameter.dtype)
@@ -271,23 +281,23 @@ def find_nonfinite(module: nn.Module, images: Tensor) -> str | None:
     """Return the name of the first layer whose output is NaN or infinite, None if all are finite.
 
     Args:
-        module: a network.
-        images: (B, 3, height, width), as it takes them.
+        module: A network.
+        images: (B, 3, height, width), as its input.
     """
     names = {each: name for name, each in module.named_modules() if name}
     found: list[str] = []
 
-    def seen(each: nn.Module, _: object, output: object) -> None:
+    def record(each: nn.Module, _: object, output: object) -> None:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return
         if not bool(output.isfinite().all()):
             found.append(names[each])
-            raise _Enough
+            raise _StopForward
 
-    with ExitStack() as restored, torch.no_grad(), suppress(_Enough):
-        restored.enter_context(_still(module))
+    with ExitStack() as restored, torch.no_grad(), suppress(_StopForward):
+        restored.enter_context(_frozen(module))
         for each in names:
-            restored.callback(each.register_forward_hook(seen).remove)
+            restored.callback(each.register_forward_hook(record).remove)
         module(images)
     return found[0] if found else None
 
@@ -296,22 +306,23 @@ def find_layers(known: Mapping[str, Layer], names: Iterable[str]) -> list[Layer]
     """Return layers by name.
 
     Raises:
-        ValueError: naming the nearest, if there is no such layer.
+        ValueError: If a name is unknown; the message suggests similar names.
     """
     found = []
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 3, 0.3) or list(known)[:3]
-            raise ValueError(f"no layer is named {name!r}; give one like {', '.join(near)}")
+            raise ValueError(f"layer {name!r} not found; use a name such as {', '.join(near)}")
         found.append(known[name])
     return found
 
 
 class _RedirectedRelu(torch.autograd.Function):
-    """clamp(x, 0, limit), with a gradient for images that would get none at all.
+    """clamp(x, 0, limit), with a gradient for images that would receive none.
 
-    For these alone it passes where it would push a value back into the range (lucid,
-    optvis/overrides/redirected_relu_grad.py). One image's gradient never asks another's.
+    Only for these images, the gradient passes where it would move a value back into the range
+    (lucid, optvis/overrides/redirected_relu_grad.py). The gradients of different images are
+    independent.
     """
 
     @staticmethod
@@ -340,13 +351,13 @@ _RELUS: dict[Callable[..., Any], tuple[float, bool]] = {
     Tensor.relu_: (math.inf, True),
     functional.relu6: (6.0, False),
 }
-"""Functions, where they cut off above, and whether they always write in place."""
+"""Function -> upper limit, and whether it always operates in place."""
 
 
 class RedirectedRelus(TorchFunctionMode):
-    """While it is entered, ReLU and ReLU6 never leave an image without any gradient.
+    """While this mode is active, ReLU and ReLU6 pass a gradient to every image.
 
-    It holds for modules and functions alike, and changes no module.
+    It affects both modules and functions, and modifies no module.
     """
 
     def __torch_function__(
@@ -356,24 +367,24 @@ class RedirectedRelus(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
-        """Call a function of torch, or what stands for it."""
-        given = kwargs or {}
-        x = _argument(args, given, 0, "input", None)
+        """Call a torch function, or its replacement."""
+        named = kwargs or {}
+        x = _argument(args, named, 0, "input", None)
         if func in _RELUS:
             limit, in_place = _RELUS[func]
-            in_place = in_place or bool(_argument(args, given, 1, "inplace", False))
-        elif func is functional.hardtanh and _argument(args, given, 1, "min_val", -1.0) == 0:
-            # What nn.ReLU6 calls.
-            limit = float(_argument(args, given, 2, "max_val", 1.0))
-            in_place = bool(_argument(args, given, 3, "inplace", False))
+            in_place = in_place or bool(_argument(args, named, 1, "inplace", False))
+        elif func is functional.hardtanh and _argument(args, named, 1, "min_val", -1.0) == 0:
+            # nn.ReLU6 calls this function.
+            limit = float(_argument(args, named, 2, "max_val", 1.0))
+            in_place = bool(_argument(args, named, 3, "inplace", False))
         else:
-            return func(*args, **given)
+            return func(*args, **named)
         if not in_place:
             return _RedirectedRelu.apply(x, limit)
         return x.copy_(_RedirectedRelu.apply(x.clone(), limit))
 
 
 def _argument(
-    args: tuple[Any, ...], given: Mapping[str, Any], place: int, name: str, default: object
+    args: tuple[Any, ...], named: Mapping[str, Any], position: int, name: str, default: object
 ) -> Any:  # noqa: ANN401
-    return args[place] if len(args) > place else given.get(name, default)
+    return args[position] if len(args) > position else named.get(name, default)

@@ -1,4 +1,4 @@
-"""A copy of a network that is faster and says the same: batch norms folded into convolutions."""
+"""A faster copy of a network with the same outputs: batch norms are folded into convolutions."""
 
 import copy
 from collections import Counter
@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from featviz.networks import SameConv2d
 
 _CONVOLUTIONS = (nn.Conv2d, SameConv2d)
-"""These themselves: what others make of them may not be linear in their weights."""
+"""Exactly these types: subclasses may not be linear in their weights."""
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 _FAILURES = (
@@ -25,33 +25,35 @@ _FAILURES = (
     TypeError,
     ValueError,
 )
-"""What a forward pass may raise that is given proxies instead of tensors."""
+"""What a forward pass may raise when it receives proxies instead of tensors."""
 
 _TOLERANCE = 1e-3
-"""Of a folded network's output, relative to its largest value: single precision gives 1e-6."""
+"""Tolerated difference relative to the largest output; float32 rounding causes about 1e-6."""
 
 
-def folded(module: nn.Module, example: Tensor, *, keep: Collection[str] = ()) -> nn.Module:
-    """Return a copy in evaluation mode, with batch norms folded where the result is the same.
+def fold_batch_norms(
+    module: nn.Module, example: Tensor, *, keep: Collection[str] = ()
+) -> nn.Module:
+    """Return a copy in evaluation mode, with batch norms folded into convolutions where possible.
 
-    That is where torch.fx can trace the network, a norm has a plain convolution of its own in front
-    of it, and nobody else sees what the convolution is or gives. Names stay: a folded norm becomes
-    an identity. A network that then says something else for the example is copied as it is.
+    A norm is folded if torch.fx can trace the network, if it follows a plain convolution of its
+    own, and if nothing else reads the convolution's weights or output. Module names stay: a folded
+    norm becomes an identity. If the outputs for the example differ, the copy is not folded.
 
     Args:
-        module: of the network; it is not changed.
-        example: (B, 3, height, width) float32 that it takes.
-        keep: layers that are to be looked at, and so must give what they gave.
+        module: The network; it is not modified.
+        example: (B, 3, height, width) float32 input.
+        keep: Layers whose outputs must stay the same.
 
     Raises:
-        ValueError: if the module cannot be copied.
+        ValueError: If the module cannot be copied.
     """
     try:
         plain = copy.deepcopy(module).eval().requires_grad_(False)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
-            f"the network cannot be copied ({reason}); take weight_norm and its like off it first"
+            f"the network cannot be copied ({reason}); remove weight_norm and similar hooks first"
         ) from error
     pairs = _foldable(plain, keep)
     if not pairs:
@@ -63,11 +65,11 @@ def folded(module: nn.Module, example: Tensor, *, keep: Collection[str] = ()) ->
         faster.set_submodule(convolution, fused)
         faster.set_submodule(norm, nn.Identity())
     faster.requires_grad_(False)
-    return faster if _say_the_same(plain, faster, example) else plain
+    return faster if _outputs_match(plain, faster, example) else plain
 
 
 def _foldable(module: nn.Module, keep: Collection[str]) -> dict[str, str]:
-    """Return the convolutions whose norms can be folded into them: name -> name."""
+    """Return the foldable pairs: name of a convolution -> name of its norm."""
     try:
         graph = _Tracer().trace(module)
     except _FAILURES:
@@ -82,10 +84,10 @@ def _foldable(module: nn.Module, keep: Collection[str]) -> dict[str, str]:
         if not isinstance(before, fx.Node) or before.op != "call_module":
             continue
         name, norm = str(before.target), str(node.target)
-        alone = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
+        sole_reader = len(before.users) == 1 and calls[before.target] == calls[node.target] == 1
         own = registered[id(modules[name])] == registered[id(modules[norm])] == 1
         between = any(_within(name, each) and not _within(norm, each) for each in keep)
-        if not alone or not own or between or {name, norm} & read:
+        if not sole_reader or not own or between or {name, norm} & read:
             continue
         if _is_plain(modules[name], _CONVOLUTIONS) and _is_plain(modules[norm], _NORMS):
             pairs[name] = norm
@@ -93,14 +95,14 @@ def _foldable(module: nn.Module, keep: Collection[str]) -> dict[str, str]:
 
 
 def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Return whether a module is one of these and no more: without hooks, with its own weights."""
+    """Return whether a module has exactly one of these types, its own weights and no hooks."""
     if type(module) not in kinds or getattr(module, "running_var", module) is None:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
     return not any(hooks) and "weight" in module._parameters
 
 
-def _say_the_same(first: nn.Module, second: nn.Module, example: Tensor) -> bool:
+def _outputs_match(first: nn.Module, second: nn.Module, example: Tensor) -> bool:
     with torch.no_grad():
         outputs = [_tensors(each(example)) for each in (first, second)]
     return all(
@@ -125,7 +127,7 @@ def _within(name: str, layer: str) -> bool:
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Take a convolution with another padding as a whole."""
+        """Treat a SameConv2d as a leaf."""
         return isinstance(m, SameConv2d) or super().is_leaf_module(m, module_qualified_name)
 
 

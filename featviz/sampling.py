@@ -1,4 +1,4 @@
-"""What image i of a set shows, and its look: drawn from a seed and its number alone."""
+"""Recipes: the content and style of image i of a set, drawn from a seed and the index alone."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featviz.canvas import COLOURS, Canvas, Size, generator
+from featviz.canvas import COLOURS, Canvas, Size, random_generator
 from featviz.objectives import Objective, channel, direction, draw_direction
 
 GROUP = 8
-"""Images in a row that share a layer, so that they may be optimized together."""
+"""Consecutive images that share a layer, so that they can be optimized together."""
 
 _SAME_TARGET = 2
-"""Attempts at a channel before a direction is taken in its place."""
+"""Attempts at a channel before a direction replaces it."""
 
 _DRAWS, _ORDER, _DIRECTION, _IMAGE = 1, 2, 3, 4
-"""Streams of random numbers; see `featviz.canvas.generator`."""
+"""Stream numbers in random keys; see ``featviz.canvas.random_generator``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that makes an image, besides the network, the size and the number of steps.
+    """Parameters of an image, besides the network, the size and the number of steps.
 
-    layer: whose activations count. channel: of it, or None for a random direction, which follows
-    from seed, index and attempt. attempt: from 0; a dead image is tried again with another.
-    decay, chroma, hue, tint, contrast: its look; see `canvas`.
+    Attributes:
+        seed: Argument of ``draw_recipe``.
+        index: Argument of ``draw_recipe``.
+        attempt: From 0; a dead image is generated again with the next one.
+        layer: Layer whose activations are maximized.
+        channel: Channel of it, or None for a random direction, which follows from seed, index and
+            attempt.
+        decay: Exponent of the spectrum; see ``Canvas``.
+        chroma: Factor of the two colour axes.
+        hue: Rotation of the colour axes, in degrees.
+        tint: Logits of red, green and blue.
+        contrast: Factor of all colours.
+        scale: Magnification of the patterns.
     """
 
     seed: int
@@ -54,33 +64,37 @@ class Recipe:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the recipe that `to_json` wrote."""
+        """Return the recipe written by ``to_json``."""
         return cls(**{**values, "tint": tuple(values["tint"])})
 
 
 def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: int = 0) -> Recipe:
     """Draw the recipe of an image.
 
-    Groups of `GROUP` images go through the layers in rounds, each round in an order of its own.
-    The images of a layer go through all its channels, in a random order, and then on through
-    random directions without end. A channel that wants one flat colour gives a dead image at any
-    attempt: from the third on, a direction is taken instead.
+    Groups of ``GROUP`` images visit the layers in rounds, each round in its own order. The images
+    of a layer visit all its channels in a random order, followed by an unlimited number of random
+    directions. A channel that prefers one flat colour yields a dead image at every attempt, so from
+    the third attempt on a direction replaces it.
 
-    seed, index, attempt: 0 or more. layers: their names and numbers of channels, in order.
+    Args:
+        seed: At least 0.
+        index: At least 0.
+        layers: Names -> numbers of channels, in order.
+        attempt: At least 0.
     """
     names = list(layers)
-    group, place = divmod(index, GROUP)
-    turn, position = divmod(group, len(names))
-    order = generator(_ORDER, seed, 0, turn).permutation(len(names))
+    group, offset = divmod(index, GROUP)
+    round_number, position = divmod(group, len(names))
+    order = random_generator(_ORDER, seed, 0, round_number).permutation(len(names))
     number = int(order[position])
     layer = names[number]
-    # Each layer has one group a round, so this is the image's place among those of its layer.
-    nth = turn * GROUP + place
+    # Each layer has one group per round, so this is the image's position among those of its layer.
+    nth = round_number * GROUP + offset
     channels = layers[layer]
     chosen = None
     if nth < channels and attempt < _SAME_TARGET:
-        chosen = int(generator(_ORDER, seed, 1, number).permutation(channels)[nth])
-    unit = generator(_DRAWS, seed, index, attempt).random(8)
+        chosen = int(random_generator(_ORDER, seed, 1, number).permutation(channels)[nth])
+    unit = random_generator(_DRAWS, seed, index, attempt).random(8)
     return Recipe(
         seed=seed,
         index=index,
@@ -97,7 +111,7 @@ def draw_recipe(seed: int, index: int, layers: Mapping[str, int], *, attempt: in
 
 
 def _draw_tint(unit: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Draw a colour as logits: a brightness, and a saturated hue that is added to it."""
+    """Draw a colour as logits: a brightness plus a saturated hue."""
     brightness = 1.6 * (2 * unit[0] - 1)
     strength, angle = 1.5 * unit[1], 2 * math.pi * unit[2]
     red, green, blue = (
@@ -108,7 +122,7 @@ def _draw_tint(unit: NDArray[np.float64]) -> tuple[float, float, float]:
 
 
 def _rounded(value: float) -> float:
-    """Return a float that is written in a few digits, and read back as itself."""
+    """Round to four decimals, which JSON keeps exactly."""
     return round(float(value), 4)
 
 
@@ -130,30 +144,34 @@ def recipe_canvas(recipes: Sequence[Recipe], size: Size, device: torch.device) -
 
 
 def recipe_objective(recipes: Sequence[Recipe], channels: int) -> Objective:
-    """Return the objective of images of one layer: each its own channel or direction.
+    """Return the objective of images of one layer, each with its own channel or direction.
 
-    channels: of the layer.
+    Args:
+        recipes: Recipes of one layer.
+        channels: Number of channels of the layer.
 
     Raises:
-        ValueError: if the recipes have different layers.
+        ValueError: If the recipes have different layers.
     """
     layers = {recipe.layer for recipe in recipes}
     if len(layers) != 1:
-        raise ValueError(f"recipes of the layers {', '.join(sorted(layers))}; give those of one")
+        raise ValueError(
+            f"recipes of different layers: {', '.join(sorted(layers))}; pass those of one layer"
+        )
     (layer,) = layers
-    along = torch.stack([recipe_direction(recipe, channels) for recipe in recipes])
-    named = torch.tensor([float(recipe.channel is not None) for recipe in recipes])
+    directions = torch.stack([recipe_direction(recipe, channels) for recipe in recipes])
+    has_channel = torch.tensor([float(recipe.channel is not None) for recipe in recipes])
     chosen = [recipe.channel or 0 for recipe in recipes]
-    if bool(named.all()):
+    if bool(has_channel.all()):
         return channel(layer, chosen)
-    if not bool(named.any()):
-        return direction(layer, along)
-    return named * channel(layer, chosen) + (1 - named) * direction(layer, along)
+    if not bool(has_channel.any()):
+        return direction(layer, directions)
+    return has_channel * channel(layer, chosen) + (1 - has_channel) * direction(layer, directions)
 
 
 def recipe_direction(recipe: Recipe, channels: int) -> torch.Tensor:
-    """Return the direction in the layer that an image is to go, (channels,) float32, length 1."""
+    """Return the direction that an image maximizes, (channels,) float32 of length 1."""
     if recipe.channel is None:
         key = (_DIRECTION, recipe.seed, recipe.index, recipe.attempt)
-        return draw_direction(generator(*key), channels)
+        return draw_direction(random_generator(*key), channels)
     return torch.eye(channels)[recipe.channel]

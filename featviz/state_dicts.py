@@ -1,4 +1,4 @@
-"""State dicts: found in the content of a file, and matched to the names of a network."""
+"""State dicts: found inside checkpoints, and matched to the tensor names of a network."""
 
 import re
 import reprlib
@@ -20,42 +20,43 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict; nothing in the file is executed.
 
     Args:
-        path: a file of `read_checkpoint_file`, of a state dict or of a checkpoint that holds one.
+        path: A file for ``read_checkpoint_file`` with a state dict, or a checkpoint that contains
+            one.
 
     Returns:
-        See `find_state_dict`.
+        See ``find_state_dict``.
 
     Raises:
-        ValueError: if the file cannot be read or holds something else.
-        OSError: if it is not there, not a regular file, or the disk fails.
+        ValueError: If the file cannot be read or contains no state dict.
+        OSError: If it does not exist, is not a regular file, or the disk fails.
     """
     return find_state_dict(read_checkpoint_file(path), path)
 
 
 def find_state_dict(content: object, path: Path | str) -> dict[str, Tensor]:
-    """Return the state dict in the content of a file.
+    """Return the state dict inside the content of a file.
 
     Args:
-        content: a state dict, or a checkpoint that holds one under "state_dict",
+        content: A state dict, or a checkpoint that contains one under "state_dict",
             "model_state_dict", "model" or "net".
-        path: what messages call the file.
+        path: Name of the file in messages.
 
     Returns:
-        Tensors by the names of the file, with the versions of modules that torch keeps beside them.
+        Tensors by the names of the file, with the module versions that torch stores beside them.
 
     Raises:
-        ValueError: if there is none, naming the top-level keys.
+        ValueError: If there is none; the message lists the top-level keys.
     """
     outer = content
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise ValueError(f"{path} holds no state dict but {_described(outer)}; {SAVE_AGAIN}")
+        raise ValueError(f"{path} contains no state dict but {_describe(outer)}; {SAVE_AGAIN}")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise ValueError(
-                f"{path} holds no state dict but {_described(outer)}, where "
+                f"{path} contains no state dict but {_describe(outer)}, where "
                 f"{reprlib.repr(name)} is of type {type(value).__name__}; {SAVE_AGAIN}"
             )
         _check_tensor(name, value, path)
@@ -63,23 +64,23 @@ def find_state_dict(content: object, path: Path | str) -> dict[str, Tensor]:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Return whether a tensor is plain memory of this machine: dense, on the CPU, not quantized."""
+    """Return whether a tensor is dense, on the CPU and not quantized."""
     dense = tensor.device.type == "cpu" and tensor.layout == torch.strided
     return dense and not tensor.is_quantized
 
 
 def _check_tensor(name: str, value: Tensor, path: Path | str) -> None:
-    """Refuse a tensor that is not plain memory, or that claims more than the memory it has."""
+    """Reject a tensor that is not plain memory, or has more values than its storage."""
     if not is_plain(value):
         raise ValueError(f"{path}: {name} is not a plain tensor of numbers; {SAVE_AGAIN}")
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise ValueError(
-            f"{path}: {name} of shape {tuple(value.shape)} has more values than the file holds; "
+            f"{path}: {name} of shape {tuple(value.shape)} has more values than the file contains; "
             f"{SAVE_AGAIN}"
         )
 
 
-def _described(content: object) -> str:
+def _describe(content: object) -> str:
     if not isinstance(content, dict):
         return f"a {type(content).__name__}"
     if not content:
@@ -90,11 +91,11 @@ def _described(content: object) -> str:
 
 # --- Names ----------------------------------------------------------------------------------------
 
-_NEARLY_ALL = 0.9
-"""Share of the tensors that must begin with a prefix before it is removed."""
+_PREFIX_FRACTION = 0.9
+"""Fraction of the tensors that must begin with a prefix before it is removed."""
 
 _AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
-"""Heads of torchvision's networks that only a training from their authors' recipe uses."""
+"""Heads of torchvision networks that are only used in training with the authors' recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,66 +103,67 @@ class MatchedState:
     """A state dict under the names of a network.
 
     Attributes:
-        state: tensors by the network's own names, as far as it has them.
-        left_out: names of tensors, as in the file, that are not of this network and need not be:
-            auxiliary heads, and what lies outside the prefix of nearly all.
-        prefix: what was removed from the beginning of the names; empty for nothing.
+        state: Tensors by the network's own names, as far as it has them.
+        unused: Names in the file of tensors that the network does not have or need: auxiliary
+            heads, and tensors outside the shared prefix.
+        prefix: What was removed from the beginning of the names, or "".
     """
 
     state: dict[str, Tensor]
-    left_out: tuple[str, ...]
+    unused: tuple[str, ...]
     prefix: str
 
     def notes(self) -> list[str]:
-        """Return what a person should know of it, as sentences without an end."""
+        """Return remarks for the user, as clauses without a full stop."""
         notes = []
         if self.prefix:
             notes.append(f"the prefix {self.prefix!r} of its tensors was removed")
-        if self.left_out:
+        if self.unused:
             notes.append(
-                f"{len(self.left_out)} of its tensors are not of this network and were not loaded, "
-                f"such as {self.left_out[0]}"
+                f"{len(self.unused)} of its tensors do not belong to this network and were not "
+                f"loaded, such as {self.unused[0]}"
             )
         return notes
 
 
 def match_names(state: Mapping[str, Tensor], module: nn.Module) -> MatchedState:
-    """Give the tensors of a file the names that a network has for them.
+    """Rename the tensors of a file to the names that a network uses.
 
-    Known spellings are tried in turn, and the first that gives most of the network's tensors is
-    taken: as they are; without `module` (of DataParallel, also of an inner one) and `_orig_mod` (of
-    torch.compile); without a prefix that all or nearly all share, such as Lightning's `model.`; and
-    as `module.translate_name` has them, a method of networks that know other layouts.
+    Known spellings are tried one after the other, and the first that matches most of the network's
+    tensors is used: the names in the file; without ``module`` (DataParallel, also of an inner
+    module) and ``_orig_mod`` (torch.compile); without a prefix that all or nearly all names share,
+    such as Lightning's ``model.``; and the result of ``module.translate_name``, a method of
+    networks that know other layouts.
 
     Args:
-        state: see `find_state_dict`.
-        module: the network, which is not changed.
+        state: See ``find_state_dict``.
+        module: The network, which is not modified.
     """
     own = module.state_dict()
-    named = max(_spellings(list(state), module), key=lambda each: _matches(each, state, own))
-    given = dict(zip(named.names, state.values(), strict=True))
-    left_out = {
+    best = max(_spellings(list(state), module), key=lambda each: _matches(each, state, own))
+    renamed = dict(zip(best.names, state.values(), strict=True))
+    unused = {
         name: old
-        for name, old in zip(named.names, state, strict=True)
-        if name not in own and (old in named.outside or _is_auxiliary(name, module))
+        for name, old in zip(best.names, state, strict=True)
+        if name not in own and (old in best.outside or _is_auxiliary(name, module))
     }
     kept: dict[str, Tensor] = OrderedDict(
-        (name, value) for name, value in given.items() if name not in left_out
+        (name, value) for name, value in renamed.items() if name not in unused
     )
-    # Some modules read versions from beside the tensors, which a plain dict would lose.
+    # Some modules read versions stored beside the tensors, which a plain dict would drop.
     versions = getattr(state, "_metadata", None)
     if isinstance(versions, dict):
         modules = {old.rpartition(".")[0]: new.rpartition(".")[0] for old, new in
-                   zip(state, named.names, strict=True)}  # fmt: skip
+                   zip(state, best.names, strict=True)}  # fmt: skip
         kept._metadata = OrderedDict(  # type: ignore[attr-defined]
             (modules.get(name, name), each) for name, each in versions.items()
         )
-    return MatchedState(state=kept, left_out=tuple(left_out.values()), prefix=named.prefix)
+    return MatchedState(state=kept, unused=tuple(unused.values()), prefix=best.prefix)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Spelling:
-    """Names for the tensors of a file, in its order; outside: the file's names without prefix."""
+    """Names for the tensors of a file, in its order; outside: names without the prefix."""
 
     names: list[str]
     prefix: str = ""
@@ -194,15 +196,15 @@ def _matches(spelling: _Spelling, state: Mapping[str, Tensor], own: Mapping[str,
 
 
 def _unwrapped(name: str) -> str:
-    """Return a tensor's name without what DataParallel and torch.compile put into it."""
+    """Return a tensor's name without the parts that DataParallel and torch.compile insert."""
     return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
 def _current(name: str) -> str:
-    """Return a tensor's name in today's spelling."""
-    # torchvision's DenseNets were saved under names that no module may have any more.
+    """Return a tensor's name in its current spelling."""
+    # Old torchvision DenseNet checkpoints have module names with a dot, now invalid.
     name = re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", name)
-    # The released wide networks spell it in both ways.
+    # The published WideResNet checkpoints use both spellings.
     return name.replace("convShortcut", "conv_shortcut")
 
 
@@ -218,7 +220,7 @@ def _shared_prefixes(names: Sequence[str]) -> Iterator[str]:
         if not first:
             return
         part, count = first.most_common(1)[0]
-        if count < _NEARLY_ALL * len(names):
+        if count < _PREFIX_FRACTION * len(names):
             return
         prefix += part
         yield prefix
@@ -233,19 +235,19 @@ def _is_auxiliary(name: str, module: nn.Module) -> bool:
 
 
 def load_weights(module: nn.Module, state: Mapping[str, Tensor], path: Path) -> list[str]:
-    """Load a state dict that was read from a file.
+    """Load a state dict into a network.
 
     Args:
-        module: the network; nothing is loaded if the state dict does not fit it.
-        state: see `find_state_dict`.
-        path: what messages call the file.
+        module: The network; if the state dict does not match, nothing is loaded.
+        state: See ``find_state_dict``.
+        path: Name of the file in messages.
 
     Returns:
-        What a person should know of it; see `MatchedState.notes`.
+        Remarks for the user; see ``MatchedState.notes``.
 
     Raises:
-        ValueError: if it does not fit; the message names tensors that are missing, too many or of
-            another shape.
+        ValueError: If it does not match; the message names tensors that are missing, unexpected or
+            of another shape.
     """
     found = match_state_dict(module, state, path)
     module.load_state_dict(found.state, strict=False)
@@ -256,56 +258,59 @@ def match_state_dict(module: nn.Module, state: Mapping[str, Tensor], path: Path)
     """Return a state dict under the names of a network, which may be on the device "meta".
 
     Args:
-        module: the network, which is not changed.
-        state: see `find_state_dict`.
-        path: what messages call the file.
+        module: The network, which is not modified.
+        state: See ``find_state_dict``.
+        path: Name of the file in messages.
 
     Raises:
-        ValueError: if it does not fit; see `load_weights`.
+        ValueError: If it does not match; see ``load_weights``.
     """
     own = module.state_dict()
     found = match_names(state, module)
-    given = found.state
-    # Older files do not count batches.
+    matched = found.state
+    # Older files do not contain num_batches_tracked.
     missing = [
-        name for name in own if name not in given and not name.endswith("num_batches_tracked")
+        name for name in own if name not in matched and not name.endswith("num_batches_tracked")
     ]
-    strange = [name for name in given if name not in own]
-    unlike = [name for name in given if name in own and given[name].shape != own[name].shape]
-    if missing or strange or unlike:
-        wrong = []
+    unexpected = [name for name in matched if name not in own]
+    mismatched = [
+        name for name in matched if name in own and matched[name].shape != own[name].shape
+    ]
+    if missing or unexpected or mismatched:
+        problems = []
         if missing:
-            wrong.append(f"{len(missing)} of its tensors are missing, such as {missing[0]}")
-        if unlike:
-            name = unlike[0]
-            wrong.append(
-                f"{len(unlike)} have another shape, such as {name}: {tuple(given[name].shape)} "
+            problems.append(f"{len(missing)} of its tensors are missing, such as {missing[0]}")
+        if mismatched:
+            name = mismatched[0]
+            problems.append(
+                f"{len(mismatched)} have another shape, such as {name}: "
+                f"{tuple(matched[name].shape)} "
                 f"instead of {tuple(own[name].shape)}"
             )
-        if strange:
-            wrong.append(f"{len(strange)} are not its own, such as {strange[0]}")
+        if unexpected:
+            problems.append(f"{len(unexpected)} are unexpected, such as {unexpected[0]}")
         raise ValueError(
-            f"{path} does not fit {type(module).__name__}: {'; '.join(wrong)}; pass the weights of "
-            "this network"
+            f"{path} does not match {type(module).__name__}: {'; '.join(problems)}; pass the "
+            "weights of this network"
         )
     return found
 
 
 def n_classes(state: Mapping[str, Tensor], build: Callable[[int], nn.Module]) -> int | None:
-    """Return the number of classes of a state dict, None where it does not show.
+    """Return the number of classes of a state dict, None if it cannot be determined.
 
-    The order of the tensors does not tell it: safetensors are sorted by name.
+    The order of the tensors does not show it, because safetensors are sorted by name.
 
     Args:
-        state: see `find_state_dict`.
-        build: returns the network with a number of classes; it is called twice.
+        state: See ``find_state_dict``.
+        build: Returns the network with a given number of classes; it is called twice.
     """
     first, second = build(2), build(3)
-    given = match_names(state, first).state
+    matched = match_names(state, first).state
     other = second.state_dict()
     for name, value in reversed(first.state_dict().items()):
-        if name in given and given[name].ndim == value.ndim:
+        if name in matched and matched[name].ndim == value.ndim:
             for side, (two, three) in enumerate(zip(value.shape, other[name].shape, strict=True)):
                 if (two, three) == (2, 3):
-                    return given[name].shape[side]
+                    return matched[name].shape[side]
     return None

@@ -1,18 +1,18 @@
-"""Files of weights, of torch.save and of safetensors: they are read, and nothing in them is run.
+"""Weights files of torch.save and safetensors, read without executing anything in them.
 
-`torch.load(weights_only=True)` runs nothing, but it refuses what honest checkpoints hold beside
-their tensors: numpy scalars (a learning rate from `np.cos`), `argparse.Namespace`, paths. Here each
-of those has a stand-in of our own, so that numpy's and pathlib's code is never called with values
-from a file.
+``torch.load(weights_only=True)`` executes nothing, but it rejects what harmless checkpoints contain
+beside their tensors: numpy scalars (a learning rate from ``np.cos``), ``argparse.Namespace``,
+paths. Here each of those has a stand-in, so that the code of numpy and pathlib is never called with
+values from a file.
 
-A checkpoint carries its SHA-256 in itself, so that every reader sees a flipped bit: torch writes
-zip archives without checking them when it reads them. The digest is the archive's comment, at the
-very end of the file: torch and other readers of zip pass over it, and it stays with the file when
-the file is copied or renamed.
+A checkpoint contains its own SHA-256, so that every reader detects a flipped bit: torch writes zip
+archives, but does not verify their checksums when it reads them. The digest is the archive comment,
+at the very end of the file: torch and other zip readers ignore it, and it stays with the file when
+the file is copied or renamed::
 
     ... | PK 5 6, 16 bytes | length of the comment: 71 | "sha256=" and 64 hexadecimal digits
 
-It is that of the archive without a comment, whose length is then 0.
+The digest is that of the archive without a comment, whose comment length is 0.
 """
 
 import argparse
@@ -48,19 +48,19 @@ def read_checkpoint_file(path: Path) -> Any:  # noqa: ANN401
     """Read a file of torch.save or safetensors; nothing in it is executed.
 
     Args:
-        path: a regular file.
+        path: A regular file.
 
     Returns:
-        The content, on the CPU: what was saved, or a dict from names to tensors for safetensors.
-        numpy arrays and scalars are numpy's own, paths are pure paths.
+        The saved object, on the CPU; for safetensors, a dict from names to tensors. numpy arrays
+        and scalars are numpy's own types, and paths are pure paths.
 
     Raises:
-        ValueError: if the content cannot be read; the message names the file, what it is, and a
+        ValueError: If the content cannot be read; the message states the file, what it is, and a
             remedy.
-        OSError: if it is not there, not a regular file, or the disk fails.
+        OSError: If it does not exist, is not a regular file, or the disk fails.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # A named pipe would block for ever.
-        raise OSError(errno.EINVAL, "it is not a regular file; name a file of weights", str(path))
+    if not stat.S_ISREG(path.stat().st_mode):  # Opening a named pipe could block for ever.
+        raise OSError(errno.EINVAL, "not a regular file; pass a weights file", str(path))
     with path.open("rb") as file:
         return load_checkpoint(file, path)
 
@@ -69,56 +69,56 @@ def load_checkpoint(file: BinaryIO, path: Path | str) -> Any:  # noqa: ANN401
     """Read an open file of torch.save or safetensors from its beginning.
 
     Args:
-        file: seekable, such as `io.BytesIO` of its bytes.
-        path: what messages call it.
+        file: Seekable, such as ``io.BytesIO`` of its bytes.
+        path: Its name in messages.
 
     Returns:
-        See `read_checkpoint_file`.
+        See ``read_checkpoint_file``.
 
     Raises:
-        ValueError: if the content cannot be read; see `read_checkpoint_file`.
-        OSError: if the disk fails.
+        ValueError: If the content cannot be read; see ``read_checkpoint_file``.
+        OSError: If the disk fails.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(512)
     file.seek(0)
     _check_head(head, size, path)
-    whole = matches_digest(file)
-    if whole is False:
+    is_intact = matches_digest(file)
+    if is_intact is False:
         raise ValueError(
-            f"{path} is damaged: its content does not match the SHA-256 that it carries; copy it "
-            "again from where it came from, or use another checkpoint of that run"
+            f"{path} is damaged: its content does not match the SHA-256 stored in it; copy it "
+            "again from its source, or use another checkpoint of that run"
         )
     file.seek(0)
     if _is_safetensors(head, size) or str(path).endswith(".safetensors"):
         return _load_safetensors(file, path)
     if head.startswith(b"PK"):
-        _check_zip(file, size, path, compare=whole is None)
+        _check_zip(file, size, path, compare=is_intact is None)
         file.seek(0)
     try:
-        with _only_harmless_globals(), warnings.catch_warnings():
+        with _safe_globals_only(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except _Refused as error:
-        raise ValueError(f"{path} holds {error}; {SAVE_AGAIN}") from error
+    except _UnsupportedContent as error:
+        raise ValueError(f"{path} contains {error}; {SAVE_AGAIN}") from error
     except Exception as error:
-        # Damage shows as errors of many kinds: of zip archives, of pickles, of tensors' sizes.
+        # A damaged file raises errors of many types: from zip archives, pickles and tensor sizes.
         raise ValueError(_unreadable(error, file, head, path)) from error
 
 
 _OTHER_FILES = (
     (rb"version https://git-lfs", "a Git LFS pointer, not the file itself; run `git lfs pull`"),
-    (rb"\s*<(!doctype|html|head|\?xml|!--)", f"a page of HTML or XML; {_COPY_AGAIN}"),
-    (rb"\x1f\x8b", "packed with gzip; unpack it with gunzip"),
-    (rb"\xfd7zXZ", "packed with xz; unpack it with unxz"),
-    (rb"\x28\xb5\x2f\xfd", "packed with zstd; unpack it with unzstd"),
-    (rb"\x89HDF", f"a file of HDF5, not of torch; {SAVE_AGAIN}"),
-    (rb"\x93NUMPY", f"an array of numpy, not a state dict; {SAVE_AGAIN}"),
+    (rb"\s*<(!doctype|html|head|\?xml|!--)", f"an HTML or XML page; {_COPY_AGAIN}"),
+    (rb"\x1f\x8b", "compressed with gzip; decompress it with gunzip"),
+    (rb"\xfd7zXZ", "compressed with xz; decompress it with unxz"),
+    (rb"\x28\xb5\x2f\xfd", "compressed with zstd; decompress it with unzstd"),
+    (rb"\x89HDF", f"an HDF5 file, not a torch file; {SAVE_AGAIN}"),
+    (rb"\x93NUMPY", f"a numpy array, not a state dict; {SAVE_AGAIN}"),
 )
-"""How other files begin that are found under the name of one with weights."""
+"""First bytes of other files that are mistaken for weights, and the message for each."""
 
 
 def _check_head(head: bytes, size: int, path: Path | str) -> None:
@@ -138,77 +138,79 @@ def _is_safetensors(head: bytes, size: int) -> bool:
 
 def _load_safetensors(file: BinaryIO, path: Path | str) -> dict[str, Tensor]:
     try:
-        # The library holds the header's length, its offsets and sizes against the bytes there are.
+        # The library checks the header's length, offsets and sizes against the number of bytes.
         return safetensors.torch.load(file.read())
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is a damaged file of safetensors ({_first_line(error)}); {_COPY_AGAIN}"
+            f"{path} is a damaged safetensors file ({_first_line(error)}); {_COPY_AGAIN}"
         ) from error
 
 
 def _check_zip(file: BinaryIO, size: int, path: Path | str, *, compare: bool) -> None:
-    """Refuse an archive that is damaged, or would become larger in memory than it is.
+    """Reject an archive that is damaged or expands in memory.
 
-    compare: its bytes with its checksums, too, which torch itself does not do.
+    compare: Also verify its checksums, which torch does not do.
     """
     try:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
             names = [each.filename for each in entries]
             if any(name.endswith("/constants.pkl") for name in names):
-                raise ValueError(f"{path} is a TorchScript archive, which is code; {SAVE_AGAIN}")
+                raise ValueError(
+                    f"{path} is a TorchScript archive, which contains code; {SAVE_AGAIN}"
+                )
             if not any(name.endswith("/data.pkl") for name in names):
                 raise ValueError(f"{path} is a zip archive, but not of torch.save; {SAVE_AGAIN}")
-            packed = any(each.compress_type != zipfile.ZIP_STORED for each in entries)
-            if packed or sum(each.file_size for each in entries) > size:
+            is_compressed = any(each.compress_type != zipfile.ZIP_STORED for each in entries)
+            if is_compressed or sum(each.file_size for each in entries) > size:
                 raise ValueError(
-                    f"{path} is a zip archive of more bytes than it has, which torch.save does not "
-                    f"write; {SAVE_AGAIN}"
+                    f"{path} expands when it is unpacked, which files of torch.save do not; "
+                    f"{SAVE_AGAIN}"
                 )
-            # torch can write archives without checksums, which are all 0 then.
+            # torch can write archives without checksums; all checksums are then 0.
             if compare and any(each.CRC for each in entries):
                 damaged = archive.testzip()
                 if damaged is not None:
-                    raise ValueError(f"{path} is damaged in its part {damaged}; {_COPY_AGAIN}")
+                    raise ValueError(f"{path} is damaged in its member {damaged}; {_COPY_AGAIN}")
     except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is cut off or damaged ({_first_line(error)}); {_COPY_AGAIN}"
+            f"{path} is truncated or damaged ({_first_line(error)}); {_COPY_AGAIN}"
         ) from error
 
 
 def _unreadable(error: Exception, file: BinaryIO, head: bytes, path: Path | str) -> str:
-    """Return what to say of a file that torch refuses."""
+    """Return the error message for a file that torch rejects."""
     refused = re.search(r"GLOBAL (\S+)", str(error))
     content = _pickle_in(file)
-    wanted = refused[1] if refused else _wanted_global(content)
-    if wanted is not None:
+    unsafe = refused[1] if refused else _first_unsafe_global(content)
+    if unsafe is not None:
         return (
-            f"{path} is a pickle that would run {wanted:.80}, and nothing that a file names is run "
-            f"here; {SAVE_AGAIN}"
+            f"{path} is a pickle that would execute {unsafe:.80}; code in files is not executed; "
+            f"{SAVE_AGAIN}"
         )
     if isinstance(error, EOFError) or "unexpected EOF" in str(error):
-        return f"{path} is cut off; {_COPY_AGAIN}"
+        return f"{path} is truncated; {_COPY_AGAIN}"
     content.seek(0)
     start = content.read(2)
     if len(start) == 2 and start[0] == 0x80 and start[1] > 2:
         return (
-            f"{path} is a pickle of protocol {start[1]}, which is not read here; {SAVE_AGAIN}, "
-            "which takes protocol 2"
+            f"{path} is a pickle of protocol {start[1]}, which is not supported; {SAVE_AGAIN}, "
+            "which uses protocol 2"
         )
     if head.startswith((b"\x80", b"PK")):
         return f"{path} is damaged ({_first_line(error)}); {_COPY_AGAIN}"
-    return f"{path} is neither a file of torch.save nor of safetensors; {SAVE_AGAIN}"
+    return f"{path} is neither a torch.save nor a safetensors file; {SAVE_AGAIN}"
 
 
-_HARMLESS = re.compile(
+_SAFE_NAMES = re.compile(
     r"torch\._utils\._rebuild\w+|torch\.\w*Storage|torch\.storage\.\w+|collections\.OrderedDict|"
     r"_codecs\.encode|(numpy|argparse|pathlib|types)\..*"
 )
-"""Names in a pickle that are not what is wrong with it."""
+"""Names in a pickle that cannot be the reason for its rejection."""
 
 
 def _pickle_in(file: BinaryIO) -> BinaryIO:
-    """Return the pickle in a file of torch.save, which is the file itself where it is no zip."""
+    """Return the pickle in a file of torch.save: the file itself unless it is a zip archive."""
     file.seek(0)
     try:
         with zipfile.ZipFile(file) as archive:
@@ -218,12 +220,12 @@ def _pickle_in(file: BinaryIO) -> BinaryIO:
         return file
 
 
-def _wanted_global(content: BinaryIO) -> str | None:
-    """Return the first name in a pickle of any protocol that is not harmless; nothing is run."""
+def _first_unsafe_global(content: BinaryIO) -> str | None:
+    """Return the first name in a pickle that is not in ``_SAFE_NAMES``; nothing is executed."""
     content.seek(0)
     texts: list[str] = []
     memo: list[str] = []
-    # It ends where the pickle does, or where it is damaged.
+    # Iteration ends with the pickle, or at damaged bytes.
     with suppress(ValueError, IndexError, MemoryError, OverflowError):
         for operation, argument, _ in pickletools.genops(content):
             if operation.name == "MEMOIZE":
@@ -232,7 +234,7 @@ def _wanted_global(content: BinaryIO) -> str | None:
                 texts.append(memo[int(argument or 0)] if memo else "")
             elif operation.name in ("GLOBAL", "STACK_GLOBAL"):
                 name = argument.replace(" ", ".") if argument else ".".join(texts[-2:])
-                if not _HARMLESS.fullmatch(name):
+                if not _SAFE_NAMES.fullmatch(name):
                     return name
                 texts.append("")
             elif operation.name not in ("PROTO", "FRAME", "MARK"):
@@ -254,31 +256,33 @@ _N_COMMENT = len(_PREFIX) + 64
 _LENGTH = _N_COMMENT.to_bytes(2, "little")
 _NO_COMMENT = b"\x00\x00"
 _N_END = 22 + _N_COMMENT
-_PIECE = 1 << 20
+_BLOCK_BYTES = 1 << 20
 
 
 def with_digest(archive: bytes) -> bytes:
-    """Return an archive of `torch.save` with its SHA-256 as the comment.
+    """Return an archive of ``torch.save`` with its SHA-256 as the comment.
 
     Raises:
-        ValueError: if it is not an archive, or has a comment.
+        ValueError: If it is not an archive, or already has a comment.
     """
     if archive[-22:-18] != _END_OF_ARCHIVE or archive[-2:] != _NO_COMMENT:
-        raise ValueError(f"{len(archive)} bytes that are not an archive without a comment")
+        raise ValueError(
+            f"expected a zip archive without a comment, got {len(archive)} other bytes"
+        )
     digest = hashlib.sha256(archive).hexdigest()
     return archive[:-2] + _LENGTH + _PREFIX + digest.encode()
 
 
 def matches_digest(file: BinaryIO | bytes) -> bool | None:
-    """Return whether a file is as it was written; None if it carries no digest.
+    """Return whether a file is unchanged since it was written; None if it contains no digest.
 
-    Any single flipped bit gives False, also one in the digest itself.
+    Any single flipped bit gives False, including one in the digest itself.
 
     Args:
-        file: the content, or a seekable file, whose position is at its end afterwards.
+        file: The content, or a seekable file, whose position is at its end afterwards.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: If it cannot be read.
     """
     if isinstance(file, bytes):
         file = io.BytesIO(file)
@@ -288,56 +292,60 @@ def matches_digest(file: BinaryIO | bytes) -> bool | None:
     file.seek(n - _N_END)
     end = file.read(_N_END)
     marks = end[:4] == _END_OF_ARCHIVE, end[20:22] == _LENGTH, end[22:29] == _PREFIX
-    if sum(marks) < 2:  # One may be damaged.
+    if sum(marks) < 2:  # One of them may be damaged.
         return None
     file.seek(0)
-    found = hashlib.sha256()
-    left = n - _N_COMMENT - 2
-    while left > 0 and (piece := file.read(min(left, _PIECE))):
-        found.update(piece)
-        left -= len(piece)
-    found.update(_NO_COMMENT)
-    return all(marks) and end[29:] == found.hexdigest().encode()
+    digest = hashlib.sha256()
+    remaining = n - _N_COMMENT - 2
+    while remaining > 0 and (block := file.read(min(remaining, _BLOCK_BYTES))):
+        digest.update(block)
+        remaining -= len(block)
+    digest.update(_NO_COMMENT)
+    return all(marks) and end[29:] == digest.hexdigest().encode()
 
 
-# --- Stand-ins for what honest checkpoints hold ---------------------------------------------------
+# --- Stand-ins for what harmless checkpoints contain ----------------------------------------------
 
 
-class _Refused(ValueError):
-    """Raised by a stand-in; says what the file holds that is not read."""
+class _UnsupportedContent(ValueError):
+    """Raised by a stand-in; its message names the unsupported content."""
 
 
 class NumpyDtype:
-    """Stands for a dtype of plain numbers or text, as a pickle builds it."""
+    """Stand-in for a dtype of plain numbers or text, as a pickle builds it."""
 
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"b1|[iufc]\d{1,2}|[SU]\d{1,6}", code):
-            raise _Refused(f"numpy values of dtype {reprlib.repr(code)}, which are not read")
+            raise _UnsupportedContent(
+                f"numpy values of dtype {reprlib.repr(code)}, which are not read"
+            )
         self._code, self._order = code, "="
 
     def __setstate__(self, state: object) -> None:
-        """Take the byte order."""
+        """Set the byte order."""
         if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-            raise _Refused("a damaged numpy dtype")
+            raise _UnsupportedContent("a damaged numpy dtype")
         self._order = state[1]
 
     def dtype(self) -> np.dtype[Any]:
-        """Return numpy's own dtype."""
+        """Return the numpy dtype."""
         try:
             return np.dtype(self._order + self._code)
         except TypeError as error:
-            raise _Refused(f"a numpy dtype {self._code!r}, which does not exist") from error
+            raise _UnsupportedContent(
+                f"a numpy dtype {self._code!r}, which does not exist"
+            ) from error
 
 
 class NumpyArray(np.ndarray[Any, Any]):
-    """An array as a pickle builds it: empty first, then filled from bytes."""
+    """Stand-in for an array as a pickle builds it: empty first, then filled from bytes."""
 
     def __new__(cls, *_: object) -> "NumpyArray":
-        """Return an empty array, whatever size a file asks for."""
+        """Return an empty array, whatever size a file requests."""
         return super().__new__(cls, (0,), np.int8)
 
     def __setstate__(self, state: object) -> None:
-        """Take shape, dtype and bytes; an array of objects is refused."""
+        """Set shape, dtype and bytes; an array of objects is rejected."""
         if (
             not isinstance(state, tuple)
             or len(state) != 5
@@ -345,12 +353,12 @@ class NumpyArray(np.ndarray[Any, Any]):
             or not all(type(side) is int and side >= 0 for side in state[1])
             or not isinstance(state[2], NumpyDtype)
         ):
-            raise _Refused("a damaged numpy array")
+            raise _UnsupportedContent("a damaged numpy array")
         _, shape, kind, is_fortran, content = state
-        dtype, held = kind.dtype(), _bytes(content)
-        if math.prod(shape) * dtype.itemsize != len(held):
-            raise _Refused("a numpy array of another size than its bytes")
-        super().__setstate__((1, shape, dtype, bool(is_fortran), held))  # type: ignore[arg-type]
+        dtype, data = kind.dtype(), _bytes(content)
+        if math.prod(shape) * dtype.itemsize != len(data):
+            raise _UnsupportedContent("a numpy array whose shape does not match its bytes")
+        super().__setstate__((1, shape, dtype, bool(is_fortran), data))  # type: ignore[arg-type]
 
 
 def _reconstruct(*_: object) -> NumpyArray:
@@ -359,36 +367,36 @@ def _reconstruct(*_: object) -> NumpyArray:
 
 def _scalar(kind: object, content: object = b"") -> object:
     if not isinstance(kind, NumpyDtype):
-        raise _Refused("a damaged numpy scalar")
-    dtype, held = kind.dtype(), _bytes(content)
-    if dtype.itemsize != len(held) or not held:
-        raise _Refused("a numpy scalar of another size than its bytes")
-    values: NDArray[Any] = np.frombuffer(held, dtype)
+        raise _UnsupportedContent("a damaged numpy scalar")
+    dtype, data = kind.dtype(), _bytes(content)
+    if dtype.itemsize != len(data) or not data:
+        raise _UnsupportedContent("a numpy scalar whose dtype does not match its bytes")
+    values: NDArray[Any] = np.frombuffer(data, dtype)
     return values[0]
 
 
 def _bytes(content: object) -> bytes:
-    if isinstance(content, str):  # As Python 2 wrote them.
+    if isinstance(content, str):  # Written by Python 2.
         try:
             return content.encode("latin1")
         except UnicodeEncodeError as error:
-            raise _Refused("damaged numpy values") from error
+            raise _UnsupportedContent("damaged numpy values") from error
     if not isinstance(content, bytes):
-        raise _Refused("numpy values that are objects, which are not read")
+        raise _UnsupportedContent("numpy values that are objects, which are not supported")
     return content
 
 
 def _empty_bytes() -> bytes:
-    """Stand for `bytes`, by which protocol 2 writes an empty value; others are text, encoded."""
+    """Stand in for ``bytes``, with which protocol 2 writes an empty value."""
     return b""
 
 
 class _Version(str):
-    """The version of torch."""
+    """Stand-in for the version of torch."""
 
     def __new__(cls, text: object = "") -> "_Version":
         if not isinstance(text, str):
-            raise _Refused("a damaged version of torch")
+            raise _UnsupportedContent("a damaged version of torch")
         return super().__new__(cls, text)
 
 
@@ -418,8 +426,8 @@ def _stand_ins() -> Iterator[tuple[Callable[..., Any], str]]:
 
 
 @contextmanager
-def _only_harmless_globals() -> Iterator[None]:
-    """Let `torch.load` take the stand-ins, and nothing that other libraries allowed it."""
+def _safe_globals_only() -> Iterator[None]:
+    """Make ``torch.load`` accept the stand-ins only, not what other libraries have allowed."""
     others = torch.serialization.get_safe_globals()
     torch.serialization.clear_safe_globals()
     try:

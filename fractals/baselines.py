@@ -1,14 +1,14 @@
-"""Images of random processes: what fractals are to be measured against as a mixing set.
+"""Simple mixing sets made by random processes, as baselines for fractals.
 
-* dead-leaves: discs and rectangles of random colours, whose sizes follow a power law, over each
-  other until nothing is left bare. Scale-invariant, with edges.
-* spectrum: noise whose power falls with frequency, by other exponents across than down, in three
-  mixed colours. Scale-invariant, without edges.
-* noise: each byte on its own. Neither.
+* dead-leaves: discs and rectangles of random colours that cover each other; their sizes follow a
+  power law. Scale-invariant, with edges.
+* spectrum: noise whose power falls with frequency, with separate exponents for the two axes, in
+  three mixed colours. Scale-invariant, without edges.
+* noise: independent random bytes. Neither scale-invariant nor with edges.
 
 The first two are processes of Baradad et al. 2021, "Learning to See by Looking at Noise" (section
-3), which the PixMix paper mixes with for comparison; sizes and colours here are our own.
-All arithmetic is exact by IEEE 754, or of `numerics`, so an image is the same on every machine.
+3), with which the PixMix paper compares; the sizes and colours are ours. All arithmetic is exact by
+IEEE 754 or comes from ``numerics``, so an image is the same on every machine.
 """
 
 from collections.abc import Callable
@@ -28,39 +28,39 @@ from fractals.numerics import (
 from pixmix.compiling import kernel
 
 BASELINE_VERSION = 1
-"""Raised when the same kind, seed, index and size give another image."""
+"""Raised when a kind, seed, index and size produce a different image."""
 
 _KEY = 0x42415345  # "BASE": keeps these streams apart from those of genomes.
 
-SMALLEST_LEAF, LARGEST_LEAF = 1 / 96, 0.4
-"""Radius of leaves, in shorter sides of the image."""
+MIN_LEAF_RADIUS, MAX_LEAF_RADIUS = 1 / 96, 0.4
+"""Radii of leaves, as a fraction of the shorter side."""
 
-SMALLEST_EXPONENT, LARGEST_EXPONENT = 0.5, 3.5
-"""Of amplitude against frequency, drawn for each image and each axis; the authors' range."""
+MIN_EXPONENT, MAX_EXPONENT = 0.5, 3.5
+"""Exponent of amplitude against frequency, drawn per image and axis; the authors' range."""
 
 
 def render_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Paint an image, a function of its arguments alone.
+    """Render one image of a baseline mixing set, a pure function of the arguments.
 
     Args:
-        kind: one of `BASELINE_KINDS`.
-        seed: any whole number.
-        index: of the image, 0 or more.
-        size: (height, width) in pixels.
+        kind: One of ``BASELINE_KINDS``.
+        seed: Any integer.
+        index: Index of the image, at least 0.
+        size: (height, width) in pixels, each at least 1.
 
     Returns:
         (height, width, 3) uint8.
 
     Raises:
-        ValueError: for another kind, a negative index, or a size below 1.
+        ValueError: If the kind is unknown, the index is negative, or a side is below 1.
     """
     if kind not in BASELINE_KINDS:
-        raise ValueError(f"kind is {kind!r}; give one of {', '.join(BASELINE_KINDS)}")
+        raise ValueError(f"kind is {kind!r}; use one of {', '.join(BASELINE_KINDS)}")
     height, width = size
     if index < 0 or height < 1 or width < 1:
         raise ValueError(
-            f"index is {index} and size {height}x{width} (height x width); give an index from "
-            "0 and sides from 1"
+            f"index {index} and size {height}x{width} (height x width): the index must be at least "
+            "0 and each side at least 1"
         )
     state = random_state(_KEY, list(BASELINE_KINDS).index(kind), seed, index)
     image = np.empty((height, width, 3), np.uint8)
@@ -69,8 +69,8 @@ def render_baseline(kind: str, seed: int, index: int, size: tuple[int, int]) -> 
 
 
 @kernel
-def _fill_with_noise(state, image):
-    """Fill (height, width, 3) uint8 with random bytes, eight of each word, the lowest first."""
+def _fill_noise(state, image):
+    """Fill (height, width, 3) uint8 with random bytes: eight from each word, the lowest first."""
     height, width, channels = image.shape
     word = np.uint64(0)
     left = 0
@@ -85,32 +85,38 @@ def _fill_with_noise(state, image):
                 left -= 1
 
 
-def _cover_with_leaves(state: NDArray[np.uint64], image: NDArray[np.uint8]) -> None:
+def _fill_dead_leaves(state: NDArray[np.uint64], image: NDArray[np.uint8]) -> None:
+    """Fill (height, width, 3) uint8 with leaves."""
     shorter = min(image.shape[:2])
-    # A leaf of less than half a pixel would cover none for ever.
-    smallest = max(0.75, SMALLEST_LEAF * shorter)
-    _lay_leaves(state, image, smallest, max(2 * smallest, LARGEST_LEAF * shorter))
+    # A leaf smaller than half a pixel may cover no pixel, and the loop would not end.
+    smallest = max(0.75, MIN_LEAF_RADIUS * shorter)
+    _draw_leaves(state, image, smallest, max(2 * smallest, MAX_LEAF_RADIUS * shorter))
 
 
 @kernel
-def _lay_leaves(state, image, smallest, largest):
-    """Cover (height, width, 3) uint8 with leaves, each beneath those before.
+def _draw_leaves(state, image, smallest, largest):
+    """Cover (height, width, 3) uint8 with leaves, each beneath those drawn before it.
 
-    From above, for then whatever is bare at last is covered once, and the pattern is the same that
-    leaves falling for ever would make. smallest, largest: radii in pixels; the density of a radius
-    r falls as r^-3.
+    Drawing from the top down covers every pixel exactly once, and the pattern equals that of leaves
+    that fall for ever. The density of a radius r is proportional to r^-3.
+
+    Args:
+        state: (4,) uint64, advanced in place.
+        image: (height, width, 3) uint8 to fill.
+        smallest: Minimum radius in pixels.
+        largest: Maximum radius in pixels.
     """
     height, width = image.shape[:2]
-    bare = np.ones((height, width), np.bool_)
-    n_bare = height * width
-    most, least = 1.0 / (smallest * smallest), 1.0 / (largest * largest)
-    # The reach of a rectangle: its half diagonal.
+    uncovered = np.ones((height, width), np.bool_)
+    n_uncovered = height * width
+    high, low = 1.0 / (smallest * smallest), 1.0 / (largest * largest)
+    # Half the diagonal of a rectangle bounds its extent.
     margin = 1.5 * largest
-    while n_bare > 0:
-        radius = 1.0 / np.sqrt(most - next_unit(state) * (most - least))
+    while n_uncovered > 0:
+        radius = 1.0 / np.sqrt(high - next_unit(state) * (high - low))
         centre_x = next_unit(state) * (width + 2.0 * margin) - margin
         centre_y = next_unit(state) * (height + 2.0 * margin) - margin
-        # A direction: of a point in the unit disc.
+        # A random direction, by rejection sampling in the unit disc.
         along_x, along_y, square = 0.0, 0.0, 0.0
         while square <= 1e-6 or square > 1.0:
             along_x, along_y = 2.0 * next_unit(state) - 1.0, 2.0 * next_unit(state) - 1.0
@@ -128,7 +134,7 @@ def _lay_leaves(state, image, smallest, largest):
                 max(0, int(np.floor(centre_x - reach))),
                 min(width, int(np.ceil(centre_x + reach)) + 1),
             ):
-                if not bare[y, x]:
+                if not uncovered[y, x]:
                     continue
                 dx, dy = x - centre_x, y - centre_y
                 if is_disc:
@@ -139,27 +145,28 @@ def _lay_leaves(state, image, smallest, largest):
                         and abs(dy * along_x - dx * along_y) <= across
                     )
                 if inside:
-                    bare[y, x] = False
-                    n_bare -= 1
+                    uncovered[y, x] = False
+                    n_uncovered -= 1
                     for c in range(3):
                         image[y, x, c] = np.uint8((colour >> np.uint64(8 * c)) & np.uint64(255))
 
 
 @kernel
-def _fill_with_spectrum(state, image):
-    """Fill (height, width, 3) uint8 with coloured noise of a falling spectrum.
+def _fill_spectrum(state, image):
+    """Fill (height, width, 3) uint8 with coloured noise whose spectrum falls with frequency.
 
-    Three fields of amplitude 1 / (|kx|^a + |ky|^b) and random phases are mixed by a random matrix,
-    and brought to a mean of 64 to 192 and a deviation of 32 to 72 by channel. They are computed on
-    a square whose side is a power of two, from which the image is cut.
+    Three fields with amplitude ``1 / (|kx|^a + |ky|^b)`` and random phases are mixed by a random
+    matrix. Each channel is then scaled to a mean of 64 to 192 and a standard deviation of 32 to 72.
+    The fields are computed on a square whose side is a power of two, and the image is cropped from
+    it.
     """
     height, width = image.shape[:2]
     side = 1
     while side < max(height, width):
         side *= 2
-    span = LARGEST_EXPONENT - SMALLEST_EXPONENT
-    exponent_x = F(SMALLEST_EXPONENT + span * next_unit(state))
-    exponent_y = F(SMALLEST_EXPONENT + span * next_unit(state))
+    span = MAX_EXPONENT - MIN_EXPONENT
+    exponent_x = F(MIN_EXPONENT + span * next_unit(state))
+    exponent_y = F(MIN_EXPONENT + span * next_unit(state))
     fields = np.empty((3, height, width), np.float64)
     for c in range(3):
         spectrum = np.zeros((side, side), np.complex128)
@@ -177,9 +184,9 @@ def _fill_with_spectrum(state, image):
                     complex(sine_of_turns(turn + F(0.25)), sine_of_turns(turn)) / size
                 )
         for ky in range(side):
-            _transform(spectrum[ky])
+            _inverse_fft(spectrum[ky])
         for x in range(width):
-            _transform(spectrum[:, x])
+            _inverse_fft(spectrum[:, x])
         fields[c] = spectrum[:height, :width].real
     for c in range(3):
         red, green, blue = (
@@ -206,11 +213,11 @@ def _fill_with_spectrum(state, image):
 
 
 @kernel
-def _transform(values):
+def _inverse_fft(values):
     """Transform (n,) complex in place, n a power of two: sum over k of v[k] e^(2 pi i k x / n).
 
-    The algorithm of Cooley and Tukey 1965, radix 2, in place. numpy's transform may round
-    otherwise on another machine.
+    Radix-2 algorithm of Cooley and Tukey (1965). numpy's FFT may round differently on another
+    machine.
     """
     n = len(values)
     j = 0
@@ -236,8 +243,8 @@ def _transform(values):
 
 
 BASELINE_KINDS: dict[str, Callable[..., None]] = {
-    "dead-leaves": _cover_with_leaves,
-    "spectrum": _fill_with_spectrum,
-    "noise": _fill_with_noise,
+    "dead-leaves": _fill_dead_leaves,
+    "spectrum": _fill_spectrum,
+    "noise": _fill_noise,
 }
-"""Functions of a state and an image to fill. Append new rows: a place is a part of random keys."""
+"""Functions that fill an image. Append new rows at the end: the position is part of random keys."""

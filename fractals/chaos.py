@@ -1,4 +1,4 @@
-"""Chaos games: iterated function systems as frozen dataclasses, played and turned into light."""
+"""Chaos games: iterated function systems as dataclasses, their histograms and tone mapping."""
 
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
@@ -7,36 +7,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fractals import chaos_kernels as kernels
-from fractals.chaos_kernels import FOLDS, MOST_STEPS, ORBITS, WARM_UP, estimate_density, smooth
-from fractals.numerics import F, fits_single, random_state
+from fractals.chaos_kernels import FOLDS, MAX_STEPS, ORBITS, WARM_UP, estimate_density, smooth
+from fractals.numerics import F, fits_float32, random_state
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 
 MAPS = range(1, 33)
 
-_MOST_PIXELS = 16384
-_SINGLE_STEP = 2.0**-23
+_MAX_PIXELS = 16384
+_FLOAT32_STEP = 2.0**-23
 
 Affine: TypeAlias = tuple[float, float, float, float, float, float]
 
 
 def require(condition: bool, value: object, rule: str, remedy: str) -> None:
-    """Raise ValueError with the value, the rule that it breaks and a remedy, unless it keeps it."""
+    """Raise ValueError with the value, the rule it breaks and a remedy, unless condition holds."""
     if not condition:
         raise ValueError(f"{value!r}: {rule}; {remedy}")
 
 
 def _check_finite(values: tuple[float, ...], name: str) -> None:
     require(
-        all(fits_single(value) for value in values),
+        all(fits_float32(value) for value in values),
         values,
         f"{name} must be finite in float32",
-        "draw the genome anew or mend its JSON",
+        "draw the genome again or correct its JSON",
     )
 
 
 def _check_positive(value: float, name: str, remedy: str) -> None:
     require(
-        value > 0 and fits_single(value),
+        value > 0 and fits_float32(value),
         value,
         f"{name} must be above 0 and finite in float32",
         remedy,
@@ -46,19 +46,22 @@ def _check_positive(value: float, name: str, remedy: str) -> None:
 def _check_affine(affine: Affine | None, name: str) -> None:
     if affine is not None:
         require(
-            len(affine) == 6 and all(fits_single(value) for value in affine),
+            len(affine) == 6 and all(fits_float32(value) for value in affine),
             affine,
             f"{name} must be the six numbers, finite in float32, of x' = a x + b y + c, "
             "y' = d x + e y + f",
-            "draw the genome anew or mend its JSON",
+            "draw the genome again or correct its JSON",
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariationTerm:
-    """One variation of a map's weighted sum.
+    """One term of a map's weighted sum of variations.
 
-    Name of `variations.VARIATIONS`, weight, parameters in its order.
+    Attributes:
+        name: A name in ``variations.VARIATIONS``.
+        weight: Factor of the variation.
+        parameters: The variation's parameters, in the order of its row.
     """
 
     name: str
@@ -66,32 +69,34 @@ class VariationTerm:
     parameters: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuse an unknown name, a wrong number of parameters and numbers that are not finite."""
+        """Reject an unknown name, a wrong number of parameters and numbers that are not finite."""
         require(
             self.name in VARIATION_NUMBER,
             self.name,
-            "is no variation",
+            "is not a known variation",
             f"use one of {', '.join(VARIATION_NUMBER)}",
         )
-        wanted = VARIATIONS[VARIATION_NUMBER[self.name]].parameters
+        expected = VARIATIONS[VARIATION_NUMBER[self.name]].parameters
         require(
-            len(self.parameters) == len(wanted),
+            len(self.parameters) == len(expected),
             self.parameters,
-            f"{self.name} takes {len(wanted)} parameters",
-            f"give {', '.join(name for name, *_ in wanted) or 'none'}",
+            f"{self.name} has {len(expected)} parameters",
+            f"pass {', '.join(name for name, *_ in expected) or 'none'}",
         )
         _check_finite((self.weight, *self.parameters), "a variation's weight and parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Map:
-    """One map of an iterated function system.
+    """One map of an iterated function system: affine, a sum of variations, and a second affine.
 
-    Affine, then a sum of variations, then a second affine.
-
-    affine, post: x' = a x + b y + c, y' = d x + e y + f in plane units. No variation: affine alone.
-    weight: relative probability, > 0. colour in [0, 1]: where the map pulls the colour coordinate,
-    by speed in [0, 1] a visit.
+    Attributes:
+        affine: (a, b, c, d, e, f) of x' = a x + b y + c, y' = d x + e y + f, in plane units.
+        variations: Terms of the sum; without any, the affine part alone is the map.
+        post: The second affine, or None.
+        weight: Relative probability, > 0.
+        colour: Colour coordinate in [0, 1] towards which the map moves a point's colour.
+        speed: Fraction in [0, 1] of that distance that one visit moves it.
     """
 
     affine: Affine
@@ -102,22 +107,24 @@ class Map:
     speed: float = 0.5
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside the ranges above."""
+        """Reject values outside these ranges."""
         _check_affine(self.affine, "affine")
         _check_affine(self.post, "post")
-        _check_positive(self.weight, "a map's weight", "leave the map out instead")
-        require(0 <= self.colour <= 1, self.colour, "a map's colour must lie in [0, 1]", "scale it")
-        require(0 <= self.speed <= 1, self.speed, "a colour speed must lie in [0, 1]", "use 0.5")
+        _check_positive(self.weight, "a map's weight", "remove the map instead")
+        require(0 <= self.colour <= 1, self.colour, "a map's colour must be in [0, 1]", "scale it")
+        require(0 <= self.speed <= 1, self.speed, "a colour speed must be in [0, 1]", "use 0.5")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """The window.
+    """The window of the plane that an image shows.
 
-    Centre and width (of the image's SHORTER side) in plane units, rotation in radians.
-
-    fold: what becomes of points outside: "none" drops them, "mirror" reflects them at the borders
-    and "wrap" continues them at the other side, so that the window is filled.
+    Attributes:
+        centre: (x, y) in plane units.
+        width: Extent of the image's shorter side, in plane units.
+        rotation: Radians.
+        fold: Treatment of points outside the window: "none" drops them, "mirror" reflects them at
+            the borders, and "wrap" moves them in from the opposite side.
     """
 
     centre: tuple[float, float]
@@ -126,35 +133,41 @@ class Camera:
     fold: str = "none"
 
     def __post_init__(self) -> None:
-        """Refuse an empty or unbounded window and an unknown fold."""
+        """Reject an empty or unbounded window and an unknown fold."""
         require(
-            len(self.centre) == 2 and all(fits_single(value) for value in self.centre),
+            len(self.centre) == 2 and all(fits_float32(value) for value in self.centre),
             self.centre,
             "a camera's centre must be two numbers, finite in float32",
-            "give x and y",
+            "use x and y",
         )
         _check_finite((self.rotation,), "a camera's rotation")
         _check_positive(self.width, "a camera's width", "use the width of the attractor")
-        # The kernel's numbers are pixels of the largest image.
+        # Pixel coordinates of the largest image must be finite in the kernel's float32.
         require(
-            fits_single(_MOST_PIXELS * (1 + sum(map(abs, self.centre))) / self.width),
+            fits_float32(_MAX_PIXELS * (1 + sum(map(abs, self.centre))) / self.width),
             self.width,
-            "a camera's width must show its centre in pixels that float32 holds",
+            "a camera's width is too small: pixel coordinates of its centre overflow float32",
             "use the width of the attractor",
         )
-        require(self.fold in FOLDS, self.fold, "is no fold", f"use one of {', '.join(FOLDS)}")
+        require(self.fold in FOLDS, self.fold, "is not a fold", f"use one of {', '.join(FOLDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tone:
-    """From points to light: value = (log(1 + contrast d) / log(1 + contrast exposure))^gamma.
+    """Tone curve: value = (log(1 + contrast d) / log(1 + contrast exposure))^gamma.
 
-    d: points a pixel as a share of all, times the pixels of the shorter side squared, so that it
-    does not depend on size or quality. exposure > 0: the d that gives full light. contrast > 0.
-    gamma > 0. vibrancy in [0, 1]: 1 applies gamma to the light alone and keeps colours, 0 to each
-    channel. softness >= 0: points a pixel below which density estimation blurs; 0 switches it off.
-    Colour: place on the palette's ring = colour_start + colour_stretch * the pixel's mean
-    coordinate.
+    The density d is a pixel's fraction of all points, times the squared number of pixels along the
+    shorter side, so that it does not depend on size or quality.
+
+    Attributes:
+        exposure: Density that is shown at full brightness, > 0.
+        colour_start: Palette position of colour coordinate 0.
+        colour_stretch: Palette turns per unit of a pixel's mean colour coordinate.
+        contrast: Strength of the logarithm, > 0.
+        gamma: Exponent, > 0.
+        vibrancy: In [0, 1]; 1 applies gamma to brightness alone and keeps colours, 0 applies it to
+            each channel.
+        softness: Points per pixel below which density estimation blurs, >= 0; 0 disables it.
     """
 
     exposure: float
@@ -166,20 +179,20 @@ class Tone:
     softness: float = 48.0
 
     def __post_init__(self) -> None:
-        """Refuse numbers outside the ranges above."""
+        """Reject values outside these ranges."""
         for name in ("exposure", "contrast", "gamma"):
-            _check_positive(getattr(self, name), name, "draw it anew")
-        # Below it, 1 + contrast exposure is 1, and its logarithm, by which light is divided, 0.
+            _check_positive(getattr(self, name), name, "draw it again")
+        # Otherwise 1 + contrast * exposure is 1, and its logarithm, a divisor, is 0.
         require(
-            self.contrast * self.exposure >= _SINGLE_STEP,
+            self.contrast * self.exposure >= _FLOAT32_STEP,
             (self.contrast, self.exposure),
-            "contrast times exposure must be above the step of float32, 1.2e-7",
-            "draw them anew",
+            "contrast times exposure must be at least the float32 epsilon, 1.2e-7",
+            "draw them again",
         )
         _check_finite((self.colour_start, self.colour_stretch), "a colour's start and stretch")
-        require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must lie in [0, 1]", "use 1")
+        require(0 <= self.vibrancy <= 1, self.vibrancy, "vibrancy must be in [0, 1]", "use 1")
         require(
-            self.softness >= 0 and fits_single(self.softness),
+            self.softness >= 0 and fits_float32(self.softness),
             self.softness,
             "softness must be finite in float32 and not negative",
             "use 0 for none",
@@ -188,10 +201,14 @@ class Tone:
 
 @dataclass(frozen=True, kw_only=True)
 class ChaosLayer:
-    """An iterated function system played as a chaos game: affine maps alone, or a flame.
+    """An iterated function system that is rendered by the chaos game.
 
-    symmetry: 1 none; n > 1 adds the rotations by 1/n turn; -n adds them and a reflection
-    (dihedral). final: a map that every plotted point passes through, without feeding back.
+    Attributes:
+        maps: 1 to 32 maps.
+        camera: The window.
+        tone: The tone curve.
+        final: A map that is applied to every plotted point without feeding back, or None.
+        symmetry: 1 for none; n > 1 adds rotations by 1/n turn; -n adds a reflection too (dihedral).
     """
 
     maps: tuple[Map, ...]
@@ -201,13 +218,11 @@ class ChaosLayer:
     symmetry: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse an empty or oversized system."""
-        require(
-            len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "leave some out"
-        )
+        """Reject an empty or oversized system."""
+        require(len(self.maps) in MAPS, len(self.maps), "a system has 1 to 32 maps", "remove some")
         weight = sum(each.weight for each in self.maps)
         require(
-            fits_single(weight),
+            fits_float32(weight),
             weight,
             "the weights of the maps must have a sum that is finite in float32",
             "scale them",
@@ -223,9 +238,18 @@ class ChaosLayer:
 class Program(NamedTuple):
     """A system as arrays: n maps (those of the symmetry last), then the final map if there is one.
 
-    affine, post: (m, 6) float32; has_post: (m,) bool; pull, keep: (m,) float32, colour' = keep
-    colour + pull; bounds: (n + 1,) int64, segment borders among the orbits; first: (m + 1,) int64,
-    into the terms numbers (t,) int64, weights (t,) float32, parameters (t, 4) float32.
+    Attributes:
+        affine: (m, 6) float32, the first affine of each map.
+        post: (m, 6) float32, the second affine.
+        has_post: (m,) bool.
+        pull: (m,) float32; a visit maps colour to keep * colour + pull.
+        keep: (m,) float32.
+        bounds: (n + 1,) int64, borders of the maps' segments among the orbits.
+        first: (m + 1,) int64, start of each map's terms.
+        numbers: (t,) int64, the variation of each term.
+        weights: (t,) float32.
+        parameters: (t, 4) float32.
+        has_final: Whether the last map is a final map.
     """
 
     affine: NDArray[np.float32]
@@ -242,7 +266,7 @@ class Program(NamedTuple):
 
 
 class Orbits(NamedTuple):
-    """The state of a game: x, y, colour, all (2, ORBITS) float32, and noise (ORBITS,) uint32."""
+    """The state of a game: x, y, colour (2, ORBITS) float32 each, and noise (ORBITS,) uint32."""
 
     x: NDArray[np.float32]
     y: NDArray[np.float32]
@@ -250,10 +274,13 @@ class Orbits(NamedTuple):
     noise: NDArray[np.uint32]
 
 
-class Game(NamedTuple):
-    """What a game left.
+class Histogram(NamedTuple):
+    """The result of a chaos game.
 
-    Points a pixel and the sums of their colours, (H, W) float32, and all points played.
+    Attributes:
+        points: (H, W) float32, points per pixel.
+        colours: (H, W) float32, sums of their colour coordinates.
+        played: Number of all points, including those outside the window.
     """
 
     points: NDArray[np.float32]
@@ -263,30 +290,27 @@ class Game(NamedTuple):
 
 def _rotation(angle: float) -> tuple[float, float]:
     out = np.empty(2, np.float32)
-    kernels.turn(angle, out)
+    kernels.write_cosine_sine(angle, out)
     return float(out[0]), float(out[1])
 
 
 def _symmetry_maps(symmetry: int, weight: float) -> list[Map]:
-    """Return the maps that give a system its symmetry.
+    """Return the maps that make a system symmetric.
 
-    Each is as heavy as all the layer's own maps together and keeps colours.
+    Each one is as probable as all the layer's own maps together, and keeps colours.
     """
     n = abs(symmetry)
-    turns: list[Affine] = []
+    affines: list[Affine] = []
     for i in range(1, n):
         c, s = _rotation(2 * np.pi * i / n)
-        turns.append((c, -s, 0.0, s, c, 0.0))
+        affines.append((c, -s, 0.0, s, c, 0.0))
     if symmetry < 0:
-        turns.append((-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
-    return [Map(affine=matrix, weight=weight, speed=0.0) for matrix in turns]
+        affines.append((-1.0, 0.0, 0.0, 0.0, 1.0, 0.0))
+    return [Map(affine=matrix, weight=weight, speed=0.0) for matrix in affines]
 
 
 def segment_bounds(weights: list[float]) -> NDArray[np.int64]:
-    """Return borders, (n + 1,) int64, that cut the orbits in proportion to the weights.
-
-    None left empty.
-    """
+    """Return borders, (n + 1,) int64, that divide the orbits in proportion to the weights."""
     total = sum(weights)
     borders, so_far = [0], 0.0
     for i, weight in enumerate(weights):
@@ -297,7 +321,7 @@ def segment_bounds(weights: list[float]) -> NDArray[np.int64]:
 
 
 def compile_layer(layer: ChaosLayer) -> Program:
-    """Return the layer's system as the arrays that `play` takes."""
+    """Return the layer's system as the arrays that ``play`` reads."""
     weight = sum(each.weight for each in layer.maps)
     maps = [*layer.maps, *_symmetry_maps(layer.symmetry, weight)]
     bounds = segment_bounds([each.weight for each in maps])
@@ -326,7 +350,7 @@ def compile_layer(layer: ChaosLayer) -> Program:
     )
 
 
-def window(camera: Camera, height: int, width: int) -> NDArray[np.float32]:
+def camera_matrix(camera: Camera, height: int, width: int) -> NDArray[np.float32]:
     """Return the affine map, (6,) float32, from the plane to pixels: x to the right, y down."""
     scale = min(height, width) / camera.width
     c, s = _rotation(camera.rotation)
@@ -339,10 +363,7 @@ def window(camera: Camera, height: int, width: int) -> NDArray[np.float32]:
 
 
 def start_orbits(state: NDArray[np.uint64]) -> Orbits:
-    """Return orbits at random points of [-1, 1]^2 with random colours.
-
-    Advances state, (4,) uint64.
-    """
+    """Return orbits at random points of [-1, 1]^2 with random colours; advances state."""
     orbits = Orbits(
         np.empty((2, ORBITS), np.float32),
         np.empty((2, ORBITS), np.float32),
@@ -356,11 +377,15 @@ def start_orbits(state: NDArray[np.uint64]) -> Orbits:
 def sample_points(
     program: Program, steps: int, *key: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return x and y, (ORBITS * steps,) float32 each.
+    """Return points of the attractor, from which a camera is chosen.
 
-    Points of the attractor, for placing a camera.
+    Args:
+        program: The compiled system.
+        steps: Number of steps that are returned.
+        key: Integers of the game's random stream.
 
-    key: integers of the game's random stream.
+    Returns:
+        x and y, (ORBITS * steps,) float32 each.
     """
     state = random_state(*key)
     orbits = start_orbits(state)
@@ -376,17 +401,17 @@ def sample_points(
 
 def play_program(
     program: Program, camera: Camera, height: int, width: int, samples_per_pixel: float, *key: int
-) -> Game:
-    """Play a compiled system onto a grid of pixels; arguments and result as for `accumulate`."""
+) -> Histogram:
+    """Play a compiled system onto a grid of pixels; see ``accumulate``."""
     state = random_state(*key)
     orbits = start_orbits(state)
-    to_pixels, fold = window(camera, height, width), FOLDS.index(camera.fold)
+    to_pixels, fold = camera_matrix(camera, height, width), FOLDS.index(camera.fold)
     words = np.zeros(height * width + 1, np.uint64)
     points, colours = np.zeros(height * width, np.float32), np.zeros(height * width, np.float32)
     steps = max(1, -int(-samples_per_pixel * height * width // ORBITS))
     played = 0
     while played < steps:
-        batch = min(steps - played, MOST_STEPS)
+        batch = min(steps - played, MAX_STEPS)
         kernels.play(
             state,
             orbits,
@@ -402,56 +427,73 @@ def play_program(
         )
         kernels.flush_words(words, points, colours)
         played += batch
-    return Game(points.reshape(height, width), colours.reshape(height, width), steps * ORBITS)
+    return Histogram(points.reshape(height, width), colours.reshape(height, width), steps * ORBITS)
 
 
 def accumulate(
     layer: ChaosLayer, height: int, width: int, samples_per_pixel: float, *key: int
-) -> Game:
-    """Play a layer's game onto a grid of pixels.
+) -> Histogram:
+    """Play a layer's chaos game onto a grid of pixels.
 
-    samples_per_pixel: points played a pixel, wherever they fall; rounded up to whole steps of
-    ORBITS. key: integers of the game's random stream. Returns points (height, width) float32, the
-    sums of their colour coordinates (height, width) float32, and the number of points played.
+    Args:
+        layer: The system and its camera.
+        height: Pixels.
+        width: Pixels.
+        samples_per_pixel: Points per pixel, wherever they fall; rounded up to whole steps of ORBITS
+            points.
+        key: Integers of the game's random stream.
     """
     return play_program(compile_layer(layer), layer.camera, height, width, samples_per_pixel, *key)
 
 
-def spread(game: Game, softness: float) -> Game:
-    """Return a game whose points are spread by `estimate_density`."""
-    return Game(*estimate_density(game.points, game.colours, softness), game.played)
+def smooth_histogram(histogram: Histogram, softness: float) -> Histogram:
+    """Return the histogram after density estimation; see ``estimate_density``."""
+    return Histogram(
+        *estimate_density(histogram.points, histogram.colours, softness), histogram.played
+    )
 
 
-def paint_chaos(
+def render_chaos_layer(
     layer: ChaosLayer,
     table: NDArray[np.float32],
     size: tuple[int, int],
     samples_per_pixel: float,
     key: tuple[int, ...],
-    game: Game | None,
+    histogram: Histogram | None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return a layer's light and cover; see `genome.Kind`.
+    """Return a layer's colours and coverage; see ``genome.LayerKind``.
 
-    game: as played with these arguments, and spread; None plays it.
+    histogram: already played with these arguments and smoothed; None plays the game.
     """
-    if game is None:
-        game = spread(accumulate(layer, *size, samples_per_pixel, *key), layer.tone.softness)
-    return develop(*game, layer.tone, table)
+    if histogram is None:
+        histogram = smooth_histogram(
+            accumulate(layer, *size, samples_per_pixel, *key), layer.tone.softness
+        )
+    return tone_map(*histogram, layer.tone, table)
 
 
-def develop(
+def tone_map(
     points: NDArray[np.float32],
     colours: NDArray[np.float32],
     played: int,
     tone: Tone,
     table: NDArray[np.float32],
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Turn points, already spread by `estimate_density`, into a layer's light and cover.
+    """Turn a smoothed histogram into a layer's colours and coverage.
 
-    points, colours: (H, W) float32, played: all points of the game; table: (256, 3) float32. The
-    colour is the mean of a pixel and its neighbours (standard deviation 1 pixel), the light its
-    own: the eye sees speckles of hue and lines of light. Returns light (3, H, W) float32 in [0, 1],
-    already multiplied by cover, and cover (H, W) in [0, 1].
+    A pixel's colour is the mean over the pixel and its neighbours (standard deviation 1 pixel), its
+    brightness is its own, because the eye notices speckles of hue and lines of brightness.
+
+    Args:
+        points: (H, W) float32, smoothed by ``estimate_density``.
+        colours: (H, W) float32, as points.
+        played: Number of points of the game.
+        tone: The tone curve.
+        table: (256, 3) float32 palette.
+
+    Returns:
+        Colours (3, H, W) float32 in [0, 1], premultiplied by coverage, and coverage (H, W) in [0,
+        1].
     """
     height, width = points.shape
     shares, work = np.empty_like(points), np.empty_like(points)
@@ -460,11 +502,11 @@ def develop(
     smooth(colours, 1, work, smoothed)
     kernels.divide(smoothed.reshape(-1), shares.reshape(-1), shares.reshape(-1))
     full = np.empty(1, np.float32)
-    kernels.light_of(F(tone.contrast), F(tone.exposure), full)
+    kernels.log_density(F(tone.contrast), F(tone.exposure), full)
     light, value = np.empty(points.size, np.float32), np.empty(points.size, np.float32)
     out, cover = np.empty((3, points.size), np.float32), np.empty(points.size, np.float32)
     scale = F(min(height, width) ** 2 / played)
-    kernels.shine(
+    kernels.write_light(
         points.reshape(-1),
         scale,
         F(tone.contrast),
@@ -476,12 +518,12 @@ def develop(
     )
     ring = np.concatenate((table, table[:1])).T.copy()
     for channel in range(3):
-        kernels.look_up(
+        kernels.look_up_palette(
             shares.reshape(-1),
             F(tone.colour_start),
             F(tone.colour_stretch),
             ring[channel],
             out[channel],
         )
-        kernels.ink_to_light(light, value, F(tone.gamma), F(tone.vibrancy), out[channel])
+        kernels.apply_gamma(light, value, F(tone.gamma), F(tone.vibrancy), out[channel])
     return out.reshape(3, height, width), cover.reshape(height, width)

@@ -1,18 +1,18 @@
-"""Compiled loops of the chaos game: maps and a window -> points a pixel -> light.
+"""Compiled loops of the chaos game: from maps and a window to points per pixel and colours.
 
 2,048 orbits are kept as arrays. A step permutes them by i -> a i + b mod 2,048 (a odd, both
-random), cuts the array into one segment a map, as long as the map's weight says, and applies each
-map to its segment in loops that vectorise. Each orbit so meets map k with its weight's probability
-at every step, as in the one-orbit game (tests/reference.py), to the rounding of a weight to
-1/2,048.
+random), divides the array into one segment per map, with lengths proportional to the maps' weights,
+and applies each map to its segment in vectorized loops. At every step, each orbit therefore visits
+map k with the probability of its weight, as in the one-orbit game (tests/reference.py), up to
+rounding of a weight to 1/2,048.
 
-One accumulator word a pixel: points << 40 | sum of 16-bit colour coordinates, so that a point costs
-one 64-bit addition. A word holds 2^24 points; `play` is called again before that many are plotted.
+Each pixel has one 64-bit accumulator: points << 40 | sum of 16-bit colour coordinates, so that a
+point costs one addition. An accumulator holds 2^24 points; it is flushed before more are plotted.
 
-Light follows Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6 (gamma,
-vibrancy) and 8 (density estimation). Their kernel's radius falls with the count, one kernel a
-pixel; here a pixel's points are shared between the two of a few fixed kernels whose radii enclose
-the wanted one.
+Tone mapping follows Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6
+(gamma, vibrancy) and 8 (density estimation). Their kernel's radius shrinks with the count, with one
+kernel per pixel; here a pixel's points are divided between the two of a few fixed kernels whose
+radii enclose the ideal one.
 """
 
 import numpy as np
@@ -26,15 +26,15 @@ ORBITS = 2048
 WARM_UP = 16
 """Steps before the first point is plotted.
 
-A map of contraction 0.7 has then forgotten its start to 3e-3, under a pixel. The maps of a symmetry
-forget nothing: there up to 0.4 % of the points, and 0.8 % of the colour, of the first 24 steps are
-still the start's (tests/test_chaos_kernels.py).
+A map of contraction 0.7 has then reduced the distance from its start to 3e-3, under a pixel. The
+maps of a symmetry do not contract: up to 0.4 % of the points, and 0.8 % of the colour, of the first
+24 steps still depend on the start (tests/test_chaos_kernels.py).
 """
-MOST_STEPS = (1 << 24) // ORBITS - 1
+MAX_STEPS = (1 << 24) // ORBITS - 1
 FOLDS = ("none", "mirror", "wrap")
-"""What becomes of points outside the window, by the number that `play` takes."""
+"""Treatments of points outside the window, by the number that ``play`` expects."""
 LEVELS = 4
-"""Kernels besides none: B3 splines of standard deviation 1, 2.2, 4.6 and 9.2 pixels."""
+"""Number of smoothing kernels: B3 splines of standard deviation 1, 2.2, 4.6 and 9.2 pixels."""
 
 _COUNT_SHIFT = np.uint64(40)
 _COLOUR_BITS = np.uint64((1 << 40) - 1)
@@ -53,17 +53,14 @@ _LAST_ENTRY = np.int32(_ENTRIES - 1)
 
 
 @kernel
-def turn(angle, out):
-    """Write cosine and sine of an angle in radians into out, (2,) float32.
-
-    Alike on every machine.
-    """
+def write_cosine_sine(angle, out):
+    """Write cosine and sine of radians into out, (2,) float32; the same bits on every machine."""
     out[0], out[1] = cosine(F(angle)), sine(F(angle))
 
 
 @kernel
 def scatter_orbits(state, orbits):
-    """Put orbits at random points of [-1, 1]^2 with random colours; advances state, (4,) uint64."""
+    """Place orbits at random points of [-1, 1]^2 with random colours; advances state in place."""
     x, y, colour, noise = orbits.x[0], orbits.y[0], orbits.colour[0], orbits.noise
     for i in range(len(noise)):
         word = next_word(state)
@@ -76,12 +73,12 @@ def scatter_orbits(state, orbits):
 
 @merged_kernel
 def _fetch(a, b, affine, keep, pull, k, x, y, c, before, low, high, to_x, to_y):
-    """Fetch orbits low..high through i -> a i + b and apply map k's affine part and colour.
+    """Read orbits low..high through i -> a i + b and apply map k's affine part and colour.
 
-    x, y, c: (2, ORBITS); row `before` is read, c's other row written; to_x, to_y: (2, ORBITS),
-    whose row 1 - before is written. Whole arrays and unsigned indices: a slice or a row costs a
-    reference count, 5 to 10 ns, a signed index a test; a loop that gathers does not vectorise
-    anyway.
+    x, y, c: (2, ORBITS); row ``before`` is read, and the other row of c is written. to_x, to_y: (2,
+    ORBITS); row 1 - before is written. The function takes whole arrays and unsigned indices: a
+    slice or a row costs a reference count (5 to 10 ns), a signed index a test; a loop that gathers
+    does not vectorize anyway.
     """
     m0, m1, m2 = affine[k, 0], affine[k, 1], affine[k, 2]
     m3, m4, m5 = affine[k, 3], affine[k, 4], affine[k, 5]
@@ -105,16 +102,16 @@ def _apply_affine(m, x, y):
 
 
 @kernel
-def _count_fled(x, y):
-    fled = np.int32(0)
+def _count_diverged(x, y):
+    diverged = np.int32(0)
     for i in range(len(x)):
-        fled += np.int32(0) if abs(x[i]) + abs(y[i]) < _FAR else np.int32(1)
-    return fled
+        diverged += np.int32(0) if abs(x[i]) + abs(y[i]) < _FAR else np.int32(1)
+    return diverged
 
 
 @kernel
-def _restart_fled(x, y, noise):
-    """Restart, at a random point of [-1, 1]^2, orbits that fled or are not numbers."""
+def _restart_diverged(x, y, noise):
+    """Restart diverged and NaN orbits at random points of [-1, 1]^2."""
     for i in range(len(x)):
         u, v = x[i], y[i]
         good = abs(u) + abs(v) < _FAR
@@ -127,7 +124,7 @@ def _restart_fled(x, y, noise):
 
 @kernel
 def _project(camera, width, height, x, y, c, cell, ink):
-    """Turn points of the plane into cell numbers (width * height outside) and 16-bit colours."""
+    """Convert plane points to cell indices (width * height if outside) and 16-bit colours."""
     m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     limit_x, limit_y = F(width), F(height)
     stride, outside = np.int32(width), np.int32(width * height)
@@ -135,17 +132,14 @@ def _project(camera, width, height, x, y, c, cell, ink):
         u = fma(m0, x[i], fma(m1, y[i], m2))
         v = fma(m3, x[i], fma(m4, y[i], m5))
         inside = (u >= _ZERO) & (u < limit_x) & (v >= _ZERO) & (v < limit_y)
-        place = np.int32(np.int32(np.int32(v) * stride) + np.int32(u))
-        cell[i] = place if inside else outside
+        index = np.int32(np.int32(np.int32(v) * stride) + np.int32(u))
+        cell[i] = index if inside else outside
         ink[i] = np.int32(fma(c[i], _COLOUR_STEPS, _HALF))
 
 
 @kernel
 def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
-    """As `_project`, points first brought into the window.
-
-    1 reflects at the borders, 2 wraps around.
-    """
+    """Convert plane points like ``_project``, after folding: 1 reflects, 2 wraps around."""
     m0, m1, m2, m3, m4, m5 = camera[0], camera[1], camera[2], camera[3], camera[4], camera[5]
     per_x, per_y = _ONE / F(width), _ONE / F(height)
     last_x, last_y, stride = np.int32(width - 1), np.int32(height - 1), np.int32(width)
@@ -159,7 +153,7 @@ def _project_folded(camera, fold, width, height, x, y, c, cell, ink):
         else:
             u = u - floor(u)
             v = v - floor(v)
-        # A final map may leave the numbers: what is NaN has no place, and must not become an index.
+        # A final map may produce NaN, which must not become an index.
         inside = (u >= _ZERO) & (v >= _ZERO)
         column = min(np.int32(u * F(width)), last_x)
         row = min(np.int32(v * F(height)), last_y)
@@ -175,10 +169,7 @@ def _plot(cell, ink, words):
 
 @merged_kernel
 def _step(a, b, program, k, x, y, c, before, low, high, work_x, work_y, noise):
-    """Apply map k to orbits low..high.
-
-    From row `before` of x, y, c, (2, ORBITS), into the other.
-    """
+    """Apply map k to orbits low..high of x, y, c, (2, ORBITS), from row ``before`` to the other."""
     start, stop = program.first[k], program.first[k + 1]
     affine, keep, pull = program.affine, program.keep, program.pull
     if start == stop:
@@ -187,32 +178,40 @@ def _step(a, b, program, k, x, y, c, before, low, high, work_x, work_y, noise):
         _fetch(a, b, affine, keep, pull, k, x, y, c, before, low, high, work_x, work_y)
         in_x, in_y = work_x[1 - before, low:high], work_y[1 - before, low:high]
         out_x, out_y = x[1 - before, low:high], y[1 - before, low:high]
-        lane_noise = noise[low:high]
+        segment_noise = noise[low:high]
         for i in range(len(out_x)):
             out_x[i] = _ZERO
             out_y[i] = _ZERO
         for j in range(start, stop):
             number, weight = program.numbers[j], program.weights[j]
             add_variation(
-                number, in_x, in_y, out_x, out_y, weight, program.parameters[j], lane_noise
+                number, in_x, in_y, out_x, out_y, weight, program.parameters[j], segment_noise
             )
     if program.has_post[k]:
         _apply_affine(program.post[k], x[1 - before, low:high], y[1 - before, low:high])
 
 
 @kernel
-def play(state, orbits, program, camera, fold, warm_up, steps, width, height, words, look):
-    """Play the game and add each point to its pixel's word.
+def play(state, orbits, program, camera, fold, warm_up, steps, width, height, words, sample):
+    """Play the game and add each point to its pixel's accumulator.
 
-    state: (4,) uint64 and orbits: advanced in place, their row 0 holds where they stand. camera:
-    (6,) float32 of `window`. fold: 0 none, 1 mirror, 2 wrap. warm_up: steps that are not plotted;
-    steps: plotted ones, at most MOST_STEPS on words that are zero, ORBITS points each. words:
-    (height * width + 1,) uint64, the last takes what falls outside. look: apply the final map once
-    more at the end, into row 1 of the orbits. It is a part of this function because a second one
-    would have all variations compiled twice.
+    Sampling is part of this function because a second one would compile all variations twice.
+
+    Args:
+        state: (4,) uint64, advanced in place.
+        orbits: Advanced in place; row 0 holds the current points.
+        program: The compiled system.
+        camera: (6,) float32, see ``chaos.camera_matrix``.
+        fold: Position in FOLDS: 0 none, 1 mirror, 2 wrap.
+        warm_up: Steps that are not plotted.
+        steps: Plotted steps of ORBITS points each, at most MAX_STEPS if words are zero.
+        width: Pixels.
+        height: Pixels.
+        words: (height * width + 1,) uint64 accumulators; the last one counts points outside.
+        sample: Apply the final map once more at the end, into row 1 of the orbits.
     """
     if not 0 <= fold <= 2:
-        raise ValueError("no fold has this number")
+        raise ValueError("fold must be 0, 1 or 2")
     n = len(program.bounds) - 1
     x, y, c = orbits.x, orbits.y, orbits.colour
     work_x, work_y = np.empty((2, ORBITS), F), np.empty((2, ORBITS), F)
@@ -224,7 +223,7 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
             for i in range(ORBITS):
                 x[0, i], y[0, i], c[0, i] = x[1, i], y[1, i], c[1, i]
             now = 0
-        if last and not look:
+        if last and not sample:
             break
         shown = now
         if not last:
@@ -236,12 +235,12 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
             else:
                 if not last:
                     now = 1 - now
-                    if _count_fled(x[now], y[now]) > 0:
-                        _restart_fled(x[now], y[now], orbits.noise)
+                    if _count_diverged(x[now], y[now]) > 0:
+                        _restart_diverged(x[now], y[now], orbits.noise)
                 shown = now
                 if not program.has_final or step < warm_up:
                     break
-                # The rows before are no longer needed: they take the final map's points.
+                # The previous rows are free and receive the final map's points.
                 a, b, low, high, shown = _U1, _U0, 0, ORBITS, 1 - now
             _step(a, b, program, k, x, y, c, now, low, high, work_x, work_y, orbits.noise)
         if last or step < warm_up:
@@ -255,7 +254,7 @@ def play(state, orbits, program, camera, fold, warm_up, steps, width, height, wo
 
 @kernel
 def flush_words(words, points, colours):
-    """Add words, (n + 1,) uint64, to points and colours, (n,) float32, and clear them."""
+    """Add accumulators, (n + 1,) uint64, to points and colours, (n,) float32, and clear them."""
     scale = _ONE / _COLOUR_STEPS
     for i in range(len(points)):
         word = words[i]
@@ -272,11 +271,9 @@ def _weigh_rows(a, b, c, d, e, out):
 
 @kernel
 def smooth(plane, gap, work, out):
-    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, its taps `gap` pixels apart.
+    """Smooth with the B3 spline (1, 4, 6, 4, 1)/16 along both axes, ``gap`` pixels between taps.
 
-    Edges repeated.
-
-    plane, work, out: (H, W) float32, three different arrays.
+    Edge pixels are repeated. plane, work, out: (H, W) float32, three different arrays.
     """
     height, width = plane.shape
     for y in range(height):
@@ -305,10 +302,7 @@ def smooth(plane, gap, work, out):
 
 @kernel
 def _choose_levels(softness, points, nearby, levels):
-    """Write the level, a float in [0, LEVELS], that each pixel's density asks for.
-
-    All (n,) float32.
-    """
+    """Write each pixel's smoothing level, in [0, LEVELS], from its density; all (n,) float32."""
     log_softness, top = logarithm2(softness), F(LEVELS)
     for i in range(len(points)):
         level = _HALF * (log_softness - logarithm2(max(_HALF * points[i], nearby[i])))
@@ -317,13 +311,13 @@ def _choose_levels(softness, points, nearby, levels):
 
 @kernel
 def _take_share(level, levels, plane, out):
-    """Write the part of a plane that belongs to one level: linear between the two nearest."""
+    """Write the part of a plane that belongs to one level, linear between the nearest two."""
     for i in range(len(plane)):
         out[i] = plane[i] * max(_ONE - abs(levels[i] - level), _ZERO)
 
 
 @kernel
-def _take_less(plane, out):
+def _take_minimum(plane, out):
     for i in range(len(out)):
         out[i] = min(out[i], plane[i])
 
@@ -337,13 +331,16 @@ def _add_into(plane, out):
 def estimate_density(
     points: NDArray[np.float32], colours: NDArray[np.float32], softness: float
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Spread the points of sparse pixels over their surroundings and leave dense ones sharp.
+    """Blur sparse pixels and keep dense ones sharp; sums are preserved.
 
-    Keeps the sums.
+    Args:
+        points: (H, W) float32.
+        colours: (H, W) float32.
+        softness: Points per pixel above which nothing is blurred; pixels with a quarter of it get
+            the first level's kernel, and so on. 0 disables smoothing.
 
-    points, colours: (H, W) float32. softness: points a pixel from which on nothing is spread;
-    pixels with a quarter of them are spread by the first level's kernel, and so on. 0: no
-    smoothing. Returns two (H, W) float32 arrays.
+    Returns:
+        Two (H, W) float32 arrays.
     """
     if softness <= 0:
         return points, colours
@@ -352,35 +349,36 @@ def estimate_density(
     coarse = np.empty(shape, np.float32)
     smooth(points, 1, work, coarse)
     smooth(coarse, 2, work, nearby)
-    _take_less(coarse.reshape(-1), nearby.reshape(-1))
+    _take_minimum(coarse.reshape(-1), nearby.reshape(-1))
     levels = np.empty(points.size, np.float32)
     _choose_levels(F(softness), points.reshape(-1), nearby.reshape(-1), levels)
-    spread = []
+    smoothed = []
     for plane in (points, colours):
-        # What is smoothed most goes through every kernel: convolutions commute, so one pass a level
-        # does.
+        # The smoothest part passes through every kernel. Convolutions commute, so that one pass per
+        # level is enough.
         out, share = np.empty(shape, np.float32), np.empty(shape, np.float32)
         _take_share(F(LEVELS), levels, plane.reshape(-1), out.reshape(-1))
         for level in range(LEVELS - 1, -1, -1):
             smooth(out, 1 << level, work, share)
             _take_share(F(level), levels, plane.reshape(-1), out.reshape(-1))
             _add_into(share.reshape(-1), out.reshape(-1))
-        spread.append(out)
-    return spread[0], spread[1]
+        smoothed.append(out)
+    return smoothed[0], smoothed[1]
 
 
 @kernel
 def divide(part, whole, out):
-    """Write part / whole, (n,) float32 each; 0 where both are."""
+    """Write part / whole, (n,) float32 each; 0 where both are 0."""
     for i in range(len(out)):
         out[i] = part[i] / max(whole[i], F(1e-9))
 
 
 @kernel
-def shine(points, scale, contrast, per_light, gamma, light, value, cover):
-    """Write light = log(1 + contrast d) / log(1 + contrast exposure).
+def write_light(points, scale, contrast, per_light, gamma, light, value, cover):
+    """Write the brightness of (n,) float32 points.
 
-    Value = light^gamma and cover.
+    light = log(1 + contrast d) / log(1 + contrast exposure), value = light^gamma, cover =
+    min(value, 1).
     """
     for i in range(len(points)):
         here = logarithm2(fma(contrast, points[i] * scale, _ONE)) * per_light
@@ -390,35 +388,34 @@ def shine(points, scale, contrast, per_light, gamma, light, value, cover):
 
 
 @kernel
-def look_up(shares, start, stretch, table, out):
-    """Write one channel's ink, (n,) float32.
+def look_up_palette(shares, start, stretch, table, out):
+    """Write one channel's palette colour, (n,) float32.
 
-    Table: (257,) float32, the palette's ring, its first entry again.
-
-    A loop of its own: the look-up cannot be vectorised, and would keep `develop` from it (5 times
-    slower).
+    table: (257,) float32, the palette's ring with its first entry repeated. This is a loop of its
+    own because the lookup cannot be vectorized, and would prevent it for the loops of ``tone_map``
+    (5 times slower).
     """
     for i in range(len(out)):
-        place = fma(stretch, shares[i], start)
-        place = (place - floor(place)) * F(_ENTRIES)
-        left = np.int32(place) & _LAST_ENTRY
+        position = fma(stretch, shares[i], start)
+        position = (position - floor(position)) * F(_ENTRIES)
+        left = np.int32(position) & _LAST_ENTRY
         low = table[np.uint32(left)]
-        out[i] = fma(place - floor(place), table[np.uint32(left + np.int32(1))] - low, low)
+        out[i] = fma(position - floor(position), table[np.uint32(left + np.int32(1))] - low, low)
 
 
 @kernel
-def ink_to_light(light, value, gamma, vibrancy, out):
-    """Turn one channel's ink, (n,) float32, into its light, in place."""
+def apply_gamma(light, value, gamma, vibrancy, out):
+    """Multiply one channel's palette colour, (n,) float32, by the pixel's brightness, in place."""
     for i in range(len(out)):
         ink = out[i]
         kept = value[i] * ink
         flat = exponential2(gamma * logarithm2(light[i] * ink))
-        # What is brighter than white bleeds into the other channels, so that cores glow.
+        # Excess brightness bleeds into the other channels, so that bright cores turn white.
         over = max(value[i] - _ONE, _ZERO) * _BLEED
         out[i] = min(fma(vibrancy, kept - flat, flat) + over, _ONE)
 
 
 @kernel
-def light_of(contrast, density, out):
+def log_density(contrast, density, out):
     """Write log2(1 + contrast density) into out, (1,) float32."""
     out[0] = logarithm2(_ONE + contrast * density)

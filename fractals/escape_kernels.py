@@ -1,11 +1,11 @@
-"""Compiled loops of the escape-time images: orbits, their features, colour, and surveys of windows.
+"""Compiled loops of the escape-time images: orbits, their features, colours, and window statistics.
 
-Sixty-four orbits, an 8 x 8 tile of samples, advance together in one flat array with the fields at
-constant offsets. That is what the compiler needs to turn the loops into vector instructions: with
-an array a field it would have to prove that none overlap.
+Sixty-four orbits, an 8 x 8 tile of samples, advance together in one flat array, with the fields at
+constant offsets. This layout lets the compiler vectorize the loops: with one array per field it
+would have to prove that the arrays do not overlap.
 """
 
-# Compiled numbers have types of their own, which annotations of plain Python cannot tell apart.
+# numba's scalar types are finer than Python's annotations can express.
 # mypy: disable-error-code="return-value, assignment, no-any-return, call-arg"
 
 import functools
@@ -19,46 +19,46 @@ from fractals.numerics import exponential2, floor, logarithm2, sine_of_turns
 from pixmix.compiling import kernel
 
 _F = np.float32
-LANES = 64
+TILE_ORBITS = 64
 FIELDS = 12
 TILE = 8
-# Steps between looks at whether a tile is done.
-STRIDE = 4
-# A power of 2 costs at most one step more than the least radius, and smooths the count's bands.
+# Steps between checks whether a tile has finished.
+CHECK_INTERVAL = 4
+# Costs at most one step more than the smallest valid radius, and smooths the count's bands.
 ESCAPED_SQUARE = 1e4
 # Newton's orbits have settled when a step is shorter than 1/1000.
 SETTLED_SQUARE = 1e-6
-# An orbit that comes back this close to where it was (squared) is in a cycle; it goes to CAUGHT,
-# where no orbit gets by itself: one step from inside the limit reaches 100^5.
+# An orbit that returns this close to its reference point (squared distance) is in a cycle; it is
+# moved to CAUGHT, which no orbit reaches otherwise: one step from inside the limit reaches 100^5.
 CAUGHT_SQUARE = 1e-11
 CAUGHT = 1e18
-# Newton counts a step of squared length s as s / (s + rate): a smooth count without a threshold.
+# A Newton step of squared length s counts as s / (s + rate): a smooth count without a threshold.
 NEWTON_RATE = 0.02
 # Added to |z|^2 before dividing by it; powers up to the fourth must stay finite in float32.
 NEWTON_POLE, POLE = 1e-6, 1e-12
-# Keeps the logarithm of the trap from falling into pits narrower than a pixel.
+# Limits the logarithm of the trap, whose minima are otherwise narrower than a pixel.
 TRAP_FLOOR = _F(0.003)
-# The share of the light that comes from above; the rest, _LIGHT_SLANT in escape.py, aslant.
+# Vertical component of the light's direction; _LIGHT_SLANT in escape.py is the horizontal one.
 _LIGHT_HEIGHT = _F(0.66)
 _GLOSS = _F(0.4)
-# How fast colour fades to the edge tone, against squared palette turns a sample.
-_FADE = _F(12.0)
+# Rate at which colour fades to the edge tone, per squared palette turn between samples.
+_FADE_RATE = _F(12.0)
 # Windows wider than 2^-7 are computed in float32, three times as fast as float64: a row of 2048
 # samples then still has 30 float32 steps between neighbours at |z| = 1.
-SINGLE_WIDTH = 0.0078125
+FLOAT32_WIDTH = 0.0078125
 
 POWER, PHOENIX, RINGS, NEWTON = 0, 1, 2, 3
 
-# Neighbours on a survey's grid whose counts differ by less are calm: three counts a window.
+# Neighbours on the grid whose counts differ by less are calm: three counts per window.
 _CALM_CHANGE = 0.2
-# Part of a feature's spread that may change within a 256th of the window.
+# Fraction of a feature's range by which it may change within a 256th of the window.
 _DUSTY_CHANGE = 0.4
-# Features that hardly vary are not magnified further than this.
-_LEAST_SPREAD = 0.02
+# Lower bound of a feature's range, which limits the magnification of flat features.
+_MIN_SPREAD = 0.02
 
 
 class Orbits(NamedTuple):
-    """What the kernels need to know of a layer: numbers only, wherever its window lies."""
+    """Parameters of a layer's orbits, as numbers only, independent of the window."""
 
     family: int
     power: int
@@ -68,15 +68,15 @@ class Orbits(NamedTuple):
     max_iterations: int
 
 
-class Look(NamedTuple):
-    """What a survey says of a window; the fields are those of `appraise`."""
+class WindowStatistics(NamedTuple):
+    """Statistics of a window, in the order of ``measure_window``."""
 
     outside: float
     calm: float
     dusty: float
     striped: float
     median_count: float
-    many_count: float
+    high_count: float
     smooth_spread: float
     trap_spread: float
     wave_spread: float
@@ -88,20 +88,21 @@ class Look(NamedTuple):
 def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
     """Compile the orbit loop of one formula and power; cached on disk like every kernel.
 
-    The formula is a constant of the loop: a branch inside would keep it from vectorising.
+    The formula is a constant of the loop, because a branch inside would prevent vectorization.
 
     Raises:
-        ValueError: for another family or power.
+        ValueError: If the family or power is unknown.
     """
     if family not in (POWER, PHOENIX, RINGS, NEWTON) or power not in (2, 3, 4, 5):
-        raise ValueError(f"no orbits of family {family!r} and power {power!r}")
+        raise ValueError(f"family {family!r} with power {power!r} is not supported")
 
     @kernel
     def advance(tiles: NDArray[Any], p: NDArray[Any], max_iterations: int) -> None:
-        """Advance orbits until each has escaped, settled, been caught, or the limit is reached.
+        """Advance orbits until each has escaped, settled, entered a cycle, or reached the limit.
 
-        tiles: (n, 12 * 64) float32 or float64, 64 orbits a row, fields x y cx cy count trap sum
-        last, previous x y, reference x y; changed in place. p: see `orbits_of`, dtype of tiles.
+        tiles: (n, 12 * 64) float32 or float64, 64 orbits per row, fields x y cx cy count trap sum
+        last, previous x y, reference x y; changed in place. p: see ``escape.orbit_parameters``,
+        with the dtype of tiles.
         """
         # Numbers come from p, not from literals: a literal is float64 and would widen float32.
         one, two, three, zero = p[0], p[1], p[2], p[3]
@@ -112,10 +113,10 @@ def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
         for tile in range(len(tiles)):
             s = tiles[tile]
             n = 0
-            next_reference = STRIDE
+            next_reference = CHECK_INTERVAL
             while n < max_iterations:
-                for _ in range(STRIDE):
-                    for i in range(LANES):
+                for _ in range(CHECK_INTERVAL):
+                    for i in range(TILE_ORBITS):
                         x, y = s[i], s[i + 64]
                         cx, cy = s[i + 128], s[i + 192]
                         xx, yy = x * x, y * y
@@ -178,13 +179,13 @@ def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
                         s[i + 320] = trap if (alive and trap < s[i + 320]) else s[i + 320]
                         s[i] = new_x if alive else x
                         s[i + 64] = new_y if alive else y
-                n += STRIDE
+                n += CHECK_INTERVAL
                 left = 0
                 if family == NEWTON:
-                    for i in range(LANES):
+                    for i in range(TILE_ORBITS):
                         left += 1 if s[i + 448] > settled else 0
                 else:
-                    for i in range(LANES):
+                    for i in range(TILE_ORBITS):
                         x, y = s[i], s[i + 64]
                         dx, dy = x - s[i + 640], y - s[i + 704]
                         back = dx * dx + dy * dy < back_square
@@ -192,7 +193,7 @@ def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
                         left += 1 if (x * x + y * y <= limit and not back) else 0
                     if n == next_reference:
                         next_reference = 2 * n
-                        for i in range(LANES):
+                        for i in range(TILE_ORBITS):
                             s[i + 640], s[i + 704] = s[i], s[i + 64]
                 if left == 0:
                     break
@@ -201,7 +202,7 @@ def orbit_kernel(family: int, power: int) -> Callable[..., Any]:
 
 
 @kernel
-def place_orbits(
+def start_tiles(
     tiles: NDArray[Any],
     frame: NDArray[np.float64],
     start: NDArray[np.float64],
@@ -209,11 +210,17 @@ def place_orbits(
     rows: int,
     columns: int,
 ) -> None:
-    """Set up the orbits of a band of samples, 8 x 8 samples a tile, tiles in reading order.
+    """Set up the orbits of a band of samples, 8 x 8 samples per tile, tiles in reading order.
 
-    tiles: (n, 12 * 64) to fill. frame: (6,) float64, the plane point of sample (0, 0), the step of
-    a column, the step of a row. start: (4,) float64: z_fixed, c_fixed, a, b: whether the first z,
-    and c, are (a, b) for all orbits instead of each orbit's sample: 0 or 1.
+    Args:
+        tiles: (n, 12 * 64) to fill.
+        frame: (6,) float64: the plane point of sample (0, 0), the step of a column, the step of a
+            row.
+        start: (4,) float64, z_fixed, c_fixed, a, b; a flag of 1 sets the first z, or c, of all
+            orbits to (a, b), and 0 to each orbit's own sample.
+        first_row: Row of the band in the window.
+        rows: Rows of the band.
+        columns: Columns of the band.
     """
     across = (columns + TILE - 1) // TILE
     for tile in range(len(tiles)):
@@ -221,8 +228,8 @@ def place_orbits(
         top, left = tile // across * TILE, tile % across * TILE
         s[256:640] = 0.0
         s[640:768] = 1e9
-        for i in range(LANES):
-            # Tiles that hang over the edge repeat its samples.
+        for i in range(TILE_ORBITS):
+            # Tiles beyond the edge repeat its samples.
             row = first_row + min(top + i // TILE, rows - 1)
             column = min(left + i % TILE, columns - 1)
             x = frame[0] + column * frame[2] + row * frame[4]
@@ -233,15 +240,18 @@ def place_orbits(
 
 
 @kernel
-def read_escaping(
+def fill_escape_features(
     tiles: NDArray[Any], power: np.float32, wave: NDArray[np.float32], features: NDArray[np.float32]
 ) -> None:
-    """Turn finished orbits into features.
+    """Convert finished orbits into features.
 
-    tiles: (n, 12 * 64). power: float32, the rate of escape is its logarithm. wave: (2,) float32,
-    the weights of sine and cosine of twice the last angle in the cells. features: (4, rows,
-    columns) float32 to fill: log2(1 + smooth count), -1 where the orbit never escaped;
-    log2 of the trap's least value; the mean wave, in about [-1, 1]; the cells, in [-1, 1].
+    Args:
+        tiles: (n, 12 * 64).
+        power: float32; its logarithm is the rate of escape.
+        wave: (2,) float32, the weights of sine and cosine of twice the last angle in the cells.
+        features: (4, rows, columns) float32 to fill: log2(1 + smooth count), or -1 if the orbit
+            never escaped; log2 of the trap's minimum; the mean wave, in about [-1, 1]; the cells,
+            in [-1, 1].
     """
     rows, columns = features.shape[1], features.shape[2]
     across = (columns + TILE - 1) // TILE
@@ -251,7 +261,7 @@ def read_escaping(
     for tile in range(len(tiles)):
         s = tiles[tile]
         top, left = tile // across * TILE, tile % across * TILE
-        for i in range(LANES):
+        for i in range(TILE_ORBITS):
             row, column = top + i // TILE, left + i % TILE
             if row >= rows or column >= columns:
                 continue
@@ -270,27 +280,28 @@ def read_escaping(
                 before = (total - last) / max(count - one, one)
                 features[0, row, column] = logarithm2(one + count + part)
                 features[2, row, column] = before + (mean - before) * part
-                # No angle where the count is whole: there the angle doubles, and cells would break.
+                # Cells vanish at whole counts, where the angle doubles and they would break.
                 swell = _F(4.0) * part * (one - part)
                 angle = (wave[0] * _F(2.0) * x * y + wave[1] * (x * x - y * y)) / square
                 features[3, row, column] = swell * swell * angle
 
 
 @kernel
-def read_settling(
+def fill_newton_features(
     tiles: NDArray[Any], wave: NDArray[np.float32], features: NDArray[np.float32]
 ) -> None:
-    """Turn finished Newton orbits into features, as `read_escaping`; the wave is the last point's.
+    """Convert finished Newton orbits into features; the wave is that of the last point.
 
-    wave: (2,) float32, the weights of sine and cosine of the last point's angle.
-    Orbits that never settle count as settled; there are no cells.
+    Orbits that never settle count as settled, and the cells are 0. wave: (2,) float32, the weights
+    of sine and cosine of the last point's angle. For the other arguments see
+    ``fill_escape_features``.
     """
     rows, columns = features.shape[1], features.shape[2]
     across = (columns + TILE - 1) // TILE
     for tile in range(len(tiles)):
         s = tiles[tile]
         top, left = tile // across * TILE, tile % across * TILE
-        for i in range(LANES):
+        for i in range(TILE_ORBITS):
             row, column = top + i // TILE, left + i % TILE
             if row >= rows or column >= columns:
                 continue
@@ -303,25 +314,29 @@ def read_settling(
 
 
 @kernel
-def paint_features(
+def shade_features(
     features: NDArray[np.float32],
     palette: NDArray[np.float32],
-    look: NDArray[np.float32],
+    style: NDArray[np.float32],
     side: int,
     image: NDArray[np.float32],
 ) -> None:
     """Colour a band of samples and average it into pixels, in display space.
 
-    features: (4, rows + 1, columns + 1) float32, the first row and column belong to the samples
-    above and to the left; feature 0 is overwritten. palette: (256, 3) float32. look: see `_look`.
-    side: samples along a pixel's side. image: (rows / side, columns / side, 3) float32 to fill.
+    Args:
+        features: (4, rows + 1, columns + 1) float32; the first row and column belong to the samples
+            above and to the left; feature 0 is overwritten.
+        palette: (256, 3) float32.
+        style: (16,) float32, see ``escape._style_parameters``.
+        side: Samples along a pixel's side.
+        image: (rows / side, columns / side, 3) float32 to fill.
     """
     zero, one = _F(0.0), _F(1.0)
-    smooth_turns, trap_turns, wave_turns, cell_turns = look[0], look[1], look[2], look[3]
-    phase = look[4]
-    inner_trap_turns, inner_wave_turns, inner_phase = look[5], look[6], look[7]
-    relief, light_x, light_y, height_per_turn = look[8], look[9], look[10], look[11]
-    glow, glow_reach, edge, edge_phase = look[12], look[13], look[14], look[15]
+    smooth_turns, trap_turns, wave_turns, cell_turns = style[0], style[1], style[2], style[3]
+    phase = style[4]
+    inner_trap_turns, inner_wave_turns, inner_phase = style[5], style[6], style[7]
+    relief, light_x, light_y, height_per_turn = style[8], style[9], style[10], style[11]
+    glow, glow_reach, edge, edge_phase = style[12], style[13], style[14], style[15]
     height, width = image.shape[0], image.shape[1]
     share = one / _F(side * side)
     tone = palette[np.int64((edge_phase - floor(edge_phase)) * _F(256.0)) & 255].copy()
@@ -352,8 +367,8 @@ def paint_features(
                 across = coordinates[row, column] - coordinates[row, column - 1]
                 down = coordinates[row, column] - coordinates[row - 1, column]
                 turns += across * across + down * down
-            # A palette passing faster than samples can follow fades to one colour, lies flat.
-            keep = one / (one + _FADE * share * turns)
+            # Unresolved changes of the palette fade to one colour, and the relief flattens.
+            keep = one / (one + _FADE_RATE * share * turns)
             for sub in range(side * side):
                 row = 1 + pixel_row * side + sub // side
                 column = 1 + pixel_column * side + sub % side
@@ -364,11 +379,11 @@ def paint_features(
                     one + slope_x * slope_x + slope_y * slope_y
                 )
                 lit = one + relief * (_F(1.3) * facing - _F(0.8))
-                shine = max(facing, zero)
-                shine = shine * shine * shine * shine
-                shine = relief * _GLOSS * shine * shine
+                write_light = max(facing, zero)
+                write_light = write_light * write_light * write_light * write_light
+                write_light = relief * _GLOSS * write_light * write_light
                 near = glow_reach / (glow_reach + exponential2(features[1, row, column]))
-                bright = glow * near * near + shine
+                bright = glow * near * near + write_light
                 position = (t - floor(t)) * _F(256.0)
                 whole = np.int64(position)
                 part = position - _F(whole)
@@ -388,21 +403,28 @@ def paint_features(
             image[pixel_row, pixel_column, 2] = blue * share
 
 
-def turn(turns: float) -> tuple[float, float]:
-    """Return cosine and sine of an angle in turns, the same bits everywhere."""
+def cosine_and_sine(turns: float) -> tuple[float, float]:
+    """Return cosine and sine of an angle in turns; the same bits on every machine."""
     return float(sine_of_turns(_F(turns + 0.25))), float(sine_of_turns(_F(turns)))
 
 
 def window_frame(
     centre: tuple[float, float], span: float, rotation: float, rows: int, columns: int
 ) -> NDArray[np.float64]:
-    """Return where the samples of a window lie.
+    """Return the positions of a window's samples.
 
-    centre: plane point. span: plane units across the shorter side. rotation: turns.
-    Returns (6,) float64: the plane point of sample (0, 0), the step of a column, of a row.
+    Args:
+        centre: Plane point.
+        span: Plane units across the shorter side.
+        rotation: Turns.
+        rows: Samples along the height.
+        columns: Samples along the width.
+
+    Returns:
+        (6,) float64: the plane point of sample (0, 0), the step of a column, the step of a row.
     """
     step = span / min(rows, columns)
-    cosine, sine = turn(rotation)
+    cosine, sine = cosine_and_sine(rotation)
     column_x, column_y, row_x, row_y = step * cosine, step * sine, -step * sine, step * cosine
     back_x, back_y = (columns - 1) / 2, (rows - 1) / 2
     x = centre[0] - back_x * column_x - back_y * row_x
@@ -420,32 +442,39 @@ def measure_orbits(
 ) -> NDArray[np.float32]:
     """Return the features of a band of samples.
 
-    frame: of `window_frame`; span: of the whole window, plane units; decides the precision.
-    Returns (4, rows, columns) float32: log2(1 + smooth count), -1 where the orbit never escaped;
-    log2 of the trap's least value; the wave, in about [-1, 1]; the cell pattern, in [-1, 1].
+    Args:
+        orbits: See ``escape.orbit_parameters``.
+        frame: See ``window_frame``.
+        span: Plane units across the whole window, which decides the precision.
+        first_row: Row of the band in the window.
+        rows: Rows of the band.
+        columns: Columns of the band.
+
+    Returns:
+        (4, rows, columns) float32; see ``fill_escape_features``.
     """
-    precision = np.float32 if span > SINGLE_WIDTH else np.float64
+    precision = np.float32 if span > FLOAT32_WIDTH else np.float64
     tiles = np.empty(
-        (-(-rows // TILE) * -(-columns // TILE), FIELDS * LANES),
+        (-(-rows // TILE) * -(-columns // TILE), FIELDS * TILE_ORBITS),
         precision,
     )
-    place_orbits(tiles, frame, orbits.start, first_row, rows, columns)
+    start_tiles(tiles, frame, orbits.start, first_row, rows, columns)
     advance = orbit_kernel(orbits.family, orbits.power)
     advance(tiles, orbits.parameters.astype(precision), orbits.max_iterations)
     features = np.empty((4, rows, columns), np.float32)
     if orbits.family == NEWTON:
-        read_settling(tiles, orbits.wave, features)
+        fill_newton_features(tiles, orbits.wave, features)
     else:
-        read_escaping(tiles, _F(orbits.power), orbits.wave, features)
+        fill_escape_features(tiles, _F(orbits.power), orbits.wave, features)
     return features
 
 
 @kernel
-def choose(features: NDArray[np.float32], unit: float) -> tuple[int, int]:
+def choose_border_sample(features: NDArray[np.float32], unit: float) -> tuple[int, int]:
     """Choose a sample near the border of the set, weighted by how fast the count changes there.
 
-    features: (4, rows, columns) float32, of a survey. unit: in [0, 1). Returns (row, column), the
-    middle where nothing changes.
+    features: (4, rows, columns) float32. unit: random number in [0, 1). Returns (row, column), the
+    middle if nothing changes.
     """
     smooth = features[0]
     rows, columns = smooth.shape
@@ -472,7 +501,7 @@ def choose(features: NDArray[np.float32], unit: float) -> tuple[int, int]:
 
 @kernel
 def _spread(values: NDArray[np.float32], n: int) -> tuple[float, float, float]:
-    """Return the 10th percentile, median and 90th of values[:n], 0 where there are fewer than 8."""
+    """Return the 10th, 50th and 90th percentile of values[:n], or 0 if n is below 8."""
     if n < 8:
         return 0.0, 0.0, 0.0
     ordered = np.sort(values[:n])
@@ -481,9 +510,9 @@ def _spread(values: NDArray[np.float32], n: int) -> tuple[float, float, float]:
 
 @kernel
 def coherence(values: NDArray[np.float32]) -> float:
-    """Return how parallel the lines of a survey are, 0 to 1: the coherence of its structure tensor.
+    """Return how parallel the lines of a window are, 0 to 1: the coherence of its structure tensor.
 
-    values: (rows, columns) float32; below 0 where there is nothing to compare.
+    values: (rows, columns) float32; values below 0 are ignored.
     """
     xx, xy, yy = 0.0, 0.0, 0.0
     for row in range(1, values.shape[0]):
@@ -494,7 +523,7 @@ def coherence(values: NDArray[np.float32]) -> float:
                 values[row - 1, column],
             )
             if here >= 0.0 and left >= 0.0 and above >= 0.0:
-                # Slopes are limited, lest the set's border alone decide.
+                # Slopes are limited, so that the set's border does not dominate.
                 dx = min(max(here - left, -0.25), 0.25)
                 dy = min(max(here - above, -0.25), 0.25)
                 xx += dx * dx
@@ -511,9 +540,10 @@ def _calm_and_dusty(
     trap_spread: float,
     inner_trap_spread: float,
 ) -> tuple[float, float]:
-    """Return the share of neighbours alike in count, and of samples unlike the shifted ones.
+    """Return the fractions of calm neighbours and of dusty samples.
 
-    features, shifted: (4, rows, columns) float32. Spreads: how far the features range.
+    Neighbours are calm if their counts are similar; a sample is dusty if it differs from the
+    shifted one. features, shifted: (4, rows, columns) float32. Spreads: ranges of the features.
     """
     rows, columns = features.shape[1], features.shape[2]
     calm, dusty, pairs = 0, 0, 0
@@ -535,14 +565,20 @@ def _calm_and_dusty(
 
 
 @kernel
-def appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return what a survey says of a window.
+def measure_window(
+    features: NDArray[np.float32], shifted: NDArray[np.float32]
+) -> NDArray[np.float64]:
+    """Return the statistics of a window.
 
-    features: (4, rows, columns) float32; shifted: the same a pixel further. Returns (11,) float64:
-    the shares of samples that escaped, of neighbours whose counts hardly differ, of samples whose
-    features a pixel further are unlike; the coherence of the lines; median and 90th percentile of
-    the count; then the width of the middle eight tenths of log count, trap and wave outside, of
-    trap and wave inside.
+    Args:
+        features: (4, rows, columns) float32.
+        shifted: The same window, shifted by less than a sample.
+
+    Returns:
+        (11,) float64: the fractions of samples that escaped, of neighbours whose counts hardly
+            differ, and of samples whose features differ from the shifted ones; the coherence of the
+            lines; median and 90th percentile of the count; the ranges (10th to 90th percentile) of
+            log count, trap and wave outside the set, and of trap and wave inside.
     """
     rows, columns = features.shape[1], features.shape[2]
     smooth = features[0]
@@ -561,7 +597,7 @@ def appraise(features: NDArray[np.float32], shifted: NDArray[np.float32]) -> NDA
     result = np.zeros(11)
     for k in range(5):
         low, middle, high = _spread(values[k], outside if k < 3 else inside)
-        result[6 + k] = max(high - low, _LEAST_SPREAD)
+        result[6 + k] = max(high - low, _MIN_SPREAD)
         if k == 0:
             result[4], result[5] = exponential2(_F(middle)) - 1.0, exponential2(_F(high)) - 1.0
     result[0] = outside / (rows * columns)

@@ -1,12 +1,12 @@
-"""Compiled passes over an image: layers laid over each other, and what its statistics count.
+"""Compiled passes over images: blending of layers, and the sums behind image statistics.
 
-For the statistics everything is counted and summed in whole numbers, or in float64 that stays whole
-below 2^53, so the results are the same bits on every processor and in every order of summation. The
-acceptance of a draft rests on them, and must not depend on the machine. Luma is Rec. 601 (299, 587,
-114) in thousandths of an 8-bit level, 0..255000.
+Statistics use integers, or float64 values that stay integers below 2^53, so that results have the
+same bits on every processor and in every order of summation: the acceptance of a draft depends on
+them and must not depend on the machine. Luma is Rec. 601 (299, 587, 114) in thousandths of an 8-bit
+level, 0..255000.
 """
 
-# Compiled numbers have types of their own, which annotations of plain Python cannot tell apart.
+# numba's scalar types are finer than Python's annotations can express.
 # mypy: disable-error-code="return-value, assignment, no-any-return"
 
 import numpy as np
@@ -16,13 +16,13 @@ from fractals.numerics import F
 from pixmix.compiling import kernel
 
 FULL_SCALE = 255000
-"""The luma of white."""
+"""Luma of white."""
 BLOCK = 8
 """Side of a textured block, in pixels."""
 COLOUR_BINS = 8
-"""Bins a channel in the colour histogram."""
+"""Bins per channel of the colour histogram."""
 FRACTION_BITS = 14
-"""The weights of the resize are whole numbers that sum to 2^14."""
+"""The weights of a resize are integers that sum to 2^14."""
 
 # 0.05 of full scale, on a Sobel response divided by 4; compared as squares.
 _EDGE_LIMIT = float((FULL_SCALE // 20 * 4) ** 2)
@@ -36,7 +36,7 @@ _ZERO, _HALF, _ONE = F(0), F(0.5), F(1)
 
 @kernel
 def padded_luma(image: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Return the luma of an image inside a border that repeats its outermost pixels.
+    """Return the luma of an image with a border of repeated edge pixels.
 
     image: (H, W, 3) uint8. Returns (H + 2, W + 2) int32, thousandths of a level, 0..255000.
     """
@@ -54,7 +54,7 @@ def padded_luma(image: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 @kernel
 def repeat_border(padded: NDArray[np.int32]) -> None:
-    """Fill the border of (H + 2, W + 2) int32 from the pixels beside it, in place."""
+    """Fill the border of (H + 2, W + 2) int32 with the adjacent pixels, in place."""
     for i in range(1, padded.shape[0] - 1):
         padded[i, 0] = padded[i, 1]
         padded[i, -1] = padded[i, -2]
@@ -65,9 +65,9 @@ def repeat_border(padded: NDArray[np.int32]) -> None:
 
 @kernel
 def luma_moments(luma: NDArray[np.int32]) -> tuple[int, int, int]:
-    """Return of a padded luma: sum, sum of squares, and how many pixels are above 8 of 255 levels.
+    """Return the sum, the sum of squares, and the number of pixels above 8 of 255 levels.
 
-    luma: (H + 2, W + 2) int32. Returns three int64; exact up to 10^8 pixels.
+    luma: (H + 2, W + 2) int32, padded. Returns three int64; exact up to 10^8 pixels.
     """
     total, squares, lit = np.int64(0), np.int64(0), np.int64(0)
     for i in range(1, luma.shape[0] - 1):
@@ -84,8 +84,8 @@ def luma_moments(luma: NDArray[np.int32]) -> tuple[int, int, int]:
 def edge_mask(luma: NDArray[np.int32]) -> NDArray[np.uint8]:
     """Mark the pixels whose Sobel response, divided by 4, is above 0.05 of full scale.
 
-    luma: (H + 2, W + 2) int32, padded. Returns (H, W) uint8, 1 where the length of the gradient
-    passes: squares of whole numbers under 2^53, hence exact in float64.
+    luma: (H + 2, W + 2) int32, padded. Returns (H, W) uint8, 1 where the gradient's length is above
+    the limit; it compares squares of integers under 2^53, which are exact in float64.
     """
     height, width = luma.shape[0] - 2, luma.shape[1] - 2
     mask = np.empty((height, width), np.uint8)
@@ -103,9 +103,9 @@ def edge_mask(luma: NDArray[np.int32]) -> NDArray[np.uint8]:
 
 @kernel
 def count_textured_blocks(luma: NDArray[np.int32]) -> int:
-    """Count the whole 8x8 blocks whose luma has a standard deviation above 0.03 of full scale.
+    """Count the complete 8x8 blocks whose luma has a standard deviation above 0.03 of full scale.
 
-    luma: (H + 2, W + 2) int32, padded; what is left over at the right and the bottom is ignored.
+    luma: (H + 2, W + 2) int32, padded; incomplete blocks at the right and bottom are ignored.
     """
     count = 0
     for top in range(1, luma.shape[0] - 1 - BLOCK + 1, BLOCK):
@@ -122,9 +122,9 @@ def count_textured_blocks(luma: NDArray[np.int32]) -> int:
 
 @kernel
 def colour_counts(image: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the colour histogram and the sums that colourfulness needs, in one pass.
+    """Return the colour histogram and the sums for colourfulness, in one pass.
 
-    image: (H, W, 3) uint8. Returns (512,) int64 counts, red bin slowest, 32 levels a bin, and
+    image: (H, W, 3) uint8. Returns (512,) int64 counts, red bin slowest, 32 levels per bin, and
     (4,) int64: sum and sum of squares of R - G, then of R + G - 2 B.
     """
     counts = np.zeros(COLOUR_BINS**3, np.int64)
@@ -160,10 +160,10 @@ def resized(
     column_starts: NDArray[np.int64],
     column_weights: NDArray[np.float64],
 ) -> NDArray[np.int32]:
-    """Return a padded luma resized by separable weights, itself padded.
+    """Return a padded luma, resized by separable weights and padded again.
 
     luma: (H + 2, W + 2) int32. row_starts: (h,) int64, first source row of each output row;
-    row_weights: (h, k) float64, whole numbers that sum to 2^14; the same for columns, (w,), (w, l).
+    row_weights: (h, k) float64, integers that sum to 2^14; the same for columns, (w,) and (w, l).
     Returns (h + 2, w + 2) int32, rounded to the nearest thousandth of a level.
     """
     height, width = len(row_starts), len(column_starts)
@@ -190,10 +190,11 @@ def resized(
 
 @kernel
 def logarithm2_of_whole(number: int) -> float:
-    """Return log2 of a whole number from 1 to 2^52, float64; absolute error under 1e-14.
+    """Return log2 of an integer from 1 to 2^52, float64; absolute error under 1e-14.
 
-    2 atanh(z) / ln 2 with z = (m - 1) / (m + 1), m the number scaled into [sqrt(1/2), sqrt(2)]:
-    twelve terms of the series leave 1e-18. No maths library, hence the same bits everywhere.
+    2 atanh(z) / ln 2 with z = (m - 1) / (m + 1) and m the number scaled into [sqrt(1/2), sqrt(2)];
+    twelve terms of the series leave an error of 1e-18. It uses no maths library, and so gives the
+    same bits everywhere.
     """
     mantissa, exponent = np.float64(number), 0
     while mantissa > _SQRT_2:
@@ -209,7 +210,7 @@ def logarithm2_of_whole(number: int) -> float:
 
 @kernel
 def entropy_of_counts(counts: NDArray[np.int64]) -> float:
-    """Return the entropy, bits, of a histogram: (n,) int64 counts, at least one above 0."""
+    """Return the entropy in bits of a histogram: (n,) int64 counts, at least one above 0."""
     total, weighted = np.int64(0), 0.0
     for i in range(len(counts)):
         if counts[i] > 0:
@@ -220,9 +221,9 @@ def entropy_of_counts(counts: NDArray[np.int64]) -> float:
 
 @kernel
 def box_counts(mask: NDArray[np.uint8], n_sizes: int) -> NDArray[np.int64]:
-    """Count the boxes of side 2, 4, 8, ... pixels that hold a mark.
+    """Count the boxes of side 2, 4, 8, ... pixels that contain a mark.
 
-    mask: (H, W) uint8, 0 or 1. Boxes start at the upper left corner; those cut by the border count.
+    mask: (H, W) uint8, 0 or 1. Boxes start at the upper left corner; boxes cut by the border count.
     Returns (n_sizes,) int64.
     """
     counts = np.zeros(n_sizes, np.int64)
@@ -260,9 +261,10 @@ def ring_sums(
 def gradient_coherence(luma: NDArray[np.int32]) -> float:
     """Return how far gradients within 5x5 windows agree in direction, weighted by their energy.
 
-    luma: (H + 2, W + 2) int32, padded. Structure tensor J of central differences, summed over each
-    window; returns sum of (l1 - l2) over sum of (l1 + l2), l1 >= l2 the eigenvalues of J; 0..1,
-    0 for a flat image. Plain loops in float64, sequential, so alike on every machine.
+    luma: (H + 2, W + 2) int32, padded. The structure tensor J of central differences is summed over
+    each window; the result is the sum of (l1 - l2) over the sum of (l1 + l2), with l1 >= l2 the
+    eigenvalues of J; 0..1, and 0 for a flat image. Sequential float64 loops yield the same bits on
+    every machine.
     """
     height, width = luma.shape[0] - 2, luma.shape[1] - 2
     rows = np.zeros((3, height, width))
@@ -297,9 +299,9 @@ def gradient_coherence(luma: NDArray[np.int32]) -> float:
 
 @kernel
 def fine_detail(luma: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Return each pixel less the mean of its 5x5 window, times 25, borders of 2 pixels left out.
+    """Return each pixel minus the mean of its 5x5 window, times 25, without a border of 2 pixels.
 
-    luma: (H + 2, W + 2) int32, padded. Returns ((H - 4) * (W - 4),) float64 whole numbers.
+    luma: (H + 2, W + 2) int32, padded. Returns ((H - 4) * (W - 4),) float64 integers.
     """
     height, width = luma.shape[0] - 2, luma.shape[1] - 2
     out = np.empty((height - 4) * (width - 4))
@@ -319,10 +321,7 @@ def fine_detail(luma: NDArray[np.int32]) -> NDArray[np.float64]:
 
 @kernel
 def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Return sum(a b) / sqrt(sum(a^2) sum(b^2)) of two (n,) float64, summed in order.
-
-    0 if either is zero.
-    """
+    """Return sum(a b) / sqrt(sum(a^2) sum(b^2)) of two (n,) float64; 0 if either is zero."""
     ab, aa, bb = 0.0, 0.0, 0.0
     for i in range(len(a)):
         ab += a[i] * b[i]
@@ -332,14 +331,18 @@ def correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 
 
 @kernel
-def lay_over(below, light, cover, blend, opacity):
-    """Lay a layer on what is below, in place; display values throughout.
+def blend_layer(below, light, cover, blend, opacity):
+    """Blend a layer into the image below, in place; all values are display values.
 
-    below: (n, 3), light: (3, n) float32 in [0, 1]; cover: (n,) float32 in [0, 1]; blend: a place in
-    `genome.BLENDS`; opacity: float32 in [0, 1].
+    Args:
+        below: (n, 3) float32 in [0, 1].
+        light: (3, n) float32 in [0, 1], the layer's colours, premultiplied by cover.
+        cover: (n,) float32 in [0, 1].
+        blend: Position in ``genome.BLENDS``.
+        opacity: float32 in [0, 1].
     """
     if not 0 <= blend <= 3:
-        raise ValueError("no blend mode has this number")
+        raise ValueError("blend must be 0 to 3")
     for i in range(len(cover)):
         hidden = opacity * cover[i]
         for channel in range(3):
@@ -356,11 +359,8 @@ def lay_over(below, light, cover, blend, opacity):
 
 
 @kernel
-def shade_ground(first, second, out):
-    """Fill out, (H, W, 3) float32, with a gradient from `first` at the top to `second`.
-
-    (3,) float32 each.
-    """
+def fill_gradient(first, second, out):
+    """Fill out, (H, W, 3) float32, with a vertical gradient between two (3,) float32 colours."""
     height, width, _ = out.shape
     for y in range(height):
         t = (F(y) + _HALF) / F(height)
@@ -371,10 +371,7 @@ def shade_ground(first, second, out):
 
 @kernel
 def to_bytes(values, black, white, out):
-    """Stretch values, (n,) float32, from [black, white] to [0, 255], clamp, and round into out.
-
-    (n,) uint8.
-    """
+    """Stretch (n,) float32 from [black, white] to [0, 255], clamp and round into (n,) uint8."""
     scale = F(255) / (white - black)
     for i in range(len(out)):
         value = min(max((values[i] - black) * scale, _ZERO), F(255))

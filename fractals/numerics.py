@@ -1,19 +1,19 @@
-"""Numbers that are the same on every processor: elementary functions in float32, random streams.
+"""Elementary functions and random streams with the same bits on every processor.
 
 A chaos game magnifies the last bit of every step, so an image is reproducible on another machine
-only if each operation is. Additions, products, quotients, square roots and fused multiply-adds are
-exact by IEEE 754; sines, logarithms and powers from a maths library are not, and a compiler that
-may contract or reorder sums is not either. Hence: these polynomials, explicit `fma`, and no fast-
-math flag anywhere in this package. They also vectorise, which calls into a library do not.
+only if every operation is. Additions, products, quotients, square roots and fused multiply-adds are
+exact by IEEE 754. Sines, logarithms and powers of a maths library are not, nor is code that the
+compiler may contract or reorder. This package therefore uses its own polynomials, explicit ``fma``,
+and no fast-math flags. These polynomials also vectorize, which library calls do not.
 
-The elementary functions take and return float32 scalars, and are inlined into the loops that call
-them. Errors stated below are the largest seen on a dense grid against float64;
-tests/test_numerics.py holds them.
+The elementary functions accept and return float32 scalars, and are inlined into the loops that call
+them. The stated errors are the largest on a dense grid against float64; tests/test_numerics.py
+checks them.
 
-Randomness is an argument: a key of integers gives a state, and a state gives a stream. The streams
-are public interface: blake2b of the key seeds xoshiro256++ (Blackman & Vigna 2021,
-https://prng.di.unimi.it/xoshiro256plusplus.c, public domain). No numpy distribution is used,
-because numpy may change those between versions.
+Randomness is an argument: a key of integers determines a state, and a state a stream. The streams
+are a public interface: blake2b of the key seeds xoshiro256++ (Blackman & Vigna 2021,
+https://prng.di.unimi.it/xoshiro256plusplus.c, public domain). numpy's distributions are not used,
+because they may change between versions.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ F = np.float32
 
 
 def _floating_intrinsic(name: str, arguments: int) -> Any:
-    """Expose the LLVM intrinsic `llvm.<name>` for equal floating-point arguments."""
+    """Expose the LLVM intrinsic ``llvm.<name>`` for equal floating-point arguments."""
 
     def typed(context: Any, *operands: Any) -> Any:
         if any(
@@ -57,13 +57,13 @@ def _floating_intrinsic(name: str, arguments: int) -> Any:
 
 @intrinsic
 def floor(typing_context: Any, x: Any) -> Any:
-    """Return the largest whole number not above x, as a float of the same type."""
+    """Return the largest integer that is at most x, as a float of the same type."""
     return _floating_intrinsic("floor", 1)(typing_context, x)
 
 
 @intrinsic
 def nearest(typing_context: Any, x: Any) -> Any:
-    """Return the whole number nearest to x (ties to even), as a float of the same type."""
+    """Return the integer nearest to x (ties to even), as a float of the same type."""
     return _floating_intrinsic("rint", 1)(typing_context, x)
 
 
@@ -81,7 +81,7 @@ def float_bits(typing_context: Any, x: Any) -> Any:
 
 @intrinsic
 def bits_float(typing_context: Any, bits: Any) -> Any:
-    """Return the float32 that int32 bits stand for."""
+    """Return the float32 with the given int32 bits."""
     if bits != types.int32:
         return None
 
@@ -103,7 +103,7 @@ _S3, _S4, _S5 = F(-76.7058597), F(42.0586939), F(-15.0946426)
 
 @kernel
 def sine_of_turns(t):
-    """Return sin(2 pi t), float32; absolute error under 3e-7 for |t| <= 1."""
+    """Return sin(2 pi t), float32; absolute error under 3e-7 for abs(t) <= 1."""
     t = t - nearest(t)
     u = _QUARTER - abs(abs(t) - _QUARTER)
     square = u * u
@@ -117,13 +117,13 @@ def sine_of_turns(t):
 
 @kernel
 def sine(x):
-    """Return sin(x), x in radians, float32; absolute error under 1e-6 for |x| <= 8."""
+    """Return sin(x), x in radians, float32; absolute error under 1e-6 for abs(x) <= 8."""
     return sine_of_turns(x * PER_TURN)
 
 
 @kernel
 def cosine(x):
-    """Return cos(x), x in radians, float32; absolute error under 1e-6 for |x| <= 8."""
+    """Return cos(x), x in radians, float32; absolute error under 1e-6 for abs(x) <= 8."""
     return sine_of_turns(fma(x, PER_TURN, _QUARTER))
 
 
@@ -146,10 +146,7 @@ _A0, _A1, _A2, _A3, _A4, _A5, _A6, _A7 = _ATAN
 
 @kernel
 def arctangent2(y, x):
-    """Return atan2(y, x) in radians, (-pi, pi], float32; absolute error under 5e-7.
-
-    (0, 0) gives 0.
-    """
+    """Return atan2(y, x) in radians, (-pi, pi], float32; absolute error under 5e-7; 0 at (0, 0)."""
     ax, ay = abs(x), abs(y)
     low, high = min(ax, ay), max(ax, ay)
     q = low / (high if high > _ZERO else _ONE)
@@ -191,7 +188,7 @@ def exponential2(x):
 
 @kernel
 def exponential(x):
-    """Return e^x, float32; relative error under 1e-5 for |x| <= 80."""
+    """Return e^x, float32; relative error under 1e-5 for abs(x) <= 80."""
     return exponential2(x * _LOG2_E)
 
 
@@ -210,7 +207,7 @@ _L0, _L1, _L2, _L3, _L4 = (
 
 @kernel
 def logarithm2(x):
-    """Return log2(x), float32; absolute error under 1e-6 near 1, relative 2e-7 afar.
+    """Return log2(x), float32; absolute error under 1e-6 near 1, relative error 2e-7 elsewhere.
 
     The result is -126 for x <= 0.
     """
@@ -229,16 +226,16 @@ def logarithm2(x):
 
 @kernel
 def power(base, exponent):
-    """Return base^exponent for base >= 0, float32; relative error under 1e-5; 0 gives nearly 0."""
+    """Return base^exponent for base >= 0, float32; relative error under 1e-5; 0 gives about 0."""
     return exponential2(logarithm2(base) * exponent)
 
 
-LARGEST_SINGLE = (2 - 2**-23) * 2.0**127
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127
 
 
-def fits_single(value: float) -> bool:
-    """Return whether a number is finite in float32; NaN is not."""
-    return abs(value) <= LARGEST_SINGLE
+def fits_float32(value: float) -> bool:
+    """Return whether a number is finite in float32; False for NaN."""
+    return abs(value) <= MAX_FLOAT32
 
 
 Item = TypeVar("Item")
@@ -250,8 +247,11 @@ _TO_UNIT = 1.0 / 9007199254740992.0  # 2^-53
 def random_state(*key: int) -> NDArray[np.uint64]:
     """Return the generator state of a key; different keys give independent streams.
 
-    key: integers of any size and sign; (1, 2) and (12,) differ.
-    Returns (4,) uint64, never all zero.
+    Args:
+        key: Integers of any size and sign; (1, 2) and (12,) differ.
+
+    Returns:
+        (4,) uint64, never all zero.
     """
     text = ",".join(str(int(part)) for part in key).encode()
     words = struct.unpack(
@@ -267,10 +267,7 @@ def _rotate_left(x, k):
 
 @kernel
 def next_word(state):
-    """Advance the state and return 64 random bits (xoshiro256++).
-
-    state: (4,) uint64, changed in place. Returns uint64.
-    """
+    """Advance the state, (4,) uint64, in place, and return 64 random bits (xoshiro256++)."""
     result = _rotate_left(state[0] + state[3], 23) + state[0]
     t = state[1] << _WORD(17)
     state[2] ^= state[0]
@@ -296,9 +293,10 @@ def fill_units(state, out):
 
 
 class Draws:
-    """A stream of numbers for drawing a genome: plain Python values, one stream a key.
+    """A random stream for drawing a genome, as plain Python numbers.
 
-    key: integers, as for `random_state`.
+    Args:
+        key: Integers, as for ``random_state``.
     """
 
     def __init__(self, *key: int) -> None:
@@ -319,7 +317,7 @@ class Draws:
         return low + (high - low) * self.unit()
 
     def whole(self, low: int, high: int) -> int:
-        """Return a uniform integer from low to high, both included."""
+        """Return a uniform integer from low to high, inclusive."""
         return low + int((high - low + 1) * self.unit())
 
     def chance(self, probability: float) -> bool:
@@ -331,10 +329,7 @@ class Draws:
         return items[int(len(items) * self.unit())]
 
     def weighted(self, items: Sequence[Item], weights: Sequence[float]) -> Item:
-        """Return one of the items, with probability proportional to its weight (>= 0.
-
-        Not all 0).
-        """
+        """Return an item with probability proportional to its weight (>= 0, not all 0)."""
         mark = self.unit() * sum(weights)
         for item, weight in zip(items, weights, strict=True):
             mark -= weight
@@ -343,5 +338,5 @@ class Draws:
         return items[-1]
 
     def sign(self) -> float:
-        """Return -1.0 or 1.0, evenly."""
+        """Return -1.0 or 1.0 with equal probability."""
         return -1.0 if self.unit() < 0.5 else 1.0

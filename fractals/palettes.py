@@ -1,4 +1,4 @@
-"""Procedural palettes: a few colours in OKLab, joined into a smooth ring of 256.
+"""Procedural palettes: a few colours in OKLab, interpolated to a smooth ring of 256 entries.
 
 OKLab: B. Ottosson, "A perceptual color space for image processing" (2020),
 https://bottosson.github.io/posts/oklab/ ; matrices as given there (public domain).
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fractals.numerics import Draws, F, fits_single, floor, power
+from fractals.numerics import Draws, F, fits_float32, floor, power
 from pixmix.compiling import kernel
 
 ENTRIES = 256
@@ -21,24 +21,24 @@ ENTRIES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Palette:
-    """A ring of colours.
+    """A cyclic palette.
 
-    Stops in OKLab (lightness in [0, 1], a, b), evenly spaced, the last joins the first.
+    Attributes:
+        stops: OKLab colours (lightness in [0, 1], a, b), evenly spaced; the last one joins the
+            first.
     """
 
     stops: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self) -> None:
-        """Refuse fewer than two stops, infinite numbers and lightness outside [0, 1]."""
+        """Reject fewer than two stops, infinite numbers and lightness outside [0, 1]."""
         if len(self.stops) < 2:
-            raise ValueError(
-                f"{len(self.stops)} stops: a palette has at least 2; give one more colour"
-            )
+            raise ValueError(f"{len(self.stops)} stops: a palette needs at least 2; add colours")
         for stop in self.stops:
-            if len(stop) != 3 or not (0 <= stop[0] <= 1 and all(map(fits_single, stop))):
+            if len(stop) != 3 or not (0 <= stop[0] <= 1 and all(map(fits_float32, stop))):
                 raise ValueError(
-                    f"{stop}: a stop is three numbers, finite in float32: lightness in [0, 1], a "
-                    "and b; mend it"
+                    f"{stop}: a stop must be three numbers that are finite in float32: lightness "
+                    "in [0, 1], a and b; correct it"
                 )
 
 
@@ -66,18 +66,16 @@ def _linear_rgb(lightness, a, b):
 
 @kernel
 def _ring(stops, out):
-    """Interpolate stops, (n, 3) float32 OKLab, around the ring into out, (m.
+    """Interpolate stops, (n, 3) float32 OKLab, around the ring into (m, 3) float32 display RGB.
 
-    3) float32 display RGB.
-
-    Smoothstep between neighbours: monotone, so no stop is overshot. A colour outside the gamut
-    loses chroma, in steps of 1/16, until it fits: its hue and lightness stay.
+    Smoothstep between neighbours is monotone, so no stop is overshot. A colour outside the gamut
+    loses chroma in steps of 1/16 until it fits; its hue and lightness stay.
     """
     n, m = len(stops), len(out)
     for i in range(m):
-        place = F(i) * F(n) / F(m)
-        left = int(floor(place))
-        t = place - F(left)
+        position = F(i) * F(n) / F(m)
+        left = int(floor(position))
+        t = position - F(left)
         t = t * t * (F(3) - F(2) * t)
         right = (left + 1) % n
         lightness = stops[left, 0] + t * (stops[right, 0] - stops[left, 0])
@@ -93,9 +91,10 @@ def _ring(stops, out):
 
 @lru_cache(maxsize=64)
 def palette_table(palette: Palette) -> NDArray[np.float32]:
-    """Return the ring's table, (256, 3) float32 display RGB in [0, 1].
+    """Return the palette's lookup table, read-only.
 
-    Entry 255 neighbours entry 0. Read-only.
+    Returns:
+        (256, 3) float32 display RGB in [0, 1]; entry 255 neighbours entry 0.
     """
     out = np.empty((ENTRIES, 3), np.float32)
     _ring(np.array(palette.stops, np.float32), out)
@@ -129,13 +128,14 @@ def _circle(draws: Draws, first: float, n: int) -> list[float]:
 
 
 class Scheme(NamedTuple):
-    """A row of `SCHEMES`.
+    """A colour scheme.
 
-    share: of all palettes. draw_hues: takes draws, the first hue and the number of hues, in
-    radians.
+    Attributes:
+        probability: Probability that a palette uses this scheme.
+        draw_hues: Takes draws, the first hue in radians and the number of hues; returns the hues.
     """
 
-    share: float
+    probability: float
     draw_hues: Callable[[Draws, float, int], list[float]]
 
 
@@ -148,14 +148,14 @@ SCHEMES = {
 
 
 def draw_palette(draws: Draws) -> Palette:
-    """Draw a ring of 3 to 8 strong colours of two to five hues, dark and light in turn.
+    """Draw a palette of 3 to 8 strong colours that alternate between dark and light.
 
-    Hues: of one of `SCHEMES`. Lightness swings between a dark and a light end, so that neighbouring
-    values of the coordinate can be told apart in grey as well.
+    The hues follow one of ``SCHEMES``. Because lightness alternates, neighbouring values of the
+    coordinate can also be told apart in greyscale.
     """
     n = draws.whole(3, 8)
     first = draws.uniform(0, 2 * math.pi)
-    scheme = draws.weighted(list(SCHEMES), [scheme.share for scheme in SCHEMES.values()])
+    scheme = draws.weighted(list(SCHEMES), [scheme.probability for scheme in SCHEMES.values()])
     hues = SCHEMES[scheme].draw_hues(draws, first, n)
     dark, light = draws.weighted(((0.04, 0.65), (0.2, 0.9), (0.45, 0.98)), (1, 1.7, 1.7))
     strength = draws.uniform(0.07, 0.26)
@@ -169,10 +169,7 @@ def draw_palette(draws: Draws) -> Palette:
 
 
 def draw_background(draws: Draws, palette: Palette) -> Palette:
-    """Draw the two ends of the ground's gradient.
-
-    Relatives of two of the palette's stops, mostly dark.
-    """
+    """Draw the ends of the background gradient: near two of the palette's stops, mostly dark."""
     low, high = draws.weighted(((0.06, 0.3), (0.3, 0.6), (0.7, 0.95)), (5, 2, 2))
     ends = []
     for stop in (draws.choice(palette.stops), draws.choice(palette.stops)):

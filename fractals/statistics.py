@@ -1,12 +1,12 @@
-"""What makes a good mixing image, as numbers: eleven statistics an image, two a set.
+"""Statistics that characterize a good mixing image: eleven per image, two per set.
 
-The definitions are those whose medians and percentiles over 200 fractal flames chosen by people
-(256x256 JPEG) come out as the published reference. Luma is Rec. 601, 0.299 R + 0.587 G + 0.114 B,
-on the 8-bit values as they are (no gamma). Every function takes an image (H, W, 3) uint8 with both
-sides at least 16 pixels, does not change it, and raises TypeError or ValueError for anything else.
+The definitions reproduce the published medians and percentiles over 200 fractal flames chosen by
+people (256x256 JPEG). Luma is Rec. 601, 0.299 R + 0.587 G + 0.114 B, on the 8-bit values without
+gamma correction. Every function accepts an image (H, W, 3) uint8 with sides of at least 16 pixels,
+does not modify it, and raises TypeError or ValueError for other input.
 
-Read the numbers together: diversity alone rewards empty images, and edges, entropy and bits a
-pixel can be bought with noise.
+Read the statistics together: a high diversity alone favours empty images, and noise raises edge
+density and entropy.
 """
 
 import math
@@ -21,9 +21,9 @@ from fractals import image_kernels as kernels
 Image = NDArray[np.uint8]
 
 MINIMUM_SIDE = 16
-"""Pixels; a smaller image has not even two rings for the spectral slope."""
+"""Pixels; a smaller image has fewer than two rings for the spectral slope."""
 SMALL_SIDE = 32
-"""Pixels a side of the centre crop on which the small statistics are taken, as CIFAR sees it."""
+"""Side in pixels of the centre crop for the small statistics, the size that CIFAR training uses."""
 _RESIZE_SIDE = 36  # PixMix scales mixing images to 36 for CIFAR before it crops 32
 _SLOPE_FIRST = 4  # cycles an image
 _SLOPE_END = 100  # cycles an image of 256 pixels, not included
@@ -35,10 +35,7 @@ _HOG_ORIENTATIONS = 8
 
 
 class PreviewStatistics(NamedTuple):
-    """The cheap statistics that decide whether a draft is kept; the same bits on every machine.
-
-    Each field is the statistic of the function of that name.
-    """
+    """Cheap statistics that decide whether a draft is accepted; the same on every machine."""
 
     coverage: float
     edge_density: float
@@ -50,13 +47,13 @@ class PreviewStatistics(NamedTuple):
 
 
 def preview_statistics(image: Image) -> PreviewStatistics:
-    """Return the statistics that decide acceptance, of a preview of any shape.
+    """Return the statistics that decide whether a draft is accepted.
 
-    Whole-number sums, IEEE products, quotients and square roots only, in a fixed order: two
-    machines never disagree on a draft.
+    They use only integer sums and IEEE products, quotients and square roots, in a fixed order, so
+    that two machines always agree on a draft.
 
     Args:
-        image: (H, W, 3) uint8, both sides at least 16; 64 to 128 pixels a side is enough.
+        image: (H, W, 3) uint8 of any shape with sides of at least 16; 64 to 128 pixels are enough.
     """
     luma = _checked_luma(image)
     counts, sums = kernels.colour_counts(image)
@@ -71,36 +68,36 @@ def preview_statistics(image: Image) -> PreviewStatistics:
 
 
 def measure(image: Image) -> dict[str, float]:
-    """Return every statistic of an image by its name.
+    """Return all statistics of an image by name.
 
-    In brackets median, 10th and 90th percentile over the 200 flames chosen by people, as these
-    definitions give them, and where they differ, the published figures.
+    In brackets: median, 10th and 90th percentile over the 200 flames chosen by people with these
+    definitions, and the published figures where they differ.
 
-    * coverage: share of pixels with luma above 8/255. [.985, .570, 1.0]
-    * edge_density: share of pixels whose luma gradient, the 3x3 Sobel response divided by 4 with
-      the border repeated, is above 0.05 of full scale a pixel. [.430, .152, .668]
-    * textured_blocks: share of whole 8x8 blocks whose luma has a standard deviation above 0.03 of
-      full scale. [.673, .280, .919]
-    * edges_at_32: edge_density as CIFAR training sees the image: the luma's shorter side scaled to
-      36 by the bilinear filter with which PixMix itself resizes, and its centre 32x32 cut out.
+    * coverage: fraction of pixels with luma above 8/255. [.985, .570, 1.0]
+    * edge_density: fraction of pixels whose luma gradient, the 3x3 Sobel response divided by 4 with
+      the border repeated, is above 0.05 of full scale per pixel. [.430, .152, .668]
+    * textured_blocks: fraction of complete 8x8 blocks whose luma has a standard deviation above
+      0.03 of full scale. [.673, .280, .919]
+    * edges_at_32: edge_density at the size that CIFAR training uses: the luma's shorter side is
+      scaled to 36 by PixMix's bilinear filter, and the centre 32x32 is cropped.
       [.693, .312, .874; published, by a box filter: .70, .35, .86]
     * luma_std_at_32: standard deviation of luma in that crop, full scale 1. [.138, .071, .200;
       published: .144, .07, .21]
     * spectral_slope: minus the slope of log radial power against log frequency; 2 is 1/f noise. The
-      luma less its mean under a Hann window, power averaged over rings that are one cycle a shorter
-      side wide, from 4 up to 100/256 of a cycle a pixel, a least-squares line. A flat image has 0.
-      [2.574, 1.857, 3.021]
-    * spectral_r2: R^2 of that line; low where a few frequencies stand out. [.961, .844, .987]
+      luma minus its mean is multiplied by a Hann window, power is averaged over rings one cycle
+      per shorter side wide, from 4 cycles up to 100/256 of a cycle per pixel, and a line is
+      fitted by least squares. 0 for a flat image. [2.574, 1.857, 3.021]
+    * spectral_r2: R^2 of that line; low if a few frequencies dominate. [.961, .844, .987]
     * rgb_entropy: entropy of the colours in 8x8x8 bins, bits. [4.230, 2.476, 5.797]
     * luma_entropy: entropy of luma rounded to 256 levels, bits. [7.023, 5.537, 7.565]
     * colourfulness: sqrt(var(rg) + var(yb)) + 0.3 sqrt(mean(rg)^2 + mean(yb)^2), rg = R - G, yb =
       (R + G)/2 - B, in 8-bit levels (Hasler & Suesstrunk, "Measuring colourfulness in natural
       images", 2003, section 6). [42.8, 19.1, 76.8]
     * edge_box_dimension: box-counting dimension of the edges, minus the least-squares slope of log2
-      count against log2 side over 2, 4, 8, 16, 32 pixels; without edges 0. [1.817, 1.549, 1.941]
+      count against log2 side over 2, 4, 8, 16, 32 pixels; 0 without edges. [1.817, 1.549, 1.941]
 
     Args:
-        image: (H, W, 3) uint8, both sides at least 16. The references are of 256x256 images.
+        image: (H, W, 3) uint8, both sides at least 16. The reference images have 256x256 pixels.
     """
     luma = _checked_luma(image)
     mask = kernels.edge_mask(luma)
@@ -120,41 +117,44 @@ def measure(image: Image) -> dict[str, float]:
     }
 
 
-# A dead image gives nothing to mix: nearly black, nearly flat, or without a contour at 32 pixels.
-# Of the 200 flames chosen by people these are six: five black ones and one flat brown.
+# A dead image has no effect when it is mixed: it is nearly black, nearly flat, or without contours
+# at 32 pixels. Six of the 200 flames chosen by people are: five black ones and a flat brown one.
 _DEAD_BELOW = {"coverage": 0.05, "luma_std_at_32": 0.02, "edges_at_32": 0.02}
 
 
 def is_dead(values: dict[str, float]) -> bool:
-    """Return whether an image's statistics say that it gives nothing to mix."""
+    """Return whether an image is dead according to its statistics: mixing it has no effect."""
     return any(values[name] < limit for name, limit in _DEAD_BELOW.items())
 
 
 def coherence(image: Image) -> float:
-    """Return how far neighbouring edges run the same way, 0..1: long contours high, noise low.
+    """Return how far neighbouring edges agree in direction, 0..1: long contours high, noise low.
 
-    The structure tensor's anisotropy over 5x5 windows, weighted by gradient energy (J. Bigun and
-    G. Granlund, "Optimal orientation detection of linear symmetry", ICCV 1987). At 64 pixels a side
-    people's flames give .56 [.38, .71], white noise .26.
+    The structure tensor's anisotropy over 5x5 windows, weighted by gradient energy (J. Bigun and G.
+    Granlund, "Optimal orientation detection of linear symmetry", ICCV 1987). At 64 pixels a side,
+    flames chosen by people have .56 [.38, .71] and white noise .26.
     """
     return float(kernels.gradient_coherence(_checked_luma(image)))
 
 
 def reliability(first: Image, second: Image) -> float:
-    """Return how much of the fine detail two renders of one genome share, -1..1.
+    """Return how much fine detail two renderings of one genome share, -1..1.
 
-    The correlation of luma less its 5x5 mean. Two games of the same genome differ in their random
-    points alone, so what they do not share is sampling noise: edges, entropy and bits a pixel can
-    be bought with noise, this cannot.
+    The value is the correlation of luma minus its 5x5 mean. Two chaos games of one genome differ
+    only in their random points, so the detail that they do not share is sampling noise. Noise
+    raises edge density and entropy, but not this value.
 
     Args:
         first: (H, W, 3) uint8.
-        second: of the same shape.
+        second: An image of the same shape.
+
+    Raises:
+        ValueError: If the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(
             f"images of shapes {first.shape} and {second.shape} cannot be compared; "
-            "render both at one size"
+            "render both at the same size"
         )
     details = (kernels.fine_detail(_checked_luma(image)) for image in (first, second))
     return float(kernels.correlation(*details))
@@ -163,18 +163,18 @@ def reliability(first: Image, second: Image) -> float:
 def vendi_score(features: NDArray[np.float64]) -> float:
     """Return the effective number of different rows, 1..n (Friedman & Dieng, arXiv 2210.02410).
 
-    The exponential of the entropy of the eigenvalues of K / n, K the cosine kernel of the rows.
-    Rows of zeros count as equal to one another and orthogonal to all others.
+    The exponential of the entropy of the eigenvalues of K / n, with K the cosine kernel of the
+    rows. Rows of zeros count as equal to each other and orthogonal to all other rows.
 
     Args:
         features: (n, d) float64, n >= 1.
 
     Raises:
-        ValueError: if there is no row.
+        ValueError: If features has no rows.
     """
     if features.ndim != 2 or len(features) == 0:
         raise ValueError(
-            f"features of shape {features.shape} have no Vendi score; give (n, d) with n >= 1"
+            f"features of shape {features.shape} have no Vendi score; pass (n, d) with n >= 1"
         )
     lengths = np.sqrt(np.sum(np.square(features), axis=1, keepdims=True))
     unit = np.hstack([features / np.where(lengths > 0, lengths, 1), lengths == 0])
@@ -184,10 +184,11 @@ def vendi_score(features: NDArray[np.float64]) -> float:
 
 
 def colour_features(image: Image) -> NDArray[np.float64]:
-    """Return the square roots of the colour shares in 4x4x4 bins: (64,) float64 of length 1.
+    """Return the square roots of the colour fractions in 4x4x4 bins: (64,) float64 of length 1.
 
     Their cosine is the Bhattacharyya coefficient of two histograms. The Vendi score of the first 64
-    reference flames is 4.69 (published: 4.7); scores are comparable only for the same number.
+    reference flames is 4.69 (published: 4.7); scores are only comparable for the same number of
+    images.
     """
     _check(image)
     fine = kernels.colour_counts(image)[0].reshape(4, 2, 4, 2, 4, 2)
@@ -198,9 +199,9 @@ def colour_features(image: Image) -> NDArray[np.float64]:
 def hog_features(image: Image) -> NDArray[np.float64]:
     """Return a histogram of oriented gradients: (512,) float64, 8x8 cells of 8 orientations.
 
-    The luma is resized to 64x64 (triangle filter, whatever its shape); central differences, 0
-    across the border; each pixel votes with its gradient's length for one of 8 unsigned
-    orientations in its cell of 8x8 pixels; each cell is scaled to length 1, flat cells stay 0. The
+    The luma is resized to 64x64 (triangle filter, for any aspect ratio). Gradients are central
+    differences, 0 across the border. Each pixel adds its gradient's length to one of 8 unsigned
+    orientations of its cell of 8x8 pixels. Each cell is scaled to length 1; flat cells stay 0. The
     Vendi score of the first 64 reference flames is 7.39 (published: 7.4).
     """
     luma = _checked_luma(image)
@@ -217,7 +218,7 @@ def hog_features(image: Image) -> NDArray[np.float64]:
     index = (cell[:, None] * side + cell) * _HOG_ORIENTATIONS + orientation
     votes = np.bincount(index.ravel(), np.hypot(x, y).ravel(), side * side * _HOG_ORIENTATIONS)
     cells = votes.reshape(-1, _HOG_ORIENTATIONS)
-    # 1e-6 of full scale is far below one level over a cell: it only keeps 0 / 0 away.
+    # Prevents 0 / 0; 1e-6 of full scale is far below one level over a cell.
     lengths = np.sqrt(np.sum(np.square(cells), axis=1, keepdims=True)) + 1e-6
     scaled: NDArray[np.float64] = cells / lengths
     return scaled.ravel()
@@ -225,17 +226,13 @@ def hog_features(image: Image) -> NDArray[np.float64]:
 
 def _check(image: Image) -> None:
     if image.dtype != np.uint8:
-        raise TypeError(
-            f"an image of {image.dtype} cannot be measured; give uint8 values from 0 to 255"
-        )
+        raise TypeError(f"image dtype is {image.dtype}; pass uint8 values from 0 to 255")
     if image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"an array of shape {image.shape} is no colour image; give (height, width, 3)"
-        )
+        raise ValueError(f"image shape is {image.shape}; expected (height, width, 3)")
     if min(image.shape[:2]) < MINIMUM_SIDE:
         raise ValueError(
-            f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small to measure; "
-            f"give at least {MINIMUM_SIDE} pixels a side"
+            f"an image of {image.shape[0]}x{image.shape[1]} pixels is too small; "
+            f"use at least {MINIMUM_SIDE} pixels per side"
         )
 
 
@@ -278,7 +275,7 @@ def _small_statistics(luma: NDArray[np.int32]) -> dict[str, float]:
 
 
 def _deviation(total: int, squares: int, n: int) -> float:
-    """Return the population standard deviation from whole sums, one rounding before the root."""
+    """Return the population standard deviation from integer sums, rounded once before the root."""
     return math.sqrt((n * squares - total * total) / (n * n))
 
 
@@ -320,8 +317,8 @@ def _resize_weights(
     """Return the taps of outputs first..first + n - 1 of a triangle-filter resize of side to full.
 
     The triangle is as wide as the reduction, and two pixels wide when enlarging, as in Pillow
-    (Resample.c, precompute_coeffs). Returns starts (n,) int64 and weights (n, k) float64: whole
-    numbers that sum to 2^14 a row, so that a flat image stays flat.
+    (Resample.c, precompute_coeffs). Returns starts (n,) int64 and weights (n, k) float64: integers
+    that sum to 2^14 per row, so that a flat image stays flat.
     """
     scale = side / full
     support = max(scale, 1.0)
@@ -344,7 +341,7 @@ def _resize_weights(
 
 
 class _Rings(NamedTuple):
-    """The part of a spectral fit that depends on the shape alone."""
+    """The part of a spectral fit that depends only on the shape."""
 
     window: NDArray[np.float64]
     numbers: NDArray[np.int64]
@@ -361,7 +358,7 @@ def _rings(height: int, width: int) -> _Rings:
     end = _SLOPE_END * shorter // _SLOPE_SIDE
     radius = np.floor(np.sqrt(rows * rows + columns * columns)).astype(np.int64)
     numbers = np.minimum(radius, end)
-    # A real signal's spectrum is symmetric: the half that rfft2 leaves out is counted here.
+    # The spectrum of a real signal is symmetric; these weights count the half that rfft2 omits.
     weights = np.full(numbers.shape, 2.0)
     weights[:, 0] = 1.0
     if width % 2 == 0:
@@ -377,7 +374,7 @@ def _rings(height: int, width: int) -> _Rings:
 
 
 def _spectral_fit(luma: NDArray[np.int32]) -> tuple[float, float]:
-    """Return slope and R^2 as in `spectral_slope` and `spectral_r2`."""
+    """Return the slope and R^2 of ``spectral_slope`` and ``spectral_r2``; see ``measure``."""
     inner = luma[1:-1, 1:-1]
     if inner.min() == inner.max():
         return 0.0, 0.0
@@ -388,7 +385,7 @@ def _spectral_fit(luma: NDArray[np.int32]) -> tuple[float, float]:
         power, rings.numbers, rings.weights, len(rings.sizes) + _SLOPE_FIRST + 1
     )
     means = sums[_SLOPE_FIRST:-1] / rings.sizes
-    # Rounding leaves a relative 1e-32 in rings that are empty in truth; the floor is above that.
+    # Rounding leaves a relative 1e-32 in rings that should be 0; the floor is above that.
     log_power = np.log(np.maximum(means, 1e-24 * power.max()))
     x = rings.log_frequency - rings.log_frequency.mean()
     y = log_power - log_power.mean()

@@ -1,8 +1,8 @@
-"""Chaos games drawn at random: what the maps are, where the camera stands, and how to expose.
+"""Random chaos games: draw the maps, fit the camera to the attractor, and fit the tone curve.
 
-Six templates, each a way in which people build flames: free mixtures of variations, inversions in
-circles, complex roots, affine systems, affine systems seen through a bent lens, and wheels of
-petals.
+There are six templates, after the ways in which people build flames: free mixtures of variations,
+inversions in circles, complex roots, affine systems, affine systems seen through a bent lens, and
+wheels of petals.
 """
 
 import math
@@ -16,7 +16,7 @@ from fractals.chaos import (
     Affine,
     Camera,
     ChaosLayer,
-    Game,
+    Histogram,
     Map,
     Program,
     Tone,
@@ -24,25 +24,22 @@ from fractals.chaos import (
     compile_layer,
     play_program,
     sample_points,
-    spread,
+    smooth_histogram,
 )
 from fractals.chaos_kernels import FOLDS
 from fractals.numerics import Draws
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 
 PREVIEW_SIZE = 64
-"""Side in pixels of the preview that a draft is exposed and judged by."""
+"""Side in pixels of the preview that a draft is fitted to and accepted by."""
 _FRAMING, _FRAME_STEPS = 1, 1
 
-ANY_CAMERA = Camera(centre=(0.0, 0.0), width=2.0)
-ANY_TONE = Tone(exposure=1.0)
+PLACEHOLDER_CAMERA = Camera(centre=(0.0, 0.0), width=2.0)
+PLACEHOLDER_TONE = Tone(exposure=1.0)
 
 
 def rounded(value: float) -> float:
-    """Return a drawn number at 5 decimals.
-
-    A last bit that differs between machines does not reach a genome.
-    """
+    """Round to 5 decimals, so that differences in a machine's last bit do not reach a genome."""
     return round(value, 5)
 
 
@@ -60,8 +57,8 @@ def _affine(
     )
 
 
-def _similar(draws: Draws, low: float, high: float, reach: float) -> Affine:
-    """Draw a nearly angle-keeping affine map of scale low..high and translation up to reach."""
+def _draw_affine(draws: Draws, low: float, high: float, reach: float) -> Affine:
+    """Draw a nearly conformal affine map of scale low..high and translation up to reach."""
     scale = draws.uniform(low, high)
     stretch = draws.uniform(0.75, 1.3) if draws.chance(0.4) else 1.0
     angle = (
@@ -81,7 +78,7 @@ def _similar(draws: Draws, low: float, high: float, reach: float) -> Affine:
     )
 
 
-def _term(draws: Draws, name: str, weight: float) -> VariationTerm:
+def _draw_term(draws: Draws, name: str, weight: float) -> VariationTerm:
     parameters = []
     for _, low, high, whole in VARIATIONS[VARIATION_NUMBER[name]].parameters:
         value = draws.uniform(low, high)
@@ -89,8 +86,8 @@ def _term(draws: Draws, name: str, weight: float) -> VariationTerm:
     return VariationTerm(name=name, weight=rounded(weight), parameters=tuple(parameters))
 
 
-def _post(draws: Draws, chance: float) -> Affine | None:
-    return _similar(draws, 0.6, 1.2, 0.6) if draws.chance(chance) else None
+def _draw_post(draws: Draws, chance: float) -> Affine | None:
+    return _draw_affine(draws, 0.6, 1.2, 0.6) if draws.chance(chance) else None
 
 
 def _colour(k: int, n: int) -> float:
@@ -98,7 +95,7 @@ def _colour(k: int, n: int) -> float:
 
 
 def _mixture(draws: Draws) -> ChaosLayer:
-    """2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
+    """Draw 2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
     n = draws.whole(2, 5)
     names = [variation.name for variation in VARIATIONS]
     weights = [variation.popularity for variation in VARIATIONS]
@@ -112,16 +109,16 @@ def _mixture(draws: Draws) -> ChaosLayer:
         chosen = shared or [
             draws.weighted(names, weights) for _ in range(draws.weighted((1, 2, 3), (5, 4, 1)))
         ]
-        shares = [draws.uniform(0.3, 1.0) for _ in chosen]
-        total = sum(shares) / draws.uniform(0.8, 1.2)
+        weights_of_terms = [draws.uniform(0.3, 1.0) for _ in chosen]
+        total = sum(weights_of_terms) / draws.uniform(0.8, 1.2)
         maps.append(
             Map(
-                affine=_similar(draws, 0.35, 1.15, 1.0),
+                affine=_draw_affine(draws, 0.35, 1.15, 1.0),
                 variations=tuple(
-                    _term(draws, name, share / total)
-                    for name, share in zip(chosen, shares, strict=True)
+                    _draw_term(draws, name, weight / total)
+                    for name, weight in zip(chosen, weights_of_terms, strict=True)
                 ),
-                post=_post(draws, 0.3),
+                post=_draw_post(draws, 0.3),
                 weight=rounded(draws.uniform(0.3, 1.0)),
                 colour=_colour(k, n),
                 speed=rounded(draws.uniform(0.3, 0.7)),
@@ -131,14 +128,14 @@ def _mixture(draws: Draws) -> ChaosLayer:
 
 
 def _inversion(draws: Draws) -> ChaosLayer:
-    """2 to 4 inversions in circles, each after an affine map: chains and nets of circles."""
+    """Draw 2 to 4 inversions in circles, each after an affine map: chains and nets of circles."""
     n = draws.whole(2, 4)
     maps = []
     for k in range(n):
-        terms = [_term(draws, "spherical", draws.uniform(0.5, 1.2))]
+        terms = [_draw_term(draws, "spherical", draws.uniform(0.5, 1.2))]
         if draws.chance(0.15):
             terms.append(
-                _term(
+                _draw_term(
                     draws,
                     draws.choice(("linear", "julian", "bubble", "curl", "disc")),
                     draws.uniform(0.1, 0.6),
@@ -146,9 +143,9 @@ def _inversion(draws: Draws) -> ChaosLayer:
             )
         maps.append(
             Map(
-                affine=_similar(draws, 0.5, 1.3, 1.2),
+                affine=_draw_affine(draws, 0.5, 1.3, 1.2),
                 variations=tuple(terms) if k < 2 or draws.chance(0.6) else (),
-                post=_post(draws, 0.3),
+                post=_draw_post(draws, 0.3),
                 weight=rounded(draws.uniform(0.2, 1.0)),
                 colour=_colour(k, n),
                 speed=rounded(draws.uniform(0.25, 0.6)),
@@ -158,7 +155,7 @@ def _inversion(draws: Draws) -> ChaosLayer:
 
 
 def _roots(draws: Draws) -> ChaosLayer:
-    """One or two maps of complex roots among affine ones: rosettes, spirals and Julia-like lace."""
+    """Draw one or two maps of complex roots among affine maps: rosettes, spirals and lace."""
     n = draws.whole(2, 4)
     maps = []
     for k in range(n):
@@ -172,18 +169,18 @@ def _roots(draws: Draws) -> ChaosLayer:
                 parameters=(float(roots), rounded(distance)),
             )
             terms: tuple[VariationTerm, ...] = (term,)
-            affine, weight = _similar(draws, 0.6, 1.6, 0.9), draws.uniform(0.6, 1.5)
+            affine, weight = _draw_affine(draws, 0.6, 1.6, 0.9), draws.uniform(0.6, 1.5)
         else:
             extra = draws.weighted(
                 ("", "spherical", "bubble", "eyefish", "sinusoidal", "curl"), (6, 1, 1, 1, 1, 1)
             )
-            terms = (_term(draws, extra, draws.uniform(0.5, 1.0)),) if extra else ()
-            affine, weight = _similar(draws, 0.15, 1.0, 1.2), draws.uniform(0.15, 0.6)
+            terms = (_draw_term(draws, extra, draws.uniform(0.5, 1.0)),) if extra else ()
+            affine, weight = _draw_affine(draws, 0.15, 1.0, 1.2), draws.uniform(0.15, 0.6)
         maps.append(
             Map(
                 affine=affine,
                 variations=terms,
-                post=_post(draws, 0.2),
+                post=_draw_post(draws, 0.2),
                 weight=rounded(weight),
                 colour=_colour(k, n),
                 speed=rounded(draws.uniform(0.2, 0.6)),
@@ -193,12 +190,11 @@ def _roots(draws: Draws) -> ChaosLayer:
 
 
 def singular_values(draws: Draws, n: int) -> list[tuple[float, float]]:
-    """Draw (s1, s2) of n affine maps, 0 <= s2 <= s1 <= 1.
+    """Draw singular values (s1, s2) of n affine maps, 0 <= s2 <= s1 <= 1.
 
-    With sum(s1 + 2 s2) = alpha ~ U((5 + n)/2, (6 + n)/2).
-
-    Exact sequential sampler of C. Anderson and R. Farrell, "Improving Fractal Pre-training", arXiv
-    2110.03091, appendix.
+    sum(s1 + 2 s2) = alpha is uniform in ((5 + n)/2, (6 + n)/2). This is the exact sequential
+    sampler of C. Anderson and R. Farrell, "Improving Fractal Pre-training", arXiv 2110.03091,
+    appendix.
     """
     alpha = draws.uniform((5 + n) / 2, (6 + n) / 2)
     p, q = alpha, alpha - 3 * n + 3
@@ -242,18 +238,18 @@ def _affine_maps(draws: Draws, n: int) -> list[Map]:
 
 
 def _ifs(draws: Draws) -> ChaosLayer:
-    """2 to 8 affine maps whose singular values are constrained.
-
-    As Anderson & Farrell sample them.
-    """
+    """Draw 2 to 8 affine maps with constrained singular values, as Anderson & Farrell do."""
     maps = _affine_maps(draws, draws.whole(2, 8))
     return ChaosLayer(
-        maps=tuple(maps), camera=ANY_CAMERA, tone=ANY_TONE, symmetry=_symmetry(draws, 0.4)
+        maps=tuple(maps),
+        camera=PLACEHOLDER_CAMERA,
+        tone=PLACEHOLDER_TONE,
+        symmetry=_draw_symmetry(draws, 0.4),
     )
 
 
 def _bent_ifs(draws: Draws) -> ChaosLayer:
-    """An affine system seen through a final variation."""
+    """Draw an affine system with a final variation."""
     layer = _ifs(draws)
     name = draws.choice(
         (
@@ -270,12 +266,14 @@ def _bent_ifs(draws: Draws) -> ChaosLayer:
         )
     )
     final = Map(
-        affine=_similar(draws, 0.5, 1.5, 0.6), variations=(_term(draws, name, 1.0),), speed=0.0
+        affine=_draw_affine(draws, 0.5, 1.5, 0.6),
+        variations=(_draw_term(draws, name, 1.0),),
+        speed=0.0,
     )
     return replace(layer, final=final)
 
 
-def _symmetry(draws: Draws, chance: float) -> int:
+def _draw_symmetry(draws: Draws, chance: float) -> int:
     if not draws.chance(chance):
         return 1
     return draws.weighted(
@@ -290,26 +288,28 @@ def _system(draws: Draws, maps: list[Map], symmetry: float) -> ChaosLayer:
             ("spherical", "julian", "bubble", "eyefish", "sinusoidal", "polar", "curl", "linear")
         )
         final = Map(
-            affine=_similar(draws, 0.6, 1.4, 0.5), variations=(_term(draws, name, 1.0),), speed=0.0
+            affine=_draw_affine(draws, 0.6, 1.4, 0.5),
+            variations=(_draw_term(draws, name, 1.0),),
+            speed=0.0,
         )
     return ChaosLayer(
         maps=tuple(maps),
-        camera=ANY_CAMERA,
-        tone=ANY_TONE,
+        camera=PLACEHOLDER_CAMERA,
+        tone=PLACEHOLDER_TONE,
         final=final,
-        symmetry=_symmetry(draws, symmetry),
+        symmetry=_draw_symmetry(draws, symmetry),
     )
 
 
 def _rosette(draws: Draws) -> ChaosLayer:
-    """Any of the others seen through a final map of 3 to 12 complex roots: a wheel of petals."""
+    """Draw another template with a final map of 3 to 12 complex roots: a wheel of petals."""
     layer = draws.choice((_mixture, _inversion, _roots, _ifs))(draws)
     roots = float(draws.whole(3, 12))
-    # The radius goes to the power distance / roots: near 0 all petals would lie on one thin ring.
+    # The radius is raised to distance / roots; near 0, all petals would form one thin ring.
     parameters = (roots, rounded(roots * draws.uniform(0.3, 1.0)))
     name = draws.choice(("julian", "juliascope"))
     lens = VariationTerm(name=name, weight=1.0, parameters=parameters)
-    final = Map(affine=_similar(draws, 0.6, 1.6, 1.2), variations=(lens,), speed=0.0)
+    final = Map(affine=_draw_affine(draws, 0.6, 1.6, 1.2), variations=(lens,), speed=0.0)
     return replace(layer, final=final, symmetry=1)
 
 
@@ -323,12 +323,22 @@ TEMPLATES: dict[str, Callable[[Draws], ChaosLayer]] = {
 }
 
 
-def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]) -> Camera | None:
-    """Place a camera where the points are; None if the attractor is a point or has no bounds.
+def fit_camera(
+    program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]
+) -> Camera | None:
+    """Place a camera where the points are.
 
-    Between 35 and 92 % of the points come to lie in the window, so that it is filled and few are
-    wasted. symmetric: the system has a centre, worth looking at. key: integers of the game's random
-    stream.
+    35 to 92 % of the points are inside the window, so that the window is filled and few points are
+    wasted.
+
+    Args:
+        program: The compiled system.
+        symmetric: Whether the system has a centre of symmetry, which the camera may look at.
+        draws: The genome's stream; advanced.
+        key: Integers of the chaos game's random stream.
+
+    Returns:
+        The camera, or None if the attractor is a point or unbounded.
     """
     x, y = sample_points(program, _FRAME_STEPS, *key)
     good = np.maximum(np.abs(x), np.abs(y)) < 1e3
@@ -340,10 +350,10 @@ def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...])
     if symmetric and draws.chance(0.7):
         centre_x, centre_y = 0.0, 0.0
     else:
-        pick, pull = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
+        pick, weight = int(draws.unit() * len(x)), draws.uniform(0.0, 0.7)
         middle_x, middle_y = quantile(x, 0.5), quantile(y, 0.5)
-        centre_x = middle_x + pull * (float(x[pick]) - middle_x)
-        centre_y = middle_y + pull * (float(y[pick]) - middle_y)
+        centre_x = middle_x + weight * (float(x[pick]) - middle_x)
+        centre_y = middle_y + weight * (float(y[pick]) - middle_y)
     reach = np.maximum(np.abs(x - np.float32(centre_x)), np.abs(y - np.float32(centre_y)))
     half = quantile(reach, draws.uniform(0.35, 0.92))
     if not 1e-3 < half < 50:
@@ -358,34 +368,35 @@ def frame(program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...])
     )
 
 
-def quantile(values: NDArray[np.float32], share: float) -> float:
-    """Return the value that `share` of them do not exceed.
+def quantile(values: NDArray[np.float32], q: float) -> float:
+    """Return the value that a fraction q of the values do not exceed, without interpolation."""
+    index = int(q * (len(values) - 1))
+    return float(np.partition(values, index)[index])
 
-    One of the values, never a mean of two.
+
+def fit_tone(histogram: Histogram, draws: Draws) -> Tone | None:
+    """Fit the tone curve to a smoothed histogram of preview size.
+
+    2 to 15 % of the window are shown at full brightness; the visible colours span 0.35 to 1.1 turns
+    of the palette.
+
+    Args:
+        histogram: See ``chaos.smooth_histogram``.
+        draws: The genome's stream; advanced.
+
+    Returns:
+        The tone curve, or None if almost no points are inside the window.
     """
-    place = int(share * (len(values) - 1))
-    return float(np.partition(values, place)[place])
-
-
-def expose(game: Game, draws: Draws) -> Tone | None:
-    """Set light and colour by a small first game, already spread.
-
-    None if next to nothing lies in the window.
-
-    2 to 15 % of the window are at full light; the colours seen span 0.35 to 1.1 turns of the
-    palette.
-    """
-    points, colours = game.points.ravel(), game.colours.ravel()
+    points, colours = histogram.points.ravel(), histogram.colours.ravel()
     bright = quantile(points, 1 - draws.uniform(0.02, 0.15))
-    density = bright * PREVIEW_SIZE**2 / game.played
+    density = bright * PREVIEW_SIZE**2 / histogram.played
     if density < 0.02:
         return None
     lit = points > np.float32(0.2 * bright)
-    seen = colours[lit] / points[lit]
-    span = max(quantile(seen, 0.95) - quantile(seen, 0.05), 0.01)
+    coordinates = colours[lit] / points[lit]
+    span = max(quantile(coordinates, 0.95) - quantile(coordinates, 0.05), 0.01)
     return Tone(
-        # A wider stretch than 2.5 would show the sampling noise of nearly equal colours as
-        # blotches.
+        # A stretch above 2.5 would turn the sampling noise of nearly equal colours into blotches.
         colour_start=rounded(draws.unit()),
         colour_stretch=rounded(min(draws.uniform(0.35, 1.1) / span, 2.5)),
         exposure=float(f"{density:.4g}"),
@@ -395,22 +406,28 @@ def expose(game: Game, draws: Draws) -> Tone | None:
     )
 
 
-def draw_chaos(
+def draw_chaos_layer(
     draws: Draws, templates: dict[str, float], samples_per_pixel: float, key: tuple[int, ...]
-) -> tuple[ChaosLayer, Game] | None:
-    """Draw a system of one of the templates, framed and exposed; None if it has nothing to show.
+) -> tuple[ChaosLayer, Histogram] | None:
+    """Draw a system of one of the templates and fit its camera and tone curve.
 
-    templates: relative frequency of each of `TEMPLATES`. samples_per_pixel: of the game that it is
-    exposed by, at PREVIEW_SIZE. key: integers of that game's random stream.
+    Args:
+        draws: The genome's stream; advanced.
+        templates: Keys of ``TEMPLATES`` -> relative frequency.
+        samples_per_pixel: Points per pixel of the preview, at PREVIEW_SIZE.
+        key: Integers of the chaos game's random stream.
+
+    Returns:
+        The layer and the smoothed histogram of its preview, or None if the layer shows nothing.
     """
     template = draws.weighted(list(templates), list(templates.values()))
     layer = TEMPLATES[template](draws)
     program = compile_layer(layer)
     symmetric = template == "rosette" or (abs(layer.symmetry) > 1 and layer.final is None)
-    camera = frame(program, symmetric, draws, (*key, _FRAMING))
+    camera = fit_camera(program, symmetric, draws, (*key, _FRAMING))
     if camera is None:
         return None
-    game = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
-    game = spread(game, ANY_TONE.softness)
-    tone = expose(game, draws)
-    return None if tone is None else (replace(layer, camera=camera, tone=tone), game)
+    histogram = play_program(program, camera, PREVIEW_SIZE, PREVIEW_SIZE, samples_per_pixel, *key)
+    histogram = smooth_histogram(histogram, PLACEHOLDER_TONE.softness)
+    tone = fit_tone(histogram, draws)
+    return None if tone is None else (replace(layer, camera=camera, tone=tone), histogram)

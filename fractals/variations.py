@@ -1,16 +1,19 @@
 """The variations of Draves & Reckase: plane maps applied to arrays of orbits.
 
-A new one is a function and a row of `VARIATIONS`; nothing else lists them.
+To add a variation, write a function and a row of ``VARIATIONS``, the only list of them.
 
-Every loop is over slices of structure-of-arrays orbits, so that it vectorises. Formulas: S. Draves
-and E. Reckase, "The Fractal Flame Algorithm" (2003, revised 2008), appendix, whose theta = atan2(x,
-y) and phi = atan2(y, x) are kept. Where a formula uses the map's own affine coefficients (waves,
-popcorn, rings, fan), they are parameters here, so that a variation is a function of the point
-alone.
+Every loop runs over slices of structure-of-arrays orbits, so that it vectorizes. Formulas: S.
+Draves and E. Reckase, "The Fractal Flame Algorithm" (2003, revised 2008), appendix, with its theta
+= atan2(x, y) and phi = atan2(y, x). Formulas that use the map's own affine coefficients (waves,
+popcorn, rings, fan) have parameters instead, so that a variation is a function of the point alone.
 
-A function takes x, y: (n,) float32, the point after the map's affine part; out_x, out_y: (n,)
-float32, the sums to add to; w: float32, the variation's weight; p: (4,) float32, its parameters;
-and, where it branches at random, noise: (n,) uint32, one xorshift state a lane, advanced in place.
+Arguments of the functions:
+
+* x, y: (n,) float32, the point after the map's affine part
+* out_x, out_y: (n,) float32, the sums to which the variation is added
+* w: float32, the variation's weight
+* p: (4,) float32, its parameters
+* noise: (n,) uint32, one xorshift state per orbit, advanced in place; only if it branches at random
 """
 
 import inspect
@@ -183,12 +186,12 @@ def ex(x, y, out_x, out_y, w):
 
 @merged_kernel
 def julia(x, y, out_x, out_y, w, noise):
-    """V13: a complex square root, one of the two at random (of (y, x), as theta is atan2(x, y))."""
+    """V13: a complex square root, one of two at random (of (y, x): theta is atan2(x, y))."""
     for i in range(len(x)):
         u, v = x[i], y[i]
         r = _radius(u, v)
-        # sqrt of v + iu without an angle: the half-angle formula for the larger part, and the
-        # smaller part from 2 a b = u, because r - |v| would cancel near the axis.
+        # sqrt of v + iu without an angle: the half-angle formula gives the larger part, and
+        # 2 a b = u the smaller one, because r - |v| would cancel near the axis.
         larger = np.sqrt((r + abs(v)) * _HALF)
         smaller = _HALF * abs(u) / larger
         a = larger if v >= _ZERO else smaller
@@ -296,7 +299,7 @@ def rings(x, y, out_x, out_y, w, p):
 
 @merged_kernel
 def fan(x, y, out_x, out_y, w, p):
-    """V22: turned by half a blade, one way or the other by blade; blade width p0 > 0, offset p1."""
+    """V22: rotated by half a blade, alternately left and right; blade width p0 > 0, offset p1."""
     blade, offset = p[0], p[1]
     per_blade, half = _ONE / p[0], _HALF * p[0]
     c, s = cosine(half), sine(half)
@@ -312,7 +315,7 @@ def fan(x, y, out_x, out_y, w, p):
 
 @merged_kernel
 def blob(x, y, out_x, out_y, w, p):
-    """V23: the radius between p0 and p1 times itself, in p2 lobes."""
+    """V23: the radius scaled by p0 to p1, in p2 lobes."""
     low, span, lobes = p[0], (p[1] - p[0]) * _HALF, p[2]
     for i in range(len(x)):
         u, v = x[i], y[i]
@@ -386,7 +389,7 @@ def julian(x, y, out_x, out_y, w, p, noise):
 
 @merged_kernel
 def juliascope(x, y, out_x, out_y, w, p, noise):
-    """V33: as julian, every other root mirrored."""
+    """V33: like julian, with every other root mirrored."""
     roots, exponent, per_root = abs(p[0]), _HALF * p[1] / p[0], _ONE / p[0]
     for i in range(len(x)):
         u, v = x[i], y[i]
@@ -474,7 +477,7 @@ def square(x, y, out_x, out_y, w, noise):
 
 @merged_kernel
 def cross(x, y, out_x, out_y, w):
-    """V48: (x, y) / |x^2 - y^2|."""
+    """V48: (x, y) / abs(x^2 - y^2)."""
     for i in range(len(x)):
         u, v = x[i], y[i]
         q = w / (abs(u * u - v * v) + F(1e-6))
@@ -483,7 +486,7 @@ def cross(x, y, out_x, out_y, w):
 
 
 class Parameter(NamedTuple):
-    """A parameter's name, and the range that it is drawn from; whole: rounded down."""
+    """A parameter's name and the range it is drawn from; whole: rounded down to an integer."""
 
     name: str
     low: float
@@ -492,11 +495,13 @@ class Parameter(NamedTuple):
 
 
 class Variation(NamedTuple):
-    """A row of `VARIATIONS`.
+    """A variation.
 
-    name: in a genome. function: the merged kernel, whose arguments are some of those of
-    `add_variation`. popularity: how often free mixtures draw it, against the others; 0: never.
-    parameters: at most 4.
+    Attributes:
+        name: Name in a genome.
+        function: The merged kernel; its arguments are a subset of those of ``add_variation``.
+        popularity: Relative frequency in free mixtures; 0 for never.
+        parameters: At most 4.
     """
 
     name: str
@@ -597,13 +602,13 @@ VARIATIONS: tuple[Variation, ...] = (
     Variation("square", square, 1),
     Variation("cross", cross, 2),
 )
-"""Append new rows: a variation's number is its place, and an image's draws depend on the order."""
+"""Append new rows at the end: the position is a variation's number and part of random draws."""
 
 VARIATION_NUMBER = {variation.name: number for number, variation in enumerate(VARIATIONS)}
 
 
 def _dispatcher() -> Any:
-    """Compile the chain of comparisons that calls each variation with the arguments it takes."""
+    """Compile the chain of comparisons that calls each variation with its arguments."""
     lines = ["def add_variation(number, x, y, out_x, out_y, w, p, noise):"]
     functions: dict[str, Any] = {"__name__": __name__}
     for number, variation in enumerate(VARIATIONS):
@@ -611,11 +616,11 @@ def _dispatcher() -> Any:
         arguments = ", ".join(inspect.signature(variation.function.py_func).parameters)
         word = "elif" if number else "if"
         lines += [f"    {word} number == {number}:", f"        v{number}({arguments})"]
-    lines += ["    else:", "        raise ValueError('no variation has this number')"]
-    # Under the name of this file, beside which compiled kernels are kept.
+    lines += ["    else:", "        raise ValueError('unknown variation number')"]
+    # Compiled under the name of this file, because kernels are cached beside their source file.
     exec(compile("\n".join(lines), __file__, "exec"), functions)
     return kernel(functions["add_variation"])
 
 
 add_variation = _dispatcher()
-"""Add variation `number` of VARIATIONS, times w, to the sums; see the module's docstring."""
+"""Add variation ``number`` of VARIATIONS, times w, to the sums; see the module's docstring."""

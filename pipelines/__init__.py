@@ -1,11 +1,11 @@
-"""The shell around the cores: sets on disk, processes, loaders and commands."""
+"""Datasets on disk, loaders, training, evaluation and the commands of the toolkit."""
 
 from typing import TYPE_CHECKING
 
 from pixmix import __version__ as __version__
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+    from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
     from pipelines.loading.loader import EvalLoader, TrainLoader, eval_loader, train_loader
     from pipelines.loading.mixing_set import open_mixing_set
     from pipelines.loading.webdataset import pixmix_stream
@@ -25,14 +25,14 @@ __all__ = [
     "train_loader",
 ]
 
-# Type checkers would take any name for one that `__getattr__` may return.
+# Hidden from type checkers, which would accept any name because of `__getattr__`.
 if not TYPE_CHECKING:
     _MODULES = {
-        "CIFAR": "pipelines.loading.batches",
-        "IMAGENET": "pipelines.loading.batches",
+        "CIFAR": "pipelines.loading.config",
+        "IMAGENET": "pipelines.loading.config",
         "EvalLoader": "pipelines.loading.loader",
-        "LoaderConfig": "pipelines.loading.batches",
-        "PreprocessConfig": "pipelines.loading.batches",
+        "LoaderConfig": "pipelines.loading.config",
+        "PreprocessConfig": "pipelines.loading.config",
         "Remote": "pipelines.shards.remote",
         "TrainLoader": "pipelines.loading.loader",
         "eval_loader": "pipelines.loading.loader",
@@ -42,7 +42,7 @@ if not TYPE_CHECKING:
     }
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used: a command's help needs none of them."""
+        """Import a public name when it is first used, to keep the help of the commands fast."""
         if name not in _MODULES:
             raise AttributeError(f"module 'pipelines' has no attribute {name!r}")
         from importlib import import_module

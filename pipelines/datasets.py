@@ -1,8 +1,8 @@
-"""The datasets that the commands know by name: one table, which all of them read.
+"""The table of datasets that the commands know by name.
 
-To add one, add a row. If its files are in none of the forms that `pipelines.shards.archives`
-reads, add a reader there, too. `pixmix-shard NAME` and `pixmix-train NAME` exist from then on, and
-`pixmix-eval` finds the sets beside it by its title.
+To add a dataset, add a row. If `pipelines.shards.archives` does not read the format of its files,
+also add a reader there. The row adds the commands `pixmix-shard NAME` and `pixmix-train NAME`, and
+`pixmix-eval` finds the related test sets by the title.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from typing import Literal
 from pipelines.errors import PipelineError
 
 SMALL_SHARD = 1000
-"""Samples a shard of small images: CIFAR becomes 50 and 10 shards."""
+"""Samples per shard of small images; CIFAR has 50 shards for training and 10 for testing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RelatedSet:
-    """A test set beside that of a dataset. folder: its name; page: where its authors publish it."""
+    """A related test set, the name of its folder, and the page where its authors publish it."""
 
     folder: str
     page: str
@@ -29,21 +29,22 @@ class Dataset:
     """A row of the table.
 
     Attributes:
-        name: in commands, and the kind of its shards if it has a reader.
-        title: its display name, with which the names of the folders beside it begin.
-        images: "small": of one size, held in memory, padded and cropped; "large": of any size,
-            decoded and resized as they are used.
-        n_classes: number of classes; None: whatever the shards have.
-        recipe: the default recipe's name, in `pipelines.training.recipes.RECIPES`.
-        reader: what reads its files, in `pipelines.shards.archives.READERS`; None: it is a folder
-            with a folder a class, of which `pixmix-shard imagefolder` makes shards.
-        page: where its files are published; None: a library that is installed has them, or they
-            are the user's own.
-        folder, archive: names of its files, unpacked and as they are published.
+        name: name in commands, and kind of its shards if it has a reader.
+        title: display name; folders of related test sets begin with it.
+        images: "small" images have one size, are held in memory, padded and cropped; "large" images
+            have any size, and are decoded and resized when they are used.
+        n_classes: number of classes; None uses the classes of the shards.
+        recipe: name of the default recipe in `pipelines.training.recipes.RECIPES`.
+        reader: key of its reader in `pipelines.shards.archives.READERS`; None for an image folder,
+            which `pixmix-shard imagefolder` writes into shards.
+        page: page where the files are published; None if they come with a library, or are the
+            user's own.
+        folder: name of the unpacked folder.
+        archive: name of the published archive.
         about: a sentence for the help of `pixmix-shard`.
-        shard_size: samples a shard where `pixmix-train` makes the shards.
-        flip: whether a mirror image has the same class.
-        related: by the suite of `pixmix-eval` that measures on them.
+        shard_size: samples per shard if `pixmix-train` makes the shards.
+        flip: whether a mirrored image has the same class.
+        related: related test sets by the suite of `pixmix-eval` that uses them.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Dataset:
 
     @property
     def bundled(self) -> bool:
-        """Whether its files come with an installed library, so that nobody says where they are."""
+        """Whether its files come with a library, so that commands need no path."""
         return self.reader is not None and self.page is None
 
 
@@ -77,8 +78,8 @@ def _related_to_cifar(title: str, corrupted: str) -> dict[str, RelatedSet]:
 _C_BAR = "https://github.com/facebookresearch/augmentation-corruption"
 _CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 _CIFAR_SRC = (
-    "SRC is the official python archive, the folder in it, or what torchvision downloaded. Its "
-    "pickles are read without running anything."
+    "SRC is the official python archive, the unpacked folder, or a download of torchvision. Its "
+    "pickles are read without executing them."
 )
 
 _ROWS = (
@@ -138,7 +139,7 @@ _ROWS = (
         about="scikit-learn's handwritten digits need no download: 1,438 images for training and "
         "359 for testing, enlarged to 32x32.",
         shard_size=144,
-        # None of the digits is another digit in a mirror.
+        # A mirrored digit is not a digit.
         flip=False,
     ),
     Dataset(
@@ -151,22 +152,22 @@ DATASETS: Mapping[str, Dataset] = {row.name: row for row in _ROWS}
 
 
 def dataset_named(name: str) -> Dataset:
-    """Return the dataset of a name.
+    """Return a dataset by its name.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if the name is unknown.
     """
     if name not in DATASETS:
-        raise PipelineError(f"dataset {name!r} is not known; use one of {', '.join(DATASETS)}")
+        raise PipelineError(f"unknown dataset {name!r}; use one of {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
 def dataset_of_kind(kind: str) -> Dataset | None:
-    """Return the dataset whose shards are of a kind; None for image folders, mixing sets, tars."""
+    """Return the dataset of a kind of shards; None for image folders, mixing sets and tars."""
     row = DATASETS.get(kind)
     return None if row is None or row.reader is None else row
 
 
 def dataset_titled(title: str) -> Dataset | None:
-    """Return the dataset of a display name, or None for data that are in no table."""
+    """Return a dataset by its display name, None if the table does not have it."""
     return next((row for row in _ROWS if row.title == title), None)

@@ -1,7 +1,7 @@
-"""PixMix: mixing images with fractals, on one image, on a batch and on any torch device.
+"""PixMix data augmentation for single images, for batches and on any torch device.
 
-A program imports all that it needs from here. Loaders and mixing sets come from `pipelines`,
-fractals from `fractals`; each name is imported when it is first used.
+This package exports everything that most programs need, including the loaders and mixing sets of
+`pipelines` and the renderer of `fractals`. Each name is imported when it is first used.
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pixmix.settings import PixMixSettings
     from pixmix.transform import PixMix
 else:
-    # Type checkers would take any name for one that `__getattr__` may return.
+    # Hidden from type checkers, which would accept any name because of `__getattr__`.
     _MODULES = {
         "BatchPixMix": "pixmix.batch",
         "PixMix": "pixmix.transform",
@@ -43,15 +43,15 @@ else:
     }
 
     def __getattr__(name: str) -> object:
-        """Import a public name when it is first used, so that `import pixmix` loads no torch."""
+        """Import a public name when it is first used, so that `import pixmix` stays fast."""
         if name not in _MODULES:
             raise AttributeError(f"module 'pixmix' has no attribute {name!r}")
         from importlib import import_module
 
-        from pixmix.commands import import_beside
+        from pixmix.commands import import_sibling
 
         module = _MODULES[name]
-        load = import_module if module.startswith("pixmix.") else import_beside
+        load = import_module if module.startswith("pixmix.") else import_sibling
         return getattr(load(module), name)
 
 

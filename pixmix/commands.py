@@ -1,8 +1,8 @@
-"""The entry points of the commands, and imports from the packages beside this one.
+"""The entry points of the commands, and safe imports of the packages installed with this one.
 
-`pipelines` and `fractals` are common names: a folder of a user's project, a module or another
-distribution that comes first on `sys.path` is imported in place of ours. What needs these packages
-imports them here, and ends in one line where another one hides them.
+`pipelines` and `fractals` are common names: a folder, a module or another distribution that comes
+first on ``sys.path`` shadows the package of this project. The imports here detect that and report
+it in one line.
 """
 
 import sys
@@ -13,16 +13,16 @@ from pathlib import Path
 from types import ModuleType
 
 PACKAGES = ("pipelines", "fractals", "featviz")
-"""What is installed beside `pixmix`."""
+"""The packages that are installed together with `pixmix`."""
 
 _REINSTALL = "pip install --force-reinstall --no-deps pixmix"
 
 
-def import_beside(module: str) -> ModuleType:
-    """Import a module of one of the packages beside this one.
+def import_sibling(module: str) -> ModuleType:
+    """Import a module of one of the packages installed with this one.
 
     Raises:
-        ImportError: if a package is hidden by another one, or was changed by it.
+        ImportError: if another package shadows it, or has overwritten its files.
     """
     check_packages()
     try:
@@ -38,10 +38,10 @@ def import_beside(module: str) -> ModuleType:
 
 
 def check_packages() -> None:
-    """Refuse packages of the same names that are not part of this installation.
+    """Check that the packages belong to this installation.
 
     Raises:
-        ImportError: naming the package, where it was found and what to do.
+        ImportError: if one is missing, or another package shadows it.
     """
     ours = Path(__file__).absolute().parent.parent
     for name in PACKAGES:
@@ -55,18 +55,18 @@ def check_packages() -> None:
         if file is None or not file.parent.exists() or not file.parent.samefile(folder):
             found = file.parent if file and file.name == "__init__.py" else file
             raise ImportError(
-                f"{found or 'another module'} hides the package {name!r} of pixmix; rename it, or "
-                "remove its folder from Python's path (the working folder, PYTHONPATH), or "
+                f"{found or 'another module'} shadows the package {name!r} of pixmix; rename it, "
+                "or remove its folder from Python's path (the working folder, PYTHONPATH), or "
                 "uninstall it if it is another package",
                 name=name,
             )
 
 
-def exit_if_hidden() -> None:
-    """End a command with one line where a package that it needs is hidden by another one.
+def exit_if_shadowed() -> None:
+    """Exit with a one-line message if another package shadows one of this project.
 
     Raises:
-        SystemExit: with what `check_packages` says.
+        SystemExit: with the message of `check_packages`.
     """
     try:
         check_packages()
@@ -75,7 +75,7 @@ def exit_if_hidden() -> None:
 
 
 def _file_of(name: str) -> Path | None:
-    """Return the file that an import of a package runs or has run, or None if there is none."""
+    """Return the file of a package, whether it is already imported or not; None if not found."""
     loaded = sys.modules.get(name)
     if loaded is not None:
         file = getattr(loaded, "__file__", None)
@@ -93,13 +93,13 @@ MODULES = {
     "pixmix-show": "pipelines.cli.show",
     "pixmix-train": "pipelines.cli.train",
 }
-"""The module of each command, whose function `main` is the command."""
+"""The module of each command; its function `main` is the command."""
 
 
 def _run(name: str) -> None:
-    """Run a command; exit with one line where its packages cannot be imported."""
+    """Run a command; exit with a one-line message if its packages cannot be imported."""
     try:
-        module = import_beside(MODULES[name])
+        module = import_sibling(MODULES[name])
     except ImportError as error:
         sys.exit(f"Error: {error}")
     module.main()

@@ -1,24 +1,23 @@
-"""Compile the kernels of `fractals` and `pixmix`, keep them on the disk, and say when that is slow.
+"""Compile the kernels of `fractals` and `pixmix`, cache them on disk, and report slow compilations.
 
-Every kernel is made by `kernel` or `inlined_kernel`: one place for the compiler's flags. No
-fast-math flag: an operation that must equal another program byte for byte cannot let sums be
-reordered, and pixels must not depend on the CPU that computed them. A fused multiply-add happens
-where `fma` says so and nowhere else. `error_model="numpy"` lets a division by zero give inf, so
-that loops stay free of branches.
+`kernel` and `inlined_kernel` set the compiler's flags for all kernels. They do not use fast-math,
+because operations that must equal another program byte for byte cannot have their sums reordered,
+and pixels must not depend on the CPU. Only `fma` fuses a product with a sum. With
+``error_model="numpy"`` a division by zero returns inf, so that loops need no branches.
 
-Numba's cache trusts all files that it finds, and does not see that a kernel's callee has changed.
-Here a kernel is compiled again when the source of a kernel that it calls has changed, in its own
-module or another one; and a file of the cache ends with the SHA-256 of what comes before: what does
-not match is compiled again and written over. A folder of another user, or one that every user may
-write to, is not read, for reading runs its contents. Where no folder can be written, a temporary
-one of this user is used, which processes started later find by NUMBA_CACHE_DIR.
+Numba's cache trusts every file that it finds, and misses changes in the callees of a kernel. Here a
+kernel is also compiled again if the source of a kernel that it calls has changed, in any module.
+Each cache file ends with the SHA-256 of its content; a file that does not match is compiled again
+and replaced. A folder that belongs to another user, or that every user may write to, is not read,
+because reading a cache file executes it. If no folder is writeable, a temporary one is used; it is
+passed to child processes as NUMBA_CACHE_DIR.
 
-While a person waits for the compiler, stderr has one line:
+Slow compilations print one line to stderr::
 
     compiling kernels (once per machine, about 30 s): 12 s
 
-A terminal shows the seconds as they pass; a file gets one line at the beginning and one at the
-end. Only the first process of a command speaks: its workers would say the same.
+A terminal shows the elapsed seconds; a file gets one line at the start and one at the end. Worker
+processes print nothing, because the main process already does.
 """
 
 import contextlib
@@ -52,23 +51,23 @@ _FLAGS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapp
 
 
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function: kept on the disk, GIL released, IEEE arithmetic, no bounds checks."""
+    """Compile a function: cached on disk, GIL released, IEEE arithmetic, no bounds checks."""
     _listen()
-    return _keep(numba.njit(**_FLAGS)(function))
+    return _with_cache(numba.njit(**_FLAGS)(function))
 
 
 def inlined_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel into each caller, where arrays handed to it cost no reference count."""
+    """Compile a kernel and inline it into each caller, which saves reference counts of arrays."""
     _listen()
-    return _keep(numba.njit(forceinline=True, **_FLAGS)(function))
+    return _with_cache(numba.njit(forceinline=True, **_FLAGS)(function))
 
 
 def merged_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a function as a piece of the kernel that calls it, before types are known.
+    """Inline a function into the kernel that calls it, before type inference.
 
-    It is compiled by itself only where Python calls it, which saves more than half of the time for
-    a function with one caller; one with several callers, or a long one, takes longer than by
-    `inlined_kernel`.
+    It is only compiled on its own if Python calls it. This saves more than half of the compile time
+    for a function with one caller; for a long function or one with several callers,
+    `inlined_kernel` is faster.
     """
     return numba.njit(inline="always", **_FLAGS)(function)
 
@@ -76,7 +75,7 @@ def merged_kernel(function: Callable[..., Any]) -> Any:
 def switch(kernels: Sequence[Any]) -> Any:
     """Return f(code, a, b, c, d) for compiled code, which calls kernels[code](a, b, c, d).
 
-    The kernels return values of one type. A code of no kernel raises ValueError.
+    All kernels must return the same type. A code out of range raises ValueError.
     """
 
     @intrinsic
@@ -87,7 +86,7 @@ def switch(kernels: Sequence[Any]) -> Any:
             for each in kernels
         }
         if len(results) != 1:
-            raise TypingError(f"kernels of one switch return {results}")
+            raise TypingError(f"kernels of a switch return different types: {results}")
 
         def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             number = context.cast(builder, values[0], signature.args[0], types.int64)
@@ -117,7 +116,7 @@ def switch(kernels: Sequence[Any]) -> Any:
 
 @intrinsic
 def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c of equal floats with one rounding."""
+    """Return a * b + c of three floats of the same type with a single rounding."""
     if a != b or b != c or a not in (types.float32, types.float64):
         return None
 
@@ -132,15 +131,15 @@ def fma(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
 
 
 # --- Words of bytes -------------------------------------------------------------------------------
-# One load in place of three or six: a pixel is three bytes and never aligned. Nothing is checked:
-# the bytes from `offset` up to the word's end must lie inside the array. The lowest byte of a word
-# is the first one in memory, on little-endian CPUs, all that this package is tested on.
+# One load replaces three or six: a pixel is three unaligned bytes. Bounds are not checked: all
+# bytes of the word at `offset` must be inside the array. The lowest byte of a word is the first one
+# in memory; this package is only tested on little-endian CPUs.
 
 
 def pointer_at(
     context: Any, builder: Any, of_array: Any, array: Any, offset: Any, bits: int
 ) -> Any:
-    """Return LLVM's pointer to a word of some bits at a byte of an array."""
+    """Return LLVM's pointer to the word of `bits` bits at a byte offset of an array."""
     data = context.make_array(of_array)(context, builder, array).data
     data = builder.bitcast(data, ir.IntType(8).as_pointer())
     return builder.bitcast(builder.gep(data, [offset]), ir.IntType(bits).as_pointer())
@@ -148,7 +147,7 @@ def pointer_at(
 
 @intrinsic
 def word_at(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Return the 4 bytes of a contiguous uint8 array from an offset, intp, as int32."""
+    """Return the 4 bytes of a contiguous uint8 array at an offset, intp, as int32."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word = builder.load(
@@ -162,7 +161,7 @@ def word_at(typing_context: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def long_word_at(typing_context: Any, array: Any, offset: Any) -> Any:
-    """Return the 8 bytes of a contiguous uint8 array from an offset, intp, as int64."""
+    """Return the 8 bytes of a contiguous uint8 array at an offset, intp, as int64."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         word = builder.load(
@@ -176,7 +175,7 @@ def long_word_at(typing_context: Any, array: Any, offset: Any) -> Any:
 
 @intrinsic
 def set_long_word(typing_context: Any, array: Any, offset: Any, word: Any) -> Any:
-    """Write an int64 to the 8 bytes of a contiguous uint8 array from an offset, intp."""
+    """Write an int64 to the 8 bytes of a contiguous uint8 array at an offset, intp."""
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         place = pointer_at(context, builder, signature.args[0], values[0], values[1], 64)
@@ -186,7 +185,7 @@ def set_long_word(typing_context: Any, array: Any, offset: Any, word: Any) -> An
     return types.void(array, types.intp, types.int64), generate
 
 
-# --- Kernels on the disk --------------------------------------------------------------------------
+# --- The cache ------------------------------------------------------------------------------------
 
 _DIGEST = 32
 config: Any = numba_config
@@ -194,19 +193,19 @@ _UNREADABLE = (
     pickle.UnpicklingError, EOFError, AttributeError, ImportError, LookupError, OSError, TypeError,
     ValueError,
 )  # fmt: skip
-"""What reading a whole file raises that another version of numba has written."""
+"""Errors when reading an intact file that another version of numba wrote."""
 
 
-def _keep(dispatcher: Any) -> Any:
-    """Let a compiled function be kept on the disk, and return it."""
+def _with_cache(dispatcher: Any) -> Any:
+    """Set the cache of a compiled function, and return the function."""
     dispatcher._cache = KernelCache.of(dispatcher.py_func)
     return dispatcher
 
 
-def is_kept(dispatcher: Any) -> bool:
-    """See whether a kernel has been compiled and kept, for this source and this processor.
+def is_cached(dispatcher: Any) -> bool:
+    """Return whether a kernel is in the cache, for its present source and this CPU.
 
-    True where nothing can be kept, too: then there is no use in compiling before it is needed.
+    Also True if nothing can be cached, because compiling ahead is useless then.
     """
     cache = dispatcher._cache
     if not isinstance(cache, KernelCache):
@@ -216,12 +215,12 @@ def is_kept(dispatcher: Any) -> bool:
 
 
 class KernelCache(FunctionCache):
-    """The cache of one function: numba's, with files that are checked before they are used."""
+    """The cache of one function: numba's, with files that are verified before they are used."""
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
         folder, source = Path(self._cache_path), Path(function.__code__.co_filename)
-        if not _is_ours(folder, source):
+        if not _is_trusted(folder, source):
             raise PermissionError(f"another user may write to {folder}")
         self._cache_file = _CheckedFile(
             cache_path=self._cache_path,
@@ -234,12 +233,12 @@ class KernelCache(FunctionCache):
 
     @classmethod
     def of(cls, function: Any) -> Any:
-        """Return the cache of a function, in a temporary folder if need be, or else none."""
+        """Return the cache of a function, in a temporary folder if necessary, or a null cache."""
         try:
             if _has_home() or config.CACHE_DIR or _can_write_beside(function):
                 return cls(function)
-            raise OSError("there is no home folder")
-        except (RuntimeError, OSError) as error:  # numba says RuntimeError where it has no folder.
+            raise OSError("no home folder")
+        except (RuntimeError, OSError) as error:  # numba raises RuntimeError without a folder.
             if not _use_temporary_folder(error):
                 return NullCache()
         try:
@@ -248,19 +247,19 @@ class KernelCache(FunctionCache):
             return NullCache()
 
     def index(self) -> dict[Any, str]:
-        """Return the names of the data files by signature, processor and closure."""
+        """Return the names of the data files by signature, CPU and closure."""
         index: dict[Any, str] = self._cache_file._load_index()
         return index
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
-        """Return a compiled function, None if there is none that can be used."""
+        """Return a compiled function, or None if the cache has no usable one."""
         try:
             return super().load_overload(sig, target_context)
         except _UNREADABLE:
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function, in a temporary folder where the disk is full."""
+        """Cache a compiled function, in a temporary folder if the disk is full."""
         try:
             super().save_overload(sig, data)
         except OSError as error:
@@ -277,7 +276,7 @@ class _CheckedFile(IndexDataCacheFile):
 
     def _load_index(self) -> dict[Any, str]:
         try:
-            if _is_whole(self._index_path):
+            if _is_intact(self._index_path):
                 index: dict[Any, str] = super()._load_index()
                 return index
         except _UNREADABLE:
@@ -285,13 +284,13 @@ class _CheckedFile(IndexDataCacheFile):
         return {}
 
     def _load_data(self, name: str) -> Any:
-        if not _is_whole(self._data_path(name)):
+        if not _is_intact(self._data_path(name)):
             raise FileNotFoundError(name)
         return super()._load_data(name)
 
     @contextlib.contextmanager
     def _open_for_write(self, filepath: str) -> Iterator[IO[bytes]]:
-        # Not numba's own, which leaves its temporary file behind on Ctrl-C.
+        # Numba's own method leaves its temporary file behind on Ctrl-C.
         partial = Path(f"{filepath}.{secrets.token_hex(4)}.partial")
         try:
             with partial.open("xb") as file:
@@ -305,7 +304,7 @@ class _CheckedFile(IndexDataCacheFile):
 
 @cache
 def _sources(function: Any) -> frozenset[str]:
-    """Return the files that hold a function and the kernels that it calls, also through others."""
+    """Return the source files of a function and of all kernels that it calls, also indirectly."""
     found = {function.__code__.co_filename}
     for name in function.__code__.co_names:
         value = function.__globals__.get(name)
@@ -320,22 +319,22 @@ def _digest_of(file: str) -> bytes:
     return hashlib.sha256(Path(file).read_bytes()).digest()
 
 
-def _is_whole(path: str) -> bool:
+def _is_intact(path: str) -> bool:
     content = Path(path).read_bytes()
     return content[-_DIGEST:] == hashlib.sha256(content[:-_DIGEST]).digest()
 
 
-def _is_ours(folder: Path, source: Path) -> bool:
-    """See whether a folder is this user's, root's or the source's owner's, and not open to all."""
-    there = folder.stat()
+def _is_trusted(folder: Path, source: Path) -> bool:
+    """Return whether a folder is this user's, root's or the source's owner's, and is not public."""
+    status = folder.stat()
     trusted = {os.geteuid(), 0}
     with contextlib.suppress(OSError):
         trusted.add(source.stat().st_uid)
-    return there.st_uid in trusted and not there.st_mode & stat.S_IWOTH
+    return status.st_uid in trusted and not status.st_mode & stat.S_IWOTH
 
 
 def _has_home() -> bool:
-    # Without one, numba would make a folder of the name "~" in the working folder.
+    # Without one, numba would create a folder named "~" in the working folder.
     return Path(os.path.expanduser("~")).is_absolute()  # noqa: PTH111 - Path.expanduser raises
 
 
@@ -349,58 +348,59 @@ _moved: list[str] = []
 
 
 def _use_temporary_folder(reason: Exception) -> bool:
-    """Let numba use a temporary folder from now on, and say so once; False if there is none."""
+    """Switch numba to a temporary folder, and report it once; return False if that fails."""
     if _moved:
         return bool(_moved[0])
     _moved.append("")
     try:
         folder = _temporary_folder()
     except OSError:
-        _say(f"compiled kernels cannot be kept, each process compiles its own ({reason})")
+        _report(f"compiled kernels cannot be cached; each process compiles its own ({reason})")
         return False
-    # Processes started later use it, too.
+    # For child processes.
     os.environ["NUMBA_CACHE_DIR"] = config.CACHE_DIR = _moved[0] = folder
-    _say(
-        f"compiled kernels are kept in {folder} ({reason}); set NUMBA_CACHE_DIR to a folder of "
-        "yours to keep them elsewhere"
+    _report(
+        f"compiled kernels are cached in {folder} ({reason}); set NUMBA_CACHE_DIR to use another "
+        "folder"
     )
     return True
 
 
 def _temporary_folder() -> str:
-    """Return a temporary folder that only this user can read and write, the same each time."""
+    """Return a temporary folder that only this user may access; the same each time if possible."""
     folder = Path(tempfile.gettempdir()) / f"pixmix-kernels-{os.geteuid()}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    there = folder.lstat()
-    if stat.S_ISDIR(there.st_mode) and there.st_uid == os.geteuid() and not there.st_mode & 0o077:
+    status = folder.lstat()
+    private = status.st_uid == os.geteuid() and not status.st_mode & 0o077
+    if stat.S_ISDIR(status.st_mode) and private:
         return str(folder)
     return tempfile.mkdtemp(prefix="pixmix-kernels-")
 
 
-def _say(line: str) -> None:
+def _report(line: str) -> None:
     if sys.stderr is not None:
-        print(line, file=sys.stderr)  # noqa: T201 - a library that has no other way to say it
+        print(line, file=sys.stderr)  # noqa: T201 - a library has no other channel
 
 
-# --- While the compiler works ---------------------------------------------------------------------
+# --- Progress -------------------------------------------------------------------------------------
 
 LINE = "compiling kernels (once per machine, about 30 s)"
 _AFTER_S = 1.0
-"""A compiler that is done within this time is not worth a line."""
+"""Shorter compilations print nothing."""
 _IDLE_S = 1.0
-"""Without a kernel to compile for this time, the compiler is done."""
+"""Compilation has ended if no kernel is compiled for this time."""
 
 
 class Timer:
-    """Shows how long something has taken, on stderr: one line, kept up to date on a terminal."""
+    """Shows the elapsed compile time in a line of stderr, which is updated on a terminal."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self._shown = -1
 
     def show(self) -> None:
-        """Show the line, once it is worth one; call it several times a second."""
+        """Update the line; call this several times a second."""
         seconds = int(time.monotonic() - self.began)
         if sys.stderr is None or seconds < _AFTER_S or seconds == self._shown:
             return
@@ -411,7 +411,7 @@ class Timer:
         self._shown = seconds
 
     def end(self, ended: float) -> None:
-        """Say how long it took, if anything was said."""
+        """Print the total time, if a line was shown."""
         if self._shown >= 0:
             start = "\r\033[K" if sys.stderr.isatty() else ""
             seconds = ended - self.began
@@ -419,7 +419,7 @@ class Timer:
 
 
 class _Compilations(event.Listener):
-    """Counts the kernels in the compiler, and has a thread show the time while there are any."""
+    """Counts the kernels being compiled, and shows the time in a thread meanwhile."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -427,7 +427,7 @@ class _Compilations(event.Listener):
         self.thread: threading.Thread | None = None
 
     def on_start(self, event: Any) -> None:
-        """Note that a kernel is being compiled."""
+        """Count a kernel whose compilation starts."""
         if not _is_kernel(event):
             return
         self.depth += 1
@@ -435,11 +435,11 @@ class _Compilations(event.Listener):
             self.thread = threading.Thread(target=self._show, daemon=True)
             try:
                 self.thread.start()
-            except RuntimeError:  # No more threads: then without a word.
+            except RuntimeError:  # No thread is available; show nothing.
                 self.thread = None
 
     def on_end(self, event: Any) -> None:
-        """Note that a kernel was compiled, or could not be."""
+        """Count a kernel whose compilation has ended or failed."""
         if _is_kernel(event):
             self.ended = time.monotonic()
             self.depth -= 1
@@ -454,7 +454,7 @@ class _Compilations(event.Listener):
 
 
 def _is_kernel(event: Any) -> bool:
-    """See whether a function is one of ours; the user may compile others in this process."""
+    """Return whether a function is one of our kernels; users may compile others."""
     module: str = event.data["dispatcher"].py_func.__module__
     return module.startswith(("fractals.", "pixmix."))
 
@@ -464,7 +464,7 @@ _listening: list[bool] = []
 
 
 def _listen() -> None:
-    """Show the time while kernels are compiled, from now on."""
+    """Show the time of all compilations from now on."""
     if not _listening:
         _listening.append(True)
         event.register("numba:compile", _compilations)

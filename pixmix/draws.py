@@ -1,12 +1,20 @@
-"""What is drawn for a sample, as plain numbers: a function of (seed, epoch, index, view) alone.
+"""Draw the random numbers of a sample: a function of (seed, epoch, index, view) alone.
 
-Each number has its own word of the counter (see `pixmix.philox`), drawn or not: nothing shifts when
-another is not needed. Blocks of four words:
+The generator is Philox 4x32-10, which is based on counters: a counter of four 32-bit words and a
+key of two give four random words, by ten rounds of two multiplications each (Salmon, Moraes, Dror &
+Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011, section 3.3 and table 2). It has no
+state, so word n of sample i needs no word before it::
+
+    key      seed modulo 2^64: its lower word, its upper word
+    counter  block, index, epoch, stream * 2^24 + view
+
+A block is four words, and each random number has a fixed word, whether it is used or not. So a
+setting that makes one number unnecessary does not change any other::
 
     stream CROP, view 0 (all views share the crop)
       0       flip, top, left, -
     stream RESIZED_CROP, view 0
-      t       area, ratio, top, left                      (of try t, 0 to 9)
+      t       area, ratio, top, left                      (of attempt t, 0 to 9)
     stream PIXMIX, a view
       0       start (operation or image), operation, level, sign
       1       rounds, mixing image, its top, its left
@@ -14,25 +22,31 @@ another is not needed. Blocks of four words:
       3 + 3r  mixing, branch, u, v                        (of a and b: see `pixmix.mixing`)
       4 + 3r  not used
 
-These are public interface: a change of what a seed draws raises `DRAWS_VERSION`.
+These draws are public interface: a change of what a seed draws raises `DRAWS_VERSION`.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix.arguments import seed_of, whole
 from pixmix.compiling import inlined_kernel, kernel
 from pixmix.mixing import power
 from pixmix.operations import draw_argument
-from pixmix.philox import INDEX_LIMIT, VIEW_LIMIT, Stream, below, coin, philox, unit
-from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
+from pixmix.settings import (
+    INDEX_LIMIT,
+    MIN_LEVEL,
+    VIEW_LIMIT,
+    PixMixSettings,
+    check_seed,
+    check_whole,
+)
 
 DRAWS_VERSION = 1
 
 NO_OPERATION = -1
-"""Where a code of an operation is expected: the image itself, or the mixing image."""
+"""In place of an operation's code: the image itself, or the mixing image."""
 
 SAMPLE = np.dtype(
     [
@@ -48,8 +62,9 @@ SAMPLE = np.dtype(
     ],
     align=True,
 )
-"""A view of a sample: flip and crop; what it starts from, `NO_OPERATION` for the image itself;
-how many rounds; which mixing image, and the words that place its crop (`draw_corner`)."""
+"""The draws of a view of a sample: flip and crop; the operation that the first image comes from
+(`NO_OPERATION`: the image itself); the number of rounds; the index of the mixing image, and the
+words for the corner of its crop (see `draw_corner`)."""
 
 ROUND = np.dtype(
     [
@@ -61,44 +76,125 @@ ROUND = np.dtype(
     ],
     align=True,
 )
-"""A round: its operation (`NO_OPERATION`: the mixing image), its mixing, and that one's weights."""
+"""The draws of a round: its operation (`NO_OPERATION`: the mixing image), its mixing, and the
+weights of that."""
 
 
 class Plan(NamedTuple):
-    """All that is drawn for some samples.
+    """All draws for some samples.
 
-    samples: (N,) of `SAMPLE`, N samples by V views, the views of a sample side by side.
-    rounds: (N, k) of `ROUND`; those from `samples["rounds"]` on are drawn too, and not used.
+    Attributes:
+        samples: (N,) of `SAMPLE`; N is samples x views, the views of a sample side by side.
+        rounds: (N, k) of `ROUND`; those from ``samples["rounds"]`` on are not used.
     """
 
     samples: NDArray[np.void]
     rounds: NDArray[np.void]
 
     def needs_mixing_image(self) -> NDArray[np.bool_]:
-        """Return (N,) bool: which rows mix with their mixing image in any round."""
-        places = np.arange(self.rounds.shape[1])
-        used = places < self.samples["rounds"][:, None]
+        """Return (N,) bool: whether any round of a row uses the mixing image."""
+        numbers = np.arange(self.rounds.shape[1])
+        used = numbers < self.samples["rounds"][:, None]
         needed: NDArray[np.bool_] = np.any(
             used & (self.rounds["operation"] == NO_OPERATION), axis=1
         )
         return needed
 
 
-_CROP, _PIXMIX = int(Stream.CROP), int(Stream.PIXMIX)
-_RESIZED_CROP = int(Stream.RESIZED_CROP)
-_STREAM = VIEW_LIMIT
+class Stream(IntEnum):
+    """Streams of independent random numbers for the same sample."""
+
+    CROP = 0
+    PIXMIX = 1
+    RESIZED_CROP = 2
+    ORDER = 3
+
+
+# --- Random words --------------------------------------------------------------------------------
+
+_U32 = np.uint32
+_U64 = np.uint64
+_LOW = np.uint64(0xFFFFFFFF)
+_SHIFT = np.uint64(32)
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+# Weyl increments of the key: the golden ratio and sqrt(3) - 1.
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_ROUNDS = 10
+_ORDER_STREAM = Stream.ORDER * VIEW_LIMIT
+
+
+@inlined_kernel
+def philox(c0, c1, c2, c3, k0, k1):
+    """Return the four random uint32 words of a counter and a key (Philox 4x32-10).
+
+    c0 to c3, k0, k1: whole numbers, taken modulo 2^32.
+    """
+    x0, x1, x2, x3 = _U64(c0) & _LOW, _U64(c1) & _LOW, _U64(c2) & _LOW, _U64(c3) & _LOW
+    k0, k1 = _U64(k0) & _LOW, _U64(k1) & _LOW
+    for _ in range(_ROUNDS):
+        p0 = _M0 * x0
+        p1 = _M1 * x2
+        x0 = (p1 >> _SHIFT) ^ x1 ^ k0
+        x1 = p1 & _LOW
+        x2 = (p0 >> _SHIFT) ^ x3 ^ k1
+        x3 = p0 & _LOW
+        k0 = (k0 + _W0) & _LOW
+        k1 = (k1 + _W1) & _LOW
+    return _U32(x0), _U32(x1), _U32(x2), _U32(x3)
+
+
+@inlined_kernel
+def below(word, n):
+    """Map a word to a whole number in 0 .. n-1; the bias is at most n / 2^32."""
+    return np.int64((_U64(word) * _U64(n)) >> _SHIFT)
+
+
+@inlined_kernel
+def coin(word):
+    """Return the highest bit of a word as a bool: True for half of all words."""
+    return (_U32(word) >> _U32(31)) == _U32(1)
+
+
+@inlined_kernel
+def unit(word):
+    """Map a word to a float64 strictly between 0 and 1: (word + 1/2) / 2^32."""
+    return (np.float64(word) + 0.5) * 2.3283064365386963e-10
+
+
+@kernel
+def shuffle(items, first, seed, epoch, kind):
+    """Shuffle int64 items in place (Fisher-Yates), the same on every machine.
+
+    first: number of the first item in the epoch; each item uses the words of its own number.
+    kind: number of the shuffle, to make several in an epoch independent. A 64-bit word w selects an
+    item below n as w n / 2^64; the bias is at most n / 2^64.
+    """
+    k0, k1 = seed & _LOW, seed >> _SHIFT
+    for i in range(len(items) - 1, 0, -1):
+        place = np.uint64(first + i)
+        low, high, _, _ = philox(place & _LOW, place >> _SHIFT, epoch, _ORDER_STREAM + kind, k0, k1)
+        n = np.uint64(i + 1)
+        # The upper half of the 96-bit product of the 64-bit word and n, which has 32 bits.
+        j = np.int64((np.uint64(high) * n + ((np.uint64(low) * n) >> _SHIFT)) >> _SHIFT)
+        items[i], items[j] = items[j], items[i]
+
+
+# --- Samples -------------------------------------------------------------------------------------
+
+_CROP_STREAM = Stream.CROP * VIEW_LIMIT
+_PIXMIX_STREAM = Stream.PIXMIX * VIEW_LIMIT
+_RESIZED_CROP_STREAM = Stream.RESIZED_CROP * VIEW_LIMIT
 _ONE, _TWO = np.float32(1), np.float32(2)
-_LEAST_LEVEL = MINIMAL_LEVEL
 
 
 @inlined_kernel
 def _draw_level(word, severity):
-    return _LEAST_LEVEL + (severity - _LEAST_LEVEL) * unit(word)
+    return MIN_LEVEL + (severity - MIN_LEVEL) * unit(word)
 
 
 @inlined_kernel
 def _root(word, inverse_beta):
-    """Return U^(1/beta) ~ Beta(beta, 1), float32; U has 23 bits, is neither 0 nor 1."""
+    """Return U^(1/beta) ~ Beta(beta, 1), float32; U has 23 bits and is never 0 or 1."""
     u = (np.float32(np.int32(np.uint32(word) >> np.uint32(9))) + np.float32(0.5)) * np.float32(
         1.1920928955078125e-07
     )
@@ -107,7 +203,7 @@ def _root(word, inverse_beta):
 
 @inlined_kernel
 def draw_weights(branch, u, v, inverse_beta):
-    """Return a and b of a mixing, float32, from three words: see `pixmix.mixing`."""
+    """Return the weights a and b of a mixing, float32, from three words; see `pixmix.mixing`."""
     root, shortfall = _root(u, inverse_beta), _ONE - _root(v, inverse_beta)
     if coin(branch):
         return root, shortfall
@@ -116,7 +212,7 @@ def draw_weights(branch, u, v, inverse_beta):
 
 @inlined_kernel
 def draw_corner(word, image_side, side):
-    """Return the first row or column of a crop of `side` from an image's side, from a word."""
+    """Map a word to the first row or column of a crop of `side` pixels of an image's side."""
     return below(word, image_side - side + 1)
 
 
@@ -125,20 +221,20 @@ def _draw(
     samples, rounds, indices, seed, epoch, views, operations, severity, inverse_beta, mixings,
     height, width, source_height, source_width, flips, n_mixing_images,
 ):  # fmt: skip
-    """Fill a plan: see `draw_plan`. Return the place of an index out of range, or -1.
+    """Fill a plan (see `draw_plan`); return the position of an index out of range, or -1.
 
-    indices: (N,) int64. seed: uint64. operations, mixings: (M,) int32 codes of those to draw from.
-    height, width: of the crop; source_height, source_width: of the padded image it is taken from.
+    indices: (N,) int64. seed: uint64. operations, mixings: (M,) int32 codes to draw from. height,
+    width: of the crop; source_height, source_width: of the padded image that it is taken from.
     """
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     for n in range(len(indices)):
         index = indices[n]
         if index < 0 or index >= INDEX_LIMIT:
             return n
-        flip, top, left, _ = philox(0, index, epoch, _CROP * _STREAM, k0, k1)
+        flip, top, left, _ = philox(0, index, epoch, _CROP_STREAM, k0, k1)
         for view in range(views):
             row = n * views + view
-            stream = _PIXMIX * _STREAM + view
+            stream = _PIXMIX_STREAM + view
             sample = samples[row]
             sample.flip = 1 if flips and coin(flip) else 0
             sample.crop_top = draw_corner(top, source_height, height)
@@ -180,26 +276,27 @@ def draw_plan(
     views: int,
     n_mixing_images: int,
 ) -> Plan:
-    """Draw everything for some samples; what a sample gets depends on no other.
+    """Draw all random numbers for some samples; the draws of a sample depend on no other.
 
     Args:
-        indices: (N,) numbers of the samples, 0 .. 2^32 - 1.
+        indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        settings: of PixMix; None for flip and crop alone.
-        size: (height, width) that operations and mixing get.
-        source_size: (height, width), padding included, that the crop of `size` is drawn from.
-        flip: whether half of the samples are flipped.
-        views: independent draws of PixMix a sample; flip and crop are shared by them.
-        n_mixing_images: of the mixing set; 0 lets every round mix with the image's own operations.
+        settings: parameters of PixMix; None for flip and crop only.
+        size: (height, width) of the crop, in pixels.
+        source_size: (height, width) of the padded image that the crop is taken from.
+        flip: whether to flip each sample with probability 1/2.
+        views: number of independent PixMix views per sample; they share flip and crop.
+        n_mixing_images: size of the mixing set; 0 makes every round mix with an augmented copy of
+            the image.
 
     Raises:
-        TypeError: if seed, epoch or views is no whole number.
+        TypeError: if seed, epoch or views is not a whole number.
         ValueError: if an index, the epoch or the number of views is out of range.
     """
-    seed = seed_of(seed)
-    epoch = whole("epoch", epoch, 0, INDEX_LIMIT - 1)
-    views = whole("views", views, 1, VIEW_LIMIT)
+    seed = check_seed(seed)
+    epoch = check_whole("epoch", epoch, 0, INDEX_LIMIT - 1)
+    views = check_whole("views", views, 1, VIEW_LIMIT)
     n = len(indices) * views
     mixes = settings is not None
     settings = settings or PixMixSettings(k=0)
@@ -221,28 +318,28 @@ def draw_plan(
         n_mixing_images,
     )
     if wrong >= 0:
-        whole(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
+        check_whole(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
     if not mixes:
         plan.samples["operation"] = NO_OPERATION
     return plan
 
 
-RESIZED_CROP_TRIES = 10
-"""As in torchvision: then the largest centre of an allowed ratio is taken."""
+_CROP_ATTEMPTS = 10
+"""As in torchvision; after these, the largest center crop of an allowed ratio is taken."""
 
 
 @kernel
 def _draw_resized_crop(
     index, seed, epoch, height, width, least, most, least_ratio, most_ratio, out
 ):  # fmt: skip
-    """Fill out, (4,) int64: top, left, height and width of a part of an image."""
+    """Write top, left, height and width of a random resized crop into out, (4,) int64."""
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     area = np.float64(height * width)
     spread = np.float32(most_ratio / least_ratio)
-    for attempt in range(RESIZED_CROP_TRIES):
-        w0, w1, w2, w3 = philox(attempt, index, epoch, _RESIZED_CROP * _STREAM, k0, k1)
+    for attempt in range(_CROP_ATTEMPTS):
+        w0, w1, w2, w3 = philox(attempt, index, epoch, _RESIZED_CROP_STREAM, k0, k1)
         target = area * (least + (most - least) * unit(w0))
-        # The logarithm of the ratio is uniform; `power` has the same bits on every machine.
+        # The logarithm of the ratio is uniform. Unlike pow, `power` is the same on every machine.
         ratio = least_ratio * np.float64(power(spread, np.float32(unit(w1))))
         its_width = np.int64(np.rint(np.sqrt(target * ratio)))
         its_height = np.int64(np.rint(np.sqrt(target / ratio)))
@@ -270,20 +367,20 @@ def draw_resized_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """Draw the part of an image that a random resized crop takes, as torchvision draws it.
+    """Draw the region of a random resized crop, distributed as torchvision's.
 
     Args:
-        index: number of the sample, 0 .. 2^32 - 1.
+        index: dataset index of the sample, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        size: (height, width) of the image, pixels.
-        scale: the least and the largest share of its area, above 0 and up to 1.
-        ratio: the least and the largest width over height.
+        size: (height, width) of the image, in pixels.
+        scale: minimum and maximum share of the image's area, above 0 and up to 1.
+        ratio: minimum and maximum width over height.
 
     Returns:
-        (top, left, height, width), pixels, inside the image.
+        (top, left, height, width) in pixels, inside the image.
     """
     out = np.empty(4, np.int64)
-    _draw_resized_crop(index, np.uint64(seed_of(seed)), epoch, *size, *scale, *ratio, out)
+    _draw_resized_crop(index, np.uint64(check_seed(seed)), epoch, *size, *scale, *ratio, out)
     top, left, height, width = out.tolist()
     return top, left, height, width

@@ -1,9 +1,8 @@
-"""PixMix of a batch on the CPU: flip, crop, operations, mixing and normalisation in one pass.
+"""PixMix for a batch on the CPU: flip, crop, operations, mixing and normalization in one pass.
 
-A sample's images (its crop, what the operations make of it, the crop of its mixing image) stay
-8-bit. Only then are they mixed, a block of rows at a time through all rounds, so that no float
-image is ever made: a block stays in a core's nearest memory until it is written, normalised and
-channel by channel.
+The images of a sample (its crop, the results of the operations, the crop of its mixing image) are
+8-bit. They are mixed in blocks of rows, each through all rounds, so that no image of floats is
+needed: a block stays in a core's L1 cache until it is normalized and written channel by channel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,26 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pixmix.arguments import count_of_views, sample_indices, whole
-from pixmix.compiling import inlined_kernel, is_kept, kernel
+from pixmix.compiling import inlined_kernel, is_cached, kernel
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
+from pixmix.images import Layout, PackedImages, check_crops, pack_mixing_set
 from pixmix.mixing import LEVELS, MULTIPLY, fill_powers, look_up, mix_values, to_unit
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import apply_operation
-from pixmix.packed import Layout, PackedImages, check_crops, pack_mixing_set
 from pixmix.resizing import resize_part
-from pixmix.settings import PixMixSettings
+from pixmix.settings import PixMixSettings, check_indices, check_views, check_whole
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-"""Codes of what is written."""
+"""Codes of the output types."""
 
 _BLOCK = 4096
-"""Values of a block, about: three buffers of them stay in a core's nearest memory."""
+"""Approximate number of values in a block; three buffers of them fit into a core's L1 cache."""
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
 class Scratch(NamedTuple):
-    """What one thread scribbles on, for any number of samples of one size; see `scratch_for`."""
+    """Scratch memory of a thread, for any number of samples of one size; see `allocate_scratch`."""
 
     slots: NDArray[np.uint8]
     operation: NDArray[np.int64]
@@ -42,11 +40,11 @@ class Scratch(NamedTuple):
     blocks: NDArray[np.float32]
 
 
-def scratch_for(height: int, width: int, k: int) -> Scratch:
-    """Return scratch for samples of height x width with at most k rounds."""
+def allocate_scratch(height: int, width: int, k: int) -> Scratch:
+    """Return scratch memory for samples of height x width with at most k rounds."""
     rows = max(1, _BLOCK // (3 * width))
     return Scratch(
-        # The sample, its mixing image, and what each operation makes.
+        # The sample, its mixing image, and the result of each operation.
         np.empty((k + 3, height, width, 3), np.uint8),
         np.empty(SCRATCH_LENGTH, np.int64),
         np.empty((k, LEVELS), np.float32),
@@ -61,7 +59,7 @@ _OWN, _MIXING, _START, _FIRST_ROUND = range(4)
 
 @inlined_kernel
 def _copy_crop(source, offset, stride, target, rows, n_bytes):
-    """Copy rows of n_bytes each, the first at offset, each next one stride on."""
+    """Copy rows of n_bytes each; the first is at offset, the next one a stride later."""
     for row in range(rows):
         start = offset + row * stride
         ours = target[row * n_bytes : (row + 1) * n_bytes]
@@ -72,9 +70,9 @@ def _copy_crop(source, offset, stride, target, rows, n_bytes):
 
 @inlined_kernel
 def _crop_and_flip(image, top, left, flip, out):
-    """Take a crop of an image padded with black, and mirror it if `flip`.
+    """Crop an image that is padded with black, and mirror it if `flip`.
 
-    top, left: of the crop in the image, less than 0 in the padding.
+    top, left: position of the crop in the image; negative in the padding.
     """
     height, width = out.shape[0], out.shape[1]
     source_height, source_width = image.shape[0], image.shape[1]
@@ -106,25 +104,25 @@ def _crop_and_flip(image, top, left, flip, out):
                 ours[i] = theirs[i]
 
 
-# --- Numbers written -----------------------------------------------------------------------------
+# --- Output --------------------------------------------------------------------------------------
 
 _SIGN, _MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
 _16, _13 = np.uint32(16), np.uint32(13)
 _ODD = np.uint32(1)
-# Half of the last kept bit, less one: with the last bit itself, ties go to the even neighbour.
+# Half of the last kept bit, minus one; adding the last bit as well rounds ties to even.
 _BELOW_TIE_OF_16, _BELOW_TIE_OF_13 = np.uint32(0x7FFF), np.uint32(0xFFF)
-# float16: exponents 112 less; 2^-14 is its least normal number; 65520 rounds to infinity.
+# float16: exponents are lower by 112; the least normal number is 2^-14; 65520 rounds to infinity.
 _REBIAS = np.uint32(112 << 23)
 _LEAST_NORMAL = np.uint32(113 << 23)
 _OVERFLOW = np.uint32(0x477FF000)
 _INFINITY = np.uint32(0x7C00)
-# Adding 1/2 moves the bits of a float16 subnormal to the end of a float32, rounded.
+# Adding 1/2 shifts the bits of a float16 subnormal to the end of a float32, and rounds them.
 _HALF, _HALF_BITS = np.float32(0.5), np.uint32(0x3F000000)
 
 
 @inlined_kernel
 def bfloat16_bits(value):
-    """Return the bits of the nearest bfloat16, ties to even; value: float32, not a NaN."""
+    """Return the bits of the nearest bfloat16, ties to even; value: float32, not NaN."""
     bits = np.float32(value).view(np.uint32)
     last = np.uint32((bits >> _16) & _ODD)
     return np.uint16(np.uint32(bits + _BELOW_TIE_OF_16 + last) >> _16)
@@ -132,7 +130,7 @@ def bfloat16_bits(value):
 
 @inlined_kernel
 def float16_bits(value):
-    """Return the bits of the nearest float16, ties to even; value: float32, not a NaN."""
+    """Return the bits of the nearest float16, ties to even; value: float32, not NaN."""
     bits = np.float32(value).view(np.uint32)
     sign = np.uint32((bits & _SIGN) >> _16)
     magnitude = np.uint32(bits & _MAGNITUDE)
@@ -146,7 +144,7 @@ def float16_bits(value):
 
 @inlined_kernel
 def _write(x, n_pixels, first, means, deviations, code, planes, half_planes):
-    """Write a block of RGB values, normalised, to three planes from pixel `first` on."""
+    """Normalize a block of RGB values, and write it to three planes from pixel `first` on."""
     for channel in range(3):
         mean, deviation = means[channel], deviations[channel]
         if code == FLOAT32:
@@ -163,7 +161,7 @@ def _write(x, n_pixels, first, means, deviations, code, planes, half_planes):
                 halves[i] = bfloat16_bits((x[3 * i + channel] - mean) / deviation)
 
 
-# --- A sample ------------------------------------------------------------------------------------
+# --- Samples -------------------------------------------------------------------------------------
 
 
 @kernel
@@ -171,13 +169,14 @@ def mix_samples(
     images, pixels, offsets, heights, widths, samples, rounds, first, last, views, padding,
     means, deviations, code, out, half_out, slots, operation_scratch, tables, blocks,
 ):  # fmt: skip
-    """Make the rows first .. last-1 of a batch, as a plan says.
+    """Compute the rows first .. last-1 of a batch according to a plan.
 
     images: (N, H, W, 3) uint8; row n is a view of image n // views. pixels, offsets, heights,
-    widths: a `PackedImages`. samples, rounds: a `Plan`. padding: black pixels around an image,
-    before its crop. means, deviations: (3,) float32. code: `FLOAT32`, ...;
-    out: (N * views, 3, height, width) float32; half_out: likewise, the bits as uint16; the one that
-    is not written is anything. The rest: a `Scratch`, for images of height x width.
+    widths: a `PackedImages`. samples, rounds: a `Plan`. padding: width of the black border that is
+    added before the crop. means, deviations: (3,) float32. code: `FLOAT32`, `FLOAT16` or
+    `BFLOAT16`. out, for FLOAT32: (N * views, 3, height, width) float32; half_out, for the others:
+    the same shape, bits as uint16; the unused one is ignored. The rest: a `Scratch` for images of
+    height x width.
     """
     height, width = slots.shape[1], slots.shape[2]
     n_pixels = height * width
@@ -199,7 +198,7 @@ def mix_samples(
             apply_operation(
                 sample.operation, sample.argument, image, slots[_START], operation_scratch
             )
-        mixing_image_is_there = False
+        has_mixing_crop = False
         for r in range(n_rounds):
             item = its_rounds[r]
             if item.operation != NO_OPERATION:
@@ -207,8 +206,8 @@ def mix_samples(
                     item.operation, item.argument, image, slots[_FIRST_ROUND + r],
                     operation_scratch,
                 )  # fmt: skip
-            elif not mixing_image_is_there:
-                mixing_image_is_there = True
+            elif not has_mixing_crop:
+                has_mixing_crop = True
                 number = sample.mixing_image
                 stride = 3 * np.int64(widths[number])
                 top = draw_corner(sample.top_word, np.int64(heights[number]), height)
@@ -233,7 +232,7 @@ def mix_samples(
                 else:
                     to_unit(levels, place, count, other)
                 mix_values(x, count, item.mixing, item.a, item.b, other, mixed)
-                # Not in place: the compiler would not vectorise a loop that may read what it wrote.
+                # Not in place: loops whose arrays may overlap are not vectorized.
                 x, mixed = mixed, x
             planes = out[n] if code == FLOAT32 else out[0]
             half_planes = half_out[0] if code == FLOAT32 else half_out[n]
@@ -265,59 +264,70 @@ def mix_batch(
     n_threads: int = 1,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return a batch flipped, cropped, mixed and normalised: a function of (seed, epoch, index).
+    """Flip, crop, mix and normalize a batch on the CPU, in one compiled pass.
 
-    The pixels of a sample depend on nothing else: not on its place in the batch, nor on threads.
+    Each result is a function of (seed, epoch, index) and the settings: it does not depend on the
+    position in the batch or the number of threads. `pixmix.draws` documents the random numbers.
+    Source: Hendrycks et al., "PixMix", CVPR 2022, figure 4.
+
+    Example:
+        Mix a batch of CIFAR images, ``images``, (N, 32, 32, 3) uint8, in a training loop::
+
+            mixing_set = open_mixing_set("fractals", 36)
+            batch = mix_batch(
+                images, mixing_set, indices, seed=0, epoch=epoch, settings=PixMixSettings(),
+                flip=True, padding=4, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+            )
 
     Args:
-        images: (N, H, W, 3) uint8, C-contiguous.
-        mixing_set: each image at least as large as the crop. What `open_mixing_set` returns is
-            used as it is; a list of (H, W, 3) uint8 arrays is copied by each call. None or an empty
-            one lets every round mix with what an operation makes of the image.
-        indices: (N,) numbers of the samples in their set, 0 .. 2^32 - 1.
+        images: (N, H, W, 3) uint8; copied if not C-contiguous.
+        mixing_set: mixing images, each at least as large as the crop. The result of
+            `open_mixing_set` is used directly; a list of (H, W, 3) uint8 arrays is copied by each
+            call. None or an empty set makes every round mix with an augmented copy of the image.
+        indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1.
         seed: any whole number; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
-        settings: of PixMix; None for flip, crop and normalisation alone.
-        views: how many independent PixMix views of each sample, which share flip and crop; None
-            for one, without an axis of views.
-        plain_first: leave the first of several views unmixed, as AugMix's loss wants it.
-        flip: mirror each sample left to right with probability 1/2.
-        padding: black pixels around an image before it is cropped.
+        settings: parameters of PixMix; None for flip, crop and normalization only.
+        views: number of independent PixMix views per sample, which share flip and crop; None for
+            one view without a view axis.
+        plain_first: whether to leave the first of several views unmixed, as for AugMix's
+            Jensen-Shannon loss.
+        flip: whether to mirror each sample horizontally with probability 1/2.
+        padding: width of the black border that is added before the crop, in pixels.
         crop: (height, width) of the random crop; None for (H, W).
         mean: of red, green and blue, subtracted from values in [0, 1].
-        std: what they are divided by then.
-        dtype: torch.float32, or torch.float16 or torch.bfloat16, rounded to nearest, ties to even.
-        n_threads: how many threads share the batch; the interpreter's lock is released.
-        out: where to write, of the result's shape and dtype, contiguous and on the CPU (pinned, or
-            shared with another process); None for a new tensor.
+        std: of red, green and blue, by which the differences are divided.
+        dtype: torch.float32, torch.float16 or torch.bfloat16; rounded to nearest, ties to even.
+        n_threads: number of threads for the batch; they run without the GIL.
+        out: tensor to write to: of the result's shape and dtype, contiguous, on the CPU (it may be
+            pinned or shared); None for a new tensor.
 
     Returns:
-        (N, 3, height, width), or (N, views, 3, height, width).
+        A tensor of shape (N, 3, height, width), or (N, views, 3, height, width), of `dtype`.
 
     Raises:
-        TypeError: for images, indices, dtype or out of another type.
-        ValueError: for shapes that do not fit, and numbers out of range.
-
-    Source: Hendrycks et al., "PixMix", CVPR 2022, figure 4; `pixmix.draws` for what is drawn.
+        TypeError: if an argument has another type.
+        ValueError: if shapes do not fit, or a number is out of range.
     """
     images = _check_images(images)
-    indices = sample_indices(indices, len(images))
+    indices = check_indices(indices, len(images))
     if not (settings is None or isinstance(settings, PixMixSettings)):
         raise TypeError(
             f"settings is {type(settings).__name__}; pass PixMixSettings(k=4, ...), or None for "
-            "flip and crop alone"
+            "flip and crop only"
         )
-    padding = whole("padding", padding, 0)
-    views = count_of_views(views)
+    padding = check_whole("padding", padding, 0)
+    views = check_views(views)
     source_size = (images.shape[1] + 2 * padding, images.shape[2] + 2 * padding)
     height, width = _check_crop(crop) or (images.shape[1], images.shape[2])
     if not (1 <= height <= source_size[0] and 1 <= width <= source_size[1]):
         raise ValueError(
             f"a crop of {height}x{width} (height x width) does not fit into images of "
-            f"{images.shape[1]}x{images.shape[2]} padded by {padding}; crop less or pad more"
+            f"{images.shape[1]}x{images.shape[2]} padded by {padding}; use a smaller crop or more "
+            "padding"
         )
-    n_threads = whole("n_threads", n_threads, 1)
-    means, deviations = _normalisation(mean, std)
+    n_threads = check_whole("n_threads", n_threads, 1)
+    means, deviations = _normalization(mean, std)
     packed = pack_mixing_set(mixing_set)
     check_crops(packed.heights, packed.widths, height, width)
     n_views = 1 if views is None else views
@@ -334,7 +344,7 @@ def mix_batch(
     )
     if plain_first:
         if views is None:
-            raise ValueError("plain_first is for several views; pass views, as 3")
+            raise ValueError("plain_first needs several views; pass views, such as 3")
         plain = plan.samples[::n_views]
         plain["operation"], plain["rounds"] = NO_OPERATION, 0
     shape = (len(images), *(() if views is None else (views,)), 3, height, width)
@@ -374,12 +384,11 @@ def mix_planned(
     deviations: NDArray[np.float32],
     n_threads: int,
 ) -> None:
-    """Write a batch as a plan says; nothing is checked.
+    """Compute a batch according to a plan; arguments are not validated.
 
-    floats, halves: (N * n_views, 3, height, width), of which `code` says which is written; the
-    other is anything.
+    floats, halves: (N * n_views, 3, height, width); `code` selects the one that is written.
     """
-    height, width = (halves if floats is NO_FLOATS else floats).shape[2:]
+    height, width = (floats if code == FLOAT32 else halves).shape[2:]
 
     def mix_rows(first: int, last: int) -> None:
         mix_samples(
@@ -395,7 +404,7 @@ def mix_planned(
             code,
             floats,
             halves,
-            *scratch_for(height, width, plan.rounds.shape[1]),
+            *allocate_scratch(height, width, plan.rounds.shape[1]),
         )
 
     n_rows = len(plan.samples)
@@ -413,7 +422,7 @@ def _check_crop(crop: object) -> tuple[int, int] | None:
         return None
     if not (isinstance(crop, Sequence) and len(crop) == 2):
         raise TypeError(f"crop is {crop!r}; pass (height, width) in pixels, or None for no crop")
-    return whole("crop's height", crop[0], 1), whole("crop's width", crop[1], 1)
+    return check_whole("crop's height", crop[0], 1), check_whole("crop's width", crop[1], 1)
 
 
 def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -426,18 +435,18 @@ def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
             "(a tensor: images.permute(0, 2, 3, 1).contiguous().numpy())"
         )
     images = np.ascontiguousarray(images)
-    # A kernel is compiled anew, for seconds, for the type of arrays that cannot be written.
+    # numba would compile the kernel again, for seconds, for the type of read-only arrays.
     return images if images.flags.writeable else images.copy()
 
 
-def _normalisation(
+def _normalization(
     mean: Sequence[float], std: Sequence[float]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     means, deviations = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     if means.shape != (3,) or not np.isfinite(means).all():
-        raise ValueError(f"mean is {mean}; pass three numbers: of red, green and blue")
+        raise ValueError(f"mean is {mean}; pass three numbers, for red, green and blue")
     if deviations.shape != (3,) or not (np.isfinite(deviations) & (deviations > 0)).all():
-        raise ValueError(f"std is {std}; pass three numbers above 0: of red, green and blue")
+        raise ValueError(f"std is {std}; pass three numbers above 0, for red, green and blue")
     return means, deviations
 
 
@@ -463,7 +472,7 @@ _SIZE = 16
 
 
 def compile_mixing() -> None:
-    """Compile what mixes images and what brings them to their size, before it is needed."""
+    """Compile the kernels that mix and resize images."""
     image = np.zeros((_SIZE, _SIZE, 3), np.uint8)
     mix_batch(
         image[None], PackedImages.pack([image]), [0], seed=0, epoch=0, settings=PixMixSettings()
@@ -474,6 +483,6 @@ def compile_mixing() -> None:
 
 
 def pending() -> list[Callable[[], None]]:
-    """Return what has not been compiled on this machine; each part may run in its own process."""
-    kept = is_kept(mix_samples) and is_kept(resize_part)
-    return [] if kept else [compile_mixing]
+    """Return functions that compile the missing kernels; each may run in its own process."""
+    cached = is_cached(mix_samples) and is_cached(resize_part)
+    return [] if cached else [compile_mixing]

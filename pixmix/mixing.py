@@ -1,46 +1,43 @@
-"""How PixMix mixes two images, add and multiply, explained.
+"""The two mixings of PixMix: add and multiply.
 
-A mixing takes the image so far, x, and another one, y, both in [0, 1], and two numbers a and b
-that say how much of each is wanted. The result is clipped to [0, 1].
+A mixing combines the image so far, x, with another image, y, both in [0, 1], by two weights a and
+b. The result is clipped to [0, 1].
 
-**add** is a weighted sum, but about mid-grey. Values are moved to [-1, 1], so that grey is 0; there
-a x + b y is formed; the sum is moved back:
+**add** is a weighted sum around mid-gray. Values are mapped to [-1, 1], where gray is 0; the sum
+a x + b y is mapped back::
 
     add(x, y) = (a (2x - 1) + b (2y - 1) + 1) / 2
 
-In [-1, 1] a sum has no bias: a grey pixel of y changes nothing, a bright one brightens and a dark
-one darkens. On values in [0, 1] every weight b > 0 would brighten the whole image, and a + b > 1
-would wash it out.
+In [-1, 1] the sum has no bias: a gray pixel of y changes nothing, a bright one brightens and a dark
+one darkens. On [0, 1], every b > 0 would brighten the image, and a + b > 1 would saturate it.
 
-**multiply** is a weighted product, about mid-grey too. Values are moved to [0, 2], so that grey is
-1, the number that a product does not see; each gets its weight as an exponent; the product is moved
-back:
+**multiply** is a weighted product around mid-gray. Values are mapped to [0, 2], where gray is 1,
+the neutral factor; the weights are exponents; and the product is mapped back::
 
     multiply(x, y) = (2x)^a max(2y, 1e-37)^b / 2
 
-(The bound keeps a black pixel of y finite where b < 0.) It looks like a geometric mean, and is not
-one. A geometric mean has exponents that sum to 1, of values in [0, 1], and lies between the two
-images. Here a + b need not be 1, a may exceed 1 and b may be negative; the neutral value is grey
-and not white; and the result may be brighter or darker than both images.
+The bound keeps the result finite for a black pixel of y and b < 0. This is not a geometric mean,
+whose exponents sum to 1 and which is between the two images: here a + b need not be 1, a may exceed
+1, b may be negative, the neutral value is gray instead of white, and the result may be brighter or
+darker than both images.
 
-**Where a and b come from.** A coin chooses between two branches; U and V are uniform on (0, 1), and
-so U^(1/beta) ~ Beta(beta, 1) and 1 - V^(1/beta) ~ Beta(1, beta):
+**The weights.** A coin selects one of two branches. U and V are uniform on (0, 1), so that
+U^(1/beta) ~ Beta(beta, 1) and 1 - V^(1/beta) ~ Beta(1, beta)::
 
-    a = U^(1/beta)         b =   1 - V^(1/beta)       towards the other image: a <= 1, b >= 0
-    a = 2 - U^(1/beta)     b = -(1 - V^(1/beta))      away from it:              a >= 1, b <= 0
+    a = U^(1/beta)         b =   1 - V^(1/beta)       toward y:     a <= 1, b >= 0
+    a = 2 - U^(1/beta)     b = -(1 - V^(1/beta))      away from y:  a >= 1, b <= 0
 
-In the first branch the image gives way to y, as in an interpolation. In the second it is made
-stronger while y is *subtracted* or *divided out*: an extrapolation, as if x were a mixture already
-from which y is to be removed. With both, a mean of a about 1 is kept, images get fainter and more
-vivid alike, and y leaves positive and negative traces. A large beta keeps a near 1 and b near 0:
-E[b] = 1 / (beta + 1) in size, so beta 3 mixes in a quarter of y and beta 4 a fifth.
+The first branch interpolates from x toward y. The second one extrapolates: it amplifies x and
+subtracts y or divides by it. Over both branches the mean of a is 1, images become fainter as often
+as more vivid, and y leaves positive and negative traces. A large beta keeps a near 1 and b near 0:
+the mean of abs(b) is 1 / (beta + 1), so beta = 3 mixes in a quarter of y, and beta = 4 a fifth.
 
-All functions here take float32 and 8-bit images (a value v counts as v / 255), write into neither
-and are within 1e-6 of these formulas in float64, of a and b as they are in float32. Where y is
-8-bit, its power is a table of 256.
+All functions take float32 or uint8 images (a byte v stands for v / 255), do not modify them, and
+are within 1e-6 of these formulas in float64 for a and b rounded to float32. For a uint8 y, the
+powers are looked up in a table of 256 entries.
 
-Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; github.com/andyzoujm/pixmix
-at f867e87, of which the formulas are restated.
+Source: Hendrycks et al., "PixMix", CVPR 2022, section 3 and appendix; formulas as in
+github.com/andyzoujm/pixmix at f867e87.
 """
 
 import math
@@ -55,7 +52,7 @@ F = np.float32
 Image = NDArray[np.float32] | NDArray[np.uint8]
 
 MIXINGS = ("add", "multiply")
-"""The ways to mix two images; the place of a name is its code."""
+"""The names of the mixings; the position of a name is its code."""
 ADD, MULTIPLY = range(len(MIXINGS))
 
 LEVELS = 256
@@ -79,7 +76,7 @@ _LOWEST, _HIGHEST = F(-126), F(127)
 _L0, _L1, _L2 = F(1.4426947832107544), F(-0.7213571667671204), F(0.48093944787979126)
 _L3, _L4, _L5 = F(-0.36008718609809875), F(0.2867075502872467), F(-0.2500692903995514)
 _L6, _L7 = F(0.2368897795677185), F(-0.14574295282363892)
-# 2^f on [-1/2, 1/2], relative error 2e-9, fitted likewise.
+# 2^f on [-1/2, 1/2], relative error 2e-9, fitted in the same way.
 _E0, _E1, _E2 = F(1.0), F(0.6931471824645996), F(0.24022646248340607)
 _E3, _E4 = F(0.05550328642129898), F(0.009618489071726799)
 _E5, _E6 = F(0.0013399930903688073), F(0.0001534580806037411)
@@ -87,7 +84,7 @@ _E5, _E6 = F(0.0013399930903688073), F(0.0001534580806037411)
 
 @inlined_kernel
 def _power_of_bits(bits, offset, exponent, shift):
-    """Return (v 2^offset)^exponent * 2^shift of the normal v > 0 that has these bits."""
+    """Return (v 2^offset)^exponent * 2^shift for the normal float v > 0 with these bits."""
     shifted = np.int32(bits - _SQRT_HALF_BITS)
     whole_bits = np.int32(shifted >> _MANTISSA_BITS)
     mantissa = np.int32(bits - np.int32(whole_bits << _MANTISSA_BITS)).view(np.float32)
@@ -115,16 +112,15 @@ def _power_of_bits(bits, offset, exponent, shift):
 
 @inlined_kernel
 def scaled_power(x, exponent, shift):
-    """Return (2x)^exponent * 2^shift for x > 0, in float32; relative error under 3e-7.
+    """Return (2x)^exponent * 2^shift for x > 0, in float32; relative error below 3e-7.
 
-    x: float32 in (0, 1.7e38), subnormal ones too. exponent: float32. shift: whole float32; the
-    result is kept within [2^-126, 2^128) by clamping its exponent.
-    A logarithm's whole part times the exponent is exact, but for one rounding, by `fma`; so the
-    error does not grow with the size of the logarithm.
+    x: float32 in (0, 1.7e38), including subnormals. exponent: float32. shift: whole float32. The
+    result is clamped to [2^-126, 2^128) by its exponent. The whole part of the logarithm times the
+    exponent has a single rounding, by `fma`, so the error does not grow with the logarithm.
     """
     small = x < _NORMAL
     bits = np.float32(x * _MAGNIFY if small else x).view(np.int32)
-    # One more, for 2x instead of x.
+    # The offset is one more, for 2x instead of x.
     return _power_of_bits(bits, F(-63) if small else _ONE, exponent, shift)
 
 
@@ -133,19 +129,19 @@ _NO_SHIFT = F(0)
 
 @inlined_kernel
 def power(base, exponent):
-    """Return base^exponent for 2.4e-38 < base < 3e38, float32; relative error under 3e-7."""
+    """Return base^exponent for 2.4e-38 < base < 3e38, float32; relative error below 3e-7."""
     return scaled_power(base * _HALF, exponent, _NO_SHIFT)
 
 
-# A power of x may be tiny where that of y is huge, and the other way round; each is kept times
-# 2^64 or 2^-64, so that neither leaves float32 before they meet.
+# The power of x may be tiny while that of y is huge, or the reverse. They are scaled by 2^64 and
+# 2^-64, so that neither leaves float32 before they are multiplied.
 _UP, _DOWN = F(64), F(-64)
 
 
 @inlined_kernel
 def other_power(y, b):
-    """Return max(2y, 1e-37)^b * 2^-64, y in [0, 1], float32: what `times_power` takes."""
-    # Never subnormal, so that nothing is to be magnified.
+    """Return max(2y, 1e-37)^b * 2^-64 for `times_power`; y in [0, 1], float32."""
+    # Never subnormal, so it needs no scaling.
     bits = np.float32(max(y, _LEAST)).view(np.int32)
     return _power_of_bits(bits, _ONE, b, _DOWN)
 
@@ -170,9 +166,9 @@ def clipped(x):
 
 @inlined_kernel
 def added(x, y, a, b):
-    """Return add(x, y) in float32, step by step as the formula reads, not clipped.
+    """Return add(x, y) in float32, not clipped, in the order of the formula.
 
-    No fused step: so it has the bits of the released code's float32.
+    No step is fused, so that it equals the released code's float32 bit for bit.
     """
     return (a * (_TWO * x - _ONE) + b * (_TWO * y - _ONE) + _ONE) * _HALF
 
@@ -189,8 +185,8 @@ def fill_powers(table, b):
 
 @inlined_kernel
 def look_up(table, images, start, n, out):
-    """Write table[v] of n 8-bit values into out, from its start. images: flat uint8."""
-    # Unsigned: a signed place might count from the end, and a check of it stops vectorising.
+    """Write table[v] of n bytes from `start` on to the beginning of out; images: flat uint8."""
+    # Unsigned, because the check for negative indices would prevent vectorization.
     first = np.uint64(start)
     for j in range(np.uint64(n)):
         out[j] = table[images[first + j]]
@@ -198,7 +194,7 @@ def look_up(table, images, start, n, out):
 
 @inlined_kernel
 def to_unit(images, start, n, out):
-    """Write v / 255 of n 8-bit values into out, from its start. images: flat uint8."""
+    """Write v / 255 of n bytes from `start` on to the beginning of out; images: flat uint8."""
     first = np.uint64(start)
     for j in range(np.uint64(n)):
         out[j] = F(images[first + j]) / _WHITE
@@ -206,11 +202,11 @@ def to_unit(images, start, n, out):
 
 @inlined_kernel
 def mix_values(x, n, mixing, a, b, other, out):
-    """Mix y into the first n values of x, and write them, clipped, into out.
+    """Mix y into the first n values of x, and write the clipped result to out.
 
-    x: float32 in [0, 1]. mixing: its code. a, b: float32. other: float32, y in [0, 1] for ADD,
-    `other_power` of y and b for MULTIPLY. out: float32; other memory than x's: in place the loops
-    would not be vectorised. Raises ValueError for a code of no mixing.
+    x: float32 in [0, 1]. mixing: code; ValueError for an unknown one. a, b: float32. other:
+    float32, y in [0, 1] for ADD, `other_power` of y and b for MULTIPLY. out: float32, not the
+    memory of x, because in-place loops are not vectorized.
     """
     if mixing == ADD:
         for j in range(n):
@@ -223,14 +219,14 @@ def mix_values(x, n, mixing, a, b, other, out):
 
 
 _BLOCK = 4098
-"""Values mixed at a time: what two buffers of them take stays in a core's cache."""
+"""Values mixed at a time; two buffers of them fit into a core's L1 cache."""
 
 
 @kernel
 def _mix(x, levels, y, out, mixing, a, b):
-    """Mix an image into another: out = mixing(x, y), all flat and of one length.
+    """Mix two images: out = mixing(x, y), all flat and of the same length.
 
-    x, out: float32. levels: y as uint8, or empty; y: as float32 where levels is empty.
+    x, out: float32. levels: y as uint8, or empty; y: as float32 if levels is empty.
     """
     table, buffer = np.empty(LEVELS, np.float32), np.empty(_BLOCK, np.float32)
     eight_bit = len(levels) > 0
@@ -247,7 +243,7 @@ def _mix(x, levels, y, out, mixing, a, b):
             mix_values(source, n, mixing, a, b, buffer, target)
         elif mixing == MULTIPLY:
             values = y[start : start + n]
-            # The buffer by its own name: the loop is vectorised where it cannot be y itself.
+            # Written to the buffer, since the loop is only vectorized if it cannot alias y.
             for j in range(n):
                 buffer[j] = other_power(values[j], b)
             mix_values(source, n, mixing, a, b, buffer, target)
@@ -260,21 +256,21 @@ _NO_LEVELS, _NO_VALUES = np.empty(0, np.uint8), np.empty(0, np.float32)
 
 
 def _flat(image: NDArray[Any]) -> NDArray[Any]:
-    """Return an image's values side by side, writeable as the kernel wants all of its arrays."""
+    """Flatten an image, and copy it if it is read-only, for which no kernel is compiled."""
     values = image.reshape(-1)
     return values if values.flags.writeable else values.copy()
 
 
 def _mixed(mixing: int, x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
-    """Check the images and mix them."""
+    """Validate two images and mix them."""
     for name, image in (("x", x), ("y", y)):
         if not isinstance(image, np.ndarray):
             raise TypeError(
-                f"{name} is {type(image).__name__}; pass an array, as numpy.asarray({name})"
+                f"{name} is {type(image).__name__}; pass an array: numpy.asarray({name})"
             )
         if image.dtype not in _DTYPES:
             raise TypeError(
-                f"{name} has dtype {image.dtype}; pass uint8, or float32 from 0 to 1 "
+                f"{name} has dtype {image.dtype}; pass uint8, or float32 in [0, 1] "
                 f"({name}.astype(np.float32))"
             )
         if image.ndim == 0 or image.shape[-1] != 3:
@@ -304,20 +300,20 @@ def add(x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
 
     Args:
         x: (..., 3) float32 in [0, 1], or uint8.
-        y: of the same shape, float32 in [0, 1], or uint8.
+        y: float32 in [0, 1] or uint8, of x's shape.
         a: weight of x; PixMix draws 0 to 2.
         b: weight of y; PixMix draws -1 to 1.
 
     Returns:
-        A new array of x's shape, float32: the bits that numpy's float32 gives step by step.
+        A new float32 array of x's shape, equal bit for bit to the formula in numpy's float32.
 
     Raises:
-        TypeError: for another dtype.
-        ValueError: for another shape, or a weight that is not finite.
+        TypeError: if x or y is not an array of float32 or uint8.
+        ValueError: if the shapes differ, the last axis is not 3, or a weight is not finite.
     """
     for name, weight in (("a", a), ("b", b)):
         if not math.isfinite(weight):
-            raise ValueError(f"{name} is {weight}; a weight is a finite number")
+            raise ValueError(f"{name} is {weight}; pass a finite weight")
     return _mixed(ADD, x, y, a, b)
 
 
@@ -326,21 +322,19 @@ def multiply(x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
 
     Args:
         x: (..., 3) float32 in [0, 1], or uint8.
-        y: of the same shape, float32 in [0, 1], or uint8.
+        y: float32 in [0, 1] or uint8, of x's shape.
         a: exponent of x, 0 to 2, rounded to float32.
         b: exponent of y, -1 to 1, rounded to float32.
 
     Returns:
-        A new array of x's shape, float32.
+        A new float32 array of x's shape.
 
     Raises:
-        TypeError: for another dtype.
-        ValueError: for another shape or exponent.
+        TypeError: if x or y is not an array of float32 or uint8.
+        ValueError: if the shapes differ, the last axis is not 3, or an exponent is out of range.
     """
-    # Beyond them a product of powers may leave float32, and what comes out is not the formula's.
+    # Larger exponents could overflow float32 in a product of powers.
     for name, value, least, most in (("a", a, 0, 2), ("b", b, -1, 1)):
         if not least <= value <= most:
-            raise ValueError(
-                f"{name} is {value}; pass an exponent from {least} to {most}, as PixMix draws it"
-            )
+            raise ValueError(f"{name} is {value}; pass an exponent from {least} to {most}")
     return _mixed(MULTIPLY, x, y, a, b)

@@ -1,17 +1,17 @@
-"""The compiled kernels of PixMix's operations, byte for byte those of Pillow 13.0.
+"""The compiled kernels of PixMix's operations, equal to Pillow 13.0 byte for byte.
 
-A kernel takes (image, argument, out, scratch): `image` and `out`, two different (H, W, 3)
-C-contiguous uint8 arrays of the same shape, any size from 1x1 to 2^31 - 1 pixels; its argument,
-float64, by a name of its own; and `scratch`, (SCRATCH_LENGTH,) int64, which may hold anything. It
-writes every byte of `out`, never writes `image` and allocates nothing. At the end are the functions
-that make an argument of a level. `pixmix.operations` lists what belongs together.
+A kernel takes (image, argument, out, scratch). `image` and `out` are two different (H, W, 3)
+C-contiguous uint8 arrays of the same shape, from 1x1 to 2^31 - 1 pixels. The argument is a float64
+with a descriptive name. `scratch` is (SCRATCH_LENGTH,) int64 with arbitrary content. A kernel
+writes every byte of `out`, never writes to `image` and allocates nothing. The functions at the end
+convert a level to an argument. `pixmix.operations` is the table of all operations.
 
-Where Pillow computes in floating point, the same sums are made here in the same order and
-precision; no product is fused with a sum. https://github.com/python-pillow/Pillow, files
+Where Pillow computes in floating point, the kernels compute the same sums in the same order and
+precision, and no product is fused with a sum. Source: https://github.com/python-pillow/Pillow,
 src/PIL/{Image,ImageOps,ImageEnhance}.py and src/libImaging/{Geometry,Blend,Filter,Convert}.c.
 """
 
-# Compiled numbers have types of their own, which mypy's view of numpy cannot tell apart.
+# mypy does not know the integer types of compiled code.
 # mypy: disable-error-code="arg-type, assignment, call-overload, operator"
 
 import math
@@ -22,7 +22,7 @@ from numpy import float32, float64, int32, int64, intp, uint8, uint16, uint32
 from pixmix.compiling import inlined_kernel, kernel, long_word_at, set_long_word, word_at
 
 SCRATCH_LENGTH = 1024
-"""Entries of int64 that a kernel may use."""
+"""Length of a kernel's scratch memory, in int64."""
 
 
 def _rotation_entries(degrees: int) -> tuple[float, float]:
@@ -31,21 +31,21 @@ def _rotation_entries(degrees: int) -> tuple[float, float]:
 
 
 ROTATIONS = np.array([_rotation_entries(degrees) for degrees in range(360)])
-"""(360, 2): cosine and sine of the matrix that Pillow's Image.rotate makes for whole degrees. A
-table, for the compiler does not have Python's own round to 15 digits."""
+"""(360, 2): cosine and sine in the matrix of Pillow's Image.rotate, for whole degrees; a table,
+because numba does not support Python's rounding to 15 digits."""
 
-# Gathering pixels does not vectorise and the arithmetic on them does: a piece of a row is gathered
-# into scratch, worked on in whole lanes, and written out. What lies in scratch behind the last
-# pixel of a piece is worked on as well, and never written. All slots of a piece have one size, 8
-# bytes beside float64: of slots of two sizes the compiler cannot tell that they do not overlap.
+# Gathering pixels does not vectorize, but the arithmetic on them does. So a piece of a row is
+# gathered into scratch, processed in whole vectors, and written out. The rest of the last vector is
+# processed too, but never written. All slots of a piece have 8 bytes, as float64 has: for slots of
+# two sizes the compiler cannot prove that they do not overlap.
 _PIECE = 128
-_LANES = 16
-# The byte table of shear_x: the centre of the pixel that a byte belongs to.
+_VECTOR = 16
+# Used by shear_x: the center of the pixel to which a byte of a row belongs.
 _STRETCH = 256
-_CENTRES = (np.arange(3 * _STRETCH) // 3) + 0.5
-# Bytes of a row that sharpness sums at a time: two bytes each, the whole of scratch.
+_CENTERS = (np.arange(3 * _STRETCH) // 3) + 0.5
+# Bytes of a row that sharpness sums at a time: two bytes each fill the scratch memory.
 _SUMS = 4 * SCRATCH_LENGTH
-# Bytes that the search for the extremes compares with at a time: a multiple of three channels.
+# Bytes in which the extremes are searched at a time: a multiple of the three channels.
 _PERIOD = 192
 
 # --- Pixels as words -----------------------------------------------------------------------------
@@ -59,13 +59,13 @@ def _byte(word, shift):
 
 @inlined_kernel
 def _joined(red, green, blue):
-    """Return three int32 of 0..255 as one, the first the lowest."""
+    """Join three int32 of 0..255 into one, the first in the lowest byte."""
     return int32(int32(red | int32(green << int32(8))) | int32(blue << int32(16)))
 
 
 @inlined_kernel
 def _whole_pairs(count):
-    """Return how many pairs of pixels are followed by another: six bytes, moved as eight."""
+    """Return how many pairs of pixels have a pixel after them: their 6 bytes are moved as 8."""
     return (count - 1) // 2
 
 
@@ -73,7 +73,7 @@ def _whole_pairs(count):
 def _read_pixels(source, first, count, scratch, words):
     """Read `count` pixels of flat bytes, the first at pixel `first`, into int32 words.
 
-    scratch: the memory of `words` as int64, two words each. The highest byte of a word is anything.
+    scratch: the memory of `words` as int64, two words each. Highest bytes are undefined.
     """
     for i in range(_whole_pairs(count)):
         both = long_word_at(source, 3 * first + 6 * i)
@@ -93,13 +93,13 @@ def _write_pixel(target, pixel, word):
 
 @inlined_kernel
 def _write_words(target, first, count, scratch, words):
-    """Write `count` int32 words to flat bytes from pixel `first` on, and not a byte more.
+    """Write `count` int32 words to flat bytes from pixel `first` on, and no other byte.
 
     scratch: the memory of `words` as int64.
     """
     for i in range(_whole_pairs(count)):
         both = scratch[i]
-        # The two highest bytes fall on the next pixel, which is written after this one.
+        # The two highest bytes belong to the next pixel, which is written later.
         pair = (both & int64(0xFFFFFF)) | ((both >> int64(32)) << int64(24))
         set_long_word(target, 3 * first + 6 * i, pair)
     for i in range(2 * _whole_pairs(count), count):
@@ -108,7 +108,7 @@ def _write_words(target, first, count, scratch, words):
 
 @inlined_kernel
 def _write_slots(target, first, count, slots):
-    """Write `count` int64 of 24 bits to flat bytes from pixel `first` on, and not a byte more."""
+    """Write `count` int64 of 24 bits to flat bytes from pixel `first` on, and no other byte."""
     for i in range(_whole_pairs(count)):
         pair = slots[2 * i] | (slots[2 * i + 1] << int64(24))
         set_long_word(target, 3 * first + 6 * i, pair)
@@ -118,7 +118,7 @@ def _write_slots(target, first, count, slots):
 
 @inlined_kernel
 def _blacken(target, start, end):
-    """Set the bytes from start to before end to 0."""
+    """Set the bytes of [start, end) to 0."""
     part = target[start:end]
     for i in range(len(part)):
         part[i] = uint8(0)
@@ -126,7 +126,7 @@ def _blacken(target, start, end):
 
 @inlined_kernel
 def _copy_bytes(source, source_start, target, start, end):
-    """Copy bytes to start..end from source_start on."""
+    """Copy bytes from source_start on to [start, end) of target."""
     ours, theirs = target[start:end], source[source_start : source_start + end - start]
     for i in range(len(ours)):
         ours[i] = theirs[i]
@@ -141,9 +141,9 @@ def _copy(image, out):
 
 
 @inlined_kernel
-def _in_lanes(count):
-    """Return a number of pixels rounded up to whole lanes, to leave no remainder done singly."""
-    return (count + _LANES - 1) // _LANES * _LANES
+def _whole_vectors(count):
+    """Round a number of pixels up to whole vectors, so that no scalar remainder loop is needed."""
+    return (count + _VECTOR - 1) // _VECTOR * _VECTOR
 
 
 # --- Tables --------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ def _in_lanes(count):
 
 @inlined_kernel
 def _look_up(source, tables, target):
-    """Replace each flat byte by its entry in the table of its channel; tables: (768,) uint8."""
+    """Map each flat byte through the table of its channel; tables: (768,) uint8."""
     whole = len(source) // 24 * 24
     for start in range(0, whole, 24):
         for part in range(3):
@@ -168,9 +168,9 @@ def _look_up(source, tables, target):
 
 @inlined_kernel
 def _count(source, counts):
-    """Count flat bytes by channel and value; counts: (1536,) uint32, the first 768 the result.
+    """Count flat bytes by channel and value; counts: (1536,) uint32, of which 768 are the result.
 
-    Two sets of counters: equal neighbours would wait for each other at one.
+    There are two sets of counters because equal neighbors would wait for each other at one.
     """
     for i in range(1536):
         counts[i] = uint32(0)
@@ -189,9 +189,9 @@ def _count(source, counts):
 
 @inlined_kernel
 def _extremes(source, extremes):
-    """Find the lowest and the highest byte of each channel; extremes: (2 * _PERIOD,) uint8.
+    """Find the minimum and maximum of each channel; extremes: (2 * _PERIOD,) uint8.
 
-    Entries 0, 1, 2 become the lowest, _PERIOD + 0, 1, 2 the highest.
+    Entries 0, 1, 2 become the minima, _PERIOD + 0, 1, 2 the maxima.
     """
     for i in range(_PERIOD):
         extremes[i], extremes[_PERIOD + i] = uint8(255), uint8(0)
@@ -209,7 +209,7 @@ def _extremes(source, extremes):
 
 @kernel
 def autocontrast(image, argument, out, scratch):
-    """Stretch each channel to 0..255 linearly; a channel of one value stays."""
+    """Stretch each channel to 0..255 linearly; a channel with a single value stays."""
     source, target = image.reshape(-1), out.reshape(-1)
     memory = scratch.view(uint8)
     extremes, tables = memory[: 2 * _PERIOD], memory[2 * _PERIOD : 2 * _PERIOD + 768]
@@ -229,7 +229,7 @@ def autocontrast(image, argument, out, scratch):
             offset = -float64(low) * scale
         table = tables[256 * channel : 256 * channel + 256]
         for value in range(256):
-            # Values that do not occur may lie outside; int32 holds 255 * 255.
+            # Values that do not occur may be outside 0..255; int32 holds 255 * 255.
             stretched = int32(float64(value) * scale + offset)
             table[value] = uint8(min(max(stretched, int32(0)), int32(255)))
     _look_up(source, tables, target)
@@ -237,7 +237,7 @@ def autocontrast(image, argument, out, scratch):
 
 @kernel
 def equalize(image, argument, out, scratch):
-    """Make the histogram of each channel as even as a table can; one value stays."""
+    """Equalize the histogram of each channel; a channel with a single value stays."""
     source, target = image.reshape(-1), out.reshape(-1)
     counts, tables = scratch[:768].view(uint32), scratch[768:864].view(uint8)
     _count(source, counts)
@@ -246,7 +246,7 @@ def equalize(image, argument, out, scratch):
         last = 255
         while counts[256 * channel + last] == 0:
             last -= 1
-        # A single value leaves nothing below the last: a step of 0 as well.
+        # A single value has a step of 0, too.
         step = (n_pixels - int64(counts[256 * channel + last])) // 255
         table, reached = tables[256 * channel : 256 * channel + 256], step // 2
         if step == 0:
@@ -258,7 +258,7 @@ def equalize(image, argument, out, scratch):
             here = below[value]
             below[value] = uint32(reached)
             reached += int64(here)
-        # Under 2^53 a quotient of whole numbers never rounds up to the next one.
+        # Below 2^53 a float64 quotient never rounds up to the next whole number.
         for value in range(256):
             table[value] = uint8(int32(min(float64(below[value]) / float64(step), 255.0)))
     _look_up(source, tables, target)
@@ -275,7 +275,7 @@ def posterize(image, bits, out, scratch):
 
 @kernel
 def solarize(image, threshold, out, scratch):
-    """Turn every byte from the threshold up into 255 less it; threshold: whole, 0..256."""
+    """Invert every byte from the threshold up; threshold: whole, 0..256."""
     source, target = image.reshape(-1), out.reshape(-1)
     if threshold > 255:
         _copy(image, out)
@@ -287,18 +287,18 @@ def solarize(image, threshold, out, scratch):
 
 
 # --- Geometry ------------------------------------------------------------------------------------
-# The place of an output pixel is (a x + b y + c, d x + e y + f), x and y its centre, 0.5 for the
-# first. Every sum is rounded as Pillow rounds it. Products and sums keep their order when they are
-# rounded, so the place is monotone along a row, and a row's pixels inside the image are a span.
+# An output pixel with its center at (x, y), 0.5 for the first, is sampled at the position
+# (a x + b y + c, d x + e y + f). Every sum is rounded as Pillow rounds it. Rounding is monotone, so
+# the position is monotone along a row, and the pixels of a row inside the image are contiguous.
 
 
 @inlined_kernel
 def _crossing(slope, shift, constant, limit, width):
-    """Return the first column, 0..width, whose place has crossed a limit.
+    """Return the first column, 0..width, whose position has crossed a limit.
 
-    The place of column x is slope * (x + 0.5) + shift + constant. It has crossed where it is
-    >= limit if slope >= 0, where it is < limit if slope < 0. The guess may be off, by a rounding or
-    for a slope near 0 by an image: the answer is found by trying.
+    The position of column x is slope * (x + 0.5) + shift + constant. It has crossed if it is
+    >= limit for slope >= 0, and < limit for slope < 0. The first guess may be off by a rounding, or
+    for a slope near 0 by the whole width, so it is corrected column by column.
     """
     guess = (limit - constant - shift) / slope - 0.5
     column = intp(0)
@@ -315,7 +315,7 @@ def _crossing(slope, shift, constant, limit, width):
 
 @inlined_kernel
 def _span(slope, shift, constant, low, high, width):
-    """Return the first column whose place is in low <= place < high, and the one after the last."""
+    """Return the range of columns whose position is in [low, high): the first, and last + 1."""
     start = _crossing(slope, shift, constant, low if slope >= 0.0 else high, width)
     end = _crossing(slope, shift, constant, high if slope >= 0.0 else low, width)
     return start, end
@@ -323,7 +323,7 @@ def _span(slope, shift, constant, low, high, width):
 
 @inlined_kernel
 def _pixel_beside_the_edge(source, x, y, height, width, target, place):
-    """Sample at (x, y), in the coordinates of centres, with the taps outside moved to the edge."""
+    """Sample at (x, y), where whole numbers are centers, with taps clamped to the image."""
     left, top = intp(math.floor(x)), intp(math.floor(y))
     dx, dy = x - float64(left), y - float64(top)
     right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
@@ -340,7 +340,7 @@ def _pixel_beside_the_edge(source, x, y, height, width, target, place):
 
 @inlined_kernel
 def _between(words, lower_words, shift, dx, dy):
-    """Return one channel between four taps, int32: left and right in a word's bits, two words."""
+    """Interpolate one channel of four taps, int32; a word holds the left and the right tap."""
     p = float64(int32((words >> int64(shift)) & int64(255)))
     q = float64(int32((words >> int64(shift + 24)) & int64(255)))
     r = float64(int32((lower_words >> int64(shift)) & int64(255)))
@@ -352,9 +352,9 @@ def _between(words, lower_words, shift, dx, dy):
 
 @inlined_kernel
 def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratch, weights):
-    """Sample `count` <= _PIECE pixels of a row whose taps lie inside, one column from the right."""
+    """Sample `count` <= _PIECE pixels whose taps are inside, at least a column from the right."""
     wide = float64(width)
-    for i in range(_in_lanes(count)):
+    for i in range(_whole_vectors(count)):
         centre = float64(column + i) + 0.5
         x = a * centre + across + c - 0.5
         y = d * centre + down + f - 0.5
@@ -367,7 +367,7 @@ def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratc
         # Six bytes of eight: the pixel and its right neighbour.
         scratch[2 * _PIECE + i] = long_word_at(source, offset)
         scratch[3 * _PIECE + i] = long_word_at(source, offset + 3 * width)
-    for i in range(_in_lanes(count)):
+    for i in range(_whole_vectors(count)):
         upper, lower = scratch[2 * _PIECE + i], scratch[3 * _PIECE + i]
         dx, dy = weights[i], weights[_PIECE + i]
         scratch[2 * _PIECE + i] = _joined(
@@ -379,10 +379,10 @@ def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratc
 
 @kernel
 def rotate(image, degrees, out, scratch):
-    """Turn counterclockwise about the centre; degrees: whole.
+    """Rotate counterclockwise about the center; degrees: whole.
 
-    Pillow copies or transposes for multiples of 90 degrees. The matrix is whole there, every weight
-    0, and the result the same.
+    Pillow copies or transposes for multiples of 90 degrees. There the matrix entries are whole and
+    all weights 0, so the result is the same.
     """
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
@@ -403,7 +403,7 @@ def rotate(image, degrees, out, scratch):
         first, last = _span(d, down, f, 0.0, float64(height), width)
         start, end = max(start, first), min(end, last)
         end = max(start, end)
-        # Where no tap is moved, and two bytes behind the right tap are still of the image.
+        # Where no tap is clamped, and the two bytes after the right tap are in the image.
         first, last = _span(a, across, c, 0.5, width - 1.5, width)
         inner_start, inner_end = max(start, first), min(end, last)
         first, last = _span(d, down, f, 0.5, height - 0.5, width)
@@ -427,12 +427,12 @@ def rotate(image, degrees, out, scratch):
 
 @kernel
 def shear_x(image, factor, out, scratch):
-    """Move each row left by factor * its centre's height; factor: finite float64.
+    """Move each row left by factor * its center's height; factor: finite float64.
 
-    The vertical weight is 0, the place in the row x + 0.5 + factor * (y + 0.5), rounded, minus 0.5.
-    With k the floor of the shift that lies between x + k and x + k + 1, both included: taking
-    x + k for the left tap throughout gives a weight of 1 where the floor is one more, which is the
-    right tap exactly.
+    The vertical weight is 0, and the position in the row is x + 0.5 + factor * (y + 0.5), rounded,
+    minus 0.5. With k the floor of the shift, it is in [x + k, x + k + 1]. So the left tap is always
+    x + k: where the floor of the position is x + k + 1, the weight is 1, which gives the right tap
+    exactly.
     """
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
@@ -456,7 +456,7 @@ def shear_x(image, factor, out, scratch):
             taps = source[place + 3 * step : place + 3 * step + n_bytes + 3]
             before, left = float64(column), float64(column + step) - 0.5
             for i in range(n_bytes):
-                weight = before + _CENTRES[i] + shift - 0.5 - (left + _CENTRES[i])
+                weight = before + _CENTERS[i] + shift - 0.5 - (left + _CENTERS[i])
                 tap, right = float64(taps[i]), float64(taps[i + 3])
                 results[i] = uint8(int32(tap + (right - tap) * weight))
         for side in range(2):
@@ -469,7 +469,7 @@ def shear_x(image, factor, out, scratch):
 
 @inlined_kernel
 def _between_rows(words, shift, weight):
-    """Return one channel between two taps, int32: the upper in the low half of a long word."""
+    """Interpolate one channel of two taps, int32; the upper one is in the low half of a word."""
     tap = float64(int32((words >> int64(shift)) & int64(255)))
     lower = float64(int32((words >> int64(shift + 32)) & int64(255)))
     return int32(tap + (lower - tap) * weight)
@@ -477,7 +477,7 @@ def _between_rows(words, shift, weight):
 
 @kernel
 def shear_y(image, factor, out, scratch):
-    """Move each column up by factor * its centre's place; factor: finite float64.
+    """Move each column up by factor * its center's distance from the left; factor: finite float64.
 
     The horizontal weight is 0.
     """
@@ -490,13 +490,13 @@ def shear_y(image, factor, out, scratch):
         start, end = _span(factor, down, 0.0, 0.0, float64(height), width)
         end = max(start, end)
         first, last = _span(factor, down, 0.0, 0.5, height - 0.5, width)
-        # A word of the last pixel would reach past the image.
+        # A word at the last pixel would extend beyond the image.
         inner_start, inner_end = max(start, first), min(end, last, width - 1)
         if inner_start >= inner_end:
             inner_start, inner_end = end, end
         for column in range(inner_start, inner_end, _PIECE):
             count = min(_PIECE, inner_end - column)
-            for i in range(_in_lanes(count)):
+            for i in range(_whole_vectors(count)):
                 x = float64(column + i)
                 y = factor * (x + 0.5) + down - 0.5
                 top = float64(int32(y))
@@ -507,7 +507,7 @@ def shear_y(image, factor, out, scratch):
                 upper = int64(word_at(source, offset)) & int64(0xFFFFFFFF)
                 lower = int64(word_at(source, offset + 3 * width))
                 scratch[_PIECE + i] = upper | (lower << int64(32))
-            for i in range(_in_lanes(count)):
+            for i in range(_whole_vectors(count)):
                 both, weight = scratch[_PIECE + i], weights[i]
                 scratch[_PIECE + i] = _joined(
                     _between_rows(both, 0, weight),
@@ -527,13 +527,13 @@ def shear_y(image, factor, out, scratch):
 
 @kernel
 def translate_x(image, pixels, out, scratch):
-    """Move the image left by a whole number of pixels; black where nothing came."""
+    """Move the image left by a whole number of pixels; fill with black."""
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
     shift = 3 * intp(min(max(pixels, -width), width))
     size, stride = 3 * height * width, 3 * width
     start, end = max(-shift, 0), stride - max(shift, 0)
-    # All rows in one go; what came over from a neighbouring row is painted black.
+    # All rows at once; then the pixels that came from a neighboring row are set to black.
     _copy_bytes(source, start + shift, target, start, size - stride + end)
     for row in range(height):
         _blacken(target, row * stride, row * stride + start)
@@ -542,7 +542,7 @@ def translate_x(image, pixels, out, scratch):
 
 @kernel
 def translate_y(image, pixels, out, scratch):
-    """Move the image up by a whole number of pixels; black where nothing came."""
+    """Move the image up by a whole number of pixels; fill with black."""
     height, width = intp(image.shape[0]), intp(image.shape[1])
     source, target = image.reshape(-1), out.reshape(-1)
     shift = 3 * width * intp(min(max(pixels, -height), height))
@@ -560,17 +560,17 @@ def translate_y(image, pixels, out, scratch):
 def _as_factor(factor):
     """Return a factor in float32, at most 512.
 
-    From 256 on every difference of two bytes but 0 leaves 0..255: the result is the same, and
-    what is cut fits an int32.
+    From 256 on, every nonzero difference of two bytes leads outside 0..255. So the limit does not
+    change the result, and the value before clipping fits an int32.
     """
     return float32(min(factor, 512.0))
 
 
 @inlined_kernel
 def _blended(degenerate, value, factor):
-    """Return degenerate + factor * (value - degenerate), cut to 0..255: float32 to int32.
+    """Return degenerate + factor * (value - degenerate), clipped to 0..255: float32 to int32.
 
-    A factor in 0..1 stays between the two, so that Pillow's two ways of cutting are one here.
+    For a factor in 0..1 the result is between the two, so Pillow's unclipped case is the same.
     """
     blend = int32(degenerate + factor * (value - degenerate))
     blend = blend if blend > int32(0) else int32(0)
@@ -587,7 +587,7 @@ def _grey(word):
 
 @kernel
 def color(image, factor, out, scratch):
-    """Blend each pixel with its grey; factor: float64 >= 0, 1 leaves the image."""
+    """Blend each pixel with its gray; factor: float64 >= 0, 1 keeps the image."""
     factor32 = _as_factor(factor)
     source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
     n_pixels = intp(image.shape[0] * image.shape[1])
@@ -607,7 +607,7 @@ def color(image, factor, out, scratch):
 
 @kernel
 def contrast(image, factor, out, scratch):
-    """Blend each pixel with the mean grey of the image; factor: float64 >= 0."""
+    """Blend each pixel with the mean gray of the image; factor: float64 >= 0."""
     factor32 = _as_factor(factor)
     source, target, words = image.reshape(-1), out.reshape(-1), scratch.view(int32)
     n_pixels = intp(image.shape[0] * image.shape[1])
@@ -628,7 +628,7 @@ def contrast(image, factor, out, scratch):
 
 @kernel
 def brightness(image, factor, out, scratch):
-    """Blend each pixel with black; factor: float64 >= 0, 1 leaves the image."""
+    """Blend each pixel with black; factor: float64 >= 0, 1 keeps the image."""
     factor32 = _as_factor(factor)
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):
@@ -637,9 +637,9 @@ def brightness(image, factor, out, scratch):
 
 @inlined_kernel
 def smoothed(window):
-    """Return a weighted sum of 3x3 bytes over 13, rounded: int32, 0..3315, to int32, 0..255.
+    """Divide a weighted sum of 3x3 bytes by 13 and round: int32, 0..3315, to int32, 0..255.
 
-    (2 n + 13) // 26 as a product and a shift, which is the same for all 3316 sums.
+    This is (2 n + 13) // 26 as a product and a shift, which is exact for all 3316 sums.
     """
     twice = int32(int32(int32(2) * int32(window)) + int32(13))
     return int32(int32(twice * int32(20165)) >> int32(19))
@@ -647,9 +647,9 @@ def smoothed(window):
 
 @kernel
 def sharpness(image, factor, out, scratch):
-    """Blend each pixel with the mean of its 3x3 window, itself counted 5 times; factor >= 0.
+    """Blend each pixel with the weighted mean of its 3x3 window (center 5); factor >= 0.
 
-    The outermost pixels stay, so that an image under 3 pixels in a direction is copied.
+    Border pixels stay, so an image of fewer than 3 rows or columns is copied.
     """
     factor32 = _as_factor(factor)
     height, width = intp(image.shape[0]), intp(image.shape[1])
@@ -664,7 +664,7 @@ def sharpness(image, factor, out, scratch):
         base = row * stride
         _copy_bytes(source, base, target, base, base + 3)
         _copy_bytes(source, base + stride - 3, target, base + stride - 3, base + stride)
-        # Windows start at `start`, their middles three bytes on.
+        # Windows start at `start`; their centers are three bytes later.
         for start in range(base, base + stride - 6, _SUMS - 6):
             count = min(_SUMS - 6, base + stride - 6 - start)
             here = source[start : start + count + 6]
@@ -681,20 +681,20 @@ def sharpness(image, factor, out, scratch):
 
 
 # --- Severity to argument ------------------------------------------------------------------------
-# All take the same: level, float64 in [0.1, 10]; negative, the sign of what has one; height and
-# width, int, pixels. All return float64. The constants are those of AugMix and PixMix, whose scale
-# ends at 10.
+# All functions take level, float64 in [0.1, 10]; negative, the sign of signed arguments; height and
+# width, int, in pixels; and return float64. The constants are those of AugMix and PixMix, where the
+# maximum level is 10.
 
 
 @inlined_kernel
 def _signed(number, negative):
-    """Return a number, less than 0 if negative."""
+    """Return the number, or its opposite if negative."""
     return -number if negative else number
 
 
 @inlined_kernel
 def no_argument(level, negative, height, width):
-    """Return 0, which nobody reads."""
+    """Return 0, which is ignored."""
     return 0.0
 
 

@@ -1,14 +1,14 @@
-"""The operations of PixMix: one row each, and all that lists operations reads these rows.
+"""The table of PixMix's operations: one row per operation, read by everything that lists them.
 
-To add one, write its kernel and what makes its argument of a level (`pixmix.op_kernels`), its torch
-function of the same name (`pixmix.torch_ops`), and a row at the end of `OPERATIONS`. The place of a
-row is the code of its operation in all draws, so rows are never moved; a row that `PixMixSettings`
-may draw changes what a seed draws, and raises `pixmix.draws.DRAWS_VERSION`. The plain code that
-`pixmix-bench` compares with (`pipelines.bench.references`) has a Pillow function per operation.
+To add an operation, write its kernel and the function from level to argument in
+`pixmix.op_kernels`, a torch function of the same name in `pixmix.torch_ops`, a Pillow function in
+`pipelines.bench.references`, and a row at the end of `OPERATIONS`. The position of a row is the
+code of its operation in all draws, so never move a row. A row that `PixMixSettings` may draw
+changes what a seed draws; raise `pixmix.draws.DRAWS_VERSION` then.
 
-The operations have the bytes of Pillow 13.0's x86-64 wheels on every machine. Another release of
-Pillow may change its arithmetic, and a compiler that fuses a * b + c, as those of other
-architectures do, can move the bytes of Pillow's own bilinear sampling and blending.
+On every machine the results equal those of Pillow 13.0's x86-64 wheels byte for byte. Other
+releases of Pillow may compute differently, and where a compiler fuses a * b + c (as for other
+architectures), Pillow's own bilinear sampling and blending may differ by a level.
 """
 
 import math
@@ -19,26 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixmix import op_kernels
-from pixmix.arguments import check_image
 from pixmix.compiling import kernel, switch
+from pixmix.images import check_image
 
 _FACTOR_LIMIT = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """An operation on an image.
+    """A row of the table: an operation on an image.
 
     Attributes:
-        name: also of its function in `pixmix.torch_ops`.
-        kernel: (image, argument, out, scratch); see `pixmix.op_kernels`.
-        level: (level, negative, height, width) -> argument, compiled; None without an argument.
+        name: name of the operation and of its function in `pixmix.torch_ops`.
+        kernel: compiled function of (image, argument, out, scratch); see `pixmix.op_kernels`.
+        level: compiled function of (level, negative, height, width) that returns the argument; None
+            if the operation has no argument.
         whole: whether the argument is a whole number.
-        least: the least argument.
-        most: the largest argument.
-        unit: of the argument, for people.
-        geometric: whether it moves what is in an image; the others keep each thing in its place.
-        standard: whether PixMix draws it by default; the others are drawn with `all_ops`.
+        least: minimum argument.
+        most: maximum argument.
+        unit: unit of the argument, for display.
+        geometric: whether it moves pixels.
+        standard: whether PixMix draws it by default, and not only with `all_ops`.
         overlaps_c: whether it overlaps a corruption of ImageNet-C.
     """
 
@@ -54,10 +55,10 @@ class Operation:
     overlaps_c: bool = False
 
 
-def _enhancement(name: str, its_kernel: Any) -> Operation:
-    """Return a row of an operation that blends by a factor: 1 leaves the image."""
+def _enhancement(name: str, compiled: Any) -> Operation:
+    """Return the row of an operation that blends by a factor; factor 1 keeps the image."""
     return Operation(
-        name=name, kernel=its_kernel, level=op_kernels.enhancement_factor, least=0.0,
+        name=name, kernel=compiled, level=op_kernels.enhancement_factor, least=0.0,
         most=_FACTOR_LIMIT, unit="x", standard=False, overlaps_c=True,
     )  # fmt: skip
 
@@ -86,10 +87,10 @@ OPERATIONS = (
     _enhancement("sharpness", op_kernels.sharpness),
 )
 # fmt: on
-"""The place of a row is the code of its operation."""
+"""All operations; the position of a row is its code."""
 
 CODES = {row.name: code for code, row in enumerate(OPERATIONS)}
-"""Name -> code."""
+"""The code of each operation, by name."""
 
 _apply = switch([row.kernel for row in OPERATIONS])
 _argument = switch([row.level or op_kernels.no_argument for row in OPERATIONS])
@@ -99,37 +100,37 @@ _argument = switch([row.level or op_kernels.no_argument for row in OPERATIONS])
 def apply_operation(code, argument, image, out, scratch):
     """Write the result of an operation into `out`.
 
-    code: the place in OPERATIONS; ValueError for another one. The rest: see `pixmix.op_kernels`.
+    code: position in OPERATIONS; ValueError for any other. The rest: see `pixmix.op_kernels`.
     """
     _apply(code, image, argument, out, scratch)
 
 
 @kernel
 def draw_argument(code, level, negative, height, width):
-    """Return the argument, float64, that an operation takes at a level.
+    """Return the argument of an operation at a level, float64.
 
-    code: the place in OPERATIONS; ValueError for another one. level: float64 in [0.1, 10].
-    negative: bool, the sign of those that have one. height, width: int, pixels.
+    code: position in OPERATIONS; ValueError for any other. level: float64 in [0.1, 10]. negative:
+    bool, the sign of signed arguments. height, width: int, of the image in pixels.
     """
     return _argument(code, level, negative, height, width)
 
 
 def apply(name: str, image: NDArray[np.uint8], argument: float = 0.0) -> NDArray[np.uint8]:
-    """Return what an operation makes of an image, with Pillow's bytes.
+    """Apply an operation to an image, with the same result as Pillow byte for byte.
 
     Args:
-        name: of a row of `OPERATIONS`.
-        image: (H, W, 3) uint8 of any size from 1x1, contiguous or not; it is not written.
-        argument: within the row's bounds; not read where the row has no level. A posterize to 0
-            bits, which PixMix draws at level 10 and Pillow 13 refuses, leaves black.
+        name: name of a row of `OPERATIONS`.
+        image: (H, W, 3) uint8, of any size from 1x1; it is not modified.
+        argument: within the row's bounds; ignored if the row has no level. Posterizing to 0 bits,
+            which PixMix draws at level 10 and Pillow 13 rejects, returns a black image.
 
     Returns:
-        A new array of the same shape.
+        A new array of the image's shape.
 
     Raises:
-        KeyError: for a name of no row.
-        TypeError: for what is no uint8 array.
-        ValueError: for another shape, or an argument outside the bounds.
+        KeyError: if no operation has this name.
+        TypeError: if the image is not a uint8 array.
+        ValueError: if the image has another shape, or the argument is out of bounds.
     """
     row, image, number = OPERATIONS[CODES[name]], check_image(image), float(argument)
     if not (math.isfinite(number) and row.least <= number <= row.most):
@@ -138,7 +139,7 @@ def apply(name: str, image: NDArray[np.uint8], argument: float = 0.0) -> NDArray
             "within these bounds"
         )
     if row.whole and not number.is_integer():
-        raise ValueError(f"{name}: {argument} is not whole; round it")
+        raise ValueError(f"{name}: {argument} is not a whole number; round it")
     out = np.empty_like(image)
     row.kernel(image, number, out, np.empty(op_kernels.SCRATCH_LENGTH, np.int64))
     return out

@@ -1,12 +1,12 @@
-"""Part of an image at another size, byte for byte as Pillow resizes it bilinearly.
+"""Crop and resize images bilinearly, equal to Pillow byte for byte.
 
-Pillow filters rows, rounds to 8 bits, then filters columns; or columns first, where the height
-shrinks by more than twice what the width does (Pillow 13; before, rows always came first, which
-moves some bytes by 1). Where an image gets smaller the triangle of the filter is as wide as two
-new pixels, so that nothing is skipped ("antialiasing"); its weights are whole numbers in 2^-22. A
-crop is cut out before it is resized, as torchvision does it: no filter reads beside the crop.
+Pillow filters rows, rounds to 8 bits, and filters columns; or columns first, if the height shrinks
+by more than twice as many pixels as the width (Pillow 13; older versions always filter rows first,
+which changes some bytes by 1). When an image shrinks, the triangle filter is two new pixels wide
+(antialiasing). The weights are whole multiples of 2^-22. A crop is cut out before it is resized, as
+in torchvision, so no filter reads pixels outside the crop.
 
-The equality was tested against Pillow 13.0 and torchvision 0.29.
+Tested against Pillow 13.0 and torchvision 0.29.
 """
 
 from typing import Any
@@ -17,8 +17,8 @@ from numba import types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pixmix.arguments import check_image
 from pixmix.compiling import inlined_kernel, kernel, pointer_at
+from pixmix.images import check_image
 
 _ONE = np.int32(1 << 22)
 _HALF = np.int32(1 << 21)
@@ -28,10 +28,10 @@ _GREEN, _BLUE = np.int32(8), np.int32(16)
 
 @kernel
 def _weigh(side, full, first, n, starts, counts, weights):
-    """Fill the filters of new pixels first .. first+n-1, when `side` pixels become `full`.
+    """Compute the filters of new pixels first .. first+n-1, when `side` pixels become `full`.
 
-    starts, counts: (n,) int32, the first pixel that a new one reads, and how many.
-    weights: (n, reach) int32, in 2^-22; those from a count on are left as they are.
+    starts, counts: (n,) int32, the first pixel that a new one reads, and their number.
+    weights: (n, reach) int32, in 2^-22; entries from a count on are not written.
     """
     scale = side / full
     support = max(scale, 1.0)
@@ -52,7 +52,7 @@ def _weigh(side, full, first, n, starts, counts, weights):
 
 @inlined_kernel
 def _reach(side, full):
-    """Return how many pixels a filter may read."""
+    """Return the maximum number of pixels that a filter reads."""
     return 2 * int(np.ceil(max(side / full, 1.0))) + 1
 
 
@@ -60,20 +60,20 @@ def _reach(side, full):
 def _weighted_pixel(
     typing_context: Any, array: Any, offset: Any, weights: Any, place: Any, count: Any
 ) -> Any:
-    """Return a weighted sum of pixels that follow each other, its lowest byte red.
+    """Return the weighted sum of consecutive pixels as int32, red in the lowest byte.
 
-    array: contiguous uint8; offset, intp: the first pixel's first byte. The byte after the last
-    pixel is read too. weights: contiguous int32, in 2^-22, from `place`, intp, on. count: intp, at
-    least 1. Each channel is rounded; none may leave 0..255. All channels are summed at once.
+    array: contiguous uint8; the byte after the last pixel is read, too. offset: intp, of the first
+    pixel. weights: contiguous int32, in 2^-22, from `place`, intp, on. count: intp, at least 1.
+    Each channel is rounded and must be in 0..255. All channels are summed at once in a vector.
     """
 
     def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         pixels, start, factors, first, n = values
-        lanes = ir.VectorType(ir.IntType(32), 4)
+        vector = ir.VectorType(ir.IntType(32), 4)
         whole = ir.IntType(64)
 
         def constant(value: int) -> Any:
-            return ir.Constant(lanes, [value] * 4)
+            return ir.Constant(vector, [value] * 4)
 
         factor_data = context.make_array(signature.args[2])(context, builder, factors).data
         before = builder.block
@@ -82,16 +82,16 @@ def _weighted_pixel(
         builder.branch(loop)
         builder.position_at_end(loop)
         tap = builder.phi(whole)
-        total = builder.phi(lanes)
+        total = builder.phi(vector)
         place_of_tap = builder.add(start, builder.mul(tap, ir.Constant(whole, 3)))
         word = builder.load(
             pointer_at(context, builder, signature.args[0], pixels, place_of_tap, 32)
         )
         word.align = 1
-        channels = builder.zext(builder.bitcast(word, ir.VectorType(ir.IntType(8), 4)), lanes)
+        channels = builder.zext(builder.bitcast(word, ir.VectorType(ir.IntType(8), 4)), vector)
         factor = builder.load(builder.gep(factor_data, [builder.add(first, tap)]))
         one = builder.insert_element(
-            ir.Constant(lanes, ir.Undefined), factor, ir.Constant(ir.IntType(32), 0)
+            ir.Constant(vector, ir.Undefined), factor, ir.Constant(ir.IntType(32), 0)
         )
         splat = builder.shuffle_vector(one, one, constant(0))
         added = builder.add(total, builder.mul(channels, splat))
@@ -112,7 +112,7 @@ def _weighted_pixel(
 
 @inlined_kernel
 def _filter_row(source, begin, line, starts, counts, weights, out):
-    """Filter a row of RGB; see `_weigh`. line: scratch, a byte longer than a row. out: uint8."""
+    """Filter a row of RGB; see `_weigh`. line: scratch, one byte longer than a row. out: uint8."""
     n_values = len(line) - 1
     line[:n_values] = source[begin : begin + n_values]
     flat = weights.reshape(-1)
@@ -127,7 +127,7 @@ def _filter_row(source, begin, line, starts, counts, weights, out):
 
 @inlined_kernel
 def _filter_columns(source, begin, stride, count, weights, y, total, out):
-    """Filter `count` rows, the first at `begin`, to one. total: int32 scratch; out: uint8."""
+    """Filter `count` rows, the first at `begin`, into one. total: int32 scratch; out: uint8."""
     n = len(out)
     for x in range(n):
         total[x] = _HALF
@@ -142,11 +142,11 @@ def _filter_columns(source, begin, stride, count, weights, y, total, out):
 
 @kernel
 def resize_part(image, top, left, height, width, full_height, full_width, row, column, out):
-    """Resize a part of an image and write a window of the result.
+    """Resize a region of an image and write a window of the result; arguments are not validated.
 
-    image: (H, W, 3) uint8. top, left, height, width: the part. full_height, full_width: its new
-    size. row, column: where in the new image the window begins. out: (h, w, 3) uint8, the
-    window; contiguous, all inside the new image. Nothing is checked.
+    image: (H, W, 3) uint8. top, left, height, width: the region. full_height, full_width: its new
+    size. row, column: position of the window in the resized region. out: (h, w, 3) uint8, the
+    window; contiguous, inside the resized region.
     """
     n_rows, n_columns = out.shape[0], out.shape[1]
     starts, counts = np.empty(n_columns, np.int32), np.empty(n_columns, np.int32)
@@ -191,22 +191,22 @@ def resized_crop(
     width: int,
     size: tuple[int, int],
 ) -> NDArray[np.uint8]:
-    """Cut out a part and resize it: image.crop(...).resize(..., BILINEAR) of Pillow.
+    """Crop a region and resize it bilinearly: torchvision's `resized_crop` of the PIL image.
 
     Args:
         image: (H, W, 3) uint8.
-        top: first row of the part.
-        left: first column of the part.
-        height: of the part, pixels, at least 1.
-        width: of the part, pixels, at least 1.
+        top: first row of the region.
+        left: first column of the region.
+        height: height of the region in pixels, at least 1.
+        width: width of the region in pixels, at least 1.
         size: (height, width) of the result, at least 1 each.
 
     Returns:
-        (*size, 3) uint8: torchvision's `resized_crop` of the PIL image.
+        A (height, width, 3) uint8 array of the given size.
 
     Raises:
-        TypeError: for what is no uint8 array.
-        ValueError: for another shape, a part that is not inside, or a size below 1.
+        TypeError: if the image is not a uint8 array.
+        ValueError: if the image has another shape, the region is not inside, or a size is below 1.
     """
     image = check_image(image)
     inside = (
@@ -214,8 +214,8 @@ def resized_crop(
     )
     if not inside:
         raise ValueError(
-            f"a part of {height}x{width} at row {top}, column {left} is not inside an image of "
-            f"{image.shape[0]}x{image.shape[1]} (height x width); cut a smaller one"
+            f"a region of {height}x{width} at row {top}, column {left} is not inside an image of "
+            f"{image.shape[0]}x{image.shape[1]} (height x width); use a smaller region"
         )
     if min(size) < 1:
         raise ValueError(f"size is {size}; pass a height and a width of at least 1 pixel")
@@ -224,31 +224,31 @@ def resized_crop(
     return out
 
 
-def resized_centre(
+def resized_center(
     image: NDArray[np.uint8], shorter_side: int, size: tuple[int, int]
 ) -> NDArray[np.uint8]:
-    """Resize so that the shorter side has a length, and cut out the centre.
+    """Resize the shorter side and crop the center: torchvision's `Resize` and `CenterCrop`.
 
     Args:
         image: (H, W, 3) uint8.
-        shorter_side: pixels, of the resized image.
+        shorter_side: shorter side of the resized image in pixels.
         size: (height, width) of the result; neither above shorter_side.
 
     Returns:
-        (*size, 3) uint8: torchvision's Resize(shorter_side) and CenterCrop(size) of the PIL image.
+        A (height, width, 3) uint8 array of the given size.
 
     Raises:
-        TypeError: for what is no uint8 array.
-        ValueError: for another shape, or a size that does not fit.
+        TypeError: if the image is not a uint8 array.
+        ValueError: if the image has another shape, or the crop does not fit.
     """
     image = check_image(image)
     if not 1 <= min(size) <= max(size) <= shorter_side:
         raise ValueError(
-            f"a centre of {size} does not fit into a shorter side of {shorter_side} pixels; "
-            "resize to more, or cut less"
+            f"a center crop of {size} does not fit into a shorter side of {shorter_side} pixels; "
+            "use a larger shorter side or a smaller crop"
         )
     full = resized_shape(image.shape[0], image.shape[1], shorter_side)
-    # Python rounds a half to the even number, and so does torchvision.
+    # Python's round is torchvision's: halves are rounded to even.
     row, column = (round((full[i] - size[i]) / 2) for i in range(2))
     out = np.empty((*size, 3), np.uint8)
     resize_part(image, 0, 0, image.shape[0], image.shape[1], *full, row, column, out)
@@ -256,10 +256,7 @@ def resized_centre(
 
 
 def resized_shape(height: int, width: int, shorter_side: int) -> tuple[int, int]:
-    """Return (height, width) of an image whose shorter side gets a length, as torchvision has it.
-
-    The longer side is cut to a whole number.
-    """
+    """Return (height, width) after torchvision's `Resize`, which truncates the longer side."""
     if height < width:
         return shorter_side, int(shorter_side * width / height)
     return int(shorter_side * height / width), shorter_side

@@ -1,9 +1,9 @@
-"""The operations on batches of torch tensors, on any device: the bytes of `pixmix.op_kernels`.
+"""The operations on batches of torch tensors, on any device, equal to `pixmix.op_kernels`.
 
-Every function takes images, (M, 3, H, W) uint8, and where its row in `pixmix.operations` has a
-level arguments, (M,) on the same device: int64 where they are whole, else `real_type`. It returns
-new images. Sums are made in the order and precision of the kernels. Devices without float64 (mps)
-sample and stretch in float32 and may be off by one of 255.
+Every function takes images, (M, 3, H, W) uint8, and, if its row in `pixmix.operations` has a level,
+arguments, (M,) on the same device: int64 for whole arguments, else `real_type`. It returns new
+images. Sums are computed in the order and precision of the kernels. Devices without float64 (mps)
+sample and stretch in float32, where results may differ by one level.
 """
 
 from collections.abc import Callable
@@ -15,17 +15,17 @@ from torch import Tensor
 from pixmix.op_kernels import ROTATIONS
 
 _MOST_PIXELS = 1 << 23
-"""Pixels sampled at a time: ten float64 of each take 700 MB."""
+"""Pixels sampled at a time: at ten float64 each, they take 700 MB."""
 LEVELS = 256
 
 
 def real_type(device: torch.device) -> torch.dtype:
-    """Return the widest float that a device has."""
+    """Return the widest float type that a device supports."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _column(arguments: Tensor) -> Tensor:
-    """Return (M,) as (M, 1, 1, 1)."""
+    """Reshape (M,) to (M, 1, 1, 1)."""
     return arguments.view(-1, 1, 1, 1)
 
 
@@ -33,17 +33,17 @@ def _column(arguments: Tensor) -> Tensor:
 
 
 def _look_up(images: Tensor, tables: Tensor) -> Tensor:
-    """Return each value's entry in the table of its channel; tables: (M, 3, 256) uint8."""
+    """Map each value through the table of its channel; tables: (M, 3, 256) uint8."""
     return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
 def autocontrast(images: Tensor) -> Tensor:
-    """Stretch each channel to 0..255; a channel of one value stays."""
+    """Stretch each channel to 0..255; a channel with a single value stays."""
     real = real_type(images.device)
     values = images.flatten(2)
     low, high = (each.to(real).unsqueeze(2) for each in (values.amin(2), values.amax(2)))
     levels = torch.arange(LEVELS, device=images.device, dtype=real)
-    # A number over a tensor is a product with the reciprocal: two roundings.
+    # torch computes number / tensor as a product with the reciprocal, which rounds twice.
     scale = torch.full_like(low, 255) / (high - low).clamp(min=1)
     stretched = (levels * scale + -low * scale).clamp(0, 255)
     tables = torch.where(high > low, stretched, levels).to(torch.uint8)
@@ -51,7 +51,7 @@ def autocontrast(images: Tensor) -> Tensor:
 
 
 def equalize(images: Tensor) -> Tensor:
-    """Make each channel's histogram even; a channel of one value stays."""
+    """Equalize each channel's histogram; a channel with a single value stays."""
     values = images.flatten(2).long()
     n_pixels = values.shape[2]
     counts = torch.zeros((*values.shape[:2], LEVELS), dtype=torch.int64, device=images.device)
@@ -79,10 +79,9 @@ def solarize(images: Tensor, thresholds: Tensor) -> Tensor:
 
 
 def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return images at places, bilinearly, black outside.
+    """Sample images bilinearly; black outside.
 
-    x, y: (M, H, W) float, in pixels from the corner, so that 0.5 is the first centre; or (M, H, 1)
-    and the like.
+    x, y: float, broadcast to (M, H, W); in pixels from the corner, so that the first center is 0.5.
     """
     n, _, height, width = images.shape
     x, y = torch.broadcast_tensors(x, y)
@@ -109,9 +108,10 @@ def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _in_parts(
     images: Tensor, entries: Tensor, sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Sample some images at a time; entries: (M, ...), of their matrices.
+    """Sample at most `_MOST_PIXELS` at a time.
 
-    sample: gets images, entries, and the centres of columns, (1, 1, W), and rows, (1, H, 1).
+    entries: (M, ...), matrix entries of the images. sample: function of images, entries, and the
+    centers of columns, (1, 1, W), and rows, (1, H, 1).
     """
     n, _, height, width = images.shape
     columns = torch.arange(width, device=images.device, dtype=entries.dtype).view(1, 1, -1) + 0.5
@@ -129,9 +129,9 @@ def _rotations(device: torch.device) -> Tensor:
 
 
 def rotate(images: Tensor, degrees: Tensor) -> Tensor:
-    """Turn counterclockwise about the centre; degrees: int64."""
+    """Rotate counterclockwise about the center; degrees: int64."""
     height, width = images.shape[2:]
-    # A copy to the device once: what its own cosine gives is rounded in another way.
+    # From the kernels' table, because a device's own cosine is rounded differently.
     entries = _rotations(images.device).index_select(0, degrees % len(ROTATIONS))
 
     def sample(images: Tensor, entries: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def rotate(images: Tensor, degrees: Tensor) -> Tensor:
 
 
 def shear_x(images: Tensor, factors: Tensor) -> Tensor:
-    """Move each row left by factor times its place."""
+    """Move each row left by factor * its center's height."""
 
     def sample(images: Tensor, factors: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
         return _sampled(images, columns + factors.view(-1, 1, 1) * rows, rows)
@@ -156,7 +156,7 @@ def shear_x(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def shear_y(images: Tensor, factors: Tensor) -> Tensor:
-    """Move each column up by factor times its place."""
+    """Move each column up by factor * its center's distance from the left."""
 
     def sample(images: Tensor, factors: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
         return _sampled(images, columns, factors.view(-1, 1, 1) * columns + rows)
@@ -175,7 +175,7 @@ def translate_y(images: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _moved(images: Tensor, pixels: Tensor, axis: int) -> Tensor:
-    """Move images against an axis; black comes in."""
+    """Move images toward index 0 of an axis; fill with black."""
     side, shape = images.shape[axis], [1, 1, 1, 1]
     shape[axis] = side
     places = torch.arange(side, device=images.device).view(shape) + _column(pixels)
@@ -188,7 +188,7 @@ def _moved(images: Tensor, pixels: Tensor, axis: int) -> Tensor:
 
 
 def _blended(degenerate: Tensor | float, images: Tensor, factors: Tensor) -> Tensor:
-    """Return degenerate + factor * (image - degenerate) in float32, cut to 0..255."""
+    """Return degenerate + factor * (image - degenerate) in float32, clipped to 0..255."""
     factor = _column(factors).to(torch.float32)
     blend: Tensor = degenerate + factor * (images.float() - degenerate)
     return blend.clamp(0, 255).to(torch.uint8)
@@ -202,12 +202,12 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend each pixel with its grey."""
+    """Blend each pixel with its gray."""
     return _blended(_grey(images).float(), images, factors)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the mean grey of the image, rounded."""
+    """Blend with the mean gray of the image, rounded."""
     n_pixels = images.shape[2] * images.shape[3]
     total = _grey(images).sum((1, 2, 3), keepdim=True, dtype=torch.int64)
     mean = (2 * total + n_pixels) // (2 * n_pixels)
@@ -220,7 +220,7 @@ def brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def sharpness(images: Tensor, factors: Tensor) -> Tensor:
-    """Blend with the mean of 3x3 pixels, the middle counted 5 times; the outermost stay."""
+    """Blend with the weighted mean of 3x3 pixels (center 5); the border stays."""
     if min(images.shape[2:]) < 3:
         return images.clone()
     values = images.to(torch.int32)

@@ -13,13 +13,11 @@ from PIL import Image
 from torch import nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pixmix.arguments import check_image, count_of_views, image_key, whole
 from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.images import Layout, PackedImages, check_image, find_image_key, too_small
 from pixmix.mixing import MIXINGS
-from pixmix.packed import Layout, PackedImages, too_small
-from pixmix.philox import INDEX_LIMIT
-from pixmix.settings import PixMixSettings
+from pixmix.settings import INDEX_LIMIT, PixMixSettings, check_views, check_whole
 
 if TYPE_CHECKING:
     _T = TypeVar("_T", bound=torch.Tensor)
@@ -31,64 +29,72 @@ if TYPE_CHECKING:
 AnyImage = Image.Image | torch.Tensor | NDArray[np.uint8]
 
 DTYPES = (torch.float32, torch.uint8)
-"""What a transform can return."""
+"""The output types of `PixMix`."""
 
 
 class ImageSequence(Protocol):
-    """A sequence of images, opened one at a time: a list, or a dataset without labels."""
+    """A sequence of images, such as a list or a dataset without labels."""
 
     def __len__(self) -> int:
         """Return the number of images."""
 
     def __getitem__(self, index: int, /) -> AnyImage:
-        """Return image `index`, from 0."""
+        """Return an image by its index, from 0."""
 
 
 _PLAIN_IMAGES = (torch.Tensor, np.ndarray, Image.Image)
-_NOTHING = NO_IMAGES.layout
+_NO_MIXING_IMAGES = NO_IMAGES.layout
 _MEANS, _DEVIATIONS = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
 class PixMix(nn.Module):
-    """Mix an image with what operations make of it and with an image of a mixing set.
+    """Mix an image with augmented copies of itself and with images of a mixing set.
 
-    Takes a PIL image of mode RGB, a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array, and gives a
-    (3, H, W) float32 tensor in [0, 1]: normalise after it, crop and flip before it. Source:
+    The input is an RGB PIL image, a (3, H, W) uint8 tensor or an (H, W, 3) uint8 array; the output
+    is a (3, H, W) float32 tensor in [0, 1]. Crop and flip before it, normalize after it. Source:
     Hendrycks et al., "PixMix", CVPR 2022, figure 4.
 
-        transform = v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip(),
-                                PixMix(mixing_set), v2.Normalize([0.5] * 3, [0.5] * 3)])
+    Example:
+        Augment CIFAR images in a torchvision pipeline::
 
-    Samples follow the rules of torchvision's v2 transforms. An image can be alone, one of several
-    arguments, or inside dicts, tuples and lists; everything else is returned unchanged, in the
-    same structure. All `tv_tensors.Image` and PIL images of a sample are mixed, with the same
-    draws. Only where there are none is the first plain tensor or array taken as the image. A
-    `tv_tensors.Image` is returned as one, any other image as a plain tensor.
+            transform = v2.Compose([
+                v2.RandomCrop(32, padding=4),
+                v2.RandomHorizontalFlip(),
+                PixMix(open_mixing_set("fractals", 32)),
+                v2.Normalize([0.5] * 3, [0.5] * 3),
+            ])
+            dataset = CIFAR10("data", transform=transform)
 
-    Randomness: without a key one number is drawn from torch's generator, so that
-    `torch.manual_seed` and the seeds of DataLoader workers do what they do for torchvision's
-    transforms. With a key the pixels are a function of it.
+    Samples follow the rules of torchvision's v2 transforms. The image may be passed alone, as one
+    of several arguments, or inside dicts, tuples and lists; everything else is returned unchanged
+    in the same structure. All PIL images and ``tv_tensors.Image`` in a sample are mixed with the
+    same draws; only if there are none is the first plain tensor or array taken as the image. A
+    ``tv_tensors.Image`` stays one; every other image becomes a plain tensor.
+
+    Without a key, each call draws a seed from torch's global generator, so that
+    ``torch.manual_seed`` and DataLoader's worker seeds apply as in torchvision. With a key, the
+    output is a function of the key.
 
     Args:
-        mixing_set: a sequence of images, each of one of the three types above and at least as
-            large as the images to mix; `mixing_set[i]` is asked for only where a round needs it,
-            except that item 0 is checked at once. None or an empty one: every round mixes with
-            what an operation makes of the image.
-        k: the most rounds of mixing.
-        beta: above 0; the larger, the more a mixing keeps of the image.
-        severity: of the operations, 0.1 to 10.
-        all_ops: draw the operations that overlap ImageNet-C's corruptions, too.
-        geometric: draw rotations, shears and translations; without them boxes and masks hold. With
-            them, boxes, masks and keypoints in a sample (torchvision's types) cause one warning.
+        mixing_set: sequence of images of the three input types, each at least as large as the
+            images to mix. ``mixing_set[i]`` is loaded only when a round needs it, except for item
+            0, which is checked at once. None or an empty sequence makes every round mix with an
+            augmented copy of the image.
+        k: maximum number of mixing rounds, 0 or more.
+        beta: mixing strength, 0.001 or more; the larger, the more a round keeps of the image.
+        severity: maximum level of the operations, 0.1 to 10.
+        all_ops: whether to also draw the operations that overlap corruptions of ImageNet-C.
+        geometric: whether to draw rotations, shears and translations. Without them, boxes, masks
+            and keypoints remain valid; with them, torchvision's types for these cause one warning.
         mixings: names from `pixmix.mixing.MIXINGS`.
-        views: how many independent views to return, (views, 3, H, W); None for one, (3, H, W).
-        dtype: torch.float32, in [0, 1]; or torch.uint8, 0..255, each value rounded to the nearest
-            level, so at most half a level off the float one. Use uint8 where a loader expects it:
-            timm's prefetcher casts floats in [0, 1] to 0 and 1.
+        views: number of independent views to return, as (views, 3, H, W); None for (3, H, W).
+        dtype: torch.float32 for [0, 1], or torch.uint8 for 0..255, rounded to the nearest level.
+            Use uint8 with loaders that expect it, such as timm's prefetcher, which would truncate
+            floats in [0, 1] to 0 and 1.
 
     Raises:
-        TypeError: if the mixing set is no sequence of images, or a number no number.
-        ValueError: for a number out of range, or an image of another mode or shape.
+        TypeError: if the mixing set is not a sequence of images, or a parameter has another type.
+        ValueError: if a parameter is out of range, or item 0 has another mode or shape.
     """
 
     def __init__(
@@ -124,7 +130,7 @@ class PixMix(nn.Module):
         if dtype not in DTYPES:
             raise TypeError(f"dtype is {dtype!r}; use torch.float32 or torch.uint8")
         self.mixing_set = mixing_set
-        self.views = count_of_views(views)
+        self.views = check_views(views)
         self.dtype = dtype
         self._first_size: tuple[int, int] | None = None
         if mixing_set is not None and len(mixing_set) > 0:
@@ -201,16 +207,20 @@ class PixMix(nn.Module):
             """See `forward`; the overloads are for type checkers."""
 
     def forward(self, *inputs: object, key: tuple[int, int, int] | None = None) -> object:
-        """Return the sample with its image mixed; of several arguments, a tuple.
+        r"""Mix the image of a sample.
 
         Args:
-            *inputs: the image, with labels and the like beside it, or one sample that holds it.
-            key: (seed, epoch, index), whole numbers, the last two below 2^32; None to draw a
-                seed from torch's generator.
+            \*inputs: an image; or a sample (dict, tuple or list) that contains one; or several
+                arguments, such as an image and its label.
+            key: (seed, epoch, index), whole numbers, the last two below 2^32; None to draw a seed
+                from torch's generator.
+
+        Returns:
+            The mixed image, or the sample with its image replaced; a tuple for several arguments.
 
         Raises:
-            TypeError: if there is no image, or it is of another type.
-            ValueError: for another mode or shape, or a mixing image that is smaller.
+            TypeError: if the sample does not contain an image, or the image has another type.
+            ValueError: if the image has another mode or shape, or a mixing image is smaller.
         """
         if not (key is None or (isinstance(key, Sequence) and len(key) == 3)):
             raise TypeError(f"key is {key!r}; pass (seed, epoch, index), three whole numbers")
@@ -218,8 +228,8 @@ class PixMix(nn.Module):
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
         sample = inputs[0] if len(inputs) == 1 else inputs
         if type(sample) in _PLAIN_IMAGES:
-            # Most calls; looking through a sample costs a seventh of a call at 32 pixels.
-            return self._mixed(sample, key)
+            # The common case: searching a sample for its image takes a seventh of a call at 32 px.
+            return self._mix(sample, key)
         leaves, structure = tree_flatten(sample)
         images = _find_images(leaves)
         if not images:
@@ -228,13 +238,13 @@ class PixMix(nn.Module):
                 "uint8 tensor or an (H, W, 3) uint8 array"
             )
         if self.settings.geometric and not self._warned and len(leaves) > 1:
-            self._warn_of(_annotation_types(leaves))
+            self._warn_about(_annotation_types(leaves))
         for i in images:
-            leaves[i] = _like_input(self._mixed(leaves[i], key), leaves[i])
+            leaves[i] = _like_input(self._mix(leaves[i], key), leaves[i])
         return tree_unflatten(leaves, structure)
 
-    def _warn_of(self, annotations: list[str]) -> None:
-        """Warn, once, that annotations do not follow the image where operations move it."""
+    def _warn_about(self, annotations: list[str]) -> None:
+        """Warn once that annotations do not move with the image."""
         if annotations:
             self._warned = True
             warnings.warn(
@@ -243,15 +253,15 @@ class PixMix(nn.Module):
                 stacklevel=2,
             )
 
-    def _mixed(self, given: object, key: tuple[int, int, int]) -> torch.Tensor:
-        """Return an image mixed by a key."""
+    def _mix(self, given: object, key: tuple[int, int, int]) -> torch.Tensor:
+        """Mix an image by a key."""
         image = _as_array(given, "the image")
         seed, epoch, index = key
-        index = whole("index", index, 0, INDEX_LIMIT - 1)
+        index = check_whole("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])
         first = self._first_size
         if first is not None and (first[0] < size[0] or first[1] < size[1]):
-            # Others are looked at where they are drawn; this one tells at the first image.
+            # Other mixing images are checked when drawn; item 0 with the first image.
             raise ValueError(too_small(0, *first, *size))
         n_views = 1 if self.views is None else self.views
         plan = draw_plan(
@@ -268,7 +278,7 @@ class PixMix(nn.Module):
         result = np.empty((n_views, 3, *size), np.float32)
         mix_planned(
             image[None],
-            self._mixing_images_of(plan, size),
+            self._load_mixing_images(plan, size),
             plan,
             result,
             n_views=n_views,
@@ -280,10 +290,10 @@ class PixMix(nn.Module):
         mixed = torch.from_numpy(result[0] if self.views is None else result)
         return mixed if self.dtype == torch.float32 else mixed.mul_(255).round_().to(torch.uint8)
 
-    def _mixing_images_of(self, plan: Plan, size: tuple[int, int]) -> Layout:
-        """Return the mixing images that the views need, and let the plan count in them."""
+    def _load_mixing_images(self, plan: Plan, size: tuple[int, int]) -> Layout:
+        """Load the mixing images that the views need; the plan's indices become those in them."""
         if self.mixing_set is None:
-            return _NOTHING
+            return _NO_MIXING_IMAGES
         samples, operations = plan.samples, plan.rounds["operation"].tolist()
         images: list[NDArray[np.uint8]] = []
         for view, n_rounds in enumerate(samples["rounds"].tolist()):
@@ -296,7 +306,7 @@ class PixMix(nn.Module):
             samples["mixing_image"][view] = len(images)
             images.append(image)
         if len(images) == 1:
-            # What `pack` does at leisure: most calls come here.
+            # The common case, faster than `PackedImages.pack`.
             height, width, _ = images[0].shape
             return Layout(
                 images[0].reshape(-1),
@@ -304,10 +314,10 @@ class PixMix(nn.Module):
                 np.array([height], np.int32),
                 np.array([width], np.int32),
             )
-        return PackedImages.pack(images).layout if images else _NOTHING
+        return PackedImages.pack(images).layout if images else _NO_MIXING_IMAGES
 
     def extra_repr(self) -> str:
-        """Return the arguments, the mixing set by its length."""
+        """Return the arguments, with the length of the mixing set."""
         if self.mixing_set is None:
             mixing_set = "no mixing set"
         else:
@@ -318,16 +328,17 @@ class PixMix(nn.Module):
 def _as_array(image: object, name: str) -> NDArray[np.uint8]:
     """Return an image as an (H, W, 3) uint8 array, contiguous and writeable."""
     try:
-        return check_image(_unpacked(image))
+        return check_image(_to_array(image))
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name}: {error}") from None
 
 
-def _unpacked(image: object) -> object:
+def _to_array(image: object) -> object:
+    """Convert a PIL image or a tensor to an array; return anything else unchanged."""
     if isinstance(image, tuple | list | Mapping):
         raise TypeError(
             f"expected an image, got a {type(image).__name__}; a mixing set has images without "
-            f"labels: use [sample[{image_key(image)!r}] for sample in dataset], or "
+            f"labels: use [sample[{find_image_key(image)!r}] for sample in dataset], or "
             "open_mixing_set(folder, side)"
         )
     if isinstance(image, Image.Image):
@@ -339,7 +350,7 @@ def _unpacked(image: object) -> object:
     if isinstance(image, torch.Tensor):
         if image.dtype != torch.uint8:
             raise TypeError(
-                f"a tensor image holds uint8, 0..255, not {image.dtype}; use PixMix before "
+                f"a tensor image must be uint8, 0..255, not {image.dtype}; use PixMix before "
                 "v2.ToDtype, or v2.ToDtype(torch.uint8, scale=True) before it"
             )
         if image.device.type != "cpu":
@@ -354,41 +365,38 @@ def _unpacked(image: object) -> object:
         if image.ndim == 3 and 0 in image.shape:
             raise ValueError(
                 f"a tensor image has height and width of at least 1, not {tuple(image.shape)}; "
-                "leave empty ones out"
+                "leave out empty images"
             )
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
                 f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; "
-                "make three channels of one with v2.RGB()"
+                "convert grayscale images with v2.RGB()"
             )
         return image.detach().permute(1, 2, 0).contiguous().numpy()
     return image
 
 
-# --- Which parts of a sample are images ---------------------------------------------------------
-# By the rules of torchvision's v2 transforms: `Transform._needs_transform_list` in
+# --- The images of a sample ---------------------------------------------------------------------
+# These are the rules of torchvision's v2 transforms: `Transform._needs_transform_list` in
 # torchvision/transforms/v2/_transform.py, 0.29.
 
 _ANNOTATIONS = ("BoundingBoxes", "KeyPoints", "Mask")
-"""Torchvision's types of positions in an image."""
+"""torchvision's types for positions in an image."""
 
 
 def _tv_tensors() -> ModuleType | None:
-    """Return torchvision's module of tensor types, or None where no such tensor can exist.
+    """Return torchvision's module of tensor types, or None if it is not imported.
 
-    This package does not need torchvision, and does not import it.
+    This package does not require torchvision and never imports it.
     """
     return sys.modules.get("torchvision.tv_tensors")
 
 
 def _find_images(leaves: list[Any]) -> list[int]:
-    """Return the indices of the leaves of a sample that are images.
+    """Return the positions of the images among the leaves of a sample.
 
-    All images of torchvision's types and of Pillow's; where there are none, the first plain tensor
+    These are all images of torchvision's and PIL's types; if there are none, the first plain tensor
     or array.
-
-    Args:
-        leaves: the values of a sample, depth first.
     """
     types = _tv_tensors()
     explicit = (Image.Image,) if types is None else (Image.Image, types.Image, types.Video)
@@ -404,17 +412,17 @@ def _find_images(leaves: list[Any]) -> list[int]:
 
 
 def _annotation_types(leaves: list[Any]) -> list[str]:
-    """Return the names of torchvision's types of annotations that are among the leaves."""
+    """Return the names of torchvision's annotation types among the leaves."""
     types = _tv_tensors()
     if types is None:
         return []
-    # Older versions have no KeyPoints.
+    # KeyPoints is missing in older versions.
     known = {name: getattr(types, name) for name in _ANNOTATIONS if hasattr(types, name)}
     return [name for name, kind in known.items() if any(isinstance(leaf, kind) for leaf in leaves)]
 
 
 def _like_input(mixed: torch.Tensor, image: object) -> torch.Tensor:
-    """Return a tensor as torchvision's type where the image it was made of has such a type."""
+    """Wrap a tensor in torchvision's type if the input image has one."""
     types = _tv_tensors()
     if types is not None and isinstance(image, types.TVTensor):
         wrapped: torch.Tensor = types.wrap(mixed, like=image)

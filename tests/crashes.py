@@ -1,8 +1,8 @@
-"""Runs a job again and again, each time ending at another of its disk operations.
+"""Run a job many times, and crash each time before another of its disk operations.
 
-Run as a script with the name of a job and a folder: prints "crashes N" at the end. It runs by
-itself because it forks, and it works in its own process to see every operation. After each crash
-what is there is whole, and the same commands end with the same bytes.
+The script takes the name of a job and a folder, and prints "crashes N" at the end. It is a script
+of its own because it forks, and it works in one process to count every operation. After each crash
+the files are whole, and the same commands end with the same bytes.
 """
 
 import json
@@ -32,26 +32,26 @@ CRASHED = 77
 
 
 def make_numbers(folder: Path) -> None:
-    """Begin as one of two exclusive tasks, grow, lose a file, and end as the other."""
+    """Start as one of two exclusive tasks, grow, lose a file, and end as the other."""
     for n, task in ((3, Task(0, 2)), (5, Task(1, 2)), (5, Task(0, 2))):
         run_job(fake_job(folder, n=n, exclusive=True, resizable=True), task, run=run_here)
     (folder / "1.txt").unlink(missing_ok=True)
-    heal_numbers(folder)
+    repair_numbers(folder)
 
 
-def heal_numbers(folder: Path) -> None:
+def repair_numbers(folder: Path) -> None:
     run_job(fake_job(folder, exclusive=True, resizable=True), run=run_here)
 
 
 def make_numbers_by_tasks(folder: Path) -> None:
-    """Make as two tasks that hold no locks, and merge."""
+    """Run two tasks without locks, and merge."""
     for task in (Task(1, 2), Task(0, 2)):
         run_job(fake_job(folder), task, run=run_here)
     merge(fake_job(folder))
 
 
 def check_numbers(folder: Path) -> None:
-    """A record never speaks of a file that is not there, but for the one that was removed."""
+    """Every record has its file, except for the file that was removed."""
     for path in folder.glob(".work/done/*"):
         for line in path.read_bytes().splitlines():
             item = json.loads(line)["item"]
@@ -61,13 +61,13 @@ def check_numbers(folder: Path) -> None:
 
 
 def make_images(folder: Path) -> None:
-    """Begin a dataset of 3 images, lose one, and let it grow to 5."""
+    """Start a dataset of 3 images, lose one, and let it grow to 5."""
     make(image_set(folder, n=3, chunk=2), run=run_here)
     (folder / "images" / "00000001.png").unlink(missing_ok=True)
-    heal_images(folder)
+    repair_images(folder)
 
 
-def heal_images(folder: Path) -> None:
+def repair_images(folder: Path) -> None:
     make(image_set(folder, n=5, chunk=2), run=run_here)
 
 
@@ -91,7 +91,7 @@ def make_sharding(folder: Path) -> None:
             (source / "a" / f"{i}.png").write_bytes(encoded(image))
         (source / "a" / "broken.png").write_bytes(b"")
     request = ShardRequest(
-        folder=folder,
+        store=Folder(path=folder),
         source=ImageFolderSource(folder=source),
         name="small",
         num_shards=2,
@@ -102,7 +102,7 @@ def make_sharding(folder: Path) -> None:
 
 
 def check_shards(folder: Path) -> None:
-    """Each tar is whole, and readers take the set when its manifest is there, and only then."""
+    """Each tar is whole, and readers open the set if and only if its manifest exists."""
     for path in folder.glob("*.tar"):
         assert list(scan_tar(path))
     try:
@@ -116,18 +116,18 @@ def check_shards(folder: Path) -> None:
 Step = Callable[[Path], None]
 
 JOBS: dict[str, tuple[Step, Step, Step, int]] = {
-    "numbers": (make_numbers, check_numbers, heal_numbers, 1),
+    "numbers": (make_numbers, check_numbers, repair_numbers, 1),
     "tasks": (make_numbers_by_tasks, check_numbers, make_numbers_by_tasks, 1),
-    "images": (make_images, check_images, heal_images, 3),
+    "images": (make_images, check_images, repair_images, 3),
     "sharded": (make_sharded, check_shards, make_sharded, 3),
     "sharding": (make_sharding, check_shards, make_sharding, 3),
 }
-"""What makes it, what looks at it after a crash, what heals it, and of how many operations one is
-the last: all are tried with numbers, each third with the users of the engine."""
+"""Name -> functions that run, check and repair the job, and the step between two crashes: all disk
+operations are tried with numbers, every third one with the users of jobs."""
 
 
 def end_before_operation(last: int) -> None:
-    """End this process, as a power cut would, when it is about to change the disk once more."""
+    """End this process, like a power cut, before its next change of the disk after `last`."""
     operations = 0
 
     def count(event: str, arguments: tuple[object, ...]) -> None:
@@ -142,7 +142,7 @@ def end_before_operation(last: int) -> None:
 
 
 def main(name: str, scratch: Path) -> None:
-    run, check, heal, step = JOBS[name]
+    run, check, repair, step = JOBS[name]
     run(scratch / "unbroken")
     unbroken = tree(scratch / "unbroken")
     crashes = 0
@@ -158,7 +158,7 @@ def main(name: str, scratch: Path) -> None:
             break
         assert os.waitstatus_to_exitcode(status) == CRASHED
         check(folder)
-        heal(folder)
+        repair(folder)
         assert tree(folder) == unbroken, crashes
         shutil.rmtree(folder)
         crashes += 1

@@ -1,7 +1,7 @@
-"""Fetches an address: the process that test_remote.py starts many of, and kills.
+"""Download an address: a process that test_remote.py starts many times, and kills.
 
-Arguments: URL SHA256 N_BYTES CACHE SECONDS. Prints "held" when the file is there and ends after
-SECONDS, in which it holds the file.
+Arguments: URL SHA256 N_BYTES CACHE SECONDS. Prints "held" when the file is complete, and holds it
+for SECONDS before the exit.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""The simplest product of a job: item i is a file with its number, the manifest lists all."""
+"""A simple product of a job: item i is a file with its number, and the manifest lists all."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,9 +1,9 @@
-"""A web server on the loopback that serves files of a folder, faultily where it is told to.
+"""A local web server for the files of a folder, with faults that tests choose.
 
 with FaultyServer(folder) as server:
-    server.faults["a.tar"] = [cut(5000), busy(), ...]      # of the next requests for it
-    server.always["b.tar"] = flip(17)                      # of all further ones
-    server.url("a.tar"); server.requests("a.tar")          # what was asked: ranges, None: all
+    server.faults["a.tar"] = [cut(5000), busy(), ...]      # faults of the next requests
+    server.always["b.tar"] = flip(17)                      # fault of all further requests
+    server.url("a.tar"); server.requests("a.tar")          # requested ranges; None for all
 """
 
 import http.server
@@ -22,12 +22,21 @@ PIECE = 4096
 
 
 @dataclass
-class Answer:
-    """What the server is about to send, for a fault to change.
+class Response:
+    """A response of the server, which a fault may change.
 
-    begin: of the range. n_sent: body bytes after which the connection is cut. stall_at: body bytes
-    after which nothing more is sent, though the connection stays. pause_s: between two pieces of
-    `piece` bytes. endless: whether zeros follow the body for ever.
+    Attributes:
+        content: content of the file.
+        begin: first byte of the range.
+        status: status code.
+        ranges: whether Range headers are honored.
+        length: whether Content-Length is sent.
+        n_sent: number of body bytes after which the connection is cut.
+        stall_at: number of body bytes after which nothing more is sent on the open connection.
+        pause_s: pause between two pieces.
+        piece: size of a piece in bytes.
+        endless: whether zeros follow the body forever.
+        headers: further headers.
     """
 
     content: bytes
@@ -43,23 +52,23 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Fault = Callable[[Answer], None]
+Fault = Callable[[Response], None]
 
 
 def cut(after: int) -> Fault:
-    """Cut the connection after so many bytes of the body."""
+    """Cut the connection after a number of bytes of the body."""
 
-    def change(answer: Answer) -> None:
-        answer.n_sent = after
+    def change(response: Response) -> None:
+        response.n_sent = after
 
     return change
 
 
 def stall(after: int) -> Fault:
-    """Fall silent after so many bytes of the body."""
+    """Send nothing after a number of bytes of the body."""
 
-    def change(answer: Answer) -> None:
-        answer.stall_at = after
+    def change(response: Response) -> None:
+        response.stall_at = after
 
     return change
 
@@ -67,32 +76,32 @@ def stall(after: int) -> Fault:
 def slowly(pause_s: float) -> Fault:
     """Pause before each piece."""
 
-    def change(answer: Answer) -> None:
-        answer.pause_s = pause_s
+    def change(response: Response) -> None:
+        response.pause_s = pause_s
 
     return change
 
 
 def dripping(pause_s: float) -> Fault:
-    """Send a byte at a time, with a pause before each."""
+    """Send one byte at a time, with pauses."""
 
-    def change(answer: Answer) -> None:
-        answer.pause_s, answer.piece = pause_s, 1
+    def change(response: Response) -> None:
+        response.pause_s, response.piece = pause_s, 1
 
     return change
 
 
-def endless(answer: Answer) -> None:
-    """Say no length, and let zeros follow the body for ever."""
-    answer.length, answer.endless = False, True
+def endless(response: Response) -> None:
+    """Send no length, and zeros after the body forever."""
+    response.length, response.endless = False, True
 
 
 def status(code: int, **headers: str) -> Fault:
-    """Answer with this status; headers: with underscores for hyphens."""
+    """Respond with a status; headers: names have underscores for hyphens."""
 
-    def change(answer: Answer) -> None:
-        answer.status = code
-        answer.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+    def change(response: Response) -> None:
+        response.status = code
+        response.headers = {name.replace("_", "-"): value for name, value in headers.items()}
 
     return change
 
@@ -100,10 +109,10 @@ def status(code: int, **headers: str) -> Fault:
 def flip(at: int) -> Fault:
     """Flip a bit of the file's byte `at`."""
 
-    def change(answer: Answer) -> None:
-        content = bytearray(answer.content)
+    def change(response: Response) -> None:
+        content = bytearray(response.content)
         content[at] ^= 1
-        answer.content = bytes(content)
+        response.content = bytes(content)
 
     return change
 
@@ -111,39 +120,39 @@ def flip(at: int) -> Fault:
 def replaced(content: bytes) -> Fault:
     """Serve other content."""
 
-    def change(answer: Answer) -> None:
-        answer.content = content
+    def change(response: Response) -> None:
+        response.content = content
 
     return change
 
 
-def without_ranges(answer: Answer) -> None:
-    """Ignore that a range is asked for."""
-    answer.ranges = False
+def without_ranges(response: Response) -> None:
+    """Ignore Range headers."""
+    response.ranges = False
 
 
-def without_length(answer: Answer) -> None:
-    """Say no length: the end of the connection is the end of the body."""
-    answer.length = False
+def without_length(response: Response) -> None:
+    """Send no length: the end of the connection is the end of the body."""
+    response.length = False
 
 
-def another_range(answer: Answer) -> None:
-    """Answer with a range that begins elsewhere."""
-    answer.headers["Content-Range"] = f"bytes 7-9/{len(answer.content)}"
+def another_range(response: Response) -> None:
+    """Respond with another range than requested."""
+    response.headers["Content-Range"] = f"bytes 7-9/{len(response.content)}"
 
 
 def of(*faults: Fault) -> Fault:
     """Return several faults as one."""
 
-    def change(answer: Answer) -> None:
+    def change(response: Response) -> None:
         for fault in faults:
-            fault(answer)
+            fault(response)
 
     return change
 
 
 class FaultyServer:
-    """See the module."""
+    """The server; see the docstring of the module."""
 
     def __init__(self, folder: Path, tls: ssl.SSLContext | None = None) -> None:
         self.folder = folder
@@ -157,10 +166,10 @@ class FaultyServer:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                outer.answer(self)
+                outer.respond(self)
 
             def do_HEAD(self) -> None:
-                outer.answer_head(self)
+                outer.respond_to_head(self)
 
             def log_message(self, format: str, *_arguments: object) -> None:
                 pass
@@ -178,8 +187,8 @@ class FaultyServer:
         with self._lock:
             return [span for asked, span in self._requests if asked == name]
 
-    def answer_head(self, handler: http.server.BaseHTTPRequestHandler) -> None:
-        """Tell how long a file is; that is neither faulty nor counted."""
+    def respond_to_head(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        """Send the length of a file, without faults and without counting the request."""
         path = self.folder / unquote(urlsplit(handler.path).path).lstrip("/")
         handler.send_response(200 if path.is_file() else 404)
         if path.is_file():
@@ -187,7 +196,7 @@ class FaultyServer:
             handler.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
         handler.end_headers()
 
-    def answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+    def respond(self, handler: http.server.BaseHTTPRequestHandler) -> None:
         name = unquote(urlsplit(handler.path).path).lstrip("/")
         span = handler.headers.get("Range")
         with self._lock:
@@ -195,12 +204,12 @@ class FaultyServer:
             waiting = self.faults.get(name, [])
             fault = waiting.pop(0) if waiting else self.always.get(name)
         path = self.folder / name
-        answer = Answer(content=path.read_bytes() if path.is_file() else b"")
+        response = Response(content=path.read_bytes() if path.is_file() else b"")
         if not path.is_file():
-            answer.status = 404
+            response.status = 404
         if fault is not None:
-            fault(answer)
-        _send(handler, answer, span, self.ended)
+            fault(response)
+        _send(handler, response, span, self.ended)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -213,25 +222,25 @@ class FaultyServer:
         self._server.server_close()
 
 
-def _send_status(handler: http.server.BaseHTTPRequestHandler, answer: Answer) -> None:
-    handler.send_response(answer.status)
-    for name, value in answer.headers.items():
+def _send_status(handler: http.server.BaseHTTPRequestHandler, response: Response) -> None:
+    handler.send_response(response.status)
+    for name, value in response.headers.items():
         handler.send_header(name, value)
     handler.end_headers()
 
 
 def _send(
     handler: http.server.BaseHTTPRequestHandler,
-    answer: Answer,
+    response: Response,
     span: str | None,
     ended: threading.Event,
 ) -> None:
     handler.close_connection = True
-    if answer.status != 200:
-        _send_status(handler, answer)
+    if response.status != 200:
+        _send_status(handler, response)
         return
-    body = answer.content
-    if span is not None and answer.ranges:
+    body = response.content
+    if span is not None and response.ranges:
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", span)
         assert match is not None, span
         begin, end = int(match[1]), min(int(match[2] or len(body) - 1), len(body) - 1)
@@ -240,35 +249,35 @@ def _send(
             return
         handler.send_response(206)
         content_range = f"bytes {begin}-{end}/{len(body)}"
-        handler.send_header("Content-Range", answer.headers.get("Content-Range", content_range))
+        handler.send_header("Content-Range", response.headers.get("Content-Range", content_range))
         body = body[begin : end + 1]
     else:
         handler.send_response(200)
-    # Without it, clients of object stores take nothing.
+    # Clients of object stores require these headers.
     handler.send_header("Last-Modified", "Mon, 01 Jan 2024 00:00:00 GMT")
     handler.send_header("ETag", '"1"')
-    if answer.length:
+    if response.length:
         handler.send_header("Content-Length", str(len(body)))
     handler.end_headers()
     sent = 0
     try:
         while sent < len(body):
-            piece = body[sent : sent + answer.piece]
-            if answer.stall_at is not None and sent + len(piece) > answer.stall_at:
-                handler.wfile.write(body[sent : answer.stall_at])
+            piece = body[sent : sent + response.piece]
+            if response.stall_at is not None and sent + len(piece) > response.stall_at:
+                handler.wfile.write(body[sent : response.stall_at])
                 handler.wfile.flush()
                 ended.wait(100)
                 return
-            if answer.n_sent is not None and sent + len(piece) > answer.n_sent:
-                handler.wfile.write(body[sent : answer.n_sent])
+            if response.n_sent is not None and sent + len(piece) > response.n_sent:
+                handler.wfile.write(body[sent : response.n_sent])
                 handler.wfile.flush()
                 handler.connection.shutdown(socket.SHUT_RDWR)
                 return
             handler.wfile.write(piece)
             sent += len(piece)
-            time.sleep(answer.pause_s)
-        while answer.endless and not ended.is_set():
+            time.sleep(response.pause_s)
+        while response.endless and not ended.is_set():
             handler.wfile.write(bytes(2**16))
     except OSError:
-        # Whoever asked has gone.
+        # The client has closed the connection.
         return

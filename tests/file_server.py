@@ -59,7 +59,7 @@ def _wait_for(port: int, before: Sequence[str]) -> None:
 
 
 def downloads(log: Path, address: str) -> dict[str, list[int]]:
-    """Return for each tar that an address got the bytes of each answer."""
+    """Return the bytes of each response for each tar that an address requested."""
     found: dict[str, list[int]] = {}
     for line in log.read_text().splitlines():
         who, status, n_bytes, path = line.split()
@@ -68,8 +68,8 @@ def downloads(log: Path, address: str) -> dict[str, list[int]]:
     return found
 
 
-class _Told(http.server.SimpleHTTPRequestHandler):
-    """Serves files and writes a line for each answer."""
+class _LoggingHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files and logs a line for each response."""
 
     log: Path
     lock = threading.Lock()
@@ -83,7 +83,7 @@ class _Told(http.server.SimpleHTTPRequestHandler):
 
 
 def main(folder: str, port: str, log: str) -> None:
-    handler = type("Handler", (_Told,), {"log": Path(log)})
+    handler = type("Handler", (_LoggingHandler,), {"log": Path(log)})
     server = http.server.ThreadingHTTPServer(
         ("0.0.0.0", int(port)), functools.partial(handler, directory=folder)
     )

@@ -1,8 +1,8 @@
-"""Hashes of what the compiled core gives, to compare one processor with another.
+"""Hashes of the compiled core's output, to compare processors.
 
-    python tests/fingerprints.py elementary|pictures|mixing    # one line of JSON: name -> hash
+    python tests/fingerprints.py elementary|images|mixing    # one line of JSON: name -> hash
 
-numba's own NUMBA_CPU_NAME=generic compiles for a processor without AVX or fused multiply-adds.
+numba's NUMBA_CPU_NAME=generic compiles for a processor without AVX or fused multiply-adds.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Floats = NDArray[np.float32]
 
 
-def mapped(function: Callable[..., Any]) -> Callable[..., Floats]:
-    """Return a compiled loop over float32 arrays, as the kernels use an elementary function."""
+def apply_elementwise(function: Callable[..., Any]) -> Callable[..., Floats]:
+    """Return a compiled loop over float32 arrays, as the kernels call an elementary function."""
 
     @numba.njit(error_model="numpy")
     def one(x: Floats, out: Floats) -> None:
@@ -58,7 +58,7 @@ TWO_ARGUMENTS = ("arctangent2", "power")
 
 
 def every_scale() -> Floats:
-    """Return numbers of both signs over all of float32's exponents, with zeros and infinities."""
+    """Return numbers of both signs over all float32 exponents, with zeros and infinities."""
     bits = np.arange(0, 1 << 32, 40_961, dtype=np.uint32).view(np.float32)
     near = np.linspace(-10, 10, 20_011, dtype=np.float32)
     odd = np.array([0.0, -0.0, np.inf, -np.inf, 0.25, -0.25, 0.5, -0.5, 1, -1], np.float32)
@@ -66,7 +66,7 @@ def every_scale() -> Floats:
 
 
 def _sha256(array: NDArray[Any]) -> str:
-    # The sign and payload of a NaN are left open by IEEE 754, and a picture never shows them.
+    # IEEE 754 leaves the sign and payload of a NaN open, and images never contain it.
     bare = (
         np.where(np.isnan(array), np.float32(np.nan), array) if array.dtype.kind == "f" else array
     )
@@ -77,14 +77,16 @@ def elementary_fingerprints() -> dict[str, str]:
     """Return the hash of each elementary function's values over all scales."""
     x = every_scale()
     y, z = np.roll(x, 7919), np.roll(x, 104_729 % len(x))
-    found = {name: _sha256(mapped(getattr(numerics, name))(x)) for name in ONE_ARGUMENT}
-    found |= {name: _sha256(mapped(getattr(numerics, name))(x, y)) for name in TWO_ARGUMENTS}
-    return found | {"fma": _sha256(mapped(numerics.fma)(x, y, z))}
+    found = {name: _sha256(apply_elementwise(getattr(numerics, name))(x)) for name in ONE_ARGUMENT}
+    found |= {
+        name: _sha256(apply_elementwise(getattr(numerics, name))(x, y)) for name in TWO_ARGUMENTS
+    }
+    return found | {"fma": _sha256(apply_elementwise(numerics.fma)(x, y, z))}
 
 
 def image_fingerprints() -> dict[str, Any]:
-    """Return two drawn genomes of the mixed family, and hashes of pictures unlike in kind."""
-    # Here, because they load every kernel, which the elementary functions do without.
+    """Return two genomes of the mixed family, and hashes of images of different kinds."""
+    # Imported here because these load every kernel, which the elementary functions do not need.
     from fractals import BASELINE_KINDS, draw_genome, render, render_baseline
 
     drawn = {
@@ -109,13 +111,13 @@ def mixing_fingerprints() -> dict[str, Any]:
     from pipelines.loading.order import EpochOrder
     from pixmix.draws import draw_plan, draw_resized_crop
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedImages
+    from pixmix.images import PackedImages
     from pixmix.resizing import resized_crop
     from pixmix.settings import PixMixSettings
 
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (200, 20, 13, 3), dtype=np.uint8)
-    pictures = PackedImages.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
+    mixing_images = PackedImages.pack(generator.integers(0, 256, (9, 22, 17, 3), dtype=np.uint8))
     found: dict[str, Any] = {"order": EpochOrder(20, seed=1, epoch=2).whole().tolist()}
     crops = [
         draw_resized_crop(
@@ -138,10 +140,17 @@ def mixing_fingerprints() -> dict[str, Any]:
             for field in rows.dtype.names or ():
                 found[f"{name} {part} {field}"] = _sha256(rows[field])
         mixed = mix_batch(
-            images, pictures, range(200), seed=7, epoch=3, settings=settings, flip=True, padding=4
+            images,
+            mixing_images,
+            range(200),
+            seed=7,
+            epoch=3,
+            settings=settings,
+            flip=True,
+            padding=4,
         )
         found[f"{name} pixels"] = _sha256(mixed.numpy())
-    # As JSON gives it back.
+    # Round trip, for the types that JSON returns.
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
 
@@ -153,8 +162,8 @@ FINGERPRINTS = {
 }
 
 
-def on_a_plain_processor(which: str, cache: Path) -> dict[str, Any]:
-    """Return the fingerprints that a process without AVX and FMA finds; cache: an empty folder."""
+def fingerprints_without_fma(which: str, cache: Path) -> dict[str, Any]:
+    """Return the fingerprints of a process without AVX and FMA; cache: an empty folder."""
     plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, __file__, which],

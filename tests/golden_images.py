@@ -1,8 +1,8 @@
-"""Fingerprints of genomes and images: what a seed gives is public, and changes only on purpose.
+"""Fingerprints of genomes and images, which change only on purpose.
 
-    python -m tests.golden_images        # write tests/golden/images.json anew
+    python -m tests.golden_images        # rewrite tests/golden/images.json
 
-Do so in the commit that changes images, together with a higher `fractals.GENOME_VERSION` and a
+Run it in the commit that changes images, together with a higher ``fractals.GENOME_VERSION`` and a
 line under "Output changes" in the changelog.
 """
 
@@ -20,7 +20,7 @@ SAMPLES_PER_PIXEL = 8
 
 
 def fingerprints() -> dict[str, Any]:
-    """Return sha256 of each specimen's genome (sorted compact JSON) and of its pixels (C order)."""
+    """Return sha256 of each example's genome (sorted compact JSON) and of its pixels (C order)."""
     images = {}
     for family in FAMILIES:
         for seed, index in SEED_AND_INDEX:
@@ -40,7 +40,7 @@ def fingerprints() -> dict[str, Any]:
 
 
 def main() -> None:
-    """Write the file anew."""
+    """Rewrite the file."""
     FILE.parent.mkdir(exist_ok=True)
     FILE.write_text(json.dumps(fingerprints(), indent=1) + "\n")
 

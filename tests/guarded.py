@@ -1,10 +1,10 @@
-"""Run kernels beside pages that must not be touched; touching one is a crash.
+"""Run kernels next to protected pages of memory, where any access crashes the process.
 
-A program of its own, for tests to start:
+Tests start this program:
 
-    python tests/guarded.py                   # operations on pictures between such pages
-    python tests/guarded.py mixing needed     # a batch whose mixing set lies on them: a crash
-    python tests/guarded.py mixing unneeded   # the samples that need no mixing picture: none
+    python tests/guarded.py                   # operations on images between protected pages
+    python tests/guarded.py mixing needed     # samples that need the protected mixing set: a crash
+    python tests/guarded.py mixing unneeded   # samples that do not need it: no crash
 """
 
 import ctypes
@@ -18,29 +18,29 @@ from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import CODES, apply_operation
 
 PAGES = 4
-FORBIDDEN = 0  # PROT_NONE
+PROT_NONE = 0
 
 
 def guarded_memory() -> NDArray[np.uint8]:
-    """Return whole pages with a forbidden one before them and one behind."""
+    """Return whole pages with a protected page before and after them."""
     array = np.frombuffer(mmap.mmap(-1, (PAGES + 2) * mmap.PAGESIZE), np.uint8)
-    forbid(array[: mmap.PAGESIZE])
-    forbid(array[-mmap.PAGESIZE :])
+    protect(array[: mmap.PAGESIZE])
+    protect(array[-mmap.PAGESIZE :])
     return array[mmap.PAGESIZE : -mmap.PAGESIZE]
 
 
-def forbid(pages: NDArray[np.uint8]) -> None:
-    """Let the process crash where it touches whole pages."""
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    if protect(ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size), FORBIDDEN):
+def protect(pages: NDArray[np.uint8]) -> None:
+    """Make any access to whole pages crash the process."""
+    mprotect = ctypes.CDLL(None, use_errno=True).mprotect
+    if mprotect(ctypes.c_void_p(pages.ctypes.data), ctypes.c_size_t(pages.size), PROT_NONE):
         raise OSError(ctypes.get_errno(), "mprotect")
 
 
-def mix_a_forbidden_set(which: str) -> None:
-    """Print how many samples were mixed; which: those that need a mixing picture, or the others."""
+def mix_a_protected_set(which: str) -> None:
+    """Mix the samples that need a mixing image, or the others, and print their number."""
     from pixmix.draws import draw_plan
     from pixmix.fused import mix_batch
-    from pixmix.packed import PackedImages
+    from pixmix.images import PackedImages
     from pixmix.settings import PixMixSettings
 
     settings = PixMixSettings()
@@ -52,22 +52,22 @@ def mix_a_forbidden_set(which: str) -> None:
     indices = np.flatnonzero(plan.needs_mixing_image() == (which == "needed"))
     memory = np.frombuffer(mmap.mmap(-1, PAGES * mmap.PAGESIZE), np.uint8)
     n_bytes = 3 * size[0] * size[1]
-    pictures = PackedImages(
+    mixing_images = PackedImages(
         memory[: n_mixing_images * n_bytes],
         np.arange(n_mixing_images) * n_bytes,
         np.full(n_mixing_images, size[0], np.int32),
         np.full(n_mixing_images, size[1], np.int32),
     )
     images = np.zeros((len(indices), *size, 3), np.uint8)
-    # Once while it may be touched: what is compiled is ready, and all that is left is the mixing.
+    # The first time, without protection, compiles the kernels.
     for _ in range(2):
-        mix_batch(images, pictures, indices, seed=1, epoch=0, settings=settings)
+        mix_batch(images, mixing_images, indices, seed=1, epoch=0, settings=settings)
         print(f"mixed {len(indices)}", flush=True)  # noqa: T201
-        forbid(memory)
+        protect(memory)
 
 
 def run_operations() -> None:
-    """Print how many runs were made; a picture touches either end of its memory."""
+    """Run operations on images at either end of their memory, and print the number of runs."""
     sources, targets = guarded_memory(), guarded_memory()
     scratch = np.zeros(SCRATCH_LENGTH, np.int64)
     generator = np.random.default_rng(1)
@@ -81,15 +81,15 @@ def run_operations() -> None:
                 shape = (height or 31, width or 37, 3)
                 size = shape[0] * shape[1] * 3
                 for place in (slice(None, size), slice(-size, None)):
-                    picture, out = sources[place].reshape(shape), targets[place].reshape(shape)
-                    picture[:] = generator.integers(0, 256, shape)
-                    apply_operation(code, float(argument), picture, out, scratch)
+                    image, out = sources[place].reshape(shape), targets[place].reshape(shape)
+                    image[:] = generator.integers(0, 256, shape)
+                    apply_operation(code, float(argument), image, out, scratch)
                     n_runs += 1
     print(n_runs)  # noqa: T201
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["mixing"]:
-        mix_a_forbidden_set(sys.argv[2])
+        mix_a_protected_set(sys.argv[2])
     else:
         run_operations()

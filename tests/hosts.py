@@ -1,4 +1,4 @@
-"""Two hosts on one machine: network namespaces with a cable between them."""
+"""Two hosts on one machine: network namespaces with a virtual link between them."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 
 HOSTS = tuple(f"pixmix-{os.getpid()}-{number}" for number in range(2))
-"""Network namespaces that stand for hosts."""
+"""Names of the network namespaces."""
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
 
 
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 @contextmanager
 def two_hosts() -> Iterator[Sequence[str]]:
-    """Give the names of two namespaces; skips the test where they are not permitted."""
+    """Yield the names of two namespaces; skip the test where they are not permitted."""
 
     def ip(command: str) -> None:
         subprocess.run(["ip", *command.split()], check=True, capture_output=True)
@@ -49,7 +49,7 @@ def two_hosts() -> Iterator[Sequence[str]]:
 
 
 def kill_host(host: str) -> None:
-    """Kill all processes of a namespace, as a power cut does."""
+    """Kill all processes of a namespace, like a power failure."""
     found = subprocess.run(["ip", "netns", "pids", host], capture_output=True, text=True)
     for process in found.stdout.split():
         with suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""Small networks for the tests of feature visualization."""
+"""Small networks for tests of feature visualization."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Tiny(nn.Module):
-    """Two convolutions with norms, in-place ReLUs, a residual sum in place, and a head."""
+    """Two convolutions with norms, in-place ReLUs, an in-place residual sum, and a head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Tiny(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Patches as tokens, for images of one size, with a norm over channels last."""
+    """Patches as tokens, for one image size, with a norm over the last dimension."""
 
     def __init__(self, side: int = 32) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class Tokens(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """Activations (B, height, width, channels), as Swin has them."""
+    """Activations (B, height, width, channels), as in Swin."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,31 +59,31 @@ class ChannelsLast(nn.Module):
 
 
 def seeded(network: type[nn.Module], seed: int = 0) -> nn.Module:
-    """Return a network with weights of a seed, and norms that have seen something."""
+    """Return a network with weights of a seed, and norms with non-default statistics."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = network()
-        for module in made.modules():
+        network_module = network()
+        for module in network_module.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 2)
                 nn.init.normal_(module.bias)
                 nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
                 nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
-    return made
+    return network_module
 
 
 def tiny() -> nn.Module:
-    """Return a tiny network, as `module:function` names it."""
+    """Return a tiny network; tests refer to it as ``module:function``."""
     return seeded(Tiny)
 
 
 def classifier(classes: int) -> nn.Module:
-    """Return a tiny network of so many classes, as `pixmix-train --model` wants it."""
-    made = Tiny()
-    made.head = nn.Linear(20, classes)
-    return made
+    """Return a tiny network with the given number of classes, for ``pixmix-train --model``."""
+    network_module = Tiny()
+    network_module.head = nn.Linear(20, classes)
+    return network_module
 
 
 def linear(classes: int) -> nn.Module:
-    """Return a network of one layer, for images of 32 pixels."""
+    """Return a network of one linear layer, for images of 32 pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, classes))

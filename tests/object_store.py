@@ -1,11 +1,11 @@
-"""Object stores on the loopback, which turn requests away where they are told to.
+"""Local object stores, which reject requests when tests ask for it.
 
 with AmazonStore() as store:            # or GoogleStore
-    store.busy = 3                      # the next three writes are answered by 503
-    store.answer = 403                  # or by this
-    store.options                       # of RemoteAccess, as {"s3": {...}}
+    store.busy = 3                      # the next three writes get status 503
+    store.status = 403                  # or this status
+    store.options                       # for RemoteAccess, such as {"s3": {...}}
 
-Google's store speaks the protocol of Amazon's, too, and that is what obstore asks it by.
+Google's store also supports the protocol of Amazon S3, and obstore uses that.
 """
 
 import http.server
@@ -23,15 +23,15 @@ BUCKET = "bucket"
 
 
 class AmazonStore:
-    """See the module. written: the keys of all objects that were written, in order."""
+    """A store like Amazon S3. written: the keys of all objects that were written, in order."""
 
     scheme: ClassVar[str] = "s3"
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.busy = 0
-        self.answer = 503
-        self.turned_away = 0
+        self.status = 503
+        self.rejected = 0
         self.written: list[str] = []
         self._lock = threading.Lock()
         self._inner = DomainDispatcherApplication(create_backend_app)
@@ -40,7 +40,7 @@ class AmazonStore:
                 each.reset()
         get_backend("s3")["123456789012"]["aws"].create_bucket(BUCKET, "us-east-1")
         self._server: http.server.HTTPServer = make_server(
-            "127.0.0.1", 0, self._answer, threaded=True
+            "127.0.0.1", 0, self._respond, threaded=True
         )
         self._thread = threading.Thread(target=self._server.serve_forever)
 
@@ -65,7 +65,7 @@ class AmazonStore:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the environment of a command says instead of the options."""
+        """Environment variables with the same settings as the options."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": "key",
@@ -73,25 +73,25 @@ class AmazonStore:
         }
 
     def objects(self) -> dict[str, bytes]:
-        """Return what the store holds: key -> content."""
+        """Return all objects: key -> content."""
         bucket = get_backend("s3")["123456789012"]["aws"].buckets[BUCKET]
         return {name: key.value for name, key in sorted(bucket.keys.items())}
 
-    def _turns_away(self) -> bool:
-        """Return whether the write at hand is to be turned away."""
+    def _rejects(self) -> bool:
+        """Return whether to reject the current write."""
         with self._lock:
             if not self.busy:
                 return False
             self.busy -= 1
-            self.turned_away += 1
+            self.rejected += 1
             return True
 
-    def _answer(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
+    def _respond(self, environment: WSGIEnvironment, start: StartResponse) -> Iterable[bytes]:
         if environment["REQUEST_METHOD"] == "PUT":
-            if self._turns_away():
+            if self._rejects():
                 environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
-                code = {503: "SlowDown", 403: "AccessDenied", 400: "Invalid"}[self.answer]
-                start(f"{self.answer} {code}", [("Content-Type", "application/xml")])
+                code = {503: "SlowDown", 403: "AccessDenied", 400: "Invalid"}[self.status]
+                start(f"{self.status} {code}", [("Content-Type", "application/xml")])
                 return [f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
             self.written.append(environment["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
         return self._inner(environment, start)
@@ -107,7 +107,7 @@ class AmazonStore:
 
 
 class GoogleStore(AmazonStore):
-    """A store such as Google's."""
+    """A store like Google Cloud Storage."""
 
     scheme = "gs"
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the compiled kernels: what the fast ones must equal."""
+"""Slow, simple reference implementations that the compiled kernels must match."""
 
 import cmath
 import math
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image
 
 from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
@@ -17,13 +17,13 @@ from fractals.escape import EscapeLayer
 # --- fractals/image_kernels.py --------------------------------------------------------------------
 
 
-def luma(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rec. 601 in thousandths of a level."""
-    return picture.astype(np.int64) @ np.array([299, 587, 114])
+def luma(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return Rec. 601 luma in thousandths of a level."""
+    return image.astype(np.int64) @ np.array([299, 587, 114])
 
 
 def edge_mask(luma: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Sobel over 4 above 0.05 of 255000, the border repeated, in whole numbers."""
+    """Mark a Sobel response / 4 above 0.05 of 255000, with repeated borders, in integers."""
     height, width = luma.shape
     padded = np.pad(luma, 1, mode="edge").tolist()
     kernel = ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1))
@@ -40,7 +40,7 @@ def edge_mask(luma: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def count_textured_blocks(luma: NDArray[np.int64]) -> int:
-    """Whole 8x8 blocks with a variance above (0.03 * 255000)^2."""
+    """Count complete 8x8 blocks with a variance above (0.03 * 255000)^2."""
     count = 0
     for top in range(0, luma.shape[0] - 7, 8):
         for left in range(0, luma.shape[1] - 7, 8):
@@ -49,22 +49,22 @@ def count_textured_blocks(luma: NDArray[np.int64]) -> int:
     return count
 
 
-def colour_counts(picture: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pixels in each of 8x8x8 boxes of colour."""
+def colour_counts(image: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the number of pixels in each of 8x8x8 colour bins."""
     counts = np.zeros((8, 8, 8), np.int64)
-    for pixel in picture.reshape(-1, 3) // 32:
+    for pixel in image.reshape(-1, 3) // 32:
         counts[tuple(pixel)] += 1
     return counts.ravel()
 
 
 def entropy_of_counts(counts: NDArray[np.int64]) -> float:
-    """The sum of -p log2 p."""
+    """Return the sum of -p log2 p."""
     total = int(counts.sum())
     return -sum(int(n) / total * math.log2(int(n) / total) for n in counts if n)
 
 
 def box_counts(mask: NDArray[np.uint8], n_sizes: int) -> list[int]:
-    """How many squares of side 2, 4, 8, ... hold a mark."""
+    """Return how many squares of side 2, 4, 8, ... contain a mark."""
     marks = np.argwhere(mask)
     return [len(Counter(map(tuple, marks // 2**size))) for size in range(1, n_sizes + 1)]
 
@@ -72,7 +72,7 @@ def box_counts(mask: NDArray[np.uint8], n_sizes: int) -> list[int]:
 def ring_sums(
     power: NDArray[np.float64], rings: NDArray[np.int64], weights: NDArray[np.float64], n_rings: int
 ) -> NDArray[np.float64]:
-    """The weighted power of each ring."""
+    """Return the weighted power of each ring."""
     return np.array([(power * weights)[rings == ring].sum() for ring in range(n_rings)])
 
 
@@ -83,7 +83,7 @@ def resized(
     column_starts: NDArray[np.int64],
     column_weights: NDArray[np.float64],
 ) -> NDArray[np.int64]:
-    """Both weightings as matrices, rounded half up once at the end."""
+    """Apply both weightings as matrices, rounded half up once at the end."""
 
     def matrix(
         starts: NDArray[np.int64], weights: NDArray[np.float64], side: int
@@ -102,7 +102,7 @@ def resized(
 
 
 def nearest_float32(exact: Fraction) -> np.float32:
-    """The float32 nearest to a number, ties to the even one, by comparing exact distances."""
+    """Return the float32 nearest to a number, ties to even, by comparing exact distances."""
     near = np.float32(float(exact))
     candidates = [
         np.nextafter(near, np.float32(-np.inf)),
@@ -122,7 +122,7 @@ _64_BITS = (1 << 64) - 1
 
 
 def xoshiro256plusplus(state: list[int]) -> Iterator[int]:
-    """The 64-bit words that follow a state of four, in whole numbers of any size."""
+    """Yield the 64-bit words after a state of four, in unbounded integers."""
 
     def rotated(x: int, k: int) -> int:
         return (x << k | x >> (64 - k)) & _64_BITS
@@ -135,7 +135,7 @@ def xoshiro256plusplus(state: list[int]) -> Iterator[int]:
 
 
 def xorshift32(state: int) -> int:
-    """Marsaglia's 13, 17, 5."""
+    """Return the next state with Marsaglia's shifts 13, 17, 5."""
     state ^= state << 13 & 0xFFFFFFFF
     state ^= state >> 17
     return state ^ (state << 5 & 0xFFFFFFFF)
@@ -145,12 +145,12 @@ def xorshift32(state: int) -> int:
 
 
 def units(words: Iterator[int]) -> Iterator[float]:
-    """The uniforms of a stream of words."""
+    """Yield the uniforms of a stream of words."""
     return ((word >> 11) / 2**53 for word in words)
 
 
 def noise(words: Iterator[int], height: int, width: int) -> NDArray[np.uint8]:
-    """The bytes of words, the lowest first."""
+    """Return the bytes of words, the lowest first."""
     n = height * width * 3
     content = b"".join(next(words).to_bytes(8, "little") for _ in range(-(-n // 8)))
     return np.frombuffer(content, np.uint8, n).reshape(height, width, 3)
@@ -159,12 +159,12 @@ def noise(words: Iterator[int], height: int, width: int) -> NDArray[np.uint8]:
 def leaves(
     words: Iterator[int], height: int, width: int, smallest: float, largest: float
 ) -> NDArray[np.uint8]:
-    """Each leaf looked for in every pixel that is bare."""
+    """Test each leaf against every uncovered pixel."""
     unit = units(words)
-    picture = np.zeros((height, width, 3), np.uint8)
-    bare = np.ones((height, width), bool)
+    image = np.zeros((height, width, 3), np.uint8)
+    uncovered = np.ones((height, width), bool)
     y, x = np.mgrid[:height, :width].astype(float)
-    while bare.any():
+    while uncovered.any():
         radius = (smallest**-2 - next(unit) * (smallest**-2 - largest**-2)) ** -0.5
         cx = next(unit) * (width + 3 * largest) - 1.5 * largest
         cy = next(unit) * (height + 3 * largest) - 1.5 * largest
@@ -176,14 +176,14 @@ def leaves(
         colour = list(next(words).to_bytes(8, "little")[:3])
         turned = ((x - cx) + 1j * (y - cy)) * direction.conjugate()
         box = (abs(turned.real) <= radius) & (abs(turned.imag) <= across)
-        inside = bare & ((abs(turned) <= radius) if disc else box)
-        picture[inside] = colour
-        bare &= ~inside
-    return picture
+        inside = uncovered & ((abs(turned) <= radius) if disc else box)
+        image[inside] = colour
+        uncovered &= ~inside
+    return image
 
 
 def spectrum(words: Iterator[int], height: int, width: int) -> NDArray[np.float64]:
-    """The levels of a picture before they are rounded, by numpy's transform."""
+    """Return the levels of an image before rounding, by numpy's transform."""
     unit = units(words)
     side = 1
     while side < max(height, width):
@@ -214,11 +214,11 @@ def vary(  # noqa: C901 - a list of formulas
     name: str, x: Points, y: Points, p: tuple[float, ...] = (), first: Points | None = None,
     second: Points | None = None,
 ) -> tuple[Points, Points]:  # fmt: skip
-    """A variation of points as the paper's appendix writes it.
+    """Apply a variation to points, as in the paper's appendix.
 
-    first, second: its uniforms in [0, 1). Juliascope's sign is the root's parity here and a coin in
-    the paper; where the paper has squares of affine coefficients (waves, rings, fan), p has the
-    number that stands in the formula.
+    first, second: its uniforms in [0, 1). Juliascope's sign is the parity of the root here and a
+    coin flip in the paper. Where the paper squares affine coefficients (waves, rings, fan), p is
+    the resulting number in the formula.
     """
     r = np.hypot(x, y)
     theta, phi = np.arctan2(x, y), np.arctan2(y, x)
@@ -320,7 +320,7 @@ def vary(  # noqa: C901 - a list of formulas
 
 
 def symmetry_affines(symmetry: int) -> list[Affine]:
-    """The turns by parts of a full turn and, of a negative symmetry, the mirror in the y axis."""
+    """Return the rotations, and for a negative symmetry the reflection in the y axis."""
     affines: list[Affine] = []
     for i in range(1, abs(symmetry)):
         angle = math.tau * i / abs(symmetry)
@@ -333,17 +333,17 @@ def symmetry_affines(symmetry: int) -> list[Affine]:
 def to_pixels(
     camera: Camera, height: int, width: int, x: Points, y: Points
 ) -> tuple[Points, Points]:
-    """Plane to pixels: about the centre, turned, scaled, from the picture's middle."""
+    """Map plane points to pixels: rotated and scaled about the centre."""
     scale = min(height, width) / camera.width
     z = (x - camera.centre[0] + 1j * (y - camera.centre[1])) * np.exp(1j * camera.rotation) * scale
     return width / 2 + z.real, height / 2 + z.imag
 
 
-def folded(fold: str, place: Points, side: int) -> Points:
-    """Where a place in pixels comes to lie within [0, side)."""
+def folded(fold: str, position: Points, side: int) -> Points:
+    """Return the folded position in pixels within [0, side)."""
     if fold == "mirror":
-        return side - abs(place % (2 * side) - side)
-    return place % side if fold == "wrap" else place
+        return side - abs(position % (2 * side) - side)
+    return position % side if fold == "wrap" else position
 
 
 def _affine(affine: Affine, x: Points, y: Points) -> tuple[Points, Points]:
@@ -369,20 +369,20 @@ def _mapped(
 
 def chaos_game(
     layer: ChaosLayer, height: int, width: int, points: int, seed: int, orbits: int = 1,
-    warm_up: int = 50, shares: list[float] | None = None, games: int = 1,
+    warm_up: int = 50, probabilities: list[float] | None = None, games: int = 1,
 ) -> Points:  # fmt: skip
-    """Play the game with orbits that know nothing of each other; each picks its map by itself.
+    """Play the game with independent orbits, each of which chooses its own maps.
 
-    shares: probability of each map, those of the symmetry last, instead of what the weights say.
-    games: the orbits are dealt to so many games, evenly. Returns the points of each pixel and the
-    sums of their colours, (2, games, height, width) float64.
+    probabilities: of each map, those of the symmetry last; by default proportional to the weights.
+    games: number of games among which the orbits are divided evenly. Returns the points of each
+    pixel and the sums of their colours, (2, games, height, width) float64.
     """
     random = np.random.default_rng(seed)
     total = sum(each.weight for each in layer.maps)
     symmetry = [Map(affine=affine, speed=0) for affine in symmetry_affines(layer.symmetry)]
     maps = [*layer.maps, *symmetry]
     weights = [each.weight for each in layer.maps] + [total] * len(symmetry)
-    marks = np.cumsum(shares or weights) / sum(shares or weights)
+    marks = np.cumsum(probabilities or weights) / sum(probabilities or weights)
     x, y = random.uniform(-1, 1, (2, orbits))
     colour = random.random(orbits)
     cells = games * height * width
@@ -416,7 +416,7 @@ def chaos_game(
 def escape_step(
     formula: str, power: int, z: complex, before: complex, c: complex, k: complex
 ) -> complex:
-    """One step of an orbit, as the docstring of `EscapeLayer` has it."""
+    """Return one step of an orbit; see ``EscapeLayer``."""
     if formula == "newton":
         return z - k * (z**power - 1) / (power * z ** (power - 1)) + c
     if formula == "rings":
@@ -436,7 +436,7 @@ def escape_step(
 def trap_value(
     trap: str, z: complex, centre: tuple[float, float], turns: float, size: float
 ) -> float:
-    """The value of a trap's conic at a point, in the trap's own frame."""
+    """Return the value of a trap's conic at a point, in the trap's own frame."""
     moved = (z - complex(*centre)) * complex(
         math.cos(2 * math.pi * turns), -math.sin(2 * math.pi * turns)
     )
@@ -453,7 +453,7 @@ def trap_value(
 
 
 def escape_features(layer: EscapeLayer, point: complex) -> tuple[float, float, float, float]:
-    """The four features of one orbit: log count, log trap, wave, cell."""
+    """Return the four features of one orbit: log count, log trap, wave, cell."""
     c = complex(*layer.constant) if layer.plane == "julia" else point
     z = complex(1) if layer.formula == "newton" and layer.plane == "parameter" else point
     before, trap, waves, count, moved = 0j, 1e9, [], 0.0, 1.0
@@ -483,10 +483,10 @@ def escape_features(layer: EscapeLayer, point: complex) -> tuple[float, float, f
     return math.log2(1 + count + part), log_trap, earlier + (mean - earlier) * part, cell
 
 
-def painted(
+def shaded(
     features: NDArray[np.float32], palette: NDArray[np.float32], layer: EscapeLayer, side: int
 ) -> NDArray[np.float64]:
-    """Colours of a window whose features have one more row above and column to the left."""
+    """Colour a window whose features have one more row above and column to the left."""
     smooth, trap, wave, cell = features.astype(float)
     outer = layer.phase + layer.smooth_turns * smooth + layer.trap_turns * trap
     outer += layer.wave_turns * wave + layer.cell_turns * cell
@@ -506,8 +506,8 @@ def painted(
     facing = 0.66 - 0.75 * steep * (across * math.cos(angle) + down * math.sin(angle))
     facing /= np.sqrt(1 + steep**2 * (across**2 + down**2))
     lit = 1 + layer.relief * (1.3 * facing - 0.8)
-    shine = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
-    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + shine
+    write_light = 0.4 * layer.relief * np.maximum(facing, 0) ** 8
+    bright = layer.glow * (layer.glow_reach / (layer.glow_reach + 2**trap)) ** 2 + write_light
     bright = np.minimum(bright, 1)[..., None]
     tone = palette[int(layer.edge_phase % 1 * 256) % 256].astype(float)
     tone = tone * (1 + min(layer.edge, 0)) + (1 - tone) * max(layer.edge, 0)
@@ -522,7 +522,7 @@ def painted(
 
 
 def b3_matrix(side: int, gap: int) -> NDArray[np.float64]:
-    """(1, 4, 6, 4, 1)/16 with taps `gap` apart as a matrix; a tap outside reads the edge."""
+    """Return (1, 4, 6, 4, 1)/16 with taps ``gap`` apart as a matrix; outside taps read the edge."""
     matrix = np.zeros((side, side))
     for here in range(side):
         for tap, weight in zip((-2, -1, 0, 1, 2), (1, 4, 6, 4, 1), strict=True):
@@ -531,7 +531,7 @@ def b3_matrix(side: int, gap: int) -> NDArray[np.float64]:
 
 
 def smooth(plane: NDArray[np.floating], gap: int) -> NDArray[np.float64]:
-    """Rows and columns weighted alike."""
+    """Weight rows and columns in the same way."""
     rows, columns = (b3_matrix(side, gap) for side in plane.shape)
     smoothed: NDArray[np.float64] = rows @ plane.astype(np.float64) @ columns.T
     return smoothed
@@ -540,7 +540,7 @@ def smooth(plane: NDArray[np.floating], gap: int) -> NDArray[np.float64]:
 def density_levels(
     points: NDArray[np.floating], softness: float, n_levels: int
 ) -> NDArray[np.float64]:
-    """How wide a kernel each pixel asks for: one level more for a quarter of the points."""
+    """Return each pixel's smoothing level: one more for a quarter of the points."""
     once = smooth(points, 1)
     surroundings = np.minimum(once, smooth(once, 2))
     density = np.maximum(np.maximum(0.5 * points, surroundings), 1e-37)
@@ -551,9 +551,9 @@ def density_levels(
 def spread(
     plane: NDArray[np.floating], levels: NDArray[np.float64], n_levels: int
 ) -> NDArray[np.float64]:
-    """Each level's share of the plane through its own kernels, the widest first.
+    """Smooth each level's part of the plane by its own kernels, the widest first.
 
-    Away from the edges the order is indifferent; where edges are repeated it is not.
+    The order matters only near the edges, which are repeated.
     """
     total = np.zeros(plane.shape)
     for level in range(n_levels + 1):
@@ -564,21 +564,21 @@ def spread(
     return total
 
 
-def develop(
+def tone_map(
     points: NDArray[np.floating],
     colours: NDArray[np.floating],
     played: int,
     tone: Tone,
     table: NDArray[np.floating],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logarithm, palette, gamma with vibrancy, and what is over white bled into all channels."""
+    """Apply the logarithm, the palette, gamma with vibrancy, and bleeding above white."""
     density = points.astype(np.float64) * min(points.shape) ** 2 / played
     light = np.log1p(tone.contrast * density) / np.log1p(tone.contrast * tone.exposure)
     value = light**tone.gamma
     share = smooth(colours, 1) / np.maximum(smooth(points, 1), 1e-9)
-    place = (tone.colour_start + tone.colour_stretch * share) % 1.0 * 256
-    left = place.astype(int) % 256
-    part = (place % 1.0)[..., None]
+    position = (tone.colour_start + tone.colour_stretch * share) % 1.0 * 256
+    left = position.astype(int) % 256
+    part = (position % 1.0)[..., None]
     ink = (1 - part) * table[left] + part * table[(left + 1) % 256]
     kept, flat = value[..., None] * ink, (light[..., None] * ink) ** tone.gamma
     mixed = tone.vibrancy * kept + (1 - tone.vibrancy) * flat
@@ -586,14 +586,14 @@ def develop(
     return np.minimum(bled, 1).transpose(2, 0, 1), np.minimum(value, 1)
 
 
-def laid_over(
+def blended_layer(
     below: NDArray[np.floating],
     light: NDArray[np.floating],
     cover: NDArray[np.floating],
     blend: str,
     opacity: float,
 ) -> NDArray[np.float64]:
-    """What is seen from above; below (n, 3), light (3, n) premultiplied, cover (n,)."""
+    """Blend a layer: below (n, 3), light (3, n) premultiplied, cover (n,)."""
     base, ink = below.astype(np.float64), opacity * light.T.astype(np.float64)
     hidden = opacity * cover.astype(np.float64)[:, None]
     if blend == "over":
@@ -603,15 +603,15 @@ def laid_over(
     elif blend == "lighten":
         seen = np.maximum(base, ink)
     else:
-        # The ink of the covered part multiplies; the rest of the pixel lets the base through.
+        # The colour multiplies the covered part; the rest of the pixel shows the base.
         seen = (1 - hidden) * base + ink * base
     return np.minimum(seen, 1)
 
 
-def shaded_ground(
+def gradient(
     first: NDArray[np.floating], second: NDArray[np.floating], height: int, width: int
 ) -> NDArray[np.float64]:
-    """Straight from one colour to the other, at the middles of the rows."""
+    """Interpolate linearly from one colour to the other, at the centres of the rows."""
     share = ((np.arange(height) + 0.5) / height)[:, None, None]
     ground = (1 - share) * first.astype(np.float64) + share * second.astype(np.float64)
     return np.repeat(ground, width, axis=1)
@@ -637,13 +637,13 @@ _RGB_OF_LMS = np.array(
 
 
 def linear_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
-    """OKLab (3,) to linear RGB (3,), which may lie outside the gamut [0, 1]."""
+    """Convert OKLab (3,) to linear RGB (3,), which may be outside the gamut [0, 1]."""
     rgb: NDArray[np.float64] = _RGB_OF_LMS @ (_LMS_OF_LAB @ lab) ** 3
     return rgb
 
 
 def oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Display RGB (3,) in [0, 1] to OKLab: the matrices solved backwards."""
+    """Convert display RGB (3,) in [0, 1] to OKLab by solving the matrices."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     lab: NDArray[np.float64] = np.linalg.solve(
         _LMS_OF_LAB, np.cbrt(np.linalg.solve(_RGB_OF_LMS, linear))
@@ -654,10 +654,10 @@ def oklab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
 def palette_rings(
     stops: tuple[tuple[float, float, float], ...], strict: float, lax: float
 ) -> NDArray[np.float64]:
-    """Display RGB (17, 256, 3) of a ring of stops, by sixteenths of chroma that may be kept.
+    """Return display RGB (17, 256, 3) of a ring of stops, for each sixteenth of chroma.
 
-    A colour that is outside [0, 1] by between `strict` and `lax` may be taken as inside or not, so
-    an entry has one colour or a few; the others are NaN.
+    A colour that exceeds [0, 1] by between ``strict`` and ``lax`` may count as inside or outside,
+    so an entry has one or several colours; the others are NaN.
     """
     rings = np.full((17, 256, 3), np.nan)
     for entry in range(256):
@@ -682,13 +682,13 @@ def palette_rings(
 
 
 def by_table(image: NDArray[np.uint8], tables: list[list[int]]) -> NDArray[np.uint8]:
-    """Each channel through its own table of 256."""
+    """Map each channel through its own table of 256."""
     channels = [np.array(table)[image[..., i]] for i, table in enumerate(tables)]
     return np.stack(channels, axis=2).astype(np.uint8)
 
 
 def autocontrast(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The value times a scale plus an offset, the darkest to 0, the brightest to 255."""
+    """Scale and shift each channel so that its minimum becomes 0 and its maximum 255."""
     tables = []
     for i in range(3):
         low, high = int(image[..., i].min()), int(image[..., i].max())
@@ -699,7 +699,7 @@ def autocontrast(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def equalize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each value to how many are below it, in steps."""
+    """Map each value to the number of smaller ones, in steps."""
     tables = []
     for i in range(3):
         counts = Counter(image[..., i].ravel().tolist())
@@ -711,18 +711,18 @@ def equalize(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def posterize(image: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Whole steps of 2^(8 - bits)."""
+    """Round down to multiples of 2^(8 - bits)."""
     step = 2 ** (8 - bits)
     return (image.astype(int) // step * step).astype(np.uint8)
 
 
 def solarize(image: NDArray[np.uint8], threshold: int) -> NDArray[np.uint8]:
-    """What is bright becomes dark."""
+    """Invert the values from the threshold up."""
     return np.where(image < threshold, image, 255 - image).astype(np.uint8)
 
 
 def affine(image: NDArray[np.uint8], matrix: tuple[float, ...]) -> NDArray[np.uint8]:
-    """Each output pixel's centre through the matrix, four taps there, black outside."""
+    """Map each output pixel's center by the matrix, and interpolate there; black outside."""
     height, width = image.shape[:2]
     a, b, c, d, e, f = matrix
     out = np.zeros_like(image)
@@ -748,7 +748,7 @@ def affine(image: NDArray[np.uint8], matrix: tuple[float, ...]) -> NDArray[np.ui
 
 
 def rotate(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
-    """About the centre, the matrix rounded to 15 digits."""
+    """Rotate about the center, with a matrix rounded to 15 digits."""
     turn = -math.radians(degrees % 360.0)
     cosine, sine = round(math.cos(turn), 15), round(math.sin(turn), 15)
     x, y = image.shape[1] / 2, image.shape[0] / 2
@@ -757,24 +757,24 @@ def rotate(image: NDArray[np.uint8], degrees: float) -> NDArray[np.uint8]:
 
 
 def shear_x(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Rows move."""
+    """Shift each row in proportion to its height."""
     return affine(image, (1, factor, 0, 0, 1, 0))
 
 
 def shear_y(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Columns move."""
+    """Shift each column in proportion to its distance from the left."""
     return affine(image, (1, 0, 0, factor, 1, 0))
 
 
 def translate_x(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every row reads `pixels` to the right."""
+    """Every pixel is the one `pixels` to its right."""
     columns = np.arange(image.shape[1]) + pixels
     inside = (columns >= 0) & (columns < image.shape[1])
     return image[:, np.where(inside, columns, 0)] * inside[None, :, None]
 
 
 def translate_y(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every column reads `pixels` further down."""
+    """Every pixel is the one `pixels` below it."""
     return translate_x(image.transpose(1, 0, 2), pixels).transpose(1, 0, 2)
 
 
@@ -787,7 +787,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.int64]:
 def blended(
     degenerate: NDArray[np.int64], image: NDArray[np.uint8], factor: float
 ) -> NDArray[np.uint8]:
-    """In float32, the product rounded and then the sum, cut to a byte."""
+    """In float32, the product is rounded, then the sum, which is clipped to a byte."""
     start = degenerate.astype(np.float32)
     with np.errstate(over="ignore"):
         product = np.float32(factor) * (image.astype(np.float32) - start)
@@ -795,12 +795,12 @@ def blended(
 
 
 def color(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from grey."""
+    """Away from the pixel's gray."""
     return blended(grey(image)[..., None], image, factor)
 
 
 def contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the mean grey."""
+    """Away from the image's mean gray."""
     return blended(np.array(int(grey(image).sum() / grey(image).size + 0.5)), image, factor)
 
 
@@ -810,7 +810,7 @@ def brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the mean of 3x3 pixels, the middle one counted five times."""
+    """Away from the mean of 3x3 pixels with weight 5 for the center."""
     height, width = image.shape[:2]
     smooth = image.astype(np.int64)
     if min(height, width) > 2:
@@ -828,54 +828,28 @@ def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 # --- pixmix/fused.py -----------------------------------------------------------------------------
 
 
-def pillow_operation(name: str, argument: float, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """One of the thirteen by Pillow, its argument as a plan has it."""
-    picture = Image.fromarray(image)
-    size, bilinear = picture.size, Image.Resampling.BILINEAR
-    enhancers = {
-        "color": ImageEnhance.Color,
-        "contrast": ImageEnhance.Contrast,
-        "brightness": ImageEnhance.Brightness,
-        "sharpness": ImageEnhance.Sharpness,
-    }
-    matrices = {
-        "shear_x": (1, argument, 0, 0, 1, 0),
-        "shear_y": (1, 0, 0, argument, 1, 0),
-        "translate_x": (1, 0, argument, 0, 1, 0),
-        "translate_y": (1, 0, 0, 0, 1, argument),
-    }
-    if name in enhancers:
-        made = enhancers[name](picture).enhance(argument)
-    elif name in matrices:
-        made = picture.transform(size, Image.Transform.AFFINE, matrices[name], bilinear)
-    elif name == "rotate":
-        made = picture.rotate(argument, bilinear)
-    elif name == "posterize":
-        made = ImageOps.posterize(picture, int(argument))
-    elif name == "solarize":
-        made = ImageOps.solarize(picture, int(argument))
-    else:
-        made = {"autocontrast": ImageOps.autocontrast, "equalize": ImageOps.equalize}[name](picture)
-    return np.asarray(made)
-
-
 def mixed(
     image: NDArray[np.uint8],
     start: tuple[str, float] | None,
     rounds: list[tuple[tuple[str, float] | None, str, float, float]],
     mixing_crop: NDArray[np.uint8] | None,
 ) -> NDArray[np.float64]:
-    """PixMix as the paper's pseudocode reads, in Pillow and float64.
+    """PixMix by the paper's pseudocode, in Pillow and float64.
 
-    rounds: (operation or None for the mixing picture, "add" or "multiply", a, b).
+    rounds: (operation, or None for the mixing image; "add" or "multiply"; a; b).
     """
-    x = (image if start is None else pillow_operation(*start, image)) / 255
+    from pipelines.bench.references import PILLOW_OPERATIONS
+
+    def apply(name: str, argument: float) -> NDArray[np.uint8]:
+        return np.asarray(PILLOW_OPERATIONS[name](Image.fromarray(image), argument))
+
+    x = (image if start is None else apply(*start)) / 255
     for operation, mixing, a, b in rounds:
         if operation is None:
             assert mixing_crop is not None
             y = mixing_crop / 255
         else:
-            y = pillow_operation(*operation, image) / 255
+            y = apply(*operation) / 255
         if mixing == "add":
             x = (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2
         else:
@@ -887,7 +861,7 @@ def mixed(
 def crop_and_flip(
     image: NDArray[np.uint8], padding: int, top: int, left: int, size: tuple[int, int], flip: bool
 ) -> NDArray[np.uint8]:
-    """Pad with black, cut out, mirror."""
+    """Pad with black, crop, mirror."""
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     crop = padded[top : top + size[0], left : left + size[1]]
     return np.ascontiguousarray(crop[:, ::-1] if flip else crop)
@@ -897,7 +871,7 @@ def crop_and_flip(
 
 
 def triangle_filter(side: int, full: int) -> list[list[int]]:
-    """For each new pixel the weights, in 2^-22, of all pixels of a side."""
+    """The weights of all pixels of a side, in 2^-22, for each new pixel."""
     scale = side / full
     support = max(scale, 1.0)
     rows = []
@@ -905,7 +879,7 @@ def triangle_filter(side: int, full: int) -> list[list[int]]:
         centre = (i + 0.5) * scale
         start = max(int(centre - support + 0.5), 0)
         stop = min(int(centre + support + 0.5), side)
-        # As Pillow has it, a product with the reciprocal; a quotient may differ in the last bit.
+        # A product with the reciprocal, as in Pillow; a quotient may differ in the last bit.
         reciprocal = 1.0 / support
         weights = [max(0.0, 1.0 - abs((j - centre + 0.5) * reciprocal)) for j in range(start, stop)]
         total = sum(weights)
@@ -915,7 +889,7 @@ def triangle_filter(side: int, full: int) -> list[list[int]]:
 
 
 def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Both filters as matrices of whole numbers, each rounded to a byte, in Pillow 13's order."""
+    """Apply both filters as integer matrices, each rounded to a byte, in Pillow 13's order."""
     height, width = image.shape[:2]
     rows, columns = (
         np.array(triangle_filter(side, full), np.int64)
@@ -935,7 +909,7 @@ def resized_bilinearly(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArr
     return values.astype(np.uint8)
 
 
-# --- pixmix/philox.py ----------------------------------------------------------------------------
+# --- pixmix/draws.py: Philox ---------------------------------------------------------------------
 
 PHILOX_CONSTANTS = {
     32: ((0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)),
@@ -948,7 +922,7 @@ PHILOX_CONSTANTS = {
 
 
 def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
-    """Philox 4xB-10 of B bits in whole numbers of any size: ten rounds, the key raised between."""
+    """Philox 4xB-10 in Python's integers: ten rounds, with the key incremented between them."""
     multipliers, increments = PHILOX_CONSTANTS[bits]
     modulus = 1 << bits
     c, k = list(counter), list(key)
@@ -961,11 +935,11 @@ def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
 
 
 def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> list[Any]:
-    """Fisher and Yates with a word of 64 bits a place, in whole numbers of any size."""
+    """Fisher and Yates with a word of 64 bits a position, in whole numbers of any size."""
     mixed, low32 = list(items), (1 << 32) - 1
     for i in reversed(range(1, len(mixed))):
-        place = first + i
-        counter = [place & low32, place >> 32, epoch, (3 << 24) + kind]
+        position = first + i
+        counter = [position & low32, position >> 32, epoch, (3 << 24) + kind]
         low, high, *_ = philox_words(counter, [seed & low32, seed >> 32], 32)
         j = ((high << 32) + low) * (i + 1) >> 64
         mixed[i], mixed[j] = mixed[j], mixed[i]
@@ -988,20 +962,20 @@ def partitions_of_shards(
         if not shards[shard]:
             empty.append((nth, len(laid)))
     length, at_once = len(laid) // shard_partitions, shuffle_window or len(sizes)
-    parts, place = [], 0
+    parts, position = [], 0
     for partition in range(shard_partitions + 1):
         cut = (
             laid[partition * length : (partition + 1) * length]
             if partition < shard_partitions
-            else laid[place:]
+            else laid[position:]
         )
-        # A window counts shards without samples, too, of the partition that they lie in.
-        here = [nth for nth, at in empty if place <= at < place + len(cut)]
+        # A window also counts the shards of its partition without samples.
+        here = [nth for nth, at in empty if position <= at < position + len(cut)]
         part: list[int] = []
         for begin in range(min([*here, *(nth for nth, _ in cut)], default=0), len(sizes), at_once):
             group = [sample for nth, sample in cut if begin <= nth < begin + at_once]
-            part += shuffled(group, place, seed, epoch, 0)
-            place += len(group)
+            part += shuffled(group, position, seed, epoch, 0)
+            position += len(group)
         parts.append(part)
     return parts[:shard_partitions], parts[shard_partitions]
 
@@ -1009,9 +983,9 @@ def partitions_of_shards(
 def order_of_partitions(
     sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> list[int]:
-    """The order of an epoch: a sample of each partition in turn, then those that are left."""
+    """Return the order of an epoch: partitions interleaved, then the remaining samples."""
     parts, left = partitions_of_shards(sizes, seed, epoch, shuffle_window, shard_partitions)
-    return [sample for turn in zip(*parts, strict=True) for sample in turn] + left
+    return [sample for row in zip(*parts, strict=True) for sample in row] + left
 
 
 # --- pixmix/mixing.py ----------------------------------------------------------------------------
@@ -1020,7 +994,7 @@ Reals = NDArray[np.float64]
 
 
 def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, for the factors alone may leave float64."""
+    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, because a factor may overflow float64."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exponent = b * np.log(np.maximum(2 * y, 1e-37))
         exponent = exponent + (a * np.log(2 * x) if a != 0 else 0.0)
@@ -1028,7 +1002,7 @@ def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
 
 
 def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """A mixing as `pixmix.mixing` explains it, in float64."""
+    """A mixing by its formula in `pixmix.mixing`, in float64."""
     formula = {
         "add": lambda: (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2,
         "multiply": lambda: multiply_unclipped(x, y, a, b),
@@ -1040,7 +1014,7 @@ def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
 
 
 def _weights(branch: int, u: int, v: int, beta: float) -> tuple[float, float]:
-    # The upper 23 bits of a word and a half: never 0, never 1.
+    # The upper 23 bits of a word plus one half: never 0 or 1.
     first, second = (((word >> 9) + 0.5) / 2**23 for word in (u, v))
     a, b = first ** (1 / beta), 1 - second ** (1 / beta)
     return (a, b) if branch >> 31 else (2 - a, -b)
@@ -1069,10 +1043,9 @@ def drawn(
     n_mixing_images: int,
     crop_range: tuple[int, int],
 ) -> dict[str, Any]:
-    """What a view of a sample gets, word by word as the table of `pixmix.draws` has it.
+    """Draw a view of a sample word by word, according to the table in `pixmix.draws`.
 
-    operations: codes to draw from. crop_range: how many places a crop has from above and from the
-    left.
+    operations: codes to draw from. crop_range: number of vertical and horizontal crop positions.
     """
     key = [seed % 2**32, (seed >> 32) % 2**32]
 
@@ -1080,7 +1053,7 @@ def drawn(
         return philox_words([number, index, epoch, 2**24 + view], key, 32)
 
     flip, top, left, _ = philox_words([0, index, epoch, 0], key, 32)
-    n_rounds, picture, picture_top, picture_left = block(1)
+    n_rounds, mixing_image, image_top, image_left = block(1)
     rounds = []
     for r in range(k):
         item = _operation(block(2 + 3 * r), operations, severity)
@@ -1098,8 +1071,8 @@ def drawn(
         "crop": (top * crop_range[0] >> 32, left * crop_range[1] >> 32),
         "start": _operation(block(0), operations, severity),
         "n_rounds": n_rounds * (k + 1) >> 32,
-        "mixing_image": picture * n_mixing_images >> 32,
-        "picture_words": (picture_top, picture_left),
+        "mixing_image": mixing_image * n_mixing_images >> 32,
+        "image_words": (image_top, image_left),
         "rounds": rounds,
     }
 
@@ -1107,14 +1080,14 @@ def drawn(
 # --- featviz -------------------------------------------------------------------------------------
 
 
-def picture_of_waves(
+def image_of_waves(
     coefficients: NDArray[np.float32],
     size: tuple[int, int],
     decay: float,
     colours: NDArray[np.float32],
     tint: NDArray[np.float32],
 ) -> NDArray[np.float64]:
-    """A picture, (3, height, width) in 0..1, wave by wave, each as strong as its length says."""
+    """Return (3, height, width) in 0..1, a sum of waves with amplitudes by frequency."""
     height, width = size
     band = range(1, 129)
     power = sum(k ** (1 - 2 * decay) for k in band)
@@ -1137,15 +1110,15 @@ def picture_of_waves(
 
 
 def warped(
-    picture: NDArray[np.float32],
+    image: NDArray[np.float32],
     angle: float,
     scale: float,
     window: tuple[int, int],
     output: tuple[int, int],
 ) -> NDArray[np.float64]:
-    """A turned window in the middle of a picture that goes on for ever, pixel by pixel."""
-    height, width = picture.shape[-2:]
-    seen = np.zeros((picture.shape[0], *output))
+    """Sample a rotated window at the centre of a periodic image, pixel by pixel."""
+    height, width = image.shape[-2:]
+    seen = np.zeros((image.shape[0], *output))
     for row in range(output[0]):
         for column in range(output[1]):
             down = ((row + 0.5) / output[0] - 0.5) * window[0] * scale
@@ -1155,6 +1128,6 @@ def warped(
             top, left = math.floor(y), math.floor(x)
             for di, part_of_y in ((0, top + 1 - y), (1, y - top)):
                 for dj, part_of_x in ((0, left + 1 - x), (1, x - left)):
-                    pixel = picture[:, (top + di) % height, (left + dj) % width]
+                    pixel = image[:, (top + di) % height, (left + dj) % width]
                     seen[:, row, column] += part_of_y * part_of_x * pixel
     return seen

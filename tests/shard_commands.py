@@ -1,4 +1,4 @@
-"""`pixmix-shard` run in tests, and small sources for it."""
+"""Runs `pixmix-shard` in tests, and makes small sources for it."""
 
 import io
 import os
@@ -17,14 +17,14 @@ PNG = encoded(IMAGES[0])
 
 
 def run(*arguments: object) -> Result:
-    """Give a command line to pixmix-shard, which must not end in a traceback."""
+    """Run pixmix-shard, which must not end in a traceback."""
     result = CliRunner().invoke(command.main, [str(each) for each in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
 def made(*arguments: object) -> Path:
-    """Make a set, OUT last but for options, and return where."""
+    """Make a set and return OUT, the third argument."""
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 0, result.output
     return Path(str(arguments[2]))
@@ -62,7 +62,7 @@ def write_file(path: Path, content: bytes) -> Path:
 
 
 class Evil:
-    """Unpickled, it would run a command."""
+    """Runs a command if it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, ("touch pickle-was-run",)

@@ -14,7 +14,7 @@ from pipelines.system.files import file_sha256
 
 
 def encoded(image: NDArray[np.uint8], extension: str = "png") -> bytes:
-    """An image as a file's bytes: "png" without loss, or "jpg"."""
+    """Return an image as a lossless PNG, or as a JPEG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG" if extension == "png" else "JPEG", quality=95)
     return file.getvalue()
@@ -23,7 +23,7 @@ def encoded(image: NDArray[np.uint8], extension: str = "png") -> bytes:
 def drawn_images(
     n: int, seed: int = 0, size: tuple[int, int] | None = None
 ) -> list[NDArray[np.uint8]]:
-    """Images with a gradient and noise, each of its own size where none is given."""
+    """Return images of a gradient and noise; without `size` each has its own size."""
     generator = np.random.default_rng(seed)
     images = []
     for _ in range(n):
@@ -42,7 +42,7 @@ def write_shards(
     kind: str = "imagefolder",
     extension: str = "png",
 ) -> Path:
-    """Write a set whose sample i has label i % 7, in shards of the given numbers of samples."""
+    """Write a set whose sample i has label i % 7; `sizes` are the numbers of samples per shard."""
     assert sum(sizes) == len(contents)
     folder.mkdir(parents=True, exist_ok=True)
     rows, shards, i = [], [], 0
@@ -84,9 +84,9 @@ def run_here(
     work: Callable[[range], range],
     chunks: Iterable[range],
     *,
-    jobs: int,  # noqa: ARG001  one process, whatever is asked
+    jobs: int,  # noqa: ARG001  one process for any number of jobs
     finished: Callable[[range], None],
 ) -> None:
-    """Run chunks of work in this process, as workers.run_chunks does in others."""
+    """Run chunks of work in this process, as `run_chunks` does in other processes."""
     for chunk in chunks:
         finished(work(chunk))

@@ -1,4 +1,4 @@
-"""A generator for tests of jobs: quick, and able to run into trouble at a given image."""
+"""A fast generator for tests of jobs, which can fail at a given image."""
 
 import errno
 import os
@@ -21,12 +21,12 @@ from pipelines.system.ranks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Stripes:
-    """Generates stripes, another angle and colour for each seed and number.
+    """Generates stripes with an angle and colour for each seed and number.
 
-    offset: changes the images without changing the settings, as a bug in a renderer would.
-    version: the version that is recorded.
-    pause: seconds an image; journal: a folder for a note (the process id) of each image.
-    trouble, trouble_at: what happens at which image, as long as the file `until` is absent.
+    offset: changes the images without changing the settings, like a bug in a renderer. version: the
+    recorded version. pause: seconds per image. journal: a folder for a note (the process id) per
+    image. trouble, trouble_at: what fails at which image, as long as the file ``until`` does not
+    exist.
     """
 
     seed: int = 0
@@ -88,8 +88,8 @@ class Stripes:
         raise ValueError("a mistake in the generator")
 
 
-class Made(NamedTuple):
-    """What came of a run. generated: images of this run; whole: items; missing: their numbers."""
+class RunResult(NamedTuple):
+    """The result of a run. generated: images of this run; whole: items; missing: their numbers."""
 
     n: int
     generated: int
@@ -99,7 +99,7 @@ class Made(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class JobSpec:
     """A small dataset of stripes: 10 images, in chunks of 4, or shards of at most 3.
 
     where: a folder for image files, or the store of shards.
@@ -145,12 +145,12 @@ class Asked:
         return self.work / "done"
 
 
-def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made:  # noqa: ANN401
-    """Run the job that is asked for."""
+def make(asked: JobSpec, *, run: RunChunks = run_chunks, **options: Any) -> RunResult:  # noqa: ANN401
+    """Run the job of a dataset."""
     job = asked.job()
     task = Task(asked.task_index, asked.num_tasks)
     result = run_job(job, task, jobs=asked.jobs, run=run, **options)
-    return Made(
+    return RunResult(
         n=result.n,
         generated=sum(map(job.product.weight, result.made)),
         whole=result.whole,
@@ -159,14 +159,14 @@ def make(asked: Asked, *, run: RunChunks = run_chunks, **options: Any) -> Made: 
     )
 
 
-def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
-    """Ask for a dataset of image files."""
-    return Asked(where=folder, generator=generator or Stripes(), **changes)
+def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) -> JobSpec:  # noqa: ANN401
+    """Describe a dataset of image files."""
+    return JobSpec(where=folder, generator=generator or Stripes(), **changes)
 
 
-def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> Asked:  # noqa: ANN401
-    """Ask for a sharded dataset."""
-    return Asked(where=store, generator=generator or Stripes(), **changes)
+def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> JobSpec:  # noqa: ANN401
+    """Describe a sharded dataset."""
+    return JobSpec(where=store, generator=generator or Stripes(), **changes)
 
 
 def run_here(
@@ -176,7 +176,7 @@ def run_here(
     jobs: int,  # noqa: ARG001  one process, whatever is asked
     finished: Callable[[range], None],
 ) -> None:
-    """Run chunks of work in this process, as `run_chunks` does in others."""
+    """Run chunks of work in this process, as ``run_chunks`` does in others."""
     for chunk in chunks:
         finished(work(chunk))
 

@@ -1,4 +1,4 @@
-"""The simple sets: their twins, what each is, and images that never change."""
+"""Baseline mixing sets: references, defining statistics, and images that never change."""
 
 import hashlib
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 
 import reference
 from fractals import BASELINE_KINDS, measure, render_baseline
-from fractals.baselines import LARGEST_LEAF, SMALLEST_LEAF
+from fractals.baselines import MAX_LEAF_RADIUS, MIN_LEAF_RADIUS
 from fractals.numerics import random_state
 
 SIZES = [(20, 33), (1, 1), (3, 40)]
@@ -26,27 +26,27 @@ def words(kind: Any, seed: int, index: int) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_noise_and_leaves_equal_their_twins(size: tuple[int, int]) -> None:
+def test_noise_and_leaves_match_the_references(size: tuple[int, int]) -> None:
     for index in range(3):
         found = render_baseline("noise", -3, index, size)
         assert (found == reference.noise(words("noise", -3, index), *size)).all()
-        smallest = max(0.75, SMALLEST_LEAF * min(size))
-        largest = max(2 * smallest, LARGEST_LEAF * min(size))
+        smallest = max(0.75, MIN_LEAF_RADIUS * min(size))
+        largest = max(2 * smallest, MAX_LEAF_RADIUS * min(size))
         found = render_baseline("dead-leaves", -3, index, size)
-        twin = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
-        # On the very edge of a leaf a rounding may decide.
-        assert (found == twin).all(axis=-1).mean() > 0.99
+        expected = reference.leaves(words("dead-leaves", -3, index), *size, smallest, largest)
+        # Rounding may decide pixels exactly on the edge of a leaf.
+        assert (found == expected).all(axis=-1).mean() > 0.99
 
 
 @pytest.mark.parametrize("size", [(20, 33), (3, 40)])
-def test_spectra_are_their_twins_rounded(size: tuple[int, int]) -> None:
+def test_spectra_match_the_reference_after_rounding(size: tuple[int, int]) -> None:
     for index in range(3):
         found = render_baseline("spectrum", 2**70, index, size)
-        twin = reference.spectrum(words("spectrum", 2**70, index), *size)
-        assert abs(found - twin).max() < 0.5 + 1e-2
+        expected = reference.spectrum(words("spectrum", 2**70, index), *size)
+        assert abs(found - expected).max() < 0.5 + 1e-2
 
 
-def test_each_kind_is_what_it_is_for() -> None:
+def test_kinds_have_the_statistics_that_define_them() -> None:
     found = {
         kind: [measure(render_baseline(kind, 0, index, (128, 96))) for index in range(12)]
         for kind in BASELINE_KINDS
@@ -55,7 +55,7 @@ def test_each_kind_is_what_it_is_for() -> None:
         kind: {name: np.mean([values[name] for values in each]) for name in each[0]}
         for kind, each in found.items()
     }
-    # White noise has no slope, what is scale-invariant has one; and leaves have more edges.
+    # White noise has no spectral slope, scale-invariant images do, and leaves have more edges.
     assert abs(mean["noise"]["spectral_slope"]) < 0.1
     assert 1.5 < mean["dead-leaves"]["spectral_slope"] < 3
     assert mean["spectrum"]["spectral_slope"] > 1.5
@@ -63,7 +63,7 @@ def test_each_kind_is_what_it_is_for() -> None:
 
 
 @pytest.mark.parametrize("kind", BASELINE_KINDS)
-def test_a_image_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:  # noqa: ANN401
+def test_an_image_depends_only_on_kind_seed_index_and_size(kind: Any) -> None:  # noqa: ANN401
     one = render_baseline(kind, 5, 7, (40, 24))
     assert (one == render_baseline(kind, 5, 7, (40, 24))).all()
     for other in ((5, 8), (6, 7)):
@@ -75,12 +75,12 @@ def test_a_image_follows_from_kind_seed_index_and_size_alone(kind: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "index", "size", "message"),
     [
-        ("clouds", 0, (8, 8), "kind is 'clouds'; give one of dead-leaves, spectrum, noise"),
-        ("noise", -1, (8, 8), "index is -1"),
+        ("clouds", 0, (8, 8), "kind is 'clouds'; use one of dead-leaves, spectrum, noise"),
+        ("noise", -1, (8, 8), "index -1"),
         ("noise", 0, (0, 8), "size 0x8"),
     ],
 )
-def test_nonsense_is_refused(
+def test_invalid_arguments_are_rejected(
     kind: Any,  # noqa: ANN401
     index: int,
     size: tuple[int, int],

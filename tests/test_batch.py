@@ -1,4 +1,4 @@
-"""BatchPixMix: the operations' bytes, the kernel's mixings, on any device."""
+"""BatchPixMix agrees with the CPU kernels, on any device."""
 
 import copy
 import pickle
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pixmix import BatchPixMix, PixMixSettings, mix_batch, torch_ops
 from pixmix.draws import draw_plan
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import CODES, OPERATIONS, apply_operation, draw_argument
-from pixmix.packed import PackedImages
 
 ON_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 DEVICES = ["cpu", pytest.param("cuda", marks=ON_CUDA)]
@@ -24,7 +24,7 @@ SEED = 6
 
 
 def drawn(seed: int, n: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Noise, steps, and images of one, two or a narrow range of values."""
+    """Images of noise, of few values, of a narrow range and of one value."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 256, (n, height, width, 3))
     images[1::4] = images[1::4] // 64 * 85
@@ -46,7 +46,7 @@ def mixing_set(n: int = 12) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("code", range(len(OPERATIONS)), ids=CODES)
-def test_an_operation_has_the_kernel_s_bytes(code: int, device: str) -> None:
+def test_torch_operations_equal_the_kernels(code: int, device: str) -> None:
     row, generator = OPERATIONS[code], np.random.default_rng(code)
     scratch, n = np.empty(SCRATCH_LENGTH, np.int64), 48
     for height, width in SIZES:
@@ -59,19 +59,19 @@ def test_an_operation_has_the_kernel_s_bytes(code: int, device: str) -> None:
         expected = np.empty_like(images)
         for image, argument, out in zip(images, arguments, expected, strict=True):
             apply_operation(code, argument, image, out, scratch)
-        given = as_tensor(images).to(device)
+        tensor = as_tensor(images).to(device)
         operation = getattr(torch_ops, row.name)
         if row.level is None:
-            result = operation(given)
+            result = operation(tensor)
         else:
             numbers = torch.from_numpy(arguments.astype(np.int64) if row.whole else arguments)
-            result = operation(given, numbers.to(device))
+            result = operation(tensor, numbers.to(device))
         assert result.dtype == torch.uint8
         assert np.array_equal(result.cpu().numpy().transpose(0, 2, 3, 1), expected), (height, width)
-        assert np.array_equal(given.cpu().numpy().transpose(0, 2, 3, 1), images)
+        assert np.array_equal(tensor.cpu().numpy().transpose(0, 2, 3, 1), images)
 
 
-def test_sampling_in_parts_does_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_in_parts_does_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
     images = as_tensor(drawn(1, 11, 20, 13))
     factors = torch.linspace(-0.3, 0.3, 11, dtype=torch.float64)
     whole = torch_ops.shear_x(images, factors)
@@ -95,26 +95,26 @@ def by_module(images: NDArray[np.uint8], mixings: tuple[str, ...], k: int, devic
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("mixing", MIXINGS)
-def test_a_round_of_a_mixing_is_the_kernel_s(mixing: str, device: str) -> None:
-    """Within 2e-6: both are within 1e-6 of float64."""
+def test_one_round_of_mixing_agrees_with_the_kernel(mixing: str, device: str) -> None:
+    """Both are within 1e-6 of float64."""
     images = drawn(5, 300, 20, 13)
     expected = mixed_by_kernel(images, (mixing,), 1)
     assert float((by_module(images, (mixing,), 1, device) - expected).abs().max()) <= 2e-6
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_four_rounds_are_the_kernel_s_but_near_zero(device: str) -> None:
-    """A value near 0 raised to a small power magnifies what rounding left there.
+def test_four_rounds_agree_with_the_kernel_except_near_zero(device: str) -> None:
+    """One in 10,000 values may differ by more than 1e-5: powers magnify rounding errors near 0.
 
-    Of all values one in 10,000 may differ by more than 1e-5 (measured: 7 in a million).
+    Measured: 7 in a million.
     """
     images = drawn(6, 600, 20, 13)
     difference = (by_module(images, MIXINGS, 4, device) - mixed_by_kernel(images, MIXINGS, 4)).abs()
     assert float((difference > 1e-5).double().mean()) <= 1e-4
 
 
-def test_a_tiny_value_to_the_second_meets_a_huge_power() -> None:
-    """In float32 (2x)^2 and 1e-37^-1 leave its range apart, and their product does not."""
+def test_the_square_of_a_tiny_value_times_a_huge_power_does_not_overflow() -> None:
+    """(2x)^2 and 1e-37^-1 are outside the range of float32, but their product is not."""
     x = torch.tensor([1e-30, 1e-20, 1e-19, 2e-19, 0.0, 1e-38]).view(1, 1, 1, -1)
     y = torch.zeros(1, 1, 1, 6)
     result = _multiplied(x, y, 2.0, -1.0).clamp(0, 1)
@@ -128,7 +128,7 @@ def _multiplied(x: Tensor, y: Tensor, a: float, b: float) -> Tensor:
     return multiplied(x, y, torch.full((1, 1, 1, 1), a), torch.full((1, 1, 1, 1), b))
 
 
-def test_batching_and_order_do_not_show() -> None:
+def test_batching_and_order_do_not_change_the_result() -> None:
     images = as_tensor(drawn(7, 40, 20, 13))
     module = BatchPixMix(mixing_set(), all_ops=True, mixings=MIXINGS)
     whole = module(images, seed=1, epoch=3, indices=range(40))
@@ -140,7 +140,7 @@ def test_batching_and_order_do_not_show() -> None:
     assert torch.equal(torch.cat(parts), whole[torch.from_numpy(order)])
 
 
-def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
+def test_without_geometric_operations_a_batch_agrees_with_the_kernel() -> None:
     images = drawn(12, 200, 20, 13)
     result = BatchPixMix(mixing_set(), k=1, geometric=False)(
         as_tensor(images), seed=4, epoch=1, indices=range(200)
@@ -152,7 +152,7 @@ def test_without_geometric_operations_a_batch_is_the_kernel_s() -> None:
     assert float((result - expected).abs().max()) <= 2e-6
 
 
-def test_views_are_independent_and_those_of_the_kernel() -> None:
+def test_views_are_independent_and_agree_with_the_kernel() -> None:
     images = drawn(8, 50, 20, 13)
     result = BatchPixMix(mixing_set(), k=1, views=3)(
         as_tensor(images), seed=4, epoch=1, indices=range(50)
@@ -166,35 +166,35 @@ def test_views_are_independent_and_those_of_the_kernel() -> None:
     assert not torch.equal(result[:, 0], result[:, 1])
 
 
-@pytest.mark.parametrize("nothing", [None, []])
-def test_without_a_mixing_set_images_mix_with_themselves(
-    nothing: list[NDArray[np.uint8]] | None,
+@pytest.mark.parametrize("empty", [None, []])
+def test_without_a_mixing_set_images_mix_with_augmented_copies(
+    empty: list[NDArray[np.uint8]] | None,
 ) -> None:
     images = drawn(9, 100, 20, 13)
-    result = BatchPixMix(nothing, k=1)(as_tensor(images), seed=4, epoch=0, indices=range(100))
+    result = BatchPixMix(empty, k=1)(as_tensor(images), seed=4, epoch=0, indices=range(100))
     expected = mix_batch(images, None, range(100), seed=4, epoch=0, settings=PixMixSettings(k=1))
     assert float((result - expected).abs().max()) <= 2e-6
 
 
-def test_no_round_leaves_no_round() -> None:
+def test_k_0_returns_the_image_or_one_operation() -> None:
     images = drawn(10, 60, 20, 13)
     result = BatchPixMix(mixing_set(), k=0)(as_tensor(images), seed=4, epoch=0, indices=range(60))
     plan = draw_plan(
         np.arange(60), seed=4, epoch=0, settings=PixMixSettings(k=0), size=(20, 13),
         source_size=(20, 13), flip=False, views=1, n_mixing_images=12,
     )  # fmt: skip
-    untouched = plan.samples["operation"] < 0
-    assert 10 < untouched.sum() < 50
+    unchanged = plan.samples["operation"] < 0
+    assert 10 < unchanged.sum() < 50
     unit = as_tensor(images).float() / 255
-    assert torch.equal(result[torch.from_numpy(untouched)], unit[torch.from_numpy(untouched)])
+    assert torch.equal(result[torch.from_numpy(unchanged)], unit[torch.from_numpy(unchanged)])
 
 
-def test_an_empty_batch_is_a_batch() -> None:
+def test_an_empty_batch_is_accepted() -> None:
     empty = torch.empty((0, 3, 20, 13), dtype=torch.uint8)
     assert BatchPixMix(mixing_set())(empty).shape == (0, 3, 20, 13)
 
 
-def test_torch_s_seed_decides_where_none_is_given_and_one_number_is_drawn() -> None:
+def test_without_a_seed_one_number_is_drawn_from_torchs_generator() -> None:
     images, module = as_tensor(drawn(11, 8, 20, 13)), BatchPixMix(mixing_set())
     torch.manual_seed(3)
     first, second = module(images), module(images)
@@ -205,7 +205,7 @@ def test_torch_s_seed_decides_where_none_is_given_and_one_number_is_drawn() -> N
     assert not torch.equal(first, second)
 
 
-def test_images_are_not_written() -> None:
+def test_inputs_are_not_modified() -> None:
     images = as_tensor(drawn(12, 30, 20, 13))
     before, module = images.clone(), BatchPixMix(mixing_set(), mixings=MIXINGS)
     pixels = module.pixels.clone()
@@ -214,7 +214,7 @@ def test_images_are_not_written() -> None:
     assert torch.equal(module.pixels, pixels)
 
 
-def test_it_survives_pickle_and_copy_and_its_state_is_empty() -> None:
+def test_it_can_be_pickled_and_copied_and_has_an_empty_state_dict() -> None:
     images, module = as_tensor(drawn(13, 8, 20, 13)), BatchPixMix(mixing_set(), k=3, views=2)
     assert module.state_dict() == {}
     for other in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
@@ -223,7 +223,7 @@ def test_it_survives_pickle_and_copy_and_its_state_is_empty() -> None:
         assert repr(other) == repr(module)
 
 
-def test_its_repr_tells_what_it_was_made_with() -> None:
+def test_its_repr_shows_its_arguments() -> None:
     assert repr(BatchPixMix(mixing_set(), k=3)) == (
         "BatchPixMix(12 mixing images, k=3, beta=3, severity=3, all_ops=False, geometric=True, "
         "mixings=('add', 'multiply'), views=None)"
@@ -255,7 +255,7 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
          r"on meta and the mixing set on cpu; move this module with .to\('meta'\)"),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_refused_with_a_remedy(
+def test_invalid_arguments_are_rejected_with_a_remedy(
     images: object, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -278,7 +278,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         ({"mixing_set": [np.zeros((4, 4))]}, TypeError, "not float64"),
     ],
 )
-def test_nonsense_is_refused_when_it_is_made(
+def test_invalid_parameters_are_rejected_by_the_constructor(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -287,18 +287,18 @@ def test_nonsense_is_refused_when_it_is_made(
 
 @pytest.mark.parametrize("missing", [["seed"], ["epoch"], ["indices"], ["epoch", "indices"],
                                      ["seed", "epoch"], ["seed", "indices"]])  # fmt: skip
-def test_a_key_that_would_repeat_draws_is_refused_and_names_what_is_missing(
+def test_an_incomplete_key_is_rejected_and_the_missing_parts_are_named(
     missing: list[str],
 ) -> None:
-    """A seed and an epoch alone draw the same for every batch of the epoch."""
+    """With only a seed and an epoch, every batch of the epoch would have the same draws."""
     key = {"seed": 1, "epoch": 2, "indices": range(4)}
-    given = {name: value for name, value in key.items() if name not in missing}
+    partial = {name: value for name, value in key.items() if name not in missing}
     with pytest.raises(ValueError, match=f"without {' and '.join(missing)}: "):
-        BatchPixMix(mixing_set())(IMAGES, **given)
+        BatchPixMix(mixing_set())(IMAGES, **partial)
     assert BatchPixMix(mixing_set())(IMAGES, **key).shape == IMAGES.shape
 
 
-def test_two_batches_of_an_epoch_differ_and_a_sample_differs_between_epochs() -> None:
+def test_batches_of_an_epoch_differ_and_samples_differ_between_epochs() -> None:
     images, module = as_tensor(drawn(7, 8, 20, 13)), BatchPixMix(mixing_set())
     first = module(images, seed=1, epoch=3, indices=torch.arange(8))
     assert not torch.equal(module(images, seed=1, epoch=3, indices=torch.arange(8, 16)), first)
@@ -307,14 +307,14 @@ def test_two_batches_of_an_epoch_differ_and_a_sample_differs_between_epochs() ->
 
 
 @ON_CUDA
-def test_a_gpu_is_never_waited_for() -> None:
+def test_the_host_never_waits_for_the_gpu() -> None:
     module = BatchPixMix(mixing_set(), all_ops=True, mixings=MIXINGS).to("cuda")
     images = as_tensor(drawn(14, 64, 20, 13)).to("cuda")
     key = {"epoch": 0, "indices": range(64)}
     module(images, seed=0, **key)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        # Whatever waits for the GPU raises here.
+        # Any synchronization raises an error here.
         mixed = [module(images, seed=seed, **key) for seed in range(5)]
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -24,10 +24,18 @@ from PIL import Image
 from bench_table import BEGIN, END, markdown, with_table
 from fractals.chaos import ChaosLayer, accumulate
 from pipelines.bench import timing
-from pipelines.bench.command import Run, run_command
 from pipelines.bench.featviz import bench_featviz
-from pipelines.bench.flam3 import Flam3, find_flam3, flame_xml, render_flames, resized
-from pipelines.bench.fractals import NO_FLAM3, bench_fractals, layer_of, set_row
+from pipelines.bench.fractals import (
+    NO_FLAM3,
+    Flam3,
+    bench_fractals,
+    find_flam3,
+    flame_xml,
+    generation_row,
+    layer_of,
+    render_flames,
+    resized,
+)
 from pipelines.bench.loader import bench_loader
 from pipelines.bench.pixmix import bench_pixmix
 from pipelines.bench.reference_kernels import (
@@ -41,19 +49,21 @@ from pipelines.bench.reference_kernels import (
 )
 from pipelines.bench.references import PlainVisualization
 from pipelines.bench.timing import (
+    Alternative,
+    CommandRun,
     Comparison,
     Contender,
-    Rival,
     Row,
     Spread,
     Target,
     calibrate,
     document,
-    judged,
     machine,
     number,
+    run_command,
     table,
     variation,
+    with_verdicts,
 )
 from pipelines.bench.train import bench_train
 from pipelines.cli import bench as command
@@ -62,15 +72,16 @@ from pipelines.errors import PipelineError
 ROOT = Path(__file__).parent.parent
 HEIGHT, WIDTH = 12, 20
 POINTS = 2_000_000
-# Of all points, on this grid: twenty-five pairs of games of two million, ours and the twins' or two
-# of a kind, were 0.004 to 0.010 apart; two maps' weights exchanged give 0.1 and more.
+# The share of points in other pixels. It was 0.004 to 0.010 for 25 pairs of games of two million
+# points, of ours and the references or of the same kind; exchanging the weights of two maps gives
+# 0.1 and more.
 MOST_APART = 0.015
 
 Counts = NDArray[np.float64]
 
 
 class FakeClock:
-    """Moves only when told to."""
+    """A clock that only advances during fake work."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -93,7 +104,7 @@ class FakeClock:
         return self.calibrations.pop(0) if self.calibrations else 1.0
 
 
-# --- the method ----------------------------------------------------------------------------------
+# --- Timing --------------------------------------------------------------------------------------
 
 
 def compared(*contenders: Contender, rounds: int, clock: FakeClock, **more: Any) -> Row:  # noqa: ANN401
@@ -114,9 +125,9 @@ def test_contenders_are_interleaved_and_the_first_round_is_not_counted(clock: Fa
         rounds=2,
         clock=clock,
     )
-    turns = "calibrate a0 b0 calibrate a1 b1 calibrate a2 b2 calibrate"
-    assert clock.log == turns.split()
-    assert (row.rate.n, [rival.rate.n for rival in row.rivals]) == (2, [2])
+    order = "calibrate a0 b0 calibrate a1 b1 calibrate a2 b2 calibrate"
+    assert clock.log == order.split()
+    assert (row.rate.n, [each.rate.n for each in row.alternatives]) == (2, [2])
 
 
 def test_a_rate_is_units_per_second(clock: FakeClock) -> None:
@@ -133,7 +144,7 @@ def test_the_time_of_a_start_is_subtracted(clock: FakeClock) -> None:
     assert compared(contender, rounds=1, clock=clock).rate.median == 8.0
 
 
-def test_a_run_no_longer_than_its_start_is_refused(clock: FakeClock) -> None:
+def test_a_run_no_longer_than_its_start_is_rejected(clock: FakeClock) -> None:
 
     def start(_round: int) -> None:
         clock.now += 2.0
@@ -144,7 +155,7 @@ def test_a_run_no_longer_than_its_start_is_refused(clock: FakeClock) -> None:
 
 
 def test_a_ratio_is_taken_within_rounds(clock: FakeClock) -> None:
-    # The machine is three times slower in every other round; the ratio does not see it.
+    # The machine is three times slower in every other round, which does not affect the ratio.
     slow = [1.0, 1.0, 3.0, 1.0, 3.0]
 
     def worker(seconds: float) -> Callable[[int], float]:
@@ -158,7 +169,7 @@ def test_a_ratio_is_taken_within_rounds(clock: FakeClock) -> None:
         Contender(name="a", run=worker(1.0)), Contender(name="b", run=worker(5.0)), rounds=4,
         clock=clock,
     )  # fmt: skip
-    ratio = row.rivals[0].ratio
+    ratio = row.alternatives[0].ratio
     assert (ratio.low, ratio.high) == (pytest.approx(5.0), pytest.approx(5.0))
     assert row.rate.low < row.rate.high
 
@@ -176,7 +187,7 @@ def test_the_variation_of_the_calibration_leaves_out_its_warm_up(clock: FakeCloc
     assert row.calibration_variation == pytest.approx(0.4)
 
 
-def test_the_calibration_reads_the_clock_it_is_given() -> None:
+def test_the_calibration_uses_the_given_clock() -> None:
     moments = iter([3.0, 3.25])
     assert calibrate(lambda: next(moments)) == 0.25
 
@@ -198,11 +209,11 @@ def test_the_variation_does_not_depend_on_the_unit_of_time(
     assert variation(seconds) >= 0
 
 
-# --- the reference kernels -----------------------------------------------------------------------
+# --- The reference kernels -----------------------------------------------------------------------
 
 
 def ours(layer: ChaosLayer) -> tuple[Counts, Counts]:
-    """Return our kernel's share of all points in each pixel, and its mean colour there."""
+    """Return the share of all points and the mean color in each pixel, of our kernel."""
     game = accumulate(layer, HEIGHT, WIDTH, POINTS / (HEIGHT * WIDTH), 1)
     return game.points / game.played, game.colours / np.maximum(game.points, 1)
 
@@ -215,11 +226,11 @@ def check_kernel(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None
     share, colour = ours(layer)
     assert share.sum() > 0.85
     assert apart(share, counts / POINTS) < MOST_APART
-    # Means of 500 colours or more were at most 0.027 apart.
-    well_known = (share * POINTS > 500) & (counts > 500)
-    assert well_known.sum() > 20
+    # Means of 500 colors or more differed by at most 0.027.
+    frequent = (share * POINTS > 500) & (counts > 500)
+    assert frequent.sum() > 20
     np.testing.assert_allclose(
-        (colour_sums / np.maximum(counts, 1))[well_known], colour[well_known], atol=0.05
+        (colour_sums / np.maximum(counts, 1))[frequent], colour[frequent], atol=0.05
     )
 
 
@@ -258,7 +269,7 @@ def test_points_outside_a_box_are_not_counted() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-9, 9), st.floats(-9, 9)), min_size=1, max_size=20))
-def test_an_extent_holds_all_points_and_touches_some(points: list[tuple[float, float]]) -> None:
+def test_an_extent_is_the_bounding_box_of_the_points(points: list[tuple[float, float]]) -> None:
     kept = np.array(points)
     assert extent(kept).tolist() == [*kept.min(axis=0), *kept.max(axis=0)]
 
@@ -273,7 +284,7 @@ def attributes(xml: str, tag: str) -> list[dict[str, str]]:
     ]
 
 
-def test_a_flame_is_written_in_the_order_of_flam3s_coefficients() -> None:
+def test_coefficients_are_written_in_flam3s_order() -> None:
     layer = layer_of(3)
     (flame,) = attributes(flame_xml(layer, 96, 160), "flame")
     assert flame["size"] == "160 96"
@@ -304,7 +315,7 @@ def fake_program(path: Path, code: str) -> str:
 
 @pytest.fixture
 def fake_flam3(tmp_path: Path) -> Flam3:
-    """Programs that read and write what flam3's do, and leave the qualities they were asked for."""
+    """Programs with flam3's inputs and outputs, which log the requested qualities."""
     tmp_path.mkdir(exist_ok=True)
     render = fake_program(
         tmp_path / "flam3-render",
@@ -326,7 +337,7 @@ def fake_flam3(tmp_path: Path) -> Flam3:
     return Flam3(render=render, genome=genome)
 
 
-def test_a_failing_flam3_is_one_line(tmp_path: Path) -> None:
+def test_a_failing_flam3_is_reported_in_one_line(tmp_path: Path) -> None:
     broken = fake_program(tmp_path / "flam3-render", "raise SystemExit(3)")
     with pytest.raises(PipelineError, match=r"flam3-render .* 3"):
         render_flames(Flam3(render=broken, genome=broken), ["<flame/>"], 1, tmp_path)
@@ -343,14 +354,14 @@ def test_flam3_renders_what_we_render(variations: int, tmp_path: Path) -> None:
         light = np.asarray(image.convert("L"), np.float64)
     density = np.log1p(accumulate(layer, 96, 128, 100, 1).points)
     assert light.shape == density.shape
-    # .95 as it is, .65 at most when flipped: its light is another curve of the same density.
+    # The correlation is 0.95, and at most 0.65 for flipped images: tone curves differ.
     assert np.corrcoef(light.ravel(), density.ravel())[0, 1] > 0.9
 
 
-# --- a command under watch -----------------------------------------------------------------------
+# --- Commands ------------------------------------------------------------------------------------
 
 
-def test_a_watched_command_tells_its_time_memory_and_first_file(
+def test_a_measured_command_has_time_memory_and_first_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "writes_a_file.py").write_text(
@@ -376,17 +387,17 @@ def test_a_command_that_writes_nothing_has_no_first_file(
     assert run_command(tmp_path, "*.jpg", "writes_nothing", []).first_file_seconds is None
 
 
-def test_a_watched_command_that_fails_tells_its_last_line(
+def test_a_failing_command_is_reported_with_its_last_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # More on stderr than a pipe holds, which must not stop it.
+    # More on stderr than fits into a pipe, which must not block the command.
     (tmp_path / "fails.py").write_text("raise SystemExit('x' * 200_000 + '\\nthe disk is full')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(PipelineError, match="fails ended with 1: the disk is full"):
+    with pytest.raises(PipelineError, match="fails ended with exit code 1: the disk is full"):
         run_command(tmp_path, "*.jpg", "fails", [])
 
 
-def test_an_interrupted_watch_lets_the_command_end_first(
+def test_an_interrupted_measurement_lets_the_command_end_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tidies_up.py").write_text(
@@ -415,7 +426,7 @@ def test_an_interrupted_watch_lets_the_command_end_first(
     assert tidy.exists()
 
 
-# --- results -------------------------------------------------------------------------------------
+# --- Results -------------------------------------------------------------------------------------
 
 
 def spread(median: float) -> Spread:
@@ -427,33 +438,58 @@ def row(calibration_variation: float = 0.02) -> Row:
         name="affine",
         unit="M points/s",
         rate=spread(450),
-        rivals=(
-            Rival(name="plain", rate=spread(15), ratio=spread(30)),
-            Rival(name="other", rate=spread(45), ratio=spread(10)),
+        alternatives=(
+            Alternative(name="plain", rate=spread(15), ratio=spread(30)),
+            Alternative(name="other", rate=spread(45), ratio=spread(10)),
         ),
         calibration_variation=calibration_variation,
         details={"jobs": 2},
     )
     target = Target(
         figure="ratio", unit="x", rule="at least", bar=25, aim=40,
-        value=lambda row: row.rivals[0].ratio.median,
+        value=lambda row: row.alternatives[0].ratio.median,
     )  # fmt: skip
-    return judged(measured, [target])
+    return with_verdicts(measured, [target])
 
 
 MACHINE = {"processor": "P9", "cores": 2, "system": "Linux", "versions": {"numpy": "2.4"}}
 
 
-def test_the_table_holds_every_rate_and_ratio() -> None:
+def test_the_table_contains_every_rate_and_ratio() -> None:
     text = table([row()], MACHINE, ["no flam3"])
     lines = text.splitlines()
-    assert lines[1].split() == ["affine,", "M", "points/s", "450"]
-    assert lines[2].split() == ["15.0", "30.0", "[29.0,", "31.0]", "x", "plain"]
-    assert lines[3].split() == ["45.0", "10.0", "[9.00,", "11.0]", "x", "other"]
+    assert lines[2] == "affine, in M points/s"
+    assert lines[3].split() == ["ours", "450"]
+    assert lines[4].split() == ["plain", "15.0", "30.0", "[29.0,", "31.0]", "x"]
+    assert lines[5].split() == ["other", "45.0", "10.0", "[9.00,", "11.0]", "x"]
     assert "no flam3" in lines
     assert "P9, 2 cores, Linux; numpy 2.4" in lines
     assert "busy" not in text
-    assert max(map(len, lines)) <= 100
+
+
+def test_the_table_has_at_most_100_columns() -> None:
+    stored = json.loads((ROOT / "docs" / "bench.json").read_text())
+    rows = [
+        Row(
+            name=each["name"],
+            unit=each["unit"],
+            rate=Spread(**each["rate"]),
+            alternatives=tuple(
+                Alternative(
+                    name=other["name"],
+                    rate=Spread(**other["rate"]),
+                    ratio=Spread(**other["ratio"]),
+                )
+                for other in each["alternatives"]
+            ),
+            calibration_variation=0.4,
+        )
+        for each in stored["rows"]
+    ]
+    assert len(rows) > 10
+    for shown in (rows, rows[6:9]):
+        text = table(shown, stored["machine"], [NO_FLAM3])
+        assert max(map(len, text.splitlines())) <= 100
 
 
 def test_a_busy_machine_is_named() -> None:
@@ -462,14 +498,14 @@ def test_a_busy_machine_is_named() -> None:
     assert document([row(0.4)], MACHINE)["rows"][0]["busy"] is True
 
 
-def test_the_document_is_json_and_holds_every_figure() -> None:
+def test_the_document_is_json_and_contains_every_figure() -> None:
     written = json.loads(json.dumps(document([row()], MACHINE, ["no flam3"])))
     assert written["machine"] == MACHINE
     assert written["notes"] == ["no flam3"]
     (found,) = written["rows"]
     assert found["rate"] == {"median": 450, "low": 449, "high": 451, "n": 7}
-    assert [rival["name"] for rival in found["rivals"]] == ["plain", "other"]
-    assert found["rivals"][0]["ratio"]["median"] == 30
+    assert [each["name"] for each in found["alternatives"]] == ["plain", "other"]
+    assert found["alternatives"][0]["ratio"]["median"] == 30
     assert [target["verdict"] for target in found["targets"]] == ["met"]
     assert found["details"] == {"jobs": 2}
     assert found["busy"] is False
@@ -494,12 +530,12 @@ def test_a_target_is_judged_by_bar_and_aim(
     assert target.judge(row())["verdict"] == verdict
 
 
-def test_a_target_without_a_further_aim_is_met_or_not() -> None:
+def test_a_target_without_an_aim_is_met_or_not() -> None:
     target = Target(figure="f", unit="GiB", rule="at most", bar=1, value=lambda _row: 0.5)
     assert target.judge(row())["verdict"] == "met"
 
 
-def test_numbers_have_three_digits_that_count() -> None:
+def test_numbers_have_three_significant_digits() -> None:
     written = [number(value) for value in (0, 0.987, 1.5, 42.94, 423.4, 14_000)]
     assert written == ["0", "0.99", "1.50", "42.9", "423", "14,000"]
 
@@ -512,7 +548,7 @@ def test_the_machine_is_named_with_its_versions() -> None:
     assert found["versions"]["numpy"] == np.__version__
 
 
-# --- the benchmark -------------------------------------------------------------------------------
+# --- pixmix-bench fractals -----------------------------------------------------------------------
 
 TINY = {"points": 200_000, "images_per_round": 2, "images": 3, "jobs": 2}
 NAMES = [
@@ -526,12 +562,12 @@ NAMES = [
 
 
 @pytest.mark.slow
-def test_every_row_has_its_rivals(fake_flam3: Flam3, tmp_path: Path) -> None:
+def test_every_row_has_its_alternatives(fake_flam3: Flam3, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     rows = bench_fractals(1, lambda *both: seen.append(both), flam3=fake_flam3, **TINY)
     assert [each.name for each in rows] == NAMES
-    assert [[rival.name for rival in each.rivals] for each in rows] == [
-        ["fractal-pretraining's way", "plain numba"],
+    assert [[other.name for other in each.alternatives] for each in rows] == [
+        ["fractal-pretraining, reimplemented", "plain numba"],
         *[["plain numba", "flam3-render"]] * 3,
         ["flam3-genome + flam3-render", "flam3-render alone"],
         [],
@@ -544,26 +580,28 @@ def test_every_row_has_its_rivals(fake_flam3: Flam3, tmp_path: Path) -> None:
     assert 0 < images["acceptance_rate"] <= 1
     assert whole_set["images"] == 3
     assert 0 < whole_set["first_image_seconds"] <= whole_set["seconds"]
-    # Quality 50 for whole images, all in one call; a start of next to nothing for the rates.
+    # Quality 50 for whole images, all in one call; quality 0.1 to measure the start.
     asked = {line.split()[0] for line in (tmp_path / "log").read_text().splitlines()}
     assert {"0.1", "50"} < asked
 
 
-def watched(seconds: float) -> Run:
-    return Run(seconds=seconds, first_file_seconds=1.5, peak_bytes=2**28, code=0, message="")
+def measured(seconds: float) -> CommandRun:
+    return CommandRun(seconds=seconds, first_file_seconds=1.5, peak_bytes=2**28, code=0, message="")
 
 
-def test_a_run_of_few_images_predicts_nothing() -> None:
+def test_a_run_of_few_images_does_not_predict_the_whole_set() -> None:
     for images, jobs, fair in ((127, 2, False), (128, 2, True), (63, 1, False), (64, 1, True)):
-        found = set_row(images, jobs, watched(2.0), watched(2.0 + (images - 1) / 10), 0.0)
+        found = generation_row(images, jobs, measured(2.0), measured(2.0 + (images - 1) / 10), 0.0)
         figures = [target["figure"] for target in found.targets]
         assert ("14,000" in figures) == (fair and jobs == 2)
         assert ("memory" in figures) == (jobs == 2)
         assert ("whole_set_seconds" in found.details) == fair
         if fair:
             assert found.details["whole_set_seconds"] == pytest.approx(2.0 + 13_999 / 10)
-    # As quick as for one image: nothing follows from that.
-    assert "whole_set_seconds" not in set_row(99, 1, watched(2.0), watched(2.0), 0.0).details
+    # As fast as one image: no rate can be computed.
+    assert (
+        "whole_set_seconds" not in generation_row(99, 1, measured(2.0), measured(2.0), 0.0).details
+    )
 
 
 def test_the_commands_options_reach_the_benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -575,12 +613,12 @@ def test_the_commands_options_reach_the_benchmark(monkeypatch: pytest.MonkeyPatc
         return [row()]
 
     monkeypatch.setattr("pipelines.bench.fractals.bench_fractals", fake)
-    monkeypatch.setattr("pipelines.bench.flam3.find_flam3", lambda: None)
+    monkeypatch.setattr("pipelines.bench.fractals.find_flam3", lambda: None)
     options = ["fractals", "--rounds", "3", "--n", "77", "--jobs", "5"]
     result = CliRunner().invoke(command.main, options)
     assert result.exit_code == 0
     assert asked == [(3, {"images": 77, "jobs": 5, "flam3": None})]
-    assert result.stdout.splitlines()[1].startswith("affine, M points/s")
+    assert "affine, in M points/s" in result.stdout.splitlines()
     written = json.loads(CliRunner().invoke(command.main, [*options, "--json"]).stdout)
     assert written["notes"] == [NO_FLAM3]
 
@@ -598,7 +636,7 @@ def test_a_number_below_one_is_a_usage_error(option: str) -> None:
     assert result.exit_code == 2
 
 
-def test_a_tar_that_cannot_be_used_is_named_in_a_line(tmp_path: Path) -> None:
+def test_an_unusable_tar_is_reported_in_one_line(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     photo = tmp_path / "photo.jpg"
     Image.fromarray(pixels).save(photo)
@@ -621,20 +659,20 @@ def test_a_tar_that_cannot_be_used_is_named_in_a_line(tmp_path: Path) -> None:
 
 
 def names_of(rows: Sequence[Row]) -> set[tuple[str, str]]:
-    """Each row's name with that of each rival, or with nothing."""
+    """Return the name of each row with that of each alternative, or with an empty one."""
     return {
-        (row.name, rival)
+        (row.name, name)
         for row in rows
-        for rival in (*(each.name for each in row.rivals), *([] if row.rivals else [""]))
+        for name in ([each.name for each in row.alternatives] or [""])
     }
 
 
-KEPT = {
-    (row["name"], rival)
+STORED = {
+    (row["name"], name)
     for row in json.loads((ROOT / "docs" / "bench.json").read_text())["rows"]
-    for rival in ([each["name"] for each in row["rivals"]] or [""])
+    for name in ([each["name"] for each in row["alternatives"]] or [""])
 }
-"""Names of the figures that the README shows: those that the benchmarks give."""
+"""The names in the stored results, which the README shows."""
 
 
 # --- pixmix-bench pixmix and loader --------------------------------------------------------------
@@ -648,7 +686,7 @@ def test_the_benchmark_of_pixmix_has_a_row_for_each_bar() -> None:
     ]  # fmt: skip
     assert len(rows) == 8
     assert all(row.rate.median > 0 for row in rows)
-    assert names_of(rows) <= KEPT
+    assert names_of(rows) <= STORED
     assert sum(row.name.endswith(", all ops") for row in rows) == 6
 
 
@@ -667,7 +705,7 @@ def test_the_benchmark_of_loaders_has_a_row_for_each_stage_and_bar() -> None:
         "memory above torch",
     ]  # fmt: skip
     assert ticks[-1][0] == ticks[-1][1] - 1
-    assert names_of(rows[:-1]) <= KEPT
+    assert names_of(rows[:-1]) <= STORED
 
 
 # --- pixmix-bench featviz and train --------------------------------------------------------------
@@ -687,10 +725,10 @@ def test_the_benchmark_of_feature_visualization_has_a_row_for_each_bar() -> None
         "ratio",
         "an image",
     ]
-    assert all(row.rivals[0].ratio.median > 0 for row in rows)
+    assert all(row.alternatives[0].ratio.median > 0 for row in rows)
 
 
-def test_the_common_way_climbs_too() -> None:
+def test_the_plain_visualization_increases_its_activation() -> None:
     module = torch.nn.Sequential(
         torch.nn.Conv2d(3, 8, 5), torch.nn.ReLU(), torch.nn.Conv2d(8, 4, 3)
     )
@@ -702,18 +740,18 @@ def test_the_common_way_climbs_too() -> None:
     assert all(each.grad is not None for each in module.parameters())
 
 
-def test_the_benchmark_of_training_tells_the_wait_and_the_loaders_rate() -> None:
+def test_the_benchmark_of_training_measures_the_data_wait_and_the_loaders_rate() -> None:
     rows = bench_train(1, steps=1, n=256, model="wrn_10_1")
-    assert {rival for _, rival in names_of(rows)} <= {rival for _, rival in KEPT}
+    assert {name for _, name in names_of(rows)} <= {name for _, name in STORED}
     assert [row.name for row in rows] == [
         "training, wrn_10_1, batch 128, all cores",
-        "training, the loader alone",
+        "training, loader alone",
     ]
     assert [target["figure"] for row in rows for target in row.targets] == ["data wait", "rate"]
     assert 0 <= rows[0].details["data_wait_percent"] <= 100
 
 
-# --- all of it, and the table of the page --------------------------------------------------------
+# --- pixmix-bench all, and the table of the page --------------------------------------------------
 
 
 def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -721,11 +759,11 @@ def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch)
     asked: list[int] = []
     assert set(command.main.commands) == {*names, "all"}
     for place, name in enumerate(names):
-        made = [replace(row(), name=f"row of {name}")]
+        rows = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
         packages = ("numpy", ("numba", "torch")[place % 2])
 
-        def fake(rounds: int, *_more: object, _found: Any = (made, packages, note)) -> Any:  # noqa: ANN401
+        def fake(rounds: int, *_more: object, _found: Any = (rows, packages, note)) -> Any:  # noqa: ANN401
             asked.append(rounds)
             return _found
 
@@ -742,20 +780,20 @@ def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch)
     assert asked == [2] * len(names)
 
 
-def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
-    alone = replace(row(), name="alone", rivals=())
+def test_the_markdown_table_has_a_line_per_alternative_and_names_the_machine() -> None:
+    alone = replace(row(), name="alone", alternatives=())
     text = markdown(json.loads(json.dumps(document([row(), alone], machine(("numpy",)), []))))
     lines = text.splitlines()
-    rivals = row().rivals
-    assert len(rivals) >= 1
-    assert len(lines) == 2 + len(rivals) + 1 + 2
+    others = row().alternatives
+    assert len(others) >= 1
+    assert len(lines) == 2 + len(others) + 1 + 2
     assert lines[2].startswith(f"| {row().name}, {row().unit} | {number(row().rate.median)} |")
-    for line, rival in zip(lines[2:], rivals, strict=False):
-        beside = f"| {rival.name} | {number(rival.rate.median)} | {rival.ratio} x |"
-        assert line.endswith(beside)
+    for line, other in zip(lines[2:], others, strict=False):
+        cells = f"| {other.name} | {number(other.rate.median)} | {other.ratio} x |"
+        assert line.endswith(cells)
     assert lines[-3].endswith("|  |  |  |")
-    once = replace(row().rivals[0], ratio=Spread(median=30, low=30, high=30, n=1))
-    single = json.loads(json.dumps(document([replace(row(), rivals=(once,))], MACHINE, [])))
+    once = replace(row().alternatives[0], ratio=Spread(median=30, low=30, high=30, n=1))
+    single = json.loads(json.dumps(document([replace(row(), alternatives=(once,))], MACHINE, [])))
     assert markdown(single).splitlines()[2].endswith("| 30.0 x |")
     assert f"numpy {np.__version__}" in lines[-1]
     assert "busy" not in lines[-1]
@@ -763,7 +801,7 @@ def test_a_documents_table_has_a_line_a_rival_and_names_the_machine() -> None:
     assert f"busy during {row().name}" in markdown(loaded)
 
 
-def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
+def test_a_table_replaces_the_one_between_its_marks() -> None:
     page = f"above\n\n{BEGIN}\n{END}\n\nbelow\n"
     once = with_table(page, "| a |")
     assert once == f"above\n\n{BEGIN}\n\n| a |\n\n{END}\n\nbelow\n"
@@ -773,8 +811,8 @@ def test_a_table_goes_between_its_marks_and_replaces_the_one_there() -> None:
             with_table(wrong, "| a |")
 
 
-def test_the_page_of_benchmarks_has_the_figures_of_the_kept_json() -> None:
+def test_the_page_of_benchmarks_shows_the_figures_of_the_stored_benchmark() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text()
-    kept = json.loads((ROOT / "docs" / "bench.json").read_text())
-    assert len(kept["rows"]) > 10
-    assert with_table(page, markdown(kept)) == page
+    stored = json.loads((ROOT / "docs" / "bench.json").read_text())
+    assert len(stored["rows"]) > 10
+    assert with_table(page, markdown(stored)) == page

@@ -36,7 +36,7 @@ def name_of(number: int) -> str:
 
 
 def put(cache: ShardCache, number: int, n_bytes: int = 1000) -> HeldFile:
-    """Bring a file into the cache, and hold it."""
+    """Download a file into the cache, and hold it."""
     place = cache.begin(name_of(number), n_bytes, NEVER)
     if isinstance(place, Download):
         place.file.write(bytes(n_bytes))
@@ -46,9 +46,9 @@ def put(cache: ShardCache, number: int, n_bytes: int = 1000) -> HeldFile:
     return place
 
 
-def numbers_in(cache: ShardCache, *, most: int = 20) -> list[int]:
+def numbers_in(cache: ShardCache, *, limit: int = 20) -> list[int]:
     """Return the numbers of the whole files of a cache."""
-    return [number for number in range(most) if (cache.files / name_of(number)).exists()]
+    return [number for number in range(limit) if (cache.files / name_of(number)).exists()]
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def cache(tmp_path: Path) -> ShardCache:
     return ShardCache(folder=tmp_path, limit_bytes=3500)
 
 
-def test_the_folder_is_the_given_one_then_that_of_the_variables_then_that_of_the_home(
+def test_the_cache_folder_comes_from_the_argument_the_environment_or_the_home(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("HOME", "/home/someone")
@@ -72,7 +72,7 @@ def test_the_folder_is_the_given_one_then_that_of_the_variables_then_that_of_the
     assert cache_folder() == Path("/home/someone/.cache/pixmix")
 
 
-def test_what_was_used_longest_ago_makes_room(cache: ShardCache) -> None:
+def test_the_least_recently_used_file_is_removed_first(cache: ShardCache) -> None:
     for number in range(3):
         put(cache, number).release()
     put(cache, 0).release()
@@ -82,12 +82,12 @@ def test_what_was_used_longest_ago_makes_room(cache: ShardCache) -> None:
     assert numbers_in(cache) == [4]
 
 
-def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
+def test_held_files_stay_and_a_full_cache_is_an_error(cache: ShardCache) -> None:
     held = [put(cache, number) for number in range(2)]
     put(cache, 2).release()
     held.append(put(cache, 3))
     assert numbers_in(cache) == [0, 1, 3]
-    with pytest.raises(CacheFullError, match="may hold 3500 bytes, and of those 3000 are in use"):
+    with pytest.raises(CacheFullError, match="is 3500 bytes, and 3000 are in use"):
         put(cache, 4)
     assert numbers_in(cache) == [0, 1, 3]
     assert not list(cache.files.glob("*.partial"))
@@ -99,7 +99,7 @@ def test_what_is_held_stays_and_is_refused_more_room(cache: ShardCache) -> None:
         one.release()
 
 
-def test_a_file_was_used_when_it_was_taken_and_when_it_was_let_go(cache: ShardCache) -> None:
+def test_holding_and_releasing_a_file_record_its_use(cache: ShardCache) -> None:
     put(cache, 0).release()
     path = cache.folder / "used" / name_of(0)
     its_own = (cache.files / name_of(0)).stat()
@@ -112,7 +112,7 @@ def test_a_file_was_used_when_it_was_taken_and_when_it_was_let_go(cache: ShardCa
     assert (cache.files / name_of(0)).stat().st_ctime_ns == its_own.st_ctime_ns
 
 
-def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
+def test_a_file_that_is_finished_before_its_lock_is_acquired_is_not_written_again(
     cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hold = ShardCache.hold
@@ -133,7 +133,7 @@ def test_a_file_that_is_finished_on_the_way_to_its_lock_is_not_written_again(
     assert not list(cache.files.glob("*.partial"))
 
 
-def test_a_partial_file_that_is_removed_on_the_way_to_its_lock_is_not_written(
+def test_a_partial_file_that_is_removed_before_its_lock_is_acquired_is_not_written(
     cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     try_lock = cache_module.try_lock
@@ -150,7 +150,7 @@ def test_a_partial_file_that_is_removed_on_the_way_to_its_lock_is_not_written(
     assert numbers_in(cache) == [0]
 
 
-def test_a_file_that_two_hold_stays_until_both_let_it_go(cache: ShardCache) -> None:
+def test_a_file_that_is_held_twice_stays_until_both_release_it(cache: ShardCache) -> None:
     first, second = put(cache, 0, 3000), put(cache, 0, 3000)
     first.release()
     with pytest.raises(CacheFullError):
@@ -160,22 +160,22 @@ def test_a_file_that_two_hold_stays_until_both_let_it_go(cache: ShardCache) -> N
     assert numbers_in(cache) == [1]
 
 
-def test_a_held_file_that_is_dropped_is_let_go(cache: ShardCache) -> None:
+def test_a_held_file_that_is_garbage_collected_is_released(cache: ShardCache) -> None:
     held = put(cache, 0, 3000)
     del held
     put(cache, 1).release()
     assert numbers_in(cache) == [1]
 
 
-def test_a_file_larger_than_the_limit_is_refused_and_an_empty_cache_stays(
+def test_a_file_larger_than_the_limit_is_rejected(
     cache: ShardCache,
 ) -> None:
-    with pytest.raises(CacheFullError, match="too few for a file of 3501 bytes"):
+    with pytest.raises(CacheFullError, match="3500 bytes, too small for a file of 3501 bytes"):
         put(cache, 0, 3501)
     put(cache, 0, 3500).release()
 
 
-def test_room_is_kept_for_what_is_being_downloaded(cache: ShardCache) -> None:
+def test_downloads_reserve_their_full_size(cache: ShardCache) -> None:
     place = cache.begin(name_of(0), 3000, NEVER)
     assert isinstance(place, Download)
     with pytest.raises(CacheFullError):
@@ -184,7 +184,7 @@ def test_room_is_kept_for_what_is_being_downloaded(cache: ShardCache) -> None:
     put(cache, 1).release()
 
 
-def test_what_a_killed_download_left_makes_room(cache: ShardCache) -> None:
+def test_the_partial_file_of_a_killed_download_can_be_removed(cache: ShardCache) -> None:
     place = cache.begin(name_of(0), 3000, NEVER)
     assert isinstance(place, Download)
     place.file.write(bytes(10))
@@ -206,24 +206,24 @@ def test_without_a_limit_the_disk_keeps_a_reserve(
         return type("Usage", (), {"total": 10_000, "free": free + 1000 - there})
 
     monkeypatch.setattr(cache_module.shutil, "disk_usage", disk_usage)
-    # 900 are free, 500 of them the reserve: the older file goes.
+    # 900 bytes are free, 500 of them are the reserve: the older file is removed.
     put(cache, 1, 500).release()
     assert numbers_in(cache) == [1]
-    # The reserve is used before anything is refused.
+    # The reserve is used before a file is refused.
     with put(cache, 1, 500):
         put(cache, 2, 1400).release()
-        with pytest.raises(CacheFullError, match="has no room for 1401 bytes; make room"):
+        with pytest.raises(CacheFullError, match="has no room for 1401 bytes; free some space"):
             put(cache, 3, 1401)
 
 
-def test_a_damaged_file_is_dropped(cache: ShardCache) -> None:
+def test_a_damaged_file_is_removed(cache: ShardCache) -> None:
     put(cache, 0).release()
     (cache.files / name_of(0)).write_bytes(bytes(999))
     assert cache.hold(name_of(0), 1000) is None
     assert numbers_in(cache) == []
 
 
-def test_files_of_others_are_neither_counted_nor_removed(cache: ShardCache) -> None:
+def test_other_files_are_neither_counted_nor_removed(cache: ShardCache) -> None:
     put(cache, 0).release()
     (cache.files / "notes.partial").write_bytes(bytes(10_000))
     put(cache, 1, 3500).release()
@@ -231,7 +231,7 @@ def test_files_of_others_are_neither_counted_nor_removed(cache: ShardCache) -> N
     assert (cache.files / "notes.partial").exists()
 
 
-def test_whoever_waits_for_a_download_can_be_stopped(cache: ShardCache) -> None:
+def test_waiting_for_a_download_can_be_stopped(cache: ShardCache) -> None:
     place = cache.begin(name_of(0), 1000, NEVER)
     assert isinstance(place, Download)
     stop = threading.Event()
@@ -243,7 +243,7 @@ def test_whoever_waits_for_a_download_can_be_stopped(cache: ShardCache) -> None:
     place.leave(keep=True)
 
 
-def test_only_one_of_many_threads_gets_the_place(cache: ShardCache) -> None:
+def test_only_one_of_many_threads_downloads(cache: ShardCache) -> None:
     written = []
 
     def work() -> None:
@@ -275,7 +275,7 @@ place = cache.begin(name_of(1), 1000, NEVER)
 assert isinstance(place, Download)
 child = os.fork()
 if child == 0:
-    # Has copies of all descriptors; letting one of them go must not free its parent's lock.
+    # It has copies of all descriptors; releasing one must not free the lock of its parent.
     held.release()
     print("released", flush=True)
     time.sleep(60)
@@ -289,7 +289,7 @@ place.file.write(bytes(1000))
 place.finish()
 held.release()
 kept.release()
-# The child lives and has two of the descriptors still.
+# The child is alive and still has two of the descriptors.
 put(cache, 1).release()
 put(cache, 2, 3500).release()
 print("done", flush=True)
@@ -297,7 +297,7 @@ os.kill(child, 9)
 """
 
 
-def test_a_forked_process_neither_frees_nor_keeps_its_parents_locks(tmp_path: Path) -> None:
+def test_a_forked_process_neither_frees_nor_keeps_the_locks_of_its_parent(tmp_path: Path) -> None:
     tests = Path(__file__).parent
     output = subprocess.run(
         [sys.executable, "-c", FORK, str(tmp_path)],
@@ -310,12 +310,12 @@ def test_a_forked_process_neither_frees_nor_keeps_its_parents_locks(tmp_path: Pa
     assert output.split() == ["released", "CacheFullError", "done"]
 
 
-def test_a_limit_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="limit_bytes is 0; give at least 1"):
+def test_a_limit_below_one_is_rejected() -> None:
+    with pytest.raises(ValueError, match="limit_bytes is 0; use at least 1"):
         ShardCache(limit_bytes=0)
 
 
-def test_a_file_system_without_locks_is_told(
+def test_a_file_system_without_locks_is_reported(
     cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_descriptor: int, _kind: int) -> None:
@@ -326,7 +326,7 @@ def test_a_file_system_without_locks_is_told(
         put(cache, 0)
 
 
-# --- a cache that others can write to ------------------------------------------------------------
+# --- a cache that other users can write to---------------------------------------------------------
 
 
 def partial_of(cache: ShardCache, number: int = 0, n_bytes: int = 1000) -> Path:
@@ -336,7 +336,7 @@ def partial_of(cache: ShardCache, number: int = 0, n_bytes: int = 1000) -> Path:
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "pipe", "socket"])
 @pytest.mark.parametrize("whole", [False, True])
-def test_what_is_no_file_is_never_written_through(
+def test_links_pipes_and_sockets_are_never_written_through(
     cache: ShardCache, tmp_path: Path, kind: str, whole: bool
 ) -> None:
     victim = tmp_path / "victim"
@@ -362,20 +362,18 @@ def test_what_is_no_file_is_never_written_through(
         assert victim.stat().st_mtime == 1
 
 
-def test_a_partial_file_with_another_name_elsewhere_is_not_written_to(
+def test_a_partial_file_with_other_hard_links_is_not_written(
     cache: ShardCache, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     partial_of(cache).hardlink_to(victim)
-    with pytest.raises(PipelineError, match="has another name elsewhere"):
+    with pytest.raises(PipelineError, match="has other hard links"):
         put(cache, 0)
     assert victim.read_bytes() == b"precious"
 
 
-def test_a_link_in_place_of_the_time_of_use_changes_nobody_elses_times(
-    cache: ShardCache, tmp_path: Path
-) -> None:
+def test_a_link_in_place_of_a_use_record_is_not_followed(cache: ShardCache, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     os.utime(victim, (1, 1))
@@ -387,8 +385,8 @@ def test_a_link_in_place_of_the_time_of_use_changes_nobody_elses_times(
     assert victim.stat().st_mtime == 1
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_a_partial_file_of_another_user_is_left_to_them(cache: ShardCache) -> None:
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change the owner of a file")
+def test_a_partial_file_of_another_user_is_not_written(cache: ShardCache) -> None:
     partial = partial_of(cache)
     partial.write_bytes(b"begun")
     os.chown(partial, 65534, 65534)
@@ -416,7 +414,7 @@ except PipelineError as error:
 @pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("setpriv") is None, reason="becomes another user"
 )
-def test_a_cache_that_may_only_be_read_is_read() -> None:
+def test_a_read_only_cache_is_read() -> None:
     tests = Path(__file__).parent
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -433,13 +431,13 @@ def test_a_cache_that_may_only_be_read_is_read() -> None:
             check=False,
         )
     if "ModuleNotFoundError" in done.stderr or "No module named" in done.stderr:
-        pytest.skip("another user may not read this Python")
+        pytest.skip("another user cannot read this Python")
     read, refusal = done.stdout.splitlines()
     assert read == "read", done.stderr
-    assert "nothing can be downloaded to this cache" in refusal
+    assert "this cache cannot be used for downloads" in refusal
 
 
-# --- hashes that are remembered --------------------------------------------------------------
+# --- recorded hashes -------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -449,7 +447,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Return the names of the files that are hashed, as they are."""
+    """Record the names of the files that are hashed."""
     names = []
 
     def note(path: Path) -> str:
@@ -465,7 +463,7 @@ def check_shards(shards: ShardSet, cache: ShardCache) -> None:
         verified_once(shards.path(number), shard.sha256, shard.n_bytes, cache)
 
 
-def test_shards_are_read_once_and_again_when_they_change(
+def test_shards_are_hashed_once_and_again_when_they_change(
     folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(folder)
@@ -480,7 +478,7 @@ def test_shards_are_read_once_and_again_when_they_change(
     assert read[3:] == ["set-0001.tar"]
 
 
-def test_a_flipped_bit_is_refused_also_when_the_file_looks_as_before(
+def test_a_flipped_bit_is_detected_although_the_modification_time_is_the_same(
     folder: Path, cache: ShardCache
 ) -> None:
     shards = open_shards(folder)
@@ -492,9 +490,11 @@ def test_a_flipped_bit_is_refused_also_when_the_file_looks_as_before(
         file.write(b"?")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert path.stat().st_mtime_ns == before.st_mtime_ns
-    # A second time too: what was found is remembered, and was wrong.
+    # Also the second time, when the wrong hash is on record.
     for _ in range(2):
-        with pytest.raises(PipelineError, match=r"set-0002.tar has SHA-256 .* the manifest says"):
+        with pytest.raises(
+            PipelineError, match=r"set-0002.tar has SHA-256 .* expected .* by the manifest"
+        ):
             check_shards(shards, cache)
 
 
@@ -502,11 +502,11 @@ def test_a_flipped_bit_is_refused_also_when_the_file_looks_as_before(
     ("change", "message"),
     [
         (lambda path: path.unlink(), "set-0000.tar is missing"),
-        (lambda path: path.write_bytes(b"short"), "has 5 bytes, the manifest says"),
+        (lambda path: path.write_bytes(b"short"), "has 5 bytes, expected"),
         (lambda path: path.write_bytes(bytes(path.stat().st_size)), "copy it again"),
     ],
 )
-def test_what_is_missing_cut_or_another_file_is_refused(
+def test_a_missing_cut_off_or_different_shard_is_rejected(
     folder: Path, cache: ShardCache, change: object, message: str
 ) -> None:
     shards = open_shards(folder)
@@ -517,11 +517,11 @@ def test_what_is_missing_cut_or_another_file_is_refused(
 
 
 def as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what this process found itself."""
-    monkeypatch.setattr(cache_module, "_found", {})
+    """Forget the hashes that this process computed."""
+    monkeypatch.setattr(cache_module, "_verified", {})
 
 
-def test_a_damaged_memory_is_made_anew(
+def test_damaged_hash_records_are_written_again(
     folder: Path, cache: ShardCache, read: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = open_shards(folder)
@@ -534,7 +534,7 @@ def test_a_damaged_memory_is_made_anew(
     assert len(read) == 6
 
 
-def test_of_many_that_ask_at_once_one_reads(
+def test_one_of_many_threads_hashes_a_file(
     folder: Path, cache: ShardCache, read: list[str]
 ) -> None:
     shard, path = open_shards(folder).shards[0], folder / "set-0000.tar"
@@ -549,7 +549,7 @@ def test_of_many_that_ask_at_once_one_reads(
     assert read == ["set-0000.tar"]
 
 
-def test_a_file_that_changes_while_it_is_read_is_refused(
+def test_a_file_that_changes_while_it_is_hashed_is_rejected(
     folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def change(path: Path) -> str:

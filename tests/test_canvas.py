@@ -1,3 +1,5 @@
+"""The Fourier parametrization of images, its stages, shifts, scales and magnitudes."""
+
 import math
 
 import numpy as np
@@ -7,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reference
-from featviz.canvas import COLOURS, Canvas, generator, low, mean_magnitude, put_low, spectrum_scale
+from featviz.canvas import (
+    COLOURS,
+    Canvas,
+    low_frequencies,
+    mean_magnitude,
+    random_generator,
+    set_low_frequencies,
+    spectrum_scale,
+)
 
 SIZES = [(8, 8), (9, 12), (16, 11), (13, 15), (24, 36)]
 
@@ -15,20 +25,20 @@ SIZES = [(8, 8), (9, 12), (16, 11), (13, 15), (24, 36)]
 def canvas(
     size: tuple[int, int], n: int = 2, *, kind: str = "spectrum", decay: float = 1.0
 ) -> Canvas:
-    turned = COLOURS + torch.arange(n)[:, None, None] * 0.1
+    colours = COLOURS + torch.arange(n)[:, None, None] * 0.1
     tint = torch.linspace(-1, 1, 3 * n).view(n, 3)
-    return Canvas(size=size, decay=torch.full((n,), decay), colours=turned, tint=tint, kind=kind)  # type: ignore[arg-type]
+    return Canvas(size=size, decay=torch.full((n,), decay), colours=colours, tint=tint, kind=kind)  # type: ignore[arg-type]
 
 
-def drawn(board: Canvas, key: int = 0) -> torch.Tensor:
-    return board.draw([generator(key, index) for index in range(len(board.decay))])
+def draw(board: Canvas, key: int = 0) -> torch.Tensor:
+    return board.draw([random_generator(key, index) for index in range(len(board.decay))])
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decay", [0.6, 1.0, 1.7])
-def test_a_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
+def test_an_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
     board = canvas(size, decay=decay)
-    coefficients = drawn(board) * 100
+    coefficients = draw(board) * 100
     images = board.images(coefficients, size)
     assert images.shape == (2, 3, *size)
     for index in range(2):
@@ -39,23 +49,23 @@ def test_a_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) ->
             board.colours[index].numpy(),
             board.tint[index].numpy(),
         )
-        # Single precision of a few hundred waves; a wave less is 1e-2 apart.
+        # Float32 rounding of a few hundred waves; a missing wave changes the image by 1e-2.
         np.testing.assert_allclose(images[index].numpy(), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_images_and_coefficients_are_inverse(size: tuple[int, int]) -> None:
+def test_coefficients_invert_images(size: tuple[int, int]) -> None:
     board = canvas(size)
-    coefficients = drawn(board) * 30
+    coefficients = draw(board) * 30
     images = board.images(coefficients, size)
     again = board.images(board.coefficients(images), size)
     torch.testing.assert_close(again, images, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("decay", [0.8, 1.2])
-def test_the_magnitudes_of_phases_are_their_scale(decay: float) -> None:
+def test_phase_images_have_the_magnitudes_of_their_scale(decay: float) -> None:
     board = canvas((12, 15), kind="phase", decay=decay)
-    planes = board._planes(drawn(board), (12, 15), None)
+    planes = board._planes(draw(board), (12, 15), None)
     magnitude = torch.fft.rfft2(planes, norm="forward").abs()
     scale = spectrum_scale((12, 15), (12, 15), board.decay)[:, None].expand(2, 3, 12, 8).clone()
     scale[..., 0, 0] = 0
@@ -65,9 +75,9 @@ def test_the_magnitudes_of_phases_are_their_scale(decay: float) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_phases_come_back_from_their_image(size: tuple[int, int]) -> None:
+def test_phases_are_recovered_from_their_image(size: tuple[int, int]) -> None:
     board = canvas(size, kind="phase")
-    images = board.images(drawn(board), size)
+    images = board.images(draw(board), size)
     again = board.images(board.coefficients(images), size)
     torch.testing.assert_close(again, images, atol=1e-4, rtol=0)
 
@@ -76,18 +86,18 @@ def test_phases_come_back_from_their_image(size: tuple[int, int]) -> None:
     ("size", "stage"), [((24, 36), (12, 18)), ((25, 37), (13, 19)), ((9, 9), (8, 8))]
 )
 @pytest.mark.parametrize("kind", ["spectrum", "phase"])
-def test_going_on_at_a_finer_size_continues_the_same_image(
+def test_a_finer_stage_continues_the_same_image(
     size: tuple[int, int], stage: tuple[int, int], kind: str
 ) -> None:
     board = canvas(size, kind=kind)
-    everything = drawn(board) * (50 if kind == "spectrum" else 1)
-    coarse = board.images(low(everything, size, stage), stage)
-    fine = board.images(everything, size)
+    coefficients = draw(board) * (50 if kind == "spectrum" else 1)
+    coarse = board.images(low_frequencies(coefficients, size, stage), stage)
+    fine = board.images(coefficients, size)
     waves, more_waves = (
         torch.fft.rfft2(torch.logit(each.double()), norm="forward") for each in (coarse, fine)
     )
-    shown = low(more_waves, size, stage)
-    # Whole waves only: an even side of the stage has half of its shortest one.
+    shown = low_frequencies(more_waves, size, stage)
+    # Without the Nyquist frequency of an even side.
     rows = torch.fft.fftfreq(stage[0], 1 / stage[0]).abs() * 2 < stage[0]
     columns = torch.arange(stage[1] // 2 + 1) * 2 < stage[1]
     known = rows[:, None] & columns[None]
@@ -97,30 +107,34 @@ def test_going_on_at_a_finer_size_continues_the_same_image(
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), data=st.data())
-def test_what_is_put_back_is_what_was_taken(height: int, width: int, data: st.DataObject) -> None:
+def test_set_low_frequencies_inverts_low_frequencies(
+    height: int, width: int, data: st.DataObject
+) -> None:
     stage = (data.draw(st.integers(8, height)), data.draw(st.integers(8, width)))
     size = (height, width)
-    everything = torch.arange(2 * 3 * height * (width // 2 + 1), dtype=torch.float32)
-    everything = everything.view(2, 3, height, width // 2 + 1)
-    part = low(everything, size, stage)
+    coefficients = torch.arange(2 * 3 * height * (width // 2 + 1), dtype=torch.float32)
+    coefficients = coefficients.view(2, 3, height, width // 2 + 1)
+    part = low_frequencies(coefficients, size, stage)
     assert part.shape == (2, 3, stage[0], stage[1] // 2 + 1)
     assert len(part[0, 0].unique()) == part[0, 0].numel()
-    copied = everything.clone()
-    put_low(copied, part + 1, size, stage)
-    torch.testing.assert_close(low(copied, size, stage), part + 1)
-    assert int((copied != everything).sum()) == part.numel()
+    modified = coefficients.clone()
+    set_low_frequencies(modified, part + 1, size, stage)
+    torch.testing.assert_close(low_frequencies(modified, size, stage), part + 1)
+    assert int((modified != coefficients).sum()) == part.numel()
 
 
-def test_a_stage_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"a stage of \(16, 8\) for images of \(8, 8\)"):
-        low(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
+def test_a_stage_larger_than_the_image_is_rejected() -> None:
+    with pytest.raises(
+        ValueError, match=r"stage size \(16, 8\) is larger than the image size \(8, 8\)"
+    ):
+        low_frequencies(torch.zeros(1, 3, 8, 5), (8, 8), (16, 8))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["spectrum", "phase"])
 def test_a_shift_by_whole_pixels_rolls_the_image(size: tuple[int, int], kind: str) -> None:
     board = canvas(size, kind=kind)
-    coefficients = drawn(board) * (50 if kind == "spectrum" else 1)
+    coefficients = draw(board) * (50 if kind == "spectrum" else 1)
     shifts = torch.tensor([[3 / size[0], 5 / size[1]], [-2 / size[0], 0.0]])
     moved = board.images(coefficients, size, shifts)
     still = board.images(coefficients, size)
@@ -129,7 +143,7 @@ def test_a_shift_by_whole_pixels_rolls_the_image(size: tuple[int, int], kind: st
 
 
 @pytest.mark.parametrize("decay", [0.5, 1.0, 1.6])
-def test_the_scale_falls_as_frequency_to_the_decay(decay: float) -> None:
+def test_the_scale_falls_as_frequency_to_the_power_of_decay(decay: float) -> None:
     scale = spectrum_scale((64, 64), (64, 64), torch.tensor([decay]))[0]
     ratio = scale[0, 2:31] / scale[0, 1]
     expected = torch.arange(2, 31) ** -decay
@@ -139,40 +153,40 @@ def test_the_scale_falls_as_frequency_to_the_decay(decay: float) -> None:
     assert bool((scale[:, 32] == 0).all())
 
 
-def test_all_decays_have_the_power_of_decay_one() -> None:
+def test_all_decays_have_the_same_total_power() -> None:
     band = torch.arange(1, 129, dtype=torch.float64)
     powers = []
     for decay in (0.5, 1.0, 1.5):
         scale = spectrum_scale((300, 300), (300, 300), torch.tensor([decay]))[0, 0, 1:129]
-        # A ring has as many waves as its radius.
+        # The number of waves on a ring is proportional to its radius.
         powers.append(float((band * scale.double() ** 2).sum()))
     np.testing.assert_allclose(powers, powers[1], rtol=1e-5)
 
 
-def test_textures_are_as_wide_as_high_in_images_that_are_not_square() -> None:
+def test_textures_are_isotropic_in_nonsquare_images() -> None:
     scale = spectrum_scale((32, 64), (32, 64), torch.tensor([1.0]))[0]
     # Four waves over 32 pixels are as long as eight over 64.
     torch.testing.assert_close(scale[4, 0], scale[0, 8])
 
 
-def test_a_image_begins_from_its_own_generator_alone() -> None:
+def test_initial_coefficients_depend_only_on_the_images_own_generator() -> None:
     board = canvas((16, 24), 3)
-    together = board.draw([generator(1), generator(2), generator(3)])
-    alone = canvas((16, 24), 1).draw([generator(2)])
+    together = board.draw([random_generator(1), random_generator(2), random_generator(3)])
+    alone = canvas((16, 24), 1).draw([random_generator(2)])
     assert torch.equal(together[1:2], alone)
     assert not torch.equal(together[0], together[1])
     assert float(together.std()) == pytest.approx(0.01, rel=0.05)
 
 
-def test_phases_begin_anywhere_on_the_circle() -> None:
-    phases = canvas((64, 64), 1, kind="phase").draw([generator(0)])
+def test_initial_phases_are_uniform() -> None:
+    phases = canvas((64, 64), 1, kind="phase").draw([random_generator(0)])
     assert phases.shape == (1, 3, 64, 33)
     assert -np.pi <= float(phases.min()) < -3.1
     assert 3.1 < float(phases.max()) <= np.pi
     assert abs(float(phases.mean())) < 0.1
 
 
-def test_given_magnitudes_are_those_of_the_image() -> None:
+def test_images_have_the_given_magnitudes() -> None:
     photographs = torch.rand(4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     magnitude = mean_magnitude(photographs)
     assert magnitude.shape == (3, 24, 17)
@@ -180,14 +194,14 @@ def test_given_magnitudes_are_those_of_the_image() -> None:
         size=(24, 32), decay=torch.ones(1), colours=COLOURS[None], tint=torch.zeros(1, 3),
         kind="phase", magnitude=magnitude,
     )  # fmt: skip
-    images = board.images(drawn(board), (24, 32))
+    images = board.images(draw(board), (24, 32))
     measured = mean_magnitude(images.clamp(1 / 256, 255 / 256))
-    # Even sides lose half a wave, and the mean colour is the tint's.
+    # Without the Nyquist frequency of even sides and the mean, which the tint determines.
     inner = (slice(None), slice(1, 12), slice(0, 16))
     torch.testing.assert_close(measured[inner], magnitude[inner], atol=1e-3, rtol=1e-2)
 
 
-def test_magnitudes_of_bytes_are_those_of_their_parts_of_one() -> None:
+def test_magnitudes_of_uint8_equal_those_of_floats() -> None:
     bytes_ = torch.randint(0, 256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(1))
     as_bytes = mean_magnitude(bytes_.to(torch.uint8))
     torch.testing.assert_close(as_bytes, mean_magnitude(bytes_ / 255))
@@ -196,17 +210,17 @@ def test_magnitudes_of_bytes_are_those_of_their_parts_of_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"size": (4, 9)}, r"size is \(4, 9\); give at least 8"),
-        ({"kind": "pixels"}, "kind is 'pixels'; give one of spectrum, phase"),
-        ({"decay": torch.tensor([-0.1])}, "decay is .*; give 0 to 3"),
-        ({"decay": torch.tensor([math.nan])}, "decay is .*; give 0 to 3"),
-        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 images give"),
+        ({"size": (4, 9)}, r"size is \(4, 9\); use at least 8"),
+        ({"kind": "pixels"}, "kind is 'pixels'; use one of spectrum, phase"),
+        ({"decay": torch.tensor([-0.1])}, "decay is .*; use 0 to 3"),
+        ({"decay": torch.tensor([math.nan])}, "decay is .*; use 0 to 3"),
+        ({"colours": torch.eye(3)}, r"colours has shape \(3, 3\); for 1 images expected"),
         ({"tint": torch.zeros(2, 3)}, r"tint has shape \(2, 3\)"),
-        ({"magnitude": torch.zeros(3, 16, 9)}, 'kind "phase" too'),
+        ({"magnitude": torch.zeros(3, 16, 9)}, 'magnitude requires kind "phase"'),
         ({"kind": "phase", "magnitude": torch.zeros(3, 16, 8)}, "magnitude has shape"),
     ],
 )
-def test_a_canvas_refuses_nonsense(changes: dict[str, object], message: str) -> None:
+def test_a_canvas_rejects_invalid_arguments(changes: dict[str, object], message: str) -> None:
     good: dict[str, object] = {
         "size": (16, 16),
         "decay": torch.ones(1),

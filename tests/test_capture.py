@@ -1,3 +1,5 @@
+"""Layer inventories, captured activations, redirected ReLUs, and folded batch norms."""
+
 import copy
 from collections.abc import Callable
 
@@ -8,22 +10,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featviz import folding
-from featviz.capture import RedirectedRelus, capturing, find_layers, list_layers
-from featviz.folding import folded, has_grouped_convolutions
+from featviz.capture import RedirectedRelus, capture_activations, find_layers, list_layers
+from featviz.folding import fold_batch_norms, has_grouped_convolutions
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
 EXAMPLE = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(1))
 IMAGES = torch.rand(3, 3, 32, 48, generator=torch.Generator().manual_seed(0))
 
 
-def seen_of(module: nn.Module, names: list[str], images: Tensor = IMAGES) -> dict[str, Tensor]:
+def captured(module: nn.Module, names: list[str], images: Tensor = IMAGES) -> dict[str, Tensor]:
     known = list_layers(module)
-    with capturing(module, find_layers(known.layers, names)) as look:
-        return {name: each.detach().clone() for name, each in look(images).items()}
+    with capture_activations(module, find_layers(known.layers, names)) as activations_of:
+        return {name: each.detach().clone() for name, each in activations_of(images).items()}
 
 
-def hooked(module: nn.Module, name: str, images: Tensor = IMAGES) -> Tensor:
-    """What a plain hook sees of a layer at its last call, the network in evaluation mode."""
+def output_by_hook(module: nn.Module, name: str, images: Tensor = IMAGES) -> Tensor:
+    """Return a layer's output at its last call by a plain hook, in evaluation mode."""
     copied = copy.deepcopy(module).eval()
     outputs: list[Tensor] = []
     copied.get_submodule(name).register_forward_hook(lambda *a: outputs.append(a[2].clone()))
@@ -32,10 +34,10 @@ def hooked(module: nn.Module, name: str, images: Tensor = IMAGES) -> Tensor:
     return outputs[-1]
 
 
-# --- What a survey finds -------------------------------------------------------------------------
+# --- Layer inventories ---------------------------------------------------------------------------
 
 
-def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
+def test_layers_are_listed_in_the_order_of_their_calls() -> None:
     layers = list_layers(seeded(Tiny)).layers
     assert list(layers) == ["conv1", "bn1", "pool", "conv2", "bn2", "relu", "conv3", "head"]
     assert [each.channels for each in layers.values()] == [12, 12, 12, 12, 12, 12, 20, 4]
@@ -45,7 +47,7 @@ def test_a_survey_names_all_layers_in_the_order_of_their_calls() -> None:
     assert all(each.layout == "channels first" for each in layers.values())
 
 
-def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
+def test_a_fixed_input_size_is_found() -> None:
     assert list_layers(seeded(Tiny)).size is None
     assert list_layers(seeded(Tiny)).smallest == 32
     known = list_layers(seeded(Tokens))
@@ -54,18 +56,18 @@ def test_a_survey_finds_the_one_size_that_a_network_takes() -> None:
     assert (known.layers["norm"].channels, known.layers["norm"].positions) == (10, 16)
 
 
-def test_a_network_that_takes_no_images_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"Linear takes no float images .* use a network"):
+def test_a_network_that_does_not_accept_images_is_rejected() -> None:
+    with pytest.raises(ValueError, match=r"Linear does not accept float images .* use a network"):
         list_layers(nn.Linear(5, 5))
 
 
-def test_a_name_that_is_no_layer_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ValueError, match=r"no layer is named 'bn3'; give one like .*bn2"):
+def test_an_unknown_layer_is_rejected_with_similar_names() -> None:
+    with pytest.raises(ValueError, match=r"layer 'bn3' not found; use a name such as .*bn2"):
         find_layers(list_layers(seeded(Tiny)).layers, ["bn3"])
 
 
 LAYERS = {
-    # name: layer, channels, which dimension of its own output they are.
+    # Network: layer, channels, dimension of the channels in the layer's own output.
     "resnet18": [("layer1.0.conv1", 64, 1), ("layer2", 128, 1)],
     "vgg11": [("features.3", 128, 1), ("classifier.0", 4096, 1)],
     "swin_t": [("features.1.0", 96, 3), ("features.3", 192, 3)],
@@ -76,22 +78,22 @@ LAYERS = {
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_torchvisions_layers_are_seen_with_their_channels_first(name: str) -> None:
+def test_activations_of_torchvision_networks_have_channels_first(name: str) -> None:
     module = torchvision.models.get_model(name, weights=None).eval()
     known = list_layers(module)
     assert (known.size is not None) == (name in {"vit_b_16", "maxvit_t"})
     images = torch.rand(2, 3, *(known.size or (64, 96)))
     for layer, channels, dimension in LAYERS[name]:
         assert known.layers[layer].channels == channels
-        own = hooked(module, layer, images)
-        with torch.no_grad(), capturing(module, [known.layers[layer]]) as look:
-            seen = look(images)[layer]
+        own = output_by_hook(module, layer, images)
+        with torch.no_grad(), capture_activations(module, [known.layers[layer]]) as activations_of:
+            seen = activations_of(images)[layer]
         expected = own.movedim(dimension, 1)
         torch.testing.assert_close(seen, expected if own.ndim > 2 else expected[..., None])
 
 
-class Strange(nn.Module):
-    """Windows in the place of images, a row of samples, and a shape that says nothing."""
+class Ambiguous(nn.Module):
+    """Windows instead of images, a sequence of samples, and an ambiguous shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,9 +108,9 @@ class Strange(nn.Module):
         return self.row(x.flatten(2))
 
 
-def test_what_has_no_channels_of_a_image_is_no_layer() -> None:
-    known = list_layers(Strange())
-    # (3, 128, 192) has three in the place of one image; 9x9 is no part of 128x192.
+def test_outputs_without_image_channels_are_not_listed() -> None:
+    known = list_layers(Ambiguous())
+    # (3, 128, 192) has a batch dimension of 3 instead of 1; 9x9 does not match 128x192.
     assert list(known.layers) == ["row"]
     assert (known.layers["row"].channels, known.layers["row"].layout) == (12, "channels first")
     attention = list_layers(torchvision.models.get_model("maxvit_t", weights=None).eval())
@@ -116,32 +118,32 @@ def test_what_has_no_channels_of_a_image_is_no_layer() -> None:
     assert (windows.channels, windows.layout) == (64, "channels last")
 
 
-# --- What is captured ----------------------------------------------------------------------------
+# --- Captured activations ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["conv1", "bn1", "relu", "pool", "conv2", "bn2", "conv3"])
-def test_a_layer_is_seen_as_it_is_whatever_happens_to_it_later_in_place(name: str) -> None:
+def test_later_in_place_operations_do_not_affect_captured_activations(name: str) -> None:
     module = seeded(Tiny)
-    assert torch.equal(seen_of(module, [name])[name], hooked(module, name))
-    # And beside a later one, whose run goes on over it.
-    together = seen_of(module, [name, "conv3"])
-    assert torch.equal(together[name], hooked(module, name))
-    assert torch.equal(together["conv3"], hooked(module, "conv3"))
+    assert torch.equal(captured(module, [name])[name], output_by_hook(module, name))
+    # And together with a later layer, so that the forward pass continues.
+    together = captured(module, [name, "conv3"])
+    assert torch.equal(together[name], output_by_hook(module, name))
+    assert torch.equal(together["conv3"], output_by_hook(module, "conv3"))
 
 
-def test_nothing_after_the_last_layer_runs() -> None:
+def test_modules_after_the_last_layer_do_not_run() -> None:
     module = seeded(Tiny)
     ran: list[str] = []
     for name, each in module.named_modules():
         each.register_forward_hook(lambda *_, name=name: ran.append(name))
     known = list_layers(module)
     ran.clear()
-    with capturing(module, find_layers(known.layers, ["bn2"])) as look:
-        look(IMAGES)
+    with capture_activations(module, find_layers(known.layers, ["bn2"])) as activations_of:
+        activations_of(IMAGES)
     assert ran == ["conv1", "bn1", "relu", "pool", "conv2", "bn2"]
 
 
-def test_a_network_is_afterwards_as_it_was() -> None:
+def test_the_state_of_a_network_is_restored() -> None:
     module = seeded(Tiny).train()
     module.bn2.eval()
     module.conv1.weight.requires_grad_(False)
@@ -154,45 +156,45 @@ def test_a_network_is_afterwards_as_it_was() -> None:
             *(each.inplace for each in module.modules() if isinstance(each, nn.ReLU)),
         ]
 
-    was = flags()
+    before_flags = flags()
     known = list_layers(module)
-    assert flags() == was
-    with capturing(module, [known.layers["conv3"]]) as look:
-        look(IMAGES)
+    assert flags() == before_flags
+    with capture_activations(module, [known.layers["conv3"]]) as activations_of:
+        activations_of(IMAGES)
         assert not module.training
         assert not any(each.requires_grad for each in module.parameters())
-    assert flags() == was
-    # Also when it is left by an error, and when the network raises it.
-    for broken in (IMAGES[:, :2], IMAGES):
+    assert flags() == before_flags
+    # Also if the context exits by an error, in the network or in the caller.
+    for invalid in (IMAGES[:, :2], IMAGES):
         with (
             pytest.raises((RuntimeError, KeyError)),
-            capturing(module, [known.layers["conv3"]]) as look,
+            capture_activations(module, [known.layers["conv3"]]) as activations_of,
         ):
-            look(broken)["head"]
-    assert flags() == was
+            activations_of(invalid)["head"]
+    assert flags() == before_flags
     after = module.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
-def test_tokens_are_seen_with_their_channels_first() -> None:
+def test_activations_of_tokens_have_channels_first() -> None:
     module = seeded(Tokens)
     images = IMAGES[..., :32]
-    seen = seen_of(module, ["mix"], images)["mix"]
-    assert torch.equal(seen, hooked(module, "mix", images).transpose(1, 2))
+    seen = captured(module, ["mix"], images)["mix"]
+    assert torch.equal(seen, output_by_hook(module, "mix", images).transpose(1, 2))
     last = seeded(ChannelsLast)
-    seen = seen_of(last, ["mix"])["mix"]
-    assert torch.equal(seen, hooked(last, "mix").permute(0, 3, 1, 2))
+    seen = captured(last, ["mix"])["mix"]
+    assert torch.equal(seen, output_by_hook(last, "mix").permute(0, 3, 1, 2))
 
 
 def test_classes_are_channels_with_one_position() -> None:
-    assert seen_of(seeded(Tiny), ["head"])["head"].shape == (3, 4, 1)
+    assert captured(seeded(Tiny), ["head"])["head"].shape == (3, 4, 1)
 
 
-def test_gradients_reach_the_images_and_no_weight() -> None:
+def test_gradients_reach_the_images_but_not_the_weights() -> None:
     module = seeded(Tiny)
     images = IMAGES.clone().requires_grad_()
-    with capturing(module, [list_layers(module).layers["conv3"]]) as look:
-        look(images)["conv3"].sum().backward()
+    with capture_activations(module, [list_layers(module).layers["conv3"]]) as activations_of:
+        activations_of(images)["conv3"].sum().backward()
     assert images.grad is not None
     assert float(images.grad.abs().sum()) > 0
     assert all(each.grad is None for each in module.parameters())
@@ -215,7 +217,7 @@ RELUS: list[tuple[Callable[[Tensor], Tensor], float]] = [
 
 
 @pytest.mark.parametrize(("relu", "limit"), RELUS)
-def test_a_dead_image_gets_the_gradient_that_brings_it_back(
+def test_a_dead_image_receives_the_redirected_gradient(
     relu: Callable[[Tensor], Tensor], limit: float
 ) -> None:
     alive = torch.tensor([[-1.0, 2.0, 7.0, -3.0]])
@@ -223,7 +225,7 @@ def test_a_dead_image_gets_the_gradient_that_brings_it_back(
     upstream = torch.tensor([[-1.0, 1.0, 1.0, -2.0]])
     for x, expected in (
         (alive, torch.tensor([[0.0, 1.0, 0.0 if limit == 6 else 1.0, 0.0]])),
-        # Descent raises what has a negative gradient, and lowers what has a positive one.
+        # Descent raises values with a negative gradient and lowers those with a positive one.
         (dead, torch.tensor([[-1.0, 0.0, 1.0 if limit == 6 else 0.0, -2.0]])),
     ):
         both = torch.cat([x, alive]).requires_grad_()
@@ -233,15 +235,17 @@ def test_a_dead_image_gets_the_gradient_that_brings_it_back(
         result.backward(upstream.repeat(2, 1))
         assert both.grad is not None
         torch.testing.assert_close(both.grad[:1], expected)
-        # The same, whoever is beside it.
-        torch.testing.assert_close(both.grad[1:], both.grad[1:] * 0 + plain(alive, limit, upstream))
+        # The other image's gradient is the same in either case.
+        torch.testing.assert_close(
+            both.grad[1:], both.grad[1:] * 0 + plain_gradient(alive, limit, upstream)
+        )
 
 
-def plain(x: Tensor, limit: float, upstream: Tensor) -> Tensor:
+def plain_gradient(x: Tensor, limit: float, upstream: Tensor) -> Tensor:
     return upstream * ((x > 0) & (x < limit))
 
 
-def test_outside_nothing_is_redirected() -> None:
+def test_relus_are_not_redirected_outside_the_context() -> None:
     x = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     with RedirectedRelus():
         pass
@@ -252,27 +256,30 @@ def test_outside_nothing_is_redirected() -> None:
 # --- Folding -------------------------------------------------------------------------------------
 
 
-def norms(module: nn.Module) -> int:
+def n_batch_norms(module: nn.Module) -> int:
     return sum(isinstance(each, nn.BatchNorm2d) for each in module.modules())
 
 
-def test_folding_changes_nothing_that_is_seen() -> None:
+def test_folding_does_not_change_activations() -> None:
     module = seeded(Tiny).train()
     before = copy.deepcopy(module.state_dict())
-    faster = folded(module, EXAMPLE)
-    assert norms(faster) == 0
+    faster = fold_batch_norms(module, EXAMPLE)
+    assert n_batch_norms(faster) == 0
     for name in ("bn1", "bn2", "conv3", "head"):
         torch.testing.assert_close(
-            seen_of(faster, [name])[name].squeeze(-1), hooked(module, name), atol=1e-5, rtol=1e-4
+            captured(faster, [name])[name].squeeze(-1),
+            output_by_hook(module, name),
+            atol=1e-5,
+            rtol=1e-4,
         )
     assert module.training
-    assert norms(module) == 2
+    assert n_batch_norms(module) == 2
     assert all(torch.equal(module.state_dict()[name], each) for name, each in before.items())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "googlenet", "densenet121"])
-def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
+def test_folded_torchvision_networks_have_the_same_outputs(name: str) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         more = {"init_weights": False} if name == "googlenet" else {}
@@ -280,25 +287,25 @@ def test_torchvisions_networks_are_folded_and_say_the_same(name: str) -> None:
     for each in module.modules():
         if isinstance(each, nn.BatchNorm2d):
             nn.init.uniform_(each.running_var, 0.5, 2)  # type: ignore[arg-type]
-    faster = folded(module, EXAMPLE)
-    # DenseNet's norms stand before their convolutions, but for one.
-    assert norms(faster) < norms(module) * (0.1 if name != "densenet121" else 1)
+    faster = fold_batch_norms(module, EXAMPLE)
+    # All but one of DenseNet's norms precede their convolutions.
+    assert n_batch_norms(faster) < n_batch_norms(module) * (0.1 if name != "densenet121" else 1)
     images = torch.rand(2, 3, 96, 96)
     with torch.no_grad():
         torch.testing.assert_close(faster(images), module(images), atol=1e-4, rtol=1e-3)
 
 
-def test_what_is_looked_at_is_not_folded_away() -> None:
+def test_kept_layers_are_not_folded() -> None:
     module = seeded(Tiny)
-    faster = folded(module, EXAMPLE, keep=["conv2"])
-    assert norms(faster) == 1
+    faster = fold_batch_norms(module, EXAMPLE, keep=["conv2"])
+    assert n_batch_norms(faster) == 1
     torch.testing.assert_close(
-        seen_of(faster, ["conv2"])["conv2"], hooked(module, "conv2"), atol=1e-5, rtol=1e-4
+        captured(faster, ["conv2"])["conv2"], output_by_hook(module, "conv2"), atol=1e-5, rtol=1e-4
     )
 
 
 class Shared(nn.Module):
-    """One convolution called twice, and one whose output two see: neither can be folded."""
+    """One convolution called twice, and one whose output is read twice: neither can be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -314,7 +321,7 @@ class Shared(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """Looks at values to decide."""
+    """Control flow depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -326,23 +333,23 @@ class Untraceable(nn.Module):
 
 
 @pytest.mark.parametrize("network", [Shared, Untraceable])
-def test_what_cannot_be_folded_runs_as_it_is(network: type[nn.Module]) -> None:
+def test_a_network_that_cannot_be_folded_stays_the_same(network: type[nn.Module]) -> None:
     module = seeded(network).eval()
-    faster = folded(module, EXAMPLE)
-    assert norms(faster) == norms(module)
+    faster = fold_batch_norms(module, EXAMPLE)
+    assert n_batch_norms(faster) == n_batch_norms(module)
     with torch.no_grad():
         torch.testing.assert_close(faster(IMAGES), module(IMAGES))
 
 
 class Standardized(nn.Conv2d):
-    """Not linear in its weight, so a norm's factor cannot go into that."""
+    """Not linear in its weight, so a norm's factor cannot be folded into it."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
         return functional.conv2d(x, weight, self.bias, padding=1)
 
 
-def unfoldable(kind: str) -> nn.Module:
+def convolution_and_norm(kind: str) -> nn.Module:
     pair = nn.Sequential()
     conv = Standardized(3, 8, 3) if kind == "subclass" else nn.Conv2d(3, 8, 3, padding=1)
     pair.add_module("conv", conv)
@@ -356,24 +363,24 @@ def unfoldable(kind: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("kind", ["subclass", "hook", "weight_norm"])
-def test_convolutions_that_are_more_than_that_are_not_folded(kind: str) -> None:
-    module = unfoldable(kind).eval()
-    faster = folded(module, EXAMPLE)
-    assert norms(faster) == 1
+def test_modified_convolutions_are_not_folded(kind: str) -> None:
+    module = convolution_and_norm(kind).eval()
+    faster = fold_batch_norms(module, EXAMPLE)
+    assert n_batch_norms(faster) == 1
     with torch.no_grad():
         torch.testing.assert_close(faster(EXAMPLE), module(EXAMPLE))
 
 
-def test_a_network_that_cannot_be_copied_is_refused() -> None:
-    module = unfoldable("none")
-    # As the old weight_norm leaves it.
+def test_a_network_that_cannot_be_copied_is_rejected() -> None:
+    module = convolution_and_norm("none")
+    # The state that the old weight_norm leaves.
     module.conv.weight = nn.Parameter(module.conv.weight)
     module.kept = module.conv.weight * 2  # type: ignore[assignment]
     with pytest.raises(ValueError, match="the network cannot be copied"):
-        folded(module, EXAMPLE)
+        fold_batch_norms(module, EXAMPLE)
 
 
-def test_a_folded_network_that_says_something_else_is_not_taken(
+def test_a_folded_network_with_other_outputs_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     module = seeded(Tiny)
@@ -385,24 +392,24 @@ def test_a_folded_network_that_says_something_else_is_not_taken(
         return fused
 
     monkeypatch.setattr(folding, "fuse_conv_bn_eval", wrong)
-    assert norms(folded(module, EXAMPLE)) == 2
+    assert n_batch_norms(fold_batch_norms(module, EXAMPLE)) == 2
 
 
-def test_grouped_convolutions_are_noticed() -> None:
+def test_grouped_convolutions_are_detected() -> None:
     assert not has_grouped_convolutions(seeded(Tiny))
     assert has_grouped_convolutions(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)))
 
 
-def test_a_layer_that_is_not_called_is_told() -> None:
+def test_a_layer_that_is_not_called_is_named() -> None:
     known = list_layers(seeded(Tiny)).layers["conv1"]
     with (
-        capturing(Silent(), [known]) as look,
+        capture_activations(Unused(), [known]) as activations_of,
         pytest.raises(RuntimeError, match="conv1 was not called"),
     ):
-        look(IMAGES)
+        activations_of(IMAGES)
 
 
-class Silent(nn.Module):
+class Unused(nn.Module):
     """Has a layer that it does not call."""
 
     def __init__(self) -> None:

@@ -1,11 +1,11 @@
-"""The chaos game: the one-orbit game's density, every point accounted for, no trace of batches.
+"""The chaos game: the one-orbit game's density, complete counts, and independence of batches.
 
-How far the density is from the one-orbit game's, as total variation (share of the mass that would
-have to move), measured once with 2 x 10^8 points of the game and 10^8 of the twin's on 24 x 16
+Distance from the density of the one-orbit game, as total variation (fraction of points that would
+have to move), measured once with 2 x 10^8 points of the game and 10^8 of the reference on 24 x 16
 pixels: "affine" .0003, "several variations" .0008, "three turns" .0012, "unequal" .0013, "one map
-beside a rare one" .0009; chance alone gives .0002 to .0011, the rest is the rounding of weights to
-1/2,048. The transient that a warm-up of 16 steps leaves adds, over the first 24 steps, .0036
-("three turns", as turns forget nothing; .0079 of the colour) or .0022 ("unequal"), and nothing
+beside a rare one" .0009. Chance alone gives .0002 to .0011; the rest is the rounding of weights to
+1/2,048. The transient after a warm-up of 16 steps adds, over the first 24 steps, .0036 ("three
+turns", because turns do not contract; .0079 of the colour) or .0022 ("unequal"), and nothing
 measurable over 1,600.
 """
 
@@ -27,13 +27,13 @@ from fractals.chaos import (
     Tone,
     VariationTerm,
     accumulate,
+    camera_matrix,
     compile_layer,
     sample_points,
     segment_bounds,
     start_orbits,
-    window,
 )
-from fractals.chaos_kernels import FOLDS, MOST_STEPS, ORBITS, WARM_UP, play
+from fractals.chaos_kernels import FOLDS, MAX_STEPS, ORBITS, WARM_UP, play
 from fractals.numerics import random_state
 
 TONE = Tone(exposure=1.0)
@@ -115,14 +115,14 @@ Planes = NDArray[np.float64]
 
 
 def games(layer: ChaosLayer, n: int, steps: int, shape: tuple[int, int] = SHAPE) -> Planes:
-    """Return n independent games as shares of mass: (n, 2, H, W), points and colours."""
+    """Return n independent games as fractions of all points: (n, 2, H, W), points and colours."""
     samples = steps * ORBITS / (shape[0] * shape[1])
     played = [accumulate(layer, *shape, samples, 7, index) for index in range(n)]
     return np.array([np.array(each[:2], np.float64) / each[2] for each in played])
 
 
-def twin_games(layer: ChaosLayer, shares: list[float], seed: int = 0) -> Planes:
-    """Return 40 games of 100,000 points by the twin, like `games`; shares: of each map."""
+def reference_games(layer: ChaosLayer, probabilities: list[float], seed: int = 0) -> Planes:
+    """Return 40 games of 100,000 points by the reference, like ``games``."""
     planes = reference.chaos_game(
         layer,
         *SHAPE,
@@ -130,17 +130,17 @@ def twin_games(layer: ChaosLayer, shares: list[float], seed: int = 0) -> Planes:
         seed=seed,
         orbits=40_000,
         warm_up=80,
-        shares=shares,
+        probabilities=probabilities,
         games=40,
     )
     return planes.swapaxes(0, 1) / 100_000
 
 
-def strangeness(some: Planes, others: Planes) -> NDArray[np.float64]:
-    """Return, of points and of colours, squared difference over what chance explains.
+def excess_difference(some: Planes, others: Planes) -> NDArray[np.float64]:
+    """Return the squared difference of points and colours, relative to what chance explains.
 
-    1 is what independent games of one law give. The chance is that of the means, from the variance
-    among games: points of one orbit hang together, so that a pixel's count is not Poisson's.
+    Independent games of one distribution give 1. Chance is estimated from the variance among games,
+    because points of one orbit are correlated and a pixel's count is not Poisson.
     """
     explained = some.var(0, ddof=1) / len(some) + others.var(0, ddof=1) / len(others)
     return ((some.mean(0) - others.mean(0)) ** 2).sum((1, 2)) / explained.sum((1, 2))
@@ -148,23 +148,23 @@ def strangeness(some: Planes, others: Planes) -> NDArray[np.float64]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_the_density_and_its_colours_are_the_one_orbit_games(
+def test_points_and_colours_match_the_one_orbit_game(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Past every transient, so that nothing but chance is left.
+    # Long enough for every transient to vanish, so that only chance is left.
     monkeypatch.setattr(chaos, "WARM_UP", 100)
     layer = SYSTEMS[name]
-    shares = (np.diff(compile_layer(layer).bounds) / ORBITS).tolist()
-    found, exact = games(layer, 24, 300), twin_games(layer, shares)
-    # Over 60 pairs of games .1 to 3.5 was seen; 2 % of the steps given to another map make it 17
-    # and more.
-    assert strangeness(found, exact).max() < 8
-    shares[0], shares[1] = shares[0] - 0.02, shares[1] + 0.02
-    assert strangeness(found, twin_games(layer, shares)).min() > 8
+    probabilities = (np.diff(compile_layer(layer).bounds) / ORBITS).tolist()
+    found, exact = games(layer, 24, 300), reference_games(layer, probabilities)
+    # Over 60 pairs of games, .1 to 3.5 was measured; moving 2 % of the steps to another map gives
+    # at least 17.
+    assert excess_difference(found, exact).max() < 8
+    probabilities[0], probabilities[1] = probabilities[0] - 0.02, probabilities[1] + 0.02
+    assert excess_difference(found, reference_games(layer, probabilities)).min() > 8
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) -> None:
+def test_every_point_is_counted_and_folded_points_are_inside(name: str) -> None:
     layer = SYSTEMS[name]
     game = accumulate(layer, *SHAPE, 200, 1)
     program, state, words = compile_layer(layer), random_state(1), np.zeros(16 * 24 + 1, np.uint64)
@@ -173,7 +173,7 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
         state,
         orbits,
         program,
-        window(layer.camera, *SHAPE),
+        camera_matrix(layer.camera, *SHAPE),
         fold,
         WARM_UP,
         38,
@@ -198,33 +198,33 @@ def test_every_point_falls_inside_or_outside_and_a_folded_one_inside(name: str) 
     "name", ["affine", "an inked lens over variations", "wrapped borders", "three turns"]
 )
 @pytest.mark.parametrize("most", [1, 7, 36])
-def test_the_split_of_a_game_into_calls_does_not_show(
+def test_the_result_does_not_depend_on_how_a_game_is_split_into_calls(
     name: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert whole.played == 37 * ORBITS
-    monkeypatch.setattr(chaos, "MOST_STEPS", most)
+    monkeypatch.setattr(chaos, "MAX_STEPS", most)
     parts = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
     assert parts.played == whole.played
     np.testing.assert_array_equal(parts.points, whole.points)
-    # A flush rounds the sum of a pixel's colours to float32 once more.
+    # Each flush rounds the sum of a pixel's colours to float32.
     np.testing.assert_allclose(parts.colours, whole.colours, rtol=37 * 2.0**-24)
 
 
-def test_a_word_holds_as_many_points_as_a_call_may_plot() -> None:
-    # All points in one pixel with the highest colour: neither half runs into the other.
+def test_an_accumulator_holds_the_points_of_a_call() -> None:
+    # All points are in one pixel with the highest colour: neither half of the word overflows.
     still = system(
         Map(affine=(0, 0, 0.5, 0, 0, 0.5), colour=1.0, speed=1.0),
         camera=Camera(centre=(0.5, 0.5), width=1),
     )
-    game = accumulate(still, 1, 1, MOST_STEPS * ORBITS, 0)
-    assert game.played == MOST_STEPS * ORBITS
+    game = accumulate(still, 1, 1, MAX_STEPS * ORBITS, 0)
+    assert game.played == MAX_STEPS * ORBITS
     assert game.points[0, 0] == game.played
     assert game.colours[0, 0] == game.played
 
 
 @given(samples=st.floats(0.01, 500), height=st.integers(1, 40), width=st.integers(1, 40))
-def test_samples_a_pixel_are_played_and_rounded_up_to_whole_steps(
+def test_samples_per_pixel_are_rounded_up_to_whole_steps(
     samples: float, height: int, width: int
 ) -> None:
     game = accumulate(SYSTEMS["affine"], height, width, samples, 0)
@@ -234,7 +234,7 @@ def test_samples_a_pixel_are_played_and_rounded_up_to_whole_steps(
     assert wanted <= game.played < wanted + ORBITS or game.played == ORBITS > wanted
 
 
-def test_a_key_is_a_game_and_another_key_another() -> None:
+def test_a_key_determines_the_game() -> None:
     layer = SYSTEMS["several variations"]
     first, again, other = (accumulate(layer, *SHAPE, 50, *key) for key in ((1, 2), (1, 2), (12,)))
     np.testing.assert_array_equal(first.points, again.points)
@@ -242,10 +242,10 @@ def test_a_key_is_a_game_and_another_key_another() -> None:
     assert (first.points != other.points).any()
 
 
-# --- orbits that flee ----------------------------------------------------------------------------
+# --- diverging orbits ----------------------------------------------------------------------------
 
 
-def test_orbits_that_flee_or_are_not_numbers_start_again() -> None:
+def test_diverged_and_nan_orbits_restart() -> None:
     program, state = compile_layer(SYSTEMS["affine"]), random_state(3)
     orbits, healthy = start_orbits(state), start_orbits(random_state(3))
     before = orbits.noise.copy()
@@ -263,11 +263,11 @@ def test_orbits_that_flee_or_are_not_numbers_start_again() -> None:
     assert np.abs(orbits.x[0, changed]).max() <= 1
     assert np.abs(orbits.y[0, changed]).max() <= 1
     assert len(set(orbits.x[0, changed].tolist())) == len(lost)
-    # Only they drew from their noise.
+    # Only these orbits used their noise.
     np.testing.assert_array_equal(np.flatnonzero(orbits.noise != before), changed)
 
 
-def test_a_system_that_throws_every_orbit_out_still_ends_and_counts() -> None:
+def test_a_system_whose_orbits_all_diverge_terminates() -> None:
     fleeing = system(Map(affine=(9e5, 0, 0, 0, 9e5, 0)), Map(affine=(-8e5, 1, 7, 2, 9e5, 0)))
     game = accumulate(fleeing, *SHAPE, 50, 0)
     assert np.isfinite(game.colours).all()
@@ -278,8 +278,8 @@ def test_a_system_that_throws_every_orbit_out_still_ends_and_counts() -> None:
 
 
 @pytest.mark.parametrize("fold", ["none", "mirror", "wrap"])
-def test_a_final_map_that_leaves_the_numbers_shows_nothing(fold: str) -> None:
-    # 2e38 + 2e38 is beyond float32; a fold of infinity is not a number, and no place in an image.
+def test_a_final_map_that_overflows_plots_nothing(fold: str) -> None:
+    # 2e38 + 2e38 overflows float32; the fold of infinity is NaN, which is not a position.
     final = Map(affine=(2e38, 2e38, 3e38, 2e38, 2e38, 3e38), speed=0.0)
     infinite = system(
         Map(affine=(0, 0, 1, 0, 0, 1)),
@@ -291,11 +291,11 @@ def test_a_final_map_that_leaves_the_numbers_shows_nothing(fold: str) -> None:
     assert game.colours.sum() == 0
 
 
-# --- what a program is made of -------------------------------------------------------------------
+# --- programs ------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60))
-def test_segments_are_as_long_as_their_weight_to_a_place_and_none_is_empty(
+def test_segments_are_proportional_to_weights_and_never_empty(
     weights: list[float],
 ) -> None:
     bounds = segment_bounds(weights)
@@ -303,15 +303,13 @@ def test_segments_are_as_long_as_their_weight_to_a_place_and_none_is_empty(
     lengths = np.diff(bounds)
     assert lengths.min() >= 1
     wanted = ORBITS * np.array(weights) / sum(weights)
-    # One place for rounding, and those that the lightest maps take for being heard at all.
+    # One place for rounding, and those of the lightest maps, which never are empty.
     assert (lengths - wanted).max() <= 1 + np.count_nonzero(wanted < 1)
     assert (wanted - lengths).max() <= 1 + np.count_nonzero(wanted < 1)
 
 
 @pytest.mark.parametrize(("symmetry", "n"), [(1, 2), (2, 3), (5, 6), (-1, 3), (-2, 4), (-4, 6)])
-def test_each_map_of_a_symmetry_is_as_heavy_as_all_others_together_and_keeps_colours(
-    symmetry: int, n: int
-) -> None:
+def test_symmetry_maps_have_the_total_weight_and_keep_colours(symmetry: int, n: int) -> None:
     program = compile_layer(system(*EVEN, symmetry=symmetry))
     assert len(program.bounds) == n + 1
     expected = reference.symmetry_affines(symmetry)
@@ -322,7 +320,7 @@ def test_each_map_of_a_symmetry_is_as_heavy_as_all_others_together_and_keeps_col
     assert np.ptp(group) <= 1
 
 
-def test_a_program_holds_what_the_layer_says() -> None:
+def test_a_program_represents_its_layer() -> None:
     layer = system(*BENT, final=INKED_LENS)
     program = compile_layer(layer)
     maps = [*BENT, INKED_LENS]
@@ -346,11 +344,11 @@ def test_a_program_holds_what_the_layer_says() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(16, 24), (31, 7), (64, 64)])
 @pytest.mark.parametrize("rotation", [0.0, 0.7, -2.5, np.pi])
-def test_the_centre_lands_in_the_middle_and_the_width_spans_the_shorter_side(
+def test_the_camera_maps_centre_and_width_to_the_image(
     height: int, width: int, rotation: float
 ) -> None:
     camera = Camera(centre=(0.3, -1.2), width=0.8, rotation=rotation)
-    a, b, c, d, e, f = window(camera, height, width).astype(float).tolist()
+    a, b, c, d, e, f = camera_matrix(camera, height, width).astype(float).tolist()
 
     def pixel(x: float, y: float) -> NDArray[np.float64]:
         return np.array([a * x + b * y + c, d * x + e * y + f])
@@ -358,7 +356,7 @@ def test_the_centre_lands_in_the_middle_and_the_width_spans_the_shorter_side(
     middle = pixel(0.3, -1.2)
     np.testing.assert_allclose(middle, [width / 2, height / 2], atol=1e-4)
     along, across = pixel(1.1, -1.2) - middle, pixel(0.3, -0.4) - middle
-    # The plane's width, along either axis, is the shorter side in pixels; the axes stay square.
+    # The camera's width, along either axis, is the shorter side in pixels; pixels are square.
     np.testing.assert_allclose(np.hypot(*along), min(height, width), rtol=1e-5)
     np.testing.assert_allclose(np.hypot(*across), min(height, width), rtol=1e-5)
     assert abs(along @ across) < 1e-3 * min(height, width) ** 2
@@ -375,7 +373,7 @@ def test_a_larger_image_shows_the_same() -> None:
     assert np.abs(share).sum() < 0.01
 
 
-def test_sampled_points_are_those_of_the_attractor() -> None:
+def test_sampled_points_are_on_the_attractor() -> None:
     layer = replace(SYSTEMS["a lens"], camera=Camera(centre=(0.0, 0.0), width=6.0))
     x, y = sample_points(compile_layer(layer), 40, 3)
     assert x.shape == y.shape == (40 * ORBITS,)
@@ -386,11 +384,11 @@ def test_sampled_points_are_those_of_the_attractor() -> None:
 
 
 @pytest.mark.parametrize("fold", [-1, len(FOLDS)])
-def test_an_unknown_fold_is_refused_by_the_kernel(fold: int) -> None:
+def test_the_kernel_rejects_an_unknown_fold(fold: int) -> None:
     layer, state = system(Map(affine=IDENTITY)), random_state(0)
     words = np.zeros(2, np.uint64)
     with pytest.raises(ValueError, match="fold"):
         play(
-            state, start_orbits(state), compile_layer(layer), window(CAMERA, 1, 1), fold, 0, 1,
-            1, 1, words, False,
+            state, start_orbits(state), compile_layer(layer), camera_matrix(CAMERA, 1, 1), fold,
+            0, 1, 1, 1, words, False,
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Children of a command: they get its signals once, and it outlasts them."""
+"""Child processes of a command get its signals once, and end before it."""
 
 import os
 import signal
@@ -13,18 +13,18 @@ from pipelines.system.processes import child
 
 ROOT = Path(__file__).parent.parent
 
-# Writes how often it was told, half a second after the first time.
-TOLD = """
+# Writes the received signals half a second after the first one.
+CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-told = []
+received = []
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    signal.signal(number, lambda number, frame: told.append(number))
+    signal.signal(number, lambda number, frame: received.append(number))
 Path(sys.argv[1], "ready").touch()
-while not told:
+while not received:
     time.sleep(0.01)
 time.sleep(0.5)
-Path(sys.argv[1], "told").write_text(" ".join(str(int(number)) for number in told))
+Path(sys.argv[1], "received").write_text(" ".join(str(int(number)) for number in received))
 Path(sys.argv[1], "group").write_text(f"{os.getpgrp() == os.getpid()}")
 """
 PARENT = """
@@ -37,11 +37,11 @@ with child([sys.executable, "-c", sys.argv[1], sys.argv[2]]) as process:
 
 @pytest.mark.parametrize("whole_group", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
+def test_a_signal_reaches_the_child_once_and_then_ends_the_parent(
     tmp_path: Path, number: signal.Signals, whole_group: bool
 ) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, TOLD, str(tmp_path)],
+        [sys.executable, "-c", PARENT, CHILD, str(tmp_path)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
@@ -49,21 +49,21 @@ def test_a_signal_comes_to_the_child_once_and_ends_the_parent_afterwards(
     )
     while not (tmp_path / "ready").exists():
         time.sleep(0.01)
-    # As a terminal does, or kill.
+    # Like a terminal (whole group), or like kill.
     (os.killpg if whole_group else os.kill)(parent.pid, number)
     code = parent.wait(timeout=60)
-    assert (tmp_path / "told").read_text() == str(int(number))
+    assert (tmp_path / "received").read_text() == str(int(number))
     assert code == -number
-    # Two that come close together count as one; in a group of its own a terminal sends it none.
+    # Signals in quick succession merge. So check that a terminal does not reach the child itself.
     assert (tmp_path / "group").read_text() == "True"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_signal_that_is_ignored_comes_to_neither(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_ignored_signal_reaches_neither_process(tmp_path: Path, number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
         parent = subprocess.Popen(
-            [sys.executable, "-c", PARENT, TOLD, str(tmp_path)],
+            [sys.executable, "-c", PARENT, CHILD, str(tmp_path)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.DEVNULL,
@@ -77,10 +77,10 @@ def test_a_signal_that_is_ignored_comes_to_neither(tmp_path: Path, number: signa
     time.sleep(0.3)
     os.kill(parent.pid, signal.SIGTERM)
     assert parent.wait(timeout=60) == -signal.SIGTERM
-    assert (tmp_path / "told").read_text() == str(int(signal.SIGTERM))
+    assert (tmp_path / "received").read_text() == str(int(signal.SIGTERM))
 
 
-def test_a_child_that_ends_by_itself_leaves_the_handlers_as_they_were() -> None:
+def test_signal_handlers_are_restored_after_the_child_ends() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with child([sys.executable, "-c", "print(7)"], stdout=subprocess.PIPE) as process:
         printed, _ = process.communicate()

@@ -1,4 +1,4 @@
-"""`pixmix-eval`: its output before and after it measures, and in which order."""
+"""`pixmix-eval`: its results, warnings and errors."""
 
 import json
 import os
@@ -40,21 +40,21 @@ def checkpoint(folder: Path, classes: int = 10) -> Path:
     return path
 
 
-def test_the_suites_are_those_of_the_library() -> None:
+def test_suites_equal_those_of_the_library() -> None:
     assert command.SUITES == SUITES
 
 
-def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
+def test_the_command_evaluates_and_prints_the_results(digits: Path, tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     arguments = ("run", "--checkpoint", str(path), "--data", str(digits))
     result = run(*arguments, "--suite", "clean,calibration,ood", "--json")
     assert result.exit_code == 0, result.output
-    said = json.loads(result.stdout)
-    assert said["test"] == "DIGITS"
-    (found,) = said["networks"].values()
+    document = json.loads(result.stdout)
+    assert document["test"] == "DIGITS"
+    (found,) = document["networks"].values()
     assert found["clean"]["n"] == 359
     assert 0.5 < found["clean"]["error"] <= 1
-    assert said["missing"] == {}
+    assert document["missing"] == {}
     text = run(*arguments[1:], "--suite", "clean", "--against", str(path))
     assert text.exit_code == 0, text.output
     assert "clean error" in text.stdout
@@ -68,12 +68,12 @@ def test_the_command_evaluates_and_tells(digits: Path, tmp_path: Path) -> None:
             "has 10 numbered classes, of which 7 ('3', '4', '5' and 4 more) are not within",
         ),
         (("--checkpoint", "bare.pt"), "pass --model"),
-        (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not fit ResNet"),
-        (("--checkpoint", "junk.pt"), "neither a file of torch.save nor of safetensors"),
+        (("--checkpoint", "bare.pt", "--model", "resnet18"), "does not match ResNet"),
+        (("--checkpoint", "junk.pt"), "neither a torch.save nor a safetensors file"),
         (("--checkpoint", "10.pt", "--data", "empty"), "has no test/manifest.json"),
     ],
 )
-def test_what_cannot_be_evaluated_ends_with_one_line(
+def test_checkpoints_and_data_that_cannot_be_evaluated_end_in_one_line(
     digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -93,7 +93,9 @@ def test_what_cannot_be_evaluated_ends_with_one_line(
     assert result.stderr.count("Error: ") == 1
 
 
-def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_path: Path) -> None:
+def test_small_images_are_preprocessed_alike_in_folders_and_in_shards(
+    digits: Path, tmp_path: Path
+) -> None:
     test = open_shards(digits / "test")
     images = open_images(test, cache_dir=tmp_path / "cache")
     for i in range(len(test)):
@@ -107,15 +109,15 @@ def test_folders_of_small_images_are_seen_as_their_shards_are(digits: Path, tmp_
         assert result.exit_code == 0, result.output
         found += json.loads(result.stdout)["networks"].values()
     assert found[0] == found[1]
-    # And so they are where a checkpoint says nothing of how it has its images.
+    # The same applies to a checkpoint without preprocessing metadata.
     bare = open_evaluation_data(tmp_path / "folders", {"classes": 10})
     assert (bare.side, bare.transform) == (32, None)
-    # A network of larger images has them larger.
+    # A network with a larger input gets larger images.
     larger = {"classes": 10, "crop": "resized", "image_size": 64, "evaluation_resize": 72}
     assert open_evaluation_data(tmp_path / "folders", larger).side == 64
 
 
-def test_a_corrupted_set_is_made_as_a_network_has_its_images(digits: Path, tmp_path: Path) -> None:
+def test_make_c_preprocesses_images_as_the_checkpoint_does(digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     module = open_model("wrn_10_1", 10)
     network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", "image_size": 48,
@@ -131,7 +133,7 @@ def test_a_corrupted_set_is_made_as_a_network_has_its_images(digits: Path, tmp_p
     assert names == list(open_shards(digits / "test").classes)
 
 
-def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Path) -> None:
+def test_results_are_printed_before_the_suites_that_failed(digits: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     root.mkdir()
     (root / "test").symlink_to(digits / "test")
@@ -141,9 +143,9 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     arguments = ("--checkpoint", str(path), "--data", str(root), "--suite", "clean,ood")
     result = run(*arguments, "--json", "--plot", str(plot))
     assert result.exit_code == 1
-    said = json.loads(result.stdout)
-    assert said["failed"].keys() == {"ood"}
-    (found,) = said["networks"].values()
+    document = json.loads(result.stdout)
+    assert document["failed"].keys() == {"ood"}
+    (found,) = document["networks"].values()
     assert found["clean"]["n"] == 359
     assert result.stderr.splitlines()[-1].startswith("Error: ")
     assert not plot.exists()
@@ -153,7 +155,7 @@ def test_what_was_measured_is_told_before_what_failed(digits: Path, tmp_path: Pa
     assert "ood could not be measured: " in text.stderr
 
 
-def test_results_tell_the_code_and_the_files_they_come_from(digits: Path, tmp_path: Path) -> None:
+def test_results_record_the_code_and_the_files_used(digits: Path, tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     result = run("--checkpoint", str(path), "--data", str(digits), "--suite", "clean", "--json")
     assert result.exit_code == 0, result.output
@@ -167,24 +169,22 @@ def test_results_tell_the_code_and_the_files_they_come_from(digits: Path, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_suite_that_was_asked_for_and_lacks_its_data_ends_with_1(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_a_requested_suite_without_data_exits_with_1(digits: Path, tmp_path: Path) -> None:
     arguments = ("--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits))
     result = run(*arguments, "--suite", "clean,c,p", "--json")
     assert result.exit_code == 1
-    said = json.loads(result.stdout)
-    assert said["missing"].keys() == {"c", "p"}
-    (found,) = said["networks"].values()
+    document = json.loads(result.stdout)
+    assert document["missing"].keys() == {"c", "p"}
+    (found,) = document["networks"].values()
     assert found.keys() == {"clean"}
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not found; make")
     assert "; p could not be measured: " in last
-    # Nobody asked for them: they are only named.
+    # Suites that were not requested may lack their data.
     assert run(*arguments, "--epsilon", "1").exit_code == 0
 
 
-def test_a_network_of_nan_is_refused_in_one_line(digits: Path, tmp_path: Path) -> None:
+def test_nan_predictions_are_reported_in_one_line(digits: Path, tmp_path: Path) -> None:
     module = open_model("wrn_10_1", 10)
     torch.nn.init.constant_(next(module.parameters()), torch.nan)
     torch.save(module.state_dict(), tmp_path / "nan.pt")
@@ -199,7 +199,7 @@ def test_a_network_of_nan_is_refused_in_one_line(digits: Path, tmp_path: Path) -
 
 
 def bare(folder: Path) -> tuple[str, ...]:
-    """The options that open a state dict, which says nothing of its network's input."""
+    """Return the options for a state dict without preprocessing metadata."""
     torch.save(open_model("wrn_10_1", 10).state_dict(), folder / "bare.pt")
     return "--checkpoint", str(folder / "bare.pt"), "--model", "wrn_10_1"
 
@@ -207,11 +207,11 @@ def bare(folder: Path) -> tuple[str, ...]:
 CIFAR_MEAN, CIFAR_STD = [0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]
 
 
-TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
+PREPROCESSING = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
 
 
 @pytest.mark.parametrize(
-    ("told", "expected", "words"),
+    ("passed", "expected", "words"),
     [
         (
             (),
@@ -220,29 +220,29 @@ TELL = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
             "used for --mean, --std, --image-size, --resize",
         ),
         (
-            (*TELL, "--image-size", "24", "--resize", "28"),
+            (*PREPROCESSING, "--image-size", "24", "--resize", "28"),
             (CIFAR_MEAN, CIFAR_STD, 24, 28, []),
             "mean 0.4914 0.4822 0.4465, std 0.247 0.2435 0.2616, shorter side resized to 28, "
             "centre crop of 24x24",
         ),
-        # Of small images nothing is cut off unless that is told.
+        # Small images are not cropped unless --resize is passed.
         (
-            (*TELL, "--image-size", "48"),
+            (*PREPROCESSING, "--image-size", "48"),
             (CIFAR_MEAN, CIFAR_STD, 48, 48, []),
             "shorter side resized to 48, centre crop of 48x48",
         ),
         (
-            (*TELL, "--image-size", "32"),
+            (*PREPROCESSING, "--image-size", "32"),
             (CIFAR_MEAN, CIFAR_STD, 32, None, []),
             "images of 32x32, not resized",
         ),
     ],
 )
-def test_what_is_told_of_a_networks_input_is_used_and_said(
+def test_preprocessing_options_are_used_and_printed(
     digits: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    told: tuple[str, ...],
+    passed: tuple[str, ...],
     expected: tuple[Any, ...],
     words: str,
 ) -> None:
@@ -252,7 +252,7 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
         command, "_evaluate", lambda each, suites: used.append(each) or evaluated(each, suites)
     )
     arguments = (*bare(tmp_path), "--data", str(digits), "--suite", "clean", "--json")
-    result = run(*arguments, *told)
+    result = run(*arguments, *passed)
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["preprocessing"].values()
     assert tuple(found.values()) == expected
@@ -264,33 +264,35 @@ def test_what_is_told_of_a_networks_input_is_used_and_said(
     assert data.require_test().images.read(range(2)).shape == (2, data.side, data.side, 3)
 
 
-def test_what_a_checkpoint_says_of_its_input_stands(digits: Path, tmp_path: Path) -> None:
+def test_preprocessing_metadata_of_a_checkpoint_cannot_be_overridden(
+    digits: Path, tmp_path: Path
+) -> None:
     path = checkpoint(tmp_path)
     ours = ("--checkpoint", str(path), "--data", str(digits), "--suite", "clean", "--json")
-    result = run(*ours, *TELL)
+    result = run(*ours, *PREPROCESSING)
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1] == (
         f"Error: the metadata of {path} have mean [0.5, 0.5, 0.5]; omit --mean "
         "[0.4914, 0.4822, 0.4465]"
     )
     assert run(*ours, "--mean", "0.5", "0.5", "0.5").exit_code == 0
-    # Beside a network that does not say it, it is of that one.
+    # The option applies to the network without metadata.
     _, theirs, *_ = bare(tmp_path)
-    result = run(*ours, "--against", theirs, "--model", "wrn_10_1", *TELL)
+    result = run(*ours, "--against", theirs, "--model", "wrn_10_1", *PREPROCESSING)
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["preprocessing"]
     assert [found[name]["mean"] for name in ("10.pt", "bare.pt")] == [[0.5] * 3, CIFAR_MEAN]
 
 
-def test_a_checkpoint_whose_view_is_not_whole_is_refused(digits: Path, tmp_path: Path) -> None:
+def test_incomplete_preprocessing_metadata_are_rejected(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "view.pt"
-    for said, message in (
+    for metadata, message in (
         ({}, "has the crop 'resized' and no image_size"),
         ({"image_size": None}, "has the crop 'resized' and no image_size"),
         ({"image_size": 24, "evaluation_resize": 20}, "evaluation_resize is 20 and image_size 24"),
         ({"image_size": 24}, None),
     ):
-        network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", **said}
+        network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", **metadata}
         state = open_model("wrn_10_1", 10).state_dict()
         save_checkpoint(path, {"network": network, "state_dict": state})
         result = run("--checkpoint", str(path), "--data", str(digits), "--suite", "clean")
@@ -301,7 +303,7 @@ def test_a_checkpoint_whose_view_is_not_whole_is_refused(digits: Path, tmp_path:
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
+def test_two_processes_compute_the_results_of_one(digits: Path, tmp_path: Path) -> None:
     arguments = [
         "run", "--checkpoint", str(checkpoint(tmp_path)), "--data", str(digits), "--json",
         "--suite", "clean,calibration,ood",
@@ -325,7 +327,7 @@ def test_two_processes_find_what_one_does(digits: Path, tmp_path: Path) -> None:
 
 
 def assert_close(found: Any, expected: Any) -> None:  # noqa: ANN401
-    """Compare nested numbers."""
+    """Compare nested results."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -334,7 +336,7 @@ def assert_close(found: Any, expected: Any) -> None:  # noqa: ANN401
         assert found == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_bare_state_dict_is_evaluated_by_name(digits: Path, tmp_path: Path) -> None:
+def test_a_bare_state_dict_is_evaluated_with_the_model_option(digits: Path, tmp_path: Path) -> None:
     torch.save(open_model("wrn_10_1", 10).state_dict(), tmp_path / "bare.pt")
     result = run(
         "run", "--checkpoint", str(tmp_path / "bare.pt"), "--model", "wrn_10_1", "--data",
@@ -367,7 +369,7 @@ def test_wrong_usage_exits_with_2(digits: Path, tmp_path: Path, arguments: tuple
 
 
 def colours(classes: int) -> nn.Module:
-    """A network by module:function."""
+    """A network for --model module:function."""
     assert classes == 1000
     return Colours()
 
@@ -382,20 +384,20 @@ def run_command(root: Path, *arguments: str, ends_with: int = 0) -> Mapping[str,
         ],
     )  # fmt: skip
     assert result.exit_code == ends_with, result.output
-    said: dict[str, Any] = json.loads(result.stdout)
-    return said
+    document: dict[str, Any] = json.loads(result.stdout)
+    return document
 
 
-def test_the_command_finds_what_there_is_of_imagenet(
+def test_the_command_evaluates_the_imagenet_sets_that_exist(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipelines.models.checkpoints._classes_of", lambda *_: 1000)
     write_tree(tmp_path / "val", [7])
     write_tree(tmp_path / "imagenet-r", EVERY_FIFTH)
-    said = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)
-    assert said["test"] == "ImageNet"
-    assert set(said["missing"]) == {"a", "c"}
-    (found,) = said["networks"].values()
+    document = run_command(tmp_path, "--suite", "clean,calibration,r,a,c", ends_with=1)
+    assert document["test"] == "ImageNet"
+    assert set(document["missing"]) == {"a", "c"}
+    (found,) = document["networks"].values()
     assert set(found) == {"clean", "calibration", "r"}
     assert found["r"]["n"] == 200
 
@@ -435,7 +437,7 @@ def run(*arguments: object) -> Result:
 
 
 @pytest.mark.parametrize("augment", ["pixmix", "trivialaugment"])
-def test_overlap_and_making_are_said_in_the_table_in_json_and_on_stderr(
+def test_training_overlap_and_made_corruptions_are_reported_in_table_json_and_stderr(
     tmp_path: Path, augment: str
 ) -> None:
     write_checkpoint(tmp_path / "a.pt", augment=augment, all_ops=True)
@@ -472,7 +474,7 @@ def test_hidden_folders_are_counted_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("write", "suites", "said"),
+    ("write", "suites", "message"),
     [
         (lambda root: root.mkdir(), "clean", "has no test/manifest.json"),
         (write_test, "c", "PETS-C is not found"),
@@ -481,8 +483,8 @@ def test_hidden_folders_are_counted_in_one_line(tmp_path: Path) -> None:
         (lambda root: (root / "CIFAR-10-C").mkdir(parents=True), "c", "has no test/manifest.json"),
     ],
 )
-def test_what_is_missing_is_told_before_a_network_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object, suites: str, said: str
+def test_missing_data_are_reported_before_a_network_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: object, suites: str, message: str
 ) -> None:
     def opened(*_: object) -> None:
         raise AssertionError("a network was opened")
@@ -492,11 +494,11 @@ def test_what_is_missing_is_told_before_a_network_is_opened(
     (tmp_path / "a.pt").touch()
     result = run("--checkpoint", tmp_path / "a.pt", "--data", tmp_path / "pets", "--suite", suites)
     assert result.exit_code == 1, result.exception
-    assert said in result.stderr
+    assert message in result.stderr
     assert result.stderr.count("\n") == 1
 
 
-def test_one_of_two_suites_that_is_missing_is_told_first_and_the_other_runs(tmp_path: Path) -> None:
+def test_a_missing_suite_is_reported_first_and_the_others_run(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "a.pt")
     write_test(tmp_path / "pets")
     result = run("--checkpoint", tmp_path / "a.pt", "--data", tmp_path / "pets", "--suite",
@@ -507,7 +509,7 @@ def test_one_of_two_suites_that_is_missing_is_told_first_and_the_other_runs(tmp_
     assert "clean error" in result.stdout
 
 
-def test_nothing_measured_is_a_failure(tmp_path: Path) -> None:
+def test_measuring_nothing_is_a_failure(tmp_path: Path) -> None:
     (tmp_path / "imagenet" / "imagenet-r").mkdir(parents=True)
     torch.save(open_model("mobilenet_v3_small", 1000).state_dict(), tmp_path / "a.pt")
     result = run("--checkpoint", tmp_path / "a.pt", "--model", "mobilenet_v3_small", "--data",
@@ -516,7 +518,7 @@ def test_nothing_measured_is_a_failure(tmp_path: Path) -> None:
     assert "r could not be measured: " in result.stderr
 
 
-def test_a_set_is_made_and_evaluated_whatever_the_locale_is(tmp_path: Path) -> None:
+def test_a_corrupted_set_is_made_and_evaluated_in_any_locale(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     write_checkpoint(tmp_path / "a.pt")
     write_test(tmp_path / "pets", n=1)

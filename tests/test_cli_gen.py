@@ -38,12 +38,12 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_choices_are_those_of_the_library() -> None:
-    assert tuple(fractals.BASELINE_KINDS) == gen.BASELINE_KINDS
+def test_choices_equal_those_of_the_library() -> None:
+    assert tuple(fractals.BASELINE_KINDS) == tuple(fractals.BASELINE_DESCRIPTIONS)
     assert tuple(ENCODERS) == generating.FORMATS
 
 
-def test_fractals_makes_the_images_that_the_library_gives(small_set: Path) -> None:
+def test_gen_fractals_writes_the_images_of_the_library(small_set: Path) -> None:
     manifest = read_manifest(small_set)
     assert (manifest["images"], manifest["status"]) == (6, "complete")
     assert manifest["settings"]["height"] == 32
@@ -62,7 +62,7 @@ def test_fractals_makes_the_images_that_the_library_gives(small_set: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", fractals.BASELINE_KINDS)
-def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None:  # noqa: ANN401
+def test_baselines_are_datasets_like_fractals(kind: Any, tmp_path: Path) -> None:  # noqa: ANN401
     command = ("baseline", "--kind", kind, "--n", "3", "--size", "40x24", "--format", "png")
     folder = tmp_path / kind
     assert run(*command, "--out", str(folder)).exit_code == 0
@@ -71,16 +71,18 @@ def test_baselines_are_sets_as_fractals_are(kind: Any, tmp_path: Path) -> None: 
     with Image.open(folder / "images" / "00000002.png") as image:
         found = np.asarray(image)
     assert (found == fractals.render_baseline(kind, 0, 2, (24, 40))).all()
-    assert "3 generated again alike" in run("verify", str(folder)).stdout
+    assert "3 were generated again" in run("verify", str(folder)).stdout
     assert run(*command, "--out", str(tmp_path / "shards"), "--to-shards").exit_code == 0
     assert open_shards(tmp_path / "shards").shards[0].n_samples == 3
     other = next(each for each in fractals.BASELINE_KINDS if each != kind)
     refused = run("baseline", "--kind", other, *command[3:], "--out", str(folder))
     assert refused.exit_code == 1
-    assert f"kind: {folder} was begun with {kind}, this command says {other}" in refused.stderr
+    assert (
+        f"kind: {folder} was started with {kind}, and this command uses {other}" in refused.stderr
+    )
 
 
-def test_jobs_tasks_and_growth_do_not_show(small_set: Path, tmp_path: Path) -> None:
+def test_jobs_tasks_and_growth_do_not_change_a_dataset(small_set: Path, tmp_path: Path) -> None:
     for task in ("1", "0"):
         make(tmp_path / "fractals", "--n", "3", "--task-index", task, "--num-tasks", "2")
     assert make(tmp_path / "fractals", "--n", "6", "--jobs", "2").exit_code == 0
@@ -90,7 +92,7 @@ def test_jobs_tasks_and_growth_do_not_show(small_set: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("option", "value"), [("--seed", "1"), ("--family", "ifs"), ("--samples-per-pixel", "9")]
 )
-def test_other_settings_are_refused_in_one_line(small_set: Path, option: str, value: str) -> None:
+def test_other_settings_are_rejected_in_one_line(small_set: Path, option: str, value: str) -> None:
     before = tree(small_set)
     result = make(small_set, "--n", "6", option, value)
     assert result.exit_code == 1
@@ -124,7 +126,7 @@ def test_other_settings_are_refused_in_one_line(small_set: Path, option: str, va
         ("--no-such-option",),
     ],
 )
-def test_wrong_usage_is_told_and_exits_with_2(
+def test_wrong_usage_is_reported_and_exits_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -136,7 +138,7 @@ def test_wrong_usage_is_told_and_exits_with_2(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_told_in_one_line() -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line() -> None:
     # Not even root writes here; a folder without permission would not stop root.
     result = make(Path("/proc/fractals"), "--n", "1")
     assert result.exit_code == 1
@@ -152,7 +154,7 @@ def test_json_is_one_document_on_stdout(small_set: Path) -> None:
     assert (verdict["good"], verdict["sampled"]) == (True, 6)
 
 
-def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
+def test_a_contact_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "new" / "sheet.png"
     result = make(small_set, "--n", "6", "--contact-sheet", str(sheet))
     assert result.exit_code == 0
@@ -165,7 +167,7 @@ def test_verify_exits_with_0_for_a_good_set_and_1_for_a_damaged_one(
 ) -> None:
     good = run("verify", str(small_set))
     assert (good.exit_code, good.stdout.count("\n")) == (0, 1)
-    assert "good; 6 images as written, 6 generated again alike" in good.stdout
+    assert "good; 6 images are as they were written, 6 were generated again" in good.stdout
     damaged = tmp_path / "fractals"
     for name, content in tree(small_set).items():
         (damaged / name).parent.mkdir(parents=True, exist_ok=True)
@@ -177,25 +179,23 @@ def test_verify_exits_with_0_for_a_good_set_and_1_for_a_damaged_one(
     assert "images/00000002.jpg is not the file" in bad.stdout
 
 
-def test_verify_of_a_manifest_that_lacks_settings_is_told_in_one_line(
-    small_set: Path, tmp_path: Path
-) -> None:
+def test_verify_reports_missing_settings_in_one_line(small_set: Path, tmp_path: Path) -> None:
     manifest = json.loads((small_set / "manifest.json").read_bytes())
     del manifest["settings"]["seed"]
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     result = run("verify", str(tmp_path))
     assert result.exit_code == 1
-    assert re.fullmatch(r"Error: .* settings give no generator .*'seed'.* again\n", result.stderr)
+    assert re.fullmatch(r"Error: .* settings do not describe .*'seed'.* again\n", result.stderr)
 
 
-def test_verify_of_something_else_is_told_in_one_line(tmp_path: Path) -> None:
+def test_verify_rejects_other_folders_in_one_line(tmp_path: Path) -> None:
     result = run("verify", str(tmp_path))
     assert result.exit_code == 1
     assert re.fullmatch("Error: .* is not a dataset of images.*\n", result.stderr)
 
 
 @pytest.mark.slow
-def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> None:
+def test_ctrl_c_prints_one_line_and_the_same_command_resumes(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "400"),
         *("--out", str(tmp_path / "fractals"), "--size", "48x32", "--jobs", "2"),
@@ -210,7 +210,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert errors.splitlines()[-1] == ("Error: interrupted; the same command resumes this dataset")
+    assert errors.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
     assert "Traceback" not in errors
     whole = len(list((tmp_path / "fractals" / "images").glob("[0-9]*")))
     assert 0 < whole < 400

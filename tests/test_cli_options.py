@@ -1,4 +1,4 @@
-"""Options and endings that commands share."""
+"""Options, JSON output and error messages that commands share."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from pipelines.cli import evaluate, shard, show
 from pipelines.cli.options import progress_bar, say
 from shard_sets import drawn_images, encoded
 
-ADDRESS = "s3://bucket/set"
+URL = "s3://bucket/set"
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ ADDRESS = "s3://bucket/set"
         (show.main, ["set", "set"]),
     ],
 )
-def test_images_that_are_not_taken_are_counted_in_one_line(
+def test_ignored_images_are_counted_in_one_line(
     command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -40,30 +40,27 @@ def test_images_that_are_not_taken_are_counted_in_one_line(
 @pytest.mark.parametrize(
     ("command", "arguments"),
     [
-        (shard.main, ["imagefolder", ".", ADDRESS]),
-        (shard.main, ["imagefolder", ADDRESS, "out"]),
-        (shard.main, ["cifar10", ".", ADDRESS]),
-        (shard.main, ["digits", ADDRESS]),
-        (shard.main, ["mixing", ".", ADDRESS]),
-        (shard.main, ["mixing", ADDRESS, "out"]),
-        (shard.main, ["index", f"{ADDRESS}/0.tar"]),
-        (show.main, ["set", ADDRESS]),
-        (show.main, ["run", ADDRESS]),
-        (evaluate.main, ["make-c", "--data", ADDRESS]),
+        (shard.main, ["imagefolder", URL, "out"]),
+        (shard.main, ["cifar10", URL, "out"]),
+        (shard.main, ["mixing", URL, "out"]),
+        (shard.main, ["index", f"{URL}/0.tar"]),
+        (show.main, ["set", URL]),
+        (show.main, ["run", URL]),
+        (evaluate.main, ["make-c", "--data", URL]),
     ],
 )
-def test_an_address_in_place_of_a_folder_is_refused_with_the_remedy(
+def test_a_url_in_place_of_a_folder_is_rejected_with_a_remedy(
     command: click.Command, arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 2
-    assert ADDRESS in result.stderr
+    assert URL in result.stderr
     assert "aws s3 sync" in result.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bar_is_of_one_work_and_never_goes_back(
+def test_each_piece_of_work_has_its_own_progress_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -78,7 +75,7 @@ def test_a_bar_is_of_one_work_and_never_goes_back(
         assert f"{total}/{total}" in bar.split("\r")[-1]
 
 
-def test_work_that_goes_on_has_one_bar(
+def test_continued_work_keeps_its_progress_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -90,7 +87,7 @@ def test_work_that_goes_on_has_one_bar(
     assert "9/9" in shown
 
 
-def test_what_is_no_number_is_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nan_and_infinity_are_null_in_json(capsys: pytest.CaptureFixture[str]) -> None:
     document = {"a": [float("nan"), 1.5, (float("inf"), 2)], "b": {"c": -float("inf")}, "d": "NaN"}
     say("", document, as_json=True)
     printed = capsys.readouterr().out

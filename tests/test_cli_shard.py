@@ -11,8 +11,8 @@ from shard_commands import run
     ("arguments", "exit_code", "message"),
     [
         (["imagefolder", "nowhere", "out"], 1, "nowhere is not a folder"),
-        (["imagefolder", ".", "out"], 1, "out lies inside . and would become a class"),
-        (["imagefolder", ".", "../out"], 1, "has no folder a class"),
+        (["imagefolder", ".", "out"], 1, "out is inside . and would become one of its classes"),
+        (["imagefolder", ".", "../out"], 1, "has no class folders"),
         (["cifar10", "nowhere", "out"], 1, "holds neither cifar-10-batches-py/ nor"),
         (["mixing", "nowhere", "out"], 1, "nowhere does not exist"),
         (["digits", "out", "--num-shards", "2", "--shard-size", "3"], 2, "exclude each other"),
@@ -25,7 +25,7 @@ from shard_commands import run
         (["index", "nowhere.tar"], 1, "nowhere.tar is not a file"),
     ],
 )
-def test_wrong_input_is_one_line(
+def test_wrong_input_ends_in_one_line(
     arguments: list[str], exit_code: int, message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -44,19 +44,19 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     assert np.array_equal(pixels, np.asarray(drawn))
 
 
-def test_the_command_prints_the_table_for_people(folder: Path) -> None:
+def test_the_command_prints_the_table(folder: Path) -> None:
     result = run(folder)
     assert result.exit_code == 0
     assert f"{folder}: 5 of 5 images" in result.stdout
     assert table(measure_set(of_files(image_files(folder)))) in result.stdout
 
 
-def test_images_of_other_sizes_are_told(tmp_path: Path) -> None:
+def test_resized_images_are_reported(tmp_path: Path) -> None:
     save(noise(0, (300, 400)), tmp_path / "0.png")
     assert "1 images were resized to 256x256" in run(tmp_path).stdout
 
 
-def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
+def test_user_errors_are_one_line_with_an_exit_code(folder: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     broken = tmp_path / "broken"
@@ -73,25 +73,25 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "0.jpg cannot be read", [broken]),
         (
             1,
-            "photo.jpg is not a tar; name a folder of images, shards, or",
+            "photo.jpg is not a tar; use a folder of images, shards, or",
             [tmp_path / "photo.jpg"],
         ),
-        (1, "text.sh is not a tar; name a folder of images, shards, or", [tmp_path / "text.sh"]),
+        (1, "text.sh is not a tar; use a folder of images, shards, or", [tmp_path / "text.sh"]),
         (
             2,
-            "is also what --contact-sheet writes",
+            "is also the output of --contact-sheet",
             [folder, *("--contact-sheet", out), *("--plot", out)],
         ),
         (1, "file", [folder, "--n", 1, "--contact-sheet", tmp_path / "file" / "sheet.png"]),
         (2, "does not exist", [tmp_path / "absent"]),
-        (1, "file is not a tar; name a folder of images, shards, or", [tmp_path / "file"]),
+        (1, "file is not a tar; use a folder of images, shards, or", [tmp_path / "file"]),
         (2, "--n", [folder, "--n", 0]),
         (2, "must end in", [folder, "--contact-sheet", tmp_path / "sheet.txt"]),
-        (2, "lies inside", [folder, "--contact-sheet", folder / "sheet.png"]),
-        (2, "lies inside", [folder, "--plot", folder / "plot.png"]),
+        (2, "is inside", [folder, "--contact-sheet", folder / "sheet.png"]),
+        (2, "is inside", [folder, "--plot", folder / "plot.png"]),
         (
             2,
-            "lies inside",
+            "is inside",
             [folder, "--against", tmp_path, "--contact-sheet", tmp_path / "sheet.png"],
         ),
         (2, "must end in .html", [folder, "--html", tmp_path / "report.txt"]),
@@ -108,7 +108,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         assert result.stdout == ""
 
 
-def test_what_was_written_before_ctrl_c_is_not_denied(
+def test_ctrl_c_says_that_written_files_are_whole(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.report import set_report
@@ -126,7 +126,7 @@ def test_what_was_written_before_ctrl_c_is_not_denied(
 
 
 @pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
-def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: str) -> None:
+def test_baseline_sets_are_measured_like_any_other(tmp_path: Path, kind: str) -> None:
     from pipelines.cli import gen
 
     words = ["baseline", "--kind", kind, "--n", "3", "--size", "64", "--jobs", "1"]
@@ -137,10 +137,10 @@ def test_a_set_of_a_simple_kind_is_measured_as_any_other(tmp_path: Path, kind: s
     assert document["dead"] == document["unreadable"] == document["near_duplicates"] == []
 
 
-def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
+def test_reference_flames_reach_their_own_reference_values(tmp_path: Path) -> None:
     flames = SHARED / "reference_fractals"
     if not flames.is_dir():
-        pytest.skip("shared/data/reference_fractals does not lie beside the project")
+        pytest.skip("shared/data/reference_fractals is missing")
     document = json.loads(run(flames, "--json", "--contact-sheet", tmp_path / "sheet.png").stdout)
     assert document["n"] == 200
     for row in set_table.ROWS:
@@ -155,7 +155,7 @@ def test_the_reference_flames_meet_their_own_references(tmp_path: Path) -> None:
         assert sheet.size == (8 * (128 + GAP) - GAP,) * 2
 
 
-def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_its_shards_and_its_tar_measure_the_same(folder: Path, tmp_path: Path) -> None:
     from pipelines.cli import shard
 
     shards, tar = tmp_path / "shards", tmp_path / "set.tar"
@@ -172,7 +172,7 @@ def test_a_set_is_the_same_as_folder_as_shards_and_as_tar(folder: Path, tmp_path
             assert each["per_image"][name] == pytest.approx(values), name
 
 
-def test_a_shard_that_is_not_what_its_manifest_says_is_named(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_that_differs_from_its_manifest_is_named(folder: Path, tmp_path: Path) -> None:
     from pipelines.cli import shard
 
     shards = tmp_path / "shards"
@@ -188,7 +188,7 @@ def test_a_shard_that_is_not_what_its_manifest_says_is_named(folder: Path, tmp_p
     assert result.stdout == ""
 
 
-def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
+def test_two_sets_are_shown_side_by_side(folder: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     for index in range(3):
         save(noise(100 + index), other / f"{index}.png")
@@ -209,7 +209,7 @@ def test_two_sets_stand_side_by_side(folder: Path, tmp_path: Path) -> None:
     assert f"{median:.3f} [" in rows["coverage"]
 
 
-def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path) -> None:
+def test_a_report_has_contact_sheets_a_table_and_histograms(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     html, plot = tmp_path / "new" / "report.html", tmp_path / "histograms.png"
     other = tmp_path / "other"
@@ -227,7 +227,7 @@ def test_a_report_has_sheets_a_table_and_histograms(folder: Path, tmp_path: Path
         assert (np.abs(pixels - blended).max(axis=2) < 12).sum() > 100
 
 
-def test_a_sheet_has_as_many_images_as_its_help_says() -> None:
+def test_the_help_states_the_number_of_images_on_a_contact_sheet() -> None:
     from pipelines.report import set_report
 
     assert options.SHEET_IMAGES == set_report.SHEET_IMAGES

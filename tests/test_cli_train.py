@@ -14,7 +14,7 @@ from pipelines.cli import train as command
 from pipelines.cli import training_options
 from pipelines.datasets import DATASETS
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import ON_DECODE_ERROR
+from pipelines.loading.config import ON_DECODE_ERROR
 from pipelines.models.registry import open_model
 from pipelines.system.process_group import Processes
 from pipelines.training.augmentations import AUGMENTATIONS
@@ -148,10 +148,10 @@ def test_another_recipe_can_fine_tune_the_weights_in_another_folder(
         (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your images first"),
         (("digits", "--data", "empty"), "omit --data to write shards now"),
         (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
-        (("digits", "--batch-size", "5000"), "make no batch of 5000"),
+        (("digits", "--batch-size", "5000"), "fewer than batch_size 5000"),
         (
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
-            "equally many samples of each of 7 shard_partitions",
+            "not divisible by shard_partitions 7",
         ),
         (("digits", "--device", "gpu"), "device 'gpu' is not available"),
         (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),

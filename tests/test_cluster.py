@@ -1,4 +1,4 @@
-"""The examples for clusters do what they say, with stand-ins for what a cluster starts them by."""
+"""The examples for clusters work, tested with stand-ins for the commands of a cluster."""
 
 import json
 import os
@@ -27,7 +27,7 @@ SMALL = ("--n", "5", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1
 SMALL_SHARDS = (*SMALL, "--shard-size", "1")
 
 SBATCH = """#!/bin/bash
-# Runs the job at once, every element of an array after the other, and prints its number.
+# Runs the job at once, the elements of an array one after another, and prints its number.
 echo "$@" >> "$LOG"
 while [[ $1 == --* ]]; do
     case $1 in --array=*) last=${1#--array=0-} ;; esac
@@ -46,7 +46,7 @@ echo 17
 """
 
 SRUN = """#!/bin/bash
-# Starts two processes of a node as a step, hands signals on to them and waits for both.
+# Starts two processes on a node as a step, forwards signals to them and waits for both.
 while [[ $1 == --* ]]; do shift; done
 export SLURM_STEP_ID=0 SLURM_NTASKS=2
 for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=("$!"); done
@@ -59,8 +59,8 @@ exit "$status"
 """
 
 TRAINING = f"""#!/bin/bash
-# Says its GPU of eight and its options. A training that ends by itself, or after the step in hand
-# when it is asked to.
+# Logs its GPU of eight and its options. The training ends by itself, or after the current step when
+# it receives a signal.
 gpu=$({sys.executable} -c 'from pipelines.system.ranks import local_gpu; print(local_gpu(8))')
 echo "$gpu $MASTER_ADDR $*" >> "$LOG"
 trap 'echo "$gpu checkpoint" >> "$LOG"; exit 143' USR1
@@ -75,7 +75,7 @@ if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >> 
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """An environment whose PATH has stand-ins of Slurm's commands, and of ours those here."""
+    """Return an environment whose PATH has stand-ins for Slurm's commands and for pixmix-train."""
     programs = {
         "sbatch": SBATCH,
         "srun": SRUN,
@@ -97,7 +97,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """The files of the small set in shards, made by one command."""
+    """Return the files of the small sharded set, made by one command."""
     folder = tmp_path_factory.mktemp("alone") / "set"
     made = CliRunner().invoke(
         gen.main, ["fractals", "--to-shards", "--out", str(folder), *SMALL_SHARDS]
@@ -107,14 +107,14 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def parsed(group: click.Group, line: str) -> dict[str, Any]:
-    """Return the parameters of a command line after the group's name, which is not run."""
+    """Parse a command line after the name of the group, and return its parameters."""
     name, *arguments = shlex.split(line)
     with group.make_context("group", [name, "--help"]) as context:
         return group.commands[name].make_context(name, arguments, parent=context).params
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_every_script_is_one_that_bash_reads(script: Path) -> None:
+def test_every_script_is_valid_bash(script: Path) -> None:
     assert len(SCRIPTS) == 4
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert script.read_text().startswith("#!/bin/bash\n")
@@ -123,7 +123,7 @@ def test_every_script_is_one_that_bash_reads(script: Path) -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_slurm_finds_the_options_of_a_script(script: Path) -> None:
-    # After the first line that is neither empty nor a comment it looks no further.
+    # Slurm stops at the first line that is neither empty nor a comment.
     lines = script.read_text().splitlines()
     options = [number for number, line in enumerate(lines) if line.startswith("#SBATCH ")]
     first_command = next(n for n, line in enumerate(lines) if line and not line.startswith("#"))
@@ -147,7 +147,7 @@ def test_the_array_job_generates_a_set_and_the_job_after_it_merges_it(
     assert jobs[1].startswith("--dependency=afterany:17 ")
     tasks = (tmp_path / "log.tasks").read_text()
     assert "task 1 of 2, from SLURM_ARRAY_TASK_ID" in tasks
-    assert "3 of 5 shards; other tasks make 1, 3" in tasks
+    assert "3 of 5 shards; other tasks generate shards 1, 3" in tasks
     assert "complete; 5 images in 5 shards" in (tmp_path / "log.merge").read_text()
 
 
@@ -155,7 +155,7 @@ def test_the_array_job_generates_a_set_and_the_job_after_it_merges_it(
     ("steps", "ends_with", "signalled", "status", "requeued"),
     [(1, 0, False, 0, False), (1, 3, False, 3, False), (400, 0, True, 143, True)],
 )
-def test_a_training_job_whose_time_is_up_leaves_a_checkpoint_and_queues_again(
+def test_a_training_job_at_its_time_limit_saves_a_checkpoint_and_requeues(
     cluster: dict[str, str],
     tmp_path: Path,
     steps: int,
@@ -185,7 +185,7 @@ def test_a_training_job_whose_time_is_up_leaves_a_checkpoint_and_queues_again(
     assert ("scontrol requeue 4711" in lines) == requeued
 
 
-def test_the_training_job_gives_options_that_the_command_takes(
+def test_the_options_of_the_training_job_are_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("shards/imagenet", "shards/mixing"):
@@ -224,7 +224,7 @@ def test_the_indexed_job_generates_a_set_and_the_job_after_it_merges_it(
     assert f"--num-tasks={generate['spec']['completions']}" in arguments
     (url,) = [each.removeprefix("--out=") for each in arguments if each.startswith("--out=")]
     assert command_of(merge) == ["pixmix-gen", "merge", url]
-    # The same on a small set, in a folder, with fewer pods, of which one is started twice.
+    # Run a small set in a folder with fewer pods, one of which is started twice.
     out = str(tmp_path / "set")
     small = [each for each in arguments if not re.match("--(n|jobs|out|num-tasks)=", each)]
     for index in ("2", "0", "2", "1"):
@@ -263,7 +263,7 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
     assert "/dev/shm" in {each["mountPath"] for each in mounts}
 
 
-def test_the_lines_of_torchrun_are_such_that_the_commands_take() -> None:
+def test_the_torchrun_lines_have_valid_options() -> None:
     lines = re.findall(r"^ *torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:

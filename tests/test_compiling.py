@@ -1,4 +1,4 @@
-"""Kernels are kept and not trusted blindly; compiled before work begins, told, ended by Ctrl-C."""
+"""The verified kernel cache, and compilation before work begins: progress, errors, Ctrl-C."""
 
 import os
 import pickle
@@ -14,10 +14,10 @@ import pytest
 from numba.core import config
 from numba.core.caching import NullCache
 
-from fractals.chaos_kernels import turn
+from fractals.chaos_kernels import write_cosine_sine
 from pipelines.system.processes import compile_kernels
 from pixmix import compiling
-from pixmix.compiling import KernelCache, is_kept, kernel
+from pixmix.compiling import KernelCache, is_cached, kernel
 
 
 def add_one(x):  # noqa: ANN001, ANN201 - numba reads no annotations
@@ -35,17 +35,17 @@ def folder(
     return tmp_path
 
 
-def kept(folder: Path) -> dict[str, bytes]:
+def cache_files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*.nb[ic]")}
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_kernel_is_compiled_once_a_machine() -> None:
+def test_a_kernel_is_compiled_once_per_machine() -> None:
     first = kernel(add_one)
-    assert not is_kept(first)
+    assert not is_cached(first)
     assert first(1) == 2
     second = kernel(add_one)
-    assert is_kept(second)
+    assert is_cached(second)
     assert second(1) == 2
     assert sum(second.stats.cache_hits.values()) == 1
 
@@ -56,7 +56,7 @@ DAMAGES = {
     "one bit": lambda content: content[:-200] + bytes([content[-200] ^ 1]) + content[-199:],
     "garbage": lambda _: os.urandom(5000),
     "another pickle": lambda _: pickle.dumps(("0.0", {"a": 1})),
-    "a class that is nowhere": lambda _: b"cnowhere\nNothing\n.",
+    "a class that does not exist": lambda _: b"cnowhere\nNothing\n.",
 }
 
 
@@ -66,19 +66,19 @@ def test_a_damaged_file_is_compiled_again_and_replaced(
     folder: Path, extension: str, damage: str
 ) -> None:
     kernel(add_one)(1)
-    before = kept(folder)
+    before = cache_files(folder)
     (path,) = folder.rglob(f"*.{extension}")
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     again = kernel(add_one)
     assert again(1) == 2
     assert sum(again.stats.cache_misses.values()) == 1
-    assert kept(folder).keys() == before.keys()
+    assert cache_files(folder).keys() == before.keys()
     healed = kernel(add_one)
     assert healed(1) == 2
     assert sum(healed.stats.cache_hits.values()) == 1
 
 
-def test_a_folder_that_others_may_write_to_is_not_read(
+def test_a_cache_folder_that_others_may_write_to_is_not_read(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     kernel(add_one)(1)
@@ -88,35 +88,35 @@ def test_a_folder_that_others_may_write_to_is_not_read(
     assert not isinstance(again._cache, NullCache)
     assert Path(again._cache.cache_path).is_relative_to(config.CACHE_DIR)
     assert not Path(again._cache.cache_path).is_relative_to(folder)
-    said = capfd.readouterr().err
-    assert str(written) in said
-    assert said.count("\n") == 1
+    stderr = capfd.readouterr().err
+    assert str(written) in stderr
+    assert stderr.count("\n") == 1
     assert Path(config.CACHE_DIR).stat().st_mode & 0o077 == 0
 
 
-def test_a_full_disk_costs_a_line_and_no_result(
+def test_a_full_disk_prints_one_line_and_does_not_fail(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    whole = Path.replace
+    replace = Path.replace
 
     def full(self: Path, target: str) -> Path:
         if str(folder) in str(target):
             raise OSError(28, "No space left on device")
-        return whole(self, target)
+        return replace(self, target)
 
     monkeypatch.setattr(Path, "replace", full)
     first = kernel(add_one)
     assert first(1) == 2
-    assert not kept(folder)
+    assert not cache_files(folder)
     assert not [*folder.rglob("*.partial")]
     assert "No space left on device" in capfd.readouterr().err
-    assert is_kept(first)
+    assert is_cached(first)
     second = kernel(add_one)
     assert second(1) == 2
     assert sum(second.stats.cache_hits.values()) == 1
 
 
-def test_a_temporary_folder_of_somebody_else_is_not_used(
+def test_a_temporary_folder_of_another_user_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling.tempfile, "tempdir", str(tmp_path))
@@ -131,7 +131,7 @@ def test_a_temporary_folder_of_somebody_else_is_not_used(
     assert Path(compiling._temporary_folder()) != taken
 
 
-def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
+def test_without_a_home_folder_the_cache_is_temporary(
     tmp_path: Path,
 ) -> None:
     code = (
@@ -139,8 +139,8 @@ def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
         "os.path.expanduser = lambda path: path\n"
         "from pixmix import compiling\n"
         "compiling._can_write_beside = lambda function: False\n"
-        "from fractals.chaos_kernels import turn\n"
-        "print(turn._cache.cache_path)\n"
+        "from fractals.chaos_kernels import write_cosine_sine\n"
+        "print(write_cosine_sine._cache.cache_path)\n"
     )
     environment = {name: each for name, each in os.environ.items() if name != "NUMBA_CACHE_DIR"}
     done = subprocess.run(
@@ -156,10 +156,10 @@ def test_a_user_without_a_home_gets_a_temporary_cache_and_no_folder_named_tilde(
     assert [path.name for path in tmp_path.iterdir()] == [f"pixmix-kernels-{os.geteuid()}"]
 
 
-def test_kernels_of_this_package_are_kept_by_the_checked_cache() -> None:
-    turn(1.0, np.empty(2, np.float32))
-    assert isinstance(turn._cache, KernelCache | NullCache)
-    assert is_kept(turn)
+def test_kernels_of_this_package_use_the_verified_cache() -> None:
+    write_cosine_sine(1.0, np.empty(2, np.float32))
+    assert isinstance(write_cosine_sine._cache, KernelCache | NullCache)
+    assert is_cached(write_cosine_sine)
 
 
 MODULES = {
@@ -171,7 +171,7 @@ MODULES = {
 
 
 def test_a_kernel_whose_callee_changed_is_compiled_again(tmp_path: Path) -> None:
-    """Also where another file holds the callee, of which numba knows nothing."""
+    """Also if the callee is in another file, which numba does not check."""
     (tmp_path / "caller.py").write_text(MODULES["caller"])
     results = []
     for number in (1, 2, 2):
@@ -192,7 +192,7 @@ COMMAND = [sys.executable, "-m", "pipelines.cli.gen", "fractals", "--n", "2", "-
 
 
 def in_a_new_home(tmp_path: Path, *arguments: str, **options: object) -> "subprocess.Popen[str]":
-    """Start a command that finds no compiled kernels."""
+    """Start a command with an empty kernel cache."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
     return subprocess.Popen(  # type: ignore[call-overload,no-any-return]
         [*COMMAND, "--out", str(tmp_path / "set"), *arguments],
@@ -200,37 +200,33 @@ def in_a_new_home(tmp_path: Path, *arguments: str, **options: object) -> "subpro
     )  # fmt: skip
 
 
-def note(path: str) -> None:
-    Path(path).touch()
-
-
 def sleep() -> None:
     time.sleep(60)
 
 
-def leave_a_mark_and_fail(mark: Path) -> None:
+def touch_and_fail(mark: Path) -> None:
     mark.touch()
     raise ValueError("a part")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_ctrl_c_ends_a_command_that_compiles(tmp_path: Path, jobs: str) -> None:
+def test_ctrl_c_ends_a_command_during_compilation(tmp_path: Path, jobs: str) -> None:
     with in_a_new_home(tmp_path, "--jobs", jobs) as run:
         assert run.stderr is not None
         assert any("compiling kernels" in line for line in run.stderr)
         run.send_signal(signal.SIGINT)
         began = time.monotonic()
-        said = run.stderr.read()
+        stderr = run.stderr.read()
         assert run.wait() == 130
         assert time.monotonic() - began < 3
-    assert "Traceback" not in said
-    assert "interrupted" in said
+    assert "Traceback" not in stderr
+    assert "interrupted" in stderr
     assert not [*tmp_path.rglob("*.partial")]
 
 
 @pytest.mark.slow
-def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(
+def test_an_unwritable_folder_is_reported_before_compilation(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "file").touch()
@@ -239,27 +235,27 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_compiled(
         ["--contact-sheet", str(tmp_path / "file" / "sheet.png")],
     ):
         with in_a_new_home(tmp_path, *arguments) as run:
-            said = run.communicate()[1]
+            stderr = run.communicate()[1]
             assert run.returncode in (1, 2)
-        assert str(tmp_path / "file") in said
-        assert "compiling" not in said
-        assert "Traceback" not in said
+        assert str(tmp_path / "file") in stderr
+        assert "compiling" not in stderr
+        assert "Traceback" not in stderr
         assert not (tmp_path / "set").exists()
 
 
-def test_nothing_is_started_where_nothing_is_pending() -> None:
+def test_no_process_starts_if_nothing_is_pending() -> None:
     before = time.monotonic()
     compile_kernels(list)
     assert time.monotonic() - before < 0.1
 
 
-def test_a_part_that_fails_is_no_error(tmp_path: Path) -> None:
+def test_a_failing_part_is_not_an_error(tmp_path: Path) -> None:
     ran = tmp_path / "ran"
-    compile_kernels(lambda: [partial(leave_a_mark_and_fail, ran)])
+    compile_kernels(lambda: [partial(touch_and_fail, ran)])
     assert ran.exists()
 
 
-def test_an_interrupt_ends_the_parts_at_once() -> None:
+def test_an_interrupt_ends_compilation_at_once() -> None:
     def interrupt(_number: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
@@ -276,7 +272,7 @@ def test_an_interrupt_ends_the_parts_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_what_is_compiled_beforehand_is_all_that_a_fractal_needs(tmp_path: Path) -> None:
+def test_pending_compiles_everything_that_a_fractal_needs(tmp_path: Path) -> None:
     code = (
         "from numba.core import event\n"
         "from fractals import draw_genome, measure, render, sampling\n"

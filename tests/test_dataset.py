@@ -1,4 +1,4 @@
-"""Bytes become Pillow's pixels, or an error that says why they do not."""
+"""Image files decode to the same pixels as with Pillow, or raise an error with the reason."""
 
 import io
 import subprocess
@@ -30,16 +30,16 @@ DECODERS = {
 @pytest.fixture(autouse=True, params=DECODERS)
 def decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "pillow" and DECODERS[request.param] is None:
-        pytest.skip(f"{request.param} decodes no JPEG here")
+        pytest.skip(f"{request.param} has no JPEG decoder here")
     monkeypatch.setattr(dataset, "JPEG_DECODER", DECODERS[request.param])
 
 
 IMAGE = drawn_images(1, 3, (37, 51))[0]
 
 
-def in_pillow(content: bytes) -> np.ndarray:
+def decode_with_pillow(content: bytes) -> np.ndarray:
     with warnings.catch_warnings():
-        # Of a transparency for each colour of a palette.
+        # Pillow warns about palettes with transparency.
         warnings.simplefilter("ignore", UserWarning)
         return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
@@ -50,13 +50,13 @@ def saved(mode: str, format_: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the photographs beside the project")
-def test_photographs_have_pillow_s_bytes() -> None:
+@pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs")
+def test_photographs_decode_to_the_same_bytes_as_with_pillow() -> None:
     with tarfile.open(PHOTOGRAPHS) as tar:
         contents = [tar.extractfile(m).read() for m in tar if m.isfile()]  # type: ignore[union-attr]
     assert len(contents) == 200
     for content in contents:
-        assert np.array_equal(decode_image(content), in_pillow(content))
+        assert np.array_equal(decode_image(content), decode_with_pillow(content))
 
 
 @pytest.mark.parametrize(
@@ -80,17 +80,17 @@ def test_photographs_have_pillow_s_bytes() -> None:
         saved("RGB", "GIF"),
     ],
 )
-def test_any_format_and_mode_has_pillow_s_bytes(content: bytes) -> None:
+def test_every_format_and_mode_decodes_to_the_same_bytes_as_with_pillow(content: bytes) -> None:
     pixels = decode_image(bytearray(content))
-    assert np.array_equal(pixels, in_pillow(content))
+    assert np.array_equal(pixels, decode_with_pillow(content))
     assert pixels.dtype == np.uint8
     assert pixels.flags.c_contiguous
     assert pixels.flags.writeable
 
 
-def of_numbers(numbers: np.ndarray, format_: str) -> bytes:
+def encode_values(values: np.ndarray, format_: str) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(numbers).save(file, format_)
+    Image.fromarray(values).save(file, format_)
     return file.getvalue()
 
 
@@ -98,13 +98,11 @@ def of_numbers(numbers: np.ndarray, format_: str) -> bytes:
     ("format_", "dtype"),
     [("PNG", "<u2"), ("TIFF", "<u2"), ("TIFF", ">u2"), ("PPM", "<u2"), ("TIFF", "<i4")],
 )
-def test_16_bits_are_scaled_to_8_by_all_that_decode(
-    format_: str, dtype: str, tmp_path: Path
-) -> None:
-    """65535 is white, as 255 is, and all between lies where it lay."""
-    numbers = np.arange(65536, dtype=dtype).reshape(128, 512)
-    content = of_numbers(numbers, format_)
-    expected = np.round(numbers / 257).astype(np.uint8)[..., None].repeat(3, 2)
+def test_all_decoders_scale_16_bits_to_8(format_: str, dtype: str, tmp_path: Path) -> None:
+    """65535 becomes 255, and the values between are scaled linearly."""
+    values = np.arange(65536, dtype=dtype).reshape(128, 512)
+    content = encode_values(values, format_)
+    expected = np.round(values / 257).astype(np.uint8)[..., None].repeat(3, 2)
     path = tmp_path / f"a.{format_.lower()}"
     path.write_bytes(content)
     assert np.array_equal(decode_image(content), expected)
@@ -113,17 +111,17 @@ def test_16_bits_are_scaled_to_8_by_all_that_decode(
 
 
 @pytest.mark.parametrize(
-    "numbers",
+    "values",
     [
         np.linspace(0, 1, 35, dtype=np.float32).reshape(5, 7),
         np.full((5, 7), -1, np.int32),
         np.full((5, 7), 65536, np.int32),
     ],
 )
-def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
-    numbers: np.ndarray, tmp_path: Path
+def test_all_decoders_reject_images_of_unknown_value_range(
+    values: np.ndarray, tmp_path: Path
 ) -> None:
-    content = of_numbers(numbers, "TIFF")
+    content = encode_values(values, "TIFF")
     path = tmp_path / "a.tif"
     path.write_bytes(content)
     with pytest.raises(DecodeError, match=r"mode [FI].*save it with") as caught:
@@ -137,41 +135,41 @@ def test_numbers_of_no_known_range_are_refused_by_all_that_decode(
         read_image(path)
 
 
-def test_an_orientation_in_exif_is_not_heeded() -> None:
+def test_the_exif_orientation_is_ignored() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = saved("RGB", "JPEG", exif=exif)
     assert decode_image(content).shape == IMAGE.shape
-    assert np.array_equal(decode_image(content), in_pillow(content))
+    assert np.array_equal(decode_image(content), decode_with_pillow(content))
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.7, 0.97])
-def test_a_file_cut_short_is_refused(extension: str, share: float) -> None:
+def test_a_truncated_file_is_rejected(extension: str, share: float) -> None:
     content = encoded(IMAGE, extension)
     with pytest.raises(DecodeError) as caught:
         decode_image(content[: int(len(content) * share)])
     assert caught.value.reason in ("damaged", "unknown format")
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x80\x04K\x01.", b"GIF89a"])
-def test_what_is_no_image_is_refused(content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x80\x04K\x01.", b"GIF89a"])
+def test_a_file_that_is_not_an_image_is_rejected(content: bytes) -> None:
     with pytest.raises(DecodeError):
         decode_image(content)
 
 
 @pytest.mark.parametrize("extension", ["jpg", "png"])
-def test_a_bomb_is_refused_before_it_is_decoded(
+def test_a_decompression_bomb_is_rejected_before_it_is_decoded(
     extension: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
-    monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("it was decoded"))
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(dataset, "_decode_jpeg", lambda _: pytest.fail("the image was decoded"))
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels") as caught:
         decode_image(encoded(IMAGE, extension))
     assert caught.value.reason == "too large"
 
 
-def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_external_program_decodes_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EpsImagePlugin, "gs_binary", "ghostscript")
     started: list[object] = []
     monkeypatch.setattr(subprocess, "check_call", lambda *command, **_: started.append(command))
@@ -179,23 +177,23 @@ def test_no_program_is_run_for_what_a_file_holds(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DecodeError, match="not an image that Pillow knows"):
         decode_image(content)
     assert not started
-    # As it is where the formats are not told; the program that is none wrote no image.
+    # Without our list of formats Pillow runs the program, which here writes no image.
     with pytest.raises(OSError, match="cannot identify"):
-        in_pillow(content)
+        decode_with_pillow(content)
     assert len(started) == 1
 
 
-def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
+def test_all_decoders_use_our_size_limit_instead_of_pillow_s(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = encoded(IMAGE)
     path = tmp_path / "a.png"
     path.write_bytes(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 51 - 1)
-    # Warnings are errors here.
+    # Tests turn warnings into errors.
     for pixels in (decode_image(content), decode_rgb(content), read_image(path)):
         assert np.array_equal(pixels, IMAGE)
-    monkeypatch.setattr(images, "MOST_PIXELS", 37 * 51 - 1)
+    monkeypatch.setattr(images, "MAX_PIXELS", 37 * 51 - 1)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels; make"):
         decode_image(content)
     with pytest.raises(DecodeError, match="51x37 are more than 1,886 pixels"):
@@ -204,10 +202,10 @@ def test_pillow_warns_of_no_bomb_and_all_that_decode_refuse_it(
         read_image(path)
 
 
-def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> None:
+def test_decoding_in_threads_keeps_the_warning_filters() -> None:
     before = list(warnings.filters)
     contents = [bytearray(encoded(IMAGE, "jpg"))] * 200
-    # So that threads take turns in the middle of an image.
+    # Switch threads often, in the middle of an image.
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -218,14 +216,14 @@ def test_threads_that_decode_leave_the_filters_of_warnings_as_they_were() -> Non
     assert list(warnings.filters) == before
 
 
-def test_random_damage_is_refused_or_gives_pixels_and_nothing_else() -> None:
+def test_random_damage_is_rejected_or_decodes_to_pixels() -> None:
     generator = np.random.default_rng(0)
     for extension in ("jpg", "png"):
         content = encoded(IMAGE, extension)
         for _ in range(300):
             damaged = bytearray(content)
-            for place in generator.integers(0, len(content), 3):
-                damaged[place] ^= 1 << int(generator.integers(8))
+            for position in generator.integers(0, len(content), 3):
+                damaged[position] ^= 1 << int(generator.integers(8))
             try:
                 pixels = decode_image(damaged)
             except DecodeError:

@@ -1,4 +1,4 @@
-"""The table of datasets, and that everything that knows datasets by name reads it."""
+"""The table of datasets, and the code that looks up datasets by name."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from pipelines.shards.archives import READERS, SPLITS, Arrays, read_split
 from pipelines.training.recipes import RECIPES
 
 
-def test_what_the_rows_name_exists() -> None:
+def test_recipes_and_readers_of_the_table_exist() -> None:
     assert {row.recipe for row in DATASETS.values()} == set(RECIPES)
     assert {row.reader for row in DATASETS.values()} - {None} == set(READERS)
 
@@ -22,7 +22,7 @@ def test_each_dataset_has_its_commands() -> None:
     assert made == set(shard.main.commands) & set(DATASETS)
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+def test_an_unknown_dataset_is_rejected_with_the_list_of_names() -> None:
     with pytest.raises(PipelineError, match=r"'cifar11'.*cifar10, cifar100, imagenet"):
         dataset_named("cifar11")
     with pytest.raises(PipelineError, match="'cifar11'"):
@@ -39,14 +39,14 @@ def test_datasets_are_found_by_the_kind_of_their_shards_and_by_their_title() -> 
         assert dataset_of_kind(kind) is None
 
 
-def test_rows_of_one_kind_or_title_or_folder_cannot_hide_each_other() -> None:
+def test_names_titles_and_folders_of_datasets_are_unique() -> None:
     for of in ("name", "title"):
         assert len({getattr(row, of) for row in DATASETS.values()}) == len(DATASETS)
     folders = [row.folder for row in DATASETS.values() if row.folder]
     assert len(set(folders)) == len(folders)
 
 
-def test_the_digits_have_as_many_classes_as_the_table_says() -> None:
+def test_the_digits_have_the_number_of_classes_in_the_table() -> None:
     pytest.importorskip("sklearn")
     for split, n in zip(SPLITS, (1438, 359), strict=True):
         arrays = read_split("digits", None, split)
@@ -55,7 +55,7 @@ def test_the_digits_have_as_many_classes_as_the_table_says() -> None:
         assert len(arrays.classes) == DATASETS["digits"].n_classes
 
 
-def test_a_label_that_is_not_a_class_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_that_is_not_a_class_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.zeros((3, 4, 4), np.uint8)
     found = Arrays(images=images, labels=np.array([1, 2, 3]), classes=("a", "b", "c"))
     monkeypatch.setitem(READERS, "digits", lambda *_: found)

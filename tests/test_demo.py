@@ -1,4 +1,4 @@
-"""`pixmix-demo`: a chain of commands that goes on where it was."""
+"""`pixmix-demo`: a sequence of commands that can be resumed."""
 
 import json
 import os
@@ -12,9 +12,8 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from pipelines import demo
-from pipelines.cli.demo import main
-from pipelines.demo import Stage, check_extras, run_command, run_stages, stages
+from pipelines.cli import demo
+from pipelines.cli.demo import Stage, check_extras, main, run_command, run_stages, stages
 from pipelines.errors import PipelineError
 from pipelines.training.tracking import write_metrics
 from pixmix.commands import MODULES
@@ -49,7 +48,7 @@ class Chain:
         self.shown.append((line, known, printed))
 
 
-def test_each_stage_is_shown_before_it_runs_and_with_what_it_said_after(tmp_path: Path) -> None:
+def test_each_stage_is_shown_before_it_runs_and_with_its_output_afterwards(tmp_path: Path) -> None:
     chain = Chain(tmp_path / "new")
     seconds = chain.run()
     assert chain.ran == ["a", "b", "c"]
@@ -61,14 +60,14 @@ def test_each_stage_is_shown_before_it_runs_and_with_what_it_said_after(tmp_path
     ]
 
 
-def test_a_stage_that_leaves_nothing_ends_the_chain(tmp_path: Path) -> None:
+def test_a_stage_without_a_result_ends_the_demo(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     chain.leaves_nothing = "b"
-    with pytest.raises(PipelineError, match=r"do b ended and left no .*b; report"):
+    with pytest.raises(PipelineError, match=r"do b has finished, but .*b is missing"):
         chain.run()
 
 
-def test_what_is_finished_is_not_run_again_and_keeps_its_time(tmp_path: Path) -> None:
+def test_finished_stages_do_not_run_again_and_keep_their_times(tmp_path: Path) -> None:
     seconds = Chain(tmp_path).run()
     again = Chain(tmp_path)
     assert again.run() == seconds
@@ -76,7 +75,7 @@ def test_what_is_finished_is_not_run_again_and_keeps_its_time(tmp_path: Path) ->
     assert again.shown == [(f"do {name}", True, None) for name in "abc"]
 
 
-def test_a_chain_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_failed_demo_resumes_at_the_failed_stage(tmp_path: Path) -> None:
     chain = Chain(tmp_path)
     chain.fails = "b"
     with pytest.raises(PipelineError):
@@ -86,7 +85,7 @@ def test_a_chain_that_failed_goes_on_where_it_was(tmp_path: Path) -> None:
     assert chain.ran + again.ran == ["a", "b", "c"]
 
 
-def test_a_stage_whose_result_is_gone_is_run_again_and_so_is_what_follows(tmp_path: Path) -> None:
+def test_a_stage_with_a_missing_result_runs_again_with_all_that_follow(tmp_path: Path) -> None:
     Chain(tmp_path).run()
     (tmp_path / "b").unlink()
     again = Chain(tmp_path)
@@ -94,7 +93,7 @@ def test_a_stage_whose_result_is_gone_is_run_again_and_so_is_what_follows(tmp_pa
     assert again.ran == ["b", "c"]
 
 
-def test_a_stage_of_another_command_is_run_again_and_so_is_what_follows(tmp_path: Path) -> None:
+def test_a_stage_with_a_changed_command_runs_again_with_all_that_follow(tmp_path: Path) -> None:
     Chain(tmp_path).run()
     again = Chain(tmp_path, ("a", "b2", "c"))
     again.run()
@@ -104,7 +103,7 @@ def test_a_stage_of_another_command_is_run_again_and_so_is_what_follows(tmp_path
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b'{"do a": "x"}', b"\xff", b"[" * 100_000, b'{"do a": NaN}', None]
 )
-def test_a_damaged_record_is_taken_for_none(tmp_path: Path, content: bytes | None) -> None:
+def test_a_damaged_record_counts_as_no_record(tmp_path: Path, content: bytes | None) -> None:
     Chain(tmp_path).run()
     if content is None:
         (tmp_path / "stages.json").unlink()
@@ -116,7 +115,9 @@ def test_a_damaged_record_is_taken_for_none(tmp_path: Path, content: bytes | Non
     assert again.ran == ["a", "b", "c"]
 
 
-def test_a_commands_output_becomes_a_file_and_its_failure_a_line(tmp_path: Path) -> None:
+def test_the_output_of_a_command_is_written_and_its_failure_reported_in_one_line(
+    tmp_path: Path,
+) -> None:
     output = tmp_path / "new" / "version"
     stage = Stage(
         name="version",
@@ -132,7 +133,7 @@ def test_a_commands_output_becomes_a_file_and_its_failure_a_line(tmp_path: Path)
         run_command(wrong)
 
 
-def test_each_command_of_the_chain_is_one_that_its_script_takes(
+def test_every_command_of_the_demo_is_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("sklearn")
@@ -158,10 +159,10 @@ def test_each_command_of_the_chain_is_one_that_its_script_takes(
         assert shlex.split(stage.line())[: 1 + len(arguments)] == [script, *arguments]
 
 
-def test_a_run_without_checkpoints_is_named_in_a_line(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_is_reported_in_one_line(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     last = stages(tmp_path)[-1]
-    with pytest.raises(PipelineError, match="pixmix holds no checkpoint; remove it"):
+    with pytest.raises(PipelineError, match="pixmix has no checkpoint; delete it"):
         last.line()
 
 
@@ -185,7 +186,7 @@ def test_the_report_has_the_commands_as_lines_to_copy(tmp_path: Path) -> None:
     ]
 
 
-def test_what_is_not_installed_is_named_before_anything_is_made(
+def test_missing_extras_are_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "_NEEDED", {"no_such_module": "viz", "no_such_other": "digits"})
@@ -197,9 +198,7 @@ def test_what_is_not_installed_is_named_before_anything_is_made(
     assert not (tmp_path / "demo").exists()
 
 
-def test_json_is_one_document_with_the_report_in_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_json_output_names_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "stages", lambda _out: [])
     monkeypatch.setattr(demo, "write_report", lambda out, _seconds: out / "report.html")
     monkeypatch.setattr(demo, "document", lambda _out, report, _seconds: {"report": str(report)})

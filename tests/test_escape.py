@@ -1,4 +1,4 @@
-"""Escape-time layers: twins of the kernels, what the images promise, what is refused."""
+"""Escape-time layers: reference implementations, properties of images, and invalid layers."""
 
 import hashlib
 import json
@@ -23,11 +23,11 @@ from fractals.escape import (
     TRAPS,
     EscapeLayer,
     draw_escape,
-    orbits_of,
+    orbit_parameters,
     render_escape,
     samples_along_pixel,
 )
-from fractals.escape_kernels import SINGLE_WIDTH, measure_orbits, window_frame
+from fractals.escape_kernels import FLOAT32_WIDTH, measure_orbits, window_frame
 from fractals.numerics import Draws
 
 JULIA = EscapeLayer(
@@ -76,21 +76,21 @@ PLACES: list[dict[str, Any]] = [
 
 
 def ramp() -> NDArray[np.float32]:
-    """A cyclic palette whose three channels differ."""
+    """Return a cyclic palette whose three channels differ."""
     t = np.arange(256)[:, None] / 256 + np.array([0.0, 0.2, 0.55])
     return (0.5 + 0.45 * np.cos(2 * math.pi * t)).astype(np.float32)
 
 
 def features_of(layer: EscapeLayer, rows: int, columns: int) -> NDArray[np.float32]:
     frame = window_frame(layer.centre, layer.width, layer.rotation, rows, columns)
-    return measure_orbits(orbits_of(layer), frame, layer.width, 0, rows, columns)
+    return measure_orbits(orbit_parameters(layer), frame, layer.width, 0, rows, columns)
 
 
-@pytest.mark.parametrize("place", PLACES, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}")
-@pytest.mark.parametrize("width", [SINGLE_WIDTH, 0.5], ids=["double", "single"])
-def test_orbits_follow_their_formula(place: dict[str, Any], width: float) -> None:
-    trap = list(TRAPS)[PLACES.index(place) % len(TRAPS)]
-    layer = replace(JULIA, width=width, max_iterations=20, trap=trap, wave_phase=0.17, **place)
+@pytest.mark.parametrize("window", PLACES, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}")
+@pytest.mark.parametrize("width", [FLOAT32_WIDTH, 0.5], ids=["double", "single"])
+def test_orbits_follow_their_formula(window: dict[str, Any], width: float) -> None:
+    trap = list(TRAPS)[PLACES.index(window) % len(TRAPS)]
+    layer = replace(JULIA, width=width, max_iterations=20, trap=trap, wave_phase=0.17, **window)
     rows, columns = 10, 13
     measured = features_of(layer, rows, columns)
     frame = window_frame(layer.centre, layer.width, layer.rotation, rows, columns)
@@ -101,40 +101,40 @@ def test_orbits_follow_their_formula(place: dict[str, Any], width: float) -> Non
             point = origin + column * across + row * down
             expected[:, row, column] = reference.escape_features(layer, point)
     assert np.ptp(expected, axis=(1, 2)).max() > 0.001
-    # Twenty steps magnify a rounding of the first 2^20 to 5^20 times: what is left of float32's
-    # 1e-7 at most points; a few chaotic ones may differ.
-    off = np.abs(measured - expected).max(axis=0) > (0.02 if width > SINGLE_WIDTH else 0.002)
-    assert off.mean() <= (0.1 if width > SINGLE_WIDTH else 0.0)
+    # Twenty steps magnify a rounding of the first step 2^20 to 5^20 times. Most points stay
+    # accurate; a few chaotic ones may differ.
+    off = np.abs(measured - expected).max(axis=0) > (0.02 if width > FLOAT32_WIDTH else 0.002)
+    assert off.mean() <= (0.1 if width > FLOAT32_WIDTH else 0.0)
 
 
 @pytest.mark.parametrize("side", [1, 2])
-def test_paint_equals_its_twin(side: int) -> None:
+def test_shading_matches_the_reference(side: int) -> None:
     layer = replace(JULIA, edge=0.3)
     height, width = 24, 31
     frame = window_frame(layer.centre, layer.width, layer.rotation, height * side, width * side)
     frame[:2] -= frame[2:4] + frame[4:6]
     shape = (height * side + 1, width * side + 1)
-    features = measure_orbits(orbits_of(layer), frame, layer.width, 0, *shape)
-    expected = reference.painted(features, ramp(), layer, side)
+    features = measure_orbits(orbit_parameters(layer), frame, layer.width, 0, *shape)
+    expected = reference.shaded(features, ramp(), layer, side)
     image = render_escape(layer, ramp(), (height, width), {1: 10, 2: 50}[side])
     # float32 against float64; a palette step at a wrapped coordinate costs 1/256 of a colour.
     assert np.abs(image - expected).max() < 2e-3
 
 
-def test_a_point_does_not_know_its_neighbours() -> None:
+def test_an_orbit_does_not_depend_on_its_neighbours() -> None:
     layer = replace(JULIA, max_iterations=256)
     rows, columns = 37, 29
     whole = features_of(layer, rows, columns)
     frame = window_frame(layer.centre, layer.width, layer.rotation, rows, columns)
-    band = measure_orbits(orbits_of(layer), frame, layer.width, 5, 11, columns)
+    band = measure_orbits(orbit_parameters(layer), frame, layer.width, 5, 11, columns)
     assert np.array_equal(band, whole[:, 5:16])
     frame[:2] += 3 * frame[2:4]
-    narrow = measure_orbits(orbits_of(layer), frame, layer.width, 0, rows, columns - 3)
+    narrow = measure_orbits(orbit_parameters(layer), frame, layer.width, 0, rows, columns - 3)
     assert np.mean(narrow == whole[:, :, 3:]) > 0.7  # a column's start differs in the last bit
     assert np.median(np.abs(narrow - whole[:, :, 3:])) == 0.0
 
 
-def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_does_not_depend_on_the_size_of_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = render_escape(JULIA, ramp(), (50, 34), 50)
     monkeypatch.setattr("fractals.escape._BAND_SAMPLES", 300)
     assert np.array_equal(render_escape(JULIA, ramp(), (50, 34), 50), whole)
@@ -145,8 +145,8 @@ def test_every_size_shows_the_same_image() -> None:
     small = render_escape(layer, ramp(), (48, 60), 800)
     large = render_escape(layer, ramp(), (192, 240), 50)
     large = large.reshape(48, 4, 60, 4, 3).mean((1, 3))
-    # Slopes are taken a sample apart, so fine edges differ; forms and hues do not. Measured .028
-    # and .960; a window moved by a fiftieth of its width gives .091 and .840.
+    # Slopes depend on the distance of samples, so fine edges differ, shapes and hues do not.
+    # Measured .028 and .960; a window moved by a fiftieth of its width has .091 and .840.
     assert np.abs(small - large).mean() < 0.04
     assert np.corrcoef(small.ravel(), large.ravel())[0, 1] > 0.94
 
@@ -234,14 +234,14 @@ def test_all_formulas_and_traps_are_drawn() -> None:
     assert max(layer.width for layer in layers) > 1
 
 
-def test_drawn_windows_show_something() -> None:
-    looks = [escape._draw_place(Draws(2, index))[1] for index in range(60)]
-    faultless = [look for look in looks if escape._fault(look) == 0]
+def test_drawn_windows_have_content() -> None:
+    looks = [escape._draw_good_window(Draws(2, index))[1] for index in range(60)]
+    faultless = [look for look in looks if escape._penalty(look) == 0]
     assert len(faultless) > 36
     assert all(look.outside >= 0.5 and look.dusty <= 0.05 for look in faultless)
 
 
-def test_the_descent_ends_on_the_border() -> None:
+def test_the_zoom_ends_on_the_border() -> None:
     start = EscapeLayer(
         formula="power",
         power=2,
@@ -252,7 +252,7 @@ def test_the_descent_ends_on_the_border() -> None:
     )
     counts = []
     for index in range(20):
-        layer = escape._descend(Draws(4, index), start, 0.01)
+        layer = escape._zoom_to_border(Draws(4, index), start, 0.01)
         assert 0.01 <= layer.width <= 0.0101
         counts.append(np.ptp(features_of(layer, 16, 17)[0]))
     assert np.median(counts) > 0.5
@@ -266,16 +266,18 @@ def test_parallel_lines_are_coherent_and_rings_are_not() -> None:
     assert escape_kernels.coherence(rings) < 0.2
 
 
-def test_a_choice_falls_where_the_count_changes() -> None:
+def test_border_samples_are_chosen_where_the_count_changes() -> None:
     features = np.zeros((4, 16, 19), np.float32)
     features[0, :, 11:] = 1.0
-    columns = {escape_kernels.choose(features, unit)[1] for unit in np.linspace(0, 0.999, 50)}
+    columns = {
+        escape_kernels.choose_border_sample(features, unit)[1] for unit in np.linspace(0, 0.999, 50)
+    }
     assert columns == {10, 11}
     features[0] = 0.0
-    assert escape_kernels.choose(features, 0.5) == (8, 9)
+    assert escape_kernels.choose_border_sample(features, 0.5) == (8, 9)
 
 
-def test_the_inside_is_not_dead() -> None:
+def test_the_inside_of_a_set_has_structure() -> None:
     layer = replace(
         JULIA, plane="parameter", centre=(-0.1, 0.0), width=0.4, relief=0.0, glow=0.0, rotation=0.0
     )
@@ -284,7 +286,7 @@ def test_the_inside_is_not_dead() -> None:
     assert image.std(axis=(0, 1)).max() > 0.05
 
 
-def test_effort_becomes_samples_along_a_pixel() -> None:
+def test_samples_per_pixel_determine_samples_along_a_pixel() -> None:
     efforts = {0.1: 1, 10: 1, 24: 2, 50: 2, 200: 3, 1000: 4}
     assert {effort: samples_along_pixel(effort) for effort in efforts} == efforts
 
@@ -295,7 +297,7 @@ def test_effort_becomes_samples_along_a_pixel() -> None:
         ("formula", "mandelbulb", "mandelbulb.*use one of power, ship"),
         ("plane", "both", "both.*use one of julia, parameter"),
         ("trap", "mouse", "mouse.*use one of point"),
-        ("power", 6, "power 6 does not suit power; use one of 2, 3, 4, 5"),
+        ("power", 6, "power 6 is not supported by power; use one of 2, 3, 4, 5"),
         ("max_iterations", 30, "30.*multiple of 4"),
         ("max_iterations", 0, "0.*multiple of 4"),
         ("width", 1e-9, "width is 1e-09; use a number from"),
@@ -307,17 +309,17 @@ def test_effort_becomes_samples_along_a_pixel() -> None:
         ("constant", (math.inf, 0.0), "constant is .*two numbers, x and y, from -1e"),
     ],
 )
-def test_a_layer_that_cannot_be_drawn_is_refused(field: str, value: object, rule: str) -> None:
+def test_an_invalid_layer_is_rejected(field: str, value: object, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         replace(JULIA, **{field: value})  # type: ignore[arg-type]
 
 
-def test_rings_have_no_parameter_plane() -> None:
+def test_rings_reject_the_parameter_plane() -> None:
     with pytest.raises(ValueError, match='use "julia"'):
         replace(JULIA, formula="rings", plane="parameter")
 
 
 @pytest.mark.parametrize(("family", "power"), [(99, 2), (escape_kernels.POWER, 6)])
-def test_orbits_of_no_formula_are_refused(family: int, power: int) -> None:
+def test_an_unknown_formula_is_rejected(family: int, power: int) -> None:
     with pytest.raises(ValueError, match=f"{family}.*{power}"):
         escape_kernels.orbit_kernel(family, power)

@@ -13,6 +13,7 @@ from pipelines.evaluation.images import (
     ResizeCrop,
 )
 from pipelines.evaluation.suites import evaluate, missing_inputs
+from pipelines.shards.output import Folder
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
@@ -45,8 +46,8 @@ def test_shards_of_some_classes_get_the_outputs_of_those_classes(tmp_path: Path)
     write_tree(tmp_path / "images", [7, 402, 999])
     make_shards(
         ShardRequest(
-            folder=tmp_path / "shards" / "val", name="imagenet-val", split="val", shard_size=9,
-            source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
+            store=Folder(path=tmp_path / "shards" / "val"), name="imagenet-val", split="val",
+            shard_size=9, source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
         ),
         run=run_chunks, progress=no_progress,
     )  # fmt: skip

@@ -34,7 +34,7 @@ from pipelines.evaluation.folders import (
     match_classes,
 )
 from pipelines.evaluation.suites import evaluate
-from pipelines.models.outputs import outputs_of
+from pipelines.models.registry import find_outputs
 from pipelines.report.evaluations import table
 from tiny_evaluation import MADE_WORDS, data_of, evaluation, write_corrupted, write_made
 
@@ -49,9 +49,9 @@ def test_imagenet_classes_are_1000_sorted_wordnet_ids() -> None:
 
 
 def test_an_error_names_a_class_that_the_network_lacks() -> None:
-    np.testing.assert_array_equal(outputs_of(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
+    np.testing.assert_array_equal(find_outputs(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
     with pytest.raises(PipelineError, match="set has a class 'd', which is none of the network's"):
-        outputs_of(["a", "d"], ["a", "b", "c"], "set")
+        find_outputs(["a", "d"], ["a", "b", "c"], "set")
 
 
 CAFE = "caf\u00e9"

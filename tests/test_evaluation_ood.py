@@ -41,6 +41,7 @@ from pipelines.evaluation.ood import (
 )
 from pipelines.evaluation.predictions import Classifier, Evaluation
 from pipelines.evaluation.suites import evaluate
+from pipelines.shards.output import Folder
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
@@ -215,7 +216,7 @@ def test_shards_are_an_ood_dataset(tmp_path: Path) -> None:
     write_tree(tmp_path / "images", [7, 402])
     make_shards(
         ShardRequest(
-            folder=tmp_path / "set" / "test", name="x", split="test", shard_size=9,
+            store=Folder(path=tmp_path / "set" / "test"), name="x", split="test", shard_size=9,
             source=ImageFolderSource(folder=tmp_path / "images"), jobs=1,
         ),
         run=run_chunks, progress=no_progress,

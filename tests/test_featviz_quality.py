@@ -1,4 +1,4 @@
-"""What the default images are worth, beside real photographs: a few minutes, so marked slow."""
+"""Quality of default images compared with photographs; takes minutes, so it is marked slow."""
 
 import io
 import json
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from featviz import PreparedNetwork, Recipe, open_network, prepare_network
-from featviz.capture import capturing
+from featviz.capture import capture_activations
 from featviz.sampling import recipe_direction
 from pipelines.cli import gen
 from pipelines.generate.generator import decode
@@ -37,17 +37,22 @@ def default_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mean_activations(
     prepared: PreparedNetwork, images: list[NDArray[np.uint8]]
 ) -> dict[str, torch.Tensor]:
-    """Mean activations of all channels of the layers, (n, channels) each."""
+    """Return the mean activations of all channels of the layers, (n, channels) each."""
     seen: list[dict[str, torch.Tensor]] = []
-    with torch.no_grad(), capturing(prepared.module, list(prepared.layers.values())) as look:
-        for begin in range(0, len(images), 8):
-            batch = torch.from_numpy(np.stack(images[begin : begin + 8])).permute(0, 3, 1, 2)
-            activations = look(prepared.enter(batch.float() / 255))
+    with (
+        torch.no_grad(),
+        capture_activations(prepared.module, list(prepared.layers.values())) as activations_of,
+    ):
+        for start in range(0, len(images), 8):
+            batch = torch.from_numpy(np.stack(images[start : start + 8])).permute(0, 3, 1, 2)
+            activations = activations_of(prepared.preprocess(batch.float() / 255))
             seen.append({name: each.mean((2, 3)) for name, each in activations.items()})
     return {name: torch.cat([each[name] for each in seen]) for name in seen[0]}
 
 
-def test_default_images_are_alive_natural_in_spectrum_and_various(default_set: Path) -> None:
+def test_default_images_are_not_dead_have_natural_spectra_and_are_diverse(
+    default_set: Path,
+) -> None:
     statistics = measure_set(set_images(default_set))
     assert statistics.n == N
     assert statistics.dead == ()
@@ -59,9 +64,9 @@ def test_default_images_are_alive_natural_in_spectrum_and_various(default_set: P
     assert statistics.colour_vendi >= 3.5
 
 
-def test_images_excite_their_target_as_hardly_a_photograph_does(default_set: Path) -> None:
+def test_images_activate_their_target_more_than_photographs(default_set: Path) -> None:
     if not PHOTOGRAPHS.exists():
-        pytest.skip("shared/data/imagenet_sample_200.tar does not lie beside the project")
+        pytest.skip("shared/data/imagenet_sample_200.tar not found beside the project")
     network = open_network()
     layers = [each.name for each in network.default_layers()]
     prepared = prepare_network(network, layers, device=torch.device("cpu"), precision="float32")
@@ -73,16 +78,16 @@ def test_images_excite_their_target_as_hardly_a_photograph_does(default_set: Pat
                 image = Image.open(io.BytesIO(content.read())).convert("RGB")
                 photographs.append(np.asarray(ImageOps.fit(image, (256, 256), Image.BICUBIC)))
     assert len(photographs) == 200
-    usual = mean_activations(prepared, photographs)
+    reference = mean_activations(prepared, photographs)
     lines = [json.loads(line) for line in (default_set / "metadata.jsonl").read_text().splitlines()]
     assert len(lines) == N
     images = [decode((default_set / line["file"]).read_bytes()) for line in lines]
-    reached = mean_activations(prepared, images)
-    excited = []
-    for place, line in enumerate(lines):
+    optimized = mean_activations(prepared, images)
+    above = []
+    for i, line in enumerate(lines):
         recipe = Recipe.from_json(line["recipe"])
-        way = recipe_direction(recipe, prepared.layers[recipe.layer].channels)
-        bound = torch.quantile(usual[recipe.layer] @ way, 0.99)
-        excited.append(bool(reached[recipe.layer][place] @ way > bound))
+        target = recipe_direction(recipe, prepared.layers[recipe.layer].channels)
+        bound = torch.quantile(reference[recipe.layer] @ target, 0.99)
+        above.append(bool(optimized[recipe.layer][i] @ target > bound))
     # 0.96 of the first 256.
-    assert np.mean(excited) >= 0.9
+    assert np.mean(above) >= 0.9

@@ -228,7 +228,7 @@ def test_lost_images_are_painted_again_alike(small_set: Path, tmp_path: Path) ->
     for index in (0, 7, 8, 17):
         (folder / "images" / f"{index:08d}.jpg").unlink()
     result = make(folder, "--n", "18")
-    assert "(4 of them new)" in result.stdout
+    assert "(4 new)" in result.stdout
     assert tree(folder) == before
 
 
@@ -305,7 +305,7 @@ def test_nonsense_of_a_launcher_is_one_line(
 def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
     good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
-    assert "good; 18 images as written, 3 generated again alike" in good.stdout
+    assert "good; 18 images are as they were written, 3 were generated again" in good.stdout
     # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
     folder = tmp_path / "elsewhere"
     for name, content in tree(small_set).items():
@@ -318,7 +318,7 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     (folder / "manifest.json").write_text(json.dumps(manifest))
     elsewhere = run("verify", str(folder), "--regenerate", "3")
     assert elsewhere.exit_code == 0
-    assert "18 images as written, 0 generated again alike" in elsewhere.stdout
+    assert "18 images are as they were written, 0 were generated again" in elsewhere.stdout
 
 
 def painting_sha256(path: Path) -> str:
@@ -498,8 +498,8 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "resnet999"}, "no network is named 'resnet999'"),
-        ({"layers": ("blocks.99",)}, "no layer is named 'blocks.99'; give one like blocks.9"),
+        ({"model": "resnet999"}, "network 'resnet999' not found"),
+        ({"layers": ("blocks.99",)}, "layer 'blocks.99' not found; use a name such as blocks.9"),
         ({"steps": 2}, "steps is 2; an image of"),
         ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
@@ -538,8 +538,8 @@ def test_wrong_usage_is_told_and_exits_with_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--model", "resnet999"), "no network is named"),
-        (("--layer", "blocks.99"), "no layer is named"),
+        (("--model", "resnet999"), "network 'resnet999' not found"),
+        (("--layer", "blocks.99"), "layer 'blocks.99' not found"),
         (("--device", "gpu"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],

@@ -30,7 +30,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", fail)
 
 
-def test_files_get_their_content(tmp_path: Path) -> None:
+def test_files_are_written_with_their_content(tmp_path: Path) -> None:
     write_files(tmp_path, {"a": b"one", "b": b"two"})
     write_file(tmp_path / "a", b"three")
     with new_file(tmp_path / "c") as file:
@@ -41,7 +41,7 @@ def test_files_get_their_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("full_disk")
-def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_existing_files_unchanged(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"before")
     with pytest.raises(OSError, match="No space left"):
         write_files(tmp_path, {"b": b"new", "a": b"after"})
@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(tmp_path: Path) -> N
     assert contents == {"a": b"before"}
 
 
-def test_no_file_gets_its_name_before_all_are_on_the_disk(
+def test_files_are_renamed_only_after_all_are_flushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     named_at_flush = []
@@ -65,18 +65,18 @@ def test_no_file_gets_its_name_before_all_are_on_the_disk(
     assert named_at_flush == [[], [], ["a", "b"]]
 
 
-def test_a_block_that_fails_writes_no_file(tmp_path: Path) -> None:
+def test_an_exception_in_the_block_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(TypeError), new_file(tmp_path / "a") as file:
         file.writelines([b"half", None])  # type: ignore[list-item]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_partial_files_are_hidden_are_no_images_and_can_be_removed(tmp_path: Path) -> None:
+def test_partial_files_are_hidden_without_image_suffix_and_can_be_removed(tmp_path: Path) -> None:
     (tmp_path / "kept.jpg").write_bytes(b"whole")
     with new_file(tmp_path / "a.jpg"):
         (partial,) = set(tmp_path.iterdir()) - {tmp_path / "kept.jpg"}
         left_behind = tmp_path / partial.name.replace(".partial", "0.partial")
-        left_behind.write_bytes(b"of a killed writer")
+        left_behind.write_bytes(b"from a killed writer")
     assert partial.name.startswith(".")
     assert partial.suffix not in {".jpg", ".png", ".webp"}
     remove_partial_files(tmp_path)
@@ -89,7 +89,7 @@ def test_hashes_are_sha256(tmp_path: Path) -> None:
     assert sha256(content) == file_sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
-def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
+def test_a_held_lock_raises_an_error_or_waits(tmp_path: Path) -> None:
     path = tmp_path / "a.lock"
     order = []
 
@@ -132,14 +132,14 @@ def test_a_held_lock_is_refused_or_waited_for(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("busy", [None, "in use"])
-def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(
+def test_a_file_system_without_locks_raises_one_line_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: Exception, busy: str | None
 ) -> None:
     def refuse(_descriptor: int, _operation: int) -> None:
         raise refusal
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    # A file that a dead machine left says nothing.
+    # The existence of a lock file of another machine does not matter.
     for path in (tmp_path / "new.lock", tmp_path / "left.lock"):
         (tmp_path / "left.lock").write_text("7\nanother-host\n")
         with (
@@ -153,7 +153,7 @@ def test_a_file_system_without_locks_is_one_line_that_says_what_to_do(
         assert "\n" not in str(caught.value)
 
 
-def test_another_trouble_of_a_lock_is_not_taken_for_a_file_system_without_locks(
+def test_other_lock_errors_are_raised_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_descriptor: int, _operation: int) -> None:
@@ -165,7 +165,7 @@ def test_another_trouble_of_a_lock_is_not_taken_for_a_file_system_without_locks(
 
 
 @pytest.mark.parametrize("place", ["file", "file/train", "file/a/b"])
-def test_a_folder_to_write_that_is_a_file_or_lies_in_one_is_refused(
+def test_an_output_folder_that_is_a_file_or_below_one_is_rejected(
     tmp_path: Path, place: str
 ) -> None:
     (tmp_path / "file").write_text("kept")
@@ -176,7 +176,7 @@ def test_a_folder_to_write_that_is_a_file_or_lies_in_one_is_refused(
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.EBADF])
-def test_a_file_system_that_cannot_flush_folders_is_passed_over(
+def test_files_are_written_where_folders_cannot_be_flushed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     whole = os.fsync
@@ -193,7 +193,7 @@ def test_a_file_system_that_cannot_flush_folders_is_passed_over(
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"one", b"two", b"three"}
 
 
-def test_a_folder_that_a_broken_disk_cannot_flush_is_told(
+def test_an_io_error_while_flushing_a_folder_is_raised(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fsync(descriptor: int) -> None:

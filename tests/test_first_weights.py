@@ -1,4 +1,4 @@
-"""What trainings and evaluations begin with: torchvision's weights by name, or a run's folder."""
+"""Initial weights: torchvision's weights by name, or the checkpoints of a run folder."""
 
 import json
 from pathlib import Path
@@ -30,11 +30,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Stand for torchvision's servers: each file of weights is full of a number of its own."""
-    asked: list[str] = []
+    """Replace torchvision's downloads: each weights file is filled with its own constant."""
+    requested: list[str] = []
 
     def state(self: Any, *_: object, **__: object) -> dict[str, torch.Tensor]:  # noqa: ANN401
-        asked.append(self.name)
+        requested.append(self.name)
         model = torchvision.models.squeezenet1_1() if "squeeze" in self.url else (
             torchvision.models.get_model("googlenet", weights=None, init_weights=False)
             if "googlenet" in self.url else torchvision.models.resnet50()
@@ -46,13 +46,13 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         }
 
     monkeypatch.setattr(torchvision.models.WeightsEnum, "get_state_dict", state)
-    return asked
+    return requested
 
 
 # --- torchvision's weights -----------------------------------------------------------------------
 
 
-def test_the_first_weights_of_torchvision_are_the_default_as_in_the_released_code(
+def test_pretrained_uses_the_v1_weights_of_the_released_code(
     downloads: list[str],
 ) -> None:
     module = open_model("resnet50", 1000, pretrained=PRETRAINED)
@@ -63,7 +63,7 @@ def test_the_first_weights_of_torchvision_are_the_default_as_in_the_released_cod
     assert module.fc.weight.std() > 0
 
 
-def test_unknown_weights_are_refused_with_those_that_there_are(downloads: list[str]) -> None:
+def test_unknown_weights_are_rejected_with_the_available_names(downloads: list[str]) -> None:
     with pytest.raises(PipelineError, match=r"'IMAGENET1K_V3' of resnet50.*V1 or IMAGENET1K_V2"):
         open_model("resnet50", 10, pretrained="IMAGENET1K_V3")
     with pytest.raises(PipelineError, match=r"'IMAGENET1K_V1' of regnet_y_128gf.*IMAGENET1K_SWAG"):
@@ -71,7 +71,7 @@ def test_unknown_weights_are_refused_with_those_that_there_are(downloads: list[s
     assert downloads == []
 
 
-def test_a_network_keeps_how_its_first_weights_have_their_input(
+def test_a_checkpoint_keeps_the_input_transform_of_its_pretrained_weights(
     downloads: list[str], tmp_path: Path
 ) -> None:
     module = open_model("googlenet", 10, pretrained=PRETRAINED)
@@ -84,22 +84,22 @@ def test_a_network_keeps_how_its_first_weights_have_their_input(
         assert opened.transform_input is (pretrained is not None)
 
 
-def test_a_checkpoint_records_what_it_began_with_and_a_resume_keeps_it(
+def test_a_checkpoint_records_its_pretrained_weights_and_a_resume_keeps_them(
     downloads: list[str], digits: Path, tmp_path: Path
 ) -> None:
-    def trained(*more: str) -> Result:
+    def run_training(*more: str) -> Result:
         arguments = ("digits", "--data", str(digits), "--out", str(tmp_path / "run"), "--model",
                      "squeezenet1_1", "--batch-size", "1024", "--device", "cpu", "--no-mixing-set",
                      "--learning-rate", "0", "--resume", "auto", *more)  # fmt: skip
         return CliRunner().invoke(train.main, arguments)
 
-    first = trained("--epochs", "1", "--pretrained")
+    first = run_training("--epochs", "1", "--pretrained")
     assert first.exit_code == 0, first.output
     for more in ((), ("--pretrained",)):
         find_checkpoints(tmp_path / "run")[-1].touch()
-        again = trained("--epochs", "1", *more)
+        again = run_training("--epochs", "1", *more)
         assert again.exit_code == 0, again.output
-    other = trained("--epochs", "1", "--pretrained", "IMAGENET1K_V2")
+    other = run_training("--epochs", "1", "--pretrained", "IMAGENET1K_V2")
     assert other.exit_code == 1
     assert "IMAGENET1K_V1" in other.stderr
     assert set(downloads) == {"IMAGENET1K_V1"}
@@ -107,10 +107,10 @@ def test_a_checkpoint_records_what_it_began_with_and_a_resume_keeps_it(
     assert content["network"]["pretrained"] == "IMAGENET1K_V1"
 
 
-# --- A run's folder ------------------------------------------------------------------------------
+# --- Run folders ---------------------------------------------------------------------------------
 
 
-def test_a_runs_folder_stands_for_its_best_checkpoint_else_its_newest(tmp_path: Path) -> None:
+def test_a_run_folder_stands_for_its_best_or_latest_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
     for empty in (tmp_path / "run", folder, tmp_path):
@@ -119,15 +119,15 @@ def test_a_runs_folder_stands_for_its_best_checkpoint_else_its_newest(tmp_path: 
     for step in (9, 120, 20):
         (folder / f"step-{step:08d}.pt").touch()
     (folder / ".step-99999999999.pt.x.partial").touch()
-    newest = folder / "step-00000120.pt"
-    assert choose_checkpoint(folder) == choose_checkpoint(tmp_path / "run") == newest
+    latest = folder / "step-00000120.pt"
+    assert choose_checkpoint(folder) == choose_checkpoint(tmp_path / "run") == latest
     (folder / "best.pt").touch()
     assert choose_checkpoint(folder) == choose_checkpoint(tmp_path / "run") == folder / "best.pt"
-    assert choose_checkpoint(newest) == newest
+    assert choose_checkpoint(latest) == latest
     assert choose_checkpoint(tmp_path / "absent.pt") == tmp_path / "absent.pt"
 
 
-def test_which_checkpoint_of_a_folder_is_taken_is_told(tmp_path: Path) -> None:
+def test_the_chosen_checkpoint_of_a_folder_is_reported(tmp_path: Path) -> None:
     @click.command()
     @click.option("--weights", type=WeightsPath())
     def command(weights: Path) -> None:
@@ -145,7 +145,7 @@ def test_which_checkpoint_of_a_folder_is_taken_is_told(tmp_path: Path) -> None:
     assert CliRunner().invoke(command, ["--weights", str(best)]).stderr == ""
 
 
-def test_an_evaluation_takes_a_runs_folder_and_records_the_file(
+def test_an_evaluation_accepts_a_run_folder_and_records_the_file(
     digits: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "run" / "checkpoints" / "best.pt"
@@ -159,7 +159,7 @@ def test_an_evaluation_takes_a_runs_folder_and_records_the_file(
     assert f"using {path}" in result.stderr
 
 
-def test_weights_that_cannot_be_read_are_told_before_data_are_made(tmp_path: Path) -> None:
+def test_unreadable_weights_are_reported_before_data_are_prepared(tmp_path: Path) -> None:
     weights = tmp_path / "w.pt"
     weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 3\n")
     out = tmp_path / "run"

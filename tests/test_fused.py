@@ -1,4 +1,4 @@
-"""The fused kernel equals its parts put together, and the pseudocode in Pillow and numpy."""
+"""The fused kernel equals the composition of its parts, and the pseudocode in Pillow and numpy."""
 
 import multiprocessing
 import os
@@ -21,10 +21,10 @@ import reference
 from pixmix import mixing
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, bfloat16_bits, float16_bits, mix_batch, mix_planned
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import OPERATIONS, apply_operation
-from pixmix.packed import PackedImages
 from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
@@ -33,7 +33,7 @@ ZEROS, ONES = np.zeros(3, np.float32), np.ones(3, np.float32)
 
 
 def drawn(seed: int, *shape: int) -> NDArray[np.uint8]:
-    """Pictures with runs of equal values, extremes and noise."""
+    """Images of noise, and images of few values."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(0, 256, shape)
     steps = noise // 64 * 85
@@ -49,58 +49,58 @@ def packed(seed: int, n: int, least_height: int, least_width: int) -> PackedImag
     )
 
 
-def plan_of(n: int, pictures: PackedImages, **changes: object) -> Plan:
+def plan_of(n: int, mixing_images: PackedImages, **changes: object) -> Plan:
     arguments: dict[str, object] = {
         "seed": 5, "epoch": 2, "settings": ALL, "size": (20, 13), "source_size": (20, 13),
-        "flip": False, "views": 1, "n_mixing_images": len(pictures),
+        "flip": False, "views": 1, "n_mixing_images": len(mixing_images),
     }  # fmt: skip
     return draw_plan(np.arange(n), **(arguments | changes))  # type: ignore[arg-type]
 
 
 def composed(
-    plan: Plan, row: int, image: NDArray[np.uint8], pictures: PackedImages
+    plan: Plan, row: int, image: NDArray[np.uint8], mixing_images: PackedImages
 ) -> NDArray[np.float32]:
-    """A row of a plan by its operations and the functions of `pixmix.mixing`, one by one."""
+    """Compute a row of a plan step by step, with the functions of `pixmix.mixing`."""
     sample = plan.samples[row]
 
-    def made(item: np.void) -> NDArray[np.uint8]:
+    def apply(item: np.void) -> NDArray[np.uint8]:
         out = np.empty_like(image)
         scratch = np.empty(SCRATCH_LENGTH, np.int64)
         apply_operation(int(item["operation"]), float(item["argument"]), image, out, scratch)
         return out
 
-    x = (image if sample["operation"] == NO_OPERATION else made(sample)) / np.float32(255)
+    x = (image if sample["operation"] == NO_OPERATION else apply(sample)) / np.float32(255)
     for item in plan.rounds[row, : sample["rounds"]]:
         if item["operation"] == NO_OPERATION:
-            picture = pictures[int(sample["mixing_image"])]
-            top = draw_corner(sample["top_word"], picture.shape[0], 20)
-            left = draw_corner(sample["left_word"], picture.shape[1], 13)
-            y = np.ascontiguousarray(picture[top : top + 20, left : left + 13])
+            mixing_image = mixing_images[int(sample["mixing_image"])]
+            top = draw_corner(sample["top_word"], mixing_image.shape[0], 20)
+            left = draw_corner(sample["left_word"], mixing_image.shape[1], 13)
+            y = np.ascontiguousarray(mixing_image[top : top + 20, left : left + 13])
         else:
-            y = made(item)
+            y = apply(item)
         a, b = float(item["a"]), float(item["b"])
         x = getattr(mixing, MIXINGS[item["mixing"]])(x, y, a, b)
     return x.transpose(2, 0, 1)
 
 
-def run(images: NDArray[np.uint8], pictures: PackedImages, plan: Plan) -> NDArray[np.float32]:
+def run(images: NDArray[np.uint8], mixing_images: PackedImages, plan: Plan) -> NDArray[np.float32]:
     result = np.empty((len(plan.samples), 3, *images.shape[1:3]), np.float32)
     mix_planned(
-        images, pictures.layout, plan, result, n_views=len(plan.samples) // len(images), padding=0,
-        means=ZEROS, deviations=ONES, n_threads=1,
+        images, mixing_images.layout, plan, result, n_views=len(plan.samples) // len(images),
+        padding=0, means=ZEROS, deviations=ONES, n_threads=1,
     )  # fmt: skip
     return result
 
 
-def test_a_row_has_the_bits_of_its_operations_and_mixings_one_by_one() -> None:
-    images, pictures = drawn(1, 400, 20, 13, 3), packed(2, 30, 20, 13)
-    plan = plan_of(400, pictures)
-    results = run(images, pictures, plan)
+def test_a_row_equals_its_operations_and_mixings_applied_one_by_one() -> None:
+    images, mixing_images = drawn(1, 400, 20, 13, 3), packed(2, 30, 20, 13)
+    plan = plan_of(400, mixing_images)
+    results = run(images, mixing_images, plan)
     for row in range(400):
-        assert np.array_equal(results[row], composed(plan, row, images[row], pictures)), row
+        assert np.array_equal(results[row], composed(plan, row, images[row], mixing_images)), row
 
 
-def test_pictures_larger_than_a_block_are_mixed_whole() -> None:
+def test_images_larger_than_a_block_are_mixed_completely() -> None:
     images = drawn(3, 40, 67, 101, 3)
     plan = draw_plan(
         np.arange(40), seed=1, epoch=0, settings=PixMixSettings(), size=(67, 101),
@@ -111,22 +111,19 @@ def test_pictures_larger_than_a_block_are_mixed_whole() -> None:
         assert np.array_equal(results[row], composed(plan, row, images[row], NO_IMAGES)), row
 
 
-def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
-    """But for values near 0, where a small power magnifies what rounding left.
-
-    Of all values one in 10,000 may differ by more than 1e-5.
-    """
+def test_pixels_agree_with_the_papers_pseudocode_in_pillow_and_numpy() -> None:
+    """One in 10,000 values may differ by more than 1e-5: powers magnify rounding errors near 0."""
     n = 1000
-    images, pictures = drawn(4, n, 20, 13, 3), packed(5, 30, 20, 13)
-    # Pillow 13 refuses to posterize to 0 bits, which severity 10 draws.
-    plan = plan_of(n, pictures, settings=PixMixSettings(all_ops=True, severity=9.9))
-    results = run(images, pictures, plan)
+    images, mixing_images = drawn(4, n, 20, 13, 3), packed(5, 30, 20, 13)
+    # Pillow 13 rejects posterizing to 0 bits, which occurs at severity 10.
+    plan = plan_of(n, mixing_images, settings=PixMixSettings(all_ops=True, severity=9.9))
+    results = run(images, mixing_images, plan)
     far = 0
     for row in range(n):
         sample = plan.samples[row]
-        picture = pictures[int(sample["mixing_image"])]
-        top = int(draw_corner(sample["top_word"], picture.shape[0], 20))
-        left = int(draw_corner(sample["left_word"], picture.shape[1], 13))
+        mixing_image = mixing_images[int(sample["mixing_image"])]
+        top = int(draw_corner(sample["top_word"], mixing_image.shape[0], 20))
+        left = int(draw_corner(sample["left_word"], mixing_image.shape[1], 13))
 
         def named(item: np.void) -> tuple[str, float] | None:
             if item["operation"] == NO_OPERATION:
@@ -140,7 +137,7 @@ def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
                 (named(item), MIXINGS[item["mixing"]], float(item["a"]), float(item["b"]))
                 for item in plan.rounds[row, : sample["rounds"]]
             ],
-            picture[top : top + 20, left : left + 13],
+            mixing_image[top : top + 20, left : left + 13],
         )
         difference = np.abs(results[row].transpose(1, 2, 0) - expected)
         far += int((difference > 1e-5).sum())
@@ -148,11 +145,11 @@ def test_pixels_are_those_of_the_pseudocode_in_pillow_and_numpy() -> None:
 
 
 @pytest.mark.parametrize("n_threads", [2, 3, 4])
-def test_threads_do_not_show(n_threads: int) -> None:
-    images, pictures = drawn(6, 37, 20, 13, 3), packed(7, 9, 20, 13)
+def test_the_number_of_threads_does_not_change_the_result(n_threads: int) -> None:
+    images, mixing_images = drawn(6, 37, 20, 13, 3), packed(7, 9, 20, 13)
     one, more = (
         mix_batch(
-            images, pictures, range(37), seed=1, epoch=1, settings=ALL, flip=True, padding=3,
+            images, mixing_images, range(37), seed=1, epoch=1, settings=ALL, flip=True, padding=3,
             views=2, n_threads=threads,
         )
         for threads in (1, n_threads)
@@ -162,13 +159,13 @@ def test_threads_do_not_show(n_threads: int) -> None:
 
 @given(st.permutations(range(24)), st.integers(1, 23))
 @settings(max_examples=25)
-def test_batching_and_order_do_not_show(order: list[int], cut: int) -> None:
-    images, pictures = drawn(8, 24, 20, 13, 3), packed(9, 9, 20, 13)
+def test_batching_and_order_do_not_change_the_result(order: list[int], cut: int) -> None:
+    images, mixing_images = drawn(8, 24, 20, 13, 3), packed(9, 9, 20, 13)
 
     def mix(rows: list[int]) -> torch.Tensor:
         return mix_batch(
-            images[rows], pictures, [1000 + row for row in rows], seed=-3, epoch=7, settings=ALL,
-            flip=True, padding=2,
+            images[rows], mixing_images, [1000 + row for row in rows], seed=-3, epoch=7,
+            settings=ALL, flip=True, padding=2,
         )  # fmt: skip
 
     whole = mix(list(range(24)))
@@ -177,20 +174,20 @@ def test_batching_and_order_do_not_show(order: list[int], cut: int) -> None:
 
 def test_the_first_view_may_be_left_unmixed() -> None:
     images = np.random.default_rng(0).integers(0, 256, (20, 9, 11, 3), np.uint8)
-    pictures = PackedImages.pack([np.full((12, 12, 3), 200, np.uint8)])
+    mixing_images = PackedImages.pack([np.full((12, 12, 3), 200, np.uint8)])
     given: dict[str, Any] = {"seed": 3, "epoch": 1, "settings": ALL, "flip": True, "padding": 1}
-    mixed = mix_batch(images, pictures, range(20), views=3, **given)
-    plain = mix_batch(images, pictures, range(20), views=3, plain_first=True, **given)
+    mixed = mix_batch(images, mixing_images, range(20), views=3, **given)
+    plain = mix_batch(images, mixing_images, range(20), views=3, plain_first=True, **given)
     assert torch.equal(plain[:, 1:], mixed[:, 1:])
-    unmixed = mix_batch(images, pictures, range(20), **{**given, "settings": None})
+    unmixed = mix_batch(images, mixing_images, range(20), **{**given, "settings": None})
     assert torch.equal(plain[:, 0], unmixed)
     assert not torch.equal(mixed[:, 0], unmixed)
-    with pytest.raises(ValueError, match="plain_first is for several views"):
-        mix_batch(images, pictures, range(20), plain_first=True, **given)
+    with pytest.raises(ValueError, match="plain_first needs several views"):
+        mix_batch(images, mixing_images, range(20), plain_first=True, **given)
 
 
 def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:
-    images, pictures = drawn(10, 60, 15, 18, 3), packed(11, 9, 20, 13)
+    images, mixing_images = drawn(10, 60, 15, 18, 3), packed(11, 9, 20, 13)
     cut = {"seed": 3, "epoch": 1, "flip": True, "padding": 4, "crop": (20, 13)}
     plan = draw_plan(
         np.arange(60), seed=3, epoch=1, settings=ALL, size=(20, 13), source_size=(23, 26),
@@ -204,21 +201,21 @@ def test_flip_and_crop_come_before_the_mixing_and_are_shared_by_views() -> None:
     ])  # fmt: skip
     plain = mix_batch(images, None, range(60), settings=None, **cut)  # type: ignore[arg-type]
     assert np.array_equal(plain.numpy(), crops.transpose(0, 3, 1, 2) / np.float32(255))
-    mixed = mix_batch(images, pictures, range(60), settings=ALL, views=2, **cut)  # type: ignore[arg-type]
+    mixed = mix_batch(images, mixing_images, range(60), settings=ALL, views=2, **cut)  # type: ignore[arg-type]
     assert mixed.shape == (60, 2, 3, 20, 13)
     assert {0, 1} == set(plan.samples["flip"].tolist())
     for name in ("flip", "crop_top", "crop_left"):
         assert np.array_equal(plan.samples[name][::2], plan.samples[name][1::2])
         plan.samples[name] = 0
-    assert np.array_equal(mixed.numpy().reshape(120, 3, 20, 13), run(crops, pictures, plan))
+    assert np.array_equal(mixed.numpy().reshape(120, 3, 20, 13), run(crops, mixing_images, plan))
 
 
 @pytest.mark.parametrize("padding", [0, 1, 30])
 @pytest.mark.parametrize("crop", [(1, 1), (9, 2), (3, 70)])
-def test_any_padding_and_crop_that_fit_are_cut_right(padding: int, crop: tuple[int, int]) -> None:
+def test_any_valid_padding_and_crop_is_applied(padding: int, crop: tuple[int, int]) -> None:
     images = drawn(12, 20, 9, 11, 3)
     if crop[1] > 11 + 2 * padding:
-        with pytest.raises(ValueError, match=r"crop of 3x70 .* does not fit .*; crop less"):
+        with pytest.raises(ValueError, match=r"crop of 3x70 .* does not fit .*; use a smaller"):
             mix_batch(images, None, range(20), seed=0, epoch=0, settings=None, padding=padding,
                       crop=crop)  # fmt: skip
         return
@@ -238,21 +235,29 @@ def test_any_padding_and_crop_that_fit_are_cut_right(padding: int, crop: tuple[i
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_normalisation_has_torch_s_bits_in_every_dtype(dtype: torch.dtype) -> None:
-    images, pictures = drawn(13, 50, 20, 13, 3), packed(14, 9, 20, 13)
+def test_normalization_equals_torchs_in_every_dtype(dtype: torch.dtype) -> None:
+    images, mixing_images = drawn(13, 50, 20, 13, 3), packed(14, 9, 20, 13)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    plain = mix_batch(images, pictures, range(50), seed=1, epoch=0, settings=ALL)
+    plain = mix_batch(images, mixing_images, range(50), seed=1, epoch=0, settings=ALL)
     expected = (plain - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     result = mix_batch(
-        images, pictures, range(50), seed=1, epoch=0, settings=ALL, mean=mean, std=std, dtype=dtype
+        images,
+        mixing_images,
+        range(50),
+        seed=1,
+        epoch=0,
+        settings=ALL,
+        mean=mean,
+        std=std,
+        dtype=dtype,
     )
     assert torch.equal(result, expected.to(dtype))
 
 
-def test_half_floats_are_rounded_as_hardware_rounds_them() -> None:
+def test_16_bit_floats_are_rounded_to_nearest_even() -> None:
     generator = np.random.default_rng(15)
     bits = generator.integers(0, 2**32, 100_000, dtype=np.uint32)
-    # The least that is not rounded to 0, the subnormals' end, the overflow, infinity, ties.
+    # The smallest values not rounded to 0, the largest subnormals, overflow, infinity and ties.
     edges = np.array(
         [
             *(0, 1, 0x33000000, 0x33000001, 0x387FFFFF, 0x38800000, 0x477FEFFF, 0x477FF000),
@@ -265,37 +270,37 @@ def test_half_floats_are_rounded_as_hardware_rounds_them() -> None:
     values = values[~np.isnan(values)]
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).view(np.uint16)
-    brains = torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
-    for value, half, brain in zip(values, halves, brains, strict=True):
+    bfloats = torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
+    for value, half, bfloat in zip(values, halves, bfloats, strict=True):
         assert float16_bits(value) == half, value
-        assert bfloat16_bits(value) == brain, value
+        assert bfloat16_bits(value) == bfloat, value
 
 
 def test_a_mixing_set_may_be_a_list_or_an_array() -> None:
-    images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
+    images, mixing_images = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
     arrays = drawn(23, 4, 25, 17, 3)
     key: dict[str, Any] = {"seed": 1, "epoch": 0, "settings": ALL}
-    for plain, same in ((list(pictures), pictures), (arrays, PackedImages.pack(arrays))):
+    for plain, same in ((list(mixing_images), mixing_images), (arrays, PackedImages.pack(arrays))):
         assert torch.equal(
             mix_batch(images, plain, range(30), **key), mix_batch(images, same, range(30), **key)
         )
 
 
-def test_what_is_given_is_not_written() -> None:
-    images, pictures = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
-    before, pixels = images.copy(), pictures.pixels.copy()
-    mix_batch(images, pictures, range(30), seed=1, epoch=0, settings=ALL, views=3)
+def test_inputs_are_not_modified() -> None:
+    images, mixing_images = drawn(16, 30, 20, 13, 3), packed(17, 9, 20, 13)
+    before, pixels = images.copy(), mixing_images.pixels.copy()
+    mix_batch(images, mixing_images, range(30), seed=1, epoch=0, settings=ALL, views=3)
     assert np.array_equal(images, before)
-    assert np.array_equal(pictures.pixels, pixels)
+    assert np.array_equal(mixing_images.pixels, pixels)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux to forbid pages")
-def test_mixing_pictures_are_read_only_where_a_round_needs_them() -> None:
-    """The released code decodes one for every sample: 39 % of its reading is for nothing.
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mprotect of Linux")
+def test_mixing_images_are_only_read_if_a_round_needs_them() -> None:
+    """The released code decodes one for every sample, 39 % of them in vain.
 
-    The set lies where a process that touches it crashes: a batch of samples that need no mixing
-    picture does not, and a batch of those that do is the proof that the others might have.
+    The mixing set is in protected memory, so that a process that reads it crashes: a batch of
+    samples without mixing images does not crash, and a batch of the others does.
     """
     tests = Path(__file__).parent
 
@@ -308,25 +313,25 @@ def test_mixing_pictures_are_read_only_where_a_round_needs_them() -> None:
             text=True,
         )
 
-    spared, needed = run_guarded("unneeded"), run_guarded("needed")
-    assert spared.returncode == 0, spared.stderr
-    first, second = (int(line.split()[1]) for line in spared.stdout.splitlines())
+    unneeded, needed = run_guarded("unneeded"), run_guarded("needed")
+    assert unneeded.returncode == 0, unneeded.stderr
+    first, second = (int(line.split()[1]) for line in unneeded.stdout.splitlines())
     assert first == second
     assert 300 < first < 480
     assert needed.returncode == -signal.SIGSEGV
     assert needed.stdout == f"mixed {1000 - first}\n"
 
 
-def test_no_global_generator_is_read_or_written() -> None:
-    """The released code draws from numpy's, which forked workers share and no key repeats."""
-    images, pictures = drawn(22, 20, 20, 13, 3), packed(23, 9, 20, 13)
+def test_global_random_generators_are_not_used() -> None:
+    """The released code draws from numpy's generator, whose state forked workers share."""
+    images, mixing_images = drawn(22, 20, 20, 13, 3), packed(23, 9, 20, 13)
 
     def states() -> list[object]:
-        numpy_s = np.random.get_state()[1].tobytes()  # type: ignore[index,union-attr]  # noqa: NPY002
-        return [numpy_s, random.getstate(), torch.get_rng_state().numpy().tobytes()]
+        of_numpy = np.random.get_state()[1].tobytes()  # type: ignore[index,union-attr]  # noqa: NPY002
+        return [of_numpy, random.getstate(), torch.get_rng_state().numpy().tobytes()]
 
     def mix() -> torch.Tensor:
-        return mix_batch(images, pictures, range(20), seed=1, epoch=0, settings=ALL, flip=True)
+        return mix_batch(images, mixing_images, range(20), seed=1, epoch=0, settings=ALL, flip=True)
 
     before, first = states(), mix()
     assert states() == before
@@ -336,16 +341,16 @@ def test_no_global_generator_is_read_or_written() -> None:
     assert torch.equal(mix(), first)
 
 
-def test_arrays_that_may_not_be_written_are_taken() -> None:
-    images, pictures = drawn(18, 5, 20, 13, 3), packed(19, 9, 20, 13)
-    expected = mix_batch(images, pictures, range(5), seed=1, epoch=0, settings=ALL)
+def test_read_only_arrays_are_accepted() -> None:
+    images, mixing_images = drawn(18, 5, 20, 13, 3), packed(19, 9, 20, 13)
+    expected = mix_batch(images, mixing_images, range(5), seed=1, epoch=0, settings=ALL)
     images.flags.writeable = False
     assert torch.equal(
-        mix_batch(images, pictures, range(5), seed=1, epoch=0, settings=ALL), expected
+        mix_batch(images, mixing_images, range(5), seed=1, epoch=0, settings=ALL), expected
     )
 
 
-def test_a_result_is_written_where_it_is_wanted() -> None:
+def test_the_result_is_written_to_out() -> None:
     images = drawn(20, 5, 20, 13, 3)
     out = torch.empty((5, 2, 3, 20, 13), dtype=torch.bfloat16)
     result = mix_batch(
@@ -366,7 +371,7 @@ def test_a_result_is_written_where_it_is_wanted() -> None:
     assert torch.equal(out, expected)
 
 
-def test_an_empty_batch_is_a_batch() -> None:
+def test_an_empty_batch_is_accepted() -> None:
     result = mix_batch(np.empty((0, 20, 13, 3), np.uint8), None, [], seed=1, epoch=0, settings=ALL)
     assert result.shape == (0, 3, 20, 13)
 
@@ -377,7 +382,7 @@ def _mix_in_a_process(queue: "multiprocessing.Queue[float]") -> None:
                               n_threads=2).sum()))  # fmt: skip
 
 
-def test_a_forked_process_mixes_with_threads_after_its_parent_did() -> None:
+def test_threads_work_in_a_forked_process_after_the_parent_used_them() -> None:
     images = drawn(21, 8, 20, 13, 3)
     here = float(
         mix_batch(images, None, range(8), seed=1, epoch=0, settings=ALL, n_threads=2).sum()
@@ -401,7 +406,7 @@ TOO_SMALL = PackedImages.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 12
         ({"images": torch.zeros(4, 3, 20, 13)}, TypeError, "images is Tensor; pass"),
         ({"images": IMAGES[..., :1]}, ValueError, r"shape \(4, 20, 13, 1\); pass \(N, H, W, 3\)"),
         ({"images": IMAGES[0]}, ValueError, r"pass \(N, H, W, 3\)"),
-        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; pass one an image"),
+        ({"indices": [0, 1, 2]}, ValueError, r"shape \(3,\) for 4 images; pass one per image"),
         ({"indices": [0.5] * 4}, TypeError, "indices are float64; pass whole numbers"),
         ({"indices": [0, 1, 2, -1]}, ValueError, "index 3 of the batch is -1; pass .* from 0 to"),
         ({"indices": [0, 1, 2, 2**32]}, ValueError, "index 3 of the batch is 4294967296; pass"),
@@ -418,7 +423,7 @@ TOO_SMALL = PackedImages.pack([np.zeros((20, 13, 3), np.uint8), np.zeros((30, 12
         ({"mixing_set": TOO_SMALL}, ValueError, "mixing image 1 is 30x12 .* crop 20x13; resize"),
     ],
 )
-def test_what_does_not_fit_is_refused_with_a_remedy(
+def test_invalid_arguments_are_rejected_with_a_remedy(
     changes: dict[str, object], error: type[Exception], message: str
 ) -> None:
     arguments: dict[str, object] = {
@@ -447,9 +452,7 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         ({"out": torch.empty((4, 3, 20, 13), requires_grad=True)}, "requires a gradient; pass"),
     ],
 )
-def test_numbers_and_things_of_another_kind_are_refused(
-    changes: dict[str, object], message: str
-) -> None:
+def test_arguments_of_another_type_are_rejected(changes: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {
         "images": IMAGES, "mixing_set": None, "indices": range(4), "seed": 0, "epoch": 0,
         "settings": ALL,
@@ -459,7 +462,7 @@ def test_numbers_and_things_of_another_kind_are_refused(
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int32, torch.tensor])
-def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(kind: Callable[[int], int]) -> None:
+def test_integers_of_numpy_and_torch_are_accepted(kind: Callable[[int], int]) -> None:
     images = drawn(22, 4, 20, 13, 3)
     results = [
         mix_batch(images, None, range(4), seed=of(5), epoch=of(3), settings=ALL)
@@ -472,7 +475,7 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers(kind: Callable[[int]
     )
 
 
-def test_an_unsigned_index_out_of_range_is_named_as_it_is() -> None:
+def test_an_unsigned_index_out_of_range_is_named_with_its_value() -> None:
     indices = np.array([0, 1, 2**64 - 1, 2], np.uint64)
     with pytest.raises(ValueError, match="index 2 of the batch is 18446744073709551615; pass"):
         mix_batch(IMAGES, None, indices, seed=0, epoch=0, settings=ALL)

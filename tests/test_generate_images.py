@@ -24,7 +24,7 @@ from pipelines.generate.verify import verify_images
 from pipelines.system import files as locks
 from pipelines.system.files import file_sha256, folder_lock
 from pipelines.system.processes import run_chunks
-from stripes import Asked, Stripes, image_set, make, tree
+from stripes import JobSpec, Stripes, image_set, make, tree
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +144,7 @@ def test_a_task_whose_lock_vanishes_with_a_closed_set_finds_the_set_complete(
     @contextmanager
     def lock_that_vanishes(path: Path, *, busy: str | None = None) -> Iterator[None]:
         records = len(list((path.parent / "done").glob("*")))
-        if path.name == "books.lock" and records and not closed:
+        if path.name == "state.lock" and records and not closed:
             closed.append(path)
             other = make(image_set(tmp_path / "set", chunk=1, task_index=0, num_tasks=2))
             assert other.complete
@@ -487,7 +487,7 @@ def test_a_full_disk_keeps_what_is_whole_and_is_continued(tmp_path: Path, small_
 @pytest.mark.parametrize("complete", [True, False])
 def test_a_resume_with_other_settings_is_refused_by_the_name_of_the_field(
     tmp_path: Path,
-    change: Callable[[Asked], Asked],
+    change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:

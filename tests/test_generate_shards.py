@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 
 from pipelines import open_mixing_set
 from pipelines.cli import gen, shard
-from pipelines.cli.generating import told_of_shards
+from pipelines.cli.generating import describe_shards
 from pipelines.errors import PipelineError
 from pipelines.generate import generator, products
 from pipelines.generate.generator import decode
@@ -37,10 +37,10 @@ from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import Source
-from stripes import Asked, Made, Stripes, image_set, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, image_set, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
@@ -92,8 +92,10 @@ def test_the_samples_are_those_that_pixmix_shard_makes_of_the_files(
     from pipelines.shards.sources import MixingSource
 
     make(image_set(tmp_path / "files"), run=run_here)
-    source: Source = MixingSource(places=(tmp_path / "files",))
-    asked = ShardRequest(folder=tmp_path / "shards", source=source, name="stripes", num_shards=4)
+    source: Source = MixingSource(paths=(tmp_path / "files",))
+    asked = ShardRequest(
+        store=Folder(path=tmp_path / "shards"), source=source, name="stripes", num_shards=4
+    )
     make_shards(asked, run=run_here, progress=lambda _done, _total: None)
     generate(sharded(place))
     assert len(members(place.path)) == 20
@@ -215,8 +217,8 @@ def test_a_shard_of_another_size_than_its_sidecar_says_is_missing(place: Folder)
         lambda _sidecar: b"{}",
         lambda _sidecar: b"[]",
         lambda sidecar: json.dumps(sidecar | {"bytes": None}).encode(),
-        lambda sidecar: json.dumps(sidecar | {"rows": [1, 2]}).encode(),
-        lambda sidecar: json.dumps(sidecar | {"rows": sidecar["rows"][1:]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"samples": [1, 2]}).encode(),
+        lambda sidecar: json.dumps(sidecar | {"samples": sidecar["samples"][1:]}).encode(),
         lambda sidecar: json.dumps(sidecar | {"extensions": [7]}).encode(),
         lambda sidecar: json.dumps(sidecar | {"file": "stripes-99.tar"}).encode(),
     ],
@@ -298,20 +300,20 @@ def test_a_duplicate_under_whose_hands_the_set_is_closed_ends_in_peace(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* begun with 0, .* says 1"),
-        (lambda r: replace(r, n=11), "n: .* begun with 10, .* says 11"),
-        (lambda r: replace(r, shard_size=5), "shard_size: .* begun with 3, .* says 5"),
-        (lambda r: replace(r, format="webp"), "format: .* with png, .* says webp"),
+        (lambda r: replace(r, generator=Stripes(seed=1)), "seed: .* started with 0, .* uses 1"),
+        (lambda r: replace(r, n=11), "n: .* started with 10, .* uses 11"),
+        (lambda r: replace(r, shard_size=5), "shard_size: .* started with 3, .* uses 5"),
+        (lambda r: replace(r, format="webp"), "format: .* with png, .* uses webp"),
         (
             lambda r: replace(r, generator=Stripes(version=2)),
-            "stripes_version: .* here is 2; install",
+            "stripes_version: .* this is 2; install",
         ),
     ],
 )
 @pytest.mark.parametrize("complete", [True, False])
 def test_other_settings_are_refused_by_the_name_of_the_field(
     place: Folder,
-    change: Callable[[Asked], Asked],
+    change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:
@@ -339,7 +341,7 @@ def test_shards_of_another_request_that_began_at_the_same_time_do_not_count(
     # What a store without locks lets happen: its request was written over ours, and ours over it.
     other = sharded(place, Stripes(seed=1)).job()
     for number in (1, 3):
-        make_chunk(other, other.request.mark, range(number, number + 1))
+        make_chunk(other, other.request.hash, range(number, number + 1))
     assert numbers(merge(place)) == (1, 3)
     assert generate(sharded(place, task_index=1, num_tasks=2)).generated == 6
     assert merge(place).complete
@@ -359,7 +361,7 @@ def test_whoever_loses_the_race_for_the_request_is_refused(
         )
 
     monkeypatch.setattr(job, "write_file", write_and_lose)
-    with pytest.raises(PipelineError, match=r"seed: .* begun with 9, this command says 0"):
+    with pytest.raises(PipelineError, match=r"seed: .* started with 9, and this command uses 0"):
         generate(sharded(place))
     assert not list(place.path.glob("*.tar"))
 
@@ -438,7 +440,7 @@ def test_another_command_does_not_heal_a_set(place: Folder) -> None:
     generate(sharded(place))
     (place.path / "stripes-01.tar").unlink()
     before = tree(place.path)
-    with pytest.raises(PipelineError, match=r"seed: .* begun with 0"):
+    with pytest.raises(PipelineError, match=r"seed: .* started with 0"):
         generate(sharded(place, Stripes(seed=1)))
     assert tree(place.path) == before
 
@@ -473,8 +475,8 @@ def test_missing_shards_are_named_as_ranges(place: Folder) -> None:
     asked = sharded(place, n=11, shard_size=1).job()
     missing = (range(4), range(7, 8), range(9, 11))
     result = JobResult(n=11, missing=missing, complete=False)
-    text, _ = told_of_shards(asked, result, closing=True)
-    assert "missing are 0-3, 7, 9-10: run again" in text
+    text, _ = describe_shards(asked, result, complete_now=True)
+    assert "shards 0-3, 7, 9-10 are missing" in text
 
 
 # --- the commands --------------------------------------------------------------------------------
@@ -503,15 +505,15 @@ def test_tasks_and_merge_make_what_one_command_makes(tmp_path: Path) -> None:
     }  # fmt: skip
     first = fractals(tmp_path / "set", "--task-index", 1, "--num-tasks", 3)
     assert first.exit_code == 0, first.output
-    assert "1 of 3 shards; other tasks make 0, 2" in first.stdout
+    assert "1 of 3 shards; other tasks generate shards 0, 2" in first.stdout
     told = run("merge", tmp_path / "set")
-    assert "1 of 3 shards; missing are 0, 2: run again" in told.stdout
+    assert "1 of 3 shards; shards 0, 2 are missing" in told.stdout
     merged = run("merge", tmp_path / "set", "--json")
     assert merged.exit_code == 1
     assert json.loads(merged.stdout)["missing"] == [[0, 0], [2, 2]]
     for task in (0, 2):
         last = fractals(tmp_path / "set", "--task-index", task, "--num-tasks", 3)
-    assert f"3 of 3 shards; pixmix-gen merge {tmp_path / 'set'} closes the dataset" in last.stdout
+    assert f"3 of 3 shards; run pixmix-gen merge {tmp_path / 'set'} to complete" in last.stdout
     merged = run("merge", tmp_path / "set")
     assert (merged.exit_code, merged.stdout) == (
         0,
@@ -583,7 +585,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues(tmp_path: Path) -> No
     os.killpg(interrupted.pid, signal.SIGINT)
     _, errors = interrupted.communicate()
     assert interrupted.returncode == 130
-    assert errors.splitlines()[-1] == "Error: interrupted; the same command resumes this dataset"
+    assert errors.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
     # The records name exactly the tars: what was in hand became whole.
     recorded = {json.loads(path.read_bytes())["file"] for path in done.glob("*.jsonl")}
     assert recorded == {path.name for path in folder.glob("*.tar")}

@@ -1,4 +1,4 @@
-"""The engine of resumable jobs, tried with the simplest items: files with their numbers."""
+"""Resumable jobs, tested with simple items: files that hold their numbers."""
 
 import os
 import subprocess
@@ -26,16 +26,16 @@ def run(folder: Path, task: Task = Task(), **settings: Any) -> JobResult:  # noq
 
 
 def make(folder: Path, items: range, content: bytes | None = None, **settings: Any) -> None:  # noqa: ANN401
-    """Make items without a run, or put other content in the place of their record."""
+    """Produce items without a run; content, if passed, replaces their record."""
     job = fake_job(folder, **settings)
-    make_chunk(job, job.request.mark, items)
+    make_chunk(job, job.request.hash, items)
     if content is not None:
         (record,) = (folder / ".work" / "done").glob(f"{items.start:08d}-{items.stop:08d}.*")
         record.write_bytes(content)
 
 
 def begin(folder: Path, **settings: Any) -> None:  # noqa: ANN401
-    """Begin a job and make nothing."""
+    """Start a job without producing items."""
     run_job(fake_job(folder, **settings), run=lambda *_, **__: None)
 
 
@@ -46,7 +46,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return tree(folder)
 
 
-# --- who makes what ------------------------------------------------------------------------------
+# --- shares of tasks -----------------------------------------------------------------------------
 
 n_items, chunk_sizes, counts = st.integers(1, 200), st.integers(1, 40), st.integers(1, 9)
 
@@ -66,7 +66,7 @@ def test_tasks_partition_the_items(n: int, taken: list[range], chunk: int, count
 
 
 @given(n_items, st.integers(0, 200), ranges(), chunk_sizes, counts)
-def test_an_item_falls_to_the_same_task_whatever_is_made_and_however_many_there_are(
+def test_an_item_always_belongs_to_the_same_task(
     n: int, more: int, taken: list[range], chunk: int, count: int
 ) -> None:
     for index in range(count):
@@ -76,7 +76,7 @@ def test_an_item_falls_to_the_same_task_whatever_is_made_and_however_many_there_
         assert rest <= whole
 
 
-def test_tasks_of_an_exclusive_job_close_it_and_those_of_others_leave_that_to_a_merge(
+def test_tasks_close_an_exclusive_job_and_merge_closes_other_jobs(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     for exclusive in (True, False):
@@ -115,7 +115,7 @@ def test_records_are_joined_in_order_whether_or_not_they_overlap(
     ("made", "missing"),
     [([range(3), range(4, 10)], (range(3, 4),)), ([range(1, 6)], (range(1), range(6, 10)))],
 )
-def test_a_job_with_a_gap_is_not_closed(
+def test_a_job_with_missing_items_is_not_closed(
     tmp_path: Path, made: list[range], missing: tuple[range, ...]
 ) -> None:
     begin(tmp_path, n=10)
@@ -134,25 +134,25 @@ GOOD = [b'{"item": %d}\n' % item for item in range(4)]
         ([GOOD[0], b"junk\n", *GOOD[2:]], [1]),
         ([GOOD[0], GOOD[2], *GOOD[2:]], [1]),
         ([GOOD[0], b"\xff\n", *GOOD[2:]], [1]),
-        # A line without its end takes the next one with it, and a lost one shifts those behind it.
+        # A line without a line break joins the next one; a lost line shifts the lines after it.
         ([GOOD[0], b"\xff", *GOOD[2:]], [1, 2, 3]),
         ([GOOD[0], *GOOD[2:]], [1, 2, 3]),
         ([*GOOD[:3], GOOD[3].rstrip()], [3]),
         ([], [0, 1, 2, 3]),
     ],
 )
-@pytest.mark.parametrize("healed_beside", [True, False])
-def test_a_damaged_record_is_never_joined_and_its_items_are_made_again(
+@pytest.mark.parametrize("repaired", [True, False])
+def test_items_with_a_damaged_record_are_produced_again(
     tmp_path: Path,
     unbroken: dict[str, bytes],
     lines: list[bytes],
     missing: list[int],
-    healed_beside: bool,
+    repaired: bool,
 ) -> None:
     begin(tmp_path / "a", n=10)
     make(tmp_path / "a", range(4), b"".join(lines), n=10)
     make(tmp_path / "a", range(4, 10), n=10)
-    if healed_beside:
+    if repaired:
         make(tmp_path / "a", range(1, 4), n=10)
         missing = [item for item in missing if item == 0]
     found = merge(fake_job(tmp_path / "a", n=10)) if missing else JobResult(n=10, complete=False)
@@ -162,7 +162,7 @@ def test_a_damaged_record_is_never_joined_and_its_items_are_made_again(
     assert tree(tmp_path / "a") == unbroken
 
 
-def test_items_whose_file_is_lost_are_made_again_and_no_others(
+def test_only_items_with_a_lost_file_are_produced_again(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     for closed in (True, False):
@@ -177,7 +177,7 @@ def test_items_whose_file_is_lost_are_made_again_and_no_others(
         assert tree(folder) == unbroken
 
 
-def test_files_of_other_names_are_no_records(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+def test_files_with_other_names_are_not_records(tmp_path: Path, unbroken: dict[str, bytes]) -> None:
     begin(tmp_path / "a", n=10)
     make(tmp_path / "a", range(3), n=10)
     done = tmp_path / "a" / ".work" / "done"
@@ -203,9 +203,9 @@ def test_records_of_another_request_that_began_at_the_same_time_do_not_count(
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"seed": 1}, "^seed: .* with 0, .* says 1"), ({"version": 2}, "^v: .* with 1 .* here is 2")],
+    [({"seed": 1}, "^seed: .* with 0, .* uses 1"), ({"version": 2}, "^v: .* with 1 .* this is 2")],
 )
-def test_other_settings_are_refused_by_the_name_of_the_field(
+def test_other_settings_are_rejected_by_the_name_of_the_field(
     tmp_path: Path, complete: bool, changes: dict[str, Any], message: str
 ) -> None:
     run(tmp_path, Task() if complete else Task(0, 2))
@@ -216,7 +216,7 @@ def test_other_settings_are_refused_by_the_name_of_the_field(
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
-def test_a_store_that_holds_something_else_is_refused_and_untouched(
+def test_a_store_with_other_files_is_rejected_and_not_touched(
     tmp_path: Path, exclusive: bool
 ) -> None:
     (tmp_path / "thesis.tex").touch()
@@ -228,14 +228,14 @@ def test_a_store_that_holds_something_else_is_refused_and_untouched(
 @pytest.mark.parametrize(
     "content", [b"{", b"[1]", b"\xff", b'{"settings": {}, "made_with": {}}', b"[" * 200_000]
 )
-def test_a_damaged_request_is_one_error(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_request_is_rejected(tmp_path: Path, content: bytes) -> None:
     begin(tmp_path)
     (tmp_path / ".work" / "request.json").write_bytes(content)
     with pytest.raises(PipelineError, match=r"request\.json is damaged"):
         run(tmp_path)
 
 
-def test_a_task_that_runs_is_not_run_beside_itself_or_another_split(tmp_path: Path) -> None:
+def test_a_task_does_not_run_twice_or_beside_another_number_of_tasks(tmp_path: Path) -> None:
     begin(tmp_path, exclusive=True)
     for held, asked in (("task-0-of-2", Task(0, 2)), ("task-1-of-3", Task(0, 2))):
         with (
@@ -245,7 +245,7 @@ def test_a_task_that_runs_is_not_run_beside_itself_or_another_split(tmp_path: Pa
             run(tmp_path, asked, exclusive=True)
 
 
-def test_a_resizable_job_grows_and_loses_no_whole_item(
+def test_a_resizable_job_grows_and_keeps_finished_items(
     tmp_path: Path, unbroken: dict[str, bytes]
 ) -> None:
     grows = {"exclusive": True, "resizable": True}
@@ -263,7 +263,7 @@ def test_a_resizable_job_grows_and_loses_no_whole_item(
 
 
 def stopped_after(n: int) -> Callable[..., None]:
-    """Return a way to run chunks that is interrupted after n of them."""
+    """Return a runner of chunks that is interrupted after n of them."""
 
     def run_some(work: Callable[[range], range], chunks: Iterable[range], **_: object) -> None:
         for chunk, _ in zip(chunks, range(n), strict=False):
@@ -274,7 +274,7 @@ def stopped_after(n: int) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize("n", range(5))
-def test_an_interrupted_run_keeps_what_is_whole(
+def test_an_interrupted_run_keeps_finished_items(
     tmp_path: Path, unbroken: dict[str, bytes], n: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -288,7 +288,7 @@ def test_an_interrupted_run_keeps_what_is_whole(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
-def test_a_crash_before_any_disk_operation_leaves_whole_files_and_is_healed(
+def test_the_same_command_repairs_a_crash_before_any_disk_operation(
     tmp_path: Path, name: str
 ) -> None:
     output = subprocess.run(

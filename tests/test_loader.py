@@ -1,4 +1,4 @@
-"""The same batches at any world size, with any workers, from any place on; and no surprise."""
+"""Loaders: the same batches at any world size, with any workers, and from any position."""
 
 import gc
 import json
@@ -19,15 +19,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, OnDecodeError, PreprocessConfig
+from pipelines.loading.config import CIFAR, IMAGENET, OnDecodeError, PreprocessConfig
 from pipelines.loading.dataset import SampleError, ShardDataset
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.order import EpochOrder
 from pipelines.shards.format import open_shards
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedImages
-from pixmix.resizing import resized_centre, resized_crop
+from pixmix.images import PackedImages
+from pixmix.resizing import resized_center, resized_crop
 from shard_sets import drawn_images, encoded, write_shards
 
 SIZES = (5, 1, 0, 9, 4, 11)
@@ -37,20 +37,20 @@ SMALL = replace(IMAGENET, image_size=14)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[NDArray[np.uint8]]:
+def sources() -> list[NDArray[np.uint8]]:
     return drawn_images(N)
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory, pictures: list[NDArray[np.uint8]]) -> Path:
+def large(tmp_path_factory: pytest.TempPathFactory, sources: list[NDArray[np.uint8]]) -> Path:
     folder = tmp_path_factory.mktemp("large")
-    return write_shards(folder, [encoded(picture) for picture in pictures], sizes=SIZES)
+    return write_shards(folder, [encoded(image) for image in sources], sizes=SIZES)
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("small")
-    contents = [encoded(picture) for picture in drawn_images(N, 1, (16, 16))]
+    contents = [encoded(image) for image in drawn_images(N, 1, (16, 16))]
     return write_shards(folder, contents, sizes=SIZES, kind="cifar10")
 
 
@@ -66,7 +66,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def loader_arguments(
     request: pytest.FixtureRequest, large: Path, small: Path, cache: Path
 ) -> dict[str, Any]:
-    """Both kinds of sets: decoded by workers, and held in memory."""
+    """Arguments for both kinds of datasets: decoded by workers, and held in memory."""
     if request.param == "large":
         return {"data": large, "mixing_set": MIXING, "preprocess": SMALL, "cache_dir": cache}
     return {"data": small, "mixing_set": MIXING, "preprocess": CIFAR, "cache_dir": cache}
@@ -85,7 +85,7 @@ def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
 
 
 def together(loaders: list[TrainLoader]) -> list[tuple[Tensor, Tensor]]:
-    """The global batches that all ranks make."""
+    """Return the global batches of all ranks."""
     batches = [an_epoch(loader) for loader in loaders]
     assert len({len(each) for each in batches}) == 1
     return [
@@ -162,7 +162,7 @@ def test_batches_do_not_depend_on_threads(loader_arguments: dict[str, Any]) -> N
 
 
 @pytest.mark.slow
-def test_workers_that_are_spawned_map_the_same_files(large: Path, tmp_path: Path) -> None:
+def test_spawned_workers_map_the_same_files(large: Path, tmp_path: Path) -> None:
     file = tmp_path / "pixels"
     file.write_bytes(MIXING.pixels.tobytes())
     pixels = np.asarray(np.memmap(file, np.uint8, "c"))
@@ -202,9 +202,7 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("process", ["child", "main"])
-def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
-    large: Path, tmp_path: Path, process: str
-) -> None:
+def test_a_program_exits_after_part_of_an_epoch(large: Path, tmp_path: Path, process: str) -> None:
     program = tmp_path / "program.py"
     program.write_text(_UNFINISHED)
     ended = subprocess.run(
@@ -218,7 +216,7 @@ def test_a_program_ends_though_it_took_but_a_part_of_an_epoch(
     assert (ended.returncode, ended.stderr) == (0, "")
 
 
-def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> None:
+def test_workers_end_when_a_loader_in_a_reference_cycle_is_collected(large: Path) -> None:
     before = set(multiprocessing.active_children())
     loader = train_loader(large, preprocess=SMALL, batch_size=8, num_workers=2)
     cycle: list[object] = [iter(loader), loader]
@@ -230,7 +228,7 @@ def test_workers_end_with_a_loader_that_is_given_up_in_a_cycle(large: Path) -> N
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
+def test_an_epoch_has_each_sample_at_most_once_and_leaves_out_the_remainder(
     loader_arguments: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     arguments = loader_arguments | {"preprocess": replace(
@@ -238,7 +236,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
     )}  # fmt: skip
     with caplog.at_level(logging.INFO):
         loader = train_loader(**arguments, batch_size=7)
-    assert f"{N % 7} of {N} samples are left out" in caplog.text
+    assert f"leaves out {N % 7} of {N} samples" in caplog.text
     assert loader.left_out == N % 7
     for epoch in range(3):
         images = torch.cat([images for images, _ in loader])
@@ -247,7 +245,7 @@ def test_an_epoch_shows_each_sample_at_most_once_and_leaves_out_the_remainder(
         assert loader.epoch == epoch + 1
 
 
-def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path) -> None:
+def test_training_pixels_are_those_of_the_kernel_in_the_order(small: Path, cache: Path) -> None:
     loader = train_loader(small, MIXING, batch_size=10, seed=4, cache_dir=cache)
     images = np.stack(drawn_images(N, 1, (16, 16)))
     for epoch in range(2):
@@ -262,8 +260,8 @@ def test_training_pixels_are_the_kernel_s_of_the_order(small: Path, cache: Path)
             assert labels.tolist() == [i % 7 for i in indices]
 
 
-def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
-    large: Path, pictures: list[NDArray[np.uint8]]
+def test_training_pixels_of_large_images_are_mixed_crops_of_torchvision(
+    large: Path, sources: list[NDArray[np.uint8]]
 ) -> None:
     loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=10, seed=4)
     for epoch in range(2):
@@ -272,12 +270,12 @@ def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
             indices = order[10 * t : 10 * t + 10]
             crops = []
             for i in indices.tolist():
-                picture = pictures[i]
+                image = sources[i]
                 part = draw_resized_crop(
-                    i, seed=4, epoch=epoch, size=(picture.shape[0], picture.shape[1]),
+                    i, seed=4, epoch=epoch, size=(image.shape[0], image.shape[1]),
                     scale=SMALL.scale, ratio=SMALL.ratio,
                 )  # fmt: skip
-                crops.append(resized_crop(picture, *part, (14, 14)))
+                crops.append(resized_crop(image, *part, (14, 14)))
             expected = mix_batch(
                 np.stack(crops), MIXING, indices, seed=4, epoch=epoch, settings=SMALL.pixmix,
                 flip=True, mean=SMALL.mean, std=SMALL.std,
@@ -285,12 +283,12 @@ def test_training_pixels_of_shards_are_torchvision_s_crops_mixed(
             assert torch.equal(batch, expected)
 
 
-def test_evaluation_pixels_are_torchvision_s_centre(
-    large: Path, pictures: list[NDArray[np.uint8]]
+def test_evaluation_pixels_are_center_crops_of_torchvision(
+    large: Path, sources: list[NDArray[np.uint8]]
 ) -> None:
     loader = eval_loader(large, preprocess=SMALL, batch_size=4)
     images = torch.cat([images for images, _, _ in loader])[:N]
-    expected = np.stack([resized_centre(picture, 16, (14, 14)) for picture in pictures])
+    expected = np.stack([resized_center(image, 16, (14, 14)) for image in sources])
     mean, std = (torch.tensor(each)[:, None, None] for each in (SMALL.mean, SMALL.std))
     assert torch.equal(images, (torch.from_numpy(expected).permute(0, 3, 1, 2) / 255 - mean) / std)
 
@@ -326,7 +324,7 @@ def test_evaluation_sees_each_sample_once_with_equal_steps(
 
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
+def test_a_state_resumes_within_an_epoch_at_any_world_size(
     loader_arguments: dict[str, Any], world_size: int, num_workers: int
 ) -> None:
     def opened(rank: int, size: int, workers: int = 0) -> TrainLoader:
@@ -351,7 +349,7 @@ def test_a_state_goes_on_in_the_middle_of_an_epoch_at_any_world_size(
     assert equal(together(ranks), expected[N // 4 :])
 
 
-def test_a_state_of_partitions_goes_on_at_another_world_size_and_batch_size(
+def test_a_state_with_partitions_resumes_at_another_world_size_and_batch_size(
     loader_arguments: dict[str, Any],
 ) -> None:
     arguments = loader_arguments | {"seed": 2, "shuffle_window": 2, "shard_partitions": 2}
@@ -379,15 +377,15 @@ def test_a_state_of_partitions_goes_on_at_another_world_size_and_batch_size(
     ]
 
 
-def test_a_place_inside_a_turn_of_the_partitions_is_refused(
+def test_a_position_between_partitions_is_rejected(
     loader_arguments: dict[str, Any],
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4, shard_partitions=4)
-    with pytest.raises(ValueError, match=r"consumed is 6, .* multiple of 4"):
+    with pytest.raises(ValueError, match=r"consumed 6 .* multiple of 4"):
         loader.load_state_dict(loader.state_dict() | {"consumed": 6})
 
 
-def test_a_loop_that_was_left_goes_on_there(loader_arguments: dict[str, Any]) -> None:
+def test_the_next_loop_continues_where_the_last_one_ended(loader_arguments: dict[str, Any]) -> None:
     unbroken, broken = (train_loader(**loader_arguments, batch_size=4, seed=1) for _ in range(2))
     expected = an_epoch(unbroken) + an_epoch(unbroken)
     seen: list[tuple[Tensor, Tensor]] = []
@@ -406,7 +404,7 @@ def test_a_state_after_the_last_batch_is_the_next_epoch(loader_arguments: dict[s
 
 
 @more_workers_than_cores
-def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
+def test_prefetched_batches_do_not_count_as_consumed(large: Path) -> None:
     loader = train_loader(large, MIXING, preprocess=SMALL, batch_size=2, num_workers=4)
     next(iter(loader))
     assert loader.state_dict()["consumed"] == 2
@@ -417,12 +415,12 @@ def test_what_was_prefetched_does_not_count_as_seen(large: Path) -> None:
     [("seed", 1), ("num_samples", 5), ("hash", "0" * 64), ("shuffle_window", 3), ("version", 1),
      ("order_version", 0)],
 )  # fmt: skip
-def test_a_state_that_does_not_fit_is_refused_naming_the_field(
+def test_a_state_that_does_not_fit_is_rejected_naming_the_field(
     loader_arguments: dict[str, Any], field: str, value: object
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4)
     state = loader.state_dict()
-    with pytest.raises(ValueError, match=f"the state's {field} is {value!r} and this loader's"):
+    with pytest.raises(ValueError, match=f"{field} is {value!r} in the state and"):
         loader.load_state_dict(state | {field: value})
     del state[field]
     with pytest.raises(ValueError, match=f"missing required field `{field}`"):
@@ -431,7 +429,7 @@ def test_a_state_that_does_not_fit_is_refused_naming_the_field(
 
 
 @pytest.mark.parametrize("consumed", [-1, N])
-def test_a_place_outside_the_order_is_refused(
+def test_a_position_outside_the_order_is_rejected(
     loader_arguments: dict[str, Any], consumed: int
 ) -> None:
     loader = train_loader(**loader_arguments, batch_size=4)
@@ -439,19 +437,19 @@ def test_a_place_outside_the_order_is_refused(
         loader.load_state_dict(loader.state_dict() | {"consumed": consumed})
 
 
-# --- samples that cannot be read -----------------------------------------------------------------
+# --- decode errors -------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def damaged(tmp_path: Path, pictures: list[NDArray[np.uint8]]) -> Path:
-    contents = [encoded(picture) for picture in pictures]
+def damaged(tmp_path: Path, sources: list[NDArray[np.uint8]]) -> Path:
+    contents = [encoded(image) for image in sources]
     contents[3] = contents[3][: len(contents[3]) // 2]
-    contents[8] = b"no picture at all"
+    contents[8] = b"not an image"
     return write_shards(tmp_path / "damaged", contents, sizes=SIZES)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_workers: int) -> None:
+def test_a_decode_error_names_shard_and_key(damaged: Path, num_workers: int) -> None:
     loader = train_loader(damaged, MIXING, preprocess=SMALL, batch_size=15, num_workers=num_workers)
     with pytest.raises(
         PipelineError, match=r"key 0000000[38] in set-000[03]\.tar: .*on_decode_error="
@@ -460,17 +458,19 @@ def test_a_bad_sample_ends_training_with_its_shard_and_key(damaged: Path, num_wo
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
+def test_a_substitute_is_the_next_sample_of_the_order_and_is_logged(
     damaged: Path, tmp_path: Path, num_workers: int
 ) -> None:
-    file = tmp_path / "bad.jsonl"
+    file = tmp_path / "errors.jsonl"
     loader = train_loader(
         damaged, MIXING, preprocess=SMALL, batch_size=15, seed=2, num_workers=num_workers,
         on_decode_error="substitute", decode_error_log=file,
     )  # fmt: skip
     epoch = an_epoch(loader)
     order = EpochOrder(N, seed=2, epoch=0).whole()
-    expected = [next(i for i in np.roll(order, -place) if i not in (3, 8)) for place in range(N)]
+    expected = [
+        next(i for i in np.roll(order, -position) if i not in (3, 8)) for position in range(N)
+    ]
     assert torch.cat([labels for _, labels in epoch]).tolist() == [i % 7 for i in expected]
     assert dict(loader.decode_errors) == {"damaged": 1, "unknown format": 1}
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -480,18 +480,18 @@ def test_a_substitute_is_the_next_of_the_order_and_counted_and_listed(
 
 
 @pytest.mark.parametrize("world_size", [1, 4])
-def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) -> None:
+def test_a_substitute_is_the_next_sample_of_the_partition(damaged: Path, world_size: int) -> None:
     order = EpochOrder(
         N, seed=2, epoch=0, shard_sizes=SIZES, shuffle_window=1, shard_partitions=2
     ).whole()
     shard_partitions = [order[partition::2].tolist() for partition in range(2)]
-    # Partition 0, then partition 1, and round again.
+    # Partition 0, then partition 1, and so on cyclically.
     sequence = np.array(shard_partitions[0] + shard_partitions[1])
     expected = []
     for t in range(N // 4):
         for row in range(4):
-            place = (row // 2) * (N // 2) + 2 * t + row % 2
-            expected.append(next(i for i in np.roll(sequence, -place) if i not in (3, 8)) % 7)
+            position = (row // 2) * (N // 2) + 2 * t + row % 2
+            expected.append(next(i for i in np.roll(sequence, -position) if i not in (3, 8)) % 7)
     ranks = [
         train_loader(
             damaged, MIXING, preprocess=SMALL, batch_size=4, seed=2, shuffle_window=1,
@@ -504,26 +504,26 @@ def test_a_substitute_is_the_next_of_the_lane(damaged: Path, world_size: int) ->
     assert sum(loader.decode_errors.get("damaged", 0) for loader in ranks) >= 1
 
 
-def test_skipping_leaves_a_batch_smaller_and_the_others_as_they_were(
+def test_skipping_makes_a_batch_smaller_and_keeps_the_other_samples(
     damaged: Path, large: Path
 ) -> None:
-    whole, holed = (
+    intact, damaged_ = (
         train_loader(each, MIXING, preprocess=SMALL, batch_size=15, on_decode_error="skip")
         for each in (large, damaged)
     )
     order = EpochOrder(N, seed=0, epoch=0).whole()
-    for t, ((images, labels), (fewer, labels_of_fewer)) in enumerate(
-        zip(whole, holed, strict=True)
+    for t, ((images, labels), (skipped, skipped_labels)) in enumerate(
+        zip(intact, damaged_, strict=True)
     ):
         kept = [row for row in range(15) if order[15 * t + row] not in (3, 8)]
-        assert torch.equal(fewer, images[kept])
-        assert torch.equal(labels_of_fewer, labels[kept])
-    assert holed.decode_errors == {"damaged": 1, "unknown format": 1}
+        assert torch.equal(skipped, images[kept])
+        assert torch.equal(skipped_labels, labels[kept])
+    assert damaged_.decode_errors == {"damaged": 1, "unknown format": 1}
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_batch_that_loses_all_its_samples_is_empty(
+def test_a_batch_without_any_sample_is_empty(
     damaged: Path, num_workers: int, dtype: torch.dtype
 ) -> None:
     loader = train_loader(
@@ -534,38 +534,38 @@ def test_a_batch_that_loses_all_its_samples_is_empty(
     assert sorted(shapes) == [(0, 2, 3, 14, 14)] * 2 + [(1, 2, 3, 14, 14)] * (N - 2)
 
 
-def test_evaluation_gives_a_bad_sample_no_weight_or_ends(damaged: Path) -> None:
+def test_evaluation_skips_decode_errors_with_weight_0_or_raises(damaged: Path) -> None:
     loader = eval_loader(damaged, preprocess=SMALL, batch_size=10, on_decode_error="skip")
     weights = torch.cat([weights for _, _, weights in loader])
     assert [i for i in range(N) if weights[i] == 0] == [3, 8]
     with pytest.raises(PipelineError, match=r"key 00000003 in set-0000\.tar"):
         list(eval_loader(damaged, preprocess=SMALL, batch_size=10))
-    with pytest.raises(ValueError, match="would count a sample twice"):
+    with pytest.raises(ValueError, match="would count samples twice"):
         eval_loader(damaged, preprocess=SMALL, batch_size=10, on_decode_error="substitute")
 
 
 @pytest.mark.parametrize("policy", ["skip", "substitute"])
-def test_pictures_in_memory_know_no_choice_and_name_none(
+def test_images_in_memory_support_only_raise(
     tmp_path: Path, cache: Path, policy: OnDecodeError
 ) -> None:
-    contents = [encoded(picture) for picture in drawn_images(4, 1, (16, 16))]
+    contents = [encoded(image) for image in drawn_images(4, 1, (16, 16))]
     contents[2] = contents[2][:100]
     folder = write_shards(tmp_path / "small", contents, sizes=(4,), kind="cifar10")
     with pytest.raises(ValueError, match=f"on_decode_error is '{policy}', .*; use 'raise'"):
         train_loader(folder, batch_size=2, on_decode_error=policy, cache_dir=cache)
-    with pytest.raises(PipelineError, match=r"key 00000002 in .*put a whole image in its place$"):
+    with pytest.raises(PipelineError, match=r"key 00000002 in .*remove or replace the image$"):
         train_loader(folder, batch_size=2, cache_dir=cache)
 
 
-def test_too_many_bad_samples_end_it(damaged: Path) -> None:
+def test_too_many_decode_errors_end_training(damaged: Path) -> None:
     loader = train_loader(
         damaged, MIXING, preprocess=SMALL, batch_size=N, on_decode_error="skip", max_decode_errors=1
     )
-    with pytest.raises(PipelineError, match=r"2 samples could not be decoded \(1 .*, 1 .*\), more"):
+    with pytest.raises(PipelineError, match=r"2 samples cannot be decoded \(1 .*, 1 .*\), more"):
         an_epoch(loader)
 
 
-def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard_is_named(large: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     folder.mkdir()
     for path in large.iterdir():
@@ -577,14 +577,14 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
     last = N - 1
     reader.read(last)
     os.truncate(folder / "set-0005.tar", 600)
-    with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, the manifest says"):
+    with pytest.raises(PipelineError, match=r"set-0005\.tar has 600 bytes, expected "):
         an_epoch(loader)
-    # One that is open already.
+    # A shard that is already open.
     with pytest.raises(SampleError, match=r"set-0005\.tar: \d+ of \d+ bytes are missing"):
         reader.read(last)
 
 
-# --- what does not work, said at once ------------------------------------------------------------
+# --- invalid settings ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -592,35 +592,35 @@ def test_a_shard_cut_short_is_named(large: Path, tmp_path: Path) -> None:
     [
         ({"batch_size": 6, "rank": 0, "world_size": 4}, ValueError, "use a multiple of 4"),
         ({"batch_size": 0}, ValueError, "batch_size is 0"),
-        ({"batch_size": 31}, ValueError, "30 samples make no batch of 31"),
-        ({"rank": 4, "world_size": 4}, ValueError, "rank 4 of 4 processes"),
-        ({"rank": 1}, ValueError, "rank is 1 and world_size None"),
+        ({"batch_size": 31}, ValueError, "30 samples, fewer than batch_size 31"),
+        ({"rank": 4, "world_size": 4}, ValueError, "rank is 4 with 4 processes"),
+        ({"rank": 1}, ValueError, "rank is 1 and world_size is None"),
         ({"shuffle_window": 0}, ValueError, "shuffle_window is 0"),
         ({"shard_partitions": 0}, ValueError, "shard_partitions is 0"),
-        ({"shard_partitions": 3}, ValueError, "batch_size is 4, .* 3 shard_partitions"),
+        ({"shard_partitions": 3}, ValueError, "batch_size 4 is not .* shard_partitions 3"),
         ({"on_decode_error": "ignore"}, ValueError, "on_decode_error is 'ignore'"),
         ({"mixing_set": PackedImages.pack(drawn_images(1, 0, (5, 40)))}, ValueError,
          "mixing image 0 is 5x40"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused_with_a_remedy(
+def test_invalid_settings_are_rejected_with_a_remedy(
     loader_arguments: dict[str, Any], changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         an_epoch(train_loader(**(loader_arguments | {"batch_size": 4} | changes)))
 
 
-def test_pictures_of_several_sizes_want_a_resized_crop(large: Path, cache: Path) -> None:
-    with pytest.raises(PipelineError, match=r"several sizes, .* crop='resized'"):
+def test_images_of_several_sizes_require_a_resized_crop(large: Path, cache: Path) -> None:
+    with pytest.raises(PipelineError, match=r"differ in size, .* crop='resized'"):
         train_loader(large, preprocess=CIFAR, batch_size=4, cache_dir=cache)
 
 
-def test_small_pictures_are_not_resized_silently(small: Path, cache: Path) -> None:
-    with pytest.raises(PipelineError, match=r"16x16 .* and image_size is 32; leave it out"):
+def test_small_images_are_not_resized_silently(small: Path, cache: Path) -> None:
+    with pytest.raises(PipelineError, match=r"16x16 .* but image_size is 32; leave it out"):
         train_loader(small, image_size=32, batch_size=4, cache_dir=cache)
 
 
-def test_one_sample_is_a_set(tmp_path: Path) -> None:
+def test_a_dataset_may_have_one_sample(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [encoded(drawn_images(1)[0])], sizes=(1,))
     assert len(an_epoch(train_loader(folder, preprocess=SMALL, batch_size=1))) == 1
     batches = [
@@ -630,7 +630,7 @@ def test_one_sample_is_a_set(tmp_path: Path) -> None:
     assert [float(batch[0][2].sum()) for batch in batches] == [1, 0, 0, 0]
 
 
-def test_an_empty_set_is_refused(tmp_path: Path) -> None:
+def test_an_empty_dataset_is_rejected(tmp_path: Path) -> None:
     folder = write_shards(tmp_path, [], sizes=(0,))
     for opened in (train_loader, eval_loader):
         with pytest.raises(PipelineError, match="has no samples"):
@@ -643,9 +643,9 @@ def test_an_empty_set_is_refused(tmp_path: Path) -> None:
      {"scale": (0, 1)}, {"scale": (0.5, 1.5)}, {"ratio": (2, 1)},
      {"evaluation_resize": 200}],
 )  # fmt: skip
-def test_a_preparation_refuses_nonsense(changes: dict[str, Any]) -> None:
+def test_invalid_preprocessing_is_rejected(changes: dict[str, Any]) -> None:
     (name,) = changes
-    with pytest.raises(ValueError, match=f"{name} is .*; .*use"):
+    with pytest.raises(ValueError, match=f"{name} is .*; "):
         PreprocessConfig(**changes)
 
 
@@ -653,10 +653,10 @@ def test_a_preparation_refuses_nonsense(changes: dict[str, Any]) -> None:
 
 
 def _train_in_a_process(
-    rank: int, folder: Path, meeting: Path, queue: "multiprocessing.Queue[Any]"
+    rank: int, folder: Path, rendezvous: Path, queue: "multiprocessing.Queue[Any]"
 ) -> None:
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2
     )
     loader = train_loader(folder, MIXING, preprocess=SMALL, batch_size=8, seed=6, num_workers=1)
     batches = []
@@ -672,7 +672,9 @@ def test_two_processes_share_the_batches_of_one(large: Path, tmp_path: Path) -> 
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
-        context.Process(target=_train_in_a_process, args=(rank, large, tmp_path / "meeting", queue))
+        context.Process(
+            target=_train_in_a_process, args=(rank, large, tmp_path / "rendezvous", queue)
+        )
         for rank in range(2)
     ]
     for process in processes:

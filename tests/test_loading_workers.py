@@ -1,4 +1,4 @@
-"""How batches come from workers, under any start method and with little shared memory or files."""
+"""Workers: batches with any start method, and with little shared memory or few open files."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ import torch
 from faulty_server import FaultyServer, stall
 from pipelines.errors import PipelineError
 from pipelines.loading import dataset, workers
-from pipelines.loading.batches import IMAGENET
+from pipelines.loading.config import IMAGENET
 from pipelines.loading.dataset import ShardDataset, decode_image
 from pipelines.loading.loader import eval_loader, train_loader
 from pipelines.loading.workers import ByValue, fits_shared_memory, worker_errors
@@ -30,7 +30,7 @@ METHODS = ["fork", "spawn", "forkserver"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of four shards, served and local."""
+    """Two sets of shards, to be read locally or from a server."""
     images = [encoded(image) for image in drawn_images(16)]
     served = tmp_path_factory.mktemp("served")
     write_shards(served / "set", images, sizes=[4] * 4)
@@ -51,8 +51,8 @@ def script_of(tmp_path: Path, text: str) -> list[str]:
     return [sys.executable, str(path)]
 
 
-def said(done: subprocess.CompletedProcess[str]) -> list[str]:
-    """Return the lines that a script printed to stderr, but those on the compilation of kernels."""
+def errors_of(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """Return the lines on a script's stderr, except those about the compilation of kernels."""
     return [line for line in done.stderr.splitlines() if "kernels" not in line]
 
 
@@ -74,9 +74,15 @@ WITHOUT_GUARD = """
 import sys
 from pipelines import train_loader
 
-where, method = sys.argv[1:]
+location, method = sys.argv[1:]
 loader = train_loader(
-    where, None, batch_size=8, seed=0, image_size=16, num_workers=2, multiprocessing_context=method
+    location,
+    None,
+    batch_size=8,
+    seed=0,
+    image_size=16,
+    num_workers=2,
+    multiprocessing_context=method,
 )
 for epoch in range(2):
     for images, labels in loader:
@@ -91,7 +97,7 @@ def test_a_loop_without_a_main_guard_runs_under_any_start_method(
     command = script_of(tmp_path, WITHOUT_GUARD)
     done = [run([*command, str(folder / "set"), method]) for method in METHODS]
     for each in done:
-        assert (each.returncode, said(each)) == (0, [])
+        assert (each.returncode, errors_of(each)) == (0, [])
         assert len(each.stdout.splitlines()) == 4
         assert each.stdout == done[0].stdout
 
@@ -112,7 +118,7 @@ loader = train_loader(
     shuffle_window=1,
     multiprocessing_context=sys.argv[2],
     cache_dir=sys.argv[4],
-    # Workers may take long to start, and are to find no line that is told meanwhile.
+    # Workers may take long to start, and no warning must be printed meanwhile.
     remote=Remote(access=RemoteAccess(stall_s=300)),
 )
 batches = iter(loader)
@@ -123,11 +129,11 @@ print(tuple(next(batches)[0].shape))
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("where", ["local", "stalled", "in memory"])
-def test_a_script_that_ends_with_a_live_iterator_prints_nothing(
-    folder: Path, server: FaultyServer, tmp_path: Path, where: str, method: str, workers: int
+@pytest.mark.parametrize("location", ["local", "stalled", "in memory"])
+def test_a_script_that_exits_with_a_live_iterator_prints_no_error(
+    folder: Path, server: FaultyServer, tmp_path: Path, location: str, method: str, workers: int
 ) -> None:
-    if where == "in memory" and (workers or method != "fork"):
+    if location == "in memory" and (workers or method != "fork"):
         pytest.skip("images in memory need no workers")
     for number in (1, 3):
         server.always[f"set/set-000{number}.tar"] = stall(100)
@@ -137,13 +143,13 @@ def test_a_script_that_ends_with_a_live_iterator_prints_nothing(
         "in memory": str(folder / "digits"),
     }
     command = script_of(tmp_path, LIVE)
-    done = run([*command, at[where], method, str(workers), str(tmp_path / "cache")])
-    assert (done.returncode, said(done)) == (0, [])
+    done = run([*command, at[location], method, str(workers), str(tmp_path / "cache")])
+    assert (done.returncode, errors_of(done)) == (0, [])
     assert done.stdout.splitlines() == ["(4, 3, 8, 8)"]
 
 
 @pytest.mark.parametrize("name", ["set", "digits"])
-def test_a_loader_can_be_handed_to_another_process(folder: Path, name: str) -> None:
+def test_a_loader_can_be_pickled(folder: Path, name: str) -> None:
     side = 8 if name == "digits" else 16
     loader = train_loader(folder / name, None, batch_size=4, seed=0, image_size=side)
     next(iter(loader))
@@ -154,21 +160,21 @@ def test_a_loader_can_be_handed_to_another_process(folder: Path, name: str) -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_batches_through_pipes_are_the_same(
+def test_batches_sent_through_pipes_are_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     from dataclasses import replace
 
     preprocess = replace(IMAGENET, image_size=64, dtype=dtype)
-    wanted = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
+    expected = list(train_loader(folder / "set", None, batch_size=8, preprocess=preprocess))
     monkeypatch.setattr(workers, "_SMALL_BYTES", 0)
     monkeypatch.setattr(workers, "fits_shared_memory", lambda *_: False)
-    monkeypatch.setattr(workers, "shared_tensor", lambda *_: pytest.fail("it is not to be used"))
+    monkeypatch.setattr(workers, "shared_tensor", lambda *_: pytest.fail("shared memory was used"))
     loader = train_loader(
         folder / "set", None, batch_size=8, preprocess=preprocess, num_workers=1,
         multiprocessing_context="fork",
     )  # fmt: skip
-    for (images, labels), (others, their_labels) in zip(wanted, loader, strict=True):
+    for (images, labels), (others, their_labels) in zip(expected, loader, strict=True):
         assert images.dtype == others.dtype == dtype
         assert torch.equal(images, others)
         assert torch.equal(labels, their_labels)
@@ -177,13 +183,13 @@ def test_batches_through_pipes_are_the_same(
 @pytest.mark.parametrize(
     "tensor", [torch.arange(6).reshape(2, 3), torch.empty(0, 3), torch.ones(3, 2).T, torch.ones(())]
 )
-def test_a_tensor_arrives_as_it_was(tensor: torch.Tensor) -> None:
+def test_a_tensor_is_pickled_without_change(tensor: torch.Tensor) -> None:
     arrived = pickle.loads(pickle.dumps(ByValue(tensor)))
     assert arrived.dtype == tensor.dtype
     assert torch.equal(arrived, tensor)
 
 
-def test_shared_memory_that_is_too_small_is_told_with_need_size_and_remedies(
+def test_too_little_shared_memory_is_logged_with_size_and_remedies(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     class Status:
@@ -196,8 +202,8 @@ def test_shared_memory_that_is_too_small_is_told_with_need_size_and_remedies(
     assert not caplog.records
     assert not fits_shared_memory(154 * 2**20, 4)
     (record,) = caplog.records
-    for told in ("64 MiB", "1540 MiB", "--shm-size", "--workers"):
-        assert told in record.getMessage()
+    for part in ("64 MiB", "1540 MiB", "--shm-size", "--workers"):
+        assert part in record.getMessage()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert not fits_shared_memory(16 * 2**20, 1)
 
@@ -221,7 +227,7 @@ def test_no_more_shards_are_open_than_the_limit_allows(
         reader.close()
 
 
-def test_a_shard_finds_a_place_where_others_took_the_files(
+def test_shards_are_closed_when_other_code_uses_up_the_open_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_shards(tmp_path / "set", [b"image %d" % i for i in range(9)], sizes=[1] * 9)
@@ -264,7 +270,7 @@ except PipelineError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [30, 45, 60, 80])
-def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: int) -> None:
+def test_few_open_files_suffice_or_raise_an_error_at_once(tmp_path: Path, limit: int) -> None:
     images = [encoded(image) for image in drawn_images(80, size=(16, 16))]
     folder = write_shards(tmp_path / "set", images, sizes=[1] * 80)
     done = run([*script_of(tmp_path, FEW_FILES), str(folder), str(limit)])
@@ -272,7 +278,7 @@ def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: in
 
 
 @pytest.mark.parametrize(
-    ("said", "remedy"),
+    ("message", "remedy"),
     [
         ("DataLoader worker (pid 7) is killed by signal: Bus error. It is", "--shm-size"),
         ("Too many open files. Communication with the workers is no longer", "ulimit -n"),
@@ -280,14 +286,14 @@ def test_few_open_files_are_enough_or_an_error_at_once(tmp_path: Path, limit: in
         ("DataLoader worker (pid(s) 7) exited unexpectedly", "fewer --workers"),
     ],
 )
-def test_what_ends_workers_is_told_in_one_line(said: str, remedy: str) -> None:
+def test_errors_of_workers_are_one_line_with_a_remedy(message: str, remedy: str) -> None:
     with pytest.raises(PipelineError, match=remedy), worker_errors():
-        raise RuntimeError(said)
+        raise RuntimeError(message)
     with pytest.raises(RuntimeError, match="other"), worker_errors():
         raise RuntimeError("other")
 
 
-def test_shared_memory_that_runs_out_is_an_error_of_the_batch(
+def test_full_shared_memory_is_an_error_of_the_batch(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_n_bytes: int) -> None:
@@ -301,7 +307,7 @@ def test_shared_memory_that_runs_out_is_an_error_of_the_batch(
         list(loader)
 
 
-def test_a_thin_image_takes_no_more_memory_than_its_pixels() -> None:
+def test_a_thin_image_is_decoded() -> None:
     import numpy as np
 
     thin = encoded(np.zeros((1, 30_000, 3), np.uint8))

@@ -1,4 +1,4 @@
-"""An image is the same on every machine: kept between two builds of all kernels."""
+"""Images do not depend on the CPU: two builds of all kernels give the same hashes."""
 
 from pathlib import Path
 
@@ -8,11 +8,11 @@ from fingerprints import image_fingerprints, mixing_fingerprints, on_a_plain_pro
 
 
 @pytest.mark.slow
-def test_a_processor_without_fused_multiply_adds_paints_and_draws_the_same(tmp_path: Path) -> None:
-    # Every kernel is compiled for a plain processor, in another process.
+def test_a_cpu_without_fused_multiply_adds_renders_the_same_images(tmp_path: Path) -> None:
+    # Another process compiles every kernel for a generic CPU.
     assert on_a_plain_processor("images", tmp_path) == image_fingerprints()
 
 
 @pytest.mark.slow
-def test_a_processor_without_fused_multiply_adds_mixes_the_same(tmp_path: Path) -> None:
+def test_a_cpu_without_fused_multiply_adds_mixes_the_same_images(tmp_path: Path) -> None:
     assert on_a_plain_processor("mixing", tmp_path) == mixing_fingerprints()

@@ -1,4 +1,4 @@
-"""Map-style datasets of the user's: the batches of shards, under the same laws."""
+"""Map-style datasets of users: the same batches as shards, and the same laws."""
 
 import errno
 import json
@@ -18,10 +18,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
+from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig, PreprocessConfig
 from pipelines.loading.loader import TrainLoader, eval_loader, train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 
 N = 26
@@ -43,7 +43,7 @@ FORMS: dict[str, Callable[[NDArray[np.uint8]], Any]] = {
 
 
 class Pairs:
-    """Images in memory and labels, as a user would write it."""
+    """A dataset of images in memory and labels, as a user would write it."""
 
     def __init__(
         self, images: Images, form: str = "array", bad: frozenset[int] = frozenset()
@@ -136,7 +136,7 @@ def test_batches_do_not_depend_on_the_world_size_and_resume_anywhere(
     assert equal(joined, expected[1:])
 
 
-def test_a_stream_gives_the_loader_s_batches() -> None:
+def test_a_stream_yields_the_batches_of_the_loader() -> None:
     data, config = (
         Pairs(drawn_images(N)), LoaderConfig(preprocess=PREPROCESS["resized"], batch_size=4),
     )  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_stream_gives_the_loader_s_batches() -> None:
     assert samples[0]["__key__"] == str(samples[0]["__index__"])
 
 
-def test_a_torchvision_dataset_just_works(tmp_path: Path) -> None:
+def test_torchvision_datasets_are_supported(tmp_path: Path) -> None:
     for i, image in enumerate(drawn_images(12, 0, (70, 90))):
         path = tmp_path / "images" / "abc"[i % 3] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def test_a_torchvision_dataset_just_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("side", "expected"), [(32, CIFAR), (64, CIFAR), (65, IMAGENET)])
-def test_small_images_are_cropped_as_cifar_s(side: int, expected: PreprocessConfig) -> None:
+def test_small_images_get_the_cifar_recipe(side: int, expected: PreprocessConfig) -> None:
     data = Pairs(drawn_images(2, 0, (side, side)))
     size = side if expected is CIFAR else expected.image_size
     ((images, _),) = train_loader(data, batch_size=2)
@@ -195,12 +195,12 @@ def test_an_error_inside_the_dataset_names_the_index(images: Images, num_workers
         ((torch.zeros(3, 8, 8), 0), r"float32.*\(8, 8, 3\).*remove ToTensor"),
         ((np.zeros((8, 8), np.uint8), 0), r"\(8, 8\)"),
         ((np.zeros((8, 8, 4), np.uint8), 0), r"\(8, 8, 4\)"),
-        ((np.zeros((8, 8, 3), np.uint8), "cat"), "'cat'; expected a whole number"),
+        ((np.zeros((8, 8, 3), np.uint8), "cat"), "'cat'; expected an integer"),
         ({"image": 0}, "is a dict"),
         (("image", 0), "is a str"),
     ],
 )
-def test_what_is_not_an_image_and_a_label_is_refused(sample: Any, message: str) -> None:  # noqa: ANN401
+def test_an_item_that_is_not_an_image_and_a_label_is_rejected(sample: Any, message: str) -> None:  # noqa: ANN401
     with pytest.raises(PipelineError, match=message):
         list(train_loader([sample], batch_size=1, preprocess=PREPROCESS["resized"]))
 
@@ -212,13 +212,13 @@ def test_images_of_several_sizes_need_a_resized_crop() -> None:
 
 
 @pytest.mark.parametrize("setting", ["shuffle_window", "shard_partitions"])
-def test_settings_of_shards_are_refused(setting: str) -> None:
+def test_settings_of_shards_are_rejected(setting: str) -> None:
     data = Pairs(drawn_images(4, 0, (16, 16)))
     with pytest.raises(ValueError, match=f"{setting}.* 2"):
         train_loader(data, batch_size=2, **{setting: 2})  # type: ignore[arg-type]
 
 
-def test_the_state_of_another_dataset_is_refused() -> None:
+def test_the_state_of_another_dataset_is_rejected() -> None:
     small, large = (Pairs(drawn_images(n, 0, (16, 16))) for n in (4, 5))
     state = train_loader(small, batch_size=2).state_dict()
     with pytest.raises(ValueError, match="num_samples"):
@@ -228,7 +228,7 @@ def test_the_state_of_another_dataset_is_refused() -> None:
         train_loader(listed, batch_size=2).load_state_dict(state)
 
 
-def test_a_dataset_that_cannot_be_sent_to_workers_is_refused() -> None:
+def test_a_dataset_that_cannot_be_pickled_for_workers_is_rejected() -> None:
     class Local(Pairs):
         pass
 
@@ -240,12 +240,12 @@ def test_a_dataset_that_cannot_be_sent_to_workers_is_refused() -> None:
         next(iter(loader))
 
 
-def test_what_has_no_length_is_refused() -> None:
+def test_a_dataset_without_length_is_rejected() -> None:
     with pytest.raises(PipelineError, match=r"generator.*map-style dataset"):
         train_loader((pair for pair in pairwise([1, 2])), batch_size=2)  # type: ignore[arg-type]
 
 
-def test_numbers_of_numpy_make_a_state_that_loads_and_is_json() -> None:
+def test_a_state_with_numpy_integers_is_valid_json_and_loads() -> None:
     small = drawn_images(N, 1, (16, 16))
     loader = train_loader(Pairs(small), batch_size=np.int64(8), seed=np.int64(3))
     next(iter(loader))
@@ -256,7 +256,7 @@ def test_numbers_of_numpy_make_a_state_that_loads_and_is_json() -> None:
     assert equal(list(resumed), list(train_loader(Pairs(small), batch_size=8, seed=3))[1:])
 
 
-def test_rows_that_pad_a_batch_count_no_error_twice() -> None:
+def test_padding_does_not_count_an_error_twice() -> None:
     loader = eval_loader(
         Pairs(drawn_images(5, 1, (16, 16)), bad=frozenset({0})), batch_size=16,
         preprocess=replace(IMAGENET, image_size=14), on_decode_error="skip", max_decode_errors=1,
@@ -266,7 +266,7 @@ def test_rows_that_pad_a_batch_count_no_error_twice() -> None:
     assert sum(loader.decode_errors.values()) == 1
 
 
-def test_too_many_open_files_are_no_error_of_the_sample() -> None:
+def test_too_many_open_files_is_not_a_decode_error() -> None:
     class Exhausted(Pairs):
         def __getitem__(self, i: int) -> tuple[Any, int]:
             raise OSError(errno.EMFILE, "Too many open files")
@@ -283,6 +283,6 @@ def test_too_many_open_files_are_no_error_of_the_sample() -> None:
     "sample",
     [(torch.zeros(3, 16, 16, requires_grad=True), 0), (np.zeros((16, 16, 3), np.uint8), 2**70)],
 )
-def test_tensors_with_gradients_and_huge_labels_end_in_one_line(sample: Any) -> None:  # noqa: ANN401
+def test_tensors_with_gradients_and_huge_labels_raise_one_line(sample: Any) -> None:  # noqa: ANN401
     with pytest.raises(PipelineError, match=r"\[\d\]"):
         list(train_loader([sample] * 8, batch_size=8, preprocess=replace(IMAGENET, image_size=14)))

@@ -1,4 +1,4 @@
-"""The mixings: their formulas in float64, 8-bit and float operands, tables, edges, errors."""
+"""The mixings agree with their formulas in float64, for 8-bit and float images and all edges."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,25 +17,25 @@ from pixmix.mixing import MIXINGS
 F = np.float32
 Image = NDArray[np.float32] | NDArray[np.uint8]
 BOUND = 1e-6
-"""What the module promises. Measured: 1.3e-7 (add), 2.9e-7 (multiply)."""
+"""The documented error bound. Measured: 1.3e-7 (add), 2.9e-7 (multiply)."""
 
-GREY = F(0.5)
+GRAY = F(0.5)
 EDGES = np.array(
     [
-        *(0.0, 1.0, 0.5, np.nextafter(GREY, F(0)), np.nextafter(GREY, F(1))),
-        # The last value below 1, the least normal number, subnormal ones, the bound of the power.
+        *(0.0, 1.0, 0.5, np.nextafter(GRAY, F(0)), np.nextafter(GRAY, F(1))),
+        # The largest value below 1, the least normal number, subnormals, the bound of the power.
         *(np.nextafter(F(1), F(0)), 1.1754944e-38, 1.17e-38, 1e-40, 1.4e-45, 0.5e-37, 1e-37),
-        # Whose squares leave float32, or nearly; where a power's scaling begins; an 8-bit step.
+        # Values with squares near float32's limit; where a power's scaling starts; 8-bit steps.
         *(1e-30, 1e-20, 1e-19, 2.1e-19, 2.2e-19, 1e-10, 1e-3, 1 / 255, 254 / 255),
     ],
     F,
 )
 SHAPE = (37, 53, 3)
-"""More values than a block of the kernel has, and no square."""
+"""Not square, and with more values than a block of the kernel."""
 
 
 def floats(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.float32]:
-    """Values of [0, 1]: even ones, edges, 8-bit steps, and some of every order of magnitude."""
+    """Values in [0, 1]: uniform, edges, 8-bit steps, and all orders of magnitude."""
     generator = np.random.default_rng(seed)
     kind = generator.integers(0, 4, shape)
     kinds = [
@@ -52,10 +52,10 @@ def bytes_(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.uint8]:
 
 
 def weights_of(seed: int) -> tuple[float, float]:
-    """The a and b of a round: of either branch, of a beta of any size, or at their ends."""
+    """Weights a and b of either branch and any beta, or at the ends of their ranges."""
     generator = np.random.default_rng([seed, 1])
     ends = [(0, 0), (0, 1), (1, 0), (1, 1), (2, -1), (1, -1), (2, 0), (1e-6, 1 - 1e-6), (2, -1e-6)]
-    # What no branch draws together, and is taken too.
+    # Pairs that neither branch draws, but that are valid.
     ends += [(0, -1), (2, 1), (0.5, -0.5), (1.5, 0.5)]
     if seed % 3 == 0:
         return ends[seed // 3 % len(ends)]
@@ -66,15 +66,15 @@ def weights_of(seed: int) -> tuple[float, float]:
 
 
 def unit(image: Image) -> NDArray[np.float64]:
-    """An image in float64; of 8 bits, v / 255."""
+    """Convert an image to float64 in [0, 1]."""
     return image / 255 if image.dtype == np.uint8 else image.astype(np.float64)
 
 
 def mixed(
     name: str, x: Image, y: Image, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Mix with numbers of a seed: the result, and the formula in float64, clipped."""
-    # What is asked for is rounded to float32 before it is used: nothing else is compared.
+    """Return the result for the weights of a seed, and the clipped formula in float64."""
+    # The formula is evaluated for weights rounded to float32.
     a, b = (float(F(number)) for number in weights_of(seed))
     return getattr(mixing, name)(x, y, a, b), reference.mix(name, unit(x), unit(y), a, b)
 
@@ -92,12 +92,12 @@ def formula(name: str, x: Image, y: Image, a: float, b: float) -> NDArray[np.flo
 def test_a_mixing_is_within_a_millionth_of_its_formula_in_float64(
     name: str, of_x: str, of_y: str
 ) -> None:
-    """117 pairs of weights, 5,883 values each."""
+    """Compare 117 pairs of weights, with 5,883 values each."""
     make = {"float": floats, "8 bits": bytes_}
     for seed in range(117):
         x, y = make[of_x](2 * seed), make[of_y](2 * seed + 1)
         if of_y == "float" and seed % 4 == 0:
-            # In all combinations of edges.
+            # All combinations of edges.
             y = np.roll(np.repeat(EDGES, 300)[: y.size], seed).reshape(y.shape)
         result, expected = mixed(name, x, y, seed)
         assert result.dtype == np.float32
@@ -138,7 +138,7 @@ def test_any_value_and_weights_are_within_a_millionth_of_the_formula(
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_an_8_bit_operand_is_the_float_operand_of_its_values_over_255(name: str) -> None:
+def test_8_bit_images_equal_float_images_of_their_values_over_255(name: str) -> None:
     for seed in range(30):
         x, y = bytes_(2 * seed), bytes_(2 * seed + 1)
         as_floats, _ = mixed(name, x / F(255), y / F(255), seed)
@@ -146,11 +146,11 @@ def test_an_8_bit_operand_is_the_float_operand_of_its_values_over_255(name: str)
             assert np.array_equal(mixed(name, one, other, seed)[0], as_floats)
 
 
-def test_add_has_the_bits_of_numpy_s_float32_step_by_step() -> None:
+def test_add_equals_its_formula_in_float32() -> None:
     for seed in range(30):
         x, y = floats(2 * seed), floats(2 * seed + 1)
         a, b = (F(number) for number in weights_of(seed))
-        expected = (a * (2 * x - 1) + b * (2 * y - 1) + 1) * GREY
+        expected = (a * (2 * x - 1) + b * (2 * y - 1) + 1) * GRAY
         assert expected.dtype == np.float32
         assert np.array_equal(mixing.add(x, y, a, b), expected.clip(0, 1))
 
@@ -160,24 +160,24 @@ def test_add_has_the_bits_of_numpy_s_float32_step_by_step() -> None:
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize(("a", "b"), [(0.3, 0.7), (1.7, -0.7), (2, -1), (0, 1), (1, 0)])
-def test_grey_and_grey_are_grey_whatever_the_weights(name: str, a: float, b: float) -> None:
-    grey = np.full((4, 7, 3), GREY)
-    assert np.array_equal(getattr(mixing, name)(grey, grey, a, b), grey)
+def test_two_gray_images_mix_to_gray_for_any_weights(name: str, a: float, b: float) -> None:
+    gray = np.full((4, 7, 3), GRAY)
+    assert np.array_equal(getattr(mixing, name)(gray, gray, a, b), gray)
 
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("b", [-1, -0.3, 0.4, 1])
-def test_a_grey_image_changes_nothing(name: str, b: float) -> None:
+def test_a_gray_image_changes_nothing(name: str, b: float) -> None:
     x, mix = floats(3), getattr(mixing, name)
-    grey = np.full_like(x, GREY)
-    assert np.abs(mix(x, grey, 1, b) - x).max() <= BOUND
+    gray = np.full_like(x, GRAY)
+    assert np.abs(mix(x, gray, 1, b) - x).max() <= BOUND
     for a in (0, 0.4, 1.7, 2):
-        # But what a makes of it alone.
-        assert np.abs(mix(x, grey, a, b) - mix(x, x, a, 0)).max() <= BOUND
+        # The result only depends on x and a.
+        assert np.abs(mix(x, gray, a, b) - mix(x, x, a, 0)).max() <= BOUND
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_a_weight_of_nothing_leaves_the_other_image_unseen(name: str) -> None:
+def test_an_image_with_weight_0_does_not_matter(name: str) -> None:
     x, y, z = floats(4), floats(5), floats(6)
     mix = getattr(mixing, name)
     for a in (0.2, 1, 1.9):
@@ -187,21 +187,21 @@ def test_a_weight_of_nothing_leaves_the_other_image_unseen(name: str) -> None:
 
 
 def row(*values: float) -> NDArray[np.float32]:
-    """Grey-valued pixels side by side."""
+    """A row of gray pixels."""
     return np.repeat(np.array(values, F)[:, None], 3, axis=1)
 
 
-def test_black_divided_out_is_white_but_of_black() -> None:
+def test_dividing_by_black_gives_white_except_for_black() -> None:
     x, black = row(0, 1e-40, 1e-30, 0.004, 0.5, 1), row(*[0.0] * 6)
     result = mixing.multiply(x, black, 1, -1)[:, 0]
-    # (2x) 1e37 / 2: only 0 and what is nearly 0 stay below 1.
+    # (2x) 1e37 / 2: only 0 and values close to 0 stay below 1.
     assert result[0] == 0
     assert abs(result[1] - 1e-3) < 1e-6
     assert (result[2:] == 1).all()
 
 
-def test_a_tiny_value_squared_meets_a_huge_power() -> None:
-    """In float32 (2x)^2 and 1e-37^-1 leave its range apart, and their product does not."""
+def test_the_square_of_a_tiny_value_times_a_huge_power_does_not_overflow() -> None:
+    """(2x)^2 and 1e-37^-1 are outside the range of float32, but their product is not."""
     tiny = (1e-30, 1e-20, 1e-19, 2e-19, 3e-19, 1e-38)
     result = mixing.multiply(row(*tiny), row(*[0.0] * 6), 2, -1)[:, 0]
     expected = [min((2 * float(F(x))) ** 2 * 1e37 / 2, 1) for x in tiny]
@@ -209,14 +209,13 @@ def test_a_tiny_value_squared_meets_a_huge_power() -> None:
     assert 0.1 < expected[2] < expected[3] < 1
 
 
-def test_nothing_to_the_power_of_nothing_is_one() -> None:
-    """As in numpy, of which the formula speaks."""
-    nothing, grey = row(0, 0), row(0.5, 0)
-    assert np.array_equal(mixing.multiply(nothing, grey, 0, 0), row(0.5, 0.5))
+def test_zero_to_the_power_of_zero_is_one() -> None:
+    """This is numpy's convention."""
+    assert np.array_equal(mixing.multiply(row(0, 0), row(0.5, 0), 0, 0), row(0.5, 0.5))
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_nothing_leaves_a_nan_or_the_unit_interval(name: str) -> None:
+def test_results_are_in_the_unit_interval_and_never_nan(name: str) -> None:
     x, y = (np.repeat(each[..., None], 3, axis=2) for each in np.meshgrid(EDGES, EDGES))
     for seed in range(60):
         result, expected = mixed(name, x, y, seed)
@@ -225,7 +224,7 @@ def test_nothing_leaves_a_nan_or_the_unit_interval(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_what_lies_beyond_is_clipped_to_black_and_white(name: str) -> None:
+def test_values_out_of_range_are_clipped_to_black_and_white(name: str) -> None:
     ends = set()
     for seed in range(30):
         result, _ = mixed(name, floats(2 * seed), floats(2 * seed + 1), seed)
@@ -239,7 +238,7 @@ def test_what_lies_beyond_is_clipped_to_black_and_white(name: str) -> None:
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("make", [floats, bytes_])
-def test_inputs_are_never_written_and_the_result_is_new(
+def test_inputs_are_not_modified_and_the_result_is_new(
     name: str, make: Callable[[int], Image]
 ) -> None:
     x, y = make(14), make(15)
@@ -248,7 +247,7 @@ def test_inputs_are_never_written_and_the_result_is_new(
     expected = expected.copy()
     assert np.array_equal(x, before[0])
     assert np.array_equal(y, before[1])
-    # Nor may they be: these cannot be written.
+    # Read-only images are accepted.
     x.flags.writeable = y.flags.writeable = False
     result, _ = mixed(name, x, y, 4)
     assert np.array_equal(result, expected)
@@ -258,7 +257,7 @@ def test_inputs_are_never_written_and_the_result_is_new(
 
 
 @pytest.mark.parametrize("name", MIXINGS)
-def test_a_image_mixes_with_itself(name: str) -> None:
+def test_an_image_mixes_with_itself(name: str) -> None:
     for x in (floats(16), bytes_(16)):
         before = x.copy()
         assert np.array_equal(mixed(name, x, x, 5)[0], mixed(name, before, before.copy(), 5)[0])
@@ -269,7 +268,7 @@ def test_a_image_mixes_with_itself(name: str) -> None:
 @pytest.mark.parametrize(
     "shape", [(3,), (0, 7, 3), (1, 1, 3), (5, 1, 3), (1, 9, 3), (2, 4, 5, 3), (683, 2, 3)]
 )
-def test_any_shape_of_pixels_is_mixed_value_by_value(name: str, shape: tuple[int, ...]) -> None:
+def test_images_of_any_shape_are_mixed_value_by_value(name: str, shape: tuple[int, ...]) -> None:
     for x, y in ((floats(17, shape), floats(18, shape)), (bytes_(17, shape), bytes_(18, shape))):
         result, expected = mixed(name, x, y, 7)
         assert result.shape == shape
@@ -278,7 +277,7 @@ def test_any_shape_of_pixels_is_mixed_value_by_value(name: str, shape: tuple[int
 
 @pytest.mark.parametrize("name", MIXINGS)
 @pytest.mark.parametrize("make", [floats, bytes_])
-def test_a_image_need_not_be_contiguous(
+def test_images_need_not_be_contiguous(
     name: str, make: Callable[[int, tuple[int, ...]], Image]
 ) -> None:
     x, y = make(19, (24, 26, 3)), make(20, (24, 26, 3))
@@ -316,13 +315,13 @@ def plain_powers(bases: Floats, exponents: Floats) -> Floats:
 
 
 def positive(seed: int, n: int, below: float) -> Floats:
-    """Positive float32 of all exponents alike, subnormal ones too, less than a bound."""
+    """Positive float32 below a bound, of all exponents equally often, with subnormals."""
     bits = np.random.default_rng(seed).integers(1, F(below).view(np.int32), n, dtype=np.int32)
     return np.concatenate([bits.view(F), np.geomspace(1.4e-45, float(F(1.4e-42)), 99).astype(F)])
 
 
 def test_a_scaled_power_has_a_relative_error_below_3e_7() -> None:
-    """Of a million bases of all sizes, and as many whose double is near 1; measured: 1.7e-7."""
+    """Tested on a million bases of all sizes, and a million near 1/2; measured: 1.7e-7."""
     near_half = np.random.default_rng(7).uniform(0.499, 0.501, 1_000_000).astype(F)
     x = np.concatenate([positive(0, 1_000_000, 1.7e38), near_half])
     generator = np.random.default_rng(1)
@@ -335,7 +334,7 @@ def test_a_scaled_power_has_a_relative_error_below_3e_7() -> None:
     assert np.abs(relative[inside]).max() < 3e-7
 
 
-def test_a_scaled_power_out_of_range_stays_at_its_end() -> None:
+def test_a_scaled_power_out_of_range_is_clamped() -> None:
     x = positive(2, 100_000, 1.7e38)
     exponents = np.random.default_rng(3).choice([-2, -1.5, 1.5, 2], len(x)).astype(F)
     shifts = np.full(len(x), 64, F)
@@ -353,14 +352,14 @@ def test_a_power_has_a_relative_error_below_3e_7() -> None:
     bases = positive(4, 300_000, 3e38)
     exponents = np.random.default_rng(5).uniform(-2, 2, len(bases)).astype(F)
     exact = exponents * np.log2(bases.astype(np.float64))
-    # Halved, a subnormal base may lose its last bit: the power is of normal ones.
+    # Only normal bases: halving a subnormal one may lose its last bit.
     inside = (np.abs(exact) < 125) & (bases > 2.4e-38)
     relative = plain_powers(bases, exponents) / np.exp2(exact.clip(-200, 200)) - 1
     assert inside.mean() > 0.4
     assert np.abs(relative[inside]).max() < 3e-7
 
 
-def test_powers_of_one_and_powers_of_nothing_are_exact() -> None:
+def test_powers_of_one_and_with_exponent_zero_are_exact() -> None:
     exponents = np.linspace(-2, 2, 999).astype(F)
     assert (plain_powers(np.ones(999, F), exponents) == 1).all()
     bases = positive(6, 999, 3e38)
@@ -368,10 +367,10 @@ def test_powers_of_one_and_powers_of_nothing_are_exact() -> None:
 
 
 @pytest.mark.parametrize("b", [-1, -0.31, 0, 0.007, 0.5, 1])
-def test_a_table_holds_the_power_of_each_8_bit_value(b: float) -> None:
+def test_the_table_contains_the_power_of_each_8_bit_value(b: float) -> None:
     table = np.full(260, -7, F)
     mixing.fill_powers(table[2:258], F(b))
-    # A table is 256 entries, and nothing beside it.
+    # Exactly 256 entries are written.
     assert (table[[0, 1, 258, 259]] == -7).all()
     y = np.arange(256, dtype=F) / F(255)
     assert np.array_equal(table[2:258], [mixing.other_power(each, F(b)) for each in y])
@@ -382,7 +381,7 @@ def test_a_table_holds_the_power_of_each_8_bit_value(b: float) -> None:
     assert np.isfinite(table).all()
 
 
-def test_a_table_is_looked_up_at_each_place_from_a_start() -> None:
+def test_look_up_maps_values_from_the_start_position_on() -> None:
     table, levels = np.arange(256, dtype=F)[::-1].copy(), bytes_(21, (50,))
     out = np.full(40, -1, F)
     mixing.look_up(table, levels, 7, 33, out)
@@ -390,13 +389,13 @@ def test_a_table_is_looked_up_at_each_place_from_a_start() -> None:
     assert (out[33:] == -1).all()
 
 
-def test_8_bit_values_become_the_float32_nearest_to_their_255ths() -> None:
+def test_to_unit_returns_the_float32_nearest_to_each_value_over_255() -> None:
     out = np.empty(256, F)
     mixing.to_unit(np.arange(256, dtype=np.uint8), 0, 256, out)
     assert np.array_equal(out, (np.arange(256) / 255).astype(F))
 
 
-# --- What is refused -----------------------------------------------------------------------------
+# --- Errors --------------------------------------------------------------------------------------
 
 X, Y = np.full((4, 7, 3), 0.3, F), np.full((4, 7, 3), 0.6, F)
 
@@ -409,7 +408,7 @@ X, Y = np.full((4, 7, 3), 0.3, F), np.full((4, 7, 3), 0.6, F)
         (X, Y.astype(np.int64), TypeError, "y has dtype int64"),
         (X.astype(np.float16), Y, TypeError, "x has dtype float16"),
         (X, Y.astype(">f4"), TypeError, "y has dtype >f4"),
-        ([0.1, 0.2, 0.3], Y, TypeError, r"x is list; pass an array, as numpy.asarray\(x\)"),
+        ([0.1, 0.2, 0.3], Y, TypeError, r"x is list; pass an array: numpy.asarray\(x\)"),
         (X, None, TypeError, "y is NoneType; pass an array"),
         (X[..., :2], Y[..., :2], ValueError, r"x has shape \(4, 7, 2\); its last axis must be red"),
         (X, Y[..., 0], ValueError, r"y has shape \(4, 7\); its last axis"),
@@ -419,7 +418,7 @@ X, Y = np.full((4, 7, 3), 0.3, F), np.full((4, 7, 3), 0.6, F)
         (X, Y.transpose(1, 0, 2), ValueError, r"and y \(7, 4, 3\); crop the larger"),
     ],
 )
-def test_what_is_no_image_is_refused_with_a_remedy(
+def test_invalid_images_are_rejected_with_a_remedy(
     name: str, x: object, y: object, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -439,23 +438,21 @@ def test_what_is_no_image_is_refused_with_a_remedy(
         ({"b": -np.inf}, "b is -inf"),
     ],
 )
-def test_an_exponent_that_pixmix_never_draws_is_refused(
-    changes: dict[str, float], message: str
-) -> None:
+def test_exponents_out_of_range_are_rejected(changes: dict[str, float], message: str) -> None:
     arguments: dict[str, Any] = {"a": 1, "b": 0}
     with pytest.raises(ValueError, match=message):
         mixing.multiply(X, Y, **(arguments | changes))
 
 
 @pytest.mark.parametrize("weight", [np.nan, np.inf, -np.inf])
-def test_a_weight_of_add_is_finite(weight: float) -> None:
-    with pytest.raises(ValueError, match=f"a is {weight}; a weight is a finite number"):
+def test_weights_of_add_must_be_finite(weight: float) -> None:
+    with pytest.raises(ValueError, match=f"a is {weight}; pass a finite weight"):
         mixing.add(X, Y, weight, 0)
-    with pytest.raises(ValueError, match=f"b is {weight}; a weight is a finite number"):
+    with pytest.raises(ValueError, match=f"b is {weight}; pass a finite weight"):
         mixing.add(X, Y, 1, weight)
 
 
-def test_an_unknown_code_raises() -> None:
+def test_an_unknown_code_is_rejected() -> None:
     values = np.zeros(3, F)
     with pytest.raises(ValueError, match="unknown code"):
         mixing._mix(values, bytes_(22, (3,)), values, np.empty(3, F), len(MIXINGS), F(1), F(0))

@@ -1,4 +1,4 @@
-"""A mixing set: the reference's pixels, in one map a node, built once, whole or not at all."""
+"""Mixing sets: the pixels of the reference, in one map per node that is built once, atomically."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading import image_map
 from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.shards.format import open_shards
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 from stripes import image_set
 from stripes import make as generate_images
@@ -36,19 +36,19 @@ from stripes import make as generate_images
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
 )
-PICTURES = drawn_images(12, 5)
+IMAGES = drawn_images(12, 5)
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """An ImageFolder of two classes, with JPEGs and PNGs of many sizes."""
     root = tmp_path / "set"
-    for i, picture in enumerate(PICTURES):
+    for i, image in enumerate(IMAGES):
         extension = "png" if i % 2 else "jpg"
         path = root / ("fractals" if i < 7 else "views") / f"{i}.{extension}"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(picture, extension))
-    (root / "fractals" / "notes.txt").write_text("no picture")
+        path.write_bytes(encoded(image, extension))
+    (root / "fractals" / "notes.txt").write_text("not an image")
     return root
 
 
@@ -62,7 +62,7 @@ def maps_of(cache: Path) -> list[Path]:
 
 
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """A list that gets an entry for each build."""
+    """Return a list that gets an entry for each build."""
     found: list[int] = []
     original = image_map._build
 
@@ -83,31 +83,31 @@ def equal(a: PackedImages, b: PackedImages | list[NDArray[np.uint8]]) -> bool:
 
 @needs_pillow_13
 @pytest.mark.parametrize("size", [9, 33, 64])
-def test_pictures_are_an_image_folder_s_resized_by_torchvision(
+def test_images_are_those_of_an_image_folder_resized_by_torchvision(
     folder: Path, cache: Path, size: int
 ) -> None:
     expected = [np.asarray(Resize(size)(image)) for image, _ in ImageFolder(folder)]
-    # ImageFolder sorts 10.jpg before 2.jpg; numbers count as numbers here.
+    # ImageFolder sorts 10.jpg before 2.jpg; here numbers are in numerical order.
     names = [Path(path).name for path, _ in ImageFolder(folder).samples]
     by_number = sorted(range(12), key=lambda place: int(names[place].split(".")[0]))
-    pictures = open_mixing_set(folder, size, cache_dir=cache)
-    assert equal(pictures, [expected[place] for place in by_number])
-    assert all(min(picture.shape[:2]) == size for picture in pictures)
+    images = open_mixing_set(folder, size, cache_dir=cache)
+    assert equal(images, [expected[place] for place in by_number])
+    assert all(min(image.shape[:2]) == size for image in images)
 
 
-def test_the_order_is_that_of_names_whatever_the_file_system_says(
+def test_images_are_sorted_by_name_with_numbers_in_numerical_order(
     tmp_path: Path, cache: Path
 ) -> None:
     for i in (10, 2, 33, 1):
         (tmp_path / f"{i}.png").write_bytes(encoded(np.full((8, 9, 3), i, np.uint8)))
-    pictures = open_mixing_set(tmp_path, 8, cache_dir=cache)
-    assert [int(picture[0, 0, 0]) for picture in pictures] == [1, 2, 10, 33]
+    images = open_mixing_set(tmp_path, 8, cache_dir=cache)
+    assert [int(image[0, 0, 0]) for image in images] == [1, 2, 10, 33]
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_any_mode_becomes_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
+def test_every_mode_is_converted_to_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
     image = Image.fromarray(drawn_images(1, 3, (20, 31))[0])
-    path = tmp_path / ("picture.jpg" if mode == "CMYK" else "picture.png")
+    path = tmp_path / ("image.jpg" if mode == "CMYK" else "image.png")
     image.convert(mode).save(path)
     with Image.open(path) as saved:
         expected = np.asarray(saved.convert("RGB"))
@@ -115,7 +115,7 @@ def test_any_mode_becomes_rgb(tmp_path: Path, cache: Path, mode: str) -> None:
 
 
 def as_tar(folder: Path, path: Path) -> Path:
-    """Pack a folder as the paper's archive is packed, names in no order."""
+    """Pack a folder like the paper's archive, with unsorted names."""
     with tarfile.open(path, "w") as tar:
         files = sorted(folder.rglob("*.*"), key=lambda file: file.name[::-1])
         for file in files:
@@ -123,7 +123,7 @@ def as_tar(folder: Path, path: Path) -> Path:
     return path
 
 
-def test_an_archive_is_read_as_it_is(folder: Path, tmp_path: Path, cache: Path) -> None:
+def test_an_archive_has_the_images_of_its_folder(folder: Path, tmp_path: Path, cache: Path) -> None:
     archive = as_tar(folder, tmp_path / "fractals_and_fvis.tar")
     expected = open_mixing_set(folder, 24, cache_dir=cache)
     assert equal(open_mixing_set(archive, 24, cache_dir=cache), list(expected))
@@ -131,36 +131,36 @@ def test_an_archive_is_read_as_it_is(folder: Path, tmp_path: Path, cache: Path) 
 
 def test_shards_are_in_the_order_of_their_index(tmp_path: Path, cache: Path) -> None:
     shards = write_shards(
-        tmp_path / "shards", [encoded(picture) for picture in PICTURES], sizes=(5, 0, 7)
+        tmp_path / "shards", [encoded(image) for image in IMAGES], sizes=(5, 0, 7)
     )
     direct = open_mixing_set(shards, 20, cache_dir=cache)
     pattern = open_mixing_set(str(shards / "set-{0000..0002}.tar"), 20, cache_dir=cache)
     opened = open_mixing_set(open_shards(shards), 20, cache_dir=cache)
     files = tmp_path / "files"
     files.mkdir()
-    for i, picture in enumerate(PICTURES):
-        (files / f"{i}.png").write_bytes(encoded(picture))
+    for i, image in enumerate(IMAGES):
+        (files / f"{i}.png").write_bytes(encoded(image))
     expected = list(open_mixing_set(files, 20, cache_dir=cache))
     assert equal(direct, expected)
     assert equal(pattern, expected)
     assert equal(opened, expected)
 
 
-def test_several_sets_are_one_after_another(folder: Path, tmp_path: Path, cache: Path) -> None:
-    archive = as_tar(folder, tmp_path / "pictures.tar")
+def test_several_sets_are_concatenated(folder: Path, tmp_path: Path, cache: Path) -> None:
+    archive = as_tar(folder, tmp_path / "images.tar")
     one = list(open_mixing_set(folder, 24, cache_dir=cache))
     assert equal(open_mixing_set([folder / "views", archive], 24, cache_dir=cache), one[7:] + one)
 
 
-def test_pictures_of_one_size_are_one_array_and_others_are_none(
+def test_images_of_one_size_have_a_uniform_view_and_others_have_none(
     tmp_path: Path, cache: Path
 ) -> None:
     same = drawn_images(6, 1, (7, 9))
-    for name, pictures in (("same", same), ("several", PICTURES[:6])):
-        contents = [encoded(picture) for picture in pictures]
+    for name, images in (("same", same), ("several", IMAGES[:6])):
+        contents = [encoded(image) for image in images]
         shards = open_shards(write_shards(tmp_path / name, contents, sizes=(4, 2)))
         packed = open_images(shards, cache_dir=cache)
-        assert equal(packed, pictures)
+        assert equal(packed, images)
         view = uniform_view(packed)
         if name == "same":
             assert view is not None
@@ -170,10 +170,10 @@ def test_pictures_of_one_size_are_one_array_and_others_are_none(
             assert view is None
 
 
-# --- built once, whole ---------------------------------------------------------------------------
+# --- built once, atomically ----------------------------------------------------------------------
 
 
-def test_a_map_is_built_once_and_used_again(
+def test_a_map_is_built_once_and_reused(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
@@ -191,7 +191,7 @@ def test_a_map_is_built_once_and_used_again(
     assert len(found) == 2
 
 
-def test_the_cache_is_where_the_environment_says(
+def test_the_environment_sets_the_cache_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIXMIX_CACHE", str(tmp_path / "mine"))
@@ -199,13 +199,13 @@ def test_the_cache_is_where_the_environment_says(
     assert len(maps_of(tmp_path / "mine")) == 1
 
 
-def test_a_changed_set_is_built_anew(
+def test_a_changed_set_is_built_again(
     folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
     open_mixing_set(folder, 24, cache_dir=cache)
     changed = folder / "views" / "9.png"
-    changed.write_bytes(encoded(PICTURES[0]))
+    changed.write_bytes(encoded(IMAGES[0]))
     fresh = open_mixing_set(folder, 24, cache_dir=tmp_path / "other")
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), list(fresh))
     assert len(found) == 3
@@ -214,7 +214,7 @@ def test_a_changed_set_is_built_anew(
     assert len(found) == 4
 
 
-def test_a_moved_set_is_the_same_set(
+def test_a_moved_set_is_not_built_again(
     folder: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = builds(monkeypatch)
@@ -226,12 +226,12 @@ def test_a_moved_set_is_the_same_set(
 
 @pytest.mark.parametrize("name", ["pixels", "table.npy"])
 @pytest.mark.parametrize("how", ["flipped", "short", "gone"])
-def test_a_damaged_map_is_told_of_and_built_anew(
+def test_a_damaged_map_is_logged_and_built_again(
     folder: Path, cache: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
-    (place,) = maps_of(cache)
-    path = place / name
+    expected = [image.copy() for image in open_mixing_set(folder, 24, cache_dir=cache)]
+    (map_folder,) = maps_of(cache)
+    path = map_folder / name
     content = bytearray(path.read_bytes())
     if how == "flipped":
         content[len(content) // 2] ^= 1
@@ -241,51 +241,51 @@ def test_a_damaged_map_is_told_of_and_built_anew(
     else:
         path.unlink()
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    assert f"{place} is damaged; it is built again" in caplog.text
+    assert f"{map_folder} is damaged; building it again" in caplog.text
 
 
-def test_a_map_with_offsets_that_lead_outside_is_built_anew(
+def test_a_map_with_offsets_out_of_bounds_is_built_again(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
-    (place,) = maps_of(cache)
-    table = np.load(place / "table.npy")
+    expected = [image.copy() for image in open_mixing_set(folder, 24, cache_dir=cache)]
+    (map_folder,) = maps_of(cache)
+    table = np.load(map_folder / "table.npy")
     table["offset"][-1] = 2**40
-    np.save(place / "table.npy", table)
-    record = json.loads((place / "record.json").read_bytes())
-    record["files"]["table.npy"]["sha256"] = image_map._hashes(place / "table.npy", 1)
-    (place / "record.json").write_text(json.dumps(record))
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    np.save(map_folder / "table.npy", table)
+    record = json.loads((map_folder / "record.json").read_bytes())
+    record["files"]["table.npy"]["sha256"] = image_map._hashes(map_folder / "table.npy", 1)
+    (map_folder / "record.json").write_text(json.dumps(record))
+    monkeypatch.setattr(image_map, "_verified", {})
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
 
 
 @pytest.mark.parametrize("name", ["", "record.json", "pixels", "table.npy"])
-def test_a_map_of_another_user_is_not_believed(
+def test_a_map_of_another_user_is_not_trusted(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
-    (place,) = maps_of(cache)
+    expected = [image.copy() for image in open_mixing_set(folder, 24, cache_dir=cache)]
+    (map_folder,) = maps_of(cache)
     found = builds(monkeypatch)
     original = Path.stat
 
     def foreign(path: Path, **options: bool) -> os.stat_result:
         status = original(path, **options)
-        if path == place / name:
+        if path == map_folder / name:
             fields = list(status)
             fields[4] = os.geteuid() + 1
             return os.stat_result(fields, {"st_mtime_ns": 0, "st_ctime_ns": 0})
         return status
 
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    monkeypatch.setattr(image_map, "_verified", {})
     monkeypatch.setattr(Path, "stat", foreign)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     assert len(found) == 1
-    assert (cache / "maps" / f"{place.name}-{os.geteuid()}").is_dir()
+    assert (cache / "maps" / f"{map_folder.name}-{os.geteuid()}").is_dir()
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     assert len(found) == 1
 
 
-def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cache: Path) -> None:
+def test_a_disk_error_of_a_shard_does_not_blame_the_cache(tmp_path: Path, cache: Path) -> None:
     def read(i: int) -> bytearray:
         raise OSError(errno.EIO, os.strerror(errno.EIO), str(tmp_path / f"{i}.tar"))
 
@@ -305,19 +305,19 @@ def test_an_error_of_a_shards_disk_is_not_told_of_the_cache(tmp_path: Path, cach
     assert "cache_dir" not in str(refused.value)
 
 
-def flip(path: Path, place: int) -> None:
-    """Turn a bit, and leave the file's times as they were."""
+def flip(path: Path, position: int) -> None:
+    """Flip a bit, and keep the times of the file."""
     status = path.stat()
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
-def test_a_process_hashes_a_map_once_whatever_its_times_say(
+def test_a_process_verifies_a_map_once_and_detects_changes_despite_equal_times(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    expected = [image.copy() for image in open_mixing_set(folder, 24, cache_dir=cache)]
     hashed: list[str] = []
     original = image_map._hashes
 
@@ -326,8 +326,8 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
         return original(path, jobs)
 
     monkeypatch.setattr(image_map, "_hashes", counted)
-    # As a process that has seen none yet.
-    monkeypatch.setattr(image_map, "_seen_whole", {})
+    # As in a new process.
+    monkeypatch.setattr(image_map, "_verified", {})
     open_mixing_set(folder, 24, cache_dir=cache)
     assert hashed == ["pixels", "table.npy"]
     open_mixing_set(folder, 24, cache_dir=cache)
@@ -338,9 +338,7 @@ def test_a_process_hashes_a_map_once_whatever_its_times_say(
     assert len(found) == 1
 
 
-def test_a_file_of_several_pieces_is_hashed_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_all_pieces_of_a_file_are_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_map, "_PIECE", 2 << 20)
     content = np.random.default_rng(0).bytes((5 << 20) + 7)
     path = tmp_path / "file"
@@ -351,7 +349,7 @@ def test_a_file_of_several_pieces_is_hashed_whole(
     assert image_map._hashes(path, 1) == image_map._hashes(path, 4) == expected
 
 
-def test_a_cache_that_can_only_be_read_is_used(
+def test_a_read_only_cache_is_used(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = list(open_mixing_set(folder, 24, cache_dir=cache))
@@ -362,13 +360,11 @@ def test_a_cache_that_can_only_be_read_is_used(
     monkeypatch.setattr(image_map, "folder_lock", refused)
     monkeypatch.setattr(Path, "mkdir", refused)
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
-    with pytest.raises(
-        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
-    ):
+    with pytest.raises(PipelineError, match="cache_dir or PIXMIX_CACHE to a writable folder"):
         open_mixing_set(folder, 25, cache_dir=cache)
 
 
-def test_another_pillow_builds_another_map(
+def test_another_pillow_version_builds_another_map(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     open_mixing_set(folder, 24, cache_dir=cache)
@@ -378,10 +374,10 @@ def test_another_pillow_builds_another_map(
     assert len(found) == 1
 
 
-def test_a_copied_cache_is_hashed_and_used(
+def test_a_copied_cache_is_verified_and_used(
     folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its times are others, its contents are not."""
+    """A copy has other times, but the same content."""
     open_mixing_set(folder, 24, cache_dir=cache)
     shutil.copytree(cache, tmp_path / "copy", copy_function=shutil.copyfile)
     found = builds(monkeypatch)
@@ -400,12 +396,12 @@ def _open_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[
         original(*arguments)
 
     image_map._build = counted
-    pictures = open_mixing_set(folder, 24, cache_dir=cache)
-    queue.put((count, [picture.tobytes() for picture in pictures]))
+    images = open_mixing_set(folder, 24, cache_dir=cache)
+    queue.put((count, [image.tobytes() for image in images]))
 
 
 @pytest.mark.slow
-def test_processes_that_ask_at_once_build_once(folder: Path, cache: Path) -> None:
+def test_concurrent_processes_build_a_map_once(folder: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     processes = [
@@ -432,7 +428,7 @@ def _build_and_hang(folder: Path, cache: Path, event: Any) -> None:  # noqa: ANN
     open_mixing_set(folder, 24, cache_dir=cache)
 
 
-def test_a_killed_builder_leaves_nothing_that_is_used(folder: Path, cache: Path) -> None:
+def test_a_partial_map_of_a_killed_builder_is_not_used(folder: Path, cache: Path) -> None:
     context = multiprocessing.get_context("spawn")
     event = context.Event()
     process = context.Process(target=_build_and_hang, args=(folder, cache, event))
@@ -443,11 +439,11 @@ def test_a_killed_builder_leaves_nothing_that_is_used(folder: Path, cache: Path)
     process.join(60)
     assert [path.name[0] for path in maps_of(cache)] == ["."]
     assert len(open_mixing_set(folder, 24, cache_dir=cache)) == 12
-    (place,) = maps_of(cache)
-    assert not place.name.startswith(".")
+    (map_folder,) = maps_of(cache)
+    assert not map_folder.name.startswith(".")
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_raises_one_line_and_leaves_no_files(
     folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -459,11 +455,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     assert maps_of(cache) == []
 
 
-def test_a_cache_that_cannot_be_made_is_one_line(folder: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_created_raises_one_line(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(
-        PipelineError, match="cache_dir or PIXMIX_CACHE to a folder that can be written"
-    ):
+    with pytest.raises(PipelineError, match="cache_dir or PIXMIX_CACHE to a writable folder"):
         open_mixing_set(folder, 24, cache_dir=tmp_path / "file")
 
 
@@ -475,14 +469,14 @@ def _private_bytes() -> int:
 def _read_in_a_process(folder: Path, cache: Path, queue: "multiprocessing.Queue[Any]") -> None:
     open_mixing_set(folder, 24, cache_dir=cache)
     before = _private_bytes()
-    pictures = open_mixing_set(folder, 2000, cache_dir=cache)
-    total = int(pictures.pixels[::4096].astype(np.int64).sum())
-    queue.put((_private_bytes() - before, total, len(pictures.pixels)))
+    images = open_mixing_set(folder, 2000, cache_dir=cache)
+    total = int(images.pixels[::4096].astype(np.int64).sum())
+    queue.put((_private_bytes() - before, total, len(images.pixels)))
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's account of memory")
-def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory usage from /proc of Linux")
+def test_further_processes_share_the_memory_of_a_map(folder: Path, cache: Path) -> None:
     size = len(open_mixing_set(folder, 2000, cache_dir=cache).pixels)
     assert size > 150_000_000
     context = multiprocessing.get_context("spawn")
@@ -496,11 +490,11 @@ def test_a_further_process_takes_no_memory_of_its_own(folder: Path, cache: Path)
     assert private < 20_000_000
 
 
-# --- pictures that cannot be read ----------------------------------------------------------------
+# --- decode errors -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", encoded(PICTURES[3])[:900]])
-def test_a_bad_picture_is_named_or_left_out(
+@pytest.mark.parametrize("content", [b"", b"not an image", encoded(IMAGES[3])[:900]])
+def test_a_decode_error_is_raised_or_the_image_is_skipped(
     folder: Path,
     cache: Path,
     content: bytes,
@@ -508,40 +502,44 @@ def test_a_bad_picture_is_named_or_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     bad = folder / "fractals" / "3.png"
-    expected = [picture.copy() for picture in open_mixing_set(folder, 24, cache_dir=cache)]
+    expected = [image.copy() for image in open_mixing_set(folder, 24, cache_dir=cache)]
     bad.write_bytes(content)
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* on_decode_error='skip'"):
+    with pytest.raises(
+        PipelineError, match=r"3\.png: .*; remove or replace the image.* on_decode_error='skip'"
+    ):
         open_mixing_set(folder, 24, cache_dir=cache)
     with caplog.at_level(logging.WARNING):
-        pictures = open_mixing_set(folder, 24, cache_dir=cache, on_decode_error="skip")
-    assert equal(pictures, expected[:3] + expected[4:])
-    said = "1 of 12 images cannot be decoded and are skipped; the first: "
-    assert f"{said}{bad}: " in caplog.text
+        images = open_mixing_set(folder, 24, cache_dir=cache, on_decode_error="skip")
+    assert equal(images, expected[:3] + expected[4:])
+    warning = "1 of 12 images cannot be decoded and are skipped; the first: "
+    assert f"{warning}{bad}: " in caplog.text
     caplog.clear()
-    # Of a map that is there, whoever asks is told again, and who wants all pictures is refused.
+    # An existing map warns again with "skip", and is an error with "raise".
     found = builds(monkeypatch)
     again = open_mixing_set(folder, 24, cache_dir=cache, on_decode_error="skip")
-    assert equal(again, list(pictures))
-    assert said in caplog.text
-    with pytest.raises(PipelineError, match=r"3\.png: .*; remove it .* on_decode_error='skip'"):
+    assert equal(again, list(images))
+    assert warning in caplog.text
+    with pytest.raises(
+        PipelineError, match=r"3\.png: .*; remove or replace the image.* on_decode_error='skip'"
+    ):
         open_mixing_set(folder, 24, cache_dir=cache)
     assert not found
-    bad.write_bytes(encoded(PICTURES[3]))
+    bad.write_bytes(encoded(IMAGES[3]))
     assert equal(open_mixing_set(folder, 24, cache_dir=cache), expected)
     records = [json.loads((place / "record.json").read_text()) for place in maps_of(cache)]
-    # Of the whole set, the one without it, and the mended one, whose file is younger.
+    # Maps of the original set, of the set without the image, and of the repaired set.
     assert sorted(len(record["left_out"]) for record in records) == [0, 0, 1]
 
 
-def test_a_set_of_bad_pictures_alone_is_refused(tmp_path: Path, cache: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"no picture")
+def test_a_set_without_any_decodable_image_is_rejected(tmp_path: Path, cache: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"not an image")
     with pytest.raises(PipelineError, match="no image of the mixing set"):
         open_mixing_set(tmp_path, 24, cache_dir=cache, on_decode_error="skip")
 
 
-def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: Path) -> None:
+def test_an_image_that_is_too_large_after_resizing_is_rejected(tmp_path: Path, cache: Path) -> None:
     (tmp_path / "sliver.png").write_bytes(encoded(np.zeros((1, 4000, 3), np.uint8)))
-    with pytest.raises(PipelineError, match=r"sliver\.png: .* pixels once resized"):
+    with pytest.raises(PipelineError, match=r"sliver\.png: .* after resizing"):
         open_mixing_set(tmp_path, 256, cache_dir=cache)
 
 
@@ -557,7 +555,7 @@ def test_a_sliver_that_would_fill_the_memory_is_refused(tmp_path: Path, cache: P
         (lambda path: tarfile.open(path, "w").close(), "holds no images"),
     ],
 )
-def test_what_is_no_mixing_set_is_refused(
+def test_a_path_that_is_not_a_mixing_set_is_rejected(
     tmp_path: Path,
     cache: Path,
     make: Callable[[Path], object],
@@ -568,20 +566,20 @@ def test_what_is_no_mixing_set_is_refused(
         open_mixing_set(tmp_path / "set", 24, cache_dir=cache)
 
 
-def test_bad_pictures_are_listed_in_order_whichever_thread_finds_them(
+def test_decode_errors_are_listed_in_the_order_of_the_images(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_map, "_BUNCH", 1)
+    monkeypatch.setattr(image_map, "_CHUNK", 1)
     for i in range(40):
-        (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(PICTURES[0]))
+        (tmp_path / f"{i}.png").write_bytes(b"" if i % 2 else encoded(IMAGES[0]))
     open_mixing_set(tmp_path, 24, cache_dir=cache, jobs=8, on_decode_error="skip")
-    (place,) = maps_of(cache)
-    left_out = json.loads((place / "record.json").read_text())["left_out"]
+    (map_folder,) = maps_of(cache)
+    left_out = json.loads((map_folder / "record.json").read_text())["left_out"]
     names = [Path(message.split(": ")[0]).name for message in left_out]
     assert names == [f"{i}.png" for i in range(1, 40, 2)]
 
 
-def test_a_link_to_nothing_is_named(folder: Path, cache: Path) -> None:
+def test_a_broken_link_is_named(folder: Path, cache: Path) -> None:
     (folder / "views" / "lost.png").symlink_to(folder / "nowhere.png")
     with pytest.raises(PipelineError, match=r"lost\.png: .*No such file"):
         open_mixing_set(folder, 24, cache_dir=cache)
@@ -589,12 +587,12 @@ def test_a_link_to_nothing_is_named(folder: Path, cache: Path) -> None:
 
 @pytest.mark.parametrize(
     "cut",
-    ["between two members", "in a header", "in a picture", "in the last picture", "before the end"],
+    ["between two members", "in a header", "in a image", "in the last image", "before the end"],
 )
-def test_a_tar_cut_short_anywhere_is_refused(
+def test_a_tar_truncated_anywhere_is_rejected(
     folder: Path, tmp_path: Path, cache: Path, cut: str
 ) -> None:
-    archive = as_tar(folder, tmp_path / "pictures.tar")
+    archive = as_tar(folder, tmp_path / "images.tar")
     with tarfile.open(archive) as tar:
         members = tar.getmembers()
         end = tar.offset
@@ -602,8 +600,8 @@ def test_a_tar_cut_short_anywhere_is_refused(
     length = {
         "between two members": members[5].offset,
         "in a header": members[5].offset + 100,
-        "in a picture": members[5].offset_data + 100,
-        "in the last picture": members[11].offset_data + 1,
+        "in a image": members[5].offset_data + 100,
+        "in the last image": members[11].offset_data + 1,
         "before the end": end,
     }[cut]
     archive.write_bytes(archive.read_bytes()[:length])
@@ -611,10 +609,10 @@ def test_a_tar_cut_short_anywhere_is_refused(
         open_mixing_set(archive, 24, cache_dir=cache)
 
 
-def test_a_link_in_a_tar_is_refused_and_not_followed(
+def test_a_link_in_a_tar_is_rejected_and_not_followed(
     folder: Path, tmp_path: Path, cache: Path
 ) -> None:
-    archive = as_tar(folder, tmp_path / "pictures.tar")
+    archive = as_tar(folder, tmp_path / "images.tar")
     with tarfile.open(archive, "a") as tar:
         link = tarfile.TarInfo("fractals_and_fvis/link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -623,15 +621,13 @@ def test_a_link_in_a_tar_is_refused_and_not_followed(
         open_mixing_set(archive, 24, cache_dir=cache)
 
 
-def test_a_tar_with_a_damaged_header_does_not_end_there(
-    folder: Path, tmp_path: Path, cache: Path
-) -> None:
-    archive = as_tar(folder, tmp_path / "pictures.tar")
+def test_a_tar_with_a_damaged_header_is_rejected(folder: Path, tmp_path: Path, cache: Path) -> None:
+    archive = as_tar(folder, tmp_path / "images.tar")
     with tarfile.open(archive) as tar:
         place = tar.getmembers()[5].offset + 20
     flip(archive, place)
     with pytest.raises(
-        PipelineError, match=r"pictures\.tar has no valid header at byte .*; copy it again"
+        PipelineError, match=r"images\.tar has no valid header at byte .*; copy it again"
     ):
         open_mixing_set(archive, 24, cache_dir=cache)
 
@@ -639,71 +635,79 @@ def test_a_tar_with_a_damaged_header_does_not_end_there(
 # --- shards and sets -----------------------------------------------------------------------------
 
 
-def test_a_wrong_bit_in_a_shard_is_found_before_a_map_is_built(tmp_path: Path, cache: Path) -> None:
-    contents = [encoded(picture, "jpg") for picture in drawn_images(6, 1, (64, 80))]
+def test_a_flipped_bit_in_a_shard_is_found_before_a_map_is_built(
+    tmp_path: Path, cache: Path
+) -> None:
+    contents = [encoded(image, "jpg") for image in drawn_images(6, 1, (64, 80))]
     place = write_shards(tmp_path / "shards", contents, sizes=(2, 4), extension="jpg")
     shards = open_shards(place)
     sample = shards.samples[4]
-    # In the picture's data, where no decoder finds it.
+    # In the data of the image, where decoders do not detect it.
     flip(shards.path(1), int(sample["offset"] + sample["size"]) - 50)
-    with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
+    with pytest.raises(
+        PipelineError, match=r"set-0001\.tar has SHA-256 .*, expected .* by the manifest"
+    ):
         open_mixing_set(place, 32, cache_dir=cache)
-    with pytest.raises(PipelineError, match=r"set-0001\.tar has SHA-256 .*, the manifest says"):
+    with pytest.raises(
+        PipelineError, match=r"set-0001\.tar has SHA-256 .*, expected .* by the manifest"
+    ):
         open_images(shards, cache_dir=cache)
     first = open_mixing_set(str(place / "set-0000.tar"), 32, cache_dir=cache)
     assert len(first) == 2
 
 
-def test_many_shards_and_threads_leave_no_file_open(tmp_path: Path, cache: Path) -> None:
-    pictures = drawn_images(200, 3, (20, 24))
-    contents = [encoded(picture) for picture in pictures]
+def test_many_shards_and_threads_leave_no_files_open(tmp_path: Path, cache: Path) -> None:
+    images = drawn_images(200, 3, (20, 24))
+    contents = [encoded(image) for image in images]
     place = write_shards(tmp_path / "shards", contents, sizes=(1,) * 200)
     before = set(Path("/dev/fd").iterdir())
     packed = open_mixing_set(place, 20, cache_dir=cache, jobs=16)
-    assert equal(packed, pictures)
-    # The map itself has one.
+    assert equal(packed, images)
+    # One for the map itself.
     assert len(set(Path("/dev/fd").iterdir())) <= len(before) + 1
 
 
-def test_shards_without_their_index_are_no_folder_of_pictures(tmp_path: Path, cache: Path) -> None:
-    place = write_shards(tmp_path / "shards", [encoded(PICTURES[0])], sizes=(1,))
+def test_shards_without_their_index_are_not_read_as_a_folder_of_images(
+    tmp_path: Path, cache: Path
+) -> None:
+    place = write_shards(tmp_path / "shards", [encoded(IMAGES[0])], sizes=(1,))
     (place / "index.npy").unlink()
     with pytest.raises(PipelineError, match=r"index\.npy is missing; .*pixmix-shard index"):
         open_mixing_set(place, 20, cache_dir=cache)
 
 
-def test_an_archive_beside_the_manifest_of_a_set_is_an_archive(
+def test_an_archive_beside_a_manifest_is_read_as_an_archive(
     folder: Path, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "fractals", "status": "complete"}')
-    archive = as_tar(folder, tmp_path / "pictures.tar")
+    archive = as_tar(folder, tmp_path / "images.tar")
     assert len(open_mixing_set(archive, 24, cache_dir=cache)) == 12
 
 
 @pytest.mark.parametrize("above", [False, True])
-def test_a_set_that_is_not_finished_is_refused_until_its_images_are_named(
+def test_an_incomplete_set_is_rejected_unless_its_images_folder_is_passed(
     tmp_path: Path, cache: Path, above: bool
 ) -> None:
     place = tmp_path / "sets" / "stripes"
     generate_images(image_set(place))
-    asked = place.parent if above else place
-    assert len(open_mixing_set(asked, 24, cache_dir=cache)) == 10
+    passed = place.parent if above else place
+    assert len(open_mixing_set(passed, 24, cache_dir=cache)) == 10
     (place / ".work").mkdir()
     (place / ".work" / "request.json").touch()
-    with pytest.raises(PipelineError, match=r"stripes is not finished"):
-        open_mixing_set(asked, 24, cache_dir=cache)
+    with pytest.raises(PipelineError, match=r"stripes is not complete"):
+        open_mixing_set(passed, 24, cache_dir=cache)
     assert len(open_mixing_set(place / "images", 24, cache_dir=cache)) == 10
 
 
 @pytest.mark.parametrize(
     ("where", "size", "message"),
-    [("set", 0, "size is 0"), ([], 24, "where names no mixing set")],
+    [("set", 0, "size is 0"), ([], 24, "where is empty")],
 )
-def test_nonsense_is_refused(where: Any, size: int, message: str) -> None:  # noqa: ANN401
+def test_invalid_arguments_are_rejected(where: Any, size: int, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):
         open_mixing_set(where, size)
 
 
-def test_no_threads_are_refused(folder: Path, cache: Path) -> None:
+def test_zero_jobs_are_rejected(folder: Path, cache: Path) -> None:
     with pytest.raises(ValueError, match="jobs is 0"):
         open_mixing_set(folder, 24, cache_dir=cache, jobs=0)

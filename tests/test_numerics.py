@@ -1,7 +1,7 @@
-"""Elementary functions and random streams: stated errors, odd cases, the same bits everywhere.
+"""Elementary functions and random streams: stated errors, special cases, the same bits everywhere.
 
-All of it is tested compiled. NUMBA_DISABLE_JIT=1 is no way to run these: an intrinsic (`fma`,
-`floor`, `nearest`, the two casts of bits) is machine code only, with no Python to fall back to.
+Everything is tested compiled. NUMBA_DISABLE_JIT=1 cannot run these tests: an intrinsic (``fma``,
+``floor``, ``nearest``, the two bit casts) exists only as machine code.
 """
 
 import math
@@ -20,12 +20,17 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import reference
-from fingerprints import elementary_fingerprints, every_scale, mapped, on_a_plain_processor
+from fingerprints import (
+    apply_elementwise,
+    elementary_fingerprints,
+    every_scale,
+    fingerprints_without_fma,
+)
 from fractals import numerics
 from fractals.numerics import Draws, fill_units, next_unit, next_word, random_state
 
 Exact = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-FMA = mapped(numerics.fma)
+FMA = apply_elementwise(numerics.fma)
 floats = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
@@ -34,12 +39,12 @@ def powers_of_two(low: float, high: float) -> NDArray[np.float64]:
 
 
 def error(name: str, exact: Exact, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the distance from float64's answer at the float32 numbers nearest to x."""
+    """Return the error against float64 at the float32 numbers nearest to x."""
     x = x.astype(np.float32)
-    return np.abs(mapped(getattr(numerics, name))(x) - exact(x.astype(np.float64)))
+    return np.abs(apply_elementwise(getattr(numerics, name))(x) - exact(x.astype(np.float64)))
 
 
-# Each bound is the one that the function's docstring states.
+# The bounds are those of the docstrings.
 @pytest.mark.parametrize(
     ("name", "exact", "low", "high", "bound"),
     [
@@ -77,7 +82,7 @@ def test_arctangents_stay_under_the_stated_bound_at_every_angle_and_scale() -> N
     for scale in (1e-30, 1.0, 1e30):
         y, x = ((scale * each).astype(np.float32) for each in (np.sin(angle), np.cos(angle)))
         exact = np.arctan2(y.astype(np.float64), x.astype(np.float64))
-        assert np.abs(mapped(numerics.arctangent2)(y, x) - exact).max() < 5e-7
+        assert np.abs(apply_elementwise(numerics.arctangent2)(y, x) - exact).max() < 5e-7
 
 
 def test_powers_stay_under_the_stated_bound() -> None:
@@ -85,7 +90,7 @@ def test_powers_stay_under_the_stated_bound() -> None:
     base = (2.0 ** random.uniform(-20, 20, 200_000)).astype(np.float32)
     exponent = random.uniform(-3, 3, 200_000).astype(np.float32)
     exact = base.astype(np.float64) ** exponent
-    assert (np.abs(mapped(numerics.power)(base, exponent) - exact) / exact).max() < 1e-5
+    assert (np.abs(apply_elementwise(numerics.power)(base, exponent) - exact) / exact).max() < 1e-5
 
 
 @given(st.lists(st.tuples(floats, floats, floats), min_size=1, max_size=20))
@@ -104,8 +109,8 @@ def test_a_fused_multiply_add_keeps_what_two_roundings_lose() -> None:
 
 def test_floor_and_nearest_equal_numpys_at_every_scale() -> None:
     x = every_scale()
-    np.testing.assert_array_equal(mapped(numerics.floor)(x), np.floor(x))
-    np.testing.assert_array_equal(mapped(numerics.nearest)(x), np.rint(x))
+    np.testing.assert_array_equal(apply_elementwise(numerics.floor)(x), np.floor(x))
+    np.testing.assert_array_equal(apply_elementwise(numerics.nearest)(x), np.rint(x))
 
 
 @numba.njit
@@ -115,7 +120,7 @@ def round_trip(x: NDArray[np.float32], there: NDArray[np.int32], back: NDArray[n
         back[i] = numerics.bits_float(there[i])
 
 
-def test_floats_and_their_bits_are_two_sides_of_a_coin() -> None:
+def test_floats_and_their_bits_are_inverses() -> None:
     x = every_scale()
     there = np.empty(len(x), np.int32)
     back = np.empty_like(x)
@@ -136,7 +141,7 @@ HALF, RIGHT, LARGEST, SMALLEST = np.float32(3.14159265), np.float32(1.57079633),
     ],
 )  # fmt: skip
 def test_angles_on_the_axes_and_at_the_ends_of_the_range(y: float, x: float, angle: float) -> None:
-    assert mapped(numerics.arctangent2)([y], [x])[0] == pytest.approx(angle, abs=5e-7)
+    assert apply_elementwise(numerics.arctangent2)([y], [x])[0] == pytest.approx(angle, abs=5e-7)
 
 
 @pytest.mark.parametrize(
@@ -152,35 +157,37 @@ def test_angles_on_the_axes_and_at_the_ends_of_the_range(y: float, x: float, ang
         ("logarithm2", -np.inf, -126), ("logarithm2", 1e-45, -126), ("logarithm2", np.inf, 128),
         ],
 )  # fmt: skip
-def test_odd_cases_give_the_stated_value(name: str, x: float, value: float) -> None:
-    assert mapped(getattr(numerics, name))([x])[0] == pytest.approx(value, rel=1e-7, abs=2e-7)
+def test_special_cases_have_the_stated_value(name: str, x: float, value: float) -> None:
+    assert apply_elementwise(getattr(numerics, name))([x])[0] == pytest.approx(
+        value, rel=1e-7, abs=2e-7
+    )
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1, 3])
-def test_a_power_of_nothing_is_nearly_nothing(exponent: float) -> None:
-    assert 0 <= mapped(numerics.power)([0], [exponent])[0] < 1e-18
+def test_a_power_of_zero_is_almost_zero(exponent: float) -> None:
+    assert 0 <= apply_elementwise(numerics.power)([0], [exponent])[0] < 1e-18
 
 
 @pytest.mark.parametrize("name", ["sine_of_turns", "sine", "cosine"])
-def test_no_finite_number_throws_a_sine_beyond_one(name: str) -> None:
+def test_sines_of_finite_numbers_are_at_most_one(name: str) -> None:
     x = every_scale()
-    values = mapped(getattr(numerics, name))(x)
+    values = apply_elementwise(getattr(numerics, name))(x)
     assert np.abs(values[np.isfinite(x)]).max() <= 1 + 2e-7
 
 
-def test_a_processor_without_fused_multiply_adds_gives_the_same_bits(tmp_path: Path) -> None:
-    assert on_a_plain_processor("elementary", tmp_path) == elementary_fingerprints()
+def test_a_processor_without_fma_computes_the_same_bits(tmp_path: Path) -> None:
+    assert fingerprints_without_fma("elementary", tmp_path) == elementary_fingerprints()
 
 
 # --- random streams -------------------------------------------------------------------------------
 
-# Every seed here is fixed, so a test passes always or never; a p-value under this would be a fault.
+# All seeds are fixed, so a test passes always or never; a p-value below this is a bug.
 IMPROBABLE = 1e-4
 words = st.integers(0, 2**64 - 1)
 
 
 @given(st.lists(words, min_size=4, max_size=4).filter(any))
-def test_words_equal_the_twins(state: list[int]) -> None:
+def test_words_match_the_reference(state: list[int]) -> None:
     array = np.array(state, np.uint64)
     found = [int(next_word(array)) for _ in range(20)]
     assert found == list(islice(reference.xoshiro256plusplus(state), 20))
@@ -203,13 +210,13 @@ def test_units_are_the_upper_53_bits_of_the_words() -> None:
         assert value == next_unit(state) == (int(next_word(same)) >> 11) / 2**53
 
 
-def test_draws_follow_the_units_of_their_key_past_every_refill() -> None:
+def test_draws_continue_across_buffer_refills() -> None:
     filled, draws = np.empty(400), Draws(9, 9)
     fill_units(random_state(9, 9), filled)
     assert [draws.unit() for _ in range(400)] == filled.tolist()
 
 
-# What a seed produces is public interface: these numbers change with GENOME_VERSION or never.
+# What a seed produces is a public interface: these numbers change only with GENOME_VERSION.
 GOLDEN = {
     (0,): (0xEEB43BB1EEDD88FA, (0.9324376401335625, 0.9759038159075504, 0.33623019982131697)),
     (1, 2): (0x1D382FEE158B43C7, (0.11413859903909174, 0.4202471926120446, 0.09305246761543573)),
@@ -226,14 +233,14 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("key", list(GOLDEN))
-def test_the_streams_of_a_few_keys_are_what_they_always_were(key: tuple[int, ...]) -> None:
+def test_the_streams_of_some_keys_never_change(key: tuple[int, ...]) -> None:
     word, units = GOLDEN[key]
     draws = Draws(*key)
     assert int(next_word(random_state(*key))) == word
     assert tuple(draws.unit() for _ in range(3)) == units
 
 
-def test_keys_that_would_join_or_sum_to_the_same_differ() -> None:
+def test_keys_with_equal_concatenation_or_sum_differ() -> None:
     keys = [
         (1, 2),
         (12,),
@@ -250,7 +257,7 @@ def test_keys_that_would_join_or_sum_to_the_same_differ() -> None:
     assert len({random_state(*key).tobytes() for key in keys}) == len(keys)
 
 
-def test_a_key_of_numpys_integers_is_the_same_key() -> None:
+def test_numpy_integers_make_the_same_key() -> None:
     np.testing.assert_array_equal(random_state(np.int64(5), np.uint8(7)), random_state(5, 7))
 
 
@@ -260,7 +267,7 @@ def test_streams_of_neighbouring_keys_are_uncorrelated() -> None:
         fill_units(random_state(0, index), stream)
     correlation = np.corrcoef(streams)[np.triu_indices(64, 1)]
     assert stats.kstest(correlation * math.sqrt(n), "norm").pvalue > IMPROBABLE
-    # Nor are the first numbers of many streams, which is what a genome is drawn from.
+    # The first numbers of many streams, from which genomes are drawn, are uncorrelated as well.
     firsts = np.array([Draws(0, index).unit() for index in range(4096)])
     assert stats.kstest(firsts, "uniform").pvalue > IMPROBABLE
     assert abs(np.corrcoef(firsts[:-1], firsts[1:])[0, 1]) * math.sqrt(n) < 4
@@ -279,10 +286,10 @@ def test_units_and_uniforms_are_uniform_and_their_ranges_half_open() -> None:
 
 
 class Fixed(Draws):
-    """Draws whose units are given: the ends of [0, 1)."""
+    """Draws with a fixed unit: the ends of [0, 1)."""
 
     def __init__(self, unit: float) -> None:
-        """Give the one unit there is."""
+        """Set the unit."""
         self.only = unit
 
     def unit(self) -> float:
@@ -290,7 +297,7 @@ class Fixed(Draws):
         return self.only
 
 
-def test_no_draw_leaves_its_range_at_the_ends_of_the_unit() -> None:
+def test_draws_stay_in_range_at_the_ends_of_the_unit_interval() -> None:
     low, high = Fixed(0.0), Fixed(1 - 2.0**-53)
     assert (low.whole(-2, 6), high.whole(-2, 6)) == (-2, 6)
     assert (low.choice("abc"), high.choice("abc")) == ("a", "c")
@@ -301,14 +308,14 @@ def test_no_draw_leaves_its_range_at_the_ends_of_the_unit() -> None:
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 6), (-4, 8), (3, 3)])
-def test_wholes_are_even_and_include_both_ends(low: int, high: int) -> None:
+def test_integers_are_uniform_and_include_both_ends(low: int, high: int) -> None:
     draws = Draws(7, low, high)
     counts = Counter(draws.whole(low, high) for _ in range(20_000))
     assert sorted(counts) == list(range(low, high + 1))
     assert low == high or stats.chisquare(list(counts.values())).pvalue > IMPROBABLE
 
 
-def test_choices_are_even_and_weighted_ones_follow_their_weights() -> None:
+def test_choices_are_uniform_or_follow_their_weights() -> None:
     draws, n = Draws(8), 40_000
     even = Counter(draws.choice("abcde") for _ in range(n))
     assert sorted(even) == list("abcde")
@@ -320,7 +327,7 @@ def test_choices_are_even_and_weighted_ones_follow_their_weights() -> None:
     assert stats.chisquare([found[item] for item in "acde"], expected).pvalue > IMPROBABLE
 
 
-def test_signs_and_chances_have_their_probabilities() -> None:
+def test_signs_and_chances_have_the_stated_probabilities() -> None:
     draws, n = Draws(11), 40_000
     signs = Counter(draws.sign() for _ in range(n))
     assert sorted(signs) == [-1.0, 1.0]

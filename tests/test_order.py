@@ -1,4 +1,4 @@
-"""Who gets which sample when: pure plans, tested for many ranks in one process."""
+"""The order of samples and the shares of ranks: pure functions, tested for many ranks at once."""
 
 import tracemalloc
 from collections import Counter
@@ -20,17 +20,17 @@ from pipelines.loading.order import (
     count_batches,
     default_prefetch,
     evaluation_batches,
-    order_bytes,
     positions_after,
     rank_positions,
     training_batches,
 )
 from pipelines.system.process_group import join_processes
 from pipelines.system.ranks import World, find_world, local_gpu
+from streaming_simulator import order_bytes
 
 
 @given(st.integers(0, 300), st.integers(-(2**70), 2**70), st.integers(0, 2**32 - 1))
-def test_an_order_is_a_permutation_that_seed_and_epoch_decide(
+def test_an_order_is_a_permutation_that_depends_on_seed_and_epoch(
     n: int, seed: int, epoch: int
 ) -> None:
     order = EpochOrder(n, seed=seed, epoch=epoch).whole()
@@ -38,8 +38,8 @@ def test_an_order_is_a_permutation_that_seed_and_epoch_decide(
     assert np.array_equal(order, EpochOrder(n, seed=seed, epoch=epoch).whole())
 
 
-def test_seed_and_epoch_are_told_apart() -> None:
-    """`seed + epoch` would give seed 1 in epoch 0 the order of seed 0 in epoch 1."""
+def test_each_pair_of_seed_and_epoch_has_its_own_order() -> None:
+    """With `seed + epoch`, seed 1 in epoch 0 would have the order of seed 0 in epoch 1."""
     orders = {
         EpochOrder(50, seed=seed, epoch=epoch).whole().tobytes()
         for seed in range(20) for epoch in range(20)
@@ -48,14 +48,14 @@ def test_seed_and_epoch_are_told_apart() -> None:
 
 
 def test_every_permutation_is_equally_likely() -> None:
-    """Chi-squared of 24 permutations in 24,000 epochs: above 60 for 1 seed in 28,000."""
+    """Chi-squared of 24 permutations in 24,000 epochs exceeds 60 for 1 seed in 28,000."""
     counts = Counter(tuple(EpochOrder(4, seed=0, epoch=epoch).whole()) for epoch in range(24_000))
     assert set(counts) == set(permutations(range(4)))
     assert sum((count - 1000) ** 2 / 1000 for count in counts.values()) < 60
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 99))
-def test_a_window_mixes_the_samples_of_its_shards_alone(
+def test_a_window_mixes_only_the_samples_of_its_shards(
     sizes: list[int], shuffle_window: int, epoch: int
 ) -> None:
     n = sum(sizes)
@@ -65,15 +65,15 @@ def test_a_window_mixes_the_samples_of_its_shards_alone(
     assert sorted(order.tolist()) == list(range(n))
     shard_of = np.repeat(np.arange(len(sizes)), sizes)[order]
     first, last = {}, {}
-    for place, shard in enumerate(shard_of.tolist()):
-        first.setdefault(shard, place)
-        last[shard] = place
-    # At any place, shards that were begun and not ended fit into a shuffle_window.
-    for place in range(n):
-        assert sum(first[s] <= place <= last[s] for s in first) <= shuffle_window
+    for position, shard in enumerate(shard_of.tolist()):
+        first.setdefault(shard, position)
+        last[shard] = position
+    # At any position, the shards in use fit into a shuffle window.
+    for position in range(n):
+        assert sum(first[s] <= position <= last[s] for s in first) <= shuffle_window
 
 
-def test_windows_are_other_shards_each_epoch() -> None:
+def test_windows_have_different_shards_in_each_epoch() -> None:
     sizes = [10] * 12
     firsts = set()
     for epoch in range(40):
@@ -82,8 +82,8 @@ def test_windows_are_other_shards_each_epoch() -> None:
     assert len(firsts) > 20
 
 
-def test_an_order_is_what_it_was() -> None:
-    """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
+def test_the_order_is_golden() -> None:
+    """The order is public interface: a change needs a new ORDER_VERSION and a changelog entry."""
     assert EpochOrder(10, seed=0, epoch=0).whole().tolist() == GOLDEN
     windowed = EpochOrder(10, seed=7, epoch=3, shard_sizes=[2, 3, 5], shuffle_window=2).whole()
     assert windowed.tolist() == GOLDEN_WINDOWED
@@ -115,8 +115,8 @@ def test_ranks_partition_the_batches(
         start = consumed + t * batch_size
         joined = np.concatenate([batches[t][1] for batches in ranks])
         assert np.array_equal(joined, order[start : start + batch_size])
-        places = np.concatenate([batches[t][0] for batches in ranks])
-        assert places.tolist() == list(range(start, start + batch_size))
+        positions = np.concatenate([batches[t][0] for batches in ranks])
+        assert positions.tolist() == list(range(start, start + batch_size))
 
 
 # --- shard partitions ----------------------------------------------------------------------------
@@ -148,11 +148,11 @@ def global_batches(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(-(2**65), 2**65), st.integers(0, 2**32 - 1), WINDOWS, st.integers(1, 7))
-def test_an_order_of_partitions_is_that_of_its_twin(
+def test_an_order_with_partitions_equals_the_reference(
     sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
     if shard_partitions == 1 and shuffle_window is None:
-        return  # all samples are mixed, without a look at shards
+        return  # All samples are shuffled together, regardless of shards.
     order = EpochOrder(
         sum(sizes),
         seed=seed,
@@ -161,15 +161,15 @@ def test_an_order_of_partitions_is_that_of_its_twin(
         shuffle_window=shuffle_window,
         shard_partitions=shard_partitions,
     ).whole()
-    twin = reference.order_of_partitions(
+    expected = reference.order_of_partitions(
         sizes, seed % 2**64, epoch, shuffle_window, shard_partitions
     )
-    assert order.tolist() == twin
-    assert sorted(twin) == list(range(sum(sizes)))
+    assert order.tolist() == expected
+    assert sorted(expected) == list(range(sum(sizes)))
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7), st.data())
-def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
+def test_single_positions_equal_those_of_the_whole_order(
     sizes: list[int],
     epoch: int,
     shuffle_window: int | None,
@@ -187,11 +187,11 @@ def test_places_that_are_looked_at_by_themselves_are_those_of_the_whole_order(
     )
     whole = order.whole()
     for _ in range(3):
-        places = data.draw(st.lists(st.integers(0, n - 1), max_size=9) if n else st.just([]))
-        assert order[np.array(places, np.int64)].tolist() == whole[places].tolist()
+        positions = data.draw(st.lists(st.integers(0, n - 1), max_size=9) if n else st.just([]))
+        assert order[np.array(positions, np.int64)].tolist() == whole[positions].tolist()
 
 
-def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
+def test_an_order_with_windows_keeps_few_windows_in_memory() -> None:
     n, sizes = 10_000_000, [1000] * 10_000
     tracemalloc.start()
     order = EpochOrder(n, seed=0, epoch=0, shard_sizes=sizes, shuffle_window=16, shard_partitions=2)
@@ -199,7 +199,7 @@ def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
         order[np.arange(start, start + 1000)]
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # 80 MB were the whole. What is beside: of 10,000 shards, and a window that is shuffled.
+    # The whole order has 80 MB. The rest is for 10,000 shards and a window in shuffling.
     assert (
         most < order_bytes(n, 1000, shuffle_window=16, shard_partitions=2) + 1_000_000 < 2_000_000
     )
@@ -209,7 +209,7 @@ def test_of_an_order_with_windows_a_few_are_in_memory() -> None:
 
 
 @given(SIZES, st.integers(0, 9), WINDOWS, st.integers(1, 7))
-def test_no_place_behind_the_end_of_a_shard_is_of_it(
+def test_no_position_after_the_end_of_a_shard_has_its_samples(
     sizes: list[int], epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> None:
     order = EpochOrder(
@@ -229,14 +229,14 @@ def test_no_place_behind_the_end_of_a_shard_is_of_it(
     for shard, end in enumerate(ends.tolist()):
         assert 0 <= end <= sum(sizes)
         assert shard not in shard_of[end:]
-        # And it is no later than a shuffle_window needs.
+        # The end is at most a shuffle window after the last sample.
         if sizes[shard] and shard_partitions == 1:
             last = len(shard_of) - shard_of[::-1].index(shard)
             assert len(set(shard_of[last:end])) < shuffle_window
 
 
-def test_an_order_of_partitions_is_what_it_was() -> None:
-    """Public interface: another one needs another ORDER_VERSION and a line in the changelog."""
+def test_the_order_with_partitions_is_golden() -> None:
+    """The order is public interface: a change needs a new ORDER_VERSION and a changelog entry."""
     order = EpochOrder(
         11, seed=7, epoch=3, shard_sizes=[2, 3, 6], shuffle_window=1, shard_partitions=2
     ).whole()
@@ -247,7 +247,7 @@ GOLDEN_PARTITIONS = [8, 10, 7, 1, 9, 0, 6, 3, 5, 2, 4]
 
 
 @given(SIZES, st.integers(0, 99), WINDOWS)
-def test_one_partition_is_as_if_there_were_none(
+def test_one_partition_is_the_same_as_none(
     sizes: list[int], epoch: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
@@ -264,7 +264,7 @@ def test_one_partition_is_as_if_there_were_none(
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.data())
-def test_batches_of_partitions_are_the_same_at_any_world_size_and_from_any_place(
+def test_batches_with_partitions_are_the_same_at_any_world_size_and_position(
     sizes: list[int],
     shard_partitions: int,
     rows: int,
@@ -297,7 +297,7 @@ def test_batches_of_partitions_are_the_same_at_any_world_size_and_from_any_place
 
 
 @given(SIZES, st.integers(1, 5), st.integers(1, 4), WINDOWS, st.integers(0, 9))
-def test_a_rank_needs_the_shards_of_its_partition_alone(
+def test_a_rank_needs_only_the_shards_of_its_partition(
     sizes: list[int], shard_partitions: int, rows: int, shuffle_window: int | None, epoch: int
 ) -> None:
     n, batch_size = sum(sizes), rows * shard_partitions
@@ -324,33 +324,33 @@ def test_a_rank_needs_the_shards_of_its_partition_alone(
         if shard_partitions > 1 or shuffle_window is not None:
             assert seen == part[: len(seen)]
         needed.append({int(shard_of[sample]) for sample in seen})
-    # Each shard by one rank, but for those that the ends of shard_partitions cut.
+    # Each shard is needed by one rank, except for shards cut by the ends of partitions.
     assert sum(len(shards) for shards in needed) <= len(sizes) + shard_partitions - 1
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
-def test_of_more_ranks_than_partitions_several_share_a_partition_and_of_fewer_each_has_several(
+def test_ranks_share_partitions_or_have_several(
     shard_partitions: int, factor: int, rows: int
 ) -> None:
     batch_size = shard_partitions * factor * rows
     for world_size in (shard_partitions * factor, shard_partitions):
         for rank in range(world_size):
-            places = batch_positions(
+            positions = batch_positions(
                 batch_size, rank=rank, world_size=world_size, shard_partitions=shard_partitions
             )
-            assert set((places % shard_partitions).tolist()) == {
+            assert set((positions % shard_partitions).tolist()) == {
                 rank * shard_partitions // world_size
             }
     for rank in range(shard_partitions):
         more = shard_partitions * factor
-        places = batch_positions(
+        positions = batch_positions(
             batch_size, rank=rank, world_size=shard_partitions, shard_partitions=more
         )
-        assert set((places % more).tolist()) == set(range(rank * factor, (rank + 1) * factor))
+        assert set((positions % more).tolist()) == set(range(rank * factor, (rank + 1) * factor))
 
 
 @given(SIZES, st.integers(1, 5), WINDOWS)
-def test_at_any_place_of_a_partition_the_shards_begun_fit_into_a_window(
+def test_shards_in_use_at_any_position_of_a_partition_fit_into_a_window(
     sizes: list[int], shard_partitions: int, shuffle_window: int | None
 ) -> None:
     n = sum(sizes)
@@ -368,42 +368,42 @@ def test_at_any_place_of_a_partition_the_shards_begun_fit_into_a_window(
             order[partition : n // shard_partitions * shard_partitions : shard_partitions]
         ].tolist()
         uses = [(shards.index(s), len(shards) - 1 - shards[::-1].index(s)) for s in set(shards)]
-        for place in range(len(shards)):
-            at_once = sum(first <= place <= last for first, last in uses)
+        for position in range(len(shards)):
+            at_once = sum(first <= position <= last for first, last in uses)
             assert at_once <= (shuffle_window or len(sizes))
 
 
 @given(st.integers(0, 40), st.integers(1, 7), st.data())
-def test_what_comes_after_a_place_is_its_partition_then_all_others(
+def test_positions_after_one_are_first_those_of_its_partition(
     n: int, shard_partitions: int, data: st.DataObject
 ) -> None:
     if n == 0:
         return
-    place = data.draw(st.integers(0, n - 1))
-    after = list(positions_after(place, n, shard_partitions))
-    assert sorted([place, *after]) == list(range(n))
+    position = data.draw(st.integers(0, n - 1))
+    after = list(positions_after(position, n, shard_partitions))
+    assert sorted([position, *after]) == list(range(n))
     whole = n // shard_partitions * shard_partitions
-    if place < whole:
-        left = list(range(place + shard_partitions, whole, shard_partitions))
+    if position < whole:
+        left = list(range(position + shard_partitions, whole, shard_partitions))
         assert after[: len(left)] == left
     if shard_partitions == 1:
-        assert after == [*range(place + 1, n), *range(place)]
+        assert after == [*range(position + 1, n), *range(position)]
 
 
 @pytest.mark.parametrize(
     ("batch_size", "shard_partitions", "message"),
-    [(6, 4, "batch_size is 6, .* a multiple of 4"),
+    [(6, 4, "batch_size 6 .* a multiple of 4"),
      (6, 0, "shard_partitions is 0"), (6, -2, "shard_partitions is -2")],
 )  # fmt: skip
-def test_partitions_that_cannot_share_a_batch_are_refused(
+def test_partitions_that_do_not_divide_a_batch_are_rejected(
     batch_size: int, shard_partitions: int, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         batch_positions(batch_size, rank=0, world_size=1, shard_partitions=shard_partitions)
 
 
-def test_partitions_without_shards_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"shard_partitions 2, .* no shards"):
+def test_partitions_without_shards_are_rejected() -> None:
+    with pytest.raises(ValueError, match=r"shard_partitions is 2, .* no shards"):
         EpochOrder(9, seed=0, epoch=0, shard_partitions=2).whole()
 
 
@@ -411,7 +411,7 @@ def test_partitions_without_shards_are_refused() -> None:
 
 
 @given(st.integers(0, 100), st.integers(1, 5), st.integers(1, 16))
-def test_evaluation_has_each_sample_once_and_equal_steps(
+def test_evaluation_has_each_sample_once_in_equal_steps(
     n: int, share: int, world_size: int
 ) -> None:
     ranks = [
@@ -429,8 +429,10 @@ def test_evaluation_has_each_sample_once_and_equal_steps(
 
 
 @pytest.mark.parametrize(("batch_size", "world_size"), [(7, 2), (0, 1), (3, 4), (-4, 2)])
-def test_a_batch_that_cannot_be_shared_equally_is_refused(batch_size: int, world_size: int) -> None:
-    with pytest.raises(ValueError, match=f"a batch of {batch_size} .*use a multiple of"):
+def test_a_batch_not_divisible_by_the_world_size_is_rejected(
+    batch_size: int, world_size: int
+) -> None:
+    with pytest.raises(ValueError, match=f"batch_size {batch_size}, .*use a multiple of"):
         rank_positions(batch_size, 0, world_size)
 
 
@@ -456,17 +458,19 @@ def test_without_a_launcher_the_world_is_one_process() -> None:
     [("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_NTASKS"),
      ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")],
 )  # fmt: skip
-def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_and_world_size_of_a_launcher_are_detected(
+    rank: str, size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(rank, "3")
     monkeypatch.setenv(size, "5")
     if rank == "SLURM_PROCID":
-        # The script of a job runs once, whatever srun will start.
+        # The batch script of a job runs once; only steps of srun count.
         assert find_world() == World(rank=0, size=1)
         monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert find_world() == World(rank=3, size=5)
     assert find_world(1, 2) == World(rank=1, size=2)
     monkeypatch.setenv(rank, "three")
-    with pytest.raises(ValueError, match=f"{rank}='three' .* mend them"):
+    with pytest.raises(ValueError, match=f"{rank}='three' .* correct them"):
         find_world()
 
 
@@ -475,7 +479,7 @@ def test_a_launcher_s_world_is_found(rank: str, size: str, monkeypatch: pytest.M
     [("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
      ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")],
 )  # fmt: skip
-def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
+def test_each_process_of_a_launcher_gets_a_gpu_of_its_machine(
     rank: str, size: str, local: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -483,7 +487,7 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
     for name, value in ((rank, "9"), (size, "16"), (local, "6")):
         monkeypatch.setenv(name, value)
     if rank == "SLURM_PROCID":
-        # In the script of a job both are set, and say nothing.
+        # The batch script of a job also has both variables, without a meaning.
         assert local_gpu(4) == 0
         monkeypatch.setenv("SLURM_STEP_ID", "0")
     assert [local_gpu(8), local_gpu(4), local_gpu(1), local_gpu(0)] == [6, 2, 0, 0]
@@ -500,8 +504,8 @@ def test_each_process_of_a_launcher_has_a_gpu_of_its_machine(
 
 
 @pytest.mark.parametrize(("rank", "size"), [(5, 5), (-1, 2), (0, 0)])
-def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
-    with pytest.raises(ValueError, match=f"rank {rank} of {size} processes; give"):
+def test_a_rank_outside_the_world_is_rejected(rank: int, size: int) -> None:
+    with pytest.raises(ValueError, match=f"rank is {rank} with {size} processes; use"):
         find_world(rank, size)
 
 
@@ -509,7 +513,7 @@ def test_a_rank_outside_the_world_is_refused(rank: int, size: int) -> None:
     ("shuffle_window", "shard_partitions", "parties", "expected"),
     [(None, 1, 8, 4), (2, 1, 1, 4), (64, 1, 8, 64), (16, 8, 64, 16), (16, 64, 8, 128)],
 )
-def test_a_window_of_the_own_partitions_is_downloaded_ahead(
+def test_the_default_prefetch_is_a_window_of_the_rank_s_partitions(
     shuffle_window: int | None, shard_partitions: int, parties: int, expected: int
 ) -> None:
     assert default_prefetch(shuffle_window, shard_partitions, parties) == expected

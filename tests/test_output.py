@@ -1,4 +1,4 @@
-"""Sets of shards that are painted into object stores: such as Amazon's and Google's."""
+"""pixmix-gen writes shards to object stores, such as Amazon's and Google's."""
 
 import json
 import multiprocessing
@@ -31,15 +31,15 @@ from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 from pipelines.system.stores import open_store
-from stripes import Asked, Made, Stripes, make, run_here, sharded, tree
+from stripes import JobSpec, RunResult, Stripes, make, run_here, sharded, tree
 
 
-def generate(asked: Asked) -> Made:
+def generate(asked: JobSpec) -> RunResult:
     return make(asked, run=run_here)
 
 
-def merge_shards(place: OutputStore) -> JobResult:
-    return merge(begun_shards(place))
+def merge_shards(store: OutputStore) -> JobResult:
+    return merge(begun_shards(store))
 
 
 @pytest.fixture(scope="session")
@@ -50,38 +50,38 @@ def in_a_folder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture(params=[AmazonStore, GoogleStore])
-def store(request: pytest.FixtureRequest) -> Iterator[AmazonStore]:
-    with request.param() as store:
-        yield store
+def server(request: pytest.FixtureRequest) -> Iterator[AmazonStore]:
+    with request.param() as server:
+        yield server
 
 
 @pytest.fixture
-def url(store: AmazonStore) -> str:
-    return f"{store.url}/sets/stripes"
+def url(server: AmazonStore) -> str:
+    return f"{server.url}/sets/stripes"
 
 
 @pytest.fixture
-def access(store: AmazonStore) -> RemoteAccess:
-    return RemoteAccess(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, options=store.options)
+def access(server: AmazonStore) -> RemoteAccess:
+    return RemoteAccess(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, options=server.options)
 
 
 @pytest.fixture
-def place(url: str, access: RemoteAccess) -> OutputStore:
+def store(url: str, access: RemoteAccess) -> OutputStore:
     return open_output(url, access)
 
 
-def contents(store: AmazonStore) -> dict[str, bytes]:
-    """The objects of the set, by their names in it."""
-    return {key.removeprefix("sets/stripes/"): content for key, content in store.objects().items()}
+def contents(server: AmazonStore) -> dict[str, bytes]:
+    """Return the objects of the set by their names in it."""
+    return {key.removeprefix("sets/stripes/"): content for key, content in server.objects().items()}
 
 
 def test_the_objects_are_the_files_of_a_folder(
-    store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
+    server: AmazonStore, store: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
-    assert generate(sharded(place)).complete
-    assert contents(store) == in_a_folder
+    assert generate(sharded(store)).complete
+    assert contents(server) == in_a_folder
     # Each tar before its sidecar, and the manifest last.
-    order = [key.removeprefix("sets/stripes/") for key in store.written]
+    order = [key.removeprefix("sets/stripes/") for key in server.written]
     assert order[0] == ".work/request.json"
     for shard in range(4):
         tar = order.index(f"stripes-0{shard}.tar")
@@ -90,30 +90,30 @@ def test_the_objects_are_the_files_of_a_folder(
     assert order[-1] == "manifest.json"
 
 
-def test_tasks_and_duplicates_do_not_show(
-    store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
+def test_the_objects_do_not_depend_on_tasks_and_duplicates(
+    server: AmazonStore, store: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
     for task in (2, 0, 2, 1):
-        generate(sharded(place, task_index=task, num_tasks=3))
-    assert merge_shards(place).complete
-    assert contents(store) == in_a_folder
-    written = len(store.written)
-    assert generate(sharded(place, task_index=1, num_tasks=3)).complete
-    assert merge_shards(place).complete
-    assert len(store.written) == written
+        generate(sharded(store, task_index=task, num_tasks=3))
+    assert merge_shards(store).complete
+    assert contents(server) == in_a_folder
+    written = len(server.written)
+    assert generate(sharded(store, task_index=1, num_tasks=3)).complete
+    assert merge_shards(store).complete
+    assert len(server.written) == written
 
 
 def test_worker_processes_write_to_a_store(
-    store: AmazonStore, place: OutputStore, in_a_folder: dict[str, bytes]
+    server: AmazonStore, store: OutputStore, in_a_folder: dict[str, bytes]
 ) -> None:
-    assert make(sharded(place, jobs=2)).complete
-    assert contents(store) == in_a_folder
+    assert make(sharded(store, jobs=2)).complete
+    assert contents(server) == in_a_folder
 
 
 def test_a_finished_set_is_read_back_from_the_store(
-    url: str, place: OutputStore, access: RemoteAccess, tmp_path: Path
+    url: str, store: OutputStore, access: RemoteAccess, tmp_path: Path
 ) -> None:
-    generate(sharded(place))
+    generate(sharded(store))
     remote = Remote(access=access)
     mixing_set = open_mixing_set(url, 20, cache_dir=tmp_path / "cache", remote=remote)
     assert len(mixing_set) == 10
@@ -122,45 +122,47 @@ def test_a_finished_set_is_read_back_from_the_store(
     assert len(open_set(url, cache_dir=tmp_path, remote=remote).shards) == 10
 
 
-def test_merge_says_what_is_missing_in_a_store(store: AmazonStore, place: OutputStore) -> None:
-    generate(sharded(place, task_index=1, num_tasks=4))
-    assert merge_shards(place).missing == (range(1), range(2, 4))
-    assert not [key for key in store.written if key.endswith("manifest.json")]
+def test_merge_reports_the_missing_shards_of_a_store(
+    server: AmazonStore, store: OutputStore
+) -> None:
+    generate(sharded(store, task_index=1, num_tasks=4))
+    assert merge_shards(store).missing == (range(1), range(2, 4))
+    assert not [key for key in server.written if key.endswith("manifest.json")]
 
 
 @pytest.mark.parametrize("n_busy", [1, 3])
-def test_a_store_that_is_busy_is_asked_again(
-    store: AmazonStore,
-    place: OutputStore,
+def test_requests_to_a_busy_store_are_repeated(
+    server: AmazonStore,
+    store: OutputStore,
     in_a_folder: dict[str, bytes],
     n_busy: int,
 ) -> None:
-    store.busy = n_busy
-    assert generate(sharded(place)).complete
-    assert store.turned_away == n_busy
-    assert contents(store) == in_a_folder
+    server.busy = n_busy
+    assert generate(sharded(store)).complete
+    assert server.rejected == n_busy
+    assert contents(server) == in_a_folder
 
 
-def test_a_store_that_stays_busy_is_one_line_and_the_same_request_continues(
-    store: AmazonStore,
-    place: OutputStore,
+def test_a_store_that_stays_busy_ends_in_one_line_and_the_same_request_resumes(
+    server: AmazonStore,
+    store: OutputStore,
     in_a_folder: dict[str, bytes],
 ) -> None:
-    generate(sharded(place, task_index=0, num_tasks=2))
-    store.busy = 1000
+    generate(sharded(store, task_index=0, num_tasks=2))
+    server.busy = 1000
     with pytest.raises(PipelineError) as caught:
-        generate(sharded(place))
-    assert store.turned_away == 4
+        generate(sharded(store))
+    assert server.rejected == 4
     assert str(caught.value).startswith(
-        f"{place.name}/stripes-01.tar: given up after 4 attempts in a row,"
+        f"{store.name}/stripes-01.tar: given up after 4 attempts in a row,"
     )
     assert "\n" not in str(caught.value)
-    store.busy = 0
-    assert generate(sharded(place)).generated == 6
-    assert contents(store) == in_a_folder
+    server.busy = 0
+    assert generate(sharded(store)).generated == 6
+    assert contents(server) == in_a_folder
 
 
-def test_a_store_that_does_not_answer_is_one_line(url: str, access: RemoteAccess) -> None:
+def test_an_unreachable_store_ends_in_one_line(url: str, access: RemoteAccess) -> None:
     options = {
         scheme: each | {"base_url" if scheme == "gs" else "endpoint": "http://127.0.0.1:9"}
         for scheme, each in access.options.items()
@@ -170,27 +172,27 @@ def test_a_store_that_does_not_answer_is_one_line(url: str, access: RemoteAccess
         generate(sharded(open_output(url, nobody)))
 
 
-def test_a_store_that_may_not_be_written_is_one_line_at_once(
-    store: AmazonStore, place: OutputStore
+def test_a_read_only_store_ends_in_one_line_at_once(
+    server: AmazonStore, store: OutputStore
 ) -> None:
-    store.busy, store.answer = 1000, 403
+    server.busy, server.status = 1000, 403
     with pytest.raises(PipelineError) as caught:
-        generate(sharded(place))
-    assert store.turned_away == 1
+        generate(sharded(store))
+    assert server.rejected == 1
     message = r"access denied \(.*\); set credentials that may write there"
-    assert re.fullmatch(rf"{place.name}/\.work/request\.json: {message}", str(caught.value))
+    assert re.fullmatch(rf"{store.name}/\.work/request\.json: {message}", str(caught.value))
 
 
-def test_a_large_file_is_put_in_pieces(store: AmazonStore, place: OutputStore) -> None:
+def test_a_large_file_is_uploaded_in_parts(server: AmazonStore, store: OutputStore) -> None:
     content = np.random.default_rng(0).bytes(6 * 2**20)
-    with place.writing() as folder:
+    with store.writing() as folder:
         (folder / "large.tar").write_bytes(content)
-    assert contents(store) == {"large.tar": content}
-    assert place.sizes() == {"large.tar": len(content)}
+    assert contents(server) == {"large.tar": content}
+    assert store.sizes() == {"large.tar": len(content)}
 
 
-def _die_before(name: str, place: OutputStore) -> None:
-    """Paint the set in this process, which is killed when a file of that name is to be put."""
+def _die_before(name: str, store: OutputStore) -> None:
+    """Generate the set in this process, which is killed when a file of that name is uploaded."""
     put = Bucket._put
 
     def put_or_die(self: Bucket, path: Path, put_name: str) -> None:
@@ -199,7 +201,7 @@ def _die_before(name: str, place: OutputStore) -> None:
         put(self, path, put_name)
 
     Bucket._put = put_or_die  # type: ignore[method-assign]
-    generate(sharded(place))
+    generate(sharded(store))
 
 
 @pytest.mark.slow
@@ -213,30 +215,30 @@ def _die_before(name: str, place: OutputStore) -> None:
         ("manifest.json", 0),
     ],
 )
-def test_a_kill_between_two_objects_is_continued(
-    store: AmazonStore,
-    place: OutputStore,
+def test_a_run_that_was_killed_between_two_objects_is_resumed(
+    server: AmazonStore,
+    store: OutputStore,
     in_a_folder: dict[str, bytes],
     name: str,
     generated: int,
 ) -> None:
-    killed = multiprocessing.get_context("spawn").Process(target=_die_before, args=(name, place))
+    killed = multiprocessing.get_context("spawn").Process(target=_die_before, args=(name, store))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
-    assert "manifest.json" not in contents(store)
-    assert generate(sharded(place)).generated == generated
-    assert contents(store) == in_a_folder
+    assert "manifest.json" not in contents(server)
+    assert generate(sharded(store)).generated == generated
+    assert contents(server) == in_a_folder
 
 
 @pytest.mark.parametrize(
     "mend",
-    [merge_shards, lambda place: generate(sharded(place, num_tasks=2))],
+    [merge_shards, lambda store: generate(sharded(store, num_tasks=2))],
     ids=["merge", "task"],
 )
-def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
-    store: AmazonStore,
-    place: OutputStore,
+def test_any_run_removes_a_work_folder_that_a_killed_run_left(
+    server: AmazonStore,
+    store: OutputStore,
     in_a_folder: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
     mend: Callable[[OutputStore], Any],
@@ -247,41 +249,41 @@ def test_a_kill_before_the_work_folder_is_removed_is_mended_by_any_run(
     with monkeypatch.context() as patched:
         patched.setattr(Bucket, "close", end)
         with pytest.raises(KeyboardInterrupt):
-            generate(sharded(place))
-    assert len(contents(store)) > len(in_a_folder)
-    assert mend(place).complete
-    assert contents(store) == in_a_folder
+            generate(sharded(store))
+    assert len(contents(server)) > len(in_a_folder)
+    assert mend(store).complete
+    assert contents(server) == in_a_folder
 
 
-def test_a_bucket_that_is_not_there_is_one_line(store: AmazonStore, access: RemoteAccess) -> None:
-    url = f"{store.scheme}://none/set"
+def test_a_missing_bucket_ends_in_one_line(server: AmazonStore, access: RemoteAccess) -> None:
+    url = f"{server.scheme}://none/set"
     with pytest.raises(PipelineError, match=rf"^{url}/.*: the bucket was not found .* make"):
         generate(sharded(open_output(url, access)))
 
 
-def test_other_objects_are_left_alone(store: AmazonStore, url: str, access: RemoteAccess) -> None:
+def test_other_objects_are_not_touched(server: AmazonStore, url: str, access: RemoteAccess) -> None:
     generate(sharded(open_output(f"{url}2", access), n=2))
     generate(sharded(open_output(f"{url}/", access), n=2))
-    before = store.objects()
+    before = server.objects()
     with pytest.raises(PipelineError, match=r"sets holds something else \(stripes/_info.json\)"):
-        generate(sharded(open_output(f"{store.url}/sets", access), n=2))
-    assert store.objects() == before
+        generate(sharded(open_output(f"{server.url}/sets", access), n=2))
+    assert server.objects() == before
 
 
-def test_other_settings_are_refused_in_a_store(place: OutputStore) -> None:
-    generate(sharded(place, num_tasks=2))
+def test_other_settings_are_rejected_in_a_store(store: OutputStore) -> None:
+    generate(sharded(store, num_tasks=2))
     with pytest.raises(
-        PipelineError, match=rf"seed: {place.name} was begun with 0, this command says 1"
+        PipelineError, match=rf"seed: {store.name} was started with 0, and this command uses 1"
     ):
-        generate(sharded(place, Stripes(seed=1)))
+        generate(sharded(store, Stripes(seed=1)))
 
 
 def test_many_sidecars_are_listed_once_and_read_in_batches(
-    place: OutputStore, monkeypatch: pytest.MonkeyPatch
+    store: OutputStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(output, "_PREFETCH", 2)
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
+        generate(sharded(store, task_index=task, num_tasks=2))
     listed, sizes = [], Bucket.sizes
 
     def count(self: Bucket) -> dict[str, int]:
@@ -289,15 +291,15 @@ def test_many_sidecars_are_listed_once_and_read_in_batches(
         return sizes(self)
 
     monkeypatch.setattr(Bucket, "sizes", count)
-    assert merge_shards(place).complete
+    assert merge_shards(store).complete
     # Once for the shards, and once for what is to be removed.
     assert len(listed) == 2
 
 
-def test_the_command_paints_into_a_store_and_merges(
-    store: AmazonStore, url: str, monkeypatch: pytest.MonkeyPatch
+def test_the_command_generates_shards_in_a_store_and_merges_them(
+    server: AmazonStore, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in store.environment.items():
+    for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
 
     def run(*arguments: str) -> Result:
@@ -314,10 +316,10 @@ def test_the_command_paints_into_a_store_and_merges(
     assert json.loads(merged.stdout) == {
         "location": url, "images": 5, "generated": 0, "shards": 3, "missing": [], "complete": True,
     }  # fmt: skip
-    assert "manifest.json" in contents(store)
+    assert "manifest.json" in contents(server)
 
 
-def test_ctrl_c_ends_the_wait_for_a_store_that_does_not_answer() -> None:
+def test_ctrl_c_ends_the_wait_for_an_unresponsive_store() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
         options = {"access_key_id": "key", "secret_access_key": "secret", "endpoint": endpoint}
@@ -342,12 +344,12 @@ def test_a_bucket_is_an_output_store(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("where", ["http://host/a", "s3://", "pipe:cat", "ftp://host/a"])
-def test_what_cannot_be_written_is_refused(where: str) -> None:
+def test_addresses_that_cannot_be_written_are_rejected(where: str) -> None:
     with pytest.raises(PipelineError, match="cannot be written; use a folder"):
         open_output(where)
 
 
-def test_an_address_of_azure_is_a_container_and_a_key() -> None:
+def test_an_azure_address_has_a_container_and_a_key() -> None:
     options = {"account_name": "someone", "skip_signature": True}
     store, key = open_store("az://container/set/a.tar", options, stall_s=1)
     assert type(store).__name__ == "AzureStore"
@@ -370,7 +372,7 @@ print(opened(), flush=True) if child == 0 else os.waitpid(child, 0)
 """
 
 
-def test_a_forked_process_is_refused_its_parents_stores() -> None:
+def test_a_forked_process_cannot_use_the_stores_of_its_parent() -> None:
     tests = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", FORK, str(tests.parent)], capture_output=True, text=True, check=True

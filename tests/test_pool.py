@@ -1,4 +1,4 @@
-"""What becomes of chunks of work when processes end, or may not begin."""
+"""Worker pools: each chunk is done once, also if workers end or cannot start."""
 
 import errno
 import os
@@ -45,20 +45,20 @@ def done(folder: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("jobs", [1, 3, 10])
-def test_each_chunk_is_worked_on_once(tmp_path: Path, jobs: int) -> None:
+def test_each_chunk_is_processed_once(tmp_path: Path, jobs: int) -> None:
     finished: list[range] = []
     run_chunks(partial(note, tmp_path), CHUNKS, jobs=jobs, finished=finished.append)
     assert sorted(finished, key=lambda chunk: chunk.start) == CHUNKS
     assert done(tmp_path) == [*range(6)]
 
 
-def test_the_error_of_a_chunk_ends_the_run_after_the_chunks_in_hand(tmp_path: Path) -> None:
+def test_an_error_ends_the_run_after_the_chunks_in_progress(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="two"):
         run_chunks(partial(note_and_fail, tmp_path), CHUNKS, jobs=1, finished=lambda _: None)
     assert done(tmp_path) == [0, 1, 2]
 
 
-def test_a_killed_worker_is_one_line(tmp_path: Path) -> None:
+def test_a_killed_worker_raises_one_line(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="killed"):
         run_chunks(partial(note_and_die, tmp_path), CHUNKS, jobs=2, finished=lambda _: None)
 
@@ -80,7 +80,7 @@ def test_fewer_workers_than_jobs_do_all_the_work(
     assert done(tmp_path) == [*range(6)]
 
 
-def test_no_worker_at_all_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_at_all_raises_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none(_: SpawnProcess) -> None:
         raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
@@ -89,22 +89,22 @@ def test_no_worker_at_all_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         run_chunks(partial(note, tmp_path), CHUNKS, jobs=4, finished=lambda _: None)
 
 
-def test_workers_without_threads_are_one_line() -> None:
+def test_workers_that_cannot_start_threads_raise_one_line() -> None:
     with pytest.raises(PipelineError, match="can't start new thread"):
         run_chunks(without_threads, CHUNKS, jobs=2, finished=lambda _: None)
 
 
-def note_in_spite_of_ctrl_c(folder: Path, chunk: range) -> range:
+def note_despite_ctrl_c(folder: Path, chunk: range) -> range:
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(0.05)
     return note(folder, chunk)
 
 
-def test_no_worker_answers_ctrl_c_not_even_the_first_of_a_command(tmp_path: Path) -> None:
-    """The first process that Python starts also starts the tracker of its resources."""
+def test_no_worker_handles_ctrl_c_not_even_the_first_of_a_command(tmp_path: Path) -> None:
+    """The first process that Python starts also starts its resource tracker."""
     script = (
         "import sys, test_pool as t; from functools import partial; from pathlib import Path\n"
-        "work = partial(t.note_in_spite_of_ctrl_c, Path(sys.argv[1]))\n"
+        "work = partial(t.note_despite_ctrl_c, Path(sys.argv[1]))\n"
         "t.run_chunks(work, t.CHUNKS[:2], jobs=2, finished=lambda _: None)"
     )
     environment = os.environ | {

@@ -16,7 +16,7 @@ from test_cache import NEVER, numbers_in, put
 
 
 class Shelf:
-    """Gives files from a cache of its own, and writes down what was asked for."""
+    """Returns files from its own cache, and records which were requested."""
 
     def __init__(self, cache: ShardCache) -> None:
         self.cache = cache
@@ -51,9 +51,9 @@ def wait_until(condition: Callable[[], object]) -> None:
         time.sleep(0.01)
 
 
-def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
+def test_shards_are_returned_in_order_and_may_repeat(shelf: Shelf) -> None:
     order = [3, 1, 2, 3, 3, 0]
-    with Prefetch(shelf.hold, order, ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, order, n_shards=3, threads=2) as shards:
         taken = []
         for shard, held in zip(order, shards, strict=True):
             with held:
@@ -64,8 +64,8 @@ def test_shards_come_in_their_order_and_may_come_again(shelf: Shelf) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) -> None:
-    with Prefetch(shelf.hold, itertools.count(), ahead=3, threads=threads) as shards:
+def test_only_the_next_shards_are_fetched(shelf: Shelf, threads: int) -> None:
+    with Prefetch(shelf.hold, itertools.count(), n_shards=3, threads=threads) as shards:
         wait_until(lambda: len(shelf.asked) == 3)
         time.sleep(0.1)
         assert sorted(shelf.asked) == [0, 1, 2]
@@ -75,9 +75,9 @@ def test_no_more_than_the_next_shards_are_fetched(shelf: Shelf, threads: int) ->
         assert sorted(shelf.asked) == [0, 1, 2, 3]
 
 
-def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
+def test_downloads_run_concurrently(shelf: Shelf) -> None:
     shelf.gates = {number: threading.Event() for number in range(3)}
-    with Prefetch(shelf.hold, range(3), ahead=3, threads=3) as shards:
+    with Prefetch(shelf.hold, range(3), n_shards=3, threads=3) as shards:
         wait_until(lambda: shelf.asked == [0, 1, 2])
         for number in (2, 1, 0):
             shelf.gates[number].set()
@@ -85,9 +85,9 @@ def test_downloads_run_beside_each_other(shelf: Shelf) -> None:
             held.release()
 
 
-def test_what_is_fetched_ahead_is_held_until_its_taker_lets_it_go(tmp_path: Path) -> None:
+def test_prefetched_shards_are_held_until_the_consumer_releases_them(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=3000))
-    with Prefetch(shelf.hold, [0, 1, 2], ahead=2) as shards:
+    with Prefetch(shelf.hold, [0, 1, 2], n_shards=2) as shards:
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
         first = shards.take()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1, 2])
@@ -102,32 +102,32 @@ def test_what_is_fetched_ahead_is_held_until_its_taker_lets_it_go(tmp_path: Path
 
 
 @pytest.mark.parametrize("limit", [2000, 3000, 4500])
-def test_a_cache_smaller_than_what_is_ahead_serves_one_after_the_other(
+def test_a_cache_smaller_than_the_prefetched_shards_still_serves_all(
     tmp_path: Path, limit: int
 ) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=limit))
     order = list(range(12))
-    with Prefetch(shelf.hold, order, ahead=6, threads=4) as shards:
+    with Prefetch(shelf.hold, order, n_shards=6, threads=4) as shards:
         for shard, held in zip(order, shards, strict=True):
             with held:
                 assert held.path.exists(), shard
                 time.sleep(0.01)
 
 
-def test_a_taker_that_holds_the_whole_cache_is_told(tmp_path: Path) -> None:
+def test_a_consumer_that_holds_the_whole_cache_gets_an_error(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
-    with Prefetch(shelf.hold, range(5), ahead=3, threads=2) as shards:
+    with Prefetch(shelf.hold, range(5), n_shards=3, threads=2) as shards:
         held = [shards.take(), shards.take()]
-        with pytest.raises(CacheFullError, match="raise the cache's limit, or read fewer shards"):
+        with pytest.raises(CacheFullError, match="raise --cache-limit, or read fewer shards"):
             shards.take()
         for one in held:
             one.release()
 
 
-def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
+def test_room_that_another_process_frees_is_used(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     other = put(shelf.cache, 99, 2000)
-    with Prefetch(shelf.hold, range(5), ahead=3) as shards:
+    with Prefetch(shelf.hold, range(5), n_shards=3) as shards:
         time.sleep(0.2)
         other.release()
         wait_until(lambda: numbers_in(shelf.cache) == [0, 1])
@@ -136,31 +136,31 @@ def test_room_that_another_user_frees_is_found(tmp_path: Path) -> None:
 
 def test_an_error_is_raised_where_its_shard_is_taken(shelf: Shelf) -> None:
     shelf.errors[1] = PipelineError("http://host/set-0001.tar: not found")
-    with Prefetch(shelf.hold, range(4), ahead=4) as shards:
+    with Prefetch(shelf.hold, range(4), n_shards=4) as shards:
         shards.take().release()
         with pytest.raises(PipelineError, match=r"set-0001\.tar: not found"):
             shards.take()
         shards.take().release()
 
 
-def test_any_error_reaches_the_taker(shelf: Shelf) -> None:
+def test_any_error_is_raised_in_take(shelf: Shelf) -> None:
     shelf.errors[0] = ZeroDivisionError("a slip of the program")
-    with Prefetch(shelf.hold, [0], ahead=4) as shards, pytest.raises(ZeroDivisionError):
+    with Prefetch(shelf.hold, [0], n_shards=4) as shards, pytest.raises(ZeroDivisionError):
         shards.take()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_no_thread_and_no_held_file_outlives_close(tmp_path: Path, threads: int) -> None:
+def test_close_ends_all_threads_and_releases_all_files(tmp_path: Path, threads: int) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=5000))
     before = threading.active_count()
     shelf.gates = {2: NEVER}
-    shards = Prefetch(shelf.hold, range(100), ahead=5, threads=threads)
+    shards = Prefetch(shelf.hold, range(100), n_shards=5, threads=threads)
     shards.take().release()
     wait_until(lambda: 2 in shelf.asked)
     shards.close()
     assert threading.active_count() == before
     put(shelf.cache, 99, 5000).release()
-    assert numbers_in(shelf.cache, most=100) == [99]
+    assert numbers_in(shelf.cache, limit=100) == [99]
     with pytest.raises(RuntimeError, match="closed"):
         shards.take()
     shards.close()
@@ -170,23 +170,23 @@ def test_close_ends_threads_that_wait_for_room(tmp_path: Path) -> None:
     shelf = Shelf(ShardCache(folder=tmp_path, limit_bytes=2000))
     before = threading.active_count()
     with put(shelf.cache, 99, 2000):
-        shards = Prefetch(shelf.hold, range(5), ahead=3, threads=3)
+        shards = Prefetch(shelf.hold, range(5), n_shards=3, threads=3)
         wait_until(lambda: len(shelf.asked) > 1)
         shards.close()
     assert threading.active_count() == before
 
 
-def test_a_taker_that_waits_is_told_of_a_close(shelf: Shelf) -> None:
+def test_close_ends_a_waiting_take(shelf: Shelf) -> None:
     shelf.gates = {0: NEVER}
     shards = Prefetch(shelf.hold, range(3))
     timer = threading.Timer(0.2, shards.close)
     timer.start()
-    with pytest.raises(RuntimeError, match="closed meanwhile"):
+    with pytest.raises(RuntimeError, match="closed while"):
         shards.take()
     timer.join()
 
 
-def test_a_program_that_does_not_close_ends() -> None:
+def test_a_program_ends_without_calling_close() -> None:
     code = """
 import threading
 from pipelines.shards.prefetch import Prefetch
@@ -198,7 +198,7 @@ shards = Prefetch(hold, range(10))
     subprocess.run([sys.executable, "-c", code], cwd=tests.parent, check=True, timeout=20)
 
 
-@pytest.mark.parametrize("settings", [{"ahead": 0}, {"threads": 0}])
-def test_nonsense_is_refused(shelf: Shelf, settings: dict[str, int]) -> None:
+@pytest.mark.parametrize("settings", [{"n_shards": 0}, {"threads": 0}])
+def test_sizes_below_one_are_rejected(shelf: Shelf, settings: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="is 0"):
         Prefetch(shelf.hold, [], **settings)

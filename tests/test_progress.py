@@ -14,7 +14,7 @@ DIGITS = named_recipe("digits")
 
 
 class Clock:
-    """A clock that is moved by hand."""
+    """A clock that tests set."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -24,7 +24,7 @@ class Clock:
 
 
 def lines_of(steps: list[tuple[float, int, int]]) -> list[str]:
-    """Return what is printed when (seconds, done, total) are shown in order."""
+    """Return the lines printed for a sequence of (seconds, done, total)."""
     stream, clock = io.StringIO(), Clock()
     lines = PlainLines("images", stream, clock)
     for clock.now, done, total in steps:
@@ -35,7 +35,7 @@ def lines_of(steps: list[tuple[float, int, int]]) -> list[str]:
     return text.splitlines()
 
 
-def test_a_log_has_rate_and_time_left_and_a_line_at_the_end() -> None:
+def test_a_log_shows_rate_time_left_and_a_last_line() -> None:
     steps = [(float(second), 10 * second, 400) for second in range(41)]
     assert lines_of(steps) == [
         "100 of 400 images (25 %), 10 per s, 30 s left",
@@ -45,19 +45,19 @@ def test_a_log_has_rate_and_time_left_and_a_line_at_the_end() -> None:
     ]
 
 
-def test_what_was_done_before_is_not_counted_in_the_rate() -> None:
+def test_the_rate_does_not_count_items_done_before() -> None:
     assert lines_of([(0, 1000, 1100), (10, 1010, 1100), (11, 1011, 1100)]) == [
         "1,010 of 1,100 images (91 %), 1 per s, 90 s left",
         "1,011 of 1,100 images (91 %), 1 per s, 89 s left",
     ]
 
 
-def test_lines_of_days_are_a_minute_apart() -> None:
+def test_lines_of_a_run_of_days_are_a_minute_apart() -> None:
     day = 24 * 3600
     assert len(lines_of([(second, second, 2 * day) for second in range(day)])) < 24 * 60 + 60
 
 
-def test_work_after_work_is_counted_from_its_own_beginning() -> None:
+def test_a_new_total_starts_a_new_count() -> None:
     found = lines_of([(0, 0, 5), (1, 5, 5), (1, 0, 7), (3, 7, 7), (3, 0, 7), (4, 7, 7)])
     assert found == [
         "5 of 5 images, took 1 s",
@@ -66,18 +66,18 @@ def test_work_after_work_is_counted_from_its_own_beginning() -> None:
     ]
 
 
-def test_a_terminal_has_a_bar_and_a_log_has_none(
+def test_a_terminal_shows_a_bar_and_a_log_does_not(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for terminal in (True, False):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         with progress_bar("samples") as show:
             show(0, 2)
-            show.line("a line that stays")
+            show.line("a permanent line")
             show(2, 2, "a note")
         shown = capsys.readouterr()
         assert ("\r" in shown.err) == terminal
-        assert "a line that stays\n" in shown.err
+        assert "a permanent line\n" in shown.err
         assert "a note" in shown.err
         assert shown.out == ""
 
@@ -86,12 +86,12 @@ def test_a_terminal_has_a_bar_and_a_log_has_none(
     ("seconds", "words"),
     [(0, "0 s"), (119.4, "119 s"), (120, "2 min"), (7199, "2 h"), (12000, "3 h 20 min")],
 )
-def test_durations_are_words(seconds: float, words: str) -> None:
+def test_durations_are_shown_in_two_units(seconds: float, words: str) -> None:
     assert in_words(seconds) == words
     assert in_words(100 * 3600) == "4 days 4 h"
 
 
-def test_an_epoch_is_a_line_with_errors_rate_and_time_left() -> None:
+def test_the_line_of_an_epoch_shows_errors_rate_and_time_left() -> None:
     stream, clock = io.StringIO(), Clock()
     bar = PlainLines("steps", stream, clock)
     progress = TrainingProgress(bar, replace(DIGITS, epochs=3, batch_size=100), clock)
@@ -103,7 +103,7 @@ def test_an_epoch_is_a_line_with_errors_rate_and_time_left() -> None:
         progress.step(shown)
 
     clock.now = 30.0
-    step(1, 0, 100 / 30)  # It compiles.
+    step(1, 0, 100 / 30)  # This step compiles kernels.
     clock.now = 31.0
     step(2, 0, 100.0)
     clock.now = 32.0

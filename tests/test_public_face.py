@@ -1,4 +1,4 @@
-"""What `import pixmix` gives, to programs and to type checkers, whatever lies beside them."""
+"""The public names of `pixmix`, for programs and type checkers, and shadowed packages."""
 
 import re
 import subprocess
@@ -12,7 +12,7 @@ import pytest
 
 import pipelines
 import pixmix
-from pixmix.commands import MODULES, PACKAGES, import_beside
+from pixmix.commands import MODULES, PACKAGES, import_sibling
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 def python(
     *arguments: str, folder: Path, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, with this project where an installed package would be."""
+    """Run Python in a folder, with this project installed behind it on the path."""
     site = folder.parent / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(f"import sys; sys.path.append({str(ROOT)!r})\n")
@@ -33,7 +33,7 @@ def python(
 
 
 def folder_with(tmp_path: Path, name: str, content: str = "") -> Path:
-    """Return a folder in which a package, or with .py a module, of a name lies."""
+    """Return a folder that contains a package, or with .py a module, of a name."""
     folder = tmp_path / "project"
     file = folder / name if name.endswith(".py") else folder / name / "__init__.py"
     file.parent.mkdir(parents=True)
@@ -44,7 +44,7 @@ def folder_with(tmp_path: Path, name: str, content: str = "") -> Path:
 # --- Names ---------------------------------------------------------------------------------------
 
 
-def test_every_public_name_is_there_and_no_other() -> None:
+def test_the_public_names_are_complete() -> None:
     assert set(pixmix.__all__) == {
         "BatchPixMix", "PixMix", "PixMixSettings", "draw_genome", "eval_loader",
         "mix_batch", "open_mixing_set", "render", "train_loader",
@@ -57,7 +57,7 @@ def test_every_public_name_is_there_and_no_other() -> None:
         pixmix.PixMixx  # noqa: B018
 
 
-def test_the_version_is_in_one_place() -> None:
+def test_the_version_is_defined_once() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     path = project["tool"]["hatch"]["version"]["path"]
     assert "version" in project["project"]["dynamic"]
@@ -68,14 +68,14 @@ def test_the_version_is_in_one_place() -> None:
             assert file == ROOT / path or not re.search(r"__version__ = ", file.read_text()), file
 
 
-def test_no_other_module_of_pixmix_knows_the_packages_beside_it() -> None:
-    """The contract of the layers does not see an import by name; see pyproject.toml."""
+def test_only_two_modules_of_pixmix_import_sibling_packages() -> None:
+    """The import contract does not see imports by name; see pyproject.toml."""
     known = {"__init__.py", "commands.py"}
     for file in (ROOT / "pixmix").glob("*.py"):
         if file.name not in known:
             text = file.read_text()
             assert "import_module" not in text, file
-            assert "import_beside" not in text, file
+            assert "import_sibling" not in text, file
 
 
 TYPED = """
@@ -132,8 +132,8 @@ WRONG = {
 
 
 @pytest.mark.slow
-def test_type_checkers_know_the_public_names_and_catch_others(tmp_path: Path) -> None:
-    """One run of mypy, for it takes a while: a right file, and one for each mistake."""
+def test_type_checkers_know_the_public_names_and_reject_others(tmp_path: Path) -> None:
+    """Run mypy once, because it is slow, on a valid file and a file for each mistake."""
     pytest.importorskip("mypy")
     (tmp_path / "right.py").write_text(TYPED)
     for number, code in enumerate(WRONG):
@@ -150,36 +150,34 @@ def test_type_checkers_know_the_public_names_and_catch_others(tmp_path: Path) ->
         assert any(named in line for line in found), (named, done.stdout)
 
 
-# --- Packages of the same names -------------------------------------------------------------------
+# --- Shadowed packages ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["pipelines", "fractals", "featviz", "pipelines.py"])
-def test_a_package_that_hides_ours_is_named_by_the_names_that_need_it(
-    tmp_path: Path, name: str
-) -> None:
+def test_importing_a_name_reports_the_package_that_shadows_ours(tmp_path: Path, name: str) -> None:
     folder = folder_with(tmp_path, name)
-    hidden = name.removesuffix(".py")
+    shadowed = name.removesuffix(".py")
     for public in ("open_mixing_set", "draw_genome"):
         done = python("-c", f"from pixmix import {public}", folder=folder)
         last = done.stderr.splitlines()[-1]
         assert last.startswith("ImportError: ")
         assert str(folder / name) in last
-        assert f"'{hidden}'" in last
+        assert f"'{shadowed}'" in last
         assert "rename it" in last
 
 
-def test_what_needs_no_other_package_works_beside_one_that_hides_ours(tmp_path: Path) -> None:
+def test_names_of_pixmix_itself_work_despite_a_shadowed_sibling(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "pipelines")
     assert python("-c", "from pixmix import PixMix", folder=folder).returncode == 0
 
 
 @pytest.mark.parametrize("script", sorted(MODULES))
-def test_a_command_says_in_one_line_that_a_package_is_hidden(tmp_path: Path, script: str) -> None:
+def test_a_command_reports_a_shadowed_package_in_one_line(tmp_path: Path, script: str) -> None:
     entry = MODULES[script].rpartition(".")[2]
     code = f"import sys; from pixmix.commands import {entry}; sys.argv[1:] = ['--help']; {entry}()"
     name = PACKAGES[sorted(MODULES).index(script) % len(PACKAGES)]
     folder = folder_with(tmp_path, name)
-    # A script has its own folder on the path, not the working folder.
+    # -P leaves out the working folder, as for an installed script.
     done = python("-P", "-c", code, folder=folder)
     assert done.returncode == 0, done.stderr
     done = python("-P", "-c", code, folder=folder, environment={"PYTHONPATH": str(folder)})
@@ -189,7 +187,7 @@ def test_a_command_says_in_one_line_that_a_package_is_hidden(tmp_path: Path, scr
     assert line.startswith(f"Error: {folder / name}")
 
 
-def test_a_module_run_beside_another_package_of_fractals_says_so_in_one_line(
+def test_a_module_reports_a_shadowed_package_in_one_line(
     tmp_path: Path,
 ) -> None:
     folder = folder_with(tmp_path, "fractals")
@@ -199,7 +197,7 @@ def test_a_module_run_beside_another_package_of_fractals_says_so_in_one_line(
     assert line.startswith(f"Error: {folder / 'fractals'}")
 
 
-def test_a_folder_without_python_hides_nothing(tmp_path: Path) -> None:
+def test_a_folder_without_python_files_does_not_shadow_a_package(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     for name in PACKAGES:
         (folder / name).mkdir(parents=True)
@@ -208,7 +206,7 @@ def test_a_folder_without_python_hides_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_package_that_was_overwritten_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_an_overwritten_package_is_reported_with_a_remedy(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "other")
     overwrite = "import pipelines; del pipelines.__version__; "
     done = python("-c", f"{overwrite}import pixmix; pixmix.train_loader", folder=folder)
@@ -223,17 +221,17 @@ def test_a_package_that_was_overwritten_says_how_to_mend_it(tmp_path: Path) -> N
     assert line.startswith("Error: cannot import name '__version__'")
 
 
-def test_an_import_that_fails_for_another_reason_is_left_as_it_is() -> None:
+def test_other_import_errors_are_not_changed() -> None:
     with pytest.raises(ModuleNotFoundError) as caught:
-        import_beside("no_such_package")
+        import_sibling("no_such_package")
     assert caught.value.name == "no_such_package"
 
 
-def test_the_commands_of_the_demo_run_beside_other_packages(tmp_path: Path) -> None:
+def test_commands_of_the_demo_run_despite_a_shadowing_package(tmp_path: Path) -> None:
     folder = folder_with(tmp_path, "pipelines")
     code = (
         "from pathlib import Path\n"
-        "from pipelines.demo import Stage, run_command\n"
+        "from pipelines.cli.demo import Stage, run_command\n"
         "stage = Stage(name='help', command=lambda: ['pixmix-gen', '--help'], "
         "result=Path('result'))\n"
         "print(run_command(stage))"

@@ -16,7 +16,7 @@ def ranges(draw: st.DrawFn) -> list[range]:
 
 
 @given(n_items, ranges())
-def test_subtract_leaves_exactly_what_is_not_taken(n: int, taken: list[range]) -> None:
+def test_subtract_returns_exactly_the_items_not_taken(n: int, taken: list[range]) -> None:
     left = subtract(range(n), taken)
     numbers = [index for items in left for index in items]
     assert numbers == sorted(set(range(n)).difference(*taken))
@@ -24,7 +24,7 @@ def test_subtract_leaves_exactly_what_is_not_taken(n: int, taken: list[range]) -
 
 
 @given(n_items, ranges(), chunk_sizes)
-def test_cut_keeps_every_item_and_crosses_no_multiple(
+def test_cut_keeps_all_items_and_no_piece_crosses_a_multiple(
     n: int, taken: list[range], chunk: int
 ) -> None:
     left = subtract(range(n), taken)
@@ -34,7 +34,7 @@ def test_cut_keeps_every_item_and_crosses_no_multiple(
 
 
 @given(st.integers(0, 100), n_items)
-def test_spread_gives_different_items_of_the_set_from_the_first_on(count: int, n: int) -> None:
+def test_spread_returns_distinct_evenly_spaced_items(count: int, n: int) -> None:
     chosen = list(spread(count, n))
     assert len(chosen) == min(count, n)
     assert chosen == sorted(set(chosen))

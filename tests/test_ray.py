@@ -212,7 +212,7 @@ def test_ctrl_c_is_one_line_and_the_same_command_continues_without_a_cluster(
     assert interrupted.returncode == 130
     assert output.decode() == ""
     told = (tmp_path / "errors").read_text()
-    assert told.splitlines()[-1] == "Error: interrupted; the same command resumes this dataset"
+    assert told.splitlines()[-1] == "Error: interrupted; run the same command again to resume"
     assert "Traceback" not in told
     recorded = sum(len(part.read_bytes().splitlines()) for part in parts.glob("*.jsonl"))
     assert 0 < recorded < 300

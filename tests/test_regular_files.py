@@ -1,4 +1,4 @@
-"""A named pipe under the name of any file of a set is told in one line; none is waited for."""
+"""A named pipe in place of any file of a dataset is an error; no command waits for it."""
 
 import ast
 import json
@@ -17,7 +17,7 @@ ALLOWED = {
     "demo.py", "evaluation/folders.py", "generate/ray.py",
     "provenance/run_record.py", "system/process_group.py", "system/processes.py",
 }  # fmt: skip
-"""Modules that read files of the system, of the package or of their own making by name."""
+"""Modules that read by name only files of the system, of the package or of their own."""
 
 
 def pipe_at(path: Path) -> None:
@@ -26,7 +26,7 @@ def pipe_at(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["images/00000001.png", "metadata.jsonl", "manifest.json"])
-def test_a_pipe_in_a_set_of_files_is_told_and_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_an_image_set_is_an_error_and_does_not_block(tmp_path: Path, name: str) -> None:
     out = tmp_path / "set"
     made = CliRunner().invoke(gen.main, ["fractals", *SMALL, "--format", "png", "--out", str(out)])
     assert made.exit_code == 0, made.output
@@ -37,7 +37,9 @@ def test_a_pipe_in_a_set_of_files_is_told_and_not_waited_for(tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("name", [".work/request.json", "manifest.json"])
-def test_a_pipe_in_a_set_of_shards_is_told_and_not_waited_for(tmp_path: Path, name: str) -> None:
+def test_a_pipe_in_a_set_of_shards_is_an_error_and_does_not_block(
+    tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "set" / name
     path.parent.mkdir(parents=True)
     os.mkfifo(path)
@@ -47,7 +49,9 @@ def test_a_pipe_in_a_set_of_shards_is_told_and_not_waited_for(tmp_path: Path, na
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY\x01\x00\x10\x00{'shape': (((\n"])
-def test_what_is_in_the_place_of_an_index_is_told(tmp_path: Path, content: bytes | None) -> None:
+def test_an_index_that_is_a_pipe_or_damaged_is_an_error(
+    tmp_path: Path, content: bytes | None
+) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(1024))
     index = tmp_path / "index.npy"
     if content is None:
@@ -68,7 +72,9 @@ def test_what_is_in_the_place_of_an_index_is_told(tmp_path: Path, content: bytes
         {"name": "x", "n": 4, "kind": "mixing", "shard_size": 1, "num_shards": 10**12},
     ],
 )
-def test_a_damaged_request_of_shards_is_told(tmp_path: Path, request_: dict[str, object]) -> None:
+def test_a_damaged_request_of_shards_is_an_error(
+    tmp_path: Path, request_: dict[str, object]
+) -> None:
     (tmp_path / ".work").mkdir()
     document = {"settings": request_, "made_with": {}, "n": 4}
     (tmp_path / ".work" / "request.json").write_text(json.dumps(document))
@@ -78,14 +84,14 @@ def test_a_damaged_request_of_shards_is_told(tmp_path: Path, request_: dict[str,
     assert "request.json is damaged" in merged.stderr
 
 
-def test_a_manifest_of_brackets_is_told(tmp_path: Path) -> None:
+def test_a_deeply_nested_manifest_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("[" * 200_000)
     merged = CliRunner().invoke(gen.main, ["merge", str(tmp_path)])
     assert merged.exit_code == 1
     assert isinstance(merged.exception, SystemExit)
 
 
-def test_files_are_opened_by_what_refuses_pipes() -> None:
+def test_modules_open_files_only_through_functions_that_reject_pipes() -> None:
     found = []
     for path in sorted((ROOT / "pipelines").rglob("*.py")):
         name = path.relative_to(ROOT / "pipelines").as_posix()

@@ -32,7 +32,7 @@ from faulty_server import (
 )
 from pipelines.errors import PipelineError
 from pipelines.shards.cache import HeldFile, ShardCache
-from pipelines.shards.format import MANIFEST_NAME, MOST_MANIFEST_BYTES, open_shards
+from pipelines.shards.format import MANIFEST_NAME, MAX_MANIFEST_BYTES, open_shards
 from pipelines.shards.remote import Remote, RemoteShards, fetch, open_set
 from pipelines.system.attempts import StoppedError
 from pipelines.system.objects import RemoteAccess, is_remote, shown
@@ -81,15 +81,13 @@ def open_remote(
 
 
 def files_of(cache: ShardCache) -> dict[str, int]:
-    """Return the names and lengths of what the cache holds."""
+    """Return the names and sizes of the files in the cache."""
     return {
         path.name: path.stat().st_size for path in cache.files.iterdir() if path.suffix != ".lock"
     }
 
 
-def test_a_file_comes_once_and_is_then_in_the_cache(
-    server: FaultyServer, cache: ShardCache
-) -> None:
+def test_a_file_is_downloaded_once(server: FaultyServer, cache: ShardCache) -> None:
     for _ in range(3):
         with fetch_content(server.url("a.tar"), cache) as held:
             assert held.path.read_bytes() == CONTENT
@@ -149,7 +147,7 @@ def test_a_file_comes_once_and_is_then_in_the_cache(
         ),
     ],
 )
-def test_faults_that_pass_end_in_the_right_content(
+def test_temporary_faults_end_in_the_right_content(
     server: FaultyServer, cache: ShardCache, faults: list[Fault], asked: list[str | None]
 ) -> None:
     server.faults["a.tar"] = list(faults)
@@ -170,7 +168,7 @@ def test_faults_that_pass_end_in_the_right_content(
         pytest.param(
             stall(0),
             4,
-            "/a.tar: given up .* less than 1000 bytes a second for 0.3 s;",
+            "/a.tar: given up .* less than 1000 bytes a second for 0.3 s.",
             0,
             id="silent",
         ),
@@ -201,7 +199,7 @@ def test_faults_that_pass_end_in_the_right_content(
         ),
     ],
 )
-def test_faults_that_stay_are_refused_in_one_line_that_names_the_address(
+def test_permanent_faults_end_in_one_line_that_names_the_address(
     server: FaultyServer,
     cache: ShardCache,
     fault: Fault,
@@ -218,22 +216,22 @@ def test_faults_that_stay_are_refused_in_one_line_that_names_the_address(
     assert sum(files_of(cache).values()) == kept
 
 
-def test_a_server_that_is_not_there_is_given_up(cache: ShardCache) -> None:
+def test_an_unreachable_server_is_given_up(cache: ShardCache) -> None:
     with pytest.raises(PipelineError, match=r"given up after 4 attempts .*connect"):
         fetch_content("http://127.0.0.1:9/a.tar", cache)
 
 
-def test_what_had_come_when_a_server_was_given_up_is_continued(
+def test_a_download_resumes_after_the_server_was_given_up(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.faults["a.tar"] = [cut(60_000), *[status(500)] * 4]
-    with pytest.raises(PipelineError, match="the bytes received so far are kept"):
+    with pytest.raises(PipelineError, match="continues after the received bytes"):
         fetch_content(server.url("a.tar"), cache)
     fetch_content(server.url("a.tar"), cache).release()
     assert server.requests("a.tar") == [None, *["bytes=60000-"] * 5]
 
 
-def test_a_partial_file_that_is_whole_needs_no_server(cache: ShardCache) -> None:
+def test_a_complete_partial_file_is_used_without_a_server(cache: ShardCache) -> None:
     cache.files.mkdir(parents=True)
     partial = cache.files / f"{sha256(CONTENT)}.{len(CONTENT)}.partial"
     partial.write_bytes(CONTENT)
@@ -245,7 +243,7 @@ def test_a_partial_file_that_is_whole_needs_no_server(cache: ShardCache) -> None
     ("length", "asked"),
     [(50_000, ["bytes=50000-", None]), (100_000, [None]), (120_000, [None])],
 )
-def test_a_partial_file_with_other_content_is_dropped(
+def test_a_partial_file_with_other_content_is_discarded(
     server: FaultyServer, cache: ShardCache, length: int, asked: list[str | None]
 ) -> None:
     cache.files.mkdir(parents=True)
@@ -256,7 +254,7 @@ def test_a_partial_file_with_other_content_is_dropped(
     assert server.requests("a.tar") == asked
 
 
-def test_bytes_of_another_range_are_not_taken(
+def test_bytes_of_another_range_are_not_used(
     server: FaultyServer, cache: ShardCache, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.faults["a.tar"] = [cut(30_000), another_range]
@@ -264,7 +262,7 @@ def test_bytes_of_another_range_are_not_taken(
     assert "the server sent another range" in caplog.messages[1]
 
 
-def test_two_shards_of_one_name_are_two_files(server: FaultyServer, cache: ShardCache) -> None:
+def test_two_shards_with_one_name_are_two_files(server: FaultyServer, cache: ShardCache) -> None:
     contents = {"a": b"one" * 1000, "b": b"two" * 1000}
     for folder, content in contents.items():
         (server.folder / folder).mkdir()
@@ -295,7 +293,7 @@ def wait_until(condition: Callable[[], object]) -> None:
 
 @pytest.mark.slow
 def test_many_processes_download_once(server: FaultyServer, cache: ShardCache) -> None:
-    # Longer than they take to start one after the other.
+    # The download takes longer than the processes need to start.
     server.always["a.tar"] = slowly(0.04)
     processes = [start_downloader(server.url("a.tar"), cache, 0) for _ in range(5)]
     outputs = [process.communicate()[0] for process in processes]
@@ -303,7 +301,7 @@ def test_many_processes_download_once(server: FaultyServer, cache: ShardCache) -
     assert server.requests("a.tar") == [None]
 
 
-def test_a_killed_download_is_continued_by_the_next_process(
+def test_the_next_process_resumes_a_killed_download(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.faults["a.tar"] = [stall(60_000)]
@@ -317,7 +315,7 @@ def test_a_killed_download_is_continued_by_the_next_process(
     assert server.requests("a.tar") == [None, "bytes=60000-"]
 
 
-def test_a_process_that_waits_takes_over_from_a_killed_one(
+def test_a_waiting_process_resumes_the_download_of_a_killed_one(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.faults["a.tar"] = [stall(60_000)]
@@ -331,16 +329,14 @@ def test_a_process_that_waits_takes_over_from_a_killed_one(
     assert server.requests("a.tar") == [None, "bytes=60000-"]
 
 
-def test_what_a_process_uses_stays_until_it_is_killed(
-    server: FaultyServer, cache: ShardCache
-) -> None:
+def test_a_file_stays_while_a_process_uses_it(server: FaultyServer, cache: ShardCache) -> None:
     user = start_downloader(server.url("a.tar"), cache, 60)
     assert user.stdout is not None
     assert user.stdout.readline() == "held\n"
     full = ShardCache(folder=cache.folder, limit_bytes=len(CONTENT) + 10)
     (server.folder / "b.tar").write_bytes(b"b" * 1000)
     small = server.url("b.tar")
-    with pytest.raises(PipelineError, match=r"may hold 100010 bytes, and of those 100000 are in"):
+    with pytest.raises(PipelineError, match=r"is 100010 bytes, and 100000 are in use"):
         fetch(small, sha256=sha256(b"b" * 1000), n_bytes=1000, cache=full)
     user.kill()
     user.communicate()
@@ -348,7 +344,7 @@ def test_what_a_process_uses_stays_until_it_is_killed(
     assert files_of(cache) == {sha256(b"b" * 1000): 1000}
 
 
-def test_a_stop_ends_a_silent_transfer_at_once_and_keeps_what_has_come(
+def test_a_stop_ends_a_stalled_transfer_at_once_and_keeps_its_bytes(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.always["a.tar"] = stall(60_000)
@@ -412,7 +408,7 @@ def test_fetching_leaves_no_thread_behind(server: FaultyServer, cache: ShardCach
     before = set(threading.enumerate())
     server.faults["a.tar"] = [cut(1000), stall(0)]
     fetch_content(server.url("a.tar"), cache).release()
-    # But those in which the server answers.
+    # Threads of the server itself may be left.
     left = {thread.name for thread in set(threading.enumerate()) - before}
     assert all("process_request_thread" in name for name in left), left
 
@@ -420,7 +416,7 @@ def test_fetching_leaves_no_thread_behind(server: FaultyServer, cache: ShardCach
 @pytest.mark.parametrize(
     "url", ["ftp://host/a.tar", "simplecache::http://host/a.tar", "http:///a.tar", "hf://a/b.tar"]
 )
-def test_an_address_that_is_not_read_is_refused(url: str, cache: ShardCache) -> None:
+def test_unsupported_addresses_are_rejected(url: str, cache: ShardCache) -> None:
     with pytest.raises(PipelineError, match="is not a supported address"):
         fetch_content(url, cache)
     assert not cache.files.exists()
@@ -438,8 +434,8 @@ def test_no_message_shows_a_password_or_a_signature(
     assert shown(url) == server.url("a.tar")
 
 
-def test_a_full_disk_is_told_and_not_tried_again(server: FaultyServer, cache: ShardCache) -> None:
-    # A limit of this process's file sizes stands for the disk: both end a write early.
+def test_a_full_disk_is_reported_and_not_retried(server: FaultyServer, cache: ShardCache) -> None:
+    # The limit of file sizes of the process acts like a full disk: both end a write early.
     code = f"""
 import resource, signal
 from test_remote import ACCESS, fetch_content
@@ -465,7 +461,7 @@ except PipelineError as error:
 
 
 @pytest.mark.parametrize("allow_pipe", [False, True])
-def test_a_command_runs_only_where_it_is_allowed(
+def test_a_pipe_command_runs_only_if_it_is_allowed(
     tmp_path: Path, cache: ShardCache, allow_pipe: bool
 ) -> None:
     (tmp_path / "a.tar").write_bytes(CONTENT)
@@ -478,7 +474,7 @@ def test_a_command_runs_only_where_it_is_allowed(
         with pytest.raises(PipelineError, match="would run a shell command"):
             fetch_content(url, cache, access)
     assert (tmp_path / "ran").exists() == allow_pipe
-    # What is in the cache makes it no more allowed.
+    # It is also refused if the file is in the cache.
     with pytest.raises(PipelineError, match="would run a shell command"):
         fetch_content(url, cache)
 
@@ -493,11 +489,11 @@ def test_a_command_runs_only_where_it_is_allowed(
         ("head -c 5000 {path}", "expected 100000 bytes with SHA-256 .*, got 5000 bytes"),
         ("cat {path} {path}", ", got more than 100000 bytes, 3 times"),
         ("head -c 5000 {path}; sleep 60", "less than 1000 bytes a second for 0.3 s"),
-        ("cat {path}; exec >&-; sleep 60", "closed its output and ran on"),
+        ("cat {path}; exec >&-; sleep 60", "closed its output and kept running"),
         ("no-such-command", "exit status 127"),
     ],
 )
-def test_a_command_that_fails_is_refused_with_its_last_words(
+def test_a_failed_pipe_command_is_reported_with_its_last_line(
     tmp_path: Path, cache: ShardCache, command: str, message: str
 ) -> None:
     (tmp_path / "a.tar").write_bytes(CONTENT)
@@ -507,7 +503,7 @@ def test_a_command_that_fails_is_refused_with_its_last_words(
     assert sha256(CONTENT) not in files_of(cache)
 
 
-def test_nothing_of_a_silent_command_runs_on(tmp_path: Path, cache: ShardCache) -> None:
+def test_all_processes_of_a_stalled_pipe_command_end(tmp_path: Path, cache: ShardCache) -> None:
     access = RemoteAccess(attempts=1, stall_s=0.3, allow_pipe=True)
     with pytest.raises(PipelineError, match="less than 1000 bytes a second"):
         fetch_content(f"pipe:(sleep 1; touch {tmp_path}/late) | cat", cache, access)
@@ -546,7 +542,7 @@ def assert_same_set(remote: RemoteShards, folder: Path, shards: list[int]) -> No
         ("set/set-{0001..0002}.tar?token=1", [1, 2]),
     ],
 )
-def test_a_remote_set_is_the_local_one(
+def test_a_remote_set_equals_the_local_one(
     server: FaultyServer, served_set: Path, cache: ShardCache, where: str, shards: list[int]
 ) -> None:
     remote = open_remote(server.url(where), cache=cache, access=ACCESS)
@@ -556,18 +552,18 @@ def test_a_remote_set_is_the_local_one(
         assert remote.shards.hash == open_shards(served_set).hash
 
 
-def test_a_set_can_be_read_by_a_command(served_set: Path, cache: ShardCache) -> None:
+def test_a_set_can_be_read_by_a_pipe_command(served_set: Path, cache: ShardCache) -> None:
     access = RemoteAccess(allow_pipe=True)
     where = f"pipe:cat {served_set}/{{file}}"
     remote = open_remote(where, cache=cache, access=access)
     assert_same_set(remote, served_set, [0, 1, 2])
     with pytest.raises(PipelineError, match="would run a shell command"):
         open_remote(where, cache=cache)
-    with pytest.raises(PipelineError, match=r"put \{file\} where the name"):
+    with pytest.raises(PipelineError, match=r"use \{file\} for the name"):
         open_remote(f"pipe:cat {served_set}/a.tar", cache=cache, access=access)
 
 
-def test_a_manifest_writes_no_commands(tmp_path: Path, cache: ShardCache) -> None:
+def test_a_manifest_cannot_inject_commands(tmp_path: Path, cache: ShardCache) -> None:
     folder = write_shards(tmp_path / "set", [b"image"], sizes=[1])
     name = "x; touch ran; .tar"
     manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
@@ -595,7 +591,7 @@ def test_a_shard_may_have_any_name(
     assert_same_set(open_remote(server.url("set"), cache=cache), served_set, [0, 1, 2])
 
 
-def test_a_pinned_manifest_holds_the_set_to_what_it_was(
+def test_a_set_with_another_manifest_hash_is_rejected(
     server: FaultyServer, served_set: Path, cache: ShardCache
 ) -> None:
     pin = open_shards(served_set).hash
@@ -603,15 +599,17 @@ def test_a_pinned_manifest_holds_the_set_to_what_it_was(
         remote = open_remote(server.url("set"), cache=cache, pin=pin)
     assert remote.shards.hash == pin
     assert len(server.requests("set/manifest.json")) == 1
-    with pytest.raises(PipelineError, match=r"set/manifest.json: at most \d+ bytes with SHA-256 0"):
+    with pytest.raises(
+        PipelineError, match=r"set/manifest.json: expected at most \d+ bytes with SHA-256 0"
+    ):
         open_remote(server.url("set"), cache=cache, access=ACCESS, pin="0" * 64)
     assert open_remote(str(served_set), cache=cache, pin=pin)
-    with pytest.raises(PipelineError, match="is not the manifest with SHA-256 0"):
+    with pytest.raises(PipelineError, match="does not have the SHA-256 0"):
         open_remote(str(served_set), cache=cache, pin="0" * 64)
 
 
 @pytest.mark.parametrize("damage", ["other bytes", "too long"])
-def test_a_damaged_pinned_manifest_is_fetched_again(
+def test_a_damaged_pinned_manifest_is_downloaded_again(
     server: FaultyServer, served_set: Path, cache: ShardCache, damage: str
 ) -> None:
     pin = open_shards(served_set).hash
@@ -620,14 +618,14 @@ def test_a_damaged_pinned_manifest_is_fetched_again(
     if damage == "other bytes":
         kept.write_bytes(b"{}")
     else:
-        os.truncate(kept, MOST_MANIFEST_BYTES + 1)
+        os.truncate(kept, MAX_MANIFEST_BYTES + 1)
     remote = open_remote(server.url("set"), cache=cache, pin=pin)
     assert remote.shards.hash == pin
     assert kept.read_bytes() == (served_set / MANIFEST_NAME).read_bytes()
     assert len(server.requests("set/manifest.json")) == 2
 
 
-def test_a_file_that_was_let_go_is_not_discarded(tmp_path: Path) -> None:
+def test_a_released_file_is_not_discarded(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"a")
     descriptor = os.open(tmp_path / "a", os.O_RDONLY)
     with HeldFile(tmp_path / "a", descriptor) as held:
@@ -636,7 +634,7 @@ def test_a_file_that_was_let_go_is_not_discarded(tmp_path: Path) -> None:
     assert (tmp_path / "a").exists()
 
 
-def test_no_command_of_a_pipe_comes_into_a_message(cache: ShardCache) -> None:
+def test_messages_do_not_show_pipe_commands(cache: ShardCache) -> None:
     command = "pipe:false --password hunter2 {file}"
     for access in (RemoteAccess(), RemoteAccess(allow_pipe=True, attempts=1)):
         with pytest.raises(PipelineError) as refused:
@@ -647,7 +645,7 @@ def test_no_command_of_a_pipe_comes_into_a_message(cache: ShardCache) -> None:
     assert "hunter2" not in str(refused.value)
 
 
-def test_manifest_and_index_come_through_faults(
+def test_manifest_and_index_are_read_in_spite_of_faults(
     server: FaultyServer, served_set: Path, cache: ShardCache
 ) -> None:
     server.faults["set/manifest.json"] = [cut(100), status(503), stall(10)]
@@ -666,7 +664,7 @@ def test_manifest_and_index_come_through_faults(
         ("index.npy", replaced(bytes(10**6)), ", got 1000000 bytes"),
     ],
 )
-def test_a_set_without_its_manifest_or_index_is_refused(
+def test_a_set_without_its_manifest_or_index_is_rejected(
     server: FaultyServer,
     served_set: Path,
     cache: ShardCache,
@@ -680,7 +678,7 @@ def test_a_set_without_its_manifest_or_index_is_refused(
         open_remote(server.url("set"), cache=cache, access=ACCESS)
 
 
-def test_another_process_can_be_handed_the_files(
+def test_the_files_can_be_pickled_for_another_process(
     server: FaultyServer, served_set: Path, cache: ShardCache
 ) -> None:
     files = open_remote(server.url("set"), cache=cache).files
@@ -694,7 +692,7 @@ def test_another_process_can_be_handed_the_files(
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_local_shards_are_checked_where_they_lie(
+def test_local_shards_are_verified_without_copying(
     served_set: Path, cache: ShardCache, scheme: str
 ) -> None:
     remote = open_remote(f"{scheme}{served_set}", cache=cache)
@@ -708,7 +706,7 @@ def test_local_shards_are_checked_where_they_lie(
         remote.files.hold(2)
 
 
-def test_what_is_remote_is_told_by_its_form() -> None:
+def test_remote_addresses_are_recognized_by_their_form() -> None:
     for where in ("http://h/x", "S3://b/k", "pipe:cat x", "a::b", "x-y://h"):
         assert is_remote(where), where
     for where in ("/a/b", "a/b.tar", "file:///a", "./pipe:x", "a:b.tar", "C:\\x"):
@@ -726,15 +724,13 @@ def test_what_is_remote_is_told_by_its_form() -> None:
         {"options": {"ftp": {}}},
     ],
 )
-def test_nonsense_about_access_is_refused(settings: dict[str, object]) -> None:
+def test_invalid_access_settings_are_rejected(settings: dict[str, object]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=name):
         RemoteAccess(**settings)  # type: ignore[arg-type]
 
 
-def test_a_certificate_that_is_not_trusted_is_refused_at_once(
-    tmp_path: Path, cache: ShardCache
-) -> None:
+def test_an_untrusted_certificate_is_rejected_at_once(tmp_path: Path, cache: ShardCache) -> None:
     made = subprocess.run(
         [
             *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost"),
@@ -744,7 +740,7 @@ def test_a_certificate_that_is_not_trusted_is_refused_at_once(
         check=False,
     )
     if made.returncode != 0:
-        pytest.skip("openssl makes no certificate here")
+        pytest.skip("openssl cannot make a certificate")
     (tmp_path / "a.tar").write_bytes(CONTENT)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")

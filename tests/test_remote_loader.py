@@ -1,4 +1,4 @@
-"""Loaders over shards at an address of this machine: the batches of local ones, held to hashes."""
+"""Loaders over remote shards: the batches of local ones, verified by hashes."""
 
 import ast
 import functools
@@ -32,10 +32,10 @@ from pipelines import (
     train_loader,
 )
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.config import CIFAR, IMAGENET
 from pipelines.loading.order import EpochOrder, Request, Requests, ShardUses, training_batches
 from pipelines.system.objects import RemoteAccess
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 from streaming_model import shard_uses
 
@@ -46,12 +46,12 @@ N = sum(SIZES)
 
 
 class _Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files, keeps no log and counts the tars that it sent."""
+    """Serves files without a log, and records their names."""
 
     sent: list[str]
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         """Serve a file."""
@@ -70,7 +70,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """The address of the folder, and the names of all files that were sent."""
+    """The address of the folder, and the names of all files that are sent."""
     sent: list[str] = []
     with serving(root, type("Handler", (_Quiet,), {"sent": sent})) as address:
         yield address, sent
@@ -78,7 +78,7 @@ def server(root: Path) -> Iterator[tuple[str, list[str]]]:
 
 @contextmanager
 def serving(root: Path, handler: type[_Quiet]) -> Iterator[str]:
-    """Serve a folder, and give its address."""
+    """Serve a folder, and yield its address."""
     with http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0), functools.partial(handler, directory=str(root))
     ) as running:
@@ -98,7 +98,7 @@ def equal(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_remote_shards_give_the_batches_of_local_ones(
+def test_remote_shards_yield_the_batches_of_local_ones(
     root: Path, server: tuple[str, list[str]], tmp_path: Path, num_workers: int
 ) -> None:
     address, sent = server
@@ -115,12 +115,12 @@ def test_remote_shards_give_the_batches_of_local_ones(
     for _ in range(2):
         assert equal(list(remote), list(local))
     tars = [name for name in sent if name.endswith(".tar")]
-    # Each once a node, and no shard without samples.
+    # Each shard once per node, except for the empty one.
     assert sorted(tars) == [f"set-000{i}.tar" for i in (0, 1, 3, 4, 5)]
 
 
 @pytest.mark.parametrize("shuffle_window", [None, 1, 2])
-def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_that_are_cut(
+def test_ranks_with_partitions_download_each_shard_once_except_shards_at_cuts(
     server: tuple[str, list[str]], tmp_path: Path, shuffle_window: int | None
 ) -> None:
     address, sent = server
@@ -132,7 +132,7 @@ def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_tha
         )
         for rank in range(2)
     ]  # fmt: skip
-    # As many each as its plan says, for the whole batches of an epoch.
+    # Each rank downloads the shards of its full batches.
     order = EpochOrder(
         N, seed=0, epoch=0, shard_sizes=SIZES, shuffle_window=shuffle_window, shard_partitions=2
     ).whole()
@@ -154,7 +154,7 @@ def test_ranks_of_partitions_download_each_shard_once_together_but_for_those_tha
     ("settings", "most"),
     [({"concurrent_downloads": 1}, 1), ({"concurrent_downloads": 3}, 3), ({}, 4)],
 )
-def test_as_many_shards_come_at_a_time_as_downloads_says(
+def test_concurrent_downloads_are_limited_by_the_setting(
     root: Path, tmp_path: Path, settings: dict[str, int], most: int
 ) -> None:
     change = threading.Condition()
@@ -165,7 +165,7 @@ def test_as_many_shards_come_at_a_time_as_downloads_says(
         sent: ClassVar[list[str]] = []
 
         def do_GET(self) -> None:
-            """Serve a tar once as many are asked for as may be, and a moment later."""
+            """Serve a tar a moment after the maximum number of requests has arrived."""
             if not self.path.endswith(".tar"):
                 return super().do_GET()
             with change:
@@ -173,7 +173,7 @@ def test_as_many_shards_come_at_a_time_as_downloads_says(
                 seen[0] = max(seen[0], len(in_flight))
                 change.notify_all()
                 change.wait_for(lambda: seen[0] >= most, timeout=20)
-            # In which one too many would come.
+            # Time for one request too many to arrive.
             time.sleep(0.2)
             super().do_GET()
             with change:
@@ -207,7 +207,7 @@ print(forks)
 def test_no_worker_is_forked_while_threads_download(
     server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
-    """A thread may hold the lock of a file just then, which in the worker nobody would free."""
+    """At a fork a thread may hold the lock of a file, which the worker could never acquire."""
     ended = subprocess.run(
         [sys.executable, "-c", _FORKING, f"{server[0]}/large", tmp_path / "cache"],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
@@ -221,7 +221,7 @@ def test_no_worker_is_forked_while_threads_download(
     assert not [name for names in forks for name in names if "prefetch" in name]
 
 
-def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
+def test_an_epoch_that_ends_with_an_error_leaves_no_download_thread(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     loader = train_loader(
@@ -233,7 +233,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
         tar.write_bytes(tar.read_bytes()[:-1])
     with pytest.raises(PipelineError) as kept:
         list(loader)
-    # The error's own frames would hold what is not ended by name.
+    # The frames of the error would keep threads alive that are not ended explicitly.
     assert kept.tb is not None
     assert not [each for each in threading.enumerate() if each.name.startswith("prefetch")]
 
@@ -243,7 +243,7 @@ def test_an_epoch_that_ends_by_an_error_leaves_no_download_behind(
     st.lists(st.integers(0, 9), min_size=1, max_size=12), st.none() | st.integers(1, 5),
     st.integers(1, 3), st.integers(1, 3), st.integers(1, 2), st.integers(0, 9),
 )  # fmt: skip
-def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
+def test_lazily_found_uses_equal_those_of_all_batches(
     sizes: list[int],
     shuffle_window: int | None,
     shard_partitions: int,
@@ -261,29 +261,29 @@ def test_uses_found_on_the_way_are_those_of_a_look_at_all_batches(
     order = []
     for shard in uses.in_order():
         order.append(shard)
-        # As the loader asks: of shards that it has, at the batch that it is at.
+        # Like the loader: query the shards that it holds, at its current batch.
         for t in range(uses.first[shard], len(needed)):
             assert uses.are_over(shard, t) == (last[shard] <= t)
     assert order == sorted(first, key=lambda shard: (first[shard], shard))
     assert (uses.first, uses.last) == (first, last)
 
 
-def test_the_first_batch_of_a_large_set_waits_for_a_look_at_two_windows_alone() -> None:
+def test_the_first_batch_of_a_large_set_needs_only_the_requests_of_two_windows() -> None:
     requests, shard_of = rank_requests([100] * 1000, 4, 1, 20, 1, 0)
-    looked: list[Request] = []
+    read: list[Request] = []
 
     def make(first: int) -> Iterator[Request]:
         for request in requests.make(first):
-            looked.append(request)
+            read.append(request)
             yield request
 
     uses = ShardUses(shard_of, Requests(make, requests.ends))
     found = list(islice(uses.in_order(), 5))
     assert not any(uses.are_over(shard, 0) for shard in found[:4])
-    # A shuffle_window has 20 batches.
-    assert len(looked) == 21
+    # A shuffle window has 20 batches.
+    assert len(read) == 21
     assert all(uses.are_over(shard, 19) for shard in found[:4])
-    assert len(looked) == 21
+    assert len(read) == 21
 
 
 def rank_requests(
@@ -294,7 +294,7 @@ def rank_requests(
     ranks: int,
     epoch: int,
 ) -> tuple[Requests, NDArray[np.int64]]:
-    """The requests of the last rank, and the shards of samples."""
+    """Return the requests of the last rank, and the shard of each sample."""
     order = EpochOrder(
         sum(sizes),
         seed=0,
@@ -314,26 +314,28 @@ def rank_requests(
     return Requests(make, order.ends_of_shards()), np.repeat(np.arange(len(sizes)), sizes)
 
 
-def test_small_sets_mixing_sets_evaluation_and_streams_come_from_addresses_too(
+def test_small_sets_mixing_sets_evaluations_and_streams_may_be_remote(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = server
     results = []
-    for place, cache in ((str(root), tmp_path / "a"), (address, tmp_path / "b")):
-        mixing = open_mixing_set(f"{place}/large", 20, cache_dir=cache)
+    for location, cache in ((str(root), tmp_path / "a"), (address, tmp_path / "b")):
+        mixing = open_mixing_set(f"{location}/large", 20, cache_dir=cache)
         small = train_loader(
-            f"{place}/small/set-{{0000..0003}}.tar", mixing, preprocess=CIFAR, batch_size=9,
+            f"{location}/small/set-{{0000..0003}}.tar", mixing, preprocess=CIFAR, batch_size=9,
             cache_dir=cache,
         )  # fmt: skip
-        evaluation = eval_loader(f"{place}/large", preprocess=SMALL, batch_size=7, cache_dir=cache)
+        evaluation = eval_loader(
+            f"{location}/large", preprocess=SMALL, batch_size=7, cache_dir=cache
+        )
         config = LoaderConfig(preprocess=SMALL, batch_size=5, cache_dir=cache)
-        stream = pixmix_stream(f"{place}/large", MIXING, config=config)
+        stream = pixmix_stream(f"{location}/large", MIXING, config=config)
         results.append([*small, *evaluation, *stream])
     assert len(results[0]) == 2 + 5 + 6
     assert equal(results[0], results[1])
 
 
-def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
+def test_a_cache_smaller_than_the_dataset_suffices_for_a_small_window(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     address, _ = server
@@ -347,7 +349,7 @@ def test_a_cache_smaller_than_the_set_does_where_the_window_is_small(
     assert kept <= 5 * largest
 
 
-def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
+def test_a_flipped_bit_in_transit_or_on_disk_is_rejected(
     root: Path, server: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     path = root / "large" / "set-0003.tar"
@@ -362,7 +364,7 @@ def test_a_flipped_bit_on_the_way_or_on_this_disk_is_refused(
             list(loader)
 
 
-def test_a_command_as_an_address_needs_leave(tmp_path: Path) -> None:
+def test_a_command_as_an_address_needs_permission(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="allow_pipe"):
         train_loader(f"pipe:touch {tmp_path / 'ran'}; cat {{file}}", batch_size=4)
     assert not (tmp_path / "ran").exists()

@@ -252,7 +252,7 @@ def test_neither_the_photograph_nor_a_set_is_written_into(
     for out in (folders[0] / "mixed.png", folders[1] / "new" / "mixed.png"):
         result = run(photograph, *a_set, "--out", out)
         assert result.exit_code == 2
-        assert "lies inside" in result.stderr
+        assert "is inside" in result.stderr
         assert not out.exists()
 
 

@@ -409,7 +409,7 @@ def test_two_images_do_not_take_one_file(tmp_path: Path) -> None:
     link.symlink_to(folder / "x.png")
     result = run(folder, "--plot", folder / "x.png", "--html", link)
     assert result.exit_code == 2
-    assert "is also what --plot writes and would be overwritten" in result.stderr
+    assert "is also the output of --plot and would be overwritten" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,6 @@ def test_a_thin_image_is_cut_as_others_are(
     """The centre alone is scaled where all of it would be too much: the same but for rounding."""
     image = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
     whole = at_measured_size(image).astype(int)
-    monkeypatch.setattr(near, "MOST_PIXELS", 0)
+    monkeypatch.setattr(near, "MAX_PIXELS", 0)
     # Pillow rounds after each of two passes.
     assert np.abs(at_measured_size(image) - whole).max() <= 1

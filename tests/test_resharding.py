@@ -1,4 +1,4 @@
-"""The same command again: after a kill, a changed source, a lost file; and what verify sees."""
+"""Repeated commands: after a kill, a changed source or a lost file; and what verify detects."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def run(*arguments: object) -> Result:
 
 
 def written(*arguments: object) -> int:
-    """Give a command to pixmix-shard, which must succeed; return how many shards it wrote."""
+    """Run pixmix-shard, which must succeed; return the number of shards that it wrote."""
     result = run(*arguments, "--jobs", 1, "--json")
     assert result.exit_code == 0, result.output
     return sum(each["written"] for each in json.loads(result.stdout)["sets"])
@@ -42,7 +42,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do the work of all processes in this one, which begins at once."""
+    """Do the work of all processes in this one, which starts at once."""
     monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
@@ -58,7 +58,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    """Make shards up to their index, as a run that is killed then."""
+    """Make shards up to their index, like a run that is killed there."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -75,7 +75,7 @@ def keep_times(path: Path, content: bytes) -> None:
 
 
 def swap_two(source: Path) -> None:
-    """Exchange two files of one size: neither a name nor a size differs."""
+    """Exchange two files of the same size, so that neither names nor sizes change."""
     one, other = source / "a" / "00.png", source / "a" / "02.png"
     contents = one.read_bytes(), other.read_bytes()
     size = max(map(len, contents))
@@ -97,7 +97,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
-def test_a_killed_run_whose_source_changed_ends_as_a_fresh_run_of_the_new_source(
+def test_a_killed_run_with_a_changed_source_ends_as_a_fresh_run_of_the_new_source(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, change: str
 ) -> None:
     options = ["--shard-size", 3, "--name", "s"]
@@ -117,7 +117,7 @@ def test_only_the_shards_of_changed_files_are_written_again(
     assert written("imagefolder", source, tmp_path / "out", *options) == 1
 
 
-def test_a_changed_file_is_looked_into_again(
+def test_a_changed_file_is_scanned_again(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupted(monkeypatch, "imagefolder", source, tmp_path / "out", "--num-shards", 4)
@@ -131,7 +131,7 @@ def test_a_changed_file_is_looked_into_again(
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
-def test_a_finished_set_is_not_called_complete_when_a_file_has_another_content(
+def test_a_finished_set_is_not_complete_if_the_content_of_a_file_has_changed(
     source: Path, tmp_path: Path, kind: str
 ) -> None:
     out = tmp_path / "out"
@@ -147,7 +147,7 @@ def test_a_finished_set_is_not_called_complete_when_a_file_has_another_content(
     written(kind, source, out, "--num-shards", 3)
 
 
-def test_a_changed_size_is_named(source: Path, tmp_path: Path) -> None:
+def test_a_file_whose_size_has_changed_is_reported(source: Path, tmp_path: Path) -> None:
     written("imagefolder", source, tmp_path / "out", "--num-shards", 3)
     CHANGES["another size"](source)
     result = run("imagefolder", source, tmp_path / "out", "--num-shards", 3, "--jobs", 1)
@@ -155,7 +155,7 @@ def test_a_changed_size_is_named(source: Path, tmp_path: Path) -> None:
     assert "a/00.png" in result.stderr
 
 
-def test_a_copied_source_with_new_times_is_the_same(source: Path, tmp_path: Path) -> None:
+def test_a_copied_source_with_new_times_counts_as_unchanged(source: Path, tmp_path: Path) -> None:
     (source / "a" / "broken.png").write_bytes(b"")
     options = ["--num-shards", 3, "--on-decode-error", "skip"]
     written("imagefolder", source, tmp_path / "out", *options)
@@ -164,7 +164,7 @@ def test_a_copied_source_with_new_times_is_the_same(source: Path, tmp_path: Path
     assert written("imagefolder", source, tmp_path / "out", *options) == 0
 
 
-def test_an_archive_that_was_replaced_is_not_taken_for_the_old_one(
+def test_a_replaced_archive_is_detected(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     archive = Path(shutil.make_archive(str(tmp_path / "images"), "tar", source))
@@ -176,7 +176,7 @@ def test_an_archive_that_was_replaced_is_not_taken_for_the_old_one(
     assert contents_of(tmp_path / "out") == contents_of(tmp_path / "fresh")
 
 
-def test_a_source_that_changes_while_it_is_written_is_told(
+def test_a_source_that_changes_while_it_is_written_is_rejected(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = processes.run_chunks
@@ -194,7 +194,7 @@ def test_a_source_that_changes_while_it_is_written_is_told(
     written("imagefolder", source, tmp_path / "out", "--num-shards", 4)  # The remedy.
 
 
-def test_a_killed_run_that_mended_a_set_is_continued(
+def test_a_killed_repair_is_resumed(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["imagefolder", source, tmp_path / "out", "--num-shards", 4, "--name", "s"]
@@ -215,7 +215,7 @@ OF_A_SET = ["index.npy", "s-1.tar", "s-0.idx", "wids.json", "sizes.json", "_info
 
 @pytest.fixture
 def made(source: Path, tmp_path: Path) -> list[object]:
-    """A finished set with all that one can have; return the command that made it."""
+    """Make a set with all optional files; return the command."""
     (source / "a" / "broken.png").write_bytes(b"")
     arguments: list[object] = ["imagefolder", source, tmp_path / "out", "--num-shards", 3]
     arguments += ["--name", "s", "--dali-index", "--on-decode-error", "skip"]
@@ -227,7 +227,7 @@ def made(source: Path, tmp_path: Path) -> list[object]:
 
 @pytest.mark.parametrize("how", ["lost", "emptied"])
 @pytest.mark.parametrize("file", OF_A_SET)
-def test_the_same_command_mends_a_set_that_lost_a_file(
+def test_the_same_command_repairs_a_set_that_lost_a_file(
     made: list[object], tmp_path: Path, file: str, how: str
 ) -> None:
     out = tmp_path / "out"
@@ -243,8 +243,8 @@ def test_the_same_command_mends_a_set_that_lost_a_file(
 
 
 @pytest.mark.usefixtures("made")
-def test_the_index_of_a_set_is_made_again_from_its_tars(source: Path, tmp_path: Path) -> None:
-    """As the error says, and without the source."""
+def test_a_lost_index_is_written_again_from_the_tars(source: Path, tmp_path: Path) -> None:
+    """Use the command in the error, without the source."""
     out = tmp_path / "out"
     before = contents_of(out)
     shutil.rmtree(source)
@@ -257,14 +257,14 @@ def test_the_index_of_a_set_is_made_again_from_its_tars(source: Path, tmp_path: 
     (out / "index.npy").write_bytes(b"PK\x03\x04" + bytes(100))
     assert run("index", *sorted(out.glob("*.tar"))).exit_code == 0
     assert contents_of(out) == before
-    # Of tars that are not the manifest's no index is made.
+    # No index is written for tars that differ from the manifest.
     (out / "index.npy").unlink()
     (out / "s-00.tar").write_bytes((out / "s-01.tar").read_bytes())
     assert run("index", *sorted(out.glob("*.tar"))).exit_code == 1
     assert not (out / "index.npy").exists()
 
 
-def test_an_image_that_became_a_broken_link_is_named(source: Path, tmp_path: Path) -> None:
+def test_an_image_that_became_a_broken_link_is_reported(source: Path, tmp_path: Path) -> None:
     written("imagefolder", source, tmp_path / "out", "--num-shards", 2)
     (source / "a" / "00.png").unlink()
     (source / "a" / "00.png").symlink_to(tmp_path / "nowhere")
@@ -276,11 +276,11 @@ def test_an_image_that_became_a_broken_link_is_named(source: Path, tmp_path: Pat
     assert len(open_shards(tmp_path / "new")) == 15
 
 
-# --- what verify vouches for ---------------------------------------------------------------------
+# --- what verify detects -------------------------------------------------------------------------
 
 
 def changed_fields(manifest: dict[str, object]) -> list[dict[str, object]]:
-    """Manifests with one value changed, of every field."""
+    """Return manifests in each of which one value is changed, for every field."""
     changed: list[dict[str, object]] = []
     for name in manifest:
         document = json.loads(json.dumps(manifest))
@@ -303,7 +303,7 @@ def changed_fields(manifest: dict[str, object]) -> list[dict[str, object]]:
     return changed
 
 
-def test_verify_sees_a_change_of_any_field_of_the_manifest(
+def test_verify_detects_a_change_of_any_field_of_the_manifest(
     made: list[object], tmp_path: Path
 ) -> None:
     path = tmp_path / "out" / "manifest.json"
@@ -313,12 +313,12 @@ def test_verify_sees_a_change_of_any_field_of_the_manifest(
     for document in changed:
         path.write_text(json.dumps(document))
         assert run("verify", path.parent).exit_code == 1, document
-        # And the command that made it does not say that it is complete.
+        # And the command that made the set does not accept it as complete.
         assert run(*made, "--jobs", 1).exit_code == 1
 
 
 @pytest.mark.usefixtures("made")
-def test_verify_sees_a_change_of_any_side_file(tmp_path: Path) -> None:
+def test_verify_detects_a_change_of_any_side_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("verify", out).exit_code == 0
     side_files = [*out.glob("*.json"), *out.glob("*.idx"), *out.glob("*.jsonl")]

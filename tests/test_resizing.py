@@ -1,4 +1,4 @@
-"""A part of a picture at another size has Pillow's bytes, and torchvision's on PIL images."""
+"""Crops and resized images equal those of Pillow and torchvision byte for byte."""
 
 import numpy as np
 import PIL
@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Resize
 from torchvision.transforms import functional as F
 
 import reference
-from pixmix.resizing import resize_part, resized_centre, resized_crop, resized_shape
+from pixmix.resizing import resize_part, resized_center, resized_crop, resized_shape
 
 needs_pillow_13 = pytest.mark.skipif(
     int(PIL.__version__.split(".")[0]) < 13, reason="older Pillow always filters rows first"
@@ -19,7 +19,7 @@ needs_pillow_13 = pytest.mark.skipif(
 
 
 def drawn(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Noise, or blocks of extremes, whose sums reach 0 and 255."""
+    """Noise, or only 0 and 255, whose sums reach both ends."""
     generator = np.random.default_rng(seed)
     noise = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
     return noise if seed % 2 else noise // 128 * 255
@@ -38,7 +38,7 @@ def parts(draw: st.DrawFn, most: int) -> tuple[NDArray[np.uint8], tuple[int, int
 @needs_pillow_13
 @given(parts(130), st.tuples(st.integers(1, 90), st.integers(1, 90)))
 @settings(max_examples=3000)
-def test_a_resized_crop_has_torchvision_s_bytes(
+def test_a_resized_crop_equals_torchvisions(
     part: tuple[NDArray[np.uint8], tuple[int, int, int, int]], size: tuple[int, int]
 ) -> None:
     image, box = part
@@ -47,16 +47,16 @@ def test_a_resized_crop_has_torchvision_s_bytes(
 
 
 @needs_pillow_13
-def test_two_thousand_crops_of_photograph_size_have_torchvision_s_bytes() -> None:
+def test_two_thousand_crops_of_a_large_image_equal_torchvisions() -> None:
     generator = np.random.default_rng(0)
     image = drawn(1, 375, 500)
-    picture = Image.fromarray(image)
+    pil_image = Image.fromarray(image)
     orders = set()
     for _ in range(2000):
         height, width = (int(v) for v in generator.integers(60, (376, 501)))
         top, left = (int(v) for v in generator.integers(0, (376 - height, 501 - width)))
         orders.add(height > 224 and height - 224 > 2 * (width - 224))
-        expected = np.asarray(F.resized_crop(picture, top, left, height, width, [224, 224]))
+        expected = np.asarray(F.resized_crop(pil_image, top, left, height, width, [224, 224]))
         result = resized_crop(image, top, left, height, width, (224, 224))
         assert np.array_equal(result, expected), (top, left, height, width)
     assert orders == {False, True}
@@ -65,7 +65,7 @@ def test_two_thousand_crops_of_photograph_size_have_torchvision_s_bytes() -> Non
 @needs_pillow_13
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 70), st.data(), st.integers(0, 99))
 @settings(max_examples=1000)
-def test_a_resized_centre_has_torchvision_s_bytes(
+def test_a_resized_center_equals_torchvisions(
     height: int, width: int, shorter_side: int, data: st.DataObject, seed: int
 ) -> None:
     size = (data.draw(st.integers(1, shorter_side)), data.draw(st.integers(1, shorter_side)))
@@ -73,12 +73,12 @@ def test_a_resized_centre_has_torchvision_s_bytes(
     resized = Resize(shorter_side)(Image.fromarray(image))
     assert resized_shape(height, width, shorter_side) == (resized.height, resized.width)
     expected = np.asarray(CenterCrop(size)(resized))
-    assert np.array_equal(resized_centre(image, shorter_side, size), expected)
+    assert np.array_equal(resized_center(image, shorter_side, size), expected)
 
 
 @given(parts(24), st.tuples(st.integers(1, 24), st.integers(1, 24)))
 @settings(max_examples=150)
-def test_the_kernel_equals_its_slow_twin(
+def test_the_kernel_equals_its_reference_implementation(
     part: tuple[NDArray[np.uint8], tuple[int, int, int, int]], size: tuple[int, int]
 ) -> None:
     image, (top, left, height, width) = part
@@ -86,7 +86,7 @@ def test_the_kernel_equals_its_slow_twin(
     assert np.array_equal(resized_crop(image, top, left, height, width, size), expected)
 
 
-def test_a_window_is_that_of_the_whole() -> None:
+def test_a_window_equals_that_part_of_the_whole_result() -> None:
     image = drawn(3, 41, 57)
     for full in ((20, 90), (90, 20), (33, 34)):
         whole = resized_crop(image, 2, 3, 37, 50, full)
@@ -95,7 +95,7 @@ def test_a_window_is_that_of_the_whole() -> None:
         assert np.array_equal(out, whole[5:16, 6:19])
 
 
-def test_a_filter_reads_nothing_beside_the_part() -> None:
+def test_pixels_outside_the_region_do_not_matter() -> None:
     image = drawn(5, 60, 70)
     other = np.full_like(image, 77)
     other[10:40, 20:55] = image[10:40, 20:55]
@@ -105,7 +105,7 @@ def test_a_filter_reads_nothing_beside_the_part() -> None:
         assert np.array_equal(resized_crop(other, *part, size), result)
 
 
-def test_the_picture_is_not_written_and_need_not_be_contiguous() -> None:
+def test_the_image_is_not_modified_and_need_not_be_contiguous() -> None:
     image = drawn(7, 30, 40)
     before = image.copy()
     result = resized_crop(image, 0, 0, 30, 40, (9, 9))
@@ -117,13 +117,13 @@ def test_the_picture_is_not_written_and_need_not_be_contiguous() -> None:
     "part",
     [(-1, 0, 5, 5), (0, -1, 5, 5), (0, 0, 31, 5), (0, 0, 5, 41), (26, 0, 5, 5), (0, 0, 0, 5)],
 )
-def test_a_part_that_is_not_inside_is_refused(part: tuple[int, int, int, int]) -> None:
-    with pytest.raises(ValueError, match=r"is not inside an image of 30x40 .*cut a smaller"):
+def test_a_region_outside_the_image_is_rejected(part: tuple[int, int, int, int]) -> None:
+    with pytest.raises(ValueError, match=r"is not inside an image of 30x40 .*use a smaller"):
         resized_crop(drawn(1, 30, 40), *part, (8, 8))
 
 
-def test_a_size_that_does_not_fit_is_refused() -> None:
+def test_a_size_that_does_not_fit_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least 1 pixel"):
         resized_crop(drawn(1, 30, 40), 0, 0, 30, 40, (0, 8))
-    with pytest.raises(ValueError, match="shorter side of 8 pixels; resize to more"):
-        resized_centre(drawn(1, 30, 40), 8, (9, 8))
+    with pytest.raises(ValueError, match="shorter side of 8 pixels; use a larger"):
+        resized_center(drawn(1, 30, 40), 8, (9, 8))

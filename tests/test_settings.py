@@ -1,4 +1,4 @@
-"""Settings: the paper's defaults, what is refused, the codes that kernels take."""
+"""Settings: the paper's defaults, validation, and the codes for the kernels."""
 
 import copy
 import dataclasses
@@ -15,14 +15,14 @@ from pixmix import mixing
 from pixmix.mixing import MIXINGS
 from pixmix.operations import OPERATIONS
 from pixmix.settings import (
-    MAXIMAL_SEVERITY,
-    MINIMAL_BETA,
-    MINIMAL_LEVEL,
+    MAX_SEVERITY,
+    MIN_BETA,
+    MIN_LEVEL,
     PixMixSettings,
 )
 
 
-def test_the_defaults_are_the_paper_s_for_cifar() -> None:
+def test_the_defaults_are_the_papers_for_cifar() -> None:
     settings = PixMixSettings()
     assert (settings.k, settings.beta, settings.severity) == (4, 3, 3)
     assert not settings.all_ops
@@ -30,34 +30,34 @@ def test_the_defaults_are_the_paper_s_for_cifar() -> None:
     assert settings.mixings == ("add", "multiply")
 
 
-def test_the_recipe_of_imagenet_is_taken() -> None:
+def test_the_papers_settings_for_imagenet_are_accepted() -> None:
     settings = PixMixSettings(k=4, beta=4, severity=1)
     assert (settings.k, settings.beta, settings.severity) == (4, 4, 1)
 
 
-def test_the_operations_are_the_paper_s_nine_and_change_by_what_is_said() -> None:
+def test_the_operations_depend_on_all_ops_and_geometric() -> None:
     def names(**changes: bool) -> list[str]:
         codes = PixMixSettings(**changes).operation_codes  # type: ignore[arg-type]
         assert codes.dtype == np.int32
         return [OPERATIONS[code].name for code in codes]
 
-    moving = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    geometric = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
     assert names() == [row.name for row in OPERATIONS if row.standard]
     assert names(all_ops=True) == [row.name for row in OPERATIONS]
     assert names(geometric=False) == ["autocontrast", "equalize", "posterize", "solarize"]
     assert names(geometric=False, all_ops=True) == [
-        row.name for row in OPERATIONS if row.name not in moving
+        row.name for row in OPERATIONS if row.name not in geometric
     ]
 
 
-def test_codes_are_the_places_of_the_mixings() -> None:
+def test_codes_are_the_positions_of_the_mixings() -> None:
     for code, name in enumerate(MIXINGS):
         assert getattr(mixing, name.upper()) == code
         assert PixMixSettings(mixings=(name,)).mixing_codes.tolist() == [code]
 
 
 @given(st.lists(st.sampled_from(MIXINGS), min_size=1, max_size=9))
-def test_codes_keep_the_order_and_the_number_of_the_names(names: list[str]) -> None:
+def test_codes_keep_order_and_repetitions(names: list[str]) -> None:
     codes = PixMixSettings(mixings=tuple(names)).mixing_codes
     assert codes.dtype == np.int32
     assert [MIXINGS[code] for code in codes] == names
@@ -65,12 +65,12 @@ def test_codes_keep_the_order_and_the_number_of_the_names(names: list[str]) -> N
 
 @given(
     k=st.integers(0, 1000),
-    beta=st.one_of(st.floats(MINIMAL_BETA, allow_infinity=False), st.integers(1, 100)),
-    severity=st.floats(MINIMAL_LEVEL, MAXIMAL_SEVERITY),
+    beta=st.one_of(st.floats(MIN_BETA, allow_infinity=False), st.integers(1, 100)),
+    severity=st.floats(MIN_LEVEL, MAX_SEVERITY),
     all_ops=st.booleans(),
     geometric=st.booleans(),
 )
-def test_what_is_in_range_is_kept_as_it_is(
+def test_valid_values_are_stored_unchanged(
     k: int, beta: float, severity: float, all_ops: bool, geometric: bool
 ) -> None:
     settings = PixMixSettings(
@@ -88,8 +88,8 @@ def test_what_is_in_range_is_kept_as_it_is(
         ({"k": True}, TypeError, "k is True; pass"),
         ({"k": "4"}, TypeError, "k is '4'; pass"),
         ({"k": None}, TypeError, "k is None; pass"),
-        ({"beta": 0}, ValueError, "beta is 0; pass a number above 0"),
-        ({"beta": 0.00099}, ValueError, "beta is 0.00099; pass a number above 0, 0.001 or more"),
+        ({"beta": 0}, ValueError, "beta is 0; pass a number of 0.001 or more"),
+        ({"beta": 0.00099}, ValueError, "beta is 0.00099; pass a number of 0.001 or more"),
         ({"beta": 1e-39}, ValueError, "beta is 1e-39; pass"),
         ({"beta": -0.5}, ValueError, "beta is -0.5; pass"),
         ({"beta": math.inf}, ValueError, "beta is inf; pass"),
@@ -118,7 +118,7 @@ def test_what_is_in_range_is_kept_as_it_is(
         ({"mixings": (0,)}, ValueError, r"mixings is \(0,\)"),
     ],
 )
-def test_nonsense_is_refused_with_value_rule_and_remedy(
+def test_invalid_values_are_rejected_with_value_rule_and_remedy(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message) as caught:
@@ -126,14 +126,14 @@ def test_nonsense_is_refused_with_value_rule_and_remedy(
     assert "\n" not in str(caught.value)
 
 
-def test_numbers_of_numpy_are_kept_as_plain_numbers() -> None:
+def test_numpy_numbers_are_stored_as_plain_numbers() -> None:
     settings = PixMixSettings(k=np.int64(2), beta=np.float32(2.5), severity=np.uint8(3))
     assert settings == PixMixSettings(k=2, beta=2.5, severity=3)
     assert repr(settings) == repr(PixMixSettings(k=2, beta=2.5, severity=3.0))
     assert [type(each) for each in dataclasses.astuple(settings)[:3]] == [int, float, float]
 
 
-def test_settings_never_change_and_are_named() -> None:
+def test_settings_are_frozen_and_keyword_only() -> None:
     settings = PixMixSettings()
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings.k = 5  # type: ignore[misc]
@@ -143,7 +143,7 @@ def test_settings_never_change_and_are_named() -> None:
         dataclasses.replace(settings, k=-1)
 
 
-def test_equal_numbers_are_equal_settings_with_codes_read_or_not() -> None:
+def test_settings_with_equal_values_are_equal() -> None:
     settings, other = PixMixSettings(k=2), PixMixSettings(k=2, beta=3)
     assert settings.mixing_codes is settings.mixing_codes
     assert settings == other
@@ -152,7 +152,7 @@ def test_equal_numbers_are_equal_settings_with_codes_read_or_not() -> None:
     assert repr(settings) == repr(PixMixSettings(k=2))
 
 
-def test_settings_survive_pickle_and_copy() -> None:
+def test_settings_can_be_pickled_and_copied() -> None:
     settings = PixMixSettings(k=2, mixings=("multiply", "add"))
     codes = settings.mixing_codes.tolist()
     for same in (pickle.loads(pickle.dumps(settings)), copy.deepcopy(settings)):
@@ -160,7 +160,7 @@ def test_settings_survive_pickle_and_copy() -> None:
         assert same.mixing_codes.tolist() == codes
 
 
-def test_any_sequence_of_mixings_is_held_as_a_tuple() -> None:
+def test_any_sequence_of_mixings_is_stored_as_a_tuple() -> None:
     assert PixMixSettings(mixings=["add"]).mixings == ("add",)
     assert PixMixSettings(mixings="multiply").mixings == ("multiply",)
     assert hash(PixMixSettings(mixings=["add"])) == hash(PixMixSettings(mixings=("add",)))

@@ -1,4 +1,4 @@
-"""A set of shards: the bytes that source and settings decide, whole or not at all, resumed."""
+"""Sets of shards: their bytes depend on source and settings alone, and runs can be resumed."""
 
 import errno
 import gc
@@ -38,11 +38,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def files_of(folder: Path) -> list[Path]:
-    """The images of an image folder as torchvision sorts them."""
+    """Return the images of an image folder in torchvision's order."""
     return sorted(folder.rglob("*.JPEG"), key=lambda path: (path.parent.name, path.name))
 
 
-def test_members_are_plain_sorted_and_without_time_or_owner(shards: Path) -> None:
+def test_members_are_sorted_regular_files_without_time_or_owner(shards: Path) -> None:
     tars = sorted(shards.glob("*.tar"))
     assert [tar.name for tar in tars] == [f"photos-0{i}.tar" for i in range(4)]
     for path in tars:
@@ -58,7 +58,7 @@ def test_members_are_plain_sorted_and_without_time_or_owner(shards: Path) -> Non
         )
 
 
-def test_bytes_labels_and_class_names_are_the_source_s(shards: Path, image_folder: Path) -> None:
+def test_bytes_labels_and_class_names_equal_the_source(shards: Path, image_folder: Path) -> None:
     opened = open_shards(shards)
     assert opened.classes == ("n01", "n02 cats", "n03")
     files = files_of(image_folder)
@@ -94,9 +94,9 @@ def test_shards_partition_the_samples_and_differ_by_one_at_most(
     assert names == sorted(names)
 
 
-# It leaves its files to the garbage collector, which the test calls before the next one begins.
+# webdataset leaves files to the garbage collector, which the test calls at its end.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_webdataset_reads_them(shards: Path, image_folder: Path) -> None:
+def test_webdataset_reads_the_shards(shards: Path, image_folder: Path) -> None:
     files = files_of(image_folder)
     urls = [str(path) for path in sorted(shards.glob("*.tar"))]
     samples = list(webdataset.WebDataset(urls, shardshuffle=False))
@@ -121,9 +121,9 @@ print(webdataset.__file__)
 
 
 @pytest.mark.skipif(
-    OLD_WEBDATASET is None, reason="PIXMIX_OLD_WEBDATASET names no folder with webdataset 0.2.86"
+    OLD_WEBDATASET is None, reason="set PIXMIX_OLD_WEBDATASET to a folder with webdataset 0.2.86"
 )
-def test_the_webdataset_that_open_clip_pins_reads_them(shards: Path) -> None:
+def test_the_webdataset_version_of_open_clip_reads_the_shards(shards: Path) -> None:
     urls = [str(path) for path in sorted(shards.glob("*.tar"))]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", _READ, *urls],
@@ -132,13 +132,15 @@ def test_the_webdataset_that_open_clip_pins_reads_them(shards: Path) -> None:
         text=True,
         check=True,
     )
-    total, place = done.stdout.split()
+    total, module = done.stdout.split()
     samples = open_shards(shards).samples
     assert int(total) == int((samples["size"].astype(np.int64) * samples["label"]).sum())
-    assert place.startswith(str(OLD_WEBDATASET))
+    assert module.startswith(str(OLD_WEBDATASET))
 
 
-def test_jobs_and_reruns_do_not_show(image_folder: Path, shards: Path, tmp_path: Path) -> None:
+def test_the_bytes_do_not_depend_on_jobs_and_reruns(
+    image_folder: Path, shards: Path, tmp_path: Path
+) -> None:
     arguments = ["imagefolder", image_folder, tmp_path / "out", "--num-shards", 4]
     result = run(*arguments, "--name", "photos", "--jobs", 3)
     assert result.exit_code == 0, result.output
@@ -157,7 +159,7 @@ def test_a_lost_shard_is_written_again(image_folder: Path, shards: Path, tmp_pat
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Path:
-    """Make shards up to their index; return the folder of what is known of them."""
+    """Make shards up to their index; return the work folder."""
 
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
@@ -186,7 +188,7 @@ def test_a_shard_whose_sidecar_is_damaged_is_written_again(
     assert contents_of(tmp_path / "out") == contents_of(shards)
 
 
-def test_a_damaged_request_is_one_line(
+def test_a_damaged_request_ends_in_one_line(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["imagefolder", image_folder, tmp_path / "out", "--num-shards", 4]
@@ -199,7 +201,7 @@ def test_a_damaged_request_is_one_line(
 
 
 @pytest.mark.slow
-def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
+def test_the_same_command_resumes_a_killed_run(tmp_path: Path) -> None:
     source = tmp_path / "source" / "a"
     source.mkdir(parents=True)
     content = encoded(np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8), "jpg")
@@ -230,16 +232,16 @@ def test_a_killed_run_is_continued_by_the_same_command(tmp_path: Path) -> None:
     [(["--seed", 1], "seed"), (["--num-shards", 5], "num_shards"), (["--name", "x"], "name"),
      (["--on-nonstandard", "skip"], "on_nonstandard")],
 )  # fmt: skip
-def test_other_settings_are_refused_naming_the_field(
+def test_other_settings_are_rejected_by_the_name_of_the_field(
     image_folder: Path, shards: Path, changes: list[object], field: str
 ) -> None:
     base = ["imagefolder", image_folder, shards, "--num-shards", 4, "--name", "photos"]
     result = run(*base, *changes, "--jobs", 1)
     assert result.exit_code == 1
-    assert f"Error: {field}: {shards} was begun with" in result.stderr
+    assert f"Error: {field}: {shards} was started with" in result.stderr
 
 
-def test_a_changed_source_is_refused(tmp_path: Path) -> None:
+def test_a_changed_source_is_rejected(tmp_path: Path) -> None:
     source = tmp_path / "source" / "a"
     source.mkdir(parents=True)
     (source / "1.png").write_bytes(encoded(IMAGES[0]))
@@ -250,7 +252,7 @@ def test_a_changed_source_is_refused(tmp_path: Path) -> None:
     assert "source_images: " in result.stderr
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_set(
+def test_a_full_disk_ends_in_one_line_and_leaves_no_set(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> int:
@@ -279,16 +281,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     except FileNotFoundError:
         mounted = False
     if not mounted:
-        pytest.skip("may not mount a small disk")
+        pytest.skip("cannot mount a small disk")
     yield folder
-    # What an error's traceback holds is still mapped.
+    # The traceback of an error may still hold a memory map.
     gc.collect()
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
-    tmp_path: Path, small_disk: Path
-) -> None:
+def test_a_run_resumes_after_a_full_disk(tmp_path: Path, small_disk: Path) -> None:
     folder = tmp_path / "source" / "a"
     folder.mkdir(parents=True)
     for i, image in enumerate(drawn_images(40, 5, (100, 150))):
@@ -308,7 +308,7 @@ def test_a_disk_that_is_full_keeps_what_is_whole_and_is_continued(
     assert contents_of(small_disk / "out") == contents_of(tmp_path / "out")
 
 
-def test_a_folder_of_something_else_is_left_alone(image_folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_touched(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("two years")
     result = run("imagefolder", image_folder, tmp_path, "--jobs", 1)
     assert result.exit_code == 1

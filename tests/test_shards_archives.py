@@ -1,4 +1,4 @@
-"""Archives of images and datasets as they are published: damaged ones and hostile."""
+"""Archives of images and published datasets, also damaged and hostile ones."""
 
 import gzip
 import io
@@ -43,7 +43,7 @@ IMAGES = drawn_images(6, 5, (20, 30))
 
 
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
-    """The images of a set of shards, by their keys."""
+    """Return the images of a set of shards in the order of their keys."""
     opened = open_shards(folder)
     reader = ShardDataset(opened)
     order = sorted(range(len(opened)), key=opened.key)
@@ -62,7 +62,7 @@ def zipped(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, prefix: str =
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 @pytest.mark.parametrize("prefix", ["", "./", "set/deeper/"])
-def test_a_zip_is_read_as_it_lies(tmp_path: Path, compression: int, prefix: str) -> None:
+def test_a_zip_is_read_without_unpacking(tmp_path: Path, compression: int, prefix: str) -> None:
     archive = zipped(tmp_path / "images.zip", compression=compression, prefix=prefix)
     packed = open_mixing_set(archive, 20, cache_dir=tmp_path / "cache")
     assert len(packed) == 6
@@ -75,8 +75,8 @@ def test_a_zip_is_read_as_it_lies(tmp_path: Path, compression: int, prefix: str)
     assert json.loads(result.stdout)["images"] == 6
 
 
-def test_an_array_of_images_is_read_as_it_lies(tmp_path: Path) -> None:
-    """As the 300K random images are distributed."""
+def test_an_array_of_images_is_read_without_conversion(tmp_path: Path) -> None:
+    """The 300K random images are distributed in this format."""
     array = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), np.uint8)
     np.save(tmp_path / "300K_random_images.npy", array)
     packed = open_mixing_set(tmp_path / "300K_random_images.npy", 32, cache_dir=tmp_path / "cache")
@@ -92,7 +92,7 @@ def test_an_array_of_images_is_read_as_it_lies(tmp_path: Path) -> None:
      np.zeros((3, 32, 32, 4), np.uint8), np.asfortranarray(np.zeros((3, 32, 32, 3), np.uint8)),
      np.array([{}, 1], object), np.array(7)],
 )  # fmt: skip
-def test_other_arrays_are_refused(tmp_path: Path, array: NDArray[Any]) -> None:
+def test_other_arrays_are_rejected(tmp_path: Path, array: NDArray[Any]) -> None:
     np.save(tmp_path / "x.npy", array)
     with pytest.raises(PipelineError, match=r"x\.npy .*uint8"):
         list(archived_images(tmp_path / "x.npy"))
@@ -103,7 +103,7 @@ def test_other_arrays_are_refused(tmp_path: Path, array: NDArray[Any]) -> None:
     [("w:gz", "x.tar.gz", "gunzip"), ("w:gz", "x.tgz", "gunzip"), ("w:bz2", "x.tar.bz2", "bunzip2"),
      ("w:xz", "x.tar.xz", "unxz")],
 )  # fmt: skip
-def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
+def test_a_compressed_tar_is_rejected_with_the_command_that_decompresses_it(
     tmp_path: Path, mode: Literal["w:gz", "w:bz2", "w:xz"], name: str, program: str
 ) -> None:
     folder = tmp_path / "two words"
@@ -114,27 +114,27 @@ def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
         tar.addfile(info, io.BytesIO(encoded(IMAGES[0])))
     with pytest.raises(PipelineError) as caught:
         open_mixing_set(folder / name, 20, cache_dir=tmp_path / "cache")
-    remedy = re.search(r"run (.*) and name", str(caught.value))
+    remedy = re.search(r"run (.*) and use", str(caught.value))
     assert remedy
     assert remedy[1].startswith(program)
     if shutil.which(program) is None:
-        pytest.skip(f"no {program} here")
+        pytest.skip(f"{program} is not installed")
     subprocess.run(remedy[1], shell=True, check=True)
     assert len(open_mixing_set(folder / "x.tar", 20, cache_dir=tmp_path / "cache")) == 1
 
 
 @pytest.mark.parametrize("name", ["../0.png", "/etc/0.png", "a/../../0.png", "a\\..\\0.png"])
-def test_a_name_that_leads_out_of_a_zip_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_name_that_leads_out_of_a_zip_is_rejected(tmp_path: Path, name: str) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(name, encoded(IMAGES[0]))
     with pytest.raises(PipelineError, match=r"x\.zip"):
         list(archived_images(tmp_path / "x.zip"))
 
 
-def test_encrypted_members_and_other_methods_are_refused(tmp_path: Path) -> None:
+def test_encrypted_members_and_other_compressions_are_rejected(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip")
     content = path.read_bytes()
-    # The flags of the member in the directory.
+    # Set the encryption flag of the member in the directory.
     at = content.rindex(b"PK\x01\x02")
     path.write_bytes(content[: at + 8] + b"\x01\x00" + content[at + 10 :])
     with pytest.raises(PipelineError, match="encrypted"):
@@ -144,24 +144,24 @@ def test_encrypted_members_and_other_methods_are_refused(tmp_path: Path) -> None
         list(archived_images(path))
 
 
-def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one member that says less than it unpacks to, one that says too much, and shared bytes."""
+def test_a_zip_bomb_does_not_use_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members whose size is too small or too large in the directory, or that share bytes."""
     bomb = tmp_path / "bomb.zip"
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", bytes(50_000_000))
     content = bomb.read_bytes()
     at = content.rindex(b"PK\x01\x02")
-    lying = content[: at + 24] + struct.pack("<I", 1000) + content[at + 28 :]
-    (tmp_path / "lying.zip").write_bytes(lying)
-    (image,) = archived_images(tmp_path / "lying.zip")
+    wrong_size = content[: at + 24] + struct.pack("<I", 1000) + content[at + 28 :]
+    (tmp_path / "wrong-size.zip").write_bytes(wrong_size)
+    (image,) = archived_images(tmp_path / "wrong-size.zip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(archives.DecodeError):
-        read_archived(tmp_path / "lying.zip", image.place)
+        read_archived(tmp_path / "wrong-size.zip", image.place)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
-    monkeypatch.setattr(archives, "LARGEST_FILE", 10_000_000)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 10_000_000)
     with pytest.raises(PipelineError, match="50,000,000 bytes"):
         list(archived_images(bomb))
-    # Two entries of the directory that name the same member.
+    # Two entries of the directory refer to the same member.
     whole = zipped(tmp_path / "whole.zip").read_bytes()
     start = whole.index(b"PK\x01\x02")
     end = whole.rindex(b"PK\x05\x06")
@@ -173,7 +173,7 @@ def test_a_zip_bomb_takes_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         list(archived_images(tmp_path / "twice.zip"))
 
 
-def test_a_damaged_member_of_a_zip_is_a_broken_image(tmp_path: Path) -> None:
+def test_a_damaged_member_of_a_zip_is_a_decode_error(tmp_path: Path) -> None:
     path = zipped(tmp_path / "x.zip", compression=zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
     *_, last = archived_images(path)
@@ -225,16 +225,14 @@ def test_pickles_of_all_protocols_are_read(protocol: int) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["./cifar-10-batches-py/", "././cifar-10-batches-py//"])
-def test_names_that_begin_with_a_dot_and_a_slash_are_taken(tmp_path: Path, prefix: str) -> None:
+def test_names_that_begin_with_a_dot_and_a_slash_are_read(tmp_path: Path, prefix: str) -> None:
     archive = cifar_archive(tmp_path / "cifar-10-python.tar.gz", cifar_files(), prefix)
     assert run("cifar10", archive, tmp_path / "out", "--jobs", 1).exit_code == 0
     assert len(open_shards(tmp_path / "out" / "train")) == 20
 
 
 @pytest.mark.parametrize("how", ["lacks a file", "lacks the names", "is cut off", "is empty"])
-def test_a_folder_that_is_unpacked_in_part_gives_way_to_the_archive(
-    tmp_path: Path, how: str
-) -> None:
+def test_the_archive_is_used_if_the_folder_is_incomplete(tmp_path: Path, how: str) -> None:
     files = cifar_files()
     folder = tmp_path / "root" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
@@ -250,9 +248,9 @@ def test_a_folder_that_is_unpacked_in_part_gives_way_to_the_archive(
     assert damaged.name in result.stderr
     archive = cifar_archive(tmp_path / "root" / "cifar-10-python.tar.gz", files)
     read_split.cache_clear()
-    for place in (tmp_path / "root", folder):
-        out = tmp_path / f"out of {place.name}"
-        assert run("cifar10", place, out, "--jobs", 1).exit_code == 0
+    for source in (tmp_path / "root", folder):
+        out = tmp_path / f"out of {source.name}"
+        assert run("cifar10", source, out, "--jobs", 1).exit_code == 0
         assert len(open_shards(out / "train")) == 20
     archive.write_bytes(archive.read_bytes()[:-100])
     read_split.cache_clear()
@@ -261,7 +259,7 @@ def test_a_folder_that_is_unpacked_in_part_gives_way_to_the_archive(
     assert archive.name in result.stderr
 
 
-def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None:
+def test_a_replaced_cifar_archive_is_detected(tmp_path: Path) -> None:
     archive = cifar_archive(tmp_path / "cifar-10-python.tar.gz", cifar_files(0))
     assert run("cifar10", archive, tmp_path / "out", "--jobs", 1).exit_code == 0
     cifar_archive(archive, cifar_files(1))
@@ -271,10 +269,10 @@ def test_a_replaced_archive_is_not_taken_for_the_old_one(tmp_path: Path) -> None
     assert "source_sha256" in result.stderr
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused(
+def test_an_archive_that_unpacks_to_too_many_bytes_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "LARGEST_CIFAR_ARCHIVE", 1_000_000)
+    monkeypatch.setattr(archives, "MAX_CIFAR_ARCHIVE_BYTES", 1_000_000)
     path = tmp_path / "cifar-10-python.tar.gz"
     path.write_bytes(gzip.compress(bytes(2_000_000)))
     with pytest.raises(PipelineError, match="1,000,000"):
@@ -362,10 +360,10 @@ HOSTILE: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_a_hostile_pickle_is_refused_soon_and_in_one_line(what: str) -> None:
+def test_a_hostile_pickle_is_rejected_quickly_in_one_line(what: str) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with quickly():
-        # What is no more than nested, or remembered at a strange place, is a value like others.
+        # Deep nesting and a large memo index are valid.
         if what in ("much nesting", "a memo at 2**32"):
             read_pickle(HOSTILE[what], "data_batch_1")
         else:
@@ -374,7 +372,7 @@ def test_a_hostile_pickle_is_refused_soon_and_in_one_line(what: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
 
-def test_values_of_a_pickle_that_repeat_themselves_are_no_batch(tmp_path: Path) -> None:
+def test_a_pickle_that_repeats_values_is_rejected(tmp_path: Path) -> None:
     files = cifar_files()
     files["data_batch_1"] = opcodes(b"}", text("labels"), DOUBLED, b"s")
     archive = cifar_archive(tmp_path / "cifar-10-python.tar.gz", files)
@@ -435,7 +433,7 @@ def read_batch(path: Path) -> None:
 
 
 def with_checksum(content: bytearray, block: int) -> None:
-    """Make a tar's header valid again, so that what follows from its fields is reached."""
+    """Correct the checksum of a tar header, so that its changed fields are read."""
     header = content[block : block + 512]
     header[148:156] = b" " * 8
     content[block + 148 : block + 156] = b"%06o\0 " % sum(header)
@@ -470,8 +468,8 @@ SEEDS: dict[str, tuple[Callable[[], bytes], Callable[[Path], None]]] = {
 
 
 @pytest.mark.parametrize("what", SEEDS)
-def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path: Path, what: str) -> None:
-    """With a PipelineError, whatever it is, soon, and with little memory."""
+def test_a_file_with_changed_bytes_is_read_or_rejected(tmp_path: Path, what: str) -> None:
+    """It is rejected by a PipelineError, quickly and with little memory."""
     make, read = SEEDS[what]
     content = make()
     generator = np.random.default_rng(1)
@@ -495,7 +493,7 @@ def test_a_file_with_any_bytes_changed_is_read_or_refused(tmp_path: Path, what: 
 
 
 def cifar_folder(root: Path, *, evil: bool = False) -> NDArray[np.uint8]:
-    """Write a python archive of CIFAR-10's form, five images a batch; return the images."""
+    """Write CIFAR-10's pickles with five images per batch; return the images."""
     generator = np.random.default_rng(0)
     data = generator.integers(0, 256, (30, 3072), dtype=np.uint8)
     folder = root / "cifar-10-batches-py"
@@ -534,7 +532,7 @@ def test_cifar_is_read_in_the_official_order(tmp_path: Path, packed: bool) -> No
             assert opened.samples["label"][i] == (first + number) % 10
 
 
-def test_a_pickle_that_would_run_something_is_refused(
+def test_a_pickle_that_would_run_code_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -546,7 +544,7 @@ def test_a_pickle_that_would_run_something_is_refused(
     for content in (pickle.dumps(Evil()), pickle.dumps(print), b"cos\nsystem\n(S'ls'\ntR."):
         with pytest.raises(PipelineError, match="is not a plain pickle: it refers to"):
             read_pickle(content, "file")
-    for content in (b"", b"\x80\x02", b"no pickle", pickle.dumps([1, 2])[:-1]):
+    for content in (b"", b"\x80\x02", b"not a pickle", pickle.dumps([1, 2])[:-1]):
         with pytest.raises(PipelineError, match=r"is a damaged pickle|is not a plain pickle"):
             read_pickle(content, "file")
 

@@ -1,4 +1,4 @@
-"""Small files beside shards, for readers that know nothing of the manifest."""
+"""The side files of shards, for readers that do not use the manifest."""
 
 import hashlib
 import json
@@ -9,8 +9,8 @@ from pipelines.shards.format import open_shards
 from shard_commands import made, run
 
 
-def test_open_clip_s_and_timm_s_rules_read_them(shards: Path) -> None:
-    """Both group neighbours by the part before the first dot; sizes and lengths stand beside."""
+def test_open_clip_and_timm_read_the_shards(shards: Path) -> None:
+    """Both group consecutive members by the part of the name before the first dot."""
     sizes = json.loads((shards / "sizes.json").read_text())
     info = json.loads((shards / "_info.json").read_text())["splits"]["train"]
     wids = json.loads((shards / "wids.json").read_text())
@@ -33,7 +33,9 @@ def test_open_clip_s_and_timm_s_rules_read_them(shards: Path) -> None:
         assert entry["md5sum"] == hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def test_dali_s_index_names_each_member_s_place(image_folder: Path, tmp_path: Path) -> None:
+def test_the_dali_index_has_the_offset_and_size_of_each_member(
+    image_folder: Path, tmp_path: Path
+) -> None:
     out = made("imagefolder", image_folder, tmp_path / "out", "--num-shards", 2, "--dali-index")
     for path in out.glob("*.tar"):
         content = path.read_bytes()
@@ -50,7 +52,7 @@ def test_dali_s_index_names_each_member_s_place(image_folder: Path, tmp_path: Pa
         assert content
 
 
-def test_splits_go_into_folders_and_timm_finds_both(image_folder: Path, tmp_path: Path) -> None:
+def test_splits_are_written_to_folders_that_timm_finds(image_folder: Path, tmp_path: Path) -> None:
     source = tmp_path / "imagenet"
     for split in ("train", "val"):
         for folder in image_folder.iterdir():
@@ -66,4 +68,4 @@ def test_splits_go_into_folders_and_timm_finds_both(image_folder: Path, tmp_path
     assert len(open_shards(out / "train")) == len(open_shards(out / "val")) == 3
     result = run("imagefolder", source, tmp_path / "other", "--split", "test")
     assert result.exit_code == 1
-    assert "has no split 'test' (there: train, val)" in result.stderr
+    assert "has no split 'test'; use one of train, val" in result.stderr

@@ -1,4 +1,4 @@
-"""Nothing that a manifest, an index or a remembered hash says is believed without a look."""
+"""Every value of a manifest and an index is checked before it is used."""
 
 import json
 import struct
@@ -16,13 +16,13 @@ from pipelines.shards.format import (
     SAMPLE,
     Manifest,
     Shard,
-    most_index_bytes,
+    max_index_bytes,
     open_shards,
     parse_manifest,
     write_index,
 )
 from pipelines.system.files import file_sha256
-from pixmix import packed
+from pixmix import images
 from shard_sets import drawn_images, encoded, write_shards
 
 Document = dict[str, Any]
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refused(content: bytes) -> str:
-    """Return the one line by which a manifest is refused."""
+    """Return the one-line error for a manifest."""
     with pytest.raises(PipelineError) as error:
         parse_manifest(content, "set/manifest.json")
     message = str(error.value)
@@ -86,11 +86,11 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("change", HOSTILE)
-def test_a_value_that_is_not_of_its_type_and_range_is_refused(
+def test_a_value_of_another_type_or_range_is_rejected(
     folder: Path, change: Callable[[Document], object]
 ) -> None:
     document = json.loads((folder / MANIFEST_NAME).read_bytes())
-    # Or that would be what is refused.
+    # Otherwise the hash would be rejected.
     document.pop("sha256")
     change(document)
     refused(json.dumps(document).encode())
@@ -100,11 +100,11 @@ def test_a_value_that_is_not_of_its_type_and_range_is_refused(
     "content",
     [b"", b"[" * 200_000, b'{"format":' * 100_000, b"\xff\xfe", b"null", b"7", b"PK\x03\x04"],
 )
-def test_what_is_not_a_manifest_is_refused(content: bytes) -> None:
+def test_a_file_that_is_not_a_manifest_is_rejected(content: bytes) -> None:
     refused(content)
 
 
-def test_nested_brackets_in_the_settings_and_surrogates_in_names_are_refused(folder: Path) -> None:
+def test_deep_nesting_and_surrogates_in_a_manifest_are_rejected(folder: Path) -> None:
     text = (folder / MANIFEST_NAME).read_text()
     refused(text.replace('"settings": {}', '"settings": {"a": ' + "[" * 10**5).encode())
     refused(text.replace("set-0001.tar", "a\\ud800.tar").encode())
@@ -114,7 +114,7 @@ def test_nested_brackets_in_the_settings_and_surrogates_in_names_are_refused(fol
     )
 
 
-def test_what_is_written_is_what_is_read(folder: Path) -> None:
+def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
     content = (folder / MANIFEST_NAME).read_bytes()
     manifest = parse_manifest(content, "")
     assert isinstance(manifest, Manifest)
@@ -129,7 +129,7 @@ def test_what_is_written_is_what_is_read(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\nb.tar", "a\\b.tar", "\udcff.tar"])
-def test_a_set_that_could_not_be_read_again_is_not_written(tmp_path: Path, name: str) -> None:
+def test_a_manifest_that_could_not_be_read_again_is_not_written(tmp_path: Path, name: str) -> None:
     with pytest.raises(PipelineError):
         write_index(
             tmp_path,
@@ -169,7 +169,7 @@ DESCR = repr(SAMPLE.descr)
         npy_header("(" * 100),
     ],
 )
-def test_a_damaged_index_is_refused_in_one_line(folder: Path, content: bytes) -> None:
+def test_a_damaged_index_is_rejected_in_one_line(folder: Path, content: bytes) -> None:
     (folder / INDEX_NAME).write_bytes(content)
     document = json.loads((folder / MANIFEST_NAME).read_bytes())
     document["index"]["sha256"] = file_sha256(folder / INDEX_NAME)
@@ -183,21 +183,23 @@ def test_a_damaged_index_is_refused_in_one_line(folder: Path, content: bytes) ->
 @pytest.fixture
 def no_maps(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
-        raise OSError(packed.errno.ENODEV, "No such device")
+        raise OSError(images.errno.ENODEV, "No such device")
 
-    monkeypatch.setattr(packed.np, "memmap", refuse)
+    monkeypatch.setattr(images.np, "memmap", refuse)
 
 
 @pytest.mark.usefixtures("no_maps")
-def test_what_cannot_be_mapped_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_is_read_if_it_cannot_be_mapped(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     samples = open_shards(folder).samples
     assert samples["label"].tolist() == [0, 1, 2, 3]
     assert not samples.flags.writeable
-    monkeypatch.setattr(packed, "MOST_BYTES_READ", 79)
+    monkeypatch.setattr(images, "MOST_BYTES_READ", 79)
     with pytest.raises(PipelineError, match=rf"{INDEX_NAME} cannot be read: .*cannot map files"):
         open_shards(folder)
 
 
-def test_most_index_bytes_bound_every_index(folder: Path) -> None:
+def test_max_index_bytes_is_a_bound_for_every_index(folder: Path) -> None:
     manifest = parse_manifest((folder / MANIFEST_NAME).read_bytes(), "")
-    assert (folder / INDEX_NAME).stat().st_size <= most_index_bytes(manifest)
+    assert (folder / INDEX_NAME).stat().st_size <= max_index_bytes(manifest)

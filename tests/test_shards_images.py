@@ -1,4 +1,4 @@
-"""Which files are images, in which order, and what a file really holds."""
+"""Which files are images, their order, and how their content is decoded."""
 
 import os
 import struct
@@ -24,17 +24,17 @@ from pipelines.shards.images import (
     read_image,
     why_nonstandard,
 )
-from shard_commands import PICTURES, run
+from shard_commands import IMAGES, run
 from shard_sets import encoded
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five images of noise, of 256x256."""
+    """Write five images of noise, 256x256."""
     return write_folder(tmp_path)
 
 
-def test_images_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_path: Path) -> None:
+def test_images_are_sorted_by_the_numbers_in_their_names(tmp_path: Path) -> None:
     names = ["b/1.PNG", "10.png", "9.png", "a/x2.webp", "a/x10.bmp", "a/x2b.jpg", "09.png"]
     for name in names:
         save(noise(0, (20, 30)), tmp_path / name)
@@ -43,7 +43,7 @@ def test_images_come_in_the_order_of_their_numbers_whatever_the_disk_says(tmp_pa
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_names_of_equal_numbers_have_an_order_of_their_own(
+def test_names_with_equal_numbers_have_a_fixed_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backwards: bool
 ) -> None:
     paths = [save(noise(0, (20, 30)), tmp_path / name) for name in ("9.png", "09.png", "009.png")]
@@ -59,7 +59,7 @@ def test_names_of_equal_numbers_have_an_order_of_their_own(
     assert len(paths) == 3
 
 
-def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_are_not_images(tmp_path: Path) -> None:
     save(noise(0), tmp_path / "seen.png")
     save(noise(0), tmp_path / ".work" / "hidden.png")
     save(noise(0), tmp_path / ".hidden.png")
@@ -68,14 +68,14 @@ def test_hidden_files_and_other_files_are_no_images(tmp_path: Path) -> None:
     assert image_files(tmp_path) == [tmp_path / "seen.png"]
 
 
-def test_of_a_mixing_set_only_its_images_are_taken(tmp_path: Path) -> None:
+def test_only_the_images_folder_of_a_mixing_set_is_used(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     save(noise(0), tmp_path / "sheet.png")
     image = save(noise(1), tmp_path / "images" / "00000000.jpg")
     assert image_files(tmp_path) == [image]
 
 
-def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path: Path) -> None:
+def test_only_the_images_folders_of_mixing_sets_in_a_folder_are_used(tmp_path: Path) -> None:
     (tmp_path / "fractals" / "images").mkdir(parents=True)
     (tmp_path / "fractals" / "manifest.json").write_text("{}")
     save(noise(0), tmp_path / "fractals" / "sheet.png")
@@ -84,7 +84,7 @@ def test_of_a_mixing_set_in_a_folder_of_sets_only_its_images_are_taken(tmp_path:
     assert image_files(tmp_path) == [image, other]
 
 
-def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: Path) -> None:
+def test_links_are_followed_as_torchvision_does_and_never_in_a_cycle(tmp_path: Path) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     root = tmp_path / "set"
     save(noise(0), tmp_path / "elsewhere" / "2.png")
@@ -97,7 +97,7 @@ def test_links_are_followed_as_torchvision_does_and_never_in_a_circle(tmp_path: 
     assert [str(path) for path in image_files(root)] == taken
 
 
-def test_a_link_to_nothing_is_not_lost_in_silence(tmp_path: Path) -> None:
+def test_a_broken_link_is_listed(tmp_path: Path) -> None:
     kept = save(noise(0), tmp_path / "1.png")
     lost = tmp_path / "2.png"
     lost.symlink_to(tmp_path / "nothing.png")
@@ -113,33 +113,32 @@ def test_numbers_in_names_may_have_any_length() -> None:
 def test_grey_palette_and_alpha_become_colour(tmp_path: Path) -> None:
     for mode in ("L", "P", "RGBA", "1"):
         Image.fromarray(noise(3, (40, 60))).convert(mode).save(tmp_path / f"{mode}.png")
-    pictures = [read_image(path) for path in image_files(tmp_path)]
-    assert [(picture.shape, picture.dtype) for picture in pictures] == [((40, 60, 3), np.uint8)] * 4
+    found = [read_image(path) for path in image_files(tmp_path)]
+    assert [(image.shape, image.dtype) for image in found] == [((40, 60, 3), np.uint8)] * 4
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "empty"])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
-def test_a_damaged_file_is_named_with_the_remedy(tmp_path: Path, suffix: str, damage: str) -> None:
+def test_a_damaged_file_is_reported_with_the_remedy(
+    tmp_path: Path, suffix: str, damage: str
+) -> None:
     path = save(noise(0), tmp_path / f"bad.{suffix}")
     whole = path.read_bytes()
-    damaged = {"cut": whole[: len(whole) // 2], "text": b"no picture at all", "empty": b""}
+    damaged = {"cut": whole[: len(whole) // 2], "text": b"not an image", "empty": b""}
     path.write_bytes(damaged[damage])
-    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is no readable image.*remove it"):
+    with pytest.raises(PipelineError, match=rf"bad\.{suffix} is not a readable image.*remove it"):
         read_image(path)
 
 
 @pytest.mark.parametrize("name", ["a", "a.b", "DS_Store", "macosx", "thumbs.png", "n01440764"])
-def test_other_names_are_not_ignored(name: str) -> None:
+def test_names_that_resemble_system_files_are_not_ignored(name: str) -> None:
     assert not is_ignored_name(name)
 
 
-@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("where", ["before", "after"])
 @pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])
-def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
-    import struct
-    import zlib
-
-    picture = PICTURES[0]
+def test_a_png_with_a_large_text_is_decoded(kind: bytes, where: str) -> None:
+    image = IMAGES[0]
     packed = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1000))
     value = {
         b"zTXt": b"key\0\0" + packed,
@@ -149,24 +148,24 @@ def test_a_png_with_much_text_is_read(kind: bytes, place: str) -> None:
     }[kind]
     chunk = struct.pack(">I", len(value)) + kind + value
     chunk += struct.pack(">I", zlib.crc32(kind + value))
-    content = encoded(picture)
-    at = 33 if place == "before" else len(content) - 12
+    content = encoded(image)
+    at = 33 if where == "before" else len(content) - 12
     content = content[:at] + chunk + content[at:]
-    assert np.array_equal(decode_image(content), picture)
+    assert np.array_equal(decode_image(content), image)
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])
-def test_a_picture_cut_off_anywhere_is_broken(extension: str) -> None:
+def test_an_image_that_is_cut_off_anywhere_cannot_be_decoded(extension: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
     content = encoded(noise, extension)
     assert why_nonstandard(content, extension) is None
-    # What follows the last pixels is no loss: of a PNG the checksum and end, of a JPEG two bytes.
+    # The last bytes are not needed: the checksum and end of a PNG, two bytes of a JPEG.
     for length in range(0, len(content) - 24, 97):
         with pytest.raises(DecodeError):
             why_nonstandard(content[:length], extension)
 
 
-def test_a_decompression_bomb_is_broken_and_not_decoded() -> None:
+def test_a_decompression_bomb_is_rejected_before_decoding() -> None:
     def chunk(name: bytes, data: bytes) -> bytes:
         checked = name + data
         return struct.pack(">I", len(data)) + checked + struct.pack(">I", zlib.crc32(checked))
@@ -177,10 +176,10 @@ def test_a_decompression_bomb_is_broken_and_not_decoded() -> None:
         why_nonstandard(content, "png")
 
 
-def test_a_program_that_is_called_a_picture_is_not_run(
+def test_a_program_with_the_name_of_an_image_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    """Pillow passes PostScript to Ghostscript, whatever the name of the file."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("it was run"))
     folder = tmp_path / "source" / "a"
     folder.mkdir(parents=True)
@@ -193,11 +192,11 @@ def test_a_program_that_is_called_a_picture_is_not_run(
         decode_rgb(eps)
 
 
-def test_a_picture_of_too_many_pixels_is_broken_and_not_decoded(
+def test_an_image_with_too_many_pixels_is_rejected_before_decoding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    content = encoded(PICTURES[0], "jpg")
-    monkeypatch.setattr(images, "MOST_PIXELS", PICTURES[0].size // 3 - 1)
+    content = encoded(IMAGES[0], "jpg")
+    monkeypatch.setattr(images, "MAX_PIXELS", IMAGES[0].size // 3 - 1)
     monkeypatch.setattr(Image.Image, "load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(DecodeError, match=r"more than [0-9,]+ pixels"):
         decode_rgb(content)

@@ -1,4 +1,4 @@
-"""What goes into shards and mixing sets: classes, splits, names, and what is no regular file."""
+"""Sources of shards and mixing sets: classes, splits, names, and files that are not regular."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from pipelines.loading.dataset import ShardDataset
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.shards.format import open_shards
 from pipelines.shards.images import (
-    LARGEST_FILE,
+    MAX_FILE_BYTES,
     image_files,
     read_image,
 )
@@ -40,13 +40,13 @@ from shard_sets import encoded
 pytestmark = pytest.mark.usefixtures("in_this_process")
 
 
-LITTER = (
+IGNORED_IMAGES = (
     ".ipynb_checkpoints/0-checkpoint.png", ".git/x.png", "__MACOSX/a/._0.png", "a/._0.png",
     "a/.hidden/0.png", "@eaDir/0.png",
 )  # fmt: skip
 
 
-NOT_IMAGES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
+SYSTEM_FILES = ("a/.DS_Store", "a/Thumbs.db", "b/desktop.ini")
 
 
 def folder_of(root: Path, classes: str = "ab", n: int = 3) -> Path:
@@ -56,30 +56,32 @@ def folder_of(root: Path, classes: str = "ab", n: int = 3) -> Path:
     return root
 
 
-def with_litter(root: Path) -> Path:
+def with_ignored_files(root: Path) -> Path:
     folder_of(root)
-    for name in LITTER:
+    for name in IGNORED_IMAGES:
         write_file(root / name, encoded(IMAGES[9]))
-    for name in NOT_IMAGES:
+    for name in SYSTEM_FILES:
         write_file(root / name, b"not an image")
     return root
 
 
-def test_hidden_folders_and_files_are_no_classes_and_no_images(tmp_path: Path) -> None:
+def test_hidden_folders_and_files_are_not_classes_or_images(tmp_path: Path) -> None:
     clean = made("imagefolder", folder_of(tmp_path / "clean"), tmp_path / "x", "--name", "s")
-    result = run("imagefolder", with_litter(tmp_path / "source"), tmp_path / "out", "--name", "s")
+    result = run(
+        "imagefolder", with_ignored_files(tmp_path / "source"), tmp_path / "out", "--name", "s"
+    )
     assert result.exit_code == 0, result.output
     opened = open_shards(tmp_path / "out")
     assert opened.classes == ("a", "b")
     assert [shard.sha256 for shard in opened.shards] == [
         shard.sha256 for shard in open_shards(clean).shards
     ]
-    told = [line for line in result.stderr.splitlines() if "ignored" in line]
-    assert len(told) == 1
-    assert "ignored 9 hidden" in told[0]
+    lines = [line for line in result.stderr.splitlines() if "ignored" in line]
+    assert len(lines) == 1
+    assert "ignored 9 hidden" in lines[0]
 
 
-def test_hidden_splits_are_none(tmp_path: Path) -> None:
+def test_hidden_folders_are_not_splits(tmp_path: Path) -> None:
     for split in ("train", "val"):
         folder_of(tmp_path / "source" / split)
     write_file(tmp_path / "source" / "__MACOSX" / "train" / "a" / "._0.png", b"x")
@@ -88,7 +90,7 @@ def test_hidden_splits_are_none(tmp_path: Path) -> None:
 
 
 def test_mixing_sets_have_no_hidden_images(tmp_path: Path) -> None:
-    source = with_litter(tmp_path / "source")
+    source = with_ignored_files(tmp_path / "source")
     assert len(image_files(source)) == 6
     assert len(open_mixing_set(source, 16, cache_dir=tmp_path / "cache")) == 6
     assert len(open_shards(made("mixing", source, tmp_path / "out"))) == 6
@@ -101,7 +103,7 @@ def test_mixing_sets_have_no_hidden_images(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["images"] == 6
 
 
-def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) -> None:
+def test_hidden_members_of_tars_are_not_samples(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as tar:
         for name in ("./0.png", "./._0.png", "__MACOSX/0.png", "1.png", ".cache/2.png"):
             info = tarfile.TarInfo(name)
@@ -114,7 +116,7 @@ def test_hidden_members_of_tars_made_elsewhere_are_no_samples(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("option", ["--on-decode-error", "--on-nonstandard"])
-def test_a_class_of_which_no_image_is_left_is_refused(tmp_path: Path, option: str) -> None:
+def test_a_class_whose_images_are_all_skipped_is_rejected(tmp_path: Path, option: str) -> None:
     source = folder_of(tmp_path / "source")
     content = b"no image" if option == "--on-decode-error" else encoded(IMAGES[0], "jpg")
     write_file(source / "c" / "0.png", content)
@@ -126,7 +128,7 @@ def test_a_class_of_which_no_image_is_left_is_refused(tmp_path: Path, option: st
 
 
 def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
-    """As macOS and Linux write the same name."""
+    """Systems such as macOS and Linux encode the same name differently."""
     for split, form in (("train", "NFC"), ("val", "NFD")):
         for name in ("z", "\u00e9t\u00e9", "a"):
             folder = tmp_path / "source" / split / unicodedata.normalize(form, name)
@@ -137,7 +139,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
     assert train.samples["label"].tolist() == val.samples["label"].tolist()
 
 
-def test_two_folders_that_are_one_class_are_refused(tmp_path: Path) -> None:
+def test_two_folders_with_one_class_name_are_rejected(tmp_path: Path) -> None:
     source = folder_of(tmp_path / "source")
     for form in ("NFC", "NFD"):
         folder = source / unicodedata.normalize(form, "\u00e9t\u00e9")
@@ -149,12 +151,12 @@ def test_two_folders_that_are_one_class_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_names_of_any_bytes_are_written_everywhere(tmp_path: Path) -> None:
+def test_reports_and_tars_support_names_of_any_bytes(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
     try:
         folder.mkdir()
     except OSError:
-        pytest.skip("this file system has names of UTF-8 alone")
+        pytest.skip("this file system only supports names in UTF-8")
     for i in range(3):
         (folder / os.fsdecode(b"\xe9%d.png" % i)).write_bytes(encoded(IMAGES[i]))
     (folder / "broken.png").write_bytes(b"")
@@ -178,7 +180,7 @@ def test_names_of_any_bytes_are_written_everywhere(tmp_path: Path) -> None:
     made("mixing", folder, tmp_path / "out", "--on-decode-error", "skip")
 
 
-def no_regular_file(path: Path, kind: str) -> None:
+def make_irregular_file(path: Path, kind: str) -> None:
     path.unlink(missing_ok=True)
     if kind == "pipe":
         os.mkfifo(path)
@@ -198,17 +200,17 @@ def no_regular_file(path: Path, kind: str) -> None:
         path.symlink_to(path)
     else:
         path.touch()
-        os.truncate(path, LARGEST_FILE + 1)
+        os.truncate(path, MAX_FILE_BYTES + 1)
 
 
 KINDS = ["pipe", "device", "socket", "nothing", "itself", "huge"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: str) -> None:
+def test_only_regular_files_are_read_and_others_are_reported(tmp_path: Path, kind: str) -> None:
     source = folder_of(tmp_path / "source")
-    odd = source / "a" / "x.png"
-    no_regular_file(odd, kind)
+    irregular = source / "a" / "x.png"
+    make_irregular_file(irregular, kind)
     for command_name in ("imagefolder", "mixing"):
         result = run(command_name, source, tmp_path / command_name, "--jobs", 1)
         assert result.exit_code == 1
@@ -217,32 +219,32 @@ def test_only_regular_files_are_read_and_others_are_named(tmp_path: Path, kind: 
         out = made(command_name, source, tmp_path / f"{command_name} 2", *options)
         assert len(open_shards(out)) == 6
     with pytest.raises(PipelineError, match=r"x\.png"):
-        read_image(odd)
+        read_image(irregular)
     cache = tmp_path / "cache"
     with pytest.raises(PipelineError, match=r"x\.png"):
         open_mixing_set(source, 16, cache_dir=cache)
     assert len(open_mixing_set(source, 16, cache_dir=cache, on_decode_error="skip")) == 6
     result = CliRunner().invoke(show, ["set", str(source), "--json"])
     assert result.exit_code == 0
-    assert str(odd) in result.stdout
+    assert str(irregular) in result.stdout
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "socket"])
-def test_no_command_waits_for_a_file_that_is_none(tmp_path: Path, kind: str) -> None:
-    odd = tmp_path / "x"
-    no_regular_file(odd, kind)
+def test_no_command_waits_for_a_file_that_is_not_regular(tmp_path: Path, kind: str) -> None:
+    irregular = tmp_path / "x"
+    make_irregular_file(irregular, kind)
     manifest = folder_of(tmp_path / "set") / "manifest.json"
-    no_regular_file(manifest, kind)
+    make_irregular_file(manifest, kind)
     (tmp_path / "set out").mkdir()
-    no_regular_file(tmp_path / "set out" / "manifest.json", kind)
+    make_irregular_file(tmp_path / "set out" / "manifest.json", kind)
     out = tmp_path / "out"
     for program, arguments in (
-        (command.main, ["index", odd]),
-        (command.main, ["mixing", odd, out]),
-        (command.main, ["cifar10", odd, out]),
-        (show, ["set", odd]),
-        (show, ["genome", odd, "--out", tmp_path / "g.png"]),
-        (show, ["mixed", odd, "--no-mixing-set", "--out", tmp_path / "m.png"]),
+        (command.main, ["index", irregular]),
+        (command.main, ["mixing", irregular, out]),
+        (command.main, ["cifar10", irregular, out]),
+        (show, ["set", irregular]),
+        (show, ["genome", irregular, "--out", tmp_path / "g.png"]),
+        (show, ["mixed", irregular, "--no-mixing-set", "--out", tmp_path / "m.png"]),
         (show, ["set", tmp_path / "set"]),
         (show, ["genome", tmp_path / "set", "--index", 0, "--out", tmp_path / "g.png"]),
         (command.main, ["verify", tmp_path / "set"]),
@@ -263,7 +265,7 @@ def oriented(image: np.ndarray, value: int, format: str = "JPEG") -> bytes:
 
 
 @pytest.mark.parametrize("value", range(1, 9))
-def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) -> None:
+def test_exif_transpose_rotates_images_as_pillow_does(tmp_path: Path, value: int) -> None:
     content = oriented(IMAGES[0], value)
     source = write_file(tmp_path / "source" / "a" / "0.jpg", content).parents[1]
     upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
@@ -282,7 +284,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
         assert found.shape == upright.shape
         assert np.abs(found - upright).mean() < 3
         counts = {} if value == 1 else {f"EXIF orientation {value}": 1}
-        assert opened.settings["found"].get("rotated", {}) == counts
+        assert opened.settings["scan"].get("rotated", {}) == counts
         assert run("verify", opened.location).exit_code == 0
     cache = tmp_path / "cache"
     side = min(upright.shape[:2])
@@ -294,7 +296,7 @@ def test_exif_transpose_turns_images_as_pillow_does(tmp_path: Path, value: int) 
     )
 
 
-def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
+def test_a_link_to_itself_is_not_a_class(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "src" / name).mkdir(parents=True)
         (tmp_path / "src" / name / "0.png").write_bytes(encoded(IMAGES[0]))
@@ -305,7 +307,7 @@ def test_a_link_to_itself_among_the_classes_is_no_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "dev", "eval"])
-def test_a_split_of_any_usual_name_is_made(tmp_path: Path, name: str) -> None:
+def test_all_usual_names_of_splits_are_recognized(tmp_path: Path, name: str) -> None:
     source = folders_of_images(tmp_path / "set", "train/a", f"{name}/a")
     out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert len(open_shards(out / name)) == 1
@@ -319,13 +321,13 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     assert open_shards(out).classes == ("invalid", "valid")
 
 
-def test_a_split_that_is_named_is_one_whatever_lies_beside_it(tmp_path: Path) -> None:
+def test_a_split_that_is_asked_for_may_have_other_folders_beside_it(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "valid/a", "cat")
     out = made("imagefolder", source, tmp_path / "out", "--split", "valid", "--jobs", 1)
     assert open_shards(out / "valid").classes == ("a",)
 
 
-def test_splits_beside_other_folders_are_refused_naming_both(tmp_path: Path) -> None:
+def test_splits_beside_other_folders_are_rejected_naming_both(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "cat", "dog/test", "test/a", ".cache/a")
     result = run("imagefolder", source, tmp_path / "out")
     assert result.exit_code == 1
@@ -336,29 +338,29 @@ def test_splits_beside_other_folders_are_refused_naming_both(tmp_path: Path) -> 
     )
 
 
-def test_a_test_without_labels_is_left_out_and_told(tmp_path: Path) -> None:
+def test_a_test_split_without_labels_is_skipped_and_reported(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "train/a", "val/a", "test")
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 0, result.output
-    assert f"{source / 'test'} is skipped: it has no folder a class" in result.stderr
+    assert f"{source / 'test'} is skipped: it has no class folders" in result.stderr
     splits = json.loads((tmp_path / "out" / "_info.json").read_text())["splits"]
     assert set(splits) == {"train", "validation"}
     result = run("imagefolder", source, tmp_path / "out", "--split", "test")
     assert result.exit_code == 1
-    assert "has no folder a class" in result.stderr
+    assert "has no class folders" in result.stderr
 
 
-def test_all_splits_are_looked_at_before_the_first_is_written(tmp_path: Path) -> None:
+def test_all_splits_are_checked_before_the_first_is_written(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "train/a", "val/a")
     (source / "val" / "b").mkdir()
     result = run("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert result.exit_code == 1
-    assert "holds no image, so its class would be empty" in result.stderr
+    assert "holds no images, so its class would be empty" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
-def test_a_link_that_leads_back_adds_no_image(tmp_path: Path, kind: str) -> None:
+def test_a_link_to_a_folder_above_adds_no_images(tmp_path: Path, kind: str) -> None:
     source = folders_of_images(tmp_path / "set", "a/deeper", "b")
     (source / "a" / "self").symlink_to(source / "a")
     (source / "a" / "deeper" / "set").symlink_to(source)
@@ -368,7 +370,7 @@ def test_a_link_that_leads_back_adds_no_image(tmp_path: Path, kind: str) -> None
     assert len(open_shards(made(kind, source, tmp_path / "out", "--jobs", 1))) == 3
 
 
-def test_an_image_folder_s_order_is_torchvision_s(tmp_path: Path) -> None:
+def test_the_order_of_an_image_folder_is_that_of_torchvision(tmp_path: Path) -> None:
     datasets = pytest.importorskip("torchvision.datasets")
     names = ("a", "a/b", "a/b/c", "a/b-c", "a/B", "a/b.d/e", "b/10", "b/9")
     root = tmp_path / "set"
@@ -384,7 +386,7 @@ def test_an_image_folder_s_order_is_torchvision_s(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
 @pytest.mark.parametrize("kind", ["imagefolder", "mixing"])
-def test_names_of_any_bytes_are_taken(tmp_path: Path, kind: str) -> None:
+def test_image_folders_support_names_of_any_bytes(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "source" / os.fsdecode(b"caf\xe9")
     folder.mkdir(parents=True)
     (folder / "a b\n\N{CAT}.png").write_bytes(PNG)
@@ -403,7 +405,7 @@ def test_names_of_any_bytes_are_taken(tmp_path: Path, kind: str) -> None:
     assert names == {"caf\\udce9/a b\n\N{CAT}.png", "caf\\udce9/b\\udcff.png"}
 
 
-def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) -> None:
+def test_mixing_sources_are_sets_folders_and_tars(tmp_path: Path) -> None:
     from pipelines.cli.gen import main as gen
 
     ours = tmp_path / "fractals"
@@ -435,12 +437,12 @@ def test_mixing_sources_are_sets_folders_and_tars_as_they_are(tmp_path: Path) ->
     assert all("genome" in records[i] for i in range(3))
 
 
-def test_exif_that_is_nonsense_turns_nothing(tmp_path: Path) -> None:
+def test_invalid_exif_does_not_rotate_images(tmp_path: Path) -> None:
     content = oriented(IMAGES[0], 6).replace(b"Exif\0\0", b"Exif\0\0\xff\xff\xff", 1)
     write_file(tmp_path / "source" / "a" / "0.jpg", content)
     write_file(tmp_path / "source" / "a" / "1.jpg", oriented(IMAGES[1], 99))
     opened = open_shards(made("mixing", tmp_path / "source", tmp_path / "out", "--exif-transpose"))
-    assert "rotated" not in opened.settings["found"]
+    assert "rotated" not in opened.settings["scan"]
     assert bytes(ShardDataset(opened).read(0)) in (
         content, (tmp_path / "source" / "a" / "1.jpg").read_bytes()
     )  # fmt: skip

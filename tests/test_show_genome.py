@@ -210,11 +210,11 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         (1, "junk.json is damaged", [tmp_path / "junk.json"]),
         (1, "list.json holds no genome", [tmp_path / "list.json"]),
         (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
-        (1, "99: is the version that wrote this genome", [tmp_path / "other.json"]),
-        (1, "the genome's JSON does not fit", [tmp_path / "less.json"]),
+        (1, "99: is the version of this genome", [tmp_path / "other.json"]),
+        (1, "the genome's JSON does not match", [tmp_path / "less.json"]),
         (1, "bytes.json is damaged", [tmp_path / "bytes.json"]),
         (1, "deep.json", [tmp_path / "deep.json"]),
-        (1, "deeper.json: the genome's JSON does not fit", [tmp_path / "deeper.json"]),
+        (1, "deeper.json: the genome's JSON does not match", [tmp_path / "deeper.json"]),
         (1, "finite in float32", [tmp_path / "far.json"]),
         (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
         (2, "does not exist", [tmp_path / "absent.json"]),
@@ -230,7 +230,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
         assert not out.exists()
     inside = run(folder, "--index", 0, "--out", folder / "images" / "genome.png")
     assert inside.exit_code == 2
-    assert "lies inside" in inside.stderr
+    assert "is inside" in inside.stderr
 
 
 @pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])

@@ -33,20 +33,20 @@ def assert_loaded(module: nn.Module, state: dict[str, Tensor], names: dict[str, 
 @pytest.mark.parametrize(
     ("model", "classes"), [("wrn_40_4", 10), ("wrn_10_1", 100), ("densenet_13_4", 10)]
 )
-def test_a_released_checkpoint_classifies_as_the_network_that_was_saved(
+def test_a_released_checkpoint_has_the_outputs_of_the_saved_network(
     tmp_path: Path, model: str, classes: int
 ) -> None:
     module = open_model(model, classes)
     torch.save(reference_checkpoint(module, steps=1), tmp_path / "checkpoint.pth.tar")
-    opened, said = open_checkpoint(tmp_path / "checkpoint.pth.tar", model)
-    assert said["classes"] == classes
+    opened, metadata = open_checkpoint(tmp_path / "checkpoint.pth.tar", model)
+    assert metadata["classes"] == classes
     with torch.no_grad():
         difference = (module.eval()(IMAGES) - opened(IMAGES)).abs().max()
     assert float(difference) <= 1e-5
 
 
-def references_names(n: int) -> dict[str, str]:
-    """Return the names of the released ResNeXt's tensors by ours, in the order of both."""
+def reference_names(n: int) -> dict[str, str]:
+    """Return the tensor names of the published ResNeXt, by ours, in the order of both."""
     parts = ("conv_reduce", "bn_reduce", "conv_conv", "bn", "conv_expand", "bn_expand")
     norm = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     names = ["conv_1_3x3.weight", *(f"bn_1.{each}" for each in norm)]
@@ -66,9 +66,9 @@ def references_names(n: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_the_references_resnext_is_read_under_its_own_names(n: int, prefix: str) -> None:
+def test_the_reference_resnext_is_loaded_under_its_own_names(n: int, prefix: str) -> None:
     saved = build_network(f"resnext{9 * n + 2}_4x2", 10)
-    names = {own: prefix + old for own, old in references_names(n).items()}
+    names = {own: prefix + old for own, old in reference_names(n).items()}
     state = {names[own]: value for own, value in saved.state_dict().items()}
     module = build_network(f"resnext{9 * n + 2}_4x2", 10)
     assert load_weights(module, state, PATH) == []
@@ -77,7 +77,7 @@ def test_the_references_resnext_is_read_under_its_own_names(n: int, prefix: str)
 
 @pytest.mark.parametrize("name", ["wrn_16_2", "resnext29_4x32", "densenet_bc_40_12",
                                   "densenet_40_12"])  # fmt: skip
-def test_first_weights_are_as_wide_as_the_references(name: str) -> None:
+def test_initial_weights_have_the_standard_deviation_of_the_reference(name: str) -> None:
     module = open_model(name, 100)
     for each in module.modules():
         if isinstance(each, nn.Conv2d):
@@ -85,7 +85,7 @@ def test_first_weights_are_as_wide_as_the_references(name: str) -> None:
             expected = (2 / fan_out) ** 0.5
         elif isinstance(each, nn.Linear):
             assert not bool(each.bias.any())
-            # Only the ResNeXt's classifier is drawn anew there; torch's own is uniform.
+            # Only the ResNeXt reference initializes the classifier; torch's default is uniform.
             variance = 2 if name.startswith("resnext") else 1 / 3
             expected = (variance / each.in_features) ** 0.5
         else:
@@ -95,17 +95,21 @@ def test_first_weights_are_as_wide_as_the_references(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    "prefix_format",
     ["{}", "module.{}", "_orig_mod.{}", "module._orig_mod.{}", "model.{}", "net.{}",
      "model.module.{}", "module.model.backbone.{}", "student.encoder.{}"],
 )  # fmt: skip
-def test_prefixes_that_all_tensors_share_are_removed_and_told(wrap: str) -> None:
+def test_shared_prefixes_are_removed_and_reported(prefix_format: str) -> None:
     saved = small(1)
-    state = {wrap.format(name): value for name, value in saved.state_dict().items()}
+    state = {prefix_format.format(name): value for name, value in saved.state_dict().items()}
     module = small(2)
     notes = load_weights(module, state, PATH)
-    assert_loaded(module, state, {name: wrap.format(name) for name in module.state_dict()})
-    known = set(wrap.removesuffix("{}").strip(".").split(".")) <= {"", "module", "_orig_mod"}
+    assert_loaded(module, state, {name: prefix_format.format(name) for name in module.state_dict()})
+    known = set(prefix_format.removesuffix("{}").strip(".").split(".")) <= {
+        "",
+        "module",
+        "_orig_mod",
+    }
     assert bool(notes) != known
 
 
@@ -120,7 +124,7 @@ def test_a_wrapper_within_the_network_is_removed() -> None:
     assert torch.equal(module.features[0].weight, saved.features[0].weight)
 
 
-def test_a_network_whose_own_names_hold_module_keeps_them() -> None:
+def test_a_network_with_a_child_named_module_keeps_its_names() -> None:
     def network() -> nn.Module:
         return nn.ModuleDict({"module": nn.Linear(2, 2), "model": nn.Linear(2, 2)})
 
@@ -132,7 +136,7 @@ def test_a_network_whose_own_names_hold_module_keeps_them() -> None:
         assert torch.equal(module.state_dict()[name], value)
 
 
-def test_what_lies_outside_the_prefix_is_left_out_and_named() -> None:
+def test_tensors_outside_the_prefix_are_ignored_and_reported() -> None:
     state = {f"model.{name}": value for name, value in small(1).state_dict().items()}
     state["criterion.weight"] = torch.ones(7)
     module = small(2)
@@ -142,7 +146,7 @@ def test_what_lies_outside_the_prefix_is_left_out_and_named() -> None:
     assert torch.equal(module.state_dict()["conv1.weight"], state["model.conv1.weight"])
 
 
-def test_a_prefix_that_only_half_of_the_tensors_have_is_not_guessed() -> None:
+def test_a_prefix_of_half_of_the_tensors_is_not_removed() -> None:
     state = {
         f"{who}.{name}": value
         for who in ("student", "teacher")
@@ -155,16 +159,16 @@ def test_a_prefix_that_only_half_of_the_tensors_have_is_not_guessed() -> None:
     assert torch.equal(module.conv1.weight, before)
 
 
-def test_tensors_that_are_not_of_the_network_are_refused_even_under_a_prefix() -> None:
+def test_unexpected_tensors_are_rejected_even_under_a_prefix() -> None:
     state = {f"model.{name}": value for name, value in small(1).state_dict().items()}
     state["model.attention.weight"] = torch.ones(3)
-    with pytest.raises(ValueError, match=r"not its own, such as attention\.weight"):
+    with pytest.raises(ValueError, match=r"unexpected, such as attention\.weight"):
         load_weights(small(), state, PATH)
     with pytest.raises(ValueError, match=r"fc\.weight: \(7, 64\) instead of \(10, 64\)"):
         load_weights(small(classes=10), small(1).state_dict(), PATH)
 
 
-def test_weights_to_begin_with_are_fitted_as_those_to_evaluate() -> None:
+def test_initial_weights_are_matched_like_those_of_evaluations() -> None:
     state = {f"model.{name}": value for name, value in small(1).state_dict().items()}
     module = small(2)
     assert initialize_from(module, state) == []
@@ -180,21 +184,19 @@ def test_weights_to_begin_with_are_fitted_as_those_to_evaluate() -> None:
         pytest.param("inception_v3", "", marks=pytest.mark.slow),
     ],
 )
-def test_auxiliary_heads_of_torchvision_are_left_out(
-    tmp_path: Path, name: str, prefix: str
-) -> None:
+def test_auxiliary_heads_of_torchvision_are_ignored(tmp_path: Path, name: str, prefix: str) -> None:
     saved = torchvision.models.get_model(
         name, weights=None, num_classes=5, aux_logits=True, init_weights=False
     )
     state = {prefix + key: value for key, value in saved.state_dict().items()}
     torch.save(state, tmp_path / "w.pt")
-    opened, said = open_checkpoint(tmp_path / "w.pt", name)
-    assert said["classes"] == 5
+    opened, metadata = open_checkpoint(tmp_path / "w.pt", name)
+    assert metadata["classes"] == 5
     own = opened.state_dict()
     assert torch.equal(own["fc.weight"], saved.state_dict()["fc.weight"])
     assert not any(key.startswith(("aux", "Aux")) for key in own)
     assert initialize_from(open_model(name, 5), state) == []
-    with pytest.raises(ValueError, match="not its own"):
+    with pytest.raises(ValueError, match="unexpected"):
         load_weights(small(), {"aux1.w": torch.ones(1), **small().state_dict()}, PATH)
 
 
@@ -204,11 +206,11 @@ def test_the_number_of_classes_does_not_depend_on_the_order_of_tensors(name: str
     with torch.device("meta"):
         state = open_model(name, 13).state_dict()
         for order in (list(state), sorted(state), sorted(state, reverse=True)):
-            given = {f"module.{key}": state[key] for key in order}
-            assert n_classes(given, lambda n: open_model(name, n)) == 13
+            renamed = {f"module.{key}": state[key] for key in order}
+            assert n_classes(renamed, lambda n: open_model(name, n)) == 13
 
 
-def test_a_function_that_takes_one_number_of_classes_is_opened(
+def test_a_function_for_one_number_of_classes_is_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "of_five.py").write_text(
@@ -218,24 +220,24 @@ def test_a_function_that_takes_one_number_of_classes_is_opened(
     monkeypatch.chdir(tmp_path)
     torch.save(nn.Linear(2, 5).state_dict(), "w.pt")
     for function in ("strict", "fixed", "any"):
-        _, said = open_checkpoint(Path("w.pt"), f"of_five:{function}")
-        assert said["classes"] == 5
+        _, metadata = open_checkpoint(Path("w.pt"), f"of_five:{function}")
+        assert metadata["classes"] == 5
 
 
 def test_a_safetensors_file_is_opened_like_a_state_dict(tmp_path: Path) -> None:
     saved = small(1, classes=13)
     safetensors.torch.save_file(saved.state_dict(), tmp_path / "w.safetensors")
     assert list(read_weights(tmp_path / "w.safetensors"))[-1] != "fc.bias"
-    opened, said = open_checkpoint(tmp_path / "w.safetensors", "wrn_10_1")
-    assert said["classes"] == 13
+    opened, metadata = open_checkpoint(tmp_path / "w.safetensors", "wrn_10_1")
+    assert metadata["classes"] == 13
     with torch.no_grad():
         assert torch.equal(opened(IMAGES), saved.eval()(IMAGES))
 
 
-def test_a_file_cannot_ask_for_a_network_of_much_memory(tmp_path: Path) -> None:
+def test_a_file_cannot_request_a_huge_network(tmp_path: Path) -> None:
     content = {"state_dict": small().state_dict(), "network": {"model": "wrn_16_9999"}}
     torch.save(content, tmp_path / "w.pt")
-    with pytest.raises(PipelineError, match="does not fit WideResNet"):
+    with pytest.raises(PipelineError, match="does not match WideResNet"):
         open_checkpoint(tmp_path / "w.pt", None)
     content["network"] = {"model": "wrn_10_1", "classes": 1_000_000}
     torch.save(content, tmp_path / "w.pt")
@@ -243,7 +245,7 @@ def test_a_file_cannot_ask_for_a_network_of_much_memory(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "w.pt", None)
 
 
-def test_versions_of_modules_stay_beside_their_tensors() -> None:
+def test_module_versions_are_renamed_with_their_tensors() -> None:
     module = small()
     state = OrderedDict((f"module.{key}", value) for key, value in module.state_dict().items())
     state._metadata = OrderedDict({"module.bn1": {"version": 2}, "": {"version": 1}})  # type: ignore[attr-defined]

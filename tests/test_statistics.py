@@ -1,4 +1,4 @@
-"""The statistics of images: twins, known truths, and the published figures of the reference."""
+"""Image statistics: references, known values, and the published figures."""
 
 import io
 import math
@@ -28,7 +28,7 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 @st.composite
 def images(draw: st.DrawFn) -> NDArray[np.uint8]:
-    """Non-square images from flat to harsh, so that every threshold has pixels on both sides."""
+    """Draw non-square images from flat to high-contrast, on both sides of every threshold."""
     height, width = draw(
         st.tuples(st.integers(16, 75), st.integers(16, 75)).filter(lambda side: side[0] != side[1])
     )
@@ -61,7 +61,7 @@ def hog_vendi(images: list[NDArray[np.uint8]]) -> float:
 
 
 def noise_with_slope(slope: float, shape: tuple[int, int], seed: int) -> NDArray[np.uint8]:
-    """Grey noise whose power falls as frequency to the -slope."""
+    """Return grey noise whose power falls as frequency to the power -slope."""
     spectrum = np.fft.rfft2(np.random.default_rng(seed).standard_normal(shape))
     rows, columns = np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])
     radius = np.hypot(rows, columns)
@@ -71,12 +71,12 @@ def noise_with_slope(slope: float, shape: tuple[int, int], seed: int) -> NDArray
     return np.repeat(levels.astype(np.uint8)[..., None], 3, axis=2)
 
 
-# --- each kernel and its twin --------------------------------------------------------------------
+# --- kernels and their references ----------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=40)
 @given(images())
-def test_luma_equals_its_twin_and_its_border_repeats_the_image(
+def test_luma_matches_the_reference_and_its_border_repeats_the_image(
     image: NDArray[np.uint8],
 ) -> None:
     assert np.array_equal(padded(image), np.pad(reference.luma(image), 1, mode="edge"))
@@ -84,7 +84,7 @@ def test_luma_equals_its_twin_and_its_border_repeats_the_image(
 
 @settings(deadline=None, max_examples=25)
 @given(images())
-def test_edges_equal_their_twin(image: NDArray[np.uint8]) -> None:
+def test_edges_match_the_reference(image: NDArray[np.uint8]) -> None:
     assert np.array_equal(
         kernels.edge_mask(padded(image)), reference.edge_mask(reference.luma(image))
     )
@@ -92,14 +92,14 @@ def test_edges_equal_their_twin(image: NDArray[np.uint8]) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(images())
-def test_textured_blocks_equal_their_twin(image: NDArray[np.uint8]) -> None:
+def test_textured_blocks_match_the_reference(image: NDArray[np.uint8]) -> None:
     expected = reference.count_textured_blocks(reference.luma(image))
     assert kernels.count_textured_blocks(padded(image)) == expected
 
 
 @settings(deadline=None, max_examples=40)
 @given(images())
-def test_histograms_and_moments_equal_their_twins(image: NDArray[np.uint8]) -> None:
+def test_histograms_and_moments_match_the_reference(image: NDArray[np.uint8]) -> None:
     luma = reference.luma(image)
     counts, sums = kernels.colour_counts(image)
     assert np.array_equal(counts, reference.colour_counts(image))
@@ -114,7 +114,7 @@ def test_histograms_and_moments_equal_their_twins(image: NDArray[np.uint8]) -> N
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.integers(0, 5000), min_size=1, max_size=40).filter(any))
-def test_entropy_equals_its_twin(counts: list[int]) -> None:
+def test_entropy_matches_the_reference(counts: list[int]) -> None:
     histogram = np.array(counts)
     # 1e-12: both sum at most 40 rounded terms.
     assert kernels.entropy_of_counts(histogram) == pytest.approx(
@@ -123,7 +123,7 @@ def test_entropy_equals_its_twin(counts: list[int]) -> None:
 
 
 @given(st.integers(1, 2**52))
-def test_the_logarithm_equals_the_maths_library(number: int) -> None:
+def test_the_logarithm_matches_the_maths_library(number: int) -> None:
     # 1e-14: the result is below 52, whose spacing is 7e-15.
     assert abs(kernels.logarithm2_of_whole(number) - math.log2(number)) < 1e-14
 
@@ -132,14 +132,14 @@ def test_the_logarithm_equals_the_maths_library(number: int) -> None:
 @given(
     st.integers(1, 70), st.integers(1, 70), st.integers(0, 2**32), st.sampled_from([0, 0.01, 0.4])
 )
-def test_box_counts_equal_their_twin(height: int, width: int, seed: int, density: float) -> None:
+def test_box_counts_match_the_reference(height: int, width: int, seed: int, density: float) -> None:
     mask = (np.random.default_rng(seed).random((height, width)) < density).astype(np.uint8)
     assert kernels.box_counts(mask, 5).tolist() == reference.box_counts(mask, 5)
 
 
 @settings(deadline=None, max_examples=25)
 @given(images(), st.integers(20, 90), st.integers(20, 90))
-def test_a_resize_equals_its_twin(image: NDArray[np.uint8], height: int, width: int) -> None:
+def test_a_resize_matches_the_reference(image: NDArray[np.uint8], height: int, width: int) -> None:
     weights = [
         statistics._resize_weights(side, full, 2, full - 4)
         for side, full in zip(image.shape[:2], (height, width), strict=True)
@@ -151,7 +151,7 @@ def test_a_resize_equals_its_twin(image: NDArray[np.uint8], height: int, width: 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32))
-def test_ring_sums_equal_their_twin(seed: int) -> None:
+def test_ring_sums_match_the_reference(seed: int) -> None:
     generator = np.random.default_rng(seed)
     power, weights = generator.random((2, 13, 9))
     rings = generator.integers(0, 7, (13, 9))
@@ -163,7 +163,7 @@ def test_ring_sums_equal_their_twin(seed: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(images())
-def test_luma_at_32_equals_pillows_bilinear_resize_and_centre_crop(
+def test_luma_at_32_matches_pillows_bilinear_resize_and_centre_crop(
     image: NDArray[np.uint8],
 ) -> None:
     height, width = image.shape[:2]
@@ -174,24 +174,22 @@ def test_luma_at_32_equals_pillows_bilinear_resize_and_centre_crop(
     theirs = reference.luma(np.asarray(resized)[top : top + 32, left : left + 32])
     ours = luma_at_32(image)
     assert ours.shape == (32, 32)
-    # Pillow rounds each channel to whole levels twice: one level at most, and a bit for weights.
+    # Pillow rounds each channel to integers twice: at most one level, plus rounding of weights.
     assert np.abs(ours - theirs).max() <= 1100
 
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(16, 90), st.integers(16, 90), st.integers(0, 255))
-def test_a_flat_image_is_resized_to_exactly_its_own_luma(
-    height: int, width: int, level: int
-) -> None:
+def test_resizing_a_flat_image_keeps_its_luma_exactly(height: int, width: int, level: int) -> None:
     assert set(luma_at_32(flat(level, level, level, (height, width))).flat) == {level * 1000}
 
 
-# --- what every statistic keeps to ---------------------------------------------------------------
+# --- properties of all statistics ----------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=20)
 @given(images())
-def test_measure_gives_plain_numbers_and_changes_nothing(image: NDArray[np.uint8]) -> None:
+def test_measure_returns_floats_and_does_not_modify_the_image(image: NDArray[np.uint8]) -> None:
     before = image.copy()
     values = measure(image)
     assert list(values) == list(CALIBRATED)
@@ -201,7 +199,7 @@ def test_measure_gives_plain_numbers_and_changes_nothing(image: NDArray[np.uint8
 
 @settings(deadline=None, max_examples=20)
 @given(images())
-def test_a_preview_is_judged_by_the_same_statistics(image: NDArray[np.uint8]) -> None:
+def test_preview_statistics_equal_those_of_measure(image: NDArray[np.uint8]) -> None:
     preview = preview_statistics(image)._asdict()
     assert len(preview) == 7
     values = measure(image)
@@ -216,7 +214,7 @@ def test_a_view_with_other_strides_measures_the_same(image: NDArray[np.uint8]) -
 
 
 @pytest.mark.parametrize("function", [measure, preview_statistics, colour_features, hog_features])
-def test_what_is_no_image_is_refused_with_its_shape_or_type(
+def test_an_array_that_is_not_an_image_is_rejected_with_its_shape_or_type(
     function: Callable[..., object],
 ) -> None:
     with pytest.raises(TypeError, match="float64"):
@@ -227,11 +225,11 @@ def test_what_is_no_image_is_refused_with_its_shape_or_type(
         function(np.zeros((15, 50, 3), np.uint8))
 
 
-# --- known truths --------------------------------------------------------------------------------
+# --- known values --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("level", "lit"), [(0, 0.0), (8, 0.0), (9, 1.0), (255, 1.0)])
-def test_a_flat_image_has_nothing_but_its_coverage(level: int, lit: float) -> None:
+def test_a_flat_image_has_coverage_only(level: int, lit: float) -> None:
     values = measure(flat(level, level, level))
     assert values.pop("coverage") == lit
     assert set(values.values()) == {0.0}
@@ -245,7 +243,7 @@ def test_a_checkerboard_of_four_pixels_is_textured_everywhere() -> None:
     assert measure(board)["luma_entropy"] == 1.0
 
 
-def test_a_step_of_one_twentieth_is_where_an_edge_begins() -> None:
+def test_a_step_of_one_twentieth_is_the_limit_of_an_edge() -> None:
     # A vertical step of h has a Sobel response of 4 h beside it: h above 12.75 levels is an edge.
     for height, expected in ((12, 0.0), (13, 2 / 60)):
         image = flat(100, 100, 100, (40, 60))
@@ -253,7 +251,7 @@ def test_a_step_of_one_twentieth_is_where_an_edge_begins() -> None:
         assert measure(image)["edge_density"] == expected
 
 
-def test_a_texture_is_felt_above_three_hundredths() -> None:
+def test_a_deviation_of_three_hundredths_is_the_limit_of_texture() -> None:
     # Half the pixels up, half down by h: a standard deviation of h levels, the limit is 7.65.
     for height, expected in ((7, 0.0), (8, 1.0)):
         image = flat(100 - height, 100 - height, 100 - height, (40, 48))
@@ -261,7 +259,7 @@ def test_a_texture_is_felt_above_three_hundredths() -> None:
         assert measure(image)["textured_blocks"] == expected
 
 
-def test_halves_of_black_and_white_have_half_the_scale_as_deviation() -> None:
+def test_half_black_half_white_has_a_deviation_of_half_the_scale() -> None:
     image = flat(0, 0, 0, (72, 144))
     image[:, 72:] = 255
     # The resize softens two of the 32 columns.
@@ -272,21 +270,23 @@ def test_halves_of_black_and_white_have_half_the_scale_as_deviation() -> None:
 @pytest.mark.parametrize(
     ("slope", "shape"), [(2.0, (256, 256)), (2.0, (192, 300)), (3.0, (256, 320))]
 )
-def test_noise_shows_the_slope_it_was_made_with(slope: float, shape: tuple[int, int]) -> None:
+def test_noise_has_the_spectral_slope_of_its_synthesis(
+    slope: float, shape: tuple[int, int]
+) -> None:
     image = noise_with_slope(slope, shape, seed=5)
-    # 0.15: the scatter of twenty seeds is 0.04; the window and 8 bits bend the line by 0.1 at most.
+    # 0.15: twenty seeds scatter by 0.04; the window and 8 bits bend the line by at most 0.1.
     assert measure(image)["spectral_slope"] == pytest.approx(slope, abs=0.15)
     assert measure(image)["spectral_r2"] > 0.97
 
 
-def test_a_grating_is_no_straight_line_in_the_spectrum() -> None:
+def test_a_grating_does_not_fit_a_spectral_line() -> None:
     columns = np.arange(256)
     levels = np.rint(127.5 + 100 * np.sin(2 * np.pi * 16 * columns / 256)).astype(np.uint8)
     grating = np.repeat(np.tile(levels, (200, 1))[..., None], 3, axis=2)
     assert measure(grating)["spectral_r2"] < 0.8
 
 
-def test_colourfulness_of_two_halves_is_the_published_formula() -> None:
+def test_colourfulness_matches_the_published_formula() -> None:
     image = flat(255, 0, 0, (40, 60))
     image[:, 30:] = (0, 0, 255)
     # rg is 255 and 0; yb is 127.5 and -255.
@@ -294,14 +294,14 @@ def test_colourfulness_of_two_halves_is_the_published_formula() -> None:
     assert measure(image)["colourfulness"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_eight_colours_in_eighths_are_three_bits() -> None:
+def test_eight_equally_frequent_colours_have_three_bits() -> None:
     image = np.zeros((40, 64, 3), np.uint8)
     for k in range(8):
         image[:, 8 * k : 8 * k + 8] = (32 * k, 255 - 32 * k, 100)
     assert measure(image)["rgb_entropy"] == 3.0
 
 
-def test_edges_everywhere_are_a_plane_and_one_edge_is_a_line() -> None:
+def test_the_box_dimension_is_two_for_a_plane_and_one_for_a_line() -> None:
     rows, columns = np.indices((64, 128))
     everywhere = np.repeat(((rows // 2 + columns // 2) % 2 * 255).astype(np.uint8)[..., None], 3, 2)
     assert measure(everywhere)["edge_box_dimension"] == pytest.approx(2.0)
@@ -322,16 +322,16 @@ def test_equal_rows_score_one_and_orthogonal_rows_score_their_number(n: int, see
     assert vendi_score(np.eye(n) * 3) == pytest.approx(n)
 
 
-def test_rows_of_zeros_equal_one_another_and_nothing_else() -> None:
+def test_rows_of_zeros_equal_only_each_other() -> None:
     assert vendi_score(np.array([[0.0, 0], [0, 0], [1, 0], [2, 0]])) == pytest.approx(2.0)
 
 
-def test_no_rows_have_no_score() -> None:
+def test_an_empty_set_has_no_score() -> None:
     with pytest.raises(ValueError, match=r"\(0, 4\)"):
         vendi_score(np.zeros((0, 4)))
 
 
-def test_equal_images_score_one_and_images_without_a_common_colour_their_number() -> None:
+def test_equal_images_score_one_and_disjoint_colours_their_number() -> None:
     colours = [
         flat(255 * (k & 1), 255 * (k >> 1 & 1), 255 * (k >> 2), (40, 33 + k)) for k in range(8)
     ]
@@ -341,7 +341,7 @@ def test_equal_images_score_one_and_images_without_a_common_colour_their_number(
     assert np.linalg.norm(colour_features(colours[3])) == pytest.approx(1.0)
 
 
-def test_stripes_across_and_stripes_down_share_no_gradient() -> None:
+def test_horizontal_and_vertical_stripes_share_no_gradient() -> None:
     across = flat(0, 0, 0, (64, 64))
     across[np.arange(64) // 4 % 2 == 0] = 255
     down = across.transpose(1, 0, 2).copy()
@@ -352,9 +352,9 @@ def test_stripes_across_and_stripes_down_share_no_gradient() -> None:
 
 # --- the published figures -----------------------------------------------------------------------
 
-# Median, 10th, 90th percentile of 200 images as these definitions give them. Within rounding they
-# are the published reference but for the two at 32 pixels (.70 [.35, .86] and .144 [.07, .21]
-# there: a box filter) and the box dimension (1.83 there).
+# Median, 10th, 90th percentile of 200 images with these definitions. Within rounding they equal
+# the published reference, except the two at 32 pixels (.70 [.35, .86] and .144 [.07, .21], by a
+# box filter) and the box dimension (1.83).
 CALIBRATED = {
     "coverage": (0.985, 0.570, 1.0),
     "edge_density": (0.430, 0.152, 0.668),
@@ -381,7 +381,7 @@ def test_the_reference_flames_have_their_published_statistics() -> None:
     measured = [measure(flame) for flame in flames]
     for name, figures in CALIBRATED.items():
         values = np.percentile([values[name] for values in measured], [50, 10, 90])
-        # The last digit written, and a little for JPEG decoders, which may differ by a level.
+        # The last digit, plus a margin for JPEG decoders, which may differ by one level.
         assert values == pytest.approx(figures, rel=2e-3, abs=1e-3), name
     assert colour_vendi(flames[:64]) == pytest.approx(4.69, abs=0.01)
     assert hog_vendi(flames[:64]) == pytest.approx(7.39, abs=0.01)

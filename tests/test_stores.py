@@ -1,4 +1,4 @@
-"""Objects of Amazon's, Google's and Azure's stores, read from an endpoint on the loopback."""
+"""Objects of Amazon S3, Google Cloud Storage and Azure, read from a local server."""
 
 import os
 import signal
@@ -75,7 +75,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
 one_store = pytest.mark.parametrize("store", ["s3"], indirect=True)
 
 
-def test_an_object_comes_once(store: Store) -> None:
+def test_an_object_is_downloaded_once(store: Store) -> None:
     for _ in range(2):
         with store.fetch() as held:
             assert held.path.read_bytes() == CONTENT
@@ -83,7 +83,7 @@ def test_an_object_comes_once(store: Store) -> None:
 
 
 @one_store
-def test_a_key_may_hold_any_sign(store: Store) -> None:
+def test_a_key_may_have_any_characters(store: Store) -> None:
     key = "set 1%2F?#/ü.tar"
     path = store.server.folder / "bucket" / key
     path.parent.mkdir()
@@ -92,7 +92,7 @@ def test_a_key_may_hold_any_sign(store: Store) -> None:
         assert held.path.read_bytes() == CONTENT
 
 
-def test_what_is_there_of_an_object_is_resumed(store: Store) -> None:
+def test_a_partial_object_is_resumed(store: Store) -> None:
     store.cache.files.mkdir(parents=True)
     store.partial().write_bytes(CONTENT[:75_000])
     with store.fetch() as held:
@@ -103,7 +103,7 @@ def test_what_is_there_of_an_object_is_resumed(store: Store) -> None:
 @pytest.mark.parametrize(
     "fault", [cut(0), cut(60_000), stall(60_000), status(503), status(429), flip(7)]
 )
-def test_faults_of_a_store_that_pass(store: Store, fault: Fault) -> None:
+def test_transient_faults_of_a_store_are_retried(store: Store, fault: Fault) -> None:
     store.server.faults[OBJECT] = [fault]
     with store.fetch() as held:
         assert held.path.read_bytes() == CONTENT
@@ -121,22 +121,22 @@ def test_a_cut_object_is_resumed_near_where_it_was_cut(store: Store) -> None:
 
 
 @one_store
-def test_an_object_that_drips_is_given_up(store: Store) -> None:
+def test_a_very_slow_object_is_an_error(store: Store) -> None:
     store.server.always[OBJECT] = dripping(0.05)
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(PipelineError, match="less than 1000 bytes a second"):
         store.fetch(access=store.access(stall_s=0.5))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
 
 
-def test_an_object_that_is_not_there_is_refused_at_once(store: Store) -> None:
+def test_a_missing_object_is_an_error_at_once(store: Store) -> None:
     with pytest.raises(NotFoundError, match=r"://bucket/set/b\.tar: not found; check"):
         store.fetch("set/b.tar")
     assert len(store.server.requests("bucket/set/b.tar")) == 1
 
 
 @pytest.mark.parametrize("code", [401, 403])
-def test_an_object_that_may_not_be_read_is_refused_at_once(store: Store, code: int) -> None:
+def test_a_denied_object_is_an_error_at_once(store: Store, code: int) -> None:
     store.server.always[OBJECT] = status(code)
     with pytest.raises(NotFoundError, match=rf"a\.tar: access denied \({code} .*\); set cred"):
         store.fetch()
@@ -145,7 +145,7 @@ def test_an_object_that_may_not_be_read_is_refused_at_once(store: Store, code: i
 
 @one_store
 @pytest.mark.parametrize(("code", "message"), [(400, "400 Bad Request"), (301, "AWS_REGION")])
-def test_other_refusals_are_final(store: Store, code: int, message: str) -> None:
+def test_other_status_codes_are_final(store: Store, code: int, message: str) -> None:
     store.server.always[OBJECT] = status(code)
     with pytest.raises(PipelineError, match=rf"a\.tar: it cannot be read \(.*{message}"):
         store.fetch()
@@ -153,21 +153,21 @@ def test_other_refusals_are_final(store: Store, code: int, message: str) -> None
 
 
 @one_store
-def test_another_object_is_refused(store: Store) -> None:
+def test_wrong_content_is_rejected(store: Store) -> None:
     store.server.always[OBJECT] = flip(7)
     with pytest.raises(PipelineError, match=r"set/a\.tar: .* got .*, 3 times"):
         store.fetch()
 
 
 @pytest.mark.parametrize("n_bytes", [99_999, 100_001])
-def test_an_object_of_another_length_is_refused_before_it_comes(store: Store, n_bytes: int) -> None:
+def test_a_wrong_length_is_rejected_before_the_download(store: Store, n_bytes: int) -> None:
     store.server.always[OBJECT] = of(replaced(CONTENT), dripping(1))
     with pytest.raises(PipelineError, match=", got 100000 bytes, 3 times"):
         store.fetch(n_bytes=n_bytes)
 
 
 @one_store
-def test_an_object_that_became_shorter_than_what_is_there_is_refused(store: Store) -> None:
+def test_an_object_shorter_than_the_partial_file_is_rejected(store: Store) -> None:
     store.cache.files.mkdir(parents=True)
     store.partial().write_bytes(CONTENT[:75_000])
     store.server.always[OBJECT] = replaced(CONTENT[:50_000])
@@ -175,7 +175,7 @@ def test_an_object_that_became_shorter_than_what_is_there_is_refused(store: Stor
         store.fetch()
 
 
-def test_a_store_that_stays_busy_is_given_up(store: Store) -> None:
+def test_a_store_that_stays_busy_is_an_error(store: Store) -> None:
     store.server.always[OBJECT] = status(503)
     with pytest.raises(PipelineError, match=r"given up after 3 attempts in a row.*503") as caught:
         store.fetch()
@@ -184,7 +184,7 @@ def test_a_store_that_stays_busy_is_given_up(store: Store) -> None:
 
 
 @one_store
-def test_a_store_that_is_not_there_is_given_up(store: Store) -> None:
+def test_an_unreachable_store_is_an_error(store: Store) -> None:
     options = {"s3": store.options()["s3"] | {"endpoint": "http://127.0.0.1:9"}}
     access = RemoteAccess(attempts=2, first_wait_s=0.01, options=options)
     with pytest.raises(PipelineError, match=r"given up after 2 .* cannot connect"):
@@ -192,7 +192,7 @@ def test_a_store_that_is_not_there_is_given_up(store: Store) -> None:
 
 
 @one_store
-def test_a_stop_ends_a_silent_object_at_once_and_keeps_what_has_come(store: Store) -> None:
+def test_a_stop_ends_a_stalled_download_at_once_and_keeps_received_bytes(store: Store) -> None:
     store.server.always[OBJECT] = stall(60_000)
     stop = threading.Event()
     caught: list[StoppedError] = []
@@ -229,7 +229,7 @@ def test_no_message_shows_a_credential(store: Store, caplog: pytest.LogCaptureFi
 
 
 @one_store
-def test_a_profile_of_the_home_gives_the_credentials(
+def test_credentials_are_read_from_a_profile(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("boto3")
@@ -250,13 +250,13 @@ def test_a_profile_of_the_home_gives_the_credentials(
         assert held.path.read_bytes() == CONTENT
 
 
-def test_missing_credentials_are_told(
+def test_missing_credentials_are_named_in_the_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: ShardCache
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in [name for name in os.environ if name.startswith(("AWS_", "GOOGLE_"))]:
         monkeypatch.delenv(name)
-    # As where no machine of a cloud answers.
+    # As outside of a cloud, where no metadata server responds.
     monkeypatch.setenv("AWS_METADATA_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(PipelineError, match="credentials"):
@@ -307,12 +307,12 @@ def test_a_process_may_fork_after_it_has_read_a_store(store: Store, tmp_path: Pa
 
 
 @one_store
-def test_ctrl_c_ends_the_transfer_and_its_process(store: Store) -> None:
+def test_ctrl_c_ends_the_download_and_its_process(store: Store) -> None:
     store.server.always[OBJECT] = stall(60_000)
     timer = threading.Timer(1, lambda: os.kill(os.getpid(), signal.SIGINT))
     timer.start()
-    begun = time.monotonic()
+    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         store.fetch(access=store.access(stall_s=1000))
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - started < 20
     timer.join()

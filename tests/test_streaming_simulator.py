@@ -1,4 +1,4 @@
-"""The simulation of streaming: small cases by hand, others against slow and obvious twins."""
+"""The streaming simulator: small cases computed by hand, others against slow references."""
 
 import json
 import math
@@ -52,7 +52,7 @@ SMALL: dict[str, Any] = {
 
 @st.composite
 def plans(draw: st.DrawFn) -> tuple[Integers, Integers, int, int]:
-    """Batches, the shard of each sample, the number of shards and of nodes."""
+    """Draw batches, the shard of each sample, the number of shards and of nodes."""
     n_shards, nodes = draw(st.integers(1, 6)), draw(st.integers(1, 3))
     size = nodes * draw(st.integers(1, 4))
     steps = draw(st.integers(1, 5))
@@ -63,10 +63,10 @@ def plans(draw: st.DrawFn) -> tuple[Integers, Integers, int, int]:
     return order[: steps * size].reshape(steps, size), shard_of, n_shards, nodes
 
 
-# --- what is needed ------------------------------------------------------------------------------
+# --- downloads and caches ------------------------------------------------------------------------
 
 
-def test_a_node_uses_a_shard_from_its_first_sample_to_its_last() -> None:
+def test_a_node_uses_a_shard_from_its_first_to_its_last_sample() -> None:
     batches = np.array([[0, 4, 6, 7], [1, 5, 2, 8], [9, 3, 10, 11]])
     first, last = shard_uses(batches, np.arange(12) // 3, 4, 2)
     assert first.tolist() == [[0, 0, -1, 2], [1, -1, 0, 2]]
@@ -75,7 +75,7 @@ def test_a_node_uses_a_shard_from_its_first_sample_to_its_last() -> None:
 
 @settings(deadline=None)
 @given(plans(), st.integers(0, 4))
-def test_uses_are_those_of_a_walk_through_the_steps(
+def test_uses_equal_those_of_a_simulation_of_all_steps(
     plan: tuple[Integers, Integers, int, int], early: int
 ) -> None:
     batches, shard_of, n_shards, nodes = plan
@@ -90,15 +90,15 @@ def test_uses_are_those_of_a_walk_through_the_steps(
             assert found == ((steps[0], steps[-1]) if steps else (-1, -1))
         most = 0
         for step in range(len(seen)):
-            begun = set().union(*seen[: step + early + 1])
-            to_come = set().union(*seen[step:])
-            most = max(most, len(begun & to_come))
+            started = set().union(*seen[: step + early + 1])
+            remaining = set().union(*seen[step:])
+            most = max(most, len(started & remaining))
         at_once.append(most)
     assert most_at_once(uses, len(batches), early).tolist() == at_once
 
 
-def slow_cache(epochs: list[Uses], node: int, early: int, room: int) -> list[int] | None:
-    """Downloads of a cache that is walked through step by step; each shard has a time of use."""
+def slow_cache(epochs: list[Uses], node: int, early: int, capacity: int) -> list[int] | None:
+    """Return the downloads of a simple cache in which each shard has its time of last use."""
     kept: dict[int, tuple[int, int, int]] = {}
     counts = []
     for number, (first, last) in enumerate(epochs):
@@ -109,9 +109,9 @@ def slow_cache(epochs: list[Uses], node: int, early: int, room: int) -> list[int
             busy = [s for s, (of, until, _) in kept.items() if of == number and until >= now]
             if shard not in kept:
                 count += 1
-                if len(busy) >= room:
+                if len(busy) >= capacity:
                     return None
-                if len(kept) >= room:
+                if len(kept) >= capacity:
                     del kept[min((kept[s], s) for s in kept if s not in busy)[1]]
             kept[shard] = (number, int(last[node, shard]), shard)
         counts.append(count)
@@ -120,43 +120,41 @@ def slow_cache(epochs: list[Uses], node: int, early: int, room: int) -> list[int
 
 @settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 8), st.integers(0, 2), st.integers(0, 99))
-def test_a_cache_downloads_what_a_slow_one_does(
-    n_shards: int, room: int, early: int, seed: int
-) -> None:
+def test_a_cache_equals_the_reference(n_shards: int, capacity: int, early: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
     shard_of = np.arange(n_shards * 4) // 4
     epochs = [
         shard_uses(generator.permutation(n_shards * 4).reshape(-1, 2), shard_of, n_shards, 2)
         for _ in range(3)
     ]
-    assert cached_downloads(epochs, 1, early, room) == slow_cache(epochs, 1, early, room)
+    assert cached_downloads(epochs, 1, early, capacity) == slow_cache(epochs, 1, early, capacity)
 
 
-def test_a_cache_keeps_what_was_used_last() -> None:
+def test_a_cache_keeps_the_most_recently_used_shards() -> None:
     uses = (np.array([[0, 1, 2]]), np.array([[0, 1, 2]]))
     assert cached_downloads([uses, uses], 0, 0, 3) == [3, 0]
-    # Each is gone when its turn comes again.
+    # Each shard is removed before it is needed again.
     assert cached_downloads([uses, uses], 0, 0, 2) == [3, 3]
     back = (np.array([[2, 1, 0]]), np.array([[2, 1, 0]]))
     assert cached_downloads([uses, back], 0, 0, 2) == [3, 1]
-    # With a step that is begun early two are in use at once.
+    # If a step starts early, two shards are in use at once.
     assert cached_downloads([uses], 0, 1, 1) is None
 
 
-# --- how well it is shuffled ---------------------------------------------------------------------
+# --- quality of shuffling ------------------------------------------------------------------------
 
 
-def test_travel_is_0_as_stored_and_1_for_a_full_shuffle() -> None:
+def test_travel_is_0_for_the_stored_order_and_1_for_a_full_shuffle() -> None:
     assert travel(np.arange(600).reshape(-1, 6)) == 0
     assert travel(np.arange(600)[::-1].reshape(-1, 6)) == pytest.approx(1.5)
     order = np.random.default_rng(0).permutation(100_000)
-    # The mean of 100,000 distances of deviation N / sqrt(18): 0.0022 of N / 3.
+    # The standard error of 100,000 distances with deviation N / sqrt(18) is 0.0022 of N / 3.
     assert travel(order.reshape(-1, 8)) == pytest.approx(1, abs=0.01)
 
 
 @settings(deadline=None)
 @given(plans())
-def test_meetings_and_entropies_are_those_of_a_count(
+def test_meetings_and_entropies_equal_direct_counts(
     plan: tuple[Integers, Integers, int, int],
 ) -> None:
     batches, shard_of, _, _ = plan
@@ -176,14 +174,14 @@ def test_meetings_and_entropies_are_those_of_a_count(
     assert class_entropy(batches, shard_of) == pytest.approx(np.mean(entropies), abs=1e-12)
 
 
-def test_batches_of_one_shard_meet_as_often_as_there_are_shards() -> None:
+def test_meetings_of_batches_of_one_shard_are_the_number_of_shards() -> None:
     n_shards, size = 50, 40
     stored = np.arange(n_shards * size)
     assert meetings(stored.reshape(-1, size), stored // size) == pytest.approx(
         (n_shards * size - 1) / (size - 1)
     )
     shuffled = EpochOrder(len(stored), seed=0, epoch=0).whole().reshape(-1, size)
-    # 39,000 pairs, of which 1 in 51 is of one shard: 764, give or take 28.
+    # Of 39,000 pairs, 1 in 51 is of one shard: 764 with a standard deviation of 28.
     assert meetings(shuffled, stored // size) == pytest.approx(1, abs=0.15)
 
 
@@ -197,7 +195,7 @@ def test_a_download_waits_for_the_end_of_an_outage(begin: float, end: float) -> 
     assert Link(shard_seconds=3, outage_begin=5, outage_seconds=4).end(begin) == end
 
 
-def test_an_epoch_waits_at_its_start_and_where_the_link_is_too_slow() -> None:
+def test_an_epoch_waits_at_its_start_and_for_a_slow_link() -> None:
     def run(needs: list[list[int]], seconds: list[float], **changes: Any) -> Epoch:  # noqa: ANN401
         return run_epoch(
             [np.array(need) for need in needs],
@@ -205,11 +203,11 @@ def test_an_epoch_waits_at_its_start_and_where_the_link_is_too_slow() -> None:
             **{"steps": 4, "step_seconds": 10.0, "prefetch": 1, "early": 1} | changes,
         )
 
-    # Downloaded by 4, 8, 12, 16: only the first is waited for.
+    # Downloaded after 4, 8, 12 and 16 s: only the first step waits.
     assert run([[0, 1, 2, 3]], [4]) == Epoch(begin=4, end=44)
-    # 15 each, while steps take 10.
+    # Downloads take 15 s, and steps 10 s.
     assert run([[0, 1, 2, 3]], [15]) == Epoch(begin=15, end=70)
-    # Begun only when the step before has ended, without workers: 4 before each step.
+    # Without workers a batch starts when the previous step has ended: 4 s before each step.
     assert run([[0, 1, 2, 3]], [4], early=0) == Epoch(begin=4, end=44)
     assert run([[0, 0, 1, 1]], [4], early=0) == Epoch(begin=8, end=8 + 10 + 4 + 30)
     # The slower of two nodes counts.
@@ -217,10 +215,10 @@ def test_an_epoch_waits_at_its_start_and_where_the_link_is_too_slow() -> None:
 
 
 def ticks(
-    needs: list[list[int]], seconds: list[int], steps: int, step_seconds: int, ahead: int,
+    needs: list[list[int]], seconds: list[int], steps: int, step_seconds: int, prefetch: int,
     early: int,
 ) -> tuple[int, int]:  # fmt: skip
-    """The same second by second: what has been asked for, downloaded and begun."""
+    """Simulate an epoch second by second: requested and downloaded shards, and started steps."""
     left: list[int | None] = [None] * len(needs)
     there = [0] * len(needs)
     begun: list[int] = []
@@ -238,13 +236,13 @@ def ticks(
         ):
             begun.append(now)
             trained = False
-        # Of which steps the shards are asked for: those begun, and `early` more.
+        # Shards are requested for the steps that have started, and `early` more.
         upto = len(begun) - 1 + early if early and begun else max(early - 1, 0)
         if not early:
             upto = len(begun) if trained else len(begun) - 1
         for node, need in enumerate(needs):
             asked = sum(step <= upto for step in need)
-            if left[node] is None and there[node] < min(len(need), asked + ahead):
+            if left[node] is None and there[node] < min(len(need), asked + prefetch):
                 left[node] = seconds[node]
             if left[node] is not None:
                 left[node] -= 1  # type: ignore[operator]
@@ -259,23 +257,23 @@ def ticks(
     ),
     st.integers(1, 8), st.integers(1, 3), st.integers(0, 3),
 )  # fmt: skip
-def test_an_epoch_is_what_it_is_second_by_second(
-    nodes: list[tuple[list[int], int]], step_seconds: int, ahead: int, early: int
+def test_an_epoch_equals_a_simulation_second_by_second(
+    nodes: list[tuple[list[int], int]], step_seconds: int, prefetch: int, early: int
 ) -> None:
     needs, seconds = [sorted(need) for need, _ in nodes], [each for _, each in nodes]
     found = run_epoch(
         [np.array(need, np.int64) for need in needs],
         [Link(shard_seconds=each) for each in seconds],
-        steps=8, step_seconds=step_seconds, prefetch=ahead, early=early,
+        steps=8, step_seconds=step_seconds, prefetch=prefetch, early=early,
     )  # fmt: skip
-    assert (found.begin, found.end) == ticks(needs, seconds, 8, step_seconds, ahead, early)
+    assert (found.begin, found.end) == ticks(needs, seconds, 8, step_seconds, prefetch, early)
 
 
 # --- webdataset ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 1), (2, 2), (4, 3)])
-def test_webdatasets_order_is_that_of_its_pipeline(
+def test_the_order_of_webdataset_is_that_of_its_pipeline(
     world_size: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     share = 4
@@ -306,12 +304,12 @@ def test_webdatasets_order_is_that_of_its_pipeline(
                 webdataset.batched(share, partial=False, collation_fn=None),
             )
             loaders.append(list(pipeline))
-        turns = [batch for turn in zip(*loaders, strict=False) for batch in turn]
+        turns = [batch for batches in zip(*loaders, strict=False) for batch in batches]
         mine = found[:, rank * share : (rank + 1) * share].tolist()
         assert mine[: len(turns)] == turns[: len(mine)]
 
 
-def test_webdataset_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webdataset_batches_restore_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "7")
     monkeypatch.delenv("WORKER", raising=False)
     before = dict(os.environ)
@@ -319,14 +317,14 @@ def test_webdataset_leaves_the_environment_as_it_was(monkeypatch: pytest.MonkeyP
         4, 5, batch_size=4, world_size=2, workers=3, buffer=2, seed=0, epoch=0
     )
     assert dict(os.environ) == before
-    # Two shards a rank: one of three workers has none, and the others have two whole batches.
+    # Two shards per rank: one of three workers has none, and the others have two full batches.
     assert batches.shape == (4, 4)
 
 
-# --- all of it -----------------------------------------------------------------------------------
+# --- the whole simulation ------------------------------------------------------------------------
 
 
-def test_planned_batches_are_those_of_all_ranks_together() -> None:
+def test_planned_batches_are_those_of_all_ranks() -> None:
     of = StreamingSettings(**SMALL)
     for window, partitions in ((None, 1), (2, 1), (3, 4)):
         batches = plan_batches(of, epoch=1, shuffle_window=window, shard_partitions=partitions)
@@ -347,7 +345,7 @@ def test_planned_batches_are_those_of_all_ranks_together() -> None:
         assert np.array_equal(batches, np.concatenate(ranks, axis=1).reshape(batches.shape))
 
 
-def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> None:
+def test_with_two_partitions_a_node_needs_half_of_the_dataset_and_few_shards_at_once() -> None:
     rows = simulate(StreamingSettings(**SMALL))
     full, window, partitions, both, *others = rows
     assert [row.name for row in rows] == [
@@ -361,7 +359,7 @@ def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> 
     assert window.need.shards is not None
     assert both.need.shards is not None
     assert max(window.need.shards, both.need.shards) <= 2 * 2 + 4
-    # Lanes of whole shards are as mixed as all of them, but for what a node sees.
+    # With partitions of whole shards, batches are almost as mixed as with a full shuffle.
     assert full.quality.meetings < both.quality.meetings < window.quality.meetings
     assert full.quality.sorted_entropy > both.quality.sorted_entropy > window.quality.sorted_entropy
     for row in rows[:4]:
@@ -371,7 +369,7 @@ def test_a_node_of_two_partitions_needs_half_of_the_set_and_little_at_once() -> 
         assert row.left_out == 0
 
 
-def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
+def test_a_cache_with_space_for_all_shards_keeps_all() -> None:
     def cached(limit: float) -> list[float | None]:
         return [row.need.cached for row in simulate(
             StreamingSettings(**SMALL, cache_bytes=limit)
@@ -384,22 +382,22 @@ def test_a_cache_with_room_for_all_is_one_that_keeps_all() -> None:
     assert partitions is None
     assert window is not None
     assert both is not None
-    # In three epochs, of which each needs half of the set.
+    # Three epochs, each of which needs half of the dataset.
     assert kept[3] < both <= 3 * 1200
 
 
-def test_the_index_of_a_billion_samples_is_mapped_once_and_the_order_is_each_process_s() -> None:
+def test_the_index_is_counted_once_per_node_and_the_order_once_per_process() -> None:
     plan = StreamingSettings(
         nodes=2, batch_size=1024, samples_per_shard=1000, shuffle_window=5, shard_partitions=32
     )
-    # Each of 16 processes has two partitions; of both two windows ahead, and one that it came from.
+    # Each of 16 processes has two partitions: three windows of each, and one more.
     windows = 8 * 7 * 5 * 1000 * 8
     assert index_memory(plan, 10**9) == {
         "index": 20 * 10**9, "order": 64 * 10**9, "windows": windows
     }  # fmt: skip
 
 
-def test_the_table_and_the_document_tell_each_order() -> None:
+def test_the_table_and_the_document_have_each_order() -> None:
     of = StreamingSettings(**SMALL | {"batch_size": 4, "cache_bytes": 900.0})
     rows = simulate(of)
     lines = streaming_table(of, rows).splitlines()
@@ -410,28 +408,28 @@ def test_the_table_and_the_document_tell_each_order() -> None:
     document = json.loads(json.dumps(streaming_document(of, rows), allow_nan=False))
     assert document["steps"] == 60
     assert document["settings"]["cache_bytes"] == 900
-    # A process has one sample of a batch, which meets no other.
+    # Each process has only one sample of a batch.
     assert {row["quality"]["share_meetings"] for row in document["rows"]} == {None}
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 6}, "a batch of 6 .* by 4 processes"),
-        ({"shard_partitions": 3}, "batch_size is 8, .* 3 shard_partitions"),
-        ({"batch_size": 400}, "are 240 samples; give a batch, 400, or more"),
+        ({"batch_size": 6}, "batch_size 6, .* world size 4"),
+        ({"shard_partitions": 3}, "batch_size 8 is not divisible by shard_partitions 3"),
+        ({"batch_size": 400}, "are 240 samples; use at least a batch .400."),
         ({"samples_per_shard": 10**9}, "at most 100,000,000"),
         ({"epochs": 10**8}, "more than 100,000,000 uses; use fewer"),
-        ({"ranks": 0}, "ranks is 0; give 1 or more"),
-        ({"bandwidth": math.nan}, "bandwidth is nan; give more than 0"),
+        ({"ranks": 0}, "ranks is 0; use 1 or more"),
+        ({"bandwidth": math.nan}, "bandwidth is nan; use more than 0"),
     ],
 )
-def test_what_is_no_training_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StreamingSettings(**SMALL | changes)
 
 
-def test_the_command_simulates_as_the_library_does() -> None:
+def test_the_command_prints_the_results_of_the_library() -> None:
     options = {
         "shards": 24, "samples-per-shard": 10, "classes": 6, "nodes": 2, "ranks": 2, "workers": 1,
         "batch-size": 8, "shuffle-window": 2, "epochs": 3, "shard-mb": 0.0001, "bandwidth": 0.00005,
@@ -445,7 +443,7 @@ def test_the_command_simulates_as_the_library_does() -> None:
     table = CliRunner().invoke(streaming_simulator.main, arguments)
     assert "2 partitions, window 2" in table.stdout
     for wrong, message in (
-        (("--shard-partitions", "3"), "3 shard_partitions"),
+        (("--shard-partitions", "3"), "shard_partitions 3"),
         (("--cache-limit", "nan"), "bytes as 200GB"),
         (("--cache-limit", "0"), "bytes as 200GB"),
         (("--slow", "0"), "slow is 0"),

@@ -1,4 +1,4 @@
-"""Which task of a job a run is: what batch systems and launchers set, alone and together."""
+"""Find the task of a process from batch systems and launchers, alone and together."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def array(element: int, first: int = 0, last: int = 3, step: int = 1) -> dict[str, str]:
-    """What Slurm sets in an element of an array job."""
+    """Return the variables that Slurm sets in an element of an array job."""
     values = {"ID": element, "MIN": first, "MAX": last, "STEP": step}
     values["COUNT"] = (last - first) // step + 1
     return {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in values.items()}
@@ -43,7 +43,7 @@ def mpirun(rank: int, size: int) -> dict[str, str]:
 
 
 SCRIPT = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}
-"""What Slurm sets in the script of a job of eight tasks, which runs once."""
+"""What Slurm sets in the batch script of a job of eight tasks, which runs once."""
 
 COMPLETION = {"JOB_COMPLETION_INDEX": "5"}
 
@@ -77,7 +77,7 @@ def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) ->
         (COMPLETION | mpirun(1, 2), 12, (11, 12, "JOB_COMPLETION_INDEX OMPI_COMM_WORLD_RANK")),
     ],
 )
-def test_the_task_is_found_in_what_batch_systems_and_launchers_set(
+def test_the_task_is_found_in_variables_of_batch_systems_and_launchers(
     monkeypatch: pytest.MonkeyPatch,
     variables: dict[str, str],
     num_tasks: int | None,
@@ -85,7 +85,7 @@ def test_the_task_is_found_in_what_batch_systems_and_launchers_set(
 ) -> None:
     set_variables(monkeypatch, variables)
     index, count, by = task
-    assert find_task(num_tasks) == Task(index=index, count=count, by=tuple(by.split()))
+    assert find_task(num_tasks) == Task(index=index, count=count, variables=tuple(by.split()))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_task_is_found_in_what_batch_systems_and_launchers_set(
         {"SLURM_ARRAY_TASK_COUNT": "4"},
     ],
 )
-def test_a_script_that_runs_once_is_no_task(
+def test_a_script_that_runs_once_is_not_a_task(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     set_variables(monkeypatch, variables)
@@ -107,7 +107,9 @@ def test_a_script_that_runs_once_is_no_task(
     assert find_task(4) is None
 
 
-def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_array_elements_times_processes_cover_every_task_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     found = []
     for element in range(1, 8, 2):
         for rank in range(3):
@@ -123,20 +125,20 @@ def test_elements_and_processes_are_all_the_tasks_once(monkeypatch: pytest.Monke
         (
             {**array(17, first=3, last=17), "SLURM_ARRAY_TASK_COUNT": "2"},
             None,
-            "a list of 2 numbers from 3 to 17, .* give --num-tasks",
+            "2 elements of this array job, from 3 to 17, .* set --num-tasks",
         ),
-        (array(4, first=1, last=4), 4, f"task 4, by {ARRAY} in .* not below the 4 tasks"),
-        (array(1) | srun(1, 8), 4, "task 9, .* not below the 4 tasks that there are"),
+        (array(4, first=1, last=4), 4, f"index is 4 .from {ARRAY}., and there are 4 tasks"),
+        (array(1) | srun(1, 8), 4, "task index is 9 .*, and there are 4 tasks"),
         (array(1) | {ARRAY: "one"}, None, f"{ARRAY}='one' in the environment is not "),
         ({ARRAY: "1"}, None, "SLURM_ARRAY_TASK_MIN='' in the environment is not "),
         (array(1) | {"SLURM_ARRAY_TASK_STEP": "0"}, None, "not evenly spaced"),
-        (COMPLETION, None, "task 5 of an indexed Job, .* completions as --num-tasks"),
-        (COMPLETION, 5, "task 5, by JOB_COMPLETION_INDEX in .* not below the 5 tasks"),
+        (COMPLETION, None, "JOB_COMPLETION_INDEX=5 .* set --num-tasks to"),
+        (COMPLETION, 5, "task index is 5 .from JOB_COMPLETION_INDEX., and there are 5 tasks"),
         (torchrun(3, 8), 2, "index is 3 .from RANK., and there are 2 tasks"),
-        ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are no rank and number"),
+        ({"RANK": "x", "WORLD_SIZE": "2"}, None, "RANK='x' .* are not a rank and a world size"),
     ],
 )
-def test_what_makes_no_task_is_told_with_the_remedy(
+def test_contradictory_variables_are_rejected_with_a_remedy(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], num_tasks: int | None, message: str
 ) -> None:
     set_variables(monkeypatch, variables)
@@ -153,20 +155,19 @@ def make(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(gen.main, [*SMALL, "--out", str(folder), *arguments])
 
 
-def test_elements_of_an_array_job_make_the_set_and_say_which_they_are(
+def test_elements_of_an_array_job_share_the_dataset_and_report_their_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert make(tmp_path / "alone").exit_code == 0
     for element in (5, 4):
         set_variables(monkeypatch, array(element, first=4, last=5))
         result = make(tmp_path / "set", "--json")
-        told = f"task {element - 4} of 2, by {ARRAY}; "
-        assert told in result.stderr
+        assert f"task {element - 4} of 2, from {ARRAY}; " in result.stderr
         assert json.loads(result.stdout)["complete"] == (element == 4)
     assert tree(tmp_path / "set") == tree(tmp_path / "alone")
 
 
-def test_one_task_is_all_of_a_set_whatever_the_environment_says(
+def test_num_tasks_1_overrides_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_variables(monkeypatch, array(5, first=4, last=9))
@@ -175,7 +176,7 @@ def test_one_task_is_all_of_a_set_whatever_the_environment_says(
     assert "task" not in result.stderr
 
 
-def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_override_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_variables(monkeypatch, array(3))
     result = make(tmp_path / "set", "--task-index", "0", "--num-tasks", "1")
     assert result.exit_code == 0
@@ -187,10 +188,10 @@ def test_options_go_before_the_environment(tmp_path: Path, monkeypatch: pytest.M
     ("arguments", "message"),
     [
         (("--task-index", "1"), "--task-index 1 needs --num-tasks"),
-        (("--num-tasks", "4"), "--num-tasks 4 without --task-index"),
+        (("--num-tasks", "4"), "--num-tasks 4 needs --task-index"),
     ],
 )
-def test_half_a_task_is_wrong_usage(
+def test_a_task_index_and_a_number_of_tasks_need_each_other(
     tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     result = make(tmp_path / "set", *arguments)
@@ -199,10 +200,10 @@ def test_half_a_task_is_wrong_usage(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_list_of_elements_is_refused_in_one_line(
+def test_an_irregular_array_of_tasks_is_rejected_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_variables(monkeypatch, array(3, first=3, last=17) | {"SLURM_ARRAY_TASK_COUNT": "2"})
     result = make(tmp_path / "set")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-    assert "give --num-tasks" in result.stderr
+    assert "set --num-tasks" in result.stderr

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from featviz.state_dicts import read_weights
 from featviz.weights import matches_digest, with_digest
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR
+from pipelines.loading.config import CIFAR
 from pipelines.training.checkpoints import find_checkpoints, keep_latest, save_checkpoint
 from pipelines.training.loop import train
 from pipelines.training.recipes import (

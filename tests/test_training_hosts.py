@@ -308,11 +308,11 @@ def test_processes_of_one_machine_share_its_cores() -> None:
 
 
 def start_two_processes(what: str) -> tuple[list[str], list[int]]:
-    """Run two processes of meeting.py; return their outputs and exit codes."""
+    """Run two processes of process_pair.py; return their outputs and exit codes."""
     port = str(free_port())
     started = [
         subprocess.Popen(
-            [sys.executable, TESTS / "meeting.py", what],
+            [sys.executable, TESTS / "process_pair.py", what],
             env={
                 **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),
@@ -433,7 +433,7 @@ def test_a_killed_worker_ends_training_with_one_line(root: Path, tmp_path: Path)
     os.kill(workers[0], signal.SIGKILL)
     assert running.running.wait(timeout=60) == 1
     (line,) = errors_of(running)
-    assert "a process that decodes images was killed" in line
+    assert "a worker that decodes images was killed" in line
 
 
 @pytest.mark.slow

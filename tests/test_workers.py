@@ -1,4 +1,4 @@
-"""What a process may use of its machine."""
+"""Cores and memory that are available to a process."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def write(group: Path, name: str, content: str) -> None:
         ("1000 100000\n", 1), ("9900000 100000\n", CORES), ("", CORES), ("many\n", CORES),
     ],
 )  # fmt: skip
-def test_the_cores_of_a_container_are_those_that_it_gets_the_time_of(
+def test_the_cores_of_a_container_follow_its_cpu_quota(
     group: Path, content: str, cores: int
 ) -> None:
     write(group, "cpu.max", content)
@@ -40,7 +40,9 @@ def test_the_cores_of_a_container_are_those_that_it_gets_the_time_of(
 
 
 @pytest.mark.parametrize(("quota", "cores"), [("-1\n", CORES), ("250000\n", 3)])
-def test_so_it_is_in_control_groups_of_version_1(group: Path, quota: str, cores: int) -> None:
+def test_the_cpu_quota_is_read_from_control_groups_version_1(
+    group: Path, quota: str, cores: int
+) -> None:
     write(group, "cpu/cpu.cfs_quota_us", quota)
     write(group, "cpu/cpu.cfs_period_us", "100000\n")
     assert available_cores() == cores
@@ -51,7 +53,7 @@ def test_so_it_is_in_control_groups_of_version_1(group: Path, quota: str, cores:
     ("content", "memory"),
     [("max\n", MACHINE), ("1048576\n", 1048576), ("9223372036854771712\n", MACHINE)],
 )
-def test_the_memory_of_a_container_is_what_it_may_have(
+def test_the_memory_of_a_container_follows_its_limit(
     group: Path, name: str, content: str, memory: int
 ) -> None:
     write(group, name, content)
@@ -59,6 +61,6 @@ def test_the_memory_of_a_container_is_what_it_may_have(
 
 
 @pytest.mark.usefixtures("group")
-def test_without_limits_all_of_the_machine_is_there() -> None:
+def test_without_limits_the_whole_machine_is_available() -> None:
     assert available_cores() == CORES
     assert available_memory() == MACHINE

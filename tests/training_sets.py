@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipelines.loading.batches import CIFAR, LoaderConfig
+from pipelines.loading.config import CIFAR, LoaderConfig
 from pipelines.loading.loader import eval_loader
 from pipelines.shards.format import ShardSet, open_shards
 from pipelines.shards.remote import open_set

@@ -1,1 +1,1 @@
-"""Benchmarks: our code beside reference implementations and rivals, as ratios within one run."""
+"""Benchmarks that compare this project with plain implementations and other programs, as ratios."""

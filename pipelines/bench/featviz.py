@@ -1,4 +1,4 @@
-"""Feature visualization beside the common way to write it, on one thread of the CPU."""
+"""Benchmark feature visualization on one CPU thread, compared with a plain implementation."""
 
 import copy
 from collections.abc import Callable
@@ -34,12 +34,12 @@ from pipelines.system.progress import Progress, no_progress
 
 PACKAGES = ("numpy", "torch", "torchvision")
 
-_PLAIN = "the common way"
+_PLAIN = "plain torch + torchvision"
 _NETWORK, _LAYER, _SIDE = "resnet50", "layer3", 224
 _STEPS = 128
-"""Of a default image."""
+"""Optimization steps of a default image."""
 _SECONDS = {256: (3.0, 1.5), 128: (1.2, 1.2)}
-"""Bar and aim per image, by side."""
+"""Target and aim in seconds per image, by side."""
 _CPU = torch.device("cpu")
 
 
@@ -55,12 +55,12 @@ def bench_featviz(
     """Time optimization steps of a ResNet-50 and whole images of the default network.
 
     Args:
-        rounds: rounds that count, of each comparison.
+        rounds: number of counted rounds of each comparison.
         progress: called with the number of finished runs and of all runs.
-        batch: images at once.
-        plain_steps: steps of the plain code per round.
-        steps: of ours, where single steps are timed.
-        sides: of the whole images, in pixels.
+        batch: batch size of ours.
+        plain_steps: steps of the plain implementation per round.
+        steps: steps of ours per round, where single steps are timed.
+        sides: sides of the whole images in pixels.
     """
     with one_thread():
         deep, default = open_network(_NETWORK, random_weights=True), open_network()
@@ -79,7 +79,7 @@ def bench_featviz(
 def _step_comparison(
     network: Network, n: int, plain_steps: int, stages: list[Stage], name: str
 ) -> Comparison:
-    """Compare steps on images of 224 pixels, of ours n images at once."""
+    """Compare optimization steps on images of 224 pixels; ours run n images at once."""
     precision = best_precision(network, _CPU)
     prepared = prepare_network(network, [_LAYER], device=_CPU, precision=precision)
     aim = channel(_LAYER, list(range(n)))
@@ -107,13 +107,13 @@ def _step_comparison(
         ),
         targets=(
             Target(figure="ratio", unit="x", rule="at least", bar=6, aim=8.5,
-                   value=lambda row: row.rivals[0].ratio.median),
+                   value=lambda row: row.alternatives[0].ratio.median),
         ),
     )  # fmt: skip
 
 
 def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparison:
-    """Compare default images, of another layer in each round, with steps of the common way."""
+    """Compare default images, of another layer in each round, with steps of the plain version."""
     layers = {each.name: each.channels for each in network.default_layers()}
     precision = best_precision(network, _CPU)
     prepared = prepare_network(network, list(layers), device=_CPU, precision=precision)
@@ -149,7 +149,7 @@ def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparis
 
 
 def _plain(network: Network, layer: str, side: int, steps: int) -> Callable[[int], float]:
-    """Return a run of some steps of the common way, on a copy of the network."""
+    """Return a run of some steps of the plain version, on a copy of the network."""
     module = copy.deepcopy(network.module)
     plain = PlainVisualization(module, layer, 5, side, network.mean, network.std)
 

@@ -1,16 +1,23 @@
-"""Fractals: points, iterations and images per second, beside plain kernels and flam3."""
+"""Benchmark the rendering of fractals, compared with plain kernels and flam3.
 
+flam3 is the reference renderer of fractal flames. Its settings are passed in the environment, as
+its README documents; a quality is samples per pixel.
+"""
+
+import os
+import shutil
+import subprocess
 import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
 
 import numpy as np
 
 from fractals import draw_genome, render
 from fractals.chaos import Affine, Camera, ChaosLayer, Map, Tone, VariationTerm, accumulate
-from pipelines.bench.command import Run, run_command
-from pipelines.bench.flam3 import Flam3, flame_xml, random_genome, render_flames, resized
 from pipelines.bench.reference_kernels import (
     box,
     count_points,
@@ -22,16 +29,19 @@ from pipelines.bench.reference_kernels import (
 )
 from pipelines.bench.timing import (
     OURS,
+    CommandRun,
     Comparison,
     Contender,
     Row,
     Spread,
     Target,
     calibrate,
-    judged,
+    run_command,
     run_comparisons,
     variation,
+    with_verdicts,
 )
+from pipelines.errors import PipelineError
 from pipelines.generate.generator import encode
 from pipelines.system.progress import Progress, no_progress
 
@@ -43,12 +53,12 @@ NO_FLAM3 = (
 _PLAIN = "plain numba"
 _SIDE = 256
 _QUALITY = 50
-"""Samples per pixel of whole images, ours and flam3's."""
+"""Samples per pixel of whole images, for flam3, too."""
 _WHOLE_SET = 14_000
 _FAIR_IMAGES = 64
-"""Fewer images per job are mostly start and end of the run, and predict nothing."""
+"""With fewer images per job, start and end of the run dominate."""
 _KEPT_POINTS = 100_000
-"""Points of an image in fractal-pretraining, which keeps all of them before it counts."""
+"""Points per image in fractal-pretraining, which stores all of them before it counts."""
 _VARIATIONS = ("spherical", "swirl", "julian", "polar", "sinusoidal")
 _AFFINES: tuple[Affine, ...] = (
     (0.62, -0.32, 0.45, 0.32, 0.62, 0.3),
@@ -57,6 +67,118 @@ _AFFINES: tuple[Affine, ...] = (
     (0.4, 0.0, -0.4, 0.0, -0.4, -0.5),
 )
 _WEIGHTS = (0.4, 0.3, 0.2, 0.1)
+
+
+# --- flam3 ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flam3:
+    """The paths of flam3's programs."""
+
+    render: str
+    genome: str
+
+
+def find_flam3() -> Flam3 | None:
+    """Return flam3's programs if both are on the PATH (Debian: flam3-utils)."""
+    render, genome = shutil.which("flam3-render"), shutil.which("flam3-genome")
+    return Flam3(render=render, genome=genome) if render and genome else None
+
+
+def flame_xml(layer: ChaosLayer, height: int, width: int) -> str:
+    """Return a layer of affine maps and variations as flam3's XML, with quality 1 and palette 0.
+
+    Of the variations with parameters, only julian is supported.
+    """
+    camera = layer.camera
+    flame = ElementTree.Element(
+        "flame",
+        size=f"{width} {height}",
+        center=f"{camera.centre[0]} {camera.centre[1]}",
+        scale=f"{min(height, width) / camera.width}",
+        quality="1",
+        supersample="1",
+        estimator_radius="0",
+        palette="0",
+    )
+    for each in layer.maps:
+        a, b, c, d, e, f = each.affine
+        attributes = {
+            "weight": f"{each.weight}",
+            "color": f"{each.colour}",
+            "color_speed": f"{each.speed}",
+            "coefs": f"{a} {d} {b} {e} {c} {f}",
+        }
+        for term in each.variations:
+            attributes[term.name] = f"{term.weight}"
+            if term.name == "julian":
+                power, distance = term.parameters
+                attributes |= {"julian_power": f"{power:g}", "julian_dist": f"{distance:g}"}
+        ElementTree.SubElement(flame, "xform", attributes)
+    return ElementTree.tostring(flame, encoding="unicode")
+
+
+def resized(xml: str, side: int) -> str:
+    """Return the XML of flam3-genome for a square image of another side, with quality 1."""
+    flame = ElementTree.fromstring(xml)
+    if flame.tag != "flame":
+        flame = next(flame.iter("flame"))
+    width, height = (int(number) for number in flame.attrib["size"].split())
+    flame.set("scale", f"{float(flame.attrib['scale']) * side / min(width, height)}")
+    flame.set("size", f"{side} {side}")
+    flame.set("quality", "1")
+    return ElementTree.tostring(flame, encoding="unicode")
+
+
+def random_genome(flam3: Flam3, seed: str) -> str:
+    """Return the XML of a random genome that flam3 has accepted; the seed is any text."""
+    return _run_flam3([flam3.genome], {"isaac_seed": seed, "seed": "1"}, "")
+
+
+def render_flames(flam3: Flam3, flames: list[str], quality: float, folder: Path) -> None:
+    """Render flames on one core, to JPEG files of quality 95.
+
+    Args:
+        flam3: the programs.
+        flames: XML of `flame_xml` or `resized`.
+        quality: samples per pixel.
+        folder: folder of the images.
+
+    Raises:
+        PipelineError: if flam3 fails.
+    """
+    settings = {
+        "qs": f"{quality}",
+        "nthreads": "1",
+        "isaac_seed": "pixmix",
+        "seed": "1",
+        "format": "jpg",
+        "jpeg": "95",
+        "prefix": f"{folder}{os.sep}",
+    }
+    _run_flam3([flam3.render], settings, f"<flames>{''.join(flames)}</flames>")
+
+
+def _run_flam3(command: list[str], settings: dict[str, str], text: str) -> str:
+    try:
+        finished = subprocess.run(
+            command,
+            env={**os.environ, **settings},
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except subprocess.CalledProcessError as error:
+        raise PipelineError(
+            f"{Path(command[0]).name} ended with exit code {error.returncode}; remove it from the "
+            "PATH to leave flam3 out"
+        ) from error
+    return finished.stdout
+
+
+# --- The benchmark -------------------------------------------------------------------------------
 
 
 def bench_fractals(
@@ -69,16 +191,16 @@ def bench_fractals(
     points: int = 20_000_000,
     images_per_round: int = 24,
 ) -> list[Row]:
-    """Time chaos games, whole images and a run of pixmix-gen.
+    """Time chaos games, whole images and pixmix-gen.
 
     Args:
-        rounds: rounds that count, of each comparison.
+        rounds: number of counted rounds of each comparison.
         progress: called with the number of finished runs and of all runs.
-        images: of the run of pixmix-gen, at least 2.
-        jobs: of the run of pixmix-gen.
-        flam3: its programs, or None to leave it out.
-        points: of our chaos games per round; plain kernels play a fifth of them.
-        images_per_round: whole images of ours; flam3 renders an eighth of them.
+        images: number of images that pixmix-gen generates, at least 2.
+        jobs: number of processes of pixmix-gen.
+        flam3: its programs; None to leave it out.
+        points: points per round of our chaos games; plain kernels compute a fifth of them.
+        images_per_round: number of images that we render per round; flam3 renders an eighth.
 
     Raises:
         PipelineError: if flam3 or pixmix-gen fails.
@@ -91,12 +213,12 @@ def bench_fractals(
             _image_comparison(images_per_round, flam3, folder),
         ]
         rows = run_comparisons(comparisons, rounds, progress, more=1)
-        rows.append(_set_row(images, jobs, folder))
+        rows.append(_measure_generation(images, jobs, folder))
     return rows
 
 
 def layer_of(variations: int) -> ChaosLayer:
-    """Return four maps with 0 to 5 variations each; with 0 a point has its last map's colour."""
+    """Return four maps with 0 to 5 variations each; without any, the last map sets the color."""
     maps = []
     for k, (affine, weight) in enumerate(zip(_AFFINES, _WEIGHTS, strict=True)):
         names = [_VARIATIONS[(k + j) % len(_VARIATIONS)] for j in range(variations)]
@@ -115,10 +237,10 @@ def layer_of(variations: int) -> ChaosLayer:
     )
 
 
-# --- points and iterations -----------------------------------------------------------------------
+# --- Points and iterations -----------------------------------------------------------------------
 
 
-def _play_ours(layer: ChaosLayer, points: int, place: int) -> float:
+def _play_own(layer: ChaosLayer, points: int, place: int) -> float:
     return accumulate(layer, _SIDE, _SIDE, points / _SIDE**2, place).played
 
 
@@ -148,13 +270,13 @@ def _affine_comparison(points: int) -> Comparison:
         unit="M points/s",
         scale=1e6,
         contenders=(
-            Contender(name=OURS, run=partial(_play_ours, layer, points)),
-            Contender(name="fractal-pretraining's way", run=play_in_passes),
+            Contender(name=OURS, run=partial(_play_own, layer, points)),
+            Contender(name="fractal-pretraining, reimplemented", run=play_in_passes),
             Contender(name=_PLAIN, run=play_plain),
         ),
         targets=(
             Target(figure="ratio", unit="x", rule="at least", bar=25, aim=30,
-                   value=lambda row: row.rivals[0].ratio.median),
+                   value=lambda row: row.alternatives[0].ratio.median),
         ),
     )  # fmt: skip
 
@@ -171,7 +293,7 @@ def _flame_comparison(
         return fewer
 
     contenders = [
-        Contender(name=OURS, run=partial(_play_ours, layer, points)),
+        Contender(name=OURS, run=partial(_play_own, layer, points)),
         Contender(name=_PLAIN, run=play_plain),
     ]
     if flam3 is not None:
@@ -198,11 +320,11 @@ def _flame_comparison(
     )  # fmt: skip
 
 
-# --- whole images --------------------------------------------------------------------------------
+# --- Whole images --------------------------------------------------------------------------------
 
 
 def _image_comparison(n: int, flam3: Flam3 | None, folder: Path) -> Comparison:
-    """Compare images drawn, rejected, rendered and encoded, with new genomes in each round."""
+    """Compare drawing, rejecting, rendering and encoding images, with new genomes in each round."""
     seconds = {"draw": 0.0, "render": 0.0, "encode": 0.0}
     images = drafts = 0
 
@@ -216,7 +338,7 @@ def _image_comparison(n: int, flam3: Flam3 | None, folder: Path) -> Comparison:
             times.append(time.perf_counter())
             encode(image, "jpg")
             times.append(time.perf_counter())
-            if place > 0:  # The warm-up takes the first round's images and is not counted.
+            if place > 0:  # The warm-up renders the images of round 1, and is not counted.
                 for stage, begin, end in zip(seconds, times[:-1], times[1:], strict=True):
                     seconds[stage] += end - begin
                 images += 1
@@ -243,7 +365,7 @@ def _image_comparison(n: int, flam3: Flam3 | None, folder: Path) -> Comparison:
 
 
 def _flam3_images(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
-    """Return flam3 with its search for genomes, and flam3 rendering what it found."""
+    """Return flam3 with its search for genomes, and rendering alone."""
     found: list[str] = []
 
     def search_and_render(place: int) -> float:
@@ -263,21 +385,23 @@ def _flam3_images(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
 # --- pixmix-gen ----------------------------------------------------------------------------------
 
 
-def _set_row(images: int, jobs: int, folder: Path) -> Row:
-    """Run pixmix-gen from start to end: once to warm up, for one image, and for all."""
+def _measure_generation(images: int, jobs: int, folder: Path) -> Row:
+    """Run pixmix-gen as a warm-up, for one image, and for all images."""
     calibrations, runs = [calibrate()], []
     for place, n in enumerate((1, 1, images)):
         out = folder / f"set-{place}"
         arguments = ["fractals", "--n", f"{n}", "--out", f"{out}", "--jobs", f"{jobs}"]
         runs.append(run_command(out / "images", "*.jpg", "pipelines.cli.gen", arguments))
         calibrations.append(calibrate())
-    return set_row(images, jobs, runs[1], runs[2], variation(calibrations))
+    return generation_row(images, jobs, runs[1], runs[2], variation(calibrations))
 
 
-def set_row(images: int, jobs: int, one: Run, full: Run, calibration_variation: float) -> Row:
-    """Return the row of a run of pixmix-gen for one image and one for all.
+def generation_row(
+    images: int, jobs: int, one: CommandRun, full: CommandRun, calibration_variation: float
+) -> Row:
+    """Return the row of a run of pixmix-gen for one image and a run for all.
 
-    What follows the first image goes at the rate of a long run; a short run predicts nothing.
+    With enough images, their difference predicts the time of a whole mixing set.
     """
     spent = full.seconds - one.seconds
     first = full.first_file_seconds if full.first_file_seconds is not None else full.seconds
@@ -294,7 +418,7 @@ def set_row(images: int, jobs: int, one: Run, full: Run, calibration_variation: 
     targets = [
         Target(figure="first image", unit="s", rule="at most", bar=3, value=lambda _row: first)
     ]
-    # These bars were set for two cores and say nothing about other numbers.
+    # These targets were set for two cores.
     if jobs == 2:
         targets.append(
             Target(figure="memory", unit="GiB", rule="at most", bar=1, value=lambda _row: memory)
@@ -314,4 +438,4 @@ def set_row(images: int, jobs: int, one: Run, full: Run, calibration_variation: 
         calibration_variation=calibration_variation,
         details=details,
     )
-    return judged(row, targets)
+    return with_verdicts(row, targets)

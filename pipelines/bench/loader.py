@@ -1,4 +1,4 @@
-"""The loaders from shards to batches, beside plain torchvision datasets."""
+"""Benchmark the loaders, from shards to batches, with plain torchvision datasets."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from pipelines.bench.references import PlainCifar, PlainImageNet
+from pipelines.bench.references import PlainDataset, imagenet_images, mixing_images_of
 from pipelines.bench.timing import (
     OURS,
     Comparison,
@@ -24,22 +24,22 @@ from pipelines.bench.timing import (
     Spread,
     Target,
     calibrate,
-    judged,
     one_thread,
     run_comparisons,
     variation,
+    with_verdicts,
 )
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import CIFAR, IMAGENET
+from pipelines.loading.config import CIFAR, IMAGENET
 from pipelines.loading.dataset import decode_image
 from pipelines.loading.loader import train_loader
 from pipelines.shards.format import BLOCK, SAMPLE, write_index
 from pipelines.shards.images import DecodeError
-from pipelines.shards.tar import NoTarError, end_tar, scan_tar, write_member
+from pipelines.shards.tar import NotATarError, end_tar, scan_tar, write_member
 from pipelines.shards.verify import describe_tar
 from pipelines.system.progress import Progress, no_progress
 from pixmix.draws import draw_resized_crop
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 from pixmix.resizing import resized_crop
 
 PACKAGES = ("numpy", "numba", "pillow", "torch", "torchvision", "simplejpeg")
@@ -50,14 +50,14 @@ _BATCH = 50
 _CIFAR_BATCH = 500
 _PLAIN_CIFAR_SAMPLES = 1000
 _EPOCHS_FOR_WORKERS = 6
-"""A longer epoch, because workers are idle at the end of each."""
+"""Workers are idle at the end of each epoch, so it is made longer."""
 _STARTS = 3
 _START_BATCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
-    """JPEGs, a set of shards of them, and a mixing set as files and in memory."""
+    """JPEGs, shards of them, and a mixing set as files and in memory."""
 
     contents: list[bytes]
     shards: Path
@@ -67,7 +67,7 @@ class _Case:
 
     @property
     def n(self) -> int:
-        """Samples of whole batches."""
+        """Number of samples in whole batches."""
         return len(self.contents) // _BATCH * _BATCH or len(self.contents)
 
     @property
@@ -87,12 +87,12 @@ def bench_loader(
     """Time the loaders, one thread each.
 
     Args:
-        rounds: rounds that count, of each comparison.
+        rounds: number of counted rounds of each comparison.
         progress: called with the number of finished runs and of all runs.
-        images: a tar of JPEGs to load, or None to draw some.
-        n_drawn: how many JPEGs are drawn.
-        n_small: samples of the CIFAR-like set.
-        n_index: samples of the set whose start is timed.
+        images: a tar of JPEGs to load; None for random ones.
+        n_drawn: number of random JPEGs.
+        n_small: size of the CIFAR-like dataset.
+        n_index: size of the dataset whose first batch is timed.
 
     Raises:
         PipelineError: if the tar cannot be used.
@@ -124,7 +124,7 @@ def bench_loader(
 
 
 def _jpegs_of(tar_file: Path) -> list[bytes]:
-    """Return the JPEGs of a tar, each of them whole.
+    """Return the JPEGs of a tar.
 
     Raises:
         PipelineError: if it is not a tar, contains no JPEG, or one is damaged.
@@ -133,7 +133,7 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
     jpegs = []
     try:
         members = list(scan_tar(tar_file))
-    except NoTarError as error:
+    except NotATarError as error:
         raise PipelineError(f"{tar_file} is not a tar; pass a tar of JPEGs") from error
     with tar_file.open("rb") as file:
         for member in members:
@@ -155,7 +155,7 @@ def _jpegs_of(tar_file: Path) -> list[bytes]:
 
 
 def _drawn_jpegs(n: int, size: tuple[int, int], seed: int) -> list[bytes]:
-    """Return JPEGs of about the bytes of photographs: smooth forms with grain."""
+    """Return JPEGs about as large as photographs: smooth shapes with grain."""
     generator = np.random.default_rng(seed)
     contents = []
     for _ in range(n):
@@ -170,7 +170,7 @@ def _drawn_jpegs(n: int, size: tuple[int, int], seed: int) -> list[bytes]:
 
 
 def quick_png(image: NDArray[np.uint8]) -> bytes:
-    """Return an image as a quickly compressed PNG file."""
+    """Encode an image as PNG with fast compression."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -179,7 +179,7 @@ def quick_png(image: NDArray[np.uint8]) -> bytes:
 def write_plain_shards(
     folder: Path, contents: Sequence[bytes], *, extension: str = "jpg", kind: str = "imagefolder"
 ) -> Path:
-    """Write images as a set of one shard, with their numbers as labels, and return its folder."""
+    """Write a dataset of one shard, with the numbers of images as labels; return its folder."""
     folder.mkdir(parents=True)
     rows = []
     path = folder / "bench-0000.tar"
@@ -196,11 +196,11 @@ def write_plain_shards(
     return folder
 
 
-# --- comparisons ---------------------------------------------------------------------------------
+# --- Comparisons ---------------------------------------------------------------------------------
 
 
 def _decode_comparison(case: _Case) -> Comparison:
-    """Compare decoding as the loader does it with Pillow."""
+    """Compare the loader's decoder with Pillow."""
 
     def pillow(_place: int) -> float:
         for content in case.contents[: case.n]:
@@ -228,11 +228,11 @@ def _decoding(case: _Case) -> Callable[[int], float]:
 
 
 def _crop_comparison(case: _Case) -> Comparison:
-    """Compare the random resized crop of images in memory with Pillow's."""
+    """Compare random resized crops of images in memory with Pillow."""
     arrays = [decode_image(content) for content in case.contents[:_BATCH]]
     images = [Image.fromarray(array) for array in arrays]
 
-    def part(place: int, i: int) -> tuple[int, int, int, int]:
+    def region(place: int, i: int) -> tuple[int, int, int, int]:
         return draw_resized_crop(
             i, seed=0, epoch=place, size=(arrays[i].shape[0], arrays[i].shape[1]),
             scale=IMAGENET.scale, ratio=IMAGENET.ratio,
@@ -240,14 +240,14 @@ def _crop_comparison(case: _Case) -> Comparison:
 
     def ours(place: int) -> float:
         for i, array in enumerate(arrays):
-            resized_crop(array, *part(place, i), (224, 224))
+            resized_crop(array, *region(place, i), (224, 224))
         return len(arrays)
 
     def pillow(place: int) -> float:
         for i, image in enumerate(images):
-            top, left, height, width = part(place, i)
-            cut = image.crop((left, top, left + width, top + height))
-            np.asarray(cut.resize((224, 224), Image.Resampling.BILINEAR))
+            top, left, height, width = region(place, i)
+            crop = image.crop((left, top, left + width, top + height))
+            np.asarray(crop.resize((224, 224), Image.Resampling.BILINEAR))
         return len(images)
 
     return Comparison(
@@ -258,7 +258,7 @@ def _crop_comparison(case: _Case) -> Comparison:
 
 
 def _epoch(loader: Iterable[Any]) -> Callable[[int], float]:
-    """Return a run of an epoch of a loader, ours or torch's."""
+    """Return a run of an epoch of any loader."""
 
     def run(_place: int) -> float:
         return sum(len(images) for images, _ in loader)
@@ -267,7 +267,7 @@ def _epoch(loader: Iterable[Any]) -> Callable[[int], float]:
 
 
 def _whole_comparison(case: _Case) -> Comparison:
-    """Compare a whole epoch, from shards to batches, with decoding alone and plain datasets."""
+    """Compare an epoch, from shards to batches, with decoding alone and plain datasets."""
     settings = IMAGENET.pixmix
     assert settings is not None
     loader = train_loader(
@@ -275,10 +275,10 @@ def _whole_comparison(case: _Case) -> Comparison:
         cache_dir=case.cache,
     )  # fmt: skip
 
-    def plain(mixing_set: list[NDArray[np.uint8]] | None) -> Callable[[int], float]:
-        dataset = PlainImageNet(
-            case.contents[: case.batch], case.mixing_files, mixing_set, settings, size=224,
-            mean=IMAGENET.mean, std=IMAGENET.std,
+    def plain(mixing_set: Sequence[bytes] | Sequence[NDArray[np.uint8]]) -> Callable[[int], float]:
+        dataset = PlainDataset(
+            imagenet_images(case.contents, 224), case.batch, mixing_images_of(mixing_set, 256),
+            settings, padding=0, mean=IMAGENET.mean, std=IMAGENET.std,
         )  # fmt: skip
         return _epoch(DataLoader(dataset, batch_size=case.batch, shuffle=True))
 
@@ -288,14 +288,14 @@ def _whole_comparison(case: _Case) -> Comparison:
         contenders=(
             Contender(name=OURS, run=_epoch(loader)),
             Contender(name="decoding alone", run=_decoding(case)),
-            Contender(name=_PLAIN, run=plain(None)),
+            Contender(name=_PLAIN, run=plain(case.mixing_files)),
             Contender(name=_PLAIN_IN_MEMORY, run=plain(list(case.mixing_set))),
         ),
         targets=(
             Target(figure="of decoding alone", unit="x", rule="at most", bar=2.2,
-                   value=lambda row: 1 / row.rivals[0].ratio.median),
+                   value=lambda row: 1 / row.alternatives[0].ratio.median),
             Target(figure="plain", unit="x", rule="at least", bar=4,
-                   value=lambda row: row.rivals[1].ratio.median),
+                   value=lambda row: row.alternatives[1].ratio.median),
         ),
     )  # fmt: skip
 
@@ -321,13 +321,13 @@ def _workers_comparison(case: _Case) -> Comparison:
         ),
         targets=(
             Target(figure="scaling", unit="x", rule="at least", bar=1.6,
-                   value=lambda row: row.rivals[0].ratio.median),
+                   value=lambda row: row.alternatives[0].ratio.median),
         ),
     )  # fmt: skip
 
 
 def _small_comparison(case: _Case, n: int) -> Comparison:
-    """Compare an epoch of a CIFAR-like set with a plain dataset, all images in memory."""
+    """Compare an epoch of a CIFAR-like dataset with a plain dataset, all images in memory."""
     settings = CIFAR.pixmix
     assert settings is not None
     generator = np.random.default_rng(2)
@@ -345,7 +345,10 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
     loader = train_loader(
         shards, mixing_set, batch_size=batch, preprocess=CIFAR, cache_dir=case.cache
     )
-    plain = PlainCifar(images[:_PLAIN_CIFAR_SAMPLES], list(mixing_set), settings)
+    plain = PlainDataset(
+        images.__getitem__, min(_PLAIN_CIFAR_SAMPLES, n), mixing_images_of(list(mixing_set), 36),
+        settings, padding=4, mean=(0.5,) * 3, std=(0.5,) * 3,
+    )  # fmt: skip
     return Comparison(
         name="CIFAR, flip, padded crop, PixMix, in batches",
         unit="samples/s",
@@ -363,9 +366,9 @@ def _small_comparison(case: _Case, n: int) -> Comparison:
     )  # fmt: skip
 
 
-# --- the first batch of a large set --------------------------------------------------------------
+# --- The first batch of a large dataset ----------------------------------------------------------
 
-# Run in a new process; it prints one line of JSON.
+# Runs in a new process, and prints one line of JSON.
 _PROGRAM = """
 import json, os, sys, time
 start = time.perf_counter()
@@ -386,13 +389,13 @@ print(json.dumps({"torch": imported - start, "first": first - imported, "memory"
 
 
 def _write_large_index(folder: Path, content: bytes, n: int) -> Path:
-    """Write a set of n samples that all are one image in one small shard; return its folder."""
+    """Write a dataset of n samples that are all the same image in a shard; return its folder."""
     folder.mkdir(parents=True)
     path = folder / "large-0000.tar"
     with path.open("xb") as tar:
         offset = write_member(tar, "00000000.jpg", content)
         end_tar(tar)
-        # A hole, as large as headers of so many samples are.
+        # A hole of the size of so many headers.
         tar.truncate(max(tar.tell(), BLOCK * n))
     samples = np.zeros(n, SAMPLE)
     samples["size"], samples["offset"] = len(content), offset
@@ -405,21 +408,21 @@ def _write_large_index(folder: Path, content: bytes, n: int) -> Path:
 
 
 def _measure_start(content: bytes, n: int, folder: Path) -> Row:
-    """Return a row on the start of a loader of n samples, with kernels compiled and files cached.
+    """Time the start of a loader of n samples, with compiled kernels and cached files.
 
-    The rate is of starts, from the end of `import torch` to the first batch of 16.
+    A start is from the end of `import torch` to the first batch of 16.
     """
-    where = _write_large_index(folder / "large", content, n)
+    shards = _write_large_index(folder / "large", content, n)
     calibrations, found = [calibrate()], []
     for _ in range(_STARTS + 1):
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, where, str(_START_BATCH), folder / "cache"],
+            [sys.executable, "-c", _PROGRAM, shards, str(_START_BATCH), folder / "cache"],
             check=True,
             capture_output=True,
         )
         found.append(json.loads(done.stdout))
         calibrations.append(calibrate())
-    # The first run warms up.
+    # The first run is a warm-up.
     median = {key: Spread.of([run[key] for run in found[1:]]).median for key in found[0]}
     row = Row(
         name=f"first batch of {n:,} samples",
@@ -438,4 +441,4 @@ def _measure_start(content: bytes, n: int, folder: Path) -> Row:
         Target(figure="memory above torch", unit="MB", rule="at most", bar=200,
                value=lambda row: row.details["megabytes"]),
     )  # fmt: skip
-    return judged(row, targets)
+    return with_verdicts(row, targets)

@@ -1,4 +1,4 @@
-"""PixMix in batches, as a transform and on torch devices, beside Pillow and numpy."""
+"""Benchmark PixMix on batches, as a transform and on torch devices, with plain alternatives."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ from pipelines.bench.timing import (
 from pipelines.system.progress import Progress, no_progress
 from pixmix.batch import BatchPixMix
 from pixmix.fused import mix_batch
+from pixmix.images import PackedImages
 from pixmix.mixing import add, multiply
-from pixmix.packed import PackedImages
 from pixmix.settings import PixMixSettings
 from pixmix.transform import PixMix
 
@@ -30,16 +30,16 @@ PACKAGES = ("numpy", "numba", "pillow", "torch")
 
 _PLAIN = "plain Pillow + numpy"
 _BATCHES = 4
-"""Batches per round, so that a round takes long enough."""
+"""Batches per round, so that a round is long enough to time."""
 _PLAIN_SHARE = 6
-"""The plain code takes one sample in this many."""
+"""The plain implementation mixes one sample in this many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Case:
     """Images, mixing set and settings. padding: of the random crop, 0 for none.
 
-    microseconds: bar and aim per sample; times: how many times faster than plain code.
+    microseconds: target and aim per sample. times: target ratio to the plain implementation.
     """
 
     name: str
@@ -67,10 +67,10 @@ def bench_pixmix(
     """Time PixMix on one thread, with all images in memory.
 
     Args:
-        rounds: rounds that count, of each comparison.
+        rounds: number of counted rounds of each comparison.
         progress: called with the number of finished runs and of all runs.
-        small_batch: images of 32x32.
-        large_batch: images of 224x224.
+        small_batch: batch size of 32x32 images.
+        large_batch: batch size of 224x224 images.
     """
     cases = (
         _Case(
@@ -108,7 +108,7 @@ def bench_pixmix(
 
 
 def _images(n: int, side: int, seed: int) -> NDArray[np.uint8]:
-    """Return (n, side, side, 3) smooth random images with grain, like photographs."""
+    """Return (n, side, side, 3) smooth random images with grain, similar to photographs."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
     smooth = [
@@ -120,7 +120,7 @@ def _images(n: int, side: int, seed: int) -> NDArray[np.uint8]:
 
 
 def _kernel(case: _Case) -> Callable[[int], float]:
-    """Return a run of some batches into the same memory, as a loader does it."""
+    """Return a run of some batches into the same memory, as in a loader."""
     out = torch.empty((case.n, 3, *case.images.shape[1:3]))
 
     def run(place: int) -> float:
@@ -142,22 +142,23 @@ def _batches(case: _Case) -> Comparison:
     def plain(place: int) -> float:
         generator = np.random.default_rng(place)
         for image in images:
+            mixing_image = mixing_set[generator.integers(len(mixing_set))]
             plain_pixmix(
-                image, mixing_set, case.settings, generator, padding=case.padding, mean=mean,
+                image, mixing_image, case.settings, generator, padding=case.padding, mean=mean,
                 std=std,
             )  # fmt: skip
         return len(images)
 
     bar, aim = case.microseconds
     return Comparison(
-        name=f"PixMix, in batches, {case.name}",
+        name=f"PixMix on batches, {case.name}",
         unit="samples/s",
         contenders=(Contender(name=OURS, run=_kernel(case)), Contender(name=_PLAIN, run=plain)),
         targets=(
             Target(figure="a sample", unit="us", rule="at most", bar=bar, aim=aim,
                    value=lambda row: 1e6 / row.rate.median),
             Target(figure="ratio", unit="x", rule="at least", bar=case.times,
-                   value=lambda row: row.rivals[0].ratio.median),
+                   value=lambda row: row.alternatives[0].ratio.median),
         ),
     )  # fmt: skip
 
@@ -171,7 +172,7 @@ _PlainMixing = Callable[
 def _operands(
     name: str, ours: _Mixing, plain: _PlainMixing, nanoseconds: tuple[float, float]
 ) -> Comparison:
-    """Compare a mixing of two float32 images of 96x96, which fit the cache of a core."""
+    """Compare a mixing of two float32 images of 96x96, which fit into a core's cache."""
     x, y = np.random.default_rng(4).random((2, 96, 96, 3), np.float32)
 
     def run_ours(_place: int) -> float:
@@ -186,7 +187,7 @@ def _operands(
 
     bar, aim = nanoseconds
     return Comparison(
-        name=f"{name}, float operands",
+        name=f"{name}, float images",
         unit="M values/s",
         scale=1e6,
         contenders=(Contender(name=OURS, run=run_ours), Contender(name="numpy", run=run_plain)),
@@ -198,7 +199,7 @@ def _operands(
 
 
 def _transform(case: _Case) -> Comparison:
-    """Compare the transform, called for arrays one by one, with the same samples in a batch."""
+    """Compare the transform, called for single arrays, with the same samples in a batch."""
     settings = case.settings
     transform = PixMix(
         case.mixing_set, k=settings.k, beta=settings.beta, severity=settings.severity, all_ops=True
@@ -216,7 +217,7 @@ def _transform(case: _Case) -> Comparison:
         return case.n
 
     return Comparison(
-        name=f"PixMix, one by one, {case.name}",
+        name=f"PixMix transform, {case.name}",
         unit="samples/s",
         contenders=(
             Contender(name=OURS, run=one_by_one),
@@ -224,13 +225,13 @@ def _transform(case: _Case) -> Comparison:
         ),
         targets=(
             Target(figure="over the kernel", unit="us", rule="at most", bar=20,
-                   value=lambda row: 1e6 / row.rate.median - 1e6 / row.rivals[0].rate.median),
+                   value=lambda row: 1e6 / row.rate.median - 1e6 / row.alternatives[0].rate.median),
         ),
     )  # fmt: skip
 
 
 def _device(case: _Case) -> Comparison:
-    """Compare the module for torch devices, on the CPU, with the kernel."""
+    """Compare `BatchPixMix` on the CPU with the kernel."""
     settings = case.settings
     module = BatchPixMix(
         case.mixing_set, k=settings.k, beta=settings.beta, severity=settings.severity, all_ops=True
@@ -242,10 +243,10 @@ def _device(case: _Case) -> Comparison:
         module(images, seed=place, epoch=0, indices=indices)
         return case.n
 
-    cut = "flip, padded crop and " if case.padding else ""
-    kernel = f"mix_batch as loaders call it, with {cut}normalization"
+    crop = "flip, crop and " if case.padding else ""
+    kernel = f"mix_batch with {crop}normalization"
     return Comparison(
-        name=f"PixMix, by torch on the CPU, {case.name}",
+        name=f"BatchPixMix on the CPU, {case.name}",
         unit="samples/s",
         contenders=(Contender(name=OURS, run=run), Contender(name=kernel, run=_kernel(case))),
     )

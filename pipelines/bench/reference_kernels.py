@@ -1,16 +1,16 @@
-"""Reference implementations of our kernels: what a good programmer writes at the first attempt.
+"""Plain numba implementations of our chaos-game kernels, for comparison.
 
-One orbit, float64, the maths library's functions, numba's own random numbers, a scan of cumulative
-weights, and counts in arrays of float64: the flame algorithm as S. Draves and E. Reckase describe
-it ("The Fractal Flame Algorithm", section 3), and the chaos game of affine maps twice.
+They use a single orbit, float64, the math library, numba's random numbers, a linear search in the
+cumulative weights, and float64 counts. `play_flame` is the flame algorithm of S. Draves and
+E. Reckase ("The Fractal Flame Algorithm", section 3); `play_affine` is a chaos game of affine maps.
 
-`play_affine` is plain. `keep_orbit`, `extent` and `count_points` go to work as the generator of
-C. Anderson and R. Farrell does ("Improving Fractal Pre-training", arXiv 2110.03091, section 3, and
-https://github.com/catalys1/fractal-pretraining, fractals/ifs.py): every point is kept, their extent
-is found, then they are counted, without colour. A step takes its map as a flat view there, and the
-counting of references to it is two thirds of the time: 15 instead of 45 M points/s.
+`keep_orbit`, `extent` and `count_points` reimplement the generator of C. Anderson and R. Farrell
+("Improving Fractal Pre-training", arXiv 2110.03091, section 3, and
+https://github.com/catalys1/fractal-pretraining, fractals/ifs.py): they store all points, find their
+extent, and count them, without color. As in their code, each step takes a flat view of its map,
+whose reference counting is two thirds of the time: 15 instead of 45 M points/s.
 
-Tests hold that all of them render what our kernels render, so that the comparison is fair.
+Tests check that they render the same images as our kernels.
 """
 
 import math
@@ -23,18 +23,18 @@ from fractals.chaos import ChaosLayer
 from pixmix.compiling import kernel
 
 WARM_UP = 24
-"""Steps before the first point is counted; as in fractals.chaos_kernels."""
+"""Number of steps before the first point is counted, as in `fractals.chaos_kernels`."""
 
 _FAR = 1e6
 _NUMBERS = {"sinusoidal": 0, "spherical": 1, "swirl": 2, "polar": 3, "julian": 4}
 
 
 class System(NamedTuple):
-    """A system of n maps as arrays.
+    """A system of n maps with t variation terms as arrays.
 
-    affine: (n, 6) float64, x' = a x + b y + c, y' = d x + e y + f; cumulative: (n,) float64, ends
-    at 1; colours, speeds: (n,) float64; first: (n + 1,) int64, into the terms numbers (t,) int64,
-    weights (t,) float64, parameters (t, 2) float64.
+    affine: (n, 6) float64, x' = a x + b y + c, y' = d x + e y + f. cumulative: (n,) float64, ending
+    with 1. colours, speeds: (n,) float64. first: (n + 1,) int64, the first term of each map.
+    numbers: (t,) int64. weights: (t,) float64. parameters: (t, 2) float64.
     """
 
     affine: NDArray[np.float64]
@@ -48,7 +48,7 @@ class System(NamedTuple):
 
 
 def system(layer: ChaosLayer) -> System:
-    """Return a layer's maps as arrays: without post and final maps and without symmetry."""
+    """Return a layer's maps as arrays, without post maps, final maps and symmetry."""
     terms = [term for each in layer.maps for term in each.variations]
     weights = np.array([each.weight for each in layer.maps])
     parameters = np.zeros((len(terms), 2))
@@ -67,7 +67,7 @@ def system(layer: ChaosLayer) -> System:
 
 
 def box(layer: ChaosLayer, height: int, width: int) -> NDArray[np.float64]:
-    """Return the window of a layer whose camera has no rotation: (4,) float64, x0 y0 x1 y1."""
+    """Return the window of a layer's camera, without rotation: (4,) float64, x0 y0 x1 y1."""
     per_pixel = layer.camera.width / min(height, width)
     x, y = layer.camera.centre
     half_x, half_y = per_pixel * width / 2, per_pixel * height / 2
@@ -76,9 +76,9 @@ def box(layer: ChaosLayer, height: int, width: int) -> NDArray[np.float64]:
 
 @kernel
 def play_affine(affine, cumulative, colours, box, points, seed, counts, colour_sums):
-    """Play the chaos game of affine maps, a point coloured by the map that led to it.
+    """Play the chaos game of affine maps, with each point in the color of its last map.
 
-    affine, cumulative, colours: see `System`. box: (4,) float64, x0 y0 x1 y1. points: played after
+    affine, cumulative, colours: see `System`. box: (4,) float64, x0 y0 x1 y1. points: number after
     the warm-up. seed: of numba's generator. counts, colour_sums: (height, width) float64, added to,
     row 0 at y0.
     """
@@ -135,7 +135,7 @@ def extent(kept):
 
 @kernel
 def count_points(kept, box, counts):
-    """Count points that lie in a box; they may also lie outside.
+    """Count the points inside a box, and ignore the others.
 
     kept: (n, 2) float64; box: see `play_affine`; counts: (height, width) float64, added to.
     """
@@ -150,7 +150,7 @@ def count_points(kept, box, counts):
 
 @kernel
 def vary(number, x, y, parameters):
-    """Return one variation of a point; formulas: Draves & Reckase, appendix, V1 V2 V3 V5 V32."""
+    """Return a variation of a point (Draves & Reckase, appendix, V1 V2 V3 V5 V32)."""
     if number == 0:
         return math.sin(x), math.sin(y)
     square = x * x + y * y + 1e-10
@@ -170,7 +170,7 @@ def vary(number, x, y, parameters):
 
 @kernel
 def play_flame(system, box, points, seed, counts, colour_sums):
-    """Play the flame algorithm's chaos game; a colour coordinate follows the orbit.
+    """Play the chaos game of the flame algorithm, with a color coordinate that follows the orbit.
 
     system: `System`; the rest: see `play_affine`.
     """

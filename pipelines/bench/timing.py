@@ -1,37 +1,55 @@
-"""Measure contenders interleaved, with warm-up, quartiles and a check that the machine is idle.
+"""Time contenders interleaved, with warm-up, quartiles and a check for other load on the machine.
 
 An absolute speed says little, because another program on the same machine can halve it. So
-contenders run A B A B ... within one run, ratios are taken round by round, and a fixed calibration
-loop runs before every round and after the last. Where its time varies, the machine was busy.
+contenders run A B A B ... in one process, ratios are computed round by round, and a fixed
+calibration loop runs before every round and after the last. If its time varies, the machine was
+busy.
+
+Programs are measured by `run_command`, which starts this module as a separate process, so that the
+peak memory is not mixed with that of other children of the benchmark::
+
+    python -m pipelines.bench.timing FOLDER PATTERN COMMAND...
+
+runs a command and prints one line of JSON; PATTERN matches the first file expected in FOLDER.
 """
 
+import json
+import resource
 import statistics
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal
 
+from pipelines.errors import PipelineError
 from pipelines.provenance.run_record import processor, system, versions
-from pipelines.system.processes import available_cores
+from pipelines.system.processes import PYTHON_MODULE, available_cores, child, child_environment
 from pipelines.system.progress import Progress
 from pipelines.text_table import aligned
 
 Clock = Callable[[], float]
-"""Returns seconds since some moment."""
+"""Returns the time in seconds."""
 
 OURS = "ours"
 
 BUSY_VARIATION = 0.15
-"""On an idle machine the calibration varies by less than this share of its shortest time."""
+"""On an idle machine the calibration time varies by less than this share of its minimum."""
 
 _CALIBRATION_STEPS = 250_000
 _MOST_ROWS_NAMED = 3
+_POLL_SECONDS = 0.01
+_LINE_WIDTH = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A median with its quartiles. n: the number of values."""
+    """Median and quartiles of n values."""
 
     median: float
     low: float
@@ -40,14 +58,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
-        """Return median and quartiles (linear between values) of at least one value."""
+        """Return the median and quartiles (interpolated linearly) of at least one value."""
         if len(values) == 1:
             return cls(median=values[0], low=values[0], high=values[0], n=1)
         low, median, high = statistics.quantiles(values, n=4, method="inclusive")
         return cls(median=median, low=low, high=high, n=len(values))
 
     def __str__(self) -> str:
-        """Write the median, and the quartiles if there is more than one value."""
+        """Format the median, with the quartiles if there are several values."""
         if self.n == 1:
             return number(self.median)
         return f"{number(self.median)} [{number(self.low)}, {number(self.high)}]"
@@ -57,8 +75,10 @@ class Spread:
 class Contender:
     """Something to be timed.
 
-    run: does the work of round 0, 1, ... and returns how many units it did.
-    start: what `run` does besides, such as starting a program; its time is subtracted.
+    Attributes:
+        name: its name in the table.
+        run: does the work of round 0, 1, ... and returns the number of units done.
+        start: overhead of `run`, such as starting a program; its time is subtracted.
     """
 
     name: str
@@ -68,9 +88,15 @@ class Contender:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What developers require of a figure (bar) and hope for (aim), kept in the JSON.
+    """A developers' target for a figure; it is only written to the JSON.
 
-    value: computes the figure from a row without targets.
+    Attributes:
+        figure: name of the figure.
+        unit: its unit.
+        rule: whether the figure must be at least or at most the bar.
+        bar: required value.
+        aim: desired value; None for the bar.
+        value: computes the figure from a row.
     """
 
     figure: str
@@ -94,8 +120,8 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
-    """A rival's rate in the same rounds, and how many times faster ours is."""
+class Alternative:
+    """The rate of an alternative in the same rounds; ratio: our rate over it."""
 
     name: str
     rate: Spread
@@ -104,16 +130,22 @@ class Rival:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One benchmark.
+    """The result of a benchmark.
 
-    rate: ours, in units per second. calibration_variation: by what share of its shortest time the
-    calibration loop varied. details: further figures. targets: judged ones, see `Target.judge`.
+    Attributes:
+        name: its name.
+        unit: of the rates.
+        rate: our rate, in units per second.
+        alternatives: the others.
+        calibration_variation: variation of the calibration time, as a share of its minimum.
+        details: further figures.
+        targets: results of `Target.judge`.
     """
 
     name: str
     unit: str
     rate: Spread
-    rivals: tuple[Rival, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
     calibration_variation: float
     details: Mapping[str, float] = field(default_factory=dict)
     targets: tuple[Mapping[str, Any], ...] = ()
@@ -126,9 +158,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What is timed: ours first, then the rivals.
+    """A benchmark to run.
 
-    scale: units of work in one of the row's units. details: further figures, read at the end.
+    Attributes:
+        name: its name.
+        unit: of the rates.
+        contenders: ours first, then the alternatives.
+        scale: units of work per unit of the rates.
+        targets: developers' targets.
+        details: returns further figures at the end.
     """
 
     name: str
@@ -141,17 +179,19 @@ class Comparison:
     def run(
         self, rounds: int, clock: Clock = time.perf_counter, tick: Callable[[], None] = lambda: None
     ) -> Row:
-        """Run the contenders interleaved and return the row.
+        """Run the contenders interleaved, and return the row.
 
-            calibrate  A0 B0  (warm-up, not counted)  calibrate  A1 B1  calibrate  A2 B2  calibrate
+        The order, where round 0 is a warm-up and not counted::
+
+            calibrate  A0 B0  calibrate  A1 B1  calibrate  A2 B2  calibrate
 
         Args:
-            rounds: rounds that count, at least 1.
+            rounds: number of counted rounds, at least 1.
             clock: read before and after each run.
             tick: called after each run, (rounds + 1) * len(contenders) times.
 
         Raises:
-            ValueError: if a run took no longer than its own start.
+            ValueError: if a run took no longer than its start.
         """
         rates: list[list[float]] = [[] for _ in self.contenders]
         calibrations = []
@@ -164,8 +204,8 @@ class Comparison:
                 tick()
         calibrations.append(calibrate(clock))
         ours = rates[0]
-        rivals = [
-            Rival(
+        alternatives = [
+            Alternative(
                 name=contender.name,
                 rate=Spread.of(theirs),
                 ratio=Spread.of([a / b for a, b in zip(ours, theirs, strict=True)]),
@@ -176,36 +216,36 @@ class Comparison:
             name=self.name,
             unit=self.unit,
             rate=Spread.of(ours),
-            rivals=tuple(rivals),
-            # The first calibration is its own warm-up.
+            alternatives=tuple(alternatives),
+            # The first calibration is a warm-up.
             calibration_variation=variation(calibrations[1:]),
             details=dict(self.details()),
         )
-        return judged(row, self.targets)
+        return with_verdicts(row, self.targets)
 
 
-def judged(row: Row, targets: Sequence[Target]) -> Row:
-    """Return a row with what `Target.judge` says of it."""
+def with_verdicts(row: Row, targets: Sequence[Target]) -> Row:
+    """Return a row with the verdicts of targets."""
     return Row(**{**vars(row), "targets": tuple(target.judge(row) for target in targets)})
 
 
 def variation(seconds: Sequence[float]) -> float:
-    """Return by what share of the shortest time the longest one exceeds it."""
+    """Return by how much the longest time exceeds the shortest, as a share of the shortest."""
     return max(seconds) / min(seconds) - 1
 
 
 def calibrate(clock: Clock = time.perf_counter) -> float:
-    """Return the seconds that a fixed loop of integer work takes, about 20 ms."""
+    """Return the time of a fixed loop of integer work in seconds, about 0.02."""
     start = clock()
     state = 1
     for _ in range(_CALIBRATION_STEPS):
-        # The generator of Numerical Recipes, modulo 2^32: each step depends on the one before.
+        # The generator of Numerical Recipes modulo 2^32, whose steps depend on each other.
         state = (1664525 * state + 1013904223) & 0xFFFFFFFF
     return clock() - start
 
 
 def _time(contender: Contender, place: int, clock: Clock) -> float:
-    """Return the units per second of one run."""
+    """Return the rate of one run in units per second."""
     begin = clock()
     units = contender.run(place)
     seconds = clock() - begin
@@ -225,9 +265,9 @@ def run_comparisons(
 
     Args:
         comparisons: run one after another.
-        rounds: rounds that count, of each.
+        rounds: number of counted rounds of each.
         progress: called with the number of finished runs and of all runs.
-        more: runs that the caller does afterwards.
+        more: number of runs that the caller does afterwards.
     """
     total = (rounds + 1) * sum(len(each.contenders) for each in comparisons) + more
     done = 0
@@ -243,7 +283,7 @@ def run_comparisons(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread, and restore the number afterwards."""
+    """Limit torch to one thread, and restore its number of threads afterwards."""
     import torch
 
     before = torch.get_num_threads()
@@ -258,9 +298,9 @@ def one_thread() -> Iterator[None]:
 
 
 def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Return CPU model, cores and versions as plain JSON values.
+    """Return the CPU model, cores, operating system and versions as plain JSON values.
 
-    packages: distributions whose versions are listed besides Python's and ours.
+    packages: distributions to list in addition to Python and this project.
     """
     return {
         "processor": processor(),
@@ -271,14 +311,14 @@ def machine(packages: Sequence[str]) -> dict[str, Any]:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """Return what `machine` found as one line."""
+    """Format the result of `machine` as one line."""
     listed = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     cores = "1 core" if machine["cores"] == 1 else f"{machine['cores']} cores"
     return f"{machine['processor']}, {cores}, {machine['system']}; {listed}"
 
 
 def number(value: float) -> str:
-    """Write a number with three significant digits and without an exponent."""
+    """Format a number with three significant digits and without an exponent."""
     if value == 0:
         return "0"
     decimals = next((places for places, size in ((0, 100), (1, 10)) if abs(value) >= size), 2)
@@ -297,30 +337,118 @@ def document(
 
 
 def table(rows: Sequence[Row], machine: Mapping[str, Any], notes: Sequence[str] = ()) -> str:
-    """Return rates and ratios as aligned text."""
-    lines: list[tuple[str, ...]] = [("", "ours", "rival's", "ratio", "rival")]
+    """Return rates and ratios as text of at most 100 columns."""
+    cells: list[tuple[str, ...]] = [("", "rate", "ours / alternative")]
     for row in rows:
-        lines.append((f"{row.name}, {row.unit}", number(row.rate.median), "", "", ""))
-        lines += [
-            ("", "", number(rival.rate.median), f"{rival.ratio} x", rival.name)
-            for rival in row.rivals
+        cells.append((f"  {OURS}", number(row.rate.median), ""))
+        cells += [
+            (f"  {each.name}", number(each.rate.median), f"{each.ratio} x")
+            for each in row.alternatives
         ]
+    lines = aligned(cells, right={1})
+    parts = [lines.pop(0)]
+    for row in rows:
+        n_lines = 1 + len(row.alternatives)
+        parts.append("\n".join([f"{row.name}, in {row.unit}", *lines[:n_lines]]))
+        del lines[:n_lines]
     busy = [row.name for row in rows if row.busy]
-    told = (
-        "Medians [and quartiles] of interleaved rounds; one thread unless the name says otherwise."
-    )
-    parts = [
-        "\n".join(aligned(lines)),
-        "\n".join([*notes, told, *busy_note(busy, len(rows)), machine_line(machine)]),
+    remarks = [
+        *notes,
+        "Rates are medians, ratios are medians [quartiles], of interleaved rounds. Benchmarks use "
+        "one thread unless their name says otherwise.",
+        *busy_note(busy, len(rows)),
+        machine_line(machine),
     ]
+    parts.append("\n".join(textwrap.fill(each, _LINE_WIDTH) for each in remarks))
     return "\n\n".join(parts)
 
 
 def busy_note(busy: Sequence[str], n_rows: int) -> list[str]:
-    """Return a line on the rows that were measured while the machine was busy, if there are any."""
+    """Return a remark on the rows that were measured on a busy machine, if there are any."""
     if not busy:
         return []
     which = f"{len(busy)} of {n_rows} rows" if len(busy) > _MOST_ROWS_NAMED else "; ".join(busy)
     return [
         f"The machine was busy during {which}: trust the ratios more than the rates, or run again."
     ]
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRun:
+    """The measurements of a command.
+
+    Attributes:
+        seconds: total time.
+        first_file_seconds: time until the first file exists; None without a file.
+        peak_bytes: peak resident memory of its largest process.
+        code: exit code.
+        message: last line on stderr.
+    """
+
+    seconds: float
+    first_file_seconds: float | None
+    peak_bytes: int
+    code: int
+    message: str
+
+
+def measure_command(folder: Path, pattern: str, command: list[str]) -> CommandRun:
+    """Run a command and measure it; `peak_bytes` includes every child of this process."""
+    begin = time.perf_counter()
+    first = None
+    # A file, because a full pipe that is not read would stop the command.
+    with TemporaryFile("w+") as errors:
+        with child(command, stdout=subprocess.DEVNULL, stderr=errors) as process:
+            while process.poll() is None:
+                if first is None and any(folder.glob(pattern)):
+                    first = time.perf_counter() - begin
+                time.sleep(_POLL_SECONDS)
+            seconds = time.perf_counter() - begin
+        errors.seek(0)
+        stderr = errors.read().strip().splitlines()
+    if first is None and any(folder.glob(pattern)):
+        first = seconds
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return CommandRun(
+        seconds=seconds,
+        first_file_seconds=first,
+        # Linux counts in KiB, macOS in bytes.
+        peak_bytes=peak if sys.platform == "darwin" else peak * 1024,
+        code=process.returncode,
+        message=stderr[-1] if stderr else "",
+    )
+
+
+def run_command(folder: Path, pattern: str, module: str, arguments: list[str]) -> CommandRun:
+    """Run `python -m module arguments`, and measure it in a separate process.
+
+    Args:
+        folder: folder of the expected files; it need not exist yet.
+        pattern: pattern of their names, as for `Path.glob`.
+        module: a module of this project.
+        arguments: of its command line.
+
+    Raises:
+        PipelineError: if the command fails.
+    """
+    here = f"{__package__}.timing"
+    command = [*PYTHON_MODULE, here, str(folder), pattern, *PYTHON_MODULE, module, *arguments]
+    environment = child_environment()
+    with child(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        output, _ = process.communicate()
+    run = CommandRun(**json.loads(output))
+    if run.code != 0:
+        raise PipelineError(f"{module} ended with exit code {run.code}: {run.message}")
+    return run
+
+
+if __name__ == "__main__":
+    try:
+        result = measure_command(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+    except KeyboardInterrupt:
+        # The parent process is interrupted, too, and reports it.
+        sys.exit(130)
+    sys.stdout.write(json.dumps(asdict(result)))

@@ -1,4 +1,4 @@
-"""Training on the CPU: a step of a network for CIFAR, and how much of it waits for data."""
+"""Benchmark training on the CPU: steps of a CIFAR network, and the share of data wait."""
 
 import tempfile
 import time
@@ -13,11 +13,11 @@ from torch.nn import functional
 
 from pipelines.bench.loader import quick_png, write_plain_shards
 from pipelines.bench.timing import OURS, Comparison, Contender, Row, Target, run_comparisons
-from pipelines.loading.batches import CIFAR
+from pipelines.loading.config import CIFAR
 from pipelines.loading.loader import TrainLoader, train_loader
 from pipelines.models.registry import open_model
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 
 PACKAGES = ("numpy", "numba", "torch")
 
@@ -32,14 +32,14 @@ def bench_train(
     steps: int = 2,
     n: int = 5_000,
 ) -> list[Row]:
-    """Time training on the CPU, with all its cores.
+    """Time training on all cores of the CPU.
 
     Args:
-        rounds: rounds that count, of each comparison.
+        rounds: number of counted rounds of each comparison.
         progress: called with the number of finished runs and of all runs.
         model: name of the network.
-        steps: of the network per round.
-        n: images of the training set.
+        steps: training steps per round.
+        n: size of the training set.
     """
     with tempfile.TemporaryDirectory(prefix="pixmix-bench-") as folder:
         loader = _loader(n, Path(folder))
@@ -48,7 +48,7 @@ def bench_train(
             return float(sum(len(images) for images, _ in loader))
 
         alone = Comparison(
-            name="training, the loader alone",
+            name="training, loader alone",
             unit="samples/s",
             contenders=(Contender(name=OURS, run=epoch),),
             targets=(
@@ -74,7 +74,7 @@ def _loader(n: int, folder: Path) -> TrainLoader:
 
 
 class _Trainer:
-    """A network in training."""
+    """A network and its optimizer."""
 
     def __init__(self, model: str, *, bfloat16: bool) -> None:
         self.module: nn.Module = open_model(model, 10, dropout=0.3).to(
@@ -86,8 +86,8 @@ class _Trainer:
 
     def step(self, images: Tensor, labels: Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        precise = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
-        with precise:
+        precision = torch.autocast("cpu", torch.bfloat16) if self.bfloat16 else nullcontext()
+        with precision:
             logits = self.module(images.contiguous(memory_format=torch.channels_last))
         loss = functional.cross_entropy(logits.float(), labels % 10)
         loss.backward()
@@ -100,9 +100,9 @@ def _endless(loader: TrainLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _step_comparison(model: str, steps: int, loader: TrainLoader) -> Comparison:
-    """Compare training from shards with the step alone, and with bfloat16."""
+    """Compare training from shards with the step alone, also in bfloat16."""
     batches = _endless(loader)
-    held = next(batches)
+    batch_in_memory = next(batches)
     full, half = (_Trainer(model, bfloat16=each) for each in (False, True))
     waits: list[float] = []
     times: list[float] = []
@@ -119,7 +119,7 @@ def _step_comparison(model: str, steps: int, loader: TrainLoader) -> Comparison:
     def alone(trainer: _Trainer) -> Callable[[int], float]:
         def run(_place: int) -> float:
             for _ in range(steps):
-                trainer.step(*held)
+                trainer.step(*batch_in_memory)
             return float(steps * _BATCH)
 
         return run
@@ -129,8 +129,8 @@ def _step_comparison(model: str, steps: int, loader: TrainLoader) -> Comparison:
         unit="samples/s",
         contenders=(
             Contender(name=OURS, run=ours),
-            Contender(name="the step alone, with its batch in memory", run=alone(full)),
-            Contender(name="ours in bfloat16, the step alone", run=alone(half)),
+            Contender(name="step alone, batch in memory", run=alone(full)),
+            Contender(name="step alone, in bfloat16", run=alone(half)),
         ),
         details=lambda: {"data_wait_percent": 100 * sum(waits) / sum(times)},
         targets=(

@@ -1,6 +1,6 @@
 """The commands: one thin module each, which parses, calls one function and prints."""
 
-from pixmix.commands import exit_if_hidden
+from pixmix.commands import exit_if_shadowed
 
 # For `python -m pipelines.cli.gen` in a folder with a `fractals` of its own.
-exit_if_hidden()
+exit_if_shadowed()

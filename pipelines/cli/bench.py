@@ -1,4 +1,4 @@
-"""`pixmix-bench`: our code beside plain code and rivals, as ratios within one run."""
+"""`pixmix-bench`: speed relative to reference implementations, measured within one run."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,16 +6,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pipelines.cli.help_pages import Decorated, command_group, example, option
 from pipelines.cli.options import (
-    Command,
     command_options,
-    example,
     jobs_option,
     one_line_errors,
     progress_bar,
     say,
 )
-from pipelines.cli.suggestions import SuggestingGroup
 
 if TYPE_CHECKING:
     from pipelines.bench.timing import Row
@@ -26,36 +24,32 @@ if TYPE_CHECKING:
 ROUNDS = {"fractals": 7, "pixmix": 9, "loader": 7, "featviz": 5, "train": 3}
 """Default number of rounds of each benchmark."""
 
+_INTERRUPTED = "interrupted; nothing was written"
+
 IMAGES = 200
 MODEL = "wrn_40_4"
 
 
-@click.group(
-    cls=SuggestingGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example("pixmix-bench fractals", "pixmix-bench pixmix"),
-)
-@click.version_option(package_name="pixmix", message="%(version)s")
+@command_group("pixmix-bench fractals", "pixmix-bench pixmix")
 def main() -> None:
-    """Time our code beside plain code that does the same.
+    """Measure the speed of pixmix relative to reference implementations.
 
-    Contenders run interleaved, on one thread each, so that a ratio holds on a busy machine, too. A
-    calibration loop detects when the machine was busy.
+    The implementations run interleaved, on one thread each, so that ratios hold on a busy machine,
+    too. A calibration loop detects whether the machine was busy.
     """
 
 
-def _rounds_option(default: int) -> Callable[[Command], Command]:
-    return click.option(
+def _rounds_option(default: int) -> Callable[[Decorated], Decorated]:
+    return option(
         "--rounds",
         type=click.IntRange(1),
         default=default,
-        show_default=True,
-        help="Number of timed runs of each contender.",
+        help="Number of timed runs of each implementation.",
     )
 
 
 def _show(found: "Sequence[Found]", *, as_json: bool) -> None:
-    """Print rows as one table or document, with the machine."""
+    """Print rows as one table or one document, with the machine."""
     from pipelines.bench.timing import document, machine, table
 
     rows = [row for part, _, _ in found for row in part]
@@ -66,27 +60,26 @@ def _show(found: "Sequence[Found]", *, as_json: bool) -> None:
 
 @main.command(epilog=example("pixmix-bench fractals", "pixmix-bench fractals --json > bench.json"))
 @_rounds_option(ROUNDS["fractals"])
-@click.option(
+@option(
     "--n",
     type=click.IntRange(2),
     default=IMAGES,
-    show_default=True,
-    help="Images of the run of pixmix-gen; 64 or more per job also predict the time of 14,000.",
+    help="Number of images that pixmix-gen generates. With 64 or more per job, the time of 14,000 "
+    "images is predicted, too.",
 )
 @jobs_option
 @command_options
 def fractals(*, rounds: int, n: int, jobs: int | None, as_json: bool) -> None:
-    """Time chaos games, flames, whole images and pixmix-gen.
+    """Benchmark fractals: chaos games, flames, images and pixmix-gen.
 
-    Takes about two minutes. flam3 is compared, too, if it is installed (Debian: flam3-utils).
+    Takes about two minutes. Includes flam3 if it is installed (Debian: flam3-utils).
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         _show([_fractals(rounds, n, jobs)], as_json=as_json)
 
 
 def _fractals(rounds: int, n: int, jobs: int | None) -> "Found":
-    from pipelines.bench.flam3 import find_flam3
-    from pipelines.bench.fractals import NO_FLAM3, PACKAGES, bench_fractals
+    from pipelines.bench.fractals import NO_FLAM3, PACKAGES, bench_fractals, find_flam3
     from pipelines.system.processes import available_cores
 
     flam3 = find_flam3()
@@ -101,11 +94,12 @@ def _fractals(rounds: int, n: int, jobs: int | None) -> "Found":
 @_rounds_option(ROUNDS["pixmix"])
 @command_options
 def pixmix(*, rounds: int, as_json: bool) -> None:
-    """Time PixMix on batches, one by one and value by value, beside Pillow and numpy.
+    """Benchmark PixMix against Pillow and numpy.
 
-    Takes about a minute, on one thread, with all images in memory.
+    Measures batches and single images. Takes about a minute, on one thread, with all images in
+    memory.
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         _show([_pixmix(rounds)], as_json=as_json)
 
 
@@ -120,18 +114,20 @@ def _pixmix(rounds: int) -> "Found":
     epilog=example("pixmix-bench loader", "pixmix-bench loader --images imagenet-0000.tar")
 )
 @_rounds_option(ROUNDS["loader"])
-@click.option(
+@option(
     "--images",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="A tar of JPEGs to load.  [default: drawn images]",
+    show_default="random images",
+    help="A tar of JPEG images to load.",
 )
 @command_options
 def loader(*, rounds: int, images: Path | None, as_json: bool) -> None:
-    """Time the loaders from shards to batches beside plain torchvision datasets.
+    """Benchmark the loaders against torchvision datasets.
 
-    Takes about two minutes. Shards are written to the system's temporary folder.
+    Measures the whole way from shards to batches. Takes about two minutes. Shards are written to
+    the temporary folder of the system.
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         _show([_loader(rounds, images)], as_json=as_json)
 
 
@@ -146,11 +142,11 @@ def _loader(rounds: int, images: Path | None) -> "Found":
 @_rounds_option(ROUNDS["featviz"])
 @command_options
 def featviz(*, rounds: int, as_json: bool) -> None:
-    """Time feature visualization beside the common way to write it, on one thread of the CPU.
+    """Benchmark feature visualization against a common implementation.
 
-    Takes about four minutes. Needs the extra `featviz`.
+    Takes about four minutes, on one thread of the CPU. Needs pip install 'pixmix[featviz]'.
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         _show([_featviz(rounds)], as_json=as_json)
 
 
@@ -163,14 +159,14 @@ def _featviz(rounds: int) -> "Found":
 
 @main.command(epilog=example("pixmix-bench train", "pixmix-bench train --model wrn_16_2"))
 @_rounds_option(ROUNDS["train"])
-@click.option("--model", default=MODEL, show_default=True, help="Network for CIFAR.")
+@option("--model", metavar="NAME", default=MODEL, help="Network for CIFAR.")
 @command_options
 def train(*, rounds: int, model: str, as_json: bool) -> None:
-    """Time training steps on the CPU, and the share of them that waits for data.
+    """Benchmark training steps on the CPU.
 
-    Takes about five minutes with WRN-40-4, on all cores.
+    Also measures how long they wait for data. Takes about five minutes with WRN-40-4, on all cores.
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         _show([_train(rounds, model)], as_json=as_json)
 
 
@@ -182,19 +178,19 @@ def _train(rounds: int, model: str) -> "Found":
 
 
 @main.command(name="all", epilog=example("pixmix-bench all --json > bench.json"))
-@click.option(
+@option(
     "--rounds",
     type=click.IntRange(1),
-    help="Number of timed runs of each contender.  [default: "
-    f"{', '.join(f'{count} of {name}' for name, count in ROUNDS.items())}]",
+    show_default=", ".join(f"{count} for {name}" for name, count in ROUNDS.items()),
+    help="Number of timed runs of each implementation.",
 )
 @command_options
 def everything(*, rounds: int | None, as_json: bool) -> None:
-    """Run all benchmarks, one after another, into one table.
+    """Run all benchmarks one after the other, and print one table.
 
-    Takes about a quarter of an hour.
+    Takes about 15 minutes.
     """
-    with one_line_errors("interrupted; nothing was written"):
+    with one_line_errors(_INTERRUPTED):
         each = ROUNDS if rounds is None else dict.fromkeys(ROUNDS, rounds)
         found = [
             _fractals(each["fractals"], IMAGES, None),

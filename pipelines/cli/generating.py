@@ -1,20 +1,24 @@
-"""What the commands of `pixmix-gen` share: options, where a dataset goes, what is told of it."""
+"""What the commands of `pixmix-gen` share: options, checks of the output, and the result."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipelines.cli.help_pages import Decorated, option
 from pipelines.cli.options import (
+    OUTPUT,
+    PARALLEL,
     SHEET_IMAGES,
     Size,
     chosen_task,
     command_options,
     file_option,
+    in_order,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -31,13 +35,15 @@ if TYPE_CHECKING:
     from pipelines.shards.output import OutputStore
     from pipelines.system.processes import RunChunks
 
-# As in encoding.ENCODERS, which would take half a second to import for the help; a test holds them
-# equal.
+# A copy of the names in encoding.ENCODERS, whose import would take half a second; a test compares
+# them.
 FORMATS = ("jpg", "png", "webp")
 SHARD_SIZE = 1000
 
+_IMAGES = "Images"
+
 _ALL_OF_A_CLUSTER = 10**9
-"""Tasks at once: as many as it can run."""
+"""Number of concurrent tasks if --jobs does not limit them: the cluster runs as many as fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class Output:
     format: str
     jobs: int | None
     address: str | None
-    sheet: Path | None
+    contact_sheet: Path | None
     task_index: int | None
     num_tasks: int | None
     as_json: bool
@@ -68,7 +74,7 @@ class Site:
     jobs: int
 
     def jobs_that_share(self) -> int:
-        """Return how many processes share the memory of a machine, or of a GPU."""
+        """Return how many processes share the memory of a machine or of a GPU."""
         if self.cluster is None:
             return self.jobs
         from pipelines.system.processes import available_cores
@@ -77,129 +83,117 @@ class Site:
         return max(1, int(1 / gpus)) if gpus else available_cores()
 
 
-Command = Callable[..., None]
+Runner = Callable[..., None]
 
 
-def output_options(n: int, name: str | None) -> Callable[[Command], Command]:
-    """Add the options that every kind of dataset has, which the command gets as an `Output`.
+def output_options(n: int, name: str | None) -> Callable[[Runner], Runner]:
+    """Return the decorator that adds the options of all datasets and passes them as an `Output`.
 
     Args:
         n: the default number of images.
         name: of the dataset, None for the value of the command's --kind.
     """
-    shown = name or "KIND"
 
-    def add(command: Command) -> Command:
+    def decorate(command: Runner) -> Runner:
         @wraps(command)
         def with_output(
             *,
-            n: int,
             out: str | None,
             to_shards: bool,
             shard_size: int | None,
-            size: tuple[int, int],
-            seed: int,
-            format: str,
-            jobs: int | None,
             address: str | None,
-            sheet: Path | None,
-            task_index: int | None,
-            num_tasks: int | None,
-            as_json: bool,
-            **others: Any,  # noqa: ANN401, those of the command
+            contact_sheet: Path | None,
+            **others: Any,  # noqa: ANN401
         ) -> None:
             own = name or others["kind"]
             check = _check_shards if to_shards else _check_files
+            shared = {each.name for each in fields(Output)} & {*others}
             output = Output(
                 name=own,
-                out=check(own, out, shard_size, sheet, absolute=address is not None),
+                out=check(own, out, shard_size, contact_sheet, absolute=address is not None),
                 shard_size=(shard_size or SHARD_SIZE) if to_shards else None,
-                n=n,
-                size=size,
-                seed=seed,
-                format=format,
-                jobs=jobs,
                 address=address,
-                sheet=sheet,
-                task_index=task_index,
-                num_tasks=num_tasks,
-                as_json=as_json,
+                contact_sheet=contact_sheet,
+                **{each: others.pop(each) for each in shared},
             )
-            if address is not None and not (task_index is None and num_tasks is None):
+            if address is not None and not (output.task_index is None and output.num_tasks is None):
                 raise click.UsageError(
-                    "--ray shares the work among machines itself; leave out --task-index and "
-                    "--num-tasks"
+                    "--ray distributes the work itself; omit --task-index and --num-tasks"
                 )
             command(output, **others)
 
-        decorated: Command = task_options(command_options(with_output))
-        # The last is shown first.
-        for option in reversed(_options(n, shown)):
-            decorated = option(decorated)
-        return decorated
+        return in_order(*_options(n, name or "KIND"))(task_options(command_options(with_output)))
 
-    return add
+    return decorate
 
 
-def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
+def _options(n: int, name: str) -> list[Callable[[Decorated], Decorated]]:
     return [
-        click.option(
+        option(
             "--n",
+            group=_IMAGES,
             type=click.IntRange(1, 10**8),
             default=n,
-            show_default=True,
-            help="Number of images. A larger n later makes a dataset of files grow; a smaller one "
-            "closes a dataset that is not complete, with the images that are whole.",
+            help="Number of images. Run again with a larger number to extend a dataset of image "
+            "files, or with a smaller one to end an incomplete dataset early.",
         ),
-        click.option(
-            "--out",
-            metavar="DIR|URL",
-            help="Folder of the dataset; with --to-shards also s3://... or gs://... The same "
-            f"command resumes what is there.  [default: mixing-set/{name}, or shards/{name}]",
-        ),
-        click.option(
-            "--to-shards",
-            is_flag=True,
-            help="Write WebDataset tars, as pixmix-shard mixing makes of images, and no image "
-            "files. Several tasks are closed by pixmix-gen merge.",
-        ),
-        click.option(
-            "--shard-size",
-            type=click.IntRange(1, 10**8),
-            help="Images a shard, at most, which a process makes in one go.  [default: "
-            f"{SHARD_SIZE}]",
-        ),
-        click.option(
+        option(
             "--size",
+            group=_IMAGES,
             type=Size(),
             default="256",
-            show_default=True,
-            metavar="PIXELS|WIDTHxHEIGHT",
-            help="Size of each image in pixels; one number for a square.",
+            metavar="PIXELS|WxH",
+            help="Image size in pixels: one number for a square, or WIDTHxHEIGHT.",
         ),
-        seed_option("Another seed gives other images."),
-        click.option(
+        seed_option("Random seed of the dataset.", group=_IMAGES),
+        option(
             "--format",
+            group=_IMAGES,
             type=click.Choice(FORMATS),
             default=FORMATS[0],
-            show_default=True,
-            help="jpg has quality 95 and 4:4:4; png and webp are lossless.",
+            help="Image format: jpg has quality 95 and 4:4:4 chroma; png and webp are lossless.",
         ),
-        jobs_option,
-        click.option(
-            "--ray",
-            "address",
-            is_flag=False,
-            flag_value="",
-            metavar="[ADDRESS]",
-            help="Generate as tasks of a Ray cluster: at an address as ray start prints it, that "
-            "of RAY_ADDRESS or of this machine, or one that is started here. --jobs is then the "
-            "number of tasks at once.  [default: no cluster; all tasks that it can run]",
+        option(
+            "--out",
+            group=OUTPUT,
+            metavar="DIR|URL",
+            show_default=f"mixing-set/{name}, or shards/{name}",
+            help="Output folder; with --to-shards also a URL such as s3://bucket/name. Run the "
+            "same command again to resume.",
         ),
         file_option(
             "--contact-sheet",
             metavar="SHEET.png",
             text=f"Also write a contact sheet of {SHEET_IMAGES} images.",
+        ),
+        option(
+            "--to-shards",
+            group=OUTPUT,
+            is_flag=True,
+            help="Write WebDataset shards instead of image files. If several tasks do, run "
+            "pixmix-gen merge at the end.",
+        ),
+        option(
+            "--shard-size",
+            group=OUTPUT,
+            common=False,
+            type=click.IntRange(1, 10**8),
+            show_default=str(SHARD_SIZE),
+            help="Maximum number of images per shard.",
+        ),
+        jobs_option,
+        option(
+            "--ray",
+            "address",
+            group=PARALLEL,
+            common=False,
+            is_flag=False,
+            flag_value="",
+            metavar="[ADDRESS]",
+            show_default="no cluster",
+            help="Generate on a Ray cluster at this address. Without an address: the cluster of "
+            "RAY_ADDRESS or of this machine, or a new local one. --jobs limits the number of "
+            "concurrent tasks.",
         ),
     ]
 
@@ -207,21 +201,20 @@ def _options(n: int, name: str) -> list[Callable[[Command], Command]]:
 def _check_files(
     name: str, out: str | None, shard_size: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
-    """Return the folder of image files, absolute where other processes are to find it, too."""
+    """Return the folder of image files, absolute if other machines must find it."""
     from pipelines.system.objects import is_remote, shown
 
     if shard_size is not None:
-        raise click.UsageError("--shard-size applies to shards; use --to-shards too")
+        raise click.UsageError("--shard-size needs --to-shards; pass it too, or omit --shard-size")
     out = out or f"mixing-set/{name}"
     if is_remote(out):
         raise click.UsageError(
-            f"--out {shown(out)} is an address, to which images go in shards; use --to-shards "
-            "too, or a folder"
+            f"--out {shown(out)} is a URL, to which only shards can be written; pass --to-shards, "
+            "or use a folder"
         )
     if sheet is not None and sheet.resolve().is_relative_to(Path(out).resolve()):
         raise click.BadParameter(
-            f"{sheet} lies inside the dataset, where it would be taken for one of its images; put "
-            "it elsewhere",
+            f"{sheet} is inside the dataset and would become one of its images; use another folder",
             param_hint="'--contact-sheet'",
         )
     if sheet is not None:
@@ -237,13 +230,13 @@ def _check_files(
 def _check_shards(
     name: str, out: str | None, _: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
-    """Return the folder or address of shards, absolute as above."""
+    """Return the folder or URL of shards, a folder absolute if other machines must find it."""
     from pipelines.system.objects import is_remote, local_path
 
     if sheet is not None:
         raise click.UsageError(
-            "--contact-sheet draws image files; leave it out with --to-shards, and draw the shards "
-            f"afterwards: pixmix-show set DIR --contact-sheet {sheet}"
+            "--contact-sheet does not support --to-shards; omit it, and run pixmix-show set DIR "
+            f"--contact-sheet {sheet} afterwards"
         )
     out = out or f"shards/{name}"
     return str(local_path(out).absolute()) if absolute and not is_remote(out) else out
@@ -252,14 +245,14 @@ def _check_shards(
 def generate(
     output: Output, find_generator: "Callable[[Site], Generator]", *, gpus_per_task: float = 0.0
 ) -> None:
-    """Generate a dataset and print how it stands.
+    """Generate a dataset and print the result.
 
     Args:
         output: the options.
-        find_generator: returns what generates the images.
-        gpus_per_task: of a GPU of a cluster, that a task takes.
+        find_generator: returns the generator of the images.
+        gpus_per_task: share of a GPU of the Ray cluster that each task uses.
     """
-    with one_line_errors("interrupted; the same command resumes this dataset"):
+    with one_line_errors("interrupted; run the same command again to resume"):
         with _joined(output, gpus_per_task) as cluster:
             from pipelines.shards.job import ALONE, run_job
             from pipelines.shards.output import Folder, open_output
@@ -283,14 +276,14 @@ def generate(
             with progress_bar("images") as progress:
                 result = run_job(job, task, jobs=site.jobs, run=run, progress=progress)
             if output.shard_size is None:
-                text, document = _told_of_files(output, job, result)
+                text, document = _describe_files(output, job, result)
             else:
-                text, document = told_of_shards(job, result, closing=task.count == 1)
+                text, document = describe_shards(job, result, complete_now=task.count == 1)
         say(text, document, as_json=output.as_json)
 
 
 def _joined(output: Output, gpus: float) -> "AbstractContextManager[RayCluster | None]":
-    """Join the cluster of --ray, if that is given."""
+    """Join the cluster of --ray, if it was passed."""
     if output.address is None:
         return nullcontext()
     from pipelines.generate.ray import joined_cluster
@@ -316,7 +309,7 @@ def _job(output: Output, store: "OutputStore", generator: "Generator") -> "Job":
 
 
 def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN401 - see RunChunks
-    """Call `run_chunks`, with kernels that have been compiled: only where there is work to do."""
+    """Compile the kernels and call `run_chunks`; not called if there is nothing to do."""
     from fractals import BASELINE_KINDS
     from fractals.sampling import pending, pending_for_baselines
     from pipelines.system.processes import compile_kernels, run_chunks
@@ -329,37 +322,37 @@ def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN4
 
 
 def _write_sheet(sheet: Path, images: Path, format: str) -> None:
-    """Write a contact sheet of images spread over those that are whole."""
+    """Write a contact sheet of images that are spread evenly over the finished ones."""
     from pipelines.generate.generator import decode
     from pipelines.report.figures import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
     from pipelines.system.ranks import spread
 
     paths = sorted(images.glob(f"[0-9]*.{format}"))
-    chosen = [paths[place] for place in spread(SHEET_IMAGES, len(paths))]
+    chosen = [paths[index] for index in spread(SHEET_IMAGES, len(paths))]
     write_image(contact_sheet([decode(read_image_file(path)) for path in chosen]), sheet)
 
 
-def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:
-    """Write the sheet; return how a dataset of image files stands, as text and for machines."""
+def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:
+    """Write the contact sheet, and return the state of a dataset of files as text and document."""
     from pipelines.generate.generator import IMAGES
     from pipelines.generate.products import read_manifest
 
     folder = Path(output.out)
-    images, sheet = folder / IMAGES, output.sheet
+    images, sheet = folder / IMAGES, output.contact_sheet
     if sheet is not None and not any(images.glob(f"[0-9]*.{output.format}")):
         sheet = None  # This task had nothing to generate.
     if sheet is not None:
         _write_sheet(sheet, images, output.format)
     new = sum(map(len, result.made))
     rate = read_manifest(folder)["acceptance_rate"] if result.complete else None
-    text = f"{result.whole} of {result.n} images in {images} ({new} of them new)"
     if rate is None:
-        text += "; the other tasks make it complete"
+        text = f"{result.whole} of {result.n} images in {images} ({new} new); other tasks generate "
+        text += "the rest"
     else:
-        text = f"{result.n} images in {images} ({new} of them new); {rate:.0%} of the drafts were "
-        text += "kept"
-    return text if sheet is None else f"{text}\na contact sheet of them in {sheet}", {
+        text = f"{result.n} images in {images} ({new} new); {rate:.0%} of the candidates were "
+        text += "accepted"
+    return text if sheet is None else f"{text}\ncontact sheet in {sheet}", {
         "folder": output.out,
         "images_folder": str(images),
         "images": job.request.n,
@@ -371,10 +364,16 @@ def _told_of_files(output: Output, job: "Job", result: "JobResult") -> tuple[str
     }
 
 
-def told_of_shards(job: "Job", result: "JobResult", *, closing: bool) -> tuple[str, dict[str, Any]]:
-    """Return how a sharded dataset stands and what to do, as text and for machines.
+def describe_shards(
+    job: "Job", result: "JobResult", *, complete_now: bool
+) -> tuple[str, dict[str, Any]]:
+    """Return the state of a sharded dataset and what to do next, as text and document.
 
-    closing: it was to be closed; else other tasks may be generating what is missing.
+    Args:
+        job: the job of the dataset.
+        result: what is done.
+        complete_now: whether the dataset should be complete; if not, other tasks may be generating
+            the missing shards.
     """
     name, n = job.store.name, job.request.settings["n"]
     ranges = [[items.start, items.stop - 1] for items in result.missing]
@@ -384,16 +383,16 @@ def told_of_shards(job: "Job", result: "JobResult", *, closing: bool) -> tuple[s
         shards = "1 shard" if result.n == 1 else f"{result.n:,} shards"
         text = f"{name}: complete; {n:,} images in {shards}"
     elif not missing:
-        text += f"; pixmix-gen merge {name} closes the dataset"
-    elif not closing:
+        text += f"; run pixmix-gen merge {name} to complete the dataset"
+    elif not complete_now:
         text += (
-            f"; other tasks make {missing}; when they have ended, pixmix-gen merge {name} closes "
-            "the dataset, or tells what is missing"
+            f"; other tasks generate shards {missing}; when they have finished, run pixmix-gen "
+            f"merge {name}"
         )
     else:
         text += (
-            f"; missing are {missing}: run again the command that began the dataset, as any tasks "
-            f"or as one, which makes these alone, then pixmix-gen merge {name}"
+            f"; shards {missing} are missing; run the command that started the dataset again, as "
+            f"one task or several, then pixmix-gen merge {name}"
         )
     return text, {
         "location": name,

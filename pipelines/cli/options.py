@@ -1,4 +1,7 @@
-"""Options and error handling that commands share; nothing heavy is imported here."""
+"""Types of options, options and error handling that commands share.
+
+Nothing heavy is imported here, so that `--help` is fast.
+"""
 
 import json
 import math
@@ -12,64 +15,73 @@ from typing import Any, TypeVar
 
 import click
 
-from pipelines import __version__
+from pipelines.cli.help_pages import OUTPUT as OUTPUT
+from pipelines.cli.help_pages import Decorated, option, version_option
 from pipelines.errors import PipelineError
 from pipelines.system.progress import progress_bar as progress_bar
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
-"""Pixels. Smaller images have no structure left to measure; WebP allows no larger ones."""
+"""Pixels. Smaller images have no structure left to measure; WebP does not support larger ones."""
 
-
-# As in report.set_report, which would take seconds to import for the help; a test holds them equal.
+# A copy of report.set_report.SHEET_IMAGES, whose import would take seconds; a test compares them.
 SHEET_IMAGES = 64
-"""On a contact sheet."""
+"""Number of images on a contact sheet."""
+
+DATA, MODEL, PARALLEL, ERRORS = "Data", "Model", "Parallel work", "Error handling"
+"""Groups of options that several commands have."""
 
 
 class Size(click.ParamType[tuple[int, int]]):
-    """An image size, "256" or "WIDTHxHEIGHT", as (height, width)."""
+    """An image size: "256" or "WIDTHxHEIGHT" becomes (height, width)."""
 
     name = "size"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, int]:
-        """Read the text of an option."""
+        """Convert the value of an option."""
         match = re.fullmatch(r"(\d{1,6})(?:[xX](\d{1,6}))?", str(value))
         if match is None:
-            self.fail(f"invalid size {value!r}; use pixels as 256 or WIDTHxHEIGHT", param, ctx)
+            self.fail(f"invalid size {value!r}; use pixels, as 256 or 640x480", param, ctx)
         width, height = int(match[1]), int(match[2] or match[1])
         for side in (width, height):
             if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
                 self.fail(
-                    f"a side of {side} pixels; use {SMALLEST_SIDE} to {LARGEST_SIDE}", param, ctx
+                    f"{value} has a side of {side} pixels; use {SMALLEST_SIDE} to {LARGEST_SIDE}",
+                    param,
+                    ctx,
                 )
         return height, width
 
 
-class Place(click.ParamType["Path | str"]):
-    """A folder (files: or a file) as a path, which exists if `exists`; or a URL as text."""
+class PathOrUrl(click.ParamType["Path | str"]):
+    """A local path, or a URL as text."""
 
-    name = "folder or URL"
+    name = "path or URL"
 
     def __init__(self, *, files: bool = False, exists: bool = True) -> None:
+        """Create the type.
+
+        Args:
+            files: whether a file is accepted, too, and not only a folder.
+            exists: whether a local path must exist.
+        """
         self._path = click.Path(exists=exists, file_okay=files, path_type=Path)
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
-        """Return the value's name in the help."""
+        """Return the name of the value in the help."""
         return "PATH|URL"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> Path | str:
-        """Read the text of an option; whether a URL exists is checked later."""
+        """Convert the value of an option; whether a URL exists is checked later."""
         text = str(value)
         return text if "://" in text else Path(self._path.convert(text, param, ctx))
 
 
 class LocalPath(click.Path):
-    """A local file or folder; a URL is refused."""
+    """A local file or folder; URLs are rejected with a remedy."""
 
     def __init__(self, *, exists: bool = False, file_okay: bool = True) -> None:
         super().__init__(exists=exists, file_okay=file_okay, path_type=Path)
@@ -80,11 +92,11 @@ class LocalPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> "str | bytes | os.PathLike[str]":
-        """Read the text of an option."""
+        """Convert the value of an option."""
         if "://" in str(value):
             self.fail(
-                f"{str(value)!r} is a URL, which this command does not support; use a folder, and "
-                "copy it from or to the URL (aws s3 sync, gsutil rsync, rclone)",
+                f"{str(value)!r} is a URL, which this command does not support; use a local path, "
+                "and copy the data from or to the URL (aws s3 sync, gsutil rsync, rclone)",
                 param,
                 ctx,
             )
@@ -92,9 +104,9 @@ class LocalPath(click.Path):
 
 
 class WeightsPath(click.Path):
-    """A file of weights, or the folder of a run, of which the best or latest checkpoint is used.
+    """A weights file, or the output folder of pixmix-train.
 
-    Which checkpoint of a folder is used is printed on stderr.
+    In a folder, the best or else the latest checkpoint is used, and named on stderr.
     """
 
     def __init__(self) -> None:
@@ -106,7 +118,7 @@ class WeightsPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> "str | bytes | os.PathLike[str]":
-        """Read the text of an option."""
+        """Convert the value of an option."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
         if not path.is_dir():
             return path
@@ -126,18 +138,18 @@ _BINARY_UNITS = {f"{letter}I": 1024**power for power, letter in enumerate("KMGT"
 
 
 class ByteSize(click.ParamType[int]):
-    """A number of bytes, as "200GB", "1.5TB", "512MiB" or "1000000"."""
+    """A number of bytes: "200GB", "1.5TB", "512MiB" or "1000000"."""
 
     name = "bytes"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:  # noqa: ARG002
-        """Return the value's name in the help."""
+        """Return the name of the value in the help."""
         return "BYTES"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> int:
-        """Read the text of an option."""
+        """Convert the value of an option."""
         match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]I?)?B?", str(value).strip().upper())
         size = (
             0 if match is None else int(float(match[1]) * (_UNITS | _BINARY_UNITS)[match[2] or ""])
@@ -147,54 +159,149 @@ class ByteSize(click.ParamType[int]):
         return size
 
 
-def example(*lines: str) -> str:
-    """Return the end of a command's help: lines to copy."""
-    return "\n".join(["\b", "Example:", *(f"  {line}" for line in lines)])
+def in_order(*options: Callable[[Any], Any]) -> Callable[[Decorated], Decorated]:
+    """Return the decorator that adds options, which the help shows in this order."""
+
+    def decorate(command: Decorated) -> Decorated:
+        # The option that is added last is shown first.
+        for each in reversed(options):
+            command = each(command)
+        return command
+
+    return decorate
 
 
-def command_options(command: Command) -> Command:
+def command_options(command: Decorated) -> Decorated:
     """Add --json and --version."""
-    command = click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON document on stdout."
+    command = option(
+        "--json",
+        "as_json",
+        group=OUTPUT,
+        is_flag=True,
+        help="Print the result as JSON on stdout.",
     )(command)
-    return click.version_option(__version__, package_name="pixmix", message="%(version)s")(command)
+    return version_option(command)
 
 
-def seed_option(text: str) -> Callable[[Command], Command]:
-    """Return the option --seed; text: its help."""
-    return click.option(
-        "--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True, help=text
+def seed_option(text: str, **attributes: Any) -> Callable[[Decorated], Decorated]:  # noqa: ANN401
+    """Return the option --seed with a help text."""
+    return option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, help=text, **attributes)
+
+
+def device_option(text: str, **attributes: Any) -> Callable[[Decorated], Decorated]:  # noqa: ANN401
+    """Return the option --device with a help text."""
+    return option("--device", metavar="NAME", default="auto", help=text, **attributes)
+
+
+def jobs_option(command: Decorated) -> Decorated:
+    """Add --jobs."""
+    return option(
+        "--jobs",
+        group=PARALLEL,
+        type=click.IntRange(1),
+        show_default="all cores",
+        help="Number of single-threaded processes.",
+    )(command)
+
+
+def mixing_set_options(
+    types: click.ParamType[Any], accepted: str
+) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """Return --mixing-set and --no-mixing-set.
+
+    Args:
+        types: the type of a mixing set's path.
+        accepted: what such a path may be, for the help.
+    """
+    return (
+        option(
+            "--mixing-set",
+            "mixing_sets",
+            group=DATA,
+            type=types,
+            multiple=True,
+            help=f"Mixing images: {accepted}. May be repeated.",
+        ),
+        option(
+            "--no-mixing-set",
+            group=DATA,
+            is_flag=True,
+            help="Mix only with augmented copies of the same image.",
+        ),
     )
 
 
-def jobs_option(command: Command) -> Command:
-    """Add --jobs."""
-    return click.option(
-        "--jobs",
-        type=click.IntRange(1),
-        help="Number of processes, one thread each.  [default: all cores]",
-    )(command)
+def pixmix_options(
+    defaults: Mapping[str, float], *, most_rounds: int, common: bool
+) -> tuple[Callable[[Decorated], Decorated], ...]:
+    """Return --k, --beta, --severity and --all-ops.
+
+    An option that is not passed is None, which stands for the default.
+
+    Args:
+        defaults: of k, beta and severity.
+        most_rounds: the largest k.
+        common: see `help_pages.Option`.
+    """
+
+    def number(
+        name: str, type: click.ParamType[Any], text: str
+    ) -> Callable[[Decorated], Decorated]:
+        return option(
+            f"--{name}", group="PixMix", common=common, type=type, callback=finite,
+            show_default=f"{defaults[name]:g}", help=text,
+        )  # fmt: skip
+
+    return (
+        number("k", click.IntRange(0, most_rounds), "Maximum number of mixing rounds."),
+        number(
+            "beta",
+            click.FloatRange(1e-3),
+            "Concentration of the mixing weights: a larger value keeps more of the image.",
+        ),
+        number(
+            "severity",
+            click.FloatRange(0.1, 10),
+            "Severity of the augmentation operations, from 0.1 to 10.",
+        ),
+        option(
+            "--all-ops",
+            group="PixMix",
+            common=common,
+            is_flag=True,
+            help="Also use the operations that overlap the corruptions of ImageNet-C, see "
+            "docs/mixing.md. The training commands of the PixMix authors use them; the default of "
+            "their script is off, as here.",
+        ),
+    )
 
 
-def task_options(command: Command) -> Command:
+def task_options(command: Decorated) -> Decorated:
     """Add --task-index and --num-tasks; see `chosen_task`."""
-    command = click.option(
+    command = option(
         "--num-tasks",
+        group=PARALLEL,
+        common=False,
         type=click.IntRange(1),
-        help="Number of tasks that share the work, as in an array job; 1 for all of it.  "
-        "[default: by Slurm, torchrun or mpirun, or 1]",
+        show_default="from Slurm, torchrun or mpirun, or 1",
+        help="Number of tasks that share the work, as in an array job. Use 1 to do all of it in "
+        "this task.",
     )(command)
-    return click.option(
+    return option(
         "--task-index",
+        group=PARALLEL,
+        common=False,
         type=click.IntRange(0),
-        help="Index of this task.  [default: by Slurm, Kubernetes, torchrun or mpirun, or 0]",
+        show_default="from Slurm, Kubernetes, torchrun or mpirun, or 0",
+        help="Index of this task.",
     )(command)
 
 
 def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int]:
-    """Return the index of this task and the number of tasks, by the options or the environment.
+    """Return the index of this task and the number of tasks.
 
-    num_tasks 1 overrides the environment. A task of the environment is reported on stderr.
+    Options override the environment, and so does `num_tasks` 1 alone. A task that is found in the
+    environment is reported on stderr.
 
     Raises:
         click.UsageError: if the options contradict each other.
@@ -220,8 +327,8 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
     if task is None:
         if num_tasks is not None:
             raise click.UsageError(
-                f"--num-tasks {num_tasks} without --task-index, and no batch system sets it; use "
-                f"--task-index 0 to {num_tasks - 1}"
+                f"--num-tasks {num_tasks} needs --task-index, because no batch system sets the "
+                f"index; use --task-index 0 to {num_tasks - 1}"
             )
         return 0, 1
     if task.count > 1:
@@ -234,9 +341,10 @@ def chosen_task(task_index: int | None, num_tasks: int | None) -> tuple[int, int
 
 
 def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print a command's result on stdout: the text, or the JSON document, null for NaN.
+    """Print the result of a command on stdout, as text or as a JSON document.
 
-    Characters that the terminal's encoding lacks are escaped: names of files may have any bytes.
+    NaN and infinity become null in JSON. Characters that the encoding of the terminal lacks are
+    escaped, because file names may contain any bytes.
     """
     if as_json:
         click.echo(json.dumps(_for_json(document), indent=2, allow_nan=False))
@@ -246,7 +354,7 @@ def say(text: str, document: Mapping[str, Any], *, as_json: bool) -> None:
 
 
 def _for_json(value: Any) -> Any:  # noqa: ANN401
-    """Return a document without NaN and infinity, which JSON does not have."""
+    """Return a document with None for NaN and infinity, which JSON does not support."""
     if isinstance(value, Mapping):
         return {name: _for_json(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
@@ -255,7 +363,7 @@ def _for_json(value: Any) -> Any:  # noqa: ANN401
 
 
 def report_ignored(folder: Path) -> None:
-    """Print in one line on stderr which images below a folder are ignored, if any."""
+    """Print one line on stderr about files below a folder that are ignored, if there are any."""
     from pipelines.shards.images import IMAGE_EXTENSIONS, skipped_files
 
     extensions, ignored = skipped_files(folder)
@@ -273,21 +381,21 @@ def report_ignored(folder: Path) -> None:
 
 
 _OPTIONAL = ("torch", "torchvision", "safetensors", "webdataset")
-"""Dependencies that an installation by `--no-deps` may lack, see docs/how-to.md."""
+"""Dependencies that are missing after `pip install --no-deps`, see docs/how-to.md."""
 
 
 class _Interrupted(click.ClickException):
-    """Ends the command with one line and the exit code of Ctrl-C, 128 + SIGINT."""
+    """Ends a command with one line and the exit code of Ctrl-C, 128 + SIGINT."""
 
     exit_code = 130
 
 
 @contextmanager
 def one_line_errors(interrupted: str) -> Iterator[None]:
-    """Turn errors of data and disk into one line and exit code 1, Ctrl-C into one and 130.
+    """Turn errors of data and disk into one line and exit code 1, and Ctrl-C into exit code 130.
 
     Args:
-        interrupted: the line after Ctrl-C.
+        interrupted: the line that is printed after Ctrl-C.
     """
     try:
         yield
@@ -310,7 +418,7 @@ NumberOrNone = TypeVar("NumberOrNone", float, float | None)
 
 
 def finite(context: click.Context, param: click.Parameter, value: NumberOrNone) -> NumberOrNone:
-    """Refuse NaN and infinity, which click's ranges allow; a click callback.
+    """Reject NaN and infinity, which click's ranges allow; a callback of an option.
 
     Raises:
         click.BadParameter: if the value is not finite.
@@ -330,9 +438,19 @@ _EXTENSIONS = {
 
 
 def file_option(
-    *names: str, metavar: str, text: str, required: bool = False
-) -> Callable[[Command], Command]:
-    """Return an option for a file to write; its extension is checked by that of the metavar."""
+    *names: str,
+    metavar: str,
+    text: str,
+    **attributes: Any,  # noqa: ANN401
+) -> Callable[[Decorated], Decorated]:
+    """Return an option for an output file, which must have the extension of its metavar.
+
+    Args:
+        names: of the option.
+        metavar: name of the file in the help, such as "SHEET.png".
+        text: the help.
+        attributes: of the option, see `help_pages.Option`.
+    """
     extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
 
     def check(context: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -341,20 +459,21 @@ def file_option(
             raise click.BadParameter(f"{value} must end in {accepted}", ctx=context, param=param)
         return value
 
-    return click.option(
+    return option(
         *names,
+        group=OUTPUT,
         type=click.Path(dir_okay=False, path_type=Path),
         callback=check,
         metavar=metavar,
-        required=required,
         help=text,
+        **attributes,
     )
 
 
-def html_option(command: Command) -> Command:
+def html_option(command: Decorated) -> Decorated:
     """Add --html."""
     return file_option(
         "--html",
         metavar="REPORT.html",
-        text="Also write the report as one self-contained HTML file.",
+        text="Write a report to this self-contained HTML file.",
     )(command)

@@ -1,4 +1,4 @@
-"""`pixmix-shard`: WebDataset tars for training and mixing sets, whole and verifiable."""
+"""`pixmix-shard`: write, verify and index WebDataset shards of training and mixing images."""
 
 import re
 from collections.abc import Callable
@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from pipelines.cli.help_pages import Decorated, command_group, example, option
 from pipelines.cli.options import (
-    Command,
+    DATA,
+    ERRORS,
+    OUTPUT,
     LocalPath,
-    Place,
+    PathOrUrl,
     command_options,
-    example,
+    in_order,
     jobs_option,
     one_line_errors,
     progress_bar,
@@ -22,42 +25,37 @@ from pipelines.cli.options import (
     say,
     seed_option,
 )
-from pipelines.cli.suggestions import SuggestingGroup
 from pipelines.datasets import DATASETS, SMALL_SHARD, Dataset
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipelines.shards.output import OutputStore
     from pipelines.shards.request import OnDecodeError, OnNonstandard
     from pipelines.shards.sharding import ShardResult
     from pipelines.shards.sources import Source
 
 TRAIN_SHARD, TEST_SHARD = 1252, 782
-"""Samples a shard: ImageNet becomes 1,024 and 64 shards, as timm has them."""
+"""Samples per shard: ImageNet becomes 1,024 and 64 shards, as in timm's copy on Hugging Face."""
 
-_INTERRUPTED = "interrupted; the same command resumes this set"
+_INTERRUPTED = "interrupted; run the same command again to resume"
 _FAULTS_SHOWN = 20
 
 
-@click.group(
-    cls=SuggestingGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example(
-        "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
-        "pixmix-shard mixing mixing-set/fractals mixing-set/featviz shards/mixing",
-    ),
+@command_group(
+    "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
+    "pixmix-shard mixing mixing-set/fractals mixing-set/featviz shards/mixing",
 )
-@click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Make WebDataset tars of images, verify them, and index tars made elsewhere.
+    """Write WebDataset shards of images, verify them, and index existing shards.
 
-    The same source and options give the same bytes, for any --jobs and after any interruption. A
-    killed command is resumed by the same command.
+    The same source and options produce the same bytes, for any --jobs and after any interruption.
+    Run the same command again to resume.
     """
 
 
 @dataclass(frozen=True, kw_only=True)
 class _SetOptions:
-    """What all commands that make shards have, and those for files that others made."""
+    """The options of all commands that write shards; the last three are for files of others."""
 
     num_shards: int | None
     shard_size: int | None
@@ -69,58 +67,77 @@ class _SetOptions:
     exif_transpose: bool = False
 
 
-def _set_options(command: Command) -> Command:
-    """Add the options of all commands that make shards, which it gets as one `_SetOptions`."""
+_OUT_HELP = "Output folder, or a URL such as s3://bucket/name."
+
+
+def _set_options(shard_size: str) -> Callable[[Decorated], Decorated]:
+    """Return the decorator that adds the options of all commands that write shards.
+
+    The command gets them as one `_SetOptions`.
+
+    Args:
+        shard_size: the default of --shard-size, for the help.
+    """
     names = {field.name for field in fields(_SetOptions)}
 
-    @wraps(command)
-    def collected(**given: Any) -> None:  # noqa: ANN401
-        options = _SetOptions(**{name: given.pop(name) for name in names & {*given}})
-        command(options=options, **given)
+    def decorate(command: Decorated) -> Decorated:
+        @wraps(command)
+        def with_options(**passed: Any) -> None:  # noqa: ANN401
+            options = _SetOptions(**{name: passed.pop(name) for name in names & {*passed}})
+            command(options=options, **passed)
 
-    options = [
-        click.option(
-            "--num-shards", type=click.IntRange(1, 10**6), help="Shards, instead of --shard-size."
+        return cast(Decorated, add_all(jobs_option(command_options(with_options))))
+
+    add_all = in_order(
+        option(
+            "--num-shards",
+            group=OUTPUT,
+            type=click.IntRange(1, 10**6),
+            show_default="by --shard-size",
+            help="Number of shards.",
         ),
-        click.option(
+        option(
             "--shard-size",
+            group=OUTPUT,
             type=click.IntRange(1, 10**8),
-            help="Samples a shard, at most.  [default: 1252; 782 for validation and test, 1000 for "
-            "small images and mixing sets]",
+            show_default=shard_size,
+            help="Maximum number of samples per shard.",
         ),
-        seed_option("Seed of the shuffle before the samples are written."),
-        click.option("--dali-index", is_flag=True, help="Also write NVIDIA DALI's .idx files."),
-    ]
-    # The last added comes first in the help.
-    decorated: Any = jobs_option(command_options(collected))
-    for option in reversed(options):
-        decorated = option(decorated)
-    return cast(Command, decorated)
+        seed_option("Random seed of the order of the samples.", group=OUTPUT),
+        option(
+            "--dali-index",
+            group=OUTPUT,
+            is_flag=True,
+            help="Also write index files for NVIDIA DALI.",
+        ),
+    )
+    return decorate
 
 
-def _foreign_options(command: Command) -> Command:
-    """Add what becomes of files that others made."""
-    command = click.option(
-        "--exif-transpose",
-        is_flag=True,
-        help="Rotate images as their EXIF orientation says, and encode those again; by default "
-        "they stay as they are stored, and readers see them so, as torchvision's ImageFolder does.",
-    )(command)
-    command = click.option(
-        "--on-decode-error",
-        type=click.Choice(["raise", "skip"]),
-        default="raise",
-        show_default=True,
-        help="What to do with images that cannot be decoded.",
-    )(command)
-    return click.option(
+_image_file_options = in_order(
+    option(
         "--on-nonstandard",
+        group=ERRORS,
         type=click.Choice(["keep", "convert", "skip", "raise"]),
         default="keep",
-        show_default=True,
-        help="What to do with images that are CMYK, have 16 bits a channel or are of another "
-        "format than their name says.",
-    )(command)
+        help="What to do with nonstandard files: CMYK, 16 bits per channel, or a format that does "
+        "not match the file name. convert writes 8-bit RGB.",
+    ),
+    option(
+        "--on-decode-error",
+        group=ERRORS,
+        type=click.Choice(["raise", "skip"]),
+        default="raise",
+        help="What to do with images that cannot be decoded.",
+    ),
+    option(
+        "--exif-transpose",
+        group=DATA,
+        is_flag=True,
+        help="Rotate images by their EXIF orientation and encode them again. By default they are "
+        "stored and read unrotated, as by torchvision's ImageFolder.",
+    ),
+)
 
 
 @main.command(
@@ -129,42 +146,51 @@ def _foreign_options(command: Command) -> Command:
         "pixmix-shard imagefolder imagenet shards/imagenet --split val",
     )
 )
-@click.argument("src", type=LocalPath())
-@click.argument("out", type=LocalPath())
-@click.option(
+@click.argument("src", type=LocalPath(), help="Folder with one folder per class, or with splits.")
+@click.argument("out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP)
+@option(
     "--split",
-    help="Only this one of SRC's folders train, val, valid, validation, dev, eval and test.",
+    group=DATA,
+    show_default="all",
+    help="Write only this split, one of the folders train, val, valid, validation, dev, eval and "
+    "test of SRC.",
 )
-@click.option("--name", help="Name of the set, in the tars' names.  [default: that of SRC]")
-@_foreign_options
-@_set_options
+@option(
+    "--name",
+    group=OUTPUT,
+    show_default="that of SRC",
+    help="Name of the dataset, with which the shards' names start.",
+)
+@_image_file_options
+@_set_options(f"{TRAIN_SHARD}; {TEST_SHARD} for validation and test splits")
 def imagefolder(
     *,
     src: Path,
-    out: Path,
+    out: Path | str,
     split: str | None,
     name: str | None,
     options: _SetOptions,
     as_json: bool,
 ) -> None:
-    """Shard a folder with a folder a class, or its splits, each into a folder of OUT.
+    """Shard a folder of images that has one folder per class.
 
-    The bytes of the files stay as they are; class names go into the manifest.
+    If SRC has splits of that form, such as train and val, each becomes a folder in OUT. The bytes
+    of image files are stored unchanged. Class names are stored in the manifest.
     """
     with one_line_errors(_INTERRUPTED):
-        from pipelines.shards.exports import join_splits
         from pipelines.shards.sources import ImageFolderSource, find_splits
+        from pipelines.shards.writer import join_splits
 
-        if out.resolve().is_relative_to(src.resolve()):
+        if isinstance(out, Path) and out.resolve().is_relative_to(src.resolve()):
             raise PipelineError(
-                f"{out} lies inside {src} and would become a class of it; choose an OUT elsewhere"
+                f"{out} is inside {src} and would become one of its classes; use another OUT"
             )
         splits = find_splits(src, split)
         chosen = _chosen(src, splits, split)
         sources = [
             ImageFolderSource(folder=src / each if each else src, split=each) for each in chosen
         ]
-        # All of them before the first is written, which may take hours.
+        # All sources are checked before the first is written, which may take hours.
         for source in sources:
             if source.folder.is_dir():
                 report_ignored(source.folder)
@@ -174,9 +200,9 @@ def imagefolder(
             is_train = each in (None, "train")
             timm_name = "validation" if each in ("val", "valid") else each or "train"
             results.append(
-                _make(
+                _shard(
                     source,
-                    out / each if each else out,
+                    _output(out, each),
                     name=_set_name(name, src, timm_name if each else None),
                     split=timm_name,
                     default_size=TRAIN_SHARD if is_train else TEST_SHARD,
@@ -184,55 +210,60 @@ def imagefolder(
                 )
             )
         if splits:
-            join_splits(out, splits)
-        _say_made(results, as_json=as_json)
+            join_splits(_output(out), splits)
+        _print_results(results, as_json=as_json)
 
 
 def _chosen(src: Path, splits: list[str], wanted: str | None) -> list[str | None]:
-    """Return the splits that are sharded, of those in a folder; one None if it has classes."""
+    """Return the splits to shard, or one None for a folder of classes without splits."""
     from pipelines.shards.images import class_folders
 
     if wanted is not None:
         if wanted not in splits:
-            there = ", ".join(splits) or "none"
-            raise PipelineError(f"{src} has no split {wanted!r} (there: {there}); name one of them")
+            remedy = f"use one of {', '.join(splits)}" if splits else "omit --split"
+            raise PipelineError(f"{src} has no split {wanted!r}; {remedy}")
         return [wanted]
-    # As ILSVRC's: flat, for its labels are not public.
+    # The test set of ILSVRC has no class folders, because its labels are not public.
     if len(splits) > 1 and "test" in splits and not class_folders(src / "test"):
-        click.echo(f"{src / 'test'} is skipped: it has no folder a class, so no labels", err=True)
+        click.echo(f"{src / 'test'} is skipped: it has no class folders, so no labels", err=True)
         return [split for split in splits if split != "test"]
     return [*splits] or [None]
 
 
 def _command(dataset: Dataset) -> None:
-    """Add the command of a dataset that has a reader."""
+    """Add the command of a dataset."""
     out = f"shards/{dataset.name}"
 
-    def command(*, out: Path, src: Path | None = None, options: _SetOptions, as_json: bool) -> None:
+    def command(
+        *, out: Path | str, src: Path | None = None, options: _SetOptions, as_json: bool
+    ) -> None:
         with one_line_errors(_INTERRUPTED):
             _shard_dataset(dataset, src, out, options, as_json=as_json)
 
     command.__doc__ = (
         f"Shard {dataset.title} into OUT/train and OUT/test, as PNG.\n\n{dataset.about}"
     )
-    decorated: Callable[..., Any] = click.argument("out", type=LocalPath())(_set_options(command))
+    decorated: Callable[..., Any] = click.argument(
+        "out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP
+    )(_set_options(str(SMALL_SHARD))(command))
     if not dataset.bundled:
-        decorated = click.argument("src", type=LocalPath())(decorated)
+        source = "Archive of the dataset, or a folder that has it."
+        decorated = click.argument("src", type=LocalPath(), help=source)(decorated)
     words = (dataset.name, out) if dataset.bundled else (dataset.name, "downloads", out)
     main.command(dataset.name, epilog=example(f"pixmix-shard {' '.join(words)}"))(decorated)
 
 
 def _shard_dataset(
-    dataset: Dataset, src: Path | None, out: Path, options: _SetOptions, *, as_json: bool
+    dataset: Dataset, src: Path | None, out: Path | str, options: _SetOptions, *, as_json: bool
 ) -> None:
     from pipelines.shards.archives import SPLITS
-    from pipelines.shards.exports import join_splits
     from pipelines.shards.sources import DatasetSource
+    from pipelines.shards.writer import join_splits
 
     results = [
-        _make(
-            DatasetSource(dataset=dataset.name, place=src, split=split),
-            out / split,
+        _shard(
+            DatasetSource(dataset=dataset.name, path=src, split=split),
+            _output(out, split),
             name=f"{dataset.name}-{split}",
             split=split,
             default_size=SMALL_SHARD,
@@ -240,8 +271,8 @@ def _shard_dataset(
         )
         for split in SPLITS
     ]
-    join_splits(out, SPLITS)
-    _say_made(results, as_json=as_json)
+    join_splits(_output(out), SPLITS)
+    _print_results(results, as_json=as_json)
 
 
 for _dataset in DATASETS.values():
@@ -255,30 +286,46 @@ for _dataset in DATASETS.values():
         "pixmix-shard mixing fractals_and_fvis.tar shards/paper",
     )
 )
-@click.argument("src", type=LocalPath(), nargs=-1, required=True)
-@click.argument("out", type=LocalPath())
-@click.option("--name", default="mixing", show_default=True, help="Name of the set.")
-@_foreign_options
-@_set_options
+@click.argument(
+    "src",
+    type=LocalPath(),
+    nargs=-1,
+    required=True,
+    help="Outputs of pixmix-gen, image folders, or archives of images.",
+)
+@click.argument("out", type=PathOrUrl(exists=False), metavar="OUT", help=_OUT_HELP)
+@option(
+    "--name",
+    group=OUTPUT,
+    default="mixing",
+    help="Name of the dataset, with which the shards' names start.",
+)
+@_image_file_options
+@_set_options(str(SMALL_SHARD))
 def mixing(
-    *, src: tuple[Path, ...], out: Path, name: str, options: _SetOptions, as_json: bool
+    *, src: tuple[Path, ...], out: Path | str, name: str, options: _SetOptions, as_json: bool
 ) -> None:
-    """Shard mixing images: sets of pixmix-gen, folders, or archives of images.
+    """Shard a mixing set from any number of sources.
 
-    An archive is a tar, such as the paper's, a zip, or a .npy of (N, height, width, 3) uint8, such
-    as the 300K random images. Nothing is unpacked.
+    An archive is a tar (such as that of the PixMix paper), a zip, or a .npy array of (N, height,
+    width, 3) uint8 (such as the 300K random images). Archives are not unpacked.
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.shards.sources import MixingSource
 
-        for place in src:
-            if place.is_dir():
-                report_ignored(place)
-        source = MixingSource(places=src)
-        result = _make(
-            source, out, name=name, split="train", default_size=SMALL_SHARD, options=options
+        for path in src:
+            if path.is_dir():
+                report_ignored(path)
+        source = MixingSource(paths=src)
+        result = _shard(
+            source,
+            _output(out),
+            name=name,
+            split="train",
+            default_size=SMALL_SHARD,
+            options=options,
         )
-        _say_made([result], as_json=as_json)
+        _print_results([result], as_json=as_json)
 
 
 @main.command(
@@ -286,25 +333,29 @@ def mixing(
         "pixmix-shard verify shards/mixing --decode all", "pixmix-shard verify s3://bucket/mixing"
     )
 )
-@click.argument("folder", type=Place(exists=False))
-@click.option(
+@click.argument(
+    "folder",
+    type=PathOrUrl(exists=False),
+    metavar="DIR|URL",
+    help="Shards. Those of a URL are downloaded and checked one after the other.",
+)
+@option(
     "--decode",
     default="100",
-    show_default=True,
     metavar="N|all",
-    help="Number of images to decode, spread over the set.",
+    help="Number of images to decode, spread over the dataset.",
 )
 @jobs_option
 @command_options
 def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) -> None:
-    """Hash all shards again, walk through the tars, compare the index, decode images.
+    """Verify shards against their manifest.
 
-    FOLDER may be a URL: each shard is downloaded, checked and removed. Exits with 1 if anything is
-    not as the manifest says.
+    Checks the hash and the members of each tar and the index, and decodes some images. The exit
+    code is 1 if anything differs from the manifest.
     """
     if decode != "all" and not re.fullmatch(r"\d{1,12}", decode):
         raise click.BadParameter(
-            f"{decode!r} is not a number; pass a number of images, or all",
+            f"{decode!r} is not a number of images; use a number, or all",
             param_hint="'--decode'",
         )
     with one_line_errors("interrupted; nothing was written"):
@@ -328,10 +379,10 @@ def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) 
         for reason, count in verdict.ignored.items():
             click.echo(f"{count} members: {reason}", err=True)
         text = (
-            f"{name}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or remove "
-            "them and run the command that made the set again"
+            f"{name}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or delete "
+            "them and run the command that wrote them again"
             if verdict.faults
-            else f"{name}: whole; {verdict.n_samples:,} samples in "
+            else f"{name}: good; {verdict.n_samples:,} samples in "
             f"{_count(verdict.n_shards, 'shard')}, "
             f"{verdict.n_bytes / 1e6:,.1f} MB, {verdict.decoded:,} decoded"
         )
@@ -346,21 +397,28 @@ def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) 
         "pixmix-shard index 'shards/other/train-{000..146}.tar'",
     )
 )
-@click.argument("tars", type=LocalPath(), nargs=-1, required=True)
-@click.option("--name", help="Of the set.  [default: that of the folder]")
+@click.argument(
+    "tars",
+    type=LocalPath(),
+    nargs=-1,
+    required=True,
+    help="Tar files of one folder; a name may have braces: train-{000..146}.tar.",
+)
+@option("--name", show_default="that of the folder", help="Name of the dataset.")
 @command_options
 def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
-    """Index tars that were made elsewhere: scan them and write index and manifest beside them.
+    """Index WebDataset shards that another tool has written.
 
-    Labels are read from .cls, "label" or "cls" in .json, or .txt. The tars stay as they are.
+    Scans the tars, and writes an index and a manifest beside them. Labels are read from .cls, from
+    "label" or "cls" in .json, or from .txt. The tars are not changed.
     """
     with one_line_errors("interrupted; nothing was written"):
-        from pipelines.shards.adopt import adopt_tars
         from pipelines.shards.format import expand_braces
+        from pipelines.shards.verify import index_tars
 
         named = [tar.parent / file for tar in tars for file in expand_braces(tar.name)]
         with progress_bar("tars") as progress:
-            found = adopt_tars(named, name=name, progress=progress)
+            found = index_tars(named, name=name, progress=progress)
         lines = [
             f"{found.folder}: {found.n_samples:,} samples in {_count(found.n_shards, 'shard')}, "
             f"{found.labels:,} with a label"
@@ -372,35 +430,43 @@ def index(*, tars: tuple[Path, ...], name: str | None, as_json: bool) -> None:
         say("\n".join(lines), _plain(found), as_json=as_json)
 
 
+def _output(out: Path | str, split: str | None = None) -> "OutputStore":
+    """Return the output store of OUT, or of the folder of a split in it."""
+    from pipelines.shards.output import open_output
+    from pipelines.system.objects import address_inside
+
+    return open_output(address_inside(str(out), split) if split else str(out), option="OUT")
+
+
 def _set_name(name: str | None, src: Path, split: str | None) -> str:
-    """Return the name of a set, which only has the letters that all readers take."""
+    """Return the name of a dataset, with only those characters that all readers accept."""
     base = name or re.sub(r"[^a-z0-9_]+", "-", src.resolve().name.lower()).strip("-") or "images"
     return f"{base}-{split}" if split else base
 
 
-def _make(
+def _shard(
     source: "Source",
-    out: Path,
+    store: "OutputStore",
     *,
     name: str,
     split: str,
     default_size: int,
     options: _SetOptions,
 ) -> "ShardResult":
-    """Make one set. default_size: samples a shard where the options do not say."""
+    """Write one dataset. default_size: samples per shard if no option sets it."""
     from pipelines.shards.request import ShardRequest
     from pipelines.shards.sharding import make_shards
     from pipelines.system.processes import available_cores, run_chunks
 
     if options.num_shards is not None and options.shard_size is not None:
-        raise click.UsageError("--num-shards and --shard-size exclude each other; pass one")
+        raise click.UsageError("--num-shards and --shard-size exclude each other; pass one of them")
     size = None if options.num_shards is not None else options.shard_size or default_size
     chosen = asdict(options) | {"shard_size": size, "jobs": options.jobs or available_cores()}
     try:
-        request = ShardRequest(folder=out, source=source, name=name, split=split, **chosen)
+        request = ShardRequest(store=store, source=source, name=name, split=split, **chosen)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
-    # An image that others made is scanned and written: two steps.
+    # An image file is scanned and then written: two steps.
     with progress_bar("steps") as progress:
         return make_shards(request, run=run_chunks, progress=progress)
 
@@ -409,19 +475,20 @@ def _count(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def _say_made(results: "list[ShardResult]", *, as_json: bool) -> None:
+def _print_results(results: "list[ShardResult]", *, as_json: bool) -> None:
     lines = []
     for result in results:
         line = (
-            f"{result.folder}: {result.n_samples:,} samples in {_count(result.n_shards, 'shard')}, "
-            f"{result.n_bytes / 1e6:,.1f} MB; {_count(result.written, 'shard')} written now"
+            f"{result.location}: {result.n_samples:,} samples in "
+            f"{_count(result.n_shards, 'shard')}, {result.n_bytes / 1e6:,.1f} MB; "
+            f"{_count(result.written, 'shard')} new"
         )
         if result.skipped:
             line += f"; {_count(result.skipped, 'image')} skipped"
         lines.append(line)
         lines += [
             f"  {count:,} {kind}: {reason}"
-            for kind, reasons in result.found.items()
+            for kind, reasons in result.scan.items()
             for reason, count in reasons.items()
         ]
     say("\n".join(lines), {"sets": [_plain(result) for result in results]}, as_json=as_json)

@@ -1,41 +1,40 @@
-"""`pixmix-show`: sets of images, PixMix, fractals and trainings, as tables, figures and HTML."""
+"""`pixmix-show`: statistics of image sets, PixMix draws, fractals and training runs."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
+from pipelines.cli.help_pages import command_group, example, option
 from pipelines.cli.options import (
     SHEET_IMAGES,
     SMALLEST_SIDE,
     LocalPath,
     command_options,
-    example,
     file_option,
-    finite,
     html_option,
+    in_order,
+    mixing_set_options,
     one_line_errors,
+    pixmix_options,
     progress_bar,
     report_ignored,
     say,
     seed_option,
 )
-from pipelines.cli.suggestions import SuggestingGroup
+from pipelines.training.recipes import figures
 
 _INTERRUPTED = "interrupted; files that were written are whole"
 
 _SET = LocalPath(exists=True)
 
+_PIXMIX = {name: figures("cifar")[name] for name in ("k", "beta", "severity")}
+"""Defaults of the figure's options."""
 
-@click.group(
-    cls=SuggestingGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example("pixmix-show set mixing-set/fractals --contact-sheet sheet.png"),
-)
-@click.version_option(package_name="pixmix", message="%(version)s")
+
+@command_group("pixmix-show set mixing-set/fractals --contact-sheet sheet.png")
 def main() -> None:
-    """Show sets of images, the rounds of PixMix, fractals and trainings."""
+    """Show statistics of image sets, PixMix draws, fractals and training runs."""
 
 
 @main.command(
@@ -45,24 +44,28 @@ def main() -> None:
         "pixmix-show set mixing-set/fractals --against mixing-set/featviz --html report.html",
     ),
 )
-@click.argument("images", metavar="DIR|SHARDS|FILE", type=_SET)
-@click.option(
+@click.argument(
+    "images",
+    metavar="PATH",
+    type=_SET,
+    help="Output of pixmix-gen, image folder, shards, tar, zip or .npy.",
+)
+@option(
     "--against",
     type=_SET,
-    metavar="DIR|SHARDS|FILE",
+    metavar="PATH",
     help="A second set, to compare with the first.",
 )
-@click.option(
+@option(
     "--n",
     type=click.IntRange(1),
     default=512,
-    show_default=True,
-    help="Measure the first N images, in the order of their names.",
+    help="Number of images to measure, the first ones in the order of their names.",
 )
 @file_option(
     "--contact-sheet",
     metavar="SHEET.png",
-    text=f"Draw a contact sheet of {SHEET_IMAGES} of them, spread evenly.",
+    text=f"Draw a contact sheet of {SHEET_IMAGES} of these images, spread evenly.",
 )
 @file_option("--plot", metavar="HISTOGRAMS.png", text="Draw a histogram of each statistic.")
 @html_option
@@ -72,22 +75,24 @@ def show_set(
     images: Path,
     against: Path | None,
     n: int,
-    sheet: Path | None,
+    contact_sheet: Path | None,
     plot: Path | None,
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure the images of a mixing set, or of any folder, shards, tar, zip or .npy.
+    """Measure the images of a mixing set, or of any other image set.
 
-    Prints medians and percentiles beside those of fractals chosen by people and of photographs,
-    what a good mixing set should reach, and which images are dead or near-duplicates.
+    Prints the median and percentiles of each statistic beside those of hand-picked fractals and of
+    photographs, the range that a good mixing set should reach, and which images are empty or
+    near-duplicates.
     """
     if against is not None and against.resolve() == images.resolve():
         raise click.BadParameter(
-            f"{against} is the same set as {images}; name another", param_hint="'--against'"
+            f"{against} is the same set as {images}; use another set", param_hint="'--against'"
         )
-    places = [images] if against is None else [images, against]
-    _check_outputs({"--contact-sheet": sheet, "--plot": plot, "--html": html}, places)
+    paths = [images] if against is None else [images, against]
+    outputs = {"--contact-sheet": contact_sheet, "--plot": plot, "--html": html}
+    _check_outputs(outputs, paths)
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import set_report
         from pipelines.report.figures import check_plotting, write_image
@@ -97,17 +102,17 @@ def show_set(
         if plot is not None or html is not None:
             # A missing library is reported before the long work.
             check_plotting()
-        for place in places:
-            if place.is_dir():
-                report_ignored(place)
-        # All are opened before the first is measured, which may take minutes.
-        images_of = [set_images(place) for place in places]
+        for path in paths:
+            if path.is_dir():
+                report_ignored(path)
+        # All sets are opened before the first is measured, which may take minutes.
+        opened = [set_images(path) for path in paths]
         sets = []
-        for name, place, found in zip(names_of(places), places, images_of, strict=True):
+        for name, path, found in zip(names_of(paths), paths, opened, strict=True):
             with progress_bar("images") as progress:
-                sets.append(set_report.read_set(name, place, found, n, progress=progress))
-        if sheet is not None:
-            write_image(set_report.sheet_of(sets[0]), sheet)
+                sets.append(set_report.read_set(name, path, found, n, progress=progress))
+        if contact_sheet is not None:
+            write_image(set_report.sheet_of(sets[0]), contact_sheet)
         if plot is not None:
             write_image(set_report.histograms_of(sets), plot)
         if html is not None:
@@ -116,9 +121,7 @@ def show_set(
         document = {
             **set_report.document_of(sets[0]),
             "against": None if against is None else set_report.document_of(sets[1]),
-            "contact_sheet": None if sheet is None else str(sheet),
-            "plot": None if plot is None else str(plot),
-            "html": None if html is None else str(html),
+            **_written(outputs),
         }
         say(set_report.text_of(sets), document, as_json=as_json)
 
@@ -130,61 +133,32 @@ def show_set(
         "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --rows 6 --seed 3",
     ),
 )
-@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option(
-    "--mixing-set",
-    "mixing_sets",
-    type=LocalPath(exists=True),
-    multiple=True,
-    help="Set of pixmix-gen, folder of images, shards, tar, zip or .npy; may be repeated.",
+@click.argument(
+    "image", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Image file."
 )
-@click.option(
-    "--no-mixing-set",
-    is_flag=True,
-    help="Mix the image only with augmented copies of itself.",
+@in_order(
+    *mixing_set_options(
+        LocalPath(exists=True), "output of pixmix-gen, image folder, shards, tar, zip or .npy"
+    ),
+    *pixmix_options(_PIXMIX, most_rounds=8, common=True),
 )
-@file_option("--out", metavar="MIXED.png", text="File of the figure.", required=True)
-@click.option(
+@option(
     "--rows",
+    group="Figure",
     type=click.IntRange(1, 64),
     default=4,
-    show_default=True,
-    help="Number of draws, a row each.",
+    help="Number of random draws, one per row.",
 )
-@click.option(
+@option(
     "--size",
+    group="Figure",
     type=click.IntRange(SMALLEST_SIDE, 1024),
     default=224,
-    show_default=True,
-    help="Side of the mixed square in pixels; operations depend on it.",
+    help="Side in pixels of the square that is mixed. The strength of some operations depends on "
+    "it.",
 )
-@click.option(
-    "--k",
-    type=click.IntRange(0, 8),
-    default=4,
-    show_default=True,
-    help="Maximum number of mixing rounds.",
-)
-@click.option(
-    "--beta",
-    type=click.FloatRange(1e-3),
-    callback=finite,
-    default=3.0,
-    show_default=True,
-    help="Concentration of the mixing weights; larger keeps more of the image.",
-)
-@click.option(
-    "--severity",
-    type=click.FloatRange(0.1, 10),
-    callback=finite,
-    default=3.0,
-    show_default=True,
-    help="Severity of the operations.",
-)
-@click.option(
-    "--all-ops", is_flag=True, help="Also draw operations that overlap ImageNet-C's corruptions."
-)
-@seed_option("Seed of the draws.")
+@seed_option("Random seed of the draws.", group="Figure")
+@file_option("--out", metavar="MIXED.png", text="Output file of the figure.", required=True)
 @html_option
 @command_options
 def show_mixed(
@@ -192,22 +166,24 @@ def show_mixed(
     image: Path,
     mixing_sets: tuple[Path, ...],
     no_mixing_set: bool,
-    out: Path,
+    all_ops: bool,
     rows: int,
     size: int,
     seed: int,
+    out: Path,
     html: Path | None,
     as_json: bool,
-    **numbers: Any,  # noqa: ANN401
+    **numbers: float | None,
 ) -> None:
-    """Show an image under PixMix, round by round.
+    """Show the rounds of PixMix on an image.
 
-    Each row is another draw. Below each round stand the image that was mixed in, the operation that
-    made it, and the weights of the two (a and b); the framed image is the result.
+    Each row is a random draw. The text below a round names the mixing image, the operation, and the
+    weights a and b of the two inputs. The framed image is the result.
     """
     if bool(mixing_sets) == no_mixing_set:
-        raise click.UsageError("use --mixing-set, once or more, or --no-mixing-set")
-    _check_outputs({"--out": out, "--html": html}, [image, *mixing_sets])
+        raise click.UsageError("pass either --mixing-set, once or more, or --no-mixing-set")
+    outputs = {"--out": out, "--html": html}
+    _check_outputs(outputs, [image, *mixing_sets])
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import mixing
         from pipelines.report.figures import write_image
@@ -222,18 +198,15 @@ def show_mixed(
         mixing_set = mixing.MixingImages(mixing_sets, size) if mixing_sets else None
         compile_kernels(pending)
         pixels = mixing.square(whole, size)
-        settings = PixMixSettings(**numbers)
+        passed = {name: value for name, value in numbers.items() if value is not None}
+        settings = PixMixSettings(**{**_PIXMIX, **passed}, all_ops=all_ops)
         draws = [mixing.mix(pixels, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
         write_image(mixing.figure(pixels, draws), out)
         if html is not None:
-            lead = f"{image.name} under PixMix, round by round, in several draws."
+            lead = f"{image.name} after each round of PixMix, in several random draws."
             sections = mixing.sections(pixels, draws)
             write_page(page("What PixMix does", lead, sections), html)
-        document = {
-            **mixing.document(draws),
-            "out": str(out),
-            "html": None if html is None else str(html),
-        }
+        document = {**mixing.document(draws), **_written(outputs)}
         say(f"{rows} draws of {image} in {out}", document, as_json=as_json)
 
 
@@ -244,29 +217,36 @@ def show_mixed(
         "pixmix-show genome genome.json --out genome.png --size 1024",
     ),
 )
-@click.argument("place", metavar="SET|FILE", type=_SET)
-@click.option(
-    "--index", type=click.IntRange(0), help="Index of the image in a set.  [default: the file's]"
+@click.argument(
+    "path",
+    type=_SET,
+    help="A dataset of pixmix-gen fractals, or a genome as a JSON file.",
 )
-@file_option("--out", metavar="GENOME.png", text="File of the figure.", required=True)
-@click.option(
+@option(
+    "--index",
+    type=click.IntRange(0),
+    help="Index of the image, if PATH is a dataset.",
+)
+@file_option("--out", metavar="GENOME.png", text="Output file of the figure.", required=True)
+@option(
     "--size",
     type=click.IntRange(64, 4096),
     default=640,
-    show_default=True,
-    help="Longer side of the image in pixels.",
+    help="Longer side of the fractal image in pixels.",
 )
 @html_option
 @command_options
 def show_genome(
-    *, place: Path, index: int | None, out: Path, size: int, html: Path | None, as_json: bool
+    *, path: Path, index: int | None, out: Path, size: int, html: Path | None, as_json: bool
 ) -> None:
-    """Show how a fractal is made: its layers, their maps as parallelograms, their numbers.
+    """Show how a fractal is made.
 
-    Grey is the window; each map takes it to a parallelogram of its own (before variations bend
-    it), and the dot is where its first corner goes.
+    Draws each layer, with its maps as parallelograms. The grey square is the window. Each map takes
+    it to a parallelogram (before variations bend it); the dot marks the image of the window's first
+    corner.
     """
-    _check_outputs({"--out": out, "--html": html}, [place])
+    outputs = {"--out": out, "--html": html}
+    _check_outputs(outputs, [path])
     with one_line_errors(_INTERRUPTED):
         from fractals.sampling import pending
         from pipelines.report.figures import write_image
@@ -274,23 +254,19 @@ def show_genome(
         from pipelines.report.page import page, write_page
         from pipelines.system.processes import compile_kernels
 
-        read = read_genome(place, index)
+        read = read_genome(path, index)
         genome = read.genome
         compile_kernels(pending)
         write_image(figure(genome, size, read.shape), out)
         title = f"{genome.family}, seed {genome.seed}, image {genome.index}"
         if html is not None:
             lead = (
-                "Grey is the window; each map takes it to a parallelogram of its own, before "
-                "variations bend it, and the dot is where its first corner goes."
+                "The grey square is the window. Each map takes it to a parallelogram, before "
+                "variations bend it; the dot marks the image of the window's first corner."
             )
             shown = sections(genome, size, read.shape)
             write_page(page(f"How a fractal is made: {title}", lead, shown), html)
-        document = {
-            "genome": genome.to_json(),
-            "out": str(out),
-            "html": None if html is None else str(html),
-        }
+        document = {"genome": genome.to_json(), **_written(outputs)}
         say(f"{title} in {out}", document, as_json=as_json)
 
 
@@ -308,13 +284,14 @@ def show_genome(
     nargs=-1,
     required=True,
     type=LocalPath(exists=True, file_okay=False),
+    help="Output folders of pixmix-train.",
 )
-@file_option("--plot", metavar="CURVES.png", text="Draw loss and errors over the epochs.")
+@file_option("--plot", metavar="CURVES.png", text="Draw the loss and the errors of each epoch.")
 @file_option(
     "--csv",
     "csv_file",
     metavar="RUNS.csv",
-    text="Write a row for each run: its last epoch, its settings and its evaluation.",
+    text="Write one row per run: its last epoch, settings and evaluation.",
 )
 @html_option
 @command_options
@@ -326,10 +303,10 @@ def show_run(
     html: Path | None,
     as_json: bool,
 ) -> None:
-    """Show trainings side by side: their results, and the settings that differ between them.
+    """Compare the results of training runs.
 
-    DIR is an --out of pixmix-train. An evaluation is shown, too, if DIR/evaluation.json holds the
-    output of `pixmix-eval --json`. A star marks the best value of a row.
+    Shows only the settings in which the runs differ. If DIR/evaluation.json holds the output of
+    pixmix-eval --json, it is shown, too. A star marks the best value of each row.
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
@@ -337,7 +314,8 @@ def show_run(
         from pipelines.report.page import page, write_page
 
         read = [path for folder in folders for path in runs.files_read(folder)]
-        _check_outputs({"--plot": plot, "--csv": csv_file, "--html": html}, read)
+        outputs = {"--plot": plot, "--csv": csv_file, "--html": html}
+        _check_outputs(outputs, read)
         if plot is not None or html is not None:
             check_plotting()
         shown = runs.read_runs(folders)
@@ -347,41 +325,48 @@ def show_run(
             write_image(runs.curves(shown), plot)
         if html is not None:
             names = ", ".join(run.name for run in shown)
-            write_page(page("Trainings", names, runs.sections(shown)), html)
-        document = {
-            **runs.document(shown),
-            "plot": None if plot is None else str(plot),
-            "csv": None if csv_file is None else str(csv_file),
-            "html": None if html is None else str(html),
-        }
+            write_page(page("Training runs", names, runs.sections(shown)), html)
+        document = {**runs.document(shown), **_written(outputs)}
         say(runs.table(shown), document, as_json=as_json)
 
 
+def _written(outputs: Mapping[str, Path | None]) -> dict[str, str | None]:
+    """Return the files that were written, by the names of their options, for a JSON document."""
+    return {
+        name.removeprefix("--").replace("-", "_"): None if path is None else str(path)
+        for name, path in outputs.items()
+    }
+
+
 def _check_outputs(outputs: Mapping[str, Path | None], inputs: Sequence[Path]) -> None:
-    """Refuse to overwrite an input or another output, or to write an image into a set of images.
+    """Refuse to overwrite an input or another output, or to write an image into an input folder.
 
     Args:
         outputs: option -> file, or None if it is not set.
         inputs: files, and folders of images.
+
+    Raises:
+        click.BadParameter: naming the option and the file.
     """
     taken: dict[Path, str] = {each.resolve(): f"is read as {each}" for each in inputs}
-    for option, written in outputs.items():
+    for name, written in outputs.items():
         if written is None:
             continue
         whole = written.resolve()
         for folder in inputs:
-            if option != "--html" and folder.is_dir() and whole.is_relative_to(folder.resolve()):
+            inside = folder.is_dir() and whole.is_relative_to(folder.resolve())
+            if inside and name != "--html":
                 raise click.BadParameter(
-                    f"{written} lies inside {folder}, where it would become one of its "
-                    "images; choose another folder",
-                    param_hint=f"'{option}'",
+                    f"{written} is inside {folder} and would become one of its images; use another "
+                    "folder",
+                    param_hint=f"'{name}'",
                 )
         if whole in taken:
             raise click.BadParameter(
-                f"{written} {taken[whole]} and would be overwritten; choose another path",
-                param_hint=f"'{option}'",
+                f"{written} {taken[whole]} and would be overwritten; use another path",
+                param_hint=f"'{name}'",
             )
-        taken[whole] = f"is also what {option} writes"
+        taken[whole] = f"is also the output of {name}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""`pixmix-train`: a command for each dataset, with the recipe of the released scripts."""
+"""`pixmix-train`: a command for each dataset, with the recipe of the released PixMix scripts."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import partial
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipelines.cli.options import command_options, example, one_line_errors, progress_bar, say
-from pipelines.cli.suggestions import SuggestingGroup
+from pipelines.cli.help_pages import command_group, example
+from pipelines.cli.options import command_options, in_order, one_line_errors, progress_bar, say
 from pipelines.cli.training_options import training_options
 from pipelines.datasets import DATASETS, Dataset
 from pipelines.errors import PipelineError
@@ -19,60 +19,32 @@ from pipelines.system.progress import ShowProgress, in_words
 from pipelines.training.recipes import Recipe, TrainConfig, figures, named_recipe
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import PreprocessConfig
+    from pipelines.loading.config import PreprocessConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.process_group import Processes
     from pipelines.training.data import TrainingData
     from pipelines.training.recipes import StepProgress, TrainResult
     from pipelines.training.stopping import Stopping
 
-_INTERRUPTED = "interrupted; the same command with --resume auto resumes"
+_INTERRUPTED = "interrupted; run the same command with --resume auto to resume"
 
 _STOPPED_BEFORE = "stopped before the first step"
 
 _NOT_IN_TIME = (
-    "stopped; no checkpoint could be saved in time: the same command with --resume auto resumes "
-    "from the last one"
+    "stopped, and no checkpoint could be saved in time; run the same command with --resume auto to "
+    "resume from the last one"
 )
 
 
-_LOADER_OPTIONS = (
-    "shuffle_window",
-    "shard_partitions",
-    "on_decode_error",
-    "max_decode_errors",
-    "on_mixing_decode_error",
-    "cache_dir",
+@command_group(
+    "pixmix-train digits --mixing-set mixing-set --out runs/digits",
+    "pixmix-train cifar10 --data shards/cifar10 --mixing-set mixing-set --out runs/cifar10",
 )
-"""Options that set the field of `LoaderConfig` of the same name."""
-
-_TRAIN_OPTIONS = (
-    "out",
-    "weights",
-    "pretrained",
-    "keep",
-    "checkpoint_every",
-    "compile",
-    "sync_batch_norm",
-)
-"""Options that set the field of `TrainConfig` of the same name."""
-
-
-@click.group(
-    cls=SuggestingGroup,
-    context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=example(
-        "pixmix-train digits --mixing-set mixing-set --out runs/digits",
-        "pixmix-train cifar10 --data shards/cifar10 --mixing-set mixing-set --out runs/cifar10",
-    ),
-)
-@click.version_option(package_name="pixmix", message="%(version)s")
 def main() -> None:
-    """Train classifiers with PixMix, in one process or under torchrun.
+    """Train image classifiers with PixMix, in one process or under torchrun.
 
-    The defaults are those of the released scripts; their README adds --all-ops for the paper's
-    runs. What is trained depends on recipe, data and number of processes; a stopped run resumes as
-    if it had not been stopped.
+    The default recipes are those of the released PixMix scripts. The authors' README adds --all-ops
+    for the runs of the paper. A stopped run resumes exactly where it stopped.
     """
 
 
@@ -82,9 +54,7 @@ def _add_command(dataset: Dataset) -> None:
             _train(dataset, options)
 
     command.__doc__ = _help_of(dataset)
-    decorated: Callable[..., Any] = command_options(command)
-    for option in reversed(training_options(dataset)):
-        decorated = option(decorated)
+    decorated = in_order(*training_options(dataset))(command_options(command))
     shards = "images" if dataset.name == "folder" else dataset.name
     data = "" if dataset.bundled else f" --data shards/{shards}"
     line = f"pixmix-train {dataset.name}{data} --mixing-set mixing-set --out runs/{dataset.name}"
@@ -96,16 +66,16 @@ def _help_of(dataset: Dataset) -> str:
     recipe = figures(dataset.recipe)
     text = f"Train on {dataset.title}: {recipe['model']}, {recipe['epochs']} epochs."
     if dataset.bundled:
-        return f"{text}\n\nThe data need no download; without --data they are sharded into OUT."
+        return f"{text}\n\nThe data need no download: without --data, shards are written to OUT."
     if dataset.reader:
         return (
-            f"{text}\n\nDATA holds shards of pixmix-shard, or the official archive or what "
-            "torchvision made of it, which is then sharded into OUT."
+            f"{text}\n\nIf DATA is the official archive or torchvision's download folder, its "
+            "shards are written to OUT first."
         )
     return (
-        f"{text}\n\nDATA holds the shards of pixmix-shard imagefolder, in train and val. The small "
-        "learning rate of the released script suits pretrained weights; pass --pretrained to start "
-        "from them."
+        f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. The default "
+        "learning rate is that of the released script, which fine-tunes pretrained weights; pass "
+        "--pretrained to do the same."
     )
 
 
@@ -116,7 +86,7 @@ for _dataset in DATASETS.values():
 def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     import torch
 
-    from pipelines.loading.batches import LoaderConfig
+    from pipelines.loading.config import LoaderConfig
     from pipelines.shards.remote import Remote
     from pipelines.system.objects import RemoteAccess
     from pipelines.system.process_group import Watchdog, join_processes
@@ -132,7 +102,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
         raise click.UsageError(str(error)) from error
     _check_usage(options, recipe)
     if options["wandb"]:
-        # Before what takes long.
+        # A missing library is reported before the long work.
         import_wandb()
     remote = Remote(
         limit_bytes=options["cache_limit"],
@@ -174,7 +144,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
                 preprocess=_preprocess(dataset, options),
                 num_workers=workers,
                 remote=remote,
-                **_passed(options, _LOADER_OPTIONS),
+                **_passed(options, _names(LoaderConfig) - {"batch_size", "seed", "image_size"}),
             )
         except ValueError as error:
             raise PipelineError(str(error)) from error
@@ -186,14 +156,14 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
             test=data.test,
             mixing_set=options["mixing_sets"] or None,
             resume=options["resume"] == "auto",
-            **_passed(options, _TRAIN_OPTIONS),
+            **_passed(options, _names(TrainConfig) - {"resume"}),
         )
         result = _run(config, processes, stopping, wandb=options["wandb"])
         if processes.first:
             print_result(result)
     if not result.finished:
-        # By SIGTERM or SIGUSR1, to this process or another: whoever waits for the end, as a batch
-        # system does, must not take it for one.
+        # SIGTERM or SIGUSR1 stopped this process or another one. A batch system must be able to
+        # tell this from the end of a training.
         raise click.exceptions.Exit(STOPPED)
 
 
@@ -219,7 +189,7 @@ def _run(
         try:
             result = train(config, processes, progress.step, on_epoch, on_start, stopping)
         except ValueError as error:
-            # Of numbers that fit the recipe and not the data.
+            # The numbers are valid, but do not fit the data.
             raise PipelineError(str(error)) from error
         if run is not None:
             run.finished = result.finished
@@ -229,8 +199,8 @@ def _run(
 class TrainingProgress:
     """Shows each step in a bar, and prints a line after each epoch, on stderr.
 
-    epoch 3 of 40, train loss 0.5123, train error 16.67 %, test error 12.50 %, 8,412 images/s,
-    2 min left
+    An example of a line: epoch 3 of 40, train loss 0.5123, train error 16.67 %, test error
+    12.50 %, 8,412 images/s, 2 min left.
     """
 
     def __init__(
@@ -240,8 +210,8 @@ class TrainingProgress:
 
         Args:
             show: the bar.
-            recipe: of the training.
-            clock: seconds since any moment.
+            recipe: the recipe of the training.
+            clock: returns seconds since any moment.
         """
         self._show, self._recipe, self._clock = show, recipe, clock
         self._steps = 0
@@ -287,7 +257,7 @@ class TrainingProgress:
 
 @contextmanager
 def _stop_in_one_line() -> Iterator[None]:
-    """Say in one line that a signal has ended the command before there was anything to save."""
+    """Print one line if a signal ends the command before there is anything to save."""
     try:
         yield
     except SystemExit:
@@ -296,7 +266,7 @@ def _stop_in_one_line() -> Iterator[None]:
 
 
 def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
-    """Say how a training ended that was left while it waited."""
+    """Print why a training ended, where a signal or an error ended it."""
     if stopping.error is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.error}", err=True)
     elif stopping.interrupted:
@@ -308,12 +278,15 @@ def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
 def _open_data(
     dataset: Dataset, options: dict[str, Any], remote: "Remote", processes: "Processes"
 ) -> "TrainingData":
-    """Open the data, made first where they have to be, once nothing else is missing."""
+    """Open the data, and write their shards first if necessary.
+
+    All other inputs are checked before, because writing shards may take long.
+    """
     from pipelines.training.data import check_inputs, open_training_data
 
     out, reading = options["out"], {"cache_dir": options["cache_dir"], "remote": remote}
     find = partial(open_training_data, dataset.name, options["data"], out / "data")
-    with processes.watchdog.awaiting("process 0, which opens or makes the data"):
+    with processes.watchdog.awaiting("process 0, which opens or shards the data"):
         with processes.together():
             if processes.first:
                 check_inputs(out, options["mixing_sets"], weights=options["weights"], **reading)
@@ -326,27 +299,31 @@ def _open_data(
 
 
 def _preprocess(dataset: Dataset, options: dict[str, Any]) -> "PreprocessConfig":
-    from pipelines.loading.batches import CIFAR, IMAGENET
+    from pipelines.loading.config import CIFAR, IMAGENET
 
     if dataset.images == "large":
         return replace(IMAGENET, flip=dataset.flip, image_size=options["image_size"])
     return replace(CIFAR, flip=dataset.flip)
 
 
-def _passed(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the options of these names that the user has passed, or that have a default."""
+def _names(config: type) -> set[str]:
+    return {each.name for each in fields(config)}
+
+
+def _passed(options: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Return the options of these names that have a value."""
     return {name: options[name] for name in names if options.get(name) is not None}
 
 
 def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
-    """Return the recipe of a dataset with what the user passes in its place."""
+    """Return the recipe of a dataset, changed by the options that were passed."""
     import torch
 
     from pipelines.models.registry import has_dropout
 
     base = named_recipe(dataset.recipe)
 
-    changes = _passed(options, [each.name for each in fields(base)])
+    changes = _passed(options, _names(Recipe))
     augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
     _refuse_ignored(augment, model, options)
     if not has_dropout(model):
@@ -355,13 +332,13 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
         tiles = torch.cpu._is_amx_tile_supported() and not torch.cuda.is_available()
         changes["precision"] = "bfloat16" if tiles else "float32"
     pixmix = {
-        **_passed(options, [each.name for each in fields(base.pixmix)]),
+        **_passed(options, _names(type(base.pixmix))),
         "all_ops": options["all_ops"] and augment == "pixmix",
     }
     return replace(
         base,
         **{
-            # AugMix's authors train with it.
+            # The AugMix authors train with this loss.
             "jsd": augment == "augmix",
             **changes,
             "pixmix": replace(base.pixmix, **pixmix),
@@ -371,57 +348,56 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
 
 
 def _refuse_ignored(augment: str, model: str, options: dict[str, Any]) -> None:
-    """Refuse options that would change nothing with this augmentation or network."""
+    """Reject options that would have no effect with this augmentation or network."""
     from pipelines.models.registry import has_dropout
 
     of_pixmix = ["k", "beta", "severity", "no_mixing_set"]
     if augment != "augmix":
         of_pixmix.append("all_ops")
-    given = [name for name in of_pixmix if options[name] not in (None, False)]
-    if augment != "pixmix" and given:
-        option = given[0].replace("_", "-")
+    passed = [name for name in of_pixmix if options[name] not in (None, False)]
+    if augment != "pixmix" and passed:
+        option = passed[0].replace("_", "-")
         raise click.UsageError(
-            f"--{option} is an option of PixMix, and --augment is {augment}; leave one out"
+            f"--{option} has no effect with --augment {augment}; omit one of them"
         )
     if options["dropout"] and not has_dropout(model):
-        raise click.UsageError(f"{model} has no dropout that can be set; leave --dropout out")
+        raise click.UsageError(f"--dropout has no effect on --model {model}; omit it")
 
 
 def _check_usage(options: dict[str, Any], recipe: Recipe) -> None:
-    """Refuse options that exclude or need each other.
+    """Reject options that exclude or need each other.
 
     Raises:
-        click.UsageError: if there are such.
+        click.UsageError: if there are such options.
     """
-    given, augment = bool(options["mixing_sets"]), recipe.augment
+    has_set, augment = bool(options["mixing_sets"]), recipe.augment
     for wrong, message in (
         (
             options.get("on_decode_error", "raise") == "raise"
             and options.get("max_decode_errors") is not None,
-            "--max-decode-errors counts samples that are substituted or skipped; pass "
-            "--on-decode-error substitute or skip, too, or leave it out",
+            "--max-decode-errors needs --on-decode-error substitute or skip; pass one of them, or "
+            "omit it",
         ),
         (
-            given and options["no_mixing_set"],
-            "--mixing-set and --no-mixing-set exclude each other; pass one",
+            has_set and options["no_mixing_set"],
+            "--mixing-set and --no-mixing-set exclude each other; pass one of them",
         ),
         (
-            given and augment != "pixmix",
-            f"--augment {augment} mixes no images; leave --mixing-set out",
+            has_set and augment != "pixmix",
+            f"--mixing-set has no effect with --augment {augment}; omit one of them",
         ),
         (
-            not given and options["on_mixing_decode_error"] is not None,
-            "--on-mixing-decode-error is an option of --mixing-set; pass one, or leave it out",
+            not has_set and options["on_mixing_decode_error"] is not None,
+            "--on-mixing-decode-error needs --mixing-set; pass it, or omit the option",
         ),
         (
-            not given and not options["no_mixing_set"] and augment == "pixmix",
-            "PixMix needs --mixing-set or --no-mixing-set: pass a set of images to mix with "
-            "(pixmix-gen fractals makes one), or --no-mixing-set to mix each image with augmented "
-            "copies of itself alone",
+            not has_set and not options["no_mixing_set"] and augment == "pixmix",
+            "PixMix needs mixing images: pass --mixing-set (pixmix-gen fractals makes one), or "
+            "--no-mixing-set to mix each image only with augmented copies of itself",
         ),
         (
             options["weights"] is not None and options["pretrained"],
-            "--weights and --pretrained exclude each other; pass one",
+            "--weights and --pretrained exclude each other; pass one of them",
         ),
     ):
         if wrong:
@@ -435,7 +411,7 @@ def _described(result: "TrainResult", out: Path, torch_version: str) -> tuple[st
     if result.finished:
         text = f"{known}checkpoint in {result.checkpoint}, metrics in {out / 'metrics.csv'}"
     else:
-        text = f"{known}stopped after step {result.step}; --resume auto resumes"
+        text = f"{known}stopped after step {result.step}; pass --resume auto to resume"
     return text, {
         "finished": result.finished,
         "step": result.step,

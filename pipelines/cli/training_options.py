@@ -1,8 +1,8 @@
-"""Options of `pixmix-train`, in the order of its help, each once.
+"""Options of `pixmix-train` by group, in the order of its help.
 
-An option's parameter has the name of the field that it sets, of `Recipe`, `PixMixSettings`,
-`LoaderConfig` or `TrainConfig`. Where each recipe has a default of its own, the help reads it from
-the recipe.
+The parameter of an option has the name of the field that it sets in `Recipe`, `PixMixSettings`,
+`LoaderConfig` or `TrainConfig`. Where the default depends on the recipe, the help reads it from
+there.
 """
 
 from collections.abc import Callable
@@ -12,37 +12,57 @@ from typing import Any
 
 import click
 
+from pipelines.cli.help_pages import Decorated, option
 from pipelines.cli.options import (
+    DATA,
+    ERRORS,
     LARGEST_SIDE,
+    MODEL,
+    OUTPUT,
     SMALLEST_SIDE,
     ByteSize,
-    Command,
-    Place,
+    PathOrUrl,
     WeightsPath,
+    device_option,
     finite,
+    mixing_set_options,
+    pixmix_options,
     seed_option,
 )
 from pipelines.datasets import Dataset
 from pipelines.training.recipes import AUGMENTS, OPTIMIZERS, PRECISIONS, PRETRAINED, figures
 
-# As in loading.batches, which would take seconds to import for the help; a test holds them equal.
+# A copy of loading.batches, whose import would take seconds; a test compares them.
 ON_DECODE_ERROR = ("raise", "substitute", "skip")
 
+Decorator = Callable[[Decorated], Decorated]
 
-def _data_help(dataset: Dataset) -> str:
-    command = dataset.name if dataset.reader else "imagefolder"
-    shards = f"Shards of pixmix-shard {command}, local or remote"
-    if dataset.bundled:
-        return f"{shards}.  [default: made in OUT/data]"
-    if dataset.reader:
-        return f"{shards}; or the folder of the official archive, or what torchvision downloaded."
-    return f"{shards}."
+OPTIMIZATION, CHECKPOINTS, DISTRIBUTED = "Optimization", "Checkpoints", "Distributed"
+STREAMING = "Remote shards"
+
+_FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+def training_options(dataset: Dataset) -> tuple[Decorator[Any], ...]:
+    """Return the options of the command of a dataset, in the order of its help."""
+    defaults = figures(dataset.recipe)
+    return (
+        *_data_options(dataset),
+        *_model_options(dataset, defaults),
+        *_pixmix_options(defaults),
+        *_optimization_options(defaults),
+        *_checkpoint_options(),
+        *_distributed_options(),
+        *_streaming_options(),
+        *_error_options(dataset),
+        *_output_options(),
+    )
 
 
 def _number(
     low: float = 0.0, high: float | None = None, *, open_low: bool = False
 ) -> dict[str, Any]:
-    """Return what an option takes that is a finite number."""
+    """Return the attributes of an option whose value is a finite number."""
     return {"type": click.FloatRange(low, high, min_open=open_low), "callback": finite}
 
 
@@ -50,230 +70,320 @@ def _count(least: int = 1, most: int | None = None) -> dict[str, Any]:
     return {"type": click.IntRange(least, most)}
 
 
-def training_options(dataset: Dataset) -> tuple[Callable[[Command], Command], ...]:
-    """Return the options of a dataset's command, in the order of its help."""
-    option, defaults = click.option, figures(dataset.recipe)
-    shown = partial(click.option, show_default=True)
-    folder = click.Path(path_type=Path, file_okay=False)
-    large = dataset.images == "large"
+def _recipe_option(
+    group: str,
+    defaults: dict[str, Any],
+    name: str,
+    text: str,
+    **attributes: Any,  # noqa: ANN401
+) -> Decorator[Any]:
+    """Return an option whose value, if it is not passed, is None and stands for the recipe's."""
+    value = defaults[name[2:].replace("-", "_")]
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return option(name, group=group, show_default=shown, help=text, **attributes)
 
-    def recipe(name: str, text: str, **more: Any) -> Callable[[Command], Command]:  # noqa: ANN401
-        """Return an option whose default, None, stands for the recipe's value."""
-        field = name[2:].replace("-", "_")
-        value = defaults[field]
-        default = f"{value:g}" if isinstance(value, float) else value
-        return option(name, field, help=f"{text}  [default: {default}]", **more)
 
-    return (
-        option("--data", type=Place(), help=_data_help(dataset)),
-        option("--out", type=folder, required=True, help="Folder of checkpoints and metrics."),
-        option(
-            "--mixing-set",
-            "mixing_sets",
-            type=Place(files=True),
-            multiple=True,
-            help="Output of pixmix-gen, folder of images, shards (local or remote), tar, zip or "
-            ".npy; may be repeated.",
+def _data_help(dataset: Dataset) -> tuple[str, str | None]:
+    """Return the help of --data, and its default."""
+    command = dataset.name if dataset.reader else "imagefolder"
+    shards = f"Shards of pixmix-shard {command}"
+    if dataset.bundled:
+        return f"{shards}, local or remote.", "written to OUT/data"
+    if dataset.reader:
+        return f"{shards}, the official archive, or torchvision's download folder.", None
+    return f"{shards}, local or remote.", None
+
+
+def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
+    add = partial(option, group=DATA, common=False)
+    text, default = _data_help(dataset)
+    size = add(
+        "--image-size",
+        **_count(SMALLEST_SIDE, LARGEST_SIDE),
+        default=224,
+        help="Side in pixels of the square training crop. Evaluation resizes the shorter side to "
+        "8/7 of it and crops the center.",
+    )
+    return [
+        option("--data", group=DATA, type=PathOrUrl(), show_default=default, help=text),
+        *mixing_set_options(
+            PathOrUrl(files=True), "output of pixmix-gen, image folder, shards, tar, zip or .npy"
         ),
-        option(
-            "--no-mixing-set",
-            is_flag=True,
-            help="Mix each image with augmented copies of itself alone. PixMix needs this or "
-            "--mixing-set.",
-        ),
-        option(
-            "--augment",
-            type=click.Choice(AUGMENTS),
-            help="PixMix, or a baseline in its place, by its authors' recipe.  [default: pixmix]",
-        ),
-        recipe("--k", "PixMix k: maximum number of mixing rounds.", **_count(0, 100)),
-        recipe("--beta", "PixMix beta: how much of the image is kept.", **_number(1e-3)),
-        recipe("--severity", "PixMix severity of operations, 0.1 to 10.", **_number(0.1, 10)),
-        option(
-            "--all-ops",
-            is_flag=True,
-            help="Also draw the operations that overlap the corruptions of ImageNet-C (listed in "
-            "docs/mixing.md). The authors' README passes --all-ops in the recipes of the PixMix "
-            "paper; the default of their script is off, as here.",
-        ),
-        option(
-            "--jsd/--no-jsd",
-            default=None,
-            help="Add the Jensen-Shannon divergence of an image and two augmented views of it.  "
-            "[default: on for augmix, else off]",
-        ),
-        recipe(
-            "--model", "Network: wrn_40_4, resnet50, timm/NAME, module:function.", metavar="NAME"
-        ),
-        *(
-            (
-                shown(
-                    "--image-size",
-                    **_count(SMALLEST_SIDE, LARGEST_SIDE),
-                    default=224,
-                    help="Side in pixels of the square crop that the network gets. Evaluation "
-                    "resizes the shorter side to 8/7 of it, and crops the center.",
-                ),
-            )
-            if large
-            else ()
-        ),
-        option(
-            "--weights",
-            type=WeightsPath(),
-            help="File of weights to fine-tune, or the folder of a run.",
-        ),
-        option(
-            "--pretrained",
-            is_flag=False,
-            flag_value=PRETRAINED,
-            metavar="[WEIGHTS]",
-            help="Fine-tune torchvision's weights of this name, such as IMAGENET1K_V2; without a "
-            f"name {PRETRAINED}, which the released script uses.",
-        ),
-        recipe("--epochs", "Times that training goes through the data.", **_count(1, 100_000)),
-        recipe("--batch-size", "Global batch size, summed over all processes.", **_count()),
-        recipe(
-            "--grad-accum-steps",
-            "Parts that a batch is computed in (gradient accumulation).",
-            **_count(),
-        ),
-        recipe("--optimizer", "sgd has Nesterov momentum of 0.9.", type=click.Choice(OPTIMIZERS)),
-        recipe(
-            "--learning-rate", "Peak learning rate; falls by a cosine, step by step.", **_number()
-        ),
-        recipe("--warmup-epochs", "Epochs in which the learning rate rises.", **_number()),
-        recipe("--weight-decay", "Weight decay.", **_number()),
-        recipe(
-            "--label-smoothing", "Share of a label that goes to all classes.", **_number(high=0.99)
-        ),
-        recipe(
-            "--dropout",
-            "Dropout in the blocks of wide networks; others have none.",
-            **_number(high=0.99),
-        ),
-        option(
-            "--ema-decay",
-            **_number(0.5, 0.99999),
-            help="Average weights with this decay, and evaluate those.  [default: none]",
-        ),
-        option(
-            "--precision",
-            type=click.Choice(PRECISIONS),
-            help="Precision of the network's matrix products.  [default: bfloat16 on CPUs with "
-            "AMX tiles, else float32]",
-        ),
-        shown("--device", default="auto", help="auto, cpu, cuda, cuda:1."),
-        seed_option("Seed of initial weights, of the order of samples and of all augmentations."),
-        option(
-            "--resume",
-            type=click.Choice(["auto"]),
-            help="Resume from the latest checkpoint in OUT, if there is one.",
-        ),
-        shown("--keep-checkpoints", **_count(), default=2, help="Number of checkpoints that stay."),
-        option(
-            "--checkpoint-every",
-            **_count(),
-            metavar="STEPS",
-            help="Write checkpoints within an epoch, too: a lost process loses no more steps.",
-        ),
-        shown(
+        *([size] if dataset.images == "large" else []),
+        add(
             "--val-fraction",
             **_number(0, 0.5),
             default=0.0,
-            help="Share of the training shards, at least one, by which the best network is chosen.",
+            help="Fraction of the training shards to hold out for validation, at least one shard. "
+            "The checkpoint with the lowest validation error is kept as best.pt.",
         ),
         option(
             "--workers",
+            group=DATA,
             **_count(0),
-            help="Decoding processes per training process.  [default: 0 for images held in "
-            "memory, else 4, or its share of the cores if that is less]",
+            show_default="0" if dataset.images == "small" else "4, or the number of cores if lower",
+            help="Number of data loading workers per process.",
         ),
-        option(
+        add(
             "--shuffle-window",
             **_count(),
-            help="Number of shards of each partition that are shuffled together, which is about "
-            "what a node needs at a time.  [default: all]",
+            show_default="all",
+            help="Number of shards of each partition that are shuffled together. A node needs "
+            "about as many shards at a time.",
         ),
-        shown(
+        add(
             "--shard-partitions",
             **_count(),
             default=1,
-            help="Number of parts of the shards of which each batch takes equally many samples: "
-            "with as many as nodes, each node needs its part alone. Must divide the batch size.",
+            help="Number of partitions of the shards. Each batch takes equally many samples of "
+            "each. With one partition per node, each node reads only its own shards. Must divide "
+            "the batch size.",
         ),
-        *(
-            (
-                shown(
-                    "--on-decode-error",
-                    type=click.Choice(ON_DECODE_ERROR),
-                    default="raise",
-                    help="What to do about samples that cannot be decoded: raise an error, "
-                    "substitute the next sample of the order, or skip them, so that batches are "
-                    "smaller. Evaluations skip them in both cases.",
-                ),
-                option(
-                    "--max-decode-errors",
-                    **_count(0),
-                    help="Abort after more than this many such samples in a process.  "
-                    "[default: 100]",
-                ),
-            )
-            if large
-            else ()
+    ]
+
+
+def _model_options(dataset: Dataset, defaults: dict[str, Any]) -> list[Decorator[Any]]:
+    large = dataset.images == "large"
+    return [
+        _recipe_option(
+            MODEL,
+            defaults,
+            "--model",
+            "Network: resnet50 (torchvision), wrn_40_4 (CIFAR), timm/NAME or module:function.",
+            metavar="NAME",
         ),
         option(
-            "--on-mixing-decode-error",
-            type=click.Choice(["raise", "skip"]),
-            help="What to do about images of the mixing set that cannot be decoded.  "
-            "[default: raise]",
+            "--pretrained",
+            group=MODEL,
+            common=large,
+            is_flag=False,
+            flag_value=PRETRAINED,
+            metavar="[WEIGHTS]",
+            help="Fine-tune the torchvision weights of this name, such as IMAGENET1K_V2. Without a "
+            f"name: {PRETRAINED}, which the released PixMix script uses.",
         ),
         option(
+            "--weights",
+            group=MODEL,
+            common=False,
+            type=WeightsPath(),
+            help="Fine-tune this checkpoint: a file, or the output folder of a run.",
+        ),
+        _recipe_option(
+            MODEL,
+            defaults,
+            "--dropout",
+            "Dropout rate in the blocks of wide ResNets; other networks have none.",
+            common=False,
+            **_number(high=0.99),
+        ),
+    ]
+
+
+def _pixmix_options(defaults: dict[str, Any]) -> list[Decorator[Any]]:
+    return [
+        option(
+            "--augment",
+            group="PixMix",
+            type=click.Choice(AUGMENTS),
+            show_default="pixmix",
+            help="PixMix, or a baseline augmentation with the settings of its authors.",
+        ),
+        *pixmix_options(defaults, most_rounds=100, common=False),
+        option(
+            "--jsd/--no-jsd",
+            group="PixMix",
+            common=False,
+            default=None,
+            show_default="on for augmix, else off",
+            help="Add the Jensen-Shannon divergence between the predictions for an image and for "
+            "two augmented views of it to the loss.",
+        ),
+    ]
+
+
+def _optimization_options(defaults: dict[str, Any]) -> list[Decorator[Any]]:
+    recipe = partial(_recipe_option, OPTIMIZATION, defaults)
+    more = partial(recipe, common=False)
+    return [
+        recipe("--epochs", "Number of epochs.", **_count(1, 100_000)),
+        recipe("--batch-size", "Global batch size, summed over all processes.", **_count()),
+        recipe(
+            "--learning-rate",
+            "Peak learning rate, followed by a cosine schedule over all steps.",
+            **_number(),
+        ),
+        more(
+            "--warmup-epochs",
+            "Number of epochs of linear learning rate warmup; may be a fraction.",
+            **_number(),
+        ),
+        more(
+            "--optimizer",
+            "Optimizer; sgd uses Nesterov momentum 0.9.",
+            type=click.Choice(OPTIMIZERS),
+        ),
+        more("--weight-decay", "Weight decay.", **_number()),
+        more("--label-smoothing", "Label smoothing, from 0 to 1.", **_number(high=0.99)),
+        more(
+            "--grad-accum-steps",
+            "Number of gradient accumulation steps per batch; does not change the batch size.",
+            **_count(),
+        ),
+        option(
+            "--ema-decay",
+            group=OPTIMIZATION,
+            common=False,
+            **_number(0.5, 0.99999),
+            show_default="no averaging",
+            help="Keep an exponential moving average of the weights with this decay, and evaluate "
+            "the averaged weights.",
+        ),
+        option(
+            "--precision",
+            group=OPTIMIZATION,
+            common=False,
+            type=click.Choice(PRECISIONS),
+            show_default="bfloat16 on CPUs with AMX tiles, else float32",
+            help="Precision of matrix products and convolutions.",
+        ),
+        option(
+            "--compile",
+            group=OPTIMIZATION,
+            common=False,
+            is_flag=True,
+            help="Compile the network with torch.compile.",
+        ),
+        seed_option(
+            "Random seed of initial weights, sample order and augmentations.",
+            group=OPTIMIZATION,
+            common=False,
+        ),
+    ]
+
+
+def _checkpoint_options() -> list[Decorator[Any]]:
+    add = partial(option, group=CHECKPOINTS, common=False)
+    return [
+        option(
+            "--resume",
+            group=CHECKPOINTS,
+            type=click.Choice(["auto"]),
+            help="Resume from the latest checkpoint in OUT, if any.",
+        ),
+        add(
+            "--keep-checkpoints",
+            **_count(),
+            default=2,
+            help="Number of latest checkpoints to keep.",
+        ),
+        add(
+            "--checkpoint-every",
+            **_count(),
+            metavar="STEPS",
+            show_default="once per epoch",
+            help="Also write a checkpoint every STEPS steps within an epoch.",
+        ),
+    ]
+
+
+def _distributed_options() -> list[Decorator[Any]]:
+    add = partial(option, group=DISTRIBUTED, common=False)
+    return [
+        device_option("auto, cpu, cuda or cuda:1.", group=DISTRIBUTED),
+        add("--sync-bn", is_flag=True, help="Synchronize batch norm across GPUs (SyncBatchNorm)."),
+        add(
+            "--watchdog-timeout",
+            **_number(),
+            metavar="SECONDS",
+            default=1800.0,
+            help="Exit with code 1 after this many seconds without a step. Use 0 to disable.",
+        ),
+    ]
+
+
+def _streaming_options() -> list[Decorator[Any]]:
+    add = partial(option, group=STREAMING, common=False)
+    return [
+        add(
             "--cache-dir",
-            type=folder,
-            help="Folder of this host's copies of shards and mixing sets.  [default: "
-            "$PIXMIX_CACHE, or ~/.cache/pixmix]",
+            type=_FOLDER,
+            show_default="$PIXMIX_CACHE, or ~/.cache/pixmix",
+            help="Cache folder of this host for shards and mixing sets.",
         ),
-        option(
+        add(
             "--cache-limit",
             type=ByteSize(),
-            help="Size limit of the shards in it, as 200GB.  [default: the disk's space]",
+            show_default="free disk space",
+            help="Size limit of the shards in the cache, such as 200GB.",
         ),
-        option(
+        add(
             "--prefetch",
             **_count(),
-            help="Number of remote shards that are downloaded before they are needed.  [default: "
-            "those of a shuffle window, or 4]",
+            show_default="those of a shuffle window, or 4",
+            help="Number of remote shards to download ahead of time.",
         ),
-        shown(
+        add(
             "--concurrent-downloads",
             **_count(),
             default=4,
-            help="Concurrent downloads of each process: more where a server limits the bandwidth "
-            "of a connection.",
+            help="Number of concurrent downloads per process. Use more if the server limits the "
+            "bandwidth of each connection.",
         ),
-        shown(
+        add(
             "--download-timeout",
             **_number(0, open_low=True),
+            metavar="SECONDS",
             default=600.0,
             help="Abort after this many seconds without new data from the server.",
         ),
-        shown(
-            "--watchdog-timeout",
-            **_number(),
-            default=1800.0,
-            help="Exit with code 1 after this many seconds without a step; 0 for never.",
+    ]
+
+
+def _error_options(dataset: Dataset) -> list[Decorator[Any]]:
+    add = partial(option, group=ERRORS, common=False)
+    of_large_images = [
+        add(
+            "--on-decode-error",
+            type=click.Choice(ON_DECODE_ERROR),
+            default="raise",
+            help="What to do if a training sample cannot be decoded: raise an error, substitute "
+            "the next sample, or skip it, which makes the batch smaller. Evaluation skips it "
+            "instead of substituting it.",
+        ),
+        add(
+            "--max-decode-errors",
+            **_count(0),
+            show_default="100",
+            help="Abort if a process has substituted or skipped more samples than this.",
+        ),
+    ]
+    return [
+        *(of_large_images if dataset.images == "large" else []),
+        add(
+            "--on-mixing-decode-error",
+            type=click.Choice(["raise", "skip"]),
+            show_default="raise",
+            help="What to do if a mixing image cannot be decoded.",
+        ),
+    ]
+
+
+def _output_options() -> list[Decorator[Any]]:
+    return [
+        option(
+            "--out",
+            group=OUTPUT,
+            type=_FOLDER,
+            required=True,
+            help="Folder for checkpoints and metrics.",
         ),
         option(
             "--wandb",
+            group=OUTPUT,
+            common=False,
             is_flag=True,
-            help="Also log to Weights & Biases (extra wandb), into WANDB_PROJECT or pixmix; "
-            "WANDB_MODE=offline works without a network.",
+            help="Also log to Weights & Biases (extra wandb), to the project in WANDB_PROJECT or "
+            "pixmix. WANDB_MODE=offline works without a network.",
         ),
-        option("--compile", is_flag=True, help="Compile the network with torch.compile."),
-        option(
-            "--sync-bn",
-            is_flag=True,
-            help="Synchronize batch norm across GPUs (SyncBatchNorm).",
-        ),
-    )
+    ]

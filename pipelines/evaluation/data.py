@@ -33,12 +33,11 @@ from pipelines.evaluation.images import (
     file_images,
     shard_images,
 )
-from pipelines.loading.batches import CIFAR, PreprocessConfig, Triple
-from pipelines.loading.batches import IMAGENET as RECIPE
+from pipelines.loading.config import CIFAR, PreprocessConfig, Triple
+from pipelines.loading.config import IMAGENET as RECIPE
 from pipelines.loading.dataset import SampleError, ShardDataset, read_size
 from pipelines.loading.mixing_set import open_images, uniform_view
-from pipelines.models.outputs import composed
-from pipelines.models.registry import default_input
+from pipelines.models.registry import default_input, normalize_name
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.images import DecodeError, class_folders, read_image_file
 from pipelines.shards.sources import class_name
@@ -188,7 +187,7 @@ def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> boo
     return (
         folder in TEST_FOLDERS
         or all(map(is_class_name, names))
-        or set(map(class_name, names)) <= set(map(composed, known))
+        or set(map(class_name, names)) <= set(map(normalize_name, known))
     )
 
 

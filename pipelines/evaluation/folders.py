@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipelines.datasets import dataset_named, dataset_titled
 from pipelines.errors import PipelineError
-from pipelines.models.outputs import outputs_of
+from pipelines.models.registry import find_outputs
 from pipelines.shards import images
 from pipelines.shards.sources import class_images, class_name
 from pipelines.system.files import Count, printable, read_json, read_regular
@@ -88,7 +88,7 @@ def match_classes(
     if known and not by_value:
         _check_one_kind(names, kinds, where, "WordNet id" if tuple(known) == imagenet else None)
         return ClassMatch(
-            outputs=outputs_of(names, known, where), classes=tuple(known), how="names"
+            outputs=find_outputs(names, known, where), classes=tuple(known), how="names"
         )
     if by_value:
         return _by_value(names, known, n_outputs, where)

@@ -18,8 +18,8 @@ from pipelines.evaluation.folders import Notices, unreadable
 from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
 from pipelines.shards.format import ShardSet
 from pipelines.shards.images import (
-    LARGEST_FILE,
-    MOST_PIXELS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
     DecodeError,
     image_files,
     read_image_file,
@@ -28,7 +28,7 @@ from pipelines.shards.sources import Source
 from pipelines.system.files import open_regular, printable, read_regular
 from pipelines.system.processes import available_cores
 from pipelines.system.untrusted import open_array
-from pixmix.resizing import resized_centre
+from pixmix.resizing import resized_center
 
 
 class Images(Protocol):
@@ -72,7 +72,7 @@ class ResizeCrop:
                 f"{image.shape[1]}x{image.shape[0]} pixels, smaller than the centre crop of "
                 f"{self.side}x{self.side}"
             )
-        return resized_centre(image, self.resize or shorter, (self.side, self.side))
+        return resized_center(image, self.resize or shorter, (self.side, self.side))
 
     def cropping_only(self) -> "ResizeCrop":
         """Return the crop for images that are already resized, as ImageNet-C's."""
@@ -251,13 +251,13 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
     frames: list[NDArray[np.uint8]] = []
     try:
         with (
-            open_regular(path, max_bytes=LARGEST_FILE) as file,
+            open_regular(path, max_bytes=MAX_FILE_BYTES) as file,
             av.open(file, mode="r", format="mp4") as container,
         ):
             for frame in container.decode(video=0):
-                if frame.width * frame.height > MOST_PIXELS or len(frames) == _MOST_FRAMES:
+                if frame.width * frame.height > MAX_PIXELS or len(frames) == _MOST_FRAMES:
                     raise ValueError(
-                        f"over {MOST_PIXELS:,} pixels in a frame, or over {_MOST_FRAMES:,} frames"
+                        f"over {MAX_PIXELS:,} pixels in a frame, or over {_MOST_FRAMES:,} frames"
                     )
                 frames.append(transform(frame.to_ndarray(format="rgb24").astype(np.uint8)))
     except (av.error.FFmpegError, IndexError, ValueError) as error:

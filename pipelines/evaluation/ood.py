@@ -151,7 +151,7 @@ def open_ood(folder: Path, transform: ResizeCrop, notices: Notices | None = None
         return ArrayImages(images)
     for row in DATASETS.values():
         if row.folder == folder.name:
-            source = DatasetSource(dataset=row.name, place=folder, split="test")
+            source = DatasetSource(dataset=row.name, path=folder, split="test")
             return source_images(source, transform)
     return folder_images(folder, transform, notices)
 

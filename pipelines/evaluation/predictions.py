@@ -14,7 +14,7 @@ from torch import Tensor, distributed, nn
 from pipelines.errors import PipelineError
 from pipelines.evaluation.data import EvaluationData
 from pipelines.evaluation.images import Images, ResizeCrop, read_frames
-from pipelines.loading.batches import Triple
+from pipelines.loading.config import Triple
 from pipelines.models.registry import explain_shape_errors
 from pipelines.system.process_group import Processes
 from pipelines.system.processes import available_cores, prefetch

@@ -50,7 +50,7 @@ OTHERS = "as the licence of the network's weights allows"
 _MOST_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the input of networks for CIFAR."""
-_LARGEST_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
+_MAX_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
 """A CPU gains nothing by more than 8 images at once; a GPU has to be filled."""
 _MEMORY_SHARE = 0.5
 """Of a machine's or a GPU's memory, that batches may take."""
@@ -382,7 +382,7 @@ def find_device(name: str) -> torch.device:
         return torch.device(f"cuda:{local_gpu(torch.cuda.device_count())}")
     try:
         device = torch.device(name)
-        if device.type not in _LARGEST_BATCH:
+        if device.type not in _MAX_BATCH:
             raise RuntimeError("nothing is computed there")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -433,5 +433,5 @@ def _memory(device: torch.device) -> int:
 
 def _largest_batch(fitting: float, device_type: str) -> int:
     """Return the largest power of two that fits and is of use."""
-    most = min(max(fitting, 2), _LARGEST_BATCH.get(device_type, GROUP))
+    most = min(max(fitting, 2), _MAX_BATCH.get(device_type, GROUP))
     return int(2 ** math.floor(math.log2(most)))

@@ -28,12 +28,12 @@ from pipelines.generate.generator import (
     image_name,
     versions_of,
 )
-from pipelines.shards.exports import export_documents
 from pipelines.shards.format import (
     FORMAT,
     INDEX_NAME,
     MANIFEST_NAME,
-    MOST_SHARDS_OF_A_PATTERN,
+    MAX_MANIFEST_BYTES,
+    MAX_SHARDS,
     SAMPLE,
     parse_manifest,
 )
@@ -43,6 +43,7 @@ from pipelines.shards.writer import (
     SHARDS_VERSION,
     Sample,
     bounds,
+    export_documents,
     parse_sidecar,
     shard_name,
     whole_sidecars,
@@ -67,7 +68,6 @@ from pipelines.system.files import (
 METADATA = "metadata.jsonl"
 SPLIT = "train"
 
-_MOST_MANIFEST_BYTES = 2**20
 _COPY = "copy it from elsewhere, or remove the folder and generate the dataset again"
 
 
@@ -136,7 +136,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST_NAME
     try:
-        content = read_regular(path, max_bytes=_MOST_MANIFEST_BYTES)
+        content = read_regular(path, max_bytes=MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
             f"{folder} is not a dataset of images: it has no {MANIFEST_NAME}; use a folder made by "
@@ -304,7 +304,7 @@ class _Numbers(msgspec.Struct):
     kind: str
     n: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
     shard_size: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
-    num_shards: Annotated[int, msgspec.Meta(ge=1, le=MOST_SHARDS_OF_A_PATTERN)]
+    num_shards: Annotated[int, msgspec.Meta(ge=1, le=MAX_SHARDS)]
 
 
 def shard_job(
@@ -446,7 +446,7 @@ class _Shards:
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
         found = parse_manifest(manifest, self.store.name)
-        for shard, sidecar in whole_sidecars(self.store, found, self.settings["name"], sizes):
+        for shard, sidecar, _ in whole_sidecars(self.store, found, self.settings["name"], sizes):
             yield shard, json.dumps(sidecar).encode()
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:

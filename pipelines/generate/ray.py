@@ -78,7 +78,7 @@ class RayCluster:
         jobs: int,
         finished: Callable[[range], None],
     ) -> None:
-        """Return a runner of chunks; see `RunChunks`. Its `jobs` is the maximum of concurrent tasks."""
+        """Run a function over chunks; see `RunChunks`. jobs: maximum number of concurrent tasks."""
         import ray
 
         waiting = iter(chunks)

@@ -1,10 +1,12 @@
-"""How batches are made of samples, and the settings of preprocessing and of loaders."""
+"""Making of batches from the samples of a dataset."""
 
-import operator
-from collections.abc import Callable, Sequence
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,234 +15,47 @@ from torch import Tensor
 
 from pipelines.datasets import dataset_of_kind
 from pipelines.errors import PipelineError
+from pipelines.loading.config import (
+    CIFAR,
+    IMAGENET,
+    DataSource,
+    LoaderConfig,
+    MixingSet,
+    PreprocessConfig,
+)
 from pipelines.loading.dataset import (
     MapSamples,
-    MapStyle,
     Pixels,
     SampleError,
     Samples,
     ShardDataset,
 )
-from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.mixing_set import open_images, open_mixing_set, uniform_view
-from pipelines.loading.order import EpochOrder, Request, batch_positions, positions_after
+from pipelines.loading.order import EpochOrder, Request, positions_after
 from pipelines.shards.format import ShardSet
-from pipelines.shards.remote import Remote, RemoteFiles, RemoteShards, open_set
+from pipelines.shards.remote import RemoteFiles, RemoteShards, open_set
 from pixmix.draws import draw_resized_crop
 from pixmix.fused import mix_batch
-from pixmix.packed import PackedImages
-from pixmix.resizing import resize_part, resized_centre
-from pixmix.settings import PixMixSettings
+from pixmix.images import PackedImages
+from pixmix.resizing import resize_part, resized_center
 
-Triple = tuple[float, float, float]
+_log = logging.getLogger(__name__)
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
-MixingSet = PackedImages | str | Path | Sequence[str | Path]
-"""What `open_mixing_set` opens, or images that are packed."""
-
-Data = str | Path | ShardSet | RemoteShards | MapStyle
-"""Shards (a folder, tars as a pattern with {0000..1023}, either at an address, or an open set), or
-a map-style dataset."""
-
-OnDecodeError = Literal["raise", "substitute", "skip"]
-ON_DECODE_ERROR: tuple[OnDecodeError, ...] = ("raise", "substitute", "skip")
-
 _SMALL_SIDE = 64
-"""Pixels. Images up to this size are cropped as CIFAR's, if no preprocessing is passed."""
-
-
-_IMAGENET_PIXMIX = PixMixSettings(k=4, beta=4, severity=1)
-
-
-def _check_least(config: object, name: str, least: int, what: str) -> None:
-    value = getattr(config, name)
-    if value is not None and value < least:
-        raise ValueError(f"{name} is {value}; use {what}, {least} or more")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreprocessConfig:
-    """How images are cropped, mixed and normalized; sizes in pixels.
-
-    Attributes:
-        crop: "resized": a random part of each image, resized (ImageNet); images of any size are
-            decoded when they are needed. "padded": images of one size, padded with black and
-            cropped to their size again (CIFAR); those of shards are held in memory.
-        image_size: side of the square that the network gets; None: that of the images ("padded").
-        padding: of "padded"; None: an eighth of the side, 4 for CIFAR.
-        scale: of "resized": the least and the largest share of the area that is cropped.
-        ratio: of "resized": the least and the largest width over height.
-        evaluation_resize: the shorter side before the center crop of evaluation ("resized").
-        mixing_size: the shorter side of the mixing images; None: image_size plus its padding, or
-            8/7 of it for "resized" (36 for 32, 256 for 224).
-        plain_first: whether the first of several views is the image unmixed, as in AugMix.
-        flip: whether half of the training images are flipped.
-        pixmix: the settings of PixMix, or None to train without it.
-        mean: of red, green and blue, in [0, 1]; subtracted first.
-        std: divides after that.
-        dtype: of the batches, float32, float16 or bfloat16.
-
-    Source of the defaults: the released code, github.com/andyzoujm/pixmix at f867e87.
-    """
-
-    crop: Literal["resized", "padded"] = "resized"
-    image_size: int | None = 224
-    padding: int | None = None
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    evaluation_resize: int | None = None
-    mixing_size: int | None = None
-    plain_first: bool = False
-    flip: bool = True
-    pixmix: PixMixSettings | None = _IMAGENET_PIXMIX
-    mean: Triple = (0.485, 0.456, 0.406)
-    std: Triple = (0.229, 0.224, 0.225)
-    dtype: torch.dtype = torch.float32
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense.
-
-        Raises:
-            ValueError: if a value is outside its range.
-        """
-        if self.crop not in ("resized", "padded"):
-            raise ValueError(f"crop is {self.crop!r}; use 'resized' or 'padded'")
-        if self.image_size is None and self.crop == "resized":
-            raise ValueError("image_size is None; use a side in pixels, as 224, to resize to")
-        for name in ("image_size", "evaluation_resize", "mixing_size"):
-            _check_least(self, name, 1, "a number of pixels")
-        _check_least(self, "padding", 0, "a number of pixels")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1:
-            raise ValueError(
-                f"scale is {self.scale}; use the least and the largest share of an image's area, "
-                "above 0 and up to 1"
-            )
-        if not 0 < self.ratio[0] <= self.ratio[1]:
-            raise ValueError(
-                f"ratio is {self.ratio}; use the least and the largest width over height"
-            )
-        if self.crop == "resized" and self.resized_side < (self.image_size or 0):
-            raise ValueError(
-                f"evaluation_resize is {self.evaluation_resize} and image_size {self.image_size}; "
-                "the center is cropped from the resized image: use at least image_size"
-            )
-
-    @property
-    def resized_side(self) -> int:
-        """The shorter side of an evaluation image before its center crop ("resized")."""
-        return self.evaluation_resize or (self.image_size or 0) * 8 // 7
-
-    def padding_of(self, side: int) -> int:
-        """Return the padding of images of a side ("padded")."""
-        return side // 8 if self.padding is None else self.padding
-
-    def mixing_side(self, side: int) -> int:
-        """Return the shorter side of mixing images for images of a side."""
-        if self.mixing_size is not None:
-            return self.mixing_size
-        return side * 8 // 7 if self.crop == "resized" else side + self.padding_of(side)
-
-
-IMAGENET = PreprocessConfig()
-"""The paper's recipe for ImageNet."""
-
-CIFAR = PreprocessConfig(
-    crop="padded",
-    image_size=None,
-    pixmix=PixMixSettings(k=4, beta=3, severity=3),
-    mean=(0.5, 0.5, 0.5),
-    std=(0.5, 0.5, 0.5),
-)
-"""The paper's recipe for CIFAR-10 and CIFAR-100."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """The settings of a loader.
-
-    Attributes:
-        batch_size: global batch size, summed over all processes; a multiple of world_size.
-        seed: any whole number.
-        preprocess: crop, PixMix and normalization; None: the paper's recipe for the dataset,
-            `CIFAR` for shards of CIFAR and digits and for other datasets whose first image is at
-            most 64 pixels a side, `IMAGENET` for all others.
-        image_size: side in pixels, in place of that of preprocess.
-        views: number of independent views of PixMix of each sample; None for one, without an axis.
-        rank: of this process; None: that of torch.distributed, or of the environment.
-        world_size: number of processes; None: found in the same way.
-        num_workers: processes that decode; shards of small images are held in memory and need none.
-        n_threads: threads that mix a batch, in each process that makes batches.
-        shuffle_window: number of shards that are shuffled together, in each partition; None for
-            all. A node needs about that many shards at a time.
-        shard_partitions: parts of the shards of which each batch takes equally many samples, so
-            that of as many nodes each downloads its part of the dataset; divides batch_size.
-            Batches depend on it, and not on the number of nodes.
-        on_decode_error: what to do about a sample that cannot be read or decoded: "raise";
-            "substitute" the next sample of the order that can; or "skip" it, which makes a batch
-            smaller. Shards that are held in memory are decoded before the first batch and allow
-            "raise" alone; evaluation does not allow "substitute".
-        max_decode_errors: number of such samples on a rank above which an error is raised.
-        decode_error_log: file that gets a line of JSON for each such sample.
-        on_mixing_decode_error: the same for the mixing set; see `open_mixing_set`.
-        cache_dir: folder of memory maps and remote shards; see `open_mixing_set`.
-        remote: how remote shards are read; None for the defaults.
-        pin_memory: whether batches are in pinned memory; None: where there is a CUDA device.
-        multiprocessing_context: how workers start: "fork", "spawn" or "forkserver"; None: torch's
-            default.
-    """
-
-    batch_size: int
-    seed: int = 0
-    preprocess: PreprocessConfig | None = None
-    image_size: int | None = None
-    views: int | None = None
-    rank: int | None = None
-    world_size: int | None = None
-    num_workers: int = 0
-    n_threads: int = 1
-    shuffle_window: int | None = None
-    shard_partitions: int = 1
-    on_decode_error: OnDecodeError = "raise"
-    max_decode_errors: int = 100
-    decode_error_log: str | Path | None = None
-    on_mixing_decode_error: OnMixingDecodeError = "raise"
-    cache_dir: str | Path | None = None
-    remote: Remote | None = None
-    pin_memory: bool | None = None
-    multiprocessing_context: str | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse nonsense.
-
-        Raises:
-            ValueError: if a value is outside its range.
-        """
-        at_least_1 = ("batch_size", "views", "n_threads", "shuffle_window", "shard_partitions")
-        at_least_0 = ("num_workers", "max_decode_errors")
-        for name in (*at_least_1, *at_least_0, "seed"):
-            # Numbers of numpy become Python's, as which they can be saved.
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, operator.index(getattr(self, name)))
-        for name in at_least_1:
-            _check_least(self, name, 1, "a whole number")
-        for name in at_least_0:
-            _check_least(self, name, 0, "a whole number")
-        batch_positions(
-            self.batch_size, rank=0, world_size=1, shard_partitions=self.shard_partitions
-        )
-        if self.on_decode_error not in ON_DECODE_ERROR:
-            raise ValueError(
-                f"on_decode_error is {self.on_decode_error!r}; use one of "
-                f"{', '.join(ON_DECODE_ERROR)}"
-            )
+"""Pixels. Images up to this side get the recipe of CIFAR if no preprocessing is set."""
 
 
 class Batch(NamedTuple):
-    """A batch as a worker hands it over.
+    """A batch as a worker returns it.
 
-    images: (n, 3, H, W), or (n, views, 3, H, W); labels: (n,) int64; present: (n,) bool, which
-    rows hold a sample. errors: of decoding. fault: why there is no batch, or None.
+    Attributes:
+        images: (n, 3, H, W), or (n, views, 3, H, W).
+        labels: (n,) int64.
+        present: (n,) bool, whether a row holds a sample.
+        errors: decode errors of the batch.
+        fault: error message in place of a batch; None for a valid batch.
     """
 
     images: Tensor
@@ -250,18 +65,55 @@ class Batch(NamedTuple):
     fault: str | None = None
 
 
+class DecodeErrorCounter:
+    """Counts and logs samples that cannot be decoded, and raises an error above a limit."""
+
+    def __init__(self, config: LoaderConfig) -> None:
+        """Start with no errors."""
+        self.counts: Counter[str] = Counter()
+        self._limit, self._file = config.max_decode_errors, config.decode_error_log
+
+    def check(self, batch: Batch) -> None:
+        """Count the errors of a batch.
+
+        Raises:
+            PipelineError: if the batch has a fault, or there are too many errors.
+        """
+        if batch.fault is not None:
+            raise PipelineError(batch.fault)
+        for error in batch.errors:
+            self._add(error)
+
+    def _add(self, error: SampleError) -> None:
+        if not self.counts:
+            _log.warning("%s; continuing without this sample, and counting further ones", error)
+        self.counts[error.reason] += 1
+        if self._file is not None:
+            with Path(self._file).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(error.record()) + "\n")
+        total = self.counts.total()
+        if total > self._limit:
+            reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
+            raise PipelineError(
+                f"{total} samples cannot be decoded ({reasons}), more than max_decode_errors "
+                f"{self._limit} (pixmix-train: --max-decode-errors); the last one: {error}. Run "
+                "pixmix-shard verify"
+            )
+
+
 @dataclass(kw_only=True)
 class BatchMaker:
-    """Makes batches of a dataset, in any process; it can be pickled.
+    """Makes batches of a dataset in any process; it can be pickled.
 
     Attributes:
         samples: the dataset.
-        config: of the loader.
-        preprocess: of the images.
+        config: settings of the loader.
+        preprocess: preprocessing of the images.
         size: height and width of a sample in a batch, pixels.
         mixing_set: the mixing images, or None.
-        training: whether images are cropped at random, flipped and mixed, or their center cropped.
-        in_memory: (images, labels), (N, H, W, 3) uint8 and (N,) int64, where all are in memory.
+        training: whether images are cropped at random, flipped and mixed; otherwise their center is
+            cropped.
+        in_memory: all images, (N, H, W, 3) uint8, and labels, (N,) int64, if they are in memory.
     """
 
     samples: Samples
@@ -274,7 +126,7 @@ class BatchMaker:
     _order: tuple[int, EpochOrder] | None = field(default=None, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the order, which is made again."""
+        """Leave out the order, which is computed again."""
         return self.__dict__ | {"_order": None}
 
     def make(self, request: Request, allocate: Allocate | None = None) -> Batch:
@@ -282,12 +134,11 @@ class BatchMaker:
 
         Args:
             request: the samples.
-            allocate: returns the tensor of a shape and dtype that the images are written to; None
-                for a new tensor.
+            allocate: returns a tensor of a shape and dtype for the images; None for a new tensor.
 
         Raises:
             SampleError: if a sample cannot be decoded and on_decode_error is "raise".
-            PipelineError: if there is no batch for another reason.
+            PipelineError: for any other error.
         """
         indices = np.array(request.indices, np.int64)
         n = len(indices)
@@ -323,7 +174,7 @@ class BatchMaker:
     def mix(
         self, pixels: Pixels, indices: NDArray[np.int64], epoch: int, out: Tensor | None = None
     ) -> Tensor:
-        """Return cropped images mixed and normalized; see `mix_batch`."""
+        """Mix and normalize cropped images; see `mix_batch`."""
         preprocess, training = self.preprocess, self.training
         padded = training and preprocess.crop == "padded"
         return mix_batch(
@@ -351,21 +202,22 @@ class BatchMaker:
         return (n, *views, 3, *self.size)
 
     def fill(self, i: int, epoch: int, out: Pixels) -> int:
-        """Write the crop of a sample, (H, W, 3) uint8, and return its label.
+        """Write the crop of a sample to `out`, (H, W, 3) uint8, and return its label.
 
-        The crop is random for training, and of the center otherwise.
+        The crop is random in training, and the center otherwise.
         """
         image, label = self.samples[i]
         if self.preprocess.crop == "padded":
             if image.shape != out.shape:
                 raise PipelineError(
                     f"sample {i} of {self.samples.name} is {image.shape[1]}x{image.shape[0]} "
-                    f"(width x height) and the first {out.shape[1]}x{out.shape[0]}; a 'padded' "
-                    "crop needs images of one size: use a PreprocessConfig with crop='resized'"
+                    f"(width x height), and the first sample {out.shape[1]}x{out.shape[0]}; "
+                    "crop='padded' needs images of one size: use a PreprocessConfig with "
+                    "crop='resized'"
                 )
             out[:] = image
         elif not self.training:
-            out[:] = resized_centre(image, self.preprocess.resized_side, self.size)
+            out[:] = resized_center(image, self.preprocess.resized_side, self.size)
         else:
             part = draw_resized_crop(
                 i,
@@ -381,9 +233,9 @@ class BatchMaker:
     def _substitute(
         self, request: Request, row: int, out: Pixels, errors: list[SampleError]
     ) -> tuple[int, int]:
-        """Write the next sample of the order that can be decoded, and return index and label.
+        """Write the next sample of the order that can be decoded; return its index and label.
 
-        It is the next of the same partition, whose shards are on this node.
+        It is of the same partition, if possible, because its shards are on this node.
         """
         if self._order is None or self._order[0] != request.epoch:
             self._order = (request.epoch, self.order(request.epoch))
@@ -396,7 +248,7 @@ class BatchMaker:
                 return i, self.fill(i, request.epoch, out)
             except SampleError as error:
                 errors.append(error)
-        raise PipelineError("no sample of the set can be decoded; run pixmix-shard verify")
+        raise PipelineError("no sample of the dataset can be decoded; run pixmix-shard verify")
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the order of an epoch."""
@@ -410,14 +262,14 @@ class BatchMaker:
         )
 
 
-def open_maker(
-    data: Data, mixing_set: MixingSet | None, config: LoaderConfig, *, training: bool
+def open_batch_maker(
+    data: DataSource, mixing_set: MixingSet | None, config: LoaderConfig, *, training: bool
 ) -> tuple[BatchMaker, RemoteFiles | None]:
-    """Open dataset and mixing set; return what makes batches, and the files of shards.
+    """Open dataset and mixing set; return the batch maker, and the files of a dataset of shards.
 
     Raises:
-        PipelineError: if dataset or mixing set cannot be read or do not fit.
-        ValueError: for settings that do not fit the dataset.
+        PipelineError: if dataset or mixing set cannot be read, or do not fit the settings.
+        ValueError: if settings do not fit the dataset.
     """
     opened: RemoteShards | None = None
     samples: Samples
@@ -442,9 +294,8 @@ def open_maker(
     side = preprocess.image_size
     if side is not None and size != (side, side):
         raise PipelineError(
-            f"the images of {samples.name} are {size[0]}x{size[1]} (height x width) and image_size "
-            f"is {side}; leave it out, or pass a PreprocessConfig with "
-            "crop='resized', which resizes"
+            f"the images of {samples.name} are {size[0]}x{size[1]} (height x width), but "
+            f"image_size is {side}; leave it out, or use a PreprocessConfig with crop='resized'"
         )
     mixing_images = _open_mixing_set(mixing_set, config, preprocess, size) if training else None
     maker = BatchMaker(
@@ -474,7 +325,7 @@ def _open_mixing_set(
 
 
 def _default_preprocess(samples: Samples) -> PreprocessConfig:
-    """Return the paper's recipe for small images, or for those of any size."""
+    """Return the paper's recipe for small images, or else that for images of any size."""
     if isinstance(samples, ShardDataset):
         dataset = dataset_of_kind(samples.shards.kind)
         return CIFAR if dataset is not None and dataset.images == "small" else IMAGENET
@@ -486,21 +337,21 @@ def _first_size(samples: Samples) -> tuple[int, int]:
     try:
         height, width, _ = samples[0][0].shape
     except SampleError as error:
-        raise PipelineError(f"{error}; its size says how images are cropped") from error
+        raise PipelineError(f"{error}; the size of the first image is needed") from error
     return height, width
 
 
 def _decode_all(opened: RemoteShards, config: LoaderConfig) -> tuple[Pixels, NDArray[np.int64]]:
-    """Return all images and labels of shards, as one memory map a node."""
+    """Return all images and labels of shards; the images are one memory map per node."""
     if config.on_decode_error != "raise":
         raise ValueError(
-            f"on_decode_error is {config.on_decode_error!r}, and a 'padded' crop decodes all "
-            "images before the first batch; use 'raise', or a PreprocessConfig with crop='resized'"
+            f"on_decode_error is {config.on_decode_error!r}, but crop='padded' decodes all images "
+            "before the first batch; use 'raise', or a PreprocessConfig with crop='resized'"
         )
     images = uniform_view(open_images(opened, cache_dir=config.cache_dir))
     if images is None:
         raise PipelineError(
-            f"the images of {opened.shards.location} have several sizes, and a 'padded' crop needs "
-            "one; pass a PreprocessConfig with crop='resized', such as IMAGENET"
+            f"the images of {opened.shards.location} differ in size, but crop='padded' needs one "
+            "size; use a PreprocessConfig with crop='resized', such as IMAGENET"
         )
     return images, opened.shards.samples["label"].astype(np.int64)

@@ -1,9 +1,10 @@
-"""What loaders read: the samples of shards, or of any map-style dataset, as arrays and labels.
+"""Datasets of loaders: the samples of shards or of any map-style dataset, as arrays and labels.
 
-A file becomes the pixels that Pillow gives, by the fastest decoder that is installed: JPEGs in grey
-or colour are decoded by simplejpeg (pip install pixmix[fast]), or else by torchvision as long as it
-can; both give Pillow's bytes and release the interpreter's lock. Pillow decodes all else, and what
-they refuse. Nothing is decoded before its header says how large it is.
+Images are decoded to the same pixels as by Pillow, with the fastest decoder that is installed. Gray
+and RGB JPEGs are decoded by simplejpeg (pip install pixmix[fast]), or else by torchvision if its
+version still has a decoder. Both return the same bytes as Pillow and release the GIL. Pillow
+decodes other formats, and files that those decoders reject. The size in the header is checked
+first.
 """
 
 import errno
@@ -29,7 +30,7 @@ from pipelines.errors import PipelineError
 from pipelines.shards.format import SAMPLE, ShardSet, read_key
 from pipelines.shards.images import DecodeError, decode_errors, open_image, to_rgb
 from pipelines.system.files import sha256
-from pixmix.packed import map_name
+from pixmix.images import map_name
 
 Pixels = NDArray[np.uint8]
 
@@ -38,38 +39,38 @@ _FASTER_MODES = frozenset({"L", "RGB"})
 _NO_SAMPLES = np.empty(0, SAMPLE)
 
 _ATTEMPTS = 3
-"""How often a shard is opened that is removed between its naming and its opening."""
+"""Attempts to open a shard of the cache that is removed just before it is opened."""
 
 _MOST_OPEN = 64
-"""Shards that a process keeps open: systems often allow it 1024 files in all."""
+"""Maximum number of shards that a process keeps open; the limit of open files is often 1024."""
 
 _RESERVED_FILES = 32
-"""What a worker opens besides shards: for batches in transit, and for modules."""
+"""Files that a worker opens besides shards, for batches in transit and modules."""
 
 
 def read_size(content: bytes | bytearray) -> tuple[int, int]:
     """Return the height and width in an image's header, pixels.
 
     Raises:
-        DecodeError: as `decode_image`, but damage after the header is not seen.
+        DecodeError: as for `decode_image`, but only for the header.
     """
     with decode_errors(), open_image(io.BytesIO(content)) as image:
         return image.height, image.width
 
 
 def decode_image(content: bytes | bytearray) -> Pixels:
-    """Return an image's pixels as `Image.open(...).convert("RGB")` gives them, 16 bits scaled.
+    """Return the pixels of an image, as `Image.open(...).convert("RGB")`; 16 bits are scaled to 8.
 
     Args:
-        content: bytes of a file that Pillow reads.
+        content: bytes of an image file in a format of Pillow.
 
     Returns:
-        (H, W, 3) uint8, contiguous and writeable. The EXIF orientation is ignored, as by
+        (H, W, 3) uint8, contiguous and writeable. The EXIF orientation is ignored, as in
         torchvision's ImageFolder.
 
     Raises:
-        DecodeError: if it is cut short, damaged, of an unknown format, larger than
-            `MOST_PIXELS`, or of numbers whose white is not known.
+        DecodeError: if the file is truncated, damaged, of an unknown format or value range, or
+            larger than `MAX_PIXELS`.
     """
     with decode_errors(), open_image(io.BytesIO(content)) as image:
         if image.format == "JPEG" and image.mode in _FASTER_MODES:
@@ -91,7 +92,7 @@ def _by_torchvision() -> Callable[[bytearray], Pixels] | None:
     try:
         from torchvision.io import ImageReadMode, decode_jpeg
     except ImportError:
-        # Deprecated since 0.29, to be removed.
+        # Deprecated in torchvision 0.29, and removed in a later version.
         return None
 
     def decode(content: bytearray) -> Pixels:
@@ -103,17 +104,17 @@ def _by_torchvision() -> Callable[[bytearray], Pixels] | None:
 
 
 JPEG_DECODER = _by_simplejpeg() or _by_torchvision()
-"""Decodes grey and colour JPEGs; raises ValueError or RuntimeError for what it cannot read."""
+"""Decodes gray and RGB JPEGs; raises ValueError or RuntimeError for files that it rejects."""
 
 
 def _decode_jpeg(content: bytes | bytearray) -> Pixels | None:
-    """Return a JPEG's pixels, or None where the faster decoder refuses it and Pillow says why."""
+    """Return the pixels of a JPEG, or None if it must be decoded by Pillow."""
     if JPEG_DECODER is None:
         return None
     try:
-        # A bytearray, for torch warns of memory that cannot be written.
+        # A bytearray, because torch warns about read-only memory.
         return JPEG_DECODER(content if isinstance(content, bytearray) else bytearray(content))
-    # Torchvision's is deprecated, which may be made an error.
+    # The decoder of torchvision is deprecated, and users may turn warnings into errors.
     except (ValueError, RuntimeError, DeprecationWarning):
         return None
 
@@ -122,13 +123,13 @@ def _decode_jpeg(content: bytes | bytearray) -> Pixels | None:
 
 
 class SampleError(Exception):
-    """A sample that cannot be read or decoded; it can be pickled.
+    """Raised for a sample that cannot be read or decoded; it can be pickled.
 
     Attributes:
-        index: of the sample in its dataset.
-        reason: one or two words to count it by.
-        message: what is wrong.
-        key: of the sample in its tar, or None.
+        index: index of the sample in its dataset.
+        reason: one or two words, by which errors are counted.
+        message: description of the error.
+        key: key of the sample in its tar, or None.
         shard: file name of the tar, or None.
     """
 
@@ -145,20 +146,20 @@ class SampleError(Exception):
         self.key, self.shard = key, shard
 
     def __str__(self) -> str:
-        """Return it as a line."""
+        """Return the error as one line."""
         where = "" if self.shard is None else f", key {self.key} in {self.shard}"
         return f"sample {self.index}{where}: {self.message}"
 
     def record(self) -> dict[str, int | str | None]:
-        """Return it as plain JSON values."""
+        """Return the error as plain JSON values."""
         return dict(zip(("index", "reason", "message", "key", "shard"), self.args, strict=True))
 
 
 class MapStyle(Protocol):
-    """Any map-style dataset: `dataset[i]` is an image and a label.
+    """Any map-style dataset: `dataset[i]` is a pair of an image and a label.
 
-    The image is a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor, before any
-    augmentation that loaders do; the label is a whole number. `dataset[i]` must depend on i alone.
+    The image is a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor, without the
+    augmentation of loaders; the label is an integer. `dataset[i]` must depend only on i.
     """
 
     def __len__(self) -> int:
@@ -171,16 +172,16 @@ class MapStyle(Protocol):
 
 
 class Samples(Protocol):
-    """What loaders read: a map-style dataset of arrays that also identifies itself."""
+    """The dataset of a loader: a map-style dataset of arrays with a name and a hash."""
 
     @property
     def name(self) -> str:
-        """What to call it in messages."""
+        """Name of the dataset in messages."""
         ...
 
     @property
     def hash(self) -> str:
-        """What tells it from other datasets, for the state of a loader."""
+        """Identifies the dataset in the state of a loader."""
         ...
 
     @property
@@ -202,10 +203,7 @@ class Samples(Protocol):
 
 
 class MapSamples:
-    """The samples of a map-style dataset of the user's.
-
-    Its hash is of its class and length alone: its images have none.
-    """
+    """The samples of a user's map-style dataset; its hash covers only its class and length."""
 
     shard_sizes: Sequence[int] | None = None
 
@@ -229,19 +227,19 @@ class MapSamples:
 
         Raises:
             SampleError: if the dataset raises an error.
-            PipelineError: if it gives something else than an image and a label.
+            PipelineError: if the item is not a pair of an image and a label.
         """
         try:
             sample = self._dataset[i]
-        except Exception as error:  # a user's code may raise anything
+        except Exception as error:  # The code of a user may raise anything.
             if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}:
                 raise PipelineError(too_many_files()) from error
-            place = traceback.extract_tb(error.__traceback__)[-1]
+            frame = traceback.extract_tb(error.__traceback__)[-1]
             raise SampleError(
                 i,
                 type(error).__name__,
                 f"{self.name}[{i}] raised {type(error).__name__}: {error} "
-                f"({Path(place.filename).name}:{place.lineno})",
+                f"({Path(frame.filename).name}:{frame.lineno})",
             ) from error
         if not isinstance(sample, tuple | list) or len(sample) != 2:
             raise PipelineError(
@@ -264,30 +262,32 @@ class MapSamples:
             raise PipelineError(
                 f"the image of {self.name}[{i}] is a {type(image).__qualname__} of {dtype}, shape "
                 f"{shape}; expected a PIL image, an (H, W, 3) uint8 array or a (3, H, W) "
-                "uint8 tensor: remove ToTensor, Normalize and the like from its transform"
+                "uint8 tensor: remove ToTensor, Normalize and similar steps from its transform"
             )
         try:
             return np.ascontiguousarray(image), int(np.int64(operator.index(label)))
         except (TypeError, OverflowError) as error:
             raise PipelineError(
-                f"the label of {self.name}[{i}] is {label!r:.80}; expected a whole number (int64)"
+                f"the label of {self.name}[{i}] is {label!r:.80}; expected an integer (int64)"
             ) from error
 
 
 class ShardDataset:
-    """The samples of a set of shards, in any thread; each process opens the shards for itself.
+    """The samples of shards; usable in any thread and process.
+
+    Each process opens the shards again.
 
     Attributes:
-        shards: the set.
+        shards: the set of shards.
     """
 
     def __init__(self, shards: ShardSet, path_of: Callable[[int], Path] | None = None) -> None:
-        """Open a set.
+        """Open a set of shards.
 
         Args:
             shards: the set.
-            path_of: returns a shard as a local file that was compared with the manifest; it may
-                download it. None takes local shards as they are.
+            path_of: returns the path of a local, verified copy of a shard, which it may download.
+                None uses local shards without verification.
         """
         self.shards = shards
         self._path_of = path_of
@@ -296,7 +296,7 @@ class ShardDataset:
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out descriptors, which belong to a process, and a mapped index."""
+        """Leave out the descriptors of this process, and an index that is mapped."""
         name = map_name(self.shards.samples)
         shards = self.shards if name is None else replace(self.shards, samples=_NO_SAMPLES)
         return {"shards": shards, "index": name, "path_of": self._path_of}
@@ -328,7 +328,7 @@ class ShardDataset:
         return len(self.shards)
 
     def __getitem__(self, i: int, /) -> tuple[Pixels, int]:
-        """Return the image, (H, W, 3) uint8, and the label of a sample, -1 for none.
+        """Return the image, (H, W, 3) uint8, and the label of a sample, -1 if it has none.
 
         Raises:
             SampleError: if it cannot be read or decoded.
@@ -348,7 +348,7 @@ class ShardDataset:
         size = int(row["size"])
         content = bytearray(size)
         try:
-            # Locked while it is read, or another thread may close the shard meanwhile.
+            # Locked during the read, because another thread may close the shard.
             with self._lock:
                 descriptor = self._descriptor(int(row["shard"]))
                 n_read = os.preadv(descriptor, [content], int(row["offset"]))
@@ -369,7 +369,7 @@ class ShardDataset:
         return self.shards.shards[int(self.shards.samples["shard"][i])].file
 
     def key(self, i: int) -> str:
-        """Return a sample's key as its tar has it."""
+        """Return the key of a sample in its tar."""
         row = self.shards.samples[i]
         return read_key(self._path(int(row["shard"])), int(row["offset"]))
 
@@ -381,7 +381,7 @@ class ShardDataset:
         return (self._path_of or self.shards.path)(shard)
 
     def _close_down_to(self, n: int) -> None:
-        """Close the shards that were used least recently, until n are open."""
+        """Close the least recently used shards until n are open."""
         while len(self._open) > n:
             os.close(self._open.popitem(last=False)[1])
 
@@ -400,32 +400,32 @@ class ShardDataset:
             try:
                 return os.open(self._path(shard), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                # A file of the cache, which was emptied at this moment, is downloaded again.
+                # The file was just evicted from the cache; it is downloaded again.
                 if self._path_of is None or attempt == _ATTEMPTS - 1:
                     raise
             except OSError as error:
                 if error.errno != errno.EMFILE or not self._open:
                     raise
-                # Others opened more files than was reckoned with.
+                # Other code has opened more files than expected.
                 self._most_open = max(1, len(self._open) // 2)
                 self._close_down_to(self._most_open - 1)
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def most_open_shards() -> int:
-    """Return how many shards this process may keep open, by the limit of open files; at least 1."""
+    """Return the number of shards that this process may keep open, at least 1."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
         return _MOST_OPEN
     listed = next((each for each in ("/proc/self/fd", "/dev/fd") if Path(each).is_dir()), None)
-    in_use = len(os.listdir(listed)) if listed else _MOST_OPEN  # noqa: PTH208, names alone
+    in_use = len(os.listdir(listed)) if listed else _MOST_OPEN  # noqa: PTH208 - only names
     return max(1, min(_MOST_OPEN, limit - in_use - _RESERVED_FILES))
 
 
 def too_many_files() -> str:
-    """Return the error of a process that may open no more files."""
+    """Return the error message for the limit of open files."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return (
-        f"too many open files: this process may open {limit}; raise the limit (ulimit -n 4096), or "
+        f"too many open files: the limit of this process is {limit}; raise it (ulimit -n 4096), or "
         "use fewer --workers"
     )

@@ -1,16 +1,15 @@
-"""Decoded images in one memory map a node: built once, whole or absent, shared by all processes.
+"""Memory maps of decoded images: built once per node, atomically, and shared by all processes.
 
-    CACHE/maps/KEY/record.json    what it is, counts, hashes; written last
-                   pixels         all images, rows of RGB, one after another
-                   table.npy      offset, height and width of each
+    CACHE/maps/KEY/record.json    description, counts and hashes; written last
+                   pixels         the RGB pixels of all images, one image after another
+                   table.npy      offset, height and width of each image
     CACHE/maps/KEY.lock
 
-KEY is a hash of the sources, of the size, of Pillow's version and of the format's: a map of images
-that have changed since is another map, and the old one is not opened. It is not removed either, for
-workers of a run that uses it may still open it by its name. A process that opens a map for the
-first time hashes it; one that is damaged is built again. The map of another user is not used, for
-its hashes are his own, too: KEY-UID is built beside it. Whole maps are opened without the lock, so
-a cache may be read-only.
+KEY is a hash of the sources, the size, Pillow's version and the format version, so changed images
+get a new map. The old map is not removed, because workers of a running training may still open it.
+A process verifies the hashes of a map when it first opens it, and builds a damaged map again. A map
+of another user is not trusted, since that user could have written its hashes: KEY-UID is built
+instead. Complete maps are opened without the lock, so a cache may be read-only.
 """
 
 import errno
@@ -35,7 +34,7 @@ from numpy.typing import NDArray
 from pipelines import __version__
 from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image, read_size
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pipelines.system.files import (
     PARTIAL_SUFFIX,
     Count,
@@ -49,7 +48,7 @@ from pipelines.system.files import (
 )
 from pipelines.system.progress import Progress
 from pipelines.system.untrusted import open_array
-from pixmix.packed import PackedImages, open_map
+from pixmix.images import PackedImages, open_map
 from pixmix.resizing import resize_part, resized_shape
 
 log = logging.getLogger(__name__)
@@ -59,26 +58,26 @@ OnMixingDecodeError = Literal["raise", "skip"]
 FORMAT_VERSION = 3
 _TABLE = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4")])
 _RECORD, _PIXELS, _TABLE_FILE = "record.json", "pixels", "table.npy"
-_BUNCH = 64
-"""Images that a thread gets at a time."""
+_CHUNK = 64
+"""Images that a thread processes at a time."""
 _PIECE = 1 << 26
-"""Bytes that are hashed together, so that threads can share a file; one hashes 2.8 GB in 2 s."""
+"""Bytes per hash, so that threads can share a file; one thread hashes 2.8 GB in 2 s."""
 
 _MOST_RECORD_BYTES = 2**30
 
-_seen_whole: dict[Path, tuple[int, ...]] = {}
-"""Files that this process has hashed, and their state then; a forked one inherits it."""
+_verified: dict[Path, tuple[int, ...]] = {}
+"""Files that this process has verified, and their state then; inherited by forked processes."""
 
 
 class _RecordedFile(msgspec.Struct, frozen=True):
-    """A file of a map. sha256: of each `_PIECE`."""
+    """A file of a map. sha256: the hash of each `_PIECE`."""
 
     bytes: Count
     sha256: list[Sha256]
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """What is read of a map's record. n: images; left_out: why others are not in it."""
+    """The record of a map. n: number of images; left_out: errors of the images left out."""
 
     n: Count
     left_out: list[str]
@@ -87,14 +86,14 @@ class _Record(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSource:
-    """Image files, in an order that depends on their names alone.
+    """Image files in an order that depends only on their names.
 
     Attributes:
         n: number of images.
-        name: returns what to call image i in messages.
+        name: returns the name of image i in messages.
         read: returns the bytes of image i; raises DecodeError.
-        identity: returns what tells these images from others, as plain JSON values.
-        check: compares the files with the identity before a map is built; raises PipelineError.
+        identity: returns plain JSON values that identify the content of these images.
+        check: verifies the files before a map is built; raises PipelineError.
     """
 
     n: int
@@ -108,21 +107,21 @@ class ImageSource:
 
 
 def join_sources(sources: Sequence[ImageSource]) -> ImageSource:
-    """Return several sources as one, one after another."""
+    """Return the concatenation of several sources."""
     if len(sources) == 1:
         return sources[0]
     ends = np.cumsum([source.n for source in sources])
 
-    def place(i: int) -> tuple[ImageSource, int]:
+    def locate(i: int) -> tuple[ImageSource, int]:
         number = int(np.searchsorted(ends, i, side="right"))
         return sources[number], i - int(ends[number]) + sources[number].n
 
     def name(i: int) -> str:
-        source, k = place(i)
+        source, k = locate(i)
         return source.name(k)
 
     def read(i: int) -> bytearray:
-        source, k = place(i)
+        source, k = locate(i)
         return source.read(k)
 
     def check() -> None:
@@ -151,12 +150,13 @@ def open_image_map(
 
     Args:
         source: the images.
-        size: of the shorter side, pixels, as torchvision's Resize(size) has it; None keeps sizes.
-        cache: the node's cache folder, made if absent.
-        jobs: threads that build.
-        on_decode_error: "raise", or "skip" with a line in the log; None raises where no image can
-            be left out.
-        progress: called with images done and images in all, while building.
+        size: length of the shorter side in pixels after resizing, as with torchvision's Resize;
+            None keeps the sizes.
+        cache: cache folder of the node; created if absent.
+        jobs: number of threads that build the map.
+        on_decode_error: "raise", or "skip" with a warning in the log; None raises where no image
+            may be left out.
+        progress: called with the number of images done and the total, while the map is built.
 
     Raises:
         PipelineError: if an image cannot be decoded, no image is left, or the disk is full or not
@@ -172,19 +172,19 @@ def open_image_map(
     maps = cache / "maps"
     if _is_of_another_user(maps / key):
         own = f"{key}-{os.geteuid()}"
-        log.warning("%s belongs to another user; %s is used instead", maps / key, maps / own)
+        log.warning("%s belongs to another user; using %s instead", maps / key, maps / own)
         key = own
     folder = maps / key
     with _disk_errors(maps):
-        images = _open_whole(folder, jobs)
+        images = _open_verified(folder, jobs)
         if images is None:
             maps.mkdir(parents=True, exist_ok=True)
             with folder_lock(maps / f"{key}.lock"):
-                # Another process may have built it meanwhile.
-                images = _open_whole(folder, jobs)
+                # Another process may have built it while this one waited for the lock.
+                images = _open_verified(folder, jobs)
                 if images is None:
                     if folder.exists():
-                        log.warning("%s is damaged; it is built again", folder)
+                        log.warning("%s is damaged; building it again", folder)
                     for old in [folder, *maps.glob(f".{key}.*{PARTIAL_SUFFIX}")]:
                         shutil.rmtree(old, ignore_errors=True)
                     _build(source, identity, folder, jobs, on_decode_error, progress)
@@ -194,7 +194,7 @@ def open_image_map(
 
 
 def _check_left_out(record: "_Record", on_decode_error: OnMixingDecodeError | None) -> None:
-    """Refuse a map that lacks images, or log that it does."""
+    """Raise an error, or log a warning, if images are left out of a map."""
     left_out = record.left_out
     if left_out and on_decode_error != "skip":
         raise PipelineError(_cannot_be_decoded(left_out[0], on_decode_error))
@@ -210,10 +210,7 @@ def _cannot_be_decoded(message: str, on_decode_error: OnMixingDecodeError | None
         ", or skip such images by on_decode_error='skip' (train_loader: on_mixing_decode_error; "
         "pixmix-train: --on-mixing-decode-error skip)"
     )
-    return (
-        f"{message}; remove it or put a whole image in its place"
-        f"{choice if on_decode_error == 'raise' else ''}"
-    )
+    return f"{message}; remove or replace the image{choice if on_decode_error == 'raise' else ''}"
 
 
 @contextmanager
@@ -224,19 +221,19 @@ def _disk_errors(folder: Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = "free some space, or set cache_dir or PIXMIX_CACHE to another folder"
         else:
-            remedy = "set cache_dir or PIXMIX_CACHE to a folder that can be written"
+            remedy = "set cache_dir or PIXMIX_CACHE to a writable folder"
         where = error.filename or folder
         raise PipelineError(f"{where}: {error.strerror or error}; {remedy}") from error
 
 
 @contextmanager
 def _source_errors(name: str) -> Iterator[None]:
-    """Tell errors of the images' own disk from those of the cache, which `_disk_errors` takes."""
+    """Translate disk errors of the images; `_disk_errors` translates those of the cache."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            # Reading needs no room, but for what is downloaded into a cache.
+            # Reading fills a disk only by downloads into the cache.
             raise
         raise PipelineError(
             f"{error.filename or name}: {error.strerror or error}; check its disk and its "
@@ -247,8 +244,8 @@ def _source_errors(name: str) -> Iterator[None]:
 # --- opening -------------------------------------------------------------------------------------
 
 
-def _open_whole(folder: Path, jobs: int) -> PackedImages | None:
-    """Return the images of a map; None if it is not as it was built, or another user's."""
+def _open_verified(folder: Path, jobs: int) -> PackedImages | None:
+    """Return the images of a map; None if it is damaged or absent, or belongs to another user."""
     if _is_of_another_user(folder):
         return None
     try:
@@ -264,18 +261,18 @@ def _open_whole(folder: Path, jobs: int) -> PackedImages | None:
 
 
 def _is_of_another_user(folder: Path) -> bool:
-    """Return whether somebody else, who is not root, could have chosen the content of a map."""
+    """Return whether a user other than this one and root may have written a map."""
     pixels = folder / _PIXELS
     try:
-        # A file system may give what this process has written to another owner.
-        if pixels in _seen_whole and _seen_whole[pixels] == _state(pixels):
+        # Some file systems assign files that this process has written to another owner.
+        if pixels in _verified and _verified[pixels] == _state(pixels):
             return False
         return any(
             path.stat().st_uid not in {os.geteuid(), 0}
             for path in (folder, folder / _RECORD, pixels, folder / _TABLE_FILE)
         )
     except OSError:
-        # Without one of its files it is not a map.
+        # The map is incomplete.
         return False
 
 
@@ -285,18 +282,18 @@ def _read_record(folder: Path) -> "_Record":
 
 
 def _state(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file is replaced or written to, whatever its times are set to."""
+    """Return values that change when a file is replaced or written, even if mtime is reset."""
     status = path.stat()
     return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def _is_as_recorded(path: Path, recorded: "_RecordedFile", jobs: int) -> bool:
     now = _state(path)
-    if _seen_whole.get(path) == now:
+    if _verified.get(path) == now:
         return True
     if path.stat().st_size != recorded.bytes or _hashes(path, jobs) != recorded.sha256:
         return False
-    _seen_whole[path] = now
+    _verified[path] = now
     return True
 
 
@@ -307,7 +304,7 @@ def _hashes(path: Path, jobs: int) -> list[str]:
         digest = hashlib.sha256()
         with open_regular(path) as file:
             file.seek(start)
-            # By and by, for a piece a thread would be much memory with many threads.
+            # In small reads: a piece per thread would use much memory.
             for _ in range(_PIECE >> 20):
                 digest.update(file.read(1 << 20))
         return digest.hexdigest()
@@ -320,7 +317,7 @@ def _open(folder: Path) -> PackedImages:
     remedy = f"remove {folder}"
     table = open_array(folder / _TABLE_FILE, remedy)
     try:
-        # Copy on write: kernels are compiled for writeable arrays, and nobody writes, so that all
+        # Copy on write, because kernels are compiled for writeable arrays. Nothing writes, so all
         # processes share the pages.
         n_bytes = (folder / _PIXELS).stat().st_size
         pixels = open_map(folder / _PIXELS, np.uint8, "c", shape=(n_bytes,))
@@ -360,7 +357,7 @@ def _build(
             os.fsync(file.fileno())
         table = build.table[build.kept]
         if len(table) == 0:
-            raise PipelineError("no image of the mixing set can be decoded; use whole images")
+            raise PipelineError("no image of the mixing set can be decoded; use intact images")
         with (partial / _TABLE_FILE).open("xb") as file:
             np.save(file, table, allow_pickle=False)
             file.flush()
@@ -381,29 +378,31 @@ def _build(
         }
         write_file(partial / _RECORD, json.dumps(record, indent=1).encode())
         partial.rename(folder)
-        # Hashed a moment ago.
+        # The hashes have just been computed.
         for name in (_PIXELS, _TABLE_FILE):
-            _seen_whole[folder / name] = _state(folder / name)
+            _verified[folder / name] = _state(folder / name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _reserve(descriptor: int, n_bytes: int) -> None:
-    """Take the room on the disk: a full one is reported now, not after minutes of decoding."""
+    """Reserve the space on the disk, so that a full disk is reported before minutes of decoding."""
     if not hasattr(os, "posix_fallocate"):
         return
     try:
         os.posix_fallocate(descriptor, 0, n_bytes)
     except OSError as error:
-        # Of file systems that cannot.
+        # Raised by file systems without support.
         if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
             raise
 
 
 class _Build:
-    """The work on each image: first its size, for its place in the map; then its pixels.
+    """Builds the pixels of a map in two passes: sizes from the headers, then pixels.
 
-    table: (n,) where each image will be; kept: (n,) bool, which ones can be decoded.
+    Attributes:
+        table: (n,) offset, height and width of each image.
+        kept: (n,) bool, whether an image can be decoded.
     """
 
     def __init__(
@@ -415,20 +414,20 @@ class _Build:
         self._reasons: dict[int, str] = {}
 
     def messages(self) -> list[str]:
-        """Return why images are left out, in their order, whichever thread came first."""
+        """Return the errors of the images left out, in the order of the images."""
         return [message for _, message in sorted(self._reasons.items())]
 
     def plan(self, size: int | None) -> int:
-        """Plan where each image will be, from the headers of the files; return all their bytes."""
+        """Fill the table from the headers of the files; return the total size in bytes."""
 
         def measure(i: int) -> None:
             height, width = read_size(self._read(i))
             if size is not None:
                 height, width = resized_shape(height, width, size)
-            if height * width > MOST_PIXELS:
+            if height * width > MAX_PIXELS:
                 raise DecodeError(
                     "too large",
-                    f"{width}x{height} are more than {MOST_PIXELS:,} pixels once resized; crop it",
+                    f"{width}x{height} after resizing is more than {MAX_PIXELS:,} pixels; crop it",
                 )
             self.table["height"][i], self.table["width"][i] = height, width
 
@@ -439,7 +438,7 @@ class _Build:
         return max(1, int(ends[-1])) if len(ends) else 1
 
     def fill(self, descriptor: int, progress: Progress) -> None:
-        """Decode and resize each image and write it to its place."""
+        """Decode and resize each image, and write it at its offset."""
 
         def write(i: int) -> None:
             image = decode_image(self._read(i))
@@ -459,11 +458,11 @@ class _Build:
             return self._source.read(i)
 
     def _for_each(self, work: Callable[[int], None], progress: Progress | None = None) -> None:
-        """Call work of each image in threads; decoding and resizing release the lock."""
+        """Call `work` for each image, in threads; decoding and resizing release the GIL."""
         n = len(self._source)
 
-        def bunch(start: int) -> int:
-            stop = min(n, start + _BUNCH)
+        def work_on_chunk(start: int) -> int:
+            stop = min(n, start + _CHUNK)
             for i in range(start, stop):
                 try:
                     if self.kept[i]:
@@ -481,12 +480,12 @@ class _Build:
         done = 0
         pool = ThreadPoolExecutor(self._jobs)
         try:
-            for count in pool.map(bunch, range(0, n, _BUNCH)):
+            for count in pool.map(work_on_chunk, range(0, n, _CHUNK)):
                 done += count
                 if progress is not None:
                     progress(done, n)
         finally:
-            # After an error the rest is not begun.
+            # After an error the remaining images are not started.
             pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,16 +1,11 @@
 """Loaders for training and evaluation: the same batches at any world size, resumable at any step.
 
-    loader = train_loader("shards/imagenet/train", "shards/mixing", batch_size=256, num_workers=4)
-    for epoch in range(90):
-        for images, labels in loader: ...
-
-A loader counts the samples that it has handed over: a loop that was left is continued by the next
-one. `state_dict` holds that position; `load_state_dict` resumes from it at once, at any world size.
+A training loader counts the samples that it has yielded: after a loop ends early, the next one
+continues with the next batch. `state_dict` returns this position, and `load_state_dict` resumes
+from it at once, at any world size.
 """
 
-import json
 import logging
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import partial
@@ -24,17 +19,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.errors import PipelineError
-from pipelines.loading.batches import (
-    Batch,
-    Data,
+from pipelines.loading.batches import DecodeErrorCounter, open_batch_maker
+from pipelines.loading.config import (
+    DataSource,
     LoaderConfig,
     MixingSet,
     OnDecodeError,
     PreprocessConfig,
-    open_maker,
 )
-from pipelines.loading.dataset import SampleError
 from pipelines.loading.image_map import OnMixingDecodeError
 from pipelines.loading.order import (
     ORDER_VERSION,
@@ -47,7 +39,7 @@ from pipelines.loading.order import (
     rank_positions,
     training_batches,
 )
-from pipelines.loading.workers import open_source
+from pipelines.loading.workers import open_batches
 from pipelines.shards.remote import Remote
 from pipelines.system.files import Count, Label
 from pipelines.system.ranks import World, find_world
@@ -58,7 +50,7 @@ _log = logging.getLogger(__name__)
 
 
 def train_loader(
-    data: Data,
+    data: DataSource,
     mixing_set: MixingSet | None = None,
     *,
     batch_size: int,
@@ -81,23 +73,54 @@ def train_loader(
     pin_memory: bool | None = None,
     multiprocessing_context: str | None = None,
 ) -> "TrainLoader":
-    """Return a loader of training batches with PixMix, at the beginning of epoch 0.
+    """Return a loader of PixMix training batches, at the start of epoch 0.
 
-    Batches, pixels included, depend on the dataset, the mixing set, seed, preprocessing and batch
-    size; not on world size, workers, threads or interruptions.
+    The batches, down to the pixels, depend on the dataset, the mixing set, seed, preprocessing,
+    batch size, shuffle_window and shard_partitions. They do not depend on world size, workers,
+    threads or interruptions.
 
-        train_loader("shards/imagenet/train", "shards/mixing", batch_size=256, num_workers=4)
-        train_loader(torchvision.datasets.CIFAR10("data"), "mixing-set", batch_size=128)
+    Example::
 
-    `data` is a folder of shards with a manifest, tars as a pattern with {0000..1023}, either at an
-    address (http, https, s3, gs), or an open set of shards; or any map-style dataset, whose items
-    are pairs of an image (a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8 tensor) and a
-    label. `mixing_set` is what `open_mixing_set` takes, or packed images; None mixes each image
-    only with augmented copies of itself. All keywords are explained at `LoaderConfig`.
+        loader = train_loader("shards/train", "mixing-set", batch_size=256, num_workers=4)
+        for epoch in range(90):
+            for images, labels in loader:
+                ...
+
+    Args:
+        data: dataset. Shards: a folder with a manifest, tars as a pattern such as
+            "train-{0000..1023}.tar", either at an address (http, https, s3, gs, az), or an open set
+            of shards. Or any map-style dataset, such as ``torchvision.datasets.CIFAR10``: its items
+            are pairs of an image (a PIL image, an (H, W, 3) uint8 array or a (3, H, W) uint8
+            tensor) and an integer label.
+        mixing_set: mixing images: an argument of ``open_mixing_set``, or its result. None mixes
+            each image only with augmented copies of itself.
+        batch_size: global batch size, summed over all processes; a multiple of world_size.
+        seed: see ``LoaderConfig``, which describes all following arguments.
+        preprocess: crop, PixMix and normalization; None for the paper's recipe for the dataset.
+        image_size: side of the network's input in pixels; overrides that of preprocess.
+        views: number of independently mixed views of each sample; None for one.
+        rank: rank of this process; None to detect it.
+        world_size: number of processes; None to detect it.
+        num_workers: number of worker processes that decode images.
+        n_threads: number of threads that mix a batch, in each process that makes batches.
+        shuffle_window: number of shards that are shuffled together; None for all.
+        shard_partitions: number of partitions of the shards, for example one per node.
+        on_decode_error: policy for samples that cannot be decoded: "raise", "substitute" or "skip".
+        max_decode_errors: number of such samples per rank above which an error is raised.
+        decode_error_log: file to which each such sample is appended as a line of JSON.
+        on_mixing_decode_error: policy for mixing images that cannot be decoded: "raise" or "skip".
+        cache_dir: cache of decoded images and downloaded shards.
+        remote: how remote shards are downloaded and cached.
+        pin_memory: whether batches are in pinned memory; None pins them if CUDA is available.
+        multiprocessing_context: start method of workers.
+
+    Returns:
+        A loader of pairs (images, labels): (n, 3, H, W), or (n, views, 3, H, W), and (n,) int64,
+        with n = batch_size / world_size.
 
     Raises:
-        PipelineError: if dataset or mixing set cannot be read or do not fit.
-        ValueError: for numbers out of range, or a batch that cannot be shared equally.
+        PipelineError: if dataset or mixing set cannot be read, or do not fit the settings.
+        ValueError: if a value is outside its range, or the batch cannot be divided equally.
     """
     return TrainLoader(data, mixing_set, LoaderConfig(
         batch_size=batch_size, seed=seed, preprocess=preprocess, image_size=image_size, views=views,
@@ -111,7 +134,7 @@ def train_loader(
 
 
 def eval_loader(
-    data: Data,
+    data: DataSource,
     *,
     batch_size: int,
     preprocess: PreprocessConfig | None = None,
@@ -128,15 +151,44 @@ def eval_loader(
     pin_memory: bool | None = None,
     multiprocessing_context: str | None = None,
 ) -> "EvalLoader":
-    """Return a loader that gives each sample once over all ranks, with equal steps on each.
+    """Return a loader that yields each sample once over all ranks, in equally many steps per rank.
 
-    Images are neither flipped nor mixed, and their center is cropped. With on_decode_error="skip" a
-    sample that cannot be decoded has weight 0. `data` is as for `train_loader`, and the keywords
-    are explained at `LoaderConfig`.
+    Images are center-cropped, and neither mirrored nor mixed. The last batch is padded. Padding has
+    weight 0, and with ``on_decode_error="skip"`` so have samples that cannot be decoded.
+
+    Example::
+
+        loader = eval_loader("shards/val", batch_size=256, num_workers=4)
+        errors = sum(
+            ((model(images).argmax(1) != labels) * weights).sum()
+            for images, labels, weights in loader
+        )
+
+    Args:
+        data: dataset, as for ``train_loader``.
+        batch_size: global batch size, summed over all processes; a multiple of world_size.
+        preprocess: crop and normalization; None for the paper's recipe for the dataset. See
+            ``LoaderConfig``, which describes all following arguments.
+        image_size: side of the network's input in pixels; overrides that of preprocess.
+        rank: rank of this process; None to detect it.
+        world_size: number of processes; None to detect it.
+        num_workers: number of worker processes that decode images.
+        n_threads: number of threads that normalize a batch, in each process that makes batches.
+        on_decode_error: policy for samples that cannot be decoded: "raise" or "skip".
+        max_decode_errors: number of such samples per rank above which an error is raised.
+        decode_error_log: file to which each such sample is appended as a line of JSON.
+        cache_dir: cache of decoded images and downloaded shards.
+        remote: how remote shards are downloaded and cached.
+        pin_memory: whether batches are in pinned memory; None pins them if CUDA is available.
+        multiprocessing_context: start method of workers.
+
+    Returns:
+        A loader of triples (images, labels, weights): (n, 3, H, W), (n,) int64 and (n,) float32,
+        with n = batch_size / world_size.
 
     Raises:
-        PipelineError: if the dataset cannot be read or does not fit.
-        ValueError: for numbers out of range, or a batch that cannot be shared equally.
+        PipelineError: if the dataset cannot be read, or does not fit the settings.
+        ValueError: if a value is outside its range, or the batch cannot be divided equally.
     """
     return EvalLoader(data, LoaderConfig(
         batch_size=batch_size, preprocess=preprocess, image_size=image_size, rank=rank,
@@ -148,9 +200,18 @@ def eval_loader(
 
 
 class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The position of a `TrainLoader`, and what its order depends on.
+    """The position of a `TrainLoader`, and all that its order depends on.
 
-    consumed: samples of the epoch that all processes together have seen. hash: of the dataset.
+    Attributes:
+        version: version of this format.
+        order_version: version of the order of samples.
+        seed: seed of the loader.
+        epoch: epoch of the next batch.
+        consumed: samples of the epoch that were used in all processes together.
+        num_samples: number of samples of the dataset.
+        shuffle_window: see `LoaderConfig`.
+        shard_partitions: see `LoaderConfig`.
+        hash: hash of the dataset.
     """
 
     version: int
@@ -165,36 +226,38 @@ class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class TrainLoader:
-    """Iterates over the batches of an epoch, and of the next one when it is iterated again.
+    """Iterates over the batches of an epoch, and of the next epoch in the next loop.
 
-    Each batch is (images, labels): (n, 3, H, W), or (n, views, 3, H, W), and (n,) int64, n being
-    batch_size / world_size.
+    Each batch is a pair (images, labels): (n, 3, H, W), or (n, views, 3, H, W), and (n,) int64,
+    with n = batch_size / world_size.
 
     Attributes:
         config: the settings.
-        world: rank and number of processes.
-        last_indices: (n,) int64, the samples that were requested for the latest batch.
+        world: rank and world size.
+        last_indices: (n,) int64, indices of the samples requested for the latest batch.
     """
 
-    def __init__(self, data: Data, mixing_set: MixingSet | None, config: LoaderConfig) -> None:
+    def __init__(
+        self, data: DataSource, mixing_set: MixingSet | None, config: LoaderConfig
+    ) -> None:
         """Open dataset and mixing set; see `train_loader`."""
         self.config, self.world = config, find_world(config.rank, config.world_size)
         self._check_positions(0)
-        self._maker, files = open_maker(data, mixing_set, config, training=True)
-        self._source = open_source(self._maker, files, self.world.size)
-        self._maker.order(0)  # which refuses windows of a dataset without shards
-        self._errors = _DecodeErrors(config)
+        self._maker, files = open_batch_maker(data, mixing_set, config, training=True)
+        self._source = open_batches(self._maker, files, self.world.size)
+        self._maker.order(0)  # raises an error for a shuffle window of a dataset without shards
+        self._errors = DecodeErrorCounter(config)
         if self.n_samples < config.batch_size:
             raise ValueError(
-                f"{self.n_samples} samples make no batch of {config.batch_size}; use a smaller "
-                "batch_size, which counts all processes"
+                f"the dataset has {self.n_samples} samples, fewer than batch_size "
+                f"{config.batch_size}, which counts all processes; use a smaller batch_size"
             )
         self._epoch, self._consumed = 0, 0
         self.last_indices: NDArray[np.int64] = np.zeros(0, np.int64)
         if self.left_out and self.world.rank == 0:
             _log.info(
-                "%d of %d samples are left out of each epoch, others each time: they fill no "
-                "batch of %d", self.left_out, self.n_samples, config.batch_size,
+                "each epoch leaves out %d of %d samples, others each time: the batch size is %d",
+                self.left_out, self.n_samples, config.batch_size,
             )  # fmt: skip
 
     @property
@@ -204,13 +267,13 @@ class TrainLoader:
 
     @property
     def mixing_fingerprint(self) -> str | None:
-        """What tells the mixing set from others, see `PackedImages.fingerprint`; None without."""
+        """The `PackedImages.fingerprint` of the mixing set; None without a mixing set."""
         mixing_set = self._maker.mixing_set
         return None if mixing_set is None else mixing_set.fingerprint()
 
     @property
     def left_out(self) -> int:
-        """How many samples, others each time, an epoch leaves out: they fill no batch."""
+        """The number of samples, others each time, that an epoch leaves out to fill its batches."""
         return self.n_samples % self.config.batch_size
 
     @property
@@ -220,43 +283,43 @@ class TrainLoader:
 
     @property
     def decode_errors(self) -> Mapping[str, int]:
-        """How many samples of this rank could not be decoded, by reason."""
+        """The number of samples of this rank that could not be decoded, by reason."""
         return dict(self._errors.counts)
 
     def waiting_for(self) -> str:
-        """Return in words what the next batch waits for."""
+        """Describe what the next batch waits for."""
         return self._source.waiting_for()
 
     def __len__(self) -> int:
-        """Return the number of batches of a whole epoch, the same on every rank."""
+        """Return the number of batches of a full epoch, the same on every rank."""
         return count_batches(self.n_samples, self.config.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Give the remaining batches of the epoch."""
-        epoch, begin, size = self._epoch, self._consumed, self.config.batch_size
+        """Yield the remaining batches of the epoch."""
+        epoch, start, size = self._epoch, self._consumed, self.config.batch_size
         order = self._maker.order(epoch)
-        # Without this loader itself: it would live as long as its workers, who end with it.
-        batches = partial(_batches_from, order, self.config, self.world, begin)
+        # Not bound to this loader: the workers would keep it alive, and they end with it.
+        batches = partial(_batches_from, order, self.config, self.world, start)
         requests = Requests(
             lambda first: (Request(epoch, *batch) for batch in batches(first)),
             order.ends_of_shards(),
         )
-        # Closed at once, however it ends: threads that download shards hold files.
+        # Closed at once, because threads that download shards hold files.
         with closing(self._source.run(requests)) as outputs:
             for (_, indices), batch in zip(batches(0), outputs, strict=True):
                 self._errors.check(batch)
                 self.last_indices = indices
-                # Counted before it is handed over: a state saved in the loop's body resumes after.
+                # Counted before the yield: a state saved in the loop resumes after this batch.
                 self._advance(epoch, self._consumed + size)
                 yield batch.images, batch.labels
 
     def _advance(self, epoch: int, consumed: int) -> None:
-        """Set the position; where fewer samples than a batch are left, it is the next epoch."""
-        over = self.n_samples - consumed < self.config.batch_size
-        self._epoch, self._consumed = (epoch + 1, 0) if over else (epoch, consumed)
+        """Set the position; go to the next epoch if fewer samples than a batch are left."""
+        finished = self.n_samples - consumed < self.config.batch_size
+        self._epoch, self._consumed = (epoch + 1, 0) if finished else (epoch, consumed)
 
     def _check_positions(self, consumed: int) -> None:
-        """Refuse a batch that cannot be shared, or that begins in the middle of the partitions."""
+        """Check that batches divide equally, and that a batch starts at the first partition."""
         batch_positions(
             self.config.batch_size,
             rank=self.world.rank,
@@ -266,17 +329,20 @@ class TrainLoader:
         )
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the beginning of an epoch.
+        """Go to the start of an epoch.
+
+        Args:
+            epoch: 0 .. 2^32 - 1.
 
         Raises:
-            ValueError: if epoch is out of range.
+            ValueError: if epoch is outside its range.
         """
         if not 0 <= epoch < 2**32:
-            raise ValueError(f"epoch is {epoch}; use a whole number from 0 to 4294967295")
+            raise ValueError(f"epoch is {epoch}; use an integer from 0 to 4294967295")
         self._epoch, self._consumed = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position of this loader as plain numbers and text; see `LoaderState`."""
+        """Return the position of this loader as numbers and text; see `LoaderState`."""
         state = LoaderState(
             version=STATE_VERSION,
             order_version=ORDER_VERSION,
@@ -291,33 +357,37 @@ class TrainLoader:
         return msgspec.structs.asdict(state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume where a loader of the same dataset was; batch and world size may differ.
+        """Resume from the position of a loader of the same dataset.
+
+        Batch size and world size may differ from those of the other loader.
+
+        Args:
+            state: result of ``state_dict``.
 
         Raises:
-            ValueError: if the state is of another dataset, seed, order or version, naming the
-                field.
+            ValueError: if the state is of another dataset, seed, order or version; names the field.
         """
         own = self.state_dict()
         try:
             loaded = msgspec.convert(dict(state), LoaderState)
         except msgspec.ValidationError as error:
             raise ValueError(
-                f"the state is not one of this version: {error}; pass what state_dict returned"
+                f"the state is not valid: {error}; pass the result of state_dict of this version"
             ) from error
         for name, value in own.items():
             if name not in ("epoch", "consumed") and getattr(loaded, name) != value:
                 raise ValueError(
-                    f"the state's {name} is {getattr(loaded, name)!r} and this loader's {value!r}, "
-                    "so the order would be another one; open the loader with the same settings, or "
-                    "start again without the state"
+                    f"{name} is {getattr(loaded, name)!r} in the state and {value!r} in this "
+                    "loader, so the order of samples differs; use the same settings, or start "
+                    "without the state"
                 )
         if loaded.consumed >= self.n_samples:
             raise ValueError(
-                f"the state's consumed is {loaded.consumed}, which is not a position in an order "
-                f"of {self.n_samples} samples; pass what state_dict returned"
+                f"consumed is {loaded.consumed} in the state, but the dataset has only "
+                f"{self.n_samples} samples; pass the result of state_dict"
             )
         self._check_positions(loaded.consumed)
-        # With a larger batch than before, the rest may not make one.
+        # With a larger batch size than before, the remaining samples may not fill a batch.
         self._advance(loaded.epoch, loaded.consumed)
 
 
@@ -337,26 +407,26 @@ def _batches_from(
 class EvalLoader:
     """Iterates over all samples once, in the order of the dataset.
 
-    Each batch is (images, labels, weights): (n, 3, H, W), (n,) int64 and (n,) float32, 1 for a
-    sample and 0 for padding of the last batch.
+    Each batch is a triple (images, labels, weights): (n, 3, H, W), (n,) int64 and (n,) float32. The
+    weight is 1 for a sample, and 0 for padding or a skipped sample.
 
     Attributes:
         config: the settings.
-        world: rank and number of processes.
+        world: rank and world size.
     """
 
-    def __init__(self, data: Data, config: LoaderConfig) -> None:
+    def __init__(self, data: DataSource, config: LoaderConfig) -> None:
         """Open the dataset; see `eval_loader`."""
         if config.on_decode_error == "substitute":
             raise ValueError(
-                "on_decode_error='substitute' would count a sample twice; evaluate with 'raise' or "
-                "'skip'"
+                "on_decode_error='substitute' would count samples twice in an evaluation; use "
+                "'raise' or 'skip'"
             )
         self.config, self.world = config, find_world(config.rank, config.world_size)
         rank_positions(config.batch_size, self.world.rank, self.world.size)
-        self._maker, files = open_maker(data, None, config, training=False)
-        self._source = open_source(self._maker, files, self.world.size)
-        self._errors = _DecodeErrors(config)
+        self._maker, files = open_batch_maker(data, None, config, training=False)
+        self._source = open_batches(self._maker, files, self.world.size)
+        self._errors = DecodeErrorCounter(config)
 
     @property
     def n_samples(self) -> int:
@@ -365,11 +435,11 @@ class EvalLoader:
 
     @property
     def decode_errors(self) -> Mapping[str, int]:
-        """How many samples of this rank could not be decoded, by reason."""
+        """The number of samples of this rank that could not be decoded, by reason."""
         return dict(self._errors.counts)
 
     def waiting_for(self) -> str:
-        """Return in words what the next batch waits for."""
+        """Describe what the next batch waits for."""
         return self._source.waiting_for()
 
     def __len__(self) -> int:
@@ -377,7 +447,7 @@ class EvalLoader:
         return -(-self.n_samples // self.config.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Give all batches of this rank."""
+        """Yield all batches of this rank."""
         batches = partial(
             evaluation_batches,
             self.n_samples,
@@ -393,44 +463,9 @@ class EvalLoader:
         )
         with closing(self._source.run(requests)) as outputs:
             for planned, batch in zip(batches(), outputs, strict=True):
-                # Rows that pad the batch repeat a sample, whose error counts once at most.
+                # Padding repeats a sample, whose error counts at most once.
                 real = set(planned.indices[planned.weights > 0].tolist())
                 errors = {each.index: each for each in batch.errors if each.index in real}
                 self._errors.check(batch._replace(errors=tuple(errors.values())))
                 weights = torch.from_numpy(planned.weights * batch.present)
                 yield batch.images, batch.labels, weights
-
-
-class _DecodeErrors:
-    """Counts samples that could not be decoded, logs them, and raises an error above a limit."""
-
-    def __init__(self, config: LoaderConfig) -> None:
-        self.counts: Counter[str] = Counter()
-        self._most, self._file = config.max_decode_errors, config.decode_error_log
-
-    def check(self, batch: Batch) -> None:
-        """Count the errors of a batch.
-
-        Raises:
-            PipelineError: if there is no batch, or there are too many errors.
-        """
-        if batch.fault is not None:
-            raise PipelineError(batch.fault)
-        for error in batch.errors:
-            self._add(error)
-
-    def _add(self, error: SampleError) -> None:
-        if not self.counts:
-            _log.warning("%s; continuing without it, and counting such samples", error)
-        self.counts[error.reason] += 1
-        if self._file is not None:
-            with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(error.record()) + "\n")
-        total = self.counts.total()
-        if total > self._most:
-            reasons = ", ".join(f"{n} {reason}" for reason, n in self.counts.most_common())
-            raise PipelineError(
-                f"{total} samples could not be decoded ({reasons}), more than the {self._most} of "
-                f"max_decode_errors (pixmix-train: --max-decode-errors); the last: {error}. Run "
-                "pixmix-shard verify"
-            )

@@ -1,13 +1,13 @@
-"""A mixing set from wherever it is, as one memory map a node.
+"""Mixing sets from folders, shards and archives, as one memory map per node.
 
-    open_mixing_set("mixing-set", 256)                  a folder of images, such as pixmix-gen's
+    open_mixing_set("mixing-set", 256)                  a folder of images, from pixmix-gen or other
     open_mixing_set("shards/mixing", 36)                shards
     open_mixing_set("fractals_and_fvis.tar", 256)       an archive of images, such as the paper's
     open_mixing_set("300K_random_images.npy", 36)       an array of images, (N, H, W, 3) uint8
 
-Images keep their shape; the shorter side gets the size that is passed, as by torchvision's Resize,
-so that a random crop of them is the one that the paper's code crops. They are sorted by name,
-numbers as numbers.
+Images keep their aspect ratio: only the shorter side is set, as by torchvision's Resize. A random
+crop then has the same distribution as in the paper's code. Images are sorted by name, with numbers
+in numerical order.
 """
 
 import json
@@ -29,7 +29,13 @@ from pipelines.loading.image_map import (
 )
 from pipelines.shards.archives import archived_images, read_archived
 from pipelines.shards.cache import cache_folder
-from pipelines.shards.format import FORMAT, MANIFEST_NAME, ShardSet, read_key
+from pipelines.shards.format import (
+    FORMAT,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    ShardSet,
+    read_key,
+)
 from pipelines.shards.images import (
     UPRIGHT,
     DecodeError,
@@ -46,12 +52,9 @@ from pipelines.system.files import open_regular, read_regular, sha256
 from pipelines.system.objects import is_remote
 from pipelines.system.processes import available_cores
 from pipelines.system.progress import Progress, no_progress
-from pixmix.packed import PackedImages
+from pixmix.images import PackedImages
 
 Where = str | Path | ShardSet
-
-_LARGEST_MANIFEST = 2**30
-"""Bytes: a million shards have some 200 million."""
 
 
 def open_mixing_set(
@@ -65,41 +68,49 @@ def open_mixing_set(
     remote: Remote | None = None,
     progress: Progress = no_progress,
 ) -> PackedImages:
-    """Return a mixing set as one memory map that all processes of a node share.
+    """Open a mixing set as one memory map of decoded images, shared by all processes of a node.
 
-    The first process that asks builds it, while the others wait, and it is used until the images
-    change: then there is a new one, and the old one stays in the cache, for whoever has it open.
-    It is hashed when a process first opens it. Small images are enlarged, as by Resize.
+    The first process builds the map while the others wait. It is verified when a process first
+    opens it. When the images change, a new map is built; the old one stays in the cache for
+    processes that use it. Images are resized as by torchvision's Resize, and keep their aspect
+    ratio.
+
+    Example::
+
+        mixing_set = open_mixing_set("mixing-set", 256)
+        transform = PixMix(mixing_set)
 
     Args:
-        where: a folder of images, shards here or at an address, or a tar, zip or .npy of images; or
-            several of them.
-        size: of the shorter side, pixels, 1 or more.
-        cache_dir: folder of the map; None: $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
+        where: a folder of images, shards (local or at an address), a tar, a zip or a .npy file of
+            images; or a list of these.
+        size: length of the shorter side after resizing, in pixels.
+        cache_dir: folder of the map; None for $PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or
             ~/.cache/pixmix.
-        jobs: threads that build it; None for all cores.
+        jobs: number of threads that build the map; None for all cores.
         on_decode_error: "raise" an error for an image that cannot be decoded, or "skip" it with a
             warning in the log.
-        exif_transpose: whether images are rotated by their EXIF orientation; otherwise they are
-            used as they are stored, as by torchvision's ImageFolder.
-        remote: how shards at an address are read; None for the defaults.
-        progress: called with images done and images in all, while it is built.
+        exif_transpose: whether to rotate images by their EXIF orientation. The default ignores it,
+            as in torchvision's ImageFolder.
+        remote: how shards at an address are downloaded; None for the defaults.
+        progress: called with the number of images done and the total, while the map is built.
 
     Returns:
-        A sequence of (H, W, 3) uint8 views, for `PixMix`, `mix_batch` and `train_loader`.
+        A sequence of (H, W, 3) uint8 arrays, for ``PixMix``, ``mix_batch`` and ``train_loader``.
 
     Raises:
-        PipelineError: if there are no images, one cannot be decoded, a shard is not what its
-            manifest says, a set is not finished, or the cache cannot be written.
-        ValueError: for a size or jobs below 1.
+        PipelineError: if no image is found, an image cannot be decoded, a shard differs from its
+            manifest, a set is not complete, or the cache cannot be written.
+        ValueError: if size or jobs is below 1.
     """
     if size < 1:
-        raise ValueError(f"size is {size}; use the shorter side in pixels, as 256 or 36")
+        raise ValueError(
+            f"size is {size}; use the length of the shorter side in pixels, for example 256"
+        )
     if on_decode_error not in ("raise", "skip"):
         raise ValueError(f"on_decode_error is {on_decode_error!r}; use 'raise' or 'skip'")
     several = [where] if isinstance(where, str | Path | ShardSet) else list(where)
     if not several:
-        raise ValueError("where names no mixing set; use a folder, shards or an archive of images")
+        raise ValueError("where is empty; pass a folder, shards or an archive of images")
     for each in several:
         _check_finished(each)
     source = join_sources(
@@ -122,14 +133,12 @@ def open_images(
     jobs: int | None = None,
     progress: Progress = no_progress,
 ) -> PackedImages:
-    """Return all images of shards, decoded, in their order, as one memory map.
-
-    None is ever left out: image i is sample i.
+    """Return all images of shards, decoded, as one memory map; image i is sample i.
 
     Raises:
-        PipelineError: if one cannot be decoded, a shard is not what its manifest says, or the cache
-            cannot be written.
-        ValueError: for jobs below 1.
+        PipelineError: if an image cannot be decoded, a shard differs from its manifest, or the
+            cache cannot be written.
+        ValueError: if jobs is below 1.
     """
     if isinstance(shards, ShardSet):
         shards = open_set(shards, cache_dir=cache_dir, remote=None)
@@ -144,7 +153,7 @@ def open_images(
 
 
 def uniform_view(images: PackedImages) -> NDArray[np.uint8] | None:
-    """Return images of one size as (N, H, W, 3) of the same memory, or None where sizes differ."""
+    """Return images of one size as an (N, H, W, 3) view, or None if sizes differ."""
     if len(images) == 0:
         return None
     height, width = int(images.heights[0]), int(images.widths[0])
@@ -168,16 +177,16 @@ def _threads(jobs: int | None) -> int:
 def image_source(
     where: Where, *, cache_dir: str | Path | None = None, remote: Remote | None = None
 ) -> ImageSource:
-    """Return the files of a mixing set, wherever they are; of a folder also of an unfinished set.
+    """Return the files of a mixing set; a folder may be incomplete.
 
     Args:
-        where: a folder of images, shards here or at an address, or a tar, zip or .npy of images.
-        cache_dir: as for `open_mixing_set`.
-        remote: as for `open_mixing_set`.
+        where: see `open_mixing_set`.
+        cache_dir: see `open_mixing_set`.
+        remote: see `open_mixing_set`.
 
     Raises:
-        PipelineError: if there are no images, or shards are not what their manifest says.
-        OSError: if it cannot be read.
+        PipelineError: if no image is found, or shards differ from their manifest.
+        OSError: if files cannot be read.
     """
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return _of_shards(open_set(where, cache_dir=cache_dir, remote=remote))
@@ -187,13 +196,13 @@ def image_source(
     if path.is_file():
         return _of_archive(path)
     raise PipelineError(
-        f"{path} is neither a folder nor a tar, zip or .npy of images; make a mixing set with "
-        "pixmix-gen fractals, or pass one that exists"
+        f"{path} is neither a folder nor a tar, zip or .npy of images; create a mixing set with "
+        "pixmix-gen fractals, or pass an existing one"
     )
 
 
 def is_of_shards(path: Path) -> bool:
-    """Return whether a path names shards with a manifest; that of a mixing set is another one."""
+    """Return whether a path is of shards; the manifest of a folder of images has another format."""
     if path.name == MANIFEST_NAME or ("{" in path.name and not path.exists()):
         return True
     folder = path if path.is_dir() else path.parent
@@ -201,22 +210,22 @@ def is_of_shards(path: Path) -> bool:
 
 
 def _check_finished(where: Where) -> None:
-    """Refuse a set of images that is being made, or a folder of sets of which one is."""
+    """Check that a set of images is complete, as well as the sets in its subfolders."""
     if isinstance(where, ShardSet) or is_remote(str(where)) or is_of_shards(Path(where)):
         return
     folder = Path(where)
-    for place in [folder, *sorted(path.parent.parent for path in folder.glob(f"*/{REQUEST}"))]:
-        if is_unfinished(place):
+    for each in [folder, *sorted(path.parent.parent for path in folder.glob(f"*/{REQUEST}"))]:
+        if is_unfinished(each):
             raise PipelineError(
-                f"{place} is not finished; run the command that began it again, then this "
-                "one, or pass its folder images"
+                f"{each} is not complete; finish it by running its command again, or pass its "
+                "folder images"
             )
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """Return a JSON object in a file, or an empty one where there is none."""
+    """Return the JSON object in a file, or an empty one if there is none."""
     try:
-        document = json.loads(read_regular(path, max_bytes=_LARGEST_MANIFEST))
+        document = json.loads(read_regular(path, max_bytes=MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -227,14 +236,14 @@ def _listing(entries: Iterable[tuple[str | int, ...]]) -> str:
 
 
 def _of_folder(folder: Path) -> ImageSource:
-    """Return the images of a folder and the folders in it."""
+    """Return the images of a folder and its subfolders."""
     files = image_files(folder)
 
     def identity() -> dict[str, Any]:
-        """Return names, sizes and times of all files, wherever the folder is."""
+        """Return names, sizes and times of all files, without the location of the folder."""
         entries = []
         for path in files:
-            # A link to nothing has a size of -1; reading it raises an error.
+            # A broken link has the size -1; reading it raises an error.
             size, (modified_ns, _) = size_and_change(path)
             entries.append((path.relative_to(folder).as_posix(), size, modified_ns))
         return {"kind": "folder", "files": len(entries), "list": _listing(entries)}
@@ -249,11 +258,11 @@ def _of_folder(folder: Path) -> ImageSource:
 
 
 def _of_shards(opened: RemoteShards) -> ImageSource:
-    """Return the images of shards, in their order, wherever the shards are."""
+    """Return the images of local or remote shards, in their order."""
     shards = opened.shards
 
     def check() -> None:
-        """Compare each shard with the hash in its manifest: a JPEG with a wrong bit decodes."""
+        """Verify the hash of each shard, because a JPEG with a flipped bit still decodes."""
         for number in range(len(shards.shards)):
             opened.files.hold(number).release()
 
@@ -279,7 +288,7 @@ def _of_shards(opened: RemoteShards) -> ImageSource:
 
 
 def _read_part(path: Path, offset: int, size: int) -> bytearray:
-    """Return a part of a file, which is opened for it alone: threads share no descriptor.
+    """Return a part of a file. Each call opens the file, so threads share no descriptor.
 
     Raises:
         DecodeError: if it cannot be read, or ends before.
@@ -296,7 +305,7 @@ def _read_part(path: Path, offset: int, size: int) -> bytearray:
 
 
 def _of_archive(path: Path) -> ImageSource:
-    """Return the images of a tar that is not a shard, a zip or a .npy; nothing is unpacked."""
+    """Return the images in a plain tar, a zip or a .npy file, without unpacking it."""
     images = sorted(archived_images(path), key=lambda image: natural_order(image.name))
     if not images:
         raise PipelineError(f"{path} holds no images; pass a tar, zip or .npy of images")
@@ -328,7 +337,7 @@ def _upright(source: ImageSource) -> ImageSource:
         content = bytes(source.read(i))
         if orientation(content) == UPRIGHT:
             return bytearray(content)
-        # As a PNG, for its pixels are to stay what they are.
+        # As a PNG, which keeps the pixels.
         return bytearray(convert(content, "png", upright=True)[0])
 
     return replace(

@@ -1,4 +1,4 @@
-"""The batches of a loader as a `webdataset.DataPipeline`, with room for stages of the user's."""
+"""The batches of a loader as a `webdataset.DataPipeline`, to which users can add stages."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from pipelines.errors import PipelineError
-from pipelines.loading.batches import BatchMaker, Data, LoaderConfig, MixingSet, open_maker
+from pipelines.loading.batches import BatchMaker, open_batch_maker
+from pipelines.loading.config import DataSource, LoaderConfig, MixingSet
 from pipelines.loading.dataset import SampleError, ShardDataset
 from pipelines.loading.order import batch_positions, count_batches, training_batches
 from pipelines.system.ranks import find_world
@@ -21,51 +22,57 @@ Stage = Callable[[Iterable[Sample]], Iterator[Sample]]
 
 
 def pixmix_stream(
-    data: Data,
+    data: DataSource,
     mixing_set: MixingSet | None = None,
     *stages: Stage,
     config: LoaderConfig,
     epoch: int = 0,
     consumed: int = 0,
 ) -> webdataset.DataPipeline:
-    """Return an epoch as a pipeline: decode and crop, stages of the user's, PixMix, batches.
+    """Return an epoch of PixMix batches as a ``webdataset.DataPipeline``.
 
-    Without stages the batches are those of `train_loader`, also from
-    `DataLoader(stream, batch_size=None, num_workers=...)` with any number of workers.
+    The pipeline decodes and crops samples, passes them through the stages, and then flips, mixes,
+    normalizes and batches them. Without stages the batches are those of ``train_loader``. They do
+    not depend on the number of workers of
+    ``DataLoader(stream, batch_size=None, num_workers=...)``.
 
-        def mirrored(samples):
+    Example::
+
+        def invert(samples):
             for sample in samples:
-                yield sample | {"image": sample["image"][::-1]}
+                yield sample | {"image": 255 - sample["image"]}
 
         config = LoaderConfig(batch_size=256)
-        stream = pixmix_stream("shards/train", "shards/mixing", mirrored, config=config)
+        stream = pixmix_stream("shards/train", "mixing-set", invert, config=config)
+        for images, labels in stream:
+            ...
 
     Args:
-        data: dataset, as that of `train_loader`.
-        mixing_set: as that of `train_loader`.
-        *stages: get samples and give samples, one for one: "image" is (H, W, 3) uint8, cropped;
-            "cls" the label; "__key__", "__url__", "__index__" and "__epoch__" identify it. All
-            images must keep one size.
-        config: settings of the loader; the crop must be "resized". Samples that cannot be decoded
-            raise an error, and workers are those of the `DataLoader`.
+        data: dataset, as for ``train_loader``.
+        mixing_set: mixing images, as for ``train_loader``.
+        *stages: functions that map an iterator of samples to an iterator of as many samples. A
+            sample is a dict: "image" is the crop, (H, W, 3) uint8, and "cls" the label. "__key__",
+            "__url__", "__index__" and "__epoch__" identify it. All images must keep one size.
+        config: settings of the loader; the crop must be "resized". The policy for samples that
+            cannot be decoded is always "raise", and num_workers is that of the ``DataLoader``.
         epoch: 0 .. 2^32 - 1; a pipeline is for one epoch.
-        consumed: samples of the epoch that all processes together have seen already; a multiple of
+        consumed: samples of the epoch that were used in all processes together; a multiple of
             shard_partitions.
 
     Returns:
-        A pipeline of (images, labels); `len()` of its first stage is the number of its batches.
+        A pipeline of pairs (images, labels). ``len()`` of its first stage is the number of batches.
 
     Raises:
-        PipelineError: if dataset or mixing set cannot be read; when iterated, for a sample that
-            cannot be decoded.
-        ValueError: for numbers out of range, or a batch that cannot be shared equally.
+        PipelineError: if dataset or mixing set cannot be read; in the iteration, if a sample cannot
+            be decoded.
+        ValueError: if a value is outside its range, or the batch cannot be divided equally.
     """
     if config.preprocess is not None and config.preprocess.crop != "resized":
         raise ValueError(
-            f"preprocess.crop is {config.preprocess.crop!r}; a stream decodes images of any size: "
-            "use crop='resized', or train_loader for images in memory"
+            f"preprocess.crop is {config.preprocess.crop!r}, which pixmix_stream does not support; "
+            "use crop='resized', or train_loader"
         )
-    maker, _ = open_maker(data, mixing_set, config, training=True)
+    maker, _ = open_batch_maker(data, mixing_set, config, training=True)
     samples = PlannedSamples(maker, epoch=epoch, consumed=consumed)
     return webdataset.DataPipeline(
         samples, *stages, partial(_mixed, maker=maker, share=samples.share, epoch=epoch)
@@ -73,9 +80,12 @@ def pixmix_stream(
 
 
 class PlannedSamples(IterableDataset[Sample]):
-    """The cropped samples of a rank in their order, as webdataset names their parts.
+    """The cropped samples of a rank in their order, as dicts with the keys of webdataset.
 
-    Each of the workers of a `DataLoader` takes every n-th batch. share: samples a batch.
+    Each of the n workers of a `DataLoader` yields every n-th batch.
+
+    Attributes:
+        share: number of samples of this rank in a batch.
     """
 
     def __init__(self, maker: BatchMaker, *, epoch: int, consumed: int) -> None:
@@ -90,13 +100,13 @@ class PlannedSamples(IterableDataset[Sample]):
         self._maker, self._epoch, self._consumed = maker, epoch, consumed
 
     def __len__(self) -> int:
-        """Return the number of batches that they make, the same on every rank."""
+        """Return the number of batches, the same on every rank."""
         return count_batches(
             len(self._maker.samples), self._maker.config.batch_size, self._consumed
         )
 
     def __iter__(self) -> Iterator[Sample]:
-        """Give the samples."""
+        """Yield the samples."""
         batches = training_batches(
             self._maker.order(self._epoch),
             batch_size=self._maker.config.batch_size,
@@ -131,7 +141,7 @@ class PlannedSamples(IterableDataset[Sample]):
 def _mixed(
     samples: Iterable[Mapping[str, Any]], *, maker: BatchMaker, share: int, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Flip, mix and normalize, a batch at a time."""
+    """Flip, mix and normalize samples in batches."""
     batch: list[Mapping[str, Any]] = []
     for sample in samples:
         batch.append(sample)
@@ -142,6 +152,6 @@ def _mixed(
             batch = []
     if batch:
         raise PipelineError(
-            f"the stages left {len(batch)} of the last {share} samples of a batch; yield a sample "
-            "for each, or make batches from PlannedSamples"
+            f"the stages yield only {len(batch)} of the last {share} samples of a batch; yield one "
+            "sample for each, or make batches from PlannedSamples"
         )

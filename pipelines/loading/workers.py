@@ -1,8 +1,8 @@
-"""Who makes batches: a thread for images in memory, or the workers of a torch `DataLoader`.
+"""Batches made by a thread (images in memory) or by the workers of a torch `DataLoader`.
 
-Batches of workers come in shared memory, which is fast, and takes room in /dev/shm and open files.
-Where the room is too small, as in a container with its usual 64 MiB, they come through the pipes
-that lead to the workers anyway.
+Workers return batches in shared memory, which is fast, but needs space in /dev/shm and open files.
+If /dev/shm is too small, as in a container with the default of 64 MiB, batches are sent through the
+pipes of the workers.
 """
 
 import atexit
@@ -44,52 +44,52 @@ from pipelines.system.objects import is_remote, shown
 from pipelines.system.processes import prefetch
 
 SHARED_MEMORY = Path("/dev/shm")
-"""Where the system keeps shared memory."""
+"""The file system of shared memory."""
 
 _JOIN_TIMEOUT_S = 1.0
-"""How long all workers together may take to end by themselves."""
+"""Time for all workers together to end by themselves."""
 
 _PREFETCHED_BATCHES = 2
-"""Batches of images in memory that are made while the network works."""
+"""Batches of images in memory that are made in advance."""
 
 _SPARE_FILES = 8
-"""Files that can still be opened when a batch is handed over: torch loses it silently otherwise."""
+"""Free file descriptors required to send a batch; without them torch loses it silently."""
 
 _SMALL_BYTES = 2**16
-"""Up to here a tensor is cheaper to send through a pipe than in shared memory of its own."""
+"""Up to this size a pipe is cheaper for a tensor than a new block of shared memory."""
 
 _log = logging.getLogger(__name__)
 _main_hidden = threading.Lock()
 
 
-def open_source(
+def open_batches(
     maker: BatchMaker, files: RemoteFiles | None, world_size: int
-) -> "MemorySource | WorkerSource":
-    """Return what makes the batches of one of `world_size` processes.
+) -> "MemoryBatches | WorkerBatches":
+    """Return the batches of one of `world_size` processes.
 
-    files: of the shards, where the dataset has shards.
+    files: the files of the dataset, if it has shards.
     """
     pin_memory = maker.config.pin_memory
     if pin_memory is None:
         pin_memory = torch.cuda.is_available()
     if maker.in_memory is not None:
-        return MemorySource(maker, pin_memory=pin_memory)
-    return WorkerSource(maker, files=files, world_size=world_size, pin_memory=pin_memory)
+        return MemoryBatches(maker, pin_memory=pin_memory)
+    return WorkerBatches(maker, files=files, world_size=world_size, pin_memory=pin_memory)
 
 
-class MemorySource:
-    """Images of one size in memory: a batch is one call of a kernel, made a few ahead."""
+class MemoryBatches:
+    """Batches of images in memory: a thread makes each with one call of a kernel."""
 
     def __init__(self, maker: BatchMaker, *, pin_memory: bool) -> None:
         self._maker, self._pin_memory = maker, pin_memory
 
     def run(self, requests: Requests) -> Generator[Batch]:
-        """Give a batch for each request."""
+        """Yield a batch for each request."""
         make = partial(self._maker.make, allocate=partial(_new_tensor, pin_memory=self._pin_memory))
         return prefetch(iter(requests), make, _PREFETCHED_BATCHES)
 
     def waiting_for(self) -> str:
-        """Return in words what the next batch waits for."""
+        """Describe what the next batch waits for."""
         return "a batch of images in memory"
 
 
@@ -100,8 +100,8 @@ def _new_tensor(shape: tuple[int, ...], dtype: torch.dtype, *, pin_memory: bool)
 # --- workers -------------------------------------------------------------------------------------
 
 
-class WorkerSource:
-    """Samples that are decoded by the workers of a `DataLoader`, or here if there are none."""
+class WorkerBatches:
+    """Batches of samples that are decoded by workers, or by this process if there are none."""
 
     def __init__(
         self, maker: BatchMaker, *, files: RemoteFiles | None, world_size: int, pin_memory: bool
@@ -109,8 +109,8 @@ class WorkerSource:
         """Prepare the workers, which start with the first epoch.
 
         Args:
-            maker: of the batches.
-            files: of the shards, where the dataset has shards.
+            maker: makes the batches.
+            files: the files of the dataset, if it has shards.
             world_size: number of processes that share the dataset.
             pin_memory: whether batches are in pinned memory.
         """
@@ -122,7 +122,7 @@ class WorkerSource:
             config.shuffle_window, config.shard_partitions, world_size
         )
         self._requests = _Replaceable()
-        self._n_given = 0
+        self._n_yielded = 0
         n_workers = config.num_workers
         share = min(-(-config.batch_size // world_size), len(maker.samples))
         batch_bytes = math.prod(maker.shape(share)) * maker.preprocess.dtype.itemsize
@@ -138,33 +138,33 @@ class WorkerSource:
             multiprocessing_context=config.multiprocessing_context if n_workers > 0 else None,
         )
         if n_workers > 0:
-            # The callback holds the loader, so that its queues are whole when its workers are told
-            # to end; also at the end of this process, whether multiprocessing started it or not.
+            # The callback references the loader, so its queues still exist when the workers are
+            # asked to end. It also runs at the exit of this process, however that was started.
             atexit.register(Finalize(self, _end_soon, (self._loader,), exitpriority=100))
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the workers to this process: another one has its own."""
+        """Return the arguments; the workers stay with this process."""
         return self._arguments
 
     def __setstate__(self, arguments: dict[str, Any]) -> None:
-        """Begin anew."""
+        """Prepare new workers."""
         self.__init__(**arguments)  # type: ignore[misc]
 
     def run(self, requests: Requests) -> Generator[Batch]:
-        """Give a batch for each request."""
+        """Yield a batch for each request."""
         self._requests.requests = requests
-        self._n_given = 0
+        self._n_yielded = 0
         if self._is_remote():
             with closing(self._with_prefetched_shards(requests)) as batches:
                 yield from self._counted(batches)
         else:
-            yield from self._counted(self._begin())
+            yield from self._counted(self._start())
 
     def waiting_for(self) -> str:
-        """Return in words what the next batch waits for: a shard to come, or its decoding."""
+        """Describe what the next batch waits for: the download of a shard, or decoding."""
         decoded = f"a batch of {self._maker.samples.name} to be decoded"
         requests = self._requests.requests
-        request = None if requests is None else next(requests.make(self._n_given), None)
+        request = None if requests is None else next(requests.make(self._n_yielded), None)
         if self._files is None or not self._is_remote() or request is None:
             return decoded
         cache, shards = self._files.cache, self._files.shards
@@ -175,7 +175,7 @@ class WorkerSource:
         ]
         if not missing:
             return decoded
-        return missing[0] + (f" and {len(missing) - 1} shards more" if len(missing) > 1 else "")
+        return missing[0] + (f" and {len(missing) - 1} more shards" if len(missing) > 1 else "")
 
     def _is_remote(self) -> bool:
         return self._files is not None and is_remote(self._files.location)
@@ -185,11 +185,11 @@ class WorkerSource:
         assert isinstance(self._maker.samples, ShardDataset)
         return cast("NDArray[np.integer]", self._maker.samples.shards.samples["shard"])
 
-    def _begin(self) -> Iterator[Batch]:
-        """Begin an epoch; the workers start the first time."""
-        # Asked now: the answer keeps multiprocessing to its default from then on.
+    def _start(self) -> Iterator[Batch]:
+        """Start an epoch; the workers start with the first one."""
+        # Not called earlier, because the call fixes the default of multiprocessing.
         method = self._maker.config.multiprocessing_context or multiprocessing.get_start_method()
-        # A dataset of the user's may be of a class of the main module.
+        # The class of a user's dataset may be defined in the main module.
         hides = method != "fork" and isinstance(self._maker.samples, ShardDataset)
         try:
             with (
@@ -197,7 +197,7 @@ class WorkerSource:
                 without_main_module() if hides else nullcontext(),
                 warnings.catch_warnings(),
             ):
-                # The error below says more.
+                # The error below replaces this warning.
                 warnings.filterwarnings("ignore", "Got pickle error")
                 return iter(self._loader)
         except (pickle.PicklingError, AttributeError, TypeError) as error:
@@ -213,20 +213,23 @@ class WorkerSource:
                 batch = next(batches, None)
             if batch is None:
                 return
-            self._n_given += 1
+            self._n_yielded += 1
             yield batch
 
     def _with_prefetched_shards(self, requests: Requests) -> Generator[Batch]:
-        """Give the batches, while the next shards are downloaded, and held while they are used."""
+        """Yield the batches; download the next shards meanwhile, and hold those in use."""
         assert self._files is not None
         uses = ShardUses(self._shard_of(), requests)
         order, ordered = tee(uses.in_order())
         held: dict[int, HeldFile] = {}
-        # Workers first: one that is forked while a thread writes, be it a line of a log, would
+        # Workers first: a process forked while another thread writes, for example to the log, would
         # wait forever for the lock of that file.
-        batches = self._begin()
+        batches = self._start()
         with Prefetch(
-            self._files.hold, order, ahead=self._prefetch, threads=self._remote.concurrent_downloads
+            self._files.hold,
+            order,
+            n_shards=self._prefetch,
+            threads=self._remote.concurrent_downloads,
         ) as shards:
             try:
                 upcoming = next(ordered, None)
@@ -249,11 +252,11 @@ class _WorkerDataset(Dataset[Batch]):
         self._maker, self._through_pipe = maker, through_pipe
 
     def __getitems__(self, request: Request) -> Batch:
-        """Return a batch, with its error if there is one: errors of workers lose their type.
+        """Return a batch, or a batch with a fault: errors lose their type between processes.
 
-        A worker writes the images to memory that it shares with the trainer. Measured with two
-        workers on two cores: 5 to 11 percent more samples a second than with a copy; 7 percent
-        fewer where one worker has an idle core beside it, which made that copy.
+        A worker writes the images directly to shared memory. With two workers on two cores this
+        gives 5 to 11 percent more samples per second than a copy; with one worker beside an idle
+        core, which would make the copy, 7 percent fewer.
         """
         in_worker = get_worker_info() is not None
         shares = in_worker and not self._through_pipe
@@ -269,7 +272,7 @@ class _WorkerDataset(Dataset[Batch]):
             )
         except PipelineError as error:
             return _no_batch(str(error))
-        # What is sent in place of a tensor arrives as one.
+        # `to_send` returns an object that is unpickled as a tensor.
         images, labels = (
             cast(Tensor, to_send(each, through_pipe=self._through_pipe))
             for each in (batch.images, batch.labels)
@@ -286,7 +289,7 @@ def _unchanged(batch: object) -> object:
 
 
 class _Replaceable:
-    """The batch sampler of a `DataLoader` whose batches are replaced for each epoch."""
+    """A batch sampler of a `DataLoader` whose requests are replaced for each epoch."""
 
     requests: Requests | None = None
 
@@ -297,8 +300,8 @@ class _Replaceable:
 def _ignore_signals(_worker: int) -> None:
     """Ignore the signals that terminals and batch systems send to all processes of a job.
 
-    The parent may have a checkpoint to write, for which it needs its workers alive; torch ends
-    those whose parent has ended, and `_end_workers` those of a parent that ends.
+    The parent may need its workers until it has written a checkpoint. It ends them with
+    `_end_workers`; torch ends workers whose parent has died.
     """
     for name in ("SIGTERM", "SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
@@ -306,54 +309,55 @@ def _ignore_signals(_worker: int) -> None:
 
 
 def _end_soon(loader: DataLoader[Batch]) -> None:
-    """End the workers; torch would wait 5 s for each that waits for a shard."""
+    """End the workers without torch's wait of 5 s for each that waits for a shard."""
     iterator = loader._iterator
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         if iterator._worker_pids_set:
-            # Or torch raises an error for a worker that ends, wherever this process is.
+            # Otherwise torch raises an error anywhere in this process when a worker ends.
             signal_handling._remove_worker_pids(id(iterator))  # type: ignore[attr-defined]
             iterator._worker_pids_set = False
         iterator._workers_done_event.set()
         if loader.pin_memory:
-            # A thread that pins memory waits for the rest of what a worker had begun to hand over.
+            # The pinning thread waits for the rest of a batch that a worker has begun to send.
             for jobs in iterator._index_queues:
                 jobs.put(None)
             deadline = time.monotonic() + _JOIN_TIMEOUT_S
             for worker in iterator._workers:
                 worker.join(max(0.0, deadline - time.monotonic()))
         else:
-            # Nobody waits for what they have begun, and their own way out may fail or take long.
+            # Nothing waits for their batches, and a regular exit may fail or take long.
             for worker in iterator._workers:
                 worker.kill()
     _end_workers(loader)
 
 
 def _end_workers(loader: DataLoader[Batch]) -> None:
-    """End the workers of a loader that nobody needs any more, or whose process ends.
+    """End the workers of a loader that is no longer used, or whose process exits.
 
-    torch and multiprocessing would send them SIGTERM, which they ignore: torch where a loader is
-    destroyed after its queues, as in a cycle; multiprocessing at the end, and wait forever.
+    The workers ignore SIGTERM. torch sends it if a loader is destroyed after its queues, as in a
+    reference cycle; multiprocessing sends it at exit, and then waits forever.
     """
     iterator = loader._iterator
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
         for worker in iterator._workers:
-            # One that was stopped would be waited for.
+            # A stopped process must be continued, or the shutdown waits for it.
             if hasattr(signal, "SIGCONT") and worker.pid is not None and worker.is_alive():
                 os.kill(worker.pid, signal.SIGCONT)
         iterator._shutdown_workers()
         for worker in iterator._workers:
-            worker.kill()  # one that was busy for longer than torch waits
+            worker.kill()  # In case it was busy for longer than torch waits.
 
 
 # --- transport -----------------------------------------------------------------------------------
 
 
 def fits_shared_memory(batch_bytes: int, num_workers: int) -> bool:
-    """Return whether the batches in transit fit, and log a warning if they do not.
+    """Return whether batches in transit fit into shared memory; log a warning if they do not.
 
     Args:
-        batch_bytes: bytes of a batch of this process.
-        num_workers: of this process; each works on two batches, and two more are in use.
+        batch_bytes: size of a batch of this process in bytes.
+        num_workers: number of workers of this process; each works on two batches, and two more are
+            in use.
     """
     if num_workers == 0 or not SHARED_MEMORY.is_dir():
         return True
@@ -363,7 +367,7 @@ def fits_shared_memory(batch_bytes: int, num_workers: int) -> bool:
     if needed <= free:
         return True
     _log.warning(
-        "%s has %d MiB free, and batches of %d workers take up to %d MiB; they are sent through "
+        "%s has %d MiB free, but batches of %d workers need up to %d MiB; they are sent through "
         "pipes instead, which is slower. Enlarge it (docker run --shm-size %dm), or use smaller "
         "batches or fewer workers (--workers)",
         SHARED_MEMORY, free >> 20, num_workers, -(-needed >> 20), -(-needed >> 20) + 64,
@@ -372,30 +376,30 @@ def fits_shared_memory(batch_bytes: int, num_workers: int) -> bool:
 
 
 def shared_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in shared memory, not filled.
+    """Return an uninitialized tensor in shared memory.
 
     Raises:
-        PipelineError: if there is no room for it, or no file can be opened for it.
+        PipelineError: if shared memory is full, or the limit of open files is reached.
     """
     try:
-        # As torch's own collate function makes it.
+        # The same call as in torch's collate function.
         storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        if os.strerror(errno.EMFILE) in said:
+        message = " ".join(str(error).split())
+        if os.strerror(errno.EMFILE) in message:
             raise PipelineError(too_many_files()) from error
-        raise PipelineError(_no_shared_memory(said)) from error
+        raise PipelineError(_no_shared_memory(message)) from error
     return torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload,no-any-return]
 
 
 class ByValue:
-    """A tensor that is sent as bytes through a pipe; it arrives as a tensor."""
+    """A tensor that is pickled as bytes, and unpickled as a tensor."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor.contiguous()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Send its bytes."""
+        """Pickle the bytes of the tensor."""
         tensor = self._tensor
         content = bytearray(tensor.numel() * tensor.element_size())
         if content:
@@ -404,16 +408,16 @@ class ByValue:
 
 
 def to_send(tensor: Tensor, *, through_pipe: bool) -> Tensor | ByValue:
-    """Return what a worker hands over in place of a tensor."""
+    """Return a tensor, or its replacement if it goes through a pipe, for a worker to send."""
     small = tensor.numel() * tensor.element_size() <= _SMALL_BYTES
     return ByValue(tensor) if through_pipe or small else tensor
 
 
 def check_open_files() -> None:
-    """See that files can be opened for a batch that is handed over.
+    """Check that files can be opened for the transfer of a batch.
 
     Raises:
-        PipelineError: if not.
+        PipelineError: if the limit of open files is reached.
     """
     opened: list[int] = []
     try:
@@ -430,10 +434,10 @@ def check_open_files() -> None:
 
 @contextmanager
 def worker_errors() -> Iterator[None]:
-    """Say in one line why batches no longer come from the workers.
+    """Translate torch's errors about workers into one-line messages.
 
     Raises:
-        PipelineError: in place of torch's errors.
+        PipelineError: if a worker was killed, or a limit of the system was reached.
     """
     try:
         yield
@@ -442,27 +446,26 @@ def worker_errors() -> Iterator[None]:
             raise PipelineError(too_many_files()) from error
         raise
     except RuntimeError as error:
-        said = str(error)
-        if "Too many open files" in said or "items of ancdata" in said:
+        message = str(error)
+        if "Too many open files" in message or "items of ancdata" in message:
             raise PipelineError(too_many_files()) from error
-        if "Bus error" in said:
+        if "Bus error" in message:
             raise PipelineError(_no_shared_memory("a worker got a bus error")) from error
-        if said.startswith("DataLoader worker"):
+        if message.startswith("DataLoader worker"):
             raise PipelineError(
-                "a process that decodes images was killed, most often because memory ran out; run "
-                "the same command again (pixmix-train: with --resume auto), and with fewer "
-                "--workers if memory is short"
+                "a worker that decodes images was killed, most likely because memory ran out; run "
+                "the same command again (pixmix-train: with --resume auto), with fewer --workers "
+                "if memory is short"
             ) from error
         raise
 
 
 @contextmanager
 def without_main_module() -> Iterator[None]:
-    """Keep processes that start in the block from running the script of the user.
+    """Keep processes that are started in the block from importing the main module.
 
-    Those that are not forked would: they import the main module, and a script that begins its loop
-    without `if __name__ == "__main__":` would begin it again in each. Workers that read shards need
-    nothing of it.
+    A process that is not forked imports it, and a script without `if __name__ == "__main__":` would
+    run its training loop again in each. Workers that read shards do not need the main module.
     """
     main = sys.modules["__main__"]
     with _main_hidden:
@@ -484,13 +487,13 @@ def _from_bytes(content: bytearray, dtype: torch.dtype, shape: tuple[int, ...]) 
 
 
 def _processes_here() -> int:
-    """Return how many processes of the training share the machine, by torchrun's variable."""
+    """Return the number of training processes on this machine, as set by torchrun."""
     value = os.environ.get("LOCAL_WORLD_SIZE", "1")
     return max(1, int(value)) if value.isascii() and value.isdigit() else 1
 
 
-def _no_shared_memory(said: str) -> str:
+def _no_shared_memory(message: str) -> str:
     return (
-        f"{SHARED_MEMORY} is too small for the batches of the workers ({said}); enlarge it (docker "
-        "run --shm-size 8g), or use a smaller --batch-size or --workers 0"
+        f"{SHARED_MEMORY} is too small for the batches of the workers ({message}); enlarge it "
+        "(docker run --shm-size 8g), or use a smaller --batch-size or --workers 0"
     )

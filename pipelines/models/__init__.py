@@ -1,1 +1,1 @@
-"""Networks for CIFAR, as the literature trains them, and weights from checkpoints."""
+"""Networks by name, including those for CIFAR, and their checkpoints."""

@@ -32,7 +32,7 @@ from pipelines.models.registry import (
 log = logging.getLogger(__name__)
 
 _MOST = 1_000_000
-"""Classes, or pixels of a side: more is damage."""
+"""Limit for numbers of classes and sides in pixels; larger ones mean a damaged file."""
 
 _Finite = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
@@ -41,17 +41,18 @@ _Side = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 
 
 class NetworkMetadata(msgspec.Struct, kw_only=True):
-    """What a checkpoint says of its network; None where it does not say.
+    """The metadata of a network in a checkpoint; None for missing entries.
 
     Attributes:
-        model: its name, see `pipelines.models.registry`.
+        model: name of the network; see `pipelines.models.registry`.
         pretrained: name of the published weights that training started from.
         classes: number of logits.
-        class_names: by output.
-        mean, std: of the input's channels, for values in 0..1.
-        crop: how images are cropped: "padded" or "resized".
-        image_size, evaluation_resize: side in pixels of the crop, and of the shorter side before
-            it; 0 or None where images keep their size.
+        class_names: class names by output.
+        mean: of the input's channels, for values in 0..1.
+        std: of the input's channels, for values in 0..1.
+        crop: the random crop of training: "padded" or "resized".
+        image_size: side of the crop in pixels; 0 or None if images keep their size.
+        evaluation_resize: shorter side before the center crop in pixels; 0 or None for no resize.
     """
 
     model: str | None = None
@@ -66,13 +67,13 @@ class NetworkMetadata(msgspec.Struct, kw_only=True):
 
 
 def read_initial_weights(path: Path) -> dict[str, Tensor]:
-    """Return the weights that a training starts from.
+    """Return the weights from which training starts.
 
     Args:
-        path: what --weights names; see `read_weights`.
+        path: file passed as --weights; see `featviz.state_dicts.read_weights`.
 
     Raises:
-        PipelineError: if it cannot be read, or holds no weights.
+        PipelineError: if the file cannot be read, or does not contain weights.
     """
     try:
         return read_weights(path)
@@ -83,21 +84,21 @@ def read_initial_weights(path: Path) -> dict[str, Tensor]:
 
 
 def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """Open a trained network to evaluate it.
+    """Open a trained network for evaluation.
 
-    Nothing that the file names is run: a user's function is called only if `model` names it.
+    No code is run because the file names it: a user's function is only called if `model` names it.
 
     Args:
-        path: a checkpoint of pixmix-train, of the PixMix reference, or a state dict.
-        model: its name; None to use the checkpoint's metadata.
+        path: a checkpoint of pixmix-train or of the PixMix reference, or a state dict.
+        model: name of the network; None to use the checkpoint's metadata.
 
     Returns:
-        The network in evaluation mode, and the metadata: "model", "classes", "mean", "std" and more
-        of `NetworkMetadata`, as far as the checkpoint has them.
+        The network in evaluation mode, and the metadata: "model", "classes" and the other entries
+        of `NetworkMetadata` that the checkpoint has.
 
     Raises:
-        PipelineError: if the name is not known, the metadata is invalid, or the weights do not fit.
-        OSError: if it cannot be read.
+        PipelineError: if the name is unknown, the metadata is invalid, or the weights do not fit.
+        OSError: if the file cannot be read.
     """
     try:
         content = read_checkpoint_file(path)
@@ -109,12 +110,12 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
         safe = family_of(name).safe
         if model is None and not safe:
             raise ValueError(
-                f"{path} is of {name!r}, a function, and no file decides what is run here; if it "
-                f"is yours, pass --model {name}"
+                f"{path} names the function {name!r} as its network, which is not run for a file; "
+                f"if you trust it, pass --model {name}"
             )
         classes = metadata.get("classes") or _classes_of(state, name)
         if safe:
-            # Without memory first: neither a name nor a number of a file is to ask for much of it.
+            # First on the meta device, so that a damaged file cannot allocate much memory.
             with torch.device("meta"):
                 probe = open_model(name, classes)
             match_state_dict(probe, state, path)
@@ -124,8 +125,8 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
             log.warning("%s: %s", path, note)
         if needs_half_normalization(name) and "pretrained" not in metadata:
             log.warning(
-                "%s: torchvision's own weights of %s take images normalized by --mean 0.5 0.5 "
-                "0.5 --std 0.5 0.5 0.5; pass that if these were fine-tuned from them",
+                "%s: torchvision's own weights of %s expect images normalized by --mean 0.5 0.5 "
+                "0.5 --std 0.5 0.5 0.5; pass these if the network was fine-tuned from them",
                 path,
                 name,
             )
@@ -135,12 +136,12 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
 
 
 def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
-    """Return the number of classes of a state dict, 10 where it does not show."""
+    """Return the number of classes of a state dict, or 10 if it cannot be inferred."""
     build = partial(open_model, name)
     if family_of(name).safe:
         with torch.device("meta"):
             return n_classes(state, build) or 10
-    # A function may take no other number than its own; the last weights are the classifier's then.
+    # A function may only accept its own number; then the last weights are the classifier's.
     found = None
     with suppress(PipelineError):
         found = n_classes(state, build)
@@ -149,11 +150,11 @@ def _classes_of(state: Mapping[str, Tensor], name: str) -> int:
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a checkpoint: what it has of `NetworkMetadata`, and "recipe".
+    """Return the metadata of a checkpoint: its entries of `NetworkMetadata`, and "recipe".
 
     Raises:
-        PipelineError: if it is no checkpoint, or its metadata is invalid.
-        OSError: if it cannot be read.
+        PipelineError: if the file is not a checkpoint, or its metadata is invalid.
+        OSError: if the file cannot be read.
     """
     try:
         content = read_checkpoint_file(path)
@@ -179,9 +180,9 @@ def _metadata(content: object, path: Path) -> dict[str, Any]:
     found = {
         name: network[name]
         for name in NetworkMetadata.__struct_fields__
-        # That there was none is metadata, too.
+        # None is a meaningful value of "pretrained".
         if network.get(name) is not None or (name == "pretrained" and name in network)
     }
-    # How it was trained; evaluation warns where that overlaps what it measures.
+    # Evaluation warns if training augmentations overlap the corruptions.
     recipe = content.get("recipe") if isinstance(content, dict) else None
     return {**found, "recipe": recipe} if isinstance(recipe, dict) else found

@@ -1,7 +1,7 @@
 """Networks for images of 32 pixels: wide residual networks, ResNeXt, DenseNet and DenseNet-BC.
 
-Tensors of the wide networks and of DenseNet 40-12 have the names of the PixMix reference, whose
-checkpoints load; `ResNeXt.translate_name` maps those of its ResNeXt.
+The tensor names of the wide networks and of DenseNet 40-12 are those of the PixMix reference, so
+its checkpoints can be loaded; `ResNeXt.translate_name` maps the names of its ResNeXt.
 """
 
 import math
@@ -13,9 +13,9 @@ from torch.nn import functional
 
 
 def initialize(module: nn.Module) -> None:
-    """Draw the weights of a network anew, as CIFAR networks are (He et al., ICCV 2015, fan out).
+    """Initialize a CIFAR network (He et al., ICCV 2015, fan out).
 
-    Convolutions normal with variance 2 / (k k out); biases of linear layers 0; norms stay.
+    Convolutions are normal with variance 2 / (k k out), biases of linear layers 0; norms stay.
     """
     for each in module.modules():
         if isinstance(each, nn.Conv2d):
@@ -26,9 +26,9 @@ def initialize(module: nn.Module) -> None:
 
 
 class BasicBlock(nn.Module):
-    """bn, relu, conv, bn, relu, dropout, conv, and the input added.
+    """A residual block: bn, relu, conv, bn, relu, dropout, conv.
 
-    Where the channels change, the shortcut is a convolution of the activated input.
+    If the number of channels changes, the shortcut is a convolution of the activated input.
     """
 
     def __init__(self, channels: int, out: int, *, stride: int, dropout: float) -> None:
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
 
 
 class NetworkBlock(nn.Module):
-    """Blocks in a row, the first with a stride."""
+    """A sequence of blocks, the first one with a stride."""
 
     def __init__(self, n: int, channels: int, out: int, *, stride: int, dropout: float) -> None:
         super().__init__()
@@ -78,13 +78,18 @@ class NetworkBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """(B, 3, h, w), normalized -> (B, classes) logits; h and w are multiples of 4, 32 in CIFAR.
+    """Wide residual network: normalized (B, 3, h, w) -> (B, classes) logits.
 
-    depth: 6 n + 4, of convolutions; width: times 16, 32, 64 channels; dropout: 0..1, in blocks.
     WRN-40-4 has 8,949,210 parameters with 10 classes.
 
+    Args:
+        depth: number of convolutions, 6 n + 4.
+        width: factor of the 16, 32 and 64 channels.
+        classes: number of logits.
+        dropout: dropout in the blocks, 0..1.
+
     Raises:
-        ValueError: if the depth is no 6 n + 4.
+        ValueError: if the depth is not 6 n + 4.
     """
 
     def __init__(
@@ -93,7 +98,7 @@ class WideResNet(nn.Module):
         super().__init__()
         n, rest = divmod(depth - 4, 6)
         if rest or n < 1:
-            raise ValueError(f"depth is {depth}; give 6 n + 4, such as 16, 28 or 40")
+            raise ValueError(f"depth is {depth}; use 6 n + 4, such as 16, 28 or 40")
         channels = [16, 16 * width, 32 * width, 64 * width]
         self.conv1 = nn.Conv2d(3, channels[0], 3, padding=1, bias=False)
         self.block1 = NetworkBlock(n, channels[0], channels[1], stride=1, dropout=dropout)
@@ -114,7 +119,7 @@ _EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, 1x1, each with a norm, and the input added."""
+    """A residual block: 1x1, grouped 3x3 and 1x1 convolutions, each with a norm."""
 
     def __init__(
         self, channels: int, planes: int, *, stride: int, cardinality: int, base_width: int
@@ -142,13 +147,18 @@ class Bottleneck(nn.Module):
 
 
 class ResNeXt(nn.Module):
-    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR.
+    """ResNeXt: normalized (B, 3, h, w) -> (B, classes) logits.
 
-    depth: 9 n + 2, of convolutions and the last layer. cardinality: groups; base_width: channels of
-    a group in the first stage. AugMix and PixMix call 4 groups of 32 "ResNeXt-29 (32x4)".
+    AugMix and PixMix call 4 groups of 32 channels "ResNeXt-29 (32x4)".
+
+    Args:
+        depth: number of convolutions and the last layer, 9 n + 2.
+        cardinality: number of groups.
+        base_width: channels of a group in the first stage.
+        classes: number of logits.
 
     Raises:
-        ValueError: if the depth is no 9 n + 2.
+        ValueError: if the depth is not 9 n + 2.
     """
 
     def __init__(
@@ -157,7 +167,7 @@ class ResNeXt(nn.Module):
         super().__init__()
         n, rest = divmod(depth - 2, 9)
         if rest or n < 1:
-            raise ValueError(f"depth is {depth}; give 9 n + 2, such as 29")
+            raise ValueError(f"depth is {depth}; use 9 n + 2, such as 29")
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         blocks: list[nn.Module] = []
@@ -177,7 +187,7 @@ class ResNeXt(nn.Module):
         self.fc = nn.Linear(channels, classes)
         self._per_stage = n
         initialize(self)
-        # As the reference draws it, which is 2.4 times wider than the default of torch.
+        # As in the reference; its standard deviation is 2.4 times that of torch's default.
         nn.init.kaiming_normal_(self.fc.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,7 +197,7 @@ class ResNeXt(nn.Module):
         return logits
 
     def translate_name(self, name: str) -> str:
-        """Return the name here of a tensor of the PixMix reference's ResNeXt."""
+        """Map a tensor name of the PixMix reference's ResNeXt to the one here."""
         match = re.fullmatch(r"stage_([123])\.(\d{1,4})\.(\w+)\.(.+)", name)
         if match is not None and match[3] in _BLOCK_NAMES:
             position = (int(match[1]) - 1) * self._per_stage + int(match[2])
@@ -201,11 +211,11 @@ _BLOCK_NAMES = {
     "conv_expand": "expand", "bn_expand": "bn3", "downsample": "shortcut",
 }  # fmt: skip
 _OUTER_NAMES = {"conv_1_3x3": "conv1", "bn_1": "bn1", "classifier": "fc"}
-"""The reference's names for parts of a block and of the network, and ours."""
+"""Tensor name prefixes of the reference in a block and outside, with ours."""
 
 
 class BottleneckLayer(nn.Module):
-    """bn, relu, 1x1 to 4 growths, bn, relu, 3x3 to the growth; put beside the input."""
+    """bn, relu, 1x1 to 4 growth, bn, relu, 3x3 to growth channels, concatenated to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -221,7 +231,7 @@ class BottleneckLayer(nn.Module):
 
 
 class Transition(nn.Module):
-    """bn, relu, 1x1 to half the channels, and an average over 2x2."""
+    """bn, relu, 1x1 to half of the channels, and 2x2 average pooling."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -234,19 +244,22 @@ class Transition(nn.Module):
 
 
 class DenseNetBC(nn.Module):
-    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR.
+    """DenseNet-BC: normalized (B, 3, h, w) -> (B, classes) logits.
 
-    depth: 6 n + 4, of convolutions and the last layer; growth: channels that each layer adds.
+    Args:
+        depth: number of convolutions and the last layer, 6 n + 4.
+        growth: number of channels that each layer adds.
+        classes: number of logits.
 
     Raises:
-        ValueError: if the depth is no 6 n + 4.
+        ValueError: if the depth is not 6 n + 4.
     """
 
     def __init__(self, depth: int = 100, growth: int = 12, classes: int = 10) -> None:
         super().__init__()
         n, rest = divmod(depth - 4, 6)
         if rest or n < 1:
-            raise ValueError(f"depth is {depth}; give 6 n + 4, such as 100")
+            raise ValueError(f"depth is {depth}; use 6 n + 4, such as 100")
         channels = 2 * growth
         self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         blocks: list[nn.Module] = []
@@ -270,7 +283,7 @@ class DenseNetBC(nn.Module):
 
 
 class PlainLayer(nn.Module):
-    """bn, relu, 3x3 to the growth; put beside the input."""
+    """bn, relu, 3x3 to growth channels, concatenated to the input."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -283,7 +296,7 @@ class PlainLayer(nn.Module):
 
 
 class PlainTransition(nn.Module):
-    """bn, relu, 1x1 to as many channels, and an average over 2x2."""
+    """bn, relu, 1x1 to the same number of channels, and 2x2 average pooling."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -296,11 +309,14 @@ class PlainTransition(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """(B, 3, h, w), normalized -> (B, classes) logits; 32 px in CIFAR; without bottlenecks.
+    """DenseNet without bottlenecks: normalized (B, 3, h, w) -> (B, classes) logits.
 
-    depth: 3 n + 4, of convolutions and the last layer; growth: channels that each layer adds. The
-    40-12 of the PixMix reference has 1,059,298 parameters with 10 classes, and tensors of these
-    names.
+    Depth 40 and growth 12, as in the PixMix reference, have 1,059,298 parameters with 10 classes.
+
+    Args:
+        depth: number of convolutions and the last layer, 3 n + 4.
+        growth: number of channels that each layer adds.
+        classes: number of logits.
 
     Raises:
         ValueError: if the depth is not 3 n + 4.

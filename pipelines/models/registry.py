@@ -1,19 +1,23 @@
-"""Networks by name: one table, a row per family.
+"""Networks by name, in a table with a row per family, and the matching of their outputs to classes.
 
-To add a family, add a row to `FAMILIES`: how its names are spelled, how one is built, and how its
-input is preprocessed by default. The first row whose pattern matches a whole name builds it.
+To add a family, add a row to `FAMILIES`: the pattern of its names, how to build a network, and the
+default preprocessing. The first row whose pattern matches a full name is used.
 """
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featviz.networks import call_model_function
@@ -34,7 +38,7 @@ EXAMPLES = (
     "densenet_bc_100_12",
     "densenet_40_12",
 )
-"""Networks for CIFAR, as their papers have them."""
+"""Networks for CIFAR, as in their papers."""
 
 _WITH_HEADS = frozenset({"googlenet", "inception_v3"})
 _SIZE = r"([1-9]\d{0,3})"
@@ -45,8 +49,10 @@ class InputSpec:
     """The default preprocessing of a network.
 
     Attributes:
-        mean, std: of the channels, for values in 0..1.
-        image_size, resize: side in pixels of the center crop, and of the shorter side before it.
+        mean: of the channels, for values in 0..1.
+        std: of the channels, for values in 0..1.
+        image_size: side of the center crop in pixels.
+        resize: shorter side of the image before the crop, in pixels.
     """
 
     mean: Triple
@@ -60,14 +66,15 @@ class Family:
     """A row of the table.
 
     Attributes:
-        pattern: regular expression of a whole name.
-        build: returns a network with random weights for a match of the pattern, a number of classes
-            and a dropout, 0..1.
-        input_spec: returns the default preprocessing for a name; None where the dataset sets it.
-        load_pretrained: loads published weights of a name into a network; None if there are none.
-        has_dropout: whether the network has dropout that a recipe can set.
-        for_cifar: whether it is a network for images of 32 pixels.
-        safe: whether a name in a checkpoint may be built: False where a name runs a user's code.
+        pattern: regular expression for a full name.
+        build: function of a match of the pattern, a number of classes and a dropout, 0..1, that
+            returns a network with random weights.
+        input_spec: returns the default preprocessing for a name; None if the dataset determines it.
+        load_pretrained: function of a network, its name and the name of published weights that
+            loads them; None if the family has none.
+        has_dropout: whether a recipe can set the network's dropout.
+        for_cifar: whether the network is for images of 32 pixels.
+        safe: whether a name in a checkpoint may be built; False if that would run user code.
     """
 
     pattern: str
@@ -80,7 +87,7 @@ class Family:
 
 
 def find_family(name: str | None) -> Family | None:
-    """Return the family of a network's name, None if no family has such names."""
+    """Return the family of a network's name, or None for an unknown name."""
     found = (each for each in FAMILIES if re.fullmatch(each.pattern, name or ""))
     return next(found, None)
 
@@ -89,7 +96,7 @@ def family_of(name: str) -> Family:
     """Return the family of a network's name.
 
     Raises:
-        ValueError: if no family has such names.
+        ValueError: if the name is unknown.
     """
     family = find_family(name)
     if family is None:
@@ -101,19 +108,19 @@ def family_of(name: str) -> Family:
 
 
 def default_input(name: str | None) -> InputSpec | None:
-    """Return the default preprocessing of a network; None where the dataset sets it."""
+    """Return the default preprocessing of a network; None if the dataset determines it."""
     family = find_family(name)
     return None if family is None or name is None else family.input_spec(name)
 
 
 def is_cifar_network(name: str) -> bool:
-    """Return whether a name is of a network for images of 32 pixels."""
+    """Return whether the network of a name is for images of 32 pixels."""
     family = find_family(name)
     return family is not None and family.for_cifar
 
 
 def has_dropout(name: str) -> bool:
-    """Return whether a network of a name has dropout that a recipe can set."""
+    """Return whether a recipe can set the dropout of the network of a name."""
     family = find_family(name)
     return family is not None and family.has_dropout
 
@@ -122,12 +129,12 @@ def build_network(name: str, classes: int, *, dropout: float = 0.0) -> nn.Module
     """Return a network with random weights, drawn from torch's generator.
 
     Args:
-        name: of a network in `FAMILIES`.
+        name: name that matches a pattern in `FAMILIES`.
         classes: number of classes, 2 or more.
-        dropout: of networks that have it, 0..1.
+        dropout: dropout of networks that have it, 0..1.
 
     Raises:
-        ValueError: if there is no such network.
+        ValueError: if the name is unknown.
     """
     family = family_of(name)
     match = re.fullmatch(family.pattern, name)
@@ -141,15 +148,16 @@ def open_model(
     """Return a network for training.
 
     Args:
-        name: of a network in `FAMILIES`; a module:function is called with the number of classes.
+        name: name that matches a pattern in `FAMILIES`; a module:function is called with the
+            number of classes.
         classes: number of logits.
-        dropout: of networks that have it, 0..1.
-        seed: of the initial weights.
-        pretrained: name of published weights to start from, such as IMAGENET1K_V1, which are
-            downloaded; for another number of classes the last layer keeps its random weights.
+        dropout: dropout of networks that have it, 0..1.
+        seed: seed of the initial weights.
+        pretrained: name of published weights to download and start from, such as IMAGENET1K_V1;
+            for another number of classes the last layer keeps its random weights.
 
     Raises:
-        PipelineError: if there is no such network, or it has no such weights.
+        PipelineError: if the name or the weights are unknown.
         OSError: if weights cannot be downloaded.
     """
     try:
@@ -173,22 +181,23 @@ def initialize_from(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]
 
     Args:
         module: the network.
-        state: see `featviz.state_dicts.find_state_dict`; its names are matched to the network's.
+        state: a state dict (see `featviz.state_dicts.find_state_dict`), whose tensor names are
+            matched to the network's.
 
     Returns:
-        The tensors that keep their values.
+        The names of the tensors that keep their values.
 
     Raises:
-        ValueError: if more than the tensors of one layer do not fit, or some are of no layer here.
+        ValueError: if a tensor is not in this network, or tensors of several layers do not fit.
     """
     own = module.state_dict()
     found = match_names(state, module)
     for note in found.notes():
         log.warning("initial weights: %s", note)
-    strange = [name for name in found.state if name not in own]
-    if strange:
+    unknown = [name for name in found.state if name not in own]
+    if unknown:
         raise ValueError(
-            f"{len(strange)} tensors are not in this network, such as {strange[0]}; use weights of "
+            f"{len(unknown)} tensors are not in this network, such as {unknown[0]}; use weights of "
             "this network"
         )
     fitting = {name: each for name, each in found.state.items() if own[name].shape == each.shape}
@@ -206,17 +215,17 @@ def initialize_from(module: nn.Module, state: Mapping[str, Tensor]) -> list[str]
 def explain_shape_errors(
     module: nn.Module, images: Tensor, classes: object = None
 ) -> Iterator[None]:
-    """Explain in one line that a network does not take images of a size, or has other outputs.
+    """Replace a network's error by one line if it does not accept an image size or has no logits.
 
-    An error in the block is only attributed to that if one black image causes it, too.
+    An error in the block is only replaced if a single black image reproduces it.
 
     Args:
         module: the network.
-        images: (B, 3, H, W) float, on its device, which the block classifies.
-        classes: outputs that the block needs; None for any number.
+        images: (B, 3, H, W) float, on the network's device, which the block classifies.
+        classes: number of logits that the block needs; None for any number.
 
     Raises:
-        PipelineError: in place of the network's own error.
+        PipelineError: instead of the network's own error.
     """
     try:
         yield
@@ -231,18 +240,72 @@ def explain_shape_errors(
         except Exception as refusal:  # noqa: BLE001 - whatever a network raises
             why = (str(refusal) or type(refusal).__name__).splitlines()[0]
             raise PipelineError(
-                f"the network does not take images of {side} pixels ({why}); pass the size that it "
-                "takes as --image-size, or use another --model"
+                f"the network does not accept images of {side} pixels ({why}); pass a size that it "
+                "accepts as --image-size, or use another --model"
             ) from error
         finally:
             module.train(mode)
         shape = tuple(getattr(found, "shape", ()))
         if len(shape) != 2 or classes not in {None, shape[1]}:
             raise PipelineError(
-                f"the network returns an output of shape {shape} for one image, where logits of "
-                f"shape (1, {classes or 'classes'}) are needed; use a --model that returns them"
+                f"the network returns an output of shape {shape} for one image, expected logits "
+                f"of shape (1, {classes or 'classes'}); use a --model that returns logits"
             ) from error
         raise
+
+
+# --- Outputs --------------------------------------------------------------------------------------
+
+
+def find_outputs(names: Sequence[str], classes: Sequence[str], where: str) -> NDArray[np.int64]:
+    """Return the network's outputs for class names.
+
+    Names are compared in Unicode's composed form (NFC), because macOS stores decomposed names.
+
+    Args:
+        names: class names of a dataset.
+        classes: class names of the network, by output.
+        where: location of the dataset, for the error message.
+
+    Returns:
+        (len(names),) int64, distinct outputs.
+
+    Raises:
+        PipelineError: if the network does not have a class, or two names mean the same class.
+    """
+    outputs: dict[str, int] = {}
+    ambiguous = set()
+    for output, name in enumerate(classes):
+        if outputs.setdefault(normalize_name(name), output) != output:
+            ambiguous.add(normalize_name(name))
+    unknown = [name for name in names if normalize_name(name) not in outputs]
+    if unknown:
+        cases = {name.casefold(): name for name in outputs}
+        other = cases.get(normalize_name(unknown[0]).casefold())
+        remedy = (
+            f"rename it to {other!r}, which differs only in case"
+            if other is not None
+            else "use the dataset that it was trained on"
+        )
+        raise PipelineError(
+            f"{where} has a class {unknown[0]!r}, which is not one of the network's {len(classes)} "
+            f"classes ({', '.join(classes[:3])}, ...; {len(unknown)} of {len(names)} do not "
+            f"match); {remedy}"
+        )
+    found = [normalize_name(name) for name in names]
+    counts = Counter(found)
+    repeated = [name for name in found if name in ambiguous or counts[name] > 1]
+    if repeated:
+        raise PipelineError(
+            f"{repeated[0]!r} is the name of several classes of {where} or of the network; use "
+            "distinct names"
+        )
+    return np.array([outputs[name] for name in found], np.int64)
+
+
+def normalize_name(name: str) -> str:
+    """Return a class name in Unicode's composed form (NFC), in which names are compared."""
+    return unicodedata.normalize("NFC", name)
 
 
 # --- module:function ------------------------------------------------------------------------------
@@ -250,7 +313,7 @@ def explain_shape_errors(
 
 def _call_user_function(match: re.Match[str], classes: int, _dropout: float) -> nn.Module:
     module = call_model_function(match[0], classes)
-    # That function's own modules may have the names of ours, and be taken for them later.
+    # The user's modules may shadow our packages in later imports.
     check_packages()
     return module
 
@@ -259,21 +322,21 @@ def _call_user_function(match: re.Match[str], classes: int, _dropout: float) -> 
 
 
 def normalize_as_pretrained(module: nn.Module, name: str, pretrained: str | None) -> None:
-    """Have GoogLeNet and Inception renormalize their input if they started from torchvision's.
+    """Make GoogLeNet and Inception renormalize their input if they started from published weights.
 
-    torchvision trained those two with another mean and standard deviation than all others.
+    torchvision trained these two with another mean and standard deviation than all others.
     """
     if name in _WITH_HEADS and pretrained is not None:
         module.transform_input = True  # type: ignore[assignment]
 
 
 def needs_half_normalization(name: str) -> bool:
-    """Return whether torchvision's weights of a name take images of mean and std 0.5."""
+    """Return whether torchvision's weights of a name expect images with mean and std 0.5."""
     return name in _WITH_HEADS
 
 
 def _build_torchvision(match: re.Match[str], classes: int, _dropout: float) -> nn.Module:
-    # Those two have auxiliary heads beside the last, which no recipe here trains.
+    # These two have auxiliary heads, which no recipe here trains.
     more = {"aux_logits": False, "init_weights": True} if match[0] in _WITH_HEADS else {}
     module: nn.Module = torchvision.models.get_model(
         match[0], weights=None, num_classes=classes, **more
@@ -285,17 +348,17 @@ def _torchvision_pretrained(module: nn.Module, name: str, pretrained: str) -> No
     known = [each.name for each in torchvision.models.get_model_weights(name)]
     if pretrained not in known:
         raise ValueError(
-            f"torchvision has no weights {pretrained!r} of {name}; use --pretrained "
+            f"torchvision has no weights {pretrained!r} for {name}; use --pretrained "
             f"{' or '.join(known)}"
         )
     weights = torchvision.models.get_model_weights(name)[pretrained]
     try:
-        # As torchvision builds it for them: some files have names that no module has any more.
+        # In torchvision's own module, because some files have outdated tensor names.
         trained = torchvision.models.get_model(name, weights=weights, progress=False)
     except (OSError, RuntimeError) as error:
         raise OSError(
             f"the weights of {name} cannot be downloaded from {weights.url} "
-            f"({str(error).splitlines()[0]}); pass others as --weights"
+            f"({str(error).splitlines()[0]}); pass a file as --weights"
         ) from error
     initialize_from(module, trained.state_dict())
     normalize_as_pretrained(module, name, pretrained)
@@ -304,8 +367,8 @@ def _torchvision_pretrained(module: nn.Module, name: str, pretrained: str) -> No
 def _torchvision_input(name: str) -> InputSpec:
     """Return the preprocessing of torchvision's first weights of a name.
 
-    Later weights of a ResNet resize to 232 pixels before the crop; the usual recipe, and the
-    paper's, to 256.
+    Newer weights of a ResNet resize to 232 pixels before the crop; the usual recipe, and the
+    paper's, is 256.
     """
     transforms = next(iter(torchvision.models.get_model_weights(name))).transforms()
     return InputSpec(
@@ -330,7 +393,7 @@ def _timm() -> Any:  # noqa: ANN401
 def _build_timm(match: re.Match[str], classes: int, _dropout: float) -> nn.Module:
     timm = _timm()
     if not timm.is_model(match[1]):
-        raise ValueError(f"timm has no network {match[1]!r}; timm.list_models() lists them")
+        raise ValueError(f"timm has no network {match[1]!r}; see timm.list_models()")
     module: nn.Module = timm.create_model(match[1], num_classes=classes)
     return module
 
@@ -360,7 +423,7 @@ FAMILIES: tuple[Family, ...] = (
         pattern=rf"resnext{_SIZE}_{_SIZE}x{_SIZE}",
         build=lambda size, classes, _: ResNeXt(int(size[1]), int(size[3]), int(size[2]), classes),
     ),
-    # DenseNet-BC and DenseNet, of depth and growth.
+    # DenseNet-BC and DenseNet: DEPTH_GROWTH.
     _cifar(
         pattern=rf"densenet_bc_{_SIZE}_{_SIZE}",
         build=lambda size, classes, _: DenseNetBC(int(size[1]), int(size[2]), classes),

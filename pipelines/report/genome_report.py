@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from fractals import Genome, render
 from fractals.chaos import Camera, ChaosLayer, Map, Tone
 from fractals.escape import EscapeLayer
-from fractals.genome import SMALLEST, Layer
+from fractals.genome import MIN_SIDE, Layer
 from fractals.palettes import Palette, palette_table
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.errors import PipelineError
@@ -370,7 +370,7 @@ def figure(genome: Genome, side: int = 640, shape: tuple[int, int] = SQUARE) -> 
 
 def image_of(genome: Genome, side: int, shape: tuple[int, int]) -> Image.Image:
     """Return the image of a genome in the form of `shape`, its longer side of `side` pixels."""
-    height, width = (max(SMALLEST, round(side * each / max(shape))) for each in shape)
+    height, width = (max(MIN_SIDE, round(side * each / max(shape))) for each in shape)
     return Image.fromarray(render(genome, size=(height, width)))
 
 

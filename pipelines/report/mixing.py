@@ -26,12 +26,12 @@ from pipelines.report.figures import (
     shortened,
 )
 from pipelines.report.page import PageImage, Section, Table, Text
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
+from pixmix.images import PackedImages
 from pixmix.mixing import MIXINGS
 from pixmix.operations import OPERATIONS
-from pixmix.packed import PackedImages
 from pixmix.resizing import resize_part, resized_shape
 from pixmix.settings import PixMixSettings
 
@@ -76,9 +76,9 @@ class MixingImages(Sequence[Pixels]):
         height, width = resized_shape(image.shape[0], image.shape[1], self._size)
         if (height, width) == image.shape[:2]:
             return image
-        if height * width > MOST_PIXELS:
+        if height * width > MAX_PIXELS:
             raise PipelineError(
-                f"{self._source.name(i)}: {width}x{height} are more than {MOST_PIXELS:,} pixels "
+                f"{self._source.name(i)}: {width}x{height} are more than {MAX_PIXELS:,} pixels "
                 "once resized; cut it"
             )
         resized = np.empty((height, width, 3), np.uint8)

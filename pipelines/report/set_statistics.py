@@ -19,7 +19,7 @@ from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image
 from pipelines.loading.image_map import ImageSource
 from pipelines.loading.mixing_set import image_source
-from pipelines.shards.images import MOST_PIXELS, DecodeError
+from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pipelines.system.progress import Progress, no_progress
 from pipelines.system.ranks import spread
 
@@ -134,7 +134,7 @@ def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return the centre 256x256 of an image whose shorter side is scaled to 256.
 
     The filter is bilinear, as in PixMix's own resize; an image of that size comes back as it is.
-    Of an image which would have more than `MOST_PIXELS` then (1x30,000 would take 6 GB) only the
+    Of an image which would have more than `MAX_PIXELS` then (1x30,000 would take 6 GB) only the
     centre is scaled, which differs by rounding at most.
     """
     height, width = image.shape[:2]
@@ -145,7 +145,7 @@ def at_measured_size(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     left, top = ((side - MEASURED_SIDE) // 2 for side in full)
     square = (left, top, left + MEASURED_SIDE, top + MEASURED_SIDE)
     scaled = Image.fromarray(image)
-    if full[0] * full[1] <= MOST_PIXELS:
+    if full[0] * full[1] <= MAX_PIXELS:
         return np.asarray(scaled.resize(full, Image.Resampling.BILINEAR).crop(square))
     # The same square in pixels of the image, which need not be whole.
     scales = (width / full[0], height / full[1]) * 2

@@ -1,1 +1,1 @@
-"""What lies on disk, whole or not at all."""
+"""Shards, the other datasets on disk, and the stores that they are written to and read from."""

@@ -1,12 +1,12 @@
-"""Images in one file: a tar, a zip, an array of numpy; and the small datasets as published.
+"""Read images from archives (tar, zip, .npy), and the small datasets from their published files.
 
-Nothing is unpacked to disk, and no pickle is run.
+Nothing is unpacked to disk, and no pickle is executed.
 
-An image in an archive has a place, plain JSON values, by which any process reads it again:
+An image in an archive has a place, plain JSON values by which any process reads it again:
 
-    [offset, bytes]                     stored as it is, in a tar or a zip
-    [offset, packed bytes, bytes, crc]  deflated in a zip
-    [offset, height, width]             pixels of an array, which are read as a PNG
+    [offset, bytes]                         stored without compression in a tar or a zip
+    [offset, compressed bytes, bytes, crc]  deflated in a zip
+    [offset, height, width]                 pixels of an array, which are read as a PNG
 """
 
 import errno
@@ -30,8 +30,8 @@ from PIL import Image
 from pipelines.datasets import Dataset, dataset_named
 from pipelines.errors import PipelineError
 from pipelines.shards.images import (
-    LARGEST_FILE,
-    MOST_PIXELS,
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
     DecodeError,
     encode_png,
     is_image_name,
@@ -49,25 +49,31 @@ _NPY_HEADER = re.compile(
     rb"'shape': \((?P<n>\d{1,12}), (?P<height>\d{1,9}), (?P<width>\d{1,9}), 3\), \} *\n",
     re.DOTALL,
 )
-"""As numpy.save writes it, for images: its own reader evaluates what stands there."""
+"""The header that numpy.save writes for images; numpy's own reader evaluates it as Python."""
 
-_LONGEST_NPY_HEADER = 1000
+_MAX_NPY_HEADER_BYTES = 1000
 
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
-"""Of a zip's member: signature, five fields, checksum, two sizes, lengths of name and extra."""
+"""Header of a zip member: signature, 5 fields, checksum, 2 sizes, lengths of name and extra."""
 
 _ENCRYPTED = 0x1
 
-LARGEST_CIFAR_FILE = 2**28
-"""Bytes: the largest file of the archives has 155 million."""
+MAX_CIFAR_FILE_BYTES = 2**28
+"""The largest file of the archives has 155 million bytes."""
 
-LARGEST_CIFAR_ARCHIVE = 2**29
-"""Bytes: the archives unpack to 186 million."""
+MAX_CIFAR_ARCHIVE_BYTES = 2**29
+"""The archives unpack to 186 million bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArchivedImage:
-    """An image in an archive. size: bytes of its file; -1 for pixels, which become one."""
+    """An image in an archive.
+
+    Attributes:
+        name: name of the image.
+        place: where the archive holds it; see the module.
+        size: size of its file in bytes; -1 for an image of an array.
+    """
 
     name: str
     place: tuple[int, ...]
@@ -75,14 +81,14 @@ class ArchivedImage:
 
 
 def archived_images(path: Path) -> Iterator[ArchivedImage]:
-    """Yield the images of an archive, in its order.
+    """Yield the images of an archive in its order; hidden files are skipped.
 
     Args:
-        path: a tar; a zip; or a .npy of (N, H, W, 3) uint8, such as the 300K random images.
+        path: a tar, a zip, or a .npy of (N, H, W, 3) uint8, such as the 300K random images.
 
     Raises:
-        PipelineError: if it is none of them, compressed as a whole, damaged, or holds what misleads
-            whoever unpacks it; hidden files are skipped.
+        PipelineError: if it is another file, a compressed tar, damaged, or holds names or members
+            that would mislead an unpacker.
         OSError: if it cannot be read.
     """
     with open_regular(path) as file:
@@ -99,15 +105,15 @@ def archived_images(path: Path) -> Iterator[ArchivedImage]:
 
 
 def read_archived(path: Path, place: Sequence[int]) -> bytes:
-    """Return the bytes of an image's file in an archive; of pixels, a PNG.
+    """Return the bytes of an image file in an archive; an image of an array becomes a PNG.
 
     Args:
         path: the archive.
-        place: of the image, as `archived_images` yields it.
+        place: the place of the image, from `archived_images`.
 
     Raises:
-        DecodeError: if a zip's checksum is of other bytes.
-        OSError: if it cannot be read, or the archive was cut off since.
+        DecodeError: if the checksum in a zip does not match.
+        OSError: if it cannot be read, or the archive has been cut off since.
     """
     with open_regular(path) as file:
         if len(place) == 2:
@@ -116,8 +122,8 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
             offset, height, width = place
             pixels = _read(file.fileno(), path, offset, 3 * height * width)
             return encode_png(np.frombuffer(pixels, np.uint8).reshape(height, width, 3))
-        offset, packed, size, checksum = place
-        content = _inflated(_read(file.fileno(), path, offset, packed), size)
+        offset, compressed, size, checksum = place
+        content = _inflated(_read(file.fileno(), path, offset, compressed), size)
         if len(content) != size or zlib.crc32(content) != checksum:
             raise DecodeError("damaged", "its bytes in the zip are damaged")
         return content
@@ -126,38 +132,38 @@ def read_archived(path: Path, place: Sequence[int]) -> bytes:
 def _read(descriptor: int, path: Path, offset: int, size: int) -> bytes:
     content = os.pread(descriptor, size, offset)
     if len(content) < size:
-        raise OSError(errno.EIO, "it was cut off since it was listed; copy it again", str(path))
+        raise OSError(errno.EIO, "it was cut off after it was listed; copy it again", str(path))
     return content
 
 
-def _inflated(packed: bytes, size: int) -> bytes:
-    """Return what deflate packed, of at most size bytes and one more; nothing if it is damaged."""
+def _inflated(compressed: bytes, size: int) -> bytes:
+    """Decompress at most size + 1 bytes; return none if the data is damaged."""
     try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, size + 1)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(compressed, size + 1)
     except zlib.error:
         return b""
 
 
 def _of_array(path: Path) -> Iterator[ArchivedImage]:
-    remedy = "name an array as numpy.save writes it, of images, (N, height, width, 3) uint8"
+    remedy = "use an array of images, (N, height, width, 3) uint8, as numpy.save writes it"
     with open_regular(path) as file:
-        content = file.read(_LONGEST_NPY_HEADER)
+        content = file.read(_MAX_NPY_HEADER_BYTES)
         n_bytes = os.fstat(file.fileno()).st_size
     header = _NPY_HEADER.match(content)
     if header is None:
-        raise PipelineError(f"{path} holds no array of images; {remedy}")
+        raise PipelineError(f"{path} is not an array of images; {remedy}")
     n, height, width = (int(header[side]) for side in ("n", "height", "width"))
     size = 3 * height * width
-    if n * size == 0 or height * width > MOST_PIXELS:
+    if n * size == 0 or height * width > MAX_PIXELS:
         raise PipelineError(
-            f"{path} holds {n} images of {width}x{height}; name an array of images of at most "
-            f"{MOST_PIXELS:,} pixels, uint8"
+            f"{path} holds {n} images of {width}x{height}; use a uint8 array of images of at most "
+            f"{MAX_PIXELS:,} pixels"
         )
     first = len(header["prefix"]) + int.from_bytes(header["length"] or header["long"], "little")
     if first + n * size != n_bytes:
         raise PipelineError(
-            f"{path} has {n_bytes:,} bytes, its header says {first + n * size:,} of uint8; copy it "
-            "again"
+            f"{path} has {n_bytes:,} bytes, expected {first + n * size:,} by its header (uint8); "
+            "copy it again"
         )
     for i in range(n):
         yield ArchivedImage(name=f"{i}.png", place=(first + i * size, height, width), size=-1)
@@ -171,7 +177,7 @@ def _of_zip(path: Path) -> Iterator[ArchivedImage]:
         try:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
-        # What zipfile raises for damaged directories, each seen.
+        # Errors that zipfile was seen to raise for damaged directories.
         except (
             zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, EOFError,
             OverflowError, OSError,
@@ -180,9 +186,11 @@ def _of_zip(path: Path) -> Iterator[ArchivedImage]:
         end = 0
         for member in sorted(members, key=lambda member: member.header_offset):
             _check_member(path, member)
-            # Members that share their bytes make much of little.
+            # Members that share bytes are a zip bomb.
             if member.header_offset < end:
-                raise PipelineError(f"{path} has members that overlap, as no zip tool writes them")
+                raise PipelineError(
+                    f"{path} has members that overlap, which no zip tool writes; write it again"
+                )
             if member.header_offset > n_bytes:
                 raise PipelineError(damaged)
             header = os.pread(file.fileno(), _LOCAL_HEADER.size, member.header_offset)
@@ -210,21 +218,21 @@ def _check_member(path: Path, member: zipfile.ZipInfo) -> None:
         )
     if not is_image_name(name) or member.is_dir():
         return
-    unpack = f"unpack it and name the folder: python -m zipfile -e {path} FOLDER"
+    unpack = f"unpack it and use the folder: python -m zipfile -e {path} FOLDER"
     if member.flag_bits & _ENCRYPTED:
         raise PipelineError(f"{path}: {name!r} is encrypted; unpack it with its password")
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise PipelineError(f"{path}: {name!r} is packed in a way that is not read here; {unpack}")
+        raise PipelineError(f"{path}: the compression of {name!r} is not supported; {unpack}")
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
         raise PipelineError(f"{path} is a damaged zip; copy it again")
     size = max(member.file_size, member.compress_size)
-    if size > LARGEST_FILE:
+    if size > MAX_FILE_BYTES:
         raise PipelineError(
-            f"{path}: {name!r} has {size:,} bytes; at most {LARGEST_FILE:,} are read"
+            f"{path}: {name!r} has {size:,} bytes; the maximum is {MAX_FILE_BYTES:,}"
         )
 
 
-# --- the small datasets: all of a split is arrays in memory ---------------------------------------
+# --- the small datasets, whose splits are arrays in memory ----------------------------------------
 
 Split = Literal["train", "test"]
 
@@ -235,7 +243,10 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 class Arrays:
     """A split of a small dataset, in its official order.
 
-    images: (n, height, width, 3) or (n, height, width) uint8; labels: (n,) int64; classes: names.
+    Attributes:
+        images: (n, height, width, 3) or (n, height, width) uint8.
+        labels: (n,) int64.
+        classes: class names by label.
     """
 
     images: NDArray[np.uint8]
@@ -244,35 +255,35 @@ class Arrays:
 
 
 @lru_cache(maxsize=1)
-def read_split(name: str, place: Path | None, split: Split) -> Arrays:
+def read_split(name: str, path: Path | None, split: Split) -> Arrays:
     """Read a split of a dataset that has a reader.
 
     Args:
-        name: of the dataset.
-        place: its archive, the unpacked folder, or a folder that holds either; None where a
-            library has it.
+        name: name of the dataset.
+        path: its archive, the unpacked folder, or a folder that holds either; None if the dataset
+            comes with a library.
         split: "train" or "test".
 
     Raises:
-        PipelineError: if the dataset is not known or cannot be read, or has a label that is not a
+        PipelineError: if the dataset is unknown or cannot be read, or has a label that is not a
             class.
     """
     dataset = dataset_named(name)
     if dataset.reader is None:
-        raise PipelineError(f"{name} is a folder of images; run pixmix-shard imagefolder on it")
-    arrays = READERS[dataset.reader](dataset, place, split)
+        raise PipelineError(f"{name} is an image folder; run pixmix-shard imagefolder on it")
+    arrays = READERS[dataset.reader](dataset, path, split)
     labels, n = arrays.labels, len(arrays.classes)
     if len(labels) and not (labels.min() >= 0 and labels.max() < n):
         raise PipelineError(
-            f"{place or name}: labels of {split} are {labels.min()} to {labels.max()}, and {n} "
-            f"classes have 0 to {n - 1}; number them from 0"
+            f"{path or name}: the labels of {split} are {labels.min()} to {labels.max()}, expected "
+            f"0 to {n - 1} for {n} classes; number them from 0"
         )
     return arrays
 
 
 @dataclass(frozen=True)
 class _CifarLayout:
-    """files: of each split, in torchvision's order; meta, labels, names: where classes are."""
+    """The files of each split in torchvision's order, and the keys of labels and class names."""
 
     files: dict[Split, tuple[str, ...]]
     meta: str
@@ -293,33 +304,33 @@ _CIFAR_LAYOUTS = {
 }
 
 
-def _read_cifar(dataset: Dataset, place: Path | None, split: Split) -> Arrays:
-    """Read CIFAR's pickles, unpacked or in the official archive, without running them."""
-    assert place is not None
+def _read_cifar(dataset: Dataset, path: Path | None, split: Split) -> Arrays:
+    """Read CIFAR's pickles, unpacked or in the official archive, without executing them."""
+    assert path is not None
     layout = _CIFAR_LAYOUTS[dataset.name]
     wanted = (*layout.files[split], layout.meta)
     folders = [
         folder
-        for folder in (place / dataset.folder, place)
+        for folder in (path / dataset.folder, path)
         if folder.is_dir() and any((folder / name).exists() for name in _names_of(layout))
     ]
-    archives = [place, place / dataset.archive, place.parent / dataset.archive]
+    archives = [path, path / dataset.archive, path.parent / dataset.archive]
     archive = next((each for each in archives if each.is_file()), None)
     if folders:
         try:
             files = {name: _read_unpacked(folders[0] / name) for name in wanted}
-            return _cifar_arrays(place, dataset, layout, files)
+            return _cifar_arrays(path, dataset, layout, files)
         except PipelineError:
-            # Unpacked in part, as by a full disk: the archive beside it may be whole.
+            # A full disk may have stopped the unpacking: the archive beside it may be whole.
             if archive is None:
                 raise
     if archive is None:
         raise PipelineError(
-            f"{place} holds neither {dataset.folder}/ nor {dataset.archive}; download the python "
-            f"version from {dataset.page} and name it, or the folder that torchvision downloaded to"
+            f"{path} holds neither {dataset.folder}/ nor {dataset.archive}; use the python version "
+            f"from {dataset.page}, or the folder that torchvision downloaded to"
         )
     files = _read_members(archive, dataset.folder, wanted)
-    return _cifar_arrays(place, dataset, layout, files)
+    return _cifar_arrays(path, dataset, layout, files)
 
 
 def _names_of(layout: _CifarLayout) -> set[str]:
@@ -327,7 +338,7 @@ def _names_of(layout: _CifarLayout) -> set[str]:
 
 
 def _cifar_arrays(
-    place: Path, dataset: Dataset, layout: _CifarLayout, files: Mapping[str, bytes]
+    path: Path, dataset: Dataset, layout: _CifarLayout, files: Mapping[str, bytes]
 ) -> Arrays:
     n_classes = dataset.n_classes
     assert n_classes is not None
@@ -338,7 +349,10 @@ def _cifar_arrays(
         or len(names) != n_classes
         or not all(isinstance(name, str) for name in names)
     ):
-        raise PipelineError(f"{place}: {layout.meta} names no classes of {dataset.title}")
+        raise PipelineError(
+            f"{path}: {layout.meta} does not list the classes of {dataset.title}; use the official "
+            "archive"
+        )
     images, labels = [], []
     for name, content in files.items():
         if name == layout.meta:
@@ -354,11 +368,14 @@ def _cifar_arrays(
             and len(found) == len(data)
         ):
             raise PipelineError(
-                f"{place}: {name} is no batch of {dataset.title} (data of (n, 3072) uint8 and "
-                f"{layout.labels}); use the official archive"
+                f"{path}: {name} is not a batch of {dataset.title}, expected data of (n, 3072) "
+                f"uint8 and {layout.labels}; use the official archive"
             )
         if not all(type(label) is int and 0 <= label < n_classes for label in found):
-            raise PipelineError(f"{place}: {name} has labels that are none of {dataset.title}'s")
+            raise PipelineError(
+                f"{path}: {name} has labels that are not classes of {dataset.title}; use the "
+                "official archive"
+            )
         images.append(data.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
         labels.append(found)
     return Arrays(
@@ -370,7 +387,7 @@ def _cifar_arrays(
 
 def _read_unpacked(path: Path) -> bytes:
     try:
-        return read_regular(path, max_bytes=LARGEST_CIFAR_FILE)
+        return read_regular(path, max_bytes=MAX_CIFAR_FILE_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(f"{path} is missing; unpack or download the archive again") from error
     except OSError as error:
@@ -382,19 +399,19 @@ def _read_members(archive: Path, folder: str, names: Sequence[str]) -> dict[str,
     wanted = {f"{folder}/{name}": name for name in names}
     found: dict[str, bytes] = {}
     for member in scan_tar_in_memory(archive, content):
-        # As "tar czf FILE ./FOLDER" writes them, names begin with "./".
+        # The names that "tar czf FILE ./FOLDER" writes begin with "./".
         name = wanted.get(posixpath.normpath(member.name))
         if name is not None:
             found[name] = bytes(content[member.offset : member.offset + member.size])
         if len(found) == len(names):
             return {name: found[name] for name in names}
     missing = next(path for path, name in wanted.items() if name not in found)
-    raise PipelineError(f"{archive} holds no {missing}; download it again")
+    raise PipelineError(f"{archive} does not hold {missing}; download it again")
 
 
 def _unpack(archive: Path) -> bytes:
-    """Return the tar in an archive, of at most `LARGEST_CIFAR_ARCHIVE` bytes."""
-    limit = LARGEST_CIFAR_ARCHIVE
+    """Return the tar in an archive, of at most `MAX_CIFAR_ARCHIVE_BYTES`."""
+    limit = MAX_CIFAR_ARCHIVE_BYTES
     try:
         with open_regular(archive, max_bytes=limit) as file:
             is_compressed = file.read(2) == b"\x1f\x8b"
@@ -405,21 +422,22 @@ def _unpack(archive: Path) -> bytes:
         raise PipelineError(f"{archive} is damaged ({error}); download it again") from error
     if len(content) > limit:
         raise PipelineError(
-            f"{archive} unpacks to over {limit:,} bytes, far more than CIFAR has; download it again"
+            f"{archive} unpacks to over {limit:,} bytes, far more than CIFAR; download it again"
         )
     return content
 
 
-def _read_digits(dataset: Dataset, _place: Path | None, split: Split) -> Arrays:
-    """Return scikit-learn's digits, 0..16 spread over 0..255, enlarged to 32x32.
+def _read_digits(dataset: Dataset, _path: Path | None, split: Split) -> Arrays:
+    """Return scikit-learn's digits, scaled from 0..16 to 0..255 and enlarged to 32x32.
 
-    Every fifth image is for testing: the writers follow each other, so both parts have all.
+    Every fifth image is in the test split. The images are sorted by writer, so both splits have all
+    writers.
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise PipelineError(
-            f"{dataset.name} come with scikit-learn, which is not installed; run "
+            f"the dataset {dataset.name} comes with scikit-learn, which is not installed; run "
             "pip install 'pixmix[digits]'"
         ) from error
     digits = load_digits()
@@ -440,4 +458,4 @@ READERS: dict[str, Callable[[Dataset, Path | None, Split], Arrays]] = {
     "cifar": _read_cifar,
     "digits": _read_digits,
 }
-"""What reads the files of a dataset, by the `reader` of its row."""
+"""The functions that read the files of a dataset, by the `reader` of its row."""

@@ -1,18 +1,18 @@
-"""The files that a node keeps, within a limit, and the hashes of files that were checked.
+"""The shard cache of a node, with a size limit, and the hashes of files that were verified.
 
     CACHE/shards/SHA256                 a whole file; its name is the SHA-256 of its content
-                 SHA256.BYTES.partial   one that is being downloaded, or waits to be resumed
-          used/SHA256                   empty; its modification time is when the file was last used
-          verified/KEY.json             what was found of one path, and what the file was like then
-                   XX.lock              who computes a hash; of the keys that begin with XX
+                 SHA256.BYTES.partial   a download that is running, or can be resumed
+          used/SHA256                   empty; its modification time is the last use of the file
+          verified/KEY.json             hash of the file of a path, and its size and times
+                   XX.lock              held to hash files whose keys begin with XX
 
-Whoever uses a file holds a shared lock on it, whoever downloads one an exclusive lock on the
-partial file; the system frees both when a process ends. Other users may be able to write to the
-folder, so no link is ever followed here, and only regular files are opened.
+A process that uses a file holds a shared lock on it; one that downloads it holds an exclusive lock
+on the partial file. The system frees both when the process ends. Other users may be able to write
+to the folder, so links are never followed, and only regular files are opened.
 
-Local shards and the files in the cache are hashed once a node, and again only when a file changes,
-of which the time of the last change of its inode tells. What the disk itself returns wrong shows
-only where the file is hashed again: `pixmix-shard verify`.
+Local shards and the files of the cache are hashed once per node, and again only when the file or
+its inode changes. Read errors of the disk later on are found by `pixmix-shard verify`, which hashes
+files again.
 """
 
 import errno
@@ -52,56 +52,54 @@ from pipelines.system.files import (
 )
 
 _POLL_S = 0.05
-"""Between two tries of a lock: one that is waited for in the system cannot be given up."""
+"""Time between two attempts to lock: a blocking wait could not be stopped."""
 
 _OWN_NAME = re.compile(rf"[0-9a-f]{{64}}(?:\.(\d+){re.escape(PARTIAL_SUFFIX)})?")
 
-_MOST_RESERVE_BYTES = 10 * 10**9
+_MAX_RESERVE_BYTES = 10 * 10**9
 _RESERVE_SHARE = 0.05
 
-_MOST_STAMP_BYTES = 2**16
+_MAX_STAMP_BYTES = 2**16
 
 _ELSEWHERE = "set PIXMIX_CACHE or --cache-dir to a folder of your own"
 
-_Look = tuple[int, int, int, int, int]
-"""Device, inode, bytes, ns of the last modification and of the inode's last change of a file."""
+_Status = tuple[int, int, int, int, int]
+"""Device, inode, bytes, and the times of the last change of a file and of its inode, ns."""
 
-_found: dict[_Look, str] = {}
-"""The SHA-256 of the files that this process has checked; a forked one inherits them."""
+_verified: dict[_Status, str] = {}
+"""The SHA-256 of files that this process has verified; forked processes inherit it."""
 
 _log = logging.getLogger(__name__)
 
 
 class CacheFullError(PipelineError):
-    """Raised where a file finds no room beside those that are in use."""
+    """Raised if the cache has no room for a file beside the files that are in use."""
 
 
 def cache_folder(given: Path | None = None) -> Path:
-    """Return the folder of what this node keeps, which need not exist yet.
+    """Return the cache folder of this node, which may not exist yet.
 
     Args:
-        given: a folder that the user chose; None takes $PIXMIX_CACHE, else $XDG_CACHE_HOME/pixmix,
-            else ~/.cache/pixmix. A variable that is set but empty counts as not set.
+        given: a folder chosen by the user; None uses $PIXMIX_CACHE, or else $XDG_CACHE_HOME/pixmix,
+            or else ~/.cache/pixmix. An empty variable counts as not set.
     """
     if given is not None:
         return given
     if own := os.environ.get("PIXMIX_CACHE"):
         return Path(own)
-    # The XDG rules say that a relative path is to be ignored.
+    # The XDG specification requires that a relative path is ignored.
     shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "pixmix"
 
 
 class HeldFile:
-    """A file that stays where it is while it is held; a context that releases it at its end.
-
-    path: the file; descriptor: of a file of the cache, on which this holds a lock, else None.
-    """
+    """A file that is not removed while it is held; a context manager releases it."""
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
+        """Hold a file; `descriptor` has a lock on a file of the cache, and is None elsewhere."""
         self.path = path
         self._descriptor = descriptor
-        # Also when this is dropped without a release, and once only.
+        # Runs once, also if this object is dropped without a release.
         self._release = (
             None
             if descriptor is None
@@ -109,12 +107,12 @@ class HeldFile:
         )
 
     def release(self) -> None:
-        """Release the file; a second time does nothing."""
+        """Release the file; a second call does nothing."""
         if self._release is not None:
             self._release()
 
     def discard(self) -> None:
-        """Remove the file, whose content is damaged, and release it; once released, do nothing."""
+        """Remove a damaged file and release it; do nothing if it is released."""
         if self._release is not None and self._release.alive:
             assert self._descriptor is not None
             if has_name(self._descriptor, self.path):
@@ -129,26 +127,23 @@ class HeldFile:
 
 
 class Download:
-    """A file that is being downloaded, which nobody else can write meanwhile.
-
-    file: open for reading and writing; it may hold the beginning already. whole: what it becomes.
-    """
+    """A partial file that this process alone can write; it may already hold the beginning."""
 
     def __init__(self, partial: Path, whole: Path, descriptor: int) -> None:
-        # Unbuffered: what a full disk refused is not tried again when the file is closed.
+        # Unbuffered, so that closing the file does not write again what a full disk refused.
         self.file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
         self._partial = partial
         self.whole = whole
 
     def finish(self) -> None:
-        """Give the file its name, now that its content is checked, and unlock it."""
+        """Rename the verified file to its final name, and unlock it."""
         flush_to_disk(self.file)
         self._partial.replace(self.whole)
         flush_folder(self.whole.parent)
         self._unlock()
 
     def leave(self, *, keep: bool) -> None:
-        """Unlock the file; keep: for others to resume, unless it is empty."""
+        """Unlock the file, and remove it if it is empty or not `keep`, which lets others resume."""
         if not keep or os.fstat(self.file.fileno()).st_size == 0:
             self._partial.unlink(missing_ok=True)
         self._unlock()
@@ -162,18 +157,19 @@ class Download:
 class ShardCache:
     """The files of a node, named by the SHA-256 of their content.
 
-    folder: of this node, on a file system that has locks; see `cache_folder`.
-    limit_bytes: of the files together, those being downloaded included. None: what the disk has,
-        less a twentieth of it, at most 10 GB, which stay free.
+    Attributes:
+        folder: a folder of this node, on a file system with locks; see `cache_folder`.
+        limit_bytes: maximum size of all files, including downloads. None uses the disk except for
+            5 % of it, at most 10 GB, which stay free.
     """
 
     folder: Path = field(default_factory=cache_folder)
     limit_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse nonsense."""
+        """Check the limit."""
         if self.limit_bytes is not None and self.limit_bytes < 1:
-            raise ValueError(f"limit_bytes is {self.limit_bytes}; give at least 1, or None")
+            raise ValueError(f"limit_bytes is {self.limit_bytes}; use at least 1, or None")
 
     @property
     def files(self) -> Path:
@@ -181,14 +177,14 @@ class ShardCache:
         return self.folder / "shards"
 
     def hold(self, sha256: str, n_bytes: int | None = None) -> HeldFile | None:
-        """Return the file of this content, or None; one of another length is removed."""
+        """Return the file with this hash, or None; a file of another size is removed."""
         path = self.files / sha256
         while True:
             descriptor = open_no_link(path, os.O_RDONLY)
             if descriptor is None:
                 return None
             held = HeldFile(path, descriptor)
-            # An exclusive lock is held for moments only: by who names a file or removes it.
+            # Processes hold an exclusive lock only for a moment, to rename or remove the file.
             while not try_lock(descriptor, fcntl.LOCK_SH, path):
                 time.sleep(_POLL_S)
             if has_name(descriptor, path):
@@ -200,7 +196,7 @@ class ShardCache:
             held.release()
 
     def has(self, sha256: str) -> bool:
-        """Return whether the file of this content is here; in the next moment it may be gone."""
+        """Return whether the cache has the file now; another process may remove it at any time."""
         return is_regular(self.files / sha256)
 
     def begin(
@@ -209,24 +205,24 @@ class ShardCache:
         n_bytes: int | None,
         stop: threading.Event,
         *,
-        most_bytes: int | None = None,
+        max_bytes: int | None = None,
     ) -> HeldFile | Download:
-        """Return the file of this content, or, to one of all who ask, the download to fill.
+        """Return the file with this hash, or a download that the caller must finish or leave.
 
-        Waits while another process downloads it.
+        While another process downloads the file, this waits.
 
         Args:
-            sha256: of the content.
-            n_bytes: its length, for which room is made; None where it is not known.
+            sha256: hash of the content.
+            n_bytes: size of the file, None if it is unknown; the cache makes room for it.
             stop: ends the waiting.
-            most_bytes: for which room is made where the length is not known.
+            max_bytes: room to make if the size is unknown.
 
         Raises:
-            CacheFullError: if there is no room for it beside the files that are in use.
+            CacheFullError: if the cache has no room for it beside the files that are in use.
             PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
         """
-        room = most_bytes or 0 if n_bytes is None else n_bytes
+        room = max_bytes or 0 if n_bytes is None else n_bytes
         whole = self.files / sha256
         partial = self.files / f"{sha256}.{room}{PARTIAL_SUFFIX}"
         while True:
@@ -241,12 +237,12 @@ class ShardCache:
                 stop.wait(_POLL_S)
                 continue
             if not has_name(descriptor, partial):
-                # Finished or removed while this was on its way to the lock.
+                # Another process finished or removed it before this one got the lock.
                 unlock_and_close(descriptor)
                 continue
             download = Download(partial, whole, descriptor)
             if is_regular(whole):
-                # Finished in between, and this partial file is a new one.
+                # Another process finished it, and this partial file is new.
                 download.leave(keep=False)
                 continue
             try:
@@ -257,47 +253,47 @@ class ShardCache:
             return download
 
     def _open_partial(self, path: Path) -> int:
-        """Open or create the file of a download; refuse one that belongs to somebody else."""
+        """Open or create the partial file of a download; refuse a file of another user."""
         try:
             descriptor = None
             while descriptor is None:
                 self.files.mkdir(parents=True, exist_ok=True)
-                # Removes what is not a plain file.
+                # This removes what is not a regular file.
                 descriptor = open_no_link(path, os.O_RDWR | os.O_CREAT)
         except OSError as error:
             if error.errno not in {errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR}:
                 raise
             raise PipelineError(
-                f"{error.filename or path}: {error.strerror}, so nothing can be downloaded to this "
-                f"cache; {_ELSEWHERE}"
+                f"{error.filename or path}: {error.strerror}, so this cache cannot be used for "
+                f"downloads; {_ELSEWHERE}"
             ) from error
         status = os.fstat(descriptor)
         if status.st_uid != os.geteuid() or status.st_nlink > 1:
             os.close(descriptor)
             raise PipelineError(
-                f"{path} belongs to another user or has another name elsewhere, so nothing is "
-                f"written to it; remove it, or {_ELSEWHERE}"
+                f"{path} belongs to another user or has other hard links, so it is not written; "
+                f"remove it, or {_ELSEWHERE}"
             )
         return descriptor
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove what was used longest ago until a file of `n_bytes`, which is listed, has room."""
+        """Remove the least recently used files until a listed file of `n_bytes` has room."""
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
-                f"{self.folder} may hold {self.limit_bytes} bytes, too few for a file of {n_bytes} "
-                "bytes; raise the cache's limit (--cache-limit)"
+                f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, too small for "
+                f"a file of {n_bytes} bytes; raise --cache-limit"
             )
         with folder_lock(self.files / "room.lock"):
             entries = sorted(_entries(self.files), key=lambda entry: entry.used_ns)
             in_use = sum(entry.size for entry in entries)
-            # The reserve is kept free, but used before a file is refused.
+            # The reserve stays free, but is used before a file is refused.
             reserve = 0
             if self.limit_bytes is not None:
                 excess = in_use - self.limit_bytes
             else:
                 disk = shutil.disk_usage(self.files)
-                reserve = min(int(_RESERVE_SHARE * disk.total), _MOST_RESERVE_BYTES)
-                to_come = sum(entry.size - entry.there for entry in entries)
+                reserve = min(int(_RESERVE_SHARE * disk.total), _MAX_RESERVE_BYTES)
+                to_come = sum(entry.size - entry.written for entry in entries)
                 excess = to_come - (disk.free - reserve)
             for entry in entries:
                 if excess <= 0:
@@ -309,45 +305,46 @@ class ShardCache:
             return
         if self.limit_bytes is not None:
             raise CacheFullError(
-                f"{self.folder} may hold {self.limit_bytes} bytes, and of those "
-                f"{in_use - n_bytes} are in use, so {n_bytes} more find no room; raise the "
-                "cache's limit, or read fewer shards at a time"
+                f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, and "
+                f"{in_use - n_bytes} are in use, too many for a file of {n_bytes} bytes; raise "
+                "--cache-limit, or read fewer shards at a time"
             )
         raise CacheFullError(
-            f"the disk of {self.folder} has no room for {n_bytes} bytes; make room, or set "
+            f"the disk of {self.folder} has no room for {n_bytes} bytes; free some space, or set "
             "PIXMIX_CACHE to a folder on a larger disk"
         )
 
 
 def verified_once(path: Path, expected_sha256: str, n_bytes: int, cache: ShardCache) -> None:
-    """Check that a local file has its content; see `checked_sha256`.
+    """Compare the SHA-256 of a local file; see `checked_sha256`.
 
     Raises:
-        PipelineError: if it is missing or another one.
+        PipelineError: if the file is missing, or its hash differs.
     """
     found = checked_sha256(path, n_bytes, cache)
     if found != expected_sha256:
         raise PipelineError(
-            f"{path} has SHA-256 {found}, the manifest says {expected_sha256}; copy it again from "
-            "where the set was made, or, if it was changed on purpose, run pixmix-shard index again"
+            f"{path} has SHA-256 {found}, expected {expected_sha256} by the manifest; copy it "
+            "again, or, if it was changed on purpose, run pixmix-shard index on the tars"
         )
 
 
 def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
-    """Return the SHA-256 of a local file, which is read only if nothing is remembered of it.
+    """Return the SHA-256 of a local file, which is read only if its hash is not known.
 
-    Of many processes that ask at once, one reads it.
+    If several processes call this at once, one reads the file.
 
     Raises:
-        PipelineError: if it is missing, has another length than `n_bytes` or changes meanwhile.
+        PipelineError: if the file is missing, changes while it is read, or has another size than
+            `n_bytes`.
     """
-    look = _checked_look(path, n_bytes)
-    known = _found.get(look)
+    status = _checked_status(path, n_bytes)
+    known = _verified.get(status)
     if known is not None:
         return known
     path = path.resolve()
     stamp = _stamp_path(path, cache)
-    found = _remembered(stamp, look)
+    found = _read_stamp(stamp, status)
     if found is None:
         with ExitStack() as stack:
             try:
@@ -355,35 +352,35 @@ def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
                 stack.enter_context(folder_lock(stamp.with_name(f"{stamp.name[:2]}.lock")))
             except (OSError, PipelineError) as error:
                 _log.warning("%s: %s; the same files may be hashed more than once", cache, error)
-            look = _checked_look(path, n_bytes)
-            # Another process may have read it meanwhile.
-            found = _remembered(stamp, look)
+            status = _checked_status(path, n_bytes)
+            # Another process may have read it in the meantime.
+            found = _read_stamp(stamp, status)
             if found is None:
                 found = file_sha256(path)
-                if _checked_look(path, n_bytes) != look:
+                if _checked_status(path, n_bytes) != status:
                     raise PipelineError(
                         f"{path} changed while it was read; wait until it is written, and run the "
-                        "same again"
+                        "same command again"
                     )
-                _write_stamp(stamp, look, found)
-    _found[look] = found
+                _write_stamp(stamp, status, found)
+    _verified[status] = found
     return found
 
 
 def remember(path: Path, its_sha256: str, cache: ShardCache) -> None:
-    """Remember the hash of a file that was hashed as it was written."""
-    look = _look_of(path)
-    _found[look] = its_sha256
-    _write_stamp(_stamp_path(path.resolve(), cache), look, its_sha256)
+    """Record the hash of a file that was hashed while it was written."""
+    status = _status_of(path)
+    _verified[status] = its_sha256
+    _write_stamp(_stamp_path(path.resolve(), cache), status, its_sha256)
 
 
 class _Entry(NamedTuple):
-    """A file of the cache. used_ns: when last; size: bytes, once it is whole; there: now."""
+    """A file of the cache, its last use, its final size in bytes, and the bytes on the disk."""
 
     path: Path
     used_ns: int
     size: int
-    there: int
+    written: int
 
 
 def _entries(folder: Path) -> Iterator[_Entry]:
@@ -391,7 +388,7 @@ def _entries(folder: Path) -> Iterator[_Entry]:
         match = _OWN_NAME.fullmatch(path.name)
         if match is None:
             continue
-        # Another process may remove or name one meanwhile.
+        # Another process may remove or rename it.
         with suppress(FileNotFoundError):
             status = path.lstat()
             used_ns = status.st_mtime_ns
@@ -401,9 +398,9 @@ def _entries(folder: Path) -> Iterator[_Entry]:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove a file unless someone uses it; return whether it is gone."""
+    """Remove a file unless a process uses it; return whether it does not exist any more."""
     try:
-        # A lock over the network wants a descriptor that may write.
+        # A lock on a network file system needs a writable descriptor.
         descriptor = open_no_link(path, os.O_RDWR)
     except PermissionError:
         return False
@@ -428,8 +425,8 @@ def _used(path: Path) -> Path:
 
 
 def _touch(path: Path) -> None:
-    """Say that a file is used now, elsewhere: its own times stay those of its content."""
-    # Of a cache that can only be read, or that is being removed, nobody is told.
+    """Record that a file is used now, in another file, so that its own times do not change."""
+    # The cache may be read-only, or be removed at this moment.
     with suppress(OSError):
         _used(path).parent.mkdir(exist_ok=True)
         descriptor = open_no_link(_used(path), os.O_WRONLY | os.O_CREAT)
@@ -444,32 +441,32 @@ def _release(path: Path, descriptor: int, process: int) -> None:
             _touch(path)
         unlock_and_close(descriptor)
     else:
-        # The lock is the parent's to free.
+        # The lock belongs to the parent process.
         os.close(descriptor)
 
 
 class _Stamp(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found of a file, and what it was like then."""
+    """The hash of a file, and its status when it was hashed."""
 
-    look: _Look
+    status: _Status
     sha256: Sha256
 
 
-def _look_of(path: Path) -> _Look:
+def _status_of(path: Path) -> _Status:
     found = path.stat()
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _checked_look(path: Path, n_bytes: int) -> _Look:
+def _checked_status(path: Path, n_bytes: int) -> _Status:
     try:
-        look = _look_of(path)
+        status = _status_of(path)
     except FileNotFoundError as error:
         raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
-    if look[2] == n_bytes:
-        return look
+    if status[2] == n_bytes:
+        return status
     raise PipelineError(
-        f"{path} has {look[2]} bytes, the manifest says {n_bytes}; copy it again, or make the set "
-        "again"
+        f"{path} has {status[2]} bytes, expected {n_bytes} by the manifest; copy it again, or make "
+        "the set again"
     )
 
 
@@ -477,22 +474,22 @@ def _stamp_path(path: Path, cache: ShardCache) -> Path:
     return cache.folder / "verified" / f"{sha256(os.fsencode(path))}.json"
 
 
-def _write_stamp(stamp: Path, look: _Look, its_sha256: str) -> None:
-    """Remember what was found; where the cache cannot be written, this process alone knows it."""
+def _write_stamp(stamp: Path, status: _Status, its_sha256: str) -> None:
+    """Write a hash to the cache; if the cache is read-only, other processes hash the file again."""
     try:
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        write_file(stamp, msgspec.json.encode(_Stamp(look=look, sha256=its_sha256)))
+        write_file(stamp, msgspec.json.encode(_Stamp(status=status, sha256=its_sha256)))
     except OSError as error:
         _log.warning("%s: %s; its hash will be computed again", stamp.parent, error.strerror)
 
 
-def _remembered(stamp: Path, look: _Look) -> str | None:
-    """Return the hash that was found of a file that was like this; None where it is not known."""
+def _read_stamp(stamp: Path, status: _Status) -> str | None:
+    """Return the recorded hash of a file with this status, None if there is none."""
     try:
-        # Another user could have written anything there.
+        # Another user may have written it.
         if stamp.stat().st_uid not in {os.geteuid(), 0}:
             return None
-        found = msgspec.json.decode(read_regular(stamp, max_bytes=_MOST_STAMP_BYTES), type=_Stamp)
+        found = msgspec.json.decode(read_regular(stamp, max_bytes=_MAX_STAMP_BYTES), type=_Stamp)
     except (OSError, msgspec.DecodeError, RecursionError):
         return None
-    return found.sha256 if found.look == look else None
+    return found.sha256 if found.status == status else None

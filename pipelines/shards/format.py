@@ -1,7 +1,7 @@
-"""A set of shards as its readers see it: a manifest, and 20 bytes a sample.
+"""The format of a set of shards: a manifest, and an index of 20 bytes per sample.
 
-    FOLDER/manifest.json     what the set is: its shards with size, count and SHA-256, its classes
-           index.npy         where each sample's image lies, and its label: an array of SAMPLE
+    FOLDER/manifest.json     the shards with size, number of samples and SHA-256, and the classes
+           index.npy         shard, offset, size and label of each sample: an array of SAMPLE
            NAME-0000.tar ...
 
 The index is memory-mapped, so the workers of a node share one copy of it, and a sample is read
@@ -37,7 +37,7 @@ from pipelines.system.files import (
 from pipelines.system.untrusted import open_array
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
-"""A sample: shard number; size and offset of its image's bytes in that tar; label, -1: none."""
+"""A sample: number of its shard; size and offset of its image in the tar; label, or -1."""
 
 FORMAT = "pixmix-shards"
 FORMAT_VERSION = 1
@@ -45,22 +45,22 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 INDEX_NAME = "index.npy"
 
-MOST_SHARDS_OF_A_PATTERN = 1_000_000
-"""A slip such as {0..99999999} is told at once and does not fill the memory first."""
+MAX_SHARDS = 1_000_000
+"""Maximum number of shards, so that a typo such as {0..99999999} does not fill the memory."""
 
 ADOPTED = "tars"
-"""The kind of a set whose tars were made elsewhere."""
+"""The kind of a set whose tars were made by another program."""
 
-MOST_MANIFEST_BYTES = 2**28
-"""Of any manifest.json. That of shards has about 150 bytes a shard and a line for each class."""
+MAX_MANIFEST_BYTES = 2**28
+"""Maximum size of any manifest.json; one of shards has about 150 bytes per shard."""
 
 _AGAIN = "copy it again from where the set was made, or make the set again"
 
-_MOST_HEADER_BYTES = 2**12
-"""What numpy writes before the samples of an index is 192 bytes."""
+_MAX_HEADER_BYTES = 2**12
+"""numpy writes a header of 192 bytes before the samples of an index."""
 
 BLOCK = 512
-"""Bytes of a tar's header. What a member holds begins at a multiple of it."""
+"""Bytes of a tar header; the content of a member begins at a multiple of it."""
 
 
 class Shard(
@@ -69,9 +69,13 @@ class Shard(
     kw_only=True,
     rename={"n_samples": "num_samples", "n_bytes": "bytes"},
 ):
-    """A tar, and how the manifest describes it.
+    """The entry of a tar in the manifest.
 
-    file: its name in the set's folder; n_bytes, sha256: of the whole file.
+    Attributes:
+        file: name of the tar in the folder of the set.
+        n_samples: number of samples.
+        n_bytes: size of the tar.
+        sha256: hash of the tar.
     """
 
     file: FileName
@@ -81,17 +85,19 @@ class Shard(
 
 
 class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
-    """How the manifest describes the index. file: its name in the set's folder."""
+    """The entry of the index in the manifest."""
 
     file: FileName
     sha256: Sha256
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a set is; see `ShardSet`.
+    """The manifest of a set; see `ShardSet`.
 
-    num_samples: of all shards together. sha256: of all other fields; None in those of earlier
-    versions. hash: the SHA-256 of the manifest's bytes, which is not in it.
+    Attributes:
+        num_samples: number of samples in all shards.
+        sha256: hash of all other fields; None in manifests of earlier versions.
+        hash: SHA-256 of the bytes of the manifest, which the manifest itself does not hold.
     """
 
     name: Label
@@ -100,24 +106,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     classes: Annotated[list[str], msgspec.Meta(max_length=2**20)]
     extensions: list[FileName]
     num_samples: Count
-    shards: Annotated[list[Shard], msgspec.Meta(max_length=MOST_SHARDS_OF_A_PATTERN)]
+    shards: Annotated[list[Shard], msgspec.Meta(max_length=MAX_SHARDS)]
     index: IndexFile
     versions: dict[str, Any] = {}
     sha256: Sha256 | None = None
     hash: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse shards that contradict each other or the set.
+        """Reject shards that contradict each other or the set.
 
         Raises:
-            ValueError: if a name comes twice, or a number is too small or too large.
+            ValueError: if a name is listed twice, or a number of samples is impossible.
         """
         seen: set[str] = {self.index.file, MANIFEST_NAME}
         for shard in self.shards:
             if shard.file in seen:
                 raise ValueError(f"`{shard.file}` is listed twice")
             seen.add(shard.file)
-            # Each sample has a header of its own in the tar.
+            # Each sample needs a header in the tar.
             if shard.n_samples > shard.n_bytes // BLOCK:
                 raise ValueError(
                     f"`{shard.file}` of {shard.n_bytes} bytes cannot hold {shard.n_samples} samples"
@@ -131,16 +137,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardSet:
-    """The shards of a set, and where each sample lies in them.
+    """The shards of a set, and the positions of the samples in them.
 
-    location: the folder that holds the shards, or the URL before their names.
-    name: as in "imagenet1k-train".
-    samples: (n,) SAMPLE in shard order, read-only and memory-mapped.
-    classes: names by label, or empty.
-    extensions: of the images, as in ("jpg",), lower-case and without a dot.
-    settings: what the set was made with, as the manifest says it.
-    hash: identifies the set: the SHA-256 of the manifest's bytes, or of that and the names of the
-        shards where these are only some of the set's.
+    Attributes:
+        location: the folder of the shards, or the URL before their names.
+        name: name of the set, as in "imagenet1k-train".
+        kind: kind of the source, as in "imagefolder".
+        shards: the tars.
+        samples: (n,) SAMPLE in shard order, read-only and memory-mapped.
+        classes: class names by label, or empty.
+        extensions: extensions of the images, as in ("jpg",), lower-case and without a dot.
+        settings: settings that the set was made with, from the manifest.
+        hash: identifies the set: the SHA-256 of the manifest, or, for a part of the set, of that
+            and the names of the shards.
     """
 
     location: str
@@ -161,10 +170,10 @@ class ShardSet:
         return Path(self.location) / self.shards[shard].file
 
     def key(self, i: int) -> str:
-        """Return a sample's key as its tar has it, for messages: one that cannot be read is "?".
+        """Return the key of a sample for messages, "?" if it cannot be read.
 
-        It is read from the header before the image. Of a name over 100 bytes in a tar that was
-        made elsewhere it may be the beginning.
+        It is read from the header before the image. A name of over 100 bytes, in a tar of another
+        program, may be cut off.
         """
         sample = self.samples[i]
         return read_key(self.path(int(sample["shard"])), int(sample["offset"]))
@@ -174,15 +183,15 @@ def open_shards(where: str | Path) -> ShardSet:
     """Open a set of local shards.
 
     Args:
-        where: a folder with a manifest.json, that manifest, a tar, or tars as a brace pattern such
+        where: a folder with a manifest.json, the manifest, a tar, or tars as a brace pattern such
             as "shards/train-{0000..1023}.tar", whose folder holds a manifest that lists them.
 
     Returns:
-        The set, or that part of it which the tars are.
+        The set, or the part of it that the tars hold.
 
     Raises:
-        PipelineError: if there is no manifest, a shard is missing or has another size than the
-            manifest says, or the index is another one than it names.
+        PipelineError: if the manifest is missing, or a shard or the index is missing or does not
+            match the manifest.
         OSError: if a file cannot be read.
     """
     path = Path(where)
@@ -191,8 +200,8 @@ def open_shards(where: str | Path) -> ShardSet:
     manifest = read_manifest(folder)
     if manifest is None:
         raise PipelineError(
-            f"{folder} has no {MANIFEST_NAME}; run pixmix-shard index {folder}/*.tar to make one "
-            "for tars that are there, or name a folder made by pixmix-shard"
+            f"{folder} has no {MANIFEST_NAME}; if it holds tars of another program, run "
+            f"pixmix-shard index {folder}/*.tar; otherwise use a folder made by pixmix-shard"
         )
     shards = build_set(str(folder), manifest, read_index(folder, manifest))
     if not whole:
@@ -203,22 +212,22 @@ def open_shards(where: str | Path) -> ShardSet:
 
 
 def expand_braces(pattern: str) -> Iterator[str]:
-    """Yield the names that a pattern with {first..last} stands for, in order.
+    """Yield the names that match a pattern with {first..last}, in order.
 
-    expand_braces("a-{08..10}.tar") -> "a-08.tar", "a-09.tar", "a-10.tar"
+    ``expand_braces("a-{08..10}.tar")`` yields "a-08.tar", "a-09.tar", "a-10.tar".
 
     Raises:
-        PipelineError: for a range that runs backwards or names over a million shards.
+        PipelineError: if the range is reversed, or has over a million shards.
     """
     match = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if match is None:
         yield pattern
         return
     first, last = int(match[1]), int(match[2])
-    if not first <= last < first + MOST_SHARDS_OF_A_PATTERN:
+    if not first <= last < first + MAX_SHARDS:
         raise PipelineError(
-            f"{match[0]} in {pattern} is no range of shards; give the first and the last number, "
-            f"at most {MOST_SHARDS_OF_A_PATTERN:,} apart"
+            f"{match[0]} in {pattern} is not a range of shards; use the first and the last number, "
+            f"for at most {MAX_SHARDS:,} shards"
         )
     for number in range(first, last + 1):
         padded = str(number).zfill(len(match[1]))
@@ -226,39 +235,39 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """Return the manifest of a folder of shards, None where there is none; see `parse_manifest`.
+    """Return the manifest of a folder of shards, None if it has none; see `parse_manifest`.
 
     Raises:
         OSError: if it cannot be read.
     """
     path = folder / MANIFEST_NAME
     try:
-        content = read_regular(path, max_bytes=MOST_MANIFEST_BYTES)
+        content = read_regular(path, max_bytes=MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError):
         return None
     return parse_manifest(content, str(path))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """Decode a manifest, each of whose values is held to its type and range.
+    """Decode a manifest, and check the type and range of each value.
 
     Args:
-        content: the bytes of the file.
-        where: its name, for the error.
+        content: content of the file.
+        where: name of the file, for errors.
 
     Raises:
-        PipelineError: if it is not a manifest of shards, is damaged, or has a newer format.
+        PipelineError: if it is not a manifest of shards, is damaged, or has another version.
     """
     fields = read_json(content, dict[str, Any], where, _AGAIN)
     if fields.get("format") != FORMAT:
         raise PipelineError(
-            f"{where} is not the manifest of a set of shards; name a folder made by pixmix-shard"
+            f"{where} is not the manifest of a set of shards; use a folder made by pixmix-shard"
         )
     version = fields.get("version")
     if version != FORMAT_VERSION:
         raise PipelineError(
-            f"{where} has format version {version!r:.80}, this pixmix reads {FORMAT_VERSION}; "
-            "use the pixmix that made it, or make the set again"
+            f"{where} has format version {version!r:.80}, and this pixmix reads "
+            f"{FORMAT_VERSION}; install the pixmix that made it, or make the set again"
         )
     manifest = read_json({**fields, "hash": sha256(content)}, Manifest, where, _AGAIN)
     if manifest.sha256 not in (None, _own_sha256(fields)):
@@ -267,15 +276,15 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> ShardSet:
-    """Build a set from its manifest and its index, wherever these were read.
+    """Build a set from its manifest and its index.
 
     Args:
         location: the folder of the shards, or the URL before their names.
-        manifest: as `parse_manifest` returns it.
-        samples: (n,) SAMPLE, the index that the manifest names; its hash is the caller's to check.
+        manifest: the manifest.
+        samples: (n,) SAMPLE, the index; the caller has compared its hash with the manifest.
 
     Raises:
-        PipelineError: if the index does not fit the manifest.
+        PipelineError: if the index contradicts the manifest.
     """
     fault = _index_fault(samples, manifest)
     if fault:
@@ -294,23 +303,23 @@ def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> S
 
 
 def select_shards(shards: ShardSet, names: Sequence[str]) -> ShardSet:
-    """Return the part of a set that some of its shards hold, in the order of the names.
+    """Return the part of a set in some of its shards, in the order of the names.
 
     Raises:
-        PipelineError: if the set has no shard of a name, or a name comes twice.
+        PipelineError: if the set has no shard of a name, or a name is repeated.
     """
     if list(names) == [shard.file for shard in shards.shards]:
         return shards
     numbers = {shard.file: number for number, shard in enumerate(shards.shards)}
     if len(set(names)) != len(names):
-        raise PipelineError(f"{shards.location}: a shard is named twice; name each once")
+        raise PipelineError(f"{shards.location}: a shard is listed twice; list each once")
     parts = []
     ends = np.cumsum([shard.n_samples for shard in shards.shards])
     for position, name in enumerate(names):
         if name not in numbers:
             raise PipelineError(
-                f"{shards.location}/{MANIFEST_NAME} lists no {name}; name shards that it lists, or "
-                "run pixmix-shard index on the tars"
+                f"{shards.location}/{MANIFEST_NAME} does not list {name}; use shards that it "
+                "lists, or run pixmix-shard index on the tars"
             )
         number = numbers[name]
         end = int(ends[number])
@@ -339,21 +348,21 @@ def write_index(
     settings: Mapping[str, Any],
     versions: Mapping[str, Any],
 ) -> None:
-    """Write the index of a folder of shards, then, last of all, its manifest.
+    """Write the index of a folder of shards, then its manifest.
 
     Args:
         folder: the folder of the shards.
-        name: of the set.
-        kind: what it was made from, as in "imagefolder".
+        name: name of the set.
+        kind: kind of the source, as in "imagefolder".
         shards: the tars, in order.
         samples: (n,) SAMPLE, in shard order.
-        classes: names by label, or empty.
-        extensions: of the images.
+        classes: class names by label, or empty.
+        extensions: extensions of the images.
         settings: plain JSON values that the shards depend on.
-        versions: of the code that made them.
+        versions: versions of the code that made the shards.
 
     Raises:
-        PipelineError: if a value is not one that a manifest may have.
+        PipelineError: if a manifest does not allow a value.
         OSError: if the disk is full or the folder cannot be written.
     """
     with new_file(folder / INDEX_NAME) as file:
@@ -377,57 +386,57 @@ def write_index(
         content = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
     except UnicodeEncodeError as error:
         raise PipelineError(
-            f"{where} cannot be written, for a name of a file or a class is not Unicode "
+            f"{where} cannot be written, because the name of a file or a class is not Unicode "
             f"({error.object[error.start - 20 : error.end + 20]!r}); rename it"
         ) from error
-    # What is written can be read again.
+    # Check that it can be read again.
     parse_manifest(content, where)
     write_file(folder / MANIFEST_NAME, content)
 
 
 def _own_sha256(manifest: Mapping[str, Any]) -> str:
-    """Return the hash of all fields of a manifest but `sha256`, which holds it."""
+    """Return the hash of all fields of a manifest except `sha256`."""
     fields = {name: value for name, value in manifest.items() if name != "sha256"}
     return sha256(json.dumps(fields, sort_keys=True).encode())
 
 
-def most_index_bytes(manifest: Manifest) -> int:
-    """Return how many bytes the index of a set has at most."""
-    return _MOST_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
+def max_index_bytes(manifest: Manifest) -> int:
+    """Return the maximum size of the index of a set."""
+    return _MAX_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
 
 
 def read_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
-    """Return the index that a manifest names, memory-mapped.
+    """Return the index of a set, memory-mapped.
 
     Raises:
-        PipelineError: if it is missing, another one than the manifest names, or no array.
+        PipelineError: if it is missing or damaged, or its hash differs from the manifest.
     """
     path = folder / manifest.index.file
     again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
     if not path.is_file():
         raise PipelineError(f"{path} is missing; {again}")
-    if path.stat().st_size > most_index_bytes(manifest) or (
+    if path.stat().st_size > max_index_bytes(manifest) or (
         file_sha256(path) != manifest.index.sha256
     ):
-        raise PipelineError(f"{path} is not the index that {MANIFEST_NAME} names; {again}")
+        raise PipelineError(f"{path} does not have the SHA-256 in {MANIFEST_NAME}; {again}")
     return open_index(path, str(path), again)
 
 
 def open_index(path: Path, where: str, remedy: str) -> NDArray[np.void]:
-    """Return the samples in the file of an index, memory-mapped.
+    """Return the samples in an index file, memory-mapped.
 
     Args:
         path: the file.
-        where: its name, for errors.
-        remedy: what to do about a damaged one, for the end of the error.
+        where: name of the file, for errors.
+        remedy: the last part of the error for a damaged file.
 
     Raises:
-        PipelineError: if it cannot be read, or does not hold samples, all of them.
+        PipelineError: if it cannot be read, is cut short, or does not hold samples.
     """
     samples = open_array(path, remedy, name=where)
     if samples.dtype != SAMPLE or samples.ndim != 1:
         raise PipelineError(
-            f"{where} holds {samples.dtype} of shape {samples.shape}, not samples; {remedy}"
+            f"{where} holds {samples.dtype} of shape {samples.shape}, expected samples; {remedy}"
         )
     return samples
 
@@ -437,38 +446,38 @@ def _check_size(path: Path, shard: Shard) -> None:
         size = path.stat().st_size
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path} is missing, and {MANIFEST_NAME} lists it; copy it again, or make the set again"
+            f"{path} is missing, but {MANIFEST_NAME} lists it; copy it again, or make the set again"
         ) from error
     if size != shard.n_bytes:
         raise PipelineError(
-            f"{path} has {size} bytes, {MANIFEST_NAME} says {shard.n_bytes}; copy it again, or "
-            "make the set again"
+            f"{path} has {size} bytes, expected {shard.n_bytes} by {MANIFEST_NAME}; copy it again, "
+            "or make the set again"
         )
 
 
 def _index_fault(samples: NDArray[np.void], manifest: Manifest) -> str | None:
-    """Say in words that follow the index's name what in it contradicts the manifest."""
+    """Return how the index contradicts the manifest, in words that follow its name, or None."""
     shards = manifest.shards
     counts = [shard.n_samples for shard in shards]
     if len(samples) != manifest.num_samples:
-        return f"has {len(samples)} samples, the manifest says {manifest.num_samples}"
+        return f"has {len(samples)} samples, expected {manifest.num_samples} by the manifest"
     if not np.array_equal(samples["shard"], np.repeat(np.arange(len(shards)), counts)):
-        return "does not give its shards the samples that the manifest does"
+        return "has other numbers of samples per shard than the manifest"
     bytes_of_shards = np.array([shard.n_bytes for shard in shards], np.uint64)
     n_bytes = bytes_of_shards[samples["shard"]]
     offsets = samples["offset"]
-    # The offset by itself too, for the sum of a hostile one wraps around.
+    # Compare the offset alone, too: the sum may overflow in a hostile index.
     if ((offsets < BLOCK) | (offsets > n_bytes) | (offsets + samples["size"] > n_bytes)).any():
-        return "has a sample that reaches beyond its shard"
+        return "has a sample that ends beyond its shard"
     n_classes = len(manifest.classes)
     labels = samples["label"]
     if (labels < -1).any() or (n_classes and (labels >= n_classes).any()):
-        return f"has a label that is none of {n_classes} classes"
+        return f"has a label outside of the {n_classes} classes"
     return None
 
 
 def read_key(path: Path, offset: int) -> str:
-    """Return the key of the sample whose image begins at an offset of a tar, or "?"."""
+    """Return the key of the sample whose image begins at an offset of a tar, "?" if unreadable."""
     try:
         with open_regular(path) as file:
             file.seek(offset - BLOCK)
@@ -478,6 +487,6 @@ def read_key(path: Path, offset: int) -> str:
 
 
 def key_of(name: str) -> str:
-    """Return the key of a member as webdataset groups: its path up to the base name's first dot."""
+    """Return the webdataset key of a member: its path up to the first dot of its base name."""
     folder, slash, base = name.rpartition("/")
     return folder + slash + base.split(".", 1)[0]

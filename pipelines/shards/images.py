@@ -1,7 +1,7 @@
-"""Images on disk: which files of a folder they are, and what a file really holds.
+"""Find image files in folders, and decode them by their content.
 
-Whatever its name says, a file is decoded as what its bytes are, and only in formats whose readers
-run no other program. PNG texts and color profiles over Pillow's limits are cut out first.
+The bytes of a file decide its format, not its name, and only formats whose readers run no other
+program are decoded. PNG texts and color profiles over Pillow's limits are removed first.
 """
 
 import errno
@@ -24,43 +24,41 @@ from pipelines.errors import PipelineError
 from pipelines.system.files import read_regular
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")
-"""Of the files of a folder that are images: those of torchvision's ImageFolder."""
+"""Extensions of images in a folder: those of torchvision's ImageFolder."""
 
 _OTHER_EXTENSIONS = frozenset({
     "arw", "avif", "cr2", "cr3", "dng", "eps", "exr", "gif", "hdr", "heic", "heif", "ico", "j2k",
     "jfif", "jp2", "jpe", "jxl", "nef", "orf", "pbm", "pcx", "pnm", "psd", "raw", "rw2", "svg",
     "tga",
 })  # fmt: skip
-"""Of files that hold images, too, and are skipped, as torchvision's ImageFolder does."""
+"""Extensions of other images, which are skipped, as torchvision's ImageFolder does."""
 
-_LITTER = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
-"""Names, in lower case, that file managers and archivers leave beside images."""
+_SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir"})
+"""Lower-case names of files and folders that file managers and archivers add to folders."""
 
-MOST_PIXELS = 89_478_485
-"""More are taken for a decompression bomb: where Pillow begins to warn of one, a quarter of a
-gibibyte of RGB."""
+MAX_PIXELS = 89_478_485
+"""Larger images are decompression bombs; Pillow warns above the same limit, 256 MiB of RGB."""
 
-LARGEST_FILE = 2**30
-"""Bytes of an image's file: `MOST_PIXELS` of 16 bits in four channels, uncompressed, are fewer."""
+MAX_FILE_BYTES = 2**30
+"""Maximum size of an image file: more than `MAX_PIXELS` with four 16-bit channels."""
 
 READABLE_FORMATS = ("JPEG", "PNG", "WEBP", "PPM", "BMP", "DIB", "TIFF", "GIF")
-"""What a file may hold, whatever its name says. Pillow knows more, and hands one of them (EPS) to a
-program, Ghostscript, that runs it: bytes from a tar or the network are never to get there."""
+"""Formats that are decoded. Pillow supports more, but runs Ghostscript for EPS files."""
 
 DAMAGE = (
     OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, OverflowError, struct.error,
     zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
-"""What Pillow's readers raise for damaged files; the warning where it was made an error."""
+"""Errors of Pillow's readers for damaged files; the warning in case it was turned into an error."""
 
 STANDARD = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
-"""Extension -> format, of the images that every reader of shards knows."""
+"""Extension -> format of the images that every reader of shards supports."""
 
 CONVERSION_VERSION = 2
-"""Of what a nonstandard image is converted to: raised when the same file gives other pixels."""
+"""Version of the conversion of nonstandard images: it changes when the pixels change."""
 
 UPRIGHT = 1
-"""The EXIF orientation of an image that is shown as it is stored."""
+"""The EXIF orientation of an image that needs no rotation."""
 
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -71,11 +69,11 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the image upright, as in PIL.ImageOps.exif_transpose."""
+"""EXIF orientation -> transposition to upright, as in PIL.ImageOps.exif_transpose."""
 
 _FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 
-# As pixmix-gen writes: mixing brings out the blocks of lower qualities.
+# The quality of pixmix-gen: mixing makes the blocks of lower qualities visible.
 _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 95, "subsampling": "4:4:4"}),
     "png": ("PNG", {}),
@@ -84,7 +82,7 @@ _ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 _PNG_TEXTS = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
 _HARMLESS_BYTES = 1000
-"""Of all texts of a PNG: deflate unpacks to at most 1,032 times as much, which is below 1 MiB."""
+"""Total size of the texts of a PNG that are kept: deflate expands by at most 1,032, to 1 MiB."""
 
 
 class DecodeError(Exception):
@@ -122,25 +120,17 @@ def decode_errors() -> Iterator[None]:
 
 
 def is_ignored_name(name: str) -> bool:
-    """Return whether a file or folder is never an image or a class: hidden, or a system's litter.
+    """Return whether a file or folder is ignored: it is hidden, or a system file.
 
-    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store); litter is
-    __MACOSX, Thumbs.db, desktop.ini and the like.
-
-    Args:
-        name: of one file or folder, without its parents.
+    Hidden names begin with a dot (.ipynb_checkpoints, .git, ._x.JPEG, .DS_Store).
     """
-    return name.startswith(".") or name.casefold() in _LITTER
+    return name.startswith(".") or name.casefold() in _SYSTEM_FILES
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a path with slashes is that of an image, and neither it nor a folder hidden.
-
-    Name it from the dataset's folder on: what lies above may be hidden.
-    """
-    return extension_of(name) in IMAGE_EXTENSIONS and not any(
-        is_ignored_name(part) for part in PurePosixPath(name).parts if part != "."
-    )
+    """Return whether a path relative to its dataset is an image, and no part of it is ignored."""
+    parts = [part for part in PurePosixPath(name).parts if part != "."]
+    return extension_of(name) in IMAGE_EXTENSIONS and not any(map(is_ignored_name, parts))
 
 
 def extension_of(name: str) -> str:
@@ -149,13 +139,13 @@ def extension_of(name: str) -> str:
 
 
 def natural_order(name: str) -> tuple[list[str | tuple[int, str]], str]:
-    """Return what to sort names by, so that 2.jpg comes before 10.jpg."""
-    # Splitting by digits alternates text and digits, so that equal places compare like with like.
-    # A number is told by its length, then its digits: int() refuses those of a hostile name.
+    """Return the sort key of a name, by which 2.jpg comes before 10.jpg."""
+    # The parts alternate between text and digits, so that equal positions have equal types.
+    # Numbers compare by length, then by digits, because int() rejects thousands of digits.
     parts: list[str | tuple[int, str]] = []
-    for place, part in enumerate(re.split(r"(\d+)", name)):
+    for position, part in enumerate(re.split(r"(\d+)", name)):
         digits = part.lstrip("0")
-        parts.append((len(digits), digits) if place % 2 else part)
+        parts.append((len(digits), digits) if position % 2 else part)
     return parts, name
 
 
@@ -166,19 +156,19 @@ def walk(
     ignored: set[str] | None = None,
     _above: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[tuple[Path, list[str], list[str]]]:
-    """Walk over a folder and those in it, top down, links to folders followed.
+    """Walk a folder and its subfolders from the top, and follow links to folders.
 
-    Hidden files and folders and a system's litter are skipped, see `is_ignored_name`, and so are
-    links that lead back to a folder that they lie in.
+    Ignored names (see `is_ignored_name`) are skipped, and so are links to a folder that contains
+    them.
 
     Args:
-        folder: where to begin.
-        inside: a folder above it to which no link may lead back either.
-        ignored: takes the paths of what is skipped.
+        folder: the folder.
+        inside: a folder above it to which links are skipped, too.
+        ignored: receives the paths of ignored files and folders.
 
     Yields:
-        As `os.walk`: a folder, the names of the folders in it, and those of everything else, both
-        sorted. What the caller removes from the folders is not walked.
+        As `os.walk`: a folder, the names of its subfolders, and the names of everything else, both
+        sorted. Subfolders that the caller removes from the list are not walked.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -193,7 +183,7 @@ def walk(
             if is_ignored_name(entry.name):
                 if ignored is not None:
                     ignored.add(entry.path)
-            # An entry raises for a link to itself, which is not a folder.
+            # entry.is_dir() raises for a link to itself; Path.is_dir() returns False.
             elif Path(entry.path).is_dir() if entry.is_symlink() else entry.is_dir():
                 folders.append(entry.name)
             else:
@@ -211,27 +201,27 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def class_folders(folder: Path, *, ignored: set[str] | None = None) -> list[str]:
-    """Return the names of the folders in a folder, sorted; see `walk`."""
+    """Return the sorted names of the subfolders of a folder; see `walk`."""
     return next(walk(folder, ignored=ignored))[1]
 
 
 def files_below(
     folder: Path, *, inside: Path | None = None, ignored: set[str] | None = None
 ) -> Iterator[Path]:
-    """Yield the files of a folder and of those in it; see `walk`."""
+    """Yield the files of a folder and its subfolders; see `walk`."""
     for path, _, files in walk(folder, inside=inside, ignored=ignored):
         for name in files:
             yield path / name
 
 
 def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
-    """Return the images of a mixing set, or of any folder and the folders in it, in natural order.
+    """Return the images of a folder and its subfolders in natural order.
 
-    Links are followed, as by torchvision's ImageFolder. Of a mixing set (manifest.json beside
-    images/), wherever it lies, everything that is not in images/ is skipped.
+    Links are followed, as torchvision's ImageFolder does. In a mixing set (a manifest.json beside
+    images/) only the files in images/ are used.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if the folder holds no images.
         OSError: if a folder cannot be read.
     """
     found = []
@@ -239,7 +229,7 @@ def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
         if "manifest.json" in files and "images" in folders:
             folders[:] = ["images"]
             continue
-        # Pipes and links to nothing, too: whoever reads one is told.
+        # Pipes and broken links are listed, too: reading them raises an error.
         found += [path / name for name in files if extension_of(name) in IMAGE_EXTENSIONS]
     if not found:
         names = " ".join(f".{each}" for each in IMAGE_EXTENSIONS)
@@ -248,11 +238,10 @@ def image_files(folder: Path, *, ignored: set[str] | None = None) -> list[Path]:
 
 
 def skipped_files(folder: Path) -> tuple[dict[str, int], set[str]]:
-    """Return what below a folder looks like images and is skipped.
+    """Return the files below a folder that may be images and are skipped.
 
     Returns:
-        Extension -> files, by extension; and the paths of hidden files and folders and a system's
-        litter, each once, whatever it holds.
+        Extension -> number of files, sorted; and the paths of the ignored files and folders.
 
     Raises:
         OSError: if a folder cannot be read.
@@ -266,32 +255,33 @@ def skipped_files(folder: Path) -> tuple[dict[str, int], set[str]]:
 
 
 def read_image_file(path: Path) -> bytes:
-    """Return the bytes of an image's file: of a regular file of at most `LARGEST_FILE`.
+    """Return the content of an image file.
 
     Raises:
-        OSError: if it cannot be read, or is something else or larger; see `unusable_file`.
+        OSError: if it cannot be read, is not a regular file, or is larger than `MAX_FILE_BYTES`;
+            see `unusable_file`.
     """
-    return read_regular(path, max_bytes=LARGEST_FILE)
+    return read_regular(path, max_bytes=MAX_FILE_BYTES)
 
 
 def unusable_file(error: OSError) -> str | None:
-    """Return why a file is no image's, as one word or a few; None where the disk is at fault."""
+    """Return in a few words why a file cannot be an image; None if the disk failed."""
     return {
-        errno.EINVAL: "no regular file",
-        errno.ENXIO: "no regular file",
-        errno.ENODEV: "no regular file",
-        errno.EISDIR: "no regular file",
-        errno.EFBIG: f"over {LARGEST_FILE // 2**30} GiB",
-        errno.ENOENT: "a link to nothing",
-        errno.ELOOP: "a link to itself",
+        errno.EINVAL: "not a regular file",
+        errno.ENXIO: "not a regular file",
+        errno.ENODEV: "not a regular file",
+        errno.EISDIR: "not a regular file",
+        errno.EFBIG: f"over {MAX_FILE_BYTES // 2**30} GiB",
+        errno.ENOENT: "broken link",
+        errno.ELOOP: "link to itself",
     }.get(error.errno or 0)
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """Return an image's pixels, (height, width, 3) uint8; grey and palettes become RGB.
+    """Return the pixels of an image file, (height, width, 3) uint8 RGB.
 
     Raises:
-        PipelineError: if the file cannot be read, or is no whole image of an allowed size.
+        PipelineError: if the file cannot be read or decoded.
     """
     try:
         return decode_rgb(read_image_file(path))
@@ -300,24 +290,24 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     except OSError as error:
         reason = unusable_file(error) or error.strerror or str(error)
     raise PipelineError(
-        f"{path} is no readable image ({reason}); remove it, or replace it by a whole one"
+        f"{path} is not a readable image ({reason}); remove it, or replace it by a good copy"
     )
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
-    """Open an image as Image.open does; one of over `MOST_PIXELS` is refused, not warned of.
+    """Open an image as Image.open does, but reject one of over `MAX_PIXELS` without a warning.
 
-    A warning can be silenced for the whole process alone, in which threads decode at once; so the
-    formats are asked one by one, as Pillow does before it warns.
+    A warning can only be silenced for the whole process, while other threads decode. So this tries
+    the formats one by one, as Pillow does before it warns.
 
     Args:
-        file: at its beginning.
+        file: the file, at its beginning.
 
     Returns:
-        The image, whose pixels are not read yet.
+        The image; its pixels are not read yet.
 
     Raises:
-        DecodeError: if its header has more than `MOST_PIXELS`.
+        DecodeError: if its header has more than `MAX_PIXELS`.
         UnidentifiedImageError: if it is in none of `READABLE_FORMATS`.
     """
     Image.preinit()
@@ -328,77 +318,77 @@ def open_image(file: IO[bytes]) -> Image.Image:
         make, accepts = Image.OPEN[name]
         try:
             accepted = accepts is None or accepts(beginning)
-            # Text says why this Pillow cannot read the format.
+            # A text is the reason why this Pillow cannot read the format.
             if not accepted or isinstance(accepted, str):
                 continue
             file.seek(0)
             image = make(_without_large_texts(file) if name == "PNG" else file, "")
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue
-        if image.width * image.height > MOST_PIXELS:
+        if image.width * image.height > MAX_PIXELS:
             raise DecodeError(
                 "too large",
-                f"{image.width}x{image.height} are more than {MOST_PIXELS:,} pixels; make the "
+                f"{image.width}x{image.height} are more than {MAX_PIXELS:,} pixels; make the "
                 "image smaller",
             )
         return image
-    raise UnidentifiedImageError("no image of a format that is read here")
+    raise UnidentifiedImageError(f"not an image of a format in {READABLE_FORMATS}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB, of which 16 bits become 8 by dividing by 257 and rounding.
+    """Return an image in RGB; 16-bit values are divided by 257 and rounded.
 
-    Pillow cuts them off at 255 instead, so that nearly all is white. Mode I is taken for 16 bits,
-    as which Pillow hands on those of some files.
+    Pillow clips them at 255 instead, which makes nearly all pixels white. Mode I counts as 16 bits,
+    because Pillow reads some 16-bit files in this mode.
 
     Raises:
         DecodeError: for mode F, and for mode I with a value outside 0 to 65535.
     """
     _check_range(image)
-    # It changes no pixel of RGB, and Pillow warns of one that a palette has for each colour.
+    # It does not change RGB, and Pillow warns if a palette has a value for each color.
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
-        numbers = np.asarray(image).astype(np.uint32)
-        # 65535 is 255 * 257; an odd divisor knows no ties.
-        image = Image.fromarray(((numbers + 128) // 257).astype(np.uint8))
+        values = np.asarray(image).astype(np.uint32)
+        # 65535 is 255 * 257; an odd divisor has no ties to round.
+        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     return image.convert("RGB")
 
 
 def decode_rgb(content: bytes) -> NDArray[np.uint8]:
-    """Decode a file to (height, width, 3) uint8.
+    """Decode the content of a file to (height, width, 3) uint8.
 
     Raises:
-        DecodeError: if it cannot be decoded, is too large, or of an unknown range.
+        DecodeError: if it cannot be decoded.
     """
     return np.asarray(_load(content, full=True))
 
 
 def why_nonstandard(content: bytes, extension: str) -> str | None:
-    """Decode a file to see that it is whole, and return what is nonstandard about it.
+    """Check that a file can be decoded, and return what is nonstandard about it.
 
-    A JPEG is decoded at an eighth of its size: all of its data is read, in a third of the time.
+    A JPEG is decoded at 1/8 of its size: this reads all of its data in a third of the time.
 
     Returns:
-        None, or a reason such as "png content under .jpg", "CMYK" or "16 bits a channel".
+        None, or a reason such as "png content in a .jpg file", "CMYK" or "16 bits per channel".
 
     Raises:
-        DecodeError: as `decode_rgb`.
+        DecodeError: if it cannot be decoded.
     """
     image = _load(content, full=False)
     found = _FORMATS.get(image.format or "", (image.format or "unknown").lower())
     if extension not in STANDARD:
-        return f"a .{extension} file, which few readers know"
+        return f"a .{extension} file, which few readers support"
     if found != STANDARD[extension]:
-        return f"{found} content under .{STANDARD[extension]}"
+        return f"{found} content in a .{STANDARD[extension]} file"
     if image.mode == "CMYK":
         return "CMYK"
     if image.mode.startswith(("I", "F")):
-        return "16 bits a channel"
+        return "16 bits per channel"
     return None
 
 
 def orientation(content: bytes) -> int:
-    """Return the EXIF orientation of a file that can be decoded, 1 to 8; `UPRIGHT` without any."""
+    """Return the EXIF orientation of an image file, 1 to 8; `UPRIGHT` if it has none."""
     try:
         value = open_image(io.BytesIO(content)).getexif().get(ExifTags.Base.Orientation)
     except DAMAGE:
@@ -407,32 +397,32 @@ def orientation(content: bytes) -> int:
 
 
 def convert(content: bytes, extension: str, *, upright: bool = False) -> tuple[bytes, str]:
-    """Return an image as RGB in the format that its name promises, PNG for an uncommon one.
+    """Encode an image again as RGB, in the format of its extension or else as PNG.
 
     Args:
-        content: the bytes of the file.
-        extension: of its name, lower-case, without the dot.
-        upright: whether it is turned as its EXIF orientation says; the new file has no EXIF.
+        content: content of the file.
+        extension: extension of the file, lower-case, without the dot.
+        upright: whether to rotate it by its EXIF orientation; the new file has no EXIF.
 
     Returns:
-        The bytes and their extension: JPEG at quality 95, 4:4:4; PNG and WebP without loss.
+        The new content and its extension: JPEG at quality 95, 4:4:4; PNG and WebP lossless.
 
     Raises:
         DecodeError: if it cannot be decoded.
     """
     format = STANDARD.get(extension, "png")
     image = _load(content, full=True)
-    turn = _TRANSPOSITIONS.get(orientation(content)) if upright else None
-    return _encode(image if turn is None else image.transpose(turn), format), format
+    method = _TRANSPOSITIONS.get(orientation(content)) if upright else None
+    return _encode(image if method is None else image.transpose(method), format), format
 
 
 def encode_png(image: NDArray[np.uint8]) -> bytes:
-    """Encode (height, width, 3) or (height, width) uint8 without loss."""
+    """Encode (height, width, 3) or (height, width) uint8 as PNG."""
     return _encode(Image.fromarray(image), "png")
 
 
 def encoder_version() -> str:
-    """Name the libraries that decide the bytes of what is encoded here."""
+    """Return the versions of the libraries that determine the bytes of encoded images."""
     libraries = ("pil", "jpg", "libjpeg_turbo", "zlib", "zlib_ng", "webp")
     versions = {library: features.version(library) for library in libraries}
     return ", ".join(f"{library} {version}" for library, version in versions.items() if version)
@@ -460,7 +450,7 @@ def _load(content: bytes, *, full: bool) -> Image.Image:
 
 
 def _check_range(image: Image.Image) -> None:
-    remedy = "save it with 8 or 16 bits a channel"
+    remedy = "save it with 8 or 16 bits per channel"
     if image.mode == "F":
         raise DecodeError("unknown range", f"mode F, whose value of white is unknown; {remedy}")
     if image.mode == "I":
@@ -470,19 +460,19 @@ def _check_range(image: Image.Image) -> None:
 
 
 def _without_large_texts(file: IO[bytes]) -> IO[bytes]:
-    """Return a PNG without its texts and color profiles where these are large.
+    """Return a PNG without its texts and color profiles, if these are large.
 
-    Pillow refuses a PNG whose text or ICC profile unpacks to over 1 MiB (`MAX_TEXT_CHUNK`), or all
-    of whose texts to over 64 MiB. Their pixels are whole, and neither changes them here.
+    Pillow rejects a PNG if a text or ICC profile expands to over 1 MiB (`MAX_TEXT_CHUNK`), or all
+    texts to over 64 MiB. Neither affects the pixels that are decoded here.
 
     Args:
         file: a PNG, at its beginning.
 
     Returns:
-        The same file, at its beginning, or a smaller one in memory.
+        The same file, at its beginning, or a smaller copy in memory.
     """
     texts: list[tuple[int, int]] = []
-    position = 8  # Its signature.
+    position = 8  # After the signature.
     file.seek(position)
     while len(header := file.read(8)) == 8:
         length, kind = struct.unpack(">I4s", header)

@@ -1,24 +1,24 @@
-"""A job: numbered items, made by any number of processes, tasks and machines, whole or not at all.
+"""Resumable jobs: any number of processes, tasks and machines produce numbered items.
 
-    STORE/.work/request.json     what is asked: settings, versions, number of items; first
-          .work/done/00000032-00000064.MARK.jsonl    items 32 to 63 are whole: a line of JSON each
-          manifest.json          last, when the job is closed; then .work is removed
+    STORE/.work/request.json     settings, versions and number of items; written first
+          .work/done/00000032-00000064.HASH.jsonl    items 32 to 63 are done: a line of JSON each
+          manifest.json          written last, when the job is closed; then .work is removed
 
-A run with other settings than the request is refused, naming the field. Items are cut into chunks,
-of which task t of T makes each T-th. A process writes the files of a chunk, then its done record,
-whose name tells (MARK) for which request. A run makes the items of its share for which no record
-vouches together with their files: so the same command resumes a killed run, and tasks share nothing
-but the store. When all items are recorded, the records are joined into the files that close the
-job. Locks let the last task of an exclusive job do this; others are closed by a run of the whole
-job, or by `merge`. A closed job that lost files is opened again by the same command: what its
-manifest still vouches for becomes done records. A kill may leave files without their record, never
-a record without its files: the same command makes those again, with the same bytes.
+A run whose settings differ from the request is refused, and the error names the field. Items are
+cut into chunks; task t of T produces every T-th chunk. A process writes the files of a chunk, then
+its done record, whose name holds the hash of the request. A run produces the items of its share
+that have no valid record with files: so the same command resumes a killed run, and tasks share
+nothing but the store. When all items have records, these are joined into the files that close the
+job. The last task of an exclusive job does this, under a lock; other jobs are closed by a run of
+the whole job, or by `merge`. The same command repairs a closed job that lost files: the items that
+its manifest still describes become done records. A killed run may leave files without a record,
+never a record without its files; the same command produces these items again, byte for byte.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -29,9 +29,16 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.shards.format import MANIFEST_NAME
-from pipelines.shards.output import DONE, WORK, OutputStore
+from pipelines.shards.output import (
+    DONE,
+    WORK,
+    Folder,
+    OutputStore,
+    lock_name,
+    refuse_running,
+    task_lock,
+)
 from pipelines.system.files import (
-    folder_lock,
     read_json,
     removable_lock,
     resource_errors,
@@ -46,14 +53,16 @@ REQUEST = f"{WORK}/request.json"
 
 _DONE_NAME = re.compile(rf"{re.escape(DONE)}/(\d{{8,15}})-(\d{{8,15}})\.([0-9a-f]{{16}})\.jsonl")
 _RECORD_BYTES = 2**20
-"""Of a done record of a job that is opened again: a large dataset is never in memory whole."""
+"""Size of a done record of a reopened job: a large dataset does not fit into memory."""
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job is to make.
+    """What a job is asked to produce.
 
-    settings: plain JSON values that the files depend on. made_with: versions of the code that they
-    depend on. n: number of items.
+    Attributes:
+        settings: plain JSON values that the files depend on.
+        made_with: versions of the code that the files depend on.
+        n: number of items.
     """
 
     settings: dict[str, Any]
@@ -61,56 +70,58 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     n: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
     @property
-    def mark(self) -> str:
-        """Tie done records to the request: two that began at the same time may differ."""
+    def hash(self) -> str:
+        """16 hexadecimal digits that tie done records to a request; two may start at once."""
         versions = {name: each for name, each in self.made_with.items() if name != "pixmix"}
         return sha256(json.dumps([self.settings, versions], sort_keys=True).encode())[:16]
 
 
 class Product(Protocol):
-    """What a job makes, and how. It is pickled for other processes and machines.
+    """What a job produces, and how. It is pickled for other processes and machines.
 
-    sizes: the bytes of each file in the store, by name. manifest: of a closed job, its content.
+    In all methods `sizes` maps the name of each file in the store to its bytes, and `manifest` is
+    the content of the manifest of a closed job.
     """
 
     def weight(self, items: range) -> int:
-        """Return how many images the items are, for the progress."""
+        """Return the number of images in the items, for the progress."""
 
     def make(self, items: range, folder: Path) -> Iterable[bytes]:
         """Write the files of items to a folder, each whole, and return their records as lines."""
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> Any:  # noqa: ANN401
-        """Return a record, None if it is damaged, not this item's, or its files are not there."""
+        """Return a record; None if it is damaged, of another item, or its files are missing."""
 
     def takes_over(self, names: set[str]) -> bool:
-        """Return whether files without request and manifest may be this job's own."""
+        """Return whether files without a request and a manifest may belong to this job."""
 
     def read_manifest(self, manifest: bytes) -> Request:
-        """Return what a closed job was begun with; raise PipelineError for another manifest."""
+        """Return the request of a closed job; raise PipelineError for another manifest."""
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         """Return whether a closed job has all of its files."""
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-        """Yield items and records, ascending, for which the manifest vouches."""
+        """Yield in order the items whose files match the manifest, each with its record."""
 
     def close(self, request: Request, records: Iterable[Any]) -> None:
-        """Write what describes all items, the manifest last.
+        """Write the files that describe all items, the manifest last.
 
-        request: what the job was begun with. records: of `parse`, of all items in order.
+        `request` started the job; `records` are the parsed records of all items, in order.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to make, where, and by which rules.
+    """A job: its request, its store and its rules.
 
-    store: where it is written.
-    request: what is asked.
-    product: what makes the items.
-    chunk: items that a process makes between two done records.
-    exclusive: whether tasks hold locks, for which the store must be a folder.
-    resizable: whether n may grow later, or become smaller while the job is not closed.
+    Attributes:
+        store: where the files are written.
+        request: what is asked for.
+        product: produces the items.
+        chunk: items that a process produces between two done records.
+        exclusive: whether tasks hold locks, in the work folder of the store.
+        resizable: whether n may grow later, or shrink while the job is not closed.
     """
 
     store: OutputStore
@@ -123,9 +134,13 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class JobResult:
-    """How a job stands after a run.
+    """The state of a job after a run.
 
-    n: items. made: those of this run. missing: those that are not whole. complete: it is closed.
+    Attributes:
+        n: number of items.
+        made: items that this run produced.
+        missing: items that are not done.
+        complete: whether the job is closed.
     """
 
     n: int
@@ -135,7 +150,7 @@ class JobResult:
 
     @property
     def whole(self) -> int:
-        """The number of items that are whole."""
+        """The number of items that are done."""
         return self.n - sum(map(len, self.missing))
 
 
@@ -150,36 +165,36 @@ def run_job(
     run: RunChunks = run_chunks,
     progress: Progress = no_progress,
 ) -> JobResult:
-    """Make a task's share of a job, or what is missing of it; close the job if that is due.
+    """Produce the missing items of a task's share, and close the job if this was the last run.
 
     The files depend on the request alone: not on jobs, chunks, tasks or interruptions.
 
     Args:
-        job: what to make.
-        task: which of how many this run is.
+        job: the job.
+        task: index of this run, and number of tasks.
         jobs: number of processes.
-        run: how chunks are run.
-        progress: called with the images of this task that are whole and their number.
+        run: runs the chunks.
+        progress: called with the number of images of this task that are done, and of all of them.
 
     Raises:
         PipelineError: if the store holds something else or a job with other settings, cannot be
             written, is in use by another run of the same task, or if disk or memory run out.
-        KeyboardInterrupt: on Ctrl-C, after the chunks in hand are whole.
+        KeyboardInterrupt: on Ctrl-C, after the current chunks are done.
     """
     if min(jobs, job.chunk) < 1:
         raise ValueError(f"jobs is {jobs} and chunk is {job.chunk}; use at least 1")
     with store_errors(job.store, jobs):
         if job.exclusive:
-            look(job)  # A refusal leaves no trace, as a lock would.
+            inspect(job)  # A refusal must not leave a lock file behind.
         with task_lock(job.store, task) if job.exclusive else nullcontext():
             return run_locked(job, task, jobs=jobs, run=run, progress=progress)
 
 
 def run_locked(job: Job, task: Task, *, jobs: int, run: RunChunks, progress: Progress) -> JobResult:
-    """Do the work of `run_job`, of which the caller holds the lock."""
+    """Do the work of `run_job` while the caller holds the lock of the task."""
     n = job.request.n
     total = sum(map(job.product.weight, task.share([range(n)], job.chunk)))
-    with _books(job):
+    with _state_lock(job):
         found = _begin(job, task)
         if found is None or found.request is None:
             progress(total, total)
@@ -194,14 +209,14 @@ def run_locked(job: Job, task: Task, *, jobs: int, run: RunChunks, progress: Pro
         progress(done, total)
 
     if missing:
-        work = partial(make_chunk, job, found.request.mark)
+        work = partial(make_chunk, job, found.request.hash)
         run(work, missing, jobs=min(jobs, len(missing)), finished=finished)
-    with _books(job):
-        return _finish(job, look(job), missing, closing=job.exclusive or task.count == 1)
+    with _state_lock(job):
+        return _finish(job, inspect(job), missing, closing=job.exclusive or task.count == 1)
 
 
 def merge(job: Job) -> JobResult:
-    """Close a job that was begun and of which all items are whole; else tell what is missing."""
+    """Close a job if all of its items are done; otherwise return which are missing."""
     with store_errors(job.store, 1):
         found = _begin(job, ALONE)
         if found is None or found.request is None:
@@ -213,24 +228,21 @@ def merge(job: Job) -> JobResult:
         return replace(result, missing=tuple(ranges_of(missing)))
 
 
-def make_chunk(job: Job, mark: str, items: range) -> range:
-    """Make items and commit their record; the work of one process.
-
-    mark: of the request that the job was begun with. items: a chunk, or a part of one.
-    """
+def make_chunk(job: Job, request_hash: str, items: range) -> range:
+    """Produce a chunk of items, or a part of one, in this process, and write their done record."""
     try:
         with job.store.writing() as folder:
             lines = [*job.product.make(items, folder)]
-        _write_done(job.store, mark, items, lines)
+        _write_done(job.store, request_hash, items, lines)
     except FileNotFoundError:
-        # Another run made the same items, and closed the job meanwhile.
+        # Another run may have produced the same items and closed the job.
         if job.exclusive or job.store.read(MANIFEST_NAME) is None:
             raise
     return items
 
 
 def read_request(store: OutputStore) -> Request | None:
-    """Return what a job in the making was begun with, None where there is none."""
+    """Return the request of an unfinished job, None if the store holds none."""
     content = store.read(REQUEST)
     if content is None:
         return None
@@ -239,25 +251,25 @@ def read_request(store: OutputStore) -> Request | None:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Return whether a folder holds a job in the making."""
+    """Return whether a folder holds an unfinished job."""
     return (folder / REQUEST).exists()
 
 
 def store_errors(store: OutputStore, jobs: int) -> AbstractContextManager[None]:
     """Translate disk and memory errors of a job into one-line messages; see `resource_errors`."""
     return resource_errors(
-        store.name,
+        store.name if isinstance(store, Folder) else store.work,
         jobs=jobs,
         disk_remedy="choose another output folder, or ",
         memory_remedy=", or smaller images",
     )
 
 
-# --- what is there -------------------------------------------------------------------------------
+# --- inspecting a store --------------------------------------------------------------------------
 
 
 class _Found(NamedTuple):
-    """What is in a store. closed: what the manifest, if there is one, was begun with."""
+    """The content of a store. closed: the request of a closed job, from its manifest."""
 
     sizes: Mapping[str, int]
     manifest: bytes | None
@@ -265,60 +277,64 @@ class _Found(NamedTuple):
     request: Request | None
 
 
-def look(job: Job) -> _Found:
-    """Return what is in the store; refuse something else, and a job with other settings."""
+def inspect(job: Job) -> _Found:
+    """Return the content of the store.
+
+    Raises:
+        PipelineError: if it holds something else, or a job with other settings.
+    """
     store = job.store
     sizes = store.sizes()
     manifest = store.read(MANIFEST_NAME) if MANIFEST_NAME in sizes else None
     closed = None if manifest is None else job.product.read_manifest(manifest)
     request = read_request(store) if REQUEST in sizes else None
     if request is None and REQUEST in sizes:
-        return look(job)  # It was closed at this moment.
+        return inspect(job)  # Another run has just closed it.
     if (earlier := request or closed) is not None:
         refuse_other(store.name, earlier, job.request)
     if job.resizable and closed is not None and job.request.n < closed.n:
         raise PipelineError(
-            f"n: {store.name} is complete with {closed.n} images, this command says "
+            f"n: {store.name} is complete with {closed.n} images, and this command asks for "
             f"{job.request.n}; use --n {closed.n} or more, or choose another output folder"
         )
     others = {name for name in sizes if not name.startswith(f"{WORK}/")}
     if earlier is None and others and not job.product.takes_over(others):
         if store.read(MANIFEST_NAME) is not None or store.read(REQUEST) is not None:
-            return look(job)  # It was closed, or begun, at this moment.
+            return inspect(job)  # Another run has just closed or started it.
         raise PipelineError(
             f"{store.name} holds something else ({min(others)}); choose an empty or a new output "
-            f"folder, or remove it first if it is a dataset that lost its {MANIFEST_NAME}"
+            f"folder, or, if it is a dataset that lost its {MANIFEST_NAME}, remove it first"
         )
     return _Found(sizes, manifest, closed, request)
 
 
 def refuse_other(name: str, earlier: Request, asked: Request) -> None:
-    """Refuse to resume a job with other settings, or with code that gives other files."""
+    """Refuse to resume a job with other settings, or with code that produces other files."""
     for field, now in asked.settings.items():
         before = earlier.settings.get(field)
         if before != now and field not in earlier.settings:
             raise PipelineError(
-                f"{name} holds a dataset of another kind, which has no {field}; choose another "
-                "output folder"
+                f"{name} holds a dataset of another kind, without the setting {field}; choose "
+                "another output folder"
             )
         if before != now:
             raise PipelineError(
-                f"{field}: {name} was begun with {before}, this command says {now}; "
-                f"repeat {before}, or choose another output folder"
+                f"{field}: {name} was started with {before}, and this command uses {now}; "
+                f"use {before}, or choose another output folder"
             )
     for field, now in asked.made_with.items():
         before = earlier.made_with.get(field)
-        # The version of this package alone decides nothing: the others say when files change.
+        # The version of this package is not compared: the other versions change with the files.
         if before != now and field != "pixmix":
             raise PipelineError(
-                f"{field}: {name} was begun with {before} (pixmix "
-                f"{earlier.made_with.get('pixmix')}), here is {now}; install what it was begun "
-                "with, or choose another output folder"
+                f"{field}: {name} was started with {before} (pixmix "
+                f"{earlier.made_with.get('pixmix')}), and this is {now}; install the version that "
+                "it was started with, or choose another output folder"
             )
 
 
 def _is_complete(job: Job, found: _Found) -> bool:
-    """Return whether the job is closed and whole; remove what a killed run left of its making."""
+    """Return whether the job is closed and complete; remove work files of a killed run."""
     complete = (
         found.manifest is not None
         and found.closed is not None
@@ -330,31 +346,31 @@ def _is_complete(job: Job, found: _Found) -> bool:
     return complete
 
 
-def _parts(sizes: Mapping[str, int], mark: str) -> list[tuple[range, str]]:
+def _parts(sizes: Mapping[str, int], request_hash: str) -> list[tuple[range, str]]:
     """Return items and name of each done record of a request, in order of the items.
 
-    Of those that begin with the same item, the one of most items comes first: the others mend it.
+    Of the records that begin with the same item the longest comes first: the others repair it.
     """
-    # Programs that synchronize folders leave files of other names.
-    named = filter(None, map(_DONE_NAME.fullmatch, sizes))
-    parts = [(range(int(each[1]), int(each[2])), each[0]) for each in named if each[3] == mark]
+    # Programs that synchronize folders leave files with other names.
+    named = [each for each in map(_DONE_NAME.fullmatch, sizes) if each and each[3] == request_hash]
+    parts = [(range(int(each[1]), int(each[2])), each[0]) for each in named]
     return sorted(parts, key=lambda part: (part[0].start, -part[0].stop))
 
 
 def _lines(job: Job, parts: Sequence[tuple[range, str]]) -> Iterator[Iterable[tuple[int, bytes]]]:
-    """Yield items and lines of each done record; a line without an end is damaged."""
+    """Yield items and lines of each done record; a line without a line break is damaged."""
     contents = job.store.read_all([name for _, name in parts])
     for (items, _), content in zip(parts, contents, strict=True):
         yield zip(items, content.split(b"\n")[:-1], strict=False)
 
 
-# --- beginning -----------------------------------------------------------------------------------
+# --- starting ------------------------------------------------------------------------------------
 
 
 def _begin(job: Job, task: Task) -> _Found | None:
-    """Begin the job, resume it, or open it again if it lost files; return None if complete."""
+    """Start the job, resume it, or reopen it if it lost files; return None if it is complete."""
     store, asked = job.store, job.request
-    found = look(job)
+    found = inspect(job)
     if _is_complete(job, found):
         return None
     earlier = found.request or found.closed or asked
@@ -367,13 +383,13 @@ def _begin(job: Job, task: Task) -> _Found | None:
     with store.writing() as folder:
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         write_file(folder / REQUEST, msgspec.json.format(msgspec.json.encode(request)))
-    # Read also by whoever wrote it, for another may have written it at the same time.
-    found = look(job)
+    # Read it again, because another run may have written its own at the same time.
+    found = inspect(job)
     return found if found.request is not None else _begin(job, task)
 
 
 def _check_smaller(job: Job, found: _Found, earlier: Request, task: Task) -> None:
-    """Refuse a smaller n that would lose items whole in order, or while another task runs."""
+    """Refuse a smaller n that would drop finished items, or while another task runs."""
     n, name = job.request.n, job.store.name
     if n >= earlier.n:
         return
@@ -381,34 +397,35 @@ def _check_smaller(job: Job, found: _Found, earlier: Request, task: Task) -> Non
     whole = missing[0].start if missing else earlier.n
     if n < whole:
         raise PipelineError(
-            f"n: {name} was begun with {earlier.n} images, {whole} of them are whole, this command "
-            f"says {n}; use --n {whole} to close it with those, or choose another output folder"
+            f"n: {name} was started with {earlier.n} images, the first {whole} are finished, and "
+            f"this command asks for {n}; use --n {whole} to close it with those, or choose another "
+            "output folder"
         )
-    _refuse_running(name, lambda lock: lock != _lock_name(task), "wait for that")
+    refuse_running(job.store, lambda lock: lock != lock_name(task), "wait until it ends")
 
 
 def _reopen(job: Job, manifest: bytes, sizes: Mapping[str, int], request: Request) -> bool:
-    """Write done records of what the manifest of a closed job vouches for, if there are any."""
-    recorded = {item for items, _ in _parts(sizes, request.mark) for item in items}
+    """Write done records of the items of a closed job; return whether there are any."""
+    recorded = {item for items, _ in _parts(sizes, request.hash) for item in items}
     lines: list[bytes] = []
     start = size = 0
     for item, line in job.product.records(manifest, sizes):
         if item in recorded:
             continue
         if lines and (item != start + len(lines) or size > _RECORD_BYTES):
-            _write_done(job.store, request.mark, range(start, start + len(lines)), lines)
+            _write_done(job.store, request.hash, range(start, start + len(lines)), lines)
             lines, size = [], 0
         start = start if lines else item
         lines.append(line)
         size += len(line)
     if lines:
-        _write_done(job.store, request.mark, range(start, start + len(lines)), lines)
+        _write_done(job.store, request.hash, range(start, start + len(lines)), lines)
     return bool(lines)
 
 
 def _missing(job: Job, request: Request, sizes: Mapping[str, int], task: Task) -> list[range]:
-    """Return the chunks, or parts of such, of a task's share for which no record vouches."""
-    parts = [part for part in _parts(sizes, request.mark) if task.share([part[0]], job.chunk)]
+    """Return the chunks of a task's share, or the parts of chunks, that have no valid record."""
+    parts = [part for part in _parts(sizes, request.hash) if task.share([part[0]], job.chunk)]
     whole = {
         item
         for lines in _lines(job, parts)
@@ -418,10 +435,10 @@ def _missing(job: Job, request: Request, sizes: Mapping[str, int], task: Task) -
     return task.share(subtract(range(request.n), ranges_of(sorted(whole))), job.chunk)
 
 
-def _write_done(store: OutputStore, mark: str, items: range, lines: Iterable[bytes]) -> None:
+def _write_done(store: OutputStore, hash_: str, items: range, lines: Iterable[bytes]) -> None:
     with store.writing() as folder:
         (folder / DONE).mkdir(parents=True, exist_ok=True)
-        name = f"{items.start:08d}-{items.stop:08d}.{mark}.jsonl"
+        name = f"{items.start:08d}-{items.stop:08d}.{hash_}.jsonl"
         write_file(folder / DONE / name, b"".join(line + b"\n" for line in lines))
 
 
@@ -429,23 +446,23 @@ def _write_done(store: OutputStore, mark: str, items: range, lines: Iterable[byt
 
 
 class _FaultyError(Exception):
-    """Raised with the list of items that have no record, or a damaged one."""
+    """Raised with the list of items that have no valid record."""
 
 
 def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) -> JobResult:
-    """Close the job if that is due and every item is whole."""
+    """Close the job if `closing` and every item is done."""
     n = job.request.n
     result = partial(JobResult, n=n, made=tuple(made))
-    # Closed meanwhile, for another run had made the same items; or it has again what it lost.
+    # Another run may have closed it, or produced again what it had lost.
     if _is_complete(job, found):
         return result(complete=True)
     if found.request is None:
         raise PipelineError(
-            f"{job.store.name} was closed or removed at this moment; run the command again"
+            f"another run closed or removed {job.store.name}; run the command again"
         )
-    parts = _parts(found.sizes, found.request.mark)
+    parts = _parts(found.sizes, found.request.hash)
     missing = subtract(range(n), [items for items, _ in parts])
-    # Another task may have let it grow meanwhile; then its end is not ours to write.
+    # If another task has raised n, that task closes the job.
     if missing or not closing or found.request.n != n:
         return result(missing=tuple(missing), complete=False)
     try:
@@ -457,7 +474,7 @@ def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) ->
 
 
 def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]) -> Iterator[Any]:
-    """Yield the records of all items in order, then raise _FaultyError if some have none."""
+    """Yield the records of all items in order; at the end raise _FaultyError if some have none."""
     following = 0
     records: dict[int, Any] = {}
     faulty: list[int] = []
@@ -468,7 +485,7 @@ def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]
                 record = job.product.parse(item, line, sizes)
                 if record is not None:
                     records[item] = record
-        # No later part has items before its first.
+        # Later parts begin at `end` or after it.
         for item in range(following, min(end, job.request.n)):
             if item in records:
                 yield records.pop(item)
@@ -479,33 +496,6 @@ def _join(job: Job, parts: Sequence[tuple[range, str]], sizes: Mapping[str, int]
         raise _FaultyError(faulty)
 
 
-# --- locks of a folder ---------------------------------------------------------------------------
-
-
-@contextmanager
-def task_lock(store: OutputStore, task: Task) -> Iterator[None]:
-    """Hold the lock of a task; refuse a run of the same task or with another number of tasks."""
-    remedy = "wait for it, or choose another output folder"
-    busy = f"another run is writing task {task.index} of {task.count} of {store.name}; {remedy}"
-    with removable_lock(Path(store.name, WORK, _lock_name(task)), busy=busy):
-        own = f"-of-{task.count}.lock"
-        _refuse_running(store.name, lambda lock: not lock.endswith(own), "use its --num-tasks")
-        yield
-
-
-def _lock_name(task: Task) -> str:
-    return f"task-{task.index}-of-{task.count}.lock"
-
-
-def _refuse_running(folder: str, is_other: Callable[[str], bool], remedy: str) -> None:
-    """Refuse to continue beside a run that holds a task's lock of such a name."""
-    for path in Path(folder, WORK).glob("task-*.lock"):
-        if is_other(path.name):
-            with folder_lock(path, busy=f"{folder} is being written ({path.stem}); {remedy}"):
-                pass
-
-
-def _books(job: Job) -> AbstractContextManager[None]:
-    """Hold the lock that tasks need to begin and to close a job."""
-    path = Path(job.store.name, WORK, "books.lock")
-    return removable_lock(path) if job.exclusive else nullcontext()
+def _state_lock(job: Job) -> AbstractContextManager[None]:
+    """Hold the lock that tasks of an exclusive job need to start and to close it."""
+    return removable_lock(job.store.work / "state.lock") if job.exclusive else nullcontext()

@@ -1,4 +1,4 @@
-"""Shards that are on the node before they are needed."""
+"""Prefetch shards to the node before they are needed."""
 
 import queue
 import sys
@@ -14,24 +14,27 @@ from pipelines.shards.cache import CacheFullError, HeldFile
 from pipelines.system.attempts import StoppedError
 
 _POLL_S = 0.1
-"""Between two tries for room in the cache: what other processes release is not announced."""
+"""Time between two attempts to find room in the cache, which other processes release silently."""
 
 
 class Prefetch:
-    """Returns shards in their order as held files, while threads fetch the next ones.
+    """Returns shards in order as held files, while threads fetch the next ones.
 
-        with Prefetch(remote.files.hold, order, ahead=4) as shards:
+    Example::
+
+        with Prefetch(remote.files.hold, order, n_shards=4) as shards:
             for shard, held in zip(order, shards):
                 with held: ...
 
-    A shard is held from its fetching until whoever takes it releases it. Room in the cache is taken
-    in the order of the shards: one that finds none waits for an earlier one to be released, and is
-    refused only when all before it were taken, the taker waits for it, and there is still none.
+    A shard is held until the consumer releases it. Shards take room in the cache in order: without
+    room, a shard waits until an earlier one is released. Fetching fails only if the consumer waits
+    for this shard, has taken all earlier ones, and there is still no room.
 
-    hold: fetches a shard, as `RemoteFiles.hold` does.
-    order: shard numbers as they will be needed; may be endless, and name a shard again.
-    ahead: shards that are fetched before they are taken, at most.
-    threads: downloads at a time.
+    Args:
+        hold: fetches a shard, as `RemoteFiles.hold` does.
+        order: shard numbers in the order of use; it may be endless and repeat shards.
+        n_shards: maximum number of shards that are fetched before they are taken.
+        threads: number of concurrent downloads.
     """
 
     def __init__(
@@ -39,48 +42,48 @@ class Prefetch:
         hold: Callable[..., HeldFile],
         order: Iterable[int],
         *,
-        ahead: int = 4,
+        n_shards: int = 4,
         threads: int = 4,
     ) -> None:
-        for name, value in (("ahead", ahead), ("threads", threads)):
+        for name, value in (("n_shards", n_shards), ("threads", threads)):
             if value < 1:
                 raise ValueError(f"{name} is {value}; use at least 1")
         self._hold = hold
         self._order = iter(order)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._ahead: deque[_Job] = deque()
+        self._pending: deque[_Job] = deque()
         self._turn = threading.Lock()
         self._stop = threading.Event()
-        # Also at the end of the program, or what is fetched then is told of as a failure.
+        # Stop at the end of the program, so that running downloads do not report failures.
         weakref.finalize(self, self._stop.set)
-        self._submit(ahead)
-        # Daemons: a program that ends without closing this does not wait for its downloads.
+        self._submit(n_shards)
+        # Daemon threads: a program that ends without closing this does not wait for downloads.
         self._threads = [
             threading.Thread(target=self._work, name=f"prefetch-{number}", daemon=True)
-            for number in range(min(threads, ahead))
+            for number in range(min(threads, n_shards))
         ]
         for thread in self._threads:
             thread.start()
 
     def take(self) -> HeldFile:
-        """Return the next shard, which is the caller's to release; wait until it is there.
+        """Wait for the next shard and return it; the caller must release it.
 
         Raises:
             StopIteration: if the order has ended.
             PipelineError: if this shard cannot be fetched.
-            RuntimeError: if this is closed.
+            RuntimeError: if the prefetch is closed.
         """
         if self._stop.is_set():
             raise RuntimeError("this prefetch is closed")
-        if not self._ahead:
+        if not self._pending:
             raise StopIteration
-        job = self._ahead.popleft()
+        job = self._pending.popleft()
         self._submit(1)
-        job.awaited.set()
+        job.taken.set()
         try:
             return job.future.result()
         except CancelledError as error:
-            raise RuntimeError("this prefetch was closed meanwhile") from error
+            raise RuntimeError("this prefetch was closed while a shard was fetched") from error
 
     def __iter__(self) -> Iterator[HeldFile]:
         return self
@@ -88,15 +91,15 @@ class Prefetch:
     __next__ = take
 
     def close(self) -> None:
-        """End the threads, with their downloads, and release what was not taken."""
+        """Stop the threads and their downloads, and release the shards that were not taken."""
         self._stop.set()
         for _ in self._threads:
             self._jobs.put(None)
-        if not sys.is_finalizing():  # Threads do not run any more then.
+        if not sys.is_finalizing():  # Threads have stopped then.
             for thread in self._threads:
                 thread.join()
-        while self._ahead:
-            future = self._ahead.popleft().future
+        while self._pending:
+            future = self._pending.popleft().future
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().release()
 
@@ -109,7 +112,7 @@ class Prefetch:
     def _submit(self, count: int) -> None:
         for shard in islice(self._order, count):
             job = _Job(shard)
-            self._ahead.append(job)
+            self._pending.append(job)
             self._jobs.put(job)
 
     def _work(self) -> None:
@@ -126,35 +129,35 @@ class Prefetch:
     def _fetch(self, job: "_Job", turn: "_Turn") -> None:
         try:
             while True:
-                awaited = job.awaited.is_set()
+                taken = job.taken.is_set()
                 try:
                     held = self._hold(job.shard, stop=self._stop, reserved=turn.end)
                     return job.future.set_result(held)
                 except CacheFullError:
-                    # Only if it was awaited before: then its taker has released all that it will.
-                    if awaited:
+                    # If the consumer already waited, it will not release earlier shards.
+                    if taken:
                         raise
-                job.awaited.wait(_POLL_S)
+                job.taken.wait(_POLL_S)
                 if self._stop.is_set():
                     raise StoppedError
         except StoppedError:
             job.future.cancel()
-        # Whatever it is, it belongs to whoever takes this shard, as with any future.
+        # The future raises any error where the shard is taken.
         except Exception as error:  # noqa: BLE001
             job.future.set_exception(error)
 
 
 class _Job:
-    """A shard to fetch. awaited: set when its taker waits for it."""
+    """A shard to fetch. taken: set when the consumer waits for it."""
 
     def __init__(self, shard: int) -> None:
         self.shard = shard
         self.future: Future[HeldFile] = Future()
-        self.awaited = threading.Event()
+        self.taken = threading.Event()
 
 
 class _Turn:
-    """A lock that is taken at once and freed once, by whichever step comes first."""
+    """A lock that is acquired at once, and released by the first call of `end`."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock

@@ -1,11 +1,11 @@
-"""Sets of shards wherever they are: local, over http(s), in an object store, written by a command.
+"""Open sets of shards from a folder, http(s), an object store or the output of a command.
 
     remote = open_set("https://host/imagenet/imagenet1k-train-{0000..1023}.tar")
     remote.shards                   the set, as `open_shards` returns it for a folder
-    remote.files.hold(17)           shard 17 as a local file, downloaded if no process has yet
+    remote.files.hold(17)           shard 17 as a local file, downloaded unless the node has it
 
-Each shard is downloaded once a node, into a cache where its name is its SHA-256; a local shard is
-checked where it is.
+Each shard is downloaded once per node, into a cache where its name is its SHA-256. A local shard is
+verified in its folder.
 """
 
 import logging
@@ -30,12 +30,12 @@ from pipelines.shards.cache import (
 )
 from pipelines.shards.format import (
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
+    MAX_MANIFEST_BYTES,
     Shard,
     ShardSet,
     build_set,
     expand_braces,
-    most_index_bytes,
+    max_index_bytes,
     open_index,
     open_shards,
     parse_manifest,
@@ -61,25 +61,32 @@ from pipelines.system.objects import (
 
 _N_LATEST = 2
 
-_MOST_LOSSES = 5
-"""Times that a file may be removed from the cache while it is downloaded."""
+_MAX_LOSSES = 5
+"""How often a file may be removed from the cache while it is downloaded."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Remote:
-    """How shards at an address are read and kept.
+    """How remote shards are downloaded and cached.
+
+    Example::
+
+        remote = Remote(limit_bytes=200 * 10**9, access=RemoteAccess(download_timeout_s=600))
+        loader = train_loader("s3://bucket/train", batch_size=256, remote=remote)
 
     Attributes:
-        limit_bytes: that shards in the cache may take together; None: what the disk has, less a
-            reserve. Those that were used least lately go first.
-        prefetch: shards that are downloaded before they are needed; None: as many as a shuffle
-            window has, at least 4.
-        concurrent_downloads: shards that each process downloads at the same time, each over a
-            connection of its own.
-        access: patience, and whether an address may be a command ("pipe:").
-        manifest_sha256: of the set's manifest, to hold all of it to what it was.
+        limit_bytes: maximum size of the shards in the cache, in bytes; the least recently used ones
+            are removed first. None uses the space of the disk, except for a reserve.
+        prefetch: number of shards that are downloaded before they are needed; None for those of a
+            shuffle window, at least 4.
+        concurrent_downloads: number of shards that each process downloads at the same time, each
+            over its own connection.
+        access: retries, timeouts, credentials, and whether "pipe:" commands are allowed; see
+            ``RemoteAccess`` in ``pipelines.system.objects``.
+        manifest_sha256: expected SHA-256 of the manifest, which pins the whole dataset; None to
+            accept any.
     """
 
     limit_bytes: int | None = None
@@ -89,7 +96,7 @@ class Remote:
     manifest_sha256: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse nonsense.
+        """Check the values.
 
         Raises:
             ValueError: if prefetch or concurrent_downloads is below 1.
@@ -106,9 +113,14 @@ class Remote:
 class RemoteFiles:
     """The shards of a set as local files; it can be pickled for other processes of the node.
 
-    location: the address before the shards' names, a pipe's command with "{file}", or a folder.
-    index: of the set, where it is in the cache; it stays there as long as this is used, for a
-        worker that is started later maps it by its name.
+    Attributes:
+        location: the address before the names of the shards, a pipe command with "{file}", or a
+            folder.
+        shards: the tars.
+        cache: the cache of the node.
+        access: retries and credentials.
+        index: the index of the set in the cache, which is held because workers that start later map
+            it by its path.
     """
 
     location: str
@@ -119,7 +131,7 @@ class RemoteFiles:
     _latest: deque[HeldFile] = field(default_factory=deque, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is held, for it is held by this process."""
+        """Omit held files, which belong to this process."""
         return self.__dict__ | {"_latest": deque(), "index": None}
 
     def url(self, shard: int) -> str:
@@ -145,10 +157,10 @@ class RemoteFiles:
         )
 
     def path(self, shard: int) -> Path:
-        """Return the path of a shard for whoever opens it at once.
+        """Return the path of a shard, which the caller must open at once.
 
-        It is held until this is called twice more; a file that is open can be read to its end also
-        when it has left the cache since.
+        The shard is held until this is called two more times; an open file can be read to its end
+        after it has left the cache.
         """
         held = self.hold(shard)
         self._latest.append(held)
@@ -157,29 +169,29 @@ class RemoteFiles:
         return held.path
 
     def close(self) -> None:
-        """Let the shards go that `path` named."""
+        """Release the shards that `path` returned."""
         while self._latest:
             self._latest.pop().release()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RemoteShards:
-    """A set whose shards come when they are needed. shards: its index; files: where they are."""
+    """A set whose shards are fetched on demand: its index, and its files."""
 
     shards: ShardSet
     files: RemoteFiles
 
     def part(self, names: Sequence[str]) -> "RemoteShards":
-        """Return the part of the set that some of its shards hold, in the order of the names.
+        """Return the part of the set in some of its shards, in the order of the names.
 
         Raises:
-            PipelineError: if the set has no shard of a name, or a name comes twice.
+            PipelineError: if the set has no shard of a name, or a name is repeated.
         """
         shards = select_shards(self.shards, names)
         return RemoteShards(shards=shards, files=replace(self.files, shards=shards.shards))
 
     def key(self, i: int) -> str:
-        """Return a sample's key as its tar has it; "?" where its shard is not on this node."""
+        """Return the key of a sample, "?" if its shard is not on this node."""
         row = self.shards.samples[i]
         shard = int(row["shard"])
         if not is_remote(self.files.location):
@@ -197,20 +209,21 @@ def open_set(
     cache_dir: str | Path | None = None,
     remote: Remote | None = None,
 ) -> RemoteShards:
-    """Open a set of shards wherever it is, or take one that is open; no shard is read yet.
+    """Open a set of shards, local or remote; no shard is read yet.
 
     Args:
-        where: an address of a folder with a manifest.json, of that manifest, of a tar or of tars
-            as a brace pattern such as "s3://bucket/set/train-{0000..1023}.tar"; "pipe:COMMAND"
-            with {file} in it for the name of a file; or what `open_shards` takes or returned.
-        cache_dir: of the shards; None for that of this node, see `cache_folder`.
-        remote: how they are read and kept; None for the defaults.
+        where: a local set, as for `open_shards`; an open set; the address of a folder with a
+            manifest.json, of the manifest, of a tar, or of tars as a brace pattern such as
+            "s3://bucket/set/train-{0000..1023}.tar"; or "pipe:COMMAND" with {file} for the name of
+            a file.
+        cache_dir: folder of the cache; None for the default, see `cache_folder`.
+        remote: settings for remote shards; None for the defaults.
 
     Returns:
-        The set, or that part of it which the tars are.
+        The set, or the part of it that the tars hold.
 
     Raises:
-        PipelineError: if the manifest or the index cannot be read or is another one.
+        PipelineError: if the manifest or the index cannot be read, or its hash differs.
     """
     if isinstance(where, RemoteShards):
         return where
@@ -229,8 +242,8 @@ def open_set(
         manifest = Path(location) / MANIFEST_NAME
         if pin is not None and pin != file_sha256(manifest):
             raise PipelineError(
-                f"{manifest} is not the manifest with SHA-256 {pin}; use the set that it belongs "
-                "to, or leave out the hash"
+                f"{manifest} does not have the SHA-256 {pin}; use the set with this hash, or omit "
+                "the hash"
             )
     else:
         check_address(str(where), access)
@@ -245,7 +258,7 @@ def open_set(
 
 
 def names_shards(where: str) -> bool:
-    """Return whether an address names the manifest or tars of a set, and not its folder."""
+    """Return whether an address is of the manifest or tars of a set, and not of its folder."""
     return where.startswith(PIPE_PREFIX) or path_of(where).endswith((MANIFEST_NAME, ".tar"))
 
 
@@ -256,29 +269,29 @@ def fetch(
     n_bytes: int | None,
     cache: ShardCache,
     access: RemoteAccess | None = None,
-    most_bytes: int | None = None,
+    max_bytes: int | None = None,
     stop: threading.Event | None = None,
     reserved: Callable[[], None] = lambda: None,
 ) -> HeldFile:
-    """Return the file of an address, which stays in the cache as long as it is held.
+    """Return the file of an address, which stays in the cache while it is held.
 
-    The first process of a node that asks downloads it, the others wait for that. What a killed
-    process had downloaded is kept and continued.
+    One process of a node downloads the file, and the others wait. A partial download of a killed
+    process is resumed.
 
     Args:
-        url: an address; a path or a file:// address is checked where it lies, once a node; or
-            "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
-        sha256: of the content.
-        n_bytes: its length; None where only its bound is known, `most_bytes`.
-        cache: where it is kept.
-        access: how patiently it is read.
-        most_bytes: that it may have, for which room is made in the cache; more are refused.
+        url: an address; a path or a file:// address, which is hashed once per node and not copied;
+            or "pipe:COMMAND", see `RemoteAccess.allow_pipe`.
+        sha256: expected hash of the content.
+        n_bytes: expected size; None if only `max_bytes` is known.
+        cache: the cache.
+        access: retries and credentials.
+        max_bytes: maximum size, for which the cache makes room.
         stop: ends the call from another thread.
-        reserved: called once it has its room in the cache, before it is downloaded.
+        reserved: called when the cache has room for the file, before it is downloaded.
 
     Raises:
-        PipelineError: if the address cannot be read or gives other content, or the cache has no
-            room (then its subclass `CacheFullError`).
+        PipelineError: if the address cannot be read or has other content. The subclass
+            `CacheFullError` means that the cache has no room.
         StoppedError: if `stop` is set.
         OSError: if the cache cannot be written.
     """
@@ -289,13 +302,13 @@ def fetch(
         verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
         reserved()
         return HeldFile(path)
-    # Before the cache is asked: what is refused is refused always.
+    # Before the cache is used, so that a refused address is always refused.
     check_address(url, access)
-    content = Content(sha256=sha256, n_bytes=n_bytes, most_bytes=most_bytes)
+    content = Content(sha256=sha256, n_bytes=n_bytes, max_bytes=max_bytes)
     losses = 0
     while True:
         try:
-            place = cache.begin(sha256, n_bytes, stop, most_bytes=most_bytes)
+            place = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
             reserved()
             if isinstance(place, Download):
                 try:
@@ -308,17 +321,17 @@ def fetch(
             elif checked_sha256(place.path, place.path.stat().st_size, cache) == sha256:
                 return place
             else:
-                _log.warning("%s is damaged; it is fetched again", place.path)
+                _log.warning("%s is damaged; it is downloaded again", place.path)
                 place.discard()
         except FileNotFoundError as error:
             losses += 1
-            if losses == _MOST_LOSSES:
+            if losses == _MAX_LOSSES:
                 raise PipelineError(
-                    f"{error.filename or cache.files} was removed while {shown(url)} came, "
-                    f"{losses} times; let nothing else clean that folder, or set PIXMIX_CACHE or "
-                    "--cache-dir to another one"
+                    f"{error.filename or cache.files} was removed {losses} times while "
+                    f"{shown(url)} was downloaded; stop the program that cleans this folder, or "
+                    "set PIXMIX_CACHE or --cache-dir to another one"
                 ) from error
-            _log.warning("%s was emptied; %s is fetched again", cache.files, shown(url))
+            _log.warning("%s was emptied; %s is downloaded again", cache.files, shown(url))
 
 
 def _read_set(
@@ -334,7 +347,7 @@ def _read_set(
         n_bytes=None,
         cache=cache,
         access=access,
-        most_bytes=most_index_bytes(manifest),
+        max_bytes=max_index_bytes(manifest),
     )
     samples = open_index(held.path, shown(index_url), "make the set again")
     return build_set(shown(location).rstrip("/"), manifest, samples), held
@@ -343,10 +356,10 @@ def _read_set(
 def _read_manifest(
     url: str, cache: ShardCache, access: RemoteAccess, manifest_sha256: str | None
 ) -> bytes:
-    """Return a manifest; one whose hash is given is kept in the cache."""
+    """Return a manifest; if its hash is known, it is kept in the cache."""
     if manifest_sha256 is None:
         file = BytesIO()
-        wanted = Content(most_bytes=MOST_MANIFEST_BYTES)
+        wanted = Content(max_bytes=MAX_MANIFEST_BYTES)
         download(url, file, wanted, access=access, stop=threading.Event())
         return file.getvalue()
     with fetch(
@@ -355,18 +368,18 @@ def _read_manifest(
         n_bytes=None,
         cache=cache,
         access=access,
-        most_bytes=MOST_MANIFEST_BYTES,
+        max_bytes=MAX_MANIFEST_BYTES,
     ) as held:
-        return read_regular(held.path, max_bytes=MOST_MANIFEST_BYTES)
+        return read_regular(held.path, max_bytes=MAX_MANIFEST_BYTES)
 
 
 def _split(where: str) -> tuple[str, list[str] | None]:
-    """Return the location of a remote set, and the shards it is limited to, if any."""
+    """Return the location of a remote set, and the names of its shards; None for all."""
     if where.startswith(PIPE_PREFIX):
         if FILE_PLACE not in where:
             raise PipelineError(
-                f"{shown(where)} cannot read the manifest of a set; put {FILE_PLACE} where the "
-                f"name of the file belongs, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
+                f"{shown(where)} cannot read the manifest of a set; use {FILE_PLACE} for the name "
+                f"of the file, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
             )
         return where, None
     folder, slash, name = path_of(where).rstrip("/").rpartition("/")

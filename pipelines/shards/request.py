@@ -1,4 +1,4 @@
-"""What `pixmix-shard` is asked for: of a source's images, listed on disk, those in an order."""
+"""The request of `pixmix-shard`: the source's images, listed on disk, their order and settings."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from pipelines.shards.images import (
     orientation,
     why_nonstandard,
 )
-from pipelines.shards.output import WORK
+from pipelines.shards.output import OutputStore
 from pipelines.shards.sources import Item, Source
 from pipelines.shards.writer import SHARDS_VERSION, Sample
 from pipelines.system.files import new_file, open_regular
@@ -32,11 +32,11 @@ OnDecodeError = Literal["raise", "skip"]
 
 STARTS_SUFFIX = ".starts.npy"
 
-_SHUFFLE_STREAM = 0x5348415244  # "SHARD": keeps this shuffle apart from all other uses of a seed.
+_SHUFFLE_STREAM = 0x5348415244  # "SHARD": no other use of a seed has these random numbers.
 
 
 class Listing:
-    """The items of a source by number; lines of JSON and where each begins, both memory-mapped."""
+    """The items of a source by index: lines of JSON and their offsets, both memory-mapped."""
 
     def __init__(self, path: Path) -> None:
         self._starts = np.load(path.with_name(path.name + STARTS_SUFFIX))
@@ -45,7 +45,7 @@ class Listing:
             try:
                 self._lines = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             except OSError:
-                # A file system without shared mappings.
+                # The file system has no shared mappings.
                 self._lines = file.read()
 
     def __len__(self) -> int:
@@ -58,9 +58,9 @@ class Listing:
         return self._lines[int(self._starts[index]) : int(self._starts[index + 1])]
 
     def fingerprint(self, indices: Iterable[int]) -> str:
-        """Return a hash of some items: their numbers, names, sizes and when they were changed.
+        """Return a hash of the indices, names, sizes and times of some items.
 
-        What was made from them is to be made again when it differs.
+        Files that were made from the items are made again when it differs.
         """
         digest = hashlib.sha256()
         for index in indices:
@@ -70,11 +70,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Listed:
-    """What was listed.
+    """The summary of a listing.
 
-    n: how many items there are.
-    sha256: of all that the shards depend on but the files' contents: names, sizes, labels.
-    dated_sha256: of that and the times when contents were changed.
+    Attributes:
+        n: number of items.
+        sha256: hash of the names, sizes and labels of the files, without their contents.
+        dated_sha256: hash of these and the modification times.
     """
 
     n: int
@@ -83,7 +84,7 @@ class Listed:
 
 
 def write_listing(path: Path, items: Iterable[Item]) -> Listed:
-    """Write the items of a source, at least one.
+    """Write the items of a source, at least one, to a file that `Listing` reads.
 
     Raises:
         OSError: if the disk is full.
@@ -114,7 +115,7 @@ def first_difference(before: Listing, now: Listing) -> str | None:
     """Return the name of the first item that was changed, added or removed, or None."""
     for index in range(min(len(before), len(now))):
         one, other = before[index], now[index]
-        # Of the times only that of the content: another link to a file changes the other, too.
+        # Compare only the modification time: a new hard link changes the time of the inode.
         if (one.name, one.size, one.changed[0]) != (other.name, other.size, other.changed[0]):
             return one.name
     if len(before) == len(now):
@@ -125,20 +126,25 @@ def first_difference(before: Listing, now: Listing) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRequest:
-    """What to make.
+    """The source, the store and the settings of a set of shards.
 
-    folder: where; made if absent.
-    name: of the set and its tars, as in "imagenet1k-train".
-    split: what timm calls it.
-    num_shards: None gives what `shard_size` (samples, at most) needs; exactly one of them is given.
-    seed: of the shuffle.
-    on_nonstandard, on_decode_error: what becomes of images that are not what their names say, or
-        cannot be decoded.
-    exif_transpose: whether images are turned as their EXIF orientation says.
-    dali_index: whether to write DALI's .idx files.
+    Attributes:
+        store: where the set is written.
+        source: the images.
+        name: name of the set and its tars, as in "imagenet1k-train": at most 64 of the letters a-z,
+            digits, - and _.
+        split: name of the split for timm.
+        num_shards: number of shards; None if `shard_size` is set.
+        shard_size: maximum number of samples in a shard; None if `num_shards` is set.
+        seed: seed of the shuffle, 0 to 2**64 - 1.
+        on_nonstandard: what to do with images that some readers do not support.
+        on_decode_error: what to do with images that cannot be decoded.
+        exif_transpose: whether images are rotated by their EXIF orientation.
+        dali_index: whether to write DALI's .idx files.
+        jobs: number of processes.
     """
 
-    folder: Path
+    store: OutputStore
     source: Source
     name: str
     split: str = "train"
@@ -152,7 +158,7 @@ class ShardRequest:
     jobs: int = 1
 
     def __post_init__(self) -> None:
-        """Refuse nonsense."""
+        """Check the settings."""
         if (self.num_shards is None) == (self.shard_size is None):
             raise ValueError("set num_shards or shard_size, and not both")
         for field in ("num_shards", "shard_size", "jobs"):
@@ -164,28 +170,29 @@ class ShardRequest:
         letters = set(self.name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
         if not 0 < len(self.name) <= 64 or letters:
             raise ValueError(
-                f"name is {self.name!r}; use at most 64 of the letters a-z, 0-9, - and _"
+                f"name is {self.name!r}; use at most 64 of the characters a-z, 0-9, - and _"
             )
 
     @property
     def listing(self) -> Path:
-        """The file of the source's images."""
-        return self.folder / WORK / "listing.jsonl"
+        """The local file that lists the source's images."""
+        return self.store.work / "listing.jsonl"
 
     @property
     def order(self) -> Path:
-        """The file of the order of the samples."""
-        return self.folder / WORK / "order"
+        """The local file with the order of the samples."""
+        return self.store.work / "order"
 
     @property
     def skipped(self) -> set[str]:
-        """What is found in files that keeps them out of the shards."""
+        """The categories of a scan whose images are in no shard."""
         return {"undecodable", "nonstandard"} if self.on_nonstandard == "skip" else {"undecodable"}
 
     def settings(self, listed: Listed | None = None) -> dict[str, Any]:
-        """Return as plain JSON values what the shards depend on.
+        """Return the settings that the shards depend on, as plain JSON values.
 
-        listed: the files of the source, None to leave them out.
+        Args:
+            listed: the files of the source; None omits them.
         """
         of_files = {}
         if listed is not None:
@@ -206,7 +213,7 @@ class ShardRequest:
                 "on_nonstandard": self.on_nonstandard,
                 "on_decode_error": self.on_decode_error,
             }
-            # Only where it is asked for, so that all other sets keep their manifests.
+            # Present only if true, so that the manifests of other sets stay as they were.
             if self.exif_transpose:
                 settings |= {"exif_transpose": True}
             if self.on_nonstandard == "convert" or self.exif_transpose:
@@ -215,20 +222,21 @@ class ShardRequest:
 
 
 def shuffled(n: int, seed: int) -> NDArray[np.int64]:
-    """Return 0..n-1 in an order that is a function of n and seed alone.
+    """Return 0..n-1, shuffled: a function of n and seed alone.
 
-    By sorting raw bits of Philox, which numpy holds fixed, as it does not `Generator.permutation`.
+    It sorts raw bits of Philox, because numpy keeps these the same in all versions, and not the
+    results of `Generator.permutation`.
     """
     bits = np.random.Philox(key=np.array([seed, _SHUFFLE_STREAM], np.uint64)).random_raw(n)
     return np.argsort(bits, kind="stable")
 
 
 def sample_of(request: ShardRequest, listing: Listing, index: int) -> Sample:
-    """Return a sample of a shard: the bytes of an image, its label, its record.
+    """Return a sample of a shard: the bytes of an image, its label and its record.
 
     Raises:
-        PipelineError: if the file has another size than when it was listed.
-        OSError: if it cannot be read.
+        PipelineError: if the size of the file has changed since it was listed.
+        OSError: if the file cannot be read.
     """
     item = listing[index]
     extension, content = _image_of(request, item)
@@ -245,15 +253,15 @@ def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
     content = request.source.read(item.place)
     if item.size not in (-1, len(content)):
         raise PipelineError(
-            f"{item.name} was changed while its shard was written; run the same command again "
-            "when nothing writes to the source"
+            f"{item.name} was changed while its shard was written; make sure that nothing writes "
+            "to the source, and run the same command again"
         )
     if request.source.foreign():
-        turned = request.exif_transpose and orientation(content) != UPRIGHT
-        if turned or (
+        rotated = request.exif_transpose and orientation(content) != UPRIGHT
+        if rotated or (
             request.on_nonstandard == "convert"
             and why_nonstandard(content, item.extension) is not None
         ):
-            content, extension = convert(content, item.extension, upright=turned)
+            content, extension = convert(content, item.extension, upright=rotated)
             return extension, content
     return STANDARD.get(item.extension, item.extension), content

@@ -1,22 +1,28 @@
-"""Shards of the images of a source: `pixmix-shard`.
+"""Write the images of a source into shards, as `pixmix-shard` does.
 
-    FOLDER/NAME-00.tar ...       the shards, and DALI's NAME-00.idx if asked for
-           sizes.json, _info.json, wids.json
-           scan.jsonl            files of the source that were odd or broken, if any
-           index.npy
-           manifest.json         last of all
+    STORE/NAME-00.tar ...        the shards, and DALI's NAME-00.idx if asked for
+          sizes.json, _info.json, wids.json
+          scan.jsonl             files that are nonstandard, rotated or cannot be decoded, if any
+          index.npy
+          manifest.json          written last
 
-It is a job, see `pipelines.shards.job`, of which an item is a shard. A shard's record, its sidecar,
-has what index, manifest and side files need of the tar, so that nobody reads it again, and a hash
-of what is known of its files: the shards of files that were changed since are written again.
+This is a job (see `pipelines.shards.job`) whose items are shards. The done record of a shard is its
+sidecar: what index, manifest and side files need to know about the tar, so that it is not read
+again, and a hash of the names, sizes and times of its source files: shards of changed files are
+written again.
+
+The list of the source's files, their order and the scan are local files in `store.work`. A run that
+writes to an object store therefore resumes on the same machine; another machine scans the source
+again. Nothing stops two machines that write different sources to one address at the same time.
 """
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +31,8 @@ from numpy.typing import NDArray
 
 from pipelines import __version__
 from pipelines.errors import PipelineError
-from pipelines.shards.adopt import (
-    Scan,
-    join_parts,
-    missing_parts,
-    scan_image,
-    scan_range,
-)
-from pipelines.shards.exports import SCAN_NAME, dali_index, export_faults
 from pipelines.shards.format import (
     MANIFEST_NAME,
-    MOST_MANIFEST_BYTES,
     Manifest,
     ShardSet,
     build_set,
@@ -43,12 +40,11 @@ from pipelines.shards.format import (
     read_index,
 )
 from pipelines.shards.images import (
-    LARGEST_FILE,
     DecodeError,
     unusable_file,
 )
-from pipelines.shards.job import ALONE, Job, Request, look, run_locked, store_errors, task_lock
-from pipelines.shards.output import DONE, WORK, Folder
+from pipelines.shards.job import ALONE, Job, Request, inspect, run_locked, store_errors
+from pipelines.shards.output import DONE, READERS, Folder, OutputStore, task_lock
 from pipelines.shards.request import (
     Listed,
     Listing,
@@ -58,9 +54,13 @@ from pipelines.shards.request import (
     shuffled,
     write_listing,
 )
+from pipelines.shards.scan import check_classes, scan_image, scan_results, scan_source
 from pipelines.shards.writer import (
+    SCAN_NAME,
     SHARDS_VERSION,
     bounds,
+    dali_index,
+    export_faults,
     parse_sidecar,
     shard_name,
     whole_sidecars,
@@ -68,67 +68,74 @@ from pipelines.shards.writer import (
     write_tar,
 )
 from pipelines.system.files import (
-    check_no_file,
     new_file,
-    open_regular,
-    read_regular,
     sha256,
     write_file,
 )
 from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
-from pixmix.packed import open_map
+from pixmix.images import open_map
 
 _ORDER_TYPE = np.dtype("<i8")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """What a run did. written: shards by this run; found: odd and broken files by reason."""
+    """The result of a run.
 
-    folder: Path
+    Attributes:
+        location: path or address of the dataset.
+        n_samples: number of samples.
+        n_shards: number of shards.
+        n_bytes: size of all shards.
+        written: number of shards that this run wrote.
+        skipped: number of images of the source that are in no shard.
+        scan: number of nonstandard, undecodable and rotated images, by reason.
+    """
+
+    location: str
     n_samples: int
     n_shards: int
     n_bytes: int
     written: int
     skipped: int
-    found: dict[str, dict[str, int]]
+    scan: dict[str, dict[str, int]]
 
 
 def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) -> ShardResult:
-    """Make a set of shards, resume it, or mend it if it lost files.
+    """Write a set of shards, resume it, or repair it if it lost files.
 
-    Every byte depends on the source and the request without `jobs`: not on the number of
-    processes, nor on interruptions.
+    Every byte depends on the source and the request alone, not on the number of processes or on
+    interruptions.
 
     Args:
-        request: what to make.
-        run: how chunks of work are run.
-        progress: called with the images that are done, scanned and written, and their number.
+        request: the source, the store and the settings.
+        run: runs chunks of work.
+        progress: called with the number of steps done and of all steps; an image that is scanned
+            and written is two steps.
 
     Raises:
-        PipelineError: if the folder holds something else or a set with other settings, cannot be
+        PipelineError: if the store holds something else or a set with other settings, cannot be
             written, or is in use by another run; if the source is missing, damaged, or has files
             that the request does not allow; if disk or memory run out.
-        KeyboardInterrupt: on Ctrl-C, after the shards in hand are on the disk.
+        KeyboardInterrupt: on Ctrl-C, after the current shards are written.
     """
-    store = Folder(path=request.folder)
+    store = request.store
     with store_errors(store, request.jobs):
-        check_no_file(request.folder, "OUT")
-        # Before hours of scanning; and a source that is not there leaves no folder behind.
+        # Check before hours of scanning, and before a lock that would leave a folder behind.
         asked = _job(request, Listed(0, "", ""), 1)
-        look(asked)
+        inspect(asked)
         request.source.classes()
         with task_lock(store, ALONE):
-            found = look(asked)
+            found = inspect(asked)
             listed = write_listing(request.listing, request.source.items())
             if found.manifest is not None:
                 manifest = _parsed(request, found.manifest)
                 _refuse_other_source(request, manifest, listed)
-                # Unless a run that was mending it was killed.
                 opened = None
+                # Done records are left if a run that repaired the set was killed.
                 if not _has_records(found.sizes):
-                    opened = _open_complete(request.folder, manifest)
+                    opened = _open_complete(store, manifest, found.sizes)
                 if opened is not None:
                     _check_contents(request, opened)
                     progress(listed.n, listed.n)
@@ -139,16 +146,16 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
 
 def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progress) -> ShardResult:
     n = steps = listed.n
-    left_out: set[int] = set()
+    skipped: set[int] = set()
     if request.source.foreign():
         steps = 2 * n
-        _scan(request, n, run, lambda done: progress(done, steps))
-        left_out = _scanned(request, n).skipped(request.on_nonstandard)
+        scan_source(request, n, run, lambda done: progress(done, steps))
+        skipped = scan_results(request, n).skipped(request.on_nonstandard)
     listing = Listing(request.listing)
-    kept = np.array([index for index in range(n) if index not in left_out], np.int64)
+    kept = np.array([index for index in range(n) if index not in skipped], np.int64)
     if not len(kept):
-        raise PipelineError(f"none of the {n} images is left to write; choose another SRC")
-    _check_classes(request, listing, kept, left_out)
+        raise PipelineError(f"all of the {n} images are skipped; choose another SRC")
+    check_classes(request, listing, kept, skipped)
     num_shards = request.num_shards or math.ceil(len(kept) / (request.shard_size or 1))
     if not 0 < num_shards <= len(kept):
         raise PipelineError(
@@ -167,15 +174,15 @@ def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progr
     )
     if not result.complete:
         raise PipelineError(
-            f"{request.folder} lost files while it was written; run the same command again when "
-            "nothing else writes to it"
+            f"{request.store.name} lost files while it was written; make sure that nothing else "
+            "writes to it, and run the same command again"
         )
     return _result(request, written=sum(map(len, result.made)), n=n)
 
 
 def _job(request: ShardRequest, listed: Listed, num_shards: int) -> Job:
     return Job(
-        store=Folder(path=request.folder),
+        store=request.store,
         request=Request(
             settings=request.settings(),
             made_with={"pixmix": __version__, "shards_version": SHARDS_VERSION},
@@ -187,78 +194,17 @@ def _job(request: ShardRequest, listed: Listed, num_shards: int) -> Job:
 
 
 def _result(request: ShardRequest, *, written: int, n: int) -> ShardResult:
-    path = request.folder / MANIFEST_NAME
-    manifest = parse_manifest(read_regular(path, max_bytes=MOST_MANIFEST_BYTES), str(path))
+    name = request.store.name
+    manifest = parse_manifest(request.store.read(MANIFEST_NAME) or b"", f"{name}/{MANIFEST_NAME}")
     return ShardResult(
-        folder=request.folder,
+        location=name,
         n_samples=manifest.num_samples,
         n_shards=len(manifest.shards),
         n_bytes=sum(shard.n_bytes for shard in manifest.shards),
         written=written,
         skipped=n - manifest.num_samples,
-        found=manifest.settings["found"],
+        scan=manifest.settings.get("scan", {}),
     )
-
-
-# --- scanning the source -------------------------------------------------------------------------
-
-
-def _scan(request: ShardRequest, n: int, run: RunChunks, progress: Callable[[int], None]) -> None:
-    """Scan the files that no earlier run has scanned as they are now.
-
-    Raises:
-        PipelineError: if there are some that the request does not allow.
-    """
-    parts = _parts(request)
-    parts.mkdir(exist_ok=True)
-    listing = Listing(request.listing)
-    missing = missing_parts(parts, listing)
-    done = n - sum(map(len, missing))
-    progress(done)
-
-    def finished(chunk: range) -> None:
-        nonlocal done
-        done += len(chunk)
-        progress(done)
-
-    if missing:
-        work = partial(scan_range, request.source, request.listing, parts)
-        run(work, missing, jobs=min(request.jobs, len(missing)), finished=finished)
-    scan = _scanned(request, n)
-    refusal = scan.refusal(listing, request.on_nonstandard, request.on_decode_error)
-    if refusal:
-        path = request.folder / WORK / SCAN_NAME
-        write_file(path, scan.lines(listing))
-        raise PipelineError(f"{refusal} (all of them: {path})")
-
-
-def _scanned(request: ShardRequest, n: int) -> Scan:
-    """Return what the scan has found."""
-    if not request.source.foreign():
-        return Scan()
-    scan = join_parts(_parts(request), n)
-    if not request.exif_transpose:
-        scan.rotated.clear()
-    return scan
-
-
-def _parts(request: ShardRequest) -> Path:
-    return request.folder / WORK / "scan"
-
-
-def _check_classes(
-    request: ShardRequest, listing: Listing, kept: NDArray[np.int64], left_out: set[int]
-) -> None:
-    """Refuse classes of which no image is left, as an empty folder is refused."""
-    emptied = {listing[index].label for index in left_out} - {-1}
-    for index in kept.tolist() if emptied else ():
-        emptied.discard(listing[index].label)
-    if emptied:
-        name = request.source.classes()[min(emptied)]
-        raise PipelineError(
-            f"no image of class {name!r} is left, for all of its files are broken or skipped, so "
-            "its class would be empty; put whole images into its folder or remove it"
-        )
 
 
 # --- shards --------------------------------------------------------------------------------------
@@ -266,14 +212,14 @@ def _check_classes(
 
 @dataclass(frozen=True, kw_only=True)
 class _SourceShards:
-    """Shards of a source as the product of a job: an item is a shard."""
+    """The shards of a source, as the product of a job whose items are shards."""
 
     request: ShardRequest
     listed: Listed
     num_shards: int
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out memory maps, which other processes open themselves."""
+        """Omit memory maps, which other processes open themselves."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def weight(self, items: range) -> int:
@@ -293,8 +239,10 @@ class _SourceShards:
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> dict[str, Any] | None:
         sidecar = parse_sidecar(line, self._name(item), sizes)
-        inputs = self._listing.fingerprint(self._indices(item))
-        return None if sidecar is None or sidecar.get("inputs") != inputs else sidecar
+        fingerprint = self._listing.fingerprint(self._indices(item))
+        if sidecar is None or sidecar.get("source_fingerprint") != fingerprint:
+            return None
+        return sidecar
 
     def takes_over(self, names: set[str]) -> bool:
         return not names
@@ -304,53 +252,55 @@ class _SourceShards:
         return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
-        # While there are records of a set that is mended, its manifest is the old one.
+        # While a set is repaired there are done records, and its manifest is the old one.
+        parsed = _parsed(self.request, manifest)
         return not _has_records(sizes) and (
-            _open_complete(self.request.folder, _parsed(self.request, manifest)) is not None
+            _open_complete(self.request.store, parsed, sizes) is not None
         )
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-        folder = self.request.folder
+        store = self.request.store
         found = _parsed(self.request, manifest)
-        changed = _changed_since(self._listing, folder / MANIFEST_NAME)
-        for shard, sidecar in whole_sidecars(Folder(path=folder), found, self.request.name, sizes):
+        changed = _changed_since(self._listing, store.finished_ns())
+        for shard, sidecar, tar in whole_sidecars(store, found, self.request.name, sizes):
             indices = self._indices(shard)
-            # Shards with files that were changed since are to be written again.
+            # Shards of files that have changed since are written again.
             if changed.isdisjoint(indices):
                 if self.request.dali_index:
-                    path = folder / sidecar["file"]
-                    write_file(path.with_suffix(".idx"), dali_index(path))
+                    with store.writing() as folder:
+                        write_file(folder / f"{tar.stem}.idx", dali_index(tar))
                 yield shard, self._line(sidecar, indices)
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:
-        asked, folder = self.request, self.request.folder
+        asked, store = self.request, self.request.store
         self._check_unchanged()
-        scan = _scanned(asked, self.listed.n)
-        found: dict[str, Any] = {"found": scan.counts()}
+        scan = scan_results(asked, self.listed.n)
+        scanned: dict[str, Any] = {"scan": scan.counts()}
         sidecars = [*records]
-        odd = scan.lines(self._listing)
-        if odd:
-            write_file(folder / SCAN_NAME, odd)
-            found["found_sha256"] = sha256(odd)
-        else:
-            # Of a run that was killed before its files were mended.
-            (folder / SCAN_NAME).unlink(missing_ok=True)
-        # Tars of this name that a killed run wrote when the source had other images.
+        # A killed run may have left tars of another number of images, and an earlier scan.
         own = {self._name(shard) for shard in range(self.num_shards)}
         numbered = re.compile(rf"{re.escape(asked.name)}-\d+\.(tar|idx)")
-        for path in folder.iterdir():
-            if numbered.fullmatch(path.name) and path.with_suffix(".tar").name not in own:
-                path.unlink()
-        write_closing_files(
-            folder,
-            name=asked.name,
-            split=asked.split,
-            kind=asked.source.kind(),
-            sidecars=sidecars,
-            classes=asked.source.classes(),
-            settings=asked.settings(self.listed) | found,
-            versions=request.made_with,
+        store.remove(
+            name
+            for name in store.sizes()
+            if name == SCAN_NAME
+            or (numbered.fullmatch(name) and Path(name).with_suffix(".tar").name not in own)
         )
+        with store.writing() as folder:
+            lines = scan.lines(self._listing)
+            if lines:
+                write_file(folder / SCAN_NAME, lines)
+                scanned["scan_sha256"] = sha256(lines)
+            write_closing_files(
+                folder,
+                name=asked.name,
+                split=asked.split,
+                kind=asked.source.kind(),
+                sidecars=sidecars,
+                classes=asked.source.classes(),
+                settings=asked.settings(self.listed) | scanned,
+                versions=request.made_with,
+            )
 
     @cached_property
     def _listing(self) -> Listing:
@@ -365,19 +315,20 @@ class _SourceShards:
         return shard_name(self.request.name, shard, self.num_shards)
 
     def _indices(self, shard: int) -> list[int]:
-        """Return which of the source's images a shard holds, in their order."""
+        """Return the indices of the source's images that a shard holds, in order."""
         within = bounds(len(self._order), self.num_shards, shard)
         indices: list[int] = self._order[within.start : within.stop].tolist()
         return indices
 
     def _line(self, sidecar: dict[str, Any], indices: list[int]) -> bytes:
-        return json.dumps(sidecar | {"inputs": self._listing.fingerprint(indices)}).encode()
+        fingerprint = self._listing.fingerprint(indices)
+        return json.dumps(sidecar | {"source_fingerprint": fingerprint}).encode()
 
     def _check_unchanged(self) -> None:
-        """Refuse to close if the source is not what was listed at the beginning.
+        """Refuse to close the job if the source has changed since it was listed.
 
         Raises:
-            PipelineError: if so; the same command makes the shards of the changed files again.
+            PipelineError: if it has; the same command writes the shards of changed files again.
         """
         path = self.request.listing.with_name("listing-at-the-end.jsonl")
         if (
@@ -386,23 +337,23 @@ class _SourceShards:
         ):
             name = first_difference(self._listing, Listing(path))
             raise PipelineError(
-                f"the source was changed while its shards were written (first {name}); run the "
-                "same command again when nothing writes to it"
+                f"the source was changed while its shards were written (first: {name}); make sure "
+                "that nothing writes to it, and run the same command again"
             )
 
 
-# --- a finished set that its command meets again -------------------------------------------------
+# --- a finished set whose command runs again -----------------------------------------------------
 
 
 def _parsed(request: ShardRequest, content: bytes) -> Manifest:
-    """Return the manifest of a finished set; refuse a damaged one, or another program's."""
-    path = request.folder / MANIFEST_NAME
+    """Return the manifest of a finished set; refuse one that is damaged or of another program."""
+    name = request.store.name
     try:
-        return parse_manifest(content, str(path))
+        return parse_manifest(content, f"{name}/{MANIFEST_NAME}")
     except PipelineError as error:
         raise PipelineError(
-            f"{path} is damaged, or another program's; remove {path.parent} and run the command "
-            "again, or choose another output folder"
+            f"{name}/{MANIFEST_NAME} is damaged, or of another program; remove {name} and run the "
+            "command again, or choose another output folder"
         ) from error
 
 
@@ -411,83 +362,93 @@ def _has_records(sizes: Mapping[str, int]) -> bool:
 
 
 def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: Listed) -> None:
-    """Refuse a finished set of a source with other files.
+    """Refuse a finished set whose source has other files.
 
     Raises:
-        PipelineError: if a setting that tells which files it has differs, naming it.
+        PipelineError: if a setting that describes the files differs; it names the setting.
     """
     for field, now in request.settings(listed).items():
         before = manifest.settings.get(field)
         if before != now:
             listing = Listing(request.listing)
-            newer = _changed_since(listing, request.folder / MANIFEST_NAME)
+            newer = _changed_since(listing, request.store.finished_ns())
             named = f"; {listing[min(newer)].name} is newer" if newer else ""
             raise PipelineError(
-                f"{field}: {request.folder} was begun with {before}, this command says {now} (of "
-                f"the files in the source{named}); repeat the first, or choose another output "
-                "folder"
+                f"{field}: {request.store.name} was made with {before}, and the files of the "
+                f"source now give {now}{named}; restore the source, or choose another output folder"
             )
 
 
-def _open_complete(folder: Path, manifest: Manifest) -> ShardSet | None:
-    """Open a set that has all of its files, None where one is missing or another."""
-    # Tars are held to their sizes; `pixmix-shard verify` reads them.
-    for shard in manifest.shards:
-        path = folder / shard.file
-        if not path.is_file() or path.stat().st_size != shard.n_bytes:
-            return None
+def _open_complete(
+    store: OutputStore, manifest: Manifest, sizes: Mapping[str, int]
+) -> ShardSet | None:
+    """Open a set that has all of its files; return None if one is missing or different."""
+    # The sizes of tars are compared, and `pixmix-shard verify` hashes them.
+    if any(sizes.get(shard.file) != shard.n_bytes for shard in manifest.shards):
+        return None
+    if isinstance(store, Folder):
+        folder = store.path
+    else:
+        folder = store.work
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / manifest.index.file, store.read(manifest.index.file) or b"")
     try:
-        opened = build_set(str(folder), manifest, read_index(folder, manifest))
+        opened = build_set(store.name, manifest, read_index(folder, manifest))
     except PipelineError:
         return None
-    return None if export_faults(folder, opened) else opened
+    return None if export_faults(opened, store.read) else opened
 
 
-def _changed_since(listing: Listing, manifest: Path) -> set[int]:
-    """Return the items whose files have a time not before that of a set's manifest."""
-    # They may be the same for all that: a file that is copied or linked to has a new time, too.
-    finished = manifest.stat().st_mtime_ns
-    return {index for index in range(len(listing)) if max(listing[index].changed) >= finished}
+def _changed_since(listing: Listing, finished_ns: int) -> set[int]:
+    """Return the items whose files may have changed since a set was finished.
+
+    A file that was copied or linked has a new time, and may have the same content.
+    """
+    return {index for index in range(len(listing)) if max(listing[index].changed) >= finished_ns}
 
 
 def _check_contents(request: ShardRequest, opened: ShardSet) -> None:
-    """Check that files of the source that seem to be changed since are what the shards hold.
+    """Compare source files that may have changed since with the content of the shards.
 
     Raises:
-        PipelineError: naming the first file whose content is another.
-        OSError: if it cannot be read.
+        PipelineError: if the content of a file differs; it names the first.
+        OSError: if a file cannot be read.
     """
     listing = Listing(request.listing)
-    changed = sorted(_changed_since(listing, request.folder / MANIFEST_NAME))
+    changed = sorted(_changed_since(listing, request.store.finished_ns()))
     if not changed:
         return
-    left_out: set[int] = set()
-    if "found_sha256" in opened.settings:
-        content = read_regular(request.folder / SCAN_NAME, max_bytes=LARGEST_FILE)
-        lines = map(json.loads, content.splitlines())
-        left_out = {line["index"] for line in lines if line["found"] in request.skipped}
-    kept = [index for index in range(len(listing)) if index not in left_out]
+    skipped: set[int] = set()
+    if "scan_sha256" in opened.settings:
+        lines = map(json.loads, (request.store.read(SCAN_NAME) or b"").splitlines())
+        skipped = {line["index"] for line in lines if line["category"] in request.skipped}
+    kept = [index for index in range(len(listing)) if index not in skipped]
     positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
-    for index in changed:
-        is_same = (
-            _is_in(opened, positions[index], request, listing, index)
-            if index in positions
-            else not request.skipped.isdisjoint(scan_image(request.source, listing[index]))
-        )
-        if not is_same:
-            raise PipelineError(
-                f"{listing[index].name} was changed after {request.folder} was made; choose "
-                f"another output folder, or remove {request.folder} and run the command again"
-            )
+
+    def is_same(index: int) -> bool:
+        if index in positions:
+            return _is_in(opened, positions[index], request, listing, index)
+        return not request.skipped.isdisjoint(scan_image(request.source, listing[index]))
+
+    with ThreadPoolExecutor(READERS) as pool:
+        # In parts, so that Ctrl-C need not wait for all.
+        for start in range(0, len(changed), 512):
+            part = changed[start : start + 512]
+            for index, same in zip(part, pool.map(is_same, part), strict=True):
+                if not same:
+                    name = request.store.name
+                    raise PipelineError(
+                        f"{listing[index].name} was changed after {name} was made; choose another "
+                        f"output folder, or remove {name} and run the command again"
+                    )
 
 
 def _is_in(
     opened: ShardSet, position: int, request: ShardRequest, listing: Listing, index: int
 ) -> bool:
     row = opened.samples[position]
-    with open_regular(opened.path(int(row["shard"]))) as file:
-        file.seek(int(row["offset"]))
-        content = file.read(int(row["size"]))
+    tar = opened.shards[int(row["shard"])].file
+    content = request.store.read_part(tar, int(row["offset"]), int(row["size"]))
     try:
         sample = sample_of(request, listing, index)
     except DecodeError:

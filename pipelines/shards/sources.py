@@ -1,6 +1,7 @@
-"""What shards are made from: images in a fixed order, each with a label or none.
+"""Sources of shards: image folders, mixing sets, archives and the small datasets.
 
-A source is sent to worker processes, so it is a small frozen value; what it lists lies on disk.
+A source yields images in a fixed order, with or without labels. It is sent to worker processes, so
+it is a small frozen value, and its list of images is kept on disk (`pipelines.shards.request`).
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 
 from pipelines.errors import PipelineError
 from pipelines.shards.archives import Arrays, Split, archived_images, read_archived, read_split
-from pipelines.shards.format import MANIFEST_NAME, MOST_MANIFEST_BYTES
+from pipelines.shards.format import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from pipelines.shards.images import (
     IMAGE_EXTENSIONS,
     class_folders,
@@ -30,27 +31,28 @@ from pipelines.shards.job import is_unfinished
 from pipelines.system.files import open_regular, printable, read_regular
 
 SPLIT_FOLDERS = ("train", "val", "valid", "validation", "dev", "eval", "test")
-"""Names of folders that are splits of a dataset and no classes."""
+"""Names of folders that are splits of a dataset and not classes."""
 
 _SPLITS_BESIDE_TRAIN = frozenset({"valid", "dev", "eval"})
-"""Of those, the names that without a train beside them are rather classes: valid and invalid."""
+"""Names that are classes where no train folder is beside them, as in valid and invalid."""
 
 _NAMED = 3
-"""Folders that an error names; a dataset may have thousands."""
+"""Number of folders that an error names; a dataset may have thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """An image of a source.
 
-    place: plain JSON values by which the source finds it again.
-    name: of its file, relative to the source, with "/", printable.
-    extension: of its bytes, lower-case, without the dot.
-    label: its class, or -1.
-    record: plain JSON values for the sample's .json, or None where the sample has no .json.
-    size: bytes of its file; -1 where there is none, or none that can be read.
-    changed: when its file and its inode were last changed, nanoseconds; a resumed run writes again
-        the files with another time. It is no part of what the shards depend on.
+    Attributes:
+        place: plain JSON values by which the source finds the image again.
+        name: name of its file relative to the source, with "/", printable.
+        extension: extension of its file, lower-case, without the dot.
+        label: class of the image, or -1.
+        record: plain JSON values for the sample's .json; None if the sample has no .json.
+        size: bytes of its file; -1 if it is missing or cannot be read.
+        changed: times of the last modification of the file and of its inode, nanoseconds. A resumed
+            run writes files with another time again; finished shards do not depend on it.
     """
 
     place: Any
@@ -63,22 +65,22 @@ class Item:
 
 
 class Source(Protocol):
-    """Images in an order of their own, which the number of processes does not touch."""
+    """Images in a fixed order."""
 
     def kind(self) -> str:
-        """Return the kind of its shards, as the manifest has it."""
+        """Return the kind of the shards for the manifest."""
         ...
 
     def settings(self) -> dict[str, Any]:
-        """Return as plain JSON values what its images depend on; no paths of this machine."""
+        """Return the settings that the images depend on, as plain JSON values without paths."""
         ...
 
     def classes(self) -> Sequence[str]:
-        """Return the names of the classes by label, or nothing."""
+        """Return the class names by label, or an empty sequence."""
         ...
 
     def items(self) -> Iterator[Item]:
-        """Yield its images in order."""
+        """Yield the images in order."""
         ...
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401  any JSON value
@@ -86,12 +88,12 @@ class Source(Protocol):
         ...
 
     def foreign(self) -> bool:
-        """Return whether its files were made by others and are to be scanned before use."""
+        """Return whether the files come from elsewhere, and must be scanned before use."""
         ...
 
 
 def size_and_change(path: Path) -> tuple[int, tuple[int, int]]:
-    """Return the size of a file in bytes and when it was changed; -1 for a link to nothing."""
+    """Return the size of a file in bytes and its times; (-1, (0, 0)) for a broken link."""
     try:
         status = path.stat()
     except OSError:
@@ -100,10 +102,10 @@ def size_and_change(path: Path) -> tuple[int, tuple[int, int]]:
 
 
 def class_name(folder: str) -> str:
-    """Return the name of the class of a folder: printable, and composed (NFC).
+    """Return the class name of a folder, printable and composed (NFC).
 
-    macOS writes accented letters as two characters (NFD), most others as one. The bytes of the
-    folder's name are UTF-8 whatever the locale is.
+    macOS writes accented letters as two characters (NFD), most other systems as one. The bytes of
+    the folder's name are read as UTF-8 in any locale.
     """
     name = os.fsencode(folder).decode("utf-8", "surrogateescape")
     return printable(unicodedata.normalize("NFC", name))
@@ -113,12 +115,12 @@ def class_images(folder: Path, name: str, *, ignored: set[str] | None = None) ->
     """Return the images of a class folder in torchvision's order: by folder, then by name.
 
     Args:
-        folder: with a folder a class.
-        name: of the class folder.
-        ignored: see `walk`.
+        folder: dataset with one folder per class.
+        name: name of the class folder.
+        ignored: receives the paths of ignored files; see `walk`.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if the class has no image.
         OSError: if a folder cannot be read.
     """
     files = files_below(folder / name, inside=folder, ignored=ignored)
@@ -130,17 +132,18 @@ def class_images(folder: Path, name: str, *, ignored: set[str] | None = None) ->
 
 def _empty_class(folder: Path) -> PipelineError:
     return PipelineError(
-        f"{printable(str(folder))} holds no image, so its class would be empty; fill the folder or "
-        "remove it"
+        f"{printable(str(folder))} holds no images, so its class would be empty; add images to the "
+        "folder, or remove it"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolderSource:
-    """A folder a class, in torchvision's order: classes by name, then files by path.
+    """An image folder with one folder per class, in torchvision's order.
 
-    Hidden folders and files and a system's litter are none. Names are compared as `class_name`
-    returns them, so that the splits of a dataset get the same classes whichever system wrote them.
+    Classes are sorted by name, and the files of a class by path. Hidden files and folders and
+    system files are ignored. Classes are sorted by their composed names (NFC), so that the splits
+    of a dataset get the same labels whichever system wrote them.
     """
 
     folder: Path
@@ -159,16 +162,16 @@ class ImageFolderSource:
         return True
 
     def classes(self) -> Sequence[str]:
-        """Return the names of the folders, printable.
+        """Return the class names.
 
         Raises:
-            PipelineError: if there are none, or two have the same name.
+            PipelineError: if the folder has no class folders, or two have the same name.
         """
         return [class_name(name) for name in self._folders()]
 
     def _folders(self) -> Sequence[str]:
         if not self.folder.is_dir():
-            raise PipelineError(f"{self.folder} is not a folder; name one with a folder a class")
+            raise PipelineError(f"{self.folder} is not a folder; use one with a folder per class")
         names = sorted(
             class_folders(self.folder), key=lambda name: unicodedata.normalize("NFC", name)
         )
@@ -176,13 +179,13 @@ class ImageFolderSource:
             if class_name(one) == class_name(other):
                 raise PipelineError(
                     f"{self.folder} holds two folders {class_name(one)!r}, whose names differ only "
-                    f"in how accents are encoded ({one!a}, {other!a}); move the files of "
-                    "one into the other"
+                    f"in the encoding of accents ({one!a}, {other!a}); move the files of one into "
+                    "the other"
                 )
         if not names:
             raise PipelineError(
-                f"{self.folder} has no folder a class; put the images of each class into a folder "
-                "of its own, or use pixmix-shard mixing for images without classes"
+                f"{self.folder} has no class folders; put the images of each class into its own "
+                "folder, or use pixmix-shard mixing for images without classes"
             )
         return names
 
@@ -204,10 +207,10 @@ class ImageFolderSource:
                 yield _file_item(path, relative, record, label)
 
     def check(self) -> None:
-        """Check that there are classes, and an image in each.
+        """Check that there are classes, each with an image.
 
         Raises:
-            PipelineError: if there are none, or a class has none.
+            PipelineError: if the folder has no class folders, or a class has no image.
         """
         for name in self._folders():
             files = files_below(self.folder / name, inside=self.folder)
@@ -220,18 +223,17 @@ class ImageFolderSource:
 
 
 def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
-    """Return which of a folder's sub-folders are splits; none if they are classes.
+    """Return the subfolders that are splits; an empty list if all are classes.
 
     Args:
-        folder: above them.
-        wanted: the one split that is asked for, beside which anything may lie, or None.
+        folder: folder of splits or of classes.
+        wanted: the only split to use, beside which other folders are allowed; None for all.
 
     Raises:
-        PipelineError: if the folder is missing; or if splits and others lie side by side, of which
-            the others would be lost, or the splits be no classes.
+        PipelineError: if the folder is missing, or splits are mixed with other folders.
     """
     if not folder.is_dir():
-        raise PipelineError(f"{folder} is not a folder; name the one that holds the images")
+        raise PipelineError(f"{folder} is not a folder; use the folder that holds the images")
     names = class_folders(folder)
     splits = [
         name
@@ -244,63 +246,62 @@ def find_splits(folder: Path, wanted: str | None = None) -> list[str]:
         more = f" and {len(others) - _NAMED:,} more" if len(others) > _NAMED else ""
         raise PipelineError(
             f"{folder} holds splits ({', '.join(splits)}) beside other folders "
-            f"({', '.join(others[:_NAMED])}{more}); if all are classes, rename the first; if not, "
-            "move the others elsewhere, or name one split with --split"
+            f"({', '.join(others[:_NAMED])}{more}); if all of them are classes, rename the splits; "
+            "if not, move the other folders elsewhere, or pass one split with --split"
         )
     return splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class MixingSource:
-    """The images of folders and archives, one after the other, without labels.
+    """The images of several folders and archives, without labels.
 
-    A tar, a zip or a .npy is read where it lies and not unpacked. The line of JSON that a set of
-    pixmix-gen has for each image goes into the sample.
+    A tar, a zip or a .npy is not unpacked. The metadata that pixmix-gen writes for each image is
+    copied into the sample.
     """
 
-    places: tuple[Path, ...]
+    paths: tuple[Path, ...]
 
     def kind(self) -> str:
         """Return "mixing"."""
         return "mixing"
 
     def settings(self) -> dict[str, Any]:
-        """Return the names of the sources, and what decides the bytes of a PNG if one is made."""
+        """Return the names of the folders and archives, and the version of the PNG encoder."""
         settings: dict[str, Any] = {
-            "sources": [printable(place.resolve().name) for place in self.places]
+            "sources": [printable(path.resolve().name) for path in self.paths]
         }
-        if any(place.suffix.lower() == ".npy" for place in self.places):
+        # Only an array is encoded.
+        if any(path.suffix.lower() == ".npy" for path in self.paths):
             settings["encoder"] = encoder_version()
         return settings
 
     def foreign(self) -> bool:
-        """Return True: files of others, at least in part."""
+        """Return True."""
         return True
 
     def classes(self) -> Sequence[str]:
-        """Return none, after a check of the sources.
+        """Check the paths, and return an empty sequence.
 
         Raises:
-            PipelineError: if one does not exist, or is neither a folder nor a file.
+            PipelineError: if a path does not exist, or is neither a folder nor a file.
         """
-        for place in self.places:
-            if not (place.is_dir() or place.is_file()):
-                what = "is not a file" if place.exists() else "does not exist"
-                raise PipelineError(
-                    f"{place} {what}; name a folder, or a tar, zip or .npy of images"
-                )
+        for path in self.paths:
+            if not (path.is_dir() or path.is_file()):
+                what = "is neither a file nor a folder" if path.exists() else "does not exist"
+                raise PipelineError(f"{path} {what}; use a folder, or a tar, zip or .npy of images")
         return ()
 
     def items(self) -> Iterator[Item]:
-        """Yield the images of each source: of a folder sorted by path, of an archive in its order.
+        """Yield the images of each path: those of a folder by path, of an archive in its order.
 
         Raises:
-            PipelineError: if a source is missing, an unfinished set, a damaged archive, or without
-                an image.
+            PipelineError: if a path is missing, an unfinished set, a damaged archive, or has no
+                image.
         """
-        for number, place in enumerate(self.places):
+        for number, path in enumerate(self.paths):
             empty = True
-            items = _folder_items(place) if place.is_dir() else _archive_items(place)
+            items = _folder_items(path) if path.is_dir() else _archive_items(path)
             for item in items:
                 empty = False
                 record = {"filename": item.name, **(item.record or {})}
@@ -314,14 +315,14 @@ class MixingSource:
                 )
             if empty:
                 raise PipelineError(
-                    f"{place} holds no image; name a folder of images, a set of pixmix-gen, or "
-                    "a tar, zip or .npy of images"
+                    f"{path} holds no images; use a folder of images, a set of pixmix-gen, or a "
+                    "tar, zip or .npy of images"
                 )
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401
         """Return the bytes of an image."""
         number, where = place
-        source: Path = self.places[number]
+        source: Path = self.paths[number]
         if isinstance(where, str):
             return read_image_file(source / where)
         return read_archived(source, where)
@@ -331,34 +332,37 @@ class MixingSource:
 class DatasetSource:
     """A split of a small dataset in its official order, as PNG.
 
-    dataset: its name; place: see `read_split`.
+    Attributes:
+        dataset: name of the dataset.
+        split: name of the split.
+        path: files of the dataset; see `read_split`.
     """
 
     dataset: str
     split: Split
-    place: Path | None = None
+    path: Path | None = None
 
     def kind(self) -> str:
         """Return the name of the dataset."""
         return self.dataset
 
     def settings(self) -> dict[str, Any]:
-        """Return the split, and what decides the bytes of a PNG."""
+        """Return the split, and the version of the PNG encoder."""
         return {"split": self.split, "encoder": encoder_version()}
 
     def foreign(self) -> bool:
-        """Return False: the images are encoded here."""
+        """Return False: pixmix encodes the images."""
         return False
 
     def classes(self) -> Sequence[str]:
-        """Return the names of the classes; see `read_split`."""
+        """Return the class names; see `read_split`."""
         return self._arrays().classes
 
     def items(self) -> Iterator[Item]:
         """Yield the images; see `read_split`."""
         arrays = self._arrays()
         for index, label in enumerate(arrays.labels.tolist()):
-            # With the sum of its pixels, for the file may be another one when they are read.
+            # The checksum of the pixels shows whether the file was replaced before they are read.
             place = [index, zlib.crc32(arrays.images[index])]
             yield Item(place=place, name=f"{self.split}/{index}", extension="png", label=label)
 
@@ -366,19 +370,19 @@ class DatasetSource:
         """Return an image as PNG.
 
         Raises:
-            PipelineError: if it is another one than was listed.
+            PipelineError: if it has changed since it was listed.
         """
         images = self._arrays().images
         index, expected = place
         if index >= len(images) or zlib.crc32(images[index]) != expected:
             raise PipelineError(
-                f"{self.place} was changed while its shards were written; run the same command "
-                "again"
+                f"{self.path} was changed while its shards were written; make sure that nothing "
+                "writes to it, and run the same command again"
             )
         return encode_png(images[index])
 
     def _arrays(self) -> Arrays:
-        return read_split(self.dataset, self.place, self.split)
+        return read_split(self.dataset, self.path, self.split)
 
 
 def _archive_items(path: Path) -> Iterator[Item]:
@@ -394,13 +398,13 @@ def _archive_items(path: Path) -> Iterator[Item]:
 
 
 def _folder_items(root: Path) -> Iterator[Item]:
-    """Yield the images of a folder and those in it, by path; of a mixing set with their records."""
+    """Yield the images below a folder by path; the images of a mixing set have records."""
     found: list[tuple[list[str], Path | None]] = []
     for folder, folders, files in walk(root):
         parts = list(folder.relative_to(root).parts)
         if is_unfinished(folder):
             raise PipelineError(
-                f"{folder} is not finished; run the command that began it again, then this one"
+                f"{folder} is not finished; first run the command that started it again"
             )
         if MANIFEST_NAME in files and "metadata.jsonl" in files:
             folders.clear()
@@ -420,13 +424,16 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
     """Yield the images of a set of pixmix-gen with their records."""
     records = folder / "metadata.jsonl"
     try:
-        content = read_regular(folder / MANIFEST_NAME, max_bytes=MOST_MANIFEST_BYTES)
+        content = read_regular(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
         status = json.loads(content).get("status")
     except (ValueError, AttributeError, RecursionError) as error:
-        raise PipelineError(f"{folder / MANIFEST_NAME} is no manifest of a mixing set") from error
+        raise PipelineError(
+            f"{folder / MANIFEST_NAME} is not the manifest of a mixing set; generate the set again"
+        ) from error
     if status != "complete":
         raise PipelineError(
-            f"{folder} is {status}; run the command that began it again, then this one"
+            f"the status of {folder} is {status!r}, expected 'complete'; first run the command "
+            "that started it again"
         )
     with open_regular(records) as file:
         for number, line in enumerate(file, start=1):
@@ -435,10 +442,13 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
                 path = folder / record["file"]
                 inside = path.resolve().is_relative_to(folder.resolve())
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise PipelineError(f"{records}, line {number} is no record") from error
+                raise PipelineError(
+                    f"line {number} of {records} is not the record of an image; generate the set "
+                    "again"
+                ) from error
             if not inside:
-                raise PipelineError(f"{records}, line {number} leads out of the set: {path}")
-            # For readers of folders; in a shard it would name no file.
+                raise PipelineError(f"line {number} of {records} names {path}, outside of the set")
+            # The key is for readers of folders; a shard has no such file.
             record.pop("file_name", None)
             yield _file_item(path, path.relative_to(root).as_posix(), record)
 
@@ -446,7 +456,7 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
 def _file_item(
     path: Path, name: str, record: dict[str, Any] | None = None, label: int = -1
 ) -> Item:
-    """Return the item of a file. name: relative to its source."""
+    """Return the item of a file, whose name is relative to its source."""
     size, changed = size_and_change(path)
     return Item(
         place=name,

@@ -1,13 +1,12 @@
-"""Tars whose bytes depend on their content alone, and a strict reading of tars made elsewhere.
+"""Write tars whose bytes depend on their content alone, and read tars strictly.
 
-Written are plain USTAR members with mode, owner and time fixed, which every reader takes. Read are
-headers only, and nothing is ever unpacked, so that no name can lead anywhere; a name, link or
-device that is there to mislead an unpacker is refused all the same, as is a tar that is cut off at
-any place, which the usual readers accept in silence when the cut lies between two members.
+The writer writes plain USTAR members with fixed mode, owner and time, which every reader supports.
+The reader reads headers only and unpacks nothing. It still rejects links, devices and names that
+would mislead an unpacker, and a tar that is cut off anywhere: other readers silently accept a tar
+that is cut off between two members.
 
-A sample is the members of one key that follow each other, by webdataset's rule: a key is a path up
-to the first dot of its base name. Where that rule would merge or part what belongs apart or
-together, the tar is refused.
+By webdataset's rule, consecutive members with the same key are a sample; the key is the path up to
+the first dot of its base name. A tar is rejected if this rule would split a sample or join two.
 """
 
 import json
@@ -30,26 +29,26 @@ from pipelines.shards.images import IMAGE_EXTENSIONS, is_ignored_name
 from pipelines.system.files import open_regular
 
 RECORD = 20 * BLOCK
-"""Bytes. A tar is filled up to a multiple of the second: POSIX.1-1988 (pax), as GNU tar does."""
+"""A tar is padded to a multiple of this size: POSIX.1-1988 (pax), as GNU tar does."""
 
-LONGEST_NAME = 100
-"""Bytes of a member's name, the first name field of a header: older readers know no other."""
+MAX_NAME_BYTES = 100
+"""Size of the first name field of a header; older readers support no other."""
 
-LARGEST_MEMBER = 2**32 - 1
-"""Bytes: an index has 32 bits for it, and no image is larger."""
+MAX_MEMBER_BYTES = 2**32 - 1
+"""The index has 32 bits for the size of an image."""
 
 TAR_IMAGE_EXTENSIONS = frozenset({*IMAGE_EXTENSIONS, "gif"})
 
 _EXECUTABLE_EXTENSIONS = frozenset({"pkl", "pickle", "pyd", "pth", "pt", "joblib", "dill"})
-"""Of members that the usual readers run as code when they decode a sample. They are never read."""
+"""Members that other readers may run as code when they decode a sample; they are never read."""
 
-_LARGEST_LABEL_MEMBER = 2**20
-_LARGEST_LABEL = 2**31 - 1
+_MAX_LABEL_BYTES = 2**20
+_MAX_LABEL = 2**31 - 1
 
-_LONGEST_EXTENSION_HEADER = 2**20
+_MAX_EXTENSION_HEADER_BYTES = 2**20
 
-_LONGEST_SIZE = 20
-"""Digits of a size in a pax header; Python refuses to read some thousands."""
+_MAX_SIZE_DIGITS = 20
+"""Digits of a size in a pax header; Python rejects thousands of digits."""
 
 _COMPRESSIONS = {
     b"\x1f\x8b": "gunzip -k",
@@ -57,7 +56,7 @@ _COMPRESSIONS = {
     b"\xfd7zXZ": "unxz -k",
     b"\x28\xb5\x2f\xfd": "unzstd",
 }
-"""How a compressed file begins, and what decompresses it and keeps it."""
+"""First bytes of a compressed file -> command that decompresses it."""
 
 _UNSAFE = {
     tarfile.LNKTYPE: "a hard link",
@@ -69,13 +68,13 @@ _UNSAFE = {
 }
 
 
-class NoTarError(PipelineError):
-    """A file that does not begin as a tar does."""
+class NotATarError(PipelineError):
+    """Raised for a file that does not begin with a tar header."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A file in a tar. offset, size: of its bytes in the tar."""
+    """A file in a tar, with the offset and size of its content in bytes."""
 
     name: str
     offset: int
@@ -83,12 +82,12 @@ class Member:
 
 
 def write_member(file: BinaryIO, name: str, content: bytes) -> int:
-    """Append a file to a tar that is being written.
+    """Append a member to a tar.
 
     Args:
-        file: where; its position is a multiple of 512.
-        name: at most 100 bytes of ASCII.
-        content: the file.
+        file: the tar, whose position is a multiple of 512.
+        name: name of the member, at most 100 bytes of ASCII.
+        content: content of the member.
 
     Returns:
         The offset of the content in the tar.
@@ -97,10 +96,12 @@ def write_member(file: BinaryIO, name: str, content: bytes) -> int:
         ValueError: if the name is too long or the content larger than 4 GiB.
         OSError: if the disk is full.
     """
-    if not (name.isascii() and 0 < len(name) <= LONGEST_NAME):
-        raise ValueError(f"{name!r} is no name of at most {LONGEST_NAME} ASCII letters")
-    if len(content) > LARGEST_MEMBER:
-        raise ValueError(f"{name} has {len(content)} bytes; a member has at most {LARGEST_MEMBER}")
+    if not (name.isascii() and 0 < len(name) <= MAX_NAME_BYTES):
+        raise ValueError(f"the name {name!r} is not 1 to {MAX_NAME_BYTES} ASCII characters")
+    if len(content) > MAX_MEMBER_BYTES:
+        raise ValueError(
+            f"{name} has {len(content)} bytes; a member has at most {MAX_MEMBER_BYTES}"
+        )
     header = tarfile.TarInfo(name)
     header.size = len(content)
     header.mode = 0o444
@@ -112,7 +113,7 @@ def write_member(file: BinaryIO, name: str, content: bytes) -> int:
 
 
 def end_tar(file: BinaryIO) -> None:
-    """Write the end of a tar: two empty blocks, and empty ones up to a whole record.
+    """Write the end of a tar: two empty blocks, and more up to a multiple of `RECORD`.
 
     Raises:
         OSError: if the disk is full.
@@ -125,25 +126,25 @@ def scan_tar(path: Path) -> Iterator[Member]:
     """Yield the files of a tar in order, from its headers alone.
 
     Args:
-        path: a tar of any dialect (USTAR, GNU, pax, V7), not compressed.
+        path: an uncompressed tar in any format (USTAR, GNU, pax, V7).
 
     Raises:
-        NoTarError: if the file does not begin as a tar does.
-        PipelineError: if it is damaged: cut off anywhere, even between two members
-            or in the empty blocks at its end; with a header whose checksum is wrong; with anything
-            after its end; or if it holds a link, a device, or a name that leads out of a folder.
+        NotATarError: if the file does not begin with a tar header.
+        PipelineError: if the tar is cut off, even between two members or in the empty blocks at its
+            end; if a checksum is wrong; if data follows its end; or if it holds a link, a device,
+            or a name that leads out of a folder.
         OSError: if it cannot be read.
     """
     try:
         file = open_regular(path)
     except OSError as error:
-        raise PipelineError(f"{path} cannot be read ({error.strerror}); name a tar") from error
+        raise PipelineError(f"{path} cannot be read ({error.strerror}); use a tar") from error
     with file:
         beginning = file.read(6)
         for magic, program in _COMPRESSIONS.items():
             if beginning.startswith(magic):
                 raise PipelineError(
-                    f"{path} is compressed; run {program} {shlex.quote(str(path))} and name the "
+                    f"{path} is compressed; run {program} {shlex.quote(str(path))} and use the "
                     "tar that it writes"
                 )
         descriptor = file.fileno()
@@ -155,11 +156,11 @@ def scan_tar(path: Path) -> Iterator[Member]:
 
 
 def scan_tar_in_memory(path: Path, content: memoryview) -> Iterator[Member]:
-    """Yield the files of a tar that was decompressed to memory; see `scan_tar`.
+    """Yield the files of a tar in memory; see `scan_tar`.
 
     Args:
-        path: of the compressed file, for the errors.
-        content: the tar.
+        path: path of the compressed file, for errors.
+        content: content of the tar.
     """
     yield from _Reader(
         path, lambda position, size: bytes(content[position : position + size]), len(content)
@@ -167,10 +168,12 @@ def scan_tar_in_memory(path: Path, content: memoryview) -> Iterator[Member]:
 
 
 class _Reader:
-    """Walks over the headers of one tar.
+    """Reads the headers of a tar.
 
-    path: of the tar, for the errors; read_at: returns the bytes at (position, size), fewer at the
-    end; n_bytes: of the tar.
+    Args:
+        path: path of the tar, for errors.
+        read_at: returns `size` bytes at `position`, fewer at the end of the tar.
+        n_bytes: size of the tar.
     """
 
     def __init__(self, path: Path, read_at: Callable[[int, int], bytes], n_bytes: int) -> None:
@@ -181,8 +184,8 @@ class _Reader:
     def members(self) -> Iterator[Member]:
         position = 0
         if self.n_bytes < BLOCK:
-            raise self.no_tar()
-        # From headers that extend the next one: GNU's long names, and those of pax.
+            raise self.not_a_tar()
+        # Set by headers that extend the next one: GNU's long names, and pax headers.
         name: str | None = None
         size: int | None = None
         while (block := self.read(position, BLOCK)) != bytes(BLOCK):
@@ -208,7 +211,7 @@ class _Reader:
             elif header.type != tarfile.GNUTYPE_LONGLINK:
                 path, length_ = self.pax(self.extension(content, length))
                 if header.type == tarfile.XGLTYPE and (path, length_) != (None, None):
-                    raise self.refusal("gives one name or size to all its files")
+                    raise self.refusal("sets one name or size for all its files")
                 name, size = path or name, length_ if length_ is not None else size
         if name is not None or size is not None:
             raise self.cut_off("after a header that extends another")
@@ -219,10 +222,10 @@ class _Reader:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
             if position == 0 and block[257:262] != b"ustar":
-                raise self.no_tar() from error
+                raise self.not_a_tar() from error
             raise self.refusal(
                 f"has no valid header at byte {position} ({error})",
-                "copy it again, or name a tar, uncompressed",
+                "copy it again, or use an uncompressed tar",
             ) from error
         if header.size < 0:
             raise self.refusal(f"has a header at byte {position} with a size of {header.size}")
@@ -231,15 +234,15 @@ class _Reader:
     def member(self, header: tarfile.TarInfo, name: str, offset: int, size: int) -> Member:
         if header.type in _UNSAFE or not header.isreg():
             what = _UNSAFE.get(header.type, f"of type {header.type!r}")
-            raise self.refusal(f"holds {name!r}, which is {what} and no plain file")
+            raise self.refusal(f"holds {name!r}, which is {what} and not a regular file")
         if name.startswith("/") or ".." in name.split("/") or "\\" in name or "\0" in name:
             raise self.refusal(f"holds {name!r}, a name that leads out of its folder")
-        if size > LARGEST_MEMBER:
-            raise self.refusal(f"holds {name!r} of {size} bytes; at most {LARGEST_MEMBER} are read")
+        if size > MAX_MEMBER_BYTES:
+            raise self.refusal(f"holds {name!r} of {size} bytes; the maximum is {MAX_MEMBER_BYTES}")
         return Member(name, offset, size)
 
     def extension(self, offset: int, size: int) -> bytes:
-        if size > _LONGEST_EXTENSION_HEADER:
+        if size > _MAX_EXTENSION_HEADER_BYTES:
             raise self.refusal(f"has a header of {size} bytes at byte {offset}")
         return self.read(offset, size)
 
@@ -256,30 +259,29 @@ class _Reader:
                 or not match.end() < end <= len(content)
                 or content[end - 1 : end] != b"\n"
             ):
-                raise self.refusal("has a pax header that is no list of records")
+                raise self.refusal("has a damaged pax header")
             value = content[match.end() : end - 1]
             if match[2].startswith(b"GNU.sparse"):
-                raise self.refusal("holds a sparse file, which is no plain file")
+                raise self.refusal("holds a sparse file, which is not a regular file")
             if match[2] == b"path":
                 name = self.text(value)
             elif match[2] == b"size":
-                if not value.isdigit() or len(value) > _LONGEST_SIZE:
+                if not value.isdigit() or len(value) > _MAX_SIZE_DIGITS:
                     raise self.refusal(f"has a pax header with a size of {value[:30]!r}")
                 size = int(value)
             position = end
         return name, size
 
     def check_end(self, position: int) -> None:
-        """See that the tar ends with two empty blocks, and that nothing follows them."""
+        """Check that the tar ends with two empty blocks, and that nothing follows them."""
         if position + 2 * BLOCK > self.n_bytes:
             raise self.cut_off("in the empty blocks at its end")
         while position < self.n_bytes:
             content = self.read(position, min(2**20, self.n_bytes - position))
             if content.count(0) != len(content):
                 raise self.refusal(
-                    f"goes on after its end at byte {position}, as tars that were joined with cat "
-                    "do",
-                    "name the tars one by one, or write it again",
+                    f"has data after its end at byte {position}, as tars that were joined with cat",
+                    "use the tars one by one, or write it again",
                 )
             position += len(content)
 
@@ -292,9 +294,9 @@ class _Reader:
     def text(self, content: bytes) -> str:
         return content.decode("utf-8", "backslashreplace")
 
-    def no_tar(self) -> NoTarError:
-        return NoTarError(
-            f"{self.path} is not a tar; name a folder of images, shards, or a tar, zip or .npy of "
+    def not_a_tar(self) -> NotATarError:
+        return NotATarError(
+            f"{self.path} is not a tar; use a folder of images, shards, or a tar, zip or .npy of "
             "images"
         )
 
@@ -302,14 +304,14 @@ class _Reader:
         return PipelineError(f"{self.path} is cut off {where}; copy it again, or make it again")
 
     def refusal(
-        self, fault: str, remedy: str = "write the tar again, of plain files"
+        self, fault: str, remedy: str = "write the tar again with regular files only"
     ) -> PipelineError:
         return PipelineError(f"{self.path} {fault}; {remedy}")
 
 
 @dataclass(frozen=True)
 class TarSample:
-    """A sample of a tar. members: suffix, lower-case and without its first dot -> member."""
+    """A sample of a tar. members: suffix, lower-case and without the first dot -> member."""
 
     key: str
     members: dict[str, Member]
@@ -317,13 +319,13 @@ class TarSample:
 
 @dataclass
 class Ignored:
-    """What of a tar is in no sample, or is never read, by reason: how often, and one name."""
+    """Members of tars that are in no sample or never read: number and an example, by reason."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def note(self, reason: str, name: str) -> None:
-        """Count something that is ignored."""
+        """Count an ignored member."""
         self.counts[reason] = self.counts.get(reason, 0) + 1
         self.examples.setdefault(reason, name)
 
@@ -331,18 +333,18 @@ class Ignored:
 def samples_of_tar(
     path: Path, number: int, ignored: Ignored
 ) -> tuple[NDArray[np.void], frozenset[str]]:
-    """Return the samples that a tar really holds, from its headers and labels.
+    """Return the samples of a tar, from its headers and labels.
 
     Args:
         path: the tar.
-        number: of the shard, for the rows.
-        ignored: takes what belongs to no sample, a sample without an image too.
+        number: number of the shard in its set.
+        ignored: counts members of no sample, and samples without an image.
 
     Returns:
         (n,) SAMPLE, and the suffixes of the images.
 
     Raises:
-        PipelineError: if the tar is damaged or cannot be read in one way only.
+        PipelineError: if the tar is damaged, or its samples are ambiguous.
         OSError: if it cannot be read.
     """
     rows = []
@@ -351,11 +353,11 @@ def samples_of_tar(
         for sample in group_members(path, scan_tar(path), ignored):
             suffix = _image_suffix(path, sample)
             if suffix is None:
-                ignored.note("no sample, for it has no image", sample.key)
+                ignored.note("ignored, because the sample has no image", sample.key)
                 continue
             image = sample.members[suffix]
             if image.size == 0:
-                ignored.note("no sample, for its image is empty", sample.key)
+                ignored.note("ignored, because the image is empty", sample.key)
                 continue
             label = _label_of(path, file.fileno(), sample, suffix)
             rows.append((number, image.size, image.offset, label))
@@ -367,20 +369,20 @@ def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> It
     """Yield the samples of a tar.
 
     Args:
-        path: the tar, for the errors.
-        members: as `scan_tar` yields them.
-        ignored: takes what belongs to no sample, and what is never read.
+        path: path of the tar, for errors.
+        members: the members in order.
+        ignored: counts members that are in no sample, or never read.
 
     Raises:
-        PipelineError: if a name comes twice in a sample, or the members of a sample do not follow
-            each other.
+        PipelineError: if a name is repeated in a sample, or the members of a sample are not
+            consecutive.
     """
     seen: set[str] = set()
     for key, run in groupby(_of_samples(members, ignored), key=lambda member: key_of(member.name)):
         if key in seen:
             raise PipelineError(
-                f"{path}: the members of sample {key!r} do not lie together, so readers make two "
-                "samples of them; write the tar again, sorted by name"
+                f"{path}: the members of sample {key!r} are not consecutive, so readers split the "
+                "sample; write the tar again, sorted by name"
             )
         seen.add(key)
         by_suffix: dict[str, Member] = {}
@@ -389,7 +391,7 @@ def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> It
             if suffix in by_suffix:
                 raise PipelineError(f"{path} holds {member.name!r} twice; write the tar again")
             if suffix.rpartition(".")[2] in _EXECUTABLE_EXTENSIONS:
-                ignored.note("never read, for it could run code", member.name)
+                ignored.note("never read, because they could run code", member.name)
             by_suffix[suffix] = member
         yield TarSample(key, by_suffix)
 
@@ -397,23 +399,23 @@ def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> It
 def _of_samples(members: Iterable[Member], ignored: Ignored) -> Iterator[Member]:
     for member in members:
         base = member.name.rpartition("/")[2]
-        # As webdataset does: hidden files, names without a dot, and its own "__meta__" entries;
-        # and what file managers and archivers leave, which is in no set on purpose.
+        # webdataset ignores hidden files, names without a dot, and its own "__meta__" entries.
+        # System files of file managers and archivers are ignored, too.
         if any(is_ignored_name(part) for part in member.name.split("/") if part != "."):
-            ignored.note("no sample, for the file or its folder is hidden", member.name)
+            ignored.note("ignored, because the file or its folder is hidden", member.name)
         elif "." not in base:
-            ignored.note("no sample, for the name has no key and extension", member.name)
+            ignored.note("ignored, because the name has no extension", member.name)
         elif re.match(r"__[^/]*__($|/)", member.name):
-            ignored.note("no sample, but a note of the tar's own", member.name)
+            ignored.note("ignored, because they are metadata of the tar", member.name)
         else:
             yield member
 
 
 def _image_suffix(path: Path, sample: TarSample) -> str | None:
-    """Return the suffix of a sample's image; None where it has none.
+    """Return the suffix of a sample's image, None if it has no image.
 
-    It is the one suffix that is an image's extension, or, where there is none, the one that ends
-    in it ("a.v1.jpg", a key with a dot).
+    It is the suffix that is an image extension, or else the suffix that ends in one, as in
+    "a.v1.jpg".
 
     Raises:
         PipelineError: if there are several.
@@ -427,8 +429,8 @@ def _image_suffix(path: Path, sample: TarSample) -> str | None:
         if len(found) > 1:
             names = " and ".join(sample.members[suffix].name for suffix in found[:2])
             raise PipelineError(
-                f"{path}: {names} are one sample, {sample.key!r}, for a key ends at the first dot; "
-                "write the tar again with keys without dots and one image each"
+                f"{path}: {names} are in one sample, {sample.key!r}, because a key ends at the "
+                "first dot; write the tar again with keys without dots and one image per key"
             )
         if found:
             return found[0]
@@ -436,19 +438,19 @@ def _image_suffix(path: Path, sample: TarSample) -> str | None:
 
 
 def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> int:
-    """Return a sample's label, -1 without one.
+    """Return the label of a sample, or -1.
 
-    Asked are, in this order, .cls; "label" or "cls" in .json; .txt if it is a number and nothing
-    else. Beside an image "a.v1.jpg" these may be called "a.v1.cls" and so on.
+    It is read from the first of: .cls; "label" or "cls" in .json; .txt if it is a number. Beside an
+    image "a.v1.jpg" these may be named "a.v1.cls" and so on.
 
     Args:
-        path: the tar, for the errors.
-        descriptor: of the open tar.
+        path: path of the tar, for errors.
+        descriptor: file descriptor of the tar.
         sample: the sample.
-        suffix: of its image.
+        suffix: suffix of its image.
 
     Raises:
-        PipelineError: if .cls is not a number, or .json no JSON.
+        PipelineError: if .cls is not a number, or .json is not JSON.
     """
     stem = suffix.rpartition(".")[0]
     for extension, read in (("cls", _of_cls), ("json", _of_json), ("txt", _of_text)):
@@ -456,20 +458,20 @@ def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> in
         member = next((sample.members[s] for s in suffixes if s in sample.members), None)
         if member is None:
             continue
-        if member.size > _LARGEST_LABEL_MEMBER:
+        if member.size > _MAX_LABEL_BYTES:
             raise PipelineError(
-                f"{path}: {member.name!r} has {member.size} bytes, too many for a label; at most "
-                f"{_LARGEST_LABEL_MEMBER} are read"
+                f"{path}: {member.name!r} has {member.size} bytes, too many for a label; the "
+                f"maximum is {_MAX_LABEL_BYTES}"
             )
         try:
             label = read(os.pread(descriptor, member.size, member.offset))
-        # The second for JSON that is nested beyond reason.
+        # Deeply nested JSON raises RecursionError.
         except (ValueError, RecursionError) as error:
-            raise PipelineError(f"{path}: {member.name!r} holds no label ({error})") from error
+            raise PipelineError(f"{path}: {member.name!r} is not a label ({error})") from error
         if label is not None:
-            if not 0 <= label <= _LARGEST_LABEL:
+            if not 0 <= label <= _MAX_LABEL:
                 raise PipelineError(
-                    f"{path}: {member.name!r} has label {label}; labels are 0 to {_LARGEST_LABEL}"
+                    f"{path}: {member.name!r} has label {label}; use labels 0 to {_MAX_LABEL}"
                 )
             return label
     return -1

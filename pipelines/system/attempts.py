@@ -57,22 +57,22 @@ class Content:
     Attributes:
         sha256: its SHA-256; None if unknown.
         n_bytes: its length; None if unknown.
-        most_bytes: maximum length; required if `n_bytes` is None.
+        max_bytes: maximum length; required if `n_bytes` is None.
     """
 
     sha256: str | None = None
     n_bytes: int | None = None
-    most_bytes: int | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
         """Check that the length has a bound."""
-        if self.n_bytes is None and self.most_bytes is None:
-            raise ValueError("n_bytes and most_bytes are both None; pass one of them")
+        if self.n_bytes is None and self.max_bytes is None:
+            raise ValueError("n_bytes and max_bytes are both None; pass one of them")
 
     @property
     def limit(self) -> int:
         """The maximum number of bytes to accept."""
-        return (self.most_bytes or 0) if self.n_bytes is None else self.n_bytes
+        return (self.max_bytes or 0) if self.n_bytes is None else self.n_bytes
 
     def __str__(self) -> str:
         length = f"at most {self.limit} bytes" if self.n_bytes is None else f"{self.n_bytes} bytes"

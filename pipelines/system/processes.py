@@ -86,7 +86,7 @@ def available_memory() -> int:
 
 
 def _limit(name: str, position: int = 0) -> int | None:
-    """Return a number in a control group file of this container; None if there is no limit.
+    """Return a number in a control group file of this container; None without a limit.
 
     Version 2 has cpu.max with "400000 100000" or "max 100000"; version 1 has one file for each
     number, with -1 for no limit.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import PipelineError
 from pipelines.system.files import open_regular
-from pixmix.packed import open_map
+from pixmix.images import open_map
 
 _INTEGERS = frozenset({"u1", "i1", "i2", "i4", "i8"})
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
-from pipelines.loading.batches import Triple
+from pipelines.loading.config import Triple
 from pixmix.operations import OPERATIONS, apply, draw_argument
-from pixmix.settings import MINIMAL_LEVEL, PixMixSettings
+from pixmix.settings import MIN_LEVEL, PixMixSettings
 
 _CHAINS = 3
 _LONGEST_CHAIN = 3
@@ -67,7 +67,7 @@ def _apply_randomly(image: Image, code: int, rng: np.random.Generator, severity:
     operation = OPERATIONS[code]
     if operation.level is None:
         return apply(operation.name, image)
-    level = rng.uniform(MINIMAL_LEVEL, severity)
+    level = rng.uniform(MIN_LEVEL, severity)
     negative = bool(operation.geometric and rng.uniform() > 0.5)
     return apply(operation.name, image, draw_argument(code, level, negative, *image.shape[:2]))
 

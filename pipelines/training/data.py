@@ -13,9 +13,10 @@ from pipelines.datasets import Dataset, dataset_named, dataset_of_kind
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import image_source
 from pipelines.models.checkpoints import read_initial_weights
-from pipelines.models.outputs import outputs_of
+from pipelines.models.registry import find_outputs
 from pipelines.shards.archives import SPLITS
 from pipelines.shards.format import MANIFEST_NAME, ShardSet
+from pipelines.shards.output import Folder
 from pipelines.shards.remote import Remote, RemoteShards, names_shards, open_set
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
@@ -201,8 +202,8 @@ def _write_shards(dataset: Dataset, location: Path | None, out: Path, progress: 
     """Write the shards of both splits, as far as they do not exist."""
     for split in SPLITS:
         request = ShardRequest(
-            folder=out / split,
-            source=DatasetSource(dataset=dataset.name, place=location, split=split),
+            store=Folder(path=out / split),
+            source=DatasetSource(dataset=dataset.name, path=location, split=split),
             name=f"{dataset.name}-{split}",
             split=split,
             shard_size=dataset.shard_size,
@@ -263,7 +264,7 @@ def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor 
             f"{shards.location} has images without a class; use shards of images with classes"
         )
     if known and shards.classes:
-        by_label = outputs_of(shards.classes, known, shards.location)
+        by_label = find_outputs(shards.classes, known, shards.location)
         return None if shards.classes == tuple(known) else torch.from_numpy(by_label)
     if len(labels) and labels.max() >= outputs:
         raise PipelineError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from pipelines.loading.batches import LoaderConfig, MixingSet, PreprocessConfig
+    from pipelines.loading.config import LoaderConfig, MixingSet, PreprocessConfig
     from pipelines.shards.remote import RemoteShards
     from pixmix.settings import PixMixSettings
 
@@ -95,15 +95,15 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Validate the values."""
-        from pixmix.settings import MAXIMAL_SEVERITY, MINIMAL_LEVEL
+        from pixmix.settings import MAX_SEVERITY, MIN_LEVEL
 
         for names, fits, rule in (
             (("epochs", "batch_size", "grad_accum_steps"), lambda x: x >= 1, "at least 1"),
             (("learning_rate", "final_learning_rate", "weight_decay", "warmup_epochs",
               "jsd_weight"), lambda x: 0 <= x <= _MOST, f"from 0 to {_MOST:g}"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
-            (("augmix_severity",), lambda x: MINIMAL_LEVEL <= x <= MAXIMAL_SEVERITY,
-             f"from {MINIMAL_LEVEL} to {MAXIMAL_SEVERITY:g}"),
+            (("augmix_severity",), lambda x: MIN_LEVEL <= x <= MAX_SEVERITY,
+             f"from {MIN_LEVEL} to {MAX_SEVERITY:g}"),
             (("ema_decay",), lambda x: x is None or 0 < x < 1, "between 0 and 1"),
             (("augment",), lambda x: x in AUGMENTS, f"one of {', '.join(AUGMENTS)}"),
             (("precision",), lambda x: x in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),

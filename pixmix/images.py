@@ -1,13 +1,14 @@
-"""Images of any sizes side by side in one flat array, which kernels and memory maps can hold.
+"""Check images, and pack a mixing set into one flat array for the kernels.
 
-An array in a memory map is sent to other processes as the name of its file.
+The array may be a memory map. A map is pickled as the name of its file, so that worker processes
+share its pages.
 """
 
 import errno
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,11 +16,62 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixmix.arguments import check_image
+_MOST_PIXELS = 2**31 - 1
+
+
+def find_image_key(sample: Sequence[object] | Mapping[object, object]) -> object:
+    """Return the index or key of what looks like an image in a sample of a dataset, else 0."""
+    pairs = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
+    # PIL images have no ndim, and a label has no `mode`.
+    looks = (
+        key for key, value in pairs if getattr(value, "ndim", 0) == 3 or hasattr(value, "mode")
+    )
+    return next(looks, 0)
+
+
+def check_image(image: object) -> NDArray[np.uint8]:
+    """Return an image as a C-contiguous, writeable array; copy it only if it is not one.
+
+    Args:
+        image: (H, W, 3) uint8; H and W at least 1, up to 2^31 - 1 pixels.
+
+    Raises:
+        TypeError: if it is not an array, or not uint8.
+        ValueError: if it has another shape, or too many pixels.
+    """
+    if isinstance(image, tuple | list | Mapping):
+        raise TypeError(
+            f"expected an (H, W, 3) uint8 array, not {type(image).__name__}; convert it with "
+            "numpy.asarray, and leave labels out: "
+            f"[numpy.asarray(sample[{find_image_key(image)!r}]) for sample in dataset]"
+        )
+    if not isinstance(image, np.ndarray):
+        raise TypeError(
+            f"expected an (H, W, 3) uint8 array, not {type(image).__name__}; "
+            "convert it with numpy.asarray(image)"
+        )
+    if image.dtype != np.uint8:
+        raise TypeError(
+            f"expected an image of dtype uint8, 0..255, not {image.dtype}; "
+            "round it and convert it with .astype(numpy.uint8)"
+        )
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            "expected an image of shape (H, W, 3) with H and W at least 1, not "
+            f"{image.shape}; put the channels last, and make three of them "
+            "(Pillow: .convert('RGB'))"
+        )
+    if image.shape[0] * image.shape[1] > _MOST_PIXELS:
+        raise ValueError(
+            f"an image may have at most {_MOST_PIXELS} pixels, not {image.shape[:2]}; split it"
+        )
+    image = np.ascontiguousarray(image)
+    # numba would compile each kernel again, for seconds, for the type of read-only arrays.
+    return image if image.flags.writeable else image.copy()
 
 
 class Layout(NamedTuple):
-    """The arrays of a `PackedImages`, as kernels take them; nothing is checked."""
+    """The arrays of a `PackedImages` in the order in which kernels take them; not validated."""
 
     pixels: NDArray[np.uint8]
     offsets: NDArray[np.int64]
@@ -29,18 +81,18 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class PackedImages:
-    """A mixing set in one piece of memory: a sequence of (H, W, 3) uint8 views.
+    """Images of any sizes in one flat array: a sequence of (H, W, 3) uint8 views.
 
-    Pixels that are all of a memory map are pickled as the name of its file, so that the workers of
-    a loader share the pages; others as they are.
+    If the pixels are a whole memory map, pickling stores the name of its file, so that the workers
+    of a loader share its pages; other pixels are pickled by value.
 
     Attributes:
-        pixels: flat uint8; image i is pixels[offsets[i] : offsets[i] + 3 H W], rows of RGB. Give
-            a writeable array (a map opened copy-on-write is one): for others a kernel is compiled
-            once more. Nothing here writes to it.
+        pixels: flat uint8; image i is pixels[offsets[i] : offsets[i] + 3 H W], rows of RGB. Use a
+            writeable array (such as a copy-on-write map): numba compiles the kernels again for
+            read-only ones. Nothing here writes to it.
         offsets: (M,) int64, in bytes.
-        heights: (M,) int32, pixels, at least 1.
-        widths: (M,) int32, pixels, at least 1.
+        heights: (M,) int32, in pixels, at least 1.
+        widths: (M,) int32, in pixels, at least 1.
     """
 
     pixels: NDArray[np.uint8]
@@ -49,11 +101,11 @@ class PackedImages:
     widths: NDArray[np.int32]
 
     def __post_init__(self) -> None:
-        """Refuse what would be read past its end.
+        """Validate the arrays, so that no kernel reads beyond their ends.
 
         Raises:
-            TypeError: for an array of another dtype.
-            ValueError: if lengths differ or an image lies outside the pixels.
+            TypeError: if an array has another dtype.
+            ValueError: if lengths differ or an image is not inside the pixels.
         """
         for name, array, dtype in (
             ("pixels", self.pixels, np.uint8),
@@ -68,10 +120,10 @@ class PackedImages:
         if not len(self.offsets) == len(self.heights) == len(self.widths):
             raise ValueError(
                 f"{len(self.offsets)} offsets, {len(self.heights)} heights and {len(self.widths)} "
-                "widths; pass one of each for an image"
+                "widths; pass one of each per image"
             )
-        # Of whole pixels, and from the end: three times a product of sides, or its sum with an
-        # offset, might leave 64 bits and come out small.
+        # Compared in pixels, and from the end of the array: three times a product of sides, or its
+        # sum with an offset, might overflow 64 bits.
         n_pixels = self.heights.astype(np.int64) * self.widths
         wrong = (self.offsets < 0) | (self.heights < 1) | (self.widths < 1)
         wrong |= n_pixels > (len(self.pixels) - self.offsets) // 3
@@ -79,29 +131,29 @@ class PackedImages:
             i = int(np.argmax(wrong))
             raise ValueError(
                 f"image {i}, {self.heights[i]}x{self.widths[i]} at byte {self.offsets[i]}, is "
-                f"not inside the {len(self.pixels)} bytes of pixels; pack the set anew"
+                f"not inside the {len(self.pixels)} bytes of pixels; pack the set again"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Return how another process makes it again: a memory map from its file, which it sees."""
+        """Pickle a memory map as the name of its file, and other pixels by value."""
         pixels = map_name(self.pixels) or self.pixels
-        return _made_again, (pixels, self.offsets, self.heights, self.widths)
+        return _rebuild, (pixels, self.offsets, self.heights, self.widths)
 
     @property
     def layout(self) -> Layout:
-        """The arrays, for a kernel."""
+        """The arrays, as kernels take them."""
         return Layout(self.pixels, self.offsets, self.heights, self.widths)
 
     @classmethod
     def pack(cls, images: Iterable[NDArray[np.uint8]]) -> "PackedImages":
-        """Return images packed; an (M, H, W, 3) array as it is, others copied.
+        """Return images packed. One (M, H, W, 3) array is not copied; separate images are.
 
         Args:
             images: (H, W, 3) uint8 arrays, each of its own size, or one (M, H, W, 3) array.
 
         Raises:
-            TypeError: for an image that is not uint8 or no array.
-            ValueError: for an image of another shape.
+            TypeError: if an image is not a uint8 array.
+            ValueError: if an image has another shape.
         """
         if isinstance(images, np.ndarray) and images.ndim == 4 and len(images) > 0:
             check_image(images[0])
@@ -128,10 +180,7 @@ class PackedImages:
         )
 
     def fingerprint(self) -> str:
-        """Return what tells this set from others, at a glance: a hash of all sizes and some pixels.
-
-        64 hexadecimal digits: SHA-256 of heights, widths and 65,536 bytes spread over the pixels.
-        """
+        """Return a SHA-256 of all sizes and 65,536 bytes spread over the pixels, in hexadecimal."""
         found = hashlib.sha256(self.heights.tobytes() + self.widths.tobytes())
         places = np.linspace(0, max(len(self.pixels) - 1, 0), 65_536).astype(np.int64)
         found.update(self.pixels[places].tobytes() if len(self.pixels) else b"")
@@ -145,35 +194,35 @@ class PackedImages:
         """Return image i as an (H, W, 3) view.
 
         Raises:
-            IndexError: if there is none.
+            IndexError: if i is out of range.
         """
         if not -len(self) <= i < len(self):
-            raise IndexError(f"image {i} of a set of {len(self)}; count from 0")
+            raise IndexError(f"image {i} is out of range for {len(self)} images; count from 0")
         start, height, width = int(self.offsets[i]), int(self.heights[i]), int(self.widths[i])
         return self.pixels[start : start + 3 * height * width].reshape(height, width, 3)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        """Return the images in their order."""
+        """Iterate over the images in order."""
         return (self[i] for i in range(len(self)))
 
 
-def _made_again(
+def _rebuild(
     pixels: "MapName | NDArray[np.uint8]",
     offsets: NDArray[np.int64],
     heights: NDArray[np.int32],
     widths: NDArray[np.int32],
 ) -> PackedImages:
-    # Copy on write: kernels are compiled for arrays that may be written; nobody writes.
+    # Copy-on-write, since kernels are compiled for writeable arrays; nothing writes to it.
     mapped = pixels.open("c") if isinstance(pixels, MapName) else pixels
     return PackedImages(mapped, offsets, heights, widths)
 
 
 def pack_mixing_set(mixing_set: object) -> PackedImages:
-    """Return a mixing set packed; one that is packed as it is, None as an empty one.
+    """Return a mixing set as `PackedImages`, empty for None; packed images are not copied.
 
     Raises:
-        TypeError: for what is no sequence of uint8 arrays.
-        ValueError: for an image of another shape.
+        TypeError: if it is not an iterable of uint8 arrays.
+        ValueError: if an image has another shape.
     """
     if isinstance(mixing_set, PackedImages):
         return mixing_set
@@ -190,10 +239,10 @@ def pack_mixing_set(mixing_set: object) -> PackedImages:
 def check_crops(
     heights: NDArray[np.int32], widths: NDArray[np.int32], height: int, width: int
 ) -> None:
-    """Refuse crops of height x width that do not fit into every image.
+    """Check that crops of height x width fit into every image.
 
     Raises:
-        ValueError: naming the first image that is smaller.
+        ValueError: if one is smaller; names the first.
     """
     smaller = (heights < height) | (widths < width)
     if smaller.any():
@@ -202,7 +251,7 @@ def check_crops(
 
 
 def too_small(i: int, image_height: int, image_width: int, height: int, width: int) -> str:
-    """Return what to say of mixing image i where a crop does not fit into it."""
+    """Return the error message for a crop that does not fit into mixing image i."""
     return (
         f"mixing image {i} is {image_height}x{image_width} (height x width) and the crop "
         f"{height}x{width}; resize the mixing set so that each shorter side is at least "
@@ -213,10 +262,10 @@ def too_small(i: int, image_height: int, image_width: int, height: int, width: i
 # --- Memory maps ---------------------------------------------------------------------------------
 
 _NO_MAPS = frozenset({errno.EINVAL, errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
-"""What mmap raises on file systems that cannot do it, as some FUSE, 9p and network shares."""
+"""Errors of mmap on file systems without support for it: some FUSE, 9p and network mounts."""
 
 MOST_BYTES_READ = 2**30
-"""A larger file that cannot be mapped is refused: each process would have a copy of its own."""
+"""Size limit of files that are read because they cannot be mapped: each process has a copy."""
 
 
 def open_map(
@@ -227,19 +276,19 @@ def open_map(
     offset: int = 0,
     shape: tuple[int, ...],
 ) -> NDArray[Any]:
-    """Return an array in a file, memory-mapped, or read where the file system maps no files.
+    """Return an array in a file, memory-mapped, or read if the file system does not support maps.
 
     Args:
         path: the file.
         dtype: of the array.
-        mode: "r", read-only, or "c", with writes that nobody else sees.
-        offset: bytes before the array.
+        mode: "r" for read-only, "c" for copy-on-write.
+        offset: of the array in the file, in bytes.
         shape: of the array.
 
     Raises:
         OSError: if the file cannot be read, or can neither be mapped nor is small enough to be
-            read; `filename` and `strerror` say which and why.
-        ValueError: if the file is shorter.
+            read; `filename` and `strerror` name the file and the reason.
+        ValueError: if the file is too short.
     """
     dtype = np.dtype(dtype)
     n_bytes = math.prod(shape) * dtype.itemsize
@@ -248,7 +297,7 @@ def open_map(
     try:
         return np.asarray(np.memmap(path, dtype, mode, offset, shape))
     except OSError as error:
-        # An open file is there and may be read, so what failed is the mapping.
+        # The file exists and is readable, so the mapping failed.
         if error.errno not in _NO_MAPS or not os.access(path, os.R_OK):
             raise
         if n_bytes > MOST_BYTES_READ:
@@ -266,7 +315,7 @@ def open_map(
 
 @dataclass(frozen=True)
 class MapName:
-    """What another process needs to map an array again; small to pickle."""
+    """A reference by which another process maps an array again; small to pickle."""
 
     filename: str
     offset: int
@@ -274,22 +323,18 @@ class MapName:
     shape: tuple[int, ...]
 
     def open(self, mode: Literal["r", "c"]) -> NDArray[Any]:
-        """Map the file again; see `open_map`.
-
-        Raises:
-            OSError: if the file cannot be read any more.
-        """
+        """Map the file again; see `open_map`."""
         return open_map(self.filename, self.dtype, mode, offset=self.offset, shape=self.shape)
 
 
 def map_name(array: NDArray[Any]) -> MapName | None:
-    """Return the name of the memory map that an array is all of, or None where it is none.
+    """Return a reference to the file of a memory map, or None if the array is not a whole map.
 
-    A map of a file without a name counts as none, and so does that of a file that was removed
-    since, as where a cache is emptied: what it held is still here.
+    Also None if the file has no name or was deleted meanwhile (by emptying a cache, say): the array
+    must then be pickled by value.
     """
     base: Any = array
-    # To the map itself: a part of one is a np.memmap, too, and has the offset of the whole.
+    # Walk up to the map itself: a slice of it is also a np.memmap, with the offset of the whole.
     while isinstance(base, np.ndarray) and isinstance(base.base, np.ndarray):
         base = base.base
     if not isinstance(base, np.memmap) or base.filename is None or base.nbytes != array.nbytes:

@@ -1,4 +1,4 @@
-"""Packed images: what goes in comes out, nothing lies outside, what is refused."""
+"""Packed images: order, memory maps, and validation."""
 
 import pickle
 import tempfile
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pixmix.packed import PackedImages, check_crops, too_small
+from pixmix.images import PackedImages, check_crops, too_small
 from pixmix.transform import PixMix
 
 MOST = 2**31 - 1
@@ -33,32 +33,32 @@ def of(n_bytes: int, offset: int, height: int, width: int) -> PackedImages:
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), max_size=8))
-def test_what_is_packed_comes_out_in_its_order(sizes: list[tuple[int, int]]) -> None:
-    given_ = images(*sizes)
-    packed = PackedImages.pack(given_)
-    assert len(packed) == len(given_)
-    for i, image in enumerate(given_):
+def test_packed_images_are_returned_in_order(sizes: list[tuple[int, int]]) -> None:
+    originals = images(*sizes)
+    packed = PackedImages.pack(originals)
+    assert len(packed) == len(originals)
+    for i, image in enumerate(originals):
         assert np.array_equal(packed[i], image)
-        assert np.array_equal(packed[i - len(given_)], image)
-    for one, other in zip(packed, given_, strict=True):
+        assert np.array_equal(packed[i - len(originals)], image)
+    for one, other in zip(packed, originals, strict=True):
         assert np.array_equal(one, other)
-    assert len(packed.pixels) == sum(image.size for image in given_)
+    assert len(packed.pixels) == sum(image.size for image in originals)
 
 
-def test_images_side_by_side_neither_overlap_nor_leave_a_gap() -> None:
+def test_packed_images_neither_overlap_nor_leave_gaps() -> None:
     packed = PackedImages.pack(images((20, 13), (1, 1), (2, 31), (7, 5)))
     ends = packed.offsets + 3 * packed.heights * packed.widths
     assert packed.offsets.tolist() == [0, *ends[:-1]]
     assert ends[-1] == len(packed.pixels)
 
 
-def test_an_iterator_is_packed_as_a_list_is() -> None:
+def test_an_iterator_is_packed_like_a_list() -> None:
     sizes = [(4, 3), (5, 2)]
     packed = PackedImages.pack(each for each in images(*sizes))
     assert np.array_equal(packed.pixels, PackedImages.pack(images(*sizes)).pixels)
 
 
-def test_an_array_of_images_is_packed_as_it_is() -> None:
+def test_an_array_of_images_is_not_copied() -> None:
     array = np.stack(images(*[(6, 4)] * 5))
     packed = PackedImages.pack(array)
     assert np.shares_memory(packed.pixels, array)
@@ -74,26 +74,26 @@ def test_an_array_that_is_not_contiguous_is_copied() -> None:
 
 
 def test_images_of_a_list_are_copied() -> None:
-    given_ = images((6, 4), (3, 2))
-    packed = PackedImages.pack(given_)
-    assert not any(np.shares_memory(packed.pixels, image) for image in given_)
+    originals = images((6, 4), (3, 2))
+    packed = PackedImages.pack(originals)
+    assert not any(np.shares_memory(packed.pixels, image) for image in originals)
 
 
-def test_a_image_is_a_view() -> None:
+def test_an_image_is_a_view() -> None:
     packed = PackedImages.pack(images((6, 4), (3, 2)))
     assert packed[1].shape == (3, 2, 3)
     assert np.shares_memory(packed[1], packed.pixels)
 
 
-@pytest.mark.parametrize("nothing", [[], (), np.empty((0, 20, 13, 3), np.uint8)])
-def test_no_images_are_a_set_too(nothing: list[NDArray[np.uint8]]) -> None:
-    packed = PackedImages.pack(nothing)
+@pytest.mark.parametrize("empty", [[], (), np.empty((0, 20, 13, 3), np.uint8)])
+def test_a_set_may_be_empty(empty: list[NDArray[np.uint8]]) -> None:
+    packed = PackedImages.pack(empty)
     assert len(packed) == 0
     assert list(packed) == []
     assert [len(array) for array in packed.layout] == [0, 0, 0, 0]
 
 
-def test_the_layout_is_the_arrays_themselves() -> None:
+def test_the_layout_consists_of_the_same_arrays() -> None:
     packed = PackedImages.pack(images((6, 4), (3, 2)))
     pixels, offsets, heights, widths = packed.layout
     assert pixels is packed.pixels
@@ -108,7 +108,7 @@ def mapped(packed: PackedImages, pixels: NDArray[np.uint8]) -> PackedImages:
     return PackedImages(pixels, packed.offsets, packed.heights, packed.widths)
 
 
-def test_a_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None:
+def test_a_memory_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None:
     packed = PackedImages.pack(images((60, 40), (30, 20)))
     file = tmp_path / "pixels"
     file.write_bytes(b"before" + packed.pixels.tobytes())
@@ -122,7 +122,7 @@ def test_a_mapped_set_is_pickled_as_the_name_of_its_file(tmp_path: Path) -> None
     assert file.read_bytes() == b"before" + packed.pixels.tobytes()
 
 
-def test_a_part_of_a_map_and_one_without_a_name_are_pickled_by_value(tmp_path: Path) -> None:
+def test_slices_of_maps_and_unnamed_maps_are_pickled_by_value(tmp_path: Path) -> None:
     packed = PackedImages.pack(images((60, 40), (30, 20)))
     file = tmp_path / "pixels"
     file.write_bytes(b"before" + packed.pixels.tobytes())
@@ -134,13 +134,13 @@ def test_a_part_of_a_map_and_one_without_a_name_are_pickled_by_value(tmp_path: P
             assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
 
 
-def test_a_set_survives_pickle() -> None:
+def test_a_set_can_be_pickled() -> None:
     packed = PackedImages.pack(images((6, 4), (3, 2)))
     again = pickle.loads(pickle.dumps(packed))
     assert all(np.array_equal(one, other) for one, other in zip(again, packed, strict=True))
 
 
-def test_a_memory_map_holds_images(tmp_path: Path) -> None:
+def test_pixels_may_be_a_memory_map(tmp_path: Path) -> None:
     packed = PackedImages.pack(images((6, 4), (3, 2)))
     packed.pixels.tofile(tmp_path / "pixels")
     pixels = np.memmap(tmp_path / "pixels", np.uint8, "r")
@@ -150,8 +150,8 @@ def test_a_memory_map_holds_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("i", [2, -3, 99])
-def test_a_image_that_is_not_there_is_an_index_error(i: int) -> None:
-    with pytest.raises(IndexError, match=f"image {i} of a set of 2; count from 0"):
+def test_an_index_out_of_range_is_an_index_error(i: int) -> None:
+    with pytest.raises(IndexError, match=f"image {i} is out of range for 2 images; count from 0"):
         PackedImages.pack(images((6, 4), (3, 2)))[i]
 
 
@@ -169,7 +169,7 @@ def test_a_image_that_is_not_there_is_an_index_error(i: int) -> None:
         (np.zeros((4, 3, 3), np.uint8), ValueError, r"not \(3, 3\)"),
     ],
 )
-def test_what_is_no_image_is_not_packed(
+def test_invalid_images_are_rejected(
     bad: list[NDArray[np.uint8]], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -187,7 +187,7 @@ def test_what_is_no_image_is_not_packed(
         (30, 0, 2, -5),
         (30, 0, -2, -5),
         (0, 0, 1, 1),
-        # Where an end computed in 64 bits would come out small, or less than 0.
+        # Positions of the end that overflow 64 bits.
         (30, LONGEST, 1, 1),
         (30, LONGEST - 2, 1, 1),
         (30, 0, MOST, MOST),
@@ -197,7 +197,7 @@ def test_what_is_no_image_is_not_packed(
         (30, -LONGEST - 1, MOST, MOST),
     ],
 )
-def test_a_image_outside_the_pixels_is_refused(
+def test_an_image_outside_the_pixels_is_rejected(
     n_bytes: int, offset: int, height: int, width: int
 ) -> None:
     message = f"image 0, {height}x{width} at byte {offset}, is not inside the {n_bytes} bytes"
@@ -205,7 +205,7 @@ def test_a_image_outside_the_pixels_is_refused(
         of(n_bytes, offset, height, width)
 
 
-def test_a_image_that_ends_with_the_pixels_is_inside() -> None:
+def test_an_image_may_end_with_the_pixels() -> None:
     assert of(30, 0, 2, 5)[0].shape == (2, 5, 3)
     assert of(31, 1, 5, 2)[0].shape == (5, 2, 3)
     assert of(30, 27, 1, 1)[0].shape == (1, 1, 3)
@@ -243,7 +243,7 @@ ARRAYS: dict[str, NDArray[Any]] = {
         ("offsets", np.zeros(3, np.int64), ValueError, "3 offsets, 2 heights and 2 widths; pass"),
     ],
 )
-def test_arrays_that_do_not_belong_together_are_refused(
+def test_inconsistent_arrays_are_rejected(
     name: str, array: NDArray[Any], error: type[Exception], message: str
 ) -> None:
     assert len(PackedImages(**ARRAYS)) == 2
@@ -251,7 +251,7 @@ def test_arrays_that_do_not_belong_together_are_refused(
         PackedImages(**(ARRAYS | {name: array}))
 
 
-def test_crops_that_fit_into_every_image_are_let_through() -> None:
+def test_crops_that_fit_into_every_image_are_accepted() -> None:
     heights, widths = np.array([20, 33], np.int32), np.array([40, 13], np.int32)
     check_crops(heights, widths, 20, 13)
     check_crops(np.empty(0, np.int32), np.empty(0, np.int32), 20, 13)
@@ -270,7 +270,7 @@ def test_the_first_image_smaller_than_a_crop_is_named_with_a_remedy(
     assert str(caught.value).endswith(f"each shorter side is at least {max(crop)}")
 
 
-def test_a_fingerprint_tells_sets_apart_and_is_the_same_for_the_same_images() -> None:
+def test_fingerprints_are_equal_only_for_equal_images() -> None:
     draws = np.random.default_rng(0)
     images = [draws.integers(0, 256, (5, 4 + i, 3), dtype=np.uint8) for i in range(3)]
     same = PackedImages.pack(images).fingerprint()

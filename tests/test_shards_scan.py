@@ -1,4 +1,4 @@
-"""Tars that others made get an index; image files of others are scanned."""
+"""Source images are scanned before they are sharded; tars of other programs are indexed."""
 
 import io
 import json
@@ -15,7 +15,7 @@ from shard_commands import IMAGES, PNG, contents_of, plain_tar, run
 from shard_sets import encoded
 
 
-def test_tars_of_webdataset_are_taken_in(tmp_path: Path) -> None:
+def test_tars_written_by_webdataset_are_indexed(tmp_path: Path) -> None:
     for number in range(2):
         with webdataset.TarWriter(str(tmp_path / f"set-{number}.tar")) as tar:
             for i in range(3 + number):
@@ -30,7 +30,7 @@ def test_tars_of_webdataset_are_taken_in(tmp_path: Path) -> None:
     assert run("verify", tmp_path, "--decode", "all").exit_code == 0
 
 
-def test_a_pattern_names_tars(tmp_path: Path) -> None:
+def test_a_brace_pattern_selects_tars(tmp_path: Path) -> None:
     for i in range(12):
         plain_tar(tmp_path / f"x-{i:02}.tar", [(f"{i}.png", PNG), (f"{i}.cls", str(i).encode())])
     assert run("index", tmp_path / "x-{00..11}.tar").exit_code == 0
@@ -40,46 +40,43 @@ def test_a_pattern_names_tars(tmp_path: Path) -> None:
     assert part.hash != open_shards(tmp_path).hash
     result = run("index", tmp_path / "x-{5..3}.tar")
     assert result.exit_code == 1
-    assert "{5..3} in x-{5..3}.tar is no range" in result.stderr
+    assert "{5..3} in x-{5..3}.tar is not a range" in result.stderr
 
 
-def test_taking_in_tars_overwrites_nobody_s_files(tmp_path: Path) -> None:
+def test_indexing_tars_never_overwrites_other_files(tmp_path: Path) -> None:
     tars = [plain_tar(tmp_path / f"{name}.tar", [("a.png", PNG)]) for name in ("train", "val")]
     np.save(tmp_path / "index.npy", np.arange(9))
     result = run("index", tars[0])
     assert result.exit_code == 1
-    assert "index.npy is in the way" in result.stderr
+    assert "index.npy is not an index of pixmix" in result.stderr
     assert np.load(tmp_path / "index.npy").tolist() == list(range(9))
     (tmp_path / "index.npy").unlink()
     assert run("index", tars[0]).exit_code == 0
-    # An index without a manifest is what a killed run leaves.
+    # A killed run leaves an index without a manifest.
     (tmp_path / "manifest.json").unlink()
     assert run("index", tars[0]).exit_code == 0
     before = contents_of(tmp_path)
     result = run("index", tars[1])
     assert result.exit_code == 1
-    assert "is of a set that has train.tar too" in result.stderr
+    assert "is of a set that also has train.tar" in result.stderr
     assert contents_of(tmp_path) == before
     assert run("index", *tars).exit_code == 0
     assert len(open_shards(tmp_path)) == 2
 
 
-def test_tars_of_two_folders_are_no_set_and_a_made_set_is_left_alone(
-    tmp_path: Path, copy: Path
-) -> None:
-    """Readers that name a cache by the last part of a path take the one for the other."""
+def test_tars_of_two_folders_and_finished_sets_are_rejected(tmp_path: Path, copy: Path) -> None:
     tars = [plain_tar(tmp_path / part / "x.tar", [("a.png", PNG)]) for part in "ab"]
     result = run("index", *tars)
     assert result.exit_code == 1
-    assert "lie in two folders" in result.stderr
+    assert "are in different folders" in result.stderr
     result = run("index", *copy.glob("*.tar"))
     assert result.exit_code == 1
-    assert "belongs to a set that pixmix-shard made there" in result.stderr
+    assert "belongs to a set that pixmix-shard made" in result.stderr
 
 
 @pytest.fixture
-def odd_source(tmp_path: Path) -> Path:
-    folder = tmp_path / "odd" / "a"
+def nonstandard_source(tmp_path: Path) -> Path:
+    folder = tmp_path / "nonstandard" / "a"
     folder.mkdir(parents=True)
     image = Image.fromarray(IMAGES[0])
     image.save(folder / "0.jpg", quality=95)
@@ -89,11 +86,11 @@ def odd_source(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("policy", ["keep", "convert", "skip", "raise"])
-def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
-    odd_source: Path, tmp_path: Path, policy: str
+def test_nonstandard_files_are_kept_converted_skipped_or_rejected_and_reported(
+    nonstandard_source: Path, tmp_path: Path, policy: str
 ) -> None:
     out = tmp_path / "out"
-    result = run("imagefolder", odd_source, out, "--on-nonstandard", policy, "--jobs", 1)
+    result = run("imagefolder", nonstandard_source, out, "--on-nonstandard", policy, "--jobs", 1)
     if policy == "raise":
         assert result.exit_code == 1
         assert "2 of 3 images are nonstandard" in result.stderr
@@ -101,7 +98,7 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
     assert result.exit_code == 0, result.output
     opened, reader = open_shards(out), ShardDataset(open_shards(out))
     contents = {int(opened.key(i)): bytes(reader.read(i)) for i in range(len(opened))}
-    originals = [path.read_bytes() for path in sorted((odd_source / "a").iterdir())]
+    originals = [path.read_bytes() for path in sorted((nonstandard_source / "a").iterdir())]
     if policy == "keep":
         assert contents == dict(enumerate(originals))
     elif policy == "skip":
@@ -113,11 +110,11 @@ def test_odd_files_are_kept_converted_left_out_or_refused_and_reported(
                 assert (image.format, image.mode) == ("JPEG", "RGB")
     lines = [json.loads(line) for line in (out / "scan.jsonl").read_text().splitlines()]
     assert [line["file"] for line in lines] == ["a/1.jpg", "a/2.JPEG"]
-    assert sum(opened.settings["found"]["nonstandard"].values()) == 2
+    assert sum(opened.settings["scan"]["nonstandard"].values()) == 2
     assert "nonstandard: " in result.output
 
 
-def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> None:
+def test_files_that_cannot_be_decoded_are_rejected_or_skipped_and_reported(tmp_path: Path) -> None:
     folder = tmp_path / "source" / "a"
     folder.mkdir(parents=True)
     (folder / "0.png").write_bytes(encoded(IMAGES[0]))
@@ -134,10 +131,10 @@ def test_broken_files_are_refused_or_left_out_and_reported(tmp_path: Path) -> No
     assert len(open_shards(out)) == 1
 
 
-def test_a_source_of_broken_files_alone_is_told(tmp_path: Path) -> None:
+def test_a_source_without_a_decodable_image_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "source" / "a").mkdir(parents=True)
     (tmp_path / "source" / "a" / "0.png").write_bytes(b"no image")
     arguments = ["imagefolder", tmp_path / "source", tmp_path / "out", "--on-decode-error", "skip"]
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 1
-    assert "none of the 1 images" in result.stderr
+    assert "all of the 1 images are skipped" in result.stderr

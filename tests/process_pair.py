@@ -1,8 +1,8 @@
-"""One of two processes that get ready together: python meeting.py WHAT.
+"""One of two processes that start together: python process_pair.py WHAT.
 
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. The first process is "slow", far beyond the
-watchdog's limit, "fails", or "ends" without a word; or "shares" its cores with the other. Prints
-what came of it.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set which one. In the first process the block
+is "slow", far beyond the watchdog's limit, "fails", or "ends" the process; or the processes print
+how each "shares" the cores. Prints the result.
 """
 
 import os
