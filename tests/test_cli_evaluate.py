@@ -192,7 +192,7 @@ def test_nan_predictions_are_reported_in_one_line(digits: Path, tmp_path: Path) 
                  str(digits), "--suite", "clean,calibration")  # fmt: skip
     result = run(*arguments, "--json")
     assert result.exit_code == 1
-    assert "NaN" not in result.stdout.replace("are NaN or infinite", "").replace("for NaN in", "")
+    assert "NaN" not in result.stdout.replace("are NaN or infinite", "").replace("for NaN,", "")
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: clean, calibration could not be measured: outputs of the netw")
     assert "NaN or infinite for 359 of 359 images" in last
@@ -287,9 +287,9 @@ def test_preprocessing_metadata_of_a_checkpoint_cannot_be_overridden(
 def test_incomplete_preprocessing_metadata_are_rejected(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "view.pt"
     for metadata, message in (
-        ({}, "has the crop 'resized' and no image_size"),
-        ({"image_size": None}, "has the crop 'resized' and no image_size"),
-        ({"image_size": 24, "evaluation_resize": 20}, "evaluation_resize is 20 and image_size 24"),
+        ({}, "the metadata have crop 'resized' and no image_size"),
+        ({"image_size": None}, "the metadata have crop 'resized' and no image_size"),
+        ({"image_size": 24, "evaluation_resize": 20}, "evaluation_resize is 20 and image_size is 24"),
         ({"image_size": 24}, None),
     ):
         network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", **metadata}

@@ -50,7 +50,9 @@ def test_imagenet_classes_are_1000_sorted_wordnet_ids() -> None:
 
 def test_an_error_names_a_class_that_the_network_lacks() -> None:
     np.testing.assert_array_equal(find_outputs(["b", "a"], ["a", "b", "c"], "set"), [1, 0])
-    with pytest.raises(PipelineError, match="set has a class 'd', which is none of the network's"):
+    with pytest.raises(
+        PipelineError, match="set has a class 'd', which is not one of the network's"
+    ):
         find_outputs(["a", "d"], ["a", "b", "c"], "set")
 
 
@@ -111,7 +113,7 @@ def test_class_folders_match_outputs(
         (["fold0", "fold1", "fold2"], (), 10, ("3 classes", "10 outputs")),
         (sorted(f"class{i}" for i in range(12)), (), 12, ("'class11'", "'class2'")),
         (["a", "b", "c", "d"], (), 3, ("4 classes", "3 outputs")),
-        (["cat", "Dog"], ("cat", "dog"), 2, ("'Dog'", "'dog'", "lower case")),
+        (["cat", "Dog"], ("cat", "dog"), 2, ("'Dog'", "'dog'", "only in case")),
         (["cat", "cow"], ("cat", "dog"), 2, ("'cow'", "1 of 2")),
         (["0", "1"], ("cat", "dog"), 2, ("'0'", "2 of 2")),
         ([CAFE, unicodedata.normalize("NFD", CAFE)], (CAFE, "b"), 2, (repr(CAFE),)),

@@ -40,7 +40,7 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
 @pytest.mark.parametrize(
     ("name", "more", "message"),
     [
-        ("wrn_41_4", {}, r"depth is 41; give 6 n \+ 4"),
+        ("wrn_41_4", {}, r"depth is 41; use 6 n \+ 4"),
         ("resnet999", {}, "no network is named 'resnet999'"),
         ("wrn_10_1", {"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
         ("networks:nothing", {}, "networks:nothing failed"),
