@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.training.loop import train
 from pipelines.training.recipes import (
     StepProgress,
 )
+from pipelines.training.stopping import Stopping
 from training_sets import (
     ALONE,
     assert_same,
@@ -217,6 +219,31 @@ def test_training_lowers_the_loss_and_validation_chooses_the_best_checkpoint(
     # Feature visualization opens it, too.
     network = open_trained("wrn_10_1", trained.checkpoint, random_weights=False)
     assert torch.equal(network.module.fc.weight, module.fc.weight)
+
+
+def test_best_pt_is_written_on_resume_if_a_stop_fell_before_it(
+    digits: Path, tmp_path: Path
+) -> None:
+    class Ended(Exception):
+        """Stands for a process that the stopping thread ends."""
+
+    stopping = Stopping()
+
+    def on_epoch(_: Mapping[str, Any]) -> None:
+        # The epoch is in the history, and best.pt is not written yet.
+        assert stopping.save() is not None
+        raise Ended
+
+    validation = open_set(digits / "test", cache_dir=None, remote=None)
+    config = training(digits, tmp_path / "run", resume=True, validation=validation)
+    with pytest.raises(Ended):
+        train(config, ALONE, on_epoch=on_epoch, stopping=stopping)
+    best = tmp_path / "run" / "checkpoints" / "best.pt"
+    assert not best.exists()
+    train(config, ALONE, stopping_at(7))
+    first_epoch = read_checkpoint(best)
+    assert first_epoch.step == 5
+    assert first_epoch.best == first_epoch.history[0]["validation_error"]
 
 
 def test_gradient_accumulation_over_unequal_parts_equals_one_batch(
